@@ -1,0 +1,52 @@
+"""`accelerd`: the daemon's command line. Everything else is in the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from accelerd import __version__
+from accelerd.ports import Roots
+from accelerd.system import logs
+from accelerd.system.startup import StartError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon in the foreground; the exit status for the shell."""
+    parser = argparse.ArgumentParser(
+        prog="accelerd",
+        description="Supervise local AI models and serve them on one OpenAI-compatible endpoint.",
+        epilog="Configuration: $XDG_CONFIG_HOME/accelerd/accelerd.toml (accelctl config). Control: accelctl.",
+    )
+    parser.add_argument("--version", action="version", version=f"accelerd {__version__}")
+    parser.add_argument("--log-level", choices=sorted(logs.LEVELS), help="default: $ACCELERD_LOG_LEVEL or info")
+    arguments = parser.parse_args(argv)
+    try:
+        logs.configure(arguments.log_level)
+    except ValueError as error:
+        parser.error(str(error))
+    from accelerd.app import serve  # after the command line is known to be right: --help need not load the daemon
+
+    try:
+        _run(serve(Roots.from_env()))
+    except StartError as error:
+        print(f"accelerd: {error.message}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """On uvloop where there is one, else on asyncio's own loop: slower, not different."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

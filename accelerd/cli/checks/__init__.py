@@ -1,0 +1,29 @@
+"""What `accelctl doctor` looks at, one topic per module; each check is a function of Surroundings and never raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from accelerd.cli.checks import engine, host, service
+from accelerd.cli.checks.base import Check, Surroundings
+
+ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
+    host.python,
+    host.directories,
+    engine.configuration,
+    engine.model_files,
+    engine.programs,
+    host.memory,
+    host.devices,
+    service.daemon,
+    service.units,
+    service.linger,
+    service.ports,
+    service.control_socket,
+    service.journal,
+)
+
+
+def run_all(surroundings: Surroundings) -> list[Check]:
+    """Every check, in the order in which a person would fix things."""
+    return [check for topic in ALL for check in topic(surroundings)]

@@ -1,0 +1,109 @@
+"""What a check is, what it may ask of the machine, and what several checks need to know once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import accelerd
+from accelerd.cli.client import Client
+from accelerd.cli.failure import Failure
+from accelerd.devices.udev import UdevSource
+from accelerd.ports import Roots
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `fix` is one command, or one change to one file."""
+
+    id: str
+    level: Level
+    detail: str
+    fix: str = ""
+
+    def json(self) -> dict[str, str | None]:
+        return {"id": self.id, "level": self.level, "detail": self.detail, "fix": self.fix or None}
+
+
+class Outcome(NamedTuple):
+    """How a program ended; status 127 means that there is no such program, 124 that it took too long."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Machine(Protocol):
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome: ...
+
+
+class ThisMachine:
+    """The real one."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = dict(env)
+
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome:
+        try:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=self._env, check=False
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            return Outcome(127, "", str(error))
+        except subprocess.TimeoutExpired:
+            return Outcome(124, "", f"took longer than {timeout:g} s")
+        return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@dataclass
+class Surroundings:
+    """What the checks look at; asked once, remembered here."""
+
+    roots: Roots
+    env: Mapping[str, str]
+    client: Client
+    machine: Machine
+    udev: UdevSource | None = None
+    bus: Any = None  # a session bus as pydbus gives it; None: try pydbus, else systemctl
+    python: tuple[int, int, int] | None = None
+    uid: int = field(default_factory=os.getuid)
+
+    @cached_property
+    def status(self) -> dict[str, Any] | Failure:
+        """The daemon's status, or why there is none."""
+        try:
+            return self.client.get("status")
+        except Failure as failure:
+            return failure
+
+    @cached_property
+    def checked(self) -> tuple[Any, list[Any]]:
+        """The configuration or None, and its problems."""
+        from accelerd import config
+
+        found, problems = config.check(self.roots.config_file, self.roots.home)
+        return found, list(problems)
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration; the built-in one where the file is not valid."""
+        from accelerd.config.model import Config
+
+        return self.checked[0] or Config()
+
+    @staticmethod
+    def checkout_tool(name: str) -> str:
+        """The path of a script below packaging/, when this runs from a checkout; otherwise empty."""
+        path = Path(accelerd.__file__).parent.parent / "packaging" / name
+        return str(path) if path.is_file() else ""
+
+    @property
+    def user(self) -> str:
+        return self.env.get("USER") or self.env.get("LOGNAME") or str(self.uid)

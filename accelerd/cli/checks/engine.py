@@ -1,0 +1,72 @@
+"""What would run: the configuration, the model files, the engines' programs; judged by the code that starts them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.text import count, printable
+from accelerd.config.model import ModelSpec
+from accelerd.errors import AccelError
+
+
+def configuration(s: Surroundings) -> Iterator[Check]:
+    found, problems = s.checked
+    errors = [p for p in problems if p.severity == "error"]
+    file = s.roots.config_file
+    if found is None:
+        first = f", the first: {errors[0]}" if errors else ""
+        yield Check("config", "fail", f"{count(len(errors), 'mistake')}{first}", "accelctl config check")
+    elif not found.models:
+        yield Check("config", "warn", f"no models in {file}", "accelctl add PATH-OR-NAME")
+    elif problems:
+        detail = f"{count(len(problems), 'warning')}, the first: {problems[0]}"
+        yield Check("config", "warn", detail, "accelctl config check")
+    else:
+        yield Check("config", "ok", f"{count(len(found.models), 'model')} in {file}")
+
+
+def model_files(s: Surroundings) -> Iterator[Check]:
+    """Is every file that a model names there, all shards of it, and what it should be?"""
+    from accelerd.engines.llama_server import files
+
+    with_files = [spec for spec in s.config.models.values() if spec.path]
+    bad = 0
+    for spec in with_files:
+        try:
+            files.check_files(spec)
+        except AccelError as error:
+            bad += 1
+            fix = f"correct {spec.origin('path')}, or: accelctl remove {spec.name}"
+            yield Check("model-files", "fail", f"{spec.name}: {error.message}", fix)
+    if with_files and not bad:
+        yield Check("model-files", "ok", f"{count(len(with_files), 'model file')} readable")
+
+
+def programs(s: Surroundings) -> Iterator[Check]:
+    """Every llama-server that the configuration names: is it there, does it run, which flags does it know?"""
+    models = list(s.config.models.values()) or [ModelSpec(name="any")]
+    for spec in {spec.binary or s.config.llama_server.binary: spec for spec in reversed(models)}.values():
+        yield program(s, spec)
+
+
+def program(s: Surroundings, spec: ModelSpec) -> Check:
+    """What the llama-server of one model says of itself."""
+    from accelerd.engines.llama_server.engine import LlamaServer
+
+    try:
+        found = asyncio.run(LlamaServer(s.config.llama_server, environ=s.env).features(spec))
+    except AccelError as error:
+        message, _, hint = printable(error.message).partition("; ")
+        return Check("llama-server", "fail", message, s.checkout_tool("build-llama-server") or hint)
+    load = found.pick("--load-mode", "--no-mmap") or "no load option"
+    options = len({option.names for option in found.options.values()})
+    return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options (those with {load})")
+
+
+def weight(spec: ModelSpec) -> int:
+    """Bytes that would be reserved for a model; unknown is 0."""
+    from accelerd.engines.llama_server import files
+
+    return files.footprint(spec)[0]

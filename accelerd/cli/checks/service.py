@@ -1,0 +1,157 @@
+"""The daemon and what keeps it: systemd's user manager, ports, the control socket, the journal."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import accelerd
+from accelerd import __version__, names
+from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.units import manager
+from accelerd.cli.failure import Failure
+
+SERVICE, SOCKET = f"{names.PROGRAM}.service", f"{names.PROGRAM}.socket"
+LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
+
+
+def daemon(s: Surroundings) -> Iterator[Check]:
+    status = s.status
+    if isinstance(status, Failure):
+        fix = f"systemctl --user start {names.PROGRAM}" if status.code == "not_running" else status.hint
+        yield Check("daemon", "fail", status.message, fix)
+    elif status.get("version") != __version__:
+        detail = f"version {status.get('version')} is running, {__version__} is installed"
+        yield Check("daemon", "warn", detail, f"systemctl --user restart {names.PROGRAM}")
+    else:
+        yield Check("daemon", "ok", f"version {__version__}, pid {status.get('pid')}: {status.get('status')}")
+
+
+def units(s: Surroundings) -> Iterator[Check]:
+    """Are the units installed, is the socket enabled and listening?"""
+    systemd = manager(s)
+    service, socket = systemd.state(SERVICE), systemd.state(SOCKET)
+    if service is None or socket is None:
+        yield Check(
+            "units", "warn", "there is no systemd user manager in this session",
+            f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal",
+        )  # fmt: skip
+        return
+    missing = [name for name, unit in ((SERVICE, service), (SOCKET, socket)) if unit.load == "not-found"]
+    if missing:
+        yield Check("units", "warn", f"{' and '.join(missing)} not installed", install_command(s))
+        return
+    broken = next((n for n, u in ((SERVICE, service), (SOCKET, socket)) if u.load != "loaded"), None)
+    if broken:
+        yield Check("units", "fail", f"{broken} cannot be loaded", f"systemctl --user status {broken}")
+        return
+    yield Check("units", "ok", f"{SERVICE} is {service.active}, {SOCKET} is {socket.active}")
+    if socket.file != "enabled" or socket.active != "active":
+        state = "not enabled" if socket.file != "enabled" else socket.active
+        fix = f"systemctl --user enable --now {SOCKET}"
+        yield Check("socket-activation", "warn", f"{SOCKET} is {state}: a restart refuses connections", fix)
+    else:
+        yield Check("socket-activation", "ok", "the first connection starts accelerd")
+
+
+def install_command(s: Surroundings) -> str:
+    """A checkout has an installer; an installed package carries the units."""
+    source = Path(accelerd.__file__).parent / "_units/user"
+    target = s.roots.config_file.parent.parent / "systemd/user"
+    plain = f"install -Dm644 -t {target} {source}/{SERVICE} {source}/{SOCKET} && systemctl --user daemon-reload"
+    return s.checkout_tool("install") or plain
+
+
+def linger(s: Surroundings) -> Iterator[Check]:
+    """Does the user manager run without a login? Only wanted by who wants models after a boot."""
+    outcome = s.machine.run(["loginctl", "show-user", s.user, "--property=Linger", "--value"])
+    if outcome.status == 127:
+        yield Check(
+            "linger",
+            "warn",
+            "loginctl is not there: accelerd ends with your session",
+            f"run {names.PROGRAM} from your own service manager",
+        )
+        return
+    if outcome.stdout.strip() == "yes":
+        yield Check("linger", "ok", "accelerd runs from boot on, without a login")
+    else:
+        detail = "off: accelerd runs only while you are logged in"
+        yield Check("linger", "warn", detail, "loginctl enable-linger")
+
+
+def ports(s: Surroundings) -> Iterator[Check]:
+    """Is every configured address ours or free?"""
+    status = s.status
+    ours = set() if isinstance(status, Failure) else set(status.get("listen") or ())
+    socket = manager(s).state(SOCKET)
+    held_by_systemd = socket is not None and socket.active == "active"
+    taken = listening(s)
+    for address in s.config.server.listen:
+        port = int(address.rpartition(":")[2])
+        if address in ours:
+            yield Check("port", "ok", f"{address} is served by accelerd")
+        elif port not in taken:
+            yield Check("port", "ok", f"{address} is free")
+        elif held_by_systemd or any(int(a.rpartition(":")[2]) == port for a in ours):
+            yield Check("port", "ok", f"{address} is held for accelerd")
+        else:
+            yield Check("port", "fail", f"{address} is taken by another program", f"ss -ltnp 'sport = :{port}'")
+
+
+def listening(s: Surroundings) -> set[int]:
+    """Every TCP port that somebody listens on, whatever the address."""
+    found = set()
+    for table in ("net/tcp", "net/tcp6"):
+        try:
+            rows = (s.roots.proc / table).read_text().splitlines()[1:]
+        except OSError:
+            continue  # IPv6 may be off
+        for row in rows:
+            fields = row.split()
+            if len(fields) > 3 and fields[3] == LISTEN:
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
+
+
+def control_socket(s: Surroundings) -> Iterator[Check]:
+    """Only the owner may reach the control socket."""
+    path = s.client.path
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return  # the daemon is not running: said already
+    except OSError as error:
+        yield Check("control-socket", "fail", f"{path}: {error.strerror}", "run accelctl as the user who runs accelerd")
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISSOCK(found.st_mode):
+        yield Check(
+            "control-socket",
+            "fail",
+            f"{path} is not a socket",
+            f"rm {path} && systemctl --user restart {names.PROGRAM}",
+        )
+    elif found.st_uid != s.uid:
+        yield Check("control-socket", "fail", f"{path} belongs to user {found.st_uid}", "run accelctl as that user")
+    elif mode & 0o077:
+        yield Check("control-socket", "warn", f"{path} has mode {mode:o}", f"chmod 600 {path}")
+    else:
+        yield Check("control-socket", "ok", f"{path}, for this user only")
+
+
+def journal(s: Surroundings) -> Iterator[Check]:
+    """Can this user read what the daemon logs?"""
+    outcome = s.machine.run(["journalctl", "--user", "--quiet", "--no-pager", "-n", "1"])
+    if outcome.status == 0:
+        yield Check("journal", "ok", f"journalctl --user -u {names.PROGRAM}")
+    elif outcome.status == 127:
+        yield Check(
+            "journal", "warn", "journalctl is not there", f"read the output of {names.PROGRAM} where it is started"
+        )
+    else:
+        reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]
+        yield Check(
+            "journal", "warn", f"cannot be read: {reason}", "sudo usermod -aG systemd-journal $USER, then log in again"
+        )

@@ -1,0 +1,185 @@
+"""The control socket, from the outside: plain blocking HTTP over a unix socket, as docs/control.md describes it.
+
+Standard library only, so that `accelctl status` starts in a blink. Owns the translation of every transport accident
+into a Failure that says what to do; must never retry by itself and never interpret an answer beyond its shape.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from accelerd import names
+from accelerd.cli.failure import Exit, Failure
+
+ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
+EVENT_TIMEOUT = 60.0  # seconds between two progress events, which come four times a second
+START_COMMANDS = f"systemctl --user start {names.PROGRAM}   (or, in another terminal: {names.PROGRAM})"
+
+EXITS = {
+    "config_invalid": Exit.CONFIG_INVALID,
+    "model_not_found": Exit.NO_SUCH_MODEL,
+    "shutting_down": Exit.UNREACHABLE,
+}
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection whose far end is a unix socket."""
+
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """One daemon. Every call opens its own connection; all raise Failure."""
+
+    def __init__(
+        self, path: Path, *, answer_timeout: float = ANSWER_TIMEOUT, event_timeout: float = EVENT_TIMEOUT
+    ) -> None:
+        """Timeouts in seconds: of one answer, and between two events."""
+        self.path = path
+        self._answer_timeout = answer_timeout
+        self._event_timeout = event_timeout
+
+    def get(self, route: str, **query: Any) -> dict[str, Any]:
+        """A JSON object from a control route ("status")."""
+        return self._json("GET", route, query)
+
+    def post(self, route: str, **query: Any) -> dict[str, Any]:
+        return self._json("POST", route, query)
+
+    def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """The NDJSON events of a long operation, each as it arrives; the last one is never "progress"."""
+        with self.open("POST", control(route, query), timeout=self._event_timeout) as response:
+            for line in self._lines(response):
+                if not line.strip():
+                    continue
+                event = decode(line)
+                yield event
+                if event.get("event") != "progress":
+                    return
+        raise Failure(
+            "the daemon went away before it was done", exit=Exit.UNREACHABLE, code="connection_lost",
+            hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
+        )  # fmt: skip
+
+    def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]:
+        """The lines of a text/plain route; with `follow` for as long as the daemon sends."""
+        query |= {"follow": 1} if follow else {}
+        with self.open("GET", control(route, query), timeout=None if follow else self._answer_timeout) as response:
+            for line in self._lines(response):
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    @contextmanager
+    def open(
+        self, method: str, target: str, *, timeout: float | None, body: bytes | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A response with status 200, unread. Any other status is raised as the Failure its body describes."""
+        connection = UnixConnection(self.path, timeout)
+        headers = {"Accept": "*/*"} | ({"Content-Type": "application/json"} if body is not None else {})
+        try:
+            with self._accidents():
+                connection.request(method, target, body=body, headers=headers)
+                response = connection.getresponse()
+                if response.status != 200:
+                    raise refusal(response.status, response.read())
+            yield response
+        finally:
+            connection.close()
+
+    def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """The lines of an open response, each as it arrives."""
+        return self._lines(response)
+
+    def _json(self, method: str, route: str, query: dict[str, Any]) -> dict[str, Any]:
+        with self.open(method, control(route, query), timeout=self._answer_timeout) as response, self._accidents():
+            return decode(response.read())
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        while True:
+            with self._accidents():
+                line = response.readline()
+            if not line:
+                return
+            yield line
+
+    @contextmanager
+    def _accidents(self) -> Iterator[None]:
+        """Say in one line what a broken connection means."""
+        try:
+            yield
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise Failure(
+                f"accelerd is not running (nobody listens on {self.path})",
+                exit=Exit.UNREACHABLE, code="not_running", hint=f"start it: {START_COMMANDS}",
+            ) from error  # fmt: skip
+        except PermissionError as error:
+            raise Failure(
+                f"cannot open {self.path}: it belongs to another user",
+                exit=Exit.UNREACHABLE, code="not_permitted", hint="run accelctl as the user who runs accelerd",
+            ) from error  # fmt: skip
+        except TimeoutError as error:
+            raise Failure(
+                "accelerd does not answer", exit=Exit.UNREACHABLE, code="no_answer",
+                hint=f"see: systemctl --user status {names.PROGRAM}",
+            ) from error  # fmt: skip
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise Failure(
+                "the connection to accelerd broke", exit=Exit.UNREACHABLE, code="connection_lost",
+                hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
+            ) from error  # fmt: skip
+        except OSError as error:  # a path that is too long or is no socket
+            raise Failure(
+                f"cannot open {self.path}: {error.strerror or error}", exit=Exit.UNREACHABLE, code="not_reachable",
+                hint="check --socket and $ACCELERD_SOCKET",
+            ) from error  # fmt: skip
+
+
+def control(route: str, query: dict[str, Any]) -> str:
+    """The request target of a control route; None and False are left out."""
+    given = {key: str(value) for key, value in query.items() if value is not None and value is not False}
+    return f"{names.CONTROL_PREFIX}/{route}" + (f"?{urlencode(given)}" if given else "")
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise Failure("accelerd sent something that is not JSON", code="bad_answer") from error
+    if not isinstance(value, dict):
+        raise Failure("accelerd sent JSON that is not an object", code="bad_answer")
+    return value
+
+
+def refusal(status: int, body: bytes) -> Failure:
+    """An error response as a Failure."""
+    try:
+        error = json.loads(body)["error"]
+        return failure_of(error if isinstance(error, dict) else {"message": str(error)})
+    except (ValueError, KeyError, TypeError):
+        return Failure(f"accelerd answered with HTTP status {status}", code="bad_answer")
+
+
+def failure_of(error: dict[str, Any]) -> Failure:
+    """An OpenAI-shaped error object as a Failure with the exit status of its code."""
+    code = str(error.get("code") or "failed")
+    known = {"message", "code", "type", "param", "tail"}
+    return Failure(
+        str(error.get("message") or code),
+        exit=EXITS.get(code, Exit.FAILED),
+        code=code,
+        tail=[str(line) for line in error.get("tail") or ()],
+        fields={key: value for key, value in error.items() if key not in known},
+    )

@@ -1,0 +1,150 @@
+"""accelctl add: find a model, write a drop-in for it, have the daemon read it, and say how to try it.
+
+Writes only through config.write_dropin, never the user's own file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerd.cli import gguf_files
+from accelerd.cli.client import START_COMMANDS
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.problems import print_problems
+from accelerd.cli.text import count
+
+MODEL_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?$")
+EPILOG = """\
+PATH-OR-NAME is one of
+  a GGUF file, any part of a split one, or a directory with one model
+  part of a file's name, looked for in ~/models, the caches of llama.cpp,
+    Hugging Face and LM Studio, and the like
+  a Hugging Face id, org/repo or org/repo:QUANT: llama-server fetches it itself
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="PATH-OR-NAME")
+    parser.add_argument("--name", help="what requests call it; by default made from the file's name")
+    parser.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name, may be repeated")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens per request")
+    parser.add_argument("--parallel", type=int, metavar="N", help="requests at once")
+    parser.add_argument("--memory", metavar="SIZE", help='what to reserve, "12GiB"; by default from the file')
+    parser.add_argument("--idle-timeout", metavar="TIME", help='put away when idle for "10min", or "never"')
+    parser.add_argument("--preload", action="store_true", help="load it when accelerd starts")
+    parser.add_argument("--pin", action="store_true", help="never put it away for another model")
+    parser.add_argument("--embeddings", action="store_true", help="it is an embedding model")
+    parser.add_argument("--replace", action="store_true", help="overwrite the drop-in of that name")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written, and end")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    from accelerd import config
+
+    found, problems = config.check(context.roots.config_file, context.roots.home)
+    if found is None:
+        raise Failure(
+            f"cannot add to a configuration that is not valid ({count(len(problems), 'mistake')})",
+            exit=Exit.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
+        )  # fmt: skip
+    table, guess = look_up(context, args.source)
+    taken = {name for spec in found.models.values() for name in (spec.name, *spec.aliases)}
+    if not args.name:
+        refuse_twin(found.models.values(), table, args.replace)
+    name = args.name or (guess if args.replace else gguf_files.unique(guess, taken))
+    table |= settings(args)
+    if args.dry_run:
+        return dry_run(context, name, table)
+    document = {"models": {name: table}}
+    try:
+        file = config.write_dropin(
+            context.roots.config_file, name, document, overwrite=args.replace, home=context.roots.home
+        )
+    except config.ConfigErrors as errors:
+        raise refused(context, name, errors.problems) from None
+    reloaded = reload(context)
+    report(context, name, table, file, reloaded)
+    return Exit.OK
+
+
+def look_up(context: Context, source: str) -> tuple[dict[str, Any], str]:
+    """The keys that say which model, and a name for it."""
+    path = Path(source).expanduser()
+    named_as_file = "/" in source and source.lower().endswith(".gguf")
+    looks_like_path = source.startswith(("/", "~", ".")) or path.exists() or named_as_file
+    if not looks_like_path and MODEL_ID.match(source):
+        return {"model": source}, gguf_files.name_of_id(source)
+    places = gguf_files.well_known(context.roots.home, context.env)
+    found = gguf_files.by_path(path.absolute()) if looks_like_path else gguf_files.by_name(source, places)
+    table = {"path": str(found.path)}
+    if found.mmproj:
+        table["mmproj"] = str(found.mmproj)
+    return table, gguf_files.name_of(found.path)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as keys of the model's table."""
+    keys = ("context", "parallel", "memory", "idle_timeout", "preload", "pin", "embeddings")
+    given = {key: getattr(args, key) for key in keys if getattr(args, key) not in (None, False)}
+    return ({"aliases": args.alias} if args.alias else {}) | given
+
+
+def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
+    """The same model under a second name is rarely meant."""
+    for spec in models:
+        same = spec.path == table["path"] if "path" in table else spec.model == table["model"]
+        if same and not replace:
+            origin = spec.origin("path" if spec.path else "model")
+            raise Failure(
+                f"{spec.name} is that model already ({origin.file}:{origin.line})", code="exists",
+                hint="for a second entry give it a --name",
+            )  # fmt: skip
+
+
+def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
+    """Nothing was written, because of these mistakes."""
+    listed = [problem.as_dict() for problem in problems]
+    if not context.out.json_mode:
+        print_problems(context.out, listed)
+    return Failure(
+        f"nothing was added: with {name} the configuration would not be valid",
+        exit=Exit.CONFIG_INVALID,
+        code="config_invalid",
+        fields={"problems": listed},
+    )
+
+
+def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
+    import tomli_w
+
+    context.out.result({"name": name, "table": table, "file": None, "reloaded": False})
+    context.out.line(tomli_w.dumps({"models": {name: table}}).rstrip("\n"))
+    return Exit.OK
+
+
+def reload(context: Context) -> bool:
+    """Have the daemon read it; False when none runs."""
+    try:
+        context.client.post("reload")
+    except Failure as failure:
+        if failure.code != "not_running":
+            raise
+        return False
+    return True
+
+
+def report(context: Context, name: str, table: dict[str, Any], file: Path, reloaded: bool) -> None:
+    out = context.out
+    out.result({"name": name, "table": table, "file": str(file), "reloaded": reloaded})
+    out.line(f"{out.style(name, 'bold')} is added: {table.get('path') or table.get('model')}")
+    out.line(f"written to {file}")
+    if "model" in table:
+        out.line("llama-server fetches it when it is loaded first, which may take long")
+    if not reloaded:
+        out.line(f"start the daemon: {START_COMMANDS}")
+    out.line(f"try it: accelctl chat {name} 'Say hello'")

@@ -1,0 +1,162 @@
+"""accelctl chat: talk to a model, once with a PROMPT, or in a conversation that the session remembers.
+
+The answer goes to stdout, everything about it to stderr. Ctrl-C ends an answer, never the conversation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from accelerd.cli.answer import Answer, ask
+from accelerd.cli.context import Context, explain_name
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.screen import Screen, summary
+
+HELP_TEXT = "/exit ends, /new begins anew, /system TEXT instructs; Ctrl-C ends an answer"
+EPILOG = f"""\
+In a conversation: {HELP_TEXT}.
+Without PROMPT and with stdin from a pipe, stdin is the prompt; with --json it is one prompt a line.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="ask this and end; without it a conversation begins"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="instructions for the model")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="end an answer after N tokens")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable, 1 is lively")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    options = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    chat = Conversation(context, args.model, {k: v for k, v in options.items() if v is not None}, args.system)
+    if args.prompt:
+        return once(context, chat, " ".join(args.prompt))
+    if context.stdin.isatty():
+        return converse(context, chat)
+    if context.out.json_mode:
+        return each_line(context, chat)
+    prompt = context.stdin.read().strip()
+    if not prompt:
+        raise Failure(
+            "there is no prompt: stdin is empty", exit=Exit.USAGE, code="usage", hint="see: accelctl chat --help"
+        )
+    return once(context, chat, prompt)
+
+
+class Conversation:
+    """The messages so far with one model, and the asking of the next."""
+
+    def __init__(self, context: Context, model: str, options: dict[str, Any], system: str | None) -> None:
+        self._context = context
+        self.model = model
+        self._options = options
+        self._system = system
+        self.messages: list[dict[str, str]] = []
+        self.forget()
+
+    def forget(self) -> None:
+        self.messages = [{"role": "system", "content": self._system}] if self._system else []
+
+    def instruct(self, text: str) -> None:
+        """Set the instructions; the conversation goes on."""
+        self._system = text or None
+        rest = [m for m in self.messages if m["role"] != "system"]
+        self.forget()
+        self.messages += rest
+
+    def say(self, prompt: str) -> Answer:
+        """Ask, show the answer, remember both. A question that failed is not remembered."""
+        self.messages.append({"role": "user", "content": prompt})
+        screen = Screen(self._context.out)
+        try:
+            answer = ask(
+                self._context.client, self._context.clock, self.model, self.messages, self._options, screen
+            )  # fmt: skip
+        except Failure as failure:
+            self.messages.pop()
+            raise explain_name(self._context, self.model, failure) from None
+        finally:
+            screen.close()
+        if answer.content:
+            self.messages.append({"role": "assistant", "content": answer.content})
+        else:
+            self.messages.pop()  # interrupted before the first word: as if never asked
+        return answer
+
+
+def once(context: Context, chat: Conversation, prompt: str) -> int:
+    out = context.out
+    answer = chat.say(prompt)
+    out.result(answer.json())
+    if out.tty_errors and not out.json_mode:
+        out.note(summary(answer))
+    return Exit.INTERRUPTED if answer.interrupted else Exit.OK
+
+
+def each_line(context: Context, chat: Conversation) -> int:
+    """One JSON object for each prompt on stdin; an answer that fails is one too, and the conversation goes on."""
+    status = Exit.OK
+    for line in context.stdin:
+        if not line.strip():
+            continue
+        try:
+            context.out.json_line(chat.say(line.strip()).json())
+        except Failure as failure:
+            if failure.exit in (Exit.UNREACHABLE, Exit.NO_SUCH_MODEL):
+                raise
+            status = failure.exit
+            context.out.json_line(failure.json())
+    return status
+
+
+def converse(context: Context, chat: Conversation) -> int:
+    """The conversation on a terminal, until /exit or Ctrl-D."""
+    import readline  # noqa: F401  input() edits lines and remembers them once this is imported
+
+    out = context.out
+    if chat.model not in known_names(context):
+        plain = Failure(f"no model is called {chat.model}", exit=Exit.NO_SUCH_MODEL, code="model_not_found")
+        raise explain_name(context, chat.model, plain)
+    out.note(HELP_TEXT)
+    while True:
+        try:
+            prompt = input("> ").strip()
+        except KeyboardInterrupt:
+            out.note("\n/exit or Ctrl-D ends the conversation")
+            continue
+        except EOFError:
+            out.line()
+            return Exit.OK
+        if prompt in ("/exit", "/quit"):
+            return Exit.OK
+        if prompt.startswith("/"):
+            command(context, chat, prompt)
+        elif prompt:
+            try:
+                out.note(summary(chat.say(prompt)) + "\n")
+            except Failure as failure:
+                out.failure(failure)
+                if failure.exit == Exit.UNREACHABLE:
+                    return failure.exit
+
+
+def command(context: Context, chat: Conversation, line: str) -> None:
+    word, _, rest = line.partition(" ")
+    if word == "/new":
+        chat.forget()
+        context.out.note("forgotten")
+    elif word == "/system":
+        chat.instruct(rest.strip())
+        context.out.note("instructions set" if rest.strip() else "instructions removed")
+    else:
+        context.out.note(HELP_TEXT)
+
+
+def known_names(context: Context) -> list[str]:
+    from accelerd.cli.context import model_names
+
+    return model_names(context.client.get("status"))

@@ -1,0 +1,76 @@
+"""accelctl config: check, show or describe the configuration. Works without the daemon: it reads the files itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.problems import print_problems
+from accelerd.cli.text import count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="check|show|schema", required=True)
+    for name, text in (
+        ("check", "report every mistake, with file, line, key and what was expected"),
+        ("show", "the configuration as accelerd understands it, with the origin of each value"),
+        ("schema", "a JSON Schema, with which editors complete the file"),
+    ):
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    return {"check": check, "show": show, "schema": schema}[args.action](context)
+
+
+def check(context: Context) -> int:
+    from accelerd import config
+
+    out = context.out
+    found, problems = config.check(context.roots.config_file, context.roots.home)
+    listed = [problem.as_dict() for problem in problems]
+    errors = sum(1 for problem in listed if problem["severity"] == "error")
+    valid = found is not None and not errors
+    models = list(found.models) if found else []
+    out.result({"valid": valid, "file": str(context.roots.config_file), "models": models, "problems": listed})
+    print_problems(out, listed)
+    if not valid:
+        if not out.json_mode:
+            out.failure(invalid(context, errors))
+        return Exit.CONFIG_INVALID
+    warnings = f", {count(len(listed), 'warning')}" if listed else ""
+    files = found.files if found else ()
+    where = ", ".join(files) if files else f"there is no {context.roots.config_file}, so the defaults hold"
+    out.line(f"valid: {count(len(models), 'model')}{warnings} ({where})")
+    return Exit.OK
+
+
+def invalid(context: Context, errors: int) -> Failure:
+    message = f"the configuration is not valid: {count(errors, 'mistake')} below {context.roots.config_file.parent}"
+    return Failure(message, exit=Exit.CONFIG_INVALID, code="config_invalid")
+
+
+def show(context: Context) -> int:
+    from accelerd import config
+
+    found, problems = config.check(context.roots.config_file, context.roots.home)
+    listed = [problem.as_dict() for problem in problems]
+    if found is None:
+        failure = invalid(context, len(listed))
+        failure.fields = {"problems": listed}
+        print_problems(context.out, listed)
+        raise failure
+    context.out.result(config.show_dict(found))
+    context.out.line(config.show(found).rstrip("\n"))
+    return Exit.OK
+
+
+def schema(context: Context) -> int:
+    """The schema is JSON in either mode: there is nothing else to show."""
+    from accelerd import config
+
+    print(json.dumps(config.json_schema(), indent=2), file=context.out.stdout)
+    return Exit.OK

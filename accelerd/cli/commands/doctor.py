@@ -1,0 +1,75 @@
+"""accelctl doctor: what accelerd needs of this machine, each ok, warn or fail, with the one command that fixes it."""
+
+from __future__ import annotations
+
+import argparse
+
+from accelerd.cli.checks.base import Check, Surroundings, ThisMachine
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit
+from accelerd.cli.text import count, size
+
+EPILOG = "Ends with 1 when a check fails, with 0 when there are only warnings."
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--devices", action="store_true", help="list the devices, with the vendors' libraries asked too"
+    )
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    if args.devices:
+        return devices(context)
+    from accelerd.cli.checks import run_all
+
+    surroundings = Surroundings(
+        roots=context.roots, env=context.env, client=context.client, machine=ThisMachine(context.env)
+    )  # fmt: skip
+    return report(context, run_all(surroundings))
+
+
+def report(context: Context, checks: list[Check]) -> int:
+    """Print the findings; 1 when one of them is a failure."""
+    out = context.out
+    number = {level: sum(1 for c in checks if c.level == level) for level in STYLES}
+    out.result({"ok": number["fail"] == 0, "checks": [check.json() for check in checks]})
+    column = max(len(check.id) for check in checks)
+    for check in checks:
+        level = out.style(f"{check.level:<4}", STYLES[check.level])
+        indent = " " * (6 + column + 2)
+        out.wrapped(check.detail, indent=indent, first=f"{level}  {check.id:<{column}}  ")
+        if check.fix and check.level != "ok":
+            # not wrapped: it is there to be copied
+            out.line(f"{indent}{out.style('→', 'cyan')} {check.fix}")
+    warnings, failures = count(number["warn"], "warning"), count(number["fail"], "failure")
+    out.line()
+    out.line(f"{number['ok']} ok, {warnings}, {failures}")
+    return Exit.FAILED if number["fail"] else Exit.OK
+
+
+def devices(context: Context) -> int:
+    """The inventory, with names and memory from NVML and amdsmi where they work."""
+    from accelerd.devices import vendors
+    from accelerd.devices.inventory import inventory
+
+    readings = [vendors.nvidia(), vendors.amd()]
+    found = vendors.enrich(inventory(context.roots), readings)
+    out = context.out
+    reasons = {r.library: r.reason for r in readings}
+    out.result({"devices": [d.json() for d in found], "libraries": reasons})
+    rows = []
+    for device in found:
+        pools = ", ".join(f"{size(p.total)} {p.name}" for p in device.pools) or "-"
+        rows.append((device.kind, device.name, device.driver or "-", device.slot or "-", device.node or "-", pools))
+    out.table(("KIND", "NAME", "DRIVER", "SLOT", "NODE", "MEMORY"), rows)
+    problems = [f"{d.name}: {d.problem} ({d.fix})" for d in found if d.problem]
+    unread = [f"{library}: {reason}" for library, reason in reasons.items() if reason]
+    if problems or unread:
+        out.line()
+    for text in problems:
+        out.wrapped(text, indent="  ", first="! ")
+    for text in unread:
+        out.wrapped(text, indent="  ", first="  ", style="dim")
+    return Exit.OK

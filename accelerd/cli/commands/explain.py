@@ -1,0 +1,58 @@
+"""accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from accelerd.cli.context import Context, explain_name
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.text import size, span
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    try:
+        answer = context.client.get("explain", model=args.model)
+    except Failure as failure:
+        raise explain_name(context, args.model, failure) from None
+    out = context.out
+    out.result(answer)
+    out.line(f"{out.style(str(answer.get('model', args.model)), 'bold')} is {answer.get('state', 'unknown')}")
+    section(context, "Command")
+    out.wrapped(str(answer.get("command") or ""), indent="    ", first="  ")
+    section(context, "Why")
+    for flag in answer.get("flags") or ():
+        show_flag(context, flag)
+    placement = answer.get("placement") or {}
+    if placement:
+        section(context, "Memory")
+        fits = placement.get("fits")
+        word = "" if fits is None else "; it fits" if fits else "; it does not fit"
+        out.wrapped(f"{size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  ")
+        if placement.get("reason"):
+            out.wrapped(str(placement["reason"]), indent="  ")
+    for number, warning in enumerate(answer.get("warnings") or ()):
+        if number == 0:
+            section(context, "Warnings")
+        out.wrapped(str(warning), indent="    ", first="  ! ", style="yellow")
+    for number, change in enumerate(answer.get("history") or ()):
+        if number == 0:
+            section(context, "History")
+        ago = f"{span(change.get('ago'))} ago"
+        out.wrapped(f"{ago:<16}{change.get('from')} → {change.get('to')}: {change.get('reason') or ''}", indent="  ")
+    return Exit.OK
+
+
+def section(context: Context, title: str) -> None:
+    context.out.line()
+    context.out.line(context.out.style(title, "dim"))
+
+
+def show_flag(context: Context, flag: dict[str, Any]) -> None:
+    """The flag on a line, its reason and source below it."""
+    context.out.wrapped(str(flag.get("text")), indent="      ", first="  ")
+    context.out.wrapped(f"{flag.get('reason')} [{flag.get('source')}]", indent="      ", style="dim")

@@ -1,0 +1,76 @@
+"""accelctl remove: take away a model that `accelctl add` added. What a person wrote is left to that person."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.text import nearest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    from accelerd import config
+
+    file = dropin(context, args.name)
+    before = file.read_bytes()
+    file.unlink()
+    found, problems = config.check(context.roots.config_file, context.roots.home)
+    if found is None:
+        restore(file, before)
+        raise Failure(
+            f"nothing was removed: without {args.name} the configuration would not be valid ({problems[0]})",
+            exit=Exit.CONFIG_INVALID,
+            code="config_invalid",
+            fields={"problems": [problem.as_dict() for problem in problems]},
+        )
+    reloaded = True
+    try:
+        context.client.post("reload")
+    except Failure as failure:
+        if failure.code != "not_running":
+            raise
+        reloaded = False
+    context.out.result({"name": args.name, "file": str(file), "reloaded": reloaded})
+    context.out.line(f"{args.name} is removed ({file}); its model file is still there")
+    return Exit.OK
+
+
+def dropin(context: Context, name: str) -> Path:
+    """The drop-in of that model, if accelctl wrote it. Raises Failure otherwise."""
+    from accelerd import config
+    from accelerd.config.dropin import HEADER, file_name
+    from accelerd.config.sources import dropin_dir
+
+    file = dropin_dir(context.roots.config_file) / file_name(name)
+    if file.is_file():
+        if file.read_text(errors="replace").startswith(f"{HEADER}accelctl"):
+            return file
+        raise Failure(f"{file} was not written by accelctl", hint="remove it yourself, then: accelctl reload")
+    found, _ = config.check(context.roots.config_file, context.roots.home)
+    models = found.models if found else {}
+    if name in models:
+        spec = models[name]
+        where = spec.origin("path" if spec.path else "model")
+        raise Failure(
+            f"{name} was not added by accelctl but stands in {where.file}:{where.line}",
+            hint="take it out there, then: accelctl reload",
+        )
+    guess = nearest(name, models)
+    raise Failure(
+        f"no model is called {name}",
+        exit=Exit.NO_SUCH_MODEL,
+        code="model_not_found",
+        hint=f"did you mean {guess}?" if guess else "see: accelctl config show",
+    )
+
+
+def restore(file: Path, data: bytes) -> None:
+    """Put the drop-in back as it was, for this user only."""
+    file.touch(mode=0o600)
+    file.write_bytes(data)

@@ -1,0 +1,147 @@
+"""accelctl status: what is loaded, what it takes and who waits, as a table a person likes to read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit
+from accelerd.cli.text import count, printable, size, span
+
+HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
+STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
+MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    status = context.client.get("status")
+    models = status.get("models") or []
+    if args.model:
+        models = [m for m in models if args.model == m["name"] or args.model in (m.get("aliases") or ())]
+        if not models:
+            raise no_such_model(context, args.model)
+        status["models"] = models
+    out = context.out
+    out.result(status)
+    out.line(header(context, status))
+    if not models:
+        out.line()
+        out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
+        return Exit.OK
+    out.line()
+    notes: list[str] = []
+    rows, styles = [], []
+    for model in models:
+        remarks = footnotes(model)
+        mark = ""
+        for remark in remarks:
+            notes.append(remark)
+            mark += sign(len(notes))
+        rows.append(row(model, mark))
+        styles.append(("bold", STATE_STYLES.get(model["state"], "yellow"), "", "", "", ""))
+    out.table(HEAD, rows, styles)
+    problems = (status.get("config") or {}).get("problems") or []
+    if notes or problems:
+        out.line()
+    for number, note in enumerate(notes, 1):
+        out.wrapped(note, indent="  ", first=f"{sign(number)} ")
+    if problems:
+        out.wrapped(
+            f"the configuration on disk has {count(len(problems), 'problem')} and is not in use: accelctl config check",
+            indent="  ", first="! ", style="red",
+        )  # fmt: skip
+    return Exit.OK
+
+
+def no_such_model(context: Context, name: str) -> Exception:
+    from accelerd.cli.context import explain_name
+    from accelerd.cli.failure import Failure
+
+    plain = Failure(f"no model is called {name}", exit=Exit.NO_SUCH_MODEL, code="model_not_found")
+    return explain_name(context, name, plain)
+
+
+def header(context: Context, status: dict[str, Any]) -> str:
+    """One line of totals: who, how long, how full, where."""
+    scheduler = status.get("scheduler") or {}
+    models = status.get("models") or []
+    out = context.out
+    used, limit = scheduler.get("memory_used"), scheduler.get("memory_limit")
+    memory = share(used, limit)
+    waiting = scheduler.get("queue") or 0
+    loaded = sum(1 for m in models if m["state"] in ("ready", "draining"))
+    parts = [
+        f"up {span(status.get('uptime'))}",
+        f"{loaded} of {len(models)} loaded",
+        memory,
+        f"{waiting} waiting",
+    ]
+    if status.get("state") not in (None, "running"):
+        parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
+    return f"{out.style('accelerd', 'bold')} {printable(str(status.get('version', '?')))} · " + " · ".join(parts)
+
+
+def share(used: int | None, limit: int | None) -> str:
+    """ "9.0 of 20.0 GiB"; the unit stands once where it is the same."""
+    if not limit:
+        return size(used)
+    (number, unit), (total, total_unit) = size(used or 0).split(" "), size(limit).split(" ")
+    return f"{number} of {total} {unit}" if unit == total_unit else f"{number} {unit} of {total} {total_unit}"
+
+
+def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
+    flags = "".join(sign for key, sign in (("pin", " (pinned)"),) if model.get(key))
+    return (
+        model["name"] + flags,
+        model["state"] + mark,
+        memory(model),
+        str(model.get("device") or "-"),
+        idle(model),
+        str(model.get("queue") or 0),
+    )
+
+
+def memory(model: dict[str, Any]) -> str:
+    """What was measured; what is reserved, marked with "~", where nothing was measured."""
+    if model.get("memory_used"):
+        return size(model["memory_used"])
+    held = model["state"] not in ("stopped", "failed", "backoff")
+    return f"~{size(model['memory'])}" if model.get("memory") and held else "-"
+
+
+def idle(model: dict[str, Any]) -> str:
+    """What keeps the model: running requests, or how long it has been idle and when it is put away."""
+    if model.get("leases"):
+        return count(model["leases"], "request")
+    if model["state"] == "backoff" and model.get("retry_in") is not None:
+        return f"retry in {span(model['retry_in'])}"
+    if model.get("idle") is None:
+        return "-"
+    limit = model.get("idle_timeout")
+    return span(model["idle"]) + (f" of {span(limit)}" if limit is not None and not model.get("pin") else "")
+
+
+def footnotes(model: dict[str, Any]) -> list[str]:
+    """What a person must know about a model beyond its row."""
+    notes = []
+    name = model["name"]
+    error = model.get("error")
+    if error:
+        last = (error.get("tail") or [""])[-1].strip()
+        message = str(error.get("message") or "it failed")
+        if last and last not in message:
+            message += f': "{last}"'
+        todo = f"accelctl reset {name}" if model["state"] == "failed" else f"accelctl logs {name}"
+        notes.append(f"{name}: {message} ({todo})")
+    if model.get("outdated"):
+        notes.append(f"{name}: its settings have changed; it is replaced when its requests have ended")
+    return notes
+
+
+def sign(number: int) -> str:
+    return MARKS[number - 1] if number <= len(MARKS) else f"[{number}]"

@@ -1,0 +1,53 @@
+"""How a command of accelctl ends badly: one exception with the exit status, one line for a person, and what to do.
+
+Knows no transport and no terminal; `accelerd.cli.main` prints it, every other module of the room only raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+
+class Exit(IntEnum):
+    """The exit statuses, documented in `accelctl --help`: scripts depend on them."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    CONFIG_INVALID = 4
+    NO_SUCH_MODEL = 5
+    INTERRUPTED = 130
+
+
+class Failure(Exception):
+    """`message` is one line without "error:", `hint` says what to do, `tail` are lines that an engine printed last."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit: Exit = Exit.FAILED,
+        code: str = "failed",
+        hint: str = "",
+        tail: Sequence[str] = (),
+        fields: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit = exit
+        self.code = code
+        self.hint = hint
+        self.tail = tuple(tail)
+        self.fields = fields or {}
+
+    def json(self) -> dict[str, Any]:
+        """The object that `--json` prints instead of the lines."""
+        body: dict[str, Any] = {**self.fields, "code": self.code, "message": self.message}
+        if self.hint:
+            body["hint"] = self.hint
+        if self.tail:
+            body["tail"] = list(self.tail)
+        return {"error": body}

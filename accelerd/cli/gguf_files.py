@@ -1,0 +1,190 @@
+"""Finds GGUF files: by path, by directory, by a part of the name in the places where other programs keep them.
+
+Reads directories and the first four bytes of a file. Must never follow a network, change anything, or choose between
+two models by itself: what is ambiguous is listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerd.cli.failure import Exit, Failure
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+PROJECTOR = "mmproj"
+MAX_DEPTH = 7  # below a well-known directory; a hub snapshot is at five
+MAX_ENTRIES = 50_000  # looked at in one directory tree, so that a link to a whole disk does not hang
+SHOWN = 8  # candidates that an error lists
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's first file, and its vision projector if exactly one lies beside it."""
+
+    path: Path
+    mmproj: Path | None = None
+
+
+def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
+    """Where models lie on most machines, most likely first; only what exists."""
+    cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+    data = Path(env.get("XDG_DATA_HOME") or home / ".local/share")
+    hub = env.get("HF_HUB_CACHE") or (f"{env['HF_HOME']}/hub" if env.get("HF_HOME") else cache / "huggingface/hub")
+    places = [
+        home / "models",
+        home / "Models",
+        data / "models",
+        data / "accelerd/models",
+        Path(env.get("LLAMA_CACHE") or cache / "llama.cpp"),
+        Path(hub),
+        home / ".lmstudio/models",
+        cache / "lm-studio/models",
+        data / "nomic.ai/GPT4All",
+        Path("/usr/share/models"),
+        Path("/usr/local/share/models"),
+        Path("/srv/models"),
+        Path("/opt/models"),
+    ]
+    return [place for place in places if place.is_dir()]
+
+
+def by_path(path: Path) -> Found:
+    """The model at a file or in a directory with exactly one. Raises Failure."""
+    if path.is_dir():
+        candidates = sorted(files_below(path))
+        if not candidates:
+            raise Failure(f"there is no GGUF file in {path}", code="not_found")
+        if len(candidates) > 1:
+            raise ambiguous(f"{path} holds {len(candidates)} models", candidates)
+        path = candidates[0]
+    path = first_shard(path)
+    check(path)
+    return Found(path, projector(path))
+
+
+def by_name(text: str, places: list[Path]) -> Found:
+    """The one model whose path below a well-known directory has every word of the text. Raises Failure."""
+    words = text.lower().split()
+    seen: dict[str, Path] = {}
+    for place in places:
+        for path in files_below(place):
+            relative = str(path.relative_to(place)).lower()
+            if all(word in relative for word in words):
+                seen.setdefault(os.path.realpath(path), path)
+    candidates = sorted(seen.values())
+    exact = [path for path in candidates if text.lower() in (path.name.lower(), path.stem.lower(), name_of(path))]
+    if len(exact) == 1:
+        candidates = exact
+    if not candidates:
+        looked = ", ".join(map(str, places)) or "none of the usual directories exists"
+        raise Failure(
+            f"found no GGUF file named like {text!r} (looked in: {looked})", code="not_found", hint="give its path"
+        )
+    if len(candidates) > 1:
+        raise ambiguous(f"{text!r} fits {len(candidates)} models", candidates)
+    check(candidates[0])
+    return Found(candidates[0], projector(candidates[0]))
+
+
+def ambiguous(message: str, candidates: list[Path]) -> Failure:
+    more = len(candidates) - SHOWN
+    shown = [str(path) for path in candidates[:SHOWN]] + ([f"… and {more} more"] if more > 0 else [])
+    return Failure(
+        message, exit=Exit.USAGE, code="ambiguous", hint="name one of them", tail=shown,
+        fields={"candidates": [str(path) for path in candidates]},
+    )  # fmt: skip
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Every model below a directory: first shards only, no projectors, no hidden directories."""
+    left = MAX_ENTRIES
+    for folder, folders, files in os.walk(directory):
+        depth = len(Path(folder).relative_to(directory).parts)
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if depth < MAX_DEPTH else []
+        left -= len(files) + len(folders)
+        if left < 0:
+            return
+        for name in files:
+            path = Path(folder, name)
+            shard = SHARD.search(path.stem)
+            if path.suffix.lower() == ".gguf" and not is_projector(path) and not (shard and shard[1] != "00001"):
+                yield path
+
+
+def is_projector(path: Path) -> bool:
+    return PROJECTOR in path.name.lower()
+
+
+def projector(path: Path) -> Path | None:
+    """The vision projector that belongs to a model: the only one in a directory with only this model."""
+    beside = [p for p in path.parent.iterdir() if p.suffix.lower() == ".gguf"]
+    projectors = [p for p in beside if is_projector(p)]
+    stem = SHARD.sub("", path.stem)
+    others = [p for p in beside if not is_projector(p) and SHARD.sub("", p.stem) != stem]
+    return projectors[0] if len(projectors) == 1 and not others else None
+
+
+def first_shard(path: Path) -> Path:
+    """The first file of a split model, whichever of its files is given."""
+    shard = SHARD.search(path.stem)
+    return path.with_name(f"{path.stem[: shard.start()]}-00001-of-{shard[2]}{path.suffix}") if shard else path
+
+
+def check(path: Path) -> None:
+    """Is this a model that could be loaded, as far as its first bytes and its neighbours tell? Raises Failure."""
+    if is_projector(path):
+        raise Failure(f"{path} is a vision projector, not a model", hint="name the model that it belongs to")
+    shard = SHARD.search(path.stem)
+    total = int(shard[2]) if shard else 1
+    every = [
+        path.with_name(SHARD.sub(f"-{n:05d}-of-{total:05d}", path.stem) + path.suffix) for n in range(1, total + 1)
+    ]
+    for file in every if shard else [path]:
+        try:
+            with file.open("rb") as stream:
+                magic = stream.read(4)
+        except FileNotFoundError as error:
+            what = "a part of the model is missing" if shard else "there is no such file"
+            raise Failure(f"{what}: {file}", code="not_found") from error
+        except OSError as error:
+            raise Failure(f"cannot read {file}: {error.strerror}") from error
+        if magic != b"GGUF":
+            hint = "Git LFS left a pointer: git lfs pull" if magic == b"vers" else "accelerd runs GGUF files"
+            raise Failure(f"{file} is not a GGUF file", hint=hint)
+
+
+QUANT = re.compile(
+    r"[-._](?:UD[-_])?(?:I?Q\d+(?:_[0-9A-Z]+)*|TQ\d(?:_\d)?|MXFP\d(?:_MOE)?|NVFP4|BF16|FP?16|FP?32|FP8)$", re.IGNORECASE
+)
+REPOSITORY = re.compile(r"^[\w.-]+?_[\w.-]+-GGUF_(?=.)", re.IGNORECASE)  # llama.cpp's cache: org_repo-GGUF_file
+ILLEGAL = re.compile(r"[^a-z0-9._-]+")
+
+
+def name_of(path: Path) -> str:
+    """A model name from a file name: lower case, without repository, shard and quantization."""
+    return tidy(REPOSITORY.sub("", SHARD.sub("", path.stem)))
+
+
+def name_of_id(id: str) -> str:
+    """A model name from "org/repo[:quant]"."""
+    return tidy(id.partition(":")[0].rpartition("/")[2])
+
+
+def tidy(text: str) -> str:
+    text = re.sub(r"[-._]GGUF$", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"[-._]GGUF$", "", QUANT.sub("", text), flags=re.IGNORECASE)
+    return ILLEGAL.sub("-", text.lower()).strip("-._") or "model"
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or the name with the first free number."""
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}-{number}" in taken:
+        number += 1
+    return f"{name}-{number}"

@@ -1,0 +1,84 @@
+"""Numbers, times and foreign text as a person reads them. Pure functions, no terminal, no clock."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def size(count: float | None) -> str:
+    """Bytes as "4.7 GiB"; unknown is "-"."""
+    if count is None:
+        return "-"
+    value, unit = float(count), 0
+    while abs(value) >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
+
+
+def span(seconds: float | None) -> str:
+    """Seconds as "0.4 s", "12 s", "3 min", "1 h 33 min", "2 d 4 h"; unknown is "-"."""
+    if seconds is None:
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """ "1 model", "2 models"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """Text of an engine or a file without anything that a terminal would obey; tabs become spaces."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c == "\t" else escape(c) for c in text)
+
+
+def escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def width(text: str) -> int:
+    """Columns that the text takes in a terminal."""
+    if text.isascii():
+        return len(text)
+    wide = ("W", "F")
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in wide else 1 for c in text)
+
+
+def clip(text: str, columns: int) -> str:
+    """The text cut to so many columns, with "…" where something is missing."""
+    if width(text) <= columns:
+        return text
+    kept = ""
+    for char in text:
+        if width(kept + char) > columns - 1:
+            break
+        kept += char
+    return kept + "…"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant."""
+    by_lower = {item.lower(): item for item in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    if found:
+        return by_lower[found[0]]
+    parts = [item for lower, item in by_lower.items() if name.lower() in lower]
+    return parts[0] if len(parts) == 1 else None

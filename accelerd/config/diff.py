@@ -1,0 +1,71 @@
+"""What a reload changes, by name of model.
+
+Pure. Says which models may keep their process; draining and replacing them is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from accelerd.config.model import Config, ModelSpec
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Names of models, in the order of the new configuration (`removed`: of the old one)."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    relaunch: tuple[str, ...] = ()  # the running process no longer fits its settings
+    updated: tuple[str, ...] = ()  # other settings changed: the process stays
+    unchanged: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()  # "server.listen", "scheduler.memory": keys outside models that changed
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.relaunch or self.updated or self.settings)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """For JSON: the answer to a reload."""
+        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+
+
+def diff(old: Config, new: Config) -> Diff:
+    """Compares two configurations; a model under another name is another model."""
+    groups: dict[str, list[str]] = {"added": [], "relaunch": [], "updated": [], "unchanged": []}
+    for name, spec in new.models.items():
+        groups[_kind(old, new, old.models.get(name), spec)].append(name)
+    return Diff(
+        removed=tuple(name for name in old.models if name not in new.models),
+        settings=tuple(_settings(old, new)),
+        **{kind: tuple(names) for kind, names in groups.items()},
+    )
+
+
+def _kind(old: Config, new: Config, before: ModelSpec | None, after: ModelSpec) -> str:
+    if before is None:
+        return "added"
+    if before.launch_key() != after.launch_key() or _engine_key(old, before) != _engine_key(new, after):
+        return "relaunch"
+    return "unchanged" if before == after else "updated"
+
+
+def _engine_key(config: Config, spec: ModelSpec) -> tuple[Any, ...]:
+    """What the model's process takes from its engine's own table."""
+    if spec.engine != "llama-server":
+        return ()
+    return (spec.binary or config.llama_server.binary, config.llama_server.transport)
+
+
+def _settings(old: Config, new: Config) -> list[str]:
+    sections = (
+        ("server", old.server, new.server),
+        ("scheduler", old.scheduler, new.scheduler),
+        ("engines.llama-server", old.llama_server, new.llama_server),
+    )
+    return [
+        f"{section}.{field.name}"
+        for section, before, after in sections
+        for field in fields(before)
+        if getattr(before, field.name) != getattr(after, field.name)
+    ]

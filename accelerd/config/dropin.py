@@ -1,0 +1,132 @@
+"""Writes machine-made drop-ins: the only writer in this room, and never of the user's own files.
+
+A drop-in is written only if the whole configuration with it is valid, and whole or not at all (temporary file, fsync,
+rename). Concurrent writers take turns on a lock of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from accelerd.config import sources
+from accelerd.config.load import evaluate
+from accelerd.config.problems import ConfigErrors, Problem
+from accelerd.config.values import check_name
+from accelerd.errors import AccelError
+
+HEADER: Final = "# Written by "  # the first line of every drop-in of ours; others are never replaced
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def file_name(name: str) -> str:
+    """A model's name as a file name; different names never share one."""
+    safe = _UNSAFE.sub("-", name)
+    if safe != name or safe.lower() != name:  # some file systems take A and a for the same
+        safe = f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{safe}.toml"
+
+
+def write_dropin(
+    config_file: Path,
+    name: str,
+    table: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    home: Path | None = None,
+    tool: str = "accelctl",
+) -> Path:
+    """Writes `table` as accelerd.toml.d/<name>.toml (mode 0600, folders 0700) and returns its path.
+
+    Nothing changes on error: ConfigErrors when the configuration with it would be invalid, AccelError "bad_request"
+    when the file exists (unless `overwrite` and a tool wrote it), AccelError "internal" when the disk refuses.
+    """
+    folder = sources.dropin_dir(config_file)
+    try:
+        target = folder / file_name(check_name(name))
+    except ValueError as error:
+        raise ConfigErrors([Problem(folder.name, None, "", f"expected {error}")]) from error
+    text = _text(table, tool)
+    display = f"{folder.name}/{target.name}"
+    _validate(config_file, sources.Source(display, target, text), home)  # before any folder is made
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder):
+            _may_write(target, display, overwrite)
+            _validate(config_file, sources.Source(display, target, text), home)
+            _replace(target, text)
+    except OSError as error:
+        raise AccelError("internal", f"cannot write {target}: {error.strerror}") from error
+    return target
+
+
+def _text(table: dict[str, Any], tool: str) -> str:
+    import tomli_w  # here, because the daemon never writes drop-ins
+
+    try:
+        body = tomli_w.dumps(table)
+    except (TypeError, ValueError) as error:
+        raise AccelError("bad_request", f"cannot write the drop-in as TOML: {error}") from error
+    return f"{HEADER}{tool}; it may be replaced by it. Put settings of your own into a file of your own.\n\n{body}"
+
+
+def _validate(config_file: Path, added: sources.Source, home: Path | None) -> None:
+    files = [source for source in sources.read(config_file) if source.path != added.path]
+    inside = [source for source in files if source.path.parent == added.path.parent]
+    before = [source for source in files if source not in inside]
+    ordered = [*before, *sorted([*inside, added], key=lambda source: source.path.name)]
+    config, problems = evaluate(ordered, config_file, home or Path.home(), with_warnings=False)
+    if config is None:
+        raise ConfigErrors(problems)
+
+
+def _may_write(target: Path, display: str, overwrite: bool) -> None:
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        ours = file.read(len(HEADER)) == HEADER.encode()
+    if not ours:
+        raise AccelError(
+            "bad_request", f"cannot write {display}: it exists and was not written by a tool; move it away"
+        )
+    if not overwrite:
+        raise AccelError("bad_request", f"cannot write {display}: it exists; remove it first, or say to replace it")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(target: Path, text: str) -> None:
+    """Old or new, never half, also after a power cut."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # no *.toml: never loaded
+    temporary.unlink(missing_ok=True)  # ours, of a crash: the folder is locked
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""Which of llama-server's flags and environment variables a configuration may not pass on, and why.
+
+Data and look-ups only. The lists follow llama-server's help text; flags that a build does not know do no harm here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+_CHANNEL: Final = "accelerd chooses where the engine listens and how it is reached"
+_SECRET: Final = "accelerd gives every start of an engine its own key"
+_ALIAS: Final = "accelerd names the model itself; use aliases for further names"
+_WHICH: Final = "say which model it is with path or model"
+_FILES: Final = "it would serve files of this machine over HTTP"
+_TOOLS: Final = "it lets whoever can send a prompt run commands and read files on this machine"
+_ROUTER: Final = "accelerd is what loads and unloads models; give each its own [models.NAME]"
+_ARGV: Final = "arguments can be read by every user of this machine; put the token into env as HF_TOKEN"
+_PROMPTS: Final = "it writes prompts to disk"
+_CONTEXT: Final = "accelerd works it out; write context = … (tokens per request) instead"
+_PARALLEL: Final = "accelerd must know it to share out requests; write parallel = … instead"
+_EXITS: Final = "the engine would print and exit instead of serving"
+
+_OWNED_GROUPS: Final[Mapping[str, str]] = {
+    "--host --port --reuse-port --api-prefix --ssl-key-file --ssl-cert-file": _CHANNEL,
+    "--cors-origins --cors-methods --cors-headers --cors-credentials --no-cors-credentials": _CHANNEL,
+    "--api-key --api-key-file": _SECRET,
+    "--alias -a": _ALIAS,
+    "--model -m --model-url -mu --hf-repo -hf -hfr --hf-file -hff --docker-repo -dr": _WHICH,
+    "--path --media-path": _FILES,
+    "--tools --tools-runtime --agent -ag --ui-mcp-proxy --webui-mcp-proxy": _TOOLS,
+    "--models-dir --models-preset --models-max --models-autoload --no-models-autoload": _ROUTER,
+    "--hf-token -hft": _ARGV,
+    "--log-prompts-dir": _PROMPTS,
+    "--ctx-size -c": _CONTEXT,
+    "--parallel -np": _PARALLEL,
+    "--help -h --usage --version --list-devices --cache-list -cl --completion-bash --license": _EXITS,
+}
+_OWNED: Final = {flag: why for flags, why in _OWNED_GROUPS.items() for flag in flags.split()}
+_OWNED_PREFIXES: Final[Mapping[str, str]] = {"--mcp-": _TOOLS}
+
+_SETTINGS_GROUPS: Final[Mapping[str, str]] = {
+    "--cache-type-k -ctk --cache-type-v -ctv": "kv_cache_type",
+    "--flash-attn -fa": "flash_attention",
+    "--gpu-layers --n-gpu-layers -ngl": "gpu_layers",
+    "--batch-size -b": "batch",
+    "--ubatch-size -ub": "ubatch",
+    "--threads -t": "threads",
+    "--mmproj -mm": "mmproj",
+    "--chat-template-file": "chat_template_file",
+    "--embedding --embeddings": "embeddings",
+    "--rerank --reranking": "rerank",
+    "--mmap --no-mmap": "mmap",
+    "--temp --temperature": "sampling.temperature",
+    "--top-p": "sampling.top_p",
+    "--top-k": "sampling.top_k",
+    "--min-p": "sampling.min_p",
+    "--repeat-penalty": "sampling.repeat_penalty",
+    "--presence-penalty": "sampling.presence_penalty",
+    "--frequency-penalty": "sampling.frequency_penalty",
+    "--seed -s": "sampling.seed",
+    "--predict --n-predict -n": "sampling.max_tokens",
+}
+_SETTINGS: Final = {flag: key for flags, key in _SETTINGS_GROUPS.items() for flag in flags.split()}
+
+_EXPANSION: Final = re.compile(r"^~/|\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*|\$\(|^`")
+
+
+def refused(argument: str) -> str | None:
+    """Why an element of extra_args is refused, naming the flag; None when it may pass."""
+    flag = _flag(argument)
+    why = _OWNED.get(flag)
+    if why is None:
+        why = next((reason for prefix, reason in _OWNED_PREFIXES.items() if flag.startswith(prefix)), None)
+    return f"cannot pass {flag} on: {why}" if why else None
+
+
+def better(argument: str) -> str | None:
+    """Advice on an element of extra_args that has a setting of its own."""
+    flag = _flag(argument)
+    key = _SETTINGS.get(flag)
+    return f"{flag} has a setting of its own: write {key} = … so that accelerd can plan with it" if key else None
+
+
+def refused_variable(name: str) -> str | None:
+    """Why an environment variable may not be set."""
+    if name == "LLAMA_API_KEY":
+        return f"cannot set {name}: {_SECRET}"
+    if name.startswith("LLAMA_ARG_"):
+        return f"cannot set {name}: it is a flag of llama-server in disguise; use the setting, or extra_args"
+    if name.startswith("ACCELERD_"):
+        return f"cannot set {name}: accelerd finds its processes again by its own variables"
+    return None
+
+
+def unexpanded(text: str) -> bool:
+    """Does it look as if a shell were expected to expand it? Nothing does."""
+    return _EXPANSION.search(text) is not None
+
+
+def _flag(argument: str) -> str:
+    """The flag of "--api_key=x" as llama-server reads it: "--api-key". What is no flag comes back as given."""
+    if not argument.startswith("-"):
+        return argument
+    flag = argument.partition("=")[0]
+    return flag.replace("_", "-") if flag.startswith("--") else flag

@@ -1,0 +1,154 @@
+"""A model as the rest of the program sees it: every setting resolved, each with the place it came from.
+
+Pure data. `config.load` makes it; scheduler, engines and gateway read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a setting's value was written."""
+
+    layer: str  # "model", "profile big", "defaults", "built-in"
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.file else ""
+        return f"{self.layer} ({where})" if where else self.layer
+
+
+BUILT_IN = Origin("built-in")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling defaults of a model; a request's own values win. None: the engine's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model, resolved. Times in seconds, sizes in bytes; None means "the engine's own default" or "no limit"."""
+
+    name: str
+    engine: str = "llama-server"
+    path: str | None = None  # absolute; exactly one of path and model is set
+    model: str | None = None  # the engine's own id, "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    # what runs
+    binary: str | None = None
+    context: int | None = None  # tokens per request
+    parallel: int = 1  # requests the engine runs at once
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attention: Literal["on", "off", "auto"] | None = None
+    mmap: bool | None = None
+    gpu_layers: int | Literal["all", "auto"] | None = None
+    batch: int | None = None
+    ubatch: int | None = None
+    threads: int | None = None
+    mmproj: str | None = None
+    chat_template_file: str | None = None
+    embeddings: bool = False
+    rerank: bool = False
+    sampling: Sampling = Sampling()
+    extra_args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold tokens: never shown
+    start_timeout: float = 120.0  # without progress
+    stop_timeout: float = 5.0  # SIGTERM to SIGKILL
+    # how it is scheduled
+    concurrency: int | None = None  # requests sent to the engine at once; None: parallel
+    idle_timeout: float | None = 600.0  # None: never put away
+    preload: bool = False
+    pin: bool = False
+    group: str | None = None
+    exclusive: bool = False
+    memory: int | None = None  # declared bytes; None: the engine's footprint
+    origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def slots(self) -> int:
+        return self.concurrency or self.parallel
+
+    def origin(self, key: str) -> Origin:
+        return self.origins.get(key, BUILT_IN)
+
+    def launch_key(self) -> tuple[Any, ...]:
+        """What the running process depends on: two specs with equal keys need no restart between them."""
+        return tuple(getattr(self, name) for name in LAUNCH_FIELDS)
+
+
+LAUNCH_FIELDS = (
+    "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
+    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "mmproj", "chat_template_file",
+    "embeddings", "rerank", "sampling", "extra_args", "env",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """[server]: who may connect, from where, and how long they may take. Times in seconds, sizes in bytes."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:4000", "[::1]:4000")
+    allowed_hosts: tuple[str, ...] = ()  # beside localhost, 127.0.0.1 and [::1]
+    allowed_origins: tuple[str, ...] = ()
+    key_file: str | None = None  # one API key a line; None: no key asked
+    max_body: int = 64 << 20
+    max_connections: int = 1024
+    header_timeout: float = 10.0  # a whole request head
+    body_timeout: float = 30.0  # between two pieces of a request body
+    write_timeout: float = 60.0  # a client that reads nothing
+    stall_timeout: float = 300.0  # an engine that sends nothing in a stream
+    keepalive_after: float = 2.0  # a streaming client hears the first comment after this
+    drain_timeout: float = 25.0  # requests in flight when the daemon stops
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """[scheduler]: what may be resident together and how long a request may wait."""
+
+    memory: int | None = None  # bytes for all models together; None: 80 % of the machine's memory
+    max_loaded: int | None = None
+    max_queue: int = 256
+    queue_timeout: float = 600.0
+    linger: float = 0.5  # a model stays this long after its last request although another waits
+    max_overtake: float = 20.0  # nobody is overtaken by later requests for longer than this
+    max_failures: int = 5  # in failure_window, then the model is failed until reset
+    failure_window: float = 600.0
+    backoff_first: float = 1.0
+    backoff_cap: float = 60.0
+
+
+@dataclass(frozen=True)
+class LlamaServerSettings:
+    """[engines.llama-server]"""
+
+    binary: str = "llama-server"
+    transport: Literal["auto", "unix", "tcp"] = "auto"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole valid configuration. Order of models is the order in the files: preload follows it."""
+
+    server: ServerSettings = ServerSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    llama_server: LlamaServerSettings = LlamaServerSettings()
+    models: dict[str, ModelSpec] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)  # "server.listen" → …

@@ -1,0 +1,156 @@
+"""Finds the line of every key in a TOML document: what tomllib does not tell.
+
+Owns a skeleton scanner over text that tomllib has already accepted; it follows keys, tables, arrays and inline tables
+and skips over values without reading them. Must never judge the document. Calls nobody.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Final
+
+from accelerd.errors import InternalError
+
+KeyPath = tuple[str | int, ...]  # ("models", "qwen", "aliases", 0)
+
+# Possessive quantifiers stand on character classes only: on groups they are wrong before Python 3.11.5 (gh-106052).
+_BLANK: Final = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*")
+_SPACE: Final = re.compile(r"[ \t]*+")
+_BARE_KEY: Final = re.compile(r"[ \t]*+([A-Za-z0-9_-]++)[ \t]*+")
+_EQUALS: Final = re.compile(r"=[ \t]*+")
+_STRING: Final = re.compile(
+    r'"""(?:[^"\\]++|\\.|"(?!""))*"{3,5}'  # a multi-line string may end in two quotes of its own
+    r"|'''(?:[^']++|'(?!''))*'{3,5}"
+    r'|"(?:[^"\\]++|\\.)*"'
+    r"|'[^']*+'",
+    re.DOTALL,
+)
+_SCALAR: Final = re.compile(r"[^,\]}#\r\n]++")  # numbers, dates, true and false
+
+
+def find(text: str) -> dict[KeyPath, int]:
+    """Line (from 1) of every table, key and array element. `text` must be valid TOML."""
+    scanner = _Scanner(text)
+    scanner.document()
+    return scanner.lines
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.lines: dict[KeyPath, int] = {}
+        self._tables: dict[KeyPath, int] = {}  # elements so far of each array of tables
+        self._line, self._counted = 1, 0
+
+    def document(self) -> None:
+        prefix: KeyPath = ()
+        self._match(_BLANK)
+        while self.at < len(self.text):
+            if self.text.startswith("[[", self.at):
+                prefix = self._header(2)
+            elif self.text[self.at] == "[":
+                prefix = self._header(1)
+            else:
+                self._pair(prefix)
+            self._match(_BLANK)
+
+    def _header(self, brackets: int) -> KeyPath:
+        """[a.b] or [[a.b]]: the path that the following keys belong to."""
+        line = self._line_here()
+        self.at += brackets
+        parts = self._key()
+        self.at += brackets
+        path: KeyPath = ()
+        for part in parts[:-1]:
+            path = self._newest((*path, part))
+            self.lines.setdefault(path, line)
+        path = (*path, parts[-1])
+        if brackets == 1:
+            self.lines[path] = line
+            return path
+        index = self._tables.get(path, 0)
+        self._tables[path] = index + 1
+        self.lines.setdefault(path, line)
+        self.lines[(*path, index)] = line
+        return (*path, index)
+
+    def _newest(self, path: KeyPath) -> KeyPath:
+        return (*path, self._tables[path] - 1) if path in self._tables else path
+
+    def _pair(self, prefix: KeyPath) -> None:
+        """key = value, below `prefix`."""
+        line = self._line_here()
+        path = prefix
+        for part in self._key():
+            path = (*path, part)
+            self.lines.setdefault(path, line)
+        self._match(_EQUALS)
+        self._value(path)
+
+    def _key(self) -> list[str]:
+        """One dotted key; stops behind it and the space that follows."""
+        parts = []
+        while True:
+            bare = _BARE_KEY.match(self.text, self.at)
+            if bare is not None:
+                parts.append(bare[1])
+                self.at = bare.end()
+            else:
+                self._match(_SPACE)
+                raw = self._match(_STRING)
+                parts.append(tomllib.loads(f"k={raw}")["k"] if "\\" in raw else raw[1:-1])
+                self._match(_SPACE)
+            if not self.text.startswith(".", self.at):
+                return parts
+            self.at += 1
+
+    def _value(self, path: KeyPath) -> None:
+        match self.text[self.at : self.at + 1]:
+            case '"' | "'":
+                self._match(_STRING)
+            case "[":
+                self._array(path)
+            case "{":
+                self._inline_table(path)
+            case _:
+                self._match(_SCALAR)
+
+    def _array(self, path: KeyPath) -> None:
+        self.at += 1
+        index = 0
+        while not self._closes("]"):
+            self.lines[(*path, index)] = self._line_here()
+            self._value((*path, index))
+            index += 1
+            self._comma()
+        self.at += 1
+
+    def _inline_table(self, path: KeyPath) -> None:
+        self.at += 1
+        while not self._closes("}"):
+            self._pair(path)
+            self._comma()
+        self.at += 1
+
+    def _closes(self, bracket: str) -> bool:
+        self._match(_BLANK)
+        return self.text.startswith(bracket, self.at)
+
+    def _comma(self) -> None:
+        self._match(_BLANK)
+        if self.text.startswith(",", self.at):
+            self.at += 1
+
+    def _match(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise InternalError(f"the position finder lost its way at line {self._line_here()}")
+        self.at = found.end()
+        return found[0]
+
+    def _line_here(self) -> int:
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line

@@ -1,0 +1,107 @@
+"""Mistakes in a configuration, as people and programs see them.
+
+Owns Problem and ConfigErrors and how keys and values are quoted in their text. Must never show a value of `env`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from accelerd.config.positions import KeyPath
+from accelerd.errors import AccelError
+
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_SHOWN: Final = 60  # characters of a wrong value that are quoted back
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it was written and what was expected. `file` is relative to the configuration's folder."""
+
+    file: str
+    line: int | None
+    key: str  # "models.qwen.context"; empty when the mistake is about the whole file
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    column: int | None = None  # only for TOML syntax
+
+    def __str__(self) -> str:
+        where = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        key = f"{self.key}: " if self.key else ""
+        label = "warning: " if self.severity == "warning" else ""
+        return f"{where}: {label}{key}{self.message}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the API's `problems` and `accelctl --json`."""
+        return {
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "key": self.key,
+            "message": self.message,
+            "severity": self.severity,
+        }
+
+
+class ConfigErrors(AccelError):
+    """A configuration that cannot be used; `problems` lists every mistake, `fields` the same for JSON."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        count = len(self.problems)
+        summary = "cannot use the configuration" if count == 1 else f"cannot use the configuration: {count} mistakes"
+        listed = "; ".join(map(str, self.problems[:3])) + (f"; and {count - 3} more" if count > 3 else "")
+        super().__init__(
+            "config_invalid", f"{summary}: {listed}", problems=[problem.as_dict() for problem in self.problems]
+        )
+
+
+def key_text(path: KeyPath) -> str:
+    """A key as TOML writes it: models."a/b".aliases[0]; control characters are escaped."""
+    out = ""
+    for part in path:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            out += ("." if out else "") + (part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=not part.isprintable()))
+    return out
+
+
+def value_text(value: Any) -> str:
+    """A wrong value for a message, short and with control characters escaped."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            text = json.dumps(value, ensure_ascii=not value.isprintable())
+            return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + '…"'
+        case int() | float():
+            return str(value) if isinstance(value, float) or abs(value) < 10**40 else "a huge number"
+        case _:
+            return kind_text(value)
+
+
+def kind_text(value: Any) -> str:
+    """What sort of value it is, without the value."""
+    kinds = {bool: "true or false", str: "a string", int: "a whole number", float: "a number", dict: "a table",
+             list: "an array"}  # fmt: skip
+    return kinds.get(type(value), "a date or time")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The suffix "; did you mean 'x'?", or nothing when no known word is near."""
+    near = closest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that `word` was probably meant to be."""
+    from difflib import get_close_matches  # here, because it is only needed for mistakes
+
+    lowered = {candidate.lower(): candidate for candidate in known}
+    near = get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[near[0]] if near else None

@@ -1,0 +1,167 @@
+"""The user's TOML, declared: every table and key with its type, range and description.
+
+The one source for validation (walk.py), the JSON Schema (jsonschema.py) and the documentation. The structs describe and
+are never instantiated; every key is optional. Keys have the names of the fields in model.py.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from accelerd.config.values import (
+    Address,
+    Argument,
+    BodySize,
+    CacheType,
+    Duration,
+    DurationOrNever,
+    DurationOrZero,
+    EnvName,
+    EnvValue,
+    FilePath,
+    Host,
+    Layers,
+    Line,
+    MemoryOrAuto,
+    ModelId,
+    Name,
+    OnOffAuto,
+    Program,
+    WebOrigin,
+)
+
+
+def about(description: str, **limits: Any) -> Meta:
+    """A key's description for editors and documentation, and its range."""
+    return Meta(description=description, **limits)
+
+
+class ServerTable(Struct):
+    """Who may connect, from where, and how long they may take."""
+
+    listen: Annotated[list[Address], about("Addresses to listen on; one that other machines reach needs key_file.")]
+    allowed_hosts: Annotated[
+        list[Host], about("Host names that clients use for this server, beside localhost, 127.0.0.1, [::1].")
+    ]
+    allowed_origins: Annotated[list[WebOrigin], about("Web origins whose pages may call the API.")]
+    key_file: Annotated[
+        FilePath, about("File with one API key a line, readable by you alone (mode 0600). Without it no key is asked.")
+    ]
+    max_body: Annotated[BodySize, about("Largest request body.")]
+    max_connections: Annotated[int, about("Connections open at once.", ge=1, le=1_000_000)]
+    header_timeout: Annotated[Duration, about("Time for a whole request head to arrive.")]
+    body_timeout: Annotated[Duration, about("Longest silence between two pieces of a request body.")]
+    write_timeout: Annotated[Duration, about("How long a client may read nothing before it is cut off.")]
+    stall_timeout: Annotated[Duration, about("How long an engine may send nothing in an answer.")]
+    keepalive_after: Annotated[Duration, about("While a model loads, a streaming client hears a comment after this.")]
+    drain_timeout: Annotated[DurationOrZero, about("Time for requests in flight to finish when the daemon stops.")]
+
+
+class SchedulerTable(Struct):
+    """What may be resident together and how long a request may wait."""
+
+    memory: Annotated[MemoryOrAuto, about('Memory for all models together; "auto" is 80 % of the machine\'s.')]
+    max_loaded: Annotated[int, about("Models loaded at once; without it memory alone decides.", ge=1, le=10_000)]
+    max_queue: Annotated[int, about("Requests waiting at once; further ones are refused.", ge=1, le=1_000_000)]
+    queue_timeout: Annotated[Duration, about("Longest wait of a request for its model.")]
+    linger: Annotated[
+        DurationOrZero, about("A model stays this long after its last request although another waits for its room.")
+    ]
+    max_overtake: Annotated[DurationOrZero, about("No request is overtaken by later ones for longer than this.")]
+    max_failures: Annotated[
+        int, about("Failures within failure_window after which a model stays failed until reset.", ge=1, le=1000)
+    ]
+    failure_window: Annotated[Duration, about("The window in which failures are counted.")]
+    backoff_first: Annotated[Duration, about("Wait after the first failure; it doubles with each further one.")]
+    backoff_cap: Annotated[Duration, about("Longest wait between two attempts.")]
+
+
+class LlamaServerTable(Struct):
+    """llama.cpp's llama-server."""
+
+    binary: Annotated[Program, about("The program: a name that is looked up in PATH, or a path.")]
+    transport: Annotated[Literal["auto", "unix", "tcp"], about("How accelerd talks to it.")]
+
+
+class EnginesTable(Struct, rename={"llama_server": "llama-server"}):
+    """The programs that run models."""
+
+    llama_server: Annotated[LlamaServerTable, about("llama.cpp's llama-server.")]
+
+
+class KvCacheTable(Struct):
+    """Types of the two halves of the KV cache."""
+
+    k: Annotated[CacheType, about("Type of the keys.")]
+    v: Annotated[CacheType, about("Type of the values.")]
+
+
+class SamplingTable(Struct):
+    """Sampling defaults; what a request says wins."""
+
+    temperature: Annotated[float, about("Randomness; 0 takes the likeliest token.", ge=0, le=10)]
+    top_p: Annotated[float, about("The likeliest tokens that together have this probability.", ge=0, le=1)]
+    top_k: Annotated[int, about("This many likeliest tokens; 0 takes all.", ge=0, le=1_000_000)]
+    min_p: Annotated[float, about("Tokens at least this likely, relative to the likeliest.", ge=0, le=1)]
+    repeat_penalty: Annotated[float, about("Penalty on repeated tokens; 1 is none.", ge=0, le=10)]
+    presence_penalty: Annotated[float, about("Penalty on tokens that have appeared.", ge=-2, le=2)]
+    frequency_penalty: Annotated[float, about("Penalty on tokens by how often they appeared.", ge=-2, le=2)]
+    seed: Annotated[int, about("Random seed; -1 takes a new one each time.", ge=-1, le=(1 << 32) - 1)]
+    max_tokens: Annotated[int, about("Longest answer, in tokens.", ge=1, le=1 << 24)]
+
+
+class LayerTable(Struct):
+    """What a model may take from anywhere: its own table, its profiles, [defaults]."""
+
+    engine: Annotated[Literal["llama-server"], about("The engine that runs the model.")]
+    binary: Annotated[Program, about("Another program than the one in the engine's own table.")]
+    context: Annotated[int, about("Context of one request, in tokens.", ge=128, le=1 << 27)]
+    parallel: Annotated[int, about("Requests the engine runs at once.", ge=1, le=1024)]
+    kv_cache_type: Annotated[
+        CacheType | KvCacheTable, about('Type of the KV cache: one for both halves, or {k = "q8_0", v = "f16"}.')
+    ]
+    flash_attention: Annotated[OnOffAuto, about("Flash attention.")]
+    mmap: Annotated[bool, about("Map the model file instead of reading it into memory.")]
+    gpu_layers: Annotated[Layers, about("Layers that run on the GPU.")]
+    batch: Annotated[int, about("Tokens of a prompt taken together.", ge=1, le=1 << 20)]
+    ubatch: Annotated[int, about("Tokens computed at once; at most batch.", ge=1, le=1 << 20)]
+    threads: Annotated[int, about("CPU threads.", ge=1, le=4096)]
+    mmproj: Annotated[FilePath, about("Multimodal projector file.")]
+    chat_template_file: Annotated[FilePath, about("Jinja template instead of the one in the model file.")]
+    embeddings: Annotated[bool, about("The model makes embeddings.")]
+    rerank: Annotated[bool, about("The model ranks documents.")]
+    sampling: Annotated[SamplingTable, about("Sampling defaults; what a request says wins.")]
+    extra_args: Annotated[
+        list[Argument], about("Further arguments for the engine, one string each; nothing is split or expanded.")
+    ]
+    env: Annotated[dict[EnvName, EnvValue], about("Further environment variables; nothing is expanded.")]
+    start_timeout: Annotated[Duration, about("Longest start without visible progress.")]
+    stop_timeout: Annotated[Duration, about("From SIGTERM to SIGKILL.")]
+    concurrency: Annotated[int, about("Requests sent at once; without it, as many as parallel.", ge=1, le=1024)]
+    idle_timeout: Annotated[DurationOrNever, about('Time without requests after which it is put away, or "never".')]
+    preload: Annotated[bool, about("Load the model when the daemon starts.")]
+    pin: Annotated[bool, about("Never put the model away for another one.")]
+    group: Annotated[Name, about("Of the models of one group, only one is loaded at a time.")]
+    exclusive: Annotated[bool, about("No other model is loaded beside it.")]
+    memory: Annotated[MemoryOrAuto, about('Memory to reserve; "auto" takes the engine\'s estimate.')]
+
+
+class ModelTable(LayerTable):
+    """One model. Exactly one of path and model says what it is."""
+
+    path: Annotated[FilePath, about("The model's file; ~ works, other paths are relative to accelerd.toml.")]
+    model: Annotated[ModelId, about('The engine\'s own id, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M".')]
+    description: Annotated[Line, about("One line for people.")]
+    aliases: Annotated[list[Name], about("Further names that clients may use.")]
+    profile: Annotated[Name | list[Name], about("A profile, or several of which later ones win.")]
+
+
+class Document(Struct):
+    """accelerd's configuration."""
+
+    server: Annotated[ServerTable, about("Who may connect, from where, and how long they may take.")]
+    scheduler: Annotated[SchedulerTable, about("What may be resident together, how long a request may wait.")]
+    engines: Annotated[EnginesTable, about("The programs that run models.")]
+    defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]
+    profiles: Annotated[dict[Name, LayerTable], about("Named settings that models choose with profile.")]
+    models: Annotated[dict[Name, ModelTable], about("The models, by the name that clients use.")]

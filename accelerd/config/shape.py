@@ -1,0 +1,112 @@
+"""The schema as a tree that programs walk: what may stand at each key.
+
+Reflects the structs of schema.py once. Knows types and `Meta.extra`; must never know a particular key's meaning. Used
+by walk.py to validate, by show.py and jsonschema.py to write values the way people do.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+
+from accelerd.config.problems import value_text
+from accelerd.config.schema import Document
+from accelerd.config.values import Parse
+
+
+@dataclass(frozen=True)
+class Node:
+    """What may stand at a key."""
+
+    type: Any
+    expects: str
+    parse: Parse | None = None
+    path: Literal["file", "program"] | None = None
+    secret: bool = False
+    show: Parse | None = None  # the program's unit back to what is written
+    table: dict[str, Node] | None = None
+    names: tuple[Node, Node] | None = None  # a table with free keys
+    item: Node | None = None  # an array's element
+    leaf: bool = True
+    struct: str = ""  # name of the table's struct
+
+
+@cache
+def document() -> Node:
+    """The schema's root, reflected once."""
+    return _reflect(Document)
+
+
+def _reflect(kind: Any) -> Node:
+    plain, metas = kind, list[msgspec.Meta]()
+    while get_origin(plain) is Annotated:
+        metas = [*get_args(plain)[1:], *metas]
+        plain = get_args(plain)[0]
+    extra: dict[str, Any] = {}
+    for meta in metas:
+        extra |= meta.extra or {}
+    node = _reflect_plain(plain, kind, metas)
+    return replace(node, **{key: extra[key] for key in ("expects", "parse", "path", "secret", "show") if key in extra})
+
+
+def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> Node:
+    origin, arguments = get_origin(plain), get_args(plain)
+    if origin in (Union, types.UnionType):
+        return _reflect_union([_reflect(argument) for argument in arguments], kind)
+    if origin is list:
+        item = _reflect(arguments[0])
+        return Node(kind, f"an array, each element {item.expects}", item=item, leaf=False)
+    if origin is dict:
+        return Node(kind, "a table", names=(_reflect(arguments[0]), _reflect(arguments[1])), leaf=False)
+    if origin is Literal:
+        return Node(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
+    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        keys = {field.encode_name: _reflect(field.type) for field in msgspec.structs.fields(plain)}
+        return Node(kind, "a table", table=keys, leaf=False, struct=plain.__name__)
+    words = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
+    return Node(kind, words[plain] + _limits(metas))
+
+
+def _reflect_union(members: list[Node], kind: Any) -> Node:
+    first = next((member for member in members if member.parse), None)
+    return Node(
+        kind,
+        ", or ".join(member.expects for member in members),
+        first.parse if first else None,
+        table=next((member.table for member in members if member.table), None),
+        item=next((member.item for member in members if member.item), None),
+        leaf=any(member.leaf for member in members),
+    )
+
+
+def _limits(metas: list[msgspec.Meta]) -> str:
+    least = next((meta.ge for meta in metas if meta.ge is not None), None)
+    most = next((meta.le for meta in metas if meta.le is not None), None)
+    if least is None and most is None:
+        return ""
+    return f" from {least} to {most}" if most is not None else f" of at least {least}"
+
+
+@cache
+def homes() -> Mapping[str, list[str]]:
+    """Key → the sections that know it."""
+    root = document().table or {}
+    found: dict[str, list[str]] = {}
+
+    def add(node: Node, section: str) -> None:
+        for key in node.table or {}:
+            found.setdefault(key, []).append(section)
+
+    for name, node in root.items():
+        if node.names:
+            add(node.names[1], f"[{name}.NAME]")
+        else:
+            add(node, f"[{name}]")
+    add((root["engines"].table or {})["llama-server"], "[engines.llama-server]")
+    add((root["defaults"].table or {})["sampling"], "sampling = {…}")
+    return found

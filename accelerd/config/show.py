@@ -1,0 +1,130 @@
+"""The resolved configuration, written the way people write it, each value with the place it came from.
+
+For `accelctl config show`. Reads a Config and the schema's shape only. Must never show a value of `env`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from accelerd.config import shape
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
+from accelerd.config.problems import key_text
+from accelerd.config.shape import Node
+
+HIDDEN: Final = "***"
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Value(NamedTuple):
+    """One setting as a person would write it; `value` is None where nothing is set."""
+
+    key: str  # "context", "sampling.temperature"
+    value: Any
+    origin: Origin
+
+
+def show(config: Config) -> str:
+    """TOML text with a comment on every value. It loads again, except that the values of env are hidden."""
+    out = [f"# {_comment(file)}" for file in config.files] or ["# no configuration file: built-in values"]
+    for header, values in _tables(config):
+        out += ["", f"[{header}]"]
+        for value in values:
+            if value.value is None:
+                out.append(f"# {value.key}: not set")
+            else:
+                out.append(f"{value.key} = {toml(value.value)}  # {_comment(str(value.origin))}")
+    return "\n".join(out) + "\n"
+
+
+def show_dict(config: Config) -> dict[str, Any]:
+    """The same for JSON: {"files": […], "tables": {"models.qwen": {"context": {"value", "layer", "file", "line"}}}}."""
+    tables = {
+        header: {
+            value.key: {
+                "value": value.value,
+                "layer": value.origin.layer,
+                "file": value.origin.file,
+                "line": value.origin.line,
+            }
+            for value in values
+        }
+        for header, values in _tables(config)
+    }
+    return {"files": list(config.files), "tables": tables}
+
+
+def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
+    root = shape.document().table or {}
+    engines = root["engines"].table or {}
+    sections = (
+        ("server", root["server"], config.server),
+        ("scheduler", root["scheduler"], config.scheduler),
+        ("engines.llama-server", engines["llama-server"], config.llama_server),
+    )
+    for name, node, settings in sections:
+        yield (
+            name,
+            [
+                Value(key, written(child, getattr(settings, key)), config.origins.get(f"{name}.{key}", BUILT_IN))
+                for key, child in (node.table or {}).items()
+            ],
+        )
+    models = root["models"].names
+    for name, spec in config.models.items():
+        table = (models[1].table if models else None) or {}
+        yield key_text(("models", name)), list(_model(table, spec))
+
+
+def _model(table: dict[str, Node], spec: ModelSpec) -> Iterator[Value]:
+    # What the model is comes first.
+    first = ("path", "model", "description", "aliases")
+    for key in (*first, *(key for key in table if key not in first)):
+        match key:
+            case "profile":  # already taken into account in every value
+                continue
+            case "kv_cache_type":
+                halves = {"k": spec.cache_type_k, "v": spec.cache_type_v}
+                for half, value in halves.items():
+                    yield Value(f"{key}.{half}", value, spec.origin(f"cache_type_{half}"))
+            case "sampling":
+                for field in dataclasses.fields(spec.sampling):
+                    value = getattr(spec.sampling, field.name)
+                    if value is not None:
+                        yield Value(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
+            case "env":
+                for name, _ in spec.env:
+                    yield Value(f"{key}.{name}", HIDDEN, spec.origin(f"{key}.{name}"))
+            case "path" | "model" | "description" | "mmproj" | "group" if not getattr(spec, key):
+                continue
+            case _:
+                yield Value(key, written(table[key], getattr(spec, key)), spec.origin(key))
+
+
+def written(node: Node, value: Any) -> Any:
+    """A value in the program's unit as it stands in TOML: 600.0 is "10m"."""
+    if node.show is not None:
+        return node.show(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def toml(value: Any) -> str:
+    """One value on one line of TOML."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            # JSON's escapes are TOML's, but TOML also escapes DEL.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return repr(value)
+
+
+def _comment(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

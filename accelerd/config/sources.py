@@ -1,0 +1,152 @@
+"""Finds and reads the files of a configuration, and refuses those that somebody else could have written.
+
+Owns which files belong together (the main file, then `*.toml` of its drop-in folder in order of name), their decoding
+and TOML syntax. Must never write. Calls tomllib only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from accelerd.config.problems import Problem
+
+_LARGEST: Final = 4 << 20  # bytes: a larger file is a mistake
+_AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file: its text, or why it cannot be used."""
+
+    name: str  # for people: relative to the main file's folder
+    path: Path
+    text: str | None
+    problem: Problem | None = None
+
+
+def dropin_dir(config_file: Path) -> Path:
+    """accelerd.toml → accelerd.toml.d"""
+    return config_file.with_name(config_file.name + ".d")
+
+
+def read(config_file: Path) -> list[Source]:
+    """Every file of the configuration in order; none at all when neither file nor folder exists."""
+    folder = dropin_dir(config_file)
+    sources = []
+    for directory, name in ((config_file.parent, str(config_file.parent)), (folder, folder.name)):
+        problem = _directory_problem(directory, name)
+        if problem:
+            sources.append(Source(name, directory, None, problem))
+    if _exists(config_file):
+        sources.append(_read_file(config_file, config_file.name))
+    try:
+        names = sorted(entry for entry in os.listdir(folder) if entry.endswith(".toml") and entry[0] != ".")
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        names = []
+        text = f"cannot read the folder: {error.strerror}"
+        sources.append(Source(folder.name, folder, None, Problem(folder.name, None, "", text)))
+    sources += [_read_file(folder / name, f"{folder.name}/{name}") for name in names]
+    return sources
+
+
+def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
+    """The file's nested tables, or the place where it stops being TOML."""
+    if source.text is None:
+        return None, source.problem
+    try:
+        return tomllib.loads(source.text), None
+    except RecursionError:
+        return None, Problem(source.name, None, "", "invalid TOML: nested too deeply")
+    except ValueError as error:  # TOMLDecodeError, and ValueError of its own for numbers out of range
+        message = str(error)
+        place = _AT.search(message)
+        if place is None:
+            return None, Problem(source.name, None, "", f"invalid TOML: {_lower(message)}")
+        message = _lower(message[: place.start()])
+        if place[1] is None:
+            line = source.text.rstrip("\n").count("\n") + 1
+            return None, Problem(source.name, line, "", f"invalid TOML: {message} at the end of the file")
+        return None, Problem(source.name, int(place[1]), "", f"invalid TOML: {message}", column=int(place[2]))
+
+
+def trust_problem(status: os.stat_result, path: str, uid: int, gid: int) -> str | None:
+    """Why somebody other than user `uid` (primary group `gid`) or root may have written the file, with the remedy."""
+    if status.st_uid not in (uid, 0):
+        return f"belongs to user {status.st_uid}, not to you; run: sudo chown {uid} {_quoted(path)}"
+    sticky_folder = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if status.st_mode & stat.S_IWOTH and not sticky_folder:
+        return f"can be written by everybody; run: chmod o-w {_quoted(path)}"
+    # A group of one's own (Debian's and Fedora's default, with umask 002) is no stranger.
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (gid, 0) and not sticky_folder:
+        return f"can be written by group {status.st_gid}; run: chmod g-w {_quoted(path)}"
+    return None
+
+
+def _directory_problem(directory: Path, name: str) -> Problem | None:
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None  # missing is fine, and what cannot be entered is reported with the file
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    reason = trust_problem(status, str(directory), os.geteuid(), os.getegid())
+    return Problem(name, None, "", f"the folder {reason}") if reason else None
+
+
+def _exists(path: Path) -> bool:
+    """False only when it is certain: an unreadable folder must not pass for an empty configuration."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # reading it will say what is wrong
+    return True
+
+
+def _read_file(path: Path, name: str) -> Source:
+    def refused(reason: str, line: int | None = None) -> Source:
+        return Source(name, path, None, Problem(name, line, "", reason))
+
+    try:
+        # O_NONBLOCK: a FIFO must not stop the daemon.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                return refused("expected a file, found a folder")
+            if not stat.S_ISREG(status.st_mode):
+                return refused("expected a regular file")
+            reason = trust_problem(status, str(path), os.geteuid(), os.getegid())
+            if reason:
+                return refused(f"the file {reason}")
+            data = file.read(_LARGEST + 1)
+    except IsADirectoryError:
+        return refused("expected a file, found a folder")
+    except OSError as error:
+        return refused(f"cannot read the file: {error.strerror}")
+    if len(data) > _LARGEST:
+        return refused(f"larger than {_LARGEST >> 20} MiB: not a configuration file")
+    try:
+        return Source(name, path, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return refused(f"not UTF-8: cannot decode byte 0x{data[error.start]:02x}", line)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _quoted(path: str) -> str:
+    from shlex import quote  # here, because it is only needed for mistakes
+
+    return quote(path)

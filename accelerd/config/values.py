@@ -1,0 +1,146 @@
+"""The types of values in the user's TOML: what is written, how it is checked, what the program gets.
+
+Each is an Annotated type for msgspec. `Meta.extra` carries what msgspec has no word for: `expects` completes
+"expected …" in messages, `parse` turns the written value into the program's unit and `show` back, `path` marks file
+names and `secret` hides the value. Pure; knows no key and no table.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta
+
+from accelerd.config import units
+
+Parse = Callable[[Any], Any]  # raises ValueError with the text that completes "expected …"
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+NAME: Final = "a name of at most 128 letters, digits and . _ : / - (first a letter or digit; no '..' between slashes)"
+_NAME: Final = re.compile(NAME_PATTERN[:-1] + r"\Z")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])\Z")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+_MODEL_ID: Final = re.compile(r"[A-Za-z0-9][\x21-\x7e]{0,511}\Z")
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_DURATION_JSON: Final = r"^\s*[0-9.]+\s*((ms|s|sec|m|min|h|d)(\s*[0-9.]+\s*(ms|s|sec|m|min|h|d))*)?\s*$"
+_SIZE_JSON: Final = r"^\s*[0-9.]+\s*([KMGTPkmgtp]([iI]?[bB])?|[bB])?\s*$"
+
+
+def check_name(value: str) -> str:
+    """A model's name or alias, or ValueError. The grammar keeps it safe in headers, logs, paths and argv."""
+    if not _NAME.match(value) or ".." in value.split("/"):
+        raise ValueError(NAME)
+    return value
+
+
+def _at_least(least: float, parse: Parse, expects: str) -> Parse:
+    def checked(value: Any) -> Any:
+        parsed = parse(value)
+        if parsed < least:
+            raise ValueError(expects)
+        return parsed
+
+    return checked
+
+
+def _matching(pattern: re.Pattern[str], expects: str) -> Parse:
+    def checked(value: str) -> str:
+        if not pattern.match(value):
+            raise ValueError(expects)
+        return value
+
+    return checked
+
+
+def _or(word: str, parse: Parse) -> Parse:
+    return lambda value: None if value == word else parse(value)
+
+
+def _or_none(word: str, show: Parse) -> Parse:
+    return lambda value: word if value is None else show(value)
+
+
+def _lower(parse: Parse) -> Parse:
+    return lambda value: parse(value).lower()
+
+
+def _one_line(value: str) -> str:
+    if not value or _CONTROL.search(value):
+        raise ValueError("a text without control characters, not empty")
+    return value
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a string without NUL characters")
+    return value
+
+
+def _on_off(value: bool | str) -> str:
+    return value if isinstance(value, str) else ("on" if value else "off")
+
+
+def _type(expects: str, parse: Parse, json_pattern: str | None = None, **extra: Any) -> Meta:
+    schema = {"pattern": json_pattern} if json_pattern else None
+    return Meta(extra={"expects": expects, "parse": parse, **extra}, extra_json_schema=schema)
+
+
+_MILLISECOND = 0.001
+_DURATION = f"{units.DURATION}; longer than zero"
+_DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
+_BODY = f"{units.SIZE}; at least 1KiB"
+_MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
+_HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
+_ORIGINS = 'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")'
+_MODEL = 'the engine\'s own id of a model, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", without spaces'
+_ENV = "a variable's name of letters, digits and _"
+
+Duration = Annotated[
+    int | float | str,
+    _type(
+        _DURATION,
+        _at_least(_MILLISECOND, units.parse_duration, _DURATION),
+        _DURATION_JSON,
+        show=units.format_duration,
+    ),
+]
+DurationOrZero = Annotated[
+    int | float | str,
+    _type(units.DURATION, units.parse_duration, _DURATION_JSON, show=units.format_duration),
+]
+DurationOrNever = Annotated[
+    int | float | str,
+    _type(
+        _DURATION_NEVER,
+        _or("never", _at_least(_MILLISECOND, units.parse_duration, _DURATION_NEVER)),
+        f"^never$|{_DURATION_JSON}",
+        show=_or_none("never", units.format_duration),
+    ),
+]
+BodySize = Annotated[
+    int | str, _type(_BODY, _at_least(1 << 10, units.parse_size, _BODY), _SIZE_JSON, show=units.format_size)
+]
+MemoryOrAuto = Annotated[
+    int | str,
+    _type(
+        _MEMORY,
+        _or("auto", _at_least(1 << 20, units.parse_size, _MEMORY)),
+        f"^auto$|{_SIZE_JSON}",
+        show=_or_none("auto", units.format_size),
+    ),
+]
+FilePath = Annotated[str, _type("the path of a file", _one_line, path="file")]
+Program = Annotated[str, _type("a program's name or path", _one_line, path="program")]
+Name = Annotated[str, _type(NAME, check_name, NAME_PATTERN)]
+Address = Annotated[str, _type(units.ADDRESS, units.parse_address)]
+Host = Annotated[str, _type(_HOSTS, _lower(_matching(_HOST, _HOSTS)))]
+WebOrigin = Annotated[str, _type(_ORIGINS, _matching(_ORIGIN, _ORIGINS))]
+ModelId = Annotated[str, _type(_MODEL, _matching(_MODEL_ID, _MODEL))]
+Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
+EnvName = Annotated[str, _type(_ENV, _matching(_ENV_NAME, _ENV), r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
+Line = Annotated[str, _type("a text on one line", _one_line)]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]
+Layers = Annotated[int, Meta(ge=0, le=10_000)] | Literal["all", "auto"]

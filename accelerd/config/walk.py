@@ -1,0 +1,143 @@
+"""Holds one parsed file against the schema and collects every mistake in it.
+
+Turns nested tables into flat entries {path: value in the program's unit}, each with its file and line. Judges one key
+at a time: what needs several keys or files is rules.py. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from accelerd.config import hints, shape
+from accelerd.config.positions import KeyPath
+from accelerd.config.problems import Problem, key_text, kind_text, value_text
+from accelerd.config.shape import Node
+
+
+class _Mark:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+TABLE: Final = _Mark("TABLE")  # the entry of a table itself: it exists, maybe empty
+INVALID: Final = _Mark("INVALID")  # the key was written but its value is wrong: already reported
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key's value in the program's unit, and where it was written."""
+
+    value: Any
+    file: str
+    line: int | None
+    items: tuple[tuple[Any, int | None], ...] = ()  # an array's elements with their lines; INVALID ones too
+
+    @property
+    def usable(self) -> bool:
+        return self.value is not TABLE and self.value is not INVALID
+
+
+Entries = dict[KeyPath, Entry]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What paths in the file are relative to."""
+
+    home: str
+    directory: str
+
+    def expand(self, value: str) -> str:
+        """An absolute path; ValueError for another user's home."""
+        if value == "~" or value.startswith("~/"):
+            return self.home + value[1:]
+        if value.startswith("~"):
+            raise ValueError('an absolute path, or one that begins with "~/"')
+        return value if value.startswith("/") else f"{self.directory}/{value.removeprefix('./')}"
+
+
+class Walker:
+    """One file on its way from nested tables to flat entries."""
+
+    def __init__(self, file: str, lines: Mapping[KeyPath, int], base: Base) -> None:
+        self.entries: Entries = {}
+        self.problems: list[Problem] = []
+        self._file = file
+        self._lines = lines
+        self._base = base
+
+    def walk(self, tree: dict[str, Any]) -> None:
+        """Fill `entries` and `problems` from what tomllib read."""
+        self._visit(shape.document(), tree, ())
+
+    def _visit(self, node: Node, value: Any, path: KeyPath) -> None:
+        if isinstance(value, dict) and node.table is not None:
+            self._put(path, TABLE)
+            for key, child in value.items():
+                if key in node.table:
+                    self._visit(node.table[key], child, (*path, key))
+                else:
+                    self._unknown(path, key, list(node.table))
+        elif isinstance(value, dict) and node.names is not None:
+            self._put(path, TABLE)
+            for key, child in value.items():
+                self._leaf(node.names[0], key, (*path, key))
+                self._visit(node.names[1], child, (*path, key))
+        elif isinstance(value, list) and node.item is not None:
+            values = [self._leaf(node.item, child, (*path, index)) for index, child in enumerate(value)]
+            items = tuple((item, self._line((*path, index))) for index, item in enumerate(values))
+            self._put(path, INVALID if INVALID in values else tuple(values), items)
+        elif node.leaf:
+            result = self._leaf(node, value, path)
+            # A plain value where a table may stand is short for all keys of the table.
+            for place in [(*path, key) for key in node.table] if node.table else [path]:
+                self._put(place, result, line=self._line(path))
+        else:
+            self._put(path, INVALID)
+            self._report(path, f"expected {node.expects}, got {_got(value, node)}")
+
+    def _leaf(self, node: Node, value: Any, path: KeyPath) -> Any:
+        """The value in the program's unit, or INVALID after a report."""
+        try:
+            result = msgspec.convert(value, node.type)
+        except msgspec.ValidationError:
+            self._report(path, f"expected {node.expects}, got {_got(value, node)}")
+            return INVALID
+        try:
+            if node.parse is not None:
+                result = node.parse(result)
+            if node.path == "file" or (node.path == "program" and ("/" in result or result.startswith("~"))):
+                result = self._base.expand(result)
+        except ValueError as error:
+            self._report(path, f"expected {error}, got {_got(value, node)}")
+            return INVALID
+        return result
+
+    def _unknown(self, path: KeyPath, key: str, known: list[str]) -> None:
+        suffix = hints.hint(key, known, shape.homes())
+        what = "section" if not path else "key"
+        self._report((*path, key), f"unknown {what}{suffix}")
+
+    def _put(
+        self, path: KeyPath, value: Any, items: tuple[tuple[Any, int | None], ...] = (), line: int | None = None
+    ) -> None:
+        self.entries[path] = Entry(value, self._file, line or self._line(path), items)
+
+    def _line(self, path: KeyPath) -> int | None:
+        while path and path not in self._lines:
+            path = path[:-1]
+        return self._lines.get(path)
+
+    def _report(self, path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(self._file, self._line(path), key_text(path), message))
+
+
+def _got(value: Any, node: Node) -> str:
+    return kind_text(value) if node.secret else value_text(value)

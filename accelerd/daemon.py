@@ -1,0 +1,254 @@
+"""The daemon's own life: begin, reload, end, in the right order. Is given everything it works with by app.py.
+
+Decides nothing about models; holds the configuration in force and applies a new one as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from accelerd import __version__, names
+from accelerd.chronicle import status_line
+from accelerd.config import Config, ConfigErrors, Problem, check, diff
+from accelerd.engines.base import Engine
+from accelerd.errors import AccelError
+from accelerd.gateway.access import read_keys
+from accelerd.gateway.gateway import Gateway
+from accelerd.gateway.listeners import Listeners
+from accelerd.insight import Insight
+from accelerd.ports import Clock, Roots
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.service import Scheduler
+from accelerd.supervise.plain import PlainSupervisor
+from accelerd.system.activation import describe
+from accelerd.system.notify import Notifier, Watchdog
+from accelerd.system.records import NOTICE, event
+from accelerd.system.state import StateStore
+
+log = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.8  # of the machine's, for all models, unless scheduler.memory says otherwise
+STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
+
+
+def limits_of(config: Config) -> Limits:
+    """What all models share, from the configuration or from the machine."""
+    settings = config.scheduler
+    if settings.memory is not None:
+        return Limits(settings.memory, "scheduler.memory", settings.max_loaded)
+    total = psutil.virtual_memory().total
+    return Limits(int(total * SHARE_OF_MEMORY), f"{SHARE_OF_MEMORY:.0%} of the machine's memory", settings.max_loaded)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a daemon is made of."""
+
+    roots: Roots
+    clock: Clock
+    notifier: Notifier
+    watchdog: Watchdog
+    state: StateStore
+    engines: dict[str, Engine]
+    scheduler: Scheduler
+    supervisor: PlainSupervisor
+    insight: Insight
+    gateway: Gateway
+    listeners: Listeners
+    tcp: Sequence[socket.socket]
+    unix: Sequence[socket.socket]
+
+
+class Daemon:
+    """One accelerd."""
+
+    def __init__(self, parts: Parts, config: Config, problems: list[Problem], llama_server: Any) -> None:
+        """`llama_server(settings)` makes the engine anew when its settings change."""
+        self._parts = parts
+        self._llama_server = llama_server
+        self._config, self._problems = config, problems
+        self._began = parts.clock.monotonic()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()  # told to stop a second time
+        self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
+        self._listening: list[str] = []
+
+    async def run(self) -> None:
+        """Serve until told to stop, then end what runs."""
+        await self._begin()
+        try:
+            await self._live()
+        finally:
+            await self._end()
+
+    # --- begin ------------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        parts = self._parts
+        loop = asyncio.get_running_loop()
+        self._apply(self._config, read_keys_of(self._config))
+        await parts.supervisor.sweep_leftovers()
+        await parts.listeners.open(parts.tcp, parts.unix)
+        self._listening = [describe(sock) for sock in parts.tcp]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        gc.collect()
+        gc.freeze()  # what exists now stays: later collections need not look at it
+        for problem in self._problems:
+            log.warning("%s", problem)
+        text = f"accelerd {__version__} serves {', '.join(self._listening)}"
+        event(log, NOTICE, text, message_id=names.MSG_STARTED)
+        parts.notifier.ready(self.status())
+        parts.watchdog.register("scheduler", parts.scheduler.is_alive)
+        parts.watchdog.start()
+
+    def _on_stop(self) -> None:
+        if self._stop.is_set():
+            log.warning("told to stop again: killing the models at once")
+            self._hurry.set()
+        self._stop.set()
+
+    def _on_hangup(self) -> None:
+        if self._reloads.empty():  # one that waits will read the newest files too
+            self._reloads.put_nowait(None)
+
+    # --- live -------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """Until told to stop. A background task that fails takes the daemon with it: systemd starts a whole one."""
+        async with asyncio.TaskGroup() as tasks:
+            preload = tasks.create_task(self._preload(), name="preload")
+            reload = tasks.create_task(self._reload_when_asked(), name="reload")
+            self._parts.watchdog.register("reload", lambda: not reload.done())
+            await self._stop.wait()
+            preload.cancel()
+            reload.cancel()
+
+    async def _preload(self) -> None:
+        """Load what shall be there from the start, one after the other, in the order of the configuration."""
+        for spec in list(self._config.models.values()):
+            if not (spec.preload or spec.pin) or spec.name not in self._config.models:
+                continue
+            try:
+                await self._parts.scheduler.load(spec.name, evict=False, reset=False)
+            except AccelError as error:
+                event(log, logging.WARNING, f"cannot preload {spec.name}: {error.message}", model=spec.name)
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the configuration again: names of what changed, by kind. AccelError config_invalid changes nothing."""
+        done: asyncio.Future[dict[str, list[str]]] = asyncio.get_running_loop().create_future()
+        self._reloads.put_nowait(done)
+        return await done
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            asked = await self._reloads.get()
+            self._parts.notifier.reloading()
+            try:
+                changed = await self._reload()
+                if asked is not None and not asked.done():
+                    asked.set_result(changed)
+            except AccelError as error:
+                event(log, logging.ERROR, error.message, message_id=names.MSG_CONFIG_REJECTED)
+                if asked is not None and not asked.done():
+                    asked.set_exception(error)
+            finally:
+                self._parts.notifier.ready(self.status())
+
+    async def _reload(self) -> dict[str, list[str]]:
+        roots = self._parts.roots
+        config, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
+        if config is None:
+            self._problems = problems
+            raise ConfigErrors(problems)
+        keys = await asyncio.to_thread(read_keys_of, config)
+        changes = diff(self._config, config)
+        if "server.listen" in changes.settings:
+            log.warning("server.listen changed: it takes effect when accelerd is restarted")
+        self._parts.engines["llama-server"] = self._llama_server(config.llama_server)
+        self._apply(config, keys, changes.relaunch)
+        self._config, self._problems = config, problems
+        found = changes.as_dict()
+        what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
+        event(log, NOTICE, f"configuration read: {what or 'nothing in it'}", message_id=names.MSG_CONFIG_LOADED)
+        for problem in problems:
+            log.warning("%s", problem)
+        return found
+
+    def _apply(self, config: Config, keys: tuple[bytes, ...], relaunch: Sequence[str] = ()) -> None:
+        parts = self._parts
+        entries = [(spec, *parts.insight.footprint(spec)) for spec in config.models.values()]
+        parts.gateway.configure(config.server, keys)
+        parts.listeners.configure(config.server)
+        parts.scheduler.configure(entries, config.scheduler, limits_of(config), relaunch)
+
+    # --- end --------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        """Accept nothing new, let requests end, stop the models, the youngest first. A second signal hurries it all."""
+        parts = self._parts
+        event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
+        parts.notifier.stopping("stopping: waiting for requests in flight")
+        parts.listeners.stop_accepting()
+        parts.scheduler.shutdown()
+        hurry = asyncio.create_task(self._hurry.wait())
+        await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
+        parts.notifier.status("stopping: ending the models")
+        patience = STOP_MARGIN + max((spec.stop_timeout for spec in self._config.models.values()), default=0.0)
+        if not await self._unless_hurried(parts.scheduler.stop_all(), hurry, patience):
+            parts.supervisor.kill_all()
+        await parts.supervisor.close(STOP_MARGIN)
+        hurry.cancel()
+        await asyncio.gather(hurry, return_exceptions=True)
+        await parts.listeners.close()
+        parts.gateway.close()
+        parts.scheduler.close()
+        await parts.state.close()
+        parts.watchdog.stop()
+
+    async def _unless_hurried(self, work: Any, hurry: asyncio.Task[Any], patience: float | None) -> bool:
+        """Do `work` for at most `patience` seconds or until told to stop again. Was it done to its end?"""
+        task = asyncio.ensure_future(work)
+        await asyncio.wait((task, hurry), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        done = task.done()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return done
+
+    # --- what others may know ---------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """One line for people."""
+        return status_line(self._parts.scheduler.snapshots(), self._parts.scheduler.memory_held())
+
+    def overview(self) -> dict[str, Any]:
+        """The part of `status` that is not about models, see docs/control.md."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": self._parts.clock.monotonic() - self._began,
+            "state": "draining" if self._stop.is_set() else "running",
+            "status": self.status(),
+            "listen": self._listening,
+            "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
+            "degraded": self._parts.insight.degraded,
+        }
+
+
+def read_keys_of(config: Config) -> tuple[bytes, ...]:
+    """The API keys' digests. AccelError config_invalid."""
+    return read_keys(Path(config.server.key_file)) if config.server.key_file else ()

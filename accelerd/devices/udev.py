@@ -1,0 +1,82 @@
+"""The udev database as a list of plain entries: the seam between the inventory and libudev.
+
+Imports pyudev only when it is asked for devices, because libudev may be missing and start-up time counts elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class PciFunction:
+    """The PCI function behind a device."""
+
+    slot: str  # "0000:c1:00.0"
+    driver: str | None
+    vendor: str  # lower case hex, "1002"
+    device: str
+    pci_class: int  # 0x030000 is a VGA controller
+    path: Path  # below /sys
+    names: tuple[str, ...] = field(default=())  # from the hardware database: vendor, model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A device of a subsystem: drm's render nodes, accel's nodes, pci's functions themselves."""
+
+    subsystem: str
+    name: str  # "renderD128"
+    node: str | None
+    driver: str | None  # of the nearest parent that has one
+    path: Path
+    pci: PciFunction | None = None
+
+
+class UdevSource(Protocol):
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        """Every device of the subsystem, in no order. Raises OSError or ImportError when udev cannot be asked."""
+        ...
+
+
+class Pyudev:
+    """The real one."""
+
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        import pyudev
+
+        context = pyudev.Context()
+        return [entry(device) for device in context.list_devices(subsystem=subsystem)]
+
+
+def entry(device: Any) -> Entry:
+    """A pyudev.Device as an Entry; what a device lacks is None."""
+    parent = device if device.subsystem == "pci" else device.find_parent("pci")
+    above = [device, *device.ancestors]
+    return Entry(
+        subsystem=device.subsystem,
+        name=device.sys_name,
+        node=device.device_node,
+        driver=next((d.driver for d in above if d.driver), None),
+        path=Path(device.sys_path),
+        pci=function(parent) if parent is not None else None,
+    )
+
+
+def function(device: Any) -> PciFunction:
+    """A pyudev.Device of the pci subsystem as a PciFunction."""
+    properties = device.properties
+    vendor, _, product = properties.get("PCI_ID", ":").lower().partition(":")
+    names = (properties.get(key) for key in ("ID_VENDOR_FROM_DATABASE", "ID_MODEL_FROM_DATABASE"))
+    return PciFunction(
+        slot=properties.get("PCI_SLOT_NAME", device.sys_name),
+        driver=device.driver,
+        vendor=vendor,
+        device=product,
+        pci_class=int(properties.get("PCI_CLASS", "0"), 16),
+        path=Path(device.sys_path),
+        names=tuple(name for name in names if name),
+    )

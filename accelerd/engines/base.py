@@ -1,0 +1,71 @@
+"""What an engine tells the rest of the house: how to start a model, how to know it is ready, how it speaks.
+
+An engine turns a ModelSpec into a LaunchPlan and never spawns, kills or waits. `supervise` runs plans and never decides
+what to run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from accelerd.config.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an engine listens: a unix socket, or a TCP port on 127.0.0.1."""
+
+    unix: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return f"unix:{self.unix}" if self.unix else f"127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One decision on the command line or in the environment, with its reason, for `accelctl explain`."""
+
+    text: str  # as on the command line, "--ctx-size 8192"; an environment variable as "env NAME=value"
+    source: str  # "accelerd.toml:12 models.qwen.context", "profiles.big", "defaults", "built-in"
+    reason: str  # one clause for a person
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything needed to start one instance of a model. The secret is never shown, logged or put in argv."""
+
+    model: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(repr=False)  # the child's whole environment
+    endpoint: Endpoint
+    secret: str = field(repr=False)  # bearer token that only this instance accepts
+    flags: tuple[Flag, ...]
+    warnings: tuple[str, ...] = ()
+    warm_path: str = "/v1/models"  # answers 200 with the secret and 401 with any other, once loaded
+    health_path: str = "/health"
+    probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
+    probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the engine's HTTP behaves, for the gateway. Facts of the engine, not of one model."""
+
+    streams_notice_disconnect: bool = False  # only a streamed request is cancelled promptly when its client goes
+
+
+class Engine(Protocol):
+    """Plans raise AccelError('model_failed', …) with what to do when a model cannot be started as configured."""
+
+    dialect: Dialect
+
+    async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
+        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call."""
+        ...
+
+    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
+        """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""
+        ...

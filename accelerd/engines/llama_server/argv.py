@@ -1,0 +1,245 @@
+"""The command line of one llama-server, from typed settings and what the installed build can do. Pure.
+
+Each setting is written in the words this build knows, with its source and reason beside it. What a build cannot express
+is an error that names it, unless leaving it out changes nothing a person asked for. No value is ever split or
+interpreted: one value is one token.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Endpoint, Flag
+from accelerd.engines.llama_server.extra import check_arguments, check_environment
+from accelerd.engines.llama_server.features import Features, Option
+from accelerd.errors import AccelError
+from accelerd.supervise.base import Cause
+
+BUILT_IN: Final = "built-in"
+EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the physical batch
+
+# setting → its names in this and earlier builds, and what it is for
+PLAIN: Final[tuple[tuple[str, tuple[str, ...], str], ...]] = (
+    ("threads", ("--threads", "-t"), "CPU threads"),
+    ("mmproj", ("--mmproj",), "the model sees images through this projector"),
+    ("chat_template_file", ("--chat-template-file",), "chat template instead of the model's own"),
+)
+SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("temperature", ("--temp", "--temperature")),
+    ("top_p", ("--top-p",)),
+    ("top_k", ("--top-k",)),
+    ("min_p", ("--min-p",)),
+    ("repeat_penalty", ("--repeat-penalty",)),
+    ("presence_penalty", ("--presence-penalty",)),
+    ("frequency_penalty", ("--frequency-penalty",)),
+    ("seed", ("--seed",)),
+    ("max_tokens", ("--predict", "--n-predict", "-n")),
+)
+
+
+@dataclass
+class CommandLine:
+    """A command line in the making."""
+
+    spec: ModelSpec
+    features: Features
+    argv: list[str]
+    flags: list[Flag] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def add(self, *tokens: str, source: str = BUILT_IN, reason: str) -> None:
+        self.argv += tokens
+        self.flags.append(Flag(shlex.join(tokens), source, reason))
+
+    def source(self, key: str) -> str:
+        return str(self.spec.origin(key))
+
+    def option(self, key: str, names: Iterable[str]) -> Option | None:
+        """The option that says `key`; where the build has none of the names, a refusal is noted."""
+        names = tuple(names)
+        option = self.features.find(*names)
+        if option is None:
+            self.refusals.append(f"{key}: it knows no {' or '.join(names)}")
+        return option
+
+    def set(self, key: str, names: tuple[str, ...], value: Any, reason: str) -> None:
+        """`NAME VALUE` for a setting a person wrote; a value the help does not list is refused."""
+        option = self.option(key, names)
+        if option is None:
+            return
+        text = str(value)
+        if option.choices and text not in option.choices:
+            self.refusals.append(f"{key} = {text!r}: it takes {', '.join(option.choices)}")
+            return
+        self.add(self.features.pick(*names) or names[0], text, source=self.source(key), reason=reason)
+
+    def own(self, names: tuple[str, ...], *values: str, reason: str) -> None:
+        """A choice of accelerd's own, left out silently where the build does not know it."""
+        name = self.features.pick(*names)
+        if name:
+            self.add(name, *values, reason=reason)
+
+
+def build(spec: ModelSpec, features: Features, endpoint: Endpoint) -> CommandLine:
+    """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do."""
+    line = CommandLine(spec, features, [features.binary])
+    _model(line)
+    _listen(line, endpoint)
+    _memory(line)
+    _work(line)
+    _sampling(line)
+    if spec.path:
+        line.own(("--offline",), reason="the model is a file: nothing to download")
+    line.own(("--jinja",), reason="chat templates and tool calls as the model's maker wrote them")
+    line.own(("--no-ui", "--no-webui"), reason="accelerd answers the browser itself")
+    if (colors := features.find("--log-colors")) and colors.hint:  # an older one is a switch that turns them on
+        line.add("--log-colors", "off", reason="output goes to the journal")
+    _extra(line)
+    if line.refusals:
+        raise AccelError(
+            "model_failed",
+            f"cannot start {spec.name} as configured with {features.binary} ({features.version}): "
+            + "; ".join(line.refusals),
+            cause=Cause.REFUSED.value,
+        )
+    return line
+
+
+def _model(line: CommandLine) -> None:
+    spec = line.spec
+    if spec.path:
+        line.add("-m", spec.path, source=line.source("path"), reason="the model's file")
+    elif spec.model:
+        line.set("model", ("-hf", "--hf-repo"), spec.model, "downloaded by llama-server into its own cache")
+    line.set("name", ("--alias", "-a"), spec.name, "answers carry the configured name")
+
+
+def _listen(line: CommandLine, endpoint: Endpoint) -> None:
+    if endpoint.unix:
+        line.add(
+            "--host", endpoint.unix, reason="a socket only this user can reach, and no port that anybody could take"
+        )
+    else:
+        line.add("--host", "127.0.0.1", "--port", str(endpoint.port), reason="a port that was free, on loopback only")
+    option = line.features.find("--api-key")
+    if option is None or "LLAMA_API_KEY" not in option.env:
+        line.refusals.append("it does not take its API key from the environment (LLAMA_API_KEY): update llama.cpp")
+
+
+def _memory(line: CommandLine) -> None:
+    spec, features = line.spec, line.features
+    line.own(("--fit",), "off", reason="accelerd plans the memory: nothing is shrunk behind its back")
+    if spec.context is not None:
+        # The server divides its context among the slots, so that each request has what the setting says.
+        total = spec.context * spec.parallel
+        times = f", {spec.parallel} requests at once" if spec.parallel > 1 else ""
+        line.set("context", ("-c", "--ctx-size"), total, f"{spec.context} tokens a request{times}")
+    else:
+        line.warnings.append(
+            "context is not set: llama-server takes the model's whole training context, which may need far more memory"
+            " than the model's file; set context"
+        )
+    line.set("parallel", ("-np", "--parallel"), spec.parallel, "requests run at once")
+    if spec.parallel > 1:
+        line.own(("--no-kv-unified",), reason="every request has its context for itself")
+    if spec.cache_type_k is not None:
+        line.set("cache_type_k", ("--cache-type-k", "-ctk"), spec.cache_type_k, "type of the KV cache's keys")
+    if spec.cache_type_v is not None:
+        line.set("cache_type_v", ("--cache-type-v", "-ctv"), spec.cache_type_v, "type of the KV cache's values")
+        if spec.flash_attention == "off" and spec.cache_type_v not in ("f32", "f16", "bf16"):
+            line.warnings.append(
+                f"cache_type_v = {spec.cache_type_v} needs flash attention, which is off: it may not start"
+            )
+    line.own(("--cache-ram",), "0", reason="no second prompt cache in main memory beside the reserved memory")
+    if spec.mmap is not None:
+        _mmap(line, spec.mmap)
+    if spec.gpu_layers is not None:
+        _gpu_layers(line, spec.gpu_layers)
+    if spec.flash_attention is not None:
+        _flash_attention(line, spec.flash_attention, features.find("--flash-attn", "-fa"))
+
+
+def _mmap(line: CommandLine, wanted: bool) -> None:
+    source = line.source("mmap")
+    reason = "the file is mapped into memory" if wanted else "the weights are read into memory"
+    mode = line.features.find("--load-mode", "-lm")
+    if mode:
+        line.set("mmap", ("-lm", "--load-mode"), "mmap" if wanted else "none", reason)
+    elif wanted and line.features.find("--mmap"):
+        line.add("--mmap", source=source, reason=reason)
+    elif wanted:
+        line.warnings.append("mmap = true is what this build does anyway")
+    elif line.option("mmap", ("--no-mmap",)):
+        line.add("--no-mmap", source=source, reason=reason)
+
+
+def _gpu_layers(line: CommandLine, wanted: int | str) -> None:
+    option = line.option("gpu_layers", ("--n-gpu-layers", "--gpu-layers", "-ngl"))
+    if option is None:
+        return
+    source = line.source("gpu_layers")
+    if isinstance(wanted, int) or f"'{wanted}'" in option.text:
+        line.add("-ngl", str(wanted), source=source, reason="layers on the GPU")
+    elif wanted == "all":
+        line.add("-ngl", "999", source=source, reason="all layers on the GPU: this build takes only numbers")
+    else:
+        line.warnings.append("gpu_layers = auto: this build takes only numbers, its own default is kept")
+
+
+def _flash_attention(line: CommandLine, wanted: str, option: Option | None) -> None:
+    if option is None or option.hint:
+        line.set("flash_attention", ("-fa", "--flash-attn"), wanted, "flash attention")
+    elif wanted == "on":
+        line.add("-fa", source=line.source("flash_attention"), reason="flash attention")
+    elif wanted == "auto":
+        line.warnings.append("flash_attention = auto: this build knows only on and off, it stays off")
+
+
+def _work(line: CommandLine) -> None:
+    spec = line.spec
+    if spec.embeddings and spec.rerank:
+        line.refusals.append("embeddings and rerank: llama-server does one or the other")
+    batch, ubatch = spec.batch, spec.ubatch
+    if (spec.embeddings or spec.rerank) and ubatch is None and spec.context is not None:
+        # An input longer than the physical batch is answered with status 500.
+        size = min(spec.context, EMBEDDING_BATCH_CAP)
+        reason = "a whole input must fit one batch"
+        line.set("context", ("-b", "--batch-size"), max(batch or size, size), reason)
+        line.set("context", ("-ub", "--ubatch-size"), size, reason)
+    else:
+        if batch is not None:
+            line.set("batch", ("-b", "--batch-size"), batch, "tokens of a prompt put in at once")
+        if ubatch is not None:
+            line.set("ubatch", ("-ub", "--ubatch-size"), ubatch, "tokens computed at once")
+    for key, names, reason in PLAIN:
+        value = getattr(spec, key)
+        if value is not None:
+            line.set(key, names, value, reason)
+    for key, names, reason in (
+        ("embeddings", ("--embeddings", "--embedding"), "serves /v1/embeddings"),
+        ("rerank", ("--rerank", "--reranking"), "serves /v1/rerank"),
+    ):
+        if getattr(spec, key) and line.option(key, names):
+            line.add(line.features.pick(*names) or names[0], source=line.source(key), reason=reason)
+
+
+def _sampling(line: CommandLine) -> None:
+    for key, names in SAMPLING:
+        value = getattr(line.spec.sampling, key)
+        if value is not None:
+            line.set(f"sampling.{key}", names, value, "where a request does not say")
+
+
+def _extra(line: CommandLine) -> None:
+    spec = line.spec
+    refusals, warnings = check_arguments(spec.extra_args, line.features)
+    refusals += check_environment(tuple(name for name, _ in spec.env), line.features)
+    line.refusals += refusals
+    line.warnings += warnings
+    if spec.extra_args:
+        line.add(*spec.extra_args, source=line.source("extra_args"), reason="as written, after everything else")

@@ -1,0 +1,130 @@
+"""The llama-server engine: turns a model of the configuration into a plan to start it.
+
+Owns the order of the checks (program, model, features, command line) and the choice of the endpoint. Starts nothing but
+the program's own `--help`; never spawns, stops or asks a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from accelerd import names
+from accelerd.config.model import LlamaServerSettings, ModelSpec
+from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan
+from accelerd.engines.llama_server import argv, environment, files
+from accelerd.engines.llama_server.features import FeatureReader, Features
+
+MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
+PROBES: Final = {
+    "generate": ("/v1/completions", b'{"prompt": " ", "max_tokens": 1}'),
+    "embeddings": ("/v1/embeddings", b'{"input": " "}'),
+    "rerank": ("/v1/rerank", b'{"query": " ", "documents": [" "]}'),
+}
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago; whoever listens there must still be proved to be ours."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def new_token() -> str:
+    """256 random bits; letters and digits only, since the server reads a list separated by commas."""
+    return secrets.token_hex(32)
+
+
+class LlamaServer(Engine):
+    """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
+
+    dialect = Dialect(streams_notice_disconnect=True)
+
+    def __init__(
+        self,
+        settings: LlamaServerSettings,
+        *,
+        environ: Mapping[str, str] | None = None,
+        cache: Path | None = None,
+        search: Sequence[Path] = (),
+        port: Callable[[], int] = free_port,
+        token: Callable[[], str] = new_token,
+        which: files.Which = files.system_which,
+        features: FeatureReader | None = None,
+    ) -> None:
+        """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
+        self._settings = settings
+        self._environ = dict(os.environ if environ is None else environ)
+        self._search = tuple(search)
+        self._port = port
+        self._token = token
+        self._which = which
+        self._features = features or FeatureReader(cache)
+
+    async def features(self, spec: ModelSpec) -> Features:
+        """What the build that this model would use can do. Raises AccelError('model_failed')."""
+        binary = await asyncio.to_thread(
+            files.find_binary, spec.binary or self._settings.binary, self._environ, self._search, self._which
+        )
+        found = await self._features.read(binary, environment.for_help(self._environ, spec))
+        return replace(found, binary=binary)  # as it was named: a symlink may be what tells versions apart
+
+    async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
+        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call."""
+        features = await self.features(spec)
+        await asyncio.to_thread(files.check_files, spec)
+        endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
+        line = argv.build(spec, features, endpoint)
+        secret = self._token()
+        env, env_flags = environment.for_server(self._environ, spec, secret)
+        probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
+        return LaunchPlan(
+            model=spec.name,
+            argv=tuple(line.argv),
+            env=env,
+            endpoint=endpoint,
+            secret=secret,
+            flags=(*line.flags, *env_flags),
+            warnings=(*([warning] if warning else []), *line.warnings),
+            probe_path=probe_path,
+            probe_body=probe_body,
+        )
+
+    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
+        """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""
+        return files.footprint(spec)
+
+    def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
+        """Where the server shall listen; a warning where it cannot be what the settings say."""
+        wanted = self._settings.transport
+        if wanted == "tcp":
+            return Endpoint(port=self._port()), None
+        path = self._socket_path(spec.name, runtime)
+        why = None
+        host = features.find("--host")
+        if host is None or not re.search(r"\bunix\b", host.text, re.IGNORECASE):
+            why = "this build knows no unix sockets"
+        elif path is None or "," in path:  # --host takes a list separated by commas
+            why = f"{runtime} is no place for a socket that --host can name"
+        if why or path is None:
+            return Endpoint(port=self._port()), f"transport = unix: {why}; TCP is used" if wanted == "unix" else None
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return Endpoint(unix=path), None
+
+    @staticmethod
+    def _socket_path(model: str, runtime: Path) -> str | None:
+        """A name never used before: a left-over file would stop the server. None: the directory's name is too long."""
+        folder = os.fspath(runtime / names.INSTANCE_DIR)
+        unique = f"-{secrets.token_hex(4)}.sock"
+        room = MAX_SOCKET_PATH - len(os.fsencode(folder)) - 1 - len(unique)
+        if room < 1:
+            return None
+        readable = re.sub(r"[^A-Za-z0-9.-]", "-", model)[: min(room, 32)]
+        return f"{folder}/{readable}{unique}"

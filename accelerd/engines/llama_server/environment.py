@@ -1,0 +1,58 @@
+"""The environment of a llama-server: a short list of what it inherits, then what the configuration says, then the key.
+
+Nothing else passes: no LLAMA_ARG_… (nearly every flag can be set so), no LD_PRELOAD or other variable that loads code,
+no token of another program. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Flag
+
+KEY_VARIABLE: Final = "LLAMA_API_KEY"
+
+BASIC: Final = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
+)  # fmt: skip
+# Which devices the drivers show. Single names, never families: CUDA_INJECTION64_PATH and HSA_TOOLS_LIB load code.
+DEVICES: Final = (
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL",
+    "HSA_OVERRIDE_GFX_VERSION", "GGML_VK_VISIBLE_DEVICES", "MESA_VK_DEVICE_SELECT", "ONEAPI_DEVICE_SELECTOR",
+    "ZE_AFFINITY_MASK", "ZES_ENABLE_SYSMAN",
+)  # fmt: skip
+# Only for a model that llama-server downloads itself.
+DOWNLOAD: Final = (
+    "LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "http_proxy",
+    "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+
+
+def inherited(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
+    """What a child takes over from accelerd's own environment."""
+    names = (*BASIC, *DEVICES, *(DOWNLOAD if spec.model else ()))
+    kept = {name: environ[name] for name in names if name in environ}
+    kept.update({name: value for name, value in environ.items() if name.startswith("LC_")})
+    return kept
+
+
+def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
+    """For `--help`: what the program needs to start, but no setting of its own, which it would check first."""
+    given = {name: value for name, value in spec.env if not name.startswith(("LLAMA_", "HF_"))}
+    return {**inherited(environ, spec), **given}
+
+
+def for_server(environ: Mapping[str, str], spec: ModelSpec, secret: str) -> tuple[dict[str, str], list[Flag]]:
+    """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown."""
+    base = inherited(environ, spec)
+    flags = [
+        Flag(f"env {name}={base[name]}", "accelerd's environment", "which devices the driver shows")
+        for name in DEVICES
+        if name in base
+    ]
+    source = str(spec.origin("env"))
+    flags += [Flag(f"env {name}=…", source, "as written; values are not shown") for name, _ in spec.env]
+    flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", "a key of this start only: nobody else is answered"))
+    return {**base, **dict(spec.env), KEY_VARIABLE: secret}, flags

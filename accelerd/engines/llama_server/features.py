@@ -1,0 +1,302 @@
+"""What an installed llama-server can do, read from its own `--help`; flags come and go between builds.
+
+Runs `--help` and `--version` once for each file (path, size, time, inode), bounded in time and output, and remembers
+the answer in memory and on disk. Never decides by build numbers: packagers set them as they like. Starts nothing but
+these two commands; may be called from several plans at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from accelerd.errors import AccelError
+from accelerd.supervise.base import Cause
+
+log = logging.getLogger(__name__)
+
+HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
+MAX_OUTPUT: Final = 1 << 20  # bytes kept of each stream; this year's help has 59 kB
+CACHE_FORMAT: Final = 1
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One entry of the help text."""
+
+    names: tuple[str, ...]
+    hint: str = ""  # the placeholder of its value, "N"; "": takes none
+    choices: tuple[str, ...] = ()  # values the help lists, where it lists them
+    env: tuple[str, ...] = ()
+    text: str = ""
+
+    @property
+    def removed(self) -> bool:
+        """Still listed, but only to tell what replaced it."""
+        return "argument has been removed" in self.text
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which file it was that printed the help."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """The options of one build, by every name they have."""
+
+    binary: str
+    version: str
+    options: Mapping[str, Option]
+
+    def find(self, *names: str) -> Option | None:
+        """The first of the options that this build still has."""
+        for name in names:
+            option = self.options.get(name)
+            if option is not None and not option.removed:
+                return option
+        return None
+
+    def pick(self, *names: str) -> str | None:
+        """The first of the names that this build knows."""
+        return next((name for name in names if self.find(name)), None)
+
+    def by_env(self, variable: str) -> Option | None:
+        return next((o for o in self.options.values() if variable in o.env), None)
+
+
+class Saved(msgspec.Struct):
+    """One file of the cache on disk."""
+
+    format: int
+    identity: Identity
+    version: str
+    options: list[Option]
+
+
+def parse_help(text: str) -> list[Option]:
+    """The options of a help text, of this year's layout or the older indented one; lines that are none are skipped."""
+    options: list[Option] = []
+    head: tuple[tuple[str, ...], str] | None = None
+    body: list[str] = []
+
+    def close() -> None:
+        if head is not None:
+            options.append(_option(head[0], head[1], body))
+
+    for line in text.splitlines():
+        parsed = _head(line)
+        if parsed:
+            close()
+            names, hint, rest = parsed
+            head, body = (names, hint), [rest]
+        elif line.startswith(" " * 12):
+            body.append(line.strip())
+        elif line.strip():  # a section's title, or what a driver had to say
+            close()
+            head = None
+    close()
+    return options
+
+
+_NAME = re.compile(r"--?[A-Za-z][\w.-]*(?=[\s,]|$)")
+
+
+def _head(line: str) -> tuple[tuple[str, ...], str, str] | None:
+    """`-c,    --ctx-size N     size of …` as names, hint and the beginning of the description."""
+    text = line.lstrip(" ")
+    if len(line) - len(text) > 8 or not _NAME.match(text):
+        return None
+    names: list[str] = []
+    hint = ""
+    while match := _NAME.match(text):
+        names.append(match[0])
+        text = text[match.end() :]
+        value = re.match(r" (\S.*?)(?=\s{2,}|,\s+-|$)", text)  # one blank: a value; more: the description
+        if value:
+            hint = value[1]
+            text = text[value.end() :]
+        if not (comma := re.match(r",\s+(?=-)", text)):
+            break
+        text = text[comma.end() :]
+    return tuple(names), hint, text.strip()
+
+
+def _option(names: tuple[str, ...], hint: str, body: list[str]) -> Option:
+    text = " ".join(part for part in body if part)
+    env = tuple(re.findall(r"\(env: (\w+)\)", text))
+    return Option(names=names, hint=hint, choices=tuple(_choices(hint, body, text)), env=env, text=text[:1000])
+
+
+def _choices(hint: str, body: list[str], text: str) -> Iterator[str]:
+    if match := re.fullmatch(r"\{([\w.+-]+(?:,[\w.+-]+)+)\}|[\[<]([\w.+-]+(?:\|[\w.+-]+)+)[\]>]", hint):
+        yield from re.split(r"[|,]", match[1] or match[2])
+    elif match := re.search(r"allowed values: ([\w.+-]+(?:, ?[\w.+-]+)*)", text):
+        yield from re.split(r", ?", match[1])
+    else:
+        yield from (m[1] for line in body if (m := re.match(r"- ([\w.+-]+)(?: \(default\))?:", line)))
+
+
+class FeatureReader:
+    """Reads and remembers the features of binaries. `cache` is a directory; None: nothing is kept on disk."""
+
+    def __init__(self, cache: Path | None, timeout: float = HELP_TIMEOUT) -> None:
+        self._cache = cache
+        self._timeout = timeout
+        self._known: dict[str, tuple[Identity, Features]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def read(self, binary: str, env: Mapping[str, str]) -> Features:
+        """The features of this executable, run in this environment when it is not known yet.
+
+        Raises AccelError('model_failed') when it does not print a help text.
+        """
+        identity, script = await asyncio.to_thread(_identify, binary)
+        # Two plans at once run one --help. A lock and no shared task: a cancelled caller takes nobody with it.
+        async with self._locks.setdefault(identity.path, asyncio.Lock()):
+            known = self._known.get(identity.path)
+            if known and known[0] == identity:
+                return known[1]
+            # What a wrapper script starts may change while the script stays: it is asked again by each daemon.
+            file = None if script or self._cache is None else self._cache / _cache_name(identity)
+            saved = await asyncio.to_thread(_load, file, identity) if file else None
+            if saved is None:
+                saved = await self._ask(identity, env)
+                if file:
+                    await asyncio.to_thread(_save, file, saved)
+            features = Features(identity.path, saved.version, {n: o for o in saved.options for n in o.names})
+            self._known[identity.path] = (identity, features)
+            return features
+
+    async def _ask(self, identity: Identity, env: Mapping[str, str]) -> Saved:
+        status, out, err = await self._run(identity.path, "--help", env)
+        options = parse_help(out) or parse_help(err)
+        if not options:
+            said = (err or out).strip().splitlines()
+            raise AccelError(
+                "model_failed",
+                f"cannot use {identity.path}: its --help printed no options (status {status}"
+                + (f", last line: {said[-1][:200]!r}" if said else "")
+                + "); is it a llama-server?",
+                cause=Cause.NO_PROGRAM.value,
+            )
+        _, version_out, version_err = await self._run(identity.path, "--version", env)
+        match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
+        return Saved(CACHE_FORMAT, identity, match[1].strip() if match else "unknown version", options)
+
+    async def _run(self, path: str, flag: str, env: Mapping[str, str]) -> tuple[int | None, str, str]:
+        """Exit status and the two outputs. On a timeout or when cancelled the process group is killed."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                path,
+                flag,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(env),
+                start_new_session=True,
+            )
+        except OSError as e:
+            raise AccelError(
+                "model_failed", f"cannot run {path}: {e.strerror or e}", cause=Cause.NO_PROGRAM.value
+            ) from e
+        assert process.stdout
+        assert process.stderr
+        finished = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                out, err, status = await asyncio.gather(
+                    _bounded(process.stdout), _bounded(process.stderr), process.wait()
+                )
+            finished = True
+        except TimeoutError:
+            raise AccelError(
+                "model_failed",
+                f"cannot use {path}: {flag} did not finish within {self._timeout:g} s",
+                cause=Cause.NO_PROGRAM.value,
+            ) from None
+        finally:
+            if not finished:
+                await _kill(process)
+        return status, out, err
+
+
+async def _bounded(stream: asyncio.StreamReader) -> str:
+    """All of a stream is read, so that its writer can end; the first MAX_OUTPUT bytes are kept."""
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: MAX_OUTPUT - len(kept)]
+    return kept.decode("utf-8", "replace")
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the whole group and reap the leader; a wrapper's child that still holds the pipes goes too."""
+    assert process.stdout
+    assert process.stderr
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        log.debug("process group %d was gone already", process.pid)
+    await process.wait()
+    try:
+        async with asyncio.timeout(1):  # a child that left the group may hold the pipes for ever
+            await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+    except TimeoutError:
+        log.warning("a process started by %d left its group and still holds its output", process.pid)
+
+
+def _identify(binary: str) -> tuple[Identity, bool]:
+    """Which file this is, and whether it is a script."""
+    try:
+        path = os.path.realpath(binary)
+        with open(path, "rb") as f:
+            stat = os.fstat(f.fileno())
+            script = f.read(2) == b"#!"
+    except OSError as e:
+        raise AccelError("model_failed", f"cannot read {binary}: {e.strerror}", cause=Cause.NO_PROGRAM.value) from e
+    return Identity(path, stat.st_size, stat.st_mtime_ns, stat.st_ino), script
+
+
+def _cache_name(identity: Identity) -> str:
+    return f"llama-server-{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:16]}.json"
+
+
+def _load(file: Path, identity: Identity) -> Saved | None:
+    """What the file says of exactly this binary; anything else counts as nothing."""
+    try:
+        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+        log.warning("cannot use the cache %s, it is made anew: %s", file, e)
+        return None
+    return saved if saved.format == CACHE_FORMAT and saved.identity == identity and saved.options else None
+
+
+def _save(file: Path, saved: Saved) -> None:
+    """Old or new, never half. Only a convenience: a full or read-only disk is logged, not raised."""
+    temporary = None
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as f:
+            temporary = f.name
+            f.write(msgspec.json.encode(saved))
+        os.replace(temporary, file)
+    except OSError as e:
+        log.warning("cannot keep the cache %s: %s", file, e)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""A streamed answer put together into the response that a client who did not ask for a stream expects.
+
+Why: llama-server notices at once that the reader of a stream has gone, but not always that the reader of a plain
+response has (while another stream runs it never does, and generates to the end). So with several slots accelerd asks
+for a stream and assembles it. Pure: bytes in, bytes out; tests/gateway holds it against the engine's own plain answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from accelerd.errors import AccelError
+
+Json = dict[str, Any]
+OBJECTS = {"chat.completion.chunk": "chat.completion"}
+
+
+def ask_for_stream(body: bytes) -> bytes:
+    """The request with stream and usage switched on; every other value byte for byte as it was."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["stream"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
+    return msgspec.json.encode(fields)
+
+
+def assemble(stream: bytes) -> tuple[int, bytes]:
+    """HTTP status and JSON body made of a whole SSE stream. AccelError upstream_failed if it is not complete."""
+    whole: Json = {}
+    choices: dict[int, Json] = {}
+    complete = False
+    for line in stream.split(b"\n"):
+        if not line.startswith(b"data:"):
+            continue  # comments, empty lines, event names
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            complete = True
+            continue
+        try:
+            event = msgspec.json.decode(data, type=Json)
+        except msgspec.DecodeError:
+            raise AccelError("upstream_failed", "the engine sent an event that is not JSON") from None
+        if error := event.get("error"):
+            code = error.get("code") if isinstance(error, dict) else None
+            return (code if isinstance(code, int) and 400 <= code < 600 else 500), data
+        try:
+            for choice in event.pop("choices", None) or ():
+                _merge_choice(choices.setdefault(choice["index"], {"finish_reason": None}), choice)
+        except (AttributeError, KeyError, TypeError):
+            raise AccelError("upstream_failed", "the engine sent an event of an unknown shape") from None
+        whole.update(event)
+    if not complete or not choices:
+        raise AccelError("upstream_failed", "the engine ended its answer before it was complete")
+    whole["object"] = OBJECTS.get(whole.get("object", ""), whole.get("object"))
+    body = {"choices": [choices[index] for index in sorted(choices)], **whole}
+    return 200, msgspec.json.encode(body)
+
+
+def _merge_choice(into: Json, choice: Json) -> None:
+    into["index"] = choice["index"]
+    if choice.get("finish_reason") is not None:
+        into["finish_reason"] = choice["finish_reason"]
+    if "delta" in choice:
+        message = into.setdefault("message", {"role": "assistant", "content": ""})
+        _merge_delta(message, choice["delta"])
+    if "text" in choice:
+        into["text"] = into.get("text", "") + choice["text"]
+        into.setdefault("logprobs", None)
+    if logprobs := choice.get("logprobs"):
+        known = into.get("logprobs") or {}
+        into["logprobs"] = {key: [*(known.get(key) or ()), *(values or ())] for key, values in logprobs.items()}
+
+
+def _merge_delta(message: Json, delta: Json) -> None:
+    for key, value in delta.items():
+        if value is None:
+            continue
+        if key == "role":
+            message[key] = value
+        elif key == "tool_calls":
+            for part in value:
+                _merge_tool_call(message.setdefault("tool_calls", []), part)
+        elif isinstance(value, str):
+            message[key] = message.get(key, "") + value
+        else:
+            message[key] = value
+
+
+def _merge_tool_call(calls: list[Json], part: Json) -> None:
+    index = part["index"]
+    while len(calls) <= index:
+        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+    call = calls[index]
+    function = part.get("function", {})
+    for key in ("name", "arguments"):
+        call["function"][key] += function.get(key) or ""
+    for key in ("id", "type"):
+        if part.get(key):
+            call[key] = part[key]

@@ -1,0 +1,278 @@
+"""The control routes of the unix socket, as docs/control.md describes them.
+
+Asks the scheduler like everybody else; reads processes only through Insight. Never served on a TCP port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+import msgspec
+from aiohttp import web
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import LaunchPlan
+from accelerd.errors import AccelError
+from accelerd.gateway.responses import json_response
+from accelerd.names import CONTROL_PREFIX
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
+from accelerd.supervise.base import Exit, Facts
+
+PROGRESS_EVERY = 0.25  # s
+
+
+class Progress(Protocol):
+    @property
+    def line(self) -> str: ...
+    @property
+    def resident(self) -> int | None: ...
+
+
+class Output(Protocol):
+    """What a model's processes printed."""
+
+    def lines(self, last: int | None = None) -> list[str]: ...
+    def follow(self, last: int = 0) -> contextlib.AbstractContextManager[AsyncIterator[str]]: ...
+
+
+class Insight(Protocol):
+    """What the control routes may know of processes."""
+
+    def facts(self, instance: int) -> Facts | None: ...
+    def progress(self, instance: int) -> Progress | None: ...
+    def output(self, model: str) -> Output: ...
+    async def memory(self, instance: int) -> int | None: ...
+    async def plan(self, spec: ModelSpec) -> LaunchPlan:
+        """How the model would be started now. AccelError when it could not."""
+        ...
+
+    def load_seconds(self, spec: ModelSpec) -> float | None: ...
+
+
+class Owner(Protocol):
+    """The daemon, as far as its own control routes need it."""
+
+    def overview(self) -> dict[str, Any]:
+        """The part of `status` that is not about models."""
+        ...
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the configuration again: what changed. AccelError config_invalid."""
+        ...
+
+
+Query = dict[str, str]
+Route = Callable[[web.BaseRequest, Query], Awaitable[web.StreamResponse]]
+
+
+class Control:
+    """Callable as the gateway's control hook: (request, path) → response, or None for paths that are not its own."""
+
+    def __init__(self, scheduler: Scheduler, insight: Insight, owner: Owner) -> None:
+        self._scheduler = scheduler
+        self._insight = insight
+        self._owner = owner
+        self._routes: dict[tuple[str, str], Route] = {
+            ("GET", "/status"): self._status,
+            ("POST", "/load"): self._load,
+            ("POST", "/unload"): self._unload,
+            ("POST", "/reset"): self._reset,
+            ("GET", "/logs"): self._logs,
+            ("GET", "/explain"): self._explain,
+            ("POST", "/reload"): self._reload,
+        }
+
+    async def __call__(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
+        if not path.startswith(CONTROL_PREFIX + "/"):
+            return None
+        _check_peer(request)
+        name = path[len(CONTROL_PREFIX) :]
+        route = self._routes.get((request.method, name))
+        if route is None:
+            if any(known == name for _, known in self._routes):
+                raise AccelError("method_not_allowed", f"{path} does not take {request.method}")
+            raise AccelError("not_found", f"there is no control route {path[:200]!r}")
+        query = parse_qs(request.raw_path.partition("?")[2], keep_blank_values=True)
+        return await route(request, {key: values[-1] for key, values in query.items()})
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def _status(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        models = [await self._model(snapshot) for snapshot in self._scheduler.snapshots()]
+        limits, settings = self._scheduler.limits, self._scheduler.settings
+        overview = self._owner.overview()
+        overview["scheduler"] = {
+            "memory_limit": limits.memory,
+            "memory_source": limits.memory_source,
+            "memory_used": self._scheduler.memory_held(),
+            "max_loaded": limits.max_loaded,
+            "queue": self._scheduler.queued,
+            "max_queue": settings.max_queue,
+        }
+        overview["models"] = models
+        return json_response(overview)
+
+    async def _model(self, snapshot: Snapshot) -> dict[str, Any]:
+        spec, instance = snapshot.spec, snapshot.instance
+        facts = self._insight.facts(instance) if instance is not None else None
+        return {
+            "name": spec.name,
+            "aliases": list(spec.aliases),
+            "engine": spec.engine,
+            "state": snapshot.state,
+            "since": snapshot.since,
+            "reason": snapshot.reason,
+            "pid": facts.pid if facts else None,
+            "leases": snapshot.leases,
+            "queue": snapshot.queue,
+            "idle": snapshot.idle,
+            "idle_timeout": spec.idle_timeout,
+            "pin": spec.pin,
+            "preload": spec.preload,
+            "memory": snapshot.memory,
+            "memory_source": snapshot.memory_source,
+            "memory_used": await self._insight.memory(instance) if instance is not None else None,
+            "device": "cpu" if spec.gpu_layers == 0 else "auto",
+            "retry_in": snapshot.retry_in,
+            "load_seconds": self._insight.load_seconds(spec),
+            "outdated": snapshot.outdated,
+            "error": _failure(snapshot.error),
+        }
+
+    async def _explain(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        snapshot = self._scheduler.snapshot(_model_of(query))
+        facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None
+        plan = facts.plan if facts and facts.plan else await self._insight.plan(snapshot.spec)
+        why_not = self._scheduler.why_not(snapshot.spec.name)
+        answer = {
+            "model": snapshot.spec.name,
+            "state": snapshot.state,
+            "argv": list(plan.argv),
+            "command": shlex.join(plan.argv),
+            "flags": [{"text": f.text, "source": f.source, "reason": f.reason} for f in plan.flags],
+            "warnings": list(plan.warnings),
+            "placement": {
+                "memory": snapshot.memory,
+                "source": snapshot.memory_source,
+                "fits": why_not is None,
+                "reason": why_not or "fits beside what is loaded now",
+            },
+            "history": [
+                {"ago": snapshot.since + (snapshot.history[-1].at - t.at), "from": t.before, "to": t.after,
+                 "reason": t.reason}
+                for t in snapshot.history
+            ],
+        }  # fmt: skip
+        return json_response(answer)
+
+    async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        name = self._scheduler.snapshot(_model_of(query)).spec.name
+        output, last = self._insight.output(name), _number(query, "lines", 50)
+        if query.get("follow", "0") in ("0", ""):
+            text = "".join(line + "\n" for line in output.lines(last=last))
+            return web.Response(text=text, content_type="text/plain", charset="utf-8")
+        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+        await response.prepare(request)
+        with output.follow(last=last) as lines:
+            async for line in lines:
+                await response.write(line.encode() + b"\n")
+        return response
+
+    # --- doing ------------------------------------------------------------------------------------------------
+
+    async def _reset(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        name = _model_of(query)
+        self._scheduler.reset(name)
+        return json_response({"state": self._scheduler.snapshot(name).state})
+
+    async def _reload(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        return json_response(await self._owner.reload())
+
+    async def _load(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        name = self._scheduler.snapshot(_model_of(query)).spec.name
+        return await self._watch(request, name, self._scheduler.load(name), "ready")
+
+    async def _unload(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        name = self._scheduler.snapshot(_model_of(query)).spec.name
+        force = query.get("force", "0") not in ("0", "")
+        return await self._watch(request, name, self._scheduler.unload(name, force=force), "stopped")
+
+    async def _watch(self, request: web.BaseRequest, name: str, work: Awaitable[None], done: str) -> web.StreamResponse:
+        """Run `work` and tell its progress, a JSON object a line. It ends with the client's interest."""
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
+                await response.write(_line(self._progress(name, loop.time() - began)))
+            try:
+                task.result()
+                last: dict[str, Any] = {"event": done, "model": name, "elapsed": loop.time() - began}
+            except AccelError as error:
+                last = {"event": "error", **error.openai()}
+            await response.write(_line(last))
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, AccelError):
+                await task
+        return response
+
+    def _progress(self, name: str, elapsed: float) -> dict[str, Any]:
+        snapshot = self._scheduler.snapshot(name)
+        seen = self._insight.progress(snapshot.instance) if snapshot.instance is not None else None
+        waiting = snapshot.instance is None
+        return {
+            "event": "progress",
+            "state": "queued" if waiting and snapshot.queue else snapshot.state,
+            "elapsed": elapsed,
+            "expected": self._insight.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
+            "memory": seen.resident if seen else None,
+            "memory_expected": snapshot.memory or None,
+            "line": seen.line if seen else "",
+        }
+
+
+def _check_peer(request: web.BaseRequest) -> None:
+    """Only the daemon's own user, and root, may control it."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        raise AccelError("unauthorized", "the client has gone")
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    if uid not in (0, os.getuid()):
+        raise AccelError("unauthorized", "only the user that runs accelerd may control it")
+
+
+def _model_of(query: Query) -> str:
+    try:
+        return query["model"]
+    except KeyError:
+        raise AccelError("bad_request", "the query needs model=NAME", param="model") from None
+
+
+def _number(query: Query, key: str, default: int) -> int:
+    text = query.get(key, str(default))
+    if not text.isdigit() or len(text) > 9:
+        raise AccelError("bad_request", f"{key} must be a number, not {text[:20]!r}", param=key)
+    return int(text)
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
+
+
+def _failure(exit: Exit | None) -> dict[str, Any] | None:
+    return {"message": exit.message, "tail": list(exit.tail)} if exit is not None else None

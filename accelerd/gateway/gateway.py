@@ -1,0 +1,283 @@
+"""The door: takes a request, finds out who and which model, gets a lease, relays. Knows no processes.
+
+Health and model lists are answered from memory. Every answer of accelerd's own is OpenAI-shaped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
+from urllib.parse import unquote
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from accelerd.config.model import ServerSettings
+from accelerd.engines.base import Dialect
+from accelerd.errors import AccelError
+from accelerd.gateway.access import Access
+from accelerd.gateway.assemble import ask_for_stream, assemble
+from accelerd.gateway.connection import ClientConnection
+from accelerd.gateway.peek import DECODERS, Peek, peek
+from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay
+from accelerd.gateway.responses import error_response, json_response
+from accelerd.gateway.sweeper import Sweeper
+from accelerd.gateway.upstream import Upstreams
+from accelerd.ports import Clock
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Lease, Snapshot
+from accelerd.scheduler.service import Scheduler, Ticket
+
+COMMENT_EVERY = 5.0  # s: to a streaming client that waits
+ASSEMBLED = ("/v1/chat/completions", "/v1/completions")
+
+Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
+
+
+class Gateway:
+    """The HTTP surface of one daemon. `public` serves the TCP port, `local` the unix socket."""
+
+    def __init__(self, clock: Clock, scheduler: Scheduler, dialects: Mapping[str, Dialect]) -> None:
+        self._now = clock.monotonic
+        self._scheduler = scheduler
+        self._dialects = dialects
+        self._created = int(time.time())  # OpenAI's model objects carry a date
+        self._loop = asyncio.get_running_loop()
+        self._access: Access
+        self._settings: ServerSettings
+        self.upstreams = Upstreams()
+        self._sweeper = Sweeper(self._loop, clock)
+        self.control: Control | None = None
+
+    def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
+        """Take over the settings for requests from now on."""
+        self._settings = settings
+        self._access = Access(settings, keys)
+        self._sweeper.write_timeout = settings.write_timeout
+        self._sweeper.stall_timeout = settings.stall_timeout
+
+    def close(self) -> None:
+        """After the last request."""
+        self._sweeper.close()
+
+    # --- routing ----------------------------------------------------------------------------------------------
+
+    async def public(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A request from the TCP port."""
+        headers = request.headers
+        error = self._access.check(headers)
+        origin = headers.get("Origin")
+        if error is None and request.method == "OPTIONS" and origin is not None:
+            return self._preflight(request, origin)
+        response = error_response(error) if error is not None else await self._answer(request, control=None)
+        if origin is not None and error is None and not response.prepared:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+        return response
+
+    async def local(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A request from the unix socket, whose directory only this user can enter."""
+        return await self._answer(request, control=self.control)
+
+    def _preflight(self, request: web.BaseRequest, origin: str) -> web.Response:
+        allow = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Max-Age": "600",
+            "Vary": "Origin",
+        }
+        return web.Response(status=204, headers=allow)
+
+    async def _answer(self, request: web.BaseRequest, control: Control | None) -> web.StreamResponse:
+        try:
+            path = request.raw_path.partition("?")[0]
+            if not path.startswith("/"):
+                raise AccelError("bad_request", "the request target must be a path")
+            if path in DECODERS:
+                if request.method != "POST":
+                    raise AccelError("method_not_allowed", f"{path} takes POST")
+                return await self._infer(request, path)
+            if control is not None:
+                response = await control(request, path)
+                if response is not None:
+                    return response
+            return self._from_memory(request, path)
+        except AccelError as error:
+            return error_response(error)
+
+    def _from_memory(self, request: web.BaseRequest, path: str) -> web.Response:
+        if path in ("/health", "/v1/health"):
+            answer: object = {"status": "ok"}
+        elif path in ("/v1/models", "/models"):
+            answer = {"object": "list", "data": [self._model(s) for s in self._scheduler.snapshots()]}
+        elif path.startswith("/v1/models/"):
+            answer = self._model(self._scheduler.snapshot(unquote(path[len("/v1/models/") :], errors="replace")))
+        else:
+            raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
+        if request.method not in ("GET", "HEAD"):
+            raise AccelError("method_not_allowed", f"{path} takes GET")
+        return json_response(answer)
+
+    def _model(self, snapshot: Snapshot) -> dict[str, object]:
+        spec = snapshot.spec
+        return {
+            "id": spec.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "accelerd",
+            "aliases": list(spec.aliases),
+            "description": spec.description,
+            "context_length": spec.context,
+            "status": {"value": "loaded" if snapshot.state is State.READY else str(snapshot.state)},
+        }
+
+    # --- inference --------------------------------------------------------------------------------------------
+
+    async def _infer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        body = await self._body(request)
+        peeked = peek(path, body)
+        connection, transport = request.protocol, request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        assert isinstance(connection, ClientConnection)
+        relay = Relay(
+            cast(asyncio.Transport, transport),  # uvloop's transports are no subclasses of asyncio's
+            self._loop.create_future(),
+            self._now,
+            keep_alive=request.keep_alive,
+            http10=request.version < HttpVersion11,
+        )
+        lease: Lease | None = None
+        connection.relay = relay
+        try:
+            try:
+                lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
+                relay.lease = lease
+                error = await self._exchange(lease, relay, path, body, peeked)
+            except AccelError as refused:
+                error = relay.fail(refused)
+        finally:
+            connection.relay = None
+            if lease is not None:
+                self._scheduler.release(lease, relay.ok)
+        return error_response(error) if error is not None else relay.sent()
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        headers, limit = request.headers, self._settings.max_body
+        if request.content_type != "application/json":
+            raise AccelError("unsupported_media_type", "Content-Type must be application/json")
+        if headers.get("Content-Encoding", "identity") != "identity":
+            raise AccelError("unsupported_media_type", "compressed bodies are not taken")
+        too_large = AccelError("body_too_large", f"the body is larger than {limit} bytes (server.max_body)")
+        if int(headers.get("Content-Length", "0")) > limit:
+            raise too_large
+        content = request.content
+        if content.is_eof():
+            body = content.read_nowait(-1)
+            if len(body) > limit:
+                raise too_large
+            return body
+        parts, size = [], 0
+        while not content.at_eof():
+            try:
+                async with asyncio.timeout(self._settings.body_timeout):
+                    part = await content.readany()
+            except TimeoutError:
+                raise AccelError("request_timeout", "the body did not come (server.body_timeout)") from None
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _wait(self, peeked: Peek, relay: Relay) -> Lease:
+        """A place in the queue; a streaming client hears that it is alive."""
+        ticket: Ticket = self._scheduler.enqueue(peeked.model)
+        try:
+            if peeked.stream:
+                began = self._now()
+                patience = self._settings.keepalive_after
+                while not await ticket.ready(patience):
+                    snapshot = self._scheduler.snapshot(peeked.model)
+                    what = "loading" if snapshot.state is State.STARTING else "waiting for"
+                    relay.comment(f"{what} {snapshot.spec.name}, {self._now() - began:.0f} s", snapshot.spec.name)
+                    patience = COMMENT_EVERY
+            return await ticket.lease()
+        finally:
+            ticket.leave()
+
+    async def _exchange(self, lease: Lease, relay: Relay, path: str, body: bytes, peeked: Peek) -> AccelError | None:
+        spec = lease.record.spec
+        if (
+            not peeked.stream
+            and spec.slots > 1
+            and path in ASSEMBLED
+            and self._dialects[spec.engine].streams_notice_disconnect
+        ):
+            return await self._assembled(lease, relay, path, body)
+        self._sweeper.watch(relay, stream=bool(peeked.stream))
+        try:
+            await self._send(lease, relay, _request(path, lease, body), relay)
+        finally:
+            self._sweeper.forget(relay)
+        return relay.finished.result()
+
+    async def _assembled(self, lease: Lease, relay: Relay, path: str, body: bytes) -> AccelError | None:
+        collector = Collector(lease, self._loop.create_future(), self._now)
+        self._sweeper.watch(relay, stream=True)
+        try:
+            await self._send(lease, collector, _request(path, lease, ask_for_stream(body)), relay)
+        finally:
+            self._sweeper.forget(relay)
+        head, failure = collector.response, collector.failure
+        relay.ok = False
+        if head is None or failure is not None:
+            return relay.failure(failure or "no response")
+        content, kind = b"".join(collector.parts), head.content_type
+        status = head.status
+        if status == 200 and kind.startswith(EVENT_STREAM):
+            status, content = assemble(content)
+            kind = b"application/json; charset=utf-8"
+        relay.ok = status < 500
+        relay.reply(status, kind, content)
+        return None
+
+    async def _send(self, lease: Lease, sink: Relay | Collector, request: bytes, relay: Relay) -> None:
+        """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
+        pool = self.upstreams.pool(lease.instance, lease.endpoint)
+        connection = pool.reuse()
+        while True:
+            fresh = connection is None
+            if connection is None:
+                try:
+                    connection = await pool.connect()
+                except (OSError, TimeoutError) as error:
+                    relay.ok = False
+                    raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
+            relay.connection = connection
+            connection.send(sink, request)
+            try:
+                await sink.finished
+            except asyncio.CancelledError:
+                connection.abort()
+                silent = self._now() - lease.progress > self._settings.stall_timeout
+                relay.ok = False if silent else None
+                raise
+            finally:
+                relay.connection = None
+            if fresh or connection.answered or relay.committed or relay.stalled:
+                return
+            sink.begin(self._loop.create_future())
+            connection = None
+
+
+def _request(path: str, lease: Lease, body: bytes) -> bytes:
+    """A request of our own making: nothing of the client's headers reaches an engine."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {lease.secret}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,62 @@
+"""Accepting and closing: the servers on the listening sockets, and an end that breaks no request it can spare.
+
+Given sockets that listen already; never shuts one down, because systemd may hold the same one for the next daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+from accelerd.config.model import ServerSettings
+from accelerd.gateway.connection import ClientConnection, Server
+from accelerd.gateway.gateway import Gateway
+from accelerd.system.activation import BACKLOG
+
+FIRST_REQUEST_GRACE = 0.5  # s for a connection accepted just before the end to bring its request
+
+
+class Listeners:
+    """All servers of one daemon."""
+
+    def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
+        self._public = Server(gateway.public, settings)
+        self._local = Server(gateway.local, settings)
+        self._servers: list[asyncio.Server] = []
+
+    async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        for sock in tcp:
+            self._servers.append(await loop.create_server(self._public, sock=sock, backlog=BACKLOG))
+        for sock in unix:
+            self._servers.append(await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG))
+
+    def configure(self, settings: ServerSettings) -> None:
+        self._public.settings = self._local.settings = settings
+
+    def stop_accepting(self) -> None:
+        """From now on new connections wait in the kernel for the next daemon."""
+        for server in self._servers:
+            server.close()
+
+    async def drain(self, within: float) -> None:
+        """Close what idles, let what runs end, for at most `within` seconds."""
+        loop = asyncio.get_running_loop()
+        grace, deadline = loop.time() + FIRST_REQUEST_GRACE, loop.time() + within
+        while self._connections():
+            now = loop.time()
+            for connection in self._connections():
+                if connection.idle and (not connection.fresh or now >= grace):
+                    connection.close()
+            if now >= deadline:
+                break
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Cut what is left and wait for its handlers."""
+        await asyncio.gather(self._public.shutdown(0), self._local.shutdown(0))
+
+    def _connections(self) -> list[ClientConnection]:
+        return [c for s in (self._public, self._local) for c in s.connections if isinstance(c, ClientConnection)]

@@ -1,0 +1,67 @@
+"""The little of a request body that routing needs: the model, whether it streams, and that it is sane JSON.
+
+Everything else stays bytes. One pass in C, no Python objects for what is skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from accelerd.errors import AccelError
+
+MAX_ITEMS = 1 << 16  # messages or inputs in one request
+
+
+class Peek(msgspec.Struct, gc=False, kw_only=True):
+    model: str
+    stream: bool | None = False
+
+
+class ChatPeek(Peek, gc=False, kw_only=True):
+    messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    n: int | None = None
+
+
+class CompletionPeek(Peek, gc=False, kw_only=True):
+    prompt: msgspec.Raw
+    n: int | None = None
+
+
+class InputPeek(Peek, gc=False, kw_only=True):
+    input: msgspec.Raw
+
+
+class RerankPeek(Peek, gc=False, kw_only=True):
+    query: str
+    documents: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+DECODERS: dict[str, msgspec.json.Decoder[Peek]] = {
+    "/v1/chat/completions": msgspec.json.Decoder(ChatPeek),
+    "/v1/completions": msgspec.json.Decoder(CompletionPeek),
+    "/v1/embeddings": msgspec.json.Decoder(InputPeek),
+    "/v1/rerank": msgspec.json.Decoder(RerankPeek),
+}
+
+
+def peek(path: str, body: bytes) -> Peek:
+    """Look into the body of a POST to `path`. AccelError bad_request that names what is wrong."""
+    try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into strings that it skips
+        return DECODERS[path].decode(body)
+    except UnicodeDecodeError as error:
+        raise AccelError("bad_request", f"the body is not UTF-8: byte {error.start}") from None
+    except msgspec.ValidationError as error:
+        text = str(error)  # "Object missing required field `model`", "Expected `str`, got `int` - at `$.model`"
+        _, _, at = text.rpartition("`$.")
+        param = at.rstrip("`") if at != text else None
+        if param is None and "required field" in text:
+            param = text.rsplit("`", 2)[-2]
+        raise AccelError("bad_request", f"the request is not valid: {text}", param=param) from None
+    except msgspec.DecodeError as error:
+        raise AccelError("bad_request", f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise AccelError("bad_request", "the body is nested too deeply") from None

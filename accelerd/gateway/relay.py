@@ -1,0 +1,254 @@
+"""One exchange between a client and an engine: bytes through, back-pressure both ways, an honest end in every case.
+
+A Relay writes straight to the client's transport; aiohttp only learns that the response was sent. After the head is out
+a failure becomes an SSE error event and a closed connection, never a clean end. Takes no decision about models: it is
+given a lease, notes signs of life on it, and whoever made it releases it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from collections.abc import Callable
+from functools import lru_cache
+
+import msgspec
+from aiohttp import web
+
+from accelerd import names
+from accelerd.errors import AccelError
+from accelerd.gateway.framing import FramingError, Head, chunk
+from accelerd.gateway.upstream import Connection
+from accelerd.scheduler.record import Lease
+
+EVENT_STREAM = b"text/event-stream"
+MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
+
+
+class Sent(web.StreamResponse):
+    """A response that is on the wire already; aiohttp sees it as prepared and finished."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._eof_sent = True
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # type: ignore[override]
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+@lru_cache(maxsize=512)
+def response_head(status: int, content_type: bytes, model: str, keep_alive: bool) -> bytes:
+    """Status line and headers, without framing and the final empty line. The engine's other headers are dropped."""
+    phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus._value2member_map_ else "Status"
+    lines = [
+        f"HTTP/1.1 {status} {phrase}".encode(),
+        b"Content-Type: " + content_type,
+        f"{names.HEADER_MODEL}: {model}".encode(),
+    ]
+    if content_type.startswith(EVENT_STREAM):
+        lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+def sse_error(error: AccelError) -> bytes:
+    """The error as an event that OpenAI's clients raise."""
+    return b"data: " + msgspec.json.encode(error.openai()) + b"\n\n"
+
+
+class Relay:
+    """The client's side of one exchange, and the Sink of the engine's.
+
+    `finished` resolves when the exchange is over: with None when the response is on the wire, complete or ended as said
+    above, or with the AccelError to answer with when nothing was sent yet.
+    """
+
+    __slots__ = (
+        "_http10",
+        "_keep_alive",
+        "_now",
+        "_raw",
+        "_refused",
+        "_stream",
+        "_transport",
+        "committed",
+        "connection",
+        "finished",
+        "lease",
+        "ok",
+        "paused_at",
+        "stalled",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        finished: asyncio.Future[AccelError | None],
+        now: Callable[[], float],
+        *,
+        keep_alive: bool,
+        http10: bool,
+    ) -> None:
+        self._transport = transport
+        self._now = now
+        self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
+        self._keep_alive = keep_alive
+        self._stream = False
+        self._raw = False  # is the client's body in the engine's own chunks?
+        self._refused = False  # the engine answered with an error after our head was out
+        self.committed = False  # is a head on the wire?
+        self.finished = finished
+        self.connection: Connection | None = None
+        self.lease: Lease | None = None
+        self.ok: bool | None = None  # for the lease: did the engine do its work?
+        self.paused_at: float | None = None  # since when the client reads nothing
+        self.stalled = 0.0  # seconds of silence after which the engine was given up
+
+    def comment(self, text: str, model: str) -> None:
+        """Keep a streaming client alive while it waits: sends the head if need be, then an SSE comment."""
+        if not self.committed:
+            self._commit(200, EVENT_STREAM, model, chunked=True, length=None)
+        self._write_event(b": " + text.encode() + b"\n\n")
+
+    def fail(self, error: AccelError) -> AccelError | None:
+        """End with an error: returned when it can still be a proper response, else written as an SSE event."""
+        if not self.committed:
+            return error
+        if self._stream:
+            self._write_event(sse_error(error))
+            self._transport.close()  # without a last chunk: nobody may take this for a complete answer
+        else:
+            self._transport.abort()
+        return None
+
+    def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
+        """Once more from the start: nothing of an answer came."""
+        self.finished = finished
+
+    def stall(self, seconds: float) -> None:
+        """The engine has been silent too long: give its connection up."""
+        self.stalled = seconds
+        if self.connection is not None:
+            self.connection.fail("it fell silent")
+
+    def drop(self) -> None:
+        """The client reads nothing: close it, which ends its handler and with it the engine's work."""
+        self._transport.abort()
+
+    def failure(self, reason: str) -> AccelError:
+        """What to tell the client about a broken exchange."""
+        if self.stalled:
+            text = f"the engine was silent for {self.stalled:.0f} s (server.stall_timeout)"
+            return AccelError("upstream_timeout", text)
+        return AccelError("upstream_failed", f"the engine failed: {reason}")
+
+    def reply(self, status: int, content_type: bytes, body: bytes) -> None:
+        """A whole response of our own making, in the name of the leased model."""
+        assert self.lease is not None
+        self._commit(status, content_type, self.lease.model, chunked=False, length=len(body), body=body)
+        if not self._keep_alive:
+            self._transport.close()
+
+    def sent(self) -> Sent:
+        """What to return to aiohttp."""
+        return Sent(keep_alive=self._keep_alive and not self._transport.is_closing())
+
+    # --- Sink -------------------------------------------------------------------------------------------------
+
+    def head(self, head: Head) -> bool:
+        self.ok = head.status < 500
+        if self.committed:  # comments went out before: only a stream may follow
+            self._refused = head.status != 200 or not head.content_type.startswith(EVENT_STREAM)
+            return self._refused or self._http10
+        assert self.lease is not None
+        self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
+        return head.chunked and self._http10
+
+    def data(self, data: bytes) -> None:
+        assert self.lease is not None
+        self.lease.progress = self._now()
+        if not self._refused:
+            self._transport.write(data)
+
+    def done(self) -> None:
+        if self._refused:
+            self._end(self.fail(AccelError("upstream_failed", "the engine refused the request after it had waited")))
+            return
+        if not self._keep_alive:
+            self._transport.close()
+        self._end(None)
+
+    def lost(self, reason: str, *, clean: bool) -> None:
+        self.ok = False
+        if self.committed and not clean:
+            self._transport.abort()  # in the middle of a chunk: nothing can be said any more
+            self._end(None)
+            return
+        self._end(self.fail(self.failure(reason)))
+
+    # --- the wire ---------------------------------------------------------------------------------------------
+
+    def _commit(
+        self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None, body: bytes = b""
+    ) -> None:
+        self.committed = True
+        self._stream = content_type.startswith(EVENT_STREAM)
+        self._raw = chunked and not self._http10
+        if self._raw:
+            framing = b"Transfer-Encoding: chunked\r\n\r\n"
+        elif length is not None:
+            framing = b"Content-Length: %d\r\n\r\n" % length
+        else:
+            self._keep_alive = False
+            framing = b"\r\n"
+        self._transport.write(response_head(status, content_type, model, self._keep_alive) + framing + body)
+
+    def _write_event(self, event: bytes) -> None:
+        self._transport.write(chunk(event) if self._raw else event)
+
+    def _end(self, outcome: AccelError | None) -> None:
+        if not self.finished.done():
+            self.finished.set_result(outcome)
+
+
+class Collector:
+    """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
+
+    __slots__ = ("_lease", "_now", "_size", "body", "failure", "finished", "parts", "response")
+
+    def __init__(self, lease: Lease, finished: asyncio.Future[None], now: Callable[[], float]) -> None:
+        self._lease = lease
+        self._now = now
+        self._size = 0
+        self.parts: list[bytes] = []
+        self.response: Head | None = None
+        self.failure: str | None = None
+        self.finished = finished
+
+    def begin(self, finished: asyncio.Future[None]) -> None:
+        """Once more from the start: nothing of an answer came."""
+        self.finished, self.failure = finished, None
+
+    def head(self, head: Head) -> bool:
+        self.response = head
+        return True
+
+    def data(self, data: bytes) -> None:
+        self._lease.progress = self._now()
+        self._size += len(data)
+        if self._size > MAX_COLLECTED:
+            raise FramingError(f"a response of more than {MAX_COLLECTED >> 20} MiB")
+        self.parts.append(data)
+
+    def done(self) -> None:
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def lost(self, reason: str, *, clean: bool) -> None:
+        self.failure = reason
+        self.done()

@@ -1,0 +1,29 @@
+"""Small responses of accelerd's own: JSON, and errors in OpenAI's shape with the headers its clients heed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from accelerd.errors import AccelError
+
+
+def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(data) + b"\n", content_type="application/json", headers=headers
+    )
+
+
+def error_response(error: AccelError) -> web.Response:
+    """The error with Retry-After where waiting helps, and x-should-retry where trying again cannot."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status >= 500 and not error.kind.retryable:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would repeat every 5xx
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_response(error.openai(), error.status, headers)

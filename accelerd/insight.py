@@ -1,0 +1,67 @@
+"""What is known about models beside their lifecycle: footprints, plans, how long they took, what they printed.
+
+The read side for the control socket (and the bus, later). Changes nothing, decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+
+from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
+from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.ports import Roots
+from accelerd.supervise.base import Facts
+from accelerd.supervise.output import OutputRing
+from accelerd.supervise.plain import PlainSupervisor, Progress
+from accelerd.system.state import StateStore
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """Names one way of running one model in the state file. Says nothing about its environment, which may be secret."""
+    launch = {name: getattr(spec, name) for name in LAUNCH_FIELDS if name != "env"}
+    return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
+
+
+class Insight:
+    """See the module's text."""
+
+    def __init__(
+        self, supervisor: PlainSupervisor, engines: Mapping[str, Engine], state: StateStore, roots: Roots
+    ) -> None:
+        self._supervisor = supervisor
+        self._engines = engines
+        self._state = state
+        self._roots = roots
+
+    def facts(self, instance: int) -> Facts | None:
+        return self._supervisor.facts(instance)
+
+    def progress(self, instance: int) -> Progress | None:
+        return self._supervisor.progress(instance)
+
+    def output(self, model: str) -> OutputRing:
+        return self._supervisor.output(model)
+
+    async def memory(self, instance: int) -> int | None:
+        """Bytes that the instance uses now."""
+        return await self._supervisor.memory(instance)
+
+    async def plan(self, spec: ModelSpec) -> LaunchPlan:
+        """How the model would be started now. AccelError when it could not."""
+        return await self._engines[spec.engine].plan(spec, self._roots.runtime)
+
+    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
+        """Bytes to reserve, and where the number comes from."""
+        return self._engines[spec.engine].footprint(spec)
+
+    def load_seconds(self, spec: ModelSpec) -> float | None:
+        """How long the last load took."""
+        return self._state.load_seconds(fingerprint(spec))
+
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing can be remembered right now."""
+        return self._state.degraded

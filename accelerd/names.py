@@ -1,0 +1,58 @@
+"""Every string that crosses a boundary of the process: paths, environment, journal fields, control routes.
+
+Owns no logic. Change a name here and the whole program, its units and its tests follow; find a name here and you know
+everybody who may depend on it.
+"""
+
+from typing import Final
+
+PROGRAM: Final = "accelerd"
+DEFAULT_PORT: Final = 4000
+
+# --- files, below the XDG directory named in the comment ---
+CONFIG_DIR: Final = "accelerd"  # $XDG_CONFIG_HOME
+CONFIG_FILE: Final = "accelerd.toml"
+DROPIN_DIR: Final = "accelerd.toml.d"
+RUNTIME_DIR: Final = "accelerd"  # $XDG_RUNTIME_DIR, mode 0700
+CONTROL_SOCKET: Final = "accelerd.sock"
+LOCK_FILE: Final = "accelerd.lock"
+INSTANCE_DIR: Final = "instances"  # sockets of the engines
+STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
+STATE_FILE: Final = "state.json"
+CACHE_DIR: Final = "accelerd"  # $XDG_CACHE_HOME
+
+# --- environment read by accelerd ---
+ENV_CONFIG: Final = "ACCELERD_CONFIG"  # path of the configuration file instead of the XDG one
+ENV_SOCKET: Final = "ACCELERD_SOCKET"  # path of the control socket, for accelctl
+ENV_LOG_LEVEL: Final = "ACCELERD_LOG_LEVEL"
+
+# --- environment given to an engine's process: how its processes are found again ---
+ENV_MARK_INSTANCE: Final = "ACCELERD_INSTANCE"  # unique per start of a model
+ENV_MARK_OWNER: Final = "ACCELERD_OWNER"  # the runtime directory of the daemon that started it
+
+# --- journal fields (upper case, journald's grammar) ---
+FIELD_MODEL: Final = "ACCELERD_MODEL"
+FIELD_STATE_FROM: Final = "ACCELERD_STATE_FROM"
+FIELD_STATE_TO: Final = "ACCELERD_STATE_TO"
+FIELD_REASON: Final = "ACCELERD_REASON"
+FIELD_CHILD_PID: Final = "ACCELERD_CHILD_PID"
+FIELD_ERROR: Final = "ACCELERD_ERROR"
+FIELD_STREAM: Final = "ACCELERD_STREAM"  # "engine" on lines that an engine printed
+
+# --- journal message ids: a contract with operators, never reused ---
+MSG_STARTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b01"
+MSG_STOPPING: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b02"
+MSG_STATE_CHANGED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b03"
+MSG_LOAD_FAILED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b04"
+MSG_CHILD_DIED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b05"
+MSG_EVICTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b06"
+MSG_CONFIG_REJECTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b07"
+MSG_CONFIG_LOADED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b08"
+MSG_STATE_FILE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b09"
+MSG_UNHEALTHY: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0a"
+MSG_BUG: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0b"
+MSG_LEFTOVER: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0c"
+
+# --- HTTP ---
+HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
+CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only

@@ -1,0 +1,413 @@
+"""The one writer of all lifecycle state: pure, synchronous, driven by requests, by events of instances and by a clock.
+
+Owns what the world may say to the scheduler: requests, people's commands, configurations, what instances report, time.
+What follows for the queue and the moves between states is Admission's, which it owns. Never does I/O, never waits,
+imports neither gateway nor bus nor devices. Effects are calls on a Protocol that must not call back before they return.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.engines.base import Endpoint
+from accelerd.errors import AccelError
+from accelerd.ports import Clock
+from accelerd.scheduler.admission import Admission, Effects
+from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.placement import Limits, obstacle
+from accelerd.scheduler.record import Lease, Record, Snapshot, Waiter, snapshot
+from accelerd.supervise.base import PERMANENT, Cause, Exit
+
+BAD_OUTCOMES_BEFORE_PROBE = 3
+UNHEALTHY_BEFORE_QUARANTINE = 2
+PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
+
+
+class Core:
+    """See the module's text. All methods run on one thread; times are `clock.monotonic()` seconds."""
+
+    def __init__(self, clock: Clock, effects: Effects, settings: SchedulerSettings, limits: Limits) -> None:
+        self._clock = clock
+        self._effects = effects
+        self._admission = Admission(clock, effects, settings, limits)
+        self._names: dict[str, Record] = {}  # names and aliases
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def acquire(self, name: str) -> Lease | None:
+        """The fast path: a lease when the model is ready, has a free slot and nobody waits for anything."""
+        record = self._names.get(name)
+        if (
+            record is None
+            or self._admission.queued
+            or record.state is not State.READY
+            or record.probing
+            or len(record.active) >= record.spec.slots
+        ):
+            return None
+        return self._admission.grant(record)
+
+    def submit(self, name: str, waiter: Waiter) -> None:
+        """Queue a request or a wish. Resolves it at once, with an AccelError, when waiting is pointless."""
+        error = self._refusal(name, waiter)
+        if error is not None:
+            waiter.resolve(error)
+            return
+        self._admission.enqueue(self._names[name], waiter)
+        self._admission.schedule()
+
+    def cancel(self, name: str, waiter: Waiter) -> None:
+        """The client has gone. A load already begun goes on: the next request will want it."""
+        record = self._names.get(name)
+        if record is not None and self._admission.remove(record, waiter):
+            self._admission.schedule()
+
+    def release(self, lease: Lease, ok: bool | None) -> None:
+        """The request has ended. `ok`: did the engine do its work? None: unknown (client gone, client's fault)."""
+        record = lease.record
+        if lease not in record.active:
+            return  # the instance went first
+        record.active.discard(lease)
+        if not record.active:
+            record.last_used = self._clock.monotonic()
+        if ok is True:
+            record.bad_outcomes = 0
+        elif ok is False:
+            self._bad_outcome(record)
+        if self._admission.queued or record.state is not State.READY:
+            self._admission.schedule()
+
+    def _refusal(self, name: str, waiter: Waiter) -> AccelError | None:
+        if self._admission.closing:
+            return AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
+        record = self._names.get(name)
+        if record is None or record.removed:
+            close = difflib.get_close_matches(name, self._names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "; see GET /v1/models"
+            return AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
+        now = self._clock.monotonic()
+        if record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now):
+            return self._failure(record, now)
+        if waiter.wants_lease and self._admission.queued >= self._admission.settings.max_queue:
+            return AccelError(
+                "queue_full",
+                f"{self._admission.queued} requests wait already (scheduler.max_queue)",
+                retry_after=self._patience(),
+            )
+        return None
+
+    def _patience(self) -> float:
+        return min(30.0, max(1.0, self._admission.settings.max_overtake / 4))
+
+    def _bad_outcome(self, record: Record) -> None:
+        record.bad_outcomes += 1
+        if record.bad_outcomes >= BAD_OUTCOMES_BEFORE_PROBE and record.state is State.READY and not record.probing:
+            assert record.instance is not None
+            record.probing = True
+            self._effects.probe(record.instance)
+
+    # --- what people ask --------------------------------------------------------------------------------------
+
+    def reset(self, name: str) -> None:
+        """Forget the failures of a model. AccelError model_not_found."""
+        record = self._find(name)
+        record.failures.clear()
+        record.unhealthy.clear()
+        record.keep = record.spec.preload or record.spec.pin
+        if record.state in (State.BACKOFF, State.FAILED):
+            record.retry_at = record.error = None
+            self._admission.move(record, Event.RESET, "reset")
+            self._admission.schedule()
+
+    def unload(self, name: str, *, force: bool, done: Callable[[], None]) -> None:
+        """Let running requests end (unless `force`), then stop. `done` is called when it is stopped."""
+        record = self._find(name)
+        record.keep = False
+        self._admission.reject_all(
+            record, AccelError("model_unloaded", f"{record.spec.name} was unloaded", retry_after=1)
+        )
+        if not record.occupied:
+            if record.state is not State.STOPPED:
+                record.retry_at = None
+                self._admission.move(record, Event.RESET, "unloaded")
+            done()
+            return
+        record.stop_watchers.append(done)
+        if record.state is State.STARTING or (record.state in (State.READY, State.DRAINING) and force):
+            self._admission.stop(record, "unloaded")
+        elif record.state is State.READY:
+            self._admission.move(record, Event.DRAIN, "unloaded")
+        self._admission.schedule()
+
+    def configure(
+        self,
+        entries: Iterable[tuple[ModelSpec, int, str]],
+        settings: SchedulerSettings,
+        limits: Limits,
+        relaunch: Collection[str] = (),
+    ) -> None:
+        """Take over a new configuration: (spec, bytes, source of the bytes) of every model.
+
+        Models whose process does not depend on what changed go on untouched; the others, and those that `relaunch`
+        names, drain and are replaced.
+        """
+        self._admission.settings, self._admission.limits = settings, limits
+        now = self._clock.monotonic()
+        gone = set(self._admission.records)
+        for spec, memory, source in entries:
+            gone.discard(spec.name)
+            record = self._admission.records.get(spec.name)
+            if record is None:
+                keep = spec.preload or spec.pin
+                self._admission.records[spec.name] = Record(spec, memory, source, since=now, keep=keep)
+                continue
+            record.removed = False
+            if record.occupied and (spec.name in relaunch or record.spec.launch_key() != spec.launch_key()):
+                record.next_spec, record.next_memory = spec, (memory, source)
+            else:
+                record.next_spec = None
+                self._adopt_spec(record, spec, memory, source)
+        for name in gone:
+            record = self._admission.records[name]
+            record.removed = True
+            self._admission.reject_all(
+                record, AccelError("model_not_found", f"{name} was removed from the configuration")
+            )
+            if not record.occupied:
+                del self._admission.records[name]
+        self._names = {n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)}
+        self._admission.schedule()
+
+    def _adopt_spec(self, record: Record, spec: ModelSpec, memory: int, source: str) -> None:
+        changed = record.spec.launch_key() != spec.launch_key()
+        record.spec, record.memory, record.memory_source = spec, memory, source
+        record.keep = spec.preload or spec.pin
+        if changed and record.state in (State.BACKOFF, State.FAILED):
+            record.failures.clear()
+            record.unhealthy.clear()
+            record.retry_at = record.error = None
+            self._admission.move(record, Event.RESET, "configuration changed")
+
+    def shutdown(self) -> None:
+        """No more leases: refuse everybody who waits, stop what is only loading. Running requests go on."""
+        self._admission.closing = True
+        for record in self._admission.records.values():
+            self._admission.reject_all(record, AccelError("shutting_down", "accelerd is shutting down", retry_after=5))
+            if record.state is State.STARTING:
+                self._admission.stop(record, "shutting down")
+
+    def stop_all(self) -> None:
+        """Stop every instance, the youngest first, whatever it is doing."""
+        alive = [
+            r for r in self._admission.records.values() if r.state in (State.STARTING, State.READY, State.DRAINING)
+        ]
+        for record in sorted(alive, key=lambda r: r.started_at, reverse=True):
+            self._admission.stop(record, "shutting down")
+
+    # --- what instances tell ----------------------------------------------------------------------------------
+
+    def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None:
+        record = self._admission.instances[instance]
+        if record.state is not State.STARTING:
+            return  # told to stop in the meantime
+        now = self._clock.monotonic()
+        record.endpoint, record.secret, record.last_used = endpoint, secret, now
+        record.bad_outcomes, record.probing, record.error = 0, False, None
+        self._admission.move(record, Event.LOADED, f"loaded in {now - record.started_at:.1f} s")
+        self._admission.schedule()
+
+    def instance_killing(self, instance: int) -> None:
+        record = self._admission.instances[instance]
+        if record.state in (State.STARTING, State.STOPPING):
+            self._admission.move(record, Event.KILL, "did not end when told")
+
+    def instance_probed(self, instance: int, ok: bool) -> None:
+        """The answer to `probe`. A model that fails it although nothing else of it makes progress is stopped."""
+        record = self._admission.instances.get(instance)
+        if record is None or not record.probing:
+            return
+        record.probing = False
+        record.bad_outcomes = 0
+        now = self._clock.monotonic()
+        busy = any(now - lease.progress < PROGRESS_WINDOW for lease in record.active)
+        if not ok and not busy and record.state in (State.READY, State.DRAINING):
+            self._admission.stop(record, "answers health checks but no requests", Cause.UNHEALTHY)
+        self._admission.schedule()
+
+    def instance_gone(self, instance: int, exit: Exit) -> None:
+        record = self._admission.instances.pop(instance)
+        before = record.state
+        now = self._clock.monotonic()
+        record.active.clear()
+        record.probing = False
+        # An engine that ends while it drains has only been quicker than the order to stop.
+        if exit.cause is Cause.STOPPED or before is State.DRAINING:
+            self._admission.move(record, Event.GONE, record.reason or "stopped")
+        else:
+            record.error = exit
+            self._failed(record, before, exit, now)
+        record.instance = record.endpoint = None
+        record.secret = ""
+        unloaded = bool(record.stop_watchers)
+        for done in record.stop_watchers:
+            done()
+        record.stop_watchers.clear()
+        if record.removed:
+            self._forget(record)
+        elif record.next_spec is not None:
+            self._replace(record, reload=not (unloaded or self._admission.closing))
+        self._admission.schedule()
+
+    def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:
+        settings = self._admission.settings
+        was_ready = before is State.READY
+        if exit.cause is Cause.UNHEALTHY:
+            _remember(record.unhealthy, now, settings.failure_window)
+            if len(record.unhealthy) < UNHEALTHY_BEFORE_QUARANTINE:
+                self._admission.move(record, Event.GONE, exit.message)
+                if record.keep:
+                    self._admission.wish(record)
+                return
+            record.retry_at = None
+            self._admission.move(record, Event.GIVE_UP, f"quarantined: {exit.message} again after a reload")
+        elif exit.cause in PERMANENT:
+            # A request may look again soon (the file may be there by then); nothing loops.
+            record.retry_at = now + settings.backoff_first
+            self._admission.move(record, Event.GIVE_UP, exit.message)
+        else:
+            _remember(record.failures, now, settings.failure_window)
+            count = len(record.failures)
+            if count >= settings.max_failures:
+                record.retry_at = None
+                self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
+            elif was_ready and count == 1 and not record.keep:
+                self._admission.move(record, Event.GONE, exit.message)
+                return
+            else:
+                delay = min(settings.backoff_cap, settings.backoff_first * 2 ** (count - 1))
+                record.retry_at = now + delay * (1 + self._effects.jitter() / 10)
+                self._admission.move(record, Event.BACK_OFF, exit.message)
+        self._admission.reject_all(record, self._failure(record, now))
+
+    def _failure(self, record: Record, now: float) -> AccelError:
+        exit = record.error
+        name = record.spec.name
+        why = exit.message if exit else record.reason
+        tail = list(exit.tail) if exit else []
+        if record.state is State.BACKOFF and record.retry_at is not None:
+            wait = max(1.0, record.retry_at - now)
+            text = f"cannot load {name}: {why}; tried again in {wait:.0f} s"
+            return AccelError("model_backing_off", text, retry_after=wait, param="model", tail=tail)
+        after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
+        return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
+
+    def _forget(self, record: Record) -> None:
+        del self._admission.records[record.spec.name]
+        for name in (record.spec.name, *record.spec.aliases):
+            if self._names.get(name) is record:
+                del self._names[name]
+
+    def _replace(self, record: Record, *, reload: bool) -> None:
+        assert record.next_spec is not None
+        assert record.next_memory is not None
+        spec, (memory, source) = record.next_spec, record.next_memory
+        record.next_spec = record.next_memory = None
+        self._adopt_spec(record, spec, memory, source)
+        if reload and not record.waiting:
+            self._admission.wish(record)
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do what has become due: queue deadlines, back-off, idle models, the bound on overtaking."""
+        now = self._clock.monotonic()
+        for record in self._admission.records.values():
+            for waiter in [w for w in record.waiting if w.deadline is not None and w.deadline <= now]:
+                self._admission.remove(record, waiter)
+                limit = self._admission.settings.queue_timeout
+                text = f"{record.spec.name} was not free in {limit:.0f} s (scheduler.queue_timeout)"
+                waiter.resolve(AccelError("queue_timeout", text, retry_after=self._patience()))
+            if record.state is State.BACKOFF and record.retry_at is not None and record.retry_at <= now:
+                if record.waiting:
+                    continue  # it has its chance in `schedule`
+                if record.keep and not self._admission.closing:
+                    self._admission.wish(record)
+                else:
+                    record.retry_at = None
+                    self._admission.move(record, Event.RESET, "may be tried again")
+            elif (due := self._idle_deadline(record)) is not None and due <= now:
+                assert record.spec.idle_timeout is not None
+                self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")
+        self._admission.schedule()
+
+    def next_deadline(self) -> float:
+        """When `tick` should be called next, math.inf for never."""
+        due = self._admission.wake
+        for record in self._admission.records.values():
+            for waiter in record.waiting:
+                if waiter.deadline is not None:
+                    due = min(due, waiter.deadline)
+            if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
+                due = min(due, record.retry_at)
+            idle = self._idle_deadline(record)
+            if idle is not None:
+                due = min(due, idle)
+        return due
+
+    def _idle_deadline(self, record: Record) -> float | None:
+        timeout = record.spec.idle_timeout
+        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.spec.pin:
+            return None
+        return record.last_used + timeout
+
+    # --- readers ----------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Record:
+        record = self._names.get(name)
+        if record is None:
+            raise AccelError("model_not_found", f"there is no model {name!r}", param="model")
+        return record
+
+    def snapshot(self, name: str) -> Snapshot:
+        """One model by name or alias. AccelError model_not_found."""
+        return snapshot(self._find(name), self._clock.monotonic())
+
+    def snapshots(self) -> list[Snapshot]:
+        now = self._clock.monotonic()
+        return [snapshot(record, now) for record in self._admission.records.values()]
+
+    def why_not(self, name: str) -> str | None:
+        """Why the model could not join those resident now, with the arithmetic; None if it could."""
+        record = self._find(name)
+        others = [r for r in self._admission.records.values() if r.occupied and r is not record]
+        return obstacle(record, others, self._admission.limits)
+
+    @property
+    def settings(self) -> SchedulerSettings:
+        return self._admission.settings
+
+    @property
+    def limits(self) -> Limits:
+        return self._admission.limits
+
+    @property
+    def queued(self) -> int:
+        return self._admission.queued
+
+    @property
+    def live_instances(self) -> int:
+        return len(self._admission.instances)
+
+    def memory_held(self) -> int:
+        """Bytes reserved by models that have, or may have, a process."""
+        return sum(r.memory for r in self._admission.records.values() if r.occupied)
+
+
+def _remember(times: deque[float], now: float, window: float) -> None:
+    """Append `now` and drop what is older than `window` seconds."""
+    times.append(now)
+    while times[0] < now - window:
+        times.popleft()

@@ -1,0 +1,83 @@
+"""The life of a model as a literal table: {(state, event): state}. Nothing else may decide what follows what.
+
+A pair that is not in the table is a bug in accelerd and raises InternalError. tests/scheduler walks the whole product
+of states and events; docs/lifecycle.md is made from this table.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from accelerd.errors import InternalError
+
+
+class State(StrEnum):
+    STOPPED = "stopped"  # no process, no memory
+    STARTING = "starting"  # process asked for, not yet answering
+    READY = "ready"  # grants leases
+    DRAINING = "draining"  # grants no more leases, waits for the running ones
+    STOPPING = "stopping"  # told to end
+    KILLING = "killing"  # did not end when told; memory still counts
+    BACKOFF = "backoff"  # failed lately, waits before the next start
+    FAILED = "failed"  # failed for good: until a person or the configuration changes something
+
+
+class Event(StrEnum):
+    START = "start"  # admitted: its memory is reserved
+    LOADED = "loaded"  # proven ready
+    DRAIN = "drain"
+    STOP = "stop"
+    KILL = "kill"  # SIGKILL was sent
+    GONE = "gone"  # proven gone and nothing to hold against it
+    BACK_OFF = "back-off"  # proven gone, failed, will be tried again
+    GIVE_UP = "give-up"  # proven gone, failed too often or in a way that repeating cannot cure
+    RESET = "reset"  # failures forgotten
+
+
+S, E = State, Event
+TABLE: dict[tuple[State, Event], State] = {
+    (S.STOPPED, E.START): S.STARTING,
+    (S.STARTING, E.LOADED): S.READY,
+    (S.STARTING, E.STOP): S.STOPPING,
+    (S.STARTING, E.KILL): S.KILLING,  # the load ran out of time
+    (S.STARTING, E.BACK_OFF): S.BACKOFF,
+    (S.STARTING, E.GIVE_UP): S.FAILED,
+    (S.READY, E.DRAIN): S.DRAINING,
+    (S.READY, E.STOP): S.STOPPING,
+    (S.READY, E.GONE): S.STOPPED,  # ended by itself, the next request starts it again
+    (S.READY, E.BACK_OFF): S.BACKOFF,
+    (S.READY, E.GIVE_UP): S.FAILED,
+    (S.DRAINING, E.STOP): S.STOPPING,
+    (S.DRAINING, E.GONE): S.STOPPED,
+    (S.STOPPING, E.KILL): S.KILLING,
+    (S.STOPPING, E.GONE): S.STOPPED,
+    (S.STOPPING, E.BACK_OFF): S.BACKOFF,  # stopped because it was unhealthy
+    (S.STOPPING, E.GIVE_UP): S.FAILED,
+    (S.KILLING, E.GONE): S.STOPPED,
+    (S.KILLING, E.BACK_OFF): S.BACKOFF,
+    (S.KILLING, E.GIVE_UP): S.FAILED,
+    (S.BACKOFF, E.START): S.STARTING,
+    (S.BACKOFF, E.RESET): S.STOPPED,
+    (S.FAILED, E.START): S.STARTING,
+    (S.FAILED, E.RESET): S.STOPPED,
+}
+
+# A process exists or may exist: its memory is on the ledger.
+OCCUPIED = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.KILLING})
+# On the way out: its memory will come back without another decision.
+LEAVING = frozenset({S.DRAINING, S.STOPPING, S.KILLING})
+
+
+def step(state: State, event: Event) -> State:
+    """The state after `event`. InternalError for a pair that the table does not have."""
+    try:
+        return TABLE[state, event]
+    except KeyError:
+        raise InternalError(f"event {event} is not allowed in state {state}") from None
+
+
+def mermaid() -> str:
+    """The table as a mermaid state diagram, for docs/lifecycle.md."""
+    lines = ["stateDiagram-v2", f"    [*] --> {State.STOPPED}"]
+    lines += [f"    {before} --> {after}: {event}" for (before, event), after in TABLE.items()]
+    return "\n".join(lines)

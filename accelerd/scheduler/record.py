@@ -1,0 +1,144 @@
+"""What the scheduler knows of one model, and of one request that waits or holds a lease.
+
+Mutable data owned by Core alone; everybody else reads the Snapshot made from it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Endpoint
+from accelerd.errors import AccelError
+from accelerd.scheduler.lifecycle import OCCUPIED, State
+from accelerd.supervise.base import Cause, Exit
+
+
+class Lease:
+    """The right to use a ready model. Held by one request; while it is held nobody may evict the model."""
+
+    __slots__ = ("endpoint", "instance", "progress", "record", "secret")
+
+    def __init__(self, record: Record, instance: int, endpoint: Endpoint, secret: str, now: float) -> None:
+        self.record = record
+        self.instance = instance
+        self.endpoint = endpoint
+        self.secret = secret
+        self.progress = now  # when the engine last sent something for this request; kept by the relay
+
+    @property
+    def model(self) -> str:
+        return self.record.spec.name
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A request, or a wish to have the model loaded, that waits. Resolved exactly once, with a lease or an error.
+
+    A wish (`wants_lease` False) is resolved with None when the model is ready.
+    """
+
+    resolve: Callable[[Lease | AccelError | None], None]
+    arrived: float
+    deadline: float | None
+    wants_lease: bool = True
+    may_evict: bool = True  # preloading never pushes another model out
+
+
+@dataclass(frozen=True)
+class Transition:
+    at: float
+    before: State
+    after: State
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """All lifecycle state of one model. Times are monotonic seconds, sizes bytes."""
+
+    spec: ModelSpec
+    memory: int
+    memory_source: str
+    state: State = State.STOPPED
+    since: float = 0.0
+    reason: str = ""
+    # the live instance, None outside OCCUPIED
+    instance: int | None = None
+    endpoint: Endpoint | None = None
+    secret: str = ""
+    started_at: float = 0.0
+    active: set[Lease] = field(default_factory=set)
+    last_used: float = 0.0  # end of the last lease, or the moment it became ready
+    stop_cause: Cause = Cause.STOPPED
+    # who waits
+    waiting: deque[Waiter] = field(default_factory=deque)
+    stop_watchers: list[Callable[[], None]] = field(default_factory=list)
+    # failures
+    failures: deque[float] = field(default_factory=deque)
+    unhealthy: deque[float] = field(default_factory=deque)
+    error: Exit | None = None
+    retry_at: float | None = None  # in BACKOFF and FAILED: when a start may be tried; None in FAILED: after a reset
+    bad_outcomes: int = 0  # consecutive requests that the engine failed
+    probing: bool = False
+    # configuration
+    keep: bool = False  # preload or pin: comes back by itself after a crash
+    next_spec: ModelSpec | None = None  # takes over when the running instance is gone
+    next_memory: tuple[int, str] | None = None
+    removed: bool = False
+    history: deque[Transition] = field(default_factory=lambda: deque(maxlen=32))
+
+    @property
+    def leases(self) -> int:
+        return len(self.active)
+
+    @property
+    def occupied(self) -> bool:
+        return self.state in OCCUPIED
+
+    def head_arrival(self) -> float | None:
+        return self.waiting[0].arrived if self.waiting else None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model for readers: status, the bus, the endpoint's model list."""
+
+    spec: ModelSpec
+    state: State
+    since: float
+    reason: str
+    instance: int | None
+    started_at: float
+    leases: int
+    queue: int
+    idle: float | None
+    memory: int
+    memory_source: str
+    retry_in: float | None
+    error: Exit | None
+    outdated: bool
+    history: tuple[Transition, ...]
+
+
+def snapshot(record: Record, now: float) -> Snapshot:
+    idle = now - record.last_used if record.state is State.READY and record.leases == 0 else None
+    return Snapshot(
+        spec=record.spec,
+        state=record.state,
+        since=now - record.since,
+        reason=record.reason,
+        instance=record.instance,
+        started_at=record.started_at,
+        leases=record.leases,
+        queue=len(record.waiting),
+        idle=idle,
+        memory=record.memory,
+        memory_source=record.memory_source,
+        retry_in=max(0.0, record.retry_at - now) if record.retry_at is not None else None,
+        error=record.error,
+        outdated=record.next_spec is not None,
+        history=tuple(record.history),
+    )

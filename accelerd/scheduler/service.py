@@ -1,0 +1,276 @@
+"""The scheduler on the event loop: futures for those who wait, one timer for what becomes due, effects carried out.
+
+Owns Core and is the only one to call it; hears the instances as their Listener. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Callable, Collection, Iterable
+
+from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.engines.base import Endpoint
+from accelerd.errors import AccelError
+from accelerd.ports import Clock
+from accelerd.scheduler.core import Core
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.record import Lease, Record, Snapshot, Transition, Waiter
+from accelerd.supervise.base import Cause, Exit, Supervisor
+
+log = logging.getLogger(__name__)
+
+Moved = Callable[[Record, Transition], None]
+
+
+class Scheduler:
+    """Leases of ready models. A lease is got by `acquire` (at once or None) or `wait`, and ended by `release`."""
+
+    def __init__(self, clock: Clock, settings: SchedulerSettings, limits: Limits, *, on_moved: Moved) -> None:
+        self._clock = clock
+        self._core = Core(clock, self, settings, limits)
+        self._on_moved = on_moved
+        self._loop = asyncio.get_running_loop()
+        self._supervisor: Supervisor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = math.inf
+        self._all_gone: asyncio.Future[None] | None = None
+
+    def attach(self, supervisor: Supervisor) -> None:
+        """The home of the processes; before the first request."""
+        self._supervisor = supervisor
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def acquire(self, name: str) -> Lease | None:
+        """A lease if one is free right now and nobody waits, else None: then `wait`."""
+        return self._core.acquire(name)
+
+    def enqueue(self, name: str) -> Ticket:
+        """Take a place in the queue. AccelError at once when waiting is pointless."""
+        ticket = Ticket(self, name, self._loop.create_future())
+        deadline = self._clock.monotonic() + self._core.settings.queue_timeout
+        ticket.waiter = Waiter(ticket.resolve, self._clock.monotonic(), deadline)
+        self._core.submit(name, ticket.waiter)
+        self._rearm()
+        return ticket
+
+    async def wait(self, name: str) -> Lease:
+        """A lease as soon as it is this request's turn. AccelError when it never will be; leaves when cancelled."""
+        ticket = self.enqueue(name)
+        try:
+            return await ticket.lease()
+        finally:
+            ticket.leave()
+
+    def release(self, lease: Lease, ok: bool | None) -> None:
+        """End a lease. `ok`: the engine did its work, failed, or (None) it cannot be said."""
+        core = self._core
+        core.release(lease, ok)
+        record = lease.record
+        if core.queued or not record.active:
+            timeout = record.spec.idle_timeout
+            if core.queued or (timeout is not None and record.last_used + timeout < self._armed):
+                self._rearm()
+
+    # --- what people ask --------------------------------------------------------------------------------------
+
+    async def load(self, name: str, *, evict: bool = True, reset: bool = True) -> None:
+        """Have the model ready, forgetting earlier failures if `reset`. AccelError when it cannot be."""
+        if reset:
+            self._core.reset(name)
+        future: asyncio.Future[Lease | AccelError | None] = self._loop.create_future()
+        waiter = Waiter(
+            lambda outcome: None if future.done() else future.set_result(outcome),
+            self._clock.monotonic(),
+            None,
+            wants_lease=False,
+            may_evict=evict,
+        )
+        self._core.submit(name, waiter)
+        self._rearm()
+        try:
+            outcome = await future
+        finally:
+            self._core.cancel(name, waiter)
+        if isinstance(outcome, AccelError):
+            raise outcome
+
+    async def unload(self, name: str, *, force: bool = False) -> None:
+        """Stop the model and wait until it is proven gone."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._core.unload(name, force=force, done=lambda: None if future.done() else future.set_result(None))
+        self._rearm()
+        await future
+
+    def reset(self, name: str) -> None:
+        self._core.reset(name)
+        self._rearm()
+
+    def configure(
+        self,
+        entries: Iterable[tuple[ModelSpec, int, str]],
+        settings: SchedulerSettings,
+        limits: Limits,
+        relaunch: Collection[str] = (),
+    ) -> None:
+        """See Core.configure."""
+        self._core.configure(entries, settings, limits, relaunch)
+        self._rearm()
+
+    def shutdown(self) -> None:
+        """Refuse whoever waits from now on; running requests go on."""
+        self._core.shutdown()
+        self._rearm()
+
+    async def stop_all(self) -> None:
+        """Stop every instance, the youngest first, and return when all are proven gone."""
+        self._core.stop_all()
+        if self._core.live_instances:
+            self._all_gone = self._loop.create_future()
+            await self._all_gone
+
+    def close(self) -> None:
+        """After the last instance."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- Listener ---------------------------------------------------------------------------------------------
+
+    def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None:
+        self._core.instance_ready(instance, endpoint, secret)
+        self._rearm()
+
+    def instance_killing(self, instance: int) -> None:
+        self._core.instance_killing(instance)
+
+    def instance_probed(self, instance: int, ok: bool) -> None:
+        self._core.instance_probed(instance, ok)
+        self._rearm()
+
+    def instance_gone(self, instance: int, exit: Exit) -> None:
+        self._core.instance_gone(instance, exit)
+        if self._all_gone is not None and not self._core.live_instances and not self._all_gone.done():
+            self._all_gone.set_result(None)
+        self._rearm()
+
+    # --- Effects ----------------------------------------------------------------------------------------------
+
+    def start(self, instance: int, spec: ModelSpec) -> None:
+        assert self._supervisor is not None
+        self._supervisor.start(instance, spec)
+
+    def stop(self, instance: int, cause: Cause) -> None:
+        assert self._supervisor is not None
+        self._supervisor.stop(instance, cause)
+
+    def probe(self, instance: int) -> None:
+        assert self._supervisor is not None
+        self._supervisor.probe(instance)
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        self._on_moved(record, transition)
+
+    def jitter(self) -> float:
+        return random.random()
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def _rearm(self) -> None:
+        due = self._core.next_deadline()
+        if due == self._armed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = due
+        if due < math.inf:
+            self._timer = self._loop.call_later(max(0.0, due - self._clock.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._armed = None, math.inf
+        self._core.tick()
+        self._rearm()
+
+    # --- readers ----------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str) -> Snapshot:
+        return self._core.snapshot(name)
+
+    def snapshots(self) -> list[Snapshot]:
+        return self._core.snapshots()
+
+    @property
+    def queued(self) -> int:
+        return self._core.queued
+
+    @property
+    def settings(self) -> SchedulerSettings:
+        return self._core.settings
+
+    @property
+    def limits(self) -> Limits:
+        return self._core.limits
+
+    def memory_held(self) -> int:
+        return self._core.memory_held()
+
+    def busy(self) -> bool:
+        """Does any request hold a lease?"""
+        return any(s.leases for s in self._core.snapshots())
+
+    def is_alive(self) -> bool:
+        """For the watchdog: is what is due being done? False when the timer is long overdue."""
+        return self._armed == math.inf or self._clock.monotonic() - self._armed < 10.0
+
+    def why_not(self, name: str) -> str | None:
+        """Why the model could not be resident beside the models that are resident now; None if it could."""
+        return self._core.why_not(name)
+
+
+class Ticket:
+    """A place in the queue. `leave` must be called when the wait is over, however it ended."""
+
+    __slots__ = ("_future", "_name", "_scheduler", "_taken", "waiter")
+
+    def __init__(self, scheduler: Scheduler, name: str, future: asyncio.Future[Lease | AccelError]) -> None:
+        self._scheduler = scheduler
+        self._name = name
+        self._future = future
+        self._taken = False
+        self.waiter: Waiter
+
+    def resolve(self, outcome: Lease | AccelError | None) -> None:
+        assert outcome is not None
+        if not self._future.done():
+            self._future.set_result(outcome)
+        elif isinstance(outcome, Lease):  # whoever waited was cancelled in the same turn of the loop
+            self._scheduler._loop.call_soon(self._scheduler.release, outcome, None)
+
+    async def ready(self, within: float) -> bool:
+        """Wait at most `within` seconds; has the place come up?"""
+        await asyncio.wait((self._future,), timeout=within)
+        return self._future.done()
+
+    async def lease(self) -> Lease:
+        """The lease, when it is its turn. AccelError if it was refused."""
+        outcome = await asyncio.shield(self._future) if not self._future.done() else self._future.result()
+        self._taken = True
+        if isinstance(outcome, AccelError):
+            raise outcome.with_traceback(None)
+        return outcome
+
+    def leave(self) -> None:
+        """Give up the place, or a lease that nobody took."""
+        if self._taken:
+            return
+        if not self._future.done():
+            self._scheduler._core.cancel(self._name, self.waiter)
+            self._future.cancel()
+            return
+        outcome = self._future.result()
+        if isinstance(outcome, Lease):
+            self._scheduler.release(outcome, None)

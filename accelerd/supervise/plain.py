@@ -1,0 +1,171 @@
+"""The home "plain child of the daemon": starts, watches and ends instances as child processes, one task for each.
+
+Tells the listener what becomes of them, exactly as supervise/base.py says. Never decides what to run. Other homes
+(systemd units, toolboxes) stand beside it behind the same Protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from accelerd import names
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Engine
+from accelerd.ports import Clock, Roots
+from accelerd.supervise import memory
+from accelerd.supervise.base import Cause, Exit, Facts, Listener, Supervisor
+from accelerd.supervise.instance import House, Instance
+from accelerd.supervise.output import OutputRing
+from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
+from accelerd.supervise.spawn import Spawner
+from accelerd.supervise.sweep import remove_sockets, sweep_leftovers
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
+
+KILL_PATIENCE = 2.0  # s that `close` waits after its last SIGKILL
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a loading instance shows of itself."""
+
+    line: str  # the last line it printed
+    resident: int | None  # bytes, as last seen while loading
+
+
+class PlainSupervisor(Supervisor):
+    """See the module's text. To be used on the event loop's thread, which must be the main thread."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        engines: Mapping[str, Engine],
+        roots: Roots,
+        clock: Clock,
+        *,
+        sink: Callable[[str, str], None] | None = None,
+        journal_rate: int = 50,
+        spawner: Spawner | None = None,
+        table: ProcessTable | None = None,
+    ) -> None:
+        """`sink(model, line)` gets what engines print, at most `journal_rate` lines a second and model."""
+        self._engines = engines
+        self._rings: dict[str, OutputRing] = {}
+        self._instances: dict[int, Instance] = {}  # in order of start
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._owner = str(roots.runtime)
+        self._closing = False
+        self._house = House(
+            listener=listener,
+            roots=roots,
+            clock=clock,
+            spawner=spawner or Spawner(),
+            table=table or ProcTable(roots.proc),
+            sink=sink,
+            journal_rate=journal_rate,
+        )
+
+    # --- the Protocol -----------------------------------------------------------------------------------------
+
+    def start(self, instance: int, spec: ModelSpec) -> None:
+        if instance in self._instances:
+            log.debug("instance %d is started already", instance)
+            return
+        mark = Mark(f"{instance}-{secrets.token_hex(8)}", self._owner)
+        ring = self.output(spec.name)
+        life = Instance(instance, spec, self._engines[spec.engine], mark, ring, self._house)
+        if self._closing:
+            life.stop(Cause.STOPPED)
+        self._instances[instance] = life
+        self._tasks[instance] = asyncio.create_task(self._run(life), name=f"instance {instance} of {spec.name}")
+
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
+        life = self._instances.get(instance)
+        if life is not None:
+            life.stop(reason)
+
+    def probe(self, instance: int) -> None:
+        life = self._instances.get(instance)
+        if life is not None:
+            life.probe()
+
+    # --- what else the house wants to know --------------------------------------------------------------------
+
+    def facts(self, instance: int) -> Facts | None:
+        """None: no such instance, or it is gone."""
+        life = self._instances.get(instance)
+        return life.facts() if life is not None else None
+
+    def progress(self, instance: int) -> Progress | None:
+        """None: no such instance, or it is gone."""
+        life = self._instances.get(instance)
+        if life is None:
+            return None
+        line = life.ring.last_line() if life.ring.total > life.line_from else ""
+        return Progress(line, life.resident)
+
+    def output(self, model: str) -> OutputRing:
+        """What the instances of a model printed; empty for one that never ran."""
+        return self._rings.setdefault(model, OutputRing())
+
+    async def memory(self, instance: int) -> int | None:
+        """Bytes in use by all its processes: PSS, or RSS where the kernel does not tell. None: no process."""
+        life = self._instances.get(instance)
+        if life is None:
+            return None
+        return await asyncio.to_thread(memory.proportional, self._house.roots.proc, await life.pids())
+
+    # --- begin and end of the daemon --------------------------------------------------------------------------
+
+    async def sweep_leftovers(self) -> int:
+        """At start-up, before any instance: end the processes that an earlier daemon of this runtime directory left."""
+        count = await sweep_leftovers(self._house.table, self._owner, self._house.clock)
+        await asyncio.to_thread(remove_sockets, self._house.roots.instances)
+        return count
+
+    async def close(self, within: float) -> bool:
+        """Stop all, the youngest first, and wait; after `within` seconds kill all. False: something would not go."""
+        self._closing = True
+        for life in reversed(self._instances.values()):
+            life.stop(Cause.STOPPED)
+        gone = await self._wait_gone(within)
+        if not gone:
+            self.kill_all()
+            gone = await self._wait_gone(KILL_PATIENCE)
+        for task in (left := list(self._tasks.values())):
+            log.error("%s is not gone: given up", task.get_name())
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for ring in self._rings.values():
+            ring.close()
+        return gone
+
+    def kill_all(self) -> None:
+        """SIGKILL to every instance, at once."""
+        for life in reversed(self._instances.values()):
+            life.kill()
+
+    async def _wait_gone(self, within: float) -> bool:
+        tasks = list(self._tasks.values())
+        if not tasks:
+            return True
+        _, left = await asyncio.wait(tasks, timeout=max(within, 0.0))
+        return not left
+
+    async def _run(self, life: Instance) -> None:
+        exit = await life.run()
+        del self._instances[life.number]
+        del self._tasks[life.number]
+        self._tell_gone(life, exit)
+
+    def _tell_gone(self, life: Instance, exit: Exit) -> None:
+        try:
+            self._house.listener.instance_gone(life.number, exit)
+        except Exception:
+            text = f"a bug in accelerd: nobody could be told that instance {life.number} of {life.spec.name} is gone"
+            event(log, logging.ERROR, text, message_id=names.MSG_BUG, model=life.spec.name, exc_info=True)

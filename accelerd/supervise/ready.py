@@ -1,0 +1,98 @@
+"""When is an engine ready? When the socket is ours, it is healthy, and it takes our secret and no other.
+
+Asks and waits, decides nothing else; may be cancelled at any point. The secret goes only to a socket that is proven
+ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Final
+
+from accelerd.engines.base import LaunchPlan
+from accelerd.ports import Clock
+from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
+from accelerd.supervise.listen_owner import Owner
+
+FIRST_DELAY: Final = 0.01  # s between looks at the start …
+LAST_DELAY: Final = 0.25  # … and later: a twentieth of what it took so far, between the two
+PROBE_TIMEOUT: Final = 2.0  # s for one answer
+SURE: Final = 3  # times in a row before an answer that cannot be undone is believed
+
+
+class Verdict(Enum):
+    """How waiting ended."""
+
+    READY = "ready"
+    FOREIGN = "foreign"  # somebody else listens there
+    KEY_REFUSED = "key-refused"  # our engine does not take the secret it was given
+    KEY_IGNORED = "key-ignored"  # our engine takes any key
+
+
+async def wait_ready(
+    plan: LaunchPlan,
+    clock: Clock,
+    tcp_owner: Callable[[int], Awaitable[Owner]],
+    is_ours: Callable[[int], Awaitable[bool]],
+) -> Verdict:
+    """Look again and again until the instance is ready or cannot become it. Never times out by itself.
+
+    `tcp_owner(port)` and `is_ours(pid)` know the processes of the instance.
+    """
+    began = clock.monotonic()
+    owned, foreign, refused = False, 0, 0
+    while True:
+        if not owned:
+            owner = await _owner(plan, tcp_owner, is_ours)
+            owned = owner is Owner.OURS
+            foreign = foreign + 1 if owner is Owner.FOREIGN else 0
+            if foreign >= SURE:
+                return Verdict.FOREIGN
+        if owned:
+            try:
+                verdict = await _ask(plan)
+            except ProbeError:
+                verdict = None  # an engine that loads may refuse, hang up or be silent: only time tells
+            if verdict is Verdict.KEY_REFUSED and (refused := refused + 1) < SURE:
+                verdict = None
+            if verdict is not None:
+                return verdict
+        delay = (clock.monotonic() - began) / 20
+        await asyncio.sleep(min(max(delay, FIRST_DELAY), LAST_DELAY))
+
+
+async def _owner(
+    plan: LaunchPlan,
+    tcp_owner: Callable[[int], Awaitable[Owner]],
+    is_ours: Callable[[int], Awaitable[bool]],
+) -> Owner:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            sock = await connect(plan.endpoint)
+    except (OSError, TimeoutError):
+        return Owner.NOBODY
+    try:
+        if plan.endpoint.port is not None:
+            return await tcp_owner(plan.endpoint.port)
+        return Owner.OURS if await is_ours(unix_peer(sock)) else Owner.FOREIGN
+    finally:
+        sock.close()
+
+
+async def _ask(plan: LaunchPlan) -> Verdict | None:
+    """One round of questions to our own engine; None: not yet. ProbeError."""
+    if await status(plan.endpoint, plan.health_path, within=PROBE_TIMEOUT) != 200:
+        return None
+    ours = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=plan.secret)
+    if ours in (401, 403):
+        return Verdict.KEY_REFUSED
+    if ours != 200:
+        return None
+    # A key that was never given out: an engine that takes it would serve every user of this machine.
+    other = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=secrets.token_hex(16))
+    if other == 200:
+        return Verdict.KEY_IGNORED
+    return Verdict.READY if other in (401, 403) else None

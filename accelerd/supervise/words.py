@@ -1,0 +1,56 @@
+"""The sentences about an instance's end, each one line that says what happened and, where it helps, what to do."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import PurePath
+
+from accelerd.engines.base import LaunchPlan
+from accelerd.supervise.base import Cause
+from accelerd.supervise.ready import Verdict
+from accelerd.supervise.spawn import spawn_trouble
+
+
+def program(plan: LaunchPlan) -> str:
+    return PurePath(plan.argv[0]).name
+
+
+def spawn_failed(plan: LaunchPlan, error: OSError) -> str:
+    about = f" {error.filename!r}" if error.filename else ""
+    return f"cannot start {program(plan)}:{about} {spawn_trouble(error)}"
+
+
+def key_trouble(plan: LaunchPlan, verdict: Verdict) -> str:
+    if verdict is Verdict.KEY_REFUSED:
+        return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
+    return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
+
+
+def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
+    """An end that accelerd wanted."""
+    if cause is Cause.STOPPED:
+        return f"{program(plan)} was stopped after {age:.1f} s"
+    if cause is Cause.UNHEALTHY:
+        return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
+    if cause is Cause.LOAD_TIMEOUT:
+        return f"{program(plan)} was ended: {detail or 'not ready in time'} (start_timeout)"
+    return detail or f"{program(plan)} was ended: {cause}"
+
+
+def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool, strays: str) -> str:
+    """An end that nobody here wanted. `status` None: it is not known."""
+    when = f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
+    if status is None:
+        return f"{program(plan)} ended {when}"
+    if status >= 0:
+        hint = f"; it left {strays} behind: it must stay in the foreground" if strays and status == 0 else ""
+        return f"{program(plan)} exited with status {status} {when}{hint}"
+    hint = " (out of memory, or killed by a person)" if -status == signal.SIGKILL else ""
+    return f"{program(plan)} was ended by {_signal_name(-status)} {when}{hint}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

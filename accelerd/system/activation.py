@@ -1,0 +1,266 @@
+"""The sockets that clients connect to: handed over by systemd, or bound by ourselves, all of them or none.
+
+Returns listening sockets on which nobody accepts yet: connections wait in the kernel's queue until the caller serves.
+Whoever serves them must pass BACKLOG to asyncio (it calls listen again, with 100) and must never shut a listening
+socket down: under activation systemd holds the same one, which is why a restart refuses no connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from accelerd.system.holder import find_holder
+from accelerd.system.private import open_private_dir
+from accelerd.system.startup import EXIT_CONFIG, StartError
+
+BACKLOG: Final = 1024
+FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+UNIX_PATH_LIMIT: Final = 107  # bytes in sockaddr_un without the final NUL
+LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+
+
+@dataclass(frozen=True)
+class Activated:
+    """What systemd handed over, by kind, in its order. Names are FileDescriptorName= of the socket unit."""
+
+    tcp: tuple[tuple[str, socket.socket], ...] = ()
+    unix: tuple[tuple[str, socket.socket], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tcp or self.unix)
+
+    @property
+    def tcp_sockets(self) -> list[socket.socket]:
+        return [sock for _, sock in self.tcp]
+
+    @property
+    def unix_sockets(self) -> list[socket.socket]:
+        return [sock for _, sock in self.unix]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Own TCP listeners, and a note for each address that was left out."""
+
+    sockets: tuple[socket.socket, ...]
+    notes: tuple[str, ...] = ()
+
+
+def sd_listen_fds(
+    env: MutableMapping[str, str] | None = None, *, first_fd: int = FIRST_FD
+) -> list[tuple[str, socket.socket]]:
+    """The (name, socket) pairs that systemd passed to this process; the LISTEN_* variables are removed.
+
+    Raises StartError for anything that is not a listening stream socket of a family that we serve.
+    """
+    env = os.environ if env is None else env
+    given = {name: env.pop(name, "") for name in LISTEN_VARIABLES}
+    if given["LISTEN_PID"] != str(os.getpid()):
+        return []
+    count = given["LISTEN_FDS"]
+    if not count.isdecimal():
+        raise StartError(f"cannot read LISTEN_FDS={count!r}: start accelerd through its socket unit or without it")
+    names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
+    found: list[tuple[str, socket.socket]] = []
+    try:
+        for index in range(int(count)):
+            name = names[index] if index < len(names) else "unknown"
+            found.append((name, _adopt(first_fd + index, name)))
+    except BaseException:
+        close_all(sock for _, sock in found)
+        raise
+    return found
+
+
+def classify(sockets: Sequence[tuple[str, socket.socket]]) -> Activated:
+    """Sort what was handed over by what is served on it: TCP, or the control socket's family."""
+    return Activated(
+        tcp=tuple(pair for pair in sockets if pair[1].family != socket.AF_UNIX),
+        unix=tuple(pair for pair in sockets if pair[1].family == socket.AF_UNIX),
+    )
+
+
+def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path("/proc")) -> Bound:
+    """Listen on every "host:port" of `listen` or, with StartError, on none of them.
+
+    Hosts are numeric or "localhost" (both loopbacks). An IPv6 loopback that this machine does not have is left out
+    with a note, as long as something else could be bound.
+    """
+    sockets: list[socket.socket] = []
+    notes: list[str] = []
+    try:
+        for host, port in (address for text in listen for address in parse_listen(text)):
+            try:
+                sockets.append(_listen_tcp(host, port, backlog))
+            except OSError as error:
+                if host == "::1" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    notes.append(f"not listening on {_show(host, port)}: this machine has no IPv6 loopback")
+                    continue
+                raise StartError(_explain_bind(host, port, error, proc)) from error
+        if not sockets:
+            raise StartError("cannot listen anywhere: " + ("; ".join(notes) or "no address is configured"))
+    except BaseException:
+        close_all(sockets)
+        raise
+    return Bound(tuple(sockets), tuple(notes))
+
+
+def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
+    """Listen on `path`, mode 0600 from its first moment, in a directory of ours with mode 0700.
+
+    Call it with the InstanceLock held: only then is a socket file that nobody answers known to be left over, and
+    removed. Raises StartError.
+    """
+    if len(os.fsencode(path)) > UNIX_PATH_LIMIT:
+        raise StartError(
+            f"cannot listen on {path}: the path has more than {UNIX_PATH_LIMIT} bytes; set a shorter XDG_RUNTIME_DIR"
+        )
+    try:
+        directory = open_private_dir(path.parent)
+    except OSError as error:
+        raise StartError(f"cannot use the runtime directory {path.parent}: {error.strerror or error}") from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path, directory)
+        # Linux gives the file the mode of the unbound socket (less the umask): there is no moment with another mode.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(str(path))
+        os.chmod(path.name, 0o600, dir_fd=directory)  # a umask that takes away the owner's bits
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen on {path}: {error.strerror or error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(directory)
+    return sock
+
+
+def parse_listen(text: str) -> list[tuple[str, int]]:
+    """[(host, port)] of "127.0.0.1:4000", "[::1]:4000" or "localhost:4000"; port 0 is any free one."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""  # an IPv6 address without brackets: which colon begins the port?
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise StartError(
+            f"cannot listen on {text!r}: write ADDRESS:PORT, such as 127.0.0.1:4000 or [::1]:4000", status=EXIT_CONFIG
+        )
+    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+    try:
+        return [(str(ipaddress.ip_address(name)), int(port)) for name in hosts]
+    except ValueError:
+        raise StartError(
+            f"cannot listen on {text!r}: {host!r} is no numeric address and not localhost", status=EXIT_CONFIG
+        ) from None
+
+
+def describe(sock: socket.socket) -> str:
+    """Where a listening socket listens, for people: "127.0.0.1:4000", "[::1]:4000" or a path."""
+    address = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return os.fsdecode(address) if address else "(unnamed)"
+    return _show(address[0], address[1])
+
+
+def close_all(sockets: Iterable[socket.socket]) -> None:
+    """Close every socket, without shutting any down."""
+    for sock in sockets:
+        sock.close()
+
+
+def _adopt(fd: int, name: str) -> socket.socket:
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise StartError(f"cannot use descriptor {fd} ({name}) from systemd: {error.strerror or error}") from error
+    if (
+        sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        or sock.type != socket.SOCK_STREAM
+        or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        sock.close()
+        raise StartError(
+            f"cannot use descriptor {fd} ({name}) from systemd: it is not a listening stream socket; "
+            "use ListenStream= with Accept=no in the socket unit"
+        )
+    sock.setblocking(False)
+    return sock
+
+
+def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        info = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        sock.bind(info[0][4])
+        sock.listen(backlog)  # with SO_REUSEADDR it is only here that a second listener is refused
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path, directory: int) -> None:
+    """Unlink a socket file that nobody listens on; StartError if somebody does or if it is no socket."""
+    try:
+        found = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise StartError(f"cannot listen on {path}: something that is not a socket is in the way; remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path.name, dir_fd=directory)
+            return
+        except BlockingIOError:
+            who = "another process"  # its queue is full, so it is there
+        else:
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            who = f"process {pid}"
+    raise StartError(
+        f"cannot listen on {path}: {who} listens there; "
+        "if it is systemd, start accelerd by: systemctl --user start accelerd"
+    )
+
+
+def _explain_bind(host: str, port: int, error: OSError, proc: Path) -> str:
+    where = _show(host, port)
+    if error.errno == errno.EADDRINUSE:
+        holder = find_holder(host, port, proc)
+        if holder is not None and holder.name == "systemd":
+            return (
+                f"cannot listen on {where}: systemd (pid {holder.pid}) holds the port for a socket unit; "
+                "start accelerd by: systemctl --user start accelerd (or first: systemctl --user stop accelerd.socket)"
+            )
+        who = f"{holder.name} (pid {holder.pid})" if holder else "another program (of another user)"
+        return f"cannot listen on {where}: {who} holds the port; end it, or change [server] listen in accelerd.toml"
+    if error.errno == errno.EACCES:
+        return f"cannot listen on {where}: an ordinary user may not; choose a port above 1023 in [server] listen"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on {where}: this machine has no such address; correct [server] listen in accelerd.toml"
+    return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def _show(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

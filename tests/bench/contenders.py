@@ -1,0 +1,196 @@
+"""Starts and stops what is compared: the fake upstream itself (direct), nginx before it, accelerd over it.
+
+Each gets a private directory and a free port on 127.0.0.1. Must never read or touch the user's own accelerd or nginx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from . import host, usage
+from .native import HERE, BenchError
+
+KEY = "bench"  # what the load sends as bearer token, and what the direct upstream asks for
+MODELS = {"fake": "parallel = 1", "fake-parallel": "parallel = 4", "fake-embed": "parallel = 1\nembeddings = true"}
+START_LIMIT = 30.0  # seconds
+STOP_LIMIT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contenders share."""
+
+    scratch: Path
+    upstream: Path  # the program
+    load: Path  # the program
+    cores: host.Cores
+    transport: str  # "unix" or "tcp": between a proxy and the upstream
+    nginx: Path | None
+    python: str = sys.executable
+    favoured: bool = False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def answers_health(port: int) -> bool:
+    """Does GET /health say 200 right now?"""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return connection.recv(4096).startswith(b"HTTP/1.1 200")
+    return False
+
+
+class Contender:
+    """One server under measurement. Subclasses say how to start it."""
+
+    name = ""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.port = 0
+        self.core = setup.cores.contender
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = setup.scratch / f"{self.name}.log"
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        """Argv and environment of a fresh start whose files live in `home`."""
+        raise NotImplementedError
+
+    def start(self) -> float:
+        """Start and wait; seconds from exec to the first 200 of /health."""
+        home = self.setup.scratch / f"{self.name}-{time.monotonic_ns():x}"
+        home.mkdir(mode=0o700)
+        self.port = free_port()
+        argv, env = self.command(home)
+        with self._log.open("wb") as log, host.on_core(self.core):
+            begun = time.monotonic()
+            self._process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
+        while not answers_health(self.port):
+            if self._process.poll() is not None or time.monotonic() - begun > START_LIMIT:
+                self.stop()
+                raise BenchError(f"cannot start {self.name}: {' '.join(argv)}\n{self.output()}")
+            time.sleep(0.001)
+        return time.monotonic() - begun
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL; returns when it is gone."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def output(self) -> str:
+        """The last lines it wrote, for an error message."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:]) if self._log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise BenchError(f"{self.name} is not running")
+        return self._process.pid
+
+    def processes(self) -> tuple[list[int], list[int]]:
+        """(its own processes, the engines below it)."""
+        return usage.tree(self.pid, self.setup.upstream)
+
+    def settle(self) -> None:
+        """Called when its engines run: put them where the direct upstream is, with the same priority."""
+        for pid in self.processes()[1]:
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                host.move(pid, self.setup.cores.upstream)
+                if self.setup.favoured:
+                    host.favour(pid)
+
+
+class Direct(Contender):
+    """The upstream without anything before it; nginx shares it."""
+
+    name = "direct"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.core = setup.cores.upstream
+        self.socket = setup.scratch / "upstream.sock"
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        self.socket.unlink(missing_ok=True)
+        argv = [str(self.setup.upstream), "--host", f"127.0.0.1,{self.socket}", "--port", str(self.port)]
+        return argv, {"LLAMA_API_KEY": KEY}
+
+    def processes(self) -> tuple[list[int], list[int]]:
+        return [], [self.pid]
+
+
+class Nginx(Contender):
+    """One worker, no logs, no buffering, connections to the upstream kept alive."""
+
+    name = "nginx"
+
+    def __init__(self, setup: Setup, upstream: Direct) -> None:
+        super().__init__(setup)
+        self._upstream = upstream
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        server = (
+            f"unix:{self._upstream.socket}" if self.setup.transport == "unix" else f"127.0.0.1:{self._upstream.port}"
+        )
+        user = "user root root;" if os.geteuid() == 0 else ""  # else root's worker cannot open the socket
+        values = {"home": str(home), "port": str(self.port), "server": server, "user": user}
+        text = (HERE / "nginx.conf.in").read_text()
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
+        (home / "nginx.conf").write_text(text)
+        return [str(self.setup.nginx), "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf")], {}
+
+
+class Accelerd(Contender):
+    """The real daemon, with the upstream as the llama-server of three models."""
+
+    name = "accelerd"
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        names = {
+            "XDG_RUNTIME_DIR": "run",
+            "XDG_CONFIG_HOME": "config",
+            "XDG_STATE_HOME": "state",
+            "XDG_CACHE_HOME": "cache",
+        }
+        for name in names.values():
+            (home / name).mkdir(mode=0o700)
+        (home / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))  # no tensors, no keys
+        config = home / "config" / "accelerd" / "accelerd.toml"
+        config.parent.mkdir()
+        config.write_text(self._config(home))
+        unwanted = {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM", "ACCELERD_CONFIG", "ACCELERD_SOCKET"}
+        env = {name: value for name, value in os.environ.items() if name not in unwanted}
+        env |= {name: str(home / value) for name, value in names.items()} | {"PYTHONPATH": str(HERE.parents[1])}
+        return [self.setup.python, "-m", "accelerd"], env
+
+    def _config(self, home: Path) -> str:
+        lines = [
+            f'[server]\nlisten = ["127.0.0.1:{self.port}"]',
+            f'[engines.llama-server]\ntransport = "{self.setup.transport}"',
+        ]
+        for name, own in MODELS.items():
+            lines.append(
+                f'[models.{name}]\npath = "{home}/model.gguf"\nbinary = "{self.setup.upstream}"\n'
+                f'concurrency = 64\nmemory = "1MiB"\n{own}'
+            )
+        return "\n\n".join(lines) + "\n"

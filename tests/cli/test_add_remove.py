@@ -1,0 +1,182 @@
+"""accelctl add and remove: drop-ins come and go, the user's own file is never touched."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .conftest import Ctl
+from .fake_daemon import FakeDaemon, Reply, error
+from .test_config import gguf
+
+RELOADED = Reply({"added": ["tiny-chat"], "removed": [], "relaunch": [], "updated": [], "unchanged": []})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return gguf(tmp_path / "models", "Tiny-Chat-Q4_K_M.gguf")
+
+
+def dropin(ctl: Ctl, name: str) -> dict[str, object]:
+    file = ctl.config_file.parent / "accelerd.toml.d" / f"{name}.toml"
+    table = tomllib.loads(file.read_text())["models"][name]
+    assert isinstance(table, dict)
+    return table
+
+
+def test_add_by_path_without_daemon(ctl: Ctl, model: Path) -> None:
+    result = ctl("add", str(model))
+    assert result.status == 0
+    assert dropin(ctl, "tiny-chat") == {"path": str(model)}
+    assert "systemctl --user start accelerd" in result.out
+    assert "accelctl chat tiny-chat" in result.out
+
+
+def test_add_by_name_with_settings_reloads_the_daemon(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    result = ctl(
+        "add", "tiny", "--name", "t", "--alias", "small", "--alias", "s", "--context", "4096", "--parallel", "2", "--memory",
+        "1GiB", "--idle-timeout", "never", "--preload", "--pin", "--json",
+    )  # fmt: skip
+    assert result.status == 0
+    value = json.loads(result.out)
+    assert (value["name"], value["reloaded"]) == ("t", True)
+    assert dropin(ctl, "t") == value["table"] == {
+        "path": str(model), "aliases": ["small", "s"], "context": 4096, "parallel": 2, "memory": "1GiB",
+        "idle_timeout": "never", "preload": True, "pin": True,
+    }  # fmt: skip
+    assert [request.route for request in daemon.requests] == ["reload"]
+    assert Path(value["file"]).stat().st_mode & 0o777 == 0o600
+
+
+def test_add_by_relative_path(ctl: Ctl, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    assert ctl("add", "./Tiny-Chat-Q4_K_M.gguf").status == 0
+    assert dropin(ctl, "tiny-chat") == {"path": str(model)}
+
+
+def test_add_by_id(ctl: Ctl) -> None:
+    result = ctl("add", "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M")
+    assert result.status == 0
+    assert dropin(ctl, "gemma-3-4b-it") == {"model": "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"}
+    assert "fetches it" in result.out
+
+
+def test_add_takes_the_projector_along(ctl: Ctl, model: Path) -> None:
+    projector = gguf(model.parent, "mmproj-F16.gguf")
+    assert ctl("add", str(model.parent)).status == 0
+    assert dropin(ctl, "tiny-chat") == {"path": str(model), "mmproj": str(projector)}
+
+
+def test_the_same_model_twice_needs_a_name(ctl: Ctl, model: Path) -> None:
+    assert ctl("add", str(model)).status == 0
+    again = ctl("add", str(model))
+    assert again.status == 1
+    assert "tiny-chat is that model already" in again.err
+    assert ctl("add", str(model), "--name", "second").status == 0
+    assert ctl("add", str(model), "--replace", "--context", "512").status == 0
+    assert dropin(ctl, "tiny-chat") == {"path": str(model), "context": 512}
+
+
+def test_a_taken_name_gets_a_number(ctl: Ctl, model: Path) -> None:
+    ctl.configure('[models.tiny-chat]\npath = "/other.gguf"\n')
+    before = ctl.config_file.read_text()
+    assert ctl("add", str(model)).status == 0
+    assert dropin(ctl, "tiny-chat-2") == {"path": str(model)}
+    assert ctl.config_file.read_text() == before
+
+
+def test_dry_run_writes_nothing(ctl: Ctl, model: Path) -> None:
+    result = ctl("add", "tiny", "--dry-run")
+    assert tomllib.loads(result.out) == {"models": {"tiny-chat": {"path": str(model)}}}
+    assert json.loads(ctl("add", "tiny", "--dry-run", "--json").out)["file"] is None
+    assert not ctl.config_file.parent.exists()
+
+
+def test_a_setting_that_is_wrong_changes_nothing(ctl: Ctl, model: Path) -> None:
+    result = ctl("add", "tiny", "--idle-timeout", "soon")
+    assert result.status == 4
+    assert "models.tiny-chat.idle_timeout" in result.out
+    assert "nothing was added" in result.err
+    assert json.loads(ctl("config", "check", "--json").out)["models"] == []
+    assert ctl("add", "tiny", "--name", "no good").status == 4
+
+
+def test_nothing_is_added_to_a_broken_configuration(ctl: Ctl, model: Path) -> None:
+    ctl.configure("[models.a]\n")
+    result = ctl("add", "tiny")
+    assert result.status == 4
+    assert "accelctl config check" in result.err
+
+
+def test_what_cannot_be_added(ctl: Ctl, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "notes.gguf"
+    other.write_text("hello")
+    gguf(model.parent, "Tiny-Other-Q8_0.gguf")
+    for source, status, words in (
+        ("./missing.gguf", 1, "there is no such file"),
+        (str(other), 1, "is not a GGUF file"),
+        ("tiny", 2, "fits 2 models"),
+        (str(model.parent), 2, "holds 2 models"),
+        (str(tmp_path / "run"), 1, "there is no GGUF file"),
+        ("nothing-like-that", 1, "found no GGUF file"),
+    ):
+        result = ctl("add", source)
+        assert result.status == status, source
+        assert words in result.err
+    listed = json.loads(ctl("add", "tiny", "--json").out)["error"]["candidates"]
+    assert [Path(path).name for path in listed] == ["Tiny-Chat-Q4_K_M.gguf", "Tiny-Other-Q8_0.gguf"]
+
+
+def test_a_reload_that_fails_is_told(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = error(500, "internal", "cannot reload")
+    result = ctl("add", "tiny")
+    assert (result.status, result.err) == (1, "accelctl: cannot reload\n")
+
+
+def test_remove_takes_away_what_add_wrote(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    assert ctl("add", "tiny").status == 0
+    value = json.loads(ctl("remove", "tiny-chat", "--json").out)
+    assert value["name"] == "tiny-chat"
+    assert value["reloaded"] is True
+    assert not Path(value["file"]).exists()
+    assert model.exists()
+    assert [request.route for request in daemon.requests] == ["reload", "reload"]
+
+
+def test_remove_leaves_what_a_person_wrote(ctl: Ctl, model: Path) -> None:
+    file = ctl.configure('[models.mine]\npath = "/x.gguf"\n')
+    result = ctl("remove", "mine")
+    assert result.status == 1
+    assert "accelerd.toml:2" in result.err
+    folder = file.parent / "accelerd.toml.d"
+    folder.mkdir()
+    (folder / "own.toml").write_text('[models.own]\npath = "/y.gguf"\n')
+    result = ctl("remove", "own")
+    assert result.status == 1
+    assert "was not written by accelctl" in result.err
+    assert (folder / "own.toml").exists()
+
+
+def test_remove_of_nothing(ctl: Ctl, model: Path) -> None:
+    assert ctl("add", "tiny").status == 0
+    result = ctl("remove", "tiny-chta")
+    assert result.status == 5
+    assert "did you mean tiny-chat?" in result.err
+
+
+def test_remove_that_would_break_the_configuration_is_undone(ctl: Ctl, model: Path) -> None:
+    assert ctl("add", "tiny").status == 0
+    file = ctl.config_file.parent / "accelerd.toml.d/tiny-chat.toml"
+    ctl.configure("[models.tiny-chat]\ncontext = 512\n")  # its path stands in the drop-in
+    before = file.read_bytes()
+    result = ctl("remove", "tiny-chat")
+    assert result.status == 4
+    assert "nothing was removed" in result.err
+    assert file.read_bytes() == before
+    assert file.stat().st_mode & 0o777 == 0o600

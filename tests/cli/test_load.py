@@ -1,0 +1,127 @@
+"""accelctl load, unload and reset."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accelerd.cli.progress import amount, fraction
+
+from .conftest import Ctl
+from .fake_daemon import FAILED, FakeDaemon, Reply, error, events
+
+STEP = {"event": "progress", "state": "starting", "elapsed": 1.0, "expected": 4.0, "memory": 1 << 30,
+        "memory_expected": 5 << 30, "line": "load_tensors: \x1b[2J"}  # fmt: skip
+READY = {"event": "ready", "model": "embed", "memory": 5 << 30}
+
+
+def test_load_shows_progress_as_plain_lines(ctl: Ctl, daemon: FakeDaemon) -> None:
+    queued = {"event": "progress", "state": "queued", "elapsed": 0.2}
+    late = STEP | {"elapsed": 7.0, "line": "warming up"}
+    daemon.answers["POST load"] = events(queued, STEP, STEP | {"elapsed": 1.2}, late, READY)
+    result = ctl("load", "embed")
+    assert result.status == 0
+    assert result.out.startswith("embed is ready (")
+    assert "5.0 GiB" in result.out
+    lines = result.err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == ["embed: waits for room", "embed: loading", "embed: loading"]
+    assert "1.0 GiB of 5.0 GiB" in lines[1]
+    assert "\\x1b[2J" in lines[1]
+    assert "warming up" in lines[2]
+    assert daemon.requests[0].query == {"model": "embed"}
+    assert daemon.requests[0].host == "localhost"
+
+
+def test_load_draws_a_bar_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = events(STEP, STEP, READY)
+    result = ctl("load", "embed", tty=True)
+    assert result.status == 0
+    assert "━" in result.err
+    assert "\x1b[2J" not in result.err
+    assert "ready" in result.out
+
+
+def test_load_as_json_is_one_object(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = events(STEP, READY)
+    result = ctl("load", "embed", "--json")
+    value = json.loads(result.out)
+    assert value["event"] == "ready"
+    assert value["model"] == "embed"
+    assert value["seconds"] >= 0
+    assert result.err == ""
+
+
+def test_failed_load_prints_the_engines_last_lines(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = events(STEP, {"event": "error", "error": {"code": "model_failed", **FAILED}})
+    result = ctl("load", "broken")
+    assert (result.status, result.out) == (1, "")
+    lines = result.err.splitlines()[-3:]
+    assert lines[0] == "  | llama_model_load: error loading model"
+    assert "--bogus\\x1b[31m" in lines[1]
+    assert lines[2].startswith("accelctl: llama-server exited with status 1")
+    assert "accelctl logs broken" in lines[2]
+
+
+def test_failed_load_as_json(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = events({"event": "error", "error": {"code": "model_failed", **FAILED}})
+    result = ctl("load", "broken", "--json")
+    assert result.status == 1
+    problem = json.loads(result.out)["error"]
+    assert problem["code"] == "model_failed"
+    assert problem["tail"] == FAILED["tail"]
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "reset"])
+@pytest.mark.parametrize(
+    ("typed", "words"), [("embd", "did you mean embed?"), ("BIG", "did you mean big?"), ("zzz", "there is: ")]
+)
+def test_mistyped_names(ctl: Ctl, daemon: FakeDaemon, command: str, typed: str, words: str) -> None:
+    daemon.answers[f"POST {command}"] = error(404, "model_not_found", "cannot find it")
+    result = ctl(command, typed)
+    assert result.status == 5
+    assert words in result.err
+
+
+def test_name_found_wrong_only_in_the_event(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST unload"] = events({"event": "error", "error": {"code": "model_not_found", "message": "no"}})
+    assert ctl("unload", "embd").status == 5
+
+
+def test_a_guess_of_the_daemon_is_not_doubled(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = error(404, "model_not_found", "cannot find embd; did you mean 'embed'?")
+    assert ctl("load", "embd").err.count("did you mean") == 1
+
+
+def test_unload_waits_and_forces(ctl: Ctl, daemon: FakeDaemon) -> None:
+    draining = {"event": "progress", "state": "draining", "elapsed": 0.5}
+    daemon.answers["POST unload"] = events(draining, {"event": "stopped"})
+    result = ctl("unload", "embed")
+    assert result.status == 0
+    assert "embed is stopped" in result.out
+    assert "waits for running requests" in result.err
+    assert ctl("unload", "embed", "--force", "--json").status == 0
+    assert [request.query for request in daemon.requests] == [{"model": "embed"}, {"model": "embed", "force": "1"}]
+
+
+def test_unload_that_fails(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST unload"] = events(
+        {"event": "error", "error": {"code": "internal", "message": "cannot stop it"}}
+    )
+    result = ctl("unload", "embed")
+    assert (result.status, result.err) == (1, "accelctl: cannot stop it\n")
+
+
+def test_reset(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reset"] = Reply({"state": "stopped"})
+    assert "accelctl load broken" in ctl("reset", "broken").out
+    assert json.loads(ctl("reset", "broken", "--json").out) == {"model": "broken", "state": "stopped"}
+
+
+def test_fraction_never_says_done_before_it_is() -> None:
+    assert fraction(STEP) == 0.25
+    assert fraction(STEP | {"elapsed": 9.0}) == 0.99
+    assert fraction({"state": "starting", "elapsed": 1.0, "expected": None}) is None
+    assert fraction(STEP | {"state": "queued"}) is None
+    assert amount({}) == ""
+    assert amount({"memory": 1024}) == "1.0 KiB"

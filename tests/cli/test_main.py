@@ -1,0 +1,104 @@
+"""The frame of accelctl: finding commands, usage errors, exit statuses, start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from accelerd import __version__
+from accelerd.cli import COMMANDS, split
+
+from .conftest import Ctl
+from .fake_daemon import FakeDaemon
+
+
+def test_help_names_every_command_and_exit_status(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl("--help").status == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+    for number in ("0", "1", "2", "3", "4", "5", "130"):
+        assert f"  {number}  " in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(ctl: Ctl, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert ctl(name, "--help").status == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: accelctl {name}")
+    assert "--json" in text
+    assert "--socket" in text
+
+
+def test_without_a_command_the_help_is_shown(ctl: Ctl) -> None:
+    result = ctl()
+    assert result.status == 0
+    assert "commands:" in result.out
+
+
+def test_unknown_command_names_the_nearest(ctl: Ctl) -> None:
+    result = ctl("statsu")
+    assert result.status == 2
+    assert result.err == "accelctl: there is no command statsu; did you mean status?\n"
+
+
+def test_usage_errors_are_one_line(ctl: Ctl) -> None:
+    for argv in (("load",), ("load", "a", "b"), ("logs", "-n", "x", "m"), ("--bogus", "status"), ("config", "frob")):
+        result = ctl(*argv)
+        assert result.status == 2, argv
+        assert result.err.count("\n") == 1
+        assert result.err.startswith("accelctl: ")
+        assert "--help" in result.err
+
+
+def test_usage_error_as_json(ctl: Ctl) -> None:
+    result = ctl("load", "--json")
+    assert result.status == 2
+    assert json.loads(result.out)["error"]["code"] == "usage"
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_shared_options_stand_before_or_after_the_command(ctl: Ctl, daemon: FakeDaemon, place: str) -> None:
+    options = ["--json", "--socket", str(daemon.path)]
+    argv = [*options, "status"] if place == "before" else ["status", *options]
+    result = ctl(*argv, ACCELERD_SOCKET="/nowhere")
+    assert result.status == 0
+    assert json.loads(result.out)["pid"] == 4711
+
+
+def test_a_socket_called_like_a_command_is_no_command() -> None:
+    assert split(["--socket", "status", "models"]) == (["--socket", "status"], "models", [])
+
+
+def test_version_option(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl("--version").status == 0
+    assert capsys.readouterr().out == f"accelctl {__version__}\n"
+
+
+def test_status_imports_nothing_heavy(ctl: Ctl, daemon: FakeDaemon) -> None:
+    """Start-up time is a promise: what costs it is not imported."""
+    program = (
+        "import sys; from accelerd.cli import main; code = main(['status']);"
+        "heavy = {'aiohttp', 'asyncio', 'numpy', 'rich', 'msgspec', 'pyudev', 'subprocess', 'accelerd.config.load'};"
+        "sys.exit(','.join(heavy & set(sys.modules)) or code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ctl.env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gemma-3-4b-it" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(ctl: Ctl, daemon: FakeDaemon) -> None:
+    program = "import sys; from accelerd.cli import main; sys.exit(main(['status']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=ctl.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.close()
+    with process:
+        assert process.stderr
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

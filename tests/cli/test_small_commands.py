@@ -1,0 +1,91 @@
+"""accelctl logs, reload, explain and version."""
+
+from __future__ import annotations
+
+import json
+
+from accelerd import __version__
+
+from .conftest import Ctl
+from .fake_daemon import EXPLAINED, FakeDaemon, Reply, error, status
+
+
+def test_logs_prints_lines_harmless(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET logs"] = Reply(chunks=[b"one\ntw", b"o \x1b[31m\n", b"last"])
+    result = ctl("logs", "-n", "5", "embed")
+    assert result.out == "one\ntwo \\x1b[31m\nlast\n"
+    assert daemon.requests[-1].query == {"model": "embed", "lines": "5"}
+
+
+def test_logs_follow_and_json(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET logs"] = Reply(chunks=[b"one\n", b"two\n"])
+    result = ctl("logs", "-f", "embed", "--json")
+    assert [json.loads(line) for line in result.out.splitlines()] == [{"line": "one"}, {"line": "two"}]
+    assert daemon.requests[-1].query == {"model": "embed", "follow": "1"}
+
+
+def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET logs"] = Reply(chunks=[])
+    assert "has printed nothing yet" in ctl("logs", "embed").err
+    daemon.answers["GET logs"] = error(404, "model_not_found", "cannot find it")
+    assert ctl("logs", "embd").status == 5
+
+
+def test_reload_says_what_changed(ctl: Ctl, daemon: FakeDaemon) -> None:
+    changes = {"added": ["a"], "removed": ["b"], "relaunch": ["c"], "updated": ["d"], "unchanged": ["e", "f"]}
+    daemon.answers["POST reload"] = Reply(changes)
+    text = ctl("reload").out
+    for line in ("a: added", "b: removed", "c: restarted", "d: updated", "2 models unchanged"):
+        assert line in text
+    assert json.loads(ctl("reload", "--json").out) == changes
+
+
+def test_reload_without_changes(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = Reply({"unchanged": ["e"]})
+    assert ctl("reload").out == "nothing has changed (1 model)\n"
+
+
+def test_reload_of_a_broken_configuration_lists_every_problem(ctl: Ctl, daemon: FakeDaemon) -> None:
+    problems = [
+        {
+            "file": "accelerd.toml",
+            "line": 3,
+            "key": "models.a.contxt",
+            "message": "no such key; is it 'context'?",
+        },
+        {"file": "accelerd.toml", "line": 9, "key": "models.b.parallel", "message": "expected a whole number"},
+    ]
+    daemon.answers["POST reload"] = error(422, "config_invalid", "cannot use it", problems=problems)
+    result = ctl("reload")
+    assert result.status == 4
+    assert "accelerd.toml:3: error: models.a.contxt: no such key" in result.out
+    assert "accelerd.toml:9: error: models.b.parallel" in result.out
+    assert result.err == "accelctl: nothing was changed: the configuration has 2 problems\n"
+    assert json.loads(ctl("reload", "--json").out)["error"]["problems"] == problems
+
+
+def test_explain(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET explain"] = Reply(EXPLAINED)
+    text = " ".join(ctl("explain", "gemma-3-4b-it").out.split())
+    for part in (EXPLAINED["command"], "tokens for one request [accelerd.toml:12]", "5.0 GiB (file size + 10 %); it fits",
+                 "! this build has no --no-mmap", "75 s ago starting → ready: answered"):  # fmt: skip
+        assert part in text
+    assert json.loads(ctl("explain", "gemma-3-4b-it", "--json").out) == EXPLAINED
+
+
+def test_explain_of_a_model_that_cannot_be_planned(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET explain"] = error(503, "model_failed", "cannot find the program llama-server")
+    result = ctl("explain", "embed")
+    assert (result.status, result.err) == (1, "accelctl: cannot find the program llama-server\n")
+
+
+def test_version_with_and_without_daemon(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(version="0.0.9"))
+    result = ctl("version")
+    assert f"accelctl {__version__}" in result.out
+    assert "accelerd 0.0.9" in result.out
+    assert "systemctl --user restart accelerd" in result.err
+    assert json.loads(ctl("version", "--json").out) == {"accelctl": __version__, "accelerd": "0.0.9"}
+    alone = ctl("version", "--socket", "/nowhere")
+    assert alone.status == 0
+    assert "is not running" in alone.out

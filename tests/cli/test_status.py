@@ -1,0 +1,112 @@
+"""accelctl status and models."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from .conftest import Ctl
+from .fake_daemon import FLEET, FakeDaemon, Reply, model, status
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of a model's row."""
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    return re.split(r"\s{2,}", line)
+
+
+def test_header_has_the_totals(ctl: Ctl, daemon: FakeDaemon) -> None:
+    head = ctl("status").out.splitlines()[0]
+    assert head.startswith("accelerd 0.1.0")
+    for part in ("up 1 h 33 min", "2 of 6 loaded", "9.0 of 20.0 GiB", "3 waiting"):
+        assert part in head
+
+
+def test_a_daemon_that_stops_says_so(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(*FLEET, state="stopping"))
+    assert "· stopping ·" in ctl("status").out
+
+
+def test_rows(ctl: Ctl, daemon: FakeDaemon) -> None:
+    text = ctl("status").out
+    assert row(text, "MODEL") == ["MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE"]
+    assert row(text, "qwen3") == ["qwen3-30b-a3b (pinned)", "ready", "4.7 GiB", "gpu", "1 request", "0"]
+    assert row(text, "gemma") == ["gemma-3-4b-it", "ready¹", "3.0 GiB", "gpu", "3 min of 10 min", "0"]
+    assert row(text, "embed") == ["embed", "starting", "~300 MiB", "cpu", "-", "3"]
+    assert row(text, "broken")[1:3] == ["failed²", "-"]
+    assert row(text, "flaky")[4] == "retry in 8.4 s"
+
+
+def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDaemon) -> None:
+    text = ctl("status").out
+    assert "¹ gemma-3-4b-it: its settings have changed" in text
+    note = " ".join(text[text.index("² broken") :].split())
+    assert note.startswith("² broken: llama-server exited with status 1 after 0.4 s")
+    assert "invalid argument: --bogus" in note
+    assert "accelctl reset broken" in note
+    assert "accelctl logs flaky" in note
+
+
+def test_what_an_engine_printed_never_reaches_the_terminal_raw(ctl: Ctl, daemon: FakeDaemon) -> None:
+    text = ctl("status", tty=True, NO_COLOR="1").out
+    assert "\x1b" not in text
+    assert "\\x1b[31m" in text
+
+
+def test_rows_fit_80_columns_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) -> None:
+    text = ctl("status", tty=True, NO_COLOR="1").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" in text
+
+
+def test_colour_only_on_a_terminal_that_wants_it(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert "\x1b[32m" in ctl("status", tty=True).out
+    for plain in (ctl("status"), ctl("status", tty=True, NO_COLOR="1"), ctl("status", tty=True, TERM="dumb")):
+        assert "\x1b" not in plain.out
+
+
+def test_no_models_says_how_to_add_one(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status())
+    for command in ("status", "models"):
+        assert "accelctl add" in ctl(command).out
+
+
+def test_problems_of_the_configuration_on_disk_are_told(ctl: Ctl, daemon: FakeDaemon) -> None:
+    problem = {"file": "accelerd.toml", "line": 3, "key": "x", "message": "unknown"}
+    daemon.answers["GET status"] = Reply(status(*FLEET, config={"files": [], "problems": [problem]}))
+    assert "1 problem" in ctl("status").out
+    assert "accelctl config check" in ctl("status").out
+
+
+def test_one_model_by_name_or_alias(ctl: Ctl, daemon: FakeDaemon) -> None:
+    for name in ("qwen3-30b-a3b", "big"):
+        found = json.loads(ctl("status", name, "--json").out)["models"]
+        assert [m["name"] for m in found] == ["qwen3-30b-a3b"]
+    wrong = ctl("status", "gema-3-4b-it")
+    assert (wrong.status, wrong.out) == (5, "")
+    assert "did you mean gemma-3-4b-it?" in wrong.err
+
+
+def test_json_is_the_daemons_own_answer(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert json.loads(ctl("status", "--json").out) == status(*FLEET)
+    assert json.loads(ctl("models", "--json").out) == list(FLEET)
+
+
+def test_unknown_fields_and_missing_ones_do_no_harm(ctl: Ctl, daemon: FakeDaemon) -> None:
+    sparse = {"name": "m", "state": "ready", "surprise": 1}
+    daemon.answers["GET status"] = Reply({"version": "0.1.0", "models": [sparse], "surprise": 2})
+    assert row(ctl("status").out, "m")[:2] == ["m", "ready"]
+    assert row(ctl("models").out, "m")[:2] == ["m", "ready"]
+
+
+def test_models_lists_names_and_how_long_they_are_kept(ctl: Ctl, daemon: FakeDaemon) -> None:
+    text = ctl("models").out
+    assert row(text, "qwen3") == ["qwen3-30b-a3b", "ready", "5.0 GiB", "always", "llama-server", "big"]
+    assert row(text, "embed")[3] == "10 min idle, preloaded"
+
+
+def test_model_names_with_wide_characters_keep_the_columns(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("日本語"), model("latin")))
+    lines = ctl("status").out.splitlines()
+    wide, latin = (next(line for line in lines if line.startswith(name)) for name in ("日本語", "latin"))
+    assert wide.index("stopped") + 3 == latin.index("stopped")

@@ -1,0 +1,272 @@
+"""Every mistake is reported with file, line, key and what was expected, all of them at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from conftest import Home
+
+from accelerd import config
+from accelerd.config import ConfigErrors, Problem
+from accelerd.config.sources import trust_problem
+
+MISTAKES = """\
+contxt = 1
+[server]
+listen = ["127.0.0.1:99999", "127.0.0.1:1", "127.0.0.1:1"]
+max_body = "lots"
+allowed_hosts = ["*", "http://x", "x:1"]
+allowed_origins = ["*", "https://x/path"]
+[defaults]
+path = "/x"
+idle_timeout = 0
+[models.qwen]
+path = "/x"
+model = "a/b"
+contxt = 1
+context = 5
+parallel = true
+aliases = ["ok", 3, "../x"]
+kv_cache_type = {k = "q9", w = 1}
+gpu_layers = "most"
+profile = "nothing"
+env = {"A B" = "1", C = 5}
+start_timeout = 1979-05-27
+[models.empty]
+[models.number]
+path = 3
+"""
+
+
+def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
+    home.write(MISTAKES)
+    home.write("[models.late]\nmodel = 'x y'\n", "accelerd.toml.d/a.toml")
+    home.write("models = 3\n", "accelerd.toml.d/b.toml")
+    found = [(p.file.removeprefix("accelerd.toml"), p.line, p.key) for p in home.check()[1] if p.severity == "error"]
+    assert found == [
+        ("", 1, "contxt"),
+        ("", 3, "server.listen[0]"),
+        ("", 3, "server.listen[2]"),
+        ("", 4, "server.max_body"),
+        ("", 5, "server.allowed_hosts[0]"),
+        ("", 5, "server.allowed_hosts[1]"),
+        ("", 5, "server.allowed_hosts[2]"),
+        ("", 6, "server.allowed_origins[0]"),
+        ("", 6, "server.allowed_origins[1]"),
+        ("", 8, "defaults.path"),
+        ("", 9, "defaults.idle_timeout"),
+        ("", 12, "models.qwen.model"),
+        ("", 13, "models.qwen.contxt"),
+        ("", 14, "models.qwen.context"),
+        ("", 15, "models.qwen.parallel"),
+        ("", 16, "models.qwen.aliases[1]"),
+        ("", 16, "models.qwen.aliases[2]"),
+        ("", 17, "models.qwen.kv_cache_type.k"),
+        ("", 17, "models.qwen.kv_cache_type.w"),
+        ("", 18, "models.qwen.gpu_layers"),
+        ("", 19, "models.qwen.profile"),
+        ("", 20, 'models.qwen.env."A B"'),
+        ("", 20, "models.qwen.env.C"),
+        ("", 21, "models.qwen.start_timeout"),
+        ("", 22, "models.empty"),
+        ("", 24, "models.number.path"),
+        (".d/a.toml", 2, "models.late.model"),
+        (".d/b.toml", 1, "models"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[models.q]\npath='/q'\ncontxt = 1", "accelerd.toml:3: models.q.contxt: unknown key; did you mean 'context'?"),
+        ("[models.q]\npath='/q'\nctx-size = 1", "accelerd.toml:3: models.q.ctx-size: unknown key; did you mean 'context'?"),
+        ("[models.q]\npath='/q'\nttl = 1", "accelerd.toml:3: models.q.ttl: unknown key; did you mean 'idle_timeout'?"),
+        ("[models.q]\npath='/q'\nxyzzy = 1", "accelerd.toml:3: models.q.xyzzy: unknown key"),
+        ("[models.q]\npath='/q'\ntemperature = 1", "accelerd.toml:3: models.q.temperature: unknown key; it belongs in sampling = {…}"),
+        ("[profiles.q]\naliases = []", "accelerd.toml:2: profiles.q.aliases: unknown key; it belongs in [models.NAME]"),
+        ("[server]\nmax_queue = 1", "accelerd.toml:2: server.max_queue: unknown key; it belongs in [scheduler]"),
+        ("[model.q]\n", "accelerd.toml:1: model: unknown section; did you mean 'models'?"),
+        ("[engines.llama_server]\n", "accelerd.toml:1: engines.llama_server: unknown key; did you mean 'llama-server'?"),
+        ("[Server]\n", "accelerd.toml:1: Server: unknown section; did you mean 'server'?"),
+        ("[defaults]\ncontext = '4k'", 'accelerd.toml:2: defaults.context: expected a whole number from 128 to 134217728, got "4k"'),
+        ("[defaults]\nengine = 'vllm'", 'accelerd.toml:2: defaults.engine: expected one of "llama-server", got "vllm"'),
+        ("[defaults]\nmmap = 1", "accelerd.toml:2: defaults.mmap: expected true or false, got 1"),
+        ("[defaults]\nsampling.top_p = nan", "accelerd.toml:2: defaults.sampling.top_p: expected a number from 0 to 1, got nan"),
+        ("[defaults]\nsampling = 1", "accelerd.toml:2: defaults.sampling: expected a table, got 1"),
+        ("[[models]]\npath = '/x'", "accelerd.toml:1: models: expected a table, got an array"),
+        ("[scheduler]\nbackoff_first = '2m'", "accelerd.toml:2: scheduler.backoff_first: backoff_first (2m) is longer than backoff_cap (1m)"),
+        ("[defaults]\nbatch = 10\nubatch = 20\n[models.a]\npath='/a'\n[models.b]\npath='/b'",
+         "accelerd.toml:3: defaults.ubatch: expected at most batch = 10 (defaults (accelerd.toml:2)), got 20"),
+        ("[models.q]\npath='/q'\nembeddings=true\nrerank=true",
+         "accelerd.toml:4: models.q.rerank: a model makes embeddings or ranks, not both; embeddings is set too (model (accelerd.toml:3))"),
+        ("[models.q]\npath='/q'\nkv_cache_type='q8_0'\nflash_attention=false",
+         "accelerd.toml:3: models.q.kv_cache_type.v: a quantised V cache needs flash attention, which is off (model (accelerd.toml:4))"),
+        ("[models.q]\npath='~bob/q'", 'accelerd.toml:2: models.q.path: expected an absolute path, or one that begins with "~/", got "~bob/q"'),
+        ("[profiles.big]\n[models.q]\npath='/q'\nprofile='bgi'",
+         "accelerd.toml:4: models.q.profile: there is no [profiles.bgi]; did you mean 'big'?"),
+        ("[models.q]", "accelerd.toml:1: models.q: needs path = \"…\" (a file) or model = \"…\" (the engine's own id)"),
+    ],
+)  # fmt: skip
+def test_what_a_mistake_says(home: Home, text: str, line: str) -> None:
+    assert home.errors(text) == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("[server]\nlisten = [\n", 2, None),
+        ("[server]\n\nlisten 5\n", 3, 8),
+        ("a = 1\na = 2\n", 2, 6),
+        ("[models.q]\npath = 'unclosed\n", 2, 17),
+        ("x = " + "[" * 5000 + "]" * 5000, None, None),
+        ("x = " + "9" * 5000, None, None),
+    ],
+)
+def test_B12_broken_toml_is_an_error_with_file_line_and_column(
+    home: Home, text: str, line: int | None, column: int | None
+) -> None:
+    found, problems = home.check(text)
+    assert found is None
+    assert [(p.file, p.line, p.column) for p in problems] == [("accelerd.toml", line, column)]
+    assert problems[0].message.startswith("invalid TOML: ")
+    with pytest.raises(ConfigErrors, match=r"cannot use the configuration: accelerd\.toml"):
+        home.load()
+
+
+def test_B12_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home) -> None:
+    home.write("[profiles.big\n")
+    home.write("[models.q]\npath = '/q'\nprofile = 'big'\ncontxt = 1\n", "accelerd.toml.d/q.toml")
+    assert home.errors() == [
+        "accelerd.toml:1:14: invalid TOML: expected ']' at the end of a table declaration",
+        "accelerd.toml.d/q.toml:4: models.q.contxt: unknown key; did you mean 'context'?",
+    ]
+
+
+def test_not_utf8_names_the_line(home: Home) -> None:
+    assert home.errors(b"# fine\n[server]\nkey_file = '\xff'\n") == [
+        "accelerd.toml:3: not UTF-8: cannot decode byte 0xff"
+    ]
+
+
+def test_files_that_are_no_files(home: Home) -> None:
+    home.main.mkdir(mode=0o700)
+    home.dropins.mkdir(mode=0o700)
+    os.mkfifo(home.dropins / "a.toml", 0o600)
+    (home.dropins / "b.toml").symlink_to("nowhere")
+    assert home.errors() == [
+        "accelerd.toml: expected a file, found a folder",
+        "accelerd.toml.d/a.toml: expected a regular file",
+        "accelerd.toml.d/b.toml: cannot read the file: No such file or directory",
+    ]
+
+
+def test_a_file_where_the_folder_of_drop_ins_should_be(home: Home) -> None:
+    home.write("", "accelerd.toml.d")
+    assert home.errors() == ["accelerd.toml.d: cannot read the folder: Not a directory"]
+
+
+def test_what_cannot_be_reached_is_not_taken_for_an_empty_configuration(home: Home) -> None:
+    home.write("", "file")
+    found, problems = config.check(home.folder / "file" / "accelerd.toml", home.path)
+    assert found is None
+    assert [problem.message for problem in problems] == [
+        "cannot read the file: Not a directory",
+        "cannot read the folder: Not a directory",
+    ]
+
+
+def test_a_huge_file_is_refused(home: Home) -> None:
+    assert home.errors(b"#" * (5 << 20)) == ["accelerd.toml: larger than 4 MiB: not a configuration file"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [(0o602, "chmod o-w"), (0o666, "chmod o-w"), (0o646, "chmod o-w")],
+)
+def test_a_file_that_everybody_can_write_is_refused_with_the_remedy(home: Home, mode: int, remedy: str) -> None:
+    home.write("").chmod(mode)
+    text = f"the file can be written by everybody; run: {remedy} {home.main}"
+    assert home.errors() == [f"accelerd.toml: {text}"]
+
+
+def test_a_folder_that_everybody_can_write_is_refused(home: Home) -> None:
+    home.write("", "accelerd.toml.d/a.toml")
+    home.dropins.chmod(0o777)
+    text = f"the folder can be written by everybody; run: chmod o-w {home.dropins}"
+    assert home.errors() == [f"accelerd.toml.d: {text}"]
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "mode", "says"),
+    [
+        (1000, 1000, 0o100644, None),
+        (1000, 1000, 0o100664, None),  # the user's own group
+        (0, 0, 0o100644, None),
+        (1000, 50, 0o100664, "group 50; run: chmod g-w"),
+        (1001, 1000, 0o100600, "belongs to user 1001, not to you; run: sudo chown 1000 "),
+        (1000, 1000, 0o100602, "chmod o-w"),
+        (0, 0, 0o041777, None),  # /tmp
+        (0, 0, 0o040777, "chmod o-w"),
+    ],
+)
+def test_D26_who_could_have_written_the_file(uid: int, gid: int, mode: int, says: str | None) -> None:
+    status = os.stat_result((mode, 1, 1, 1, uid, gid, 0, 0, 0, 0))
+    reason = trust_problem(status, "/f", 1000, 1000)
+    assert reason is None if says is None else reason is not None and says in reason
+
+
+def test_errors_for_programs(home: Home) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        home.load("a = 1\nb = 1\nc = 1\nd = 1\n")
+    error = caught.value
+    assert (error.code, error.status, len(error.problems)) == ("config_invalid", 422, 4)
+    assert str(error).startswith("cannot use the configuration: 4 mistakes: accelerd.toml:1: a: unknown section")
+    assert str(error).endswith("; and 1 more")
+    first = json.loads(json.dumps(error.openai()))["error"]["problems"][0]
+    assert (first["file"], first["line"], first["key"], first["severity"]) == ("accelerd.toml", 1, "a", "error")
+
+
+def test_a_problem_is_one_line_whatever_the_key_holds(home: Home) -> None:
+    for line in home.errors('["a\\nb"]\n[models."c\\u001b"]\npath = "x\\u0000"\n[server]\nmax_body = "\\r\\n"\n'):
+        assert line.isprintable(), line
+
+
+def test_text_of_problems() -> None:
+    assert str(Problem("f.toml", 3, "a.b", "bad")) == "f.toml:3: a.b: bad"
+    assert str(Problem("f.toml", 3, "", "bad", column=7)) == "f.toml:3:7: bad"
+    assert str(Problem("f.toml", None, "", "bad", "warning")) == "f.toml: warning: bad"
+
+
+def test_missing_files_are_warnings_of_check_only(home: Home) -> None:
+    (home.path / "there.gguf").write_bytes(b"GGUF")
+    text = (
+        '[server]\nkey_file = "~/keys"\n[engines.llama-server]\nbinary = "/nowhere/llama-server"\n'
+        '[scheduler]\nmemory = "1GiB"\n'
+        '[models.a]\npath = "~/there.gguf"\nmmproj = "~/gone.gguf"\n[models.b]\npath = "~"\nmemory = "2GiB"\n'
+        '[models.c]\nmodel = "x/y"\nextra_args = ["-ngl", "9", "$HOME/x"]\nenv.P = "~/x"\n'
+    )
+    assert home.warnings(text) == [
+        f"accelerd.toml:2: warning: server.key_file: no such file: {home.path}/keys",
+        "accelerd.toml:4: warning: engines.llama-server.binary: no such file: /nowhere/llama-server",
+        f"accelerd.toml:9: warning: models.a.mmproj: no such file: {home.path}/gone.gguf",
+        f"accelerd.toml:11: warning: models.b.path: expected a file, found a folder: {home.path}",
+        "accelerd.toml:12: warning: models.b.memory: 2GiB never fits: scheduler.memory is 1GiB",
+        "accelerd.toml:15: warning: models.c.extra_args[0]: -ngl has a setting of its own: write gpu_layers = … so that "
+        "accelerd can plan with it",
+        "accelerd.toml:15: warning: models.c.extra_args[2]: is passed on literally: ~ and $ are not expanded",
+        "accelerd.toml:16: warning: models.c.env.P: is passed on literally: ~ and $ are not expanded",
+    ]
+    assert set(home.load().models) == {"a", "b", "c"}
+
+
+def test_checking_writes_nothing(home: Home) -> None:
+    home.write(MISTAKES)
+    before = {path: path.stat().st_mtime_ns for path in home.path.rglob("*")}
+    home.check()
+    assert {path: path.stat().st_mtime_ns for path in home.path.rglob("*")} == before
+    assert stat.S_IMODE(home.main.stat().st_mode) == 0o600
+    assert not Path(home.dropins).exists()

@@ -1,0 +1,231 @@
+"""The command line: every setting in the words of the build, with source and reason; what it cannot say is refused."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import LAUNCH_FIELDS, ModelSpec, Origin, Sampling
+from accelerd.engines.base import Endpoint
+from accelerd.engines.llama_server.argv import CommandLine, build
+from accelerd.engines.llama_server.features import Features, parse_help
+from accelerd.errors import AccelError
+from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR
+
+UNIX = Endpoint(unix="/run/user/1000/accelerd/instances/m-1.sock")
+TCP = Endpoint(port=4711)
+
+
+def features_of(text: str) -> Features:
+    return Features("/bin/llama", "7.7", {name: option for option in parse_help(text) for name in option.names})
+
+
+NEW, OLD, VERY_OLD = features_of(THIS_YEAR), features_of(OLDER), features_of(ANCIENT)
+
+
+def line(features: Features = NEW, endpoint: Endpoint = UNIX, **settings: Any) -> CommandLine:
+    return build(ModelSpec("m", **{"path": "/m.gguf", "context": 4096, **settings}), features, endpoint)
+
+
+def argv(features: Features = NEW, endpoint: Endpoint = UNIX, **settings: Any) -> str:
+    return shlex.join(line(features, endpoint, **settings).argv)
+
+
+def refused(features: Features = NEW, **settings: Any) -> str:
+    with pytest.raises(AccelError) as caught:
+        line(features, **settings)
+    assert caught.value.code == "model_failed"
+    assert caught.value.fields["cause"] == "refused"
+    return caught.value.message
+
+
+def test_the_plainest_model() -> None:
+    assert argv() == (
+        "/bin/llama -m /m.gguf --alias m --host /run/user/1000/accelerd/instances/m-1.sock --fit off -c 4096 -np 1"
+        " --cache-ram 0 --offline --jinja --no-ui --log-colors off"
+    )
+    assert argv(OLD, TCP) == (
+        "/bin/llama -m /m.gguf --alias m --host 127.0.0.1 --port 4711 -c 4096 -np 1 --jinja --no-webui"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "new", "old"),
+    [
+        ({"context": 8192}, "-c 8192", "-c 8192"),
+        ({"context": 8192, "parallel": 4}, "-c 32768 -np 4 --no-kv-unified", "-c 32768 -np 4"),
+        ({"cache_type_k": "q8_0"}, "--cache-type-k q8_0", "--cache-type-k q8_0"),
+        ({"cache_type_v": "q8_0"}, "--cache-type-v q8_0", "--cache-type-v q8_0"),
+        ({"flash_attention": "on"}, "-fa on", "-fa"),
+        ({"flash_attention": "off"}, "-fa off", ""),
+        ({"flash_attention": "auto"}, "-fa auto", ""),
+        ({"mmap": False}, "-lm none", "--no-mmap"),
+        ({"mmap": True}, "-lm mmap", ""),
+        ({"gpu_layers": 12}, "-ngl 12", "-ngl 12"),
+        ({"gpu_layers": "all"}, "-ngl all", "-ngl 999"),
+        ({"gpu_layers": "auto"}, "-ngl auto", ""),
+        ({"batch": 512}, "-b 512", "-b 512"),
+        ({"ubatch": 64}, "-ub 64", "-ub 64"),
+        ({"threads": 3}, "--threads 3", "--threads 3"),
+        ({"mmproj": "/p.gguf"}, "--mmproj /p.gguf", "--mmproj /p.gguf"),
+        ({"embeddings": True}, "-b 4096 -ub 4096 --embeddings", "-b 4096 -ub 4096 --embeddings"),
+        ({"embeddings": True, "context": 65536}, "-b 8192 -ub 8192 --embeddings", "-ub 8192 --embeddings"),
+        ({"embeddings": True, "ubatch": 99}, "-ub 99 --embeddings", "-ub 99 --embeddings"),
+        ({"embeddings": True, "batch": 9000}, "-b 9000 -ub 4096", "-b 9000 -ub 4096"),
+        ({"sampling": Sampling(temperature=0.0)}, "--temp 0.0", "--temp 0.0"),
+        ({"sampling": Sampling(top_p=0.5, top_k=4)}, "--top-p 0.5 --top-k 4", "--top-p 0.5 --top-k 4"),
+        ({"sampling": Sampling(seed=-1)}, "--seed -1", "--seed -1"),
+        ({"sampling": Sampling(repeat_penalty=1.1)}, "--repeat-penalty 1.1", "--repeat-penalty 1.1"),
+        ({"sampling": Sampling(max_tokens=9)}, "--predict 9", "--predict 9"),
+        ({"extra_args": ("--metrics",)}, "--log-colors off --metrics", "--no-webui --metrics"),
+    ],
+)
+def test_settings_in_two_builds(settings: dict[str, Any], new: str, old: str) -> None:
+    assert new in argv(NEW, **settings)
+    assert old in argv(OLD, **settings)
+    if not old:
+        assert len(line(OLD, **settings).argv) == len(line(OLD).argv)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rerank": True}, "-b 4096 -ub 4096 --rerank"),
+        ({"chat_template_file": "/t.jinja"}, "--chat-template-file /t.jinja"),
+        ({"path": None, "model": "org/model:Q4"}, "/bin/llama -hf org/model:Q4 --alias m"),
+        ({"sampling": Sampling(min_p=0.1)}, "--min-p 0.1"),
+        ({"sampling": Sampling(presence_penalty=0.2, frequency_penalty=0.3)},
+         "--presence-penalty 0.2 --frequency-penalty 0.3"),
+    ],
+)  # fmt: skip
+def test_settings_of_this_years_build(settings: dict[str, Any], expected: str) -> None:
+    assert expected in argv(**settings)
+
+
+def test_a_downloaded_model_may_use_the_network() -> None:
+    assert "--offline" not in line(path=None, model="org/model").argv
+    assert "--offline" in line().argv
+
+
+def test_every_launch_setting_changes_the_plan() -> None:
+    """A launch setting that nobody reads would be a lie in the configuration."""
+    other: dict[str, Any] = {
+        "name": "other", "path": "/other.gguf", "context": 99, "parallel": 2, "cache_type_k": "q8_0",
+        "cache_type_v": "q8_0", "flash_attention": "on", "mmap": True, "gpu_layers": 1, "batch": 1, "ubatch": 1,
+        "threads": 1, "mmproj": "/p", "chat_template_file": "/t", "embeddings": True, "rerank": True,
+        "extra_args": ("-x",),
+    }  # fmt: skip
+    elsewhere = {"engine", "model", "binary", "env", "sampling"}
+    assert {*other, *elsewhere} == set(LAUNCH_FIELDS)
+    base = ModelSpec("m", path="/m.gguf", context=4096)
+    plain = build(base, NEW, UNIX).argv
+    for key, value in other.items():
+        assert build(replace(base, **{key: value}), NEW, UNIX).argv != plain, key
+    for item in fields(Sampling):
+        assert build(replace(base, sampling=Sampling(**{item.name: 1})), NEW, UNIX).argv != plain, item.name
+
+
+def test_context_that_is_not_set_is_warned_about() -> None:
+    built = line(context=None)
+    assert "-c" not in built.argv
+    assert any("context is not set" in warning for warning in built.warnings)
+    assert not line().warnings
+
+
+def test_flags_carry_source_and_reason_and_make_up_the_whole_line() -> None:
+    origins = {
+        "context": Origin("model", "/c/accelerd.toml", 12),
+        "mmap": Origin("profile big"),
+        "sampling.temperature": Origin("defaults", "/c/accelerd.toml", 3),
+    }
+    built = line(mmap=False, sampling=Sampling(temperature=0.5), origins=origins)
+    sources = {flag.text: flag.source for flag in built.flags}
+    assert sources["-c 4096"] == "model (/c/accelerd.toml:12)"
+    assert sources["-lm none"] == "profile big"
+    assert sources["--temp 0.5"] == "defaults (/c/accelerd.toml:3)"
+    assert sources["--fit off"] == "built-in"
+    assert shlex.split(" ".join(flag.text for flag in built.flags)) == built.argv[1:]
+    assert all(flag.reason for flag in built.flags)
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "named"),
+    [
+        (NEW, {"cache_type_k": "q3_x"}, "cache_type_k = 'q3_x': it takes f32, f16, bf16, q8_0, q4_0, q5_1"),
+        (NEW, {"embeddings": True, "rerank": True}, "one or the other"),
+        (OLD, {"rerank": True}, "rerank: it knows no --rerank or --reranking"),
+        (OLD, {"sampling": Sampling(min_p=0.1)}, "sampling.min_p: it knows no --min-p"),
+        (OLD, {"chat_template_file": "/t"}, "chat_template_file"),
+        (OLD, {"path": None, "model": "org/model", "mmap": False, "sampling": Sampling(min_p=1)}, "sampling.min_p"),
+        (VERY_OLD, {}, "LLAMA_API_KEY"),
+        (VERY_OLD, {"gpu_layers": 3}, "gpu_layers: it knows no"),
+        (VERY_OLD, {"flash_attention": "on"}, "flash_attention: it knows no"),
+    ],
+)
+def test_what_a_build_cannot_say_is_refused(features: Features, settings: dict[str, Any], named: str) -> None:
+    message = refused(features, **settings)
+    assert named in message
+    assert message.startswith("cannot start m as configured with /bin/llama (7.7): ")
+
+
+def test_all_refusals_come_at_once() -> None:
+    message = refused(OLD, rerank=True, chat_template_file="/t", extra_args=("--port", "1"))
+    assert message.count(";") == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"flash_attention": "auto"}, "flash_attention = auto"),
+        ({"gpu_layers": "auto"}, "gpu_layers = auto"),
+        ({"mmap": True}, "mmap = true"),
+        ({"extra_args": ("--bogus",)}, "--bogus is not in the help"),
+        ({"cache_type_v": "q8_0", "flash_attention": "off"}, "needs flash attention"),
+    ],
+)
+def test_what_is_harmless_is_a_warning(settings: dict[str, Any], warning: str) -> None:
+    assert warning in " ".join(line(OLD, **settings).warnings)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--host", "0.0.0.0"), ("--port", "80"), ("--api-key", "k"), ("--api_key", "k"), ("--api-key=k",),
+        ("--api-key-file", "/f"), ("-hft", "t"), ("--hf_token", "t"), ("--model", "/x"), ("-m", "/x"), ("-a", "x"),
+        ("-hf", "x/y"), ("--tools", "all"), ("--tools_runtime", "docker:x"), ("--agent",), ("--mcp-servers-json", "{}"),
+        ("--models-dir", "/"), ("--api-prefix", "/x"), ("--log-prompts-dir", "/x"), ("--draft-max", "3"),
+    ],
+)  # fmt: skip
+def test_D24_arguments_that_accelerd_owns_are_refused(arguments: tuple[str, ...]) -> None:
+    assert "extra_args -" in refused(extra_args=arguments)
+
+
+@pytest.mark.parametrize("variable", ["LLAMA_ARG_HOST", "LLAMA_ARG_API_KEY_FILE", "LLAMA_ARG_TOOLS", "LLAMA_API_KEY"])
+def test_D26_environment_that_accelerd_owns_is_refused(variable: str) -> None:
+    assert f"env {variable}: " in refused(env=((variable, "x"),))
+
+
+def test_environment_that_is_the_users_is_not_refused() -> None:
+    assert line(env=(("HF_TOKEN", "t"), ("LD_LIBRARY_PATH", "/opt"), ("LLAMA_ARG_THREADS", "3"))).refusals == []
+
+
+@pytest.mark.parametrize("value", ["-x", "--host 0.0.0.0", "a b", "$(id)", "a;b", "'", '"', "\n", "{port}", "*", "ü"])
+def test_D25_a_value_is_one_token_whatever_is_in_it(value: str) -> None:
+    def built_with(text: str) -> list[str]:
+        model = ModelSpec(text, path=f"/models/{text}", context=1, mmproj=text, chat_template_file=text,
+                          extra_args=("--metrics", text))  # fmt: skip
+        return build(model, NEW, UNIX).argv
+
+    tokens = built_with(value)
+    for name, expected in (("-m", f"/models/{value}"), ("--alias", value), ("--mmproj", value),
+                           ("--chat-template-file", value), ("--metrics", value)):  # fmt: skip
+        assert tokens[tokens.index(name) + 1] == expected
+    assert len(tokens) == len(built_with("v"))
+
+
+def test_extra_arguments_are_last_and_in_order() -> None:
+    extra = ("-b", "1", "--temp", "-0.5", "-b", "2")
+    assert tuple(line(extra_args=extra, sampling=Sampling(temperature=1)).argv[-6:]) == extra

@@ -1,0 +1,24 @@
+"""Fixtures of the supervise room: a supervisor over fake servers, and the proof that no process of it is left."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from accelerd.supervise.processes import ProcTable
+from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
+from tests.supervise.house import House
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """A supervisor to be used as `async with house:`; after the test no marked process may live."""
+    # A socket's path has room for 107 bytes: pytest's own directories are too deep.
+    with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
+        made = House(tmp_path, Path(runtime))
+        yield made
+        assert ProcTable().owned(runtime) == []
+        assert list(made.roots.instances.glob("*.sock")) == []

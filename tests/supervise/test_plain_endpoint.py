@@ -1,0 +1,221 @@
+"""Ready means ours: rows A24 and A25, the secret, and the probe of a live engine (A12)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from accelerd.engines.base import Endpoint, LaunchPlan
+from accelerd.supervise.base import Cause
+from accelerd.supervise.listen_owner import Owner, tcp_owner
+from tests.supervise.house import FAKE_SERVER, House, alive, free_port
+
+
+@asynccontextmanager
+async def foreign_server(port: int) -> AsyncIterator[None]:
+    """Somebody else's server, that answers 200 to everything, on 127.0.0.1:`port`."""
+    argv = [sys.executable, "-S", "-E", str(FAKE_SERVER), "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(*argv, env={"FAKE_MODE": "foreign-ok"}, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    while b"listening" not in await process.stderr.readline():
+        assert process.returncode is None
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def on_port(plan: LaunchPlan, port: int) -> LaunchPlan:
+    argv = [*plan.argv[: plan.argv.index("--port")], "--port", str(port)]
+    return replace(plan, argv=tuple(argv), endpoint=Endpoint(port=port))
+
+
+async def test_A24_port_taken_before_the_spawn(house: House) -> None:
+    house.engine.tcp = True
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        house.engine.edit = lambda number, plan: on_port(plan, port) if number == 0 else plan
+        async with house:
+            number = house.start()
+            await house.ready(number)
+            assert len(house.engine.plans) == 2
+            facts = house.supervisor.facts(number)
+            assert facts is not None
+            assert facts.plan is house.engine.plans[1]
+            assert len(house.recorded("spawn")) == 2
+
+
+async def test_A24_no_port_can_be_had(house: House) -> None:
+    async with house:
+        number = house.start("bind-fail")
+        exit = await house.gone(number)
+        assert len(house.recorded("spawn")) == 4
+    assert exit.cause is Cause.PORT_UNAVAILABLE
+    assert any("couldn't bind" in line for line in exit.tail)
+
+
+async def test_A24_stale_socket_file_is_removed(house: House) -> None:
+    path = house.roots.instances / "stale.sock"
+
+    def stale(_: int, plan: LaunchPlan) -> LaunchPlan:
+        path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+        argv = [str(path) if part == plan.endpoint.unix else part for part in plan.argv]
+        return replace(plan, argv=tuple(argv), endpoint=Endpoint(unix=str(path)))
+
+    house.engine.edit = stale
+    async with house:
+        number = house.start()
+        await house.ready(number)
+        await house.stopped(number)
+    assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_never_removed(house: House, tmp_path: Path) -> None:
+    path = tmp_path / "precious.sock"
+    path.write_text("not a socket")
+    house.engine.edit = lambda _, plan: replace(
+        plan, argv=(*plan.argv[:-1], str(path)), endpoint=Endpoint(unix=str(path))
+    )
+    async with house:
+        exit = await house.gone(house.start())
+    assert exit.cause is Cause.PORT_UNAVAILABLE
+    assert path.read_text() == "not a socket"
+
+
+async def test_A25_foreign_server_on_our_port_is_never_ready(house: House) -> None:
+    house.engine.tcp = True
+    port = free_port()
+    house.engine.edit = lambda _, plan: on_port(plan, port)
+    async with foreign_server(port), house:
+        number = house.start("never-listen")
+        exit = await house.gone(number)
+        assert house.heard.of(number) == ["gone"]
+    assert exit.cause is Cause.PORT_UNAVAILABLE
+    assert "another program listens" in exit.message
+
+
+async def test_A25_foreign_server_costs_only_a_second_plan(house: House) -> None:
+    house.engine.tcp = True
+    port = free_port()
+    house.engine.edit = lambda number, plan: (
+        replace(on_port(plan, port), env={**plan.env, "FAKE_MODE": "never-listen"}) if number == 0 else plan
+    )
+    async with foreign_server(port), house:
+        number = house.start()
+        endpoint, _ = await house.heard.wait("ready", number)
+        assert endpoint.port != port
+
+
+async def test_A25_listener_of_another_instance_is_foreign(house: House) -> None:
+    """On a unix socket too: the peer must be a process of this very instance."""
+    async with house:
+        first = house.start(name="first")
+        endpoint, _ = await house.heard.wait("ready", first)
+        second = house.start("never-listen", name="second", start_timeout=0.3)
+        await house.until(lambda: len(house.recorded("spawn")) == 2)
+        os.link(str(endpoint.unix), house.engine.plans[1].endpoint.unix or "")
+        exit = await house.gone(second)
+        assert house.heard.of(second) == ["gone"]
+        assert alive(house.pid(first))
+    assert exit.cause in (Cause.PORT_UNAVAILABLE, Cause.LOAD_TIMEOUT)
+
+
+async def test_A25_engine_that_takes_any_key_is_refused(house: House) -> None:
+    async with house:
+        number = house.start("foreign-ok")
+        exit = await house.gone(number)
+        assert house.heard.of(number) == ["gone"]
+    assert exit.cause is Cause.REFUSED
+    assert "any key" in exit.message
+
+
+async def test_A25_engine_that_refuses_our_key(house: House) -> None:
+    async with house:
+        exit = await house.gone(house.start("wrong-key"))
+    assert exit.cause is Cause.REFUSED
+    assert "refuses the key" in exit.message
+
+
+def test_A25_who_would_get_a_connection() -> None:
+    me, proc = [os.getpid()], Path("/proc")
+    port = free_port()
+    assert tcp_owner(proc, port, me) is Owner.NOBODY
+    with socket.create_server(("127.0.0.1", port)):
+        assert tcp_owner(proc, port, me) is Owner.OURS
+        assert tcp_owner(proc, port, [1]) is Owner.FOREIGN
+    with socket.create_server(("", port)):
+        assert tcp_owner(proc, port, me) is Owner.OURS
+    with socket.create_server(("127.0.0.2", port)):
+        assert tcp_owner(proc, port, me) is Owner.NOBODY
+    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
+        assert tcp_owner(proc, port, me) is Owner.OURS
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert tcp_owner(proc, port, me) is Owner.NOBODY
+
+
+@pytest.mark.parametrize(("mode", "ok"), [("", True), ("health-ok-infer-500", False), ("die-before-headers", False)])
+async def test_A12_probe_tells_whether_requests_are_answered(house: House, mode: str, ok: bool) -> None:
+    async with house:
+        number = house.start(mode)
+        await house.ready(number)
+        house.supervisor.probe(number)
+        assert await house.heard.wait("probed", number) is ok
+        assert [record["path"] for record in house.recorded("start")] == ["/v1/completions"]
+        assert alive(house.pid(number))  # what follows is the scheduler's decision
+        exit = await house.stopped(number)
+    assert exit.cause is Cause.STOPPED
+
+
+async def test_A12_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: House) -> None:
+    async with house:
+        number = house.start("infer-hang")
+        await house.ready(number)
+        house.supervisor.probe(number)
+        await house.until(lambda: bool(house.recorded("start")))
+        house.supervisor.stop(number, Cause.UNHEALTHY)
+        async with asyncio.timeout(3):
+            exit = await house.gone(number)
+        assert "probed" not in house.heard.of(number)
+    assert exit.cause is Cause.UNHEALTHY
+    assert "answered health checks but no requests" in exit.message
+
+
+async def test_memory_of_all_processes(house: House) -> None:
+    async with house:
+        number = house.start(f"alloc:{32 << 20},fork-wrapper")
+        await house.ready(number)
+        used = await house.supervisor.memory(number)
+        assert used is not None
+        assert 32 << 20 < used < 200 << 20
+        await house.stopped(number)
+        assert await house.supervisor.memory(number) is None
+
+
+async def test_a_bug_in_the_listener_ends_the_instance_and_is_logged(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house:
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("this is a bug")
+
+        monkeypatch.setattr(house.heard, "instance_ready", broken)
+        number = house.start()
+        exit = await house.gone(number)
+        assert "a bug in accelerd" in exit.message
+        assert "this is a bug" in caplog.text
+        monkeypatch.undo()
+        monkeypatch.setattr(house.heard, "instance_gone", broken)
+        house.supervisor.stop(house.start(name="n"))
+        await house.until(lambda: "nobody could be told" in caplog.text)

@@ -1,0 +1,39 @@
+#!/bin/sh
+# A real `systemd --user` for an unprivileged user, on a machine that was not booted with systemd.
+#   unshare --mount private_manager.sh DIR UID GID
+# DIR holds passwd (with an entry for UID), home/ and run/, the last two owned by UID. Nothing outside this mount
+# namespace changes but one control group, which is removed at the end. Ends when its standard input is closed, so also
+# when the test run is killed; then every process of the manager is killed at once.
+set -eu
+dir=$1 uid=$2 gid=$3
+mount --make-rprivate /
+if [ "$(stat -fc %T /sys/fs/cgroup)" != cgroup2fs ]; then
+  umount -l /sys/fs/cgroup
+  mount -t cgroup2 cgroup2 /sys/fs/cgroup
+fi
+mkdir -p /run/systemd
+mount -t tmpfs tmpfs /run/systemd
+mkdir /run/systemd/system # sd_booted(3): without it the manager refuses to run
+mount --bind "$dir/passwd" /etc/passwd
+
+group=/sys/fs/cgroup/accelerd-test-$$
+mkdir "$group" "$group/shell"
+for delegated in "$group" "$group/shell"; do
+  chown "$uid:$gid" "$delegated" "$delegated/cgroup.procs" "$delegated/cgroup.threads" "$delegated/cgroup.subtree_control"
+done
+echo "$group" >"$dir/cgroup"
+
+sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" \
+  setpriv --reuid="$uid" --regid="$gid" --clear-groups --inh-caps=-all \
+  env -i -C "$dir/home" HOME="$dir/home" USER=accelerd-test LOGNAME=accelerd-test SHELL=/bin/sh LANG=C.UTF-8 \
+  PATH=/usr/local/bin:/usr/bin:/bin XDG_RUNTIME_DIR="$dir/run" \
+  DBUS_SESSION_BUS_ADDRESS="unix:path=$dir/run/bus" SYSTEMD_LOG_TARGET=console \
+  "$4" --user >"$dir/manager.log" 2>&1 </dev/null &
+
+cat >/dev/null # until the other end is closed
+
+echo 1 >"$group/cgroup.kill"
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+  sleep 0.05
+done
