@@ -52,7 +52,8 @@ package_for() {
     dnf:cxx) echo gcc-c++ ;;
     dnf:usermanager) echo systemd dbus-daemon ;;
     *:archive) echo tar gzip ;;
-    *:util-linux) echo util-linux ;;
+    apt:tools) echo util-linux findutils mawk ;;
+    dnf:tools) echo util-linux findutils gawk ;;
     *) die "no package is known for '$1' on this system" ;;
   esac
 }
@@ -63,7 +64,7 @@ met() {
     python) find_python >/dev/null ;;
     cxx) find_cxx >/dev/null ;;
     archive) have tar && have gzip ;;
-    util-linux) have flock && have unshare && have setpriv ;;
+    tools) have flock && have unshare && have setpriv && have find && have xargs && have awk ;;
     usermanager) have systemctl && have dbus-daemon && { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; } ;;
     *) die "unknown need '$1'" ;;
   esac
@@ -75,7 +76,7 @@ missing_packages() {
   for need in "$@"; do
     met "$need" && continue
     [ "$(package_manager)" = none ] && die "cannot find what is needed ($need), and this system has neither apt-get nor dnf" \
-      "install Python 3.11 or newer with its venv module, a C++ compiler, tar and util-linux, then run this again"
+      "install Python 3.11 or newer with its venv module, a C++ compiler, tar, gzip, awk, findutils and util-linux, then run this again"
     out+=" $(package_for "$need")"
   done
   printf '%s' "${out# }"

@@ -1,8 +1,8 @@
-"""A test that leaves something behind fails: a task, a child, a zombie, a file descriptor, a thread, an unseen exception.
+"""A test that leaves something behind fails: a task, child, zombie, descriptor, thread or unseen exception.
 
-For a conftest.py: `from tests.settled import pytest_pyfunc_call, settled  # noqa: F401`. The fixture is autouse and looks at
-what the test itself began: things of module and session fixtures were there before. It covers every loop that the test
-makes through the event loop policy (asyncio.run, asyncio.Runner); `async def` tests are run by the hook.
+For a conftest.py: `from tests.settled import pytest_pyfunc_call, settled  # noqa: F401`. The fixture is autouse and
+looks at what the test itself began: things of module and session fixtures were there before. It covers every loop that
+the test makes through the event loop policy (asyncio.run, asyncio.Runner); the hook runs `async def` tests.
 """
 
 from __future__ import annotations

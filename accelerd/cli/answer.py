@@ -109,8 +109,8 @@ def take(answer: Answer, text: str, display: Display) -> None:
     """Put one chunk into the answer; a chunk that is an error is raised."""
     try:
         chunk = json.loads(text)
-    except ValueError as error:
-        raise Failure("the answer holds something that is not JSON", code="bad_answer") from error
+    except ValueError as cause:
+        raise Failure("the answer holds something that is not JSON", code="bad_answer") from cause
     if not isinstance(chunk, dict):
         raise Failure("the answer holds something that is not an object", code="bad_answer")
     if chunk.get("error"):

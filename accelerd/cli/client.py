@@ -108,12 +108,17 @@ class Client:
             return decode(response.read())
 
     def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        # Not response.readline(): it takes a connection that broke for the end of the text.
+        rest = b""
         while True:
             with self._accidents():
-                line = response.readline()
-            if not line:
-                return
-            yield line
+                piece = response.read1(65536)
+            if not piece:
+                break
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
 
     @contextmanager
     def _accidents(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ class Comment:
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[Data | Comment]:
-    """Events in order. An event that the stream's end cuts off is given too, so that an error in it is not lost."""
+    """Events in order; one that the stream's end cuts off is dropped, as the specification says."""
     data: list[str] = []
     for raw in lines:
         line = raw.decode("utf-8", "replace").rstrip("\r\n")
@@ -35,5 +35,3 @@ def parse(lines: Iterable[bytes]) -> Iterator[Data | Comment]:
             name, _, value = line.partition(":")
             if name == "data":
                 data.append(value.removeprefix(" "))
-    if data:
-        yield Data("\n".join(data))

@@ -56,7 +56,7 @@ def write_dropin(
     display = f"{folder.name}/{target.name}"
     _validate(config_file, sources.Source(display, target, text), home)  # before any folder is made
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(folder)
         with _locked(folder):
             _may_write(target, display, overwrite)
             _validate(config_file, sources.Source(display, target, text), home)
@@ -99,6 +99,13 @@ def _may_write(target: Path, display: str, overwrite: bool) -> None:
         )
     if not overwrite:
         raise AccelError("bad_request", f"cannot write {display}: it exists; remove it first, or say to replace it")
+
+
+def _make_private(folder: Path) -> None:
+    """The folder and its missing parents, mode 0700 each."""
+    if not folder.parent.exists():
+        _make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager

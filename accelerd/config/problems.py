@@ -67,7 +67,9 @@ def key_text(path: KeyPath) -> str:
         if isinstance(part, int):
             out += f"[{part}]"
         else:
-            out += ("." if out else "") + (part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=not part.isprintable()))
+            bare = _BARE.fullmatch(part) is not None
+            out += "." if out else ""
+            out += part if bare else json.dumps(part, ensure_ascii=not part.isprintable())
     return out
 
 

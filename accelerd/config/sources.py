@@ -116,6 +116,9 @@ def _read_file(path: Path, name: str) -> Source:
     def refused(reason: str, line: int | None = None) -> Source:
         return Source(name, path, None, Problem(name, line, "", reason))
 
+    if not name.isprintable():  # also what is not UTF-8: neither a log nor JSON could show it
+        name = ascii(name)
+        return refused("the file's name has characters that cannot be shown; rename it")
     try:
         # O_NONBLOCK: a FIFO must not stop the daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

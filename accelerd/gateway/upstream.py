@@ -139,7 +139,8 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, sink: Sink) -> None:
         assert self._head is not None
-        keep = self._head.keep_alive
+        # llama-server closes after every streamed answer without having said so: such a connection is not used again.
+        keep = self._head.keep_alive and self._chunked is None
         self._sink = None
         if keep:
             self._pool.give_back(self)

@@ -106,9 +106,6 @@ class Admission:
         cutoffs: dict[str, float] = {}
         for target in sorted(waiting, key=lambda r: r.waiting[0].arrived):
             occupied = [r for r in self.records.values() if r.occupied]
-            if obstacle(target, [*occupied, *planned], self.limits) is None:
-                self.start(target, now)
-                continue
             future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
             may_evict = any(w.may_evict for w in target.waiting)
             movable = [r for r in future if r.state is State.READY and not r.spec.pin and may_evict]
@@ -119,6 +116,9 @@ class Admission:
                 if self._hopeless(target, staying, may_evict=may_evict):
                     continue
                 break  # those before it take the room for now; nobody behind it may overtake
+            if not victims and obstacle(target, occupied, self.limits) is None:
+                self.start(target, now)
+                continue
             planned.append(target)
             head = target.waiting[0].arrived
             for victim in victims:

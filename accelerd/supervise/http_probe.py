@@ -7,6 +7,7 @@ clients' requests is the gateway's and shares nothing with this.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from typing import Final
@@ -53,7 +54,8 @@ async def status(endpoint: Endpoint, path: str, *, within: float, bearer: str = 
     except TimeoutError:
         raise ProbeError(f"no answer to {path} within {within:g} s") from None
     except OSError as error:
-        raise ProbeError(f"cannot ask for {path}: {error.strerror or error}") from None
+        what = os.strerror(error.errno) if error.errno else str(error)  # asyncio words it in its own way
+        raise ProbeError(f"cannot ask for {path}: {what}") from None
 
 
 def _request(path: str, bearer: str, body: bytes | None) -> bytes:

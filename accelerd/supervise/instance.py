@@ -23,6 +23,7 @@ from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory, words
 from accelerd.supervise.base import Cause, Exit, Facts, Listener
 from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.limits import Limits
 from accelerd.supervise.listen_owner import Owner, tcp_owner
 from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, describe
@@ -34,10 +35,6 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-PORT_RETRIES: Final = 3
-HARD_CAP: Final = 10  # times start_timeout: loading takes no longer, whatever progress is seen
-GROWTH: Final = 1 << 20  # bytes of resident memory that count as progress
-PROBE_TIMEOUT: Final = 30.0  # s; a busy engine answers late
 _BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
 _PLAN_CAUSES: Final = {"no-program": Cause.NO_PROGRAM, "no-model": Cause.NO_MODEL}
 
@@ -52,7 +49,7 @@ class House:
     spawner: Spawner
     table: ProcessTable
     sink: Callable[[str, str], None] | None
-    journal_rate: int  # lines of output a second and model
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,7 @@ class Instance:
         self._kill = asyncio.Event()
         self._probe_asked = asyncio.Event()
         self._stop: Ending | None = None
+        self._terminated = False
         self._killing_told = False
         self._ready = False
 
@@ -97,6 +95,7 @@ class Instance:
         if self._stop is None:
             self._stop = Ending(cause, message)
             self._wake.set()
+            self._terminate()  # now, not when the task runs: the order of the calls is the order of the signals
 
     def kill(self) -> None:
         """End it without grace."""
@@ -124,7 +123,7 @@ class Instance:
     async def run(self) -> Exit:
         """Live it. Returns only when nothing of the instance is left; a bug in here ends the instance too."""
         try:
-            for left in range(PORT_RETRIES, -1, -1):
+            for left in range(self._house.limits.port_retries, -1, -1):
                 ended, retry = await self._attempt()
                 if not retry:
                     return ended
@@ -184,7 +183,8 @@ class Instance:
     def _spawn(self, plan: LaunchPlan, program: str) -> Child:
         house, model = self._house, self.spec.name
         self.line_from = self.ring.total
-        self._feed = JournalFeed(house.sink, model, house.clock, house.journal_rate) if house.sink else None
+        self._terminated = False
+        self._feed = JournalFeed(house.sink, model, house.clock, house.limits.journal_rate) if house.sink else None
         cwd = house.roots.home if house.roots.home.is_dir() else Path("/")
         env = {**self._mark.environment(), **plan.env, **self._mark.environment()}
         self._spawned = house.clock.monotonic()
@@ -239,7 +239,7 @@ class Instance:
 
     async def _out_of_patience(self) -> str:
         """Returns, with the reason, when loading took too long without progress, or far too long."""
-        clock, timeout = self._house.clock, self.spec.start_timeout
+        clock, limits, timeout = self._house.clock, self._house.limits, self.spec.start_timeout
         step = min(max(timeout / 8, 0.02), 1.0)
         began = progress = clock.monotonic()
         printed, peak = self.ring.total, 0
@@ -247,17 +247,21 @@ class Instance:
             await asyncio.sleep(step)
             self.resident = await asyncio.to_thread(memory.resident, self._house.roots.proc, await self.pids())
             now = clock.monotonic()
-            if self.ring.total > printed or self.resident > peak + GROWTH:
+            if self.ring.total > printed or self.resident > peak + limits.growth:
                 printed, peak, progress = self.ring.total, max(peak, self.resident), now
             if now - progress >= timeout:
                 return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
-            if now - began >= HARD_CAP * timeout:
+            if now - began >= limits.load_cap * timeout:
                 return f"not ready {now - began:.1f} s after its start, although it did something all the time"
 
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
             code = await status(
-                plan.endpoint, plan.probe_path, within=PROBE_TIMEOUT, bearer=plan.secret, body=plan.probe_body
+                plan.endpoint,
+                plan.probe_path,
+                within=self._house.limits.probe_timeout,
+                bearer=plan.secret,
+                body=plan.probe_body,
             )
             trouble = "" if code == 200 else f"status {code} to {plan.probe_path}"
         except ProbeError as error:
@@ -271,7 +275,7 @@ class Instance:
     async def _end(self, child: Child, plan: LaunchPlan) -> str:
         """SIGTERM, grace, SIGKILL, proof. The processes found beside the child, in words."""
         if not child.exited.is_set() and not self._kill.is_set():
-            child.signal(signal.SIGTERM)
+            self._terminate()
             await race(child.exited.wait(), self._kill.wait(), within=self.spec.stop_timeout)
         if not child.exited.is_set():
             child.kill_group()
@@ -288,15 +292,20 @@ class Instance:
     async def _prove_gone(self, child: Child) -> str:
         while True:
             try:
+                house, model = self._house, self.spec.name
                 return describe(
-                    await sweep(
-                        child, self._mark, self.spec.name, self._house.table, self._house.clock, self._tell_killing
-                    )
+                    await sweep(child, self._mark, model, house.table, house.clock, house.limits, self._tell_killing)
                 )
             except OSError:
                 # Without /proc nothing can be proven: say so and go on trying.
                 self._log(logging.ERROR, "cannot look for its processes", exc_info=True)
                 await asyncio.sleep(1.0)
+
+    def _terminate(self) -> None:
+        """SIGTERM, once: a second one has a meaning of its own for many programs."""
+        if self._child is not None and not self._terminated:
+            self._terminated = True
+            self._child.signal(signal.SIGTERM)
 
     def _tell_killing(self) -> None:
         if not self._killing_told:

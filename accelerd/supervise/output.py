@@ -108,7 +108,7 @@ class Follower:
 
     def feed(self, chunk: bytes) -> None:
         """From the ring: never blocks, drops when the reader lags."""
-        if len(self._data) + len(chunk) > self._limit:
+        if self._skipped or len(self._data) + len(chunk) > self._limit:  # one gap, not many small ones
             self._skipped += len(chunk)
         else:
             self._data += chunk

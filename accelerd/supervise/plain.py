@@ -19,6 +19,7 @@ from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory
 from accelerd.supervise.base import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.supervise.instance import House, Instance
+from accelerd.supervise.limits import Limits
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
 from accelerd.supervise.spawn import Spawner
@@ -26,8 +27,6 @@ from accelerd.supervise.sweep import remove_sockets, sweep_leftovers
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
-
-KILL_PATIENCE = 2.0  # s that `close` waits after its last SIGKILL
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ class PlainSupervisor(Supervisor):
         clock: Clock,
         *,
         sink: Callable[[str, str], None] | None = None,
-        journal_rate: int = 50,
+        limits: Limits | None = None,
         spawner: Spawner | None = None,
         table: ProcessTable | None = None,
     ) -> None:
-        """`sink(model, line)` gets what engines print, at most `journal_rate` lines a second and model."""
+        """`sink(model, line)` gets what engines print, at most `limits.journal_rate` lines a second and model."""
         self._engines = engines
         self._rings: dict[str, OutputRing] = {}
         self._instances: dict[int, Instance] = {}  # in order of start
@@ -67,7 +66,7 @@ class PlainSupervisor(Supervisor):
             spawner=spawner or Spawner(),
             table=table or ProcTable(roots.proc),
             sink=sink,
-            journal_rate=journal_rate,
+            limits=limits or Limits(),
         )
 
     # --- the Protocol -----------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ class PlainSupervisor(Supervisor):
 
     async def sweep_leftovers(self) -> int:
         """At start-up, before any instance: end the processes that an earlier daemon of this runtime directory left."""
-        count = await sweep_leftovers(self._house.table, self._owner, self._house.clock)
+        count = await sweep_leftovers(self._house.table, self._owner, self._house.clock, self._house.limits)
         await asyncio.to_thread(remove_sockets, self._house.roots.instances)
         return count
 
@@ -136,7 +135,7 @@ class PlainSupervisor(Supervisor):
         gone = await self._wait_gone(within)
         if not gone:
             self.kill_all()
-            gone = await self._wait_gone(KILL_PATIENCE)
+            gone = await self._wait_gone(self._house.limits.close_patience)
         for task in (left := list(self._tasks.values())):
             log.error("%s is not gone: given up", task.get_name())
             task.cancel()

@@ -13,36 +13,36 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from accelerd import names
 from accelerd.ports import Clock
+from accelerd.supervise.limits import Limits
 from accelerd.supervise.processes import Mark, Process, ProcessTable, describe
 from accelerd.supervise.spawn import Child
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-SLOW_AFTER: Final = 1.0  # s of killing until the scheduler is told that it takes long
-LOUD_AFTER: Final = 5.0  # s of killing until the log says so …
-LOUD_EVERY: Final = 60.0  # … and how often after that
-LEFTOVER_GRACE: Final = 5.0  # s from SIGTERM to SIGKILL for processes of an earlier daemon
-LEFTOVER_PATIENCE: Final = 5.0  # s from SIGKILL until they are left alone
-
 
 async def sweep(
-    child: Child, mark: Mark, model: str, table: ProcessTable, clock: Clock, slow: Callable[[], None]
+    child: Child,
+    mark: Mark,
+    model: str,
+    table: ProcessTable,
+    clock: Clock,
+    limits: Limits,
+    slow: Callable[[], None],
 ) -> list[Process]:
-    """SIGKILL all that is left of an instance; returns when nothing is: the processes that were found beside its own.
+    """SIGKILL all that is left of an instance; returns, when nothing is, the processes found beside its own.
 
-    `slow` is called once when that takes longer than SLOW_AFTER. The child must not be reaped before this returns.
+    `slow` is called once when that takes longer than limits.slow_after. The child must not be reaped before.
     """
     began = clock.monotonic()
     found: dict[int, Process] = {}
-    empty, delay, told, loud_at = 0, 0.005, False, began + LOUD_AFTER
+    empty, delay, told, loud_at = 0, 0.005, False, began + limits.loud_after
     while True:
-        child.kill_group()
         left = await asyncio.to_thread(_kill_members, table, mark, child.pid)
+        child.kill_group()  # and what they forked meanwhile
         if left or not child.exited.is_set():
             found |= {process.pid: process for process in left if process.pid != child.pid}
             empty = 0
@@ -52,11 +52,11 @@ async def sweep(
             if empty >= (2 if found else 1):
                 return list(found.values())
         now = clock.monotonic()
-        if now - began > SLOW_AFTER and not told:
+        if now - began > limits.slow_after and not told:
             told = True
             slow()
         if now > loud_at:
-            loud_at = now + LOUD_EVERY
+            loud_at = now + limits.loud_every
             who = describe(left) or f"process {child.pid}"
             text = (
                 f"cannot end {model}: still there {now - began:.0f} s after SIGKILL: {who}; its memory stays counted "
@@ -76,17 +76,17 @@ def _kill_members(table: ProcessTable, mark: Mark, session: int) -> list[Process
     return members
 
 
-async def sweep_leftovers(table: ProcessTable, owner: str, clock: Clock) -> int:
+async def sweep_leftovers(table: ProcessTable, owner: str, clock: Clock, limits: Limits) -> int:
     """End the processes that an earlier daemon with this runtime directory left. How many there were."""
     left = await asyncio.to_thread(table.owned, owner)
     count = len(left)
     for process in left:
         _log_leftover(process, "SIGTERM: it belongs to an earlier run of this daemon")
-    await _signal_until_gone(table, owner, left, signal.SIGTERM, clock.monotonic() + LEFTOVER_GRACE, clock)
+    await _signal_until_gone(table, owner, left, signal.SIGTERM, clock.monotonic() + limits.leftover_grace, clock)
     left = await asyncio.to_thread(table.owned, owner)
     for process in left:
         _log_leftover(process, "SIGKILL: it did not end when told")
-    await _signal_until_gone(table, owner, left, signal.SIGKILL, clock.monotonic() + LEFTOVER_PATIENCE, clock)
+    await _signal_until_gone(table, owner, left, signal.SIGKILL, clock.monotonic() + limits.leftover_patience, clock)
     for process in await asyncio.to_thread(table.owned, owner):
         _log_leftover(process, "left alone: it does not end; its memory is not counted")
     return count

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.cli import run
+from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
 from .fake_daemon import FLEET, FakeDaemon, Reply, status
 

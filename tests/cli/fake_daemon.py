@@ -10,7 +10,7 @@ import json
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -119,11 +119,17 @@ class FakeDaemon:
                 return
             handler.send_header("Transfer-Encoding", "chunked")
             handler.end_headers()
-            for chunk in reply.chunks:
-                handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-                handler.wfile.flush()
+            with contextlib.closing(one_by_one(reply.chunks)) as chunks:
+                for chunk in chunks:
+                    handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                    handler.wfile.flush()
             if not reply.cut:
                 handler.wfile.write(b"0\r\n\r\n")
+
+
+def one_by_one(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """A generator of its own, so that it can be closed: closing it closes one that it reads from."""
+    yield from chunks
 
 
 def model(name: str, state: str = "stopped", **changes: Any) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def test_add_by_path_without_daemon(ctl: Ctl, model: Path) -> None:
 def test_add_by_name_with_settings_reloads_the_daemon(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
     daemon.answers["POST reload"] = RELOADED
     result = ctl(
-        "add", "tiny", "--name", "t", "--alias", "small", "--alias", "s", "--context", "4096", "--parallel", "2", "--memory",
-        "1GiB", "--idle-timeout", "never", "--preload", "--pin", "--json",
+        "add", "tiny", "--name", "t", "--alias", "small", "--alias", "s", "--context", "4096", "--parallel", "2",
+        "--memory", "1GiB", "--idle-timeout", "never", "--preload", "--pin", "--json",
     )  # fmt: skip
     assert result.status == 0
     value = json.loads(result.out)

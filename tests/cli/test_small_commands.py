@@ -31,6 +31,13 @@ def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> Non
     assert ctl("logs", "embd").status == 5
 
 
+def test_logs_that_are_followed_until_the_daemon_dies(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET logs"] = Reply(chunks=[b"one\n"], cut=True)
+    result = ctl("logs", "-f", "embed")
+    assert (result.status, result.out) == (3, "one\n")
+    assert "the connection to accelerd broke" in result.err
+
+
 def test_reload_says_what_changed(ctl: Ctl, daemon: FakeDaemon) -> None:
     changes = {"added": ["a"], "removed": ["b"], "relaunch": ["c"], "updated": ["d"], "unchanged": ["e", "f"]}
     daemon.answers["POST reload"] = Reply(changes)
@@ -67,8 +74,9 @@ def test_reload_of_a_broken_configuration_lists_every_problem(ctl: Ctl, daemon: 
 def test_explain(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET explain"] = Reply(EXPLAINED)
     text = " ".join(ctl("explain", "gemma-3-4b-it").out.split())
-    for part in (EXPLAINED["command"], "tokens for one request [accelerd.toml:12]", "5.0 GiB (file size + 10 %); it fits",
-                 "! this build has no --no-mmap", "75 s ago starting → ready: answered"):  # fmt: skip
+    for part in (EXPLAINED["command"], "tokens for one request [accelerd.toml:12]",
+                 "5.0 GiB (file size + 10 %); it fits", "! this build has no --no-mmap",
+                 "75 s ago starting → ready: answered"):  # fmt: skip
         assert part in text
     assert json.loads(ctl("explain", "gemma-3-4b-it", "--json").out) == EXPLAINED
 

@@ -11,55 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Home
+from config_home import FULL, Home
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin, Sampling
-
-FULL = """\
-[server]
-listen = ["127.0.0.1:4100", "[::1]:4100"]
-allowed_hosts = ["Box.Local"]
-allowed_origins = ["https://chat.example.org"]
-max_body = "8MiB"
-header_timeout = "1500ms"
-[scheduler]
-memory = "12GiB"
-linger = 0
-[engines.llama-server]
-binary = "~/bin/llama-server"
-transport = "unix"
-[models.qwen]
-path = "~/models/qwen.gguf"
-description = "small"
-aliases = ["gpt-4o", "qwen/small:7b"]
-binary = "llama-server-next"
-context = 8192
-parallel = 2
-kv_cache_type = {k = "q8_0", v = "f16"}
-flash_attention = true
-mmap = false
-gpu_layers = 33
-batch = 1024
-ubatch = 512
-threads = 4
-mmproj = "./proj.gguf"
-chat_template_file = "chat.jinja"
-sampling = {temperature = 1, top_p = 0.9}
-extra_args = ["--cache-ram", "0"]
-env = {B = "2", A = "1"}
-start_timeout = "3m"
-stop_timeout = 2.5
-concurrency = 3
-idle_timeout = "never"
-preload = true
-pin = true
-group = "big"
-exclusive = true
-memory = "500M"
-"""
 
 
 def test_every_setting_arrives_in_the_units_of_the_program(home: Home) -> None:
@@ -130,7 +87,9 @@ def test_an_engines_own_id_instead_of_a_path(home: Home) -> None:
     assert (spec.model, spec.path) == ("ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", None)
 
 
-@pytest.mark.parametrize("text", ["", "\n# nothing\n", "\ufeff# with a byte order mark\n", "[models]\n[profiles]\n[server]\n"])
+@pytest.mark.parametrize(
+    "text", ["", "\n# nothing\n", "\ufeff# with a byte order mark\n", "[models]\n[profiles]\n[server]\n"]
+)
 def test_an_empty_file_is_the_built_in_configuration(home: Home, text: str) -> None:
     assert home.load(text) == dataclasses.replace(Config(), files=(str(home.main),))
 
@@ -192,18 +151,19 @@ extra_args = []
     file = "accelerd.toml"
     assert m.origin("context") == Origin("model", file, 22)
     assert m.origin("batch") == Origin("defaults", file, 3)
-    assert m.origin("threads") == Origin("profile warm", file, 12)
+    assert m.origin("threads") == Origin("profile warm", file, 13)
     assert m.origin("parallel") == Origin("built-in")
-    assert m.origin("env.B") == Origin("profile warm", file, 14)
+    assert m.origin("env.B") == Origin("profile warm", file, 15)
     assert m.origin("sampling.top_k") == Origin("model", file, 24)
-    assert (m.origin("cache_type_k").line, m.origin("cache_type_v").line) == (10, 16)
+    assert (m.origin("cache_type_k").line, m.origin("cache_type_v").line) == (11, 17)
     assert str(m.origin("batch")) == "defaults (accelerd.toml:3)"
 
 
 def test_drop_ins_merge_over_the_main_file_in_order_of_name(home: Home) -> None:
     home.write(
         '[server]\nmax_body = "1MiB"\nallowed_hosts = ["a"]\n'
-        '[models.m]\npath = "/m"\ncontext = 1024\naliases = ["x", "y"]\nenv = {A = "1", B = "1"}\n[models.n]\npath = "/n"\n'
+        '[models.m]\npath = "/m"\ncontext = 1024\naliases = ["x", "y"]\nenv = {A = "1", B = "1"}\n'
+        '[models.n]\npath = "/n"\n'
     )
     home.write('[models.m]\ncontext = 3072\nenv.B = "3"\n[models.z]\npath="/z"', "accelerd.toml.d/20-b.toml")
     home.write('models.m.context = 2048\nmodels.m.aliases = ["q"]\n', "accelerd.toml.d/10-a.toml")
@@ -226,11 +186,12 @@ def test_order_of_models_is_the_order_in_the_files(home: Home) -> None:
     assert list(config.models) == ["z", "a", "m"]
 
 
+HALVES = st.fixed_dictionaries({}, optional={"k": st.just("q4_0"), "v": st.just("q5_1")})
 LAYER: dict[str, st.SearchStrategy[Any]] = {
     "context": st.integers(128, 10_000),
     "threads": st.integers(1, 64),
     "preload": st.booleans(),
-    "kv_cache_type": st.sampled_from(["f16", "q8_0"]) | st.fixed_dictionaries({}, optional={"k": st.just("q4_0"), "v": st.just("q5_1")}),
+    "kv_cache_type": st.sampled_from(["f16", "q8_0"]) | HALVES,
     "env": st.dictionaries(st.sampled_from("ABC"), st.text("xyz", max_size=3), max_size=3),
     "sampling": st.fixed_dictionaries({}, optional={"top_k": st.integers(0, 9), "seed": st.integers(0, 9)}),
     "extra_args": st.lists(st.sampled_from(["--x", "y z", "$HOME"]), max_size=2),
@@ -283,21 +244,23 @@ def test_merging_is_what_applying_the_tables_one_after_another_gives(
 
 
 def test_thirty_models_load_fast_and_without_the_servers_libraries(home: Home) -> None:
-    text = '[profiles.p]\ncontext = 8192\nsampling = {temperature = 0.5}\n'
+    text = "[profiles.p]\ncontext = 8192\nsampling = {temperature = 0.5}\n"
     for number in range(30):
         text += (
             f'[models.m{number}]\npath = "~/{number}.gguf"\naliases = ["a{number}", "b{number}"]\nprofile = "p"\n'
-            'kv_cache_type = "q8_0"\nflash_attention = true\nextra_args = ["--x", "1"]\nenv = {A = "1"}\nmemory = "1GiB"\n'
+            'kv_cache_type = "q8_0"\nflash_attention = true\nextra_args = ["--x", "1"]\n'
+            'env = {A = "1"}\nmemory = "1GiB"\n'
         )
     home.write(text)
-    # CPU seconds of this thread: other work on the machine does not count. The goal is 20 ms; a broken algorithm takes more.
+    # CPU seconds of this thread: other work on the machine does not count. The goal is 20 ms, doubled on a busy machine.
     program = (
         "import sys, time, pathlib, accelerd.config as c\n"
         "heavy = {'aiohttp', 'rich', 'uvloop', 'tomli_w', 'pydbus'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "file, home = map(pathlib.Path, sys.argv[1:])\n"
         "def once():\n"
-        "    start = time.thread_time(); assert len(c.load(file, home).models) == 30; return time.thread_time() - start\n"
+        "    start = time.thread_time(); config = c.load(file, home); assert len(config.models) == 30\n"
+        "    return time.thread_time() - start\n"
         "print(min(once() for _ in range(5)))\n"
     )
     command = [sys.executable, "-c", program, str(home.main), str(home.path)]

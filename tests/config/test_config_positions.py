@@ -136,7 +136,9 @@ def written(draw: st.DrawFn) -> tuple[str, dict[KeyPath, int]]:
             out += draw(st.lists(st.sampled_from(junk), max_size=2))
             key = draw(st.sampled_from([f"k{index}", f'"k{index}"', f" k{index} "]))
             value = draw(
-                st.sampled_from(["1", "'''\n[x]\n\n'''", '"""a\n"b" = 1\\\n\n"""', "[\n 1,\n# ]\n 2]", "{a = 1, b = ']'}"])
+                st.sampled_from(
+                    ["1", "'''\n[x]\n\n'''", '"""a\n"b" = 1\\\n\n"""', "[\n 1,\n# ]\n 2]", "{a = 1, b = ']'}"]
+                )
                 | texts.filter(str.isprintable).map(quoted)
             )
             expected[(*path, f"k{index}")] = len(out) + 1

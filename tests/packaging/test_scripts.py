@@ -92,7 +92,7 @@ def test_yes_runs_exactly_the_commands_that_would_have_been_asked_about(machine:
 def test_what_is_there_already_is_not_asked_for(machine: Machine) -> None:
     machine.fake("apt-get", "exit 1")
     machine.fake("g++", "exit 0")
-    assert machine.shell("lib.sh", "missing_packages python cxx archive util-linux") == ""
+    assert machine.shell("lib.sh", "missing_packages python cxx archive tools") == ""
 
 
 def test_without_sudo_the_commands_for_root_are_named(machine: Machine) -> None:

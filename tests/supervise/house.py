@@ -163,8 +163,9 @@ class House:
         return [record for record in map(json.loads, lines) if record["event"] == event]
 
     async def until(self, condition: Callable[[], bool]) -> None:
+        """For what happens outside this process, where nothing can be awaited."""
         async with asyncio.timeout(PATIENCE):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
 

@@ -23,7 +23,9 @@ from tests.supervise.house import FAKE_SERVER, House, alive, free_port
 async def foreign_server(port: int) -> AsyncIterator[None]:
     """Somebody else's server, that answers 200 to everything, on 127.0.0.1:`port`."""
     argv = [sys.executable, "-S", "-E", str(FAKE_SERVER), "--port", str(port)]
-    process = await asyncio.create_subprocess_exec(*argv, env={"FAKE_MODE": "foreign-ok"}, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *argv, env={"FAKE_MODE": "foreign-ok"}, stderr=asyncio.subprocess.PIPE
+    )
     assert process.stderr is not None
     while b"listening" not in await process.stderr.readline():
         assert process.returncode is None

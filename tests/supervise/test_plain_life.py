@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from accelerd import names
@@ -42,15 +43,16 @@ async def test_child_has_exactly_the_planned_environment_and_the_marks(house: Ho
     async with house:
         number = house.start()
         await house.ready(number)
-        environ = Path(f"/proc/{house.pid(number)}/environ").read_bytes().split(b"\0")
-        given = dict(entry.decode().split("=", 1) for entry in environ if entry)
+        child = psutil.Process(house.pid(number))
+        given = child.environ()
         assert given.pop(names.ENV_MARK_INSTANCE)
         assert given.pop(names.ENV_MARK_OWNER) == str(house.roots.runtime)
         assert given == house.engine.plans[0].env
-        assert Path(f"/proc/{house.pid(number)}/cwd").readlink() == house.roots.home
-        assert Path(f"/proc/{house.pid(number)}/fd/0").readlink() == Path("/dev/null")
-        limits = Path(f"/proc/{house.pid(number)}/limits").read_text()
-        assert [line.split()[4] for line in limits.splitlines() if line.startswith("Max core file")] == ["0"]
+        assert child.cwd() == str(house.roots.home)
+        assert os.readlink(f"/proc/{child.pid}/fd/0") == "/dev/null"
+        assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert {int(fd) for fd in os.listdir(f"/proc/{child.pid}/fd")} >= {0, 1, 2}
+        assert os.readlink(f"/proc/{child.pid}/fd/1") == os.readlink(f"/proc/{child.pid}/fd/2")
 
 
 @pytest.mark.parametrize("program", ["/no/such/llama-server", "no-such-llama-server"])

@@ -154,15 +154,16 @@ from accelerd.system.activation import bind_tcp, describe
 from accelerd.system.startup import StartError
 with socket.socket() as sock:  # a fresh network namespace: its loopback is down
     fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
-with open("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "w") as file:
-    file.write("1")
+with socket.socket(socket.AF_INET6) as sock:
+    loopback = socket.inet_pton(socket.AF_INET6, "::1")
+    fcntl.ioctl(sock, 0x8936, struct.pack("16sIi", loopback, 128, socket.if_nametoindex("lo")))  # SIOCDIFADDR
 bound = bind_tcp(sys.argv[1:])
 print([describe(sock) for sock in bound.sockets], *bound.notes)
 """
 
 
 def test_a_missing_ipv6_loopback_is_left_out_with_a_note() -> None:
-    command = ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, "-c", NO_IPV6]
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", NO_IPV6]
     done = subprocess.run([*command, "127.0.0.1:4000", "[::1]:4000"], capture_output=True, text=True, check=True)
     assert done.stdout == "['127.0.0.1:4000'] not listening on [::1]:4000: this machine has no IPv6 loopback\n"
     alone = subprocess.run([*command, "[::1]:4000"], capture_output=True, text=True, check=False)

@@ -1,0 +1,379 @@
+"""accelctl doctor: each check on a machine that is well and on one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd import __version__
+from accelerd.cli.checks import engine, host, run_all, service
+from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
+from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
+from accelerd.cli.client import Client
+from accelerd.devices.udev import Entry
+from accelerd.ports import Roots
+
+from .conftest import Ctl
+from .fake_daemon import FakeDaemon, Reply, status
+from .test_config import gguf
+
+ACTIVE = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n"
+MISSING = "LoadState=not-found\nUnitFileState=\nActiveState=inactive\n"
+
+
+class FakeMachine:
+    """Programs that print what the test says; all others are not there."""
+
+    def __init__(self, **programs: Outcome) -> None:
+        self.programs = programs
+        self.asked: list[Sequence[str]] = []
+
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome:
+        self.asked.append(argv)
+        return self.programs.get(argv[0], Outcome(127, "", "no such program"))
+
+
+class NoDevices:
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        return []
+
+
+@pytest.fixture
+def here(ctl: Ctl, short: Path, tmp_path: Path) -> Surroundings:
+    """A machine of 32 GiB with a user manager that knows the units, without a daemon."""
+    proc = tmp_path / "proc"
+    (proc / "net").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 33554432 kB\nMemAvailable: 20971520 kB\n")
+    roots = Roots.from_env(ctl.env)
+    machine = FakeMachine(
+        systemctl=Outcome(0, ACTIVE, ""), loginctl=Outcome(0, "yes\n", ""), journalctl=Outcome(0, "", "")
+    )
+    return Surroundings(
+        roots=Roots(roots.config_file, roots.runtime, roots.state, roots.cache, roots.home, proc, tmp_path / "sys"),
+        env=ctl.env, client=Client(short / "s"), machine=machine, udev=NoDevices(),
+    )  # fmt: skip
+
+
+def only(checks: Iterable[Check]) -> Check:
+    [check] = checks
+    return check
+
+
+def levels(checks: Iterable[Check]) -> dict[str, str]:
+    return {check.id: check.level for check in checks}
+
+
+def program(folder: Path, text: str) -> Path:
+    path = folder / "llama-server"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+LLAMA = 'case $1 in --version) echo "version: 7777 (abc)" >&2;; *) echo "-lm, --load-mode MODE   how to load";; esac'
+
+
+def test_a_machine_that_is_well(here: Surroundings, ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.path.chmod(0o600)
+    server = program(tmp_path, LLAMA)
+    ctl.configure(
+        f'[engines.llama-server]\nbinary = "{server}"\n[models.tiny]\npath = "{gguf(tmp_path)}"\n'
+    )  # fmt: skip
+    checks = run_all(here)
+    assert [check for check in checks if check.level != "ok"] == []
+    assert {check.id for check in checks} == {
+        "python", "runtime-dir", "config-dir", "state-dir", "cache-dir", "config", "model-files", "llama-server",
+        "memory", "devices", "daemon", "units", "socket-activation", "linger", "port", "control-socket", "journal",
+    }  # fmt: skip
+
+
+def test_every_finding_that_is_not_ok_says_what_to_do(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+    ctl.configure('[engines.llama-server]\nbinary = "no-such-server"\n[models.a]\npath = "/nowhere/a.gguf"\n')
+    here.machine = FakeMachine()
+    here.python = (3, 9, 1)
+    checks = run_all(here)
+    bad = [check for check in checks if check.level != "ok"]
+    assert {check.id for check in bad} >= {
+        "python",
+        "config",
+        "model-files",
+        "llama-server",
+        "daemon",
+        "units",
+        "journal",
+    }
+    assert all(check.fix for check in bad)
+
+
+def test_python(here: Surroundings) -> None:
+    assert only(host.python(here)).level == "ok"
+    here.python = (3, 10, 12)
+    assert only(host.python(here)).level == "fail"
+
+
+def test_directories(here: Surroundings, tmp_path: Path) -> None:
+    assert set(levels(host.directories(here)).values()) == {"ok"}
+    here.roots.runtime.mkdir(mode=0o755)
+    here.roots.state.parent.mkdir(parents=True)
+    here.roots.state.write_text("a file")
+    found = {check.id: check for check in host.directories(here)}
+    assert found["runtime-dir"].level == "fail"
+    assert found["runtime-dir"].fix == f"chmod 700 {here.roots.runtime}"
+    assert "is not a directory" in found["state-dir"].detail
+
+
+def test_no_login_session(here: Surroundings, tmp_path: Path) -> None:
+    here.roots = Roots.from_env({"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
+    check = next(iter(host.directories(here)))
+    assert (check.level, check.fix) == ("fail", "loginctl enable-linger")
+
+
+def test_configuration(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+    assert only(engine.configuration(here)).fix == "accelctl add PATH-OR-NAME"
+    for text, level, words in (
+        ("[models.a]\n", "fail", "1 mistake"),
+        ('[models.a]\npath = "/nowhere/a.gguf"\n', "warn", "warning"),
+        (f'[models.a]\npath = "{gguf(tmp_path)}"\n', "ok", "1 model in"),
+    ):
+        ctl.configure('[engines.llama-server]\nbinary = "/bin/true"\n' + text)
+        here.__dict__.pop("checked", None)
+        check = only(engine.configuration(here))
+        assert check.level == level
+        assert words in check.detail
+
+
+def test_model_files_each_missing_one_is_named(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+    ctl.configure(
+        f'[models.a]\npath = "/nowhere/a.gguf"\n[models.b]\npath = "{gguf(tmp_path)}"\n[models.c]\npath = "/c.gguf"\n'
+    )
+    first, second = engine.model_files(here)
+    assert (first.level, second.level) == ("fail", "fail")
+    assert first.detail.startswith("a: cannot find the model /nowhere/a.gguf")
+    assert "accelerd.toml:2" in first.fix
+    assert "accelctl remove c" in second.fix
+
+
+def test_programs_of_the_configuration_and_of_models(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    server, old = (
+        program(tmp_path, LLAMA),
+        program(tmp_path / "old", LLAMA.replace("-lm, --load-mode MODE", "--no-mmap")),
+    )
+    model = gguf(tmp_path)
+    ctl.configure(
+        f'[engines.llama-server]\nbinary = "{server}"\n[models.a]\npath = "{model}"\n'
+        f'[models.b]\npath = "{model}"\nbinary = "{old}"\n[models.c]\npath = "{model}"\n'
+    )
+    checks = {check.detail.partition(",")[0]: check for check in engine.programs(here)}
+    assert set(checks) == {str(server), str(old)}
+    assert "7777 (abc)" in checks[str(server)].detail
+    assert "--load-mode" in checks[str(server)].detail
+    assert "--no-mmap" in checks[str(old)].detail
+
+
+def test_programs_that_do_not_work(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+    broken = program(tmp_path, "echo libcuda.so.1: cannot open shared object file >&2; exit 127")
+    ctl.configure(f'[engines.llama-server]\nbinary = "{broken}"\n')
+    check = only(engine.programs(here))
+    assert check.level == "fail"
+    assert "libcuda.so.1" in check.detail
+    assert check.fix
+
+
+def test_the_real_llama_server(here: Surroundings, ctl: Ctl) -> None:
+    ctl.configure(f'[engines.llama-server]\nbinary = "{os.environ["ACCELERD_TEST_LLAMA_SERVER"]}"\n')
+    check = only(engine.programs(here))
+    assert check.level == "ok", check.detail
+    assert "options" in check.detail
+
+
+def test_memory(here: Surroundings, ctl: Ctl) -> None:
+    for sizes, level, words in (
+        (("4GiB", "8GiB"), "ok", "2 models take 12.0 GiB"),
+        (("20GiB", "20GiB"), "ok", "40.0 GiB, in turn"),
+        (("64GiB",), "warn", "too little for m0 (64.0 GiB)"),
+    ):
+        ctl.configure("".join(f'[models.m{n}]\nmodel = "o/r"\nmemory = "{text}"\n' for n, text in enumerate(sizes)))
+        for name in ("checked", "config"):
+            here.__dict__.pop(name, None)
+        check = only(host.memory(here))
+        assert check.level == level
+        assert words in check.detail
+    assert "20.0 GiB of 32.0 GiB free, 25.6 GiB for models" in check.detail
+
+
+def test_memory_unknown(here: Surroundings) -> None:
+    (here.roots.proc / "meminfo").unlink()
+    assert only(host.memory(here)).level == "warn"
+
+
+def test_devices(here: Surroundings) -> None:
+    assert "models run on the processor" in only(host.devices(here)).detail
+
+    class Unreachable:
+        def entries(self, subsystem: str) -> Iterable[Entry]:
+            path = Path("/sys/devices/x/drm/renderD128")
+            return [Entry("drm", "renderD128", "/dev/dri/none", "amdgpu", path)] if subsystem == "drm" else []
+
+    here.udev = Unreachable()
+    check = only(host.devices(here))
+    assert (check.level, check.fix) == ("warn", "sudo udevadm trigger")
+    assert "amdgpu" in check.detail
+
+
+def test_daemon_down_other_version_and_well(here: Surroundings, daemon: FakeDaemon) -> None:
+    assert only(service.daemon(here)).level == "ok"
+    daemon.answers["GET status"] = Reply(status(version="0.0.1"))
+    here.__dict__.pop("status")
+    check = only(service.daemon(here))
+    assert check.level == "warn"
+    assert f"0.0.1 is running, {__version__} is installed" in check.detail
+    here.__dict__.pop("status")
+    here.client = Client(Path("/nowhere"))
+    assert only(service.daemon(here)).fix == "systemctl --user start accelerd"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome(0, ACTIVE, ""), {"units": "ok", "socket-activation": "ok"}),
+        (Outcome(0, MISSING, ""), {"units": "warn"}),
+        (Outcome(0, ACTIVE.replace("enabled", "disabled"), ""), {"units": "ok", "socket-activation": "warn"}),
+        (Outcome(0, ACTIVE.replace("=active", "=failed"), ""), {"units": "ok", "socket-activation": "warn"}),
+        (Outcome(0, ACTIVE.replace("=loaded", "=bad-setting"), ""), {"units": "fail"}),
+        (Outcome(1, "", "Failed to connect to bus"), {"units": "warn"}),
+        (Outcome(127, "", ""), {"units": "warn"}),
+    ],
+)
+def test_units(here: Surroundings, outcome: Outcome, expected: dict[str, str]) -> None:
+    here.machine = FakeMachine(systemctl=outcome)
+    assert levels(service.units(here)) == expected
+
+
+class FakeBus:
+    """A session bus with systemd on it."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self._broken = broken
+
+    def get(self, name: str, path: str = "") -> Any:
+        if self._broken:
+            raise RuntimeError("GDBus.Error: no such service")
+        assert name == ".systemd1"
+        return self
+
+    def LoadUnit(self, unit: str) -> str:
+        return f"/unit/{unit}"
+
+    LoadState, UnitFileState, ActiveState = "loaded", "enabled", "inactive"
+
+
+def test_unit_states_from_the_bus(here: Surroundings) -> None:
+    here.bus = FakeBus()
+    assert manager(here).state("accelerd.socket") == Unit("loaded", "enabled", "inactive")
+    assert Bus(FakeBus(broken=True)).state("accelerd.socket") is None
+
+
+def test_unit_states_without_bus_come_from_systemctl(here: Surroundings) -> None:
+    for address in ("", "unix:path=/nowhere"):
+        here.env = {**here.env, "DBUS_SESSION_BUS_ADDRESS": address}
+        found = manager(here)
+        assert found.state("accelerd.socket") in (Unit("loaded", "enabled", "active"), None)
+    assert isinstance(manager(Surroundings(here.roots, {}, here.client, here.machine)), Systemctl)
+
+
+def test_linger(here: Surroundings) -> None:
+    for outcome, level in (
+        (Outcome(0, "yes\n", ""), "ok"), (Outcome(0, "no\n", ""), "warn"), (Outcome(1, "", "no user"), "warn"),
+    ):  # fmt: skip
+        here.machine = FakeMachine(loginctl=outcome)
+        assert only(service.linger(here)).level == level
+    here.machine = FakeMachine()
+    assert "loginctl is not there" in only(service.linger(here)).detail
+
+
+def listen(here: Surroundings, *ports: int) -> None:
+    """Somebody listens on these ports; one connection is established, which is no listening."""
+    rows = [f"   {n}: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 00:0" for n, port in enumerate(ports)]
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr\n"
+    text = head + "\n".join([*rows, "   9: 0100007F:0FA0 0100007F:D431 01 00000000:00000000 00:0"]) + "\n"
+    (here.roots.proc / "net/tcp").write_text(text)
+
+
+def test_ports_free_taken_and_ours(here: Surroundings, daemon: FakeDaemon) -> None:
+    elsewhere = Client(Path("/nowhere"))
+    here.client, running = elsewhere, here.client
+    here.machine = FakeMachine()
+    listen(here)
+    assert levels(service.ports(here)) == {"port": "ok"}
+    listen(here, 4000)
+    taken = list(service.ports(here))
+    assert {check.level for check in taken} == {"fail"}
+    assert taken[0].fix == "ss -ltnp 'sport = :4000'"
+    here.machine = FakeMachine(systemctl=Outcome(0, ACTIVE, ""))
+    assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"held for accelerd"}
+    here.__dict__.pop("status")
+    here.client = running
+    assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"served by accelerd"}
+
+
+def test_control_socket(here: Surroundings, short: Path) -> None:
+    path = short / "s"
+    assert list(service.control_socket(here)) == []
+    path.touch()
+    assert "is not a socket" in only(service.control_socket(here)).detail
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+    path.chmod(0o666)
+    check = only(service.control_socket(here))
+    assert (check.level, check.fix) == ("warn", f"chmod 600 {path}")
+    path.chmod(0o600)
+    assert only(service.control_socket(here)).level == "ok"
+    here.uid += 1
+    assert "belongs to user" in only(service.control_socket(here)).detail
+    assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+def test_journal(here: Surroundings) -> None:
+    assert only(service.journal(here)).level == "ok"
+    here.machine = FakeMachine(journalctl=Outcome(1, "", "Hint: …\nNo journal files were opened.\n"))
+    check = only(service.journal(here))
+    assert check.level == "warn"
+    assert "No journal files were opened." in check.detail
+
+
+def test_report_as_text_and_json(ctl: Ctl) -> None:
+    text = ctl("doctor")
+    assert text.status == 1
+    assert "fail  daemon" in text.out
+    assert "→ systemctl --user start accelerd\n" in text.out
+    assert "1 failure" in text.out or "failures" in text.out
+    value = json.loads(ctl("doctor", "--json").out)
+    assert value["ok"] is False
+    daemon = next(check for check in value["checks"] if check["id"] == "daemon")
+    assert set(daemon) == {"id", "level", "detail", "fix"}
+    assert daemon["level"] == "fail"
+
+
+def test_devices_option(ctl: Ctl) -> None:
+    text = ctl("doctor", "--devices")
+    assert text.status == 0
+    assert "cpu" in text.out
+    value = json.loads(ctl("doctor", "--devices", "--json").out)
+    assert value["devices"][-1]["kind"] == "cpu"
+    assert set(value["libraries"]) == {"nvml", "amdsmi"}
+
+
+def test_the_real_machine_runs_programs() -> None:
+    machine = ThisMachine({"PATH": "/usr/bin:/bin"})
+    assert machine.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == Outcome(3, "out\n", "err\n")
+    assert machine.run(["/nowhere/program"]).status == 127
+    assert machine.run(["sleep", "10"], timeout=0.05).status == 124

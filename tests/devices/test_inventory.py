@@ -1,0 +1,159 @@
+"""The inventory, over a fake udev source and made-up /sys, /dev and /proc."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from accelerd.devices import Device, MemoryPool, inventory
+from accelerd.devices.inventory import GROUPS_FIX, machine_memory
+from accelerd.devices.udev import Entry, PciFunction
+from accelerd.ports import Roots
+
+AMD = PciFunction("0000:c1:00.0", "amdgpu", "1002", "1586", 0x038000, Path("/sys/devices/pci0/c1"))
+NPU = PciFunction("0000:c2:00.1", "amdxdna", "1022", "17f0", 0x118000, Path("/sys/devices/pci0/c2"))
+INTEL = PciFunction(
+    "0000:00:02.0", "i915", "8086", "a780", 0x030000, Path("/sys/devices/pci0/02"), ("Intel", "UHD 770")
+)
+NVIDIA = PciFunction("0000:01:00.0", "nvidia", "10de", "2684", 0x030000, Path("/sys/devices/pci0/01"))
+BMC = PciFunction("0000:05:00.0", "ast", "1a03", "2000", 0x030000, Path("/sys/devices/pci0/05"))
+
+
+def pci(function: PciFunction) -> Entry:
+    return Entry("pci", function.slot, None, function.driver, function.path, function)
+
+
+def node(subsystem: str, path: str, function: PciFunction) -> Entry:
+    name = Path(path).name
+    return Entry(subsystem, name, path, function.driver, function.path / subsystem / name, function)
+
+
+class FakeUdev:
+    def __init__(self, *entries: Entry, broken: Exception | None = None) -> None:
+        self._entries = entries
+        self._broken = broken
+
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        if self._broken:
+            raise self._broken
+        return [entry for entry in self._entries if entry.subsystem == subsystem]
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    """A machine with 32 GiB, 20 of them available, and nothing else."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   20971520 kB\n")
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Ryzen AI MAX\n")
+    return Roots(
+        config_file=tmp_path / "c", runtime=tmp_path / "r", state=tmp_path / "s", cache=tmp_path / "k", home=tmp_path,
+        proc=tmp_path / "proc", sys=tmp_path / "sys", dev=tmp_path / "dev",
+    )  # fmt: skip
+
+
+def make(roots: Roots, *nodes: str) -> None:
+    for name in nodes:
+        path = roots.dev / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def attributes(roots: Roots, function: PciFunction, **values: str) -> None:
+    directory = roots.sys / function.path.relative_to("/sys")
+    directory.mkdir(parents=True)
+    for name, value in values.items():
+        (directory / name).write_text(value)
+
+
+CPU = Device("cpu", "Ryzen AI MAX", pools=(MemoryPool("ram", 32 << 30, 12 << 30),))
+
+
+def test_gpu_npu_and_processor(roots: Roots) -> None:
+    make(roots, "dri/renderD128", "dri/card0", "accel/accel0")
+    attributes(
+        roots, AMD, mem_info_vram_total="1073741824\n", mem_info_vram_used="477827072\n",
+        mem_info_gtt_total="112742891520\n",
+    )  # fmt: skip
+    attributes(roots, NPU, vbnv="RyzenAI-npu5   \n")
+    udev = FakeUdev(
+        node("drm", "/dev/dri/card0", AMD), node("drm", "/dev/dri/renderD128", AMD), pci(AMD), pci(NPU),
+        node("accel", "/dev/accel/accel0", NPU),
+    )  # fmt: skip
+    gpu, npu, cpu = inventory(roots, udev)
+    assert gpu == Device(
+        "gpu", "AMD 1002:1586", "amdgpu", "0000:c1:00.0", "/dev/dri/renderD128",
+        (MemoryPool("vram", 1 << 30, 477827072), MemoryPool("gtt", 112742891520, None)),
+    )  # fmt: skip
+    assert npu == Device("npu", "RyzenAI-npu5", "amdxdna", "0000:c2:00.1", "/dev/accel/accel0")
+    assert cpu == CPU
+
+
+def test_several_gpus_by_slot_with_names_of_the_hardware_database(roots: Roots) -> None:
+    make(roots, "dri/renderD128", "dri/renderD129")
+    udev = FakeUdev(node("drm", "/dev/dri/renderD129", AMD), node("drm", "/dev/dri/renderD128", INTEL))
+    names = [device.name for device in inventory(roots, udev)]
+    assert names == ["UHD 770", "AMD 1002:1586", "Ryzen AI MAX"]
+
+
+def test_a_node_that_this_user_may_not_open(roots: Roots) -> None:
+    make(roots, "dri/renderD128")
+    asked: list[Path] = []
+
+    def refuse(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    device = inventory(roots, FakeUdev(node("drm", "/dev/dri/renderD128", AMD)), refuse)[0]
+    assert device.problem == "/dev/dri/renderD128 may not be opened by this user"
+    assert device.fix == GROUPS_FIX
+    assert "usermod -aG render,video" in GROUPS_FIX
+    assert asked == [roots.dev / "dri/renderD128"]
+
+
+def test_a_node_that_is_missing(roots: Roots) -> None:
+    device = inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)))[0]
+    assert device.problem == "/dev/accel/accel0 does not exist"
+
+
+def test_cards_without_render_node(roots: Roots) -> None:
+    unbound = PciFunction("0000:03:00.0", None, "1002", "744c", 0x030000, Path("/sys/devices/pci0/03"))
+    stuck = PciFunction("0000:04:00.0", "amdgpu", "1002", "744c", 0x030000, Path("/sys/devices/pci0/04"))
+    sound = PciFunction("0000:01:00.1", "snd_hda_intel", "10de", "22ba", 0x040300, Path("/sys/devices/pci0/01s"))
+    found = inventory(roots, FakeUdev(pci(NVIDIA), pci(unbound), pci(stuck), pci(BMC), pci(sound)))
+    problems = {device.slot: device.problem for device in found if device.kind == "gpu"}
+    assert problems == {
+        "0000:01:00.0": None,  # its driver needs no render node
+        "0000:03:00.0": "no driver is bound to it",
+        "0000:04:00.0": "driver amdgpu has made no render node",
+    }
+    assert all(device.fix for device in found if device.problem)
+
+
+@pytest.mark.parametrize("error", [ImportError("libudev"), OSError("no netlink")])
+def test_without_udev_the_processor_is_left(roots: Roots, error: Exception) -> None:
+    assert inventory(roots, FakeUdev(broken=error)) == [CPU]
+
+
+def test_attributes_that_are_no_numbers_are_unknown(roots: Roots) -> None:
+    make(roots, "dri/renderD128")
+    attributes(roots, AMD, mem_info_vram_total="nonsense", mem_info_gtt_total="0", product_name="")
+    device = inventory(roots, FakeUdev(node("drm", "/dev/dri/renderD128", AMD)))[0]
+    assert (device.pools, device.name) == ((), "AMD 1002:1586")
+
+
+def test_a_machine_without_proc(tmp_path: Path, roots: Roots) -> None:
+    (roots.proc / "meminfo").unlink()
+    (roots.proc / "cpuinfo").unlink()
+    assert machine_memory(roots) is None
+    cpu = inventory(roots, FakeUdev())[0]
+    assert cpu.pools == ()
+    assert cpu.name
+
+
+def test_json_has_every_field() -> None:
+    assert CPU.json() == {
+        "kind": "cpu", "name": "Ryzen AI MAX", "driver": None, "slot": None, "node": None, "problem": None, "fix": None,
+        "pools": ({"name": "ram", "total": 32 << 30, "used": 12 << 30},),
+    }  # fmt: skip

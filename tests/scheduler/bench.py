@@ -1,0 +1,139 @@
+"""A scheduler on a table: Core with a fake clock and processes that do what the test says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.engines.base import Endpoint
+from accelerd.errors import AccelError
+from accelerd.scheduler.core import Core
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.record import Lease, Record, Transition, Waiter
+from accelerd.supervise.base import Cause, Exit
+from tests.fakes.clock import FakeClock
+
+MIB = 1 << 20
+
+
+def model(name: str, **settings: Any) -> ModelSpec:
+    return ModelSpec(name=name, path=f"/models/{name}.gguf", **settings)
+
+
+@dataclass
+class Request:
+    """One request of a client, and what became of it."""
+
+    model: str
+    waiter: Waiter | None = None
+    lease: Lease | None = None
+    error: AccelError | None = None
+    done: bool = False  # a wish that was fulfilled
+
+    def resolve(self, outcome: Lease | AccelError | None) -> None:
+        assert self.lease is None, "resolved twice"
+        assert self.error is None, "resolved twice"
+        assert not self.done, "resolved twice"
+        if isinstance(outcome, AccelError):
+            self.error = outcome
+        elif outcome is None:
+            self.done = True
+        else:
+            self.lease = outcome
+
+
+@dataclass
+class Bench:
+    """Effects of Core, kept for inspection. `memory` in bytes of every model that does not say otherwise."""
+
+    models: list[ModelSpec]
+    settings: SchedulerSettings = field(default_factory=SchedulerSettings)
+    limits: Limits = field(default_factory=lambda: Limits(None, "no limit", None))
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.clock = FakeClock()
+        self.started: list[tuple[int, str]] = []
+        self.stopped: list[tuple[int, Cause]] = []
+        self.probed: list[int] = []
+        self.log: list[tuple[str, State, State]] = []
+        self.core = Core(self.clock, self, self.settings, self.limits)
+        self.configure(self.models)
+
+    def configure(self, models: list[ModelSpec], **more: Any) -> None:
+        entries = [(spec, self.memory.get(spec.name, MIB), "test") for spec in models]
+        self.core.configure(entries, self.settings, self.limits, **more)
+
+    # --- Effects ---
+
+    def start(self, instance: int, spec: ModelSpec) -> None:
+        self.started.append((instance, spec.name))
+
+    def stop(self, instance: int, cause: Cause) -> None:
+        self.stopped.append((instance, cause))
+
+    def probe(self, instance: int) -> None:
+        self.probed.append(instance)
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        self.log.append((record.spec.name, transition.before, transition.after))
+
+    def jitter(self) -> float:
+        return 0.5
+
+    # --- what a test does ---
+
+    def request(self, name: str) -> Request:
+        request = Request(name)
+        request.lease = self.core.acquire(name)
+        if request.lease is None:
+            deadline = self.clock.now + self.settings.queue_timeout
+            request.waiter = Waiter(request.resolve, self.clock.now, deadline)
+            self.core.submit(name, request.waiter)
+        return request
+
+    def wish(self, name: str, *, may_evict: bool = True) -> Request:
+        request = Request(name)
+        request.waiter = Waiter(request.resolve, self.clock.now, None, wants_lease=False, may_evict=may_evict)
+        self.core.submit(name, request.waiter)
+        return request
+
+    def instance(self, name: str) -> int:
+        """The live instance of a model."""
+        found = self.core.snapshot(name).instance
+        assert found is not None
+        return found
+
+    def ready(self, name: str) -> None:
+        self.core.instance_ready(self.instance(name), Endpoint(unix=f"/run/{name}.sock"), "secret")
+
+    def gone(self, name: str, cause: Cause = Cause.STOPPED, message: str = "it ended", **more: Any) -> None:
+        self.core.instance_gone(self.instance(name), Exit(cause, message, **more))
+
+    def loaded(self, name: str) -> None:
+        """Load a model the way a person asks for it."""
+        self.wish(name)
+        self.ready(name)
+
+    def end(self, request: Request, ok: bool | None = True) -> None:
+        assert request.lease is not None
+        self.core.release(request.lease, ok)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by; tick at every deadline on the way, as the service does."""
+        until = self.clock.now + seconds
+        while (due := self.core.next_deadline()) <= until:
+            self.clock.now = max(self.clock.now, due)
+            before = (len(self.log), due)
+            self.core.tick()
+            if self.core.next_deadline() <= self.clock.now and before == (len(self.log), self.core.next_deadline()):
+                raise AssertionError("tick did nothing about a deadline that is due")
+        self.clock.now = until
+
+    def state(self, name: str) -> State:
+        return self.core.snapshot(name).state
+
+    def loads(self) -> list[str]:
+        return [name for _, name in self.started]

@@ -1,0 +1,196 @@
+"""What follows from an instance that ends by itself: back-off, giving up, quarantine, coming back."""
+
+from __future__ import annotations
+
+import math
+
+from accelerd.config.model import SchedulerSettings
+from accelerd.scheduler.lifecycle import State
+from accelerd.supervise.base import Cause
+from tests.scheduler.bench import Bench, Request, model
+
+CRASH = Cause.EXITED
+
+
+def error_of(request: Request) -> str:
+    assert request.error is not None
+    return request.error.code
+
+
+def test_A01_a_missing_program_fails_at_once_and_nothing_loops() -> None:
+    bench = Bench([model("a")])
+    request = bench.request("a")
+    bench.gone("a", Cause.NO_PROGRAM, "llama-server is not installed")
+    assert error_of(request) == "model_failed"
+    assert bench.state("a") is State.FAILED
+    bench.pass_time(3600)
+    assert bench.loads() == ["a"], "only a request may try again"
+    bench.request("a")
+    assert bench.loads() == ["a", "a"], "it may be there by now"
+
+
+def test_A02_a_failed_spawn_counts_as_an_attempt_and_ends_in_failed() -> None:
+    bench = Bench([model("a", preload=True)], settings=SchedulerSettings(max_failures=4))
+    bench.wish("a", may_evict=False)
+    for _ in range(4):
+        assert bench.state("a") is State.STARTING
+        bench.gone("a", Cause.SPAWN_FAILED, "cannot start a process: EAGAIN")
+        bench.pass_time(70)
+    assert bench.state("a") is State.FAILED
+    assert len(bench.loads()) == 4
+    assert bench.core.next_deadline() == math.inf
+
+
+def test_A06_crash_while_idle_stops_a_model_on_demand() -> None:
+    bench = Bench([model("a")])
+    bench.loaded("a")
+    bench.gone("a", Cause.SIGNALED, "killed by SIGSEGV")
+    assert bench.state("a") is State.STOPPED
+    assert bench.core.snapshot("a").error is not None
+    bench.request("a")
+    assert bench.loads() == ["a", "a"], "the next request starts it at once"
+
+
+def test_A06_crash_while_idle_brings_a_kept_model_back() -> None:
+    bench = Bench([model("a", pin=True)])
+    bench.loaded("a")
+    bench.gone("a", Cause.SIGNALED, "killed by SIGSEGV")
+    assert bench.state("a") is State.BACKOFF
+    bench.pass_time(1.2)
+    assert bench.loads() == ["a", "a"]
+
+
+def test_A08_an_end_while_draining_or_stopping_is_no_failure() -> None:
+    bench = Bench([model("a")])
+    bench.loaded("a")
+    bench.request("a")
+    bench.core.unload("a", force=False, done=lambda: None)
+    bench.gone("a", Cause.EXITED, "exited with status 1")
+    assert bench.state("a") is State.STOPPED
+    assert bench.core.snapshot("a").error is None
+
+
+def test_A09_a_crash_loop_backs_off_longer_and_longer_and_then_gives_up() -> None:
+    settings = SchedulerSettings(max_failures=5, backoff_first=1, backoff_cap=3, failure_window=600)
+    bench = Bench([model("a")], settings=settings)
+    delays = []
+    for attempt in range(5):
+        request = bench.request("a")
+        assert len(bench.loads()) == attempt + 1
+        bench.gone("a", CRASH, "exited with status 1")
+        if attempt < 4:
+            assert error_of(request) == "model_backing_off"
+            assert request.error is not None
+            assert request.error.retry_after
+            assert error_of(bench.request("a")) == "model_backing_off", "refused without a start"
+            retry_in = bench.core.snapshot("a").retry_in
+            assert retry_in is not None
+            delays.append(retry_in)
+            bench.pass_time(retry_in + 0.01)
+    assert [round(d / 1.05, 2) for d in delays] == [1, 2, 3, 3], "doubled, with jitter, up to the cap"
+    assert bench.state("a") is State.FAILED
+    bench.pass_time(36000)
+    assert error_of(bench.request("a")) == "model_failed"
+    assert len(bench.loads()) == 5
+    bench.core.reset("a")
+    bench.request("a")
+    assert len(bench.loads()) == 6
+
+
+def test_A09_failures_are_forgotten_after_a_stable_time() -> None:
+    settings = SchedulerSettings(max_failures=2, failure_window=100)
+    bench = Bench([model("a", idle_timeout=None)], settings=settings)
+    for _ in range(4):
+        bench.loaded("a")
+        bench.pass_time(101)
+        bench.gone("a", CRASH, "exited")
+        assert bench.state("a") is State.STOPPED
+
+
+def test_A10_a_load_that_was_killed_for_want_of_progress_is_a_failure() -> None:
+    bench = Bench([model("a")])
+    request = bench.request("a")
+    bench.core.instance_killing(bench.instance("a"))
+    assert bench.state("a") is State.KILLING
+    assert bench.core.memory_held() > 0, "not proven gone yet"
+    bench.gone("a", Cause.LOAD_TIMEOUT, "not ready in 120 s")
+    assert error_of(request) == "model_backing_off"
+    assert bench.core.memory_held() == 0
+
+
+def test_A12_requests_that_fail_in_a_row_cause_one_probe_then_one_reload_then_quarantine() -> None:
+    bench = Bench([model("a", parallel=2)])
+    for generation in range(2):
+        bench.loaded("a")
+        for count in range(3):
+            assert len(bench.probed) == generation
+            request = bench.request("a")
+            bench.clock.advance(40)
+            bench.end(request, ok=False)
+            assert count == 2 or len(bench.probed) == generation
+        held = bench.request("a")
+        assert held.lease is None, "nobody is sent to an engine under suspicion"
+        bench.core.instance_probed(bench.instance("a"), False)
+        assert bench.stopped[-1] == (bench.instance("a"), Cause.UNHEALTHY)
+        bench.gone("a", Cause.UNHEALTHY, "answers no requests")
+        if generation == 0:
+            assert bench.state("a") is State.STARTING, "the request that waits has it loaded once more"
+            bench.ready("a")
+            assert held.lease is not None
+            bench.end(held, ok=None)
+    assert bench.state("a") is State.FAILED
+    assert "quarantined" in bench.core.snapshot("a").reason
+    assert error_of(bench.request("a")) == "model_failed"
+
+
+def test_A12_success_in_between_is_no_row() -> None:
+    bench = Bench([model("a")])
+    bench.loaded("a")
+    for ok in (False, False, True, False, False, None, True):
+        bench.end(bench.request("a"), ok=ok)
+    assert bench.probed == []
+
+
+def test_A12_a_probe_that_succeeds_clears_the_suspicion() -> None:
+    bench = Bench([model("a")])
+    bench.loaded("a")
+    for _ in range(3):
+        bench.end(bench.request("a"), ok=False)
+    waiting = bench.request("a")
+    bench.core.instance_probed(bench.instance("a"), True)
+    assert waiting.lease is not None
+    assert bench.stopped == []
+
+
+def test_A13_an_engine_that_still_makes_progress_is_not_killed() -> None:
+    bench = Bench([model("a", parallel=4)])
+    bench.loaded("a")
+    streaming = bench.request("a")
+    for _ in range(3):
+        bench.end(bench.request("a"), ok=False)
+    bench.clock.advance(25)
+    assert streaming.lease is not None
+    streaming.lease.progress = bench.clock.now  # tokens flow, the probe waited behind them
+    bench.clock.advance(5)
+    bench.core.instance_probed(bench.instance("a"), False)
+    assert bench.stopped == []
+    assert bench.state("a") is State.READY
+
+
+def test_an_explicit_unload_keeps_a_kept_model_away_until_it_is_asked_for() -> None:
+    bench = Bench([model("a", pin=True)])
+    bench.loaded("a")
+    bench.core.unload("a", force=False, done=lambda: None)
+    bench.gone("a")
+    bench.pass_time(3600)
+    assert bench.loads() == ["a"]
+
+
+def test_memory_of_a_process_that_cannot_be_killed_stays_on_the_ledger() -> None:
+    bench = Bench([model("a")])
+    bench.loaded("a")
+    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.instance_killing(bench.instance("a"))
+    bench.pass_time(3600)
+    assert bench.state("a") is State.KILLING
+    assert bench.core.memory_held() > 0

@@ -1,0 +1,194 @@
+"""Whatever happens in whatever order: the promises that the scheduler never breaks, searched by hypothesis.
+
+No lease on a model that is not ready; no eviction under a lease; no double load; the ledger within its limit and never
+negative; nobody starves; every waiter is answered exactly once.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from accelerd.config.model import SchedulerSettings
+from accelerd.scheduler.lifecycle import OCCUPIED, State
+from accelerd.scheduler.placement import Limits
+from accelerd.supervise.base import Cause
+from tests.scheduler.bench import MIB, Bench, Request, model
+
+NAMES = ("a", "b", "c", "d")
+CAUSES = (Cause.EXITED, Cause.SIGNALED, Cause.NO_MODEL, Cause.SPAWN_FAILED, Cause.LOAD_TIMEOUT)
+names = st.sampled_from(NAMES)
+LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each model, and the longest back-off
+
+
+class World(RuleBasedStateMachine):
+    """Clients, people and processes doing anything at any time."""
+
+    @initialize(
+        budget=st.integers(4, 12),
+        max_loaded=st.sampled_from([None, 1, 2]),
+        pinned=st.sampled_from([None, "a"]),
+        group=st.booleans(),
+        exclusive=st.sampled_from([None, "d"]),
+    )
+    def begin(
+        self, budget: int, max_loaded: int | None, pinned: str | None, group: bool, exclusive: str | None
+    ) -> None:
+        specs = [
+            model(
+                name,
+                parallel=2,
+                pin=name == pinned,
+                exclusive=name == exclusive,
+                group="g" if group and name in "bc" else None,
+                idle_timeout=30.0,
+            )
+            for name in NAMES
+        ]
+        memory = {"a": 1 * MIB, "b": 2 * MIB, "c": 3 * MIB, "d": 4 * MIB}
+        self.rules = SchedulerSettings(max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0)
+        self.bench = Bench(specs, self.rules, Limits(budget * MIB, "test", max_loaded), memory)
+        self.requests: list[Request] = []
+        self.unloads = 0
+        self.unloaded = 0
+
+    def holders(self) -> list[Request]:
+        return [r for r in self.requests if r.lease and r.lease in r.lease.record.active]
+
+    # --- clients ---
+
+    @rule(name=names)
+    def request(self, name: str) -> None:
+        self.requests.append(self.bench.request(name))
+
+    @precondition(lambda self: any(r.lease is None and r.error is None for r in self.requests))
+    @rule(data=st.data())
+    def go_away(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from([r for r in self.requests if r.lease is None and r.error is None]))
+        assert request.waiter is not None
+        self.bench.core.cancel(request.model, request.waiter)
+        self.requests.remove(request)
+
+    @precondition(lambda self: self.holders())
+    @rule(data=st.data(), ok=st.sampled_from([True, False, None]))
+    def end(self, data: st.DataObject, ok: bool | None) -> None:
+        request = data.draw(st.sampled_from(self.holders()))
+        self.bench.end(request, ok)
+        self.requests.remove(request)
+
+    # --- people ---
+
+    @rule(name=names, may_evict=st.booleans())
+    def wish(self, name: str, may_evict: bool) -> None:
+        self.bench.wish(name, may_evict=may_evict)
+
+    @rule(name=names, force=st.booleans())
+    def unload(self, name: str, force: bool) -> None:
+        self.unloads += 1
+        self.bench.core.unload(name, force=force, done=self._count_unload)
+
+    def _count_unload(self) -> None:
+        self.unloaded += 1
+
+    @rule(name=names)
+    def reset(self, name: str) -> None:
+        self.bench.core.reset(name)
+
+    # --- processes ---
+
+    @rule(name=names)
+    def become_ready(self, name: str) -> None:
+        if self.bench.state(name) is State.STARTING:
+            self.bench.ready(name)
+
+    @rule(name=names, cause=st.sampled_from(CAUSES))
+    def end_by_itself(self, name: str, cause: Cause) -> None:
+        state = self.bench.state(name)
+        if state in OCCUPIED:
+            stopping = state in (State.STOPPING, State.KILLING)
+            self.bench.gone(name, Cause.STOPPED if stopping else cause)
+
+    @rule(name=names)
+    def need_a_kill(self, name: str) -> None:
+        if self.bench.state(name) in (State.STOPPING, State.STARTING):
+            self.bench.core.instance_killing(self.bench.instance(name))
+
+    @rule(name=names, ok=st.booleans())
+    def answer_a_probe(self, name: str, ok: bool) -> None:
+        instance = self.bench.core.snapshot(name).instance
+        if instance in self.bench.probed:
+            self.bench.core.instance_probed(instance, ok)
+
+    @rule(seconds=st.sampled_from([0.1, 0.6, 5.0, 21.0, 61.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.bench.pass_time(seconds)
+
+    # --- promises ---
+
+    @invariant()
+    def leases_are_of_ready_or_draining_models(self) -> None:
+        for request in self.holders():
+            assert self.bench.state(request.model) in (State.READY, State.DRAINING, State.STOPPING, State.KILLING)
+        for snapshot in self.bench.core.snapshots():
+            assert 0 <= snapshot.leases <= snapshot.spec.slots
+            if snapshot.state not in OCCUPIED:
+                assert snapshot.leases == 0
+
+    @invariant()
+    def the_ledger_holds(self) -> None:
+        occupied = [s for s in self.bench.core.snapshots() if s.state in OCCUPIED]
+        held = self.bench.core.memory_held()
+        limits = self.bench.limits
+        assert held == sum(s.memory for s in occupied)
+        assert limits.memory is not None
+        assert 0 <= held <= limits.memory
+        assert limits.max_loaded is None or len(occupied) <= limits.max_loaded
+        if any(s.spec.exclusive for s in occupied):
+            assert len(occupied) == 1
+        assert len([s for s in occupied if s.spec.group]) <= 1
+
+    @invariant()
+    def every_model_has_at_most_one_instance(self) -> None:
+        live = [s.instance for s in self.bench.core.snapshots() if s.instance is not None]
+        assert len(live) == len(set(live)) == self.bench.core.live_instances
+
+    @invariant()
+    def nothing_was_evicted_under_a_lease(self) -> None:
+        """Only people who force it, an unhealthy engine or a crash end a request; a swap never does."""
+        for name, before, after in self.bench.log[-8:]:
+            assert (before, after) != (State.READY, State.STARTING), name
+
+    @invariant()
+    def the_queue_count_is_true(self) -> None:
+        assert self.bench.core.queued == sum(s.queue for s in self.bench.core.snapshots())
+
+    def teardown(self) -> None:
+        """Let everybody be reasonable from here on: whoever still waits is served soon, and every unload is over."""
+        if not hasattr(self, "bench"):
+            return
+        bench, began = self.bench, self.bench.clock.now
+        fresh = [r for r in self.requests if r.waiter and r.waiter.arrived > began - 200 and not (r.lease or r.error)]
+        while bench.clock.now - began < LONGEST_WAIT:
+            for snapshot in bench.core.snapshots():
+                name = snapshot.spec.name
+                if snapshot.state is State.STARTING:
+                    bench.ready(name)
+                elif snapshot.state in (State.STOPPING, State.KILLING):
+                    bench.gone(name)
+                if snapshot.instance in bench.probed:
+                    bench.core.instance_probed(snapshot.instance, True)
+            for request in self.holders():
+                bench.end(request)
+            if all(r.lease or r.error for r in self.requests) and self.unloads == self.unloaded:
+                break
+            bench.pass_time(0.25)
+        assert all(r.lease or r.error for r in self.requests), "somebody starved"
+        assert not [r for r in fresh if r.error and r.error.code == "queue_timeout"], "somebody starved"
+        assert self.unloads == self.unloaded, "somebody waits for ever for an unload"
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

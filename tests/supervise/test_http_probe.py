@@ -1,0 +1,81 @@
+"""The smallest HTTP client: it reads a status or says what is wrong, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from accelerd.engines.base import Endpoint
+from accelerd.supervise.http_probe import ProbeError, status
+from tests.supervise.house import free_port
+
+
+@asynccontextmanager
+async def answering(answer: bytes, seen: list[bytes] | None = None, hang: bool = False) -> AsyncIterator[Endpoint]:
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got = await reader.readuntil(b"\r\n\r\n")
+        if b"POST" in got:
+            got += await reader.readexactly(2)
+        if seen is not None:
+            seen.append(got)
+        writer.write(answer)
+        if hang:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Endpoint(port=server.sockets[0].getsockname()[1])
+        done.set()
+
+
+async def test_get_and_post() -> None:
+    seen: list[bytes] = []
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", seen) as endpoint:
+        assert await status(endpoint, "/a", within=5) == 200
+        assert await status(endpoint, "/b", within=5, bearer="geheim", body=b"{}") == 200
+    assert seen[0].startswith(b"GET /a HTTP/1.1\r\n")
+    assert b"Authorization" not in seen[0]
+    assert seen[1].startswith(b"POST /b HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer geheim\r\n" in seen[1]
+    assert seen[1].endswith(b"Content-Length: 2\r\n\r\n{}")
+
+
+async def test_interim_answers_are_passed_over() -> None:
+    answers = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX: y\r\n\r\nHTTP/1.1 503 No\r\n\r\n"
+    async with answering(answers) as endpoint:
+        assert await status(endpoint, "/", within=5) == 503
+
+
+@pytest.mark.parametrize(
+    ("answer", "trouble"),
+    [
+        (b"", "ended before an answer"),
+        (b"HTTP/1.1 200 OK\r\nhalf", "ended before an answer"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 OK\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"h" * 100_000, "longer than"),
+    ],
+)
+async def test_what_is_no_answer(answer: bytes, trouble: str) -> None:
+    async with answering(answer) as endpoint:
+        with pytest.raises(ProbeError, match=trouble):
+            await status(endpoint, "/", within=5)
+
+
+async def test_silence_is_bounded() -> None:
+    async with answering(b"HTTP/1.1 200", hang=True) as endpoint:
+        with pytest.raises(ProbeError, match=r"within 0\.05 s"):
+            await status(endpoint, "/", within=0.05)
+
+
+async def test_nobody_listens() -> None:
+    with pytest.raises(ProbeError, match="refused"):
+        await status(Endpoint(port=free_port()), "/", within=5)
+    with pytest.raises(ProbeError, match="No such file"):
+        await status(Endpoint(unix="/no/such.sock"), "/", within=5)
