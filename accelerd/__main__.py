@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"accelerd {__version__}")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), help="default: $ACCELERD_LOG_LEVEL or info")
     arguments = parser.parse_args(argv)
+    faulthandler.enable()  # the watchdog ends a hang with SIGABRT: this prints where it hung
     try:
         logs.configure(arguments.log_level)
     except ValueError as error:

@@ -20,9 +20,11 @@ def size(count: float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """Seconds as "0.4 s", "12 s", "3 min", "1 h 33 min", "2 d 4 h"; unknown is "-"."""
+    """Seconds as "12 ms", "0.4 s", "12 s", "3 min", "1 h 33 min", "2 d 4 h"; unknown is "-"."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     if seconds < 120:

@@ -52,7 +52,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     # what runs
     binary: str | None = None
-    context: int | None = None  # tokens per request
+    context: int | None = 8192  # tokens per request; None: all that the model was trained for
     parallel: int = 1  # requests the engine runs at once
     cache_type_k: str | None = None
     cache_type_v: str | None = None

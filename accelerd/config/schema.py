@@ -13,6 +13,7 @@ from accelerd.config.values import (
     Argument,
     BodySize,
     CacheType,
+    Context,
     Duration,
     DurationOrNever,
     DurationOrZero,
@@ -115,7 +116,7 @@ class LayerTable(Struct):
 
     engine: Annotated[Literal["llama-server"], about("The engine that runs the model.")]
     binary: Annotated[Program, about("Another program than the one in the engine's own table.")]
-    context: Annotated[int, about("Context of one request, in tokens.", ge=128, le=1 << 27)]
+    context: Annotated[Context, about('Context of one request, in tokens, or "model" for all it was trained for.')]
     parallel: Annotated[int, about("Requests the engine runs at once.", ge=1, le=1024)]
     kv_cache_type: Annotated[
         CacheType | KvCacheTable, about('Type of the KV cache: one for both halves, or {k = "q8_0", v = "f16"}.')

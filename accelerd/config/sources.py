@@ -120,10 +120,9 @@ def _read_file(path: Path, name: str) -> Source:
         name = ascii(name)
         return refused("the file's name has characters that cannot be shown; rename it")
     try:
-        # O_NONBLOCK: a FIFO must not stop the daemon.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        # A FIFO must not stop the daemon. (An opener and not fdopen, which leaks the descriptor of a directory.)
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+            status = os.fstat(file.fileno())
             if stat.S_ISDIR(status.st_mode):
                 return refused("expected a file, found a folder")
             if not stat.S_ISREG(status.st_mode):

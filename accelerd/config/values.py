@@ -77,6 +77,12 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _context(value: int | str) -> int:
+    if isinstance(value, str) or not 128 <= value <= 1 << 27:
+        raise ValueError(_CONTEXT)
+    return value
+
+
 def _on_off(value: bool | str) -> str:
     return value if isinstance(value, str) else ("on" if value else "off")
 
@@ -91,6 +97,7 @@ _DURATION = f"{units.DURATION}; longer than zero"
 _DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
 _BODY = f"{units.SIZE}; at least 1KiB"
 _MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
+_CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole context that it was trained for'
 _HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 _ORIGINS = 'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")'
 _MODEL = 'the engine\'s own id of a model, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", without spaces'
@@ -129,6 +136,10 @@ MemoryOrAuto = Annotated[
         f"^auto$|{_SIZE_JSON}",
         show=_or_none("auto", units.format_size),
     ),
+]
+Context = Annotated[
+    int | str,
+    _type(_CONTEXT, _or("model", _context), "^model$", show=_or_none("model", lambda value: value)),
 ]
 FilePath = Annotated[str, _type("the path of a file", _one_line, path="file")]
 Program = Annotated[str, _type("a program's name or path", _one_line, path="program")]

@@ -36,7 +36,6 @@ from accelerd.system.records import event
 log = logging.getLogger(__name__)
 
 _BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
-_PLAN_CAUSES: Final = {"no-program": Cause.NO_PROGRAM, "no-model": Cause.NO_MODEL}
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Instance:
         try:
             raced = await race(self._wake.wait(), self._engine.plan(self.spec, self._house.roots.runtime))
         except AccelError as error:
-            cause = _PLAN_CAUSES.get(str(error.fields.get("cause")), Cause.REFUSED)
+            cause = next((cause for cause in Cause if cause == error.fields.get("cause")), Cause.REFUSED)
             return Exit(cause, error.message, tail=_lines(error.fields.get("tail"))), False
         if raced is None or raced[0] == 0:
             return self._stopped_early(), False

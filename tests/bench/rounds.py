@@ -153,8 +153,13 @@ class Bench:
         self._known += cpu + usage.cpu_seconds(engines) - engine_cpu + _children_seconds() - others
         self._busy += host.busy_seconds(cores) - busy
         self._capacity += report["seconds"] * len(cores)
+        if set(contender.processes()[1]) != set(engines):
+            self._results.problems.append(
+                f"{contender.name}, {row.title}: an engine was replaced\n{contender.output()}"
+            )
         if report["errors"]:
-            self._results.problems.append(f"{contender.name}, {row.title}: {report['errors']:.0f} failed requests")
+            what = f"{report['errors']} failed requests, the first: {report['complaint']}"
+            self._results.problems.append(f"{contender.name}, {row.title}: {what}")
         latency, requests = report["latency_us"], report["requests"]
         sample = {
             "rps": requests / report["seconds"],
@@ -182,6 +187,7 @@ class Bench:
         if process.returncode:
             raise BenchError(f"{contender.name}, {row.title}: {err.decode().strip()}\n{contender.output()}")
         report: dict[str, Any] = json.loads(out)
+        report["complaint"] = err.decode(errors="replace").strip()
         if not report["requests"]:
             raise BenchError(f"{contender.name}, {row.title}: no request was answered\n{contender.output()}")
         return report

@@ -31,11 +31,19 @@ def tree(pid: int, engine: Path) -> tuple[list[int], list[int]]:
     return own, engines
 
 
+def _tasks(pid: int) -> list[Path]:
+    """The threads of a process, none when it is gone."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def cpu_seconds(pids: list[int]) -> float:
     """CPU time of all living threads; the scheduler counts it in nanoseconds."""
     total = 0
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
+        for task in _tasks(pid):
             try:
                 total += int((task / "schedstat").read_text().split()[0])
             except (FileNotFoundError, ProcessLookupError):  # the thread ended since the listing
@@ -47,7 +55,7 @@ def wakeups(pids: list[int]) -> int:
     """How often a thread went to sleep by itself so far: each time something has to wake it."""
     total = 0
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
+        for task in _tasks(pid):
             try:
                 status = (task / "status").read_text()
             except (FileNotFoundError, ProcessLookupError):

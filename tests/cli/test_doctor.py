@@ -196,7 +196,7 @@ def test_the_real_llama_server(here: Surroundings, ctl: Ctl) -> None:
 
 def test_memory(here: Surroundings, ctl: Ctl) -> None:
     for sizes, level, words in (
-        (("4GiB", "8GiB"), "ok", "2 models take 12.0 GiB"),
+        (("4GiB", "8GiB"), "ok", "2 models: 12.0 GiB"),
         (("20GiB", "20GiB"), "ok", "40.0 GiB, in turn"),
         (("64GiB",), "warn", "too little for m0 (64.0 GiB)"),
     ):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from accelerd.cli.commands.status import telling
+
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, model, status
 
@@ -42,15 +44,28 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "¹ gemma-3-4b-it: its settings have changed" in text
     note = " ".join(text[text.index("² broken") :].split())
     assert note.startswith("² broken: llama-server exited with status 1 after 0.4 s")
-    assert "invalid argument: --bogus" in note
+    assert "error loading model" in note
     assert "accelctl reset broken" in note
     assert "accelctl logs flaky" in note
 
 
+def test_the_line_that_names_the_cause() -> None:
+    tail = (
+        "0.00.015.801 I srv  load_model: loading",
+        "0.00.015.909 E gguf_init: bad magic",
+        "0.00.016.745 E srv  exiting",
+    )
+    assert telling(tail) == "gguf_init: bad magic"
+    assert telling(("CUDA error: out of memory", "aborted")) == "CUDA error: out of memory"
+    assert telling(("one", "two ")) == "two"
+    assert telling(()) == ""
+
+
 def test_what_an_engine_printed_never_reaches_the_terminal_raw(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("m", "failed", error={"message": "x", "tail": ["\x1b[31mred"]})))
     text = ctl("status", tty=True, NO_COLOR="1").out
     assert "\x1b" not in text
-    assert "\\x1b[31m" in text
+    assert "\\x1b[31mred" in text
 
 
 def test_rows_fit_80_columns_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -22,8 +22,8 @@ def test_size(value: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (0, "0 s"), (0.42, "0.4 s"), (9.99, "10 s"), (119, "119 s"), (150, "2 min"), (3590, "1 h"),
-     (5580, "1 h 33 min"), (86400, "1 d"), (100000, "1 d 3 h"), (93.2, "93 s")],
+    [(None, "-"), (0, "0 s"), (0.42, "0.4 s"), (0.0123, "12 ms"), (9.99, "10 s"), (119, "119 s"), (150, "2 min"),
+     (3590, "1 h"), (5580, "1 h 33 min"), (86400, "1 d"), (100000, "1 d 3 h"), (93.2, "93 s")],
 )  # fmt: skip
 def test_span(value: float | None, text: str) -> None:
     assert span(value) == text

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerd import config
 from accelerd.config import Config, Problem
 
-# Every setting of every table once, none at its built-in value.
+# Every setting of a model and some of the other tables, none at its built-in value.
 FULL = """\
 [server]
 listen = ["127.0.0.1:4100", "[::1]:4100"]

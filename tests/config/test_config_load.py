@@ -252,7 +252,7 @@ def test_thirty_models_load_fast_and_without_the_servers_libraries(home: Home) -
             'env = {A = "1"}\nmemory = "1GiB"\n'
         )
     home.write(text)
-    # CPU seconds of this thread: other work on the machine does not count. The goal is 20 ms, doubled on a busy machine.
+    # CPU seconds of this thread: the goal is 20 ms, and a busy machine doubles it.
     program = (
         "import sys, time, pathlib, accelerd.config as c\n"
         "heavy = {'aiohttp', 'rich', 'uvloop', 'tomli_w', 'pydbus'} & set(sys.modules)\n"

@@ -6,9 +6,13 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 from config_home import Home
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from accelerd import config
 from accelerd.config import ConfigErrors, Problem
@@ -95,7 +99,11 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
         ("[model.q]\n", "1: model: unknown section; did you mean 'models'?"),
         ("[engines.llama_server]\n", "1: engines.llama_server: unknown key; did you mean 'llama-server'?"),
         ("[Server]\n", "1: Server: unknown section; did you mean 'server'?"),
-        ("[defaults]\ncontext = '4k'", '2: defaults.context: expected a whole number from 128 to 134217728, got "4k"'),
+        (
+            "[defaults]\ncontext = '4k'",
+            "2: defaults.context: expected a whole number of tokens from 128 to 134217728, "
+            'or "model" for the whole context that it was trained for, got "4k"',
+        ),
         ("[defaults]\nengine = 'vllm'", '2: defaults.engine: expected one of "llama-server", got "vllm"'),
         ("[defaults]\nmmap = 1", "2: defaults.mmap: expected true or false, got 1"),
         ("[defaults]\nsampling.top_p = nan", "2: defaults.sampling.top_p: expected a number from 0 to 1, got nan"),
@@ -299,3 +307,41 @@ def test_checking_writes_nothing(home: Home) -> None:
     assert {path: path.stat().st_mtime_ns for path in home.path.rglob("*")} == before
     assert stat.S_IMODE(home.main.stat().st_mode) == 0o600
     assert not Path(home.dropins).exists()
+
+
+words = st.sampled_from(
+    ["server", "listen", "scheduler", "memory", "engines", "llama-server", "binary", "defaults", "profiles", "models",
+     "a", "b", "path", "model", "aliases", "profile", "context", "kv_cache_type", "k", "sampling", "top_p", "env", "X",
+     "extra_args", "idle_timeout", "gpu_layers", "group", "key_file", "contxt"]
+)  # fmt: skip
+junk = (
+    st.sampled_from(["/x", "a", "b", "never", "auto", "1h", "0.0.0.0:1", "--tools", "q8_0", "x\0", "~x", ""])
+    | st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.dates()
+)
+trees = st.recursive(junk, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=5))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(words, st.dictionaries(words, trees, max_size=4) | trees, max_size=4), st.booleans())
+def test_whatever_is_written_is_loaded_or_explained(home: Home, document: dict[str, Any], as_dropin: bool) -> None:
+    home.write("[profiles.a]\n[models.a]\npath = '/a'\n")
+    text = tomli_w.dumps(document)
+    home.write(text if as_dropin else "", "accelerd.toml.d/a.toml")
+    home.write("" if as_dropin else text, "accelerd.toml.d/b.toml")
+    found, problems = home.check()
+    assert (found is None) == any(problem.severity == "error" for problem in problems)
+    for problem in problems:
+        assert problem.line, problem
+        assert str(problem).isprintable()
+        assert problem.file.startswith("accelerd.toml")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.text("[]{}=\"'.,#\n\\ abc1", max_size=60).map(str.encode))
+def test_whatever_bytes_are_in_the_file_it_is_loaded_or_explained(home: Home, data: bytes) -> None:
+    found, problems = home.check(data)
+    assert (found is None) == bool(problems)
+    assert all(str(problem).isprintable() for problem in problems)

@@ -131,7 +131,7 @@ def test_every_launch_setting_changes_the_plan() -> None:
 def test_context_that_is_not_set_is_warned_about() -> None:
     built = line(context=None)
     assert "-c" not in built.argv
-    assert any("context is not set" in warning for warning in built.warnings)
+    assert any('context = "model"' in warning for warning in built.warnings)
     assert not line().warnings
 
 

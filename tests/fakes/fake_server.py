@@ -2,10 +2,10 @@
 """A stand-in for llama-server that starts in a few dozen milliseconds and misbehaves on demand; standard library only.
 
 Run it, or a symlink to it; a copy would miss the two modules beside it. It takes llama-server's command line, --help
-and --version too (an unknown flag is an error, the model's file is never looked at), listens on a unix socket or on TCP,
-wants the key of LLAMA_API_KEY everywhere but at /health, runs --parallel requests at once (4), and answers in OpenAI's
-shape: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings; streamed or not, keep-alive. It prints to
-stderr.
+and --version too (an unknown flag is an error, the model's file is never looked at), listens on a unix socket or on
+TCP, wants the key of LLAMA_API_KEY everywhere but at /health, runs --parallel requests at once (4), and answers in
+OpenAI's shape: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings; streamed or not, keep-alive. It
+prints to stderr.
 
 Environment
   FAKE_MODE       comma-separated modes, see below; empty or "ok": a good server

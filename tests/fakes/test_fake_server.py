@@ -40,7 +40,11 @@ class Running:
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(10)
-        sock.connect(self.path)
+        try:
+            sock.connect(self.path)
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def recorded(self) -> list[dict[str, Any]]:
@@ -106,7 +110,7 @@ def test_a_good_server(tmp_path: Path) -> None:
             "/v1/chat/completions", {"messages": [], "stream": True, "stream_options": {"include_usage": True}}
         )
         assert stream.count(b"data: ") == 1 + 3 + 1 + 1 + 1
-        assert b'"choices": [], "usage"' in stream or b'"usage"' in stream
+        assert stream.count(b'"usage"') == 1
         assert stream.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert b'"text": "t0 "' in server.ask("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 1})
         assert server.ask("/v1/embeddings", {"input": ["a", "b"]}).count(b'"embedding": [') == 2
@@ -128,13 +132,11 @@ def test_a_client_that_goes_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_more_requests_at_once_than_slots(tmp_path: Path) -> None:
+    head = f"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 2\r\n\r\n"
     with running(tmp_path, "infer-hang", "--parallel", "1") as server:
         socks = [server.connect() for _ in range(2)]
         for sock in socks:
-            sock.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer %s\r\nContent-Length: 2\r\n\r\n{}"
-                % KEY.encode()
-            )
+            sock.sendall(head.encode() + b"{}")
         deadline = time.monotonic() + 10
         while sum(record["event"] == "start" for record in server.recorded()) < 2:
             assert time.monotonic() < deadline

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from accelerd import names
 from accelerd.config.model import ModelSpec
@@ -37,6 +38,23 @@ async def test_ready_then_stopped(house: House, tcp: bool) -> None:
         assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
         assert not alive(pid)
         assert house.recorded("term")
+
+
+def test_A18_the_same_on_the_loop_that_the_daemon_uses(house: House) -> None:
+    async def scenario() -> None:
+        async with house:
+            numbers = [house.start("hold-stdout", name=f"m{i}") for i in range(4)]
+            for number in numbers:
+                await house.ready(number)
+            os.kill(house.pid(numbers[0]), signal.SIGKILL)
+            assert (await house.gone(numbers[0])).cause is Cause.SIGNALED
+            assert (await house.stopped(numbers[1])).cause is Cause.STOPPED
+            house.supervisor.probe(numbers[2])
+            assert await house.heard.wait("probed", numbers[2]) is True
+            assert psutil.Process().children() == [psutil.Process(house.pid(number)) for number in numbers[2:]]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
 
 
 async def test_child_has_exactly_the_planned_environment_and_the_marks(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.system import activation
 from accelerd.system.activation import bind_tcp, bind_unix, classify, describe, parse_listen, sd_listen_fds
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from tests.system.systemd_user import free_port
@@ -38,14 +38,13 @@ print(json.dumps({
 
 def adopt(sockets: list[socket.socket], names: str) -> subprocess.CompletedProcess[str]:
     """Run sd_listen_fds in a process that has `sockets` at descriptor 3 and following, as systemd starts it."""
-    numbers = [sock.fileno() for sock in sockets]
-    moves = " ".join(f"{3 + index}<&{100 + index}" for index in range(len(numbers)))
-    inherited = [os.dup2(number, 100 + index) for index, number in enumerate(numbers)]
+    inherited = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 100) for sock in sockets]
+    moves = " ".join(f"{3 + index}<&{number}" for index, number in enumerate(inherited))
     try:
         return subprocess.run(
             ["bash", "-c", f'exec "$0" "$@" {moves}', sys.executable, "-c", ADOPT],
             pass_fds=inherited, capture_output=True, text=True, check=False, timeout=30,
-            env={**os.environ, "LISTEN_FDS": str(len(numbers)), "LISTEN_FDNAMES": names, "LISTEN_PIDFDID": "7"},
+            env={**os.environ, "LISTEN_FDS": str(len(inherited)), "LISTEN_FDNAMES": names, "LISTEN_PIDFDID": "7"},
         )  # fmt: skip
     finally:
         for number in inherited:
@@ -186,12 +185,12 @@ def test_listen_addresses_are_parsed_or_refused_as_configuration() -> None:
 
 def test_B17_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
-    with bind_unix(path):
-        old = path.stat().st_ino
+    bind_unix(path).close()
     assert path.exists()  # as after a crash: closed, not unlinked
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+        client.connect(str(path))
     with bind_unix(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
-        assert path.stat().st_ino != old or path.exists()
 
 
 def test_B17_a_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
@@ -262,7 +261,3 @@ def test_D22_a_directory_open_to_others_is_closed_first(tmp_path: Path) -> None:
 def test_a_path_too_long_for_a_socket_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="more than 107 bytes; set a shorter XDG_RUNTIME_DIR"):
         bind_unix(tmp_path / ("x" * 90) / "accelerd.sock")
-
-
-def test_the_queue_is_long_enough_for_a_restart() -> None:
-    assert activation.BACKLOG == 1024

@@ -77,7 +77,7 @@ def memory(s: Surroundings) -> Iterator[Check]:
         return
     together = sum(weights.values())
     if weights:
-        facts += f"; {count(len(weights), 'model')} take {size(together)}" + (", in turn" if together > limit else "")
+        facts += f"; {count(len(weights), 'model')}: {size(together)}" + (", in turn" if together > limit else "")
     yield Check("memory", "ok", facts)
 
 

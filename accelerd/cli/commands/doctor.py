@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from accelerd.cli.checks.base import Check, Surroundings, ThisMachine
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
 from accelerd.cli.text import count, size
+
+if TYPE_CHECKING:
+    from accelerd.cli.checks.base import Check
 
 EPILOG = "Ends with 1 when a check fails, with 0 when there are only warnings."
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -23,6 +26,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if args.devices:
         return devices(context)
     from accelerd.cli.checks import run_all
+    from accelerd.cli.checks.base import Surroundings, ThisMachine
 
     surroundings = Surroundings(
         roots=context.roots, env=context.env, client=context.client, machine=ThisMachine(context.env)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from accelerd.cli.context import Context
@@ -11,6 +13,8 @@ from accelerd.cli.text import count, printable, size, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
 STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
+LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")  # llama-server's clock and level
+ERROR_LINE = re.compile(r"^[\d.]+ E |\berror\b", re.IGNORECASE)
 MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
@@ -132,15 +136,22 @@ def footnotes(model: dict[str, Any]) -> list[str]:
     name = model["name"]
     error = model.get("error")
     if error:
-        last = (error.get("tail") or [""])[-1].strip()
+        line = telling(error.get("tail") or ())
         message = str(error.get("message") or "it failed")
-        if last and last not in message:
-            message += f': "{last}"'
+        if line and line not in message:
+            message += f': "{line}"'
         todo = f"accelctl reset {name}" if model["state"] == "failed" else f"accelctl logs {name}"
         notes.append(f"{name}: {message} ({todo})")
     if model.get("outdated"):
         notes.append(f"{name}: its settings have changed; it is replaced when its requests have ended")
     return notes
+
+
+def telling(tail: Sequence[str]) -> str:
+    """The line that most likely names the cause: the first that is an error, else the last."""
+    lines = [LOG_PREFIX.sub("", line).strip() for line in tail]
+    errors = [line for raw, line in zip(tail, lines, strict=True) if ERROR_LINE.search(raw)]
+    return (errors or lines[-1:] or [""])[0]
 
 
 def sign(number: int) -> str:

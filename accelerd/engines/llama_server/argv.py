@@ -141,8 +141,7 @@ def _memory(line: CommandLine) -> None:
         line.set("context", ("-c", "--ctx-size"), total, f"{spec.context} tokens a request{times}")
     else:
         line.warnings.append(
-            "context is not set: llama-server takes the model's whole training context, which may need far more memory"
-            " than the model's file; set context"
+            'context = "model": the whole context that the model was trained for may need far more memory than its file'
         )
     line.set("parallel", ("-np", "--parallel"), spec.parallel, "requests run at once")
     if spec.parallel > 1:

@@ -92,9 +92,8 @@ def shards(path: str) -> list[str]:
 
 def _check_gguf(path: str, what: str) -> None:
     try:
-        # Not to hang on a FIFO that somebody put there.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as f:
+        # Not to hang on a FIFO. (An opener and not fdopen, which leaks the descriptor of a directory.)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
             magic = f.read(8)
     except FileNotFoundError:
         fail(Cause.NO_MODEL, f"cannot find the {what} {path}")

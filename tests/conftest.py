@@ -1,0 +1,38 @@
+"""What every test gets: nothing may be left behind, `async def` tests run, real models and servers are found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DaemonFactory
+from tests.models import make_model
+from tests.settled import pytest_pyfunc_call, settled
+
+__all__ = ["daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> str:
+    """A real llama-server. Its absence is a failure: tests/run provides it."""
+    found = os.environ.get("ACCELERD_TEST_LLAMA_SERVER") or shutil.which("llama-server")
+    if not found:
+        pytest.fail("no llama-server: run tests/run, or set ACCELERD_TEST_LLAMA_SERVER", pytrace=False)
+    return found
+
+
+@pytest.fixture(scope="session")
+def hello_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model that answers deterministically."""
+    return make_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[DaemonFactory]:
+    """Starts real daemons, each in directories of its own; ends them and shows their output if the test failed."""
+    with DaemonFactory(tmp_path) as factory:
+        yield factory

@@ -1,0 +1,110 @@
+"""The real llama-server under the supervisor: what the fake one may have wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import ModelSpec
+from accelerd.ports import SystemClock
+from accelerd.supervise.base import Cause
+from accelerd.supervise.plain import PlainSupervisor
+from tests.models import make_model
+from tests.real.server import Connection, real_engine
+from tests.supervise.house import Heard, House, alive
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@asynccontextmanager
+async def real(house: House, transport: str = "auto") -> AsyncIterator[tuple[PlainSupervisor, Heard]]:
+    heard = Heard()
+    engine = real_engine(house.roots.cache, transport)
+    supervisor = PlainSupervisor(heard, {"llama-server": engine}, house.roots, SystemClock())
+    try:
+        yield supervisor, heard
+    finally:
+        assert await supervisor.close(10)
+
+
+def spec(path: Path, **settings: Any) -> ModelSpec:
+    return ModelSpec("tiny", path=str(path), **{"context": 1024, "threads": 1, **settings})
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+async def test_ready_probed_and_stopped(house: House, models: Path, transport: str) -> None:
+    async with real(house, transport) as (supervisor, heard):
+        began = time.monotonic()
+        supervisor.start(1, spec(make_model(models)))
+        await heard.wait("ready", 1)
+        assert time.monotonic() - began < 5
+        supervisor.probe(1)
+        assert await heard.wait("probed", 1) is True
+        used = await supervisor.memory(1)
+        assert used is not None
+        assert used > 5 << 20
+        supervisor.stop(1)
+        exit = await heard.wait("gone", 1)
+    assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
+
+
+async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: House, models: Path) -> None:
+    """SIGTERM alone lasts as long as the stream's client or the next ping: up to half a minute."""
+    async with real(house) as (supervisor, heard):
+        supervisor.start(1, spec(make_model(models), stop_timeout=0.5))
+        endpoint, secret = await heard.wait("ready", 1)
+        connection = await Connection.open(endpoint)
+        body = {"prompt": "on and on", "ignore_eos": True, "max_tokens": 100_000, "stream": True}
+        await connection.send("POST", "/v1/completions", secret, body)
+        assert (await connection.head())[0] == 200
+        supervisor.stop(1)
+        async with asyncio.timeout(5):
+            exit = await heard.wait("gone", 1)
+        connection.writer.close()
+        assert exit.cause is Cause.STOPPED
+
+
+async def test_A03_file_that_is_no_model(house: House, tmp_path: Path) -> None:
+    path = tmp_path / "garbage.gguf"
+    path.write_bytes(b"GGUF" + b"\xff" * 4096)
+    async with real(house) as (supervisor, heard):
+        supervisor.start(1, spec(path))
+        exit = await heard.wait("gone", 1)
+    assert exit.cause in (Cause.EXITED, Cause.NO_MODEL, Cause.REFUSED)
+    assert exit.message
+
+
+async def test_A26_stop_while_it_loads(house: House, models: Path) -> None:
+    async with real(house) as (supervisor, heard):
+        supervisor.start(1, spec(make_model(models, size_mb=400), mmap=False))
+        async with asyncio.timeout(10):
+            while (facts := supervisor.facts(1)) is None or facts.pid is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        supervisor.stop(1)
+        exit = await heard.wait("gone", 1)
+        assert heard.of(1) == ["gone"]
+        assert not alive(facts.pid)
+    assert exit.cause is Cause.STOPPED
+
+
+async def test_killed_when_ready(house: House, models: Path) -> None:
+    async with real(house) as (supervisor, heard):
+        supervisor.start(1, spec(make_model(models)))
+        await heard.wait("ready", 1)
+        facts = supervisor.facts(1)
+        assert facts is not None
+        assert facts.pid is not None
+        os.kill(facts.pid, signal.SIGKILL)
+        exit = await heard.wait("gone", 1)
+    assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
