@@ -61,6 +61,13 @@ class Insight:
         """How long the last load took."""
         return self._state.load_seconds(fingerprint(spec))
 
+    def device(self, spec: ModelSpec) -> str:
+        """What the model runs on, as far as settings and device nodes tell: "gpu" or "cpu"."""
+        if spec.gpu_layers == 0:
+            return "cpu"
+        nodes = ("dri/renderD*", "nvidia[0-9]*", "kfd")
+        return "gpu" if any(any(self._roots.dev.glob(pattern)) for pattern in nodes) else "cpu"
+
     @property
     def degraded(self) -> str | None:
         """Why nothing can be remembered right now."""

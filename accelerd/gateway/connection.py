@@ -49,7 +49,9 @@ class ClientConnection(RequestHandler):
             body = response.body
             assert isinstance(body, bytes)
             head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-            cast(asyncio.Transport, transport).write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            cast(asyncio.Transport, transport).write(
+                f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+            )
             self.force_close()
 
     @property

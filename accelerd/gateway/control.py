@@ -57,6 +57,7 @@ class Insight(Protocol):
         ...
 
     def load_seconds(self, spec: ModelSpec) -> float | None: ...
+    def device(self, spec: ModelSpec) -> str: ...
 
 
 class Owner(Protocol):
@@ -142,7 +143,7 @@ class Control:
             "memory": snapshot.memory,
             "memory_source": snapshot.memory_source,
             "memory_used": await self._insight.memory(instance) if instance is not None else None,
-            "device": "cpu" if spec.gpu_layers == 0 else "auto",
+            "device": self._insight.device(spec),
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,

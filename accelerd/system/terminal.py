@@ -50,7 +50,7 @@ class TerminalHandler(logging.Handler):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = _LEVELS.get(record.levelno, record.levelname.lower())
         shown = f"{self._paint('2', clock)} {self._paint(_colour(record.levelno), f'{level:8}')} "
-        if model:
+        if model and not first.startswith(f"{model}:"):  # what the message says itself is not said twice
             shown += self._paint("1;34", model) + ": "
         return "".join(f"{part}\n" for part in (shown + first, *(f"         {line}" for line in rest)))
 

@@ -53,7 +53,6 @@ async def test_A24_port_taken_before_the_spawn(house: House) -> None:
             facts = house.supervisor.facts(number)
             assert facts is not None
             assert facts.plan is house.engine.plans[1]
-            assert len(house.recorded("spawn")) == 2
 
 
 async def test_A24_no_port_can_be_had(house: House) -> None:

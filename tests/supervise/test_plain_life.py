@@ -175,7 +175,7 @@ async def test_killed_while_loading_is_signaled(house: House) -> None:
 
 async def test_exit_when_ready_is_told(house: House) -> None:
     async with house:
-        number = house.start("exit-late:0.05:4")
+        number = house.start("exit-late:1:4")
         await house.heard.wait("ready", number)
         exit = await house.gone(number)
         assert house.heard.of(number) == ["ready", "gone"]
