@@ -20,13 +20,14 @@ accelerd reads `$XDG_CONFIG_HOME/accelerd/accelerd.toml` (`~/.config/accelerd/ac
 writes such drop-ins; your own file is never rewritten.
 
 `accelctl config check` finds every mistake at once, with file, line and key, also when accelerd is not running.
-`accelctl config show` prints the result with the place each value came from. `accelctl config schema` prints a JSON Schema:
-name it in your editor (taplo, Even Better TOML) and keys complete themselves. After a change: `accelctl reload` or
-`systemctl --user reload accelerd`. Models whose process does not depend on what changed go on untouched; changed ones finish
-their requests and are replaced; a broken file changes nothing and says so.
+`accelctl config show` prints the result with the place each value came from. `accelctl config schema` prints a JSON
+Schema: name it in your editor (taplo, Even Better TOML) and keys complete themselves.
 
-A model takes each setting from its own table, else from its profiles (`profile = "big"` or a list, the later wins), else
-from `[defaults]`, else the built-in value below. `env` and `sampling` merge; everything else replaces.
+After a change: `accelctl reload` or `systemctl --user reload accelerd`. Models whose process does not depend on what
+changed go on untouched; changed ones finish their requests and are replaced; a broken file changes nothing and says so.
+
+A model takes each setting from its own table, else from its profiles (`profile = "big"` or a list, the later wins),
+else from `[defaults]`, else the built-in value below. `env` and `sampling` merge; everything else replaces.
 
 ```toml
 [engines.llama-server]
@@ -62,7 +63,7 @@ SECTIONS: Final = {
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
 TERMS: Final = f"""\
 A *duration* is {units.DURATION.partition(": ")[2]}. A *size* is {units.SIZE.partition(": ")[2]}.
-A *name* is {NAME}.
+A *name* is {NAME.removeprefix("a name of ")}.
 """
 
 
