@@ -1,7 +1,7 @@
 """What the scheduler asks of a home for processes, and what it is told back.
 
-`start` returns at once; everything that happens afterwards arrives as exactly one `ready` at most and exactly one `gone`
-per instance, in that order. `gone` means proven gone: no process of the instance is left.
+`start` returns at once; what happens afterwards arrives as one `ready` at most and then exactly one `gone` an instance.
+`gone` means proven gone: no process of the instance is left.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_A04_an_exit_with_0_before_listening_is_a_failure_too(daemon: Daemon) ->
 def test_A05_a_crash_while_loading_gives_all_who_wait_the_same_error(daemon: Daemon, sites: Site) -> None:
     with side_by_side() as do:
         waiting = [do(daemon.chat, "crowd") for _ in range(20)]
-        eventually(lambda: daemon.status("crowd")["queue"] == 20, "all wait")
+        eventually(lambda: daemon.status("crowd")["queue"] == 20 and sites.spawns("crowd"), "all wait")
         held = daemon.control("GET", "status").json()["scheduler"]["memory_used"]
         kill_engine(daemon, "crowd")
         answers = [request.result(20) for request in waiting]
@@ -179,7 +179,7 @@ def test_A26_stop_during_start_answers_both_and_leaves_nothing(daemons: DaemonFa
     daemon = daemons.start(QUICK + site.model("m", SLOW))
     with side_by_side() as do:
         asked, loads = do(daemon.chat, "m"), do(daemon.events, "load?model=m")
-        eventually(lambda: daemon.status("m")["queue"] == 2, "both wait")
+        eventually(lambda: daemon.status("m")["queue"] == 2 and site.spawns(), "both wait")
         stopped = daemon.events("unload?model=m")
         assert stopped[-1]["event"] == "stopped"
         assert asked.result(20).code == "model_unloaded"
