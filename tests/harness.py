@@ -10,11 +10,13 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,6 +86,45 @@ class Answer:
         return str(self.json()["error"]["code"])
 
 
+class ServiceManager:
+    """The other end of sd_notify: takes every message at once, as systemd does, and keeps it for the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._lock = threading.Lock()
+        self._messages: list[str] = []
+        self._reader = threading.Thread(target=self._read, name="service manager", daemon=True)
+        self._reader.start()
+
+    def take(self) -> list[str]:
+        """The assignments that came since the last call."""
+        with self._lock:
+            self._drain()
+            found, self._messages = self._messages, []
+        return found
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._socket.close()
+
+    def _read(self) -> None:
+        while select.select([self._socket], [], []):
+            with self._lock:
+                if not self._drain():
+                    return
+
+    def _drain(self) -> bool:
+        """Take what is there; False: shut down."""
+        with contextlib.suppress(BlockingIOError):
+            while data := self._socket.recv(65536, socket.MSG_DONTWAIT):
+                self._messages += data.decode().split("\n")
+            return False
+        return True
+
+
 @dataclass
 class Daemon:
     """One running accelerd."""
@@ -93,7 +134,7 @@ class Daemon:
     config: Path
     env: dict[str, str]
     log: Path
-    notify: socket.socket = field(repr=False)
+    notify: ServiceManager = field(repr=False)
 
     @property
     def url(self) -> str:
@@ -145,11 +186,7 @@ class Daemon:
 
     def messages(self) -> list[str]:
         """What it told the service manager since the last call, one assignment each."""
-        found = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                found += self.notify.recv(65536, socket.MSG_DONTWAIT).decode().split("\n")
-        return found
+        return self.notify.take()
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -219,13 +256,12 @@ class DaemonFactory:
         config = Path(environment["XDG_CONFIG_HOME"]) / "accelerd" / "accelerd.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(preamble + toml)
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notify.bind(str(Path(environment["XDG_RUNTIME_DIR"]) / "notify"))
+        notify = ServiceManager(Path(environment["XDG_RUNTIME_DIR"]) / "notify")
         log = self.directory / f"accelerd-{port}-{len(self._daemons)}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "accelerd"],
-                env={**environment, "NOTIFY_SOCKET": str(Path(environment["XDG_RUNTIME_DIR"]) / "notify")},
+                env={**environment, "NOTIFY_SOCKET": str(notify.path)},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,

@@ -8,21 +8,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from accelerd.config.model import ServerSettings
 from accelerd.errors import AccelError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{1,5})?", re.ASCII)
 
 
 def host_name(authority: str) -> str:
-    """The host of "host", "host:port" or "[v6]:port", in lower case."""
-    host, bracket, _ = authority.rpartition("]")
-    return (host + bracket if bracket else authority.partition(":")[0]).lower()
+    """The host of "host", "host:port" or "[v6]:port", in lower case; empty for anything else."""
+    match = AUTHORITY.fullmatch(authority)
+    return match[1].lower() if match else ""
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
@@ -35,7 +36,7 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         raise AccelError("config_invalid", f"cannot read server.key_file {path}: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise AccelError("config_invalid", f"others may read server.key_file {path}; run: chmod 600 {path}")
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
         raise AccelError("config_invalid", f"server.key_file {path} holds no key")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
@@ -51,12 +52,13 @@ class Access:
         self._seen_hosts: set[str] = set()  # whole Host values already found good: one lookup on the hot path
 
     def check(self, headers: Mapping[str, str]) -> AccelError | None:
-        """Why this request must not go on, None if it may."""
+        """Why this request must not go on, None if it may. `unauthorized` only from where it may come."""
         host = headers.get("Host", "")
         if host not in self._seen_hosts:
             name = host_name(host)
             if name not in self._hosts:
-                text = f"the Host {name!r} is not allowed; if it is yours, add it to server.allowed_hosts"
+                shown = (name or host)[:100]
+                text = f"the Host {shown!r} is not allowed; if it is yours, add it to server.allowed_hosts"
                 return AccelError("host_not_allowed", text)
             if len(self._seen_hosts) < 256:
                 self._seen_hosts.add(host)
@@ -74,7 +76,7 @@ class Access:
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Is it our own page, or one that the configuration names?"""
-        return origin.lower() in self._origins or urlsplit(origin).netloc == host
+        return origin.lower() in self._origins or origin in (f"http://{host}", f"https://{host}")
 
     def _knows(self, headers: Mapping[str, str]) -> bool:
         scheme, _, key = headers.get("Authorization", "").partition(" ")

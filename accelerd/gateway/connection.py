@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any, cast
 
 from aiohttp import web
@@ -66,19 +65,13 @@ class ClientConnection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        relay = self.relay
-        if relay is not None:
-            relay.paused_at = time.monotonic()
-            if relay.connection is not None:
-                relay.connection.transport.pause_reading()
+        if self.relay is not None:
+            self.relay.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        relay = self.relay
-        if relay is not None:
-            relay.paused_at = None
-            if relay.connection is not None:
-                relay.connection.transport.resume_reading()
+        if self.relay is not None:
+            self.relay.resume()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

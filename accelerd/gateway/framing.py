@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 MAX_HEAD = 64 << 10  # bytes
 MAX_LINE = 4 << 10  # a chunk-size line or a trailer line
+HEX = b"0123456789abcdefABCDEF"
 
 
 class FramingError(Exception):
@@ -29,23 +30,26 @@ def parse_head(raw: bytes) -> Head:
     """A response head without its final empty line."""
     lines = raw.split(b"\r\n")
     version, _, rest = lines[0].partition(b" ")
-    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit():
+    digits = rest[:3]
+    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not digits.isdigit() or rest[3:4] not in (b" ", b""):
         raise FramingError("no HTTP status line")
-    status = int(rest[:3])
+    status = int(digits)
+    if not 100 <= status <= 599:
+        raise FramingError(f"no HTTP status: {status}")
     content_type = b"application/octet-stream"
     length: int | None = None
     chunked = False
     keep_alive = version == b"HTTP/1.1"
     for line in lines[1:]:
         key, colon, value = line.partition(b":")
-        if not colon:
-            raise FramingError("a header line without a colon")
+        if not colon or not key or key[0] <= 0x20 or key[-1] <= 0x20:  # with it: folded lines
+            raise FramingError("a header line without a name")
         key = key.lower()
         if key == b"content-type":
             content_type = value.strip()
         elif key == b"content-length":
             value = value.strip()
-            if not value.isdigit() or (length is not None and length != int(value)):
+            if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):
                 raise FramingError("bad Content-Length")
             length = int(value)
         elif key == b"transfer-encoding":
@@ -54,70 +58,78 @@ def parse_head(raw: bytes) -> Head:
             chunked = True
         elif key == b"connection":
             keep_alive = b"close" not in value.lower()
-    if chunked:
+    if status in (204, 304):
+        length, chunked = 0, False  # no body, whatever the headers say
+    elif chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides
-    if b"\r" in content_type or b"\n" in content_type:
+    if b"\r" in content_type or b"\n" in content_type or b"\0" in content_type:
         raise FramingError("bad Content-Type")
     return Head(status, content_type, length, chunked, keep_alive)
 
 
 class Chunked:
-    """Follows a chunked body through arbitrary pieces; optionally collects what the chunks hold."""
+    """Follows a chunked body through arbitrary pieces; optionally collects what the chunks hold.
 
-    __slots__ = ("_line", "_need", "_trailers", "done")
+    As strict as the clients are who get the same bytes: whoever reads them laxer than we do would see another end.
+    """
+
+    __slots__ = ("_closing", "_line", "_need", "_trailers", "done")
 
     def __init__(self) -> None:
-        self._need = 0  # bytes left of the current chunk, its CRLF included
-        self._line = b""  # an unfinished size or trailer line
+        self._need = 0  # bytes left of the current chunk's content
+        self._closing = False  # after the content, before its CRLF
+        self._line = b""  # an unfinished line: a size, a trailer, or that CRLF
         self._trailers = False
         self.done = False
 
     @property
     def at_boundary(self) -> bool:
         """Would a new chunk be well-formed right here?"""
-        return not (self._need or self._line or self._trailers or self.done)
+        return not (self._need or self._closing or self._line or self._trailers or self.done)
 
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> None:
         """Take the next piece. Chunk contents are appended to `payload` if given. Bytes after the end are an error."""
         i, n = 0, len(data)
         while i < n:
+            need = self._need
+            if need:
+                end = i + need
+                if payload is not None:
+                    payload.append(data[i:end])
+                if data[end : end + 2] == b"\r\n":
+                    self._need, i = 0, end + 2
+                elif end <= n:
+                    self._need, self._closing, i = 0, True, end
+                else:
+                    self._need, i = end - n, n
+                continue
             if self.done:
                 raise FramingError("bytes after the end of the body")
-            if self._need:
-                take = min(self._need, n - i)
-                if payload is not None:
-                    body = min(take, self._need - 2)  # the last two are CRLF
-                    if body > 0:
-                        payload.append(data[i : i + body])
-                self._need -= take
-                i += take
-                continue
             end = data.find(b"\n", i)
+            if (n if end < 0 else end) - i + len(self._line) > MAX_LINE:
+                raise FramingError("an endless line between chunks")
             if end < 0:
                 self._line += data[i:]
-                if len(self._line) > MAX_LINE:
-                    raise FramingError("an endless chunk-size line")
                 return
-            line = self._line + data[i:end]
-            self._line = b""
+            line, self._line = self._line + data[i:end], b""
             i = end + 1
             self._take_line(line)
 
     def _take_line(self, line: bytes) -> None:
-        if self._trailers:
-            self.done = line in (b"", b"\r")
-            return
-        digits = line.split(b";", 1)[0].strip()
-        if not digits or not digits.isalnum() or len(digits) > 15:
-            raise FramingError("bad chunk size")
-        try:
-            size = int(digits, 16)
-        except ValueError:
-            raise FramingError("bad chunk size") from None
-        if size:
-            self._need = size + 2
+        if line[-1:] != b"\r":
+            raise FramingError("a line between chunks that does not end with CRLF")
+        if self._closing:
+            if line != b"\r":
+                raise FramingError("a chunk longer than its size")
+            self._closing = False
+        elif self._trailers:
+            self.done = line == b"\r"
         else:
-            self._trailers = True
+            digits = line[:-1].partition(b";")[0].rstrip(b" \t")
+            if not digits or len(digits) > 15 or digits.strip(HEX):
+                raise FramingError("bad chunk size")
+            self._need = int(digits, 16)
+            self._trailers = not self._need
 
 
 def chunk(data: bytes) -> bytes:

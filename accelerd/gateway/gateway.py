@@ -257,18 +257,18 @@ class Gateway:
                 except (OSError, TimeoutError) as error:
                     relay.ok = False
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
-            relay.connection = connection
+            relay.serve(connection, sink)
             connection.send(sink, request)
             try:
                 await sink.finished
             except asyncio.CancelledError:
-                connection.abort()
+                connection.abort(sink)
                 silent = self._now() - lease.progress > self._settings.stall_timeout
                 relay.ok = False if silent else None
                 raise
             finally:
-                relay.connection = None
-            if fresh or connection.answered or relay.committed or relay.stalled:
+                relay.serve(None, None)
+            if fresh or not sink.unanswered or relay.committed:
                 return
             sink.begin(self._loop.create_future())
             connection = None

@@ -18,7 +18,7 @@ from aiohttp import web
 from accelerd import names
 from accelerd.errors import AccelError
 from accelerd.gateway.framing import FramingError, Head, chunk
-from accelerd.gateway.upstream import Connection
+from accelerd.gateway.upstream import Connection, Sink
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
@@ -69,20 +69,22 @@ class Relay:
     """
 
     __slots__ = (
+        "_connection",
         "_http10",
         "_keep_alive",
         "_now",
         "_raw",
         "_refused",
+        "_sink",
+        "_stalled",
         "_stream",
         "_transport",
         "committed",
-        "connection",
         "finished",
         "lease",
         "ok",
         "paused_at",
-        "stalled",
+        "unanswered",
     )
 
     def __init__(
@@ -103,11 +105,13 @@ class Relay:
         self._refused = False  # the engine answered with an error after our head was out
         self.committed = False  # is a head on the wire?
         self.finished = finished
-        self.connection: Connection | None = None
+        self._connection: Connection | None = None
+        self._sink: Sink | None = None
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
         self.paused_at: float | None = None  # since when the client reads nothing
-        self.stalled = 0.0  # seconds of silence after which the engine was given up
+        self.unanswered = False  # broke before a byte of a response: an idle connection that had died
+        self._stalled = 0.0  # seconds of silence after which the engine was given up
 
     def comment(self, text: str, model: str) -> None:
         """Keep a streaming client alive while it waits: sends the head if need be, then an SSE comment."""
@@ -128,13 +132,28 @@ class Relay:
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Once more from the start: nothing of an answer came."""
-        self.finished = finished
+        self.finished, self.unanswered = finished, False
+
+    def serve(self, connection: Connection | None, sink: Sink | None) -> None:
+        """The connection that works for this client, and for which sink; None when it does no more."""
+        self._connection, self._sink = connection, sink
 
     def stall(self, seconds: float) -> None:
         """The engine has been silent too long: give its connection up."""
-        self.stalled = seconds
-        if self.connection is not None:
-            self.connection.fail("it fell silent")
+        self._stalled = seconds
+        if self._connection is not None and self._sink is not None:
+            self._connection.fail(self._sink, "it fell silent")
+
+    def pause(self) -> None:
+        """The client does not read what was written."""
+        self.paused_at = self._now()
+        if self._connection is not None and self._sink is not None:
+            self._connection.pause(self._sink)
+
+    def resume(self) -> None:
+        self.paused_at = None
+        if self._connection is not None and self._sink is not None:
+            self._connection.resume(self._sink)
 
     def drop(self) -> None:
         """The client reads nothing: close it, which ends its handler and with it the engine's work."""
@@ -142,8 +161,8 @@ class Relay:
 
     def failure(self, reason: str) -> AccelError:
         """What to tell the client about a broken exchange."""
-        if self.stalled:
-            text = f"the engine was silent for {self.stalled:.0f} s (server.stall_timeout)"
+        if self._stalled:
+            text = f"the engine was silent for {self._stalled:.0f} s (server.stall_timeout)"
             return AccelError("upstream_timeout", text)
         return AccelError("upstream_failed", f"the engine failed: {reason}")
 
@@ -183,8 +202,9 @@ class Relay:
             self._transport.close()
         self._end(None)
 
-    def lost(self, reason: str, *, clean: bool) -> None:
+    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         self.ok = False
+        self.unanswered = not answered and not self._stalled
         if self.committed and not clean:
             self._transport.abort()  # in the middle of a chunk: nothing can be said any more
             self._end(None)
@@ -219,7 +239,7 @@ class Relay:
 class Collector:
     """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
 
-    __slots__ = ("_lease", "_now", "_size", "body", "failure", "finished", "parts", "response")
+    __slots__ = ("_lease", "_now", "_size", "body", "failure", "finished", "parts", "response", "unanswered")
 
     def __init__(self, lease: Lease, finished: asyncio.Future[None], now: Callable[[], float]) -> None:
         self._lease = lease
@@ -228,11 +248,12 @@ class Collector:
         self.parts: list[bytes] = []
         self.response: Head | None = None
         self.failure: str | None = None
+        self.unanswered = False
         self.finished = finished
 
     def begin(self, finished: asyncio.Future[None]) -> None:
         """Once more from the start: nothing of an answer came."""
-        self.finished, self.failure = finished, None
+        self.finished, self.failure, self.unanswered = finished, None, False
 
     def head(self, head: Head) -> bool:
         self.response = head
@@ -249,6 +270,6 @@ class Collector:
         if not self.finished.done():
             self.finished.set_result(None)
 
-    def lost(self, reason: str, *, clean: bool) -> None:
-        self.failure = reason
+    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
+        self.failure, self.unanswered = reason, not answered
         self.done()

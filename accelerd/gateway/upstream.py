@@ -24,14 +24,15 @@ class Sink(Protocol):
 
     def data(self, data: bytes) -> None: ...
     def done(self) -> None: ...
-    def lost(self, reason: str, *, clean: bool) -> None:
-        """The connection broke; `clean`: not in the middle of a chunk."""
+    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
+        """The connection broke; `clean`: not in the middle of a chunk; `answered`: a byte of the response had come."""
 
 
 class Connection(asyncio.Protocol):
     """One connection to an engine. `send` when idle; `abort` at any time."""
 
     __slots__ = (
+        "_answered",
         "_buffer",
         "_chunked",
         "_content",
@@ -52,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._left: int | None = 0
         self._chunked: Chunked | None = None
         self._content = False  # does the sink want chunk contents instead of raw bytes?
-        self.answered = False  # has any byte of this response come?
+        self._answered = False  # has any byte of this response come?
         self.reused = False
         self.transport: asyncio.Transport
 
@@ -61,25 +62,39 @@ class Connection(asyncio.Protocol):
 
     def send(self, sink: Sink, request: bytes) -> None:
         """Begin an exchange."""
-        self._sink, self._head, self._chunked, self.answered = sink, None, None, False
+        self._sink, self._head, self._chunked, self._answered = sink, None, None, False
         self.transport.write(request)
 
-    def abort(self) -> None:
-        """Close at once: this is what tells the engine that nobody wants the answer any more."""
-        self._sink = None
-        self.transport.abort()
+    # When an exchange is over its connection may be another's already, before anybody has heard of it: what follows
+    # does nothing unless `sink` is still the one that is being served.
 
-    def fail(self, reason: str) -> None:
+    def abort(self, sink: Sink) -> None:
+        """Close at once: this is what tells the engine that nobody wants the answer any more."""
+        if self._sink is sink:
+            self._sink = None
+            self.transport.abort()
+
+    def fail(self, sink: Sink, reason: str) -> None:
         """Close at once and tell the sink why."""
-        self._lose(reason)
-        self.transport.abort()
+        if self._sink is sink:
+            self._lose(reason)
+            self.transport.abort()
+
+    def pause(self, sink: Sink) -> None:
+        """Take no more from the engine: its reader is slow."""
+        if self._sink is sink:
+            self.transport.pause_reading()
+
+    def resume(self, sink: Sink) -> None:
+        if self._sink is sink:
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         sink = self._sink
         if sink is None:  # an engine that speaks unasked, or the rest of an exchange given up
             self.transport.abort()
             return
-        self.answered = True
+        self._answered = True
         try:
             if self._head is None:
                 rest = self._take_head(data, sink)
@@ -88,7 +103,7 @@ class Connection(asyncio.Protocol):
                 data = rest
             self._take_body(data, sink)
         except FramingError as error:
-            self.fail(f"it sent a malformed response: {error}")
+            self.fail(sink, f"it sent a malformed response: {error}")
 
     def _take_head(self, data: bytes, sink: Sink) -> bytes | None:
         data = self._buffer + data if self._buffer else data
@@ -151,7 +166,8 @@ class Connection(asyncio.Protocol):
     def _lose(self, reason: str) -> None:
         sink, self._sink = self._sink, None
         if sink is not None:
-            sink.lost(reason, clean=self._chunked is None or self._chunked.at_boundary)
+            clean = self._chunked is None or self._chunked.at_boundary
+            sink.lost(reason, clean=clean, answered=self._answered)
 
     def eof_received(self) -> None:
         return None  # close
@@ -164,7 +180,7 @@ class Connection(asyncio.Protocol):
             sink, self._sink = self._sink, None
             sink.done()  # a body that ends with its connection
         else:
-            self._lose("the connection closed in the middle of the response" if self.answered else "it did not answer")
+            self._lose("the connection closed in the middle of the response" if self._answered else "it did not answer")
 
 
 class Pool:

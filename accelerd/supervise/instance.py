@@ -265,6 +265,8 @@ class Instance:
             trouble = "" if code == 200 else f"status {code} to {plan.probe_path}"
         except ProbeError as error:
             trouble = str(error)
+        if self._wake.is_set():
+            return  # it is ending: a connection that breaks now says nothing of its health
         if trouble:
             self._log(logging.WARNING, f"fails the smallest request: {trouble}", names.MSG_UNHEALTHY)
         self._house.listener.instance_probed(self.number, not trouble)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 PATIENCE: Final = 0.5  # seconds that one life-cycle message may wait for a service manager with a full queue
+REPEATED: Final = ("STATUS=", "WATCHDOG=")  # said again soon: not worth a wait, which would stop the whole event loop
 STATUS_LIMIT: Final = 500  # characters; systemctl shows one line
 
 
@@ -40,9 +41,9 @@ class SdTransport:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # sdnotify drops its socket unclosed when connect fails
             self._notifier = sdnotify.SystemdNotifier(debug=True)
-        self._notifier.socket.settimeout(PATIENCE)
 
     def notify(self, state: str) -> None:
+        self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else PATIENCE)
         # sdnotify encodes as latin-1: hand it the UTF-8 bytes as latin-1 characters.
         self._notifier.notify(state.encode().decode("latin-1"))
 

@@ -25,7 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="about 20 seconds instead of 4 minutes; only large differences mean anything",
+        help="about 25 seconds instead of 4 minutes; only large differences mean anything",
     )
     parser.add_argument("--rounds", type=int, help="rounds over all rows (at least 1)")
     parser.add_argument("--seconds", type=float, help="seconds per sample")

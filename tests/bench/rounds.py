@@ -18,7 +18,7 @@ from . import host, usage
 from .contenders import KEY, Accelerd, Contender, Direct, Nginx, Setup
 from .native import BenchError
 
-SETTLE = 1.0  # seconds for what still runs after a start or the last request
+SETTLE = {"idle": 1.0, "loaded": 6.0}  # seconds for what still runs after the start or after the last request
 STREAM_CHUNKS = 40
 STREAM_GAP_US = 5000
 PROMPT = (
@@ -195,7 +195,7 @@ class Bench:
     def _watch(self, state: str) -> None:
         """Memory now, and wake-ups and CPU time while nobody asks for anything."""
         self._say(f"watching at rest ({state}, {self._plan.idle:g} s)")
-        time.sleep(min(SETTLE, self._plan.idle))
+        time.sleep(min(SETTLE[state], 4 * self._plan.idle))
         before = []
         for contender in self._proxies:
             own, _ = contender.processes()

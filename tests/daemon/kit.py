@@ -60,13 +60,21 @@ def side_by_side() -> Iterator[Callable[..., Future[Any]]]:
         yield pool.submit
 
 
+def alive(pid: int) -> bool:
+    """Is there such a process? A zombie, which waits for its parent to look, is none."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def marked(daemon: Daemon) -> list[psutil.Process]:
     """Every live process on this machine that carries the daemon's mark, child of it or not."""
     owner = str(Path(daemon.env["XDG_RUNTIME_DIR"]) / names.RUNTIME_DIR)
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(names.ENV_MARK_OWNER) == owner and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(names.ENV_MARK_OWNER) == owner and alive(process.pid):
                 found.append(process)
     return found
 

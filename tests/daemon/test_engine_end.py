@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from dataclasses import dataclass
 
 import psutil
 import pytest
 
-from tests.daemon.kit import QUICK, Site, history, kill_engine, marked, rest_of, side_by_side, sse, tokens, whole_stream
+from tests.daemon.kit import QUICK, Site, alive, history, kill_engine, marked, rest_of, side_by_side, sse, tokens, whole_stream
 from tests.harness import Daemon, DaemonFactory, eventually, streaming
 
 SLOW = "slow-token:50"
@@ -94,7 +95,7 @@ def test_kill_9_of_the_engine_leads_to_what_the_fault_table_names(daemon: Daemon
         assert "SIGKILL" in seen["error"]["message"]
     assert len(sites.events("start", name)) <= 1  # no prompt was sent a second time
     if kill.pin:
-        assert sites.spawns(name) == 2  # it came back by itself
+        eventually(lambda: daemon.state(name) == "ready" and sites.spawns(name) == 2, "it comes back by itself")
         assert "backoff" in history(daemon, name)
         return
     assert sites.spawns(name) == 1
@@ -118,14 +119,14 @@ def test_A14_A19_A20_A21_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sit
     outcome = daemon.events(f"load?model={name}")[-1]
     assert outcome["event"] == FAMILIES[name][1]
     if outcome["event"] == "error":
-        assert "foreground" in outcome["error"]["error"]["message"]
+        assert "foreground" in outcome["error"]["message"]
     else:
         assert daemon.chat(name).status == 200
         pids = _family(daemon, sites, name)
         assert len(pids) == (1 if name.startswith("A14") else 2)
         assert daemon.events(f"unload?model={name}")[-1]["event"] == "stopped"
         assert daemon.state(name) == "stopped"
-        assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+        assert [pid for pid in pids if alive(pid)] == []
         if "ignore" in FAMILIES[name][0]:
             assert "killing" in history(daemon, name)
     others = {daemon.status(other)["pid"] for other in (*KILLS, *FAMILIES, "A07-cut")}
@@ -135,14 +136,14 @@ def test_A14_A19_A20_A21_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sit
 def _family(daemon: Daemon, sites: Site, name: str) -> set[int]:
     """The pids of a model's processes: its own, those under it, and the bystander that it left."""
     process = psutil.Process(daemon.status(name)["pid"])
-    bystanders = {event["pid"] for event in sites.events("bystander") if psutil.pid_exists(event["pid"])}
+    bystanders = {event["pid"] for event in sites.events("bystander") if alive(event["pid"])}
     return {process.pid, *(child.pid for child in process.children(recursive=True)), *bystanders}
 
 
 def test_A18_no_zombie_is_left(daemon: Daemon) -> None:
     assert daemon.chat("A06-ready-idle").status == 200
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
-        assert daemon.events("load?model=A06-ready-idle&x=1")[-1]["event"] == "ready"
+        assert daemon.events("load?model=A06-ready-idle")[-1]["event"] == "ready"
         psutil.Process(daemon.status("A06-ready-idle")["pid"]).send_signal(number)
         daemon.wait_state("A06-ready-idle", "stopped", "backoff")
     assert [p for p in daemon.children() if p.status() == psutil.STATUS_ZOMBIE] == []
@@ -195,19 +196,10 @@ def test_A13_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, s
 def test_A29_requests_at_the_moment_of_the_idle_timeout_never_fail(daemons: DaemonFactory, site: Site) -> None:
     idle = 0.03
     daemon = daemons.start(QUICK + site.model("m", idle_timeout=idle))
-    unused: list[int] = []
-
-    def ask_around_the_timeout() -> list[int]:
-        found = []
-        for step in range(12):
-            with contextlib.suppress(IndexError):
-                unused.pop()
-            found.append(daemon.chat("m").status)
-            _wait(idle * (0.5 + step / 10))
-        return found
-
-    assert set(ask_around_the_timeout()) == {200}
+    for step in range(12):
+        assert daemon.chat("m").status == 200
+        time.sleep(idle * (0.5 + step / 10))  # from well before the timeout to well after it
     daemon.wait_state("m", "stopped")
     assert daemon.status("m")["error"] is None
-    assert 1 <= site.spawns() <= 12
-    assert "idle for" in daemon.output()
+    assert 2 <= site.spawns() <= 12
+    assert history(daemon, "m").count("failed") + history(daemon, "m").count("backoff") == 0

@@ -107,11 +107,20 @@ class Server:
     def serve(self):
         poll = select.poll()
         listeners = {sock.fileno(): sock for sock in self.listeners()}
+        # A signal that comes just before poll() must wake it, or it would be handled at the next connection only.
+        woken, waker = socket.socketpair()
+        woken.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
+        poll.register(woken.fileno(), select.POLLIN)
         for fd in listeners:
             poll.register(fd, select.POLLIN)
         threading.Thread(target=self.load, daemon=True).start()
         while True:
             for fd, _ in poll.poll():
+                if fd == woken.fileno():
+                    woken.recv(64)
+                    continue
                 client, _ = listeners[fd].accept()
                 threading.Thread(target=self.converse, args=(client,), daemon=True).start()
 
