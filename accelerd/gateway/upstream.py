@@ -40,8 +40,6 @@ class Connection(asyncio.Protocol):
         "_left",
         "_pool",
         "_sink",
-        "answered",
-        "reused",
         "transport",
     )
 
@@ -54,7 +52,6 @@ class Connection(asyncio.Protocol):
         self._chunked: Chunked | None = None
         self._content = False  # does the sink want chunk contents instead of raw bytes?
         self._answered = False  # has any byte of this response come?
-        self.reused = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -197,7 +194,6 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
-                connection.reused = True
                 return connection
         return None
 
