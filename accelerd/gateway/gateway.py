@@ -6,12 +6,13 @@ Health and model lists are answered from memory. Every answer of accelerd's own 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 from urllib.parse import unquote
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http import HttpVersion11
 
 from accelerd.config.model import ServerSettings
@@ -22,7 +23,7 @@ from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.peek import DECODERS, Peek, peek
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay
-from accelerd.gateway.responses import error_response, json_response
+from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
 from accelerd.ports import Clock
@@ -31,6 +32,9 @@ from accelerd.scheduler.record import Lease, Snapshot
 from accelerd.scheduler.service import Scheduler, Ticket
 
 COMMENT_EVERY = 5.0  # s: to a streaming client that waits
+BODY_RATE = 4096  # bytes/s: a body that comes slower for longer than server.body_timeout is given up
+STALE_WITHIN = 1.0  # s: an idle connection that had died says so at once; later it was the engine that failed
+HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 ASSEMBLED = ("/v1/chat/completions", "/v1/completions")
 
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
@@ -48,19 +52,19 @@ class Gateway:
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
-        self._sweeper = Sweeper(self._loop, clock)
+        self.sweeper = Sweeper(self._loop, clock)
         self.control: Control | None = None
 
     def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
         """Take over the settings for requests from now on."""
         self._settings = settings
         self._access = Access(settings, keys)
-        self._sweeper.write_timeout = settings.write_timeout
-        self._sweeper.stall_timeout = settings.stall_timeout
+        self.sweeper.write_timeout = settings.write_timeout
+        self.sweeper.stall_timeout = settings.stall_timeout
 
     def close(self) -> None:
         """After the last request."""
-        self._sweeper.close()
+        self.sweeper.close()
 
     # --- routing ----------------------------------------------------------------------------------------------
 
@@ -69,44 +73,38 @@ class Gateway:
         headers = request.headers
         error = self._access.check(headers)
         origin = headers.get("Origin")
-        if error is None and request.method == "OPTIONS" and origin is not None:
-            return self._preflight(request, origin)
-        response = error_response(error) if error is not None else await self._answer(request, control=None)
-        if origin is not None and error is None and not response.prepared:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
+        if origin is not None:
+            if error is not None and error.code != "unauthorized":
+                origin = None  # a page that may not come here may not read why
+            elif request.method == "OPTIONS":
+                return _preflight(request, origin)  # browsers send no key with it
+        response = _refuse(request, error) if error is not None else await self._answer(request, origin, None)
+        if origin is not None and not response.prepared:
+            response.headers.update(cors_headers(origin))
         return response
 
     async def local(self, request: web.BaseRequest) -> web.StreamResponse:
         """A request from the unix socket, whose directory only this user can enter."""
-        return await self._answer(request, control=self.control)
+        return await self._answer(request, None, self.control)
 
-    def _preflight(self, request: web.BaseRequest, origin: str) -> web.Response:
-        allow = {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
-            "Access-Control-Max-Age": "600",
-            "Vary": "Origin",
-        }
-        return web.Response(status=204, headers=allow)
-
-    async def _answer(self, request: web.BaseRequest, control: Control | None) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, origin: str | None, control: Control | None
+    ) -> web.StreamResponse:
         try:
             path = request.raw_path.partition("?")[0]
             if not path.startswith("/"):
                 raise AccelError("bad_request", "the request target must be a path")
             if path in DECODERS:
                 if request.method != "POST":
-                    raise AccelError("method_not_allowed", f"{path} takes POST")
-                return await self._infer(request, path)
+                    raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
+                return await self._infer(request, path, origin)
             if control is not None:
                 response = await control(request, path)
                 if response is not None:
                     return response
             return self._from_memory(request, path)
         except AccelError as error:
-            return error_response(error)
+            return _refuse(request, error)
 
     def _from_memory(self, request: web.BaseRequest, path: str) -> web.Response:
         if path in ("/health", "/v1/health"):
@@ -118,7 +116,7 @@ class Gateway:
         else:
             raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         if request.method not in ("GET", "HEAD"):
-            raise AccelError("method_not_allowed", f"{path} takes GET")
+            raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
         return json_response(answer)
 
     def _model(self, snapshot: Snapshot) -> dict[str, object]:
@@ -136,7 +134,7 @@ class Gateway:
 
     # --- inference --------------------------------------------------------------------------------------------
 
-    async def _infer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+    async def _infer(self, request: web.BaseRequest, path: str, origin: str | None) -> web.StreamResponse:
         body = await self._body(request)
         peeked = peek(path, body)
         connection, transport = request.protocol, request.transport
@@ -149,48 +147,62 @@ class Gateway:
             self._now,
             keep_alive=request.keep_alive,
             http10=request.version < HttpVersion11,
+            origin=origin,
         )
         lease: Lease | None = None
         connection.relay = relay
         try:
-            try:
-                lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
-                relay.lease = lease
-                error = await self._exchange(lease, relay, path, body, peeked)
-            except AccelError as refused:
-                error = relay.fail(refused)
+            lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
+            relay.lease = lease
+            error = await self._exchange(lease, relay, path, body, peeked)
+        except AccelError as refused:
+            error = relay.fail(refused)
+        except Exception:
+            if relay.committed:
+                relay.abort()  # a bug: let it not look like the end of the response
+            raise
         finally:
             connection.relay = None
             if lease is not None:
                 self._scheduler.release(lease, relay.ok)
-        return error_response(error) if error is not None else relay.sent()
+        return _refuse(request, error) if error is not None else relay.sent()
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         headers, limit = request.headers, self._settings.max_body
         if request.content_type != "application/json":
             raise AccelError("unsupported_media_type", "Content-Type must be application/json")
-        if headers.get("Content-Encoding", "identity") != "identity":
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise AccelError("unsupported_media_type", "compressed bodies are not taken")
-        too_large = AccelError("body_too_large", f"the body is larger than {limit} bytes (server.max_body)")
         if int(headers.get("Content-Length", "0")) > limit:
-            raise too_large
+            raise _too_large(limit)
         content = request.content
-        if content.is_eof():
+        try:
+            if not content.is_eof():
+                if headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+                    request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                return await self._slow_body(content, limit)
             body = content.read_nowait(-1)
-            if len(body) > limit:
-                raise too_large
-            return body
+        except web.RequestPayloadError:
+            raise AccelError("bad_request", "malformed HTTP: bad chunks in the body") from None
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+
+    async def _slow_body(self, content: StreamReader, limit: int) -> bytes:
+        """A body that did not come in one piece with its head."""
         parts, size = [], 0
-        while not content.at_eof():
-            try:
-                async with asyncio.timeout(self._settings.body_timeout):
+        patience, began = self._settings.body_timeout, self._loop.time()
+        try:
+            async with asyncio.timeout(patience) as deadline:
+                while not content.at_eof():
                     part = await content.readany()
-            except TimeoutError:
-                raise AccelError("request_timeout", "the body did not come (server.body_timeout)") from None
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
+                    size += len(part)
+                    if size > limit:
+                        raise _too_large(limit)
+                    parts.append(part)
+                    deadline.reschedule(min(self._loop.time(), began + size / BODY_RATE) + patience)
+        except TimeoutError:
+            raise AccelError("request_timeout", "the body did not come in time (server.body_timeout)") from None
         return b"".join(parts)
 
     async def _wait(self, peeked: Peek, relay: Relay) -> Lease:
@@ -218,20 +230,20 @@ class Gateway:
             and self._dialects[spec.engine].streams_notice_disconnect
         ):
             return await self._assembled(lease, relay, path, body)
-        self._sweeper.watch(relay, stream=bool(peeked.stream))
+        self.sweeper.watch(relay, stream=bool(peeked.stream))
         try:
             await self._send(lease, relay, _request(path, lease, body), relay)
         finally:
-            self._sweeper.forget(relay)
+            self.sweeper.forget(relay)
         return relay.finished.result()
 
     async def _assembled(self, lease: Lease, relay: Relay, path: str, body: bytes) -> AccelError | None:
         collector = Collector(lease, self._loop.create_future(), self._now)
-        self._sweeper.watch(relay, stream=True)
+        self.sweeper.watch(relay, stream=True)
         try:
             await self._send(lease, collector, _request(path, lease, ask_for_stream(body)), relay)
         finally:
-            self._sweeper.forget(relay)
+            self.sweeper.forget(relay)
         head, failure = collector.response, collector.failure
         relay.ok = False
         if head is None or failure is not None:
@@ -248,7 +260,7 @@ class Gateway:
     async def _send(self, lease: Lease, sink: Relay | Collector, request: bytes, relay: Relay) -> None:
         """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
         pool = self.upstreams.pool(lease.instance, lease.endpoint)
-        connection = pool.reuse()
+        connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
         while True:
             fresh = connection is None
             if connection is None:
@@ -268,7 +280,7 @@ class Gateway:
                 raise
             finally:
                 relay.serve(None, None)
-            if fresh or not sink.unanswered or relay.committed:
+            if fresh or not sink.unanswered or relay.committed or self._now() - lease.progress > STALE_WITHIN:
                 return
             sink.begin(self._loop.create_future())
             connection = None
@@ -281,3 +293,30 @@ def _request(path: str, lease: Lease, body: bytes) -> bytes:
         f"Authorization: Bearer {lease.secret}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def _too_large(limit: int) -> AccelError:
+    return AccelError("body_too_large", f"the body is larger than {limit} bytes (server.max_body)")
+
+
+def _refuse(request: web.BaseRequest, error: AccelError) -> web.Response:
+    """The error as the response. A connection on which a body is still coming is not used again."""
+    response = error_response(error)
+    if not request.content.is_eof():
+        response.force_close()
+    return response
+
+
+def _preflight(request: web.BaseRequest, origin: str) -> web.Response:
+    """May the page send what it wants to send? An allowed one may send any header: SDKs have many of their own."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    headers = {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": wanted if HEADER_LIST.fullmatch(wanted) else "Authorization, Content-Type",
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin, Access-Control-Request-Headers",
+    }
+    if request.headers.get("Access-Control-Request-Private-Network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return web.Response(status=204, headers=headers)

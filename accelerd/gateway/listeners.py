@@ -21,8 +21,8 @@ class Listeners:
     """All servers of one daemon."""
 
     def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
-        self._public = Server(gateway.public, settings)
-        self._local = Server(gateway.local, settings)
+        self._public = Server(gateway.public, settings, gateway.sweeper)
+        self._local = Server(gateway.local, settings, gateway.sweeper)
         self._servers: list[asyncio.Server] = []
 
     async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:

@@ -18,11 +18,14 @@ from aiohttp import web
 from accelerd import names
 from accelerd.errors import AccelError
 from accelerd.gateway.framing import FramingError, Head, chunk
+from accelerd.gateway.responses import cors_headers
 from accelerd.gateway.upstream import Connection, Sink
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
+LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
+MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is told as an event
 
 
 class Sent(web.StreamResponse):
@@ -41,7 +44,7 @@ class Sent(web.StreamResponse):
 
 
 @lru_cache(maxsize=512)
-def response_head(status: int, content_type: bytes, model: str, keep_alive: bool) -> bytes:
+def response_head(status: int, content_type: bytes, model: str, keep_alive: bool, origin: str | None) -> bytes:
     """Status line and headers, without framing and the final empty line. The engine's other headers are dropped."""
     phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus._value2member_map_ else "Status"
     lines = [
@@ -51,6 +54,8 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     ]
     if content_type.startswith(EVENT_STREAM):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
+    if origin is not None:
+        lines += [f"{name}: {value}".encode() for name, value in cors_headers(origin).items()]
     if not keep_alive:
         lines.append(b"Connection: close")
     return b"\r\n".join(lines) + b"\r\n"
@@ -59,6 +64,17 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
 def sse_error(error: AccelError) -> bytes:
     """The error as an event that OpenAI's clients raise."""
     return b"data: " + msgspec.json.encode(error.openai()) + b"\n\n"
+
+
+def refusal_event(body: bytes) -> bytes:
+    """The engine's own error as an event, if it is one."""
+    try:
+        said = msgspec.json.decode(body, type=dict[str, object])
+    except msgspec.DecodeError:
+        said = {}
+    if not isinstance(said.get("error"), dict):
+        return sse_error(AccelError("upstream_failed", "the engine refused the request and did not say why"))
+    return b"data: " + msgspec.json.encode(said) + b"\n\n"
 
 
 class Relay:
@@ -73,8 +89,10 @@ class Relay:
         "_http10",
         "_keep_alive",
         "_now",
+        "_origin",
         "_raw",
-        "_refused",
+        "_rechunk",
+        "_refusal",
         "_sink",
         "_stalled",
         "_stream",
@@ -83,7 +101,7 @@ class Relay:
         "finished",
         "lease",
         "ok",
-        "paused_at",
+        "paused",
         "unanswered",
     )
 
@@ -95,21 +113,24 @@ class Relay:
         *,
         keep_alive: bool,
         http10: bool,
+        origin: str | None,
     ) -> None:
         self._transport = transport
         self._now = now
         self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
-        self._keep_alive = keep_alive
+        self._keep_alive = keep_alive and not http10
+        self._origin = origin  # of the page that asks and may read the answer
         self._stream = False
-        self._raw = False  # is the client's body in the engine's own chunks?
-        self._refused = False  # the engine answered with an error after our head was out
+        self._raw = False  # does the client get chunks?
+        self._rechunk = False  # … although the engine sends none?
+        self._refusal: bytes | None = None  # what the engine says instead of streaming when our head is out already
         self.committed = False  # is a head on the wire?
         self.finished = finished
         self._connection: Connection | None = None
         self._sink: Sink | None = None
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
-        self.paused_at: float | None = None  # since when the client reads nothing
+        self.paused = False  # does the client read nothing just now?
         self.unanswered = False  # broke before a byte of a response: an idle connection that had died
         self._stalled = 0.0  # seconds of silence after which the engine was given up
 
@@ -137,6 +158,8 @@ class Relay:
     def serve(self, connection: Connection | None, sink: Sink | None) -> None:
         """The connection that works for this client, and for which sink; None when it does no more."""
         self._connection, self._sink = connection, sink
+        if self.paused and connection is not None and sink is not None:
+            connection.pause(sink)
 
     def stall(self, seconds: float) -> None:
         """The engine has been silent too long: give its connection up."""
@@ -146,17 +169,20 @@ class Relay:
 
     def pause(self) -> None:
         """The client does not read what was written."""
-        self.paused_at = self._now()
+        self.paused = True
         if self._connection is not None and self._sink is not None:
             self._connection.pause(self._sink)
 
     def resume(self) -> None:
-        self.paused_at = None
+        """It reads again."""
+        self.paused = False
+        if self.lease is not None:
+            self.lease.progress = self._now()  # it was not the engine that was silent
         if self._connection is not None and self._sink is not None:
             self._connection.resume(self._sink)
 
-    def drop(self) -> None:
-        """The client reads nothing: close it, which ends its handler and with it the engine's work."""
+    def abort(self) -> None:
+        """Close the client's connection at once: nobody may take what it got for a whole response."""
         self._transport.abort()
 
     def failure(self, reason: str) -> AccelError:
@@ -182,8 +208,11 @@ class Relay:
     def head(self, head: Head) -> bool:
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
-            self._refused = head.status != 200 or not head.content_type.startswith(EVENT_STREAM)
-            return self._refused or self._http10
+            if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
+                self._refusal = b""
+                return True
+            self._rechunk = self._raw and not head.chunked
+            return self._http10
         assert self.lease is not None
         self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
         return head.chunked and self._http10
@@ -191,13 +220,19 @@ class Relay:
     def data(self, data: bytes) -> None:
         assert self.lease is not None
         self.lease.progress = self._now()
-        if not self._refused:
-            self._transport.write(data)
+        if self._refusal is not None:
+            self._refusal = (self._refusal + data)[:MAX_REFUSAL]
+        else:
+            self._transport.write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
-        if self._refused:
-            self._end(self.fail(AccelError("upstream_failed", "the engine refused the request after it had waited")))
+        if self._refusal is not None:
+            self._write_event(refusal_event(self._refusal))
+            self._transport.close()
+            self._end(None)
             return
+        if self._rechunk:
+            self._transport.write(LAST_CHUNK)
         if not self._keep_alive:
             self._transport.close()
         self._end(None)
@@ -226,7 +261,8 @@ class Relay:
         else:
             self._keep_alive = False
             framing = b"\r\n"
-        self._transport.write(response_head(status, content_type, model, self._keep_alive) + framing + body)
+        head = response_head(status, content_type, model, self._keep_alive, self._origin)
+        self._transport.write(head + framing + body)
 
     def _write_event(self, event: bytes) -> None:
         self._transport.write(chunk(event) if self._raw else event)
@@ -239,7 +275,7 @@ class Relay:
 class Collector:
     """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
 
-    __slots__ = ("_lease", "_now", "_size", "body", "failure", "finished", "parts", "response", "unanswered")
+    __slots__ = ("_lease", "_now", "_size", "failure", "finished", "parts", "response", "unanswered")
 
     def __init__(self, lease: Lease, finished: asyncio.Future[None], now: Callable[[], float]) -> None:
         self._lease = lease

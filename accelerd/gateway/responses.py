@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from accelerd import names
 from accelerd.errors import AccelError
+
+
+def cors_headers(origin: str) -> dict[str, str]:
+    """What lets a page of an allowed origin read a response."""
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": f"{names.HEADER_MODEL}, Retry-After, x-should-retry",
+        "Vary": "Origin",
+    }
 
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -26,4 +36,6 @@ def error_response(error: AccelError) -> web.Response:
         headers["x-should-retry"] = "false"  # OpenAI's clients would repeat every 5xx
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
+    if "allow" in error.fields:
+        headers["Allow"] = error.fields["allow"]
     return json_response(error.openai(), error.status, headers)

@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         "_content",
         "_head",
         "_left",
+        "_paused",
         "_pool",
         "_sink",
         "transport",
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._chunked: Chunked | None = None
         self._content = False  # does the sink want chunk contents instead of raw bytes?
         self._answered = False  # has any byte of this response come?
+        self._paused = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,7 +61,11 @@ class Connection(asyncio.Protocol):
 
     def send(self, sink: Sink, request: bytes) -> None:
         """Begin an exchange."""
-        self._sink, self._head, self._chunked, self._answered = sink, None, None, False
+        self._head, self._chunked, self._answered = None, None, False
+        if self.transport.is_closing():  # nobody would ever hear of it
+            sink.lost("it closed the connection at once", clean=True, answered=False)
+            return
+        self._sink = sink
         self.transport.write(request)
 
     # When an exchange is over its connection may be another's already, before anybody has heard of it: what follows
@@ -79,12 +85,20 @@ class Connection(asyncio.Protocol):
 
     def pause(self, sink: Sink) -> None:
         """Take no more from the engine: its reader is slow."""
-        if self._sink is sink:
+        if self._sink is sink and not self._paused and not self.transport.is_closing():
+            self._paused = True
             self.transport.pause_reading()
 
     def resume(self, sink: Sink) -> None:
+        """Its reader is quick again."""
         if self._sink is sink:
-            self.transport.resume_reading()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         sink = self._sink
@@ -120,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._head = head
         self._chunked = Chunked() if head.chunked else None
-        self._left = 0 if head.status in (204, 304) else head.length
+        self._left = head.length
         self._content = sink.head(head)
         return data
 
@@ -155,6 +169,7 @@ class Connection(asyncio.Protocol):
         keep = self._head.keep_alive and self._chunked is None
         self._sink = None
         if keep:
+            self._read_on()  # the next reader is another
             self._pool.give_back(self)
         else:
             self.transport.close()
@@ -186,7 +201,6 @@ class Pool:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._idle: list[Connection] = []
-        self._all: set[Connection] = set()
         self._closed = False
 
     def reuse(self) -> Connection | None:
@@ -206,7 +220,6 @@ class Pool:
             else:
                 assert self._endpoint.port is not None
                 _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._endpoint.port)
-        self._all.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> None:
@@ -216,7 +229,6 @@ class Pool:
             self._idle.append(connection)
 
     def forget(self, connection: Connection) -> None:
-        self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
