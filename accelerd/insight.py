@@ -12,8 +12,8 @@ import msgspec
 
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.instances import Facts
 from accelerd.ports import Roots
-from accelerd.supervise.base import Facts
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.plain import PlainSupervisor, Progress
 from accelerd.system.state import StateStore

@@ -15,11 +15,11 @@ from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.errors import AccelError
+from accelerd.instances import Cause
 from accelerd.ports import Clock
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import Limits, choose_victims, obstacle
 from accelerd.scheduler.record import Lease, Record, Transition, Waiter
-from accelerd.supervise.base import Cause
 
 
 class Effects(Protocol):
@@ -71,14 +71,18 @@ class Admission:
     def schedule(self) -> None:
         """Bring the world one step nearer to what the queue wants. Idempotent; called after every event."""
         now = self.clock.monotonic()
-        self.wake = math.inf
         self._retire_outdated()
-        cutoffs = self._make_room(now) if self.queued and not self.closing else {}
-        for record in self.records.values():
-            if record.state is State.READY:
-                self._serve(record, cutoffs.get(record.spec.name))
-            if record.state is State.DRAINING and not record.active:
-                self.stop(record, record.reason)
+        while True:
+            self.wake = math.inf
+            cutoffs = self._make_room(now) if self.queued and not self.closing else {}
+            before = self.queued
+            for record in self.records.values():
+                if record.state is State.READY:
+                    self._serve(record, cutoffs.get(record.spec.name))
+                if record.state is State.DRAINING and not record.active:
+                    self.stop(record, record.reason)
+            if self.queued == before:
+                break  # else some who waited are served: who must make room looks different now
 
     def _retire_outdated(self) -> None:
         for record in self.records.values():
@@ -98,7 +102,7 @@ class Admission:
     def _make_room(self, now: float) -> dict[str, float]:
         """Start what can start, oldest wait first; name the models that must make room and from when.
 
-        Returned: name → arrival time from which on its requests must wait behind the one that needs the room.
+        Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
         waiting = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
         planned: list[Record] = []
@@ -155,7 +159,7 @@ class Admission:
         while record.waiting and not record.probing:
             waiter = record.waiting[0]
             if waiter.wants_lease:
-                if len(record.active) >= record.spec.slots or (cutoff is not None and waiter.arrived >= cutoff):
+                if len(record.active) >= record.spec.slots or (cutoff is not None and waiter.arrived > cutoff):
                     break
                 lease: Lease | None = self.grant(record)
             else:
@@ -163,7 +167,7 @@ class Admission:
             record.waiting.popleft()
             self.queued -= 1
             waiter.resolve(lease)
-        if cutoff is not None and not (record.waiting and record.waiting[0].arrived < cutoff):
+        if cutoff is not None and not (record.waiting and record.waiting[0].arrived <= cutoff):
             self.evict(record, "others waited long enough for its place")
 
     # --- small moves ------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterable
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
+from accelerd.instances import PERMANENT, Cause, Exit
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import Limits, obstacle
 from accelerd.scheduler.record import Lease, Record, Snapshot, Waiter, snapshot
-from accelerd.supervise.base import PERMANENT, Cause, Exit
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
 UNHEALTHY_BEFORE_QUARANTINE = 2

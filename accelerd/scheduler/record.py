@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
+from accelerd.instances import Cause, Exit
 from accelerd.scheduler.lifecycle import OCCUPIED, State
-from accelerd.supervise.base import Cause, Exit
 
 
 class Lease:

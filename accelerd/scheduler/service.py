@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
+from accelerd.instances import Cause, Exit, Supervisor
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Lease, Record, Snapshot, Transition, Waiter
-from accelerd.supervise.base import Cause, Exit, Supervisor
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from accelerd import names
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.errors import AccelError
+from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory, words
-from accelerd.supervise.base import Cause, Exit, Facts, Listener
 from accelerd.supervise.http_probe import ProbeError, status
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.listen_owner import Owner, tcp_owner

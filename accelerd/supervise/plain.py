@@ -1,6 +1,6 @@
 """The home "plain child of the daemon": starts, watches and ends instances as child processes, one task for each.
 
-Tells the listener what becomes of them, exactly as supervise/base.py says. Never decides what to run. Other homes
+Tells the listener what becomes of them, exactly as instances.py says. Never decides what to run. Other homes
 (systemd units, toolboxes) stand beside it behind the same Protocol.
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from accelerd import names
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
+from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory
-from accelerd.supervise.base import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.supervise.instance import House, Instance
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.output import OutputRing

@@ -6,7 +6,7 @@ import signal
 from pathlib import PurePath
 
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.base import Cause
+from accelerd.instances import Cause
 from accelerd.supervise.ready import Verdict
 from accelerd.supervise.spawn import spawn_trouble
 

@@ -8,11 +8,11 @@ from typing import Any
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
+from accelerd.instances import Cause, Exit
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Lease, Record, Transition, Waiter
-from accelerd.supervise.base import Cause, Exit
 from tests.fakes.clock import FakeClock
 
 MIB = 1 << 20

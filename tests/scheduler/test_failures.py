@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from accelerd.config.model import SchedulerSettings
+from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
-from accelerd.supervise.base import Cause
 from tests.scheduler.bench import Bench, Request, model
 
 CRASH = Cause.EXITED

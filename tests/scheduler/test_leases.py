@@ -8,8 +8,8 @@ import pytest
 
 from accelerd.config.model import SchedulerSettings
 from accelerd.errors import AccelError
+from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
-from accelerd.supervise.base import Cause
 from tests.scheduler.bench import Bench, model
 
 

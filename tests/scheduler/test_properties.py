@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from accelerd.config.model import SchedulerSettings
+from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import OCCUPIED, State
 from accelerd.scheduler.placement import Limits
-from accelerd.supervise.base import Cause
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NAMES = ("a", "b", "c", "d")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from accelerd.config.model import SchedulerSettings
+from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
-from accelerd.supervise.base import Cause
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 ONE = Limits(None, "test", 1)
@@ -140,6 +140,24 @@ def test_requests_older_than_the_one_that_waits_are_still_served_before_the_swap
     bench.pass_time(1)
     settle(bench)
     assert late.lease is not None
+
+
+def test_requests_of_the_same_moment_do_not_push_each_other_out() -> None:
+    bench = one_at_a_time("a", "b", "c")
+    bench.loaded("a")
+    requests = [bench.request("b"), bench.request("c")]
+    finish_all(bench, requests)
+    assert bench.loads() == ["a", "b", "c"]
+
+
+def test_a_model_that_was_only_waited_for_makes_room_after_linger() -> None:
+    """Found by hypothesis: the wish that had it loaded must not make it look busy to those who need its room."""
+    bench = one_at_a_time("a", "b")
+    bench.wish("a")
+    bench.request("b")
+    bench.ready("a")
+    bench.pass_time(0.6)
+    assert bench.state("a") is State.STOPPING
 
 
 def test_waiting_models_are_served_oldest_first() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan
+from accelerd.instances import Cause, Exit
 from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.base import Cause, Exit
 from accelerd.supervise.plain import PlainSupervisor
 
 FAKE_SERVER = Path(__file__).parent.parent / "fakes" / "fake_server.py"

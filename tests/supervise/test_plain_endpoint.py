@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.base import Cause
+from accelerd.instances import Cause
 from accelerd.supervise.listen_owner import Owner, tcp_owner
 from tests.supervise.house import FAKE_SERVER, House, alive, free_port
 

@@ -20,7 +20,7 @@ from accelerd import names
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
-from accelerd.supervise.base import PERMANENT, Cause
+from accelerd.instances import PERMANENT, Cause
 from accelerd.supervise.spawn import Child, Spawner
 from tests.supervise.house import House, alive
 

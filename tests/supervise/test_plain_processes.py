@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from accelerd import names
+from accelerd.instances import Cause
 from accelerd.ports import SystemClock
-from accelerd.supervise.base import Cause
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.plain import PlainSupervisor
 from accelerd.supervise.processes import Mark, Process, ProcTable

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec
+from accelerd.instances import Cause
 from accelerd.ports import SystemClock
-from accelerd.supervise.base import Cause
 from accelerd.supervise.plain import PlainSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine

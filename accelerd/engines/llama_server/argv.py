@@ -17,7 +17,7 @@ from accelerd.engines.base import Endpoint, Flag
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
 from accelerd.engines.llama_server.features import Features, Option
 from accelerd.errors import AccelError
-from accelerd.supervise.base import Cause
+from accelerd.instances import Cause
 
 BUILT_IN: Final = "built-in"
 EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the physical batch

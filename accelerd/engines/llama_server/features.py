@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from accelerd.errors import AccelError
-from accelerd.supervise.base import Cause
+from accelerd.instances import Cause
 
 log = logging.getLogger(__name__)
 

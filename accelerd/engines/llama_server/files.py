@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 from accelerd.config.model import ModelSpec
 from accelerd.errors import AccelError
-from accelerd.supervise.base import Cause
+from accelerd.instances import Cause
 
 Which = Callable[[str, str], str | None]  # name, search path → file
 

@@ -1,0 +1,77 @@
+"""What the scheduler and the homes of processes say to each other: the contract between two rooms that do not know
+each other, `scheduler` and `supervise`.
+
+`Supervisor.start` returns at once; what happens afterwards arrives as one `ready` at most and then exactly one `gone`
+for an instance. `gone` means proven gone: no process of the instance is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Endpoint, LaunchPlan
+
+
+class Cause(StrEnum):
+    """Why an instance ended."""
+
+    STOPPED = "stopped"  # asked to stop, whatever the exit status
+    EXITED = "exited"  # by itself, with an exit status
+    SIGNALED = "signaled"  # by a signal that accelerd did not send
+    NO_PROGRAM = "no-program"  # binary missing or not executable
+    NO_MODEL = "no-model"  # model file missing or unreadable
+    REFUSED = "refused"  # the plan could not be made: a setting this engine build does not know
+    SPAWN_FAILED = "spawn-failed"  # fork/exec failed for want of something (EAGAIN, ENOMEM …)
+    LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
+    UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
+    PORT_UNAVAILABLE = "port-unavailable"
+
+
+# Trying again cannot help until somebody changes something.
+PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.REFUSED})
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an instance ended, for people and for the restart policy."""
+
+    cause: Cause
+    message: str  # one line: "llama-server exited with status 1 after 0.4 s"
+    status: int | None = None  # exit status; negative: the signal
+    tail: tuple[str, ...] = ()  # the last lines of output, at most 20, printable
+
+
+class Listener(Protocol):
+    """Who hears of an instance: called on the event loop's thread."""
+
+    def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None: ...
+    def instance_gone(self, instance: int, exit: Exit) -> None: ...
+    def instance_killing(self, instance: int) -> None:
+        """SIGTERM's grace has passed and SIGKILL was sent."""
+
+    def instance_probed(self, instance: int, ok: bool) -> None:
+        """The outcome of `probe`. What follows from it is the listener's decision."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a live instance right now."""
+
+    model: str
+    pid: int | None  # the engine's own process, once spawned
+    started: float  # monotonic seconds
+    plan: LaunchPlan | None  # None while it is being made
+
+
+class Supervisor(Protocol):
+    """The home of the processes, as the scheduler sees it. All calls return at once."""
+
+    def start(self, instance: int, spec: ModelSpec) -> None: ...
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
+        """End it, in whatever phase it is; a second call is ignored. `gone` follows."""
+
+    def probe(self, instance: int) -> None:
+        """Send one tiny request; `instance_probed` follows unless the instance is gone first."""
