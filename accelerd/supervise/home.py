@@ -1,0 +1,84 @@
+"""Where a model's process lives: the one small interface behind which plain children, systemd units, toolboxes and
+containers stand.
+
+A Home starts what it is told and holds on to it; it never decides what to run, when to stop it or whether to try again.
+An Instance (instance.py) lives the life, whatever the home.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from accelerd.config.model import ModelSpec
+from accelerd.supervise.processes import Mark
+
+
+class HomeError(Exception):
+    """A home cannot start the process; the text says why and what to do. Nothing was left behind."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to run. `env` is the whole environment, marks included; it may hold secrets and must not reach argv."""
+
+    spec: ModelSpec
+    argv: tuple[str, ...]  # argv[0] absolute, except in containers, whose PATH is their own
+    env: Mapping[str, str] = field(repr=False)
+    cwd: Path
+    mark: Mark
+
+
+class Leader(Protocol):
+    """The engine's own process, held by pidfd: its pid is never anybody else's while this is held."""
+
+    pid: int  # on the host
+    session: int | None  # processes of this session belong to it too; None: only the mark tells
+    exited: asyncio.Event
+    status: int | None  # once exited: the exit status, or minus the signal; None: not known
+    result: str | None  # once exited, what the home knows beyond that: "oom-kill", "watchdog", …
+
+    def signal(self, number: int) -> None:
+        """Signal the process itself. Nothing happens when it has exited."""
+
+    def kill_group(self) -> None:
+        """SIGKILL to all of it that the home can reach. At once; what escapes is found by its mark."""
+
+    async def release(self) -> None:
+        """After the end: reap, take the rest of the output, leave nothing of the home's own behind (units, scopes)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What must be known of a surviving instance to take it over: written before the spawn, read by the next daemon."""
+
+    model: str
+    home: str  # Home.kind
+    fingerprint: str  # of the launch settings: another one means that it must be replaced
+    mark: Mark
+    place: str  # the home's own name for it: the unit, the container
+    unix: str | None
+    port: int | None
+    secret: str = field(repr=False)
+
+
+class Home(Protocol):
+    """See the module's text. All methods are called on the loop's thread and never block it."""
+
+    kind: str
+    survives: bool  # does what lives here outlive the daemon?
+
+    def place(self, spec: ModelSpec, mark: Mark) -> str:
+        """The home's own name for what is about to start, for Kept."""
+        ...
+
+    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+        """Start it. HomeError, NoProgram or OSError; then nothing is left."""
+        ...
+
+    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+        """Hold on to what an earlier daemon started; None when it lives no more."""
+        ...
