@@ -28,6 +28,7 @@ class Cause(StrEnum):
     LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
     UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
     PORT_UNAVAILABLE = "port-unavailable"
+    OOM_KILLED = "oom-kill"  # by the kernel or systemd-oomd, for want of memory
 
 
 # Trying again cannot help until somebody changes something.
@@ -70,6 +71,9 @@ class Supervisor(Protocol):
     """The home of the processes, as the scheduler sees it. All calls return at once."""
 
     def start(self, instance: int, spec: ModelSpec) -> None: ...
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
+        """Take over what an earlier daemon started (an entry of `PlainSupervisor.survivors()`); then as after `start`."""
+
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         """End it, in whatever phase it is; a second call is ignored. `gone` follows."""
 

@@ -71,6 +71,20 @@ class ModelSpec:
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold tokens: never shown
     start_timeout: float = 120.0  # without progress
     stop_timeout: float = 5.0  # SIGTERM to SIGKILL
+    # where it lives
+    home: Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"] = "auto"
+    container: str | None = None  # toolbox or distrobox: its name; container: of an existing one, whose engine is podman
+    image: str | None = None  # podman and docker: what to run
+    devices: tuple[str, ...] = ()  # podman and docker: device nodes to hand in, "/dev/dri"
+    mounts: tuple[str, ...] = ()  # podman and docker: "HOST[:CONTAINER[:ro]]"; the model's folder is mounted anyway
+    survive: bool = True  # stay loaded when the daemon restarts, where the home can
+    memory_max: int | None = None  # bytes; the kernel kills the model beyond
+    memory_high: int | None = None  # bytes; it is slowed down beyond
+    cpu_weight: int | None = None  # 1 to 10000, 100 is usual
+    nice: int | None = None
+    io_class: Literal["idle", "best-effort"] | None = None
+    oom_score_adjust: int = 200  # a model goes before the desktop
+    tasks_max: int | None = None
     # how it is scheduled
     concurrency: int | None = None  # requests sent to the engine at once; None: parallel
     idle_timeout: float | None = 600.0  # None: never put away
@@ -96,7 +110,8 @@ class ModelSpec:
 LAUNCH_FIELDS = (
     "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
     "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "mmproj", "chat_template_file",
-    "embeddings", "rerank", "sampling", "extra_args", "env",
+    "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image", "devices", "mounts",
+    "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust", "tasks_max",
 )  # fmt: skip
 
 
