@@ -24,16 +24,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"accelerd {__version__}")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), help="default: $ACCELERD_LOG_LEVEL or info")
+    parser.add_argument(
+        "--reap", action="store_true", help="end what an accelerd that is no more has left behind, and exit"
+    )
     arguments = parser.parse_args(argv)
     faulthandler.enable()  # the watchdog ends a hang with SIGABRT: this prints where it hung
     try:
         logs.configure(arguments.log_level)
     except ValueError as error:
         parser.error(str(error))
-    from accelerd.app import serve  # after the command line is known to be right: --help need not load the daemon
+    from accelerd.app import reap, serve  # after the command line is known to be right: --help need not load the daemon
 
     try:
-        _run(serve(Roots.from_env()))
+        if arguments.reap:
+            asyncio.run(reap(Roots.from_env()))
+        else:
+            _run(serve(Roots.from_env()))
     except StartError as error:
         print(f"accelerd: {error.message}", file=sys.stderr)
         return error.status

@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 from accelerd import names
 from accelerd.config.model import ModelSpec
-from accelerd.scheduler.lifecycle import State
+from accelerd.instances import Cause
+from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import gib
-from accelerd.scheduler.record import Record, Snapshot, Transition
+from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
+from accelerd.scheduler.service import Witness
 from accelerd.system.notify import Notifier
-from accelerd.system.records import event
+from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
         return "no models are configured; try: accelctl add FILE.gguf"
     ready = [s.spec.name for s in snapshots if s.state is State.READY]
     parts = [f"{len(ready)} of {len(snapshots)} models loaded" + (f": {', '.join(ready)}" if ready else "")]
-    for state in (State.STARTING, State.BACKOFF, State.FAILED):
+    for state in (State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
         found = [s.spec.name for s in snapshots if s.state is state]
         if found:
             parts.append(f"{state}: {', '.join(found)}")
@@ -37,7 +39,7 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
     return "; ".join(parts)
 
 
-class Chronicle:
+class Chronicle(Witness):
     """See the module's text."""
 
     def __init__(
@@ -60,13 +62,9 @@ class Chronicle:
         spec, before, after = record.spec, transition.before, transition.after
         if record.instance is not None and after not in ALIVE:
             self._retire(record.instance)
-        if after is State.READY:
+        if after is State.READY and not record.adopted:
             self._loaded(spec, transition.at - record.started_at)
-        level, message_id = logging.INFO, names.MSG_STATE_CHANGED
-        if after in (State.BACKOFF, State.FAILED):
-            level, message_id = logging.ERROR, names.MSG_LOAD_FAILED
-        elif before is State.READY and after is State.STOPPED:
-            level, message_id = logging.WARNING, names.MSG_CHILD_DIED
+        level, message_id = _weight(record, transition)
         event(
             log,
             level,
@@ -81,10 +79,30 @@ class Chronicle:
             self._due = True
             asyncio.get_running_loop().call_soon(self._tell_status)
 
-    def engine_line(self, model: str, line: str) -> None:
-        """A line that an engine printed."""
-        event(log, logging.INFO, line, model=model, stream="engine")
+    def lost(self, residue: Residue) -> None:
+        """Memory of an ended model does not come back."""
+        text = f"{residue.model} has ended, but {gib(residue.size)} of {residue.where} are not back: they stay counted"
+        event(log, logging.WARNING, text, message_id=names.MSG_RESIDUE, model=residue.model)
+
+    def engine_line(self, model: str, line: str, unit: str | None = None) -> None:
+        """A line that an engine printed; in the journal it belongs to its own `unit`, where it has one."""
+        event(log, logging.INFO, line, model=model, stream="engine", USER_UNIT=unit)
 
     def _tell_status(self) -> None:
         self._due = False
         self._notifier.status(self._status())
+
+
+def _weight(record: Record, transition: Transition) -> tuple[int, str]:
+    """Log level and message id of a move."""
+    before, after = transition.before, transition.after
+    killed = record.error is not None and record.error.cause is Cause.OOM_KILLED
+    if transition.event is Event.OUT_OF_MEMORY or (transition.event is Event.GIVE_UP and killed):
+        return logging.ERROR, names.MSG_OUT_OF_MEMORY
+    if after in (State.BACKOFF, State.FAILED):
+        return logging.ERROR, names.MSG_LOAD_FAILED
+    if before is State.READY and after is State.STOPPED and record.error is not None:
+        return logging.WARNING, names.MSG_CHILD_DIED
+    if transition.event is Event.ADOPT:
+        return NOTICE, names.MSG_ADOPTED
+    return logging.INFO, names.MSG_STATE_CHANGED

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from accelerd.insight import Insight
 from accelerd.ports import Clock, Roots
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.plain import PlainSupervisor
+from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
 from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.records import NOTICE, event
 from accelerd.system.state import StateStore
+from accelerd.takeover import Successor, take_over
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,10 @@ class Parts:
     state: StateStore
     engines: dict[str, Engine]
     scheduler: Scheduler
-    supervisor: PlainSupervisor
+    supervisor: ProcessSupervisor
+    homes: HomeChoice
+    successor: Successor
+    close: Callable[[], None]  # what else holds on to something, at the very end
     insight: Insight
     gateway: Gateway
     listeners: Listeners
@@ -84,14 +89,17 @@ class Daemon:
         self._hurry = asyncio.Event()  # told to stop a second time
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
         self._listening: list[str] = []
+        self._degraded: str | None = None  # what this machine lacks
 
     async def run(self) -> None:
-        """Serve until told to stop, then end what runs."""
+        """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
         await self._begin()
+        crashed = True
         try:
             await self._live()
+            crashed = False
         finally:
-            await self._end()
+            await self._end(crashed=crashed)
 
     # --- begin ------------------------------------------------------------------------------------------------
 
@@ -99,6 +107,10 @@ class Daemon:
         parts = self._parts
         loop = asyncio.get_running_loop()
         self._apply(self._config, read_keys_of(self._config))
+        # Before anything else may be admitted: what is there already takes memory.
+        await self._look_for_systemd()
+        found = await parts.supervisor.survivors()
+        adopted = take_over(found, self._config.models, parts.scheduler)
         await parts.supervisor.sweep_leftovers()
         await parts.listeners.open(parts.tcp, parts.unix)
         self._listening = [describe(sock) for sock in parts.tcp]
@@ -110,10 +122,16 @@ class Daemon:
         for problem in self._problems:
             log.warning("%s", problem)
         text = f"accelerd {__version__} serves {', '.join(self._listening)}"
+        if adopted:
+            text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
         event(log, NOTICE, text, message_id=names.MSG_STARTED)
         parts.notifier.ready(self.status())
         parts.watchdog.register("scheduler", parts.scheduler.is_alive)
         parts.watchdog.start()
+
+    async def _look_for_systemd(self) -> None:
+        if not await self._parts.homes.look():
+            self._degraded = "no systemd user manager answers: models run as children of accelerd and end with it"
 
     def _on_stop(self) -> None:
         if self._stop.is_set():
@@ -197,20 +215,26 @@ class Daemon:
 
     # --- end --------------------------------------------------------------------------------------------------
 
-    async def _end(self) -> None:
-        """Accept nothing new, let requests end, stop the models, the youngest first. A second signal hurries it all."""
+    async def _end(self, *, crashed: bool) -> None:
+        """Accept nothing new, let requests end, stop the models, the youngest first. A second signal hurries it all.
+
+        When a later daemon follows, the models that can live without one stay.
+        """
         parts = self._parts
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
         parts.notifier.stopping("stopping: waiting for requests in flight")
         parts.listeners.stop_accepting()
-        parts.scheduler.shutdown()
+        keep = await parts.successor.expected(crashed=crashed)
+        parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
-        parts.notifier.status("stopping: ending the models")
+        # A restart may have become a stop while requests ended.
+        keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
+        parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
         patience = STOP_MARGIN + max((spec.stop_timeout for spec in self._config.models.values()), default=0.0)
-        if not await self._unless_hurried(parts.scheduler.stop_all(), hurry, patience):
+        if not keep and not await self._unless_hurried(parts.scheduler.stop_all(), hurry, patience):
             parts.supervisor.kill_all()
-        await parts.supervisor.close(STOP_MARGIN)
+        await parts.supervisor.close(patience if keep else STOP_MARGIN, keep=keep)
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
         await parts.listeners.close()
@@ -218,6 +242,7 @@ class Daemon:
         parts.scheduler.close()
         await parts.state.close()
         parts.watchdog.stop()
+        parts.close()
 
     async def _unless_hurried(self, work: Any, hurry: asyncio.Task[Any], patience: float | None) -> bool:
         """Do `work` for at most `patience` seconds or until told to stop again. Was it done to its end?"""
@@ -245,7 +270,7 @@ class Daemon:
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
-            "degraded": self._parts.insight.degraded,
+            "degraded": "; ".join(filter(None, (self._degraded, self._parts.insight.degraded))) or None,
         }
 
 

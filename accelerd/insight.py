@@ -14,8 +14,9 @@ from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
 from accelerd.ports import Roots
+from accelerd.scheduler.placement import OUTGROWN
 from accelerd.supervise.output import OutputRing
-from accelerd.supervise.plain import PlainSupervisor, Progress
+from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 from accelerd.system.state import StateStore
 
 
@@ -29,7 +30,7 @@ class Insight:
     """See the module's text."""
 
     def __init__(
-        self, supervisor: PlainSupervisor, engines: Mapping[str, Engine], state: StateStore, roots: Roots
+        self, supervisor: ProcessSupervisor, engines: Mapping[str, Engine], state: StateStore, roots: Roots
     ) -> None:
         self._supervisor = supervisor
         self._engines = engines
@@ -55,7 +56,18 @@ class Insight:
 
     def footprint(self, spec: ModelSpec) -> tuple[int, str]:
         """Bytes to reserve, and where the number comes from."""
-        return self._engines[spec.engine].footprint(spec)
+        estimate, source = self._engines[spec.engine].footprint(spec)
+        need = self._state.needed_memory(fingerprint(spec))
+        return (need, f"{OUTGROWN} less, in an earlier run") if need is not None and need > estimate else (estimate, source)
+
+    def remember_need(self, spec: ModelSpec, memory: int) -> None:
+        """It ran out of memory with less."""
+        self._state.remember_need(fingerprint(spec), memory)
+
+    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
+        """The footprint, whatever happened in the past."""
+        self._state.remember_need(fingerprint(spec), None)
+        return self.footprint(spec)
 
     def load_seconds(self, spec: ModelSpec) -> float | None:
         """How long the last load took."""

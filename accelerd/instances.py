@@ -43,6 +43,7 @@ class Exit:
     message: str  # one line: "llama-server exited with status 1 after 0.4 s"
     status: int | None = None  # exit status; negative: the signal
     tail: tuple[str, ...] = ()  # the last lines of output, at most 20, printable
+    peak: int | None = None  # the most bytes it was seen to use; None: not measured
 
 
 class Listener(Protocol):
@@ -72,7 +73,7 @@ class Supervisor(Protocol):
 
     def start(self, instance: int, spec: ModelSpec) -> None: ...
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
-        """Take over what an earlier daemon started (an entry of `PlainSupervisor.survivors()`); then as after `start`."""
+        """Take over what an earlier daemon started (an entry of `ProcessSupervisor.survivors()`); then as after `start`."""
 
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         """End it, in whatever phase it is; a second call is ignored. `gone` follows."""

@@ -47,10 +47,16 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
     for spec in config.models.values():
         for field in ("path", "mmproj", "chat_template_file", "binary"):
             value, origin = getattr(spec, field), spec.origin(field)
+            if field == "binary" and spec.home in (*NAMED_HOMES, *IMAGE_HOMES):
+                continue  # a path inside the container
             reason = _file_reason(value, program=field == "binary")
             if reason and (field, origin) not in seen:
                 seen.add((field, origin))
                 yield _at(origin, spec, field, reason, "warning")
+        for field, message in _without_effect(spec):
+            if (field, spec.origin(field)) not in seen:
+                seen.add((field, spec.origin(field)))
+                yield _at(spec.origin(field), spec, field, message, "warning")
         limit = config.scheduler.memory
         if spec.memory is not None and limit is not None and spec.memory > limit:
             text = f"{units.format_size(spec.memory)} never fits: scheduler.memory is {units.format_size(limit)}"
@@ -145,6 +151,45 @@ def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     if spec.flash_attention == "off" and spec.cache_type_v not in (None, "f32", "f16", "bf16"):
         where = spec.origin("flash_attention")
         yield "cache_type_v", f"a quantised V cache needs flash attention, which is off ({where})"
+    yield from _at_home(spec)
+
+
+NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
+IMAGE_HOMES = ("podman", "docker")  # need `image`
+UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_max")
+
+
+def _at_home(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """What the place where a model lives needs and cannot use."""
+    home = spec.home
+    if home in NAMED_HOMES and spec.container is None:
+        what = "an existing container" if home == "container" else f"a {home}"
+        yield "home", f'the name of {what} is needed: container = "…"'
+    if spec.container is not None and home == "auto":
+        yield "container", 'say what it is: home = "toolbox", "distrobox" or "container"'
+    elif spec.container is not None and home not in NAMED_HOMES:
+        yield "container", f'home = "{home}" ({spec.origin("home")}) has no container to name'
+    if home in IMAGE_HOMES and spec.image is None:
+        yield "home", f'home = "{home}" needs an image: image = "…"'
+    for field in ("image", "devices", "mounts"):
+        if getattr(spec, field) and home not in IMAGE_HOMES:
+            yield field, f'is for home = "podman" or "docker"; home is "{home}" ({spec.origin("home")})'
+    if spec.memory_max is not None and spec.memory_high is not None and spec.memory_high > spec.memory_max:
+        most = units.format_size(spec.memory_max)
+        yield "memory_high", f"expected at most memory_max = {most} ({spec.origin('memory_max')})"
+    if spec.memory_max is not None and spec.memory is not None and spec.memory > spec.memory_max:
+        most = units.format_size(spec.memory_max)
+        yield "memory", f"the model is killed beyond memory_max = {most} ({spec.origin('memory_max')})"
+
+
+def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """Settings of a plain child that only a systemd unit could keep."""
+    if spec.home == "child":
+        for field in UNIT_SETTINGS:
+            if getattr(spec, field) is not None:
+                yield field, f'has no effect with home = "child" ({spec.origin("home")})'
+        if spec.survive and "survive" in spec.origins:
+            yield "survive", f'a model with home = "child" ({spec.origin("home")}) ends with accelerd'
 
 
 def _listening(entries: Entries, config: Config) -> Iterator[Problem]:

@@ -13,18 +13,25 @@ from accelerd.config.values import (
     Argument,
     BodySize,
     CacheType,
+    ContainerName,
     Context,
+    Device,
     Duration,
     DurationOrNever,
     DurationOrZero,
     EnvName,
     EnvValue,
     FilePath,
+    HomeKind,
     Host,
+    Image,
+    IoClass,
     Layers,
     Line,
+    MemoryLimit,
     MemoryOrAuto,
     ModelId,
+    Mount,
     Name,
     OnOffAuto,
     Program,
@@ -138,6 +145,31 @@ class LayerTable(Struct):
     env: Annotated[dict[EnvName, EnvValue], about("Further environment variables; nothing is expanded.")]
     start_timeout: Annotated[Duration, about("Longest start without visible progress.")]
     stop_timeout: Annotated[Duration, about("From SIGTERM to SIGKILL.")]
+    home: Annotated[
+        HomeKind,
+        about(
+            "Where the process lives: a plain child of accelerd, a systemd unit, a toolbox, a distrobox, a new podman or "
+            'docker container, or an existing container. "auto": a systemd unit where the user has a systemd, else a child.'
+        ),
+    ]
+    container: Annotated[ContainerName, about("Name of the toolbox, of the distrobox or of the existing container.")]
+    image: Annotated[Image, about("What podman or docker runs.")]
+    devices: Annotated[list[Device], about("Devices that podman or docker hands in.")]
+    mounts: Annotated[
+        list[Mount], about("Folders that podman or docker mounts; the model's own folder is mounted anyway.")
+    ]
+    survive: Annotated[
+        bool, about("The model stays loaded while accelerd restarts, is upgraded or crashes, where its home allows it.")
+    ]
+    memory_max: Annotated[MemoryLimit, about("The kernel kills the model, and nothing else, beyond this much memory.")]
+    memory_high: Annotated[MemoryLimit, about("The model is slowed down beyond this much memory.")]
+    cpu_weight: Annotated[int, about("Share of the CPU when it is short; 100 is usual.", ge=1, le=10_000)]
+    nice: Annotated[int, about("Scheduling priority; 19 is the most modest.", ge=0, le=19)]
+    io_class: Annotated[IoClass, about("Priority of reading from disk.")]
+    oom_score_adjust: Annotated[
+        int, about("How soon the kernel picks the model when memory is short; the desktop is at 200 or less.", ge=0, le=1000)
+    ]
+    tasks_max: Annotated[int, about("Processes and threads that the model may have.", ge=1, le=1 << 22)]
     concurrency: Annotated[int, about("Requests sent at once; without it, as many as parallel.", ge=1, le=1024)]
     idle_timeout: Annotated[DurationOrNever, about('Time without requests after which it is put away, or "never".')]
     preload: Annotated[bool, about("Load the model when the daemon starts.")]

@@ -23,6 +23,10 @@ _HOST: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][\x21-\x7e]{0,511}\Z")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_CONTAINER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
+_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}\Z")
+_DEVICE: Final = re.compile(r"(?:/dev/[^\s:\x00-\x1f]+|[a-z0-9.-]+/[A-Za-z0-9._-]+=[A-Za-z0-9._:-]+)\Z")
+_MOUNT: Final = re.compile(r"/[^:\x00-\x1f]*(?::/[^:\x00-\x1f]*(?::(?:ro|rw))?)?\Z")
 _DURATION_JSON: Final = r"^\s*[0-9.]+\s*((ms|s|sec|m|min|h|d)(\s*[0-9.]+\s*(ms|s|sec|m|min|h|d))*)?\s*$"
 _SIZE_JSON: Final = r"^\s*[0-9.]+\s*([KMGTPkmgtp]([iI]?[bB])?|[bB])?\s*$"
 
@@ -97,6 +101,11 @@ _DURATION = f"{units.DURATION}; longer than zero"
 _DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
 _BODY = f"{units.SIZE}; at least 1KiB"
 _MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
+_LIMIT = f'{units.SIZE}; at least 16MiB, or "none"'
+_CONTAINERS = "a container's name: letters, digits and _ . - (first a letter or digit)"
+_IMAGES = 'an image such as "ghcr.io/ggml-org/llama.cpp:server-vulkan"'
+_DEVICES = 'a device such as "/dev/dri", or a CDI name such as "nvidia.com/gpu=all"'
+_MOUNTS = '"HOST", "HOST:CONTAINER" or "HOST:CONTAINER:ro", both absolute paths'
 _CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole context that it was trained for'
 _HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 _ORIGINS = 'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")'
@@ -137,6 +146,15 @@ MemoryOrAuto = Annotated[
         show=_or_none("auto", units.format_size),
     ),
 ]
+MemoryLimit = Annotated[
+    int | str,
+    _type(
+        _LIMIT,
+        _or("none", _at_least(16 << 20, units.parse_size, _LIMIT)),
+        f"^none$|{_SIZE_JSON}",
+        show=_or_none("none", units.format_size),
+    ),
+]
 Context = Annotated[
     int | str,
     _type(_CONTEXT, _or("model", _context), "^model$", show=_or_none("model", lambda value: value)),
@@ -148,6 +166,12 @@ Address = Annotated[str, _type(units.ADDRESS, units.parse_address)]
 Host = Annotated[str, _type(_HOSTS, _lower(_matching(_HOST, _HOSTS)))]
 WebOrigin = Annotated[str, _type(_ORIGINS, _matching(_ORIGIN, _ORIGINS))]
 ModelId = Annotated[str, _type(_MODEL, _matching(_MODEL_ID, _MODEL))]
+ContainerName = Annotated[str, _type(_CONTAINERS, _matching(_CONTAINER, _CONTAINERS))]
+Image = Annotated[str, _type(_IMAGES, _matching(_IMAGE, _IMAGES))]
+Device = Annotated[str, _type(_DEVICES, _matching(_DEVICE, _DEVICES))]
+Mount = Annotated[str, _type(_MOUNTS, _matching(_MOUNT, _MOUNTS))]
+HomeKind = Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"]
+IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = Annotated[str, _type(_ENV, _matching(_ENV_NAME, _ENV), r"^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]

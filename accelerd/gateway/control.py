@@ -24,7 +24,7 @@ from accelerd.errors import AccelError
 from accelerd.gateway.responses import json_response
 from accelerd.names import CONTROL_PREFIX
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.record import Residue, Snapshot
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.base import Exit, Facts
 
@@ -119,6 +119,7 @@ class Control:
             "max_loaded": limits.max_loaded,
             "queue": self._scheduler.queued,
             "max_queue": settings.max_queue,
+            "residues": [_residue(residue) for residue in self._scheduler.residues],
         }
         overview["models"] = models
         return json_response(overview)
@@ -147,6 +148,7 @@ class Control:
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,
+            "residue": sum(residue.size for residue in snapshot.residues),
             "error": _failure(snapshot.error),
         }
 
@@ -276,4 +278,8 @@ def _line(event: dict[str, Any]) -> bytes:
 
 
 def _failure(exit: Exit | None) -> dict[str, Any] | None:
-    return {"message": exit.message, "tail": list(exit.tail)} if exit is not None else None
+    return {"message": exit.message, "cause": exit.cause, "tail": list(exit.tail)} if exit is not None else None
+
+
+def _residue(residue: Residue) -> dict[str, Any]:
+    return {"model": residue.model, "memory": residue.size, "where": residue.where}

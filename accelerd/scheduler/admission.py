@@ -11,6 +11,7 @@ Owned and driven by Core; pure like it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
@@ -18,8 +19,8 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.ports import Clock
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import Limits, choose_victims, obstacle
-from accelerd.scheduler.record import Lease, Record, Transition, Waiter
+from accelerd.scheduler.placement import Limits, choose_victims, obstacle, outgrown
+from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 
 
 class Effects(Protocol):
@@ -27,7 +28,23 @@ class Effects(Protocol):
 
     def start(self, instance: int, spec: ModelSpec) -> None: ...
     def stop(self, instance: int, cause: Cause) -> None: ...
+    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None: ...
     def probe(self, instance: int) -> None: ...
+    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
+        """All its processes are gone: must its memory be waited for? Then `memory_residue` follows, with 0 at last."""
+        ...
+
+    def lost(self, residue: Residue) -> None:
+        """Memory of an ended model does not come back in time."""
+
+    def outgrown(self, spec: ModelSpec, memory: int) -> None:
+        """Remember that the model needs at least `memory` bytes."""
+        ...
+
+    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
+        """Forget that; bytes to reserve and where the number comes from."""
+        ...
+
     def moved(self, record: Record, transition: Transition) -> None: ...
     def jitter(self) -> float:
         """A number in [0, 1)."""
@@ -45,9 +62,20 @@ class Admission:
         self.closing = False
         self.records: dict[str, Record] = {}
         self.instances: dict[int, Record] = {}
+        self.residues: dict[int, Residue] = {}  # by instance
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
         self._next_instance = 1
+
+    @property
+    def lost(self) -> list[Residue]:
+        """Memory on the ledger that belongs to no model's life any more."""
+        return [residue for residue in self.residues.values() if not residue.waited_for]
+
+    @property
+    def room(self) -> Limits:
+        """The limits, less what is lost."""
+        return replace(self.limits, lost=tuple(self.lost)) if self.residues else self.limits
 
     def enqueue(self, record: Record, waiter: Waiter) -> None:
         record.waiting.append(waiter)
@@ -105,6 +133,7 @@ class Admission:
         Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
         waiting = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
+        room = self.room
         planned: list[Record] = []
         leaving: set[str] = set()
         cutoffs: dict[str, float] = {}
@@ -115,13 +144,13 @@ class Admission:
             movable = [r for r in future if r.state is State.READY and not r.spec.pin and may_evict]
             staying = [r for r in future if r not in movable]
             movable.sort(key=lambda r: (bool(r.active or r.waiting), r.last_used))
-            victims = choose_victims(target, [*staying, *planned], movable, self.limits)
+            victims = choose_victims(target, [*staying, *planned], movable, room)
             if victims is None:
                 if self._hopeless(target, staying, may_evict=may_evict):
                     continue
                 break  # those before it take the room for now; nobody behind it may overtake
-            if not victims and obstacle(target, occupied, self.limits) is None:
-                self.start(target, now)
+            if not victims and obstacle(target, occupied, room) is None:
+                self.start(target)
                 continue
             planned.append(target)
             head = target.waiting[0].arrived
@@ -148,10 +177,14 @@ class Admission:
     def _hopeless(self, target: Record, staying: list[Record], *, may_evict: bool) -> bool:
         """Refuse those who wait for `target` if no leaving model will ever make room. True if refused."""
         fixed = [r for r in staying if r.spec.pin] if may_evict else staying
-        why = obstacle(target, fixed, self.limits)
+        why = obstacle(target, fixed, self.room)
         if why is None:
             return False
-        self.reject_all(target, AccelError("does_not_fit", f"cannot load {target.spec.name}: {why}", param="model"))
+        name = target.spec.name
+        text, code = f"cannot load {name}: {why}", "does_not_fit"
+        if outgrown(target):
+            text, code = f"{text}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
+        self.reject_all(target, AccelError(code, text, param="model"))
         return True
 
     def _serve(self, record: Record, cutoff: float | None) -> None:
@@ -172,14 +205,23 @@ class Admission:
 
     # --- small moves ------------------------------------------------------------------------------------------
 
-    def start(self, record: Record, now: float) -> None:
-        record.instance = self._next_instance
-        self._next_instance += 1
-        self.instances[record.instance] = record
-        record.started_at, record.retry_at = now, None
+    def start(self, record: Record) -> None:
+        instance = self._new_instance(record, adopted=False)
         wanted = record.waiting[0].wants_lease if record.waiting else False
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
-        self.effects.start(record.instance, record.spec)
+        self.effects.start(instance, record.spec)
+
+    def adopt(self, record: Record, found: object) -> None:
+        instance = self._new_instance(record, adopted=True)
+        self.move(record, Event.ADOPT, "an earlier accelerd started it")
+        self.effects.adopt_found(instance, record.spec, found)
+
+    def _new_instance(self, record: Record, *, adopted: bool) -> int:
+        record.instance = instance = self._next_instance
+        self._next_instance += 1
+        self.instances[instance] = record
+        record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
+        return instance
 
     def evict(self, record: Record, reason: str) -> None:
         self.move(record, Event.DRAIN, reason)
@@ -189,6 +231,7 @@ class Admission:
     def stop(self, record: Record, reason: str, cause: Cause = Cause.STOPPED) -> None:
         assert record.instance is not None
         self.move(record, Event.STOP, reason)
+        record.stop_reason = reason
         self.effects.stop(record.instance, cause)
 
     def wish(self, record: Record) -> None:
@@ -208,6 +251,6 @@ class Admission:
         before, now = record.state, self.clock.monotonic()
         record.state = step(before, event)
         record.since, record.reason = now, reason
-        transition = Transition(now, before, record.state, reason)
+        transition = Transition(now, before, record.state, reason, event)
         record.history.append(transition)
         self.effects.moved(record, transition)

@@ -8,21 +8,20 @@ imports neither gateway nor bus nor devices. Effects are calls on a Protocol tha
 from __future__ import annotations
 
 import difflib
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
-from accelerd.instances import PERMANENT, Cause, Exit
+from accelerd.instances import Cause, Exit
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
+from accelerd.scheduler.endings import Endings
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import Limits, obstacle
-from accelerd.scheduler.record import Lease, Record, Snapshot, Waiter, snapshot
+from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
-UNHEALTHY_BEFORE_QUARANTINE = 2
 PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
 
 
@@ -33,6 +32,7 @@ class Core:
         self._clock = clock
         self._effects = effects
         self._admission = Admission(clock, effects, settings, limits)
+        self._endings = Endings(self._admission, self._over)
         self._names: dict[str, Record] = {}  # names and aliases
 
     # --- requests ---------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Core:
             return AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
         now = self._clock.monotonic()
         if record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now):
-            return self._failure(record, now)
+            return self._endings.failure(record, now)
         if waiter.wants_lease and self._admission.queued >= self._admission.settings.max_queue:
             return AccelError(
                 "queue_full",
@@ -111,11 +111,14 @@ class Core:
 
     # --- what people ask --------------------------------------------------------------------------------------
 
-    def reset(self, name: str) -> None:
-        """Forget the failures of a model. AccelError model_not_found."""
+    def reset(self, name: str, *, memory: bool = False) -> None:
+        """Forget the failures of a model; with `memory` also that it needs more than estimated. AccelError."""
         record = self._find(name)
         record.failures.clear()
         record.unhealthy.clear()
+        record.out_of_memory.clear()
+        if memory and not record.occupied:
+            record.memory, record.memory_source = self._effects.estimate_anew(record.spec)
         record.keep = record.spec.preload or record.spec.pin
         if record.state in (State.BACKOFF, State.FAILED):
             record.retry_at = record.error = None
@@ -188,15 +191,43 @@ class Core:
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()
             record.unhealthy.clear()
+            record.out_of_memory.clear()
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "configuration changed")
 
-    def shutdown(self) -> None:
-        """No more leases: refuse everybody who waits, stop what is only loading. Running requests go on."""
+    def adopt(self, name: str, found: object, *, fits: bool) -> bool:
+        """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
+
+        Its memory is on the ledger from now on. What was started in another way than it would be now (not `fits`) is
+        replaced; what no longer has room is stopped.
+        """
+        record = self._admission.records.get(name)
+        if record is None or record.state is not State.STOPPED:
+            return False
+        others = [r for r in self._admission.records.values() if r.occupied]
+        no_room = obstacle(record, others, self._admission.room)
+        self._admission.adopt(record, found)
+        if no_room is not None:
+            self._admission.stop(record, f"no longer fits: {no_room}")
+        elif not fits:
+            record.next_spec, record.next_memory = record.spec, (record.memory, record.memory_source)
+        self._admission.schedule()
+        return True
+
+    def resumed(self) -> None:
+        """The machine has slept: what a device has lost meanwhile shows only when it is used. Nobody is served before."""
+        for record in self._admission.records.values():
+            if record.state is State.READY and not record.probing:
+                assert record.instance is not None
+                record.probing = True
+                self._effects.probe(record.instance)
+
+    def shutdown(self, *, keep: bool = False) -> None:
+        """No more leases: refuse everybody who waits, stop what is only loading unless `keep`. Requests go on."""
         self._admission.closing = True
         for record in self._admission.records.values():
             self._admission.reject_all(record, AccelError("shutting_down", "accelerd is shutting down", retry_after=5))
-            if record.state is State.STARTING:
+            if record.state is State.STARTING and not keep:
                 self._admission.stop(record, "shutting down")
 
     def stop_all(self) -> None:
@@ -216,7 +247,8 @@ class Core:
         now = self._clock.monotonic()
         record.endpoint, record.secret, record.last_used = endpoint, secret, now
         record.bad_outcomes, record.probing, record.error = 0, False, None
-        self._admission.move(record, Event.LOADED, f"loaded in {now - record.started_at:.1f} s")
+        how = "taken over" if record.adopted else "loaded"
+        self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
         self._admission.schedule()
 
     def instance_killing(self, instance: int) -> None:
@@ -238,71 +270,19 @@ class Core:
         self._admission.schedule()
 
     def instance_gone(self, instance: int, exit: Exit) -> None:
-        record = self._admission.instances.pop(instance)
-        before = record.state
-        now = self._clock.monotonic()
-        record.active.clear()
-        record.probing = False
-        # An engine that ends while it drains has only been quicker than the order to stop.
-        if exit.cause is Cause.STOPPED or before is State.DRAINING:
-            self._admission.move(record, Event.GONE, record.reason or "stopped")
-        else:
-            record.error = exit
-            self._failed(record, before, exit, now)
-        record.instance = record.endpoint = None
-        record.secret = ""
-        unloaded = bool(record.stop_watchers)
-        for done in record.stop_watchers:
-            done()
-        record.stop_watchers.clear()
+        self._endings.gone(instance, exit)
+        self._admission.schedule()
+
+    def memory_residue(self, instance: int, size: int, where: str) -> None:
+        """For an instance that `reclaim` said is waited for: bytes that are not back yet; 0: all are."""
+        self._endings.residue(instance, size, where)
+        self._admission.schedule()
+
+    def _over(self, record: Record, unloaded: bool) -> None:
         if record.removed:
             self._forget(record)
         elif record.next_spec is not None:
             self._replace(record, reload=not (unloaded or self._admission.closing))
-        self._admission.schedule()
-
-    def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:
-        settings = self._admission.settings
-        was_ready = before is State.READY
-        if exit.cause is Cause.UNHEALTHY:
-            _remember(record.unhealthy, now, settings.failure_window)
-            if len(record.unhealthy) < UNHEALTHY_BEFORE_QUARANTINE:
-                self._admission.move(record, Event.GONE, exit.message)
-                if record.keep:
-                    self._admission.wish(record)
-                return
-            record.retry_at = None
-            self._admission.move(record, Event.GIVE_UP, f"quarantined: {exit.message} again after a reload")
-        elif exit.cause in PERMANENT:
-            # A request may look again soon (the file may be there by then); nothing loops.
-            record.retry_at = now + settings.backoff_first
-            self._admission.move(record, Event.GIVE_UP, exit.message)
-        else:
-            _remember(record.failures, now, settings.failure_window)
-            count = len(record.failures)
-            if count >= settings.max_failures:
-                record.retry_at = None
-                self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
-            elif was_ready and count == 1 and not record.keep:
-                self._admission.move(record, Event.GONE, exit.message)
-                return
-            else:
-                delay = min(settings.backoff_cap, settings.backoff_first * 2 ** (count - 1))
-                record.retry_at = now + delay * (1 + self._effects.jitter() / 10)
-                self._admission.move(record, Event.BACK_OFF, exit.message)
-        self._admission.reject_all(record, self._failure(record, now))
-
-    def _failure(self, record: Record, now: float) -> AccelError:
-        exit = record.error
-        name = record.spec.name
-        why = exit.message if exit else record.reason
-        tail = list(exit.tail) if exit else []
-        if record.state is State.BACKOFF and record.retry_at is not None:
-            wait = max(1.0, record.retry_at - now)
-            text = f"cannot load {name}: {why}; tried again in {wait:.0f} s"
-            return AccelError("model_backing_off", text, retry_after=wait, param="model", tail=tail)
-        after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
-        return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
 
     def _forget(self, record: Record) -> None:
         del self._admission.records[record.spec.name]
@@ -324,6 +304,7 @@ class Core:
     def tick(self) -> None:
         """Do what has become due: queue deadlines, back-off, idle models, the bound on overtaking."""
         now = self._clock.monotonic()
+        self._endings.tick(now)
         for record in self._admission.records.values():
             for waiter in [w for w in record.waiting if w.deadline is not None and w.deadline <= now]:
                 self._admission.remove(record, waiter)
@@ -345,7 +326,7 @@ class Core:
 
     def next_deadline(self) -> float:
         """When `tick` should be called next, math.inf for never."""
-        due = self._admission.wake
+        due = min(self._admission.wake, self._endings.deadline())
         for record in self._admission.records.values():
             for waiter in record.waiting:
                 if waiter.deadline is not None:
@@ -373,17 +354,17 @@ class Core:
 
     def snapshot(self, name: str) -> Snapshot:
         """One model by name or alias. AccelError model_not_found."""
-        return snapshot(self._find(name), self._clock.monotonic())
+        return snapshot(self._find(name), self._clock.monotonic(), self.residues)
 
     def snapshots(self) -> list[Snapshot]:
         now = self._clock.monotonic()
-        return [snapshot(record, now) for record in self._admission.records.values()]
+        return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
     def why_not(self, name: str) -> str | None:
         """Why the model could not join those resident now, with the arithmetic; None if it could."""
         record = self._find(name)
         others = [r for r in self._admission.records.values() if r.occupied and r is not record]
-        return obstacle(record, others, self._admission.limits)
+        return obstacle(record, others, self._admission.room)
 
     @property
     def settings(self) -> SchedulerSettings:
@@ -392,6 +373,11 @@ class Core:
     @property
     def limits(self) -> Limits:
         return self._admission.limits
+
+    @property
+    def residues(self) -> tuple[Residue, ...]:
+        """Memory of ended models that is not back."""
+        return tuple(self._admission.residues.values())
 
     @property
     def queued(self) -> int:
@@ -403,11 +389,5 @@ class Core:
 
     def memory_held(self) -> int:
         """Bytes reserved by models that have, or may have, a process."""
-        return sum(r.memory for r in self._admission.records.values() if r.occupied)
-
-
-def _remember(times: deque[float], now: float, window: float) -> None:
-    """Append `now` and drop what is older than `window` seconds."""
-    times.append(now)
-    while times[0] < now - window:
-        times.popleft()
+        occupied = sum(r.memory for r in self._admission.records.values() if r.occupied)
+        return occupied + sum(residue.size for residue in self._admission.lost)

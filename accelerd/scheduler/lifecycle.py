@@ -18,17 +18,21 @@ class State(StrEnum):
     DRAINING = "draining"  # grants no more leases, waits for the running ones
     STOPPING = "stopping"  # told to end
     KILLING = "killing"  # did not end when told; memory still counts
+    RECLAIMING = "reclaiming"  # no process is left, its memory is not back yet
     BACKOFF = "backoff"  # failed lately, waits before the next start
     FAILED = "failed"  # failed for good: until a person or the configuration changes something
 
 
 class Event(StrEnum):
     START = "start"  # admitted: its memory is reserved
+    ADOPT = "adopt"  # an earlier daemon started it: its memory is reserved, it is checked like a new one
     LOADED = "loaded"  # proven ready
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"  # SIGKILL was sent
+    RECLAIM = "reclaim"  # proven gone, but the device still holds its memory
     GONE = "gone"  # proven gone and nothing to hold against it
+    OUT_OF_MEMORY = "out-of-memory"  # proven gone, killed for want of memory: next time it reserves more
     BACK_OFF = "back-off"  # proven gone, failed, will be tried again
     GIVE_UP = "give-up"  # proven gone, failed too often or in a way that repeating cannot cure
     RESET = "reset"  # failures forgotten
@@ -37,35 +41,52 @@ class Event(StrEnum):
 S, E = State, Event
 TABLE: dict[tuple[State, Event], State] = {
     (S.STOPPED, E.START): S.STARTING,
+    (S.STOPPED, E.ADOPT): S.STARTING,
     (S.STARTING, E.LOADED): S.READY,
     (S.STARTING, E.STOP): S.STOPPING,
     (S.STARTING, E.KILL): S.KILLING,  # the load ran out of time
+    (S.STARTING, E.RECLAIM): S.RECLAIMING,
+    (S.STARTING, E.GONE): S.STOPPED,  # was to be adopted and had ended already
+    (S.STARTING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.STARTING, E.BACK_OFF): S.BACKOFF,
     (S.STARTING, E.GIVE_UP): S.FAILED,
     (S.READY, E.DRAIN): S.DRAINING,
     (S.READY, E.STOP): S.STOPPING,
+    (S.READY, E.RECLAIM): S.RECLAIMING,
     (S.READY, E.GONE): S.STOPPED,  # ended by itself, the next request starts it again
+    (S.READY, E.OUT_OF_MEMORY): S.STOPPED,
     (S.READY, E.BACK_OFF): S.BACKOFF,
     (S.READY, E.GIVE_UP): S.FAILED,
     (S.DRAINING, E.STOP): S.STOPPING,
+    (S.DRAINING, E.RECLAIM): S.RECLAIMING,
     (S.DRAINING, E.GONE): S.STOPPED,
+    (S.DRAINING, E.OUT_OF_MEMORY): S.STOPPED,
+    (S.DRAINING, E.GIVE_UP): S.FAILED,  # out of memory too often
     (S.STOPPING, E.KILL): S.KILLING,
+    (S.STOPPING, E.RECLAIM): S.RECLAIMING,
     (S.STOPPING, E.GONE): S.STOPPED,
+    (S.STOPPING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.STOPPING, E.BACK_OFF): S.BACKOFF,  # stopped because it was unhealthy
     (S.STOPPING, E.GIVE_UP): S.FAILED,
+    (S.KILLING, E.RECLAIM): S.RECLAIMING,
     (S.KILLING, E.GONE): S.STOPPED,
+    (S.KILLING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.KILLING, E.BACK_OFF): S.BACKOFF,
     (S.KILLING, E.GIVE_UP): S.FAILED,
+    (S.RECLAIMING, E.GONE): S.STOPPED,
+    (S.RECLAIMING, E.OUT_OF_MEMORY): S.STOPPED,
+    (S.RECLAIMING, E.BACK_OFF): S.BACKOFF,
+    (S.RECLAIMING, E.GIVE_UP): S.FAILED,
     (S.BACKOFF, E.START): S.STARTING,
     (S.BACKOFF, E.RESET): S.STOPPED,
     (S.FAILED, E.START): S.STARTING,
     (S.FAILED, E.RESET): S.STOPPED,
 }
 
-# A process exists or may exist: its memory is on the ledger.
-OCCUPIED = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.KILLING})
+# A process exists or may exist, or its memory is not back: it is on the ledger.
+OCCUPIED = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.KILLING, S.RECLAIMING})
 # On the way out: its memory will come back without another decision.
-LEAVING = frozenset({S.DRAINING, S.STOPPING, S.KILLING})
+LEAVING = frozenset({S.DRAINING, S.STOPPING, S.KILLING, S.RECLAIMING})
 
 
 def step(state: State, event: Event) -> State:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.record import Record, Residue
+
+OUTGROWN: Final = "ran out of memory with"  # so begins the source of a memory figure that was raised
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Limits:
     memory: int | None
     memory_source: str
     max_loaded: int | None
+    lost: tuple[Residue, ...] = ()  # memory that ended models have not given back
 
 
 def gib(size: int) -> str:
@@ -35,6 +39,11 @@ def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
     return None
 
 
+def outgrown(record: Record) -> bool:
+    """Is the reserved memory what the model turned out to need, rather than an estimate?"""
+    return record.memory_source.startswith(OUTGROWN)
+
+
 def obstacle(target: Record, others: Iterable[Record], limits: Limits) -> str | None:
     """Why `target` cannot be resident beside `others`, with the arithmetic; None if it can."""
     others = list(others)
@@ -43,10 +52,15 @@ def obstacle(target: Record, others: Iterable[Record], limits: Limits) -> str | 
             return why
     if limits.max_loaded is not None and len(others) + 1 > limits.max_loaded:
         return f"max_loaded = {limits.max_loaded} and {len(others)} loaded"
+    own_limit = target.spec.memory_max
+    if own_limit is not None and outgrown(target) and target.memory > own_limit:
+        return f"it needs {gib(target.memory)} ({target.memory_source}) and its memory_max is {gib(own_limit)}"
     if limits.memory is not None:
         held = sum(other.memory for other in others)
-        if held + target.memory > limits.memory:
+        lost = sum(residue.size for residue in limits.lost)
+        if held + lost + target.memory > limits.memory:
             beside = f", {gib(held)} held by {', '.join(o.spec.name for o in others)}" if others else ""
+            beside += "".join(f", {gib(r.size)} of {r.where} not given back by {r.model}" for r in limits.lost)
             return (
                 f"it needs {gib(target.memory)} ({target.memory_source}), "
                 f"{gib(limits.memory)} are there in all ({limits.memory_source}){beside}"

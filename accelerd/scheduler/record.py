@@ -5,6 +5,7 @@ Mutable data owned by Core alone; everybody else reads the Snapshot made from it
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
-from accelerd.instances import Cause, Exit
-from accelerd.scheduler.lifecycle import OCCUPIED, State
+from accelerd.instances import Exit
+from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 
 
 class Lease:
@@ -45,6 +46,7 @@ class Waiter:
     deadline: float | None
     wants_lease: bool = True
     may_evict: bool = True  # preloading never pushes another model out
+    retried: bool = False  # one load it waited for has ended for want of memory
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,27 @@ class Transition:
     before: State
     after: State
     reason: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of an instance, while its memory is waited for."""
+
+    instance: int
+    before: State
+    exit: Exit
+
+
+@dataclass(frozen=True)
+class Residue:
+    """Memory that an ended instance used and that is not back. Bytes."""
+
+    model: str
+    size: int
+    where: str  # "VRAM of card0"
+    most: int  # what the instance had reserved
+    waited_for: bool  # the model is still in RECLAIMING, with all of its memory on the ledger
 
 
 @dataclass(slots=True, eq=False)
@@ -72,13 +95,17 @@ class Record:
     started_at: float = 0.0
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
-    stop_cause: Cause = Cause.STOPPED
+    adopted: bool = False  # an earlier daemon started it
+    stop_reason: str = ""  # why it was told to end
+    ending: Ending | None = None  # in RECLAIMING
+    reclaim_until: float = math.inf
     # who waits
     waiting: deque[Waiter] = field(default_factory=deque)
     stop_watchers: list[Callable[[], None]] = field(default_factory=list)
     # failures
     failures: deque[float] = field(default_factory=deque)
     unhealthy: deque[float] = field(default_factory=deque)
+    out_of_memory: deque[float] = field(default_factory=deque)
     error: Exit | None = None
     retry_at: float | None = None  # in BACKOFF and FAILED: when a start may be tried; None in FAILED: after a reset
     bad_outcomes: int = 0  # consecutive requests that the engine failed
@@ -120,10 +147,11 @@ class Snapshot:
     retry_in: float | None
     error: Exit | None
     outdated: bool
+    residues: tuple[Residue, ...]
     history: tuple[Transition, ...]
 
 
-def snapshot(record: Record, now: float) -> Snapshot:
+def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snapshot:
     idle = now - record.last_used if record.state is State.READY and record.leases == 0 else None
     return Snapshot(
         spec=record.spec,
@@ -140,5 +168,6 @@ def snapshot(record: Record, now: float) -> Snapshot:
         retry_in=max(0.0, record.retry_at - now) if record.retry_at is not None else None,
         error=record.error,
         outdated=record.next_spec is not None,
+        residues=tuple(residue for residue in residues if residue.model == record.spec.name),
         history=tuple(record.history),
     )

@@ -10,6 +10,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
@@ -18,38 +19,80 @@ from accelerd.instances import Cause, Exit, Supervisor
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Lease, Record, Snapshot, Transition, Waiter
+from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
+from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
+from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
-Moved = Callable[[Record, Transition], None]
+SLEPT = 1.0  # s of suspension that count as a sleep of the machine
+
+
+class Witness(Protocol):
+    """Who hears what becomes of models."""
+
+    def moved(self, record: Record, transition: Transition) -> None: ...
+    def lost(self, residue: Residue) -> None:
+        """Memory of an ended model does not come back; it stays on the ledger."""
+
+
+class Needs(Protocol):
+    """How much memory models turned out to need, over all lives of the daemon."""
+
+    def remember_need(self, spec: ModelSpec, memory: int) -> None: ...
+    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
+        """Bytes to reserve without it, and where the number comes from."""
+        ...
+
+
+def never_asleep() -> float:
+    return 0.0
 
 
 class Scheduler:
     """Leases of ready models. A lease is got by `acquire` (at once or None) or `wait`, and ended by `release`."""
 
-    def __init__(self, clock: Clock, settings: SchedulerSettings, limits: Limits, *, on_moved: Moved) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        settings: SchedulerSettings,
+        limits: Limits,
+        *,
+        witness: Witness,
+        reclaim: Reclaim | None = None,
+        asleep: Callable[[], float] = never_asleep,
+    ) -> None:
+        """`asleep()`: seconds that this machine was suspended, since whenever."""
         self._clock = clock
         self._core = Core(clock, self, settings, limits)
-        self._on_moved = on_moved
+        self._witness = witness
+        self._reclaim = reclaim or MainMemory()
+        self._watches: dict[int, Watch] = {}
+        self._asleep = asleep
+        self._slept = asleep()
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
+        self._needs: Needs | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor) -> None:
-        """The home of the processes; before the first request."""
-        self._supervisor = supervisor
+    def attach(self, supervisor: Supervisor, needs: Needs) -> None:
+        """The home of the processes and the memory of memory; before the first request."""
+        self._supervisor, self._needs = supervisor, needs
 
     # --- requests ---------------------------------------------------------------------------------------------
 
     def acquire(self, name: str) -> Lease | None:
         """A lease if one is free right now and nobody waits, else None: then `wait`."""
+        if self._asleep() - self._slept > SLEPT:
+            self._woken()
         return self._core.acquire(name)
 
     def enqueue(self, name: str) -> Ticket:
         """Take a place in the queue. AccelError at once when waiting is pointless."""
+        if self._asleep() - self._slept > SLEPT:
+            self._woken()
         ticket = Ticket(self, name, self._loop.create_future())
         deadline = self._clock.monotonic() + self._core.settings.queue_timeout
         ticket.waiter = Waiter(ticket.resolve, self._clock.monotonic(), deadline)
@@ -106,8 +149,15 @@ class Scheduler:
         await future
 
     def reset(self, name: str) -> None:
-        self._core.reset(name)
+        """Forget the failures of a model, and that it needs more memory than estimated."""
+        self._core.reset(name, memory=True)
         self._rearm()
+
+    def adopt(self, name: str, found: object, *, fits: bool) -> bool:
+        """Take over what an earlier daemon started, see Core.adopt."""
+        adopted = self._core.adopt(name, found, fits=fits)
+        self._rearm()
+        return adopted
 
     def configure(
         self,
@@ -120,9 +170,9 @@ class Scheduler:
         self._core.configure(entries, settings, limits, relaunch)
         self._rearm()
 
-    def shutdown(self) -> None:
-        """Refuse whoever waits from now on; running requests go on."""
-        self._core.shutdown()
+    def shutdown(self, *, keep: bool = False) -> None:
+        """Refuse whoever waits from now on; running requests go on. What only loads is stopped unless `keep`."""
+        self._core.shutdown(keep=keep)
         self._rearm()
 
     async def stop_all(self) -> None:
@@ -137,6 +187,9 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for watch in self._watches.values():
+            watch.cancel()
+        self._watches.clear()
 
     # --- Listener ---------------------------------------------------------------------------------------------
 
@@ -171,8 +224,35 @@ class Scheduler:
         assert self._supervisor is not None
         self._supervisor.probe(instance)
 
+    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
+        assert self._supervisor is not None
+        self._supervisor.adopt(instance, spec, found)
+
+    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
+        def changed(size: int, where: str) -> None:
+            if size <= 0:
+                self._watches.pop(instance, None)
+            self._core.memory_residue(instance, size, where)
+            self._rearm()
+
+        watch = self._reclaim.watch(spec, memory, changed)
+        if watch is not None:
+            self._watches[instance] = watch
+        return watch is not None
+
+    def outgrown(self, spec: ModelSpec, memory: int) -> None:
+        assert self._needs is not None
+        self._needs.remember_need(spec, memory)
+
+    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
+        assert self._needs is not None
+        return self._needs.forget_need(spec)
+
     def moved(self, record: Record, transition: Transition) -> None:
-        self._on_moved(record, transition)
+        self._witness.moved(record, transition)
+
+    def lost(self, residue: Residue) -> None:
+        self._witness.lost(residue)
 
     def jitter(self) -> float:
         return random.random()
@@ -192,8 +272,15 @@ class Scheduler:
 
     def _tick(self) -> None:
         self._timer, self._armed = None, math.inf
+        if self._asleep() - self._slept > SLEPT:
+            self._woken()
         self._core.tick()
         self._rearm()
+
+    def _woken(self) -> None:
+        slept, self._slept = self._asleep() - self._slept, self._asleep()
+        event(log, NOTICE, f"the machine was suspended for {slept:.0f} s: loaded models are asked before they serve")
+        self._core.resumed()
 
     # --- readers ----------------------------------------------------------------------------------------------
 
@@ -214,6 +301,11 @@ class Scheduler:
     @property
     def limits(self) -> Limits:
         return self._core.limits
+
+    @property
+    def residues(self) -> tuple[Residue, ...]:
+        """Memory of ended models that is not back."""
+        return self._core.residues
 
     def memory_held(self) -> int:
         return self._core.memory_held()

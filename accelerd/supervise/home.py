@@ -38,8 +38,10 @@ class Leader(Protocol):
     pid: int  # on the host
     session: int | None  # processes of this session belong to it too; None: only the mark tells
     exited: asyncio.Event
-    status: int | None  # once exited: the exit status, or minus the signal; None: not known
-    result: str | None  # once exited, what the home knows beyond that: "oom-kill", "watchdog", …
+    # Known once it has exited, in some homes only once it is released:
+    status: int | None  # the exit status, or minus the signal; None: not known
+    result: str | None  # what the home knows beyond that: "oom-kill", "timeout", …
+    unit: str | None  # the systemd unit whose output this is; its journal shows what the engine prints
 
     def signal(self, number: int) -> None:
         """Signal the process itself. Nothing happens when it has exited."""
@@ -48,7 +50,16 @@ class Leader(Protocol):
         """SIGKILL to all of it that the home can reach. At once; what escapes is found by its mark."""
 
     async def release(self) -> None:
-        """After the end: reap, take the rest of the output, leave nothing of the home's own behind (units, scopes)."""
+        """After the end: reap, take the rest of the output, leave nothing of the home's own behind (units, scopes).
+
+        Returns only when the home has nothing of it any more, or can no longer tell. May be cancelled.
+        """
+
+    def let_go(self) -> None:
+        """Close what this process holds of it and leave the rest as it is, alive or not. May follow `release`."""
+
+    def unexecuted(self, last_line: str) -> str | None:
+        """Once released: why the program could not be executed at all; None: it ran. `last_line` of output may tell."""
 
 
 @dataclass(frozen=True)

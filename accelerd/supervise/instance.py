@@ -1,7 +1,7 @@
-"""One start of one model, from its plan to the proof that nothing of it is left. One task lives this life.
+"""One start of one model, from its plan to the proof that nothing of it is left. One task lives this life, in any home.
 
-Owns the child and its phases; never decides what to run or whether to try again later: that is the scheduler's. The
-only retry here is another port when the planned one was taken.
+Owns the leader, its record and its phases; never decides what to run or whether to try again later: that is the
+scheduler's. The only retry here is another port when the planned one was taken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +21,16 @@ from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
-from accelerd.supervise import memory, words
+from accelerd.supervise import words
+from accelerd.supervise.home import Home, HomeError, Leader, Order
 from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.listen_owner import Owner, tcp_owner
+from accelerd.supervise.loading import Loading
 from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, describe
 from accelerd.supervise.race import race
-from accelerd.supervise.ready import Verdict, wait_ready
-from accelerd.supervise.spawn import Child, NoProgram, Spawner, find_program
+from accelerd.supervise.spawn import NoProgram
 from accelerd.supervise.sweep import prepare_socket, remove_socket, sweep
 from accelerd.system.records import event
 
@@ -45,9 +46,11 @@ class House:
     listener: Listener
     roots: Roots
     clock: Clock
-    spawner: Spawner
+    homes: Mapping[str, Home]
+    choose: Callable[[ModelSpec], Home]
+    records: RecordStore
     table: ProcessTable
-    sink: Callable[[str, str], None] | None
+    sink: Callable[[str, str, str | None], None] | None
     limits: Limits
 
 
@@ -64,20 +67,30 @@ class Instance:
     """See the module's text. `stop`, `kill` and `probe` return at once."""
 
     def __init__(
-        self, number: int, spec: ModelSpec, engine: Engine, mark: Mark, ring: OutputRing, house: House
+        self,
+        number: int,
+        spec: ModelSpec,
+        engine: Engine,
+        mark: Mark,
+        ring: OutputRing,
+        house: House,
+        found: Survivor | None = None,
     ) -> None:
+        """`found`: it is not started but taken over."""
         self.number = number
         self.spec = spec
         self.ring = ring
         self.line_from = ring.total  # position in the ring where this instance's output begins
-        self.resident: int | None = None  # bytes, as seen last while it loaded
         self._engine = engine
-        self._mark = mark
+        self.mark = mark
         self._house = house
         self._started = house.clock.monotonic()
         self._spawned = self._started
         self._plan: LaunchPlan | None = None
-        self._child: Child | None = None
+        self._found = found
+        self._leader: Leader | None = None
+        self._record = KeptRecord(house.records, mark, found.record if found is not None else None, self._log)
+        self._loading: Loading | None = None
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # told to stop, or the child has exited
         self._kill = asyncio.Event()
@@ -86,6 +99,8 @@ class Instance:
         self._terminated = False
         self._killing_told = False
         self._ready = False
+        self._ending = False
+        self._letting_go = False
 
     # --- from outside -----------------------------------------------------------------------------------------
 
@@ -100,21 +115,32 @@ class Instance:
         """End it without grace."""
         self.stop(Cause.STOPPED)
         self._kill.set()
-        if self._child is not None:
-            self._child.kill_group()
+        if self._leader is not None:
+            self._leader.kill_group()
+
+    def let_go(self) -> bool:
+        """Shall it live on without this daemon? Then its task only needs to be cancelled."""
+        lives = self._leader is not None and not self._leader.exited.is_set()
+        self._letting_go = lives and self._record.exists and self._stop is None and not self._ending
+        return self._letting_go
 
     def probe(self) -> None:
         """Ask the engine for one token, as soon as it is ready."""
         self._probe_asked.set()
 
     def facts(self) -> Facts:
-        pid = self._child.pid if self._child is not None else None
+        pid = self._leader.pid if self._leader is not None else None
         return Facts(self.spec.name, pid, self._started, self._plan)
+
+    @property
+    def resident(self) -> int | None:
+        """Bytes, as seen last while it loaded."""
+        return self._loading.resident if self._loading is not None else None
 
     async def pids(self) -> list[int]:
         """Its live processes."""
-        session = self._child.pid if self._child is not None else None
-        members = await asyncio.to_thread(self._house.table.members, self._mark, session)
+        session = self._leader.session if self._leader is not None else None
+        members = await asyncio.to_thread(self._house.table.members, self.mark, session)
         return [process.pid for process in members]
 
     # --- the life ---------------------------------------------------------------------------------------------
@@ -122,6 +148,8 @@ class Instance:
     async def run(self) -> Exit:
         """Live it. Returns only when nothing of the instance is left; a bug in here ends the instance too."""
         try:
+            if self._found is not None:
+                return await self._resume(self._found)
             for left in range(self._house.limits.port_retries, -1, -1):
                 ended, retry = await self._attempt()
                 if not retry:
@@ -133,14 +161,16 @@ class Instance:
             self._log(logging.ERROR, f"a bug in accelerd ended instance {self.number}", names.MSG_BUG, exc_info=True)
             return Exit(Cause.SPAWN_FAILED, "cannot run the model: a bug in accelerd, see its log", tail=self._tail())
         finally:
-            if self._child is not None:  # cancelled: the daemon gives up waiting
-                self._child.kill_group()
-                self._child.release()
-                self._child = None
+            if self._leader is not None:  # cancelled: let go, or the daemon gives up waiting
+                if not self._letting_go:
+                    self._leader.kill_group()
+                self._leader.let_go()
+                self._leader = None
 
     async def _attempt(self) -> tuple[Exit, bool]:
         """One plan, one process, its end; and whether that was for want of the endpoint alone."""
         self._plan = None
+        self._ending = False
         if self._stop is None:
             self._wake.clear()  # it was the exit of the process before
         try:
@@ -153,56 +183,92 @@ class Instance:
         plan: LaunchPlan = raced[1]
         self._plan = plan
         try:
-            program = await asyncio.to_thread(self._prepare, plan)
-        except NoProgram as error:
-            return Exit(Cause.NO_PROGRAM, str(error)), False
+            home = self._house.choose(self.spec)
+            await asyncio.to_thread(self._prepare, plan)
+        except HomeError as error:
+            return Exit(Cause.REFUSED, str(error)), False
         except OSError as error:
             return Exit(Cause.SPAWN_FAILED, words.spawn_failed(plan, error)), False
         if self._stop is not None:
             return self._stopped_early(), False
+        await self._record.begin(record_of(self.spec, plan, home, self.mark))
         try:
-            child = self._spawn(plan, program)
-        except (FileNotFoundError, PermissionError) as error:
-            return Exit(Cause.NO_PROGRAM, words.spawn_failed(plan, error)), False
-        except OSError as error:
-            return Exit(Cause.SPAWN_FAILED, words.spawn_failed(plan, error)), False
+            leader = await self._start(plan, home)
+        except (NoProgram, HomeError, OSError) as error:
+            await self._end(None, plan)
+            return self._unstarted(plan, error), False
         try:
-            ending = await self._live(child, plan)
+            ending = await self._live(leader, plan)
         except Exception:
-            await self._end(child, plan)
+            await self._end(leader, plan)
             raise
-        strays = await self._end(child, plan)
-        return self._verdict(plan, child, ending, strays)
+        strays = await self._end(leader, plan)
+        return self._verdict(plan, leader, ending, strays)
 
-    def _prepare(self, plan: LaunchPlan) -> str:
+    async def _resume(self, found: Survivor) -> Exit:
+        """The life of an instance that another daemon started."""
+        self._plan = plan = found.plan
+        home = self._house.homes[found.kept.home]
+        age = max(process.age() for process in found.processes)
+        self._started = self._spawned = self._house.clock.monotonic() - age
+        self._open_feed()
+        try:
+            self._leader = leader = await home.adopt(found.kept, self._printed, self._wake.set)
+        except (HomeError, OSError) as error:
+            self._log(logging.WARNING, str(error))
+            self._leader = leader = None
+        if leader is None:
+            await self._end(None, plan)
+            return Exit(Cause.EXITED, f"{words.program(plan)} ended while no accelerd ran", tail=self._tail())
+        self._log(logging.INFO, f"taken over: process {leader.pid}, listens at {plan.endpoint}", child_pid=leader.pid)
+        try:
+            ending = await self._live(leader, plan)
+        except Exception:
+            await self._end(leader, plan)
+            raise
+        strays = await self._end(leader, plan)
+        return self._verdict(plan, leader, ending, strays)[0]
+
+    def _prepare(self, plan: LaunchPlan) -> None:
         if plan.endpoint.unix:
             prepare_socket(Path(plan.endpoint.unix))
-        return find_program(plan.argv[0], plan.env.get("PATH"))
 
-    def _spawn(self, plan: LaunchPlan, program: str) -> Child:
-        house, model = self._house, self.spec.name
+    async def _start(self, plan: LaunchPlan, home: Home) -> Leader:
+        house = self._house
         self.line_from = self.ring.total
         self._terminated = False
-        self._feed = JournalFeed(house.sink, model, house.clock, house.limits.journal_rate) if house.sink else None
+        self._open_feed()
         cwd = house.roots.home if house.roots.home.is_dir() else Path("/")
-        env = {**self._mark.environment(), **plan.env, **self._mark.environment()}
+        env = {**self.mark.environment(), **plan.env, **self.mark.environment()}
         self._spawned = house.clock.monotonic()
-        self._child = house.spawner.spawn((program, *plan.argv[1:]), env, cwd, self._printed, self._wake.set)
-        self._log(logging.INFO, f"process {self._child.pid}, to listen at {plan.endpoint}", child_pid=self._child.pid)
-        return self._child
+        order = Order(self.spec, plan.argv, env, cwd, self.mark)
+        self._leader = leader = await home.start(order, self._printed, self._wake.set)
+        where = f" in {leader.unit}" if leader.unit else ""
+        self._log(logging.INFO, f"process {leader.pid}{where}, to listen at {plan.endpoint}", child_pid=leader.pid)
+        return leader
+
+    def _open_feed(self) -> None:
+        house = self._house
+        if house.sink is not None:
+            self._feed = JournalFeed(self._to_journal, self.spec.name, house.clock, house.limits.journal_rate)
+
+    def _to_journal(self, model: str, line: str) -> None:
+        if self._house.sink is not None:
+            self._house.sink(model, line, self._leader.unit if self._leader is not None else None)
 
     def _printed(self, chunk: bytes) -> None:
         self.ring.write(chunk)
         if self._feed is not None:
             self._feed.feed(chunk)
 
-    async def _live(self, child: Child, plan: LaunchPlan) -> Ending:
+    async def _live(self, leader: Leader, plan: LaunchPlan) -> Ending:
         """Until it is to end or has ended."""
-        ending = await self._load(child, plan)
+        ending = await self._load(leader, plan)
         if ending is not None:
             return ending
         self._ready = True
         self._house.listener.instance_ready(self.number, plan.endpoint, plan.secret)
+        await self._record.note(Phase.READY)
         while not self._wake.is_set():
             await race(self._wake.wait(), self._probe_asked.wait())
             if self._probe_asked.is_set():
@@ -210,48 +276,28 @@ class Instance:
                 await race(self._wake.wait(), self._probe_once(plan))
         return self._stop or Ending(None)
 
-    async def _load(self, child: Child, plan: LaunchPlan) -> Ending | None:
+    async def _load(self, leader: Leader, plan: LaunchPlan) -> Ending | None:
         """None: ready."""
-
-        async def owner(port: int) -> Owner:
-            return await asyncio.to_thread(tcp_owner, self._house.roots.proc, port, await self.pids())
-
-        async def is_ours(pid: int) -> bool:
-            return pid == child.pid or pid in await self.pids()
-
-        raced = await race(
-            self._wake.wait(),
-            wait_ready(plan, self._house.clock, owner, is_ours),
-            self._out_of_patience(),
+        house = self._house
+        was_ready = self._found is not None and self._found.was_ready
+        self._loading = Loading(
+            plan,
+            leader.pid,
+            self.pids,
+            ring=self.ring,
+            clock=house.clock,
+            limits=house.limits,
+            proc=house.roots.proc,
+            timeout=house.limits.adopt_patience if was_ready else self.spec.start_timeout,
         )
+        raced = await race(self._wake.wait(), self._loading.run())
         assert raced is not None
         if self._stop is not None or raced[0] == 0:
             return self._stop or Ending(None)
-        if raced[0] == 2:
-            return Ending(Cause.LOAD_TIMEOUT, raced[1])
-        verdict: Verdict = raced[1]
-        if verdict is Verdict.FOREIGN:
-            return Ending(Cause.PORT_UNAVAILABLE, f"another program listens at {plan.endpoint}", port_taken=True)
-        if verdict is not Verdict.READY:
-            return Ending(Cause.REFUSED, words.key_trouble(plan, verdict))
-        return None
-
-    async def _out_of_patience(self) -> str:
-        """Returns, with the reason, when loading took too long without progress, or far too long."""
-        clock, limits, timeout = self._house.clock, self._house.limits, self.spec.start_timeout
-        step = min(max(timeout / 8, 0.02), 1.0)
-        began = progress = clock.monotonic()
-        printed, peak = self.ring.total, 0
-        while True:
-            await asyncio.sleep(step)
-            self.resident = await asyncio.to_thread(memory.resident, self._house.roots.proc, await self.pids())
-            now = clock.monotonic()
-            if self.ring.total > printed or self.resident > peak + limits.growth:
-                printed, peak, progress = self.ring.total, max(peak, self.resident), now
-            if now - progress >= timeout:
-                return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
-            if now - began >= limits.load_cap * timeout:
-                return f"not ready {now - began:.1f} s after its start, although it did something all the time"
+        if raced[1] is None:
+            return None
+        cause, message = raced[1]
+        return Ending(cause, message, port_taken=cause is Cause.PORT_UNAVAILABLE)
 
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
@@ -273,29 +319,33 @@ class Instance:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    async def _end(self, child: Child, plan: LaunchPlan) -> str:
-        """SIGTERM, grace, SIGKILL, proof. The processes found beside the child, in words."""
-        if not child.exited.is_set() and not self._kill.is_set():
+    async def _end(self, leader: Leader | None, plan: LaunchPlan) -> str:
+        """SIGTERM, grace, SIGKILL, proof. The processes found beside the leader, in words."""
+        self._ending = True
+        if leader is not None and not leader.exited.is_set() and not self._kill.is_set():
             self._terminate()
-            await race(child.exited.wait(), self._kill.wait(), within=self.spec.stop_timeout)
-        if not child.exited.is_set():
-            child.kill_group()
+            await self._record.note(Phase.ENDING)
+            await race(leader.exited.wait(), self._kill.wait(), within=self.spec.stop_timeout)
+        if leader is not None and not leader.exited.is_set():
+            leader.kill_group()
             self._tell_killing()
-        strays = await self._prove_gone(child)
-        child.release()
-        self._child = None
-        if self._feed is not None:
-            self._feed.flush()
+        strays = await self._prove_gone(leader)
+        if leader is not None:
+            await leader.release()
+            if self._feed is not None:
+                self._feed.flush()
+            self._leader = None
         if plan.endpoint.unix:
             await asyncio.to_thread(remove_socket, Path(plan.endpoint.unix))
+        await self._record.remove()
         return strays
 
-    async def _prove_gone(self, child: Child) -> str:
+    async def _prove_gone(self, leader: Leader | None) -> str:
         while True:
             try:
                 house, model = self._house, self.spec.name
                 return describe(
-                    await sweep(child, self._mark, model, house.table, house.clock, house.limits, self._tell_killing)
+                    await sweep(leader, self.mark, model, house.table, house.clock, house.limits, self._tell_killing)
                 )
             except OSError:
                 # Without /proc nothing can be proven: say so and go on trying.
@@ -304,31 +354,46 @@ class Instance:
 
     def _terminate(self) -> None:
         """SIGTERM, once: a second one has a meaning of its own for many programs."""
-        if self._child is not None and not self._terminated:
+        if self._leader is not None and not self._terminated:
             self._terminated = True
-            self._child.signal(signal.SIGTERM)
+            self._leader.signal(signal.SIGTERM)
 
     def _tell_killing(self) -> None:
         if not self._killing_told:
             self._killing_told = True
             self._house.listener.instance_killing(self.number)
 
-    def _verdict(self, plan: LaunchPlan, child: Child, ending: Ending, strays: str) -> tuple[Exit, bool]:
+    def _verdict(self, plan: LaunchPlan, leader: Leader, ending: Ending, strays: str) -> tuple[Exit, bool]:
         """How it ended, for people; and whether another port may help."""
         age = self._house.clock.monotonic() - self._spawned
         ending = self._stop or ending
         tail = self._tail()
         if ending.cause is not None:
             message = words.asked(plan, ending.cause, ending.message, age)
-            return Exit(ending.cause, message, child.status, tail), ending.port_taken
-        unexecuted = self._house.spawner.exec_failure(child.status, tail[-1] if tail else "")
+            return Exit(ending.cause, message, leader.status, tail), ending.port_taken
+        unexecuted = leader.unexecuted(tail[-1] if tail else "")
         if unexecuted is not None:
-            return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", child.status, tail), False
-        message = words.by_itself(plan, child.status, age, self._ready, strays)
-        self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=child.pid)
-        signaled = child.status is not None and child.status < 0
+            return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", leader.status, tail), False
+        out_of_memory = leader.result == "oom-kill"
+        if out_of_memory:
+            message = words.out_of_memory(plan, self.spec.memory_max, age, self._ready)
+        else:
+            message = words.by_itself(plan, leader.status, age, self._ready, strays)
+        self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=leader.pid)
+        signaled = leader.status is not None and leader.status < 0
+        cause = Cause.OOM_KILLED if out_of_memory else Cause.SIGNALED if signaled else Cause.EXITED
         port_taken = not self._ready and any(_BIND_FAILED.search(line) for line in tail)
-        return Exit(Cause.SIGNALED if signaled else Cause.EXITED, message, child.status, tail), port_taken
+        peak = self._loading.peak if self._loading is not None else None
+        return Exit(cause, message, leader.status, tail, peak), port_taken
+
+    def _unstarted(self, plan: LaunchPlan, error: Exception) -> Exit:
+        if isinstance(error, NoProgram):
+            return Exit(Cause.NO_PROGRAM, str(error))
+        if isinstance(error, HomeError):
+            return Exit(Cause.SPAWN_FAILED, str(error))
+        assert isinstance(error, OSError)
+        missing = isinstance(error, FileNotFoundError | PermissionError)
+        return Exit(Cause.NO_PROGRAM if missing else Cause.SPAWN_FAILED, words.spawn_failed(plan, error))
 
     def _log(self, level: int, text: str, message_id: str | None = None, **more: Any) -> None:
         event(log, level, f"{self.spec.name}: {text}", message_id=message_id, model=self.spec.name, **more)

@@ -19,6 +19,7 @@ class Limits:
     loud_after: float = 5.0  # of killing, until the log says so …
     loud_every: float = 60.0  # … and how often after that
     close_patience: float = 2.0  # after the last SIGKILL of a closing daemon
-    # processes of an earlier daemon
+    # instances and processes of an earlier daemon
+    adopt_patience: float = 15.0  # until one that was ready answers to the next daemon
     leftover_grace: float = 5.0  # from SIGTERM to SIGKILL
     leftover_patience: float = 5.0  # from SIGKILL until they are left alone

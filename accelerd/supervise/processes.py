@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from accelerd import names
+
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Process:
 
     def __str__(self) -> str:
         return f"{self.name}[{self.pid}]"
+
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / _TICKS)
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ class ProcessTable(Protocol):
         """Live processes that carry `mark` or are in `session` (or its group). Zombies do not live. Blocking."""
         ...
 
-    def owned(self, owner: str) -> list[Process]:
-        """Live processes, not this one, whose environment says that a daemon with this runtime directory began them."""
+    def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
+        """Live processes, not this one, whose environment says that a daemon with this runtime directory began them,
+        but for those of the instances (Mark.instance) in `spared`."""
         ...
 
     def signal(self, process: Process, number: int) -> bool:
@@ -67,13 +75,21 @@ class ProcTable:
 
         def is_member(pid: int, stat: _Stat, mine: bool) -> bool:
             # A session is ours whatever uid its processes took (a setuid program): dead must mean proven dead.
-            return (session is not None and session in (stat.session, stat.group)) or (mine and self._has(pid, wanted))
+            return (session is not None and session in (stat.session, stat.group)) or (
+                mine and wanted in self._environment(pid)
+            )
 
         return list(self._scan(is_member))
 
-    def owned(self, owner: str) -> list[Process]:
+    def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
         wanted = _entry(names.ENV_MARK_OWNER, owner)
-        return list(self._scan(lambda pid, _, mine: mine and self._has(pid, wanted)))
+        unwanted = {_entry(names.ENV_MARK_INSTANCE, instance) for instance in spared}
+
+        def is_owned(pid: int, stat: _Stat, mine: bool) -> bool:
+            environment = self._environment(pid) if mine else ()
+            return wanted in environment and not unwanted.intersection(environment)
+
+        return list(self._scan(is_owned))
 
     def signal(self, process: Process, number: int) -> bool:
         try:
@@ -113,12 +129,11 @@ class ProcTable:
         fields = rest.split()
         return _Stat(name, fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
 
-    def _has(self, pid: int, entry: bytes) -> bool:
+    def _environment(self, pid: int) -> Sequence[bytes]:
         try:
-            environment = (self._proc / str(pid) / "environ").read_bytes()
+            return (self._proc / str(pid) / "environ").read_bytes().split(b"\0")
         except OSError:
-            return False  # ended, or not ours to look into
-        return entry in environment.split(b"\0")
+            return ()  # ended, or not ours to look into
 
 
 @dataclass(frozen=True)

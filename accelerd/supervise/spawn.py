@@ -1,4 +1,4 @@
-"""Starting one process and holding on to it: pidfd, output pipe, exit status. The home "plain child of the daemon".
+"""Starting one child process and holding on to it: pidfd, output pipe, exit status. What the home `child` works with.
 
 Must be used on the loop's main thread only: the kernel ties PDEATHSIG to the thread that forked. Knows nothing of
 plans, readiness or policy.
@@ -19,18 +19,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from accelerd.errors import InternalError
+from accelerd.supervise.reader import OutputReader
 
 log = logging.getLogger(__name__)
-
-READ_BYTES: Final = 64 * 1024
-BURST_BYTES: Final = (
-    256 * 1024
-)  # of output, in one BURST_WINDOW; a flood waits in the pipe, which slows the engine down
-BURST_WINDOW: Final = 0.05  # s
-DRAIN_BYTES: Final = 2 << 20  # what is read at most after the end
 
 
 class NoProgram(Exception):
@@ -50,7 +43,7 @@ def find_program(name: str, path: str | None) -> str:
 
 
 class Child:
-    """A process that was started and is not yet reaped, so its pid and its process group cannot be anybody else's.
+    """A Leader (home.py): a child that is not yet reaped, so its pid and its process group cannot be anybody else's.
 
     `on_output` gets what it prints, stdout and stderr as one stream; `on_exit` is called once, when its exit is seen.
     Both on the loop's thread.
@@ -65,18 +58,18 @@ class Child:
     ) -> None:
         self._process = process
         self._loop = asyncio.get_running_loop()
-        self._output: int | None = output
-        self._on_output = on_output
         self._on_exit = on_exit
-        self._window = 0.0
-        self._window_bytes = 0
-        self._resume: asyncio.TimerHandle | None = None
         self.pid = process.pid
+        self.session: int | None = process.pid
+        self.unit: str | None = None
         self.exited = asyncio.Event()
         self.status: int | None = None  # once exited: the exit status, or minus the signal
+        self.result: str | None = None
+        self.killed = False  # by kill_group
         self._pidfd = os.pidfd_open(self.pid)
+        self._closed = False
         self._loop.add_reader(self._pidfd, self._exit_seen)
-        self._loop.add_reader(output, self._output_seen)
+        self._output = OutputReader(output, on_output)
 
     def signal(self, number: int) -> None:
         """Signal the process itself. Nothing happens when it has exited."""
@@ -85,21 +78,31 @@ class Child:
 
     def kill_group(self) -> None:
         """SIGKILL to the whole group. Safe while the process is not reaped: until then the group's number is taken."""
+        self.killed = True
         with suppress(ProcessLookupError, PermissionError):  # empty, or somebody in it took another uid: the sweep says
             os.killpg(self.pid, signal.SIGKILL)
 
-    def release(self) -> None:
-        """Reap it if it has exited, take the rest of its output, close everything. Of no use afterwards."""
-        if self._output is not None:
-            self._drain(DRAIN_BYTES)
-            self._close_output()
-        if self._resume is not None:
-            self._resume.cancel()
+    async def release(self) -> None:
+        """Take the rest of its output, reap it, close everything. Of no use afterwards."""
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The same; one that lives dies with the daemon."""
+        if self._closed:
+            return
+        self._closed = True
+        self._output.finish()
         self._loop.remove_reader(self._pidfd)
         if self.exited.is_set():
             self._waitid(0)
             self._process.returncode = self.status if self.status is not None else 0  # else Popen warns that it lives
         os.close(self._pidfd)
+
+    def unexecuted(self, last_line: str) -> str | None:
+        """What setpriv said when it could not execute the program."""
+        if self.status not in (126, 127) or not last_line.startswith("setpriv: "):
+            return None
+        return last_line.removeprefix("setpriv: ")
 
     def _exit_seen(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -116,41 +119,6 @@ class Child:
         if info is None:
             return None
         return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
-
-    def _output_seen(self) -> None:
-        now = self._loop.time()
-        if now - self._window > BURST_WINDOW:
-            self._window, self._window_bytes = now, 0
-        self._window_bytes += self._drain(READ_BYTES)
-        if self._window_bytes > BURST_BYTES and self._output is not None:
-            self._loop.remove_reader(self._output)
-            self._resume = self._loop.call_later(BURST_WINDOW, self._read_again)
-
-    def _read_again(self) -> None:
-        self._resume = None
-        if self._output is not None:
-            self._loop.add_reader(self._output, self._output_seen)
-
-    def _drain(self, limit: int) -> int:
-        """Read what is there, up to `limit` bytes."""
-        taken = 0
-        while taken < limit and self._output is not None:
-            try:
-                chunk = os.read(self._output, READ_BYTES)
-            except BlockingIOError:
-                break
-            if not chunk:
-                self._close_output()
-                break
-            taken += len(chunk)
-            self._on_output(chunk)
-        return taken
-
-    def _close_output(self) -> None:
-        if self._output is not None:
-            self._loop.remove_reader(self._output)
-            os.close(self._output)
-            self._output = None
 
 
 class Spawner:
@@ -206,12 +174,6 @@ class Spawner:
         with suppress(OSError):  # a core dump holds prompts; the worst case is the system's default
             resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
         return child
-
-    def exec_failure(self, status: int | None, last_line: str) -> str | None:
-        """What setpriv said when it could not execute the program; None when the exit was the program's own."""
-        if status not in (126, 127) or not last_line.startswith("setpriv: "):
-            return None
-        return last_line.removeprefix("setpriv: ")
 
 
 def spawn_trouble(error: OSError) -> str:

@@ -49,6 +49,13 @@ def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool,
     return f"{program(plan)} was ended by {_signal_name(-status)} {when}{hint}"
 
 
+def out_of_memory(plan: LaunchPlan, limit: int | None, age: float, was_ready: bool) -> str:
+    """The kernel or systemd-oomd ended it. `limit`: its memory_max in bytes."""
+    when = f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
+    why = f"it reached its memory_max of {limit / (1 << 30):.1f} GiB, or " if limit is not None else ""
+    return f"{program(plan)} was killed {when}, out of memory: {why}the system had too little left"
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

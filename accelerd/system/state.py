@@ -35,6 +35,7 @@ class ModelRecord(msgspec.Struct, omit_defaults=True):
 
     load_seconds: Seconds | None = None
     memory: Bytes | None = None  # peak
+    need: Bytes | None = None  # it ran out of memory with less
 
 
 class _Header(msgspec.Struct):
@@ -105,6 +106,16 @@ class StateStore:
         """`memory` bytes were measured while the model ran."""
         self._remember(key, None, memory)
 
+    def needed_memory(self, key: str) -> int | None:
+        """Bytes that this model fingerprint needs at least: it ran out of memory with less."""
+        record = self._models.get(key)
+        return record.need if record else None
+
+    def remember_need(self, key: str, memory: int | None) -> None:
+        """It ran out of memory with less than `memory` bytes; None: forget that."""
+        old = self._models.get(key, ModelRecord())
+        self._replace(key, msgspec.structs.replace(old, need=memory))
+
     async def flush(self) -> None:
         """Write now what is not yet written; one attempt."""
         self._cancel_timer()
@@ -123,12 +134,13 @@ class StateStore:
     # --- inside ---
 
     def _remember(self, key: str, seconds: float | None, memory: int | None) -> None:
-        old = self._models.pop(key, ModelRecord())  # and to the end: the oldest falls out first
+        old = self._models.get(key, ModelRecord())
         peaks = [value for value in (old.memory, memory) if value is not None]
-        new = ModelRecord(
-            load_seconds=old.load_seconds if seconds is None else round(max(0.0, seconds), 3),
-            memory=max(peaks, default=None),
-        )
+        took = old.load_seconds if seconds is None else round(max(0.0, seconds), 3)
+        self._replace(key, msgspec.structs.replace(old, load_seconds=took, memory=max(peaks, default=None)))
+
+    def _replace(self, key: str, new: ModelRecord) -> None:
+        old = self._models.pop(key, ModelRecord())  # and to the end: the oldest falls out first
         self._models[key] = new
         if new == old:
             return

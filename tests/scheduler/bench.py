@@ -12,7 +12,7 @@ from accelerd.instances import Cause, Exit
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Lease, Record, Transition, Waiter
+from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 from tests.fakes.clock import FakeClock
 
 MIB = 1 << 20
@@ -58,6 +58,11 @@ class Bench:
         self.started: list[tuple[int, str]] = []
         self.stopped: list[tuple[int, Cause]] = []
         self.probed: list[int] = []
+        self.adopted: list[tuple[int, object]] = []
+        self.slow_pools = False  # does memory come back only when the test says so?
+        self.waited_for: list[int] = []  # instances whose memory is not back
+        self.needs: dict[str, int] = {}
+        self.lost_memory: list[Residue] = []
         self.log: list[tuple[str, State, State]] = []
         self.core = Core(self.clock, self, self.settings, self.limits)
         self.configure(self.models)
@@ -76,6 +81,24 @@ class Bench:
 
     def probe(self, instance: int) -> None:
         self.probed.append(instance)
+
+    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
+        self.adopted.append((instance, found))
+
+    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
+        if self.slow_pools:
+            self.waited_for.append(instance)
+        return self.slow_pools
+
+    def lost(self, residue: Residue) -> None:
+        self.lost_memory.append(residue)
+
+    def outgrown(self, spec: ModelSpec, memory: int) -> None:
+        self.needs[spec.name] = memory
+
+    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
+        self.needs.pop(spec.name, None)
+        return self.memory.get(spec.name, MIB), "test"
 
     def moved(self, record: Record, transition: Transition) -> None:
         self.log.append((record.spec.name, transition.before, transition.after))
@@ -131,6 +154,12 @@ class Bench:
             if self.core.next_deadline() <= self.clock.now and before == (len(self.log), self.core.next_deadline()):
                 raise AssertionError("tick did nothing about a deadline that is due")
         self.clock.now = until
+
+    def back(self, instance: int, size: int = 0) -> None:
+        """Of an ended instance's memory, `size` bytes are not back; 0: all is."""
+        if size == 0:
+            self.waited_for.remove(instance)
+        self.core.memory_residue(instance, size, "VRAM of card0")
 
     def state(self, name: str) -> State:
         return self.core.snapshot(name).state

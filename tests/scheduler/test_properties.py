@@ -17,7 +17,7 @@ from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NAMES = ("a", "b", "c", "d")
-CAUSES = (Cause.EXITED, Cause.SIGNALED, Cause.NO_MODEL, Cause.SPAWN_FAILED, Cause.LOAD_TIMEOUT)
+CAUSES = (Cause.OOM_KILLED, Cause.EXITED, Cause.SIGNALED, Cause.NO_MODEL, Cause.SPAWN_FAILED, Cause.LOAD_TIMEOUT)
 names = st.sampled_from(NAMES)
 LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each model, and the longest back-off
 
@@ -31,9 +31,16 @@ class World(RuleBasedStateMachine):
         pinned=st.sampled_from([None, "a"]),
         group=st.booleans(),
         exclusive=st.sampled_from([None, "d"]),
+        slow_pools=st.booleans(),
     )
     def begin(
-        self, budget: int, max_loaded: int | None, pinned: str | None, group: bool, exclusive: str | None
+        self,
+        budget: int,
+        max_loaded: int | None,
+        pinned: str | None,
+        group: bool,
+        exclusive: str | None,
+        slow_pools: bool,
     ) -> None:
         specs = [
             model(
@@ -49,6 +56,7 @@ class World(RuleBasedStateMachine):
         memory = {"a": 1 * MIB, "b": 2 * MIB, "c": 3 * MIB, "d": 4 * MIB}
         self.rules = SchedulerSettings(max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0)
         self.bench = Bench(specs, self.rules, Limits(budget * MIB, "test", max_loaded), memory)
+        self.bench.slow_pools = slow_pools
         self.requests: list[Request] = []
         self.unloads = 0
         self.unloaded = 0
@@ -105,9 +113,24 @@ class World(RuleBasedStateMachine):
     @rule(name=names, cause=st.sampled_from(CAUSES))
     def end_by_itself(self, name: str, cause: Cause) -> None:
         state = self.bench.state(name)
-        if state in OCCUPIED:
+        if state in OCCUPIED and state is not State.RECLAIMING:
             stopping = state in (State.STOPPING, State.KILLING)
             self.bench.gone(name, Cause.STOPPED if stopping else cause)
+
+    @rule(name=names, fits=st.booleans())
+    def be_left_by_an_earlier_daemon(self, name: str, fits: bool) -> None:
+        if self.bench.core.why_not(name) is None:
+            stopped = self.bench.state(name) is State.STOPPED
+            assert self.bench.core.adopt(name, "found", fits=fits) is stopped
+
+    @precondition(lambda self: self.bench.waited_for)
+    @rule(data=st.data(), size=st.sampled_from([0, 0, MIB // 2]))
+    def give_memory_back(self, data: st.DataObject, size: int) -> None:
+        self.bench.back(data.draw(st.sampled_from(self.bench.waited_for)), size)
+
+    @rule()
+    def sleep_and_wake(self) -> None:
+        self.bench.core.resumed()
 
     @rule(name=names)
     def need_a_kill(self, name: str) -> None:
@@ -140,7 +163,8 @@ class World(RuleBasedStateMachine):
         occupied = [s for s in self.bench.core.snapshots() if s.state in OCCUPIED]
         held = self.bench.core.memory_held()
         limits = self.bench.limits
-        assert held == sum(s.memory for s in occupied)
+        lost = sum(r.size for r in self.bench.core.residues if not r.waited_for)
+        assert held == sum(s.memory for s in occupied) + lost
         assert limits.memory is not None
         assert 0 <= held <= limits.memory
         assert limits.max_loaded is None or len(occupied) <= limits.max_loaded
@@ -158,6 +182,15 @@ class World(RuleBasedStateMachine):
         """Only people who force it, an unhealthy engine or a crash end a request; a swap never does."""
         for name, before, after in self.bench.log[-8:]:
             assert (before, after) != (State.READY, State.STARTING), name
+
+    @invariant()
+    def memory_that_is_not_back_is_named(self) -> None:
+        """Every instance whose memory is waited for is in a model's RECLAIMING or a residue on the ledger, or both."""
+        reclaiming = [s for s in self.bench.core.snapshots() if s.state is State.RECLAIMING]
+        residues = self.bench.core.residues
+        assert len(reclaiming) + len([r for r in residues if not r.waited_for]) == len(self.bench.waited_for)
+        assert all(0 < r.size <= r.most for r in residues)
+        assert all(s.leases == 0 and s.instance is None for s in reclaiming)
 
     @invariant()
     def the_queue_count_is_true(self) -> None:
@@ -178,6 +211,8 @@ class World(RuleBasedStateMachine):
                     bench.gone(name)
                 if snapshot.instance in bench.probed:
                     bench.core.instance_probed(snapshot.instance, True)
+            for instance in list(bench.waited_for):
+                bench.back(instance)
             for request in self.holders():
                 bench.end(request)
             if all(r.lease or r.error for r in self.requests) and self.unloads == self.unloaded:

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from accelerd.supervise.processes import ProcTable
-from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
+from tests.settled import pytest_pyfunc_call, settled
 from tests.supervise.house import House
+from tests.supervise.units import Units
+from tests.system.systemd_user import UserManager, user_manager
+
+__all__ = ["house", "pytest_pyfunc_call", "settled", "units", "user_manager"]
 
 
 @pytest.fixture
@@ -22,3 +26,11 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield made
         assert ProcTable().owned(runtime) == []
         assert list(made.roots.instances.glob("*.sock")) == []
+
+
+@pytest.fixture
+def units(user_manager: UserManager) -> Iterator[Units]:
+    """A real systemd --user for models in units of their own."""
+    made = Units(user_manager)
+    yield made
+    made.close()

@@ -1,4 +1,4 @@
-"""A PlainSupervisor with an engine of fake servers and a listener that remembers and can be awaited."""
+"""A ProcessSupervisor with an engine of fake servers and a listener that remembers and can be awaited."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan
 from accelerd.instances import Cause, Exit
 from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.plain import PlainSupervisor
+from accelerd.supervise.supervisor import ProcessSupervisor
 
 FAKE_SERVER = Path(__file__).parent.parent / "fakes" / "fake_server.py"
 PATIENCE = 20.0  # s until a test gives up waiting
@@ -116,12 +116,12 @@ class House:
 
     async def __aenter__(self) -> House:
         self.heard = Heard()
-        self.supervisor = PlainSupervisor(
+        self.supervisor = ProcessSupervisor(
             self.heard,
             {"fake": self.engine},
             self.roots,
             SystemClock(),
-            sink=lambda model, line: self.journal.append((model, line)),
+            sink=lambda model, line, unit: self.journal.append((model, line)),
             **self.options,
         )
         return self

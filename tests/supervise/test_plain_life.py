@@ -21,6 +21,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.instances import PERMANENT, Cause
+from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.spawn import Child, Spawner
 from tests.supervise.house import House, alive
 
@@ -117,7 +118,7 @@ class StarvedSpawner(Spawner):
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
 async def test_A02_spawn_fails_for_want_of_something(house: House, number: int) -> None:
-    house.options["spawner"] = StarvedSpawner(number)
+    house.options["homes"] = {"child": ChildHome(StarvedSpawner(number))}
     async with house:
         exit = await house.gone(house.start())
     assert exit.cause is Cause.SPAWN_FAILED

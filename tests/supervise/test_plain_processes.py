@@ -18,10 +18,11 @@ import pytest
 from accelerd import names
 from accelerd.instances import Cause
 from accelerd.ports import SystemClock
+from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.plain import PlainSupervisor
 from accelerd.supervise.processes import Mark, Process, ProcTable
 from accelerd.supervise.spawn import Child, Spawner
+from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.supervise.house import Heard, House, alive
 
 
@@ -189,7 +190,8 @@ class NotingSpawner(Spawner):
 
 
 async def test_close_stops_all_the_youngest_first(house: House) -> None:
-    spawner = house.options["spawner"] = NotingSpawner()
+    spawner = NotingSpawner()
+    house.options["homes"] = {"child": ChildHome(spawner)}
     await house.__aenter__()
     numbers = [house.start(name=f"m{i}") for i in range(3)]
     pids = []
@@ -221,8 +223,9 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 from accelerd.ports import Roots, SystemClock
+from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.plain import PlainSupervisor
+from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.spawn import Child, Spawner
 from tests.supervise.house import FakeEngine, Heard
 from accelerd.config.model import ModelSpec
@@ -230,7 +233,7 @@ from accelerd.config.model import ModelSpec
 async def main(runtime):
     roots = Roots(runtime, runtime, runtime, runtime, home=runtime)
     heard = Heard()
-    supervisor = PlainSupervisor(heard, {"fake": FakeEngine(roots.instances)}, roots, SystemClock())
+    supervisor = ProcessSupervisor(heard, {"fake": FakeEngine(roots.instances)}, roots, SystemClock())
     supervisor.start(1, ModelSpec("m", engine="fake", env=(("FAKE_MODE", "setsid-grandchild"),)))
     await heard.wait("ready", 1)
     print(supervisor.facts(1).pid, flush=True)
@@ -254,7 +257,7 @@ async def test_B03_children_of_a_killed_daemon(house: House, caplog: pytest.LogC
     assert len(left) == 1
     assert list(house.roots.instances.glob("*.sock"))
     caplog.set_level(logging.WARNING)
-    supervisor = PlainSupervisor(Heard(), {}, house.roots, SystemClock(), limits=Limits(leftover_grace=0.2))
+    supervisor = ProcessSupervisor(Heard(), {}, house.roots, SystemClock(), limits=Limits(leftover_grace=0.2))
     assert await supervisor.sweep_leftovers() == 1
     assert not alive(left[0].pid)
     said = [record for record in caplog.records if getattr(record, "message_id", None) == names.MSG_LEFTOVER]

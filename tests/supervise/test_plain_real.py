@@ -16,7 +16,7 @@ import pytest
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
 from accelerd.ports import SystemClock
-from accelerd.supervise.plain import PlainSupervisor
+from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine
 from tests.supervise.house import Heard, House, alive
@@ -28,10 +28,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def real(house: House, transport: str = "auto") -> AsyncIterator[tuple[PlainSupervisor, Heard]]:
+async def real(house: House, transport: str = "auto") -> AsyncIterator[tuple[ProcessSupervisor, Heard]]:
     heard = Heard()
     engine = real_engine(house.roots.cache, transport)
-    supervisor = PlainSupervisor(heard, {"llama-server": engine}, house.roots, SystemClock())
+    supervisor = ProcessSupervisor(heard, {"llama-server": engine}, house.roots, SystemClock())
     try:
         yield supervisor, heard
     finally:

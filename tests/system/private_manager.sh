@@ -7,6 +7,7 @@
 set -eu
 dir=$1 uid=$2 gid=$3
 mount --make-rprivate /
+mount --make-rshared / # among themselves: toolbox wants it of every mount that it hands on
 if [ "$(stat -fc %T /sys/fs/cgroup)" != cgroup2fs ]; then
   umount -l /sys/fs/cgroup
   mount -t cgroup2 cgroup2 /sys/fs/cgroup

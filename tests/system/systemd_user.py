@@ -218,7 +218,8 @@ def session_runtime() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
 
 
-def _session_manager() -> Iterator[UserManager]:
+def session_manager(kind: type[UserManager] = UserManager) -> Iterator[UserManager]:
+    """The manager of the user who runs the tests."""
     if not (session_runtime() / "systemd" / "private").exists():
         pytest.fail(f"this test needs {NEEDED}")
     name = f"accelerd-test-{uuid.uuid4().hex[:8]}"
@@ -227,7 +228,7 @@ def _session_manager() -> Iterator[UserManager]:
     try:
         runtime.mkdir(mode=0o700)
         (base / "home").mkdir(mode=0o700)
-        manager = UserManager(base, home=base / "home", runtime_dir=runtime, suffix=name.removeprefix("accelerd"))
+        manager = kind(base, home=base / "home", runtime_dir=runtime, suffix=name.removeprefix("accelerd"))
         try:
             yield manager
         finally:
@@ -237,7 +238,10 @@ def _session_manager() -> Iterator[UserManager]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _private_manager() -> Iterator[UserManager]:
+def private_manager(
+    kind: type[UserManager] = UserManager, script: Path = SCRIPT, prepare: Callable[[Path], None] | None = None
+) -> Iterator[UserManager]:
+    """One of its own for a user that exists only inside. `prepare` adds to its directory what another script needs."""
     program = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(path).exists()), None)
     if program is None or not all(map(shutil.which, ("unshare", "nsenter", "setpriv", "systemctl"))):
         pytest.fail(f"this test needs {NEEDED}")
@@ -250,8 +254,10 @@ def _private_manager() -> Iterator[UserManager]:
     (base / "passwd").write_text(f"{passwd}accelerd-test:x:{PRIVATE_ID}:{PRIVATE_ID}::{base}/home:/bin/sh\n")
     (base / "passwd").chmod(0o644)
     who = str(PRIVATE_ID)
+    if prepare is not None:
+        prepare(base)
     holder = subprocess.Popen(
-        ["unshare", "--mount", "sh", str(SCRIPT), str(base), who, who, program],
+        ["unshare", "--mount", "sh", str(script), str(base), who, who, program],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -264,7 +270,7 @@ def _private_manager() -> Iterator[UserManager]:
         join = f'echo $$ >{group}/shell/cgroup.procs; exec setpriv --reuid={who} --regid={who} --clear-groups \
 --inh-caps=-all "$@"'
         prefix = ["nsenter", f"--target={holder.pid}", "--mount", "sh", "-c", join, "sh"]
-        manager = UserManager(base, home=base / "home", runtime_dir=base / "run", suffix="", prefix=prefix)
+        manager = kind(base, home=base / "home", runtime_dir=base / "run", suffix="", prefix=prefix)
         up = {"running", "degraded"}
         if not wait_until(lambda: manager.systemctl("is-system-running", check=False).stdout.strip() in up):
             pytest.fail(f"the private systemd --user does not come up: {(base / 'manager.log').read_text()}")
@@ -286,4 +292,4 @@ def _close(holder: subprocess.Popen[str]) -> str:
 @pytest.fixture
 def user_manager() -> Iterator[UserManager]:
     """A running user manager, empty of units; whatever a test installs is stopped and removed."""
-    yield from _private_manager() if os.geteuid() == 0 else _session_manager()
+    yield from private_manager() if os.geteuid() == 0 else session_manager()

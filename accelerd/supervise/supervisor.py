@@ -1,7 +1,7 @@
-"""The home "plain child of the daemon": starts, watches and ends instances as child processes, one task for each.
+"""Starts, watches, takes over and ends instances, one task for each, whatever home they live in.
 
-Tells the listener what becomes of them, exactly as instances.py says. Never decides what to run. Other homes
-(systemd units, toolboxes) stand beside it behind the same Protocol.
+Tells the listener what becomes of them, exactly as instances.py says. Never decides what to run; which home a model
+gets is the `choose` it is given.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from accelerd.engines.base import Engine
 from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory
+from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.home import Home
 from accelerd.supervise.instance import House, Instance
+from accelerd.supervise.kept import Phase, RecordStore, Survivor
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
-from accelerd.supervise.spawn import Spawner
-from accelerd.supervise.sweep import remove_sockets, sweep_leftovers
-from accelerd.system.records import event
+from accelerd.supervise.sweep import end_kept, remove_files, remove_sockets, sweep_leftovers
+from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Progress:
     resident: int | None  # bytes, as last seen while loading
 
 
-class PlainSupervisor(Supervisor):
+class ProcessSupervisor(Supervisor):
     """See the module's text. To be used on the event loop's thread, which must be the main thread."""
 
     def __init__(
@@ -47,12 +49,18 @@ class PlainSupervisor(Supervisor):
         roots: Roots,
         clock: Clock,
         *,
-        sink: Callable[[str, str], None] | None = None,
+        homes: Mapping[str, Home] | None = None,
+        choose: Callable[[ModelSpec], Home] | None = None,
+        sink: Callable[[str, str, str | None], None] | None = None,
         limits: Limits | None = None,
-        spawner: Spawner | None = None,
         table: ProcessTable | None = None,
     ) -> None:
-        """`sink(model, line)` gets what engines print, at most `limits.journal_rate` lines a second and model."""
+        """`homes` by kind, `choose` the one for a model (HomeError: there is none); by default all are children.
+
+        `sink(model, line, unit)` gets what engines print, at most `limits.journal_rate` lines a second and model.
+        """
+        if homes is None:
+            homes = {ChildHome.kind: ChildHome(proc=roots.proc, sys=roots.sys)}
         self._engines = engines
         self._rings: dict[str, OutputRing] = {}
         self._instances: dict[int, Instance] = {}  # in order of start
@@ -63,7 +71,9 @@ class PlainSupervisor(Supervisor):
             listener=listener,
             roots=roots,
             clock=clock,
-            spawner=spawner or Spawner(),
+            homes=homes,
+            choose=choose or (lambda _: homes[ChildHome.kind]),
+            records=RecordStore(roots.instances, self._owner),
             table=table or ProcTable(roots.proc),
             sink=sink,
             limits=limits or Limits(),
@@ -76,12 +86,19 @@ class PlainSupervisor(Supervisor):
             log.debug("instance %d is started already", instance)
             return
         mark = Mark(f"{instance}-{secrets.token_hex(8)}", self._owner)
-        ring = self.output(spec.name)
-        life = Instance(instance, spec, self._engines[spec.engine], mark, ring, self._house)
+        self._begin(Instance(instance, spec, self._engines[spec.engine], mark, self.output(spec.name), self._house))
+
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
+        assert isinstance(found, Survivor)
+        engine, ring = self._engines[spec.engine], self.output(spec.name)
+        self._begin(Instance(instance, spec, engine, found.kept.mark, ring, self._house, found))
+
+    def _begin(self, life: Instance) -> None:
         if self._closing:
             life.stop(Cause.STOPPED)
-        self._instances[instance] = life
-        self._tasks[instance] = asyncio.create_task(self._run(life), name=f"instance {instance} of {spec.name}")
+        self._instances[life.number] = life
+        name = f"instance {life.number} of {life.spec.name}"
+        self._tasks[life.number] = asyncio.create_task(self._run(life), name=name)
 
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         life = self._instances.get(instance)
@@ -121,15 +138,45 @@ class PlainSupervisor(Supervisor):
 
     # --- begin and end of the daemon --------------------------------------------------------------------------
 
+    async def survivors(self) -> list[Survivor]:
+        """At start-up: what an earlier daemon of this runtime directory left running to be taken over."""
+        records = await asyncio.to_thread(self._house.records.read_all)
+        found = []
+        for record in records:
+            kept = record.kept
+            home = self._house.homes.get(kept.home)
+            if record.phase is not Phase.ENDING and home is not None and home.survives:
+                members = await asyncio.to_thread(self._house.table.members, kept.mark, None)
+                if members:
+                    found.append(Survivor(record, tuple(members)))
+        return found
+
     async def sweep_leftovers(self) -> int:
-        """At start-up, before any instance: end the processes that an earlier daemon of this runtime directory left."""
-        count = await sweep_leftovers(self._house.table, self._owner, self._house.clock, self._house.limits)
-        await asyncio.to_thread(remove_sockets, self._house.roots.instances)
+        """At start-up, after the adoptions: end whatever else an earlier daemon of this runtime directory left.
+
+        How many processes that were.
+        """
+        house = self._house
+        spared = {life.mark.instance for life in self._instances.values()}
+        records = await asyncio.to_thread(house.records.read_all)
+        kept = [record.kept for record in records if record.kept.mark.instance in spared]
+        unwanted = [record.kept for record in records if record.kept.mark.instance not in spared]
+        count = len(await asyncio.to_thread(house.table.owned, self._owner, spared))
+        await asyncio.gather(*(end_kept(house.homes, one, house.limits) for one in unwanted))
+        await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared)
+        sockets = {one.unix for one in kept if one.unix is not None}
+        await asyncio.to_thread(remove_sockets, house.roots.instances, sockets)
+        await asyncio.to_thread(remove_files, house.roots.instances, spared)
         return count
 
-    async def close(self, within: float) -> bool:
-        """Stop all, the youngest first, and wait; after `within` seconds kill all. False: something would not go."""
+    async def close(self, within: float, *, keep: bool = False) -> bool:
+        """Stop all, the youngest first, and wait; after `within` seconds kill all. False: something would not go.
+
+        `keep`: what can outlive the daemon is let go instead, without a word to the listener.
+        """
         self._closing = True
+        if keep:
+            await self._let_go()
         for life in reversed(self._instances.values()):
             life.stop(Cause.STOPPED)
         gone = await self._wait_gone(within)
@@ -143,6 +190,15 @@ class PlainSupervisor(Supervisor):
         for ring in self._rings.values():
             ring.close()
         return gone
+
+    async def _let_go(self) -> None:
+        for number, life in list(self._instances.items()):
+            if life.let_go():
+                event(log, NOTICE, f"{life.spec.name} stays loaded for the next accelerd", model=life.spec.name)
+                task = self._tasks.pop(number)
+                del self._instances[number]
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     def kill_all(self) -> None:
         """SIGKILL to every instance, at once."""

@@ -1,0 +1,56 @@
+"""Which home a model gets: the one its settings name, or the best that this machine has.
+
+Decides by settings and by whether a user's systemd answers; starts nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from accelerd.config.model import ModelSpec
+from accelerd.supervise.home import Home, HomeError
+from accelerd.supervise.user_manager import ManagerError, UserManager
+
+log = logging.getLogger(__name__)
+
+
+class HomeChoice:
+    """Callable: the Home for a model. `look` first, once."""
+
+    def __init__(self, homes: Mapping[str, Home], manager: UserManager | None) -> None:
+        """`homes` by kind, "child" among them. `manager` None: there is no systemd here."""
+        self._homes = homes
+        self._manager = manager
+        self._units = False
+        self._why_not = "this machine has none"
+
+    async def look(self) -> bool:
+        """Ask the user's systemd whether it is there. Its answer holds until the next look."""
+        self._units = False
+        if self._manager is not None:
+            try:
+                await self._manager.environment()
+                self._units = "systemd" in self._homes
+            except ManagerError as error:
+                self._why_not = str(error)
+                log.info("models run as children of accelerd and end with it: %s", error)
+        return self._units
+
+    def __call__(self, spec: ModelSpec) -> Home:
+        """HomeError when the home that the model's settings name is not to be had."""
+        if spec.home == "auto":
+            # What shall not survive needs no unit, unless only a unit can keep its limits.
+            wants_unit = spec.survive or needs_unit(spec)
+            return self._homes["systemd" if self._units and wants_unit else "child"]
+        home = self._homes.get(spec.home)
+        if home is None or (home.kind == "systemd" and not self._units):
+            why = self._why_not if spec.home == "systemd" else "accelerd cannot do that here"
+            raise HomeError(f'{spec.name}: cannot use home = "{spec.home}": {why}; home = "auto" takes what there is')
+        return home
+
+
+def needs_unit(spec: ModelSpec) -> bool:
+    """Are there limits that only a control group can keep?"""
+    limits = (spec.memory_max, spec.memory_high, spec.cpu_weight, spec.io_class, spec.tasks_max)
+    return any(limit is not None for limit in limits)

@@ -1,0 +1,88 @@
+"""Waiting for an instance that loads: until it is ready, cannot become it, or has taken too long without progress.
+
+Watches and tells, ends nothing. May be cancelled at any point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from accelerd.engines.base import LaunchPlan
+from accelerd.instances import Cause
+from accelerd.ports import Clock
+from accelerd.supervise import memory, words
+from accelerd.supervise.limits import Limits
+from accelerd.supervise.listen_owner import Owner, tcp_owner
+from accelerd.supervise.output import OutputRing
+from accelerd.supervise.race import race
+from accelerd.supervise.ready import Verdict, wait_ready
+
+
+class Loading:
+    """One instance on its way to readiness. `pids` are its live processes."""
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        leader: int,
+        pids: Callable[[], Awaitable[list[int]]],
+        *,
+        ring: OutputRing,
+        clock: Clock,
+        limits: Limits,
+        proc: Path,
+        timeout: float,
+    ) -> None:
+        """`timeout`: seconds without progress."""
+        self.resident: int | None = None  # bytes, as seen last …
+        self.peak: int | None = None  # … and at most
+        self._plan = plan
+        self._leader = leader
+        self._pids = pids
+        self._ring = ring
+        self._clock = clock
+        self._limits = limits
+        self._proc = proc
+        self._timeout = timeout
+
+    async def run(self) -> tuple[Cause, str] | None:
+        """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: somebody else listens at its endpoint."""
+        raced = await race(
+            wait_ready(self._plan, self._clock, self._owner, self._is_ours),
+            self._out_of_patience(),
+        )
+        assert raced is not None
+        if raced[0] == 1:
+            return Cause.LOAD_TIMEOUT, raced[1]
+        verdict: Verdict = raced[1]
+        if verdict is Verdict.FOREIGN:
+            return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
+        if verdict is not Verdict.READY:
+            return Cause.REFUSED, words.key_trouble(self._plan, verdict)
+        return None
+
+    async def _owner(self, port: int) -> Owner:
+        return await asyncio.to_thread(tcp_owner, self._proc, port, await self._pids())
+
+    async def _is_ours(self, pid: int) -> bool:
+        return pid == self._leader or pid in await self._pids()
+
+    async def _out_of_patience(self) -> str:
+        """Returns, with the reason, when loading took too long without progress, or far too long."""
+        clock, limits, timeout = self._clock, self._limits, self._timeout
+        step = min(max(timeout / 8, 0.02), 1.0)
+        began = progress = clock.monotonic()
+        printed, peak = self._ring.total, 0
+        while True:
+            await asyncio.sleep(step)
+            self.resident = await asyncio.to_thread(memory.resident, self._proc, await self._pids())
+            self.peak = max(self.resident, self.peak or 0)
+            now = clock.monotonic()
+            if self._ring.total > printed or self.resident > peak + limits.growth:
+                printed, peak, progress = self._ring.total, max(peak, self.resident), now
+            if now - progress >= timeout:
+                return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
+            if now - began >= limits.load_cap * timeout:
+                return f"not ready {now - began:.1f} s after its start, although it did something all the time"

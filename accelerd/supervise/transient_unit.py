@@ -1,0 +1,109 @@
+"""What a model's transient unit is called and which properties it gets: from settings to systemd's words. Pure.
+
+No secret may come in here: whoever asks systemd can read a unit's properties.
+"""
+
+from __future__ import annotations
+
+import signal
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from accelerd.config.model import ModelSpec
+from accelerd.supervise.processes import Mark
+from accelerd.supervise.user_manager import Property
+
+PREFIX: Final = "accelerd-"
+SLICE: Final = "accelerd.slice"
+STOP_MARGIN: Final = 5  # s that systemd waits beyond the model's own stop_timeout before it kills
+IO_CLASSES: Final = {"best-effort": 2, "idle": 3}  # as ioprio_set(2) numbers them
+_PLAIN: Final = frozenset(f"{string.ascii_letters}{string.digits}:_.-")
+# systemd's own additions to the environment; an engine gets what was planned and nothing else.
+ADDED_BY_SYSTEMD: Final = (
+    "HOME",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LANG",
+    "LOGNAME",
+    "MANAGERPID",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+    "PATH",
+    "SHELL",
+    "SYSTEMD_EXEC_PID",
+    "TERM",
+    "USER",
+    "XDG_RUNTIME_DIR",
+)
+
+
+def unit_name(model: str) -> str:
+    """`accelerd-qwen.service`. Escaped as systemctl does it with what a person types: / is -, others are \\xNN."""
+    return f"{PREFIX}{_escape(model)}.service"
+
+
+def second_name(model: str, mark: Mark) -> str:
+    """For when somebody else's unit has the name: never taken, and known from the record of the instance."""
+    return f"{PREFIX}{_escape(model)}-{_escape(mark.instance)}.service"
+
+
+def _escape(text: str) -> str:
+    plain = text.replace("/", "-")
+    return "".join(c if c in _PLAIN else "".join(f"\\x{byte:02x}" for byte in c.encode()) for c in plain)
+
+
+def unit_properties(
+    spec: ModelSpec,
+    argv: Sequence[str],
+    cwd: Path,
+    *,
+    environment_file: Path,
+    unset: Iterable[str],
+    output: Path,
+    bound_to: str | None,
+) -> list[Property]:
+    """For StartTransientUnit. `argv[0]` is absolute; `bound_to`: the unit whose end shall be this one's too."""
+    properties: list[Property] = [
+        ("Description", "s", f"model {spec.name} ({Path(argv[0]).name})"),
+        ("Slice", "s", SLICE),
+        ("Type", "s", "exec"),  # started means: the program is executed and has read its environment
+        # Literally: systemd would put the values of variables in place of $NAME, which are then seen in argv.
+        ("ExecStartEx", "a(sasas)", [(argv[0], list(argv), ["no-env-expand"])]),
+        ("WorkingDirectory", "s", str(cwd)),
+        ("EnvironmentFiles", "a(sb)", [(str(environment_file), False)]),
+        ("UnsetEnvironment", "as", sorted(unset)),
+        # The same file for both makes systemd open it for reading and writing: the engine itself holds a reading end
+        # and gets no SIGPIPE while no daemon reads.
+        ("StandardInputFile", "s", str(output)),
+        ("StandardOutputFile", "s", str(output)),
+        ("StandardError", "s", "inherit"),
+        ("UMask", "u", 0o077),
+        ("KillMode", "s", "control-group"),
+        ("KillSignal", "i", int(signal.SIGTERM)),
+        ("TimeoutStopUSec", "t", int((spec.stop_timeout + STOP_MARGIN) * 1_000_000)),
+        ("LimitCORE", "t", 0),  # a core holds prompts
+        ("LimitCORESoft", "t", 0),
+        ("NoNewPrivileges", "b", True),
+        ("OOMPolicy", "s", "kill"),
+        ("OOMScoreAdjust", "i", spec.oom_score_adjust),
+        # While AddRef's reference is held its end can be read; without it nothing is left, not even of a failed one.
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("AddRef", "b", True),
+    ]
+    if spec.memory_max is not None:
+        properties.append(("MemoryMax", "t", spec.memory_max))
+    if spec.memory_high is not None:
+        properties.append(("MemoryHigh", "t", spec.memory_high))
+    if spec.cpu_weight is not None:
+        properties.append(("CPUWeight", "t", spec.cpu_weight))
+    if spec.nice is not None:
+        properties.append(("Nice", "i", spec.nice))
+    if spec.io_class is not None:
+        properties.append(("IOSchedulingClass", "i", IO_CLASSES[spec.io_class]))
+    if spec.tasks_max is not None:
+        properties.append(("TasksMax", "t", spec.tasks_max))
+    if bound_to is not None:
+        properties += [("StopPropagatedFrom", "as", [bound_to]), ("After", "as", [bound_to])]
+    return properties

@@ -1,0 +1,1 @@
+"""Tests of the homes inside containers, with real rootless podman and toolbox."""

@@ -1,0 +1,48 @@
+"""Every test with the fixture `containers` runs in a second pytest, as a user who has podman and toolbox (relay.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.containers.relay import INSIDE, Reporter, Second
+from tests.containers.world import World
+from tests.system.containers import ContainerManager, container_manager
+
+__all__ = ["container_manager"]
+
+if not os.environ.get(INSIDE):
+
+    @pytest.fixture(scope="session")
+    def containers(request: pytest.FixtureRequest, container_manager: ContainerManager) -> Iterator[Second]:
+        """The second pytest, which runs all tests with this fixture, in the same order."""
+        wanted = [item.nodeid for item in request.session.items if "containers" in getattr(item, "fixturenames", ())]
+        with Second(container_manager, wanted) as second:
+            yield second
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+        """Such a test is as good as its report."""
+        second = pyfuncitem.funcargs.get("containers")
+        if not isinstance(second, Second):
+            return None
+        trouble = second.result(pyfuncitem.nodeid)
+        if trouble:
+            pytest.fail(trouble, pytrace=False)
+        return True
+
+else:
+
+    @pytest.fixture(scope="session")
+    def containers() -> Iterator[World]:
+        """podman, toolbox and a place for the files of instances."""
+        world = World()
+        try:
+            yield world
+        finally:
+            world.close()
+
+    def pytest_configure(config: pytest.Config) -> None:
+        config.pluginmanager.register(Reporter(int(os.environ[INSIDE])))

@@ -1,0 +1,200 @@
+"""What a test of container homes works with: podman, a shared toolbox, orders for fake servers, what is left of them.
+
+A `Life` is the smallest supervisor: it starts, stops as an instance does (SIGTERM, grace, SIGKILL, sweep by mark,
+release), and then `gone` looks for anything that should not be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Endpoint
+from accelerd.ports import Roots, SystemClock
+from accelerd.supervise.containers.held import HeldLeader
+from accelerd.supervise.containers.tool import Tools
+from accelerd.supervise.containers.toolbox import ToolboxHome
+from accelerd.supervise.home import Home, Kept, Order
+from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.processes import Mark, ProcTable
+from tests.system.containers import IMAGE
+from tests.system.systemd_user import REPO
+
+PATIENCE = 20.0  # s; the machine may be busy
+
+
+class World:
+    """One for all tests: it has one toolbox that is never stopped, and what each test makes for itself."""
+
+    image = IMAGE
+
+    def __init__(self) -> None:
+        self.home = Path(os.environ["HOME"])
+        runtime = Path(os.environ["XDG_RUNTIME_DIR"]) / "accelerd"
+        self.roots = Roots(self.home / "c.toml", runtime, self.home / "state", self.home / "cache", home=self.home)
+        self.fakes = self.home / "fakes"  # /home is the same in a toolbox; the checkout may not be
+        shutil.copytree(REPO / "tests/fakes", self.fakes, ignore=shutil.ignore_patterns("__pycache__", "test_*"))
+        self.table = ProcTable()
+        self.tools = Tools()
+        self._numbers = itertools.count(1)
+        self.toolbox = self.new_toolbox()
+
+    def close(self) -> None:
+        self.podman("rm", "--all", "--force", "--time", "0", check=False)
+
+    def podman(self, *args: str, check: bool = True) -> str:
+        done = subprocess.run(["podman", *args], capture_output=True, text=True, check=False, timeout=60)
+        assert not check or done.returncode == 0, (args, done.stderr)
+        return done.stdout.strip()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self.podman("container", "inspect", name))[0])
+
+    def new_toolbox(self, *, started: bool = True) -> str:
+        name = f"tb{next(self._numbers)}"
+        argv = ["toolbox", "create", "--assumeyes", "--image", self.image, "--container", name]
+        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        if started:
+            subprocess.run([*self.tools.outside(), "podman", "start", name], check=True, capture_output=True)
+        return name
+
+    def toolbox_home(self, *, survives: bool = True) -> ToolboxHome:
+        return ToolboxHome(self.roots, SystemClock(), self.table, self.tools, survives=survives)
+
+    def order(self, mode: str = "", argv: tuple[str, ...] = (), **settings: Any) -> Order:
+        """A fake server, listening on a socket of its own; or another program."""
+        mark = Mark(f"{next(self._numbers)}-{secrets.token_hex(4)}", str(self.roots.runtime))
+        sock = self.roots.instances / f"{mark.instance}.sock"
+        argv = argv or ("python3", "-S", "-E", str(self.fakes / "fake_server.py"), "--host", str(sock))
+        env = {"FAKE_MODE": mode, "LLAMA_API_KEY": f"secret-{mark.instance}", "PATH": "/nowhere", **mark.environment()}
+        env |= dict(settings.get("env", ()))
+        settings.setdefault("container", self.toolbox)
+        spec = ModelSpec(f"m{mark.instance}", **settings)
+        return Order(spec, argv, env, self.home, mark)
+
+
+def read(path: str) -> str:
+    """A file of /proc, which never keeps anybody waiting."""
+    return Path(path).read_text()
+
+
+class Life:
+    """One instance, from start to proof."""
+
+    def __init__(self, world: World, home: Home, order: Order) -> None:
+        self.world = world
+        self.home = home
+        self.order = order
+        self.output = bytearray()
+        self.ended = asyncio.Event()
+
+    @property
+    def kept(self) -> Kept:
+        mark, spec = self.order.mark, self.order.spec
+        place = self.home.place(spec, mark)
+        return Kept(spec.name, self.home.kind, "", mark, place, str(self.socket), None, "")
+
+    @property
+    def socket(self) -> Path:
+        return self.world.roots.instances / f"{self.order.mark.instance}.sock"
+
+    async def start(self) -> Life:
+        self.leader: Any = await self.home.start(self.order, self.output.extend, self.ended.set)
+        return self
+
+    async def adopt(self) -> HeldLeader | None:
+        found: Any = await self.home.adopt(self.kept, self.output.extend, self.ended.set)
+        self.leader = found
+        return found
+
+    async def ready(self) -> None:
+        """Answers at its socket."""
+
+        async def ok() -> bool:
+            try:
+                return await status(Endpoint(unix=str(self.socket)), "/health", within=2.0) == 200
+            except (ProbeError, OSError):
+                return False
+
+        async with asyncio.timeout(PATIENCE):
+            while not await ok():
+                assert not self.ended.is_set(), self.text
+                await asyncio.sleep(0.02)
+
+    async def daemon_dies(self) -> None:
+        """Let go of it as a killed daemon does: its child `toolbox run` goes too."""
+        self.leader.let_go()
+        for pid in find("toolbox", "run", self.order.mark.instance):
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(os.waitpid, pid, 0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    @property
+    def text(self) -> str:
+        return self.output.decode(errors="replace")
+
+    def members(self) -> list[int]:
+        return [process.pid for process in self.world.table.members(self.order.mark, None)]
+
+    async def stop(self, grace: float = 5.0) -> int | None:
+        """End it as an instance does; how it ended."""
+        self.leader.signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.leader.exited.wait(), grace)
+        except TimeoutError:
+            self.leader.kill_group()
+        return await self.gone()
+
+    async def gone(self) -> int | None:
+        """Sweep, release, and look: no process, no file, no exec session is left of it."""
+        async with asyncio.timeout(PATIENCE):
+            while (left := self.world.table.members(self.order.mark, None)) or not self.leader.exited.is_set():
+                self.leader.kill_group()
+                for process in left:
+                    self.world.table.signal(process, signal.SIGKILL)
+                await asyncio.sleep(0.01)
+            await self.leader.release()
+        self.nothing_left()
+        assert self.ended.is_set()
+        return self.leader.status
+
+    def nothing_left(self) -> None:
+        assert self.members() == []
+        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.order.mark.instance)]
+        assert [name for name in mine if not name.endswith(".sock")] == []
+        if self.home.kind == "toolbox":
+            found = self.world.inspect(self.order.spec.container or "")
+            assert found["ExecIDs"] == [], "exec sessions are left"
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def find(name: str, *words: str) -> list[int]:
+    """Live processes of that name with all these words somewhere in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                comm = (entry / "comm").read_text().strip()
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if comm == name and line and all(word in line for word in words):
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,165 @@
+"""A whole accelerd under a real systemd --user, with the shipped units: what the tests of restarts, stops and crashes use.
+
+Looks at it from outside, like tests/harness.py: over its sockets, its processes, its units and its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from accelerd import names
+from tests.daemon.kit import Site, marked
+from tests.harness import Daemon, eventually
+from tests.system.systemd_user import REPO, UserManager, free_port
+
+UNITS = REPO / "units/user"
+SERVICE = "accelerd.service"
+SOCKET = "accelerd.socket"
+REAPER = "accelerd-reaper.service"
+
+
+class Service(Daemon):
+    """The installed accelerd of a test's user. `daemon()` is its main process, which changes."""
+
+    def __init__(self, manager: UserManager) -> None:
+        self.manager = manager
+        self.port = free_port()
+        self.units: tuple[str, ...] = ()
+        self.env = {"XDG_RUNTIME_DIR": str(manager.runtime_dir)}
+        self.site = Site(manager.directory(manager.base / "site"))
+        self.site.gguf.chmod(0o644)
+        self.instances = manager.runtime_dir / names.RUNTIME_DIR / names.INSTANCE_DIR
+
+    def __repr__(self) -> str:
+        return f"Service on port {self.port}"
+
+    # --- the units ---
+
+    def install(self, toml: str, *, dropin: str = "[Service]\nRestartSec=100ms", socket: bool = True) -> None:
+        """Units, program and configuration; nothing is started. Without the `socket` unit the service listens itself."""
+        manager = self.manager
+        program = f'#!/bin/sh\nexec {sys.executable} -m accelerd "$@"\n'
+        manager.script(manager.home / ".local/bin/accelerd", program)
+        self.configure(toml)
+        self.units = (SOCKET, SERVICE) if socket else (SERVICE,)
+        for name, extra in ((REAPER, ""), (SERVICE, dropin), (SOCKET, "")):
+            if name == SOCKET and not socket:
+                continue
+            text = (UNITS / name).read_text().replace(REAPER, self.reaper).replace(":4000", f":{self.port}")
+            manager.install(self.reaper if name == REAPER else name, text, dropin=extra)
+
+    @property
+    def reaper(self) -> str:
+        """Its name beside the other units of the test."""
+        return self.manager.unit(SERVICE).replace(".service", "-reaper.service")
+
+    def configure(self, text: str) -> None:
+        preamble = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\ndrain_timeout = "5s"\n'
+        self.manager.write(self.manager.home / ".config/accelerd/accelerd.toml", preamble + text)
+
+    def start(self) -> int:
+        self.manager.systemctl("start", *self.units)
+        return self.main_pid()
+
+    def stop_all(self) -> None:
+        """What a person does to end it for good."""
+        self.manager.systemctl("stop", *self.units)
+
+    def main_pid(self) -> int:
+        return int(self.manager.properties(SERVICE)["MainPID"])
+
+    def back(self, old: int, within: float = 20) -> int:
+        """Wait until another daemon than `old` answers; its pid."""
+
+        def answers() -> int:
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(self.status()["pid"])
+                return pid if pid != old else 0
+            return 0
+
+        return int(eventually(answers, "the next daemon answers", within))
+
+    def kill(self, number: str = "KILL") -> int:
+        """Signal the daemon itself; its pid."""
+        pid = self.main_pid()
+        assert pid
+        self.manager.run(["kill", f"-{number}", str(pid)])
+        return pid
+
+    def reaped(self) -> bool:
+        """Is the reaper through with what it may have had to do?"""
+        seen = self.manager.properties(self.reaper)
+        return seen["ActiveState"] in ("inactive", "failed") and not seen.get("Job")
+
+    # --- what is there ---
+
+    def load(self, *models: str) -> dict[str, int]:
+        """Load them; their pids."""
+        for model in models:
+            event = self.events(f"load?model={model}")[-1]
+            assert event["event"] == "ready", (event, self.output())
+        return self.pids(*models)
+
+    def pids(self, *models: str) -> dict[str, int]:
+        return {model: self.wait_state(model, "ready")["pid"] for model in models}
+
+    def model_units(self) -> set[str]:
+        """The units of models that systemd has."""
+        pattern = ["accelerd-*.service", "accelerd-*.scope"]
+        lines = self.manager.systemctl("list-units", "--all", "--plain", "--no-legend", *pattern).stdout.splitlines()
+        own = {self.manager.unit(SERVICE), self.reaper}
+        return {line.split()[0] for line in lines if line.strip()} - own
+
+    def files(self) -> set[str]:
+        """What lies in the directory of the instances."""
+        with contextlib.suppress(FileNotFoundError):
+            return {path.name for path in self.instances.iterdir()}
+        return set()
+
+    def nothing_left(self) -> bool:
+        """No process, no unit, no file of any model."""
+        return not marked(self) and not self.model_units() and not self.files()
+
+    def leftovers(self) -> str:
+        """For the message of a test that finds some."""
+        return f"{marked(self)} {self.model_units()} {self.files()}\n{self.output()}"
+
+    def output(self) -> str:
+        return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(self.reaper)
+
+    def listening(self) -> set[str]:
+        """Every unix socket and TCP port that processes with our mark listen at."""
+        found = set()
+        for process in marked(self):
+            with contextlib.suppress(psutil.Error):
+                found |= {str(c.laddr) for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        return found
+
+
+def installed(manager: UserManager) -> Iterator[Service]:
+    """For a fixture: ends whatever the test left, whatever it did."""
+    service = Service(manager)
+    try:
+        yield service
+    finally:
+        print(f"--- accelerd's output ---\n{service.output()}")  # pytest shows it on failure
+        manager.systemctl("stop", *service.units, service.reaper, check=False)
+        units = service.model_units()
+        if units:
+            manager.systemctl("kill", "--signal=KILL", *units, check=False)
+            manager.systemctl("stop", *units, check=False)
+            manager.systemctl("reset-failed", *units, check=False)
+        for process in marked(service):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def records(service: Service) -> list[dict[str, object]]:
+    """The records of surviving instances."""
+    return [json.loads(path.read_text()) for path in Path(service.instances).glob("*.json")]

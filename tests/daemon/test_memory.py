@@ -1,0 +1,114 @@
+"""A model that is killed for want of memory, seen from outside: its name for it, its new figure, its neighbours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.daemon.kit import QUICK, Site, kill_engine, side_by_side
+from tests.harness import DaemonFactory, eventually, streaming
+
+CRAMPED = "tests.daemon.oom_main"
+MIB = 1 << 20
+
+
+def test_A16_an_oom_kill_is_named_remembered_and_leaves_the_neighbours_alone(daemons: DaemonFactory, site: Site) -> None:
+    limit = 'memory = "220MiB"\n'
+    toml = QUICK + limit + site.model("a", memory="100MiB") + site.model("b", memory="100MiB")
+    daemon = daemons.start(toml, module=CRAMPED)
+    for name in ("b", "a"):
+        assert daemon.events(f"load?model={name}")[-1]["event"] == "ready"
+    neighbour = daemon.status("b")["pid"]
+    kill_engine(daemon, "a")
+    seen = daemon.wait_state("a", "stopped")
+    assert seen["error"]["cause"] == "oom-kill"
+    assert "memory" in seen["error"]["message"]
+    assert "reserves 125.0 MiB instead of 100.0 MiB" in seen["reason"]
+    assert (seen["memory"], seen["retry_in"]) == (125 * MIB, None)
+    assert daemon.status("b")["pid"] == neighbour
+    assert daemon.status()["pid"] == daemon.process.pid
+    # The next request has b leave: both no longer fit.
+    assert daemon.chat("a").status == 200
+    assert daemon.state("b") == "stopped"
+    assert daemon.status("a")["error"] is None
+    # Too much for this machine: refused with the arithmetic.
+    for _ in range(2):
+        kill_engine(daemon, "a")
+        daemon.wait_state("a", "stopped", "failed")
+        refused = daemon.chat("a")
+        if refused.status != 200:
+            break
+    assert (refused.status, refused.code) == (503, "model_out_of_memory")
+    assert daemon.chat("b").status == 200
+    assert daemon.stop() == 0
+    # It is known to the next daemon, until a person has it forgotten.
+    again = daemons.start(toml)
+    figure = again.status("a")
+    assert figure["memory"] > 150 * MIB
+    assert figure["memory_source"].startswith("ran out of memory with less")
+    assert again.control("POST", "reset?model=a").json() == {"state": "stopped"}
+    assert again.status("a")["memory"] == 100 * MIB
+    assert again.chat("a").status == 200
+
+
+def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a", "slow-load:20", memory="100MiB"), module=CRAMPED)
+
+
+    with side_by_side() as do:
+        request = do(daemon.chat, "a")
+        for attempt in (1, 2):
+            eventually(lambda attempt=attempt: site.spawns("a") == attempt, f"attempt {attempt}")
+            kill_engine(daemon, "a")
+        answer = request.result(20)
+    assert (answer.status, answer.code) == (503, "model_out_of_memory")
+    assert daemon.state("a") == "stopped"
+    assert site.spawns("a") == 2
+
+
+def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a", "slow-load:0.5"))
+
+
+    with streaming(daemon, "a"):
+        daemon.wait_state("a", "starting")
+    eventually(lambda: daemon.status()["scheduler"]["queue"] == 0, "its place in the queue is free")
+    seen = daemon.wait_state("a", "ready")
+    assert (seen["leases"], site.spawns("a")) == (0, 1)
+    assert daemon.status()["scheduler"]["memory_used"] == seen["memory"]
+
+
+def test_B26_without_systemd_it_starts_and_says_what_is_missing(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a"))
+    assert "no systemd user manager answers" in daemon.status()["degraded"]
+    assert daemon.chat("a").status == 200
+
+
+def test_B26_a_bus_that_is_not_there_does_not_hold_up_the_start(daemons: DaemonFactory, site: Site) -> None:
+    nowhere = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent/bus"}
+    daemon = daemons.start(QUICK + site.model("a") + site.model("b", home="systemd"), env=nowhere)
+    assert "no systemd user manager answers" in daemon.status()["degraded"]
+    assert daemon.chat("a").status == 200
+    answer = daemon.chat("b")
+    assert (answer.status, answer.code) == (503, "model_failed")
+    assert 'home = "systemd"' in answer.json()["error"]["message"]
+
+
+def test_B27_a_state_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a") + site.model("b"))
+    state = Path(daemon.env["XDG_STATE_HOME"]) / "accelerd"
+    assert daemon.chat("a").status == 200
+    shutil.rmtree(state, ignore_errors=True)
+    assert daemon.chat("b").status == 200
+    assert daemon.stop() == 0
+    assert len(json.loads((state / "state.json").read_text())["models"]) == 2
+
+
+def test_B27_a_runtime_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a") + site.model("b"))
+    assert daemon.chat("a").status == 200
+    instances = Path(daemon.env["XDG_RUNTIME_DIR"]) / "accelerd" / "instances"
+    shutil.rmtree(instances)
+    assert daemon.chat("b").status == 200
+    assert daemon.stop() == 0

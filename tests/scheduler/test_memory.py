@@ -1,0 +1,250 @@
+"""Memory that was too little, and memory that does not come back: what is reserved, who is refused and with what words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from accelerd.config.model import SchedulerSettings
+from accelerd.instances import Cause
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.placement import Limits
+from tests.scheduler.bench import MIB, Bench, Request, model
+
+OOM = Cause.OOM_KILLED
+KILLED = "llama-server was killed by the kernel for want of memory"
+
+
+def bench_of(budget: int, **memory: int) -> Bench:
+    sizes = {name: size * MIB for name, size in memory.items()}
+    return Bench([model(name) for name in memory], limits=Limits(budget * MIB, "test", None), memory=sizes)
+
+
+def refusal(request: Request) -> tuple[str, str]:
+    assert request.error is not None
+    return request.error.code, request.error.message
+
+
+def test_A16_an_oom_kill_is_no_crash_and_raises_what_is_reserved() -> None:
+    bench = bench_of(100, a=40, b=10)
+    bench.loaded("b")
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED)
+    seen = bench.core.snapshot("a")
+    assert seen.state is State.STOPPED
+    assert "from now on it reserves 50.0 MiB instead of 40.0 MiB" in seen.reason
+    assert seen.error is not None
+    assert seen.error.cause is OOM
+    assert (seen.memory, seen.memory_source) == (50 * MIB, "ran out of memory with 40.0 MiB")
+    assert bench.needs == {"a": 50 * MIB}, "remembered beyond this life of the daemon"
+    assert bench.state("b") is State.READY, "neighbours are untouched"
+    assert bench.core.next_deadline() < math.inf, "only b's idle timeout"
+    assert bench.loads() == ["b", "a"], "nobody asks: nothing is tried again"
+
+
+def test_A16_what_was_seen_in_use_counts_where_it_is_more() -> None:
+    bench = bench_of(100, a=40)
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED, peak=70 * MIB)
+    assert bench.core.snapshot("a").memory == 70 * MIB
+
+
+def test_A16_the_next_request_has_others_leave_for_the_larger_model() -> None:
+    bench = bench_of(100, a=60, b=40)
+    bench.loaded("b")
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED)
+    request = bench.request("a")
+    assert bench.loads() == ["b", "a"]
+    bench.pass_time(1)
+    assert bench.state("b") is State.STOPPING, "75 MiB do not fit beside 40 any more"
+    bench.gone("b")
+    bench.ready("a")
+    assert request.lease
+
+
+def test_A16_what_can_never_fit_is_refused_with_the_arithmetic() -> None:
+    bench = bench_of(70, a=60)
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED)
+    code, text = refusal(bench.request("a"))
+    assert code == "model_out_of_memory"
+    assert "it needs 75.0 MiB (ran out of memory with 60.0 MiB), 70.0 MiB are there in all" in text
+    assert "accelctl reset a" in text
+    bench.core.reset("a", memory=True)
+    assert bench.needs == {}
+    bench.request("a")
+    assert bench.loads() == ["a", "a"], "a person may have it tried as before"
+
+
+def test_A17_a_limit_of_its_own_refuses_it_too() -> None:
+    bench = Bench([model("a", memory_max=50 * MIB)], memory={"a": 45 * MIB})
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED)
+    code, text = refusal(bench.request("a"))
+    assert code == "model_out_of_memory"
+    assert "its memory_max is 50.0 MiB" in text
+
+
+def test_A32_a_load_that_runs_out_of_memory_is_tried_once_more_with_more_room() -> None:
+    bench = bench_of(1000, a=40)
+    request = bench.request("a")
+    bench.gone("a", OOM, KILLED)
+    assert request.error is None
+    assert bench.loads() == ["a", "a"]
+    assert bench.core.memory_held() == 50 * MIB
+    bench.gone("a", OOM, KILLED)
+    code, text = refusal(request)
+    assert code == "model_out_of_memory"
+    assert KILLED in text
+    assert bench.state("a") is State.STOPPED
+    assert len(bench.loads()) == 2
+
+
+def test_A32_a_kept_model_is_not_killed_again_and_again() -> None:
+    bench = Bench([model("a", pin=True)], settings=SchedulerSettings(failure_window=600))
+    bench.wish("a")
+    for _ in range(3):
+        bench.gone("a", OOM, KILLED)
+        bench.pass_time(30)
+    assert bench.state("a") is State.FAILED
+    assert len(bench.loads()) == 3
+    code, text = refusal(bench.request("a"))
+    assert code == "model_out_of_memory"
+    assert "3 times" in bench.core.snapshot("a").reason
+    assert "accelctl reset a" in text
+    bench.core.reset("a")
+    bench.request("a")
+    assert len(bench.loads()) == 4
+
+
+def test_A16_an_oom_kill_counts_for_no_crash_loop() -> None:
+    bench = Bench([model("a")], settings=SchedulerSettings(max_failures=2, failure_window=600))
+    bench.loaded("a")
+    bench.gone("a", OOM, KILLED)
+    bench.loaded("a")
+    bench.gone("a", Cause.SIGNALED, "killed by SIGSEGV")
+    assert bench.state("a") is State.STOPPED, "the first crash of two"
+
+
+def test_A16_while_it_drains_it_is_an_oom_kill_all_the_same() -> None:
+    bench = bench_of(100, a=40)
+    bench.loaded("a")
+    bench.request("a")
+    over: list[bool] = []
+    bench.core.unload("a", force=False, done=lambda: over.append(True))
+    bench.gone("a", OOM, KILLED)
+    assert over == [True]
+    assert bench.core.snapshot("a").memory == 50 * MIB
+
+
+# --- memory that does not come back -------------------------------------------------------------------------------
+
+
+def test_A30_a_load_goes_on_when_nobody_waits_for_it_any_more() -> None:
+    bench = bench_of(100, a=60, b=60)
+    requests = [bench.request("a") for _ in range(3)]
+    for request in requests:
+        assert request.waiter is not None
+        bench.core.cancel("a", request.waiter)
+    assert bench.state("a") is State.STARTING
+    assert bench.core.memory_held() == 60 * MIB, "its memory is taken, whoever waits"
+    assert bench.core.queued == 0
+    bench.request("b")
+    bench.pass_time(5)
+    assert bench.loads() == ["a"], "no room beside a load that goes on"
+    bench.ready("a")
+    bench.pass_time(1)
+    assert bench.state("a") is State.STOPPING, "warm and idle, it makes room like any other"
+    bench.gone("a")
+    assert bench.core.memory_held() == 60 * MIB
+    assert bench.loads() == ["a", "b"]
+
+
+def test_A31_the_next_admission_waits_until_the_memory_is_back() -> None:
+    bench = bench_of(100, a=60, b=60)
+    bench.slow_pools = True
+    bench.loaded("a")
+    bench.pass_time(1)
+    request = bench.request("b")
+    bench.gone("a")
+    assert bench.state("a") is State.RECLAIMING
+    assert bench.core.live_instances == 0
+    assert bench.core.memory_held() == 60 * MIB
+    bench.back(1, 30 * MIB)
+    assert bench.loads() == ["a"]
+    assert bench.core.memory_held() == 60 * MIB
+    bench.back(1)
+    assert bench.state("a") is State.STOPPED
+    assert bench.core.snapshot("a").reason == "made room for b"
+    assert bench.loads() == ["a", "b"]
+    bench.ready("b")
+    assert request.lease
+
+
+def test_A31_what_does_not_come_back_is_named_and_stays_on_the_ledger() -> None:
+    bench = bench_of(100, a=60, b=60)
+    bench.slow_pools = True
+    bench.loaded("a")
+    bench.core.unload("a", force=False, done=lambda: None)
+    bench.gone("a")
+    bench.back(1, 50 * MIB)
+    bench.pass_time(11)
+    seen = bench.core.snapshot("a")
+    assert seen.state is State.STOPPED
+    assert "50.0 MiB of VRAM of card0 are not back" in seen.reason
+    assert [(r.model, r.size) for r in seen.residues] == [("a", 50 * MIB)]
+    assert [r.model for r in bench.lost_memory] == ["a"]
+    assert bench.core.memory_held() == 50 * MIB
+    code, text = refusal(bench.request("b"))
+    assert code == "does_not_fit"
+    assert "50.0 MiB of VRAM of card0 not given back by a" in text
+    bench.back(1, 20 * MIB)
+    bench.request("b")
+    assert bench.loads() == ["a", "b"], "60 fit beside 20"
+    bench.back(1)
+    assert bench.core.residues == ()
+    assert bench.core.memory_held() == 60 * MIB
+
+
+def test_A31_an_unload_is_over_when_the_memory_is_back() -> None:
+    bench = bench_of(100, a=60)
+    bench.slow_pools = True
+    bench.loaded("a")
+    over: list[bool] = []
+    bench.core.unload("a", force=False, done=lambda: over.append(True))
+    bench.gone("a")
+    bench.core.unload("a", force=True, done=lambda: over.append(True))
+    assert over == []
+    bench.back(1)
+    assert over == [True, True]
+    assert bench.state("a") is State.STOPPED
+
+
+@pytest.mark.parametrize("cause", [Cause.EXITED, Cause.NO_MODEL, Cause.UNHEALTHY, OOM])
+def test_A31_every_way_to_end_waits_for_the_memory(cause: Cause) -> None:
+    bench = bench_of(100, a=40)
+    bench.slow_pools = True
+    bench.loaded("a")
+    bench.gone("a", cause)
+    assert bench.state("a") is State.RECLAIMING
+    waiting = bench.request("a")
+    assert waiting.error is None
+    bench.back(1)
+    assert bench.state("a") is not State.RECLAIMING
+    assert bench.core.snapshot("a").error is not None
+
+
+def test_A31_a_model_that_was_removed_meanwhile_leaves_its_name_at_the_residue() -> None:
+    bench = bench_of(100, a=60, b=10)
+    bench.slow_pools = True
+    bench.loaded("a")
+    bench.gone("a", Cause.EXITED)
+    bench.back(1, 5 * MIB)
+    bench.configure([model("b")])
+    bench.pass_time(11)
+    assert [s.spec.name for s in bench.core.snapshots()] == ["b"]
+    assert [(r.model, r.size) for r in bench.core.residues] == [("a", 5 * MIB)]
+    bench.back(1)
+    assert bench.core.memory_held() == 0

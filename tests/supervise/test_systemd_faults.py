@@ -1,0 +1,310 @@
+"""What a real systemd does not do on demand, with a fake one: rows A15, A16, A17, A34; and a bus that goes away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import ModelSpec
+from accelerd.instances import Cause
+from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.home import HomeError
+from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.kept import Record, RecordStore, Survivor
+from accelerd.supervise.processes import Mark
+from accelerd.supervise.systemd import SystemdHome
+from accelerd.supervise.transient_unit import second_name, unit_name
+from accelerd.supervise.user_manager import UNIT_EXISTS, ManagerError
+from tests.fakes.user_manager import FakeUserManager
+from tests.supervise.house import House, alive
+
+
+@pytest.fixture
+def manager(house: House) -> Iterator[FakeUserManager]:
+    """`house` with all models in units of a fake systemd."""
+    made = FakeUserManager()
+    home = SystemdHome(made, house.roots)
+    house.options |= {"homes": {"systemd": home}, "choose": lambda spec: home}
+    yield made
+    made.close()
+    assert [path.name for path in house.roots.instances.glob("*") if path.suffix != ".corrupt-1"] == []
+
+
+def killed_by(result: str) -> Any:
+    def edit(properties: dict[str, Any]) -> dict[str, Any]:
+        return properties | ({"Result": result} if properties["Result"] == "signal" else {})
+
+    return edit
+
+
+@pytest.mark.parametrize("limit", [None, 8 << 30])
+async def test_A16_A17_killed_for_want_of_memory_is_told_apart(
+    house: House, manager: FakeUserManager, limit: int | None
+) -> None:
+    manager.edit = killed_by("oom-kill")
+    async with house:
+        number = house.start(f"alloc:{20 << 20}", memory_max=limit)
+        await house.ready(number)
+        os.kill(house.pid(number), signal.SIGKILL)  # as the kernel or systemd-oomd does
+        exit = await house.gone(number)
+    assert (exit.cause, exit.status) == (Cause.OOM_KILLED, -signal.SIGKILL)
+    assert "out of memory" in exit.message
+    assert ("memory_max of 8.0 GiB" in exit.message) is (limit is not None)
+    assert ("reset_failed", "accelerd-m.service") in manager.calls
+    assert manager.units == {}
+
+
+async def test_A16_while_it_is_told_to_stop_it_is_a_stop(house: House, manager: FakeUserManager) -> None:
+    manager.edit = killed_by("oom-kill")
+    async with house:
+        number = house.start("ignore-term", stop_timeout=0.1)
+        await house.ready(number)
+        exit = await house.stopped(number)
+    assert exit.cause is Cause.STOPPED
+
+
+@pytest.mark.parametrize("result", ["signal", "timeout", "core-dump"])
+async def test_other_results_are_signals(house: House, manager: FakeUserManager, result: str) -> None:
+    manager.edit = killed_by(result)
+    async with house:
+        number = house.start()
+        await house.ready(number)
+        os.kill(house.pid(number), signal.SIGKILL)
+        exit = await house.gone(number)
+    assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
+
+
+async def test_A15_unit_that_does_not_end_is_not_gone(house: House, manager: FakeUserManager) -> None:
+    """Something without the mark hangs in its control group."""
+    async with house:
+        number = house.start()
+        await house.ready(number)
+        manager.edit = lambda properties: properties | {"ActiveState": "deactivating"}
+        pid = house.pid(number)
+        house.supervisor.stop(number)
+        await house.until(lambda: not alive(pid) and manager.calls.count(("kill", "accelerd-m.service")) > 2)
+        assert house.heard.of(number) == ["ready"]
+        assert list(house.roots.instances.glob("*.json"))
+        manager.edit = lambda properties: properties
+        exit = await house.gone(number)
+    assert exit.cause is Cause.STOPPED
+
+
+async def test_silent_manager_is_an_error_that_may_pass(house: House, manager: FakeUserManager) -> None:
+    manager.silent = True
+    async with house:
+        exit = await house.gone(house.start())
+        assert exit.cause is Cause.SPAWN_FAILED
+        assert "does not answer" in exit.message
+        manager.silent = False
+        number = house.start()
+        await house.ready(number)
+        await house.stopped(number)
+
+
+async def test_start_that_is_refused_leaves_nothing(house: House, manager: FakeUserManager) -> None:
+    manager.refuse = ManagerError("cannot start a unit: Cannot set property", "org.freedesktop.DBus.Error.InvalidArgs")
+    async with house:
+        exit = await house.gone(house.start())
+    assert exit.cause is Cause.SPAWN_FAILED
+    assert list(house.roots.instances.iterdir()) == []
+
+
+async def test_unit_that_never_begins(house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerd.supervise.systemd.START_TIMEOUT", 0.3)
+    manager.edit = lambda properties: properties | {"ActiveState": "activating"}
+    async with house:
+        exit = await house.gone(house.start())
+        assert exit.cause is Cause.SPAWN_FAILED
+        assert ("stop", "accelerd-m.service") in manager.calls
+        await house.until(lambda: manager.units["accelerd-m.service"].process.poll() is not None)
+
+
+async def test_both_names_taken(house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def taken(unit: str, properties: object) -> None:
+        raise ManagerError(f"{unit} was already loaded", UNIT_EXISTS)
+
+    monkeypatch.setattr(manager, "start", taken)
+    async with house:
+        exit = await house.gone(house.start())
+    assert exit.cause is Cause.SPAWN_FAILED
+    assert "name" in exit.message
+
+
+async def test_bus_that_is_gone_when_it_ends(
+    house: House, manager: FakeUserManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house:
+        first, second = house.start(name="a"), house.start(name="b")
+        await house.ready(first)
+        await house.ready(second)
+        manager.silent = True
+        os.kill(house.pid(first), signal.SIGKILL)
+        exit = await house.gone(first)
+        assert (exit.cause, exit.status) == (Cause.EXITED, None)
+        assert (await house.stopped(second)).cause is Cause.STOPPED
+    assert "cannot learn how accelerd-a.service ended" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["BAD-NAME", "1BAD", "É"])
+async def test_environment_that_a_file_cannot_say(house: House, manager: FakeUserManager, name: str) -> None:
+    async with house:
+        exit = await house.gone(house.start(env={name: "t0ken"}))
+    assert exit.cause is Cause.SPAWN_FAILED
+    assert name in exit.message
+    assert "t0ken" not in exit.message
+
+
+async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
+    house: House, manager: FakeUserManager
+) -> None:
+    manager.own_unit = "accelerd.service"
+    async with house:
+        number = house.start(survive=False)
+        await house.ready(number)
+        assert manager.units["accelerd-m.service"].properties["StopPropagatedFrom"] == ["accelerd.service"]
+        assert list(house.roots.instances.glob("*.json")) == []
+        kept = house.start(name="k")
+        await house.ready(kept)
+        assert "StopPropagatedFrom" not in manager.units["accelerd-k.service"].properties
+        assert "SESSION" in manager.units["accelerd-k.service"].properties["UnsetEnvironment"]
+
+
+async def test_full_disk_costs_the_survival_and_nothing_else(
+    house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(store: RecordStore, record: Record) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordStore, "write", full)
+    async with house:
+        number = house.start()
+        await house.ready(number)
+        assert "cannot write its record" in caplog.text
+        assert await house.supervisor.close(5, keep=True)
+        assert (await house.gone(number)).cause is Cause.STOPPED
+
+
+async def left_by_a_daemon(house: House) -> tuple[int, Survivor]:
+    """A ready model whose daemon has gone."""
+    async with house:
+        number = house.start()
+        await house.ready(number)
+        pid = house.pid(number)
+        await house.until(lambda: '"ready"' in next(house.roots.instances.glob("*.json")).read_text())
+        assert await house.supervisor.close(5, keep=True)
+        assert house.heard.of(number) == ["ready"]
+    assert alive(pid)
+    async with house:
+        (survivor,) = await house.supervisor.survivors()
+    assert survivor.was_ready
+    return pid, survivor
+
+
+async def test_A34_unit_of_another_process_is_not_taken_over(house: House, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(house)
+    manager.edit = lambda properties: properties | {"MainPID": os.getpid()}
+    async with house:
+        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        exit = await house.gone(1)
+        assert "ended while no accelerd ran" in exit.message
+        manager.edit = lambda properties: properties
+    await house.until(lambda: not alive(pid))
+
+
+async def test_A34_process_that_ends_during_the_adoption(house: House, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(house)
+    looks = 0
+
+    def end_at_the_second_look(properties: dict[str, Any]) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # between the look that found it and the pidfd: its number may be anybody's
+            os.kill(pid, signal.SIGKILL)
+            manager.units["accelerd-m.service"].process.wait()
+            return properties | {"MainPID": 0}
+        return properties
+
+    manager.edit = end_at_the_second_look
+    async with house:
+        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        assert (await house.gone(1)).cause is Cause.EXITED
+
+
+async def test_manager_that_is_silent_at_the_adoption(house: House, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(house)
+    manager.silent = True
+    async with house:
+        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        assert (await house.gone(1)).cause is Cause.EXITED
+    await house.until(lambda: not alive(pid))
+
+
+async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(house: House, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(house)
+    async with house:
+        endpoint = survivor.kept.unix
+        assert endpoint is not None
+        os.unlink(endpoint)
+        other = house.start(name="other")
+        theirs, _ = await house.heard.wait("ready", other)
+        os.link(str(theirs.unix), endpoint)
+        house.supervisor.adopt(7, ModelSpec("m", engine="fake"), survivor)
+        exit = await house.heard.wait("gone", 7)
+        assert exit.cause is Cause.PORT_UNAVAILABLE
+        assert not alive(pid)
+
+
+async def test_record_says_no_secret_but_the_key(house: House, manager: FakeUserManager) -> None:
+    async with house:
+        number = house.start(env={"TOKEN": "s3cret-t0ken"})
+        _, secret = await house.heard.wait("ready", number)
+        (path,) = house.roots.instances.glob("*.json")
+        text = path.read_text()
+        assert text.count(secret) == 1
+        assert "s3cret-t0ken" not in text
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_choice_of_a_home(house: House) -> None:
+    manager = FakeUserManager()
+    homes = {"child": ChildHome(), "systemd": SystemdHome(manager, house.roots)}
+    choice = HomeChoice(homes, manager)
+    manager.silent = True
+    assert await choice.look() is False
+    assert choice(ModelSpec("m")).kind == "child"
+    with pytest.raises(HomeError, match="does not answer"):
+        choice(ModelSpec("m", home="systemd"))
+    manager.silent = False
+    assert await choice.look() is True
+    assert choice(ModelSpec("m")).kind == "systemd"
+    assert choice(ModelSpec("m", home="child")).kind == "child"
+    assert choice(ModelSpec("m", survive=False)).kind == "child"
+    assert choice(ModelSpec("m", survive=False, memory_max=1 << 30)).kind == "systemd"
+    with pytest.raises(HomeError, match="toolbox"):
+        choice(ModelSpec("m", home="toolbox"))
+    assert await HomeChoice(homes, None).look() is False
+
+
+async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: House) -> None:
+    homes = {"child": ChildHome()}
+    house.options |= {"homes": homes, "choose": HomeChoice(homes, None)}
+    async with house:
+        exit = await house.gone(house.start(home="systemd"))
+    assert exit.cause is Cause.REFUSED
+    assert 'home = "systemd"' in exit.message
+
+
+def test_unit_names() -> None:
+    assert unit_name("qwen") == "accelerd-qwen.service"
+    assert unit_name("org/qwen3:8b_Q4.K-M") == "accelerd-org-qwen3:8b_Q4.K-M.service"
+    assert unit_name("a b@é") == "accelerd-a\\x20b\\x40\\xc3\\xa9.service"
+
+
+def test_second_name_is_known_from_the_record() -> None:
+    assert second_name("qwen", Mark("3-abc", "/run")) == "accelerd-qwen-3-abc.service"
