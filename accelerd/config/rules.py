@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ def errors(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem
     for path, entry in entries.items():
         yield from _engine_input(path, entry)
     seen: set[tuple[str, Origin]] = set()
+    wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
     for spec in config.models.values():
-        for field, message in _consistent(spec):
+        for field, message in (*_consistent(spec), *_at_home(spec, wrong)):
             origin = spec.origin(field)
             if (field, origin) not in seen:  # a profile's mistake is one mistake
                 seen.add((field, origin))
@@ -151,7 +152,6 @@ def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     if spec.flash_attention == "off" and spec.cache_type_v not in (None, "f32", "f16", "bf16"):
         where = spec.origin("flash_attention")
         yield "cache_type_v", f"a quantised V cache needs flash attention, which is off ({where})"
-    yield from _at_home(spec)
 
 
 NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
@@ -159,17 +159,17 @@ IMAGE_HOMES = ("podman", "docker")  # need `image`
 UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_max")
 
 
-def _at_home(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """What the place where a model lives needs and cannot use."""
+def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[tuple[str, str]]:
+    """What the place where a model lives needs and cannot use. `wrong`: keys with a mistake of their own."""
     home = spec.home
-    if home in NAMED_HOMES and spec.container is None:
+    if home in NAMED_HOMES and spec.container is None and "container" not in wrong:
         what = "an existing container" if home == "container" else f"a {home}"
         yield "home", f'the name of {what} is needed: container = "…"'
     if spec.container is not None and home == "auto":
         yield "container", 'say what it is: home = "toolbox", "distrobox" or "container"'
     elif spec.container is not None and home not in NAMED_HOMES:
         yield "container", f'home = "{home}" ({spec.origin("home")}) has no container to name'
-    if home in IMAGE_HOMES and spec.image is None:
+    if home in IMAGE_HOMES and spec.image is None and "image" not in wrong:
         yield "home", f'home = "{home}" needs an image: image = "…"'
     for field in ("image", "devices", "mounts"):
         if getattr(spec, field) and home not in IMAGE_HOMES:

@@ -57,11 +57,15 @@ class World:
         assert not check or done.returncode == 0, (args, done.stderr)
         return done.stdout.strip()
 
+    def name(self, prefix: str) -> str:
+        """Of a container that no other test has."""
+        return f"{prefix}{next(self._numbers)}"
+
     def inspect(self, name: str) -> dict[str, Any]:
         return dict(json.loads(self.podman("container", "inspect", name))[0])
 
     def new_toolbox(self, *, started: bool = True) -> str:
-        name = f"tb{next(self._numbers)}"
+        name = self.name("tb")
         argv = ["toolbox", "create", "--assumeyes", "--image", self.image, "--container", name]
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
         if started:
@@ -179,6 +183,15 @@ class Life:
         if self.home.kind == "toolbox":
             found = self.world.inspect(self.order.spec.container or "")
             assert found["ExecIDs"] == [], "exec sessions are left"
+
+
+async def reap() -> None:
+    """Take the ends of children that a home has let go of; they are on their way out."""
+    while True:
+        try:
+            await asyncio.to_thread(os.waitpid, -1, 0)
+        except ChildProcessError:
+            return
 
 
 def parent(pid: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import shutil
 from pathlib import Path
 
 from tests.daemon.kit import QUICK, Site, kill_engine, side_by_side
-from tests.harness import DaemonFactory, eventually, streaming
+from tests.harness import DaemonFactory, eventually
 
 CRAMPED = "tests.daemon.oom_main"
 MIB = 1 << 20
@@ -54,8 +56,6 @@ def test_A16_an_oom_kill_is_named_remembered_and_leaves_the_neighbours_alone(dae
 
 def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a", "slow-load:20", memory="100MiB"), module=CRAMPED)
-
-
     with side_by_side() as do:
         request = do(daemon.chat, "a")
         for attempt in (1, 2):
@@ -68,10 +68,11 @@ def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons
 
 
 def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:
-    daemon = daemons.start(QUICK + site.model("a", "slow-load:0.5"))
-
-
-    with streaming(daemon, "a"):
+    daemon = daemons.start(QUICK + site.model("a", "slow-load:2"))
+    client = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    with contextlib.closing(client):
+        body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "hi"}]})
+        client.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
         daemon.wait_state("a", "starting")
     eventually(lambda: daemon.status()["scheduler"]["queue"] == 0, "its place in the queue is free")
     seen = daemon.wait_state("a", "ready")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,7 +25,11 @@ from accelerd.supervise.reader import OutputReader
 
 log = logging.getLogger(__name__)
 
-SHELL: Final = "sh: "  # how the handover's script begins its complaints
+# The handover's script, podman's init (catatonit), docker's init (tini).
+UNEXECUTED: Final = re.compile(
+    r"sh: (?:line )?(?:\d+: )?(?:exec: )?(.*(?:not found|ermission denied|not executable|xec format error).*)"
+    r"|ERROR \(catatonit[^)]*\): failed to (exec .*)|\[FATAL tini \(\d+\)\] (exec .*)"
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,6 @@ class HeldLeader:
         self._close()
 
     def unexecuted(self, last_line: str) -> str | None:
-        """The shell that was to become the program says so in its own name."""
-        if self.status not in (126, 127) or not last_line.startswith(SHELL):
-            return None
-        return last_line.removeprefix(SHELL)
+        """The shell or the init that was to become the program says so in its own name."""
+        said = UNEXECUTED.match(last_line)
+        return next(filter(None, said.groups())) if said and self.status not in (0, None) else None

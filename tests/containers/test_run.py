@@ -1,0 +1,175 @@
+"""Containers of accelerd's own, by podman and by docker: made for one start, gone after it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.ports import SystemClock
+from accelerd.supervise.containers.engine import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
+from accelerd.supervise.containers.run import RunHome, container_name, groups
+from accelerd.supervise.containers.tool import Tools
+from accelerd.supervise.home import HomeError, Order
+
+from .standins import install
+from .world import Life, World, find, read, reap
+
+
+@pytest.fixture(params=["podman", "docker"])
+def make(request: pytest.FixtureRequest, containers: World, tmp_path: Path) -> Callable[[], RunHome]:
+    def home() -> RunHome:
+        path = os.environ["PATH"]
+        if request.param == "docker":
+            path = f"{install(tmp_path / 'bin', 'docker')}:{path}"
+        engine = ContainerEngine(request.param, Tools({**os.environ, "PATH": path}))
+        return RunHome(engine, containers.roots, SystemClock(), containers.table, survives=True)
+
+    return home
+
+
+def order(world: World, mode: str = "", **settings: Any) -> Order:
+    settings = {"container": None, "image": world.image, "mounts": (f"{world.fakes}:{world.fakes}:ro",)} | settings
+    return world.order(mode, **settings)
+
+
+def exists(world: World, life: Life) -> bool:
+    return container_name(life.order.spec.name) in world.podman("ps", "--all", "--format", "{{.Names}}").split()
+
+
+async def test_it_serves_and_is_gone_after(containers: World, make: Callable[[], RunHome]) -> None:
+    life = await Life(containers, make(), order(containers)).start()
+    await life.ready()
+    assert read(f"/proc/{life.leader.pid}/comm") == "python3\n"
+    found = containers.inspect(container_name(life.order.spec.name))
+    assert found["Config"]["Labels"][LABEL_INSTANCE] == life.order.mark.instance
+    assert found["State"]["Pid"] != life.leader.pid  # that is the init
+    assert await life.stop() == 0
+    assert not exists(containers, life)
+    assert "listening on unix://" in life.text
+    assert "cleaning up before exit" in life.text
+
+
+async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], RunHome]) -> None:
+    life = await Life(containers, make(), order(containers, "ignore-term")).start()
+    await life.ready()
+    assert await life.stop(grace=0.2) == -signal.SIGKILL
+    assert not exists(containers, life)
+
+
+@pytest.mark.parametrize("code", [0, 3, 127])
+async def test_exit_statuses_are_exact(containers: World, make: Callable[[], RunHome], code: int) -> None:
+    argv = ("sh", "-c", f"echo over; sleep 0.2; exit {code}")
+    life = await Life(containers, make(), order(containers, argv=argv)).start()
+    await life.ended.wait()
+    assert await life.gone() == code
+    assert "over" in life.text
+
+
+async def test_a_missing_program_is_said(containers: World, make: Callable[[], RunHome]) -> None:
+    life = await Life(containers, make(), order(containers, argv=("llama-not-there",))).start()
+    await life.ended.wait()
+    assert await life.gone() not in (0, None)
+    assert "No such file" in (life.leader.unexecuted(life.text.splitlines()[-1]) or ""), life.text
+    assert not exists(containers, life)
+
+
+async def test_somebody_elses_container_is_left_alone(containers: World, make: Callable[[], RunHome]) -> None:
+    theirs = order(containers)
+    name = container_name(theirs.spec.name)
+    containers.podman("run", "--detach", "--name", name, containers.image, "sleep", "1000")
+    try:
+        with pytest.raises(HomeError, match=f"{name} already that accelerd did not make"):
+            await Life(containers, make(), theirs).start()
+        assert containers.inspect(name)["State"]["Running"]
+    finally:
+        containers.podman("rm", "--force", "--time", "0", name)
+
+
+async def test_secrets_are_on_no_command_line(containers: World, make: Callable[[], RunHome]) -> None:
+    life = await Life(containers, make(), order(containers)).start()
+    await life.ready()
+    environ = read(f"/proc/{life.leader.pid}/environ").split("\0")
+    key = f"secret-{life.order.mark.instance}"
+    assert f"LLAMA_API_KEY={key}" in environ
+    assert not any(entry.startswith("PATH=/nowhere") for entry in environ)
+    assert find("conmon", key) == []
+    assert find("podman", key) == []
+    assert not any(f.suffix == ".env" for f in containers.roots.instances.iterdir())
+    await life.stop()
+
+
+async def test_a_value_of_two_lines_is_refused(containers: World, make: Callable[[], RunHome]) -> None:
+    with pytest.raises(HomeError, match="cannot hand A to a container: its value has more than one line"):
+        await Life(containers, make(), order(containers, env=(("A", "1\n2"),))).start()
+
+
+async def test_B03_the_next_daemon_takes_it_over(containers: World, make: Callable[[], RunHome]) -> None:
+    first = await Life(containers, make(), order(containers)).start()
+    await first.ready()
+    first.leader.let_go()
+    await reap()
+    second = Life(containers, make(), first.order)
+    assert await second.adopt() is not None
+    assert second.leader.pid == first.leader.pid
+    await second.ready()
+    assert await second.stop() == 0
+    assert "cleaning up before exit" in second.text
+    assert not exists(containers, second)
+
+
+async def test_what_has_ended_meanwhile_is_not_taken_over(containers: World, make: Callable[[], RunHome]) -> None:
+    first = await Life(containers, make(), order(containers)).start()
+    await first.ready()
+    first.leader.let_go()
+    os.kill(first.leader.pid, signal.SIGKILL)
+    await first.until(lambda: not containers.inspect(container_name(first.order.spec.name))["State"]["Running"])
+    second = Life(containers, make(), first.order)
+    assert await second.adopt() is None
+    assert not exists(containers, second)
+    second.nothing_left()
+    await reap()
+
+
+async def test_tidy_removes_what_is_ours(containers: World, make: Callable[[], RunHome]) -> None:
+    mine = order(containers)
+    label = f"{LABEL_OWNER}={mine.mark.owner}"
+    containers.podman("run", "--detach", "--name", "left", "--label", label, containers.image, "sleep", "1000")
+    assert await make().tidy(mine.mark.owner) == 1
+    assert await make().tidy(mine.mark.owner) == 0
+    assert "left" not in containers.podman("ps", "--all", "--format", "{{.Names}}").split()
+    assert containers.inspect(containers.toolbox)["State"]["Running"]
+
+
+async def test_it_asks_the_image(containers: World, make: Callable[[], RunHome]) -> None:
+    done = await make().ask(order(containers).spec, "python3", "--version")
+    assert (done.status, done.out.split()[0]) == (0, "Python")
+
+
+@pytest.mark.parametrize("entrypoint", [True, False])
+async def test_an_image_that_is_a_server_gets_arguments_only(
+    containers: World, make: Callable[[], RunHome], entrypoint: bool
+) -> None:
+    image = "localhost/server:1"
+    change = 'ENTRYPOINT ["/usr/bin/printf", "%s|"]' if entrypoint else "CMD []"
+    name = containers.name("c")
+    containers.podman("create", "--name", name, containers.image)
+    await asyncio.to_thread(containers.podman, "commit", "--quiet", "--change", change, name, image)
+    containers.podman("rm", name)
+    life = await Life(containers, make(), order(containers, argv=("echo", "a", "b"), image=image)).start()
+    await life.ended.wait()
+    assert await life.gone() == 0
+    assert life.text.strip() == ("a|b|" if entrypoint else "a b")
+
+
+def test_groups_of_devices(containers: World) -> None:
+    assert groups("podman", [Path("/dev/dri")]) == ["--group-add=keep-groups"]
+    found = groups("docker", [Path("/dev"), Path("/dev/not-there")])
+    assert {int(one.removeprefix("--group-add=")) for one in found} == {
+        node.stat().st_gid for node in Path("/dev").iterdir() if node.is_char_device() and node.stat().st_gid
+    }

@@ -1,0 +1,175 @@
+"""The scheduler on the event loop: memory that is waited for, needs that are remembered, a machine that has slept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.engines.base import Endpoint
+from accelerd.instances import Cause, Exit
+from accelerd.ports import SystemClock
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.reclaim import Changed, MainMemory
+from accelerd.scheduler.record import Record, Residue, Transition
+from accelerd.scheduler.service import Scheduler
+from accelerd.system.suspend import time_asleep
+from tests.scheduler.bench import MIB, model
+
+ENDPOINT = Endpoint(unix="/run/a.sock")
+
+
+class World:
+    """Supervisor, Witness, Needs, Reclaim and clock of suspends in one, noting what it hears."""
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self.slow = slow
+        self.started: list[int] = []
+        self.adopted: list[tuple[int, object]] = []
+        self.probed: list[int] = []
+        self.stopped: list[int] = []
+        self.lost_memory: list[Residue] = []
+        self.needs: dict[str, int] = {}
+        self.changed: list[Changed] = []
+        self.cancelled = 0
+        self.slept = 0.0
+
+    def start(self, instance: int, spec: ModelSpec) -> None:
+        self.started.append(instance)
+
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
+        self.adopted.append((instance, found))
+
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
+        self.stopped.append(instance)
+
+    def probe(self, instance: int) -> None:
+        self.probed.append(instance)
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        assert transition.after is record.state
+
+    def lost(self, residue: Residue) -> None:
+        self.lost_memory.append(residue)
+
+    def remember_need(self, spec: ModelSpec, memory: int) -> None:
+        self.needs[spec.name] = memory
+
+    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
+        self.needs.pop(spec.name, None)
+        return MIB, "test"
+
+    def watch(self, spec: ModelSpec, memory: int, changed: Changed) -> World | None:
+        if self.slow:
+            self.changed.append(changed)
+            return self
+        return None
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def asleep(self) -> float:
+        return self.slept
+
+
+@asynccontextmanager
+async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Scheduler]:
+    limits = Limits(None, "test", None)
+    settings = SchedulerSettings()
+    scheduler = Scheduler(SystemClock(), settings, limits, witness=world, reclaim=world, asleep=world.asleep)
+    scheduler.attach(world, world)
+    scheduler.configure([(spec, MIB, "test") for spec in specs], settings, limits)
+    try:
+        yield scheduler
+    finally:
+        scheduler.close()
+
+
+async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_model() -> None:
+    world = World()
+    async with scheduler_of(world, model("a")) as scheduler:
+        first = asyncio.create_task(scheduler.wait("a"))
+        await asyncio.sleep(0)
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        scheduler.release(await first, True)
+        world.slept = 0.5
+        lease = scheduler.acquire("a")
+        assert lease is not None, "half a second is no sleep"
+        scheduler.release(lease, True)
+        world.slept = 3600.0
+        waiting = asyncio.create_task(scheduler.wait("a"))
+        await asyncio.sleep(0)
+        assert world.probed == [1]
+        assert not waiting.done()
+        assert scheduler.acquire("a") is None
+        scheduler.instance_probed(1, True)
+        scheduler.release(await waiting, True)
+        assert world.probed == [1], "one sleep is one question"
+
+
+async def test_A31_a_port_tells_when_memory_is_back() -> None:
+    world = World(slow=True)
+    async with scheduler_of(world, model("a")) as scheduler:
+        scheduler.enqueue("a")
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        scheduler.instance_gone(1, Exit(Cause.EXITED, "it ended"))
+        assert scheduler.snapshot("a").state is State.RECLAIMING
+        world.changed[0](MIB // 2, "VRAM of card0")
+        assert [(r.size, r.where) for r in scheduler.residues] == [(MIB // 2, "VRAM of card0")]
+        world.changed[0](0, "")
+        assert scheduler.snapshot("a").state is not State.RECLAIMING
+        assert scheduler.residues == ()
+        assert world.cancelled == 0
+
+
+async def test_A31_the_end_of_the_daemon_does_not_wait_for_memory() -> None:
+    world = World(slow=True)
+    async with scheduler_of(world, model("a")) as scheduler:
+        scheduler.enqueue("a")
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        scheduler.instance_gone(1, Exit(Cause.EXITED, "it ended"))
+        async with asyncio.timeout(1):
+            await scheduler.stop_all()
+    assert world.cancelled == 1
+
+
+async def test_A16_a_need_is_remembered_until_a_person_resets_it() -> None:
+    world = World()
+    async with scheduler_of(world, model("a")) as scheduler:
+        ticket = scheduler.enqueue("a")
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        ticket.leave()
+        scheduler.instance_gone(1, Exit(Cause.OOM_KILLED, "killed", peak=3 * MIB))
+        assert world.needs == {"a": 3 * MIB}
+        load = asyncio.create_task(scheduler.load("a"))
+        await asyncio.sleep(0)
+        assert scheduler.memory_held() == 3 * MIB, "a load forgets failures, not what was learnt"
+        scheduler.instance_ready(2, ENDPOINT, "s")
+        await load
+        scheduler.reset("a")
+        assert scheduler.memory_held() == 3 * MIB, "not while it uses it"
+        scheduler.instance_gone(2, Exit(Cause.STOPPED, "stopped"))
+        scheduler.reset("a")
+        assert world.needs == {}
+        assert scheduler.snapshot("a").memory == MIB
+
+
+async def test_B03_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
+    world = World()
+    async with scheduler_of(world, model("a")) as scheduler:
+        assert scheduler.adopt("a", "found", fits=True)
+        assert (world.adopted, world.started) == ([(1, "found")], [])
+        scheduler.shutdown(keep=True)
+        assert world.stopped == []
+
+
+def test_main_memory_is_back_with_the_process() -> None:
+    assert MainMemory().watch(model("a"), MIB, lambda size, where: None) is None
+
+
+def test_the_time_asleep_stands_still_while_the_machine_is_awake() -> None:
+    first = time_asleep()
+    assert abs(time_asleep() - first) < 0.5
+    assert first > -0.5
