@@ -22,11 +22,11 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.responses import json_response
+from accelerd.instances import Exit, Facts
 from accelerd.names import CONTROL_PREFIX
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.base import Exit, Facts
 
 PROGRESS_EVERY = 0.25  # s
 
@@ -154,7 +154,7 @@ class Control:
         snapshot = self._scheduler.snapshot(_model_of(query))
         facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None
         plan = facts.plan if facts and facts.plan else await self._insight.plan(snapshot.spec)
-        why_not = self._scheduler.why_not(snapshot.spec.name)
+        fits, how = self._scheduler.placement(snapshot.spec.name)
         answer = {
             "model": snapshot.spec.name,
             "state": snapshot.state,
@@ -165,8 +165,8 @@ class Control:
             "placement": {
                 "memory": snapshot.memory,
                 "source": snapshot.memory_source,
-                "fits": why_not is None,
-                "reason": why_not or "fits beside what is loaded now",
+                "fits": fits,
+                "reason": how,
             },
             "history": [
                 {"ago": snapshot.since + (snapshot.history[-1].at - t.at), "from": t.before, "to": t.after,
