@@ -16,6 +16,7 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight, fingerprint
 from accelerd.ports import Roots, SystemClock
 from accelerd.scheduler.service import Scheduler
+from accelerd.supervise.limits import Limits as SupervisorLimits
 from accelerd.supervise.plain import PlainSupervisor
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.lock import InstanceLock
@@ -38,8 +39,8 @@ async def serve(roots: Roots) -> None:
             raise StartError(error.message, status=EXIT_CONFIG) from None
 
 
-def build(roots: Roots, config: Config, problems: list[Problem]) -> Daemon:
-    """Everything, wired."""
+def build(roots: Roots, config: Config, problems: list[Problem], *, patience: SupervisorLimits | None = None) -> Daemon:
+    """Everything, wired. `patience`: another one than the supervisor's own."""
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
@@ -60,7 +61,7 @@ def build(roots: Roots, config: Config, problems: list[Problem]) -> Daemon:
         retire=lambda instance: gateway.upstreams.retire(instance),
     )
     scheduler = Scheduler(clock, config.scheduler, limits_of(config), on_moved=chronicle.moved)
-    supervisor = PlainSupervisor(scheduler, engines, roots, clock, sink=chronicle.engine_line)
+    supervisor = PlainSupervisor(scheduler, engines, roots, clock, sink=chronicle.engine_line, limits=patience)
     scheduler.attach(supervisor)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     insight = Insight(supervisor, engines, state, roots)

@@ -95,6 +95,7 @@ class ServiceManager:
         self._socket.bind(str(path))
         self._lock = threading.Lock()
         self._messages: list[str] = []
+        self._closing = False
         self._reader = threading.Thread(target=self._read, name="service manager", daemon=True)
         self._reader.start()
 
@@ -106,23 +107,21 @@ class ServiceManager:
         return found
 
     def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
+        self._closing = True
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader
         self._reader.join()
         self._socket.close()
 
     def _read(self) -> None:
-        while select.select([self._socket], [], []):
+        while not self._closing:
+            select.select([self._socket], [], [])
             with self._lock:
-                if not self._drain():
-                    return
+                self._drain()
 
-    def _drain(self) -> bool:
-        """Take what is there; False: shut down."""
+    def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while data := self._socket.recv(65536, socket.MSG_DONTWAIT):
-                self._messages += data.decode().split("\n")
-            return False
-        return True
+            while True:
+                self._messages += self._socket.recv(65536, socket.MSG_DONTWAIT).decode().split("\n")
 
 
 @dataclass
@@ -238,16 +237,28 @@ class DaemonFactory:
         }
 
     def start(
-        self, toml: str = "", *, server: str = "", port: int | None = None, env: Mapping[str, str] | None = None
+        self,
+        toml: str = "",
+        *,
+        server: str = "",
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+        module: str = "accelerd",
     ) -> Daemon:
-        """A ready daemon. `server`: more lines of [server]; `toml`: everything else."""
-        daemon = self.launch(toml, server=server, port=port, env=env)
+        """A ready daemon. `server`: more lines of [server]; `toml`: everything else; `module`: another main module."""
+        daemon = self.launch(toml, server=server, port=port, env=env, module=module)
         eventually(lambda: "READY=1" in daemon.messages() or daemon.process.poll() is not None, "ready")
         assert daemon.process.poll() is None, daemon.output()
         return daemon
 
     def launch(
-        self, toml: str = "", *, server: str = "", port: int | None = None, env: Mapping[str, str] | None = None
+        self,
+        toml: str = "",
+        *,
+        server: str = "",
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+        module: str = "accelerd",
     ) -> Daemon:
         """A daemon that may or may not become ready."""
         port = port or free_port()
@@ -260,7 +271,7 @@ class DaemonFactory:
         log = self.directory / f"accelerd-{port}-{len(self._daemons)}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "accelerd"],
+                [sys.executable, "-m", module],
                 env={**environment, "NOTIFY_SOCKET": str(notify.path)},
                 stdout=output,
                 stderr=output,
