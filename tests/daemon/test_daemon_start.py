@@ -15,7 +15,7 @@ import pytest
 
 import accelerd
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, sse
-from tests.harness import DaemonFactory, eventually, streaming
+from tests.harness import DaemonFactory, eventually, free_port, streaming
 
 SLOW = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "20"}
 PACKAGE = Path(accelerd.__file__).parent
@@ -101,6 +101,41 @@ def test_D22_the_sockets_directory_and_file_are_for_the_user_alone(daemons: Daem
     found = daemon.control_socket.stat()
     assert stat.S_IMODE(found.st_mode) == 0o600
     assert stat.S_IMODE(daemon.control_socket.parent.stat().st_mode) == 0o700
+
+
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, "-m", "accelerd"])
+"""
+
+
+def test_the_file_of_a_socket_that_systemd_handed_over_outlives_the_daemon(daemons: DaemonFactory) -> None:
+    env = daemons.environment()
+    config = Path(env["XDG_CONFIG_HOME"]) / "accelerd" / "accelerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[server]\nlisten = ["127.0.0.1:{free_port()}"]\n')
+    path = Path(env["XDG_RUNTIME_DIR"]) / "handed.sock"
+    with socket.socket(socket.AF_UNIX) as handed:
+        handed.bind(str(path))
+        handed.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-c", HAND_OVER, str(handed.fileno())],
+            env=env,
+            cwd=env["HOME"],
+            pass_fds=(handed.fileno(),),
+        )
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(path))
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert path.exists()  # systemd still listens on it, for the next daemon
 
 
 def test_a_broken_configuration_at_the_start_names_every_mistake(daemons: DaemonFactory, site: Site) -> None:
