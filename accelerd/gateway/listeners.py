@@ -18,6 +18,7 @@ from accelerd.system.activation import BACKLOG
 
 # Since Python 3.13 closing a server removes its socket's file: systemd's would be gone after a restart of accelerd.
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+CUT_AFTER = 0.05  # s for a handler to end by itself at the very end (aiohttp takes 0 for "as long as it likes")
 FIRST_REQUEST_GRACE = 0.5  # s for a connection accepted just before the end to bring its request
 
 
@@ -61,7 +62,7 @@ class Listeners:
 
     async def close(self) -> None:
         """Cut what is left and wait for its handlers."""
-        await asyncio.gather(self._public.shutdown(0), self._local.shutdown(0))
+        await asyncio.gather(self._public.shutdown(CUT_AFTER), self._local.shutdown(CUT_AFTER))
 
     def _connections(self) -> list[ClientConnection]:
         return [c for s in (self._public, self._local) for c in s.connections if isinstance(c, ClientConnection)]

@@ -205,7 +205,7 @@ async def test_whatever_the_pieces_the_answers_are_the_same(tmp_path: Path, piec
     answers, asked = [], []
     for fast in (True, False):
         (directory := tmp_path / str(fast)).mkdir()
-        async with bench(directory, ServerSettings(max_body=1 << 20), fast=fast) as b:
+        async with bench(directory, ServerSettings(max_body=1 << 20, body_timeout=0.2), fast=fast) as b:
             b.engine.script = number
             client = await b.client()
             client.send(ONE)
