@@ -211,17 +211,17 @@ class Control:
     async def _watch(self, request: web.BaseRequest, name: str, work: Awaitable[None], done: str) -> web.StreamResponse:
         """Run `work` and tell its progress, a JSON object a line. It ends with the client's interest."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
         loop = asyncio.get_running_loop()
         began = loop.time()
         task = asyncio.ensure_future(work)
         try:
-            while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-                await response.write(_line(self._progress(name, loop.time() - began)))
+            await response.prepare(request)
             try:
+                while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
+                    await response.write(_line(self._progress(name, loop.time() - began)))
                 task.result()
                 last: dict[str, Any] = {"event": done, "model": name, "elapsed": loop.time() - began}
-            except AccelError as error:
+            except AccelError as error:  # also when a reload takes the model away meanwhile
                 last = {"event": "error", **error.openai()}
             await response.write(_line(last))
         finally:
