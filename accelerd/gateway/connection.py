@@ -3,6 +3,7 @@ a bound on connections, and errors in our own shape.
 
 RequestHandler is semi-internal to aiohttp: its minor version is pinned and tests/gateway/test_aiohttp_contract.py holds
 what is used of it here. Requests that the fast path takes go around it, while its handler waits for the next one.
+A client that closes its half of the connection counts as gone: it gets no response (aio-libs/aiohttp#3659).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from accelerd.config.model import ServerSettings
 from accelerd.errors import AccelError
@@ -88,7 +89,9 @@ class ClientConnection(RequestHandler):
     @property
     def idle(self) -> bool:
         """Does it wait for nothing?"""
-        return not self._request_in_progress and not self._messages and self.exchange is None
+        # aiohttp's handler waits on this future. A request that it took and has not begun with is in no book of its.
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._messages and self.exchange is None
 
     # --- the fast path ----------------------------------------------------------------------------------------
 
@@ -105,6 +108,15 @@ class ClientConnection(RequestHandler):
             elif fast.begin(self, self._wire, *found, data):
                 return
         super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._cut_body()
+
+    def _cut_body(self) -> None:
+        """What came is no HTTP: a body that is still awaited will never be whole. aiohttp would let it be awaited."""
+        request = self._current_request
+        content = self._messages[-2][1] if len(self._messages) > 1 else request.content if request else None
+        if content is not None and not content.is_eof():
+            content.set_exception(web.RequestPayloadError("cut"))
 
     def _between_requests(self) -> bool:
         """Will what comes now be the next thing that the handler does?"""

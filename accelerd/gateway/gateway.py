@@ -23,7 +23,7 @@ from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.fast import FastPath
 from accelerd.gateway.peek import DECODERS, MAX_NAME, Peek, peek
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay
+from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
@@ -147,7 +147,7 @@ class Gateway:
         peeked = peek(path, body)
         connection, transport = _connection(request), request.transport
         if transport is None:
-            raise ConnectionResetError("the client has gone")
+            return Sent(keep_alive=False)  # the client has gone
         relay = Relay(
             cast(asyncio.Transport, transport),  # uvloop's transports are no subclasses of asyncio's
             self._now,
@@ -192,6 +192,7 @@ class Gateway:
                 return await self._slow_body(content, limit)
             body = content.read_nowait(-1)
         except web.RequestPayloadError:
+            content.feed_eof()  # aiohttp need not look for the rest of it
             raise AccelError("bad_request", "malformed HTTP: bad chunks in the body") from None
         if len(body) > limit:
             raise _too_large(limit)
@@ -309,7 +310,7 @@ def _too_large(limit: int) -> AccelError:
 def _refuse(request: web.BaseRequest, error: AccelError) -> web.Response:
     """The error as the response. A connection on which a body is still coming is not used again."""
     response = error_response(error)
-    if not request.content.is_eof():
+    if not request.content.is_eof() or request.content.exception() is not None:
         response.force_close()
     return response
 

@@ -17,7 +17,7 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_parser import HttpRequestParser
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 import accelerd.gateway.connection as connection_module
 from accelerd.config.model import ServerSettings
@@ -67,6 +67,13 @@ def test_what_is_overridden_is_there() -> None:
     assert "__slots__" in vars(RequestHandler)
 
 
+def test_malformed_input_is_queued_as_this() -> None:
+    """[data_received: looks whether the parser gave up, to end a body that is still awaited]"""
+    assert {a.name for a in _ErrInfo.__attrs_attrs__} == {"status", "exc", "message"}  # type: ignore[attr-defined]
+    assert "_messages" in RequestHandler.__slots__
+    assert "_current_request" in RequestHandler.__slots__
+
+
 def test_the_options_are_understood() -> None:
     """[Server.__init__: a misspelt option makes aiohttp fall back to a plain RequestHandler without a word]"""
     known = set(inspect.signature(RequestHandler.__init__).parameters)
@@ -90,7 +97,7 @@ def test_attributes_of_a_new_connection() -> None:
             assert connection.transport is None
             assert connection._loop is asyncio.get_running_loop()
             assert connection.fresh
-            assert connection.idle
+            assert not connection.idle  # its handler has not come to wait for a request yet
             assert not hasattr(connection, "__dict__") or "relay" in ClientConnection.__slots__
 
     asyncio.run(scenario())

@@ -211,3 +211,55 @@ def test_no_events_do_more_than_fail(events: list[Any]) -> None:
         outcome = status
         assert json.loads(body)["choices"]
     assert outcome in (200, "upstream_failed")
+
+
+@pytest.mark.parametrize("key", ["id", "created", "model", "object", "system_fingerprint"])
+def test_of_what_the_events_have_in_common_the_last_counts(key: str) -> None:
+    """Whether they are read the quick way or the other."""
+    first, last = {**delta(content="a"), key: 1}, {**delta(content="c"), key: 3}
+    answer = whole(first, {**delta(content="b"), key: 2}, last)
+    assert (answer[key], answer["choices"][0]["message"]["content"]) == (3, "abc")
+    as_text = [{**delta(content=c), "created": 7, key: 7 if key == "created" else c} for c in "abc"]
+    assert whole(*as_text)[key] == (7 if key == "created" else "c")
+
+
+USUALLY = st.fixed_dictionaries(
+    {
+        "choices": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "index": st.integers(0, 1),
+                    "delta": st.fixed_dictionaries(
+                        {},
+                        optional={
+                            "role": st.just("assistant"),
+                            "content": st.text(max_size=3) | st.none() | st.just(["odd"]),
+                            "reasoning_content": st.text(max_size=3) | st.integers(0, 1),
+                        },
+                    ),
+                },
+                optional={"finish_reason": st.none() | st.just("stop"), "logprobs": st.none(), "x": st.just(1)},
+            ),
+            max_size=2,
+        ),
+        "id": st.sampled_from(["x", "y"]),
+        "created": st.sampled_from([1, 2, 1.5]),
+        "model": st.just("m"),
+        "object": st.just("chat.completion.chunk"),
+    },
+    optional={"system_fingerprint": st.sampled_from(["b1", "b2"]), "usage": st.just({"n": 1})},
+)
+
+
+@given(st.lists(USUALLY, max_size=6))
+def test_the_quick_reader_of_usual_events_changes_nothing(events: list[Any]) -> None:
+    def outcome(events: list[Any]) -> object:
+        try:
+            return assemble(sse(*events) + DONE)
+        except AccelError as error:
+            return error.code
+
+    unusual = [  # the same to the slow reader, which leaves out what is null; the quick one declines it
+        {**e, "choices": [{**c, "delta": {**c["delta"], "nothing": None}} for c in e["choices"]]} for e in events
+    ]
+    assert outcome(events) == outcome(unusual)

@@ -5,6 +5,7 @@ Rows D06, D07, D08, D12, D14, D18, D21, D22, D23 and D24.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import stat
@@ -15,7 +16,7 @@ import pytest
 
 from accelerd.config.model import ServerSettings
 from accelerd.system.activation import bind_unix
-from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, token
+from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, token, until
 from tests.gateway.client import CHAT, Client, Response, chat, request
 from tests.gateway.test_peek import WRONG
 
@@ -160,14 +161,22 @@ async def test_D12_a_body_in_bad_chunks_is_a_bad_request(tmp_path: Path, bad: by
         assert not b.engine.requests
 
 
+@pytest.mark.parametrize("start", [b"", b"1\r\n{\r\n", b"1\r\n{", b"1"])
 @on_both_loops
-async def test_D12_bad_chunks_that_come_later_are_a_bad_request_too(tmp_path: Path) -> None:
+async def test_D12_bad_chunks_that_come_later_are_a_bad_request_at_once(
+    tmp_path: Path, start: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
-        client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
-        await client.writer.drain()
-        client.send(b"zz\r\n")
-        response = await client.response()
-        assert (response.status, response.code) == (400, "bad_request")
+        client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + start)
+        await until(lambda: any(not c.idle for c in b.connections), "begun")
+        await asyncio.sleep(0.01)
+        client.send(b"XX\r\n" + SMUGGLED)
+        async with asyncio.timeout(2):
+            response = await client.response()
+            assert (response.status, response.code) == (400, "bad_request")
+            assert response.headers["connection"] == "close"
+            assert await client.rest() == b""
+        assert not [r for r in caplog.records if r.exc_info]
 
 
 @on_both_loops

@@ -163,6 +163,9 @@ async def test_D16_json_is_taken_however_it_is_spelt(tmp_path: Path, kind: str) 
         "localhost",
         "//localhost",
         "http://localhost@evil.example",
+        "http://localhost:4000.evil.example",
+        "http://evil-localhost:4000",
+        "ftp://localhost:4000",
         "file://",
     ],
 )
