@@ -28,6 +28,7 @@ from accelerd.supervise.containers.tool import Tools
 from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
 from accelerd.supervise.home import Home
 from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.limits import Limits as SupervisorLimits
 from accelerd.supervise.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.systemd import SystemdHome
@@ -51,15 +52,22 @@ async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
         lines = "\n  ".join(str(problem) for problem in problems)
         raise StartError(f"the configuration is not valid:\n  {lines}", status=EXIT_CONFIG)
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        daemon = build(roots, config, problems, homes or make_homes)
+        daemon = build(roots, config, problems, homes)
         try:
             await daemon.run()
         except AccelError as error:  # a key file that cannot be read
             raise StartError(error.message, status=EXIT_CONFIG) from None
 
 
-def build(roots: Roots, config: Config, problems: list[Problem], make: MakeHomes) -> Daemon:
-    """Everything, wired."""
+def build(
+    roots: Roots,
+    config: Config,
+    problems: list[Problem],
+    make: MakeHomes | None = None,
+    *,
+    patience: SupervisorLimits | None = None,
+) -> Daemon:
+    """Everything, wired. `patience`: another one than the supervisor's own."""
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
@@ -74,7 +82,7 @@ def build(roots: Roots, config: Config, problems: list[Problem], make: MakeHomes
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     manager = user_manager(roots)
-    homes = make(roots, manager)
+    homes = (make or make_homes)(roots, manager)
     choice = HomeChoice(homes, manager)
     chronicle = Chronicle(
         notifier,
@@ -84,7 +92,7 @@ def build(roots: Roots, config: Config, problems: list[Problem], make: MakeHomes
     )
     scheduler = Scheduler(clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep)
     supervisor = ProcessSupervisor(
-        scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line
+        scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
     insight = Insight(supervisor, engines, state, roots)
     scheduler.attach(supervisor, insight)

@@ -154,6 +154,8 @@ class Daemon:
             await self._stop.wait()
             preload.cancel()
             reload.cancel()
+        while not self._reloads.empty():
+            _refuse(self._reloads.get_nowait(), _shutting_down())
 
     async def _preload(self) -> None:
         """Load what shall be there from the start, one after the other, in the order of the configuration."""
@@ -167,6 +169,8 @@ class Daemon:
 
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration again: names of what changed, by kind. AccelError config_invalid changes nothing."""
+        if self._stop.is_set():
+            raise _shutting_down()
         done: asyncio.Future[dict[str, list[str]]] = asyncio.get_running_loop().create_future()
         self._reloads.put_nowait(done)
         return await done
@@ -175,15 +179,19 @@ class Daemon:
         while True:
             asked = await self._reloads.get()
             self._parts.notifier.reloading()
+            failure = _shutting_down()
             try:
                 changed = await self._reload()
                 if asked is not None and not asked.done():
                     asked.set_result(changed)
             except AccelError as error:
                 event(log, logging.ERROR, error.message, message_id=names.MSG_CONFIG_REJECTED)
-                if asked is not None and not asked.done():
-                    asked.set_exception(error)
+                failure = error
+            except Exception:
+                failure = AccelError("internal", "accelerd failed while it read the configuration; see its journal")
+                raise
             finally:
+                _refuse(asked, failure)
                 self._parts.notifier.ready(self.status())
 
     async def _reload(self) -> dict[str, list[str]]:
@@ -224,6 +232,7 @@ class Daemon:
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
         parts.notifier.stopping("stopping: waiting for requests in flight")
         parts.listeners.stop_accepting()
+        parts.supervisor.end_readers()  # or they would be waited for like requests
         keep = await parts.successor.expected(crashed=crashed)
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
@@ -272,6 +281,16 @@ class Daemon:
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
             "degraded": "; ".join(filter(None, (self._degraded, self._parts.insight.degraded))) or None,
         }
+
+
+def _shutting_down() -> AccelError:
+    return AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
+
+
+def _refuse(asked: asyncio.Future[dict[str, list[str]]] | None, error: AccelError) -> None:
+    """Answer somebody who asked for a reload and has no answer yet."""
+    if asked is not None and not asked.done():
+        asked.set_exception(error)
 
 
 def read_keys_of(config: Config) -> tuple[bytes, ...]:

@@ -135,6 +135,14 @@ install_packages() {
   hash -r
 }
 
+# install_needs NEED...: asks for and installs the packages that would meet the needs that are not met.
+install_needs() {
+  local packages
+  packages=$(missing_packages "$@") || exit 1
+  # shellcheck disable=SC2086  # a list of words
+  install_packages $packages
+}
+
 package_log() {
   mkdir -p "$CACHE"
   printf '%s' "$CACHE/packages.log"

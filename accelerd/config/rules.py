@@ -87,7 +87,8 @@ def _profiles_exist(entries: Entries, tables: Tables, name: str) -> Iterator[Pro
     entry = entries.get(("models", name, "profile"))
     if entry is None:
         return
-    for index, (profile, line) in enumerate(entry.items or ((entry.value, entry.line),)):
+    one = entry.items or (() if isinstance(entry.value, tuple | list) else ((entry.value, entry.line),))
+    for index, (profile, line) in enumerate(one):
         if profile is not INVALID and profile not in tables.profiles:
             path: KeyPath = ("models", name, "profile", index) if entry.items else ("models", name, "profile")
             text = f"there is no [profiles.{key_text((profile,))}]{did_you_mean(profile, list(tables.profiles))}"

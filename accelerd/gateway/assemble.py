@@ -14,6 +14,35 @@ import msgspec
 from accelerd.errors import AccelError
 
 Json = dict[str, Any]
+MAX_INDEX = 1024  # choices, or tool calls of one
+
+
+class Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """What nearly every event adds: a piece of the answer or of the thoughts before it."""
+
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Choice(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    index: int
+    delta: Delta
+    finish_reason: None = None
+    logprobs: None = None
+
+
+class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The usual event. Whatever has another field or type is read as a dictionary instead."""
+
+    choices: tuple[Choice]
+    id: str
+    created: int
+    model: str
+    object: str
+    system_fingerprint: str | msgspec.UnsetType = msgspec.UNSET
+
+
+USUAL = msgspec.json.Decoder(Event)
 OBJECTS = {"chat.completion.chunk": "chat.completion"}
 
 
@@ -37,6 +66,8 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
         if data == b"[DONE]":
             complete = True
             continue
+        if whole and _merge_usual(data, whole, choices):
+            continue
         try:
             event = msgspec.json.decode(data, type=Json)
         except msgspec.DecodeError:
@@ -46,8 +77,8 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
             return (code if isinstance(code, int) and 400 <= code < 600 else 500), data
         try:
             for choice in event.pop("choices", None) or ():
-                _merge_choice(choices.setdefault(choice["index"], {"finish_reason": None}), choice)
-        except (AttributeError, KeyError, TypeError):
+                _merge_choice(choices.setdefault(_index(choice), {"finish_reason": None}), choice)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise AccelError("upstream_failed", "the engine sent an event of an unknown shape") from None
         whole.update(event)
     if not complete or not choices:
@@ -55,6 +86,41 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
     whole["object"] = OBJECTS.get(whole.get("object", ""), whole.get("object"))
     body = {"choices": [choices[index] for index in sorted(choices)], **whole}
     return 200, msgspec.json.encode(body)
+
+
+def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> bool:
+    """Take an event that only adds text to a choice that is there. False: it is another one, and nothing was done."""
+    try:
+        event = USUAL.decode(data)
+    except msgspec.DecodeError:
+        return False
+    choice, delta = event.choices[0], event.choices[0].delta
+    key, text = "content", delta.content
+    if text is msgspec.UNSET:
+        key, text = "reasoning_content", delta.reasoning_content
+    elif delta.reasoning_content is not msgspec.UNSET:
+        return False
+    message = choices.get(choice.index, {}).get("message")
+    known = None if message is None else message.get(key, "")
+    same = (
+        event.id == whole.get("id")
+        and event.created == whole.get("created")
+        and event.model == whole.get("model")
+        and event.object == whole.get("object")
+        and event.system_fingerprint in (msgspec.UNSET, whole.get("system_fingerprint"))
+    )
+    if not same or message is None or not isinstance(known, str) or not isinstance(text, str):
+        return False
+    message[key] = known + text
+    return True
+
+
+def _index(part: Json) -> int:
+    """The place of a choice or a tool call. ValueError when it is none."""
+    index = part["index"]
+    if not isinstance(index, int) or not 0 <= index < MAX_INDEX:
+        raise ValueError
+    return index
 
 
 def _merge_choice(into: Json, choice: Json) -> None:
@@ -88,7 +154,7 @@ def _merge_delta(message: Json, delta: Json) -> None:
 
 
 def _merge_tool_call(calls: list[Json], part: Json) -> None:
-    index = part["index"]
+    index = _index(part)
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
     call = calls[index]

@@ -22,11 +22,11 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.responses import json_response
+from accelerd.instances import Exit, Facts
 from accelerd.names import CONTROL_PREFIX
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Residue, Snapshot
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.base import Exit, Facts
 
 PROGRESS_EVERY = 0.25  # s
 
@@ -156,7 +156,7 @@ class Control:
         snapshot = self._scheduler.snapshot(_model_of(query))
         facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None
         plan = facts.plan if facts and facts.plan else await self._insight.plan(snapshot.spec)
-        why_not = self._scheduler.why_not(snapshot.spec.name)
+        fits, how = self._scheduler.placement(snapshot.spec.name)
         answer = {
             "model": snapshot.spec.name,
             "state": snapshot.state,
@@ -167,8 +167,8 @@ class Control:
             "placement": {
                 "memory": snapshot.memory,
                 "source": snapshot.memory_source,
-                "fits": why_not is None,
-                "reason": why_not or "fits beside what is loaded now",
+                "fits": fits,
+                "reason": how,
             },
             "history": [
                 {"ago": snapshot.since + (snapshot.history[-1].at - t.at), "from": t.before, "to": t.after,
@@ -213,17 +213,17 @@ class Control:
     async def _watch(self, request: web.BaseRequest, name: str, work: Awaitable[None], done: str) -> web.StreamResponse:
         """Run `work` and tell its progress, a JSON object a line. It ends with the client's interest."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
         loop = asyncio.get_running_loop()
         began = loop.time()
         task = asyncio.ensure_future(work)
         try:
-            while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-                await response.write(_line(self._progress(name, loop.time() - began)))
+            await response.prepare(request)
             try:
+                while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
+                    await response.write(_line(self._progress(name, loop.time() - began)))
                 task.result()
                 last: dict[str, Any] = {"event": done, "model": name, "elapsed": loop.time() - began}
-            except AccelError as error:
+            except AccelError as error:  # also when a reload takes the model away meanwhile
                 last = {"event": "error", **error.openai()}
             await response.write(_line(last))
         finally:

@@ -15,14 +15,15 @@ from urllib.parse import unquote
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpVersion11
 
-from accelerd.config.model import ServerSettings
+from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.errors import AccelError
 from accelerd.gateway.access import Access
 from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.connection import ClientConnection
-from accelerd.gateway.peek import DECODERS, Peek, peek
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay
+from accelerd.gateway.fast import FastPath
+from accelerd.gateway.peek import DECODERS, MAX_NAME, Peek, peek
+from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
@@ -33,7 +34,6 @@ from accelerd.scheduler.service import Scheduler, Ticket
 
 COMMENT_EVERY = 5.0  # s: to a streaming client that waits
 BODY_RATE = 4096  # bytes/s: a body that comes slower for longer than server.body_timeout is given up
-STALE_WITHIN = 1.0  # s: an idle connection that had died says so at once; later it was the engine that failed
 HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 ASSEMBLED = ("/v1/chat/completions", "/v1/completions")
 
@@ -43,7 +43,10 @@ Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
 class Gateway:
     """The HTTP surface of one daemon. `public` serves the TCP port, `local` the unix socket."""
 
-    def __init__(self, clock: Clock, scheduler: Scheduler, dialects: Mapping[str, Dialect]) -> None:
+    def __init__(
+        self, clock: Clock, scheduler: Scheduler, dialects: Mapping[str, Dialect], *, fast: bool = True
+    ) -> None:
+        """`fast`: with the fast path. Nothing that can be seen from outside depends on it but time."""
         self._now = clock.monotonic
         self._scheduler = scheduler
         self._dialects = dialects
@@ -53,12 +56,15 @@ class Gateway:
         self._settings: ServerSettings
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(self._loop, clock)
+        self.fast = FastPath(self._now, scheduler, self.upstreams, self.sweeper, self) if fast else None
         self.control: Control | None = None
 
     def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
         """Take over the settings for requests from now on."""
         self._settings = settings
         self._access = Access(settings, keys)
+        if self.fast is not None:
+            self.fast.configure(settings)
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
 
@@ -71,7 +77,7 @@ class Gateway:
     async def public(self, request: web.BaseRequest) -> web.StreamResponse:
         """A request from the TCP port."""
         headers = request.headers
-        error = self._access.check(headers)
+        error = _connection(request).begins() or self._access.check(headers)
         origin = headers.get("Origin")
         if origin is not None:
             if error is not None and error.code != "unauthorized":
@@ -85,7 +91,8 @@ class Gateway:
 
     async def local(self, request: web.BaseRequest) -> web.StreamResponse:
         """A request from the unix socket, whose directory only this user can enter."""
-        return await self._answer(request, None, self.control)
+        error = _connection(request).begins()
+        return _refuse(request, error) if error is not None else await self._answer(request, None, self.control)
 
     async def _answer(
         self, request: web.BaseRequest, origin: str | None, control: Control | None
@@ -112,7 +119,8 @@ class Gateway:
         elif path in ("/v1/models", "/models"):
             answer = {"object": "list", "data": [self._model(s) for s in self._scheduler.snapshots()]}
         elif path.startswith("/v1/models/"):
-            answer = self._model(self._scheduler.snapshot(unquote(path[len("/v1/models/") :], errors="replace")))
+            name = unquote(path[len("/v1/models/") :], errors="replace")
+            answer = self._model(self._scheduler.snapshot(name[: MAX_NAME + 1]))
         else:
             raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         if request.method not in ("GET", "HEAD"):
@@ -137,23 +145,20 @@ class Gateway:
     async def _infer(self, request: web.BaseRequest, path: str, origin: str | None) -> web.StreamResponse:
         body = await self._body(request)
         peeked = peek(path, body)
-        connection, transport = request.protocol, request.transport
+        connection, transport = _connection(request), request.transport
         if transport is None:
-            raise ConnectionResetError("the client has gone")
-        assert isinstance(connection, ClientConnection)
+            return Sent(keep_alive=False)  # the client has gone
         relay = Relay(
             cast(asyncio.Transport, transport),  # uvloop's transports are no subclasses of asyncio's
-            self._loop.create_future(),
             self._now,
             keep_alive=request.keep_alive,
             http10=request.version < HttpVersion11,
             origin=origin,
         )
-        lease: Lease | None = None
         connection.relay = relay
         try:
-            lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
-            relay.lease = lease
+            relay.lease = lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
+            connection.accepted()
             error = await self._exchange(lease, relay, path, body, peeked)
         except AccelError as refused:
             error = relay.fail(refused)
@@ -162,10 +167,14 @@ class Gateway:
                 relay.abort()  # a bug: let it not look like the end of the response
             raise
         finally:
-            connection.relay = None
-            if lease is not None:
-                self._scheduler.release(lease, relay.ok)
+            self.finish(relay)
         return _refuse(request, error) if error is not None else relay.sent()
+
+    def finish(self, relay: Relay) -> None:
+        """The exchange is over, on whichever path: end the lease and what goes with it."""
+        self.sweeper.forget(relay)
+        if relay.lease is not None:
+            self._scheduler.release(relay.lease, relay.ok)
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         headers, limit = request.headers, self._settings.max_body
@@ -183,6 +192,7 @@ class Gateway:
                 return await self._slow_body(content, limit)
             body = content.read_nowait(-1)
         except web.RequestPayloadError:
+            content.feed_eof()  # aiohttp need not look for the rest of it
             raise AccelError("bad_request", "malformed HTTP: bad chunks in the body") from None
         if len(body) > limit:
             raise _too_large(limit)
@@ -221,29 +231,26 @@ class Gateway:
         finally:
             ticket.leave()
 
-    async def _exchange(self, lease: Lease, relay: Relay, path: str, body: bytes, peeked: Peek) -> AccelError | None:
-        spec = lease.record.spec
-        if (
+    def assembles(self, spec: ModelSpec, path: str, peeked: Peek) -> bool:
+        """Is the answer to be asked as a stream and put together here? See assemble.py."""
+        return (
             not peeked.stream
             and spec.slots > 1
             and path in ASSEMBLED
             and self._dialects[spec.engine].streams_notice_disconnect
-        ):
+        )
+
+    async def _exchange(self, lease: Lease, relay: Relay, path: str, body: bytes, peeked: Peek) -> AccelError | None:
+        if self.assembles(lease.record.spec, path, peeked):
             return await self._assembled(lease, relay, path, body)
         self.sweeper.watch(relay, stream=bool(peeked.stream))
-        try:
-            await self._send(lease, relay, _request(path, lease, body), relay)
-        finally:
-            self.sweeper.forget(relay)
-        return relay.finished.result()
+        return await self._send(lease, relay, path, body, relay)
 
     async def _assembled(self, lease: Lease, relay: Relay, path: str, body: bytes) -> AccelError | None:
-        collector = Collector(lease, self._loop.create_future(), self._now)
+        collector = Collector(lease, self._now)
         self.sweeper.watch(relay, stream=True)
-        try:
-            await self._send(lease, collector, _request(path, lease, ask_for_stream(body)), relay)
-        finally:
-            self.sweeper.forget(relay)
+        await self._send(lease, collector, path, ask_for_stream(body), relay)
+        self.sweeper.forget(relay)  # what is left is ours to do
         head, failure = collector.response, collector.failure
         relay.ok = False
         if head is None or failure is not None:
@@ -253,13 +260,18 @@ class Gateway:
         if status == 200 and kind.startswith(EVENT_STREAM):
             status, content = assemble(content)
             kind = b"application/json; charset=utf-8"
+        elif status == 200 and not kind.startswith(b"application/json"):
+            raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
         relay.ok = status < 500
         relay.reply(status, kind, content)
         return None
 
-    async def _send(self, lease: Lease, sink: Relay | Collector, request: bytes, relay: Relay) -> None:
+    async def _send(
+        self, lease: Lease, sink: Relay | Collector, path: str, body: bytes, relay: Relay
+    ) -> AccelError | None:
         """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
         pool = self.upstreams.pool(lease.instance, lease.endpoint)
+        request = pool.request(path, lease.secret, body)
         connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
         while True:
             fresh = connection is None
@@ -269,30 +281,26 @@ class Gateway:
                 except (OSError, TimeoutError) as error:
                     relay.ok = False
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
+            finished: asyncio.Future[AccelError | None] = self._loop.create_future()
+            sink.begin(finished)
             relay.serve(connection, sink)
             connection.send(sink, request)
             try:
-                await sink.finished
+                outcome = await finished
             except asyncio.CancelledError:
-                connection.abort(sink)
-                silent = self._now() - lease.progress > self._settings.stall_timeout
-                relay.ok = False if silent else None
+                relay.abandon(self._settings.stall_timeout)
                 raise
             finally:
                 relay.serve(None, None)
-            if fresh or not sink.unanswered or relay.committed or self._now() - lease.progress > STALE_WITHIN:
-                return
-            sink.begin(self._loop.create_future())
+            if fresh or not relay.may_repeat(sink.unanswered):
+                return outcome
             connection = None
 
 
-def _request(path: str, lease: Lease, body: bytes) -> bytes:
-    """A request of our own making: nothing of the client's headers reaches an engine."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {lease.secret}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+def _connection(request: web.BaseRequest) -> ClientConnection:
+    connection = request.protocol
+    assert isinstance(connection, ClientConnection)
+    return connection
 
 
 def _too_large(limit: int) -> AccelError:
@@ -302,7 +310,7 @@ def _too_large(limit: int) -> AccelError:
 def _refuse(request: web.BaseRequest, error: AccelError) -> web.Response:
     """The error as the response. A connection on which a body is still coming is not used again."""
     response = error_response(error)
-    if not request.content.is_eof():
+    if not request.content.is_eof() or request.content.exception() is not None:
         response.force_close()
     return response
 

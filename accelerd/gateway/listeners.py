@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.connection import ClientConnection, Server
 from accelerd.gateway.gateway import Gateway
 from accelerd.system.activation import BACKLOG
 
+# Since Python 3.13 closing a server removes its socket's file: systemd's would be gone after a restart of accelerd.
+KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+CUT_AFTER = 0.05  # s for a handler to end by itself at the very end (aiohttp takes 0 for "as long as it likes")
 FIRST_REQUEST_GRACE = 0.5  # s for a connection accepted just before the end to bring its request
 
 
@@ -21,8 +26,8 @@ class Listeners:
     """All servers of one daemon."""
 
     def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
-        self._public = Server(gateway.public, settings, gateway.sweeper)
-        self._local = Server(gateway.local, settings, gateway.sweeper)
+        self._public = Server(gateway.public, settings, gateway.sweeper, gateway.fast)
+        self._local = Server(gateway.local, settings, gateway.sweeper, gateway.fast)
         self._servers: list[asyncio.Server] = []
 
     async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:
@@ -31,7 +36,8 @@ class Listeners:
         for sock in tcp:
             self._servers.append(await loop.create_server(self._public, sock=sock, backlog=BACKLOG))
         for sock in unix:
-            self._servers.append(await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG))
+            server = await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG, **KEEP_SOCKET)
+            self._servers.append(server)
 
     def configure(self, settings: ServerSettings) -> None:
         self._public.settings = self._local.settings = settings
@@ -49,14 +55,14 @@ class Listeners:
             now = loop.time()
             for connection in self._connections():
                 if connection.idle and (not connection.fresh or now >= grace):
-                    connection.close()
+                    connection.force_close()  # aiohttp's close() ends the handler and leaves the socket open
             if now >= deadline:
                 break
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """Cut what is left and wait for its handlers."""
-        await asyncio.gather(self._public.shutdown(0), self._local.shutdown(0))
+        await asyncio.gather(self._public.shutdown(CUT_AFTER), self._local.shutdown(CUT_AFTER))
 
     def _connections(self) -> list[ClientConnection]:
         return [c for s in (self._public, self._local) for c in s.connections if isinstance(c, ClientConnection)]

@@ -12,10 +12,11 @@ import msgspec
 from accelerd.errors import AccelError
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
+MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 
 
 class Peek(msgspec.Struct, gc=False, kw_only=True):
-    model: str
+    model: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     stream: bool | None = False
 
 

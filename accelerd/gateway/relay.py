@@ -11,6 +11,7 @@ import asyncio
 import http
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -26,6 +27,14 @@ EVENT_STREAM = b"text/event-stream"
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
 MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is told as an event
+STALE_WITHIN = 1.0  # s: an idle connection that had died says so at once; later it was the engine that failed
+
+
+class Outcome(Protocol):
+    """Who hears that an exchange is over, once: a future, or the fast path."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: AccelError | None, /) -> None: ...
 
 
 class Sent(web.StreamResponse):
@@ -80,12 +89,14 @@ def refusal_event(body: bytes) -> bytes:
 class Relay:
     """The client's side of one exchange, and the Sink of the engine's.
 
-    `finished` resolves when the exchange is over: with None when the response is on the wire, complete or ended as said
-    above, or with the AccelError to answer with when nothing was sent yet.
+    The Outcome given to `begin` hears when it is over: None when the response is on the wire, complete or ended as said
+    above, or the AccelError to answer with when nothing was sent yet.
     """
 
     __slots__ = (
         "_connection",
+        "_finished",
+        "_held",
         "_http10",
         "_keep_alive",
         "_now",
@@ -98,7 +109,7 @@ class Relay:
         "_stream",
         "_transport",
         "committed",
-        "finished",
+        "complete",
         "lease",
         "ok",
         "paused",
@@ -108,7 +119,6 @@ class Relay:
     def __init__(
         self,
         transport: asyncio.Transport,
-        finished: asyncio.Future[AccelError | None],
         now: Callable[[], float],
         *,
         keep_alive: bool,
@@ -125,19 +135,21 @@ class Relay:
         self._rechunk = False  # … although the engine sends none?
         self._refusal: bytes | None = None  # what the engine says instead of streaming when our head is out already
         self.committed = False  # is a head on the wire?
-        self.finished = finished
+        self.complete = False  # is the whole response, and may the next one follow?
+        self._finished: Outcome
         self._connection: Connection | None = None
         self._sink: Sink | None = None
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
         self.paused = False  # does the client read nothing just now?
         self.unanswered = False  # broke before a byte of a response: an idle connection that had died
+        self._held = b""  # a head that goes out with the first bytes of its body
         self._stalled = 0.0  # seconds of silence after which the engine was given up
 
     def comment(self, text: str, model: str) -> None:
         """Keep a streaming client alive while it waits: sends the head if need be, then an SSE comment."""
         if not self.committed:
-            self._commit(200, EVENT_STREAM, model, chunked=True, length=None)
+            self._transport.write(self._commit(200, EVENT_STREAM, model, chunked=True, length=None))
         self._write_event(b": " + text.encode() + b"\n\n")
 
     def fail(self, error: AccelError) -> AccelError | None:
@@ -151,9 +163,21 @@ class Relay:
             self._transport.abort()
         return None
 
-    def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
-        """Once more from the start: nothing of an answer came."""
-        self.finished, self.unanswered = finished, False
+    def begin(self, finished: Outcome) -> None:
+        """An attempt begins. There may be another if nothing of an answer came."""
+        self._finished, self.unanswered = finished, False
+
+    def may_repeat(self, unanswered: bool) -> bool:
+        """Does the attempt on a kept connection only show that it had died meanwhile? Then another can do no harm."""
+        assert self.lease is not None
+        return unanswered and not self.committed and self._now() - self.lease.progress <= STALE_WITHIN
+
+    def abandon(self, stall_timeout: float) -> None:
+        """The client has gone: end the engine's work. Only a silence that was already too long is its fault."""
+        assert self.lease is not None
+        if self._connection is not None and self._sink is not None:
+            self._connection.abort(self._sink)
+        self.ok = False if self._now() - self.lease.progress > stall_timeout else None
 
     def serve(self, connection: Connection | None, sink: Sink | None) -> None:
         """The connection that works for this client, and for which sink; None when it does no more."""
@@ -195,9 +219,9 @@ class Relay:
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
         """A whole response of our own making, in the name of the leased model."""
         assert self.lease is not None
-        self._commit(status, content_type, self.lease.model, chunked=False, length=len(body), body=body)
-        if not self._keep_alive:
-            self._transport.close()
+        head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
+        self._transport.write(head + body)
+        self._leave()
 
     def sent(self) -> Sent:
         """What to return to aiohttp."""
@@ -205,7 +229,7 @@ class Relay:
 
     # --- Sink -------------------------------------------------------------------------------------------------
 
-    def head(self, head: Head) -> bool:
+    def head(self, head: Head, more: bool) -> bool:
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
             if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
@@ -214,13 +238,21 @@ class Relay:
             self._rechunk = self._raw and not head.chunked
             return self._http10
         assert self.lease is not None
-        self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
-        return head.chunked and self._http10
+        contents = head.chunked and self._http10
+        raw = self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
+        if more and not contents:
+            self._held = raw
+        else:
+            self._transport.write(raw)
+        return contents
 
     def data(self, data: bytes) -> None:
         assert self.lease is not None
         self.lease.progress = self._now()
-        if self._refusal is not None:
+        if self._held:
+            self._transport.write(self._held + data)
+            self._held = b""
+        elif self._refusal is not None:
             self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
             self._transport.write(chunk(data) if self._rechunk else data)
@@ -233,13 +265,14 @@ class Relay:
             return
         if self._rechunk:
             self._transport.write(LAST_CHUNK)
-        if not self._keep_alive:
-            self._transport.close()
+        self._leave()
         self._end(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         self.ok = False
         self.unanswered = not answered and not self._stalled
+        if self._held:
+            self._held, self.committed = b"", False  # after all there is nothing on the wire
         if self.committed and not clean:
             self._transport.abort()  # in the middle of a chunk: nothing can be said any more
             self._end(None)
@@ -248,9 +281,8 @@ class Relay:
 
     # --- the wire ---------------------------------------------------------------------------------------------
 
-    def _commit(
-        self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None, body: bytes = b""
-    ) -> None:
+    def _commit(self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None) -> bytes:
+        """The head to write: what follows can only be the body."""
         self.committed = True
         self._stream = content_type.startswith(EVENT_STREAM)
         self._raw = chunked and not self._http10
@@ -261,23 +293,27 @@ class Relay:
         else:
             self._keep_alive = False
             framing = b"\r\n"
-        head = response_head(status, content_type, model, self._keep_alive, self._origin)
-        self._transport.write(head + framing + body)
+        return response_head(status, content_type, model, self._keep_alive, self._origin) + framing
+
+    def _leave(self) -> None:
+        self.complete = self._keep_alive
+        if not self._keep_alive:
+            self._transport.close()
 
     def _write_event(self, event: bytes) -> None:
         self._transport.write(chunk(event) if self._raw else event)
 
     def _end(self, outcome: AccelError | None) -> None:
-        if not self.finished.done():
-            self.finished.set_result(outcome)
+        if not self._finished.done():
+            self._finished.set_result(outcome)
 
 
 class Collector:
     """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
 
-    __slots__ = ("_lease", "_now", "_size", "failure", "finished", "parts", "response", "unanswered")
+    __slots__ = ("_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
 
-    def __init__(self, lease: Lease, finished: asyncio.Future[None], now: Callable[[], float]) -> None:
+    def __init__(self, lease: Lease, now: Callable[[], float]) -> None:
         self._lease = lease
         self._now = now
         self._size = 0
@@ -285,13 +321,13 @@ class Collector:
         self.response: Head | None = None
         self.failure: str | None = None
         self.unanswered = False
-        self.finished = finished
+        self._finished: Outcome
 
-    def begin(self, finished: asyncio.Future[None]) -> None:
-        """Once more from the start: nothing of an answer came."""
-        self.finished, self.failure, self.unanswered = finished, None, False
+    def begin(self, finished: Outcome) -> None:
+        """An attempt begins. There may be another if nothing of an answer came."""
+        self._finished, self.failure, self.unanswered = finished, None, False
 
-    def head(self, head: Head) -> bool:
+    def head(self, head: Head, more: bool) -> bool:
         self.response = head
         return True
 
@@ -303,8 +339,8 @@ class Collector:
         self.parts.append(data)
 
     def done(self) -> None:
-        if not self.finished.done():
-            self.finished.set_result(None)
+        if not self._finished.done():
+            self._finished.set_result(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         self.failure, self.unanswered = reason, not answered

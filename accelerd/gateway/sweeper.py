@@ -1,6 +1,6 @@
 """One coarse timer for all exchanges instead of one each: finds clients that read nothing and engines that say nothing.
 
-Runs only while an exchange is in flight or something written waits for its reader: an idle daemon never wakes up for it.
+Runs only while an exchange is in flight or something written waits for its reader: an idle daemon sleeps.
 """
 
 from __future__ import annotations

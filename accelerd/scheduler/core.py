@@ -18,7 +18,7 @@ from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.endings import Endings
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.placement import Limits, obstacle
+from accelerd.scheduler.placement import Limits, choose_victims, obstacle
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -360,11 +360,21 @@ class Core:
         now = self._clock.monotonic()
         return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
-    def why_not(self, name: str) -> str | None:
-        """Why the model could not join those resident now, with the arithmetic; None if it could."""
+    def placement(self, name: str) -> tuple[bool, str]:
+        """Could the model be resident, and what would that take: for people who ask before they load it."""
         record = self._find(name)
-        others = [r for r in self._admission.records.values() if r.occupied and r is not record]
-        return obstacle(record, others, self._admission.room)
+        if record.occupied:
+            return True, "it is loaded, or on its way in or out"
+        room = self._admission.room
+        others = [r for r in self._admission.records.values() if r.occupied]
+        why = obstacle(record, others, room)
+        if why is None:
+            return True, "it fits beside what is loaded now"
+        movable = sorted((r for r in others if not r.spec.pin), key=lambda r: r.last_used)
+        victims = choose_victims(record, [r for r in others if r.spec.pin], movable, room)
+        if victims is None:
+            return False, why
+        return True, f"{', '.join(v.spec.name for v in victims)} would make room for it: {why}"
 
     @property
     def settings(self) -> SchedulerSettings:

@@ -318,9 +318,9 @@ class Scheduler:
         """For the watchdog: is what is due being done? False when the timer is long overdue."""
         return self._armed == math.inf or self._clock.monotonic() - self._armed < 10.0
 
-    def why_not(self, name: str) -> str | None:
-        """Why the model could not be resident beside the models that are resident now; None if it could."""
-        return self._core.why_not(name)
+    def placement(self, name: str) -> tuple[bool, str]:
+        """Could the model be resident, and what would that take."""
+        return self._core.placement(name)
 
 
 class Ticket:

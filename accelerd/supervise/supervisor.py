@@ -187,9 +187,13 @@ class ProcessSupervisor(Supervisor):
             log.error("%s is not gone: given up", task.get_name())
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        self.end_readers()
+        return gone
+
+    def end_readers(self) -> None:
+        """Whoever follows what engines print gets what is there, and the end."""
         for ring in self._rings.values():
             ring.close()
-        return gone
 
     async def _let_go(self) -> None:
         for number, life in list(self._instances.items()):

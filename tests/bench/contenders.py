@@ -20,7 +20,11 @@ from . import host, usage
 from .native import HERE, BenchError
 
 KEY = "bench"  # what the load sends as bearer token, and what the direct upstream asks for
-MODELS = {"fake": "parallel = 1", "fake-parallel": "parallel = 4", "fake-embed": "parallel = 1\nembeddings = true"}
+MODELS = {
+    "fake": "parallel = 1",
+    "fake-parallel": "parallel = 4\nconcurrency = 64",
+    "fake-embed": "parallel = 1\nconcurrency = 64\nembeddings = true",
+}
 START_LIMIT = 30.0  # seconds
 STOP_LIMIT = 5.0  # seconds
 
@@ -190,7 +194,6 @@ class Accelerd(Contender):
         ]
         for name, own in MODELS.items():
             lines.append(
-                f'[models.{name}]\npath = "{home}/model.gguf"\nbinary = "{self.setup.upstream}"\n'
-                f'concurrency = 64\nmemory = "1MiB"\n{own}'
+                f'[models.{name}]\npath = "{home}/model.gguf"\nbinary = "{self.setup.upstream}"\nmemory = "1MiB"\n{own}'
             )
         return "\n\n".join(lines) + "\n"

@@ -65,9 +65,6 @@ def _latency_lines(row: str, goal: Goal | None) -> tuple[Line, ...]:
 
 LINES = (
     *_latency_lines("chat1", LATENCY_GOAL),
-    *_load_lines("chat16", CPU_GOAL),
-    *_latency_lines("assembled1", None),
-    *_load_lines("assembled16", None),
     *_load_lines("embeddings16", CPU_GOAL),
     Line("stream16", "ttft_p50", "time to first token p50, us"),
     Line("stream16", "ttft_p50", "added time to first token p50, us", added=True),
@@ -75,7 +72,9 @@ LINES = (
     Line("stream16", "delay_p50", "chunk delay p50, us"),
     Line("stream16", "delay_p50", "added chunk delay p50, us", added=True),
     Line("stream16", "delay_p99", "added chunk delay p99, us", added=True),
-    Line("stream16", "cpu_chunk", "CPU per chunk, us", ratio=True, digits=1),
+    Line("stream16", "cpu_chunk", "CPU per chunk, us", goal=CPU_GOAL, ratio=True, digits=1),
+    *_latency_lines("assembled1", None),
+    *_load_lines("assembled16", None),
     Line(None, "start", "start to first 200, s", goal=START_GOAL, digits=3),
     Line(None, "rss_idle", "RSS idle, MB", goal=RSS_GOAL, digits=1),
     Line(None, "pss_idle", "PSS idle, MB", digits=1),

@@ -45,19 +45,18 @@ def _chat(model: str, **more: object) -> dict[str, object]:
 CHAT = "/v1/chat/completions"
 ROWS = (
     Row("chat1", "chat, 1 connection", CHAT, _chat("fake"), 1),
-    Row("chat16", "chat, 16 connections", CHAT, _chat("fake"), 16),
-    # accelerd asks an engine with parallel slots for a stream and assembles the answer; the others relay a whole one.
-    Row("assembled1", "chat, 1 connection, assembled by accelerd from 16 chunks", CHAT, _chat("fake-parallel"), 1),
-    Row("assembled16", "chat, 16 connections, assembled by accelerd from 16 chunks", CHAT, _chat("fake-parallel"), 16),
     Row("embeddings16", "embeddings, 16 connections", "/v1/embeddings", {"model": "fake-embed", "input": PROMPT}, 16),
     Row(
         "stream16",
         f"chat, 16 streams, {STREAM_GAP_US // 1000} ms between chunks",
         CHAT,
-        _chat("fake", stream=True, fake_chunks=STREAM_CHUNKS, fake_gap_us=STREAM_GAP_US),
+        _chat("fake-parallel", stream=True, fake_chunks=STREAM_CHUNKS, fake_gap_us=STREAM_GAP_US),
         16,
         STREAM_CHUNKS,
     ),
+    # A whole answer of a model with several slots: accelerd asks for a stream and assembles it, the others relay.
+    Row("assembled1", "chat, 1 connection, assembled by accelerd from 16 chunks", CHAT, _chat("fake-parallel"), 1),
+    Row("assembled16", "chat, 16 connections, assembled by accelerd from 16 chunks", CHAT, _chat("fake-parallel"), 16),
 )
 
 

@@ -75,7 +75,7 @@ def test_explain(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET explain"] = Reply(EXPLAINED)
     text = " ".join(ctl("explain", "gemma-3-4b-it").out.split())
     for part in (EXPLAINED["command"], "tokens for one request [accelerd.toml:12]",
-                 "5.0 GiB (file size + 10 %); it fits", "! this build has no --no-mmap",
+                 "5.0 GiB (file size + 10 %)", str(EXPLAINED["placement"]["reason"]), "! this build has no --no-mmap",
                  "75 s ago starting → ready: answered"):  # fmt: skip
         assert part in text
     assert json.loads(ctl("explain", "gemma-3-4b-it", "--json").out) == EXPLAINED

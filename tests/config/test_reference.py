@@ -23,3 +23,10 @@ def test_the_example_in_the_introduction_is_valid(tmp_path: Path) -> None:
     config, problems = check(file, tmp_path)
     assert config is not None, problems
     assert list(config.models) == ["qwen", "embed"]
+
+
+def test_an_empty_list_of_profiles_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "accelerd.toml"
+    file.write_text('[models.a]\npath = "/a.gguf"\nprofile = []\n')
+    config, problems = check(file, tmp_path)
+    assert config is not None, problems

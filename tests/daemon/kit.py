@@ -96,7 +96,8 @@ def rest_of(response: http.client.HTTPResponse) -> tuple[str, bool]:
 
 def sse(text: str) -> list[Any]:
     """The events of a stream: JSON, or the bare text of those that are none. Comments are left out."""
-    data = [event[6:] for event in text.split("\n\n") if event.startswith("data: ")]
+    parts = [event.strip("\n") for event in text.split("\n\n")]
+    data = [part[6:] for part in parts if part.startswith("data: ")]
     return [json.loads(item) if item.startswith("{") else item for item in data]
 
 

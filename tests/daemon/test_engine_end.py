@@ -10,7 +10,19 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from tests.daemon.kit import QUICK, Site, alive, history, kill_engine, marked, rest_of, side_by_side, sse, tokens, whole_stream
+from tests.daemon.kit import (
+    QUICK,
+    Site,
+    alive,
+    history,
+    kill_engine,
+    marked,
+    rest_of,
+    side_by_side,
+    sse,
+    tokens,
+    whole_stream,
+)
 from tests.harness import Daemon, DaemonFactory, eventually, streaming
 
 SLOW = "slow-token:50"
@@ -172,10 +184,30 @@ def test_A12_health_ok_and_every_answer_500_reloads_once_then_quarantines(daemon
     assert site.spawns("good") == 1
 
 
+def test_A12_health_ok_and_every_answer_hangs_reloads_once_then_quarantines(daemons: DaemonFactory, site: Site) -> None:
+    mode = site.directory / "mode"
+    mode.write_text("infer-hang")
+    model = site.model("m", "ok", {"FAKE_MODE_FILE": str(mode)}, parallel=2)
+    daemon = daemons.start(QUICK + model, server='stall_timeout = "300ms"', module="tests.daemon.impatient_daemon")
+    for attempt, after in enumerate(("stopped", "failed"), 1):
+        with side_by_side() as do:
+            asked = [do(whole_stream, daemon, "m"), do(daemon.chat, "m")]
+            status, events, _ = asked[0].result(20)
+            assert status == 504 or events[-1]["error"]["code"] == "upstream_timeout"
+            assert asked[1].result(20).status == 504
+        assert daemon.chat("m").status == 504
+        daemon.wait_state("m", after)
+        assert site.spawns() == attempt
+    assert "quarantined" in daemon.status("m")["reason"]
+    refused = daemon.chat("m")
+    assert (refused.status, refused.code) == (503, "model_failed")
+    assert marked(daemon) == []
+
+
 def test_A13_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, site: Site) -> None:
     mode = site.directory / "mode"
     mode.write_text("slow-token:20")
-    env = {"FAKE_MODE_FILE": str(mode), "FAKE_TOKENS": "150"}
+    env = {"FAKE_MODE_FILE": str(mode), "FAKE_TOKENS": "80"}
     daemon = daemons.start(QUICK + site.model("m", "ok", env, parallel=2))
     with streaming(daemon, "m") as response:
         assert response.readline().startswith(b"data: ")

@@ -8,7 +8,10 @@ import time
 
 
 def say(text):
-    os.write(2, (text + "\n").encode())
+    try:
+        os.write(2, (text + "\n").encode())
+    except BrokenPipeError:
+        return  # whoever read it was killed
 
 
 def note(event, **more):

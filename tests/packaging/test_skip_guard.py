@@ -31,6 +31,7 @@ def test_expected(): assert False
 def run(root: Path, allowed: str, module: str = SUITE) -> tuple[int, str]:
     tests = root / "tests"
     tests.mkdir()
+    (tests / "__init__.py").touch()  # else the checkout's own tests package, installed as editable, goes first
     (tests / "skip_guard.py").write_text(GUARD.read_text())
     (tests / "allowed_skips.txt").write_text(allowed)
     (tests / "test_it.py").write_text(module)

@@ -307,3 +307,15 @@ def test_declared_memory_changes_at_reload_without_a_restart() -> None:
     bench.configure([replace(model("a"), memory=3 * MIB)])
     assert bench.core.memory_held() == 3 * MIB
     assert bench.state("a") is State.READY
+
+
+def test_placement_says_what_loading_would_take() -> None:
+    bench = Bench([model("p", pin=True), model("a"), model("b"), model("c")], limits=Limits(None, "test", 2))
+    bench.loaded("p")
+    assert bench.core.placement("a") == (True, "it fits beside what is loaded now")
+    bench.loaded("a")
+    assert bench.core.placement("b") == (True, "a would make room for it: max_loaded = 2 and 2 loaded")
+    assert bench.core.placement("a")[0]
+    bench.limits = ONE
+    bench.configure([model("p", pin=True), model("a"), model("b"), model("c")])
+    assert bench.core.placement("b") == (False, "max_loaded = 1 and 2 loaded")

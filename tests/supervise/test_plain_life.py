@@ -42,6 +42,8 @@ async def test_ready_then_stopped(house: House, tcp: bool) -> None:
 
 
 def test_A18_the_same_on_the_loop_that_the_daemon_uses(house: House) -> None:
+    before = {child.pid for child in psutil.Process().children()}  # pytest's own, a PAM session's helper for one
+
     async def scenario() -> None:
         async with house:
             numbers = [house.start("hold-stdout", name=f"m{i}") for i in range(4)]
@@ -52,7 +54,7 @@ def test_A18_the_same_on_the_loop_that_the_daemon_uses(house: House) -> None:
             assert (await house.stopped(numbers[1])).cause is Cause.STOPPED
             house.supervisor.probe(numbers[2])
             assert await house.heard.wait("probed", numbers[2]) is True
-            left = {child.pid for child in psutil.Process().children()}
+            left = {child.pid for child in psutil.Process().children()} - before
             assert left == {house.pid(number) for number in numbers[2:]}
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

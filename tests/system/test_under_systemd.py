@@ -27,6 +27,7 @@ class Deployed:
     def install(self, *, arguments: str = "", dropin: str = "", socket: bool = True) -> None:
         command = f"#!/bin/sh\nexec {sys.executable} -m tests.system.standin {arguments}\n"
         self.manager.script(self.manager.home / ".local/bin/accelerd", command)
+        self.manager.script(self.manager.home / ".local/bin/accelctl", '#!/bin/sh\nkill -HUP "$MAINPID"\n')
         self.manager.install(SERVICE, (UNITS / SERVICE).read_text(), dropin=dropin)
         if socket:
             self.manager.install(SOCKET, self.socket_text())
@@ -56,7 +57,8 @@ def deployed(user_manager: UserManager) -> Deployed:
 
 
 def test_units_pass_systemd_analyze_without_a_warning(user_manager: UserManager) -> None:
-    user_manager.script(user_manager.home / ".local/bin/accelerd", "#!/bin/sh\n")
+    for program in ("accelerd", "accelctl"):
+        user_manager.script(user_manager.home / ".local/bin" / program, "#!/bin/sh\n")
     done = user_manager.run(["systemd-analyze", "--user", "verify", UNITS / SERVICE, UNITS / SOCKET], check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

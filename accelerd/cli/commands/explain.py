@@ -31,7 +31,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if placement:
         section(context, "Memory")
         fits = placement.get("fits")
-        word = "" if fits is None else "; it fits" if fits else "; it does not fit"
+        word = "; it does not fit" if fits is False else ""
         out.wrapped(f"{size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  ")
         if placement.get("reason"):
             out.wrapped(str(placement["reason"]), indent="  ")

@@ -1,1 +1,0 @@
-from accelerd.instances import *  # noqa: F403

@@ -1,0 +1,41 @@
+"""A daemon one of whose parts fails while it runs: the engine factory raises at the second use, which is a reload.
+
+Run as `python -m tests.daemon.broken_daemon`; everything else of it is the real daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from accelerd import names
+from accelerd.app import build
+from accelerd.config import check
+from accelerd.config.model import LlamaServerSettings
+from accelerd.daemon import Daemon
+from accelerd.engines.llama_server import LlamaServer
+from accelerd.gateway.control import Control
+from accelerd.ports import Roots
+from accelerd.system import logs
+from accelerd.system.lock import InstanceLock
+
+
+def raise_it(settings: LlamaServerSettings) -> LlamaServer:
+    raise ZeroDivisionError("this part is broken on purpose")
+
+
+async def serve(roots: Roots) -> None:
+    config, problems = check(roots.config_file, roots.home)
+    assert config is not None, problems
+    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
+        whole = build(
+            roots, config, problems
+        )  # the parts of a real one, for one that differs in a constructor argument
+        parts = whole._parts
+        broken = Daemon(parts, config, problems, raise_it)
+        parts.gateway.control = Control(parts.scheduler, parts.insight, broken)
+        await broken.run()
+
+
+if __name__ == "__main__":
+    logs.configure()
+    asyncio.run(serve(Roots.from_env()))

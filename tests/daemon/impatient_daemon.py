@@ -1,0 +1,28 @@
+"""The real daemon, but that it waits half a second, not half a minute, for an engine that is asked for a sign of life.
+
+Run as `python -m tests.daemon.impatient_daemon`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from accelerd import names
+from accelerd.app import build
+from accelerd.config import check
+from accelerd.ports import Roots
+from accelerd.supervise.limits import Limits
+from accelerd.system import logs
+from accelerd.system.lock import InstanceLock
+
+
+async def serve(roots: Roots) -> None:
+    config, problems = check(roots.config_file, roots.home)
+    assert config is not None, problems
+    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
+        await build(roots, config, problems, patience=Limits(probe_timeout=0.5)).run()
+
+
+if __name__ == "__main__":
+    logs.configure()
+    asyncio.run(serve(Roots.from_env()))

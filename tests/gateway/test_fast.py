@@ -1,0 +1,406 @@
+"""The fast path is never seen: with it and without, the same bytes come back, the same is counted, the same is ended.
+
+Every test of behaviour here runs with the fast path on and off, on a client whose first request is behind it. Which
+bytes it takes is the matter of test_fast_heads.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
+from accelerd.gateway.connection import MAX_BEHIND
+from accelerd.scheduler.core import BAD_OUTCOMES_BEFORE_PROBE
+from accelerd.scheduler.placement import Limits
+from tests.gateway.bench import (
+    DONE,
+    SSE_HEAD,
+    Asked,
+    Bench,
+    bench,
+    chunk,
+    on_both_loops,
+    plain,
+    token,
+    until,
+)
+from tests.gateway.client import Client, chat, request
+
+KEY, OTHER = "the-key", "the-other-key"
+
+
+def digests(*keys: str) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def with_and_without(test: Callable[..., Any]) -> Callable[..., Any]:
+    """On both loops, with the fast path and without."""
+    return pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])(on_both_loops(test))
+
+
+async def number(asked: Asked) -> None:
+    """An engine that answers with what it was asked."""
+    asked.writer.write(plain(asked.body))
+
+
+# --- the same answers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        plain(b'{"a": 1}'),
+        plain(b""),
+        plain(b"x" * 300_000),
+        plain(b'{"error": {}}', 400),
+        plain(b'{"error": {}}', 500),
+        plain(b"<html>", 200, "text/html"),
+        plain(b"{}", 200, "application/json", "X-Secret: of the engine\r\n"),
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        SSE_HEAD + token("a") + token("b") + DONE,
+        SSE_HEAD.replace(b"text/event-stream", b"application/json") + chunk(b'{"a":') + chunk(b"1}") + b"0\r\n\r\n",
+    ],
+)
+@on_both_loops
+async def test_the_bytes_are_those_of_the_slow_path(tmp_path: Path, answer: bytes) -> None:
+    async with bench(tmp_path) as b, await b.client() as first, await b.client(primed=True) as second:
+        b.engine.says(answer)
+        slow = await first.ask(body=chat())
+        b.engine.script = b.engine.ok
+        async with await b.client() as third:  # leaves an idle connection to the engine behind
+            assert (await third.ask(body=chat())).status == 200
+        b.engine.says(answer)
+        second.send(request(body=chat()))
+        await until(lambda: b.fast_exchanges() or not second.reader.at_eof(), "it began")
+        fast = await second.response()
+        assert (fast.head, fast.body, fast.complete) == (slow.head, slow.body, slow.complete)
+        assert fast.complete
+
+
+@on_both_loops
+async def test_the_engine_is_asked_in_the_same_words(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        for n in range(3):
+            assert (await client.ask(body=chat(seed=n % 2))).status == 200
+        first, second, third = b.engine.requests
+        assert first.head == second.head == third.head
+        assert first.body != second.body
+        assert first.body == third.body
+
+
+@with_and_without
+async def test_streams_and_plain_answers_in_turns(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        for n in range(4):
+            if n % 2:
+                b.engine.says(SSE_HEAD, token("a"), 0.01, token("b"), DONE)
+                response = await client.ask(body=chat(stream=True))
+                assert [e["choices"][0]["delta"]["content"] for e in response.events()[:-1]] == ["a", "b"]
+            else:
+                b.engine.script = b.engine.ok
+                response = await client.ask(body=chat())
+            assert response.status == 200
+            assert response.complete
+        await b.settled()
+
+
+@on_both_loops
+async def test_it_is_taken_and_the_switch_turns_it_off(tmp_path: Path) -> None:
+    for fast in (True, False):
+        (directory := tmp_path / str(fast)).mkdir()
+        async with bench(directory, fast=fast) as b, await b.client(primed=True) as client:
+            b.engine.script = b.engine.never
+            client.send(request(body=chat()))
+            await b.engine.asked()
+            assert b.fast_exchanges() == fast
+            assert b.leases() == 1
+            assert not b.connections[0].idle
+
+
+# --- errors, which only the slow path says ----------------------------------------------------------------------
+
+
+@with_and_without
+async def test_refusals_leave_the_connection_usable(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        assert (await client.ask(body=chat("nobody"))).code == "model_not_found"
+        assert (await client.ask(body=b'{"model": "m"')).code == "bad_request"
+        assert (await client.ask(body={"model": "m"})).json()["error"]["param"] == "messages"
+        assert (await client.ask(body=chat())).status == 200
+        assert len(b.engine.requests) == 1
+        await b.settled()
+
+
+@with_and_without
+async def test_an_engine_that_dies_before_it_answers_is_a_502_and_asked_once(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(b"HTTP/1.1 200 O", close=True)
+        response = await client.ask(body=chat())
+        assert (response.status, response.code) == (502, "upstream_failed")
+        assert len(b.engine.requests) == 1
+        b.engine.script = b.engine.ok
+        assert (await client.ask(body=chat())).status == 200  # what failed is told once
+        await b.settled()
+
+
+@with_and_without
+async def test_an_idle_connection_that_dies_with_the_request_is_no_error(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+
+        async def die_once(asked: Asked) -> None:
+            b.engine.script = b.engine.ok
+            asked.writer.close()
+
+        b.engine.script = die_once
+        assert (await client.ask(body=chat(seed=3))).status == 200
+        assert [r.json()["seed"] for r in b.engine.requests] == [3, 3]
+        assert b.instances.probes == 0
+        await b.settled()
+
+
+@with_and_without
+async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(SSE_HEAD, token("a"), close=True)
+        response = await client.ask(body=chat(stream=True))
+        assert not response.complete
+        assert response.events()[-1]["error"]["code"] == "upstream_failed"
+        assert await client.rest() == b""
+        await b.settled()
+
+
+@with_and_without
+async def test_silence_is_a_504(tmp_path: Path, fast: bool) -> None:
+    settings = ServerSettings(stall_timeout=0.1)
+    async with bench(tmp_path, settings, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.script = b.engine.never
+        response = await client.ask(body=chat(stream=True))
+        assert (response.status, response.code) == (504, "upstream_timeout")
+        assert len(b.engine.requests) == 1
+        await until(b.engine.requests[0].gone.is_set, "the engine told")
+        await b.settled()
+
+
+@with_and_without
+async def test_failures_are_counted_alike(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(plain(b"{}", 500))
+        for n in range(BAD_OUTCOMES_BEFORE_PROBE):
+            assert b.instances.probes == 0, n
+            assert (await client.ask(body=chat())).status == 500
+        await until(lambda: b.instances.probes == 1, "the engine is looked at")
+        b.engine.says(plain(b"{}", 400))
+        for _ in range(BAD_OUTCOMES_BEFORE_PROBE):
+            assert (await client.ask(body=chat())).status == 400
+        assert b.instances.probes == 1
+        await b.settled()
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@with_and_without
+async def test_a_client_that_vanishes_frees_engine_and_lease_at_once(tmp_path: Path, fast: bool, stream: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b:
+        client = await b.client(primed=True)
+        if stream:
+            b.engine.says(SSE_HEAD, token("a"), 60.0)
+        else:
+            b.engine.script = b.engine.never
+        client.send(request(body=chat(stream=stream)))
+        asked = await b.engine.asked()
+        assert b.leases() == 1
+        await client.vanish()
+        await until(asked.gone.is_set, "the engine told", within=1.0)
+        await until(lambda: not b.leases(), "the lease released", within=1.0)
+        assert b.instances.probes == 0
+
+
+@with_and_without
+async def test_the_end_waits_for_the_answer_and_closes_then(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(SSE_HEAD, token("a"), 0.2, token("b"), DONE)
+        client.send(request(body=chat(stream=True)))
+        await b.engine.asked()
+        drained = asyncio.ensure_future(b.listeners.drain(5))
+        response = await client.response()
+        assert response.events()[-1] == "[DONE]"
+        await drained
+        assert await client.rest() == b""
+        assert not b.connections
+
+
+@with_and_without
+async def test_the_end_of_patience_cuts(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(SSE_HEAD, token("a"), 60.0)
+        client.send(request(body=chat(stream=True)))
+        asked = await b.engine.asked()
+        await client.head()
+        await b.listeners.close()
+        await until(asked.gone.is_set, "the engine told")
+        assert not (await client.rest()).endswith(b"0\r\n\r\n")
+        await b.settled()
+
+
+@with_and_without
+async def test_a_long_answer_outlives_the_keepalive_deadline(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.engine.says(SSE_HEAD, token("a"), 0.1, token("b"), DONE)
+        client.send(request(body=chat(stream=True)))
+        await b.engine.asked()
+        connection = b.connections[0]
+        assert connection._keepalive_handle is not None
+        connection._keepalive_handle.cancel()
+        connection._next_keepalive_close_time = 0.0
+        connection._process_keepalive()  # as if it were due in the middle of the answer
+        assert (await client.response()).complete
+        await until(lambda: connection.idle, "idle")
+        assert connection._next_keepalive_close_time > asyncio.get_running_loop().time() + 60
+        assert connection._keepalive_handle is not None
+        connection._next_keepalive_close_time = 0.0
+        connection._process_keepalive()
+        assert await client.rest() == b""
+
+
+# --- what comes while an answer is under way --------------------------------------------------------------------
+
+
+@with_and_without
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        release = asyncio.Event()
+
+        async def hold(asked: Asked) -> None:
+            await release.wait()
+            await number(asked)
+
+        b.engine.script = hold
+        client.send(request(body=chat(seed=0)))
+        await b.engine.asked()
+        rest = b"".join(request(body=chat(seed=n)) for n in range(1, 4)) + request("GET", "/v1/models/m")
+        for piece in (rest[:50], rest[50:700], rest[700:]):
+            client.send(piece)
+            await asyncio.sleep(0.01)
+        release.set()
+        for n in range(4):
+            assert (await client.response()).json()["seed"] == n
+        assert (await client.response()).json()["id"] == "m"
+        assert (await client.ask(body=chat(seed=9))).json()["seed"] == 9
+        await b.settled()
+
+
+@with_and_without
+async def test_a_flood_behind_an_answer_is_bounded_and_not_lost(tmp_path: Path, fast: bool) -> None:
+    settings = ServerSettings(max_body=64 << 20)
+    async with bench(tmp_path, settings, fast=fast) as b, await b.client(primed=True) as client:
+        release = asyncio.Event()
+
+        async def hold(asked: Asked) -> None:
+            await release.wait()
+            asked.writer.write(plain(str(len(asked.body)).encode()))
+
+        b.engine.script = hold
+        first, big = request(body=chat(seed=0)), request(body=chat(pad="x" * (8 << 20)))
+        client.send(first)
+        await b.engine.asked()
+        client.send(big)
+        if fast:
+            connection = b.connections[0]
+            await until(lambda: len(connection._behind) > MAX_BEHIND, "it is held up")
+            await asyncio.sleep(0.02)
+            assert len(connection._behind) < 2 * MAX_BEHIND + (1 << 18)
+        release.set()
+        assert (await client.response()).json() == len(first.partition(b"\r\n\r\n")[2])
+        assert (await client.response()).json() == len(big.partition(b"\r\n\r\n")[2])
+        await b.settled()
+
+
+# --- what the verdict depends on --------------------------------------------------------------------------------
+
+
+async def prime(b: Bench, client: Client, **headers: str) -> None:
+    assert (await client.ask(body=chat(), headers={k.replace("_", "-"): v for k, v in headers.items()})).status == 200
+    await b.settled()
+
+
+@with_and_without
+async def test_a_new_key_file_counts_from_the_next_request(tmp_path: Path, fast: bool) -> None:
+    settings = ServerSettings()
+    async with bench(tmp_path, settings, keys=digests(KEY), fast=fast) as b, await b.client() as client:
+        await prime(b, client, **bearer(KEY))
+        await prime(b, client, **bearer(KEY))
+        assert (await client.ask(body=chat(), headers=bearer(OTHER))).code == "unauthorized"
+        assert (await client.ask(body=chat())).code == "unauthorized"
+        b.gateway.configure(settings, digests(OTHER))
+        assert (await client.ask(body=chat(), headers=bearer(KEY))).code == "unauthorized"
+        await prime(b, client, **bearer(OTHER))
+        assert (await client.ask(body=chat(), headers=bearer(KEY))).code == "unauthorized"
+        assert len(b.engine.requests) == 3
+
+
+@with_and_without
+async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client() as client:
+        b.instances.hold = True
+        client.send(request(body=chat()))
+        await until(lambda: b.scheduler.queued == 1, "it waits for the model")
+        b.gateway.configure(ServerSettings(), digests(KEY))
+        b.instances.let_go()
+        assert (await client.response()).status == 200
+        assert (await client.ask(body=chat())).code == "unauthorized"
+
+
+@with_and_without
+async def test_new_limits_count_from_the_next_request(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        b.gateway.configure(ServerSettings(max_body=100), ())
+        assert (await client.ask(body=chat(pad="x" * 100))).code == "body_too_large"
+
+
+@with_and_without
+async def test_models_that_take_turns(tmp_path: Path, fast: bool) -> None:
+    models = [ModelSpec(name, path=f"/{name}.gguf") for name in ("m", "n")]
+    scheduling = SchedulerSettings(linger=0.0)
+    limits = Limits(None, "no limit", 1)
+    async with bench(tmp_path, models=models, scheduling=scheduling, limits=limits, fast=fast) as b:
+        b.engine.script = number
+        async with await b.client() as client:
+            for n, name in enumerate("mmnmnnm"):
+                response = await client.ask(body=chat(name, seed=n))
+                assert (response.status, response.headers["x-accelerd-model"]) == (200, name)
+                assert response.json()["seed"] == n
+        await b.settled()
+
+
+@with_and_without
+async def test_a_model_that_is_no_longer_configured_is_not_found(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+        other = replace(ModelSpec("n", path="/n.gguf"), idle_timeout=None)
+        b.scheduler.configure([(other, 1, "test")], b.scheduler.settings, b.scheduler.limits)
+        assert (await client.ask(body=chat())).code == "model_not_found"
+
+
+@with_and_without
+async def test_a_model_without_a_free_slot_is_waited_for(tmp_path: Path, fast: bool) -> None:
+    async with bench(tmp_path, models=[ModelSpec("m", path="/m.gguf")], fast=fast) as b:
+        async with await b.client(primed=True) as client, await b.client(primed=True) as second:
+            b.engine.says(0.1, plain(b"{}"))
+            client.send(request(body=chat()))
+            await b.engine.asked()
+            second.send(request(body=chat()))
+            await until(lambda: b.scheduler.queued == 1, "it waits its turn")
+            assert [(await c.response()).status for c in (client, second)] == [200, 200]
+        await b.settled()

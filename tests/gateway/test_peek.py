@@ -1,0 +1,118 @@
+"""What is looked at in a request's body, and that no body can do more than be refused (D08)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelerd.errors import AccelError
+from accelerd.gateway.peek import MAX_ITEMS, peek
+
+CHAT = "/v1/chat/completions"
+PATHS = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": ["hi"]},
+    "/v1/rerank": {"query": "hi", "documents": ["a", "b"]},
+}
+# What is wrong, and the parameter that the answer names.
+WRONG: dict[str, tuple[bytes, str | None]] = {
+    "empty": (b"", None),
+    "no-json": (b"{", None),
+    "no-object": (b"[]", None),
+    "a-number": (b"42", None),
+    "null": (b"null", None),
+    "trailing": (b'{"model":"m","messages":[{}]} x', None),
+    "not-utf8": (b'{"model":"m","messages":[{"role":"\xff"}]}', None),
+    "utf16": ('{"model":"m"}'.encode("utf-16"), None),
+    "bom": (b'\xef\xbb\xbf{"model":"m","messages":[{}]}', None),
+    "nan": (b'{"model":"m","messages":[{}],"temperature":NaN}', None),
+    "infinity": (b'{"model":"m","messages":[{}],"temperature":Infinity}', None),
+    "single-quotes": (b"{'model':'m'}", None),
+    "no-model": (b'{"messages":[{}]}', "model"),
+    "model-number": (b'{"model":1,"messages":[{}]}', "model"),
+    "model-null": (b'{"model":null,"messages":[{}]}', "model"),
+    "no-messages": (b'{"model":"m"}', "messages"),
+    "messages-empty": (b'{"model":"m","messages":[]}', "messages"),
+    "messages-text": (b'{"model":"m","messages":"hi"}', "messages"),
+    "stream-text": (b'{"model":"m","messages":[{}],"stream":"yes"}', "stream"),
+    "n-text": (b'{"model":"m","messages":[{}],"n":"2"}', "n"),
+    "deep-lists": (b'{"model":"m","messages":' + b"[" * 200_000, None),
+    "deep-objects": (b'{"model":"m","x":' + b'{"a":' * 200_000, None),
+    "deep-closed": (b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+    "a-million-messages": (b'{"model":"m","messages":[' + b"{}," * 999_999 + b"{}]}", "messages"),
+    "lone-surrogate": (b'{"model":"\\ud800","messages":[{}]}', None),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_D08_wrong_bodies_are_refused_by_name(case: str) -> None:
+    body, param = WRONG[case]
+    with pytest.raises(AccelError) as caught:
+        peek(CHAT, body)
+    assert caught.value.code == "bad_request"
+    assert caught.value.param == param
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_least_of_each_kind_is_enough(path: str) -> None:
+    found = peek(path, json.dumps({"model": "m", **PATHS[path], "unknown": {"x": [1, None]}}).encode())
+    assert (found.model, found.stream) == ("m", False)
+    assert peek(path, json.dumps({"model": "m", **PATHS[path], "stream": True}).encode()).stream is True
+    assert peek(path, json.dumps({"model": "m", **PATHS[path], "stream": None}).encode()).stream is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_kind_wants_what_it_works_on(path: str) -> None:
+    for key in PATHS[path]:
+        fields = {"model": "m", **PATHS[path]}
+        del fields[key]
+        with pytest.raises(AccelError) as caught:
+            peek(path, json.dumps(fields).encode())
+        assert caught.value.param == key
+
+
+def test_the_model_is_read_at_the_top_level_only() -> None:
+    body = b'{"messages":[{"role":"user","content":"\\"model\\":\\"evil\\"","model":"evil"}],"model":"good"}'
+    assert peek(CHAT, body).model == "good"
+
+
+def test_of_duplicate_keys_the_last_counts_as_for_the_engine() -> None:
+    assert peek(CHAT, b'{"model":"a","messages":[{}],"model":"b","stream":true,"stream":false}').model == "b"
+
+
+def test_many_messages_are_no_mistake() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}] * MAX_ITEMS}
+    assert peek(CHAT, json.dumps(body).encode()).model == "m"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("model", "messages", "prompt", "input", "stream", "n", "query", "documents"), JSON)
+)
+
+
+@given(st.sampled_from(list(PATHS)), FIELDS)
+def test_any_json_is_understood_or_refused(path: str, fields: dict[str, Any]) -> None:
+    body = json.dumps(fields).encode()
+    try:
+        outcome: object = peek(path, body).model
+    except AccelError as error:
+        outcome = error.code
+    assert outcome in ("bad_request", fields.get("model"))
+
+
+@given(st.sampled_from(list(PATHS)), st.binary(max_size=200))
+def test_any_bytes_are_refused_as_a_bad_request(path: str, body: bytes) -> None:
+    with pytest.raises(AccelError, match=r".") as caught:
+        peek(path, body)
+    assert caught.value.code == "bad_request"
