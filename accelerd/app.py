@@ -41,7 +41,6 @@ from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 
-
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
 
@@ -136,8 +135,9 @@ def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
         ToolboxHome(roots, clock, table, tools, survives=survives),
         DistroboxHome(roots, clock, table, tools, survives=survives),
         ExistingHome(roots, clock, tools, survives=survives),
-        *(RunHome(ContainerEngine(name, tools), roots, clock, table, survives=survives) for name in ("podman", "docker")),
     ]
+    for name in ("podman", "docker"):
+        found.append(RunHome(ContainerEngine(name, tools), roots, clock, table, survives=survives))
     if manager is not None:
         found.append(SystemdHome(manager, roots))
     return {home.kind: home for home in found}

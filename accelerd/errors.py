@@ -36,7 +36,7 @@ KINDS: Final[dict[str, Kind]] = {
     "model_failed": Kind(503, "service_unavailable_error"),  # cannot start until somebody changes something
     "model_backing_off": Kind(503, "service_unavailable_error", True),  # failed lately, will be tried again
     "model_unloaded": Kind(503, "service_unavailable_error", True),  # unloaded by a person while this waited
-    "model_out_of_memory": Kind(503, "service_unavailable_error"),  # killed for want of memory, needs more than there is
+    "model_out_of_memory": Kind(503, "service_unavailable_error"),  # killed for want of memory, and there is no more
     "does_not_fit": Kind(503, "service_unavailable_error"),
     "too_many_connections": Kind(503, "service_unavailable_error", True),
     # the engine behind

@@ -58,7 +58,9 @@ class Insight:
         """Bytes to reserve, and where the number comes from."""
         estimate, source = self._engines[spec.engine].footprint(spec)
         need = self._state.needed_memory(fingerprint(spec))
-        return (need, f"{OUTGROWN} less, in an earlier run") if need is not None and need > estimate else (estimate, source)
+        if need is not None and need > estimate:
+            return need, f"{OUTGROWN} less, in an earlier run"
+        return estimate, source
 
     def remember_need(self, spec: ModelSpec, memory: int) -> None:
         """It ran out of memory with less."""

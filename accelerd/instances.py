@@ -73,7 +73,7 @@ class Supervisor(Protocol):
 
     def start(self, instance: int, spec: ModelSpec) -> None: ...
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
-        """Take over what an earlier daemon started (an entry of `ProcessSupervisor.survivors()`); then as after `start`."""
+        """Take over what an earlier daemon started, an entry of `ProcessSupervisor.survivors()`; then as `start`."""
 
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         """End it, in whatever phase it is; a second call is ignored. `gone` follows."""

@@ -73,7 +73,7 @@ class UnitSuccessor:
                     return False  # started by hand
                 job = await self._manager.job_type(unit)
         except (ManagerError, TimeoutError) as error:
-            log.info("cannot ask systemd whether accelerd is restarted (%s): the models are ended", error or "no answer")
+            log.info("cannot ask systemd whether accelerd is restarted (%s): models are ended", error or "no answer")
             return False
         # Nobody asked for the end: Restart= brings the next daemon, or the reaper comes when it does not.
         return job == "restart" or (crashed and job in (None, "start"))
@@ -99,5 +99,5 @@ async def reap(lock_file: Path, sweep: Callable[[], Awaitable[int]]) -> int:
     with lock:
         count = await sweep()
     if count:
-        event(log, NOTICE, f"accelerd has ended for good: {count} processes of it were ended", message_id=names.MSG_REAPED)
+        event(log, NOTICE, f"accelerd has ended for good: ended {count} processes of it", message_id=names.MSG_REAPED)
     return count

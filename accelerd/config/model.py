@@ -73,7 +73,7 @@ class ModelSpec:
     stop_timeout: float = 5.0  # SIGTERM to SIGKILL
     # where it lives
     home: Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"] = "auto"
-    container: str | None = None  # toolbox or distrobox: its name; container: of an existing one, whose engine is podman
+    container: str | None = None  # the name of a toolbox, a distrobox or an existing container
     image: str | None = None  # podman and docker: what to run
     devices: tuple[str, ...] = ()  # podman and docker: device nodes to hand in, "/dev/dri"
     mounts: tuple[str, ...] = ()  # podman and docker: "HOST[:CONTAINER[:ro]]"; the model's folder is mounted anyway

@@ -148,8 +148,8 @@ class LayerTable(Struct):
     home: Annotated[
         HomeKind,
         about(
-            "Where the process lives: a plain child of accelerd, a systemd unit, a toolbox, a distrobox, a new podman or "
-            'docker container, or an existing container. "auto": a systemd unit where the user has a systemd, else a child.'
+            "Where the process lives: a plain child of accelerd, a systemd unit, a toolbox, a distrobox, a new podman "
+            'or docker container, or an existing one. "auto": a unit where the user\'s systemd answers, else a child.'
         ),
     ]
     container: Annotated[ContainerName, about("Name of the toolbox, of the distrobox or of the existing container.")]
@@ -167,7 +167,8 @@ class LayerTable(Struct):
     nice: Annotated[int, about("Scheduling priority; 19 is the most modest.", ge=0, le=19)]
     io_class: Annotated[IoClass, about("Priority of reading from disk.")]
     oom_score_adjust: Annotated[
-        int, about("How soon the kernel picks the model when memory is short; the desktop is at 200 or less.", ge=0, le=1000)
+        int,
+        about("How soon the kernel picks the model when memory is short; desktops are at 200 or less.", ge=0, le=1000),
     ]
     tasks_max: Annotated[int, about("Processes and threads that the model may have.", ge=1, le=1 << 22)]
     concurrency: Annotated[int, about("Requests sent at once; without it, as many as parallel.", ge=1, le=1024)]

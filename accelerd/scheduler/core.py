@@ -215,7 +215,7 @@ class Core:
         return True
 
     def resumed(self) -> None:
-        """The machine has slept: what a device has lost meanwhile shows only when it is used. Nobody is served before."""
+        """The machine has slept: what a device has lost meanwhile shows only in use. Nobody is served before."""
         for record in self._admission.records.values():
             if record.state is State.READY and not record.probing:
                 assert record.instance is not None

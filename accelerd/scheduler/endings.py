@@ -1,4 +1,4 @@
-"""What follows from the end of an instance: memory that must come back first, then stopped, back-off, failed or a raise.
+"""What follows from the end of an instance: memory that must come back, then stopped, back-off, failed or a raise.
 
 Owns failures, out-of-memory and residues of memory; driven by Core, pure like it. An end that accelerd wanted is no
 failure; an end for want of memory is no crash: the model asks for more the next time instead of being tried as it was.

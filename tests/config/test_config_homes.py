@@ -18,8 +18,8 @@ GOOD = [
     'home = "toolbox"\ncontainer = "llama-vulkan-radv"\nbinary = "/opt/inside/only/llama-server"',
     'home = "distrobox"\ncontainer = "llama"\nsurvive = false',
     'home = "container"\ncontainer = "llama_1.2"',
-    'home = "podman"\nimage = "ghcr.io/ggml-org/llama.cpp:server-vulkan"\ndevices = ["/dev/dri", "nvidia.com/gpu=all"]\n'
-    'mounts = ["/data", "/models:/m:ro"]',
+    'home = "podman"\nimage = "ghcr.io/ggml-org/llama.cpp:server-vulkan"\ndevices = ["/dev/dri", "nvidia.com/gpu=all"]'
+    '\nmounts = ["/data", "/models:/m:ro"]',
     'home = "docker"\nimage = "localhost:5000/llama@sha256:abc"',
     'memory_max = "none"',
 ]

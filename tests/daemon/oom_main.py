@@ -1,4 +1,4 @@
-"""An accelerd whose plain children count as killed for want of memory when they are killed: `python -m tests.daemon.oom_main`.
+"""An accelerd whose plain children count as out of memory when they are killed: python -m tests.daemon.oom_main
 
 The limits that make a kernel do it need control groups that not every machine of a test hands out.
 """

@@ -1,4 +1,4 @@
-"""A whole accelerd under a real systemd --user, with the shipped units: what the tests of restarts, stops and crashes use.
+"""A whole accelerd under a real systemd --user, with the shipped units: for tests of restarts, stops and crashes.
 
 Looks at it from outside, like tests/harness.py: over its sockets, its processes, its units and its files.
 """
@@ -42,7 +42,7 @@ class Service(Daemon):
     # --- the units ---
 
     def install(self, toml: str, *, dropin: str = "[Service]\nRestartSec=100ms", socket: bool = True) -> None:
-        """Units, program and configuration; nothing is started. Without the `socket` unit the service listens itself."""
+        """Units, program and configuration; nothing is started. Without `socket` the service listens itself."""
         manager = self.manager
         program = f'#!/bin/sh\nexec {sys.executable} -m accelerd "$@"\n'
         manager.script(manager.home / ".local/bin/accelerd", program)

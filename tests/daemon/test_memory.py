@@ -15,7 +15,7 @@ CRAMPED = "tests.daemon.oom_main"
 MIB = 1 << 20
 
 
-def test_A16_an_oom_kill_is_named_remembered_and_leaves_the_neighbours_alone(daemons: DaemonFactory, site: Site) -> None:
+def test_A16_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons: DaemonFactory, site: Site) -> None:
     limit = 'memory = "220MiB"\n'
     toml = QUICK + limit + site.model("a", memory="100MiB") + site.model("b", memory="100MiB")
     daemon = daemons.start(toml, module=CRAMPED)

@@ -1,4 +1,4 @@
-"""Random rounds of loads, unloads, kills and restarts under a real systemd: after each, nothing is there that should not be.
+"""Random rounds of loads, unloads, kills and restarts under a real systemd: nothing is left of them.
 
 ACCELERD_TEST_ROUNDS sets how many (40), ACCELERD_TEST_SEED which ones; a failure names the seed and what was done.
 """
@@ -128,7 +128,8 @@ class World:
     # --- rest ---
 
     def play(self) -> None:
-        self.kept = {m["name"]: m["pid"] for m in self.service.status()["models"] if m["name"] in SURVIVORS and m["pid"]}
+        models = self.service.status()["models"]
+        self.kept = {m["name"]: m["pid"] for m in models if m["name"] in SURVIVORS and m["pid"]}
         self.chance.choice(self.deeds)()
         trouble = ["not looked at"]
 

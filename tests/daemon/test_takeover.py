@@ -109,7 +109,8 @@ class Scheduler:
 def test_what_matters_most_is_taken_over_first() -> None:
     models = {m.name: m for m in (spec("a"), spec("b"), spec("c", pin=True))}
     scheduler = Scheduler()
-    found = [left(models["a"], Phase.STARTING), left(models["b"]), left(models["c"], Phase.STARTING), left(spec("gone"))]
+    starting = Phase.STARTING
+    found = [left(models["a"], starting), left(models["b"]), left(models["c"], starting), left(spec("gone"))]
     taken = take_over(found, models, scheduler)
     assert scheduler.adopted == [("c", True), ("b", True), ("a", True)]
     assert [one.kept.model for one in taken] == ["c", "b", "a"], "what is not configured is left to the sweep"

@@ -1,4 +1,4 @@
-"""Memory that was too little, and memory that does not come back: what is reserved, who is refused and with what words."""
+"""Memory that was too little, and memory that does not come back: what is reserved, who is refused, in what words."""
 
 from __future__ import annotations
 

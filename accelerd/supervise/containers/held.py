@@ -84,7 +84,7 @@ def hold(proc: Path, process: Process) -> int:
 class HeldLeader:
     """See home.Leader. `pidfd` None: it has ended already."""
 
-    session = None  # nothing keeps the number of its session: only the mark tells who belongs to it
+    session: int | None = None  # nothing keeps the number of its session: only the mark tells who belongs to it
     unit: str | None = None
 
     def __init__(
