@@ -33,12 +33,13 @@ DEBIAN = (
     "apt-get install podman podman-toolbox uidmap slirp4netns fuse-overlayfs crun catatonit netavark aardvark-dns "
     "mmdebstrap dbus-user-session"
 )
-LOADER = re.compile(rb"/run/host(/lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
+LOADER = re.compile(rb"/run/host(/(?:usr/)?lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
 SUBIDS = 600_000_000  # where the private user's further ids begin: nobody's account has them
 CONTAINERS_CONF = """\
 [containers]
 default_ulimits = ["nofile=1024:4096", "nproc=16384:16384"]
 pids_limit = 0
+keyring = false
 [engine]
 cgroup_manager = "systemd"
 events_logger = "file"
