@@ -35,11 +35,13 @@ DEBIAN = (
 )
 LOADER = re.compile(rb"/run/host(/(?:usr/)?lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
 SUBIDS = 600_000_000  # where the private user's further ids begin: nobody's account has them
+# Neither keyrings nor sysctls, which a machine that is a container itself (systemd-nspawn) may not give.
 CONTAINERS_CONF = """\
 [containers]
 default_ulimits = ["nofile=1024:4096", "nproc=16384:16384"]
 pids_limit = 0
 keyring = false
+default_sysctls = []
 [engine]
 cgroup_manager = "systemd"
 events_logger = "file"
