@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from accelerd import names, takeover
@@ -23,6 +22,7 @@ from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.containers.engine import ContainerEngine
 from accelerd.supervise.containers.existing import ExistingHome
+from accelerd.supervise.containers.places import HomePlaces
 from accelerd.supervise.containers.run import RunHome
 from accelerd.supervise.containers.tool import Tools
 from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
@@ -74,15 +74,16 @@ def build(
     notifier = Notifier.from_env()
     state = StateStore(roots.state / names.STATE_FILE)
     state.read()
-
-    def llama_server(settings: LlamaServerSettings) -> LlamaServer:
-        built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(settings, cache=roots.cache / "features", search=(built,))
-
-    engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     manager = user_manager(roots)
     homes = (make or make_homes)(roots, manager)
     choice = HomeChoice(homes, manager)
+    places = HomePlaces(homes)
+
+    def llama_server(settings: LlamaServerSettings) -> LlamaServer:
+        built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
+        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places)
+
+    engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
@@ -120,10 +121,8 @@ def build(
 
 
 def user_manager(roots: Roots) -> BusUserManager | None:
-    """The user's systemd, where there are signs of one; whether it answers is seen later."""
-    signs = (roots.runtime.parent / "systemd" / "private", roots.runtime.parent / "bus")
-    known = "DBUS_SESSION_BUS_ADDRESS" in os.environ or any(sign.exists() for sign in signs)
-    return BusUserManager.from_env() if known else None
+    """The user's systemd, where there is one; whether it answers is seen later."""
+    return BusUserManager.from_env() if (roots.runtime.parent / "systemd" / "private").exists() else None
 
 
 def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
