@@ -22,17 +22,18 @@ UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
 SOCKET = "accelerd.socket"
 REAPER = "accelerd-reaper.service"
+PROGRAMS = {"accelerd": "-m accelerd", "accelctl": "-c 'import sys; from accelerd.cli import main; sys.exit(main())'"}
 
 
 class Service(Daemon):
     """The installed accelerd of a test's user. `daemon()` is its main process, which changes."""
 
-    def __init__(self, manager: UserManager) -> None:
+    def __init__(self, manager: UserManager, site: Site | None = None) -> None:
         self.manager = manager
         self.port = free_port()
         self.units: tuple[str, ...] = ()
         self.env = {"XDG_RUNTIME_DIR": str(manager.runtime_dir)}
-        self.site = Site(manager.directory(manager.base / "site"))
+        self.site = site or Site(manager.directory(manager.base / "site"))
         self.site.gguf.chmod(0o644)
         self.instances = manager.runtime_dir / names.RUNTIME_DIR / names.INSTANCE_DIR
 
@@ -44,8 +45,8 @@ class Service(Daemon):
     def install(self, toml: str, *, dropin: str = "[Service]\nRestartSec=100ms", socket: bool = True) -> None:
         """Units, program and configuration; nothing is started. Without `socket` the service listens itself."""
         manager = self.manager
-        program = f'#!/bin/sh\nexec {sys.executable} -m accelerd "$@"\n'
-        manager.script(manager.home / ".local/bin/accelerd", program)
+        for name, arguments in PROGRAMS.items():
+            manager.script(manager.home / ".local/bin" / name, f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         self.configure(toml)
         self.units = (SOCKET, SERVICE) if socket else (SERVICE,)
         for name, extra in ((REAPER, ""), (SERVICE, dropin), (SOCKET, "")):
@@ -145,6 +146,14 @@ class Service(Daemon):
 def installed(manager: UserManager) -> Iterator[Service]:
     """For a fixture: ends whatever the test left, whatever it did."""
     service = Service(manager)
+    with ended(service):
+        yield service
+
+
+@contextlib.contextmanager
+def ended(service: Service) -> Iterator[Service]:
+    """Whatever the test left is ended."""
+    manager = service.manager
     try:
         yield service
     finally:
