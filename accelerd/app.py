@@ -23,6 +23,7 @@ from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.containers.engine import ContainerEngine
 from accelerd.supervise.containers.existing import ExistingHome
+from accelerd.supervise.containers.places import HomePlaces
 from accelerd.supervise.containers.run import RunHome
 from accelerd.supervise.containers.tool import Tools
 from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
@@ -74,15 +75,16 @@ def build(
     notifier = Notifier.from_env()
     state = StateStore(roots.state / names.STATE_FILE)
     state.read()
-
-    def llama_server(settings: LlamaServerSettings) -> LlamaServer:
-        built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(settings, cache=roots.cache / "features", search=(built,))
-
-    engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     manager = user_manager(roots)
     homes = (make or make_homes)(roots, manager)
     choice = HomeChoice(homes, manager)
+    places = HomePlaces(homes)
+
+    def llama_server(settings: LlamaServerSettings) -> LlamaServer:
+        built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
+        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places)
+
+    engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),

@@ -23,7 +23,7 @@ from accelerd.config.walk import INVALID, TABLE, Entries, Entry
 def errors(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem]:
     """Every broken rule. Keys whose value was already found wrong break none."""
     for name in tables.models:
-        yield from _one_source(entries, name)
+        yield from _one_source(entries, name, config.models.get(name))
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
     for path, entry in entries.items():
@@ -70,12 +70,12 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
         yield _global(config, "engines.llama-server.binary", reason, "warning")
 
 
-def _one_source(entries: Entries, name: str) -> Iterator[Problem]:
+def _one_source(entries: Entries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
     table = entries[("models", name)]
     path, model = entries.get(("models", name, "path")), entries.get(("models", name, "model"))
     if table.value is not TABLE:
         return
-    if path is None and model is None:
+    if path is None and model is None and not (spec and spec.home == "container"):
         text = 'needs path = "…" (a file) or model = "…" (the engine\'s own id)'
         yield Problem(table.file, table.line, key_text(("models", name)), text)
     elif path is not None and model is not None:

@@ -6,9 +6,10 @@ what to run.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from accelerd.config.model import ModelSpec
 
@@ -48,6 +49,54 @@ class LaunchPlan:
     health_path: str = "/health"
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
+    guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a short command said."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A program and a model's files, as they are in a container."""
+
+    program: str  # how it is called there
+    build: str  # names exactly this program: it does the same as long as this stays
+    files: Mapping[str, str]  # a file's name on this machine → its name there; what is missing cannot be seen there
+    settings: Mapping[str, Any]  # what the image wants of models that do not say otherwise, by field of ModelSpec
+    source: str  # who says so: the image
+
+
+class Place(Protocol):
+    """A container, where a model's program is another one than on this machine. AccelError('model_failed')."""
+
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside: ...
+    async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+        """Run a short command there, such as `llama-server --help`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A server that knows by itself what to run: it is only started and stopped."""
+
+    endpoint: Endpoint
+    command: tuple[str, ...]  # what starts it, for people
+    source: str  # "container llama"
+
+
+# Where a model's program is; None: on this machine.
+Places = Callable[[ModelSpec], Awaitable[Place | Fixed | None]]
+
+
+async def on_this_machine(spec: ModelSpec) -> None:
+    """The Places of a machine without containers."""
+    return
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ class ChildHome:
     def place(self, spec: ModelSpec, mark: Mark) -> str:
         return mark.instance
 
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Nothing to do: programs are this machine's."""
+
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
         program = await asyncio.to_thread(find_program, order.argv[0], order.env.get("PATH"))
         if not self._living:

@@ -86,6 +86,13 @@ class Home(Protocol):
         """The home's own name for what is about to start, for Kept."""
         ...
 
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Make ready what a plan for the model asks about: the image is here, the toolbox runs. HomeError.
+
+        What takes long tells its progress through `on_output`.
+        """
+        ...
+
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
         """Start it. HomeError, NoProgram or OSError; then nothing is left."""
         ...

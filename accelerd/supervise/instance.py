@@ -171,10 +171,15 @@ class Instance:
         """One plan, one process, its end; and whether that was for want of the endpoint alone."""
         self._plan = None
         self._ending = False
+        self.line_from = self.ring.total
         if self._stop is None:
             self._wake.clear()  # it was the exit of the process before
         try:
-            raced = await race(self._wake.wait(), self._engine.plan(self.spec, self._house.roots.runtime))
+            home = self._house.choose(self.spec)
+            self._open_feed()
+            raced = await race(self._wake.wait(), self._make_plan(home))
+        except HomeError as error:
+            return Exit(Cause.REFUSED, str(error), tail=self._tail()), False
         except AccelError as error:
             cause = next((cause for cause in Cause if cause == error.fields.get("cause")), Cause.REFUSED)
             return Exit(cause, error.message, tail=_lines(error.fields.get("tail"))), False
@@ -183,10 +188,7 @@ class Instance:
         plan: LaunchPlan = raced[1]
         self._plan = plan
         try:
-            home = self._house.choose(self.spec)
             await asyncio.to_thread(self._prepare, plan)
-        except HomeError as error:
-            return Exit(Cause.REFUSED, str(error)), False
         except OSError as error:
             return Exit(Cause.SPAWN_FAILED, words.spawn_failed(plan, error)), False
         if self._stop is not None:
@@ -229,15 +231,17 @@ class Instance:
         strays = await self._end(leader, plan)
         return self._verdict(plan, leader, ending, strays)[0]
 
+    async def _make_plan(self, home: Home) -> LaunchPlan:
+        await home.prepare(self.spec, self._printed)
+        return await self._engine.plan(self.spec, self._house.roots.runtime)
+
     def _prepare(self, plan: LaunchPlan) -> None:
         if plan.endpoint.unix:
             prepare_socket(Path(plan.endpoint.unix))
 
     async def _start(self, plan: LaunchPlan, home: Home) -> Leader:
         house = self._house
-        self.line_from = self.ring.total
         self._terminated = False
-        self._open_feed()
         cwd = house.roots.home if house.roots.home.is_dir() else Path("/")
         env = {**self.mark.environment(), **plan.env, **self.mark.environment()}
         self._spawned = house.clock.monotonic()

@@ -55,6 +55,9 @@ class SystemdHome:
     def place(self, spec: ModelSpec, mark: Mark) -> str:
         return unit_name(spec.name)
 
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Nothing to do: programs are this machine's."""
+
     # --- start ------------------------------------------------------------------------------------------------
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:

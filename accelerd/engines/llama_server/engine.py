@@ -18,8 +18,8 @@ from typing import Final
 
 from accelerd import names
 from accelerd.config.model import LlamaServerSettings, ModelSpec
-from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan
-from accelerd.engines.llama_server import argv, environment, files
+from accelerd.engines.base import Dialect, Endpoint, Engine, Fixed, LaunchPlan, Place, Places, on_this_machine
+from accelerd.engines.llama_server import argv, environment, files, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
 
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
@@ -58,8 +58,10 @@ class LlamaServer(Engine):
         token: Callable[[], str] = new_token,
         which: files.Which = files.system_which,
         features: FeatureReader | None = None,
+        places: Places = on_this_machine,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
+        self._places = places
         self._settings = settings
         self._environ = dict(os.environ if environ is None else environ)
         self._search = tuple(search)
@@ -69,7 +71,7 @@ class LlamaServer(Engine):
         self._features = features or FeatureReader(cache)
 
     async def features(self, spec: ModelSpec) -> Features:
-        """What the build that this model would use can do. Raises AccelError('model_failed')."""
+        """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
         binary = await asyncio.to_thread(
             files.find_binary, spec.binary or self._settings.binary, self._environ, self._search, self._which
         )
@@ -78,8 +80,11 @@ class LlamaServer(Engine):
 
     async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
         """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call."""
-        features = await self.features(spec)
+        place = await self._places(spec)
+        if isinstance(place, Fixed):
+            return inside.fixed_plan(spec, place)
         await asyncio.to_thread(files.check_files, spec)
+        features, spec = await self._build_of(spec, place)
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
         line = argv.build(spec, features, endpoint)
         secret = self._token()
@@ -96,6 +101,14 @@ class LlamaServer(Engine):
             probe_path=probe_path,
             probe_body=probe_body,
         )
+
+    async def _build_of(self, spec: ModelSpec, place: Place | None) -> tuple[Features, ModelSpec]:
+        """What its build can do, and the model as that build sees it."""
+        if place is None:
+            return await self.features(spec), spec
+        found = await place.look(spec, spec.binary or self._settings.binary, inside.files_of(spec))
+        features = await self._features.read_inside(found, lambda *argv: place.ask(spec, *argv))
+        return features, inside.as_seen_inside(spec, found)
 
     def footprint(self, spec: ModelSpec) -> tuple[int, str]:
         """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""

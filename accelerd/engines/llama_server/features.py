@@ -14,13 +14,14 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from accelerd.engines.base import Answer, Inside
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
@@ -158,6 +159,7 @@ class FeatureReader:
         self._cache = cache
         self._timeout = timeout
         self._known: dict[str, tuple[Identity, Features]] = {}
+        self._inside: dict[str, Features] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def read(self, binary: str, env: Mapping[str, str]) -> Features:
@@ -182,21 +184,23 @@ class FeatureReader:
             self._known[identity.path] = (identity, features)
             return features
 
+    async def read_inside(self, found: Inside, ask: Callable[..., Awaitable[Answer]]) -> Features:
+        """The same of a program in a container, which `ask` runs there; remembered until the daemon ends."""
+        known = self._inside.get(found.build)
+        if known is None:
+
+            async def run(flag: str) -> tuple[int | None, str, str]:
+                answer = await ask(found.program, flag)
+                return answer.status, answer.out, answer.err
+
+            version, options = await _ask(found.program, run)
+            known = Features(found.program, version, {name: o for o in options for name in o.names})
+            self._inside[found.build] = known
+        return known
+
     async def _ask(self, identity: Identity, env: Mapping[str, str]) -> Saved:
-        status, out, err = await self._run(identity.path, "--help", env)
-        options = parse_help(out) or parse_help(err)
-        if not options:
-            said = (err or out).strip().splitlines()
-            raise AccelError(
-                "model_failed",
-                f"cannot use {identity.path}: its --help printed no options (status {status}"
-                + (f", last line: {said[-1][:200]!r}" if said else "")
-                + "); is it a llama-server?",
-                cause=Cause.NO_PROGRAM.value,
-            )
-        _, version_out, version_err = await self._run(identity.path, "--version", env)
-        match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
-        return Saved(CACHE_FORMAT, identity, match[1].strip() if match else "unknown version", options)
+        version, options = await _ask(identity.path, lambda flag: self._run(identity.path, flag, env))
+        return Saved(CACHE_FORMAT, identity, version, options)
 
     async def _run(self, path: str, flag: str, env: Mapping[str, str]) -> tuple[int | None, str, str]:
         """Exit status and the two outputs. On a timeout or when cancelled the process group is killed."""
@@ -233,6 +237,24 @@ class FeatureReader:
             if not finished:
                 await _kill(process)
         return status, out, err
+
+
+async def _ask(path: str, run: Callable[[str], Awaitable[tuple[int | None, str, str]]]) -> tuple[str, list[Option]]:
+    """Version and options, from what `run` says for a flag: exit status and the two outputs."""
+    status, out, err = await run("--help")
+    options = parse_help(out) or parse_help(err)
+    if not options:
+        said = (err or out).strip().splitlines()
+        raise AccelError(
+            "model_failed",
+            f"cannot use {path}: its --help printed no options (status {status}"
+            + (f", last line: {said[-1][:200]!r}" if said else "")
+            + "); is it a llama-server?",
+            cause=Cause.NO_PROGRAM.value,
+        )
+    _, version_out, version_err = await run("--version")
+    match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
+    return match[1].strip() if match else "unknown version", options
 
 
 async def _bounded(stream: asyncio.StreamReader) -> str:

@@ -74,6 +74,14 @@ class ExistingHome:
             raise HomeError(f"container {found.name} {has}: make it with exactly one, -p 127.0.0.1:PORT:PORT")
         return Endpoint(port=ports.pop())
 
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Nothing to do: the container knows what it runs."""
+
+    async def command(self, spec: ModelSpec) -> tuple[str, ...]:
+        """What starts it, for people. HomeError."""
+        engine, found = await self._find(spec.container or "")
+        return (engine.name, "start", found.name)
+
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> Done:
         """Run a short command in it, while it runs. HomeError."""
         engine, found = await self._find(spec.container or "")

@@ -71,6 +71,11 @@ def flags(image: str, kind: str, dev: Path) -> list[str]:
     return [*(f"--device={device}" for device in here), *member, *options]
 
 
+def settings(image: str) -> dict[str, Any]:
+    """What models in this image need unless they say otherwise, by field of ModelSpec; empty for unknown images."""
+    return dict(_data()["settings"]) if find(image) is not None else {}
+
+
 @cache
 def _data() -> dict[str, Any]:
     return tomllib.loads((resources.files(__package__) / "images.toml").read_text())

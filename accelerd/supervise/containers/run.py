@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Inside
 from accelerd.ports import Clock, Roots
 from accelerd.supervise.containers import images, tree
 from accelerd.supervise.containers.engine import (
@@ -33,7 +34,7 @@ from accelerd.supervise.containers.held import Ending, Gone, HeldLeader, OomWatc
 from accelerd.supervise.containers.tool import ENV_COURIER, Courier, Done, Tools
 from accelerd.supervise.home import HomeError, Kept, Order
 from accelerd.supervise.processes import Mark, Process, ProcessTable
-from accelerd.supervise.reader import OutputReader
+from accelerd.supervise.reader import OutputReader, output_pipe
 from accelerd.supervise.spawn import NoProgram
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,17 @@ class RunHome:
     def place(self, spec: ModelSpec, mark: Mark) -> str:
         return container_name(spec.name)
 
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+        """The program of the image; the model's files will be mounted where they are. HomeError."""
+        image = spec.image or ""
+        known = await self._engine.image(image)
+        if known is None:
+            raise HomeError(f"{image} is not here yet: it is pulled when the model is loaded, or by: {self.kind} pull")
+        own = _server(spec, entrypoint(known))
+        name = own[0] if own else program
+        return Inside(name, f"{known.get('Id', '')} {name}", dict(zip(files, files, strict=True)),
+                      images.settings(image), f"image {image}")  # fmt: skip
+
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> Done:
         """Run a short command in a container of the image, such as `llama-server --help`. HomeError."""
         image = spec.image or ""
@@ -79,6 +91,14 @@ class RunHome:
         return await self._engine.call("run", *flags, *command, within=within, check=False)
 
     # --- the Protocol -----------------------------------------------------------------------------------------
+
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """The image is here."""
+        image = spec.image or ""
+        if await self._engine.image(image) is None:
+            on_output(f"pulling {image}\n".encode())
+            with output_pipe(on_output) as output:
+                await self._engine.pull(image, output)
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         spec, engine = order.spec, self._engine
@@ -100,7 +120,6 @@ class RunHome:
             reader = OutputReader(await asyncio.to_thread(start.handover.prepare, env, life=False), printed)
             output = start.handover.writer()
             try:
-                await self._pull(spec.image or "", output)
                 if there is not None:
                     await engine.remove(start.name)
                 options = [*self._options(order, start), *await asyncio.to_thread(self._mounts, order)]
@@ -162,18 +181,11 @@ class RunHome:
 
     # --- beginning --------------------------------------------------------------------------------------------
 
-    async def _pull(self, image: str, output: int) -> None:
-        if await self._engine.image(image) is None:
-            log.info("pulling %s: that may take long", image)
-            await self._engine.pull(image, output)
-
     async def _program(self, spec: ModelSpec, argv: Sequence[str]) -> tuple[bool, list[str]]:
         """The end of a `run` command line: the image and what it is told. True: the image's own program is used."""
         image = spec.image or ""
         known = await self._engine.image(image)
-        own = entrypoint(known) if known else ()
-        # An image that is a llama-server needs only the arguments; its program may not even be in its PATH.
-        if spec.binary is None and own and not own[0].endswith(("sh", "entrypoint.sh", "tini", "env")):
+        if known and _server(spec, entrypoint(known)):
             return True, [image, *argv[1:]]
         program = spec.binary or argv[0]
         return False, [f"--entrypoint={program}", image, *argv[1:]]
@@ -314,6 +326,11 @@ class RunHome:
             # conmon inherits it too, and is what keeps a living container's record
             if link is not None and carries and link.process.name in (self.kind, "systemd-run"):
                 self._table.signal(link.process, signal.SIGKILL)
+
+
+def _server(spec: ModelSpec, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The image's own program, when it is a server: it needs only arguments and may not even be in its PATH."""
+    return own if spec.binary is None and own and not own[0].endswith(("sh", "entrypoint.sh", "tini", "env")) else ()
 
 
 def container_name(model: str) -> str:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Inside
 from accelerd.ports import Clock, Roots
-from accelerd.supervise.containers import tree
+from accelerd.supervise.containers import images, tree
 from accelerd.supervise.containers.engine import Container, ContainerEngine
 from accelerd.supervise.containers.handover import (
     NOT_FOUND,
@@ -41,6 +42,18 @@ END_PATIENCE: Final = 2.0  # s for what ends by itself once the program has
 SESSION_PATIENCE: Final = 12.0  # s until podman agrees that its session is over
 POLL: Final = 0.01  # s
 SCAN: Final = 0.03  # s between two looks at /proc
+# Arguments: the program, then files. toolbox shows few folders of the host in their own place, and all in /run/host.
+LOOK: Final = r"""
+printf 'accelerd:\0'
+program=$(command -v -- "$1") || exit 96
+printf '%s\0%s\0' "$program" "$(stat -Lc '%n %s %Y %i' -- "$program")"
+shift
+for file; do
+  if [ -r "$file" ]; then printf '%s\0' "$file"
+  elif [ -r "/run/host$file" ]; then printf '%s\0' "/run/host$file"
+  else printf '\0'; fi
+done
+"""
 
 
 @dataclass
@@ -95,7 +108,24 @@ class ToolboxHome:
         container = (await self._up(spec.container or "")).name
         return await self._tools.call(*self.enter(container, argv), within=within)
 
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+        """The program and the model's files as they are inside. HomeError, NoProgram."""
+        found = await self._up(spec.container or "")
+        done = await self._tools.call(*self.enter(found.name, ("sh", "-c", LOOK, "sh", program, *files)), within=30.0)
+        words = done.out.rpartition("accelerd:\0")[2].split("\0")  # a login shell may have said something before
+        if len(words) < len(files) + 2:
+            if done.status in (0, NOT_FOUND) and not words[0]:
+                raise NoProgram(f"cannot find {program} in {self.kind} {found.name}")
+            raise HomeError(f"cannot look into {self.kind} {found.name}: {done.why()}")
+        there = {file: name for file, name in zip(files, words[2:], strict=False) if name}
+        settings = images.settings(found.image)
+        return Inside(words[0], f"{found.id} {words[1]}", there, settings, f"image {found.image}")
+
     # --- the Protocol -----------------------------------------------------------------------------------------
+
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """The container runs."""
+        await self._up(spec.container or "")
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         container = (await self._up(order.spec.container or "")).name
