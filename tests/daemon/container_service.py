@@ -56,6 +56,12 @@ class ContainerService(Service):
         done = self.manager.run(["podman", "container", "inspect", name], check=False)
         return dict(json.loads(done.stdout)[0]) if done.returncode == 0 else None
 
+    def toolbox_began(self) -> str:
+        """When it was started; another answer means that it was stopped meanwhile."""
+        found = self.container(TOOLBOX)
+        assert found is not None
+        return str(found["State"]["StartedAt"])
+
     def toolbox_runs(self) -> bool:
         found = self.container(TOOLBOX)
         return found is not None and found["State"]["Status"] == "running"
