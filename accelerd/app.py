@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from accelerd import names, takeover
@@ -122,10 +121,8 @@ def build(
 
 
 def user_manager(roots: Roots) -> BusUserManager | None:
-    """The user's systemd, where there are signs of one; whether it answers is seen later."""
-    signs = (roots.runtime.parent / "systemd" / "private", roots.runtime.parent / "bus")
-    known = "DBUS_SESSION_BUS_ADDRESS" in os.environ or any(sign.exists() for sign in signs)
-    return BusUserManager.from_env() if known else None
+    """The user's systemd, where there is one; whether it answers is seen later."""
+    return BusUserManager.from_env() if (roots.runtime.parent / "systemd" / "private").exists() else None
 
 
 def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:

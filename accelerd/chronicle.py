@@ -84,6 +84,10 @@ class Chronicle(Witness):
         text = f"{residue.model} has ended, but {gib(residue.size)} of {residue.where} are not back: they stay counted"
         event(log, logging.WARNING, text, message_id=names.MSG_RESIDUE, model=residue.model)
 
+    def woken(self, slept: float) -> None:
+        """The machine was suspended for so many seconds."""
+        event(log, NOTICE, f"the machine was suspended for {slept:.0f} s: loaded models are asked before they serve")
+
     def engine_line(self, model: str, line: str, unit: str | None = None) -> None:
         """A line that an engine printed; in the journal it belongs to its own `unit`, where it has one."""
         event(log, logging.INFO, line, model=model, stream="engine", USER_UNIT=unit)

@@ -130,8 +130,8 @@ class Daemon:
         parts.watchdog.start()
 
     async def _look_for_systemd(self) -> None:
-        if not await self._parts.homes.look():
-            self._degraded = "no systemd user manager answers: models run as children of accelerd and end with it"
+        why_not = await self._parts.homes.look()
+        self._degraded = f"models run as children of accelerd and end with it: {why_not}" if why_not else None
 
     def _on_stop(self) -> None:
         if self._stop.is_set():

@@ -181,7 +181,7 @@ class LayerTable(Struct):
 
 
 class ModelTable(LayerTable):
-    """One model. Exactly one of path and model says what it is."""
+    """One model. One of path and model says what it is, unless an existing container knows."""
 
     path: Annotated[FilePath, about("The model's file; ~ works, other paths are relative to accelerd.toml.")]
     model: Annotated[ModelId, about('The engine\'s own id, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M".')]

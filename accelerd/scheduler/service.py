@@ -21,7 +21,6 @@ from accelerd.scheduler.core import Core
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
-from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,9 @@ class Witness(Protocol):
     def moved(self, record: Record, transition: Transition) -> None: ...
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back; it stays on the ledger."""
+
+    def woken(self, slept: float) -> None:
+        """The machine was suspended for so many seconds."""
 
 
 class Needs(Protocol):
@@ -279,7 +281,7 @@ class Scheduler:
 
     def _woken(self) -> None:
         slept, self._slept = self._asleep() - self._slept, self._asleep()
-        event(log, NOTICE, f"the machine was suspended for {slept:.0f} s: loaded models are asked before they serve")
+        self._witness.woken(slept)
         self._core.resumed()
 
     # --- readers ----------------------------------------------------------------------------------------------

@@ -25,17 +25,22 @@ class HomeChoice:
         self._units = False
         self._why_not = "this machine has none"
 
-    async def look(self) -> bool:
-        """Ask the user's systemd whether it is there. Its answer holds until the next look."""
+    async def look(self) -> str | None:
+        """Ask the user's systemd whether it is there. Returned: why one that should be does not answer.
+
+        Its answer holds until the next look.
+        """
         self._units = False
-        if self._manager is not None:
-            try:
-                await self._manager.environment()
-                self._units = "systemd" in self._homes
-            except ManagerError as error:
-                self._why_not = str(error)
-                log.info("models run as children of accelerd and end with it: %s", error)
-        return self._units
+        if self._manager is None:
+            return None
+        try:
+            await self._manager.environment()
+        except ManagerError as error:
+            self._why_not = str(error)
+            log.warning("models run as children of accelerd and end with it: %s", error)
+            return self._why_not
+        self._units = "systemd" in self._homes
+        return None
 
     def __call__(self, spec: ModelSpec) -> Home:
         """HomeError when the home that the model's settings name is not to be had."""

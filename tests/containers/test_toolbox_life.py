@@ -167,11 +167,17 @@ async def test_nice_and_oom_score_hold_inside(containers: World) -> None:
     await life.stop()
 
 
-@pytest.mark.parametrize("when", [0.0, 0.15, 0.4])
-async def test_cancelled_while_it_starts_leaves_nothing(containers: World, when: float) -> None:
-    life = Life(containers, containers.toolbox_home(), containers.order())
+@pytest.mark.parametrize("when", ["at once", "handed over", "taken"])
+async def test_cancelled_while_it_starts_leaves_nothing(containers: World, when: str) -> None:
+    slow = ("sh", "-c", "sleep 5")
+    life = Life(containers, containers.toolbox_home(), containers.order(argv=slow))
+    env = containers.roots.instances / f"{life.order.mark.instance}.env"
     task = asyncio.create_task(life.start())
-    await asyncio.sleep(when)
+    await asyncio.sleep(0)
+    if when != "at once":
+        await life.until(env.exists)
+    if when == "taken":
+        await life.until(lambda: not env.exists())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -119,7 +119,9 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "extra_args": ("-x",),
     }  # fmt: skip
     elsewhere = {"engine", "model", "binary", "env", "sampling"}
-    assert {*other, *elsewhere} == set(LAUNCH_FIELDS)
+    homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",
+             "nice", "io_class", "oom_score_adjust", "tasks_max"}  # fmt: skip
+    assert {*other, *elsewhere, *homes} == set(LAUNCH_FIELDS)
     base = ModelSpec("m", path="/m.gguf", context=4096)
     plain = build(base, NEW, UNIX).argv
     for key, value in other.items():

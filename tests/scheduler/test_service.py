@@ -35,6 +35,7 @@ class World:
         self.changed: list[Changed] = []
         self.cancelled = 0
         self.slept = 0.0
+        self.naps: list[float] = []
 
     def start(self, instance: int, spec: ModelSpec) -> None:
         self.started.append(instance)
@@ -73,6 +74,9 @@ class World:
     def asleep(self) -> float:
         return self.slept
 
+    def woken(self, slept: float) -> None:
+        self.naps.append(slept)
+
 
 @asynccontextmanager
 async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Scheduler]:
@@ -107,6 +111,7 @@ async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_
         scheduler.instance_probed(1, True)
         scheduler.release(await waiting, True)
         assert world.probed == [1], "one sleep is one question"
+        assert world.naps == [3600.0]
 
 
 async def test_A31_a_port_tells_when_memory_is_back() -> None:

@@ -79,7 +79,7 @@ class Driver:
         )
 
     async def run(self) -> None:
-        tell(event="up", units=await self.choice.look())
+        tell(event="up", units=await self.choice.look() is None)
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():

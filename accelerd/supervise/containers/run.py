@@ -163,7 +163,7 @@ class RunHome:
                 if self.kind == "docker":
                     output = start.handover.writer()
                     try:
-                        follow = (self._tools.find(self.kind), "logs", "--follow", "--tail=0", start.name)
+                        follow = (self._tools.find(self.kind), "logs", "--follow", "--tail=20", start.name)
                         start.logs = self._tools.courier(follow, kept.mark.instance, output)
                     finally:
                         os.close(output)

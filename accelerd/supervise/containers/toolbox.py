@@ -301,14 +301,19 @@ class ToolboxHome:
         """Nothing came of it: take back what is on its way, kill what has begun, wait for what carried it."""
         if not start.handover.revoke():
             await self._still_there(start)
-        deadline = self._clock.monotonic() + END_PATIENCE
-        while left := await asyncio.to_thread(self._kill_begun, start):
+        # Until what carries it has ended by itself: where that is killed, podman keeps its session for ever.
+        deadline = self._clock.monotonic() + SESSION_PATIENCE
+        while True:
+            left = await asyncio.to_thread(self._kill_begun, start)
+            if not left and (start.courier is None or start.courier.exited.is_set()):
+                break
             if self._clock.monotonic() > deadline:
-                log.error("cannot end %s in %s %s", describe(left), self.kind, start.container)
+                what = describe(left) if left else "what should carry it in"
+                log.error("cannot end %s in %s %s", what, self.kind, start.container)
                 break
             await asyncio.sleep(SCAN)
         if start.courier is not None:
-            await start.courier.end(END_PATIENCE)  # it ends by itself, and podman's session with it
+            await start.courier.end()
         await self._close_session(start)
         await asyncio.to_thread(start.handover.remove)
 
