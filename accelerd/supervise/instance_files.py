@@ -22,7 +22,10 @@ PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, b
 class InstanceFiles:
     """Where they are."""
 
-    _ENDINGS: Final = (".env", ".out", ".json", ".json.new")  # the last: a record that was being written
+    # .new: what was being written; .taken, .life, .end, .exec: of those in containers (handover.py)
+    _ENDINGS: Final = (
+        ".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec",
+    )  # fmt: skip
 
     def __init__(self, folder: Path, mark: Mark) -> None:
         self.folder = folder

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from accelerd import names
-from tests.harness import Daemon, dummy_gguf, eventually, fake_model, streaming
+from tests.harness import FAKE, Daemon, dummy_gguf, eventually, fake_model, streaming
 
 # A retry that a test can wait for, and a client that hears at once that it waits.
 QUICK = '[scheduler]\nbackoff_first = "50ms"\nbackoff_cap = "200ms"\nlinger = "50ms"\n'
@@ -28,6 +28,7 @@ class Site:
     """A directory of fake models: one model file, one log that all the fakes write."""
 
     directory: Path
+    program: Path = FAKE  # one of another place, where models live that cannot see this checkout
 
     def __post_init__(self) -> None:
         self.gguf = dummy_gguf(self.directory)
@@ -35,6 +36,7 @@ class Site:
 
     def model(self, name: str, mode: str = "ok", env: dict[str, str] | None = None, **settings: Any) -> str:
         """TOML of a fake model whose server writes to the site's log."""
+        settings = {"binary": str(self.program), **settings}
         return fake_model(name, self.gguf, mode, {"FAKE_LOG": str(self.log), **(env or {})}, **settings)
 
     def events(self, kind: str, model: str | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -21,18 +21,21 @@ from tests.system.systemd_user import REPO, UserManager, free_port
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
 SOCKET = "accelerd.socket"
+UPGRADE = "TEST_UPGRADE"
 REAPER = "accelerd-reaper.service"
+PROGRAMS = {"accelerd": "-m accelerd", "accelctl": "-c 'import sys; from accelerd.cli import main; sys.exit(main())'"}
 
 
 class Service(Daemon):
     """The installed accelerd of a test's user. `daemon()` is its main process, which changes."""
 
-    def __init__(self, manager: UserManager) -> None:
+    def __init__(self, manager: UserManager, site: Site | None = None) -> None:
         self.manager = manager
         self.port = free_port()
         self.units: tuple[str, ...] = ()
+        self._upgrades = 0
         self.env = {"XDG_RUNTIME_DIR": str(manager.runtime_dir)}
-        self.site = Site(manager.directory(manager.base / "site"))
+        self.site = site or Site(manager.directory(manager.base / "site"))
         self.site.gguf.chmod(0o644)
         self.instances = manager.runtime_dir / names.RUNTIME_DIR / names.INSTANCE_DIR
 
@@ -41,18 +44,36 @@ class Service(Daemon):
 
     # --- the units ---
 
-    def install(self, toml: str, *, dropin: str = "[Service]\nRestartSec=100ms", socket: bool = True) -> None:
-        """Units, program and configuration; nothing is started. Without `socket` the service listens itself."""
+    def install(
+        self,
+        toml: str,
+        *,
+        dropin: str = "[Service]\nRestartSec=100ms",
+        socket: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Units, programs and configuration; nothing is started. Without `socket` the service listens itself."""
         manager = self.manager
-        program = f'#!/bin/sh\nexec {sys.executable} -m accelerd "$@"\n'
-        manager.script(manager.home / ".local/bin/accelerd", program)
+        for name, arguments in PROGRAMS.items():
+            manager.script(manager.home / ".local/bin" / name, f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         self.configure(toml)
         self.units = (SOCKET, SERVICE) if socket else (SERVICE,)
         for name, extra in ((REAPER, ""), (SERVICE, dropin), (SOCKET, "")):
             if name == SOCKET and not socket:
                 continue
             text = (UNITS / name).read_text().replace(REAPER, self.reaper).replace(":4000", f":{self.port}")
-            manager.install(self.reaper if name == REAPER else name, text, dropin=extra)
+            manager.install(self.reaper if name == REAPER else name, text, dropin=extra, environment=environment)
+
+    def upgrade(self) -> None:
+        """Put another program in the place of the installed one, as an installer does."""
+        self._upgrades += 1
+        path = self.manager.home / ".local/bin/accelerd"
+        text = f'#!/bin/sh\nexport {UPGRADE}={self._upgrades}\nexec {sys.executable} -m accelerd "$@"\n'
+        self.manager.script(path.with_name("accelerd.new"), text).replace(path)
+
+    def version_tag(self) -> str | None:
+        """Which upgrade runs."""
+        return psutil.Process(self.main_pid()).environ().get(UPGRADE)
 
     @property
     def reaper(self) -> str:
@@ -145,6 +166,14 @@ class Service(Daemon):
 def installed(manager: UserManager) -> Iterator[Service]:
     """For a fixture: ends whatever the test left, whatever it did."""
     service = Service(manager)
+    with ended(service):
+        yield service
+
+
+@contextlib.contextmanager
+def ended(service: Service) -> Iterator[Service]:
+    """Whatever the test left is ended."""
+    manager = service.manager
     try:
         yield service
     finally:

@@ -158,7 +158,7 @@ def test_B06_when_systemd_gives_up_the_reaper_ends_what_is_left(service: Service
     service.manager.wait_for(SERVICE, ActiveState="failed")
     assert wait_until(service.nothing_left), service.leftovers()
     assert wait_until(service.reaped)
-    assert "2 processes of it were ended" in service.manager.output(service.reaper)
+    assert "ended 2 processes of it" in service.manager.output(service.reaper)
 
 
 def test_a_stop_while_systemd_waits_to_restart_it_ends_the_models(service: Service) -> None:

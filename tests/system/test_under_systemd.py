@@ -95,7 +95,8 @@ def test_what_the_service_inherits(deployed: Deployed) -> None:
     deployed.start()
     seen = deployed.get()
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"} & set(seen["env"])  # type: ignore[call-overload]
-    assert (seen["umask"], seen["core"], seen["no_new_privs"], seen["watchdog"]) == ("077", 0, True, 30.0)
+    assert (seen["umask"], seen["core"], seen["watchdog"]) == ("077", 0, 30.0)
+    assert not seen["no_new_privs"], "rootless podman needs the setuid newuidmap"
 
 
 def test_B05_a_hung_loop_is_restarted_by_the_watchdog(deployed: Deployed) -> None:

@@ -87,7 +87,8 @@ class RunHome:
         """Run a short command in a container of the image, such as `llama-server --help`. HomeError."""
         image = spec.image or ""
         _, command = await self._program(spec, argv)
-        flags = ("--rm", "--network=none", *images.flags(image, self.kind, self._roots.dev))
+        mounts = ("--security-opt=label=disable", *(f"--volume={mount}" for mount in _own_mounts(spec).values()))
+        flags = ("--rm", "--network=none", *images.flags(image, self.kind, self._roots.dev), *mounts)
         return await self._engine.call("run", *flags, *command, within=within, check=False)
 
     # --- the Protocol -----------------------------------------------------------------------------------------
@@ -223,11 +224,7 @@ class RunHome:
     def _mounts(self, order: Order) -> list[str]:
         """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
         spec = order.spec
-        found: dict[str, str] = {}
-        for mount in spec.mounts:
-            source, _, rest = mount.partition(":")
-            target, _, mode = rest.partition(":")
-            found[target or source] = f"{source}:{target or source}" + (f":{mode}" if mode else "")
+        found = _own_mounts(spec)
         for file in filter(None, (spec.path, spec.mmproj, spec.chat_template_file)):
             for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
                 found.setdefault(str(folder), f"{folder}:{folder}:ro")
@@ -338,6 +335,16 @@ def _server(spec: ModelSpec, own: tuple[str, ...]) -> tuple[str, ...]:
 def container_name(model: str) -> str:
     """The name of a model's container: what podman and docker allow, and a person recognises."""
     return "accelerd-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
+
+
+def _own_mounts(spec: ModelSpec) -> dict[str, str]:
+    """The `mounts` of a model's settings as the engine wants them, by their place inside."""
+    found: dict[str, str] = {}
+    for mount in spec.mounts:
+        source, _, rest = mount.partition(":")
+        target, _, mode = rest.partition(":")
+        found[target or source] = f"{source}:{target or source}" + (f":{mode}" if mode else "")
+    return found
 
 
 def groups(kind: str, devices: Sequence[Path]) -> list[str]:

@@ -141,7 +141,8 @@ class Tools:
         """What to put before a command that must not live in the daemon's own unit; empty without a user manager."""
         if not self.has("systemd-run") or not (self._runtime / "systemd/private").exists():
             return ()
-        named = (f"--unit={unit}", "--slice=accelerd.slice") if unit else ()
+        # Its own description is the whole command line.
+        named = (f"--unit={unit}", "--slice=accelerd.slice", "--description=the way into a container") if unit else ()
         return (self.find("systemd-run"), "--user", "--scope", "--quiet", "--collect", *named, "--")
 
     def courier(self, argv: Sequence[str], instance: str, output: int | None = None) -> Courier:

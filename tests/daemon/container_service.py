@@ -1,0 +1,115 @@
+"""A whole accelerd under a real systemd --user whose user has podman and a toolbox, with the shipped units.
+
+Adds to Service what containers have: a toolbox of the user's own, models in it, and what may be left of them. Programs
+and files of models lie in the user's home, which a toolbox sees as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from accelerd import names
+from tests.daemon.kit import Site, marked
+from tests.daemon.service import Service, ended
+from tests.system.containers import IMAGE, ContainerManager
+from tests.system.systemd_user import REPO
+
+TOOLBOX = "tb"  # the user's own, which no model's end may stop
+_numbers = itertools.count(1)
+
+
+class ContainerService(Service):
+    """See the module's text. `manager` is shared by all tests of a session, what is in it is not."""
+
+    manager: ContainerManager
+
+    def __init__(self, manager: ContainerManager) -> None:
+        self.fakes = manager.home / "fakes"
+        if not self.fakes.exists():
+            shutil.copytree(REPO / "tests/fakes", self.fakes, ignore=shutil.ignore_patterns("__pycache__", "test_*"))
+        site = Site(manager.directory(manager.home / f"site-{next(_numbers)}"), self.fakes / "fake_server.py")
+        super().__init__(manager, site)
+        if self.container(TOOLBOX) is None:
+            manager.run(["toolbox", "create", "--assumeyes", "--image", IMAGE, "--container", TOOLBOX], timeout=60)
+        self.podman("start", TOOLBOX)
+
+    # --- models ---
+
+    def toolbox_model(self, name: str, mode: str = "ok", env: dict[str, str] | None = None, **settings: Any) -> str:
+        """TOML of a fake model in the user's toolbox."""
+        return self.site.model(name, mode, env, **{"home": "toolbox", "container": TOOLBOX, **settings})
+
+    # --- containers ---
+
+    def podman(self, *args: str, check: bool = True) -> str:
+        return self.manager.run(["podman", *args], check=check, timeout=60).stdout.strip()
+
+    def container(self, name: str) -> dict[str, Any] | None:
+        done = self.manager.run(["podman", "container", "inspect", name], check=False)
+        return dict(json.loads(done.stdout)[0]) if done.returncode == 0 else None
+
+    def toolbox_began(self) -> str:
+        """When it was started; another answer means that it was stopped meanwhile."""
+        found = self.container(TOOLBOX)
+        assert found is not None
+        return str(found["State"]["StartedAt"])
+
+    def toolbox_runs(self) -> bool:
+        found = self.container(TOOLBOX)
+        return found is not None and found["State"]["Status"] == "running"
+
+    def sessions(self) -> list[str]:
+        """podman's exec sessions in the toolbox."""
+        found = self.container(TOOLBOX)
+        return list(found["ExecIDs"]) if found is not None else []
+
+    def own_containers(self) -> set[str]:
+        """The containers that accelerd made, running or not."""
+        return set(self.podman("ps", "--all", "--format={{.Names}}", "--filter=label=io.accelerd.owner").split())
+
+    def couriers(self) -> list[psutil.Process]:
+        """Live processes that bring a model in or keep its way open, by their command line."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.uids().real == self.uid and any(str(self.instances) in word for word in process.cmdline()):
+                    found.append(process)
+        ours = {process.pid for process in marked(self)} | {self.main_pid()}
+        return [process for process in found if process.pid not in ours]
+
+    @property
+    def uid(self) -> int:
+        return self.manager.home.stat().st_uid
+
+    def nothing_left(self) -> bool:
+        nothing = super().nothing_left() and not self.couriers()
+        return nothing and not self.sessions() and not self.own_containers() and self.toolbox_runs()
+
+    def leftovers(self) -> str:
+        containers = f"{self.couriers()} {self.sessions()} {self.own_containers()} {self.toolbox_runs()=}"
+        return f"{containers} {super().leftovers()}"
+
+
+def container_service(manager: ContainerManager) -> Iterator[ContainerService]:
+    """For a fixture: ends whatever the test left, and forgets what the daemon wrote."""
+    service = ContainerService(manager)
+    try:
+        with ended(service):
+            yield service
+    finally:
+        manager.close()
+        for name in service.own_containers():
+            service.podman("rm", "--force", "--time", "0", name, check=False)
+        for log in manager.logs.iterdir():
+            log.unlink()
+        for folder in (".local/state", ".cache/accelerd", ".config/accelerd", service.site.directory.name):
+            shutil.rmtree(manager.home / folder, ignore_errors=True)
+        shutil.rmtree(Path(service.instances).parent / names.INSTANCE_DIR, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""An end is an end in every home: nothing of any model is left, and the user's own toolbox runs on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.containers.standins import install as install_standins
+from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
+from tests.daemon.kit import QUICK, alive
+from tests.daemon.service import SERVICE, SOCKET
+from tests.harness import eventually
+from tests.system.containers import IMAGE, ContainerManager, container_manager
+from tests.system.systemd_user import free_port, wait_until
+
+__all__ = ["container_manager"]
+
+EXISTING = "mine"  # the name of a container of the user's own
+
+
+@pytest.fixture
+def service(container_manager: ContainerManager) -> Iterator[ContainerService]:
+    yield from container_service(container_manager)
+
+
+@pytest.fixture
+def existing(service: ContainerService) -> Iterator[str]:
+    """A container of the user's that serves a model whenever it runs and does not listen to SIGTERM."""
+    port = str(free_port())
+    server = [str(service.site.program), "-m", "x", "--host", "0.0.0.0", "--port", port]
+    options = [f"--volume={service.manager.home}:{service.manager.home}", f"--publish=127.0.0.1:{port}:{port}"]
+    service.podman("create", "--name", EXISTING, "--env=FAKE_MODE=ignore-term", *options, IMAGE, "python3", *server)
+    yield EXISTING
+    service.podman("rm", "--force", "--time", "0", EXISTING)
+
+
+def every_home(service: ContainerService, **settings: Any) -> dict[str, str]:
+    """TOML of a model for each home, by kind."""
+    folders = [str(service.fakes), f"{service.site.directory}:{service.site.directory}"]
+    in_image = {"home": "podman", "image": IMAGE, "mounts": folders}
+    in_distrobox = {"home": "distrobox", "container": TOOLBOX}
+    return {
+        "unit": service.site.model("unit", "ignore-term", home="systemd", **settings),
+        "box": service.toolbox_model("box", "ignore-term", **settings),
+        "distro": service.site.model("distro", "ignore-term", **in_distrobox, **settings),
+        "run": service.site.model("run", "ignore-term", **in_image, **settings),
+        "plain": service.site.model("plain", "ignore-term", home="child", **settings),
+    }
+
+
+def path_with_standins(service: ContainerService) -> dict[str, str]:
+    """An environment in which there is a distrobox."""
+    folder = install_standins(service.manager.directory(service.manager.home / "standins"), "distrobox")
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    return {"PATH": f"{folder}:{service.manager.environment()['PATH']}"}
+
+
+def test_A14_done_when_a_stop_leaves_no_process_in_any_home_although_sigterm_is_ignored(
+    service: ContainerService, existing: str
+) -> None:
+    models = every_home(service, stop_timeout=0.3)
+    own = f'[models.own]\nhome = "container"\ncontainer = "{existing}"\nstop_timeout = 0.3\n'
+    service.install(QUICK + own + "".join(models.values()), environment=path_with_standins(service))
+    service.start()
+    began = service.toolbox_began()
+    pids = service.load("own", *models)
+    assert len(set(pids.values())) == 6
+    assert service.own_containers() == {"accelerd-run"}
+    service.stop_all()
+    assert [name for name, pid in pids.items() if alive(pid)] == [], "stop returns when all is over"
+    assert wait_until(service.nothing_left), service.leftovers()
+    assert (service.container(existing) or {})["State"]["Status"] == "exited"
+    assert service.toolbox_began() == began
+    assert service.manager.properties(SERVICE)["Result"] == "success"
+
+
+def test_an_unload_ends_each_of_them_alone(service: ContainerService) -> None:
+    models = every_home(service, stop_timeout=0.2)
+    service.install(QUICK + "".join(models.values()), environment=path_with_standins(service))
+    service.start()
+    pids = service.load(*models)
+    for name in models:
+        assert service.events(f"unload?model={name}")[-1]["event"] == "stopped"
+        assert not alive(pids.pop(name))
+        assert all(map(alive, pids.values())), name
+    assert wait_until(service.nothing_left), service.leftovers()
+
+
+def test_B06_when_the_daemon_dies_for_good_the_reaper_ends_all_in_every_home(service: ContainerService) -> None:
+    models = every_home(service, stop_timeout=0.3)
+    dropin = "[Service]\nRestartSec=50ms\n[Unit]\nStartLimitBurst=2"
+    service.install(QUICK + "".join(models.values()), dropin=dropin, environment=path_with_standins(service))
+    service.start()
+    began = service.toolbox_began()
+    pids = service.load(*models)
+    plain = pids.pop("plain")  # ends with its daemon
+    service.back(service.kill())
+    assert all(map(alive, pids.values())), "one crash is not the end"
+    assert service.pids(*pids) == pids
+    assert not alive(plain)
+    service.manager.systemctl("stop", SOCKET)  # else the next client brings it back
+    service.kill()
+    service.manager.wait_for(SERVICE, ActiveState="failed")
+    assert wait_until(service.nothing_left, 40), service.leftovers()
+    assert wait_until(service.reaped)
+    assert not [name for name, pid in pids.items() if alive(pid)]
+    assert service.toolbox_began() == began
+
+
+def test_a_daemon_that_crashes_at_once_leaves_its_models_to_the_reaper(service: ContainerService) -> None:
+    """The next program is broken: it never comes as far as looking for models."""
+    service.install(QUICK + service.site.model("unit", home="systemd") + service.toolbox_model("box"), socket=False)
+    service.start()
+    pids = service.load("unit", "box")
+    service.manager.script(service.manager.home / ".local/bin/accelerd", BROKEN)
+    service.kill()
+    service.manager.wait_for(SERVICE, ActiveState="failed")
+    assert wait_until(service.nothing_left, 40), service.leftovers()
+    assert not [name for name, pid in pids.items() if alive(pid)]
+
+
+BROKEN = '#!/bin/sh\n[ "$1" = --reap ] && exec python3 -m accelerd --reap\nexit 1\n'
+
+
+@pytest.mark.parametrize("how", ["kill", "restart"])
+def test_without_survive_they_end_with_the_daemon_in_every_home(service: ContainerService, how: str) -> None:
+    models = every_home(service, survive=False, stop_timeout=0.3)
+    service.install(QUICK + "".join(models.values()), environment=path_with_standins(service))
+    service.start()
+    began = service.toolbox_began()
+    pids = service.load(*models)
+    if how == "kill":
+        old = service.kill("KILL")
+    else:
+        old = service.main_pid()
+        service.manager.systemctl("restart", SERVICE)
+    service.back(old)
+    assert not [name for name, pid in pids.items() if alive(pid)], "before it serves again"
+    assert all(model["state"] == "stopped" for model in service.status()["models"])
+    assert wait_until(service.nothing_left), service.leftovers()
+    assert service.toolbox_began() == began
+    service.load(*models)
+
+
+def test_without_survive_the_toolbox_s_model_ends_although_no_daemon_comes(service: ContainerService) -> None:
+    """The guard inside the container sees that the daemon has gone; the reaper does the rest."""
+    model = service.toolbox_model("box", survive=False)
+    service.install(QUICK + model, dropin="[Service]\nRestart=no", socket=False)
+    service.start()
+    pid = service.load("box")["box"]
+    service.kill("KILL")
+    assert wait_until(lambda: not alive(pid))
+    assert wait_until(service.nothing_left), service.leftovers()
+
+
+def test_A19_A20_A21_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
+    modes = ("fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout")
+    service.install(QUICK + "".join(service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes))
+    service.start()
+    for mode in modes:
+        service.events(f"load?model={mode}")
+    service.stop_all()
+    assert wait_until(service.nothing_left), service.leftovers()
+
+
+def test_the_user_s_own_programs_in_the_toolbox_go_on(service: ContainerService) -> None:
+    service.install(QUICK + service.toolbox_model("box", "ignore-term", stop_timeout=0.2))
+    argv = ["toolbox", "run", "--container", TOOLBOX, "sh", "-c", "echo $$; exec sleep 1000"]
+    with service.manager.popen(argv, stdout=-1) as mine:
+        assert mine.stdout is not None
+        pid = int(mine.stdout.readline())
+        service.start()
+        service.load("box")
+        service.stop_all()
+        eventually(lambda: len(service.sessions()) == 1, "only the user's session is left")
+        assert alive(pid)
+        service.manager.run(["kill", f"-{signal.SIGKILL}", str(pid)])
+        mine.wait(20)
+    assert wait_until(service.nothing_left), service.leftovers()
