@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from accelerd import names, takeover
 from accelerd.chronicle import Chronicle, status_line
@@ -13,6 +13,7 @@ from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
+from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight, fingerprint
@@ -20,12 +21,18 @@ from accelerd.instances import Exit
 from accelerd.ports import Roots, SystemClock
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.containers.builds import Builds
+from accelerd.supervise.containers.door import Doors
 from accelerd.supervise.containers.engine import ContainerEngine
 from accelerd.supervise.containers.existing import ExistingHome
+from accelerd.supervise.containers.people import People
 from accelerd.supervise.containers.places import HomePlaces
+from accelerd.supervise.containers.refresh_kit import Kit
+from accelerd.supervise.containers.refresh_record import RefreshRecord
 from accelerd.supervise.containers.run import RunHome
 from accelerd.supervise.containers.tool import Tools
 from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
+from accelerd.supervise.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.home import Home
 from accelerd.supervise.homes import HomeChoice
 from accelerd.supervise.limits import Limits as SupervisorLimits
@@ -40,6 +47,7 @@ from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
 from accelerd.takeover import NoSuccessor, UnitSuccessor
+from accelerd.toolboxes import ToolboxModels
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -97,6 +105,7 @@ def build(
     insight = Insight(supervisor, engines, state, roots)
     scheduler.attach(supervisor, insight)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
+    upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -110,13 +119,14 @@ def build(
         successor=UnitSuccessor(manager) if manager is not None else NoSuccessor(),
         close=manager.close if manager is not None else lambda: None,
         insight=insight,
+        upkeep=upkeep,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
-    gateway.control = Control(scheduler, insight, daemon)
+    gateway.control = Control(scheduler, insight, daemon, ToolboxRoutes(upkeep).routes)
     return daemon
 
 
@@ -140,6 +150,25 @@ def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
     if manager is not None:
         found.append(SystemdHome(manager, roots))
     return {home.kind: home for home in found}
+
+
+def toolbox_upkeep(
+    roots: Roots, homes: Mapping[str, Home], clock: SystemClock, state: StateStore, models: ToolboxModels
+) -> ToolboxUpkeep:
+    """The care of the user's toolboxes, behind the same doors as the starts of models in them."""
+    tools, toolbox = Tools(), homes.get("toolbox")
+    engine = ContainerEngine("podman", tools)
+    kit = Kit(
+        tools,
+        engine,
+        Builds(engine, tools),
+        People(roots.proc, str(roots.runtime)),
+        toolbox.doors if isinstance(toolbox, ToolboxHome) else Doors(),
+        models,
+        RefreshRecord(roots.state / names.TOOLBOX_FILE, roots.proc),
+        clock,
+    )
+    return ToolboxUpkeep(kit, state)
 
 
 class Deaf:

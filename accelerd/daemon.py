@@ -31,6 +31,7 @@ from accelerd.insight import Insight
 from accelerd.ports import Clock, Roots
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
+from accelerd.supervise.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.homes import HomeChoice
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
@@ -70,6 +71,7 @@ class Parts:
     successor: Successor
     close: Callable[[], None]  # what else holds on to something, at the very end
     insight: Insight
+    upkeep: ToolboxUpkeep
     gateway: Gateway
     listeners: Listeners
     tcp: Sequence[socket.socket]
@@ -112,6 +114,7 @@ class Daemon:
         found = await parts.supervisor.survivors()
         adopted = take_over(found, self._config.models, parts.scheduler)
         await parts.supervisor.sweep_leftovers()
+        await parts.upkeep.begin()
         await parts.listeners.open(parts.tcp, parts.unix)
         self._listening = [describe(sock) for sock in parts.tcp]
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -150,10 +153,11 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             preload = tasks.create_task(self._preload(), name="preload")
             reload = tasks.create_task(self._reload_when_asked(), name="reload")
+            repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             self._parts.watchdog.register("reload", lambda: not reload.done())
             await self._stop.wait()
-            preload.cancel()
-            reload.cancel()
+            for task in (preload, reload, repair):
+                task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
 
@@ -231,6 +235,7 @@ class Daemon:
         parts = self._parts
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
         parts.notifier.stopping("stopping: waiting for requests in flight")
+        await parts.upkeep.close()
         parts.listeners.stop_accepting()
         parts.supervisor.end_readers()  # or they would be waited for like requests
         keep = await parts.successor.expected(crashed=crashed)

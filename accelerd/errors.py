@@ -42,6 +42,11 @@ KINDS: Final[dict[str, Kind]] = {
     # the engine behind
     "upstream_failed": Kind(502, "upstream_error", True),
     "upstream_timeout": Kind(504, "upstream_error", True),
+    # toolboxes
+    "toolbox_not_found": Kind(404, "invalid_request_error"),
+    "toolbox_busy": Kind(409, "invalid_request_error", True),  # somebody is inside, or a refresh runs already
+    "toolbox_pinned": Kind(409, "invalid_request_error"),
+    "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
     # control
     "config_invalid": Kind(422, "invalid_request_error"),
     "internal": Kind(500, "internal_error"),

@@ -19,6 +19,7 @@ LOCK_FILE: Final = "accelerd.lock"
 INSTANCE_DIR: Final = "instances"  # sockets of the engines
 STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
 STATE_FILE: Final = "state.json"
+TOOLBOX_FILE: Final = "toolboxes.json"  # a refresh of a toolbox that has begun
 CACHE_DIR: Final = "accelerd"  # $XDG_CACHE_HOME
 
 # --- environment read by accelerd ---
@@ -56,6 +57,7 @@ MSG_OUT_OF_MEMORY: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0d"
 MSG_ADOPTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0e"
 MSG_RESIDUE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0f"
 MSG_REAPED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b10"
+MSG_TOOLBOX: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b11"
 
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response

@@ -1,4 +1,5 @@
-"""What accelerd remembers between runs, and can do without: how long a model took to load and how much it used.
+"""What accelerd remembers between runs, and can do without: how long a model took to load, how much it used, and which
+toolboxes a person has pinned.
 
 Kept in memory; read once at start, written by a worker thread a little after a change. A disk that is full, read-only
 or gone makes the store `degraded`, never the daemon. Nothing that decides correctness may be kept here.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -45,6 +46,7 @@ class _Header(msgspec.Struct):
 class _Content(msgspec.Struct):
     version: int = VERSION
     models: dict[str, ModelRecord] = {}
+    pins: dict[str, str] = {}  # image ids by toolbox
 
 
 class StateStore:
@@ -68,6 +70,7 @@ class StateStore:
         self._retry_cap = retry_cap
         self._on_degraded = on_degraded
         self._models: dict[str, ModelRecord] = {}
+        self._pins: dict[str, str] = {}
         self._persist = True
         self._dirty = False
         self._closing = False
@@ -81,7 +84,8 @@ class StateStore:
         try:
             data = self._file.read()
             if data is not None:
-                self._models = self._parse(data)
+                found = self._parse(data)
+                self._models, self._pins = found.models, found.pins
         except Unreadable as error:
             self._start_empty(str(error))
         except OSError as error:
@@ -116,6 +120,18 @@ class StateStore:
         old = self._models.get(key, ModelRecord())
         self._replace(key, msgspec.structs.replace(old, need=memory))
 
+    @property
+    def pins(self) -> Mapping[str, str]:
+        """The ids of images that toolboxes are pinned to, by toolbox."""
+        return self._pins
+
+    def pin(self, toolbox: str, image: str | None) -> None:
+        """Pin it to an image id; None: pin it no more."""
+        if self._pins.get(toolbox) != image:
+            others = {name: id for name, id in self._pins.items() if name != toolbox}
+            self._pins = others if image is None else {**others, toolbox: image}
+            self._changed()
+
     async def flush(self) -> None:
         """Write now what is not yet written; one attempt."""
         self._cancel_timer()
@@ -146,11 +162,14 @@ class StateStore:
             return
         while len(self._models) > MODELS_KEPT:
             del self._models[next(iter(self._models))]
+        self._changed()
+
+    def _changed(self) -> None:
         self._dirty = True
         if self._timer is None and self._writer is None:
             self._schedule(self._debounce)
 
-    def _parse(self, data: bytes) -> dict[str, ModelRecord]:
+    def _parse(self, data: bytes) -> _Content:
         try:
             version = msgspec.json.decode(data, type=_Header).version
             if version > VERSION:
@@ -160,15 +179,15 @@ class StateStore:
                     "is remembered in this run"
                 )
                 event(log, logging.WARNING, str(self.degraded), message_id=names.MSG_STATE_FILE)
-                return {}
+                return _Content()
             if version < 1:
                 raise Unreadable(f"version {version} was never written")
-            return msgspec.json.decode(data, type=_Content).models
+            return msgspec.json.decode(data, type=_Content)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unreadable(str(error)) from error
 
     def _start_empty(self, why: str) -> None:
-        self._models = {}
+        self._models, self._pins = {}, {}
         try:
             kept = self._file.set_aside()
             text = f"cannot use the state file {self.path}: {why}; starting empty, the old one is kept as {kept}"
@@ -198,7 +217,9 @@ class StateStore:
 
     async def _write(self) -> bool:
         """One attempt; on failure the state stays dirty, the next delay is doubled and `degraded` says why."""
-        data = msgspec.json.format(msgspec.json.encode(_Content(models=self._models)), indent=1) + b"\n"
+        data = (
+            msgspec.json.format(msgspec.json.encode(_Content(models=self._models, pins=self._pins)), indent=1) + b"\n"
+        )
         self._dirty = False
         try:
             await asyncio.to_thread(self._file.write, data)

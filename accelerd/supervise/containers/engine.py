@@ -40,6 +40,7 @@ class Container:
     exec_ids: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[tuple[str, int], ...] = ()  # published: host address, host port; TCP only
+    created: str = ""  # in the words of RFC 3339
 
     @property
     def toolbox(self) -> bool:
@@ -72,7 +73,8 @@ class ContainerEngine:
     async def containers(self) -> list[Container]:
         """All of this user's, running or not."""
         ids = (await self.call("ps", "--all", "--quiet", "--no-trunc")).out.split()
-        found = json.loads((await self.call("container", "inspect", *ids)).out) if ids else []
+        # Not checked: one that went meanwhile is an error, beside the others' descriptions.
+        found = json.loads((await self.call("container", "inspect", *ids, check=False)).out or "[]") if ids else []
         return [_container(one) for one in found]
 
     async def start(self, container: str) -> None:
@@ -96,6 +98,10 @@ class ContainerEngine:
         if done.status != 0 and await self.inspect(container) is not None:
             raise HomeError(f"cannot remove container {container}: {done.why()}")
 
+    async def rename(self, container: str, name: str) -> None:
+        """Running or not."""
+        await self.call("rename", container, name)
+
     async def end_session(self, container: str, session: str) -> bool:
         """Forget an exec session whose program has ended. Only podman leaves them behind."""
         done = await self.call("container", "cleanup", "--exec", session, "--rm", container, check=False)
@@ -112,6 +118,14 @@ class ContainerEngine:
         if done.status != 0:
             return None
         return dict(json.loads(done.out)[0])
+
+    async def images(self) -> dict[str, str]:
+        """Ids of the images that are here, by each of their names."""
+        lines = (
+            await self.call("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
+        ).out.splitlines()
+        found = dict(line.split() for line in lines if " " in line)
+        return {name: id.removeprefix("sha256:") for name, id in found.items() if "<none>" not in name}
 
     async def pull(self, image: str, output: int | None = None) -> None:
         """HomeError. Its progress goes to `output`."""
@@ -143,6 +157,7 @@ def _container(raw: Mapping[str, Any]) -> Container:
         pid=int(state.get("Pid") or 0),
         exit_code=int(state.get("ExitCode") or 0),
         oom_killed=bool(state.get("OOMKilled")),
+        created=str(raw.get("Created", "")),
         image=str(raw.get("ImageName") or config.get("Image") or ""),
         image_id=str(raw.get("Image", "")).removeprefix("sha256:"),
         exec_ids=tuple(raw.get("ExecIDs") or ()),

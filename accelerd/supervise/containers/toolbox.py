@@ -18,6 +18,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Inside
 from accelerd.ports import Clock, Roots
 from accelerd.supervise.containers import images, tree
+from accelerd.supervise.containers.door import Doors
 from accelerd.supervise.containers.engine import Container, ContainerEngine
 from accelerd.supervise.containers.handover import (
     NOT_FOUND,
@@ -95,6 +96,7 @@ class ToolboxHome:
         self._tools = tools
         self._engines = list(engines or [ContainerEngine("podman", tools)])
         self._starting: dict[str, asyncio.Lock] = {}
+        self.doors = Doors()  # closed while a container is replaced
 
     def place(self, spec: ModelSpec, mark: Mark) -> str:
         return spec.container or ""
@@ -105,13 +107,16 @@ class ToolboxHome:
 
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> Done:
         """Run a short command there, such as `llama-server --help`: what it said. HomeError."""
-        container = (await self._up(spec.container or "")).name
-        return await self._tools.call(*self.enter(container, argv), within=within)
+        async with self.doors.through(spec.container or ""):
+            container = (await self._up(spec.container or "")).name
+            return await self._tools.call(*self.enter(container, argv), within=within)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
         """The program and the model's files as they are inside. HomeError, NoProgram."""
-        found = await self._up(spec.container or "")
-        done = await self._tools.call(*self.enter(found.name, ("sh", "-c", LOOK, "sh", program, *files)), within=30.0)
+        async with self.doors.through(spec.container or ""):
+            found = await self._up(spec.container or "")
+            inner = ("sh", "-c", LOOK, "sh", program, *files)
+            done = await self._tools.call(*self.enter(found.name, inner), within=30.0)
         words = done.out.rpartition("accelerd:\0")[2].split("\0")  # a login shell may have said something before
         if len(words) < len(files) + 2:
             if done.status in (0, NOT_FOUND) and not words[0]:
@@ -125,9 +130,14 @@ class ToolboxHome:
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """The container runs."""
-        await self._up(spec.container or "")
+        async with self.doors.through(spec.container or ""):
+            await self._up(spec.container or "")
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
+        async with self.doors.through(order.spec.container or ""):
+            return await self._start(order, on_output, on_exit)
+
+    async def _start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         container = (await self._up(order.spec.container or "")).name
         start = _Start(order.mark, container, Handover(self._roots, order.mark))
         reader: OutputReader | None = None
