@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": "talk to a model",
     "add": "add a model to the configuration",
     "remove": "remove a model that `accelctl add` added",
+    "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",
     "reload": "read the configuration again; unchanged models keep running",
     "doctor": "what is missing on this machine, and the command that fixes it",
@@ -43,7 +44,7 @@ COMMANDS = {
 EXIT_STATUSES = """\
 exit status:
   0  done                              4  the configuration is not valid
-  1  it failed                         5  no model has that name
+  1  it failed                         5  no model, or toolbox, has that name
   2  wrong usage                     130  interrupted (Ctrl-C)
   3  accelerd is not reachable
 """

@@ -25,6 +25,7 @@ START_COMMANDS = f"systemctl --user start {names.PROGRAM}   (or, in another term
 EXITS = {
     "config_invalid": Exit.CONFIG_INVALID,
     "model_not_found": Exit.NO_SUCH_MODEL,
+    "toolbox_not_found": Exit.NO_SUCH_MODEL,
     "shutting_down": Exit.UNREACHABLE,
 }
 
@@ -53,12 +54,12 @@ class Client:
         self._answer_timeout = answer_timeout
         self._event_timeout = event_timeout
 
-    def get(self, route: str, **query: Any) -> dict[str, Any]:
-        """A JSON object from a control route ("status")."""
-        return self._json("GET", route, query)
+    def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
+        """A JSON object from a control route ("status"); `patience` in seconds where it is not from memory."""
+        return self._json("GET", route, query, patience)
 
-    def post(self, route: str, **query: Any) -> dict[str, Any]:
-        return self._json("POST", route, query)
+    def post(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
+        return self._json("POST", route, query, patience)
 
     def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]:
         """The NDJSON events of a long operation, each as it arrives; the last one is never "progress"."""
@@ -103,8 +104,9 @@ class Client:
         """The lines of an open response, each as it arrives."""
         return self._lines(response)
 
-    def _json(self, method: str, route: str, query: dict[str, Any]) -> dict[str, Any]:
-        with self.open(method, control(route, query), timeout=self._answer_timeout) as response, self._accidents():
+    def _json(self, method: str, route: str, query: dict[str, Any], patience: float | None) -> dict[str, Any]:
+        timeout = patience or self._answer_timeout
+        with self.open(method, control(route, query), timeout=timeout) as response, self._accidents():
             return decode(response.read())
 
     def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Long work made visible: the NDJSON events of load and unload as a bar on a terminal, as plain lines elsewhere.
+"""Long work made visible: the NDJSON events of load, unload and refresh as a bar on a terminal, else as plain lines.
 
 Imports rich only when there is a terminal to draw on. Must never change the outcome: the last event decides that.
 """
@@ -22,6 +22,8 @@ WORDS = {
     "killing": "does not stop, killed",
     "backoff": "waits before the next try",
 }
+PULLING = "pulls the image"
+MEASURED = ("starting", PULLING)  # states in which bytes say how far it is
 
 
 class Display(Protocol):
@@ -40,7 +42,7 @@ def follow(out: Output, model: str, events: Iterable[dict[str, Any]]) -> dict[st
 
 
 def amount(event: dict[str, Any]) -> str:
-    """Memory so far, of what is expected where that is known."""
+    """Bytes so far, of what is expected where that is known."""
     if not event.get("memory"):
         return ""
     expected = event.get("memory_expected")
@@ -48,13 +50,13 @@ def amount(event: dict[str, Any]) -> str:
 
 
 def fraction(event: dict[str, Any]) -> float | None:
-    """How far a load is, from 0 to 0.99, by time and by memory; None when neither is known."""
+    """How far a load or a pull is, from 0 to 0.99, by time and by bytes; None when neither is known."""
     shares = [
         event[part] / event[whole]
         for part, whole in (("elapsed", "expected"), ("memory", "memory_expected"))
         if event.get(whole) and event.get(part) is not None
     ]
-    return min(max(shares), 0.99) if shares and event.get("state") == "starting" else None
+    return min(max(shares), 0.99) if shares and event.get("state") in MEASURED else None
 
 
 class Silent:

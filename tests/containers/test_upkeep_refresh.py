@@ -157,6 +157,14 @@ async def test_what_is_no_toolbox_is_not_found(containers: World) -> None:
             assert caught.value.code == "toolbox_not_found"
 
 
+async def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(containers: World) -> None:
+    async with Upkeep(containers, image=containers.image) as care:
+        containers.podman("rename", care.name, "vulkan-radv")
+        with pytest.raises(AccelError, match="did you mean vulkan-radv"):
+            await care.upkeep.pin("vulkan-radv2")
+        containers.podman("rename", "vulkan-radv", care.name)
+
+
 async def test_names_that_somebody_else_uses_are_left_alone(containers: World) -> None:
     image(containers, "100 (aaa)", "localhost/care-names:1")
     async with Upkeep(containers, image="localhost/care-names:1") as care:

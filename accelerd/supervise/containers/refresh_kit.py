@@ -7,6 +7,7 @@ one that began.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ class Kit:
         """The toolbox of that name. AccelError toolbox_not_found, HomeError."""
         found = await self.engine.inspect(name) if NAME.match(name) else None
         if found is None or found.name != name or not found.toolbox:
-            raise AccelError("toolbox_not_found", f"there is no toolbox called {name[:80]!r}: accelctl toolbox list")
+            there = [container.name for container in await self.engine.containers() if container.toolbox]
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see: accelctl toolbox list"
+            raise AccelError("toolbox_not_found", f"there is no toolbox called {name[:80]!r}; {hint}")
         return found
 
     async def visitors(self, container: Container) -> list[Visitor]:
