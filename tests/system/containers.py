@@ -77,7 +77,9 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
             settings = CONTAINERS_CONF if JOURNALD.exists() else CONTAINERS_CONF + WITHOUT_JOURNALD
             manager.write(manager.home / ".config/containers/containers.conf", settings)
             manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
-            if not manager.private:  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
+            if (
+                not manager.private
+            ):  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
                 for name in ("bus", "systemd"):
                     (manager.runtime_dir / name).symlink_to(manager.bus_runtime / name)
             _runnable_toolbox(manager)
@@ -106,9 +108,11 @@ def _program(name: str) -> str | None:
 
 
 def _runnable_toolbox(manager: ContainerManager) -> None:
-    """Distributions link toolbox against the loader below /run/host, so that one program serves on both sides; on a host
-    that is to be a link to /. Where it is none (inside systemd-nspawn it holds other things; no systemd has made it), the
-    tests get a copy of the program that names the loader where it is.
+    """See to it that there is a toolbox program that can be executed.
+
+    Distributions link it against the loader below /run/host, so that one program serves on both sides; on a host that is
+    to be a link to /. Where it is none (inside systemd-nspawn it holds other things; no systemd has made it), the tests
+    get a copy of the program that names the loader where it is.
     """
     if manager.run(["toolbox", "--version"], check=False).returncode == 0:
         return
