@@ -110,8 +110,8 @@ def _program(name: str) -> str | None:
 def _runnable_toolbox(manager: ContainerManager) -> None:
     """See to it that there is a toolbox program that can be executed.
 
-    Distributions link it against the loader below /run/host, so that one program serves on both sides; on a host that has
-    to be a link to /. Where it is none (inside systemd-nspawn it holds other things; no systemd has made it), the tests
+    Distributions link it against the loader below /run/host, so that one program serves on both sides; there a host is
+    to have a link to /. Where it has none (inside systemd-nspawn it holds other things; no systemd made it), the tests
     get a copy of the program that names the loader where it is.
     """
     if manager.run(["toolbox", "--version"], check=False).returncode == 0:
