@@ -49,6 +49,11 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "accelctl logs flaky" in note
 
 
+def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("m", "reclaiming", residue=3 << 30)))
+    assert "¹ m: 3.0 GiB that it used are not back from the device" in " ".join(ctl("status").out.split())
+
+
 def test_the_line_that_names_the_cause() -> None:
     tail = (
         "0.00.015.801 I srv  load_model: loading",

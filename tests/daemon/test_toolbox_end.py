@@ -159,7 +159,9 @@ def test_without_survive_the_toolbox_s_model_ends_although_no_daemon_comes(servi
 
 def test_A19_A20_A21_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
     modes = ("fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout")
-    service.install(QUICK + "".join(service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes))
+    service.install(
+        QUICK + "".join(service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes)
+    )
     service.start()
     for mode in modes:
         service.events(f"load?model={mode}")

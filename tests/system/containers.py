@@ -75,7 +75,9 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
         try:
             manager.write(manager.home / ".config/containers/containers.conf", CONTAINERS_CONF)
             manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
-            if not manager.private:  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
+            if (
+                not manager.private
+            ):  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
                 for name in ("bus", "systemd"):
                     (manager.runtime_dir / name).symlink_to(manager.bus_runtime / name)
             _runnable_toolbox(manager)
