@@ -33,6 +33,7 @@ DEBIAN = (
     "apt-get install podman podman-toolbox uidmap slirp4netns fuse-overlayfs crun catatonit netavark aardvark-dns "
     "mmdebstrap dbus-user-session"
 )
+JOURNALD = Path("/run/systemd/journal/socket")
 LOADER = re.compile(rb"/run/host(/(?:usr/)?lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
 SUBIDS = 600_000_000  # where the private user's further ids begin: nobody's account has them
 # Neither keyrings nor sysctls, which a machine that is a container itself (systemd-nspawn) may not give.
@@ -44,8 +45,8 @@ keyring = false
 default_sysctls = []
 [engine]
 cgroup_manager = "systemd"
-events_logger = "file"
 """
+WITHOUT_JOURNALD = 'events_logger = "file"\n'
 
 
 class ContainerManager(UserManager):
@@ -73,7 +74,8 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
     built = time.monotonic()
     with contextmanager(_world)() as manager:
         try:
-            manager.write(manager.home / ".config/containers/containers.conf", CONTAINERS_CONF)
+            settings = CONTAINERS_CONF if JOURNALD.exists() else CONTAINERS_CONF + WITHOUT_JOURNALD
+            manager.write(manager.home / ".config/containers/containers.conf", settings)
             manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
             if (
                 not manager.private
