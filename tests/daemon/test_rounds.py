@@ -151,7 +151,7 @@ class World:
         mains = {int(self.service.manager.properties(unit)["MainPID"]) for unit in units}
         files = self.service.files()
         suffixes = sorted(name.rpartition(".")[2] for name in files)
-        wanted = [*["json", "out"] * len(ready & SURVIVORS), *["out"] * len(ready & {"bound"})]
+        wanted = ["json", "out"] * len(ready - {"child"})
         ports = self.service.listening()
         endpoints = (0, len(live)) if self.tcp else (len(live), 0)
         held = sum(m["memory"] for m in models.values() if m["state"] in OCCUPIED)
