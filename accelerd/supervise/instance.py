@@ -123,7 +123,7 @@ class Instance:
     def let_go(self) -> bool:
         """Shall it live on without this daemon? Then its task only needs to be cancelled."""
         lives = self._leader is not None and not self._leader.exited.is_set()
-        self._letting_go = lives and self._record.exists and self._stop is None and not self._ending
+        self._letting_go = lives and self._record.survives and self._stop is None and not self._ending
         return self._letting_go
 
     def probe(self) -> None:
