@@ -1,7 +1,7 @@
 """Random rounds of everything that may be done to a service, and what must be true whenever it has come to rest.
 
 A World does one thing after the other and looks after each; what a home leaves while a model lives in it is the
-table FILES. The tests say which models there are, ACCELERD_TEST_ROUNDS and ACCELERD_TEST_SEED how many rounds and which.
+table FILES. The tests say which models there are; ACCELERD_TEST_ROUNDS how many rounds, ACCELERD_TEST_SEED which ones.
 """
 
 from __future__ import annotations

@@ -78,14 +78,11 @@ def test_a_daemon_that_crashes_at_once_leaves_its_models_to_the_reaper(service: 
     service.install(QUICK + service.site.model("unit", home="systemd") + service.toolbox_model("box"), socket=False)
     service.start()
     pids = service.load("unit", "box")
-    service.manager.script(service.manager.home / ".local/bin/accelerd", BROKEN)
+    service.program('[ "$1" = --reap ] && exec python -m accelerd --reap\nexit 1')
     service.kill()
     service.manager.wait_for(SERVICE, ActiveState="failed")
     assert wait_until(service.nothing_left, 40), service.leftovers()
     assert not [name for name, pid in pids.items() if alive(pid)]
-
-
-BROKEN = '#!/bin/sh\n[ "$1" = --reap ] && exec python3 -m accelerd --reap\nexit 1\n'
 
 
 @pytest.mark.parametrize("how", ["kill", "restart"])
@@ -121,9 +118,8 @@ def test_without_survive_the_toolbox_s_model_ends_although_no_daemon_comes(servi
 
 def test_A19_A20_A21_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
     modes = ("fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout")
-    service.install(
-        QUICK + "".join(service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes)
-    )
+    models = [service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes]
+    service.install(QUICK + "".join(models))
     service.start()
     for mode in modes:
         service.events(f"load?model={mode}")

@@ -210,9 +210,7 @@ def test_a_flood_does_not_hold_up_the_end(units: Units, daemon: Daemon) -> None:
     units.assert_nothing_left()
 
 
-def test_what_shall_not_survive_is_a_child_without_limits_and_ends_with_its_daemon(
-    units: Units, daemon: Daemon
-) -> None:
+def test_what_shall_not_survive_is_a_child_where_it_has_no_limits(units: Units, daemon: Daemon) -> None:
     daemon.start(1, units.name("plain"), survive=False)
     assert units.loaded() == []
     daemon.start(2, units.name("limited"), survive=False, memory_max=8 * GIB)
