@@ -67,9 +67,12 @@ class Service(Daemon):
     def upgrade(self) -> None:
         """Put another program in the place of the installed one, as an installer does."""
         self._upgrades += 1
+        self.program(f'export {UPGRADE}={self._upgrades}\nexec {sys.executable} -m accelerd "$@"')
+
+    def program(self, script: str) -> None:
+        """What the unit is to run from now on."""
         path = self.manager.home / ".local/bin/accelerd"
-        text = f'#!/bin/sh\nexport {UPGRADE}={self._upgrades}\nexec {sys.executable} -m accelerd "$@"\n'
-        self.manager.script(path.with_name("accelerd.new"), text).replace(path)
+        self.manager.script(path.with_name("accelerd.new"), f"#!/bin/sh\n{script}\n").replace(path)
 
     def version_tag(self) -> str | None:
         """Which upgrade runs."""
@@ -117,6 +120,10 @@ class Service(Daemon):
         """Is the reaper through with what it may have had to do?"""
         seen = self.manager.properties(self.reaper)
         return seen["ActiveState"] in ("inactive", "failed") and not seen.get("Job")
+
+    def accelctl(self, *args: str) -> str:
+        """What it prints."""
+        return self.manager.run([self.manager.home / ".local/bin/accelctl", *args]).stdout
 
     # --- what is there ---
 
