@@ -24,12 +24,17 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # A path as people write it: ~ for the home directory.
 short() { case $1 in "$HOME"/*) printf '~%s' "${1#"$HOME"}" ;; *) printf '%s' "$1" ;; esac }
 
-# log_run LOG CMD...: runs CMD quietly; when it fails, shows the end of what it printed and where the rest is.
+# log_try LOG CMD...: runs CMD quietly; its status.
+log_try() {
+  mkdir -p "$(dirname "$1")"
+  "${@:2}" >"$1" 2>&1 </dev/null
+}
+
+# log_run LOG CMD...: log_try; when CMD fails, shows the end of what it printed and where the rest is.
 log_run() {
   local log=$1
+  log_try "$@" && return 0
   shift
-  mkdir -p "$(dirname "$log")"
-  "$@" >"$log" 2>&1 </dev/null && return 0
   tail -n 25 "$log" >&2
   die "this failed: $*" "all that it printed is in $log"
 }
@@ -47,10 +52,19 @@ package_for() {
   case $(package_manager):$1 in
     apt:python) echo python3 python3-venv ;;
     apt:cxx) echo g++ ;;
+    apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
+    apt:containers)
+      echo podman podman-toolbox uidmap slirp4netns passt fuse-overlayfs crun catatonit netavark aardvark-dns \
+        dbus-user-session mmdebstrap
+      ;;
     dnf:python) echo python3 ;;
     dnf:cxx) echo gcc-c++ ;;
+    dnf:gi) echo python3 python3-gobject-base ;;
     dnf:usermanager) echo systemd dbus-daemon ;;
+    dnf:containers)
+      echo podman toolbox shadow-utils slirp4netns passt fuse-overlayfs crun catatonit netavark aardvark-dns mmdebstrap
+      ;;
     *:archive) echo tar gzip ;;
     apt:tools) echo util-linux findutils mawk ;;
     dnf:tools) echo util-linux findutils gawk ;;
@@ -62,12 +76,28 @@ package_for() {
 met() {
   case $1 in
     python) find_python >/dev/null ;;
+    # wanted, but not at any price: only where a package can be had, which is for the distribution's own Python
+    gi) ! can_install || ! uses_own_python || { find_python >/dev/null && has_gi "$(find_python)"; } ;;
     cxx) find_cxx >/dev/null ;;
     archive) have tar && have gzip ;;
     tools) have flock && have unshare && have setpriv && have find && have xargs && have awk ;;
-    usermanager) have systemctl && have dbus-daemon && { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; } ;;
+    usermanager)
+      have systemctl && have dbus-daemon && [ -e /usr/lib/systemd/user/dbus.socket ] &&
+        { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; }
+      ;;
+    containers)
+      local program
+      for program in podman toolbox newuidmap slirp4netns pasta conmon crun catatonit netavark mmdebstrap; do
+        have_helper "$program" || return 1
+      done
+      ;;
     *) die "unknown need '$1'" ;;
   esac
+}
+
+# have_helper NAME: on $PATH, or where podman looks beside it?
+have_helper() {
+  have "$1" || [ -x "/usr/libexec/podman/$1" ] || [ -x "/usr/lib/podman/$1" ]
 }
 
 # missing_packages NEED...: the packages that would meet the needs that are not met, in one line.
@@ -81,6 +111,9 @@ missing_packages() {
   done
   printf '%s' "${out# }"
 }
+
+# can_install: is there a way to packages at all?
+can_install() { [ "$(package_manager)" != none ] && { [ "$(id -u)" -eq 0 ] || have sudo; }; }
 
 as_root_prefix() {
   if [ "$(id -u)" -eq 0 ]; then echo ""
@@ -150,10 +183,14 @@ package_log() {
 
 # --- Python ---
 
+# The Python for which the distribution builds its modules. One thing is not on PyPI in a form that needs no compiler:
+# PyGObject, by which accelerd talks to systemd. So this Python goes before others on $PATH.
+OWN_PYTHON=${ACCELERD_SYSTEM_PYTHON:-/usr/bin/python3}
+
 # find_python: the first Python that is new enough and can make environments; status 1 when there is none.
 find_python() {
   local name
-  for name in ${ACCELERD_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+  for name in ${ACCELERD_PYTHON:-"$OWN_PYTHON" python3 python3.14 python3.13 python3.12 python3.11}; do
     if have "$name" && "$name" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$name"
       return 0
@@ -171,14 +208,53 @@ require_python() {
     "install one from your distribution, or name one: ACCELERD_PYTHON=/path/to/python3.13"
 }
 
-# make_venv DIR: an environment that works, made anew when the Python below it has changed.
+# uses_own_python: is the distribution's Python to be used (or would it be, once it is installed)?
+uses_own_python() {
+  if [ -n "${ACCELERD_PYTHON:-}" ]; then [ "$(base_of "$ACCELERD_PYTHON")" = "$(base_of "$OWN_PYTHON")" ]
+  else ! have "$OWN_PYTHON" || "$OWN_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; fi
+}
+
+# base_of PYTHON: which Python it is, whatever environment it belongs to; empty when it does not run.
+base_of() { "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])' 2>/dev/null || true; }
+
+has_gi() { "$1" -c 'from gi.repository import Gio, GLib' 2>/dev/null; }
+
+# make_venv DIR: an environment that works, made anew when the Python below it is another one.
 make_venv() {
   local python
-  [ -x "$1/bin/python" ] && "$1/bin/python" -c 'import pip' 2>/dev/null && return 0
   python=$(require_python) || exit 1
+  if [ -x "$1/bin/python" ] && "$1/bin/python" -c 'import pip' 2>/dev/null; then
+    [ "$(base_of "$1/bin/python")" = "$(base_of "$python")" ] && return 0
+  fi
   rm -rf "$1"
   mkdir -p "$(dirname "$1")"
   log_run "$CACHE/venv.log" "$python" -m venv "$1"
+}
+
+# lend_gi DIR: lets the environment see the PyGObject of the Python below it; status 1 when that has none. A link and
+# not --system-site-packages: then pip would take any package of the distribution for installed, and accelerd would
+# break when the distribution removes or changes it.
+lend_gi() {
+  local python from to
+  has_gi "$1/bin/python" && return 0
+  python=$(find_python) || return 1
+  from=$("$python" -c 'import os, gi; print(os.path.dirname(os.path.realpath(gi.__file__)))' 2>/dev/null) || return 1
+  to=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/gi
+  if [ -e "$to" ] && ! [ -L "$to" ]; then return 1; fi
+  ln -sfn "$from" "$to"
+  has_gi "$1/bin/python" && return 0
+  rm -f "$to"
+  return 1
+}
+
+# build_gi DIR: compiles PyGObject into the environment, where this machine can; newer ones want a newer GLib.
+build_gi() {
+  local wanted
+  step "compiling PyGObject for $(short "$1"), as $(short "$(find_python)") has none"
+  for wanted in PyGObject 'PyGObject<3.51'; do
+    log_try "$CACHE/gi.log" "$1/bin/python" -m pip install "$wanted" && has_gi "$1/bin/python" && return 0
+  done
+  return 1
 }
 
 # build_venv REQUIREMENT...: prints the environment that builds things (never the daemon's own), with these in it.

@@ -14,7 +14,8 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ class World:
         if started:
             subprocess.run([*self.tools.outside(), "podman", "start", name], check=True, capture_output=True)
         return name
+
+    @contextmanager
+    def at_login(self, script: str) -> Iterator[None]:
+        """What login shells in the shared toolbox run first. (The home directory there is the user's real one.)"""
+        path = "/etc/profile.d/of-a-test.sh"
+        write = ["podman", "exec", "--interactive", "--user", "root", self.toolbox, "tee", path]
+        subprocess.run(write, input=script, text=True, check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            self.podman("exec", "--user", "root", self.toolbox, "rm", path)
 
     def toolbox_home(self, *, survives: bool = True) -> ToolboxHome:
         return ToolboxHome(self.roots, SystemClock(), self.table, self.tools, survives=survives)

@@ -11,6 +11,7 @@ import fcntl
 import getpass
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -32,15 +33,20 @@ DEBIAN = (
     "apt-get install podman podman-toolbox uidmap slirp4netns fuse-overlayfs crun catatonit netavark aardvark-dns "
     "mmdebstrap dbus-user-session"
 )
+JOURNALD = Path("/run/systemd/journal/socket")
+LOADER = re.compile(rb"/run/host(/(?:usr/)?lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
 SUBIDS = 600_000_000  # where the private user's further ids begin: nobody's account has them
+# Neither keyrings nor sysctls, which a machine that is a container itself (systemd-nspawn) may not give.
 CONTAINERS_CONF = """\
 [containers]
 default_ulimits = ["nofile=1024:4096", "nproc=16384:16384"]
 pids_limit = 0
+keyring = false
+default_sysctls = []
 [engine]
 cgroup_manager = "systemd"
-events_logger = "file"
 """
+WITHOUT_JOURNALD = 'events_logger = "file"\n'
 
 
 class ContainerManager(UserManager):
@@ -49,7 +55,14 @@ class ContainerManager(UserManager):
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         user = "accelerd-test" if self.private else getpass.getuser()
         base = {**super().environment(), "USER": user, "LOGNAME": user, "SHELL": "/bin/bash"}
+        if self.programs.is_dir():
+            base["PATH"] = f"{self.programs}:{base['PATH']}"
         return {**base, **(extra or {})}
+
+    @property
+    def programs(self) -> Path:
+        """What goes before the machine's own programs, if anything does."""
+        return self.base / "bin"
 
 
 @contextmanager
@@ -61,8 +74,15 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
     built = time.monotonic()
     with contextmanager(_world)() as manager:
         try:
-            manager.write(manager.home / ".config/containers/containers.conf", CONTAINERS_CONF)
+            settings = CONTAINERS_CONF if JOURNALD.exists() else CONTAINERS_CONF + WITHOUT_JOURNALD
+            manager.write(manager.home / ".config/containers/containers.conf", settings)
             manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
+            if (
+                not manager.private
+            ):  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
+                for name in ("bus", "systemd"):
+                    (manager.runtime_dir / name).symlink_to(manager.bus_runtime / name)
+            _runnable_toolbox(manager)
             with tar.open("rb") as file:
                 _import(manager, file)
             done = time.monotonic()
@@ -85,6 +105,25 @@ def _require() -> None:
 
 def _program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/libexec/podman:/usr/lib/podman")
+
+
+def _runnable_toolbox(manager: ContainerManager) -> None:
+    """Distributions link toolbox against the loader below /run/host, so that one program serves on both sides; on a host
+    that is to be a link to /. Where it is none (inside systemd-nspawn it holds other things; no systemd has made it), the
+    tests get a copy of the program that names the loader where it is.
+    """
+    if manager.run(["toolbox", "--version"], check=False).returncode == 0:
+        return
+    program = Path(_program("toolbox") or "").read_bytes()
+    found = LOADER.search(program)
+    if found is None:
+        trouble = manager.run(["toolbox", "--version"], check=False).stderr
+        pytest.fail(f"toolbox does not run here: {trouble}", pytrace=False)
+    fitting = found[1].ljust(len(found[0]), b"\0")
+    copy = manager.directory(manager.programs) / "toolbox"
+    manager.write(copy, "", 0o700)
+    copy.write_bytes(program.replace(found[0], fitting))
+    manager.run(["toolbox", "--version"])
 
 
 def _import(manager: ContainerManager, tar: object) -> None:

@@ -106,7 +106,9 @@ class LlamaServer(Engine):
         """What its build can do, and the model as that build sees it."""
         if place is None:
             return await self.features(spec), spec
-        found = await place.look(spec, spec.binary or self._settings.binary, inside.files_of(spec))
+        # What is set for all models is a program of this machine: inside, its name alone may mean something.
+        program = spec.binary or os.path.basename(self._settings.binary)
+        found = await place.look(spec, program, inside.files_of(spec))
         features = await self._features.read_inside(found, lambda *argv: place.ask(spec, *argv))
         return features, inside.as_seen_inside(spec, found)
 

@@ -31,6 +31,8 @@ UNEXECUTED: Final = re.compile(
     r"|ERROR \(catatonit[^)]*\): failed to (exec .*)|\[FATAL tini \(\d+\)\] (exec .*)"
 )
 
+INIT_PATIENCE: Final = 2.0  # s from the program's end to that of its init
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -99,8 +101,12 @@ class HeldLeader:
         deputy: Deputy | None = None,
         deputy_only: bool = False,
         oom: OomWatch | None = None,
+        init: int | None = None,
     ) -> None:
-        """`finish` cleans up after the end, once; `close` lets go of what the home holds open for it."""
+        """`finish` cleans up after the end, once; `close` lets go of what the home holds open for it.
+
+        `init` is a pidfd of the container's init, which tells the engine how the program ended: it is not over before.
+        """
         self.pid = pid
         self.exited = asyncio.Event()
         self.status: int | None = None
@@ -113,6 +119,8 @@ class HeldLeader:
         self._deputy = deputy
         self._deputy_only = deputy_only
         self._oom = oom
+        self._init = init
+        self._late: asyncio.TimerHandle | None = None
         self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -124,9 +132,26 @@ class HeldLeader:
     def _seen(self) -> None:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
+        if self._init is not None:
+            self._loop.add_reader(self._init, self._over)
+            self._late = self._loop.call_later(INIT_PATIENCE, self._over)
+        else:
+            self._over()
+
+    def _over(self) -> None:
+        self._forget_init()
         if not self.exited.is_set():
             self.exited.set()
             self._on_exit()
+
+    def _forget_init(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if self._init is not None:
+            self._loop.remove_reader(self._init)
+            os.close(self._init)
+            self._init = None
 
     def signal(self, number: int) -> None:
         if self._pidfd is None or self.exited.is_set():
@@ -185,6 +210,7 @@ class HeldLeader:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        self._forget_init()
         if self._reader is not None:
             self._reader.close()
         self._close()

@@ -245,11 +245,12 @@ class RunHome:
         return ["--security-opt=label=disable", *(f"--volume={mount}" for mount in found.values())]
 
     async def _held(self, start: _Start, reader: OutputReader | None, on_exit: Callable[[], None]) -> HeldLeader:
-        process = await self._appears(start)
-        pidfd, oom = None, None
+        process, above = await self._appears(start)
+        pidfd, init, oom = None, None, None
         if process is not None:
             oom = OomWatch.of(self._roots, process.pid)
             try:
+                init = hold(self._roots.proc, above) if above is not None else None
                 pidfd = hold(self._roots.proc, process)
             except Gone:
                 log.debug("%s ended at once", start.name)
@@ -259,28 +260,29 @@ class RunHome:
 
         return HeldLeader(
             process.pid if process is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
-            close=lambda: _close(start), reader=reader, deputy=deputy, oom=oom,
+            close=lambda: _close(start), reader=reader, deputy=deputy, oom=oom, init=init,
         )  # fmt: skip
 
-    async def _appears(self, start: _Start) -> Process | None:
-        """The program's own process, behind the container's init; None: it has ended already. HomeError."""
+    async def _appears(self, start: _Start) -> tuple[Process | None, Process | None]:
+        """The program's own process, and the container's init above it; None: it has ended already. HomeError."""
         deadline = self._clock.monotonic() + APPEAR_PATIENCE
         while True:
             found = await self._engine.inspect(start.name)
             if found is None or not found.running:
-                return None
-            process = await asyncio.to_thread(self._behind_init, found)
+                return None, None
+            process, init = await asyncio.to_thread(self._behind_init, found)
             if process is not None:
-                return process
+                return process, init
             if self._clock.monotonic() > deadline:
                 raise HomeError(f"container {start.name} runs, but its program does not begin")
             await asyncio.sleep(POLL)
 
-    def _behind_init(self, container: Container) -> Process | None:
+    def _behind_init(self, container: Container) -> tuple[Process | None, Process | None]:
+        """The program and the init above it, where it has one."""
         link = tree.look(self._roots.proc, container.pid) if container.pid else None
         if link is None or link.process.name not in INITS:
-            return link.process if link is not None else None
-        return next(iter(tree.children(self._roots.proc, container.pid)), None)
+            return (link.process if link is not None else None), None
+        return next(iter(tree.children(self._roots.proc, container.pid)), None), link.process
 
     # --- the end ----------------------------------------------------------------------------------------------
 
