@@ -113,7 +113,7 @@ def test_under_sudo_the_installer_refuses(machine: Machine) -> None:
 def test_an_old_python_is_named_with_what_to_do(machine: Machine) -> None:
     (machine.bin / "python3").unlink()
     machine.fake("python3", '[ "$1" = --version ] && echo "Python 3.9.2" || exit 1')
-    done = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; require_python")
+    done = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; OWN_PYTHON=python3 require_python")
     assert done.returncode == 1
     assert "found: Python 3.9.2" in done.stderr
     assert "ACCELERD_PYTHON" in done.stderr

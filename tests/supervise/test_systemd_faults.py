@@ -290,7 +290,7 @@ async def test_choice_of_a_home(house: House) -> None:
     assert choice(ModelSpec("m", survive=False, memory_max=1 << 30)).kind == "systemd"
     with pytest.raises(HomeError, match="toolbox"):
         choice(ModelSpec("m", home="toolbox"))
-    assert await HomeChoice(homes, None).look() is None
+    assert await HomeChoice(homes, None).look() == "this machine has none"
 
 
 async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: House) -> None:
