@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,29 +32,34 @@ def service(container_manager: ContainerManager) -> Iterator[ContainerService]:
 
 
 class Journal:
-    """The other end of journald's protocol: records as they come in."""
+    """The other end of journald's protocol: takes every record at once, as journald does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        path.chmod(0o666)
         self._records: list[dict[str, str]] = []
+        self._reader = threading.Thread(target=self._read, name="journal")
 
     def __enter__(self) -> Journal:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self.path.chmod(0o666)
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader
+        self._reader.join()
         self._socket.close()
+        self.path.unlink()
+
+    def _read(self) -> None:
+        while data := self._socket.recv(1 << 16):
+            lines = data.decode(errors="replace").splitlines()
+            self._records.append(dict(line.split("=", 1) for line in lines if "=" in line))
 
     def of(self, message_id: str) -> list[dict[str, str]]:
         """All records with this id so far."""
-        try:
-            while True:
-                lines = self._socket.recv(1 << 16, socket.MSG_DONTWAIT).decode(errors="replace").splitlines()
-                self._records.append(dict(line.split("=", 1) for line in lines if "=" in line))
-        except BlockingIOError:
-            return [record for record in self._records if record.get("MESSAGE_ID") == message_id]
+        return [record for record in list(self._records) if record.get("MESSAGE_ID") == message_id]
 
 
 class Kernel:
