@@ -134,7 +134,8 @@ class Daemon:
 
     async def _look_for_systemd(self) -> None:
         why_not = await self._parts.homes.look()
-        self._degraded = f"models run as children of accelerd and end with it: {why_not}" if why_not else None
+        if why_not:
+            self._degraded = f"no systemd user manager answers ({why_not}): models are children and end with accelerd"
 
     def _on_stop(self) -> None:
         if self._stop.is_set():

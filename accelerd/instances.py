@@ -66,6 +66,8 @@ class Facts:
     pid: int | None  # the engine's own process, once spawned
     started: float  # monotonic seconds
     plan: LaunchPlan | None  # None while it is being made
+    home: str | None = None  # "systemd", "toolbox", …, once chosen
+    place: str | None = None  # what it is called there: the unit, the container; None: it has no name of its own
 
 
 class Supervisor(Protocol):

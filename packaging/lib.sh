@@ -102,12 +102,14 @@ have_helper() {
 
 # missing_packages NEED...: the packages that would meet the needs that are not met, in one line.
 missing_packages() {
-  local need out=""
+  local need package out=""
   for need in "$@"; do
     met "$need" && continue
     [ "$(package_manager)" = none ] && die "cannot find what is needed ($need), and this system has neither apt-get nor dnf" \
       "install Python 3.11 or newer with its venv module, a C++ compiler, tar, gzip, awk, findutils and util-linux, then run this again"
-    out+=" $(package_for "$need")"
+    for package in $(package_for "$need"); do
+      case "$out " in *" $package "*) ;; *) out+=" $package" ;; esac
+    done
   done
   printf '%s' "${out# }"
 }

@@ -139,6 +139,8 @@ class Control:
             "since": snapshot.since,
             "reason": snapshot.reason,
             "pid": facts.pid if facts else None,
+            "home": facts.home if facts else None,
+            "place": facts.place if facts else None,
             "leases": snapshot.leases,
             "queue": snapshot.queue,
             "idle": snapshot.idle,
@@ -164,6 +166,9 @@ class Control:
         answer = {
             "model": snapshot.spec.name,
             "state": snapshot.state,
+            "pid": facts.pid if facts else None,
+            "home": facts.home if facts else None,
+            "place": facts.place if facts else None,
             "argv": list(plan.argv),
             "command": shlex.join(plan.argv),
             "flags": [{"text": f.text, "source": f.source, "reason": f.reason} for f in plan.flags],

@@ -8,13 +8,13 @@ An Instance (instance.py) lives the life, whatever the home.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.processes import Mark
+from accelerd.supervise.processes import Mark, Process
 
 
 class HomeError(Exception):
@@ -99,4 +99,22 @@ class Home(Protocol):
 
     async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
         """Hold on to what an earlier daemon started; None when it lives no more."""
+        ...
+
+
+@runtime_checkable
+class Unmarked(Protocol):
+    """A Home whose processes do not carry the mark: it alone knows them."""
+
+    async def living(self, kept: Kept) -> Sequence[Process]:
+        """Those that live of what an earlier daemon started; none when it cannot be told."""
+        ...
+
+
+@runtime_checkable
+class Untidy(Protocol):
+    """A Home that can leave something behind that is no process."""
+
+    async def tidy(self, owner: str, spared: Collection[str]) -> int:
+        """Remove it, but for the instances (Mark.instance) in `spared`. How many there were. HomeError."""
         ...

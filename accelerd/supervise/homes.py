@@ -26,18 +26,18 @@ class HomeChoice:
         self._why_not = "this machine has none"
 
     async def look(self) -> str | None:
-        """Ask the user's systemd whether it is there. Returned: why one that should be does not answer.
+        """Ask the user's systemd whether it is there. Returned: why it does not answer.
 
         Its answer holds until the next look.
         """
         self._units = False
         if self._manager is None:
-            return None
+            return self._why_not
         try:
             await self._manager.environment()
         except ManagerError as error:
             self._why_not = str(error)
-            log.warning("models run as children of accelerd and end with it: %s", error)
+            log.warning("no systemd user manager answers: %s", error)
             return self._why_not
         self._units = "systemd" in self._homes
         return None

@@ -89,6 +89,8 @@ class Instance:
         self._plan: LaunchPlan | None = None
         self._found = found
         self._leader: Leader | None = None
+        self._home: str | None = None  # what people may know of where it lives
+        self._place: str | None = None
         self._record = KeptRecord(house.records, mark, found.record if found is not None else None, self._log)
         self._loading: Loading | None = None
         self._feed: JournalFeed | None = None
@@ -121,7 +123,7 @@ class Instance:
     def let_go(self) -> bool:
         """Shall it live on without this daemon? Then its task only needs to be cancelled."""
         lives = self._leader is not None and not self._leader.exited.is_set()
-        self._letting_go = lives and self._record.exists and self._stop is None and not self._ending
+        self._letting_go = lives and self._record.survives and self._stop is None and not self._ending
         return self._letting_go
 
     def probe(self) -> None:
@@ -130,7 +132,7 @@ class Instance:
 
     def facts(self) -> Facts:
         pid = self._leader.pid if self._leader is not None else None
-        return Facts(self.spec.name, pid, self._started, self._plan)
+        return Facts(self.spec.name, pid, self._started, self._plan, self._home, self._place)
 
     @property
     def resident(self) -> int | None:
@@ -176,6 +178,7 @@ class Instance:
             self._wake.clear()  # it was the exit of the process before
         try:
             home = self._house.choose(self.spec)
+            self._lives_in(home, home.place(self.spec, self.mark))
             self._open_feed()
             raced = await race(self._wake.wait(), self._make_plan(home))
         except HomeError as error:
@@ -211,6 +214,7 @@ class Instance:
         """The life of an instance that another daemon started."""
         self._plan = plan = found.plan
         home = self._house.homes[found.kept.home]
+        self._lives_in(home, found.kept.place)
         age = max(process.age() for process in found.processes)
         self._started = self._spawned = self._house.clock.monotonic() - age
         self._open_feed()
@@ -230,6 +234,9 @@ class Instance:
             raise
         strays = await self._end(leader, plan)
         return self._verdict(plan, leader, ending, strays)[0]
+
+    def _lives_in(self, home: Home, place: str) -> None:
+        self._home, self._place = home.kind, place if place != self.mark.instance else None
 
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)

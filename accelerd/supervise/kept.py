@@ -1,4 +1,4 @@
-"""Records of the instances that outlive the daemon: what the next daemon must know to take them over.
+"""Records of the instances that can outlive the daemon: what the next one must know to take them over, or to end them.
 
 Each is one file, written before the process is started and removed when it is proven gone; so whatever happens in
 between, a process without a record is nobody's and ended. Blocking file work: call it in a thread.
@@ -20,6 +20,7 @@ import msgspec
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
+from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.home import Home, Kept
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.processes import Mark, Process
@@ -46,6 +47,7 @@ class Record:
     kept: Kept
     plan: LaunchPlan
     phase: Phase = Phase.STARTING
+    survives: bool = True  # False: the next daemon only ends it, and what its home has of it
     version: int = VERSION
 
 
@@ -79,8 +81,8 @@ def fingerprint(spec: ModelSpec) -> str:
 
 
 def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, mark: Mark) -> Record | None:
-    """What is to be kept of an instance that is about to start; None: it shall not outlive the daemon."""
-    if not (home.survives and spec.survive):
+    """What is to be kept of an instance that is about to start; None: of a plain child, which leaves nothing."""
+    if home.kind == ChildHome.kind:
         return None
     kept = Kept(
         model=spec.name,
@@ -92,7 +94,7 @@ def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, mark: Mark) -> Reco
         port=plan.endpoint.port,
         secret=plan.secret,
     )
-    return Record(kept, replace(plan, env={}, secret=""))
+    return Record(kept, replace(plan, env={}, secret=""), survives=home.survives and spec.survive)
 
 
 class _Versioned(msgspec.Struct):
@@ -165,8 +167,9 @@ class KeptRecord:
         self._log = log
 
     @property
-    def exists(self) -> bool:
-        return self._record is not None
+    def survives(self) -> bool:
+        """Will the next daemon want it?"""
+        return self._record is not None and self._record.survives
 
     async def begin(self, record: Record | None) -> None:
         """Before the start, so that the next daemon knows of whatever comes of it. None: there shall be none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from accelerd import names
@@ -19,7 +19,7 @@ from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import memory
 from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.home import Home
+from accelerd.supervise.home import Home, HomeError, Unmarked, Untidy
 from accelerd.supervise.instance import House, Instance
 from accelerd.supervise.kept import Phase, RecordStore, Survivor
 from accelerd.supervise.limits import Limits
@@ -145,8 +145,12 @@ class ProcessSupervisor(Supervisor):
         for record in records:
             kept = record.kept
             home = self._house.homes.get(kept.home)
-            if record.phase is not Phase.ENDING and home is not None and home.survives:
-                members = await asyncio.to_thread(self._house.table.members, kept.mark, None)
+            wanted = record.survives and record.phase is not Phase.ENDING
+            if wanted and home is not None and home.survives:
+                if isinstance(home, Unmarked):
+                    members = await home.living(kept)
+                else:
+                    members = await asyncio.to_thread(self._house.table.members, kept.mark, None)
                 if members:
                     found.append(Survivor(record, tuple(members)))
         return found
@@ -163,11 +167,20 @@ class ProcessSupervisor(Supervisor):
         unwanted = [record.kept for record in records if record.kept.mark.instance not in spared]
         count = len(await asyncio.to_thread(house.table.owned, self._owner, spared))
         await asyncio.gather(*(end_kept(house.homes, one, house.limits) for one in unwanted))
-        await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared)
+        if await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared):
+            await self._tidy(spared)  # they were of no record: what else there is of them is not known
         sockets = {one.unix for one in kept if one.unix is not None}
         await asyncio.to_thread(remove_sockets, house.roots.instances, sockets)
         await asyncio.to_thread(remove_files, house.roots.instances, spared)
         return count
+
+    async def _tidy(self, spared: Collection[str]) -> None:
+        for home in self._house.homes.values():
+            if isinstance(home, Untidy):
+                try:
+                    await home.tidy(self._owner, spared)
+                except HomeError as error:
+                    log.warning("%s: something of an earlier accelerd may be left: %s", home.kind, error)
 
     async def close(self, within: float, *, keep: bool = False) -> bool:
         """Stop all, the youngest first, and wait; after `within` seconds kill all. False: something would not go.

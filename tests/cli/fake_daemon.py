@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from accelerd import __version__
+
 
 @dataclass
 class Reply:
@@ -144,7 +146,7 @@ def model(name: str, state: str = "stopped", **changes: Any) -> dict[str, Any]:
 
 def status(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "version": "0.1.0", "pid": 4711, "uptime": 5580.0, "state": "running", "status": "2 of 5 models loaded",
+        "version": __version__, "pid": 4711, "uptime": 5580.0, "state": "running", "status": "2 of 5 models loaded",
         "listen": ["127.0.0.1:4000", "[::1]:4000"],
         "config": {"files": ["/home/u/.config/accelerd/accelerd.toml"], "problems": []},
         "scheduler": {"memory_limit": 20 << 30, "memory_source": "80 % of the machine's memory",

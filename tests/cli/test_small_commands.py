@@ -97,3 +97,13 @@ def test_version_with_and_without_daemon(ctl: Ctl, daemon: FakeDaemon) -> None:
     alone = ctl("version", "--socket", "/nowhere")
     assert alone.status == 0
     assert "is not running" in alone.out
+
+
+def test_explain_says_where_it_lives(ctl: Ctl, daemon: FakeDaemon) -> None:
+    for home, place, words in (
+        ("systemd", "accelerd-m.service", ", process 4712 in unit accelerd-m.service"),
+        ("toolbox", "llama", ", process 4712 in toolbox llama"),
+        ("child", None, ", process 4712\n"),
+    ):
+        daemon.answers["GET explain"] = Reply({**EXPLAINED, "pid": 4712, "home": home, "place": place})
+        assert words in ctl("explain", "gemma-3-4b-it").out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from accelerd import __version__
 from accelerd.cli.commands.status import telling
 
 from .conftest import Ctl
@@ -19,7 +20,7 @@ def row(text: str, name: str) -> list[str]:
 
 def test_header_has_the_totals(ctl: Ctl, daemon: FakeDaemon) -> None:
     head = ctl("status").out.splitlines()[0]
-    assert head.startswith("accelerd 0.1.0")
+    assert head.startswith(f"accelerd {__version__}")
     for part in ("up 1 h 33 min", "2 of 6 loaded", "9.0 of 20.0 GiB", "3 waiting"):
         assert part in head
 
@@ -47,6 +48,16 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "error loading model" in note
     assert "accelctl reset broken" in note
     assert "accelctl logs flaky" in note
+
+
+def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("m", "reclaiming", residue=3 << 30)))
+    assert "¹ m: 3.0 GiB that it used are not back from the device" in " ".join(ctl("status").out.split())
+
+
+def test_A15_what_cannot_be_killed_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("m", "killing", reason="does not end, 30 s after SIGKILL")))
+    assert "¹ m: does not end, 30 s after SIGKILL" in ctl("status").out
 
 
 def test_the_line_that_names_the_cause() -> None:
@@ -109,7 +120,7 @@ def test_json_is_the_daemons_own_answer(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 def test_unknown_fields_and_missing_ones_do_no_harm(ctl: Ctl, daemon: FakeDaemon) -> None:
     sparse = {"name": "m", "state": "ready", "surprise": 1}
-    daemon.answers["GET status"] = Reply({"version": "0.1.0", "models": [sparse], "surprise": 2})
+    daemon.answers["GET status"] = Reply({"version": "1.0", "models": [sparse], "surprise": 2})
     assert row(ctl("status").out, "m")[:2] == ["m", "ready"]
     assert row(ctl("models").out, "m")[:2] == ["m", "ready"]
 

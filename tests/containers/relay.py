@@ -55,6 +55,8 @@ class Second:
                 return f"the second pytest ended with {self._process.returncode}:\n{self._log.read()[-6000:]}"
             report = json.loads(line)
             self._results[report["nodeid"]] = report["trouble"]
+            if len(self._results) == len(self._wanted):
+                self._process.wait(60)  # or it would be a zombie among the children of the tests that follow
         return self._results[nodeid]
 
     def __exit__(self, *_: object) -> None:

@@ -139,9 +139,12 @@ async def test_what_has_ended_meanwhile_is_not_taken_over(containers: World, mak
 async def test_tidy_removes_what_is_ours(containers: World, make: Callable[[], RunHome]) -> None:
     mine = order(containers)
     label = f"{LABEL_OWNER}={mine.mark.owner}"
+    spared = ("--label", f"{LABEL_INSTANCE}=kept")
     containers.podman("run", "--detach", "--name", "left", "--label", label, containers.image, "sleep", "1000")
-    assert await make().tidy(mine.mark.owner) == 1
-    assert await make().tidy(mine.mark.owner) == 0
+    containers.podman("run", "--detach", "--name", "kept", "--label", label, *spared, containers.image, "sleep", "1000")
+    assert await make().tidy(mine.mark.owner, {"kept"}) == 1
+    assert await make().tidy(mine.mark.owner, {"kept"}) == 0
+    containers.podman("rm", "--force", "--time", "0", "kept")
     assert "left" not in containers.podman("ps", "--all", "--format", "{{.Names}}").split()
     assert containers.inspect(containers.toolbox)["State"]["Running"]
 

@@ -17,12 +17,14 @@ from typing import Any
 import psutil
 
 from accelerd import names
+from tests.containers import standins
 from tests.daemon.kit import Site, marked
 from tests.daemon.service import Service, ended
 from tests.system.containers import IMAGE, ContainerManager
-from tests.system.systemd_user import REPO
+from tests.system.systemd_user import REPO, free_port
 
 TOOLBOX = "tb"  # the user's own, which no model's end may stop
+EXISTING = "mine"  # another container of the user's own
 _numbers = itertools.count(1)
 
 
@@ -46,6 +48,35 @@ class ContainerService(Service):
     def toolbox_model(self, name: str, mode: str = "ok", env: dict[str, str] | None = None, **settings: Any) -> str:
         """TOML of a fake model in the user's toolbox."""
         return self.site.model(name, mode, env, **{"home": "toolbox", "container": TOOLBOX, **settings})
+
+    def every_home(self, mode: str = "ok", **settings: Any) -> dict[str, str]:
+        """TOML of a model for each home that a machine may have, by name."""
+        site, folder = self.site, str(self.site.directory)
+        in_image = {"home": "podman", "image": IMAGE, "mounts": [str(self.fakes), folder]}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+        self._create_existing(mode)
+        return {
+            "unit": site.model("unit", mode, home="systemd", **settings),
+            "box": self.toolbox_model("box", mode, **settings),
+            "distro": self.toolbox_model("distro", mode, home="distrobox", **settings),
+            "run": site.model("run", mode, **in_image, **settings),
+            "plain": site.model("plain", mode, home="child", **settings),
+            "own": "\n".join(["[models.own]", 'home = "container"', f'container = "{EXISTING}"', *lines, ""]),
+        }
+
+    def _create_existing(self, mode: str) -> None:
+        """A container of the user's that serves a model whenever it runs."""
+        port = str(free_port())
+        server = [str(self.site.program), "-m", "x", "--host", "0.0.0.0", "--port", port]
+        options = [f"--volume={self.manager.home}:{self.manager.home}", f"--publish=127.0.0.1:{port}:{port}"]
+        self.podman("create", "--name", EXISTING, f"--env=FAKE_MODE={mode}", *options, IMAGE, "python3", *server)
+
+    def with_distrobox(self) -> dict[str, str]:
+        """An environment for the service in which there is a distrobox."""
+        folder = standins.install(self.manager.directory(self.manager.home / "standins"), "distrobox")
+        for path in (folder, *folder.iterdir()):
+            path.chmod(0o755)
+        return {"PATH": f"{folder}:{self.manager.environment()['PATH']}"}
 
     # --- containers ---
 
@@ -106,7 +137,7 @@ def container_service(manager: ContainerManager) -> Iterator[ContainerService]:
             yield service
     finally:
         manager.close()
-        for name in service.own_containers():
+        for name in (*service.own_containers(), EXISTING):
             service.podman("rm", "--force", "--time", "0", name, check=False)
         for log in manager.logs.iterdir():
             log.unlink()

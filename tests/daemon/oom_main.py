@@ -1,20 +1,27 @@
-"""An accelerd whose plain children count as out of memory when they are killed: python -m tests.daemon.oom_main
+"""An accelerd for which SIGKILL to a model is an end for want of memory: python -m tests.daemon.oom_main
 
-The limits that make a kernel do it need control groups that not every machine of a test hands out.
+The limits that make a kernel do it need control groups that not every machine of a test hands out. $TEST_SYS is its
+/sys, where a test counts the kernel's kills in a container; what it logs goes to the journal socket $TEST_JOURNAL too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerd.app import make_homes, serve
 from accelerd.ports import Roots
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.home import Home, Leader, Order
+from accelerd.supervise.systemd import SystemdHome
 from accelerd.system import logs
+from accelerd.system.journal import JournalClient, JournalHandler
 
 
 class CrampedHome(ChildHome):
@@ -32,10 +39,30 @@ class CrampedHome(ChildHome):
         return leaders[0]
 
 
+class CrampedManager:
+    """A UserManager that calls every SIGKILL what systemd calls one of the kernel for want of memory."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    async def show(self, unit: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = await self._manager.show(unit)
+        killed = found is not None and (found["Result"], found["ExecMainStatus"]) == ("signal", signal.SIGKILL)
+        return {**(found or {}), "Result": "oom-kill"} if killed else found
+
+
 def homes(roots: Roots, manager: Any) -> dict[str, Home]:
-    return make_homes(roots, manager) | {"child": CrampedHome(proc=roots.proc, sys=roots.sys)}
+    found = make_homes(roots, manager) | {"child": CrampedHome(proc=roots.proc, sys=roots.sys)}
+    if manager is not None:
+        found["systemd"] = SystemdHome(CrampedManager(manager), roots)  # type: ignore[arg-type]
+    return found
 
 
 if __name__ == "__main__":
     logs.configure(None)
-    asyncio.run(serve(Roots.from_env(), homes))
+    if "TEST_JOURNAL" in os.environ:
+        logging.getLogger().addHandler(JournalHandler(JournalClient(Path(os.environ["TEST_JOURNAL"]))))
+    asyncio.run(serve(replace(Roots.from_env(), sys=Path(os.environ.get("TEST_SYS", "/sys"))), homes))

@@ -61,24 +61,22 @@ class Service(Daemon):
         for name, extra in ((REAPER, ""), (SERVICE, dropin), (SOCKET, "")):
             if name == SOCKET and not socket:
                 continue
-            text = (UNITS / name).read_text().replace(REAPER, self.reaper).replace(":4000", f":{self.port}")
-            manager.install(self.reaper if name == REAPER else name, text, dropin=extra, environment=environment)
+            text = (UNITS / name).read_text().replace(":4000", f":{self.port}")
+            manager.install(name, text, dropin=extra, environment=environment)
 
     def upgrade(self) -> None:
         """Put another program in the place of the installed one, as an installer does."""
         self._upgrades += 1
+        self.program(f'export {UPGRADE}={self._upgrades}\nexec {sys.executable} -m accelerd "$@"')
+
+    def program(self, script: str) -> None:
+        """What the unit is to run from now on."""
         path = self.manager.home / ".local/bin/accelerd"
-        text = f'#!/bin/sh\nexport {UPGRADE}={self._upgrades}\nexec {sys.executable} -m accelerd "$@"\n'
-        self.manager.script(path.with_name("accelerd.new"), text).replace(path)
+        self.manager.script(path.with_name("accelerd.new"), f"#!/bin/sh\n{script}\n").replace(path)
 
     def version_tag(self) -> str | None:
         """Which upgrade runs."""
         return psutil.Process(self.main_pid()).environ().get(UPGRADE)
-
-    @property
-    def reaper(self) -> str:
-        """Its name beside the other units of the test."""
-        return self.manager.unit(SERVICE).replace(".service", "-reaper.service")
 
     def configure(self, text: str) -> None:
         preamble = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\ndrain_timeout = "5s"\n'
@@ -115,8 +113,12 @@ class Service(Daemon):
 
     def reaped(self) -> bool:
         """Is the reaper through with what it may have had to do?"""
-        seen = self.manager.properties(self.reaper)
+        seen = self.manager.properties(REAPER)
         return seen["ActiveState"] in ("inactive", "failed") and not seen.get("Job")
+
+    def accelctl(self, *args: str) -> str:
+        """What it prints."""
+        return self.manager.run([self.manager.home / ".local/bin/accelctl", *args]).stdout
 
     # --- what is there ---
 
@@ -134,7 +136,7 @@ class Service(Daemon):
         """The units of models that systemd has."""
         pattern = ["accelerd-*.service", "accelerd-*.scope"]
         lines = self.manager.systemctl("list-units", "--all", "--plain", "--no-legend", *pattern).stdout.splitlines()
-        own = {self.manager.unit(SERVICE), self.reaper}
+        own = {SERVICE, REAPER}
         return {line.split()[0] for line in lines if line.strip()} - own
 
     def files(self) -> set[str]:
@@ -152,7 +154,7 @@ class Service(Daemon):
         return f"{marked(self)} {self.model_units()} {self.files()}\n{self.output()}"
 
     def output(self) -> str:
-        return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(self.reaper)
+        return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(REAPER)
 
     def listening(self) -> set[str]:
         """Every unix socket and TCP port that processes with our mark listen at."""
@@ -178,7 +180,7 @@ def ended(service: Service) -> Iterator[Service]:
         yield service
     finally:
         print(f"--- accelerd's output ---\n{service.output()}")  # pytest shows it on failure
-        manager.systemctl("stop", *service.units, service.reaper, check=False)
+        manager.systemctl("stop", *service.units, REAPER, check=False)
         units = service.model_units()
         if units:
             manager.systemctl("kill", "--signal=KILL", *units, check=False)

@@ -80,14 +80,21 @@ def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory,
     assert daemon.status()["scheduler"]["memory_used"] == seen["memory"]
 
 
-def test_B26_without_systemd_it_starts_and_says_what_is_missing(daemons: DaemonFactory, site: Site) -> None:
-    daemon = daemons.start(QUICK + site.model("a"))
-    assert "no systemd user manager answers" in daemon.status()["degraded"]
+def test_B26_without_systemd_it_starts_and_says_where_models_live(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("a") + site.model("b", home="systemd"))
     assert daemon.chat("a").status == 200
+    assert daemon.status("a")["home"] == "child"
+    answer = daemon.chat("b")
+    assert (answer.status, answer.code) == (503, "model_failed")
+    assert "this machine has none" in answer.json()["error"]["message"]
 
 
-def test_B26_a_bus_that_is_not_there_does_not_hold_up_the_start(daemons: DaemonFactory, site: Site) -> None:
-    nowhere = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent/bus"}
+def test_B26_a_systemd_that_does_not_answer_makes_it_degraded(daemons: DaemonFactory, site: Site) -> None:
+    """Its socket is there and nobody is behind it: the start is not held up."""
+    runtime = Path(daemons.environment()["XDG_RUNTIME_DIR"])
+    (runtime / "systemd").mkdir()
+    (runtime / "systemd/private").touch()
+    nowhere = {"XDG_RUNTIME_DIR": str(runtime), "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent/bus"}
     daemon = daemons.start(QUICK + site.model("a") + site.model("b", home="systemd"), env=nowhere)
     assert "no systemd user manager answers" in daemon.status()["degraded"]
     assert daemon.chat("a").status == 200

@@ -158,7 +158,7 @@ def test_B06_when_systemd_gives_up_the_reaper_ends_what_is_left(service: Service
     service.manager.wait_for(SERVICE, ActiveState="failed")
     assert wait_until(service.nothing_left), service.leftovers()
     assert wait_until(service.reaped)
-    assert "ended 2 processes of it" in service.manager.output(service.reaper)
+    assert "ended 2 processes of it" in service.manager.output(REAPER)
 
 
 def test_a_stop_while_systemd_waits_to_restart_it_ends_the_models(service: Service) -> None:
@@ -186,7 +186,7 @@ def test_the_reaper_does_nothing_while_accelerd_runs(service: Service) -> None:
     service.install(two_models(service))
     service.start()
     pids = service.load("a", "b")
-    service.manager.systemctl("start", service.reaper)
+    service.manager.systemctl("start", REAPER)
     done = service.manager.run([service.manager.home / ".local/bin/accelerd", "--reap"])
     assert "nothing is reaped: another accelerd" in done.stderr
     assert service.pids("a", "b") == pids

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.containers.standins import install as install_standins
-from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
+from tests.daemon.container_service import EXISTING, TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK, alive
 from tests.daemon.service import SERVICE, SOCKET
 from tests.harness import eventually
-from tests.system.containers import IMAGE, ContainerManager, container_manager
-from tests.system.systemd_user import free_port, wait_until
+from tests.system.containers import ContainerManager, container_manager
+from tests.system.systemd_user import wait_until
 
 __all__ = ["container_manager"]
-
-EXISTING = "mine"  # the name of a container of the user's own
 
 
 @pytest.fixture
@@ -26,61 +22,27 @@ def service(container_manager: ContainerManager) -> Iterator[ContainerService]:
     yield from container_service(container_manager)
 
 
-@pytest.fixture
-def existing(service: ContainerService) -> Iterator[str]:
-    """A container of the user's that serves a model whenever it runs and does not listen to SIGTERM."""
-    port = str(free_port())
-    server = [str(service.site.program), "-m", "x", "--host", "0.0.0.0", "--port", port]
-    options = [f"--volume={service.manager.home}:{service.manager.home}", f"--publish=127.0.0.1:{port}:{port}"]
-    service.podman("create", "--name", EXISTING, "--env=FAKE_MODE=ignore-term", *options, IMAGE, "python3", *server)
-    yield EXISTING
-    service.podman("rm", "--force", "--time", "0", EXISTING)
-
-
-def every_home(service: ContainerService, **settings: Any) -> dict[str, str]:
-    """TOML of a model for each home, by kind."""
-    folders = [str(service.fakes), f"{service.site.directory}:{service.site.directory}"]
-    in_image = {"home": "podman", "image": IMAGE, "mounts": folders}
-    in_distrobox = {"home": "distrobox", "container": TOOLBOX}
-    return {
-        "unit": service.site.model("unit", "ignore-term", home="systemd", **settings),
-        "box": service.toolbox_model("box", "ignore-term", **settings),
-        "distro": service.site.model("distro", "ignore-term", **in_distrobox, **settings),
-        "run": service.site.model("run", "ignore-term", **in_image, **settings),
-        "plain": service.site.model("plain", "ignore-term", home="child", **settings),
-    }
-
-
-def path_with_standins(service: ContainerService) -> dict[str, str]:
-    """An environment in which there is a distrobox."""
-    folder = install_standins(service.manager.directory(service.manager.home / "standins"), "distrobox")
-    for path in (folder, *folder.iterdir()):
-        path.chmod(0o755)
-    return {"PATH": f"{folder}:{service.manager.environment()['PATH']}"}
-
-
 def test_A14_done_when_a_stop_leaves_no_process_in_any_home_although_sigterm_is_ignored(
-    service: ContainerService, existing: str
+    service: ContainerService,
 ) -> None:
-    models = every_home(service, stop_timeout=0.3)
-    own = f'[models.own]\nhome = "container"\ncontainer = "{existing}"\nstop_timeout = 0.3\n'
-    service.install(QUICK + own + "".join(models.values()), environment=path_with_standins(service))
+    models = service.every_home("ignore-term", stop_timeout=0.3)
+    service.install(QUICK + "".join(models.values()), environment=service.with_distrobox())
     service.start()
     began = service.toolbox_began()
-    pids = service.load("own", *models)
+    pids = service.load(*models)
     assert len(set(pids.values())) == 6
     assert service.own_containers() == {"accelerd-run"}
     service.stop_all()
     assert [name for name, pid in pids.items() if alive(pid)] == [], "stop returns when all is over"
     assert wait_until(service.nothing_left), service.leftovers()
-    assert (service.container(existing) or {})["State"]["Status"] == "exited"
+    assert (service.container(EXISTING) or {})["State"]["Status"] == "exited"
     assert service.toolbox_began() == began
     assert service.manager.properties(SERVICE)["Result"] == "success"
 
 
 def test_an_unload_ends_each_of_them_alone(service: ContainerService) -> None:
-    models = every_home(service, stop_timeout=0.2)
-    service.install(QUICK + "".join(models.values()), environment=path_with_standins(service))
+    models = service.every_home("ignore-term", stop_timeout=0.2)
+    service.install(QUICK + "".join(models.values()), environment=service.with_distrobox())
     service.start()
     pids = service.load(*models)
     for name in models:
@@ -91,9 +53,9 @@ def test_an_unload_ends_each_of_them_alone(service: ContainerService) -> None:
 
 
 def test_B06_when_the_daemon_dies_for_good_the_reaper_ends_all_in_every_home(service: ContainerService) -> None:
-    models = every_home(service, stop_timeout=0.3)
+    models = service.every_home("ignore-term", stop_timeout=0.3)
     dropin = "[Service]\nRestartSec=50ms\n[Unit]\nStartLimitBurst=2"
-    service.install(QUICK + "".join(models.values()), dropin=dropin, environment=path_with_standins(service))
+    service.install(QUICK + "".join(models.values()), dropin=dropin, environment=service.with_distrobox())
     service.start()
     began = service.toolbox_began()
     pids = service.load(*models)
@@ -116,20 +78,17 @@ def test_a_daemon_that_crashes_at_once_leaves_its_models_to_the_reaper(service: 
     service.install(QUICK + service.site.model("unit", home="systemd") + service.toolbox_model("box"), socket=False)
     service.start()
     pids = service.load("unit", "box")
-    service.manager.script(service.manager.home / ".local/bin/accelerd", BROKEN)
+    service.program('[ "$1" = --reap ] && exec python -m accelerd --reap\nexit 1')
     service.kill()
     service.manager.wait_for(SERVICE, ActiveState="failed")
     assert wait_until(service.nothing_left, 40), service.leftovers()
     assert not [name for name, pid in pids.items() if alive(pid)]
 
 
-BROKEN = '#!/bin/sh\n[ "$1" = --reap ] && exec python3 -m accelerd --reap\nexit 1\n'
-
-
 @pytest.mark.parametrize("how", ["kill", "restart"])
 def test_without_survive_they_end_with_the_daemon_in_every_home(service: ContainerService, how: str) -> None:
-    models = every_home(service, survive=False, stop_timeout=0.3)
-    service.install(QUICK + "".join(models.values()), environment=path_with_standins(service))
+    models = service.every_home("ignore-term", survive=False, stop_timeout=0.3)
+    service.install(QUICK + "".join(models.values()), environment=service.with_distrobox())
     service.start()
     began = service.toolbox_began()
     pids = service.load(*models)
@@ -159,7 +118,8 @@ def test_without_survive_the_toolbox_s_model_ends_although_no_daemon_comes(servi
 
 def test_A19_A20_A21_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
     modes = ("fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout")
-    service.install(QUICK + "".join(service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes))
+    models = [service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes]
+    service.install(QUICK + "".join(models))
     service.start()
     for mode in modes:
         service.events(f"load?model={mode}")

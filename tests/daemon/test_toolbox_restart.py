@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
+from tests.daemon.container_service import EXISTING, TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK, alive, whole_stream
 from tests.daemon.service import SERVICE
 from tests.system.containers import ContainerManager, container_manager
@@ -51,6 +51,28 @@ def test_B03_done_when_a_killed_daemon_is_back_within_2_s_and_no_model_has_notic
     assert service.toolbox_began() == began
     service.stop_all()
     assert wait_until(service.nothing_left), service.leftovers()
+
+
+@pytest.mark.parametrize("how", ["kill", "restart"])
+def test_B03_models_of_every_home_but_plain_children_live_on(service: ContainerService, how: str) -> None:
+    models = service.every_home()
+    service.install(QUICK + "".join(models.values()), environment=service.with_distrobox())
+    service.start()
+    pids = service.load(*models)
+    if how == "kill":
+        old = service.kill("KILL")
+    else:
+        old = service.main_pid()
+        service.manager.systemctl("restart", SERVICE)
+    service.back(old)
+    assert not alive(pids.pop("plain"))
+    assert service.pids(*pids) == pids
+    for name in pids:
+        assert service.chat(name).status == 200, name
+    assert service.site.spawns() == 5, "with the plain one, and without the container's own, which has no log"
+    service.stop_all()
+    assert wait_until(service.nothing_left), service.leftovers()
+    assert (service.container(EXISTING) or {})["State"]["Status"] == "exited"
 
 
 class Clients:

@@ -36,6 +36,8 @@ class Machine:
         (self.bin / "id").unlink()
         self.fake("id", "echo 1000")  # an ordinary user, also where the tests run as root
         self.fake("sudo", f'echo "sudo $*" >>{self.called}')
+        self.env = {"HOME": str(self.home), "PATH": str(self.bin), "LC_ALL": "C"}
+        self.env |= {"ACCELERD_SYSTEM_PYTHON": str(self.bin / "python3")}  # and not the real one
 
     def fake(self, name: str, script: str) -> None:
         path = self.bin / name
@@ -44,8 +46,8 @@ class Machine:
 
     def run(self, *argv: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(a) for a in argv], env={"HOME": str(self.home), "PATH": str(self.bin), "LC_ALL": "C", **env},
-            input=stdin, capture_output=True, text=True, timeout=60, check=False,
+            [str(a) for a in argv], env=self.env | env, input=stdin,
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     def shell(self, script: str, code: str, *args: str) -> str:
@@ -66,16 +68,17 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.mark.parametrize(
     ("manager", "install"),
     [
-        ("apt-get", "install -qy --no-install-recommends g++"),
-        ("dnf", "dnf install -y gcc-c++"),
+        ("apt-get", "install -qy --no-install-recommends python3 python3-venv python3-gi g++"),
+        ("dnf", "dnf install -y python3 python3-gobject-base gcc-c++"),
     ],
 )
 def test_without_a_terminal_and_without_yes_nothing_is_run(machine: Machine, manager: str, install: str) -> None:
+    python(machine, "python3")
     machine.fake(manager, f"echo {manager} >>{machine.called}")
     done = machine.run(PACKAGING / "install")
     assert done.returncode == 1
     assert "cannot ask for permission" in done.stderr
-    assert f"sudo {install}" in done.stderr or install in done.stderr
+    assert f" {install}\n" in done.stderr
     assert not machine.called.exists()
     assert not (machine.home / ".local").exists()
     assert not (machine.home / ".config").exists()
@@ -113,7 +116,7 @@ def test_under_sudo_the_installer_refuses(machine: Machine) -> None:
 def test_an_old_python_is_named_with_what_to_do(machine: Machine) -> None:
     (machine.bin / "python3").unlink()
     machine.fake("python3", '[ "$1" = --version ] && echo "Python 3.9.2" || exit 1')
-    done = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; require_python")
+    done = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; OWN_PYTHON=python3 require_python")
     assert done.returncode == 1
     assert "found: Python 3.9.2" in done.stderr
     assert "ACCELERD_PYTHON" in done.stderr
@@ -222,3 +225,143 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
     kept = {".config/accelerd/accelerd.toml", ".local/share/accelerd/models/hello.gguf"}
     assert left == (mine if purge else mine | kept)
     assert not (machine.home / ".local/share/accelerd/venv").exists()
+
+
+# --- PyGObject, which is not on PyPI in a form that needs no compiler ---
+
+
+def python(machine: Machine, name: str, *, gi: str = "", version: str = "3.11", base: str = "/usr") -> Path:
+    """A Python of that version; `gi`: where its PyGObject lies. Its environments have nothing and see everything."""
+    script = f"""
+    case "$*" in
+      *platlib*) echo "$(dirname "$0")/../lib" ;;
+      *gi.__file__*) [ -n "{gi}" ] && echo "{gi}" || exit 1 ;;
+      *"import Gio"*) [ -n "{gi}" ] && case $0 in */bin/python) [ -L "$(dirname "$0")/../lib/gi" ] ;; esac ;;
+      *base_prefix*) echo "{base} {version.replace(".", " ")}" ;;
+      *"version_info < (3, 11)"*) [ "{version}" != 3.10 ] ;;
+      *" venv "*|"-m venv "*) shift 2; mkdir -p "$1/bin" "$1/lib"; cp "$0" "$1/bin/python" ;;
+    esac"""
+    path = machine.bin / name
+    path.unlink(missing_ok=True)
+    machine.fake(name, script)
+    return path
+
+
+def missing(machine: Machine, **env: str) -> list[str]:
+    done = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; missing_packages python gi", **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_daemon_needs_the_distributions_pygobject(machine: Machine) -> None:
+    machine.fake("apt-get", "exit 1")
+    python(machine, "python3")
+    assert missing(machine) == ["python3", "python3-venv", "python3-gi"]
+    python(machine, "python3", gi="/usr/lib/python3/dist-packages/gi")
+    assert missing(machine) == []
+
+
+def test_no_package_is_asked_for_where_none_would_help(machine: Machine) -> None:
+    machine.fake("apt-get", "exit 1")
+    python(machine, "python3", base="/usr")
+    other = python(machine, "other", base="/opt")
+    assert missing(machine, ACCELERD_PYTHON=str(other)) == []
+    (machine.bin / "sudo").unlink()
+    assert missing(machine) == []  # nobody could install it: it is done without
+
+
+def test_the_distributions_python_goes_first(machine: Machine) -> None:
+    own = python(machine, "own", gi="/gi")
+    found = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; find_python", ACCELERD_SYSTEM_PYTHON=str(own))
+    assert found.stdout.strip() == str(own)
+    python(machine, "own", version="3.10")
+    found = machine.run("bash", "-c", f". {PACKAGING}/lib.sh; find_python", ACCELERD_SYSTEM_PYTHON=str(own))
+    assert found.stdout.strip() == str(machine.bin / "python3")
+
+
+def test_an_environment_is_lent_pygobject_and_nothing_else(machine: Machine) -> None:
+    gi = machine.home / "dist-packages/gi"
+    gi.mkdir(parents=True)
+    (gi.parent / "pip").mkdir()
+    python(machine, "python3", gi=str(gi))
+    machine.shell("lib.sh", 'make_venv "$1"; lend_gi "$1"', str(machine.home / "venv"))
+    found = list((machine.home / "venv/lib").iterdir())
+    assert [(path.name, path.readlink()) for path in found] == [("gi", gi)]
+
+
+def test_an_environment_of_another_python_is_made_anew(machine: Machine) -> None:
+    venv = machine.home / "venv"
+    python(machine, "python3", base="/opt/python")
+    machine.shell("lib.sh", 'make_venv "$1"; touch "$1/mark"; make_venv "$1"', str(venv))
+    assert (venv / "mark").exists()
+    python(machine, "python3", gi="/gi")
+    machine.shell("lib.sh", 'make_venv "$1"', str(venv))
+    assert not (venv / "mark").exists()
+
+
+def test_without_pygobject_the_installer_goes_on_and_says_what_that_means(machine: Machine) -> None:
+    python(machine, "python3")
+    done = machine.run("bash", "-c", f'. {PACKAGING}/install; make_venv "$VENV"; require_gi; echo on')
+    assert (done.returncode, done.stdout) == (0, "on\n")
+    assert "models will be children of" in done.stderr
+    assert "python3-gi" in done.stderr
+
+
+# --- units ---
+
+SYSTEMCTL = """
+echo "$*" >>"{called}"
+case "$*" in
+  *list-units*) printf 'accelerd-%s.service loaded active running x\\n' qwen mine ;;
+  *Transient*accelerd-qwen*) echo yes ;;
+  *Transient*) echo no ;;
+  *ActiveState*) echo inactive ;;
+esac
+"""
+
+
+def test_every_unit_is_installed_and_removed_and_no_model_is_left(machine: Machine) -> None:
+    machine.fake("systemctl", SYSTEMCTL.format(called=machine.called))
+    shipped = {path.name for path in (PACKAGING.parent / "units/user").iterdir()}
+    machine.shell("install", "install_units")
+    units = machine.home / ".config/systemd/user"
+    assert {path.name for path in units.iterdir()} == shipped
+    reaper = (units / "accelerd-reaper.service").read_text()
+    assert f"ExecStart={machine.home}/.local/share/accelerd/venv/bin/accelerd --reap\n" in reaper
+    done = machine.run(PACKAGING / "uninstall", XDG_RUNTIME_DIR=str(machine.home))
+    assert done.returncode == 0, done.stderr
+    assert list(units.iterdir()) == []
+    called = machine.called.read_text().splitlines()
+    assert "--user stop accelerd-qwen.service" in called  # what systemd was asked for by accelerd
+    assert "--user stop accelerd-mine.service" not in called  # what somebody wrote
+    ended = [line.split()[-1] for line in called if " disable -q --now " in line]
+    assert ended == ["accelerd.socket", "accelerd.service"]  # or the next client would start it again
+
+
+def test_lingering_is_mentioned_where_it_is_off(machine: Machine) -> None:
+    for answer, told in (("no", True), ("yes", False)):
+        machine.fake("loginctl", f"echo {answer}")
+        done = machine.run("bash", "-c", f". {PACKAGING}/install; MANAGED=1; next_steps")
+        assert ("loginctl enable-linger" in done.stderr) == told
+
+
+# --- tests/run ---
+
+
+@pytest.mark.parametrize(
+    ("subuid", "command"),
+    [
+        ("ann:100000:65536\n", ""),
+        ("1000:100000:65536\n", ""),
+        (
+            "bob:100000:65536\nanna:165536:65536\n",
+            "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 ann",
+        ),
+        ("", "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 ann"),
+    ],
+)
+def test_further_ids_are_given_to_who_has_none(machine: Machine, subuid: str, command: str) -> None:
+    machine.fake("id", '[ "$1" = -un ] && echo ann || echo 1000')
+    file = machine.home / "subuid"
+    file.write_text(subuid)
+    assert machine.shell("../tests/run", 'further_ids_command "$1" "$1"', str(file)).strip() == command

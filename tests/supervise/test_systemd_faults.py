@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -168,7 +169,8 @@ async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
         number = house.start(survive=False)
         await house.ready(number)
         assert manager.units["accelerd-m.service"].properties["StopPropagatedFrom"] == ["accelerd.service"]
-        assert list(house.roots.instances.glob("*.json")) == []
+        (record,) = house.roots.instances.glob("*.json")
+        assert json.loads(record.read_text())["survives"] is False
         kept = house.start(name="k")
         await house.ready(kept)
         assert "StopPropagatedFrom" not in manager.units["accelerd-k.service"].properties
@@ -288,7 +290,7 @@ async def test_choice_of_a_home(house: House) -> None:
     assert choice(ModelSpec("m", survive=False, memory_max=1 << 30)).kind == "systemd"
     with pytest.raises(HomeError, match="toolbox"):
         choice(ModelSpec("m", home="toolbox"))
-    assert await HomeChoice(homes, None).look() is None
+    assert await HomeChoice(homes, None).look() == "this machine has none"
 
 
 async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: House) -> None:

@@ -8,7 +8,6 @@ the machine cannot do it, the tests fail and say why.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import hashlib
 import os
 import re
@@ -33,6 +32,7 @@ DEBIAN = (
     "apt-get install podman podman-toolbox uidmap slirp4netns fuse-overlayfs crun catatonit netavark aardvark-dns "
     "mmdebstrap dbus-user-session"
 )
+JOURNALD = Path("/run/systemd/journal/socket")
 LOADER = re.compile(rb"/run/host(/(?:usr/)?lib[\w/.-]*/ld-linux[\w.-]*)(?=\0)")
 SUBIDS = 600_000_000  # where the private user's further ids begin: nobody's account has them
 # Neither keyrings nor sysctls, which a machine that is a container itself (systemd-nspawn) may not give.
@@ -44,16 +44,15 @@ keyring = false
 default_sysctls = []
 [engine]
 cgroup_manager = "systemd"
-events_logger = "file"
 """
+WITHOUT_JOURNALD = 'events_logger = "file"\n'
 
 
 class ContainerManager(UserManager):
     """A user manager whose user can run podman and toolbox."""
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        user = "accelerd-test" if self.private else getpass.getuser()
-        base = {**super().environment(), "USER": user, "LOGNAME": user, "SHELL": "/bin/bash"}
+        base = {**super().environment(), "USER": self.user, "LOGNAME": self.user, "SHELL": "/bin/bash"}
         if self.programs.is_dir():
             base["PATH"] = f"{self.programs}:{base['PATH']}"
         return {**base, **(extra or {})}
@@ -73,11 +72,9 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
     built = time.monotonic()
     with contextmanager(_world)() as manager:
         try:
-            manager.write(manager.home / ".config/containers/containers.conf", CONTAINERS_CONF)
+            settings = CONTAINERS_CONF if JOURNALD.exists() else CONTAINERS_CONF + WITHOUT_JOURNALD
+            manager.write(manager.home / ".config/containers/containers.conf", settings)
             manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
-            if not manager.private:  # crun asks the manager at $XDG_RUNTIME_DIR, whatever $DBUS_SESSION_BUS_ADDRESS says
-                for name in ("bus", "systemd"):
-                    (manager.runtime_dir / name).symlink_to(manager.bus_runtime / name)
             _runnable_toolbox(manager)
             with tar.open("rb") as file:
                 _import(manager, file)
@@ -86,7 +83,7 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
             yield manager
         finally:
             manager.run(["podman", "rm", "--all", "--force", "--time", "0"], check=False, timeout=60)
-            if not manager.private:  # files of other ids, which only podman can remove
+            if os.geteuid() != 0:  # files of other ids, which only podman can remove
                 manager.run(["podman", "system", "reset", "--force"], check=False, timeout=60)
 
 
@@ -104,9 +101,11 @@ def _program(name: str) -> str | None:
 
 
 def _runnable_toolbox(manager: ContainerManager) -> None:
-    """Distributions link toolbox against the loader below /run/host, so that one program serves on both sides; on a host
-    that is to be a link to /. Where it is none (inside systemd-nspawn it holds other things; no systemd has made it), the
-    tests get a copy of the program that names the loader where it is.
+    """See to it that there is a toolbox program that can be executed.
+
+    Distributions link it against the loader below /run/host, so that one program serves on both sides; there a host is
+    to have a link to /. Where it has none (inside systemd-nspawn it holds other things; no systemd made it), the tests
+    get a copy of the program that names the loader where it is.
     """
     if manager.run(["toolbox", "--version"], check=False).returncode == 0:
         return
@@ -200,8 +199,8 @@ def _world() -> Iterator[ContainerManager]:
 def _accounts(base: Path) -> None:
     """The private user's group and further ids, for the files that the world sees instead of those in /etc."""
     group = Path("/etc/group").read_text()
-    (base / "group").write_text(f"{group}accelerd-test:x:{systemd_user.PRIVATE_ID}:\n")
-    (base / "subid").write_text(f"accelerd-test:{SUBIDS}:65536\n")
+    (base / "group").write_text(f"{group}{systemd_user.PRIVATE_USER}:x:{systemd_user.PRIVATE_ID}:\n")
+    (base / "subid").write_text(f"{systemd_user.PRIVATE_USER}:{SUBIDS}:65536\n")
     for name in ("group", "subid"):
         (base / name).chmod(0o644)
 

@@ -1,55 +1,47 @@
 """A real `systemd --user` for tests, and the pytest fixture `user_manager` that gives it.
 
-An ordinary user with a running manager gets that one, with units, paths and names of their own, so that the user's own
-accelerd is not disturbed. Root on a machine without systemd gets a private one (private_manager.sh) with an
-unprivileged user that exists only inside it. Tests spell unit names and specifiers as the shipped units do; `install`
-translates where it must.
+It is one of the tests' own, with a home, a runtime directory and units of its own: nothing of the user's is seen or
+disturbed. Root gets it for an unprivileged user that exists only inside (private_manager.sh), also on a machine that
+was not booted with systemd; an ordinary user gets it below the manager that runs already (session_manager.sh).
 """
 
 from __future__ import annotations
 
+import getpass
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("private_manager.sh")
+SESSION_SCRIPT = Path(__file__).with_name("session_manager.sh")
+PRIVATE_USER = "accelerd-test"
 PRIVATE_ID = 61184  # the first of systemd's dynamic users: nobody's account has it
-UNIT_NAME = re.compile(r"\baccelerd(?=\.(?:service|socket)\b)")
 NEEDED = "a user's systemd: run the tests in a login session, or as root with systemd, setpriv, unshare and nsenter"
 
 
 class UserManager:
     """One user manager and everything that a test put into it. Paths belong to the manager's user."""
 
-    def __init__(self, base: Path, *, home: Path, runtime_dir: Path, suffix: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, base: Path, prefix: Sequence[str], owner: int | None) -> None:
+        """`prefix` makes a command one of the manager's user; `owner` is that user, if it is not who runs the tests."""
         self.base = base
-        self.home = home
-        self.runtime_dir = runtime_dir  # what %t means in an installed unit, and $XDG_RUNTIME_DIR of its service
-        self._suffix = suffix  # of unit names; empty in a private manager
-        self._prefix = list(prefix)  # enters the private manager's namespace
+        self.home = base / "home"
+        self.runtime_dir = base / "run"
+        self._prefix = list(prefix)
+        self._owner = owner
+        self.user = PRIVATE_USER if owner is not None else getpass.getuser()
         self._units: list[str] = []
-        self._owner = (PRIVATE_ID, PRIVATE_ID) if self.private else None
         self.logs = self.directory(base / "log")
-
-    @property
-    def private(self) -> bool:
-        return bool(self._prefix)
-
-    @property
-    def bus_runtime(self) -> Path:
-        """$XDG_RUNTIME_DIR of the manager itself."""
-        return self.runtime_dir if self.private else session_runtime()
 
     # --- commands ---
 
@@ -60,7 +52,7 @@ class UserManager:
             "LANG": "C.UTF-8",
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.runtime_dir),
-            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.bus_runtime}/bus",
+            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime_dir}/bus",
             "PYTHONPATH": str(REPO),
             "PYTHONDONTWRITEBYTECODE": "1",
             **(extra or {}),
@@ -95,35 +87,26 @@ class UserManager:
         return subprocess.CompletedProcess(list(map(str, argv)), process.returncode, out, err)
 
     def systemctl(self, *args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """systemctl --user, with unit names as the shipped units spell them."""
-        argv = ["systemctl", "--user", "--no-pager", *(self._rename(arg) for arg in args)]
-        return self.run(argv, check=check, timeout=timeout, env={"XDG_RUNTIME_DIR": str(self.bus_runtime)})
+        """systemctl --user."""
+        return self.run(["systemctl", "--user", "--no-pager", *args], check=check, timeout=timeout)
 
     # --- units ---
 
-    def unit(self, name: str) -> str:
-        """The name under which a unit of the test really runs."""
-        return self._rename(name)
-
-    def install(self, name: str, text: str, *, dropin: str = "", environment: Mapping[str, str] | None = None) -> str:
-        """Write a unit and a drop-in for the test's own settings, load them; the unit's real name."""
-        real = self.unit(name)
-        directory = self.directory(self.bus_runtime / "systemd" / "user")
-        if not self.private:
-            text = self._rename(text.replace("%t", str(self.runtime_dir)).replace("%h", str(self.home)))
-        self.write(directory / real, text)
+    def install(self, name: str, text: str, *, dropin: str = "", environment: Mapping[str, str] | None = None) -> None:
+        """Write a unit and a drop-in for the test's own settings, load them."""
+        directory = self.directory(self.runtime_dir / "systemd" / "user")
+        self.write(directory / name, text)
         extra = [dropin]
         if name.endswith(".service"):
             settings = self.environment(environment)
             extra.append("[Service]")
             extra += [f'Environment="{key}={value}"' for key, value in settings.items()]
-            log = self.logs / f"{real}.log"
+            log = self.logs / f"{name}.log"
             extra += [f"StandardOutput=append:{log}", f"StandardError=append:{log}"]
-        self.write(self.directory(directory / f"{real}.d") / "test.conf", "\n".join(extra) + "\n")
-        if real not in self._units:
-            self._units.append(real)
+        self.write(self.directory(directory / f"{name}.d") / "test.conf", "\n".join(extra) + "\n")
+        if name not in self._units:
+            self._units.append(name)
         self.systemctl("daemon-reload")
-        return real
 
     def properties(self, name: str) -> dict[str, str]:
         """`systemctl show` as a dict."""
@@ -145,7 +128,7 @@ class UserManager:
 
     def output(self, name: str) -> str:
         """What a service printed so far, over all its starts."""
-        log = self.logs / f"{self.unit(name)}.log"
+        log = self.logs / f"{name}.log"
         return log.read_text("utf-8", "replace") if log.exists() else ""
 
     # --- files ---
@@ -175,7 +158,7 @@ class UserManager:
         if self._units:
             self.systemctl("kill", "--signal=KILL", *self._units, check=False)
             self.systemctl("stop", *self._units, check=False)
-            directory = self.bus_runtime / "systemd" / "user"
+            directory = self.runtime_dir / "systemd" / "user"
             for unit in self._units:
                 (directory / unit).unlink(missing_ok=True)
                 shutil.rmtree(directory / f"{unit}.d", ignore_errors=True)
@@ -183,12 +166,9 @@ class UserManager:
             self.systemctl("reset-failed", *self._units, check=False)
             self._units.clear()
 
-    def _rename(self, text: str) -> str:
-        return UNIT_NAME.sub(f"accelerd{self._suffix}", text) if self._suffix else text
-
     def _give(self, path: Path) -> None:
         if self._owner is not None:
-            os.chown(path, *self._owner)
+            os.chown(path, self._owner, self._owner)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 20) -> bool:
@@ -219,68 +199,104 @@ def session_runtime() -> Path:
 
 
 def session_manager(kind: type[UserManager] = UserManager) -> Iterator[UserManager]:
-    """The manager of the user who runs the tests."""
-    if not (session_runtime() / "systemd" / "private").exists():
+    """One of its own below that of the user who runs the tests."""
+    if not (session_runtime() / "systemd" / "private").exists() or not shutil.which("systemd-run"):
         pytest.fail(f"this test needs {NEEDED}")
-    name = f"accelerd-test-{uuid.uuid4().hex[:8]}"
-    runtime = session_runtime() / name  # short: a socket's path has 107 bytes
-    base = Path(tempfile.mkdtemp(prefix="accelerd-test-"))
-    try:
-        runtime.mkdir(mode=0o700)
-        (base / "home").mkdir(mode=0o700)
-        manager = kind(base, home=base / "home", runtime_dir=runtime, suffix=name.removeprefix("accelerd"))
-        try:
-            yield manager
-        finally:
-            manager.close()
-    finally:
-        shutil.rmtree(runtime, ignore_errors=True)
-        shutil.rmtree(base, ignore_errors=True)
+    with _directory() as base:
+        _join_user_manager(f"{base.name}-tests.scope")
+        run = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect", f"--unit={base.name}.service"]
+        run += ["--property=Delegate=yes", "--property=KillSignal=SIGKILL"]
+        holder = _hold([*run, "sh", str(SESSION_SCRIPT), str(base), _systemd()])
+        join = 'echo $$ >"$0/shell/cgroup.procs"; exec "$@"'
+        yield from _manager(kind, base, holder, lambda group: ["sh", "-c", join, group], None)
+
+
+def _join_user_manager(scope: str) -> None:
+    """Into the control group of the user's systemd: only among what is in there may processes be moved."""
+    if f"user@{os.getuid()}.service" in Path("/proc/self/cgroup").read_text():
+        return
+    name = "org.freedesktop.systemd1"
+    call = ["busctl", "--user", "call", name, f"/{name.replace('.', '/')}", f"{name}.Manager", "StartTransientUnit"]
+    unit = ["ssa(sv)a(sa(sv))", scope, "fail", "1", "PIDs", "au", "1", str(os.getpid()), "0"]
+    subprocess.run([*call, *unit], check=True, capture_output=True, timeout=20)
+    if not wait_until(lambda: scope in Path("/proc/self/cgroup").read_text()):
+        pytest.fail(f"the user's systemd does not take the test run in: {Path('/proc/self/cgroup').read_text()}")
 
 
 def private_manager(
     kind: type[UserManager] = UserManager, script: Path = SCRIPT, prepare: Callable[[Path], None] | None = None
 ) -> Iterator[UserManager]:
     """One of its own for a user that exists only inside. `prepare` adds to its directory what another script needs."""
-    program = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(path).exists()), None)
-    if program is None or not all(map(shutil.which, ("unshare", "nsenter", "setpriv", "systemctl"))):
+    if not all(map(shutil.which, ("unshare", "nsenter", "setpriv", "systemctl"))):
         pytest.fail(f"this test needs {NEEDED}")
+    with _directory() as base:
+        for part in (base / "home", base / "run"):
+            os.chown(part, PRIVATE_ID, PRIVATE_ID)
+        passwd = Path("/etc/passwd").read_text()
+        (base / "passwd").write_text(f"{passwd}{PRIVATE_USER}:x:{PRIVATE_ID}:{PRIVATE_ID}::{base}/home:/bin/sh\n")
+        (base / "passwd").chmod(0o644)
+        if prepare is not None:
+            prepare(base)
+        who = str(PRIVATE_ID)
+        holder = _hold(["unshare", "--mount", "sh", str(script), str(base), who, who, _systemd()])
+        become = f"exec setpriv --reuid={who} --regid={who} --clear-groups --inh-caps=-all"
+        join = f'echo $$ >"$0/shell/cgroup.procs"; {become} "$@"'
+        enter = ["nsenter", f"--target={holder.pid}", "--mount", "sh", "-c", join]
+        yield from _manager(kind, base, holder, lambda group: [*enter, group], PRIVATE_ID)
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """home/ and run/ in a directory that others can enter; its name is short, as a socket's path has 107 bytes."""
     base = Path(tempfile.mkdtemp(prefix="accelerd-test-"))
-    base.chmod(0o755)
-    for part in ("home", "run"):
-        (base / part).mkdir(mode=0o700)
-        os.chown(base / part, PRIVATE_ID, PRIVATE_ID)
-    passwd = Path("/etc/passwd").read_text()
-    (base / "passwd").write_text(f"{passwd}accelerd-test:x:{PRIVATE_ID}:{PRIVATE_ID}::{base}/home:/bin/sh\n")
-    (base / "passwd").chmod(0o644)
-    who = str(PRIVATE_ID)
-    if prepare is not None:
-        prepare(base)
-    holder = subprocess.Popen(
-        ["unshare", "--mount", "sh", str(script), str(base), who, who, program],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    try:
+        base.chmod(0o755)
+        for part in ("home", "run"):
+            (base / part).mkdir(mode=0o700)
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _systemd() -> str:
+    for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd"):
+        if Path(path).exists():
+            return path
+    pytest.fail(f"this test needs {NEEDED}")
+
+
+def _hold(command: list[str]) -> subprocess.Popen[str]:
+    """Start what starts a manager, and ends it when its standard input is closed."""
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _manager(
+    kind: type[UserManager],
+    base: Path,
+    holder: subprocess.Popen[str],
+    prefix: Callable[[str], list[str]],
+    owner: int | None,
+) -> Iterator[UserManager]:
+    """The manager in `base` as soon as it is up. `prefix` joins its control group."""
     try:
         entered = wait_until(lambda: (base / "run/systemd/private").exists() or holder.poll() is not None, 20)
         if not entered or holder.poll() is not None:
             log = base / "manager.log"
             shown = log.read_text() if log.exists() else ""
-            pytest.fail(f"cannot start a private systemd --user: {shown}" + (_close(holder) or ""))
+            pytest.fail(f"cannot start a systemd --user of the tests' own: {shown}" + (_close(holder) or ""))
         group = (base / "cgroup").read_text().strip()
-        join = f'echo $$ >{group}/shell/cgroup.procs; exec setpriv --reuid={who} --regid={who} --clear-groups \
---inh-caps=-all "$@"'
-        prefix = ["nsenter", f"--target={holder.pid}", "--mount", "sh", "-c", join, "sh"]
-        manager = kind(base, home=base / "home", runtime_dir=base / "run", suffix="", prefix=prefix)
+        manager = kind(base, prefix(group), owner)
         up = {"running", "degraded"}
         if not wait_until(lambda: manager.systemctl("is-system-running", check=False).stdout.strip() in up):
-            pytest.fail(f"the private systemd --user does not come up: {(base / 'manager.log').read_text()}")
+            pytest.fail(f"the tests' systemd --user does not come up: {(base / 'manager.log').read_text()}")
         for path in (Path(sys.executable), REPO / "accelerd/__init__.py"):
             if manager.run(["test", "-r", path], check=False).returncode != 0:
                 pytest.fail(f"an unprivileged user cannot read {path}: put the checkout and the venv where it can")
         yield manager
     finally:
         _close(holder)
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def _close(holder: subprocess.Popen[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from accelerd.cli.checks import engine, host, service
+from accelerd.cli.checks import containers, engine, host, service
 from accelerd.cli.checks.base import Check, Surroundings
 
 ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
@@ -13,6 +13,9 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     engine.configuration,
     engine.model_files,
     engine.programs,
+    containers.programs,
+    containers.rootless,
+    containers.there,
     host.memory,
     host.devices,
     service.daemon,

@@ -10,6 +10,8 @@ from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
 from accelerd.errors import AccelError
 
+ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own
+
 
 def configuration(s: Surroundings) -> Iterator[Check]:
     found, problems = s.checked
@@ -31,7 +33,8 @@ def model_files(s: Surroundings) -> Iterator[Check]:
     """Is every file that a model names there, all shards of it, and what it should be?"""
     from accelerd.engines.llama_server import files
 
-    with_files = [spec for spec in s.config.models.values() if spec.path]
+    # What a path means in a container is seen there, when the model is loaded.
+    with_files = [spec for spec in s.config.models.values() if spec.path and spec.home in ON_THE_HOST]
     bad = 0
     for spec in with_files:
         try:
@@ -45,8 +48,10 @@ def model_files(s: Surroundings) -> Iterator[Check]:
 
 
 def programs(s: Surroundings) -> Iterator[Check]:
-    """Every llama-server that the configuration names: is it there, does it run, which flags does it know?"""
-    models = list(s.config.models.values()) or [ModelSpec(name="any")]
+    """Every llama-server of this machine that the configuration names: does it run, which flags does it know?"""
+    models = [spec for spec in s.config.models.values() if spec.home in ON_THE_HOST]
+    if not s.config.models:
+        models = [ModelSpec(name="any")]
     for spec in {spec.binary or s.config.llama_server.binary: spec for spec in reversed(models)}.values():
         yield program(s, spec)
 

@@ -77,7 +77,7 @@ def linger(s: Surroundings) -> Iterator[Check]:
     if outcome.stdout.strip() == "yes":
         yield Check("linger", "ok", "accelerd runs from boot on, without a login")
     else:
-        detail = "off: accelerd runs only while you are logged in"
+        detail = "off: accelerd, and every model with it, runs only while you are logged in"
         yield Check("linger", "warn", detail, "loginctl enable-linger")
 
 

@@ -21,7 +21,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         raise explain_name(context, args.model, failure) from None
     out = context.out
     out.result(answer)
-    out.line(f"{out.style(str(answer.get('model', args.model)), 'bold')} is {answer.get('state', 'unknown')}")
+    model = out.style(str(answer.get("model", args.model)), "bold")
+    out.line(f"{model} is {answer.get('state', 'unknown')}{lives(answer)}")
     section(context, "Command")
     out.wrapped(str(answer.get("command") or ""), indent="    ", first="  ")
     section(context, "Why")
@@ -45,6 +46,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
         ago = f"{span(change.get('ago'))} ago"
         out.wrapped(f"{ago:<16}{change.get('from')} → {change.get('to')}: {change.get('reason') or ''}", indent="  ")
     return Exit.OK
+
+
+def lives(answer: dict[str, Any]) -> str:
+    """ ", process 4712 in toolbox llama"; nothing when it has no process."""
+    if not answer.get("pid"):
+        return ""
+    home, place = str(answer.get("home") or ""), str(answer.get("place") or "")
+    words = {"systemd": "unit", "child": "", "container": "container"}.get(home, home)
+    return f", process {answer['pid']}" + (f" in {f'{words} {place}'.strip()}" if place else "")
 
 
 def section(context: Context, title: str) -> None:

@@ -23,7 +23,7 @@ from accelerd.supervise.containers.handover import Handover
 from accelerd.supervise.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
 from accelerd.supervise.containers.tool import Courier, Done, Tools
 from accelerd.supervise.home import HomeError, Kept, Order
-from accelerd.supervise.processes import Mark
+from accelerd.supervise.processes import Mark, Process
 from accelerd.supervise.reader import OutputReader
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,16 @@ class ExistingHome:
             await asyncio.to_thread(Handover(self._roots, kept.mark).remove)
             return None
         return await self._held(kept.mark, found.name, engine, 10.0, on_output, on_exit)
+
+    async def living(self, kept: Kept) -> list[Process]:
+        """Its main process, which carries no mark: the container was made before."""
+        try:
+            _, found = await self._find(kept.place)
+        except HomeError as error:
+            log.warning("%s: %s", kept.model, error)
+            return []
+        link = await asyncio.to_thread(tree.look, self._roots.proc, found.pid) if found.running and found.pid else None
+        return [link.process] if link is not None else []
 
     async def _find(self, name: str) -> tuple[ContainerEngine, Container]:
         trouble = f"there is no container {name}: see podman ps -a and docker ps -a"

@@ -46,8 +46,10 @@ cd -- "$cwd" 2>/dev/null || cd || cd /
 ulimit -c 0
 [ "$nice" = 0 ] || renice -n "$nice" -p $$ >/dev/null 2>&1
 (
-  . "$env.taken"
-  rm -f -- "$env.taken"
+  # Removed first: with this environment runs the program and nothing else, or that would be taken for it.
+  exec 3<"$env.taken" && rm -f -- "$env.taken"
+  . /proc/self/fd/3
+  exec 3<&-
   if ! command -v "$1" >/dev/null 2>&1; then
     echo "$1: no such program in this container"
     exit 96

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -173,9 +173,13 @@ class RunHome:
         await self._abandon(start)
         return None
 
-    async def tidy(self, owner: str) -> int:
-        """Remove the containers that an earlier daemon of this runtime directory left, running or not. How many."""
+    async def tidy(self, owner: str, spared: Collection[str]) -> int:
+        """Remove the containers that an earlier daemon of this runtime directory left, running or not; how many.
+        Those of the instances (Mark.instance) in `spared` stay. HomeError."""
+        if not self._tools.has(self.kind):
+            return 0
         left = [one for one in await self._engine.containers() if only_ours(one, owner)]
+        left = [one for one in left if one.labels.get(LABEL_INSTANCE) not in spared]
         for one in left:
             await self._engine.remove(one.id)
         return len(left)

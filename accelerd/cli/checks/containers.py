@@ -1,0 +1,119 @@
+"""Containers that models live in: the programs for them, rootless podman, and whether each container is there.
+
+Says nothing where no model of the configuration lives in a container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.text import count
+
+# What each home needs: one of these programs for every entry.
+NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "toolbox": (("toolbox",), ("podman",)),
+    "distrobox": (("distrobox",), ("podman", "docker")),
+    "podman": (("podman",),),
+    "docker": (("docker",),),
+    "container": (("podman", "docker"),),
+}
+INSTALL = {
+    "toolbox": "sudo apt install podman-toolbox   (Fedora: sudo dnf install toolbox)",
+    "podman": "sudo apt install podman uidmap slirp4netns   (Fedora: sudo dnf install podman)",
+    "distrobox": "sudo apt install distrobox   (Fedora: sudo dnf install distrobox)",
+    "docker": "sudo apt install docker.io   (Fedora: sudo dnf install moby-engine)",
+}
+
+
+def living_in(s: Surroundings, *homes: str) -> list[Any]:
+    """The models whose home is one of these."""
+    return [spec for spec in s.config.models.values() if spec.home in homes]
+
+
+def programs(s: Surroundings) -> Iterator[Check]:
+    """Is there what the configured homes need?"""
+    for home, needed in NEEDED.items():
+        models = living_in(s, home)
+        for names in needed if models else ():
+            found = first_there(s, names)
+            if found is None:
+                one = " or ".join(names)
+                detail = f'{one} is not installed, and home = "{home}" needs it ({named(models)})'
+                yield Check(home, "fail", detail, INSTALL[names[0]])
+            elif names == needed[0]:
+                yield Check(home, "ok", f"{found}, for {count(len(models), 'model')}")
+
+
+def first_there(s: Surroundings, names: Iterable[str]) -> str | None:
+    """The first of these programs that answers, in its own words."""
+    for name in names:
+        outcome = s.machine.run([name, "version" if name == "distrobox" else "--version"])
+        if outcome.status != 127:
+            return (outcome.stdout.strip().splitlines() or [name])[0]
+    return None
+
+
+def rootless(s: Surroundings) -> Iterator[Check]:
+    """May this user's podman make containers at all?"""
+    homes = ("toolbox", "podman") if s.uid else ()
+    if not living_in(s, *homes):
+        return
+    outcome = s.machine.run(["podman", "unshare", "true"], timeout=30.0)
+    if outcome.status == 127:
+        return  # said already
+    if outcome.status == 0:
+        yield Check("rootless", "ok", "podman works for this user")
+        return
+    reason = (outcome.stderr.strip().splitlines() or [f"it ended with status {outcome.status}"])[-1]
+    lacking = "subuid" in outcome.stderr or "newuidmap" in outcome.stderr
+    ids = "100000-165535"
+    fix = f"sudo usermod --add-subuids {ids} --add-subgids {ids} {s.user} && podman system migrate"
+    yield Check("rootless", "fail", f"podman does not work for this user: {reason}", fix if lacking else "podman info")
+
+
+def there(s: Surroundings) -> Iterator[Check]:
+    """Does each container exist that a model lives in, and is each image here?"""
+    good = 0
+    for home, engines in (
+        ("toolbox", ("podman",)),
+        ("distrobox", ("podman", "docker")),
+        ("container", ("podman", "docker")),
+    ):
+        for name, models in by_name(living_in(s, home)).items():
+            outcomes = [s.machine.run([engine, "container", "inspect", name]) for engine in engines]
+            if all(outcome.status == 127 for outcome in outcomes):
+                continue  # said already
+            if any(outcome.status == 0 for outcome in outcomes):
+                good += 1
+                continue
+            kind = "container" if home == "container" else home
+            fix = "podman ps --all" if home == "container" else f"{home} create --image IMAGE --{flag(home)} {name}"
+            yield Check("containers", "fail", f"there is no {kind} {name} ({', '.join(models)})", fix)
+    for home in ("podman", "docker"):
+        for spec in living_in(s, home):
+            outcome = s.machine.run([home, "image", "inspect", spec.image or ""])
+            if outcome.status not in (0, 127):
+                detail = f"{spec.name}: the image {spec.image} is not here yet: its first load pulls it"
+                yield Check("containers", "warn", detail, f"{home} pull {spec.image}")
+            elif outcome.status == 0:
+                good += 1
+    if good:
+        yield Check("containers", "ok", f"{count(good, 'container or image', 'containers and images')} of models")
+
+
+def by_name(models: Iterable[Any]) -> dict[str, list[str]]:
+    """Names of models by that of their container."""
+    found: dict[str, list[str]] = {}
+    for spec in models:
+        found.setdefault(spec.container or "", []).append(spec.name)
+    return found
+
+
+def flag(home: str) -> str:
+    return "name" if home == "distrobox" else "container"
+
+
+def named(models: Iterable[Any]) -> str:
+    return ", ".join(spec.name for spec in models)
