@@ -76,11 +76,37 @@ def test_what_was_learned_is_there_after_a_restart(path: Path, caplog: pytest.Lo
     store = opened(path)
     assert (store.load_seconds("qwen"), store.peak_memory("qwen")) == (2.5, 1000)
     assert (store.load_seconds("other"), store.peak_memory("other")) == (None, None)
-    assert json.loads(path.read_bytes()) == {"version": 1, "models": {"qwen": {"load_seconds": 2.5, "memory": 1000}}}
+    learned = {"qwen": {"load_seconds": 2.5, "memory": 1000}}
+    assert json.loads(path.read_bytes()) == {"version": 1, "models": learned, "pins": {}}
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert os.listdir(path.parent) == ["state.json"]
     assert events(caplog) == []
+
+
+def test_pins_are_remembered_until_they_are_taken_back(path: Path) -> None:
+    async def run(*pins: tuple[str, str | None]) -> dict[str, str]:
+        store = opened(path)
+        before = dict(store.pins)
+        for toolbox, image in pins:
+            store.pin(toolbox, image)
+        await store.flush()
+        await store.close()
+        return before
+
+    assert asyncio.run(run(("radv", "aaa"), ("rocm", "bbb"))) == {}
+    assert asyncio.run(run(("radv", None), ("nobody", None), ("rocm", "ccc"))) == {"radv": "aaa", "rocm": "bbb"}
+    assert asyncio.run(run()) == {"rocm": "ccc"}
+    written = path.stat().st_mtime_ns
+    assert asyncio.run(run(("rocm", "ccc"))) == {"rocm": "ccc"}
+    assert path.stat().st_mtime_ns == written, "nothing changed"
+
+
+def test_a_state_file_without_pins_has_none(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_text('{"version": 1, "models": {"qwen": {"load_seconds": 2.5}}}')
+    store = opened(path)
+    assert (store.pins, store.load_seconds("qwen")) == ({}, 2.5)
 
 
 def test_memory_is_a_peak_and_seconds_are_the_last(path: Path) -> None:
