@@ -18,6 +18,7 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight, fingerprint
 from accelerd.instances import Exit
 from accelerd.ports import Roots, SystemClock
+from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.containers.engine import ContainerEngine
@@ -65,8 +66,9 @@ def build(
     make: MakeHomes | None = None,
     *,
     patience: SupervisorLimits | None = None,
+    stuck_after: float = STUCK_AFTER,
 ) -> Daemon:
-    """Everything, wired. `patience`: another one than the supervisor's own."""
+    """Everything, wired. `patience` and `stuck_after`: others than the supervisor's and the scheduler's own."""
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
@@ -90,7 +92,9 @@ def build(
         loaded=lambda spec, seconds: state.remember_load(fingerprint(spec), seconds),
         retire=lambda instance: gateway.upstreams.retire(instance),
     )
-    scheduler = Scheduler(clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep)
+    scheduler = Scheduler(
+        clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep, stuck_after=stuck_after
+    )
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )

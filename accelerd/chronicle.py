@@ -103,6 +103,8 @@ def _weight(record: Record, transition: Transition) -> tuple[int, str]:
     killed = record.error is not None and record.error.cause is Cause.OOM_KILLED
     if transition.event is Event.OUT_OF_MEMORY or (transition.event is Event.GIVE_UP and killed):
         return logging.ERROR, names.MSG_OUT_OF_MEMORY
+    if transition.event is Event.STUCK:
+        return logging.ERROR, names.MSG_STUCK
     if after in (State.BACKOFF, State.FAILED):
         return logging.ERROR, names.MSG_LOAD_FAILED
     if before is State.READY and after is State.STOPPED and record.error is not None:

@@ -22,6 +22,8 @@ from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import Limits, choose_victims, obstacle, outgrown
 from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 
+CPU = "cpu"
+
 
 class Effects(Protocol):
     """What Core asks of the outside. No call may re-enter Core before it returns."""
@@ -43,6 +45,10 @@ class Effects(Protocol):
 
     def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
         """Forget that; bytes to reserve and where the number comes from."""
+        ...
+
+    def device(self, spec: ModelSpec) -> str:
+        """What the model runs on, by name; CPU is the one that a hanging process does not spoil for others."""
         ...
 
     def moved(self, record: Record, transition: Transition) -> None: ...
@@ -74,8 +80,11 @@ class Admission:
 
     @property
     def room(self) -> Limits:
-        """The limits, less what is lost."""
-        return replace(self.limits, lost=tuple(self.lost)) if self.residues else self.limits
+        """The limits, less what is lost and but for devices that a model which cannot be ended may hold."""
+        stuck = {r.device: r.spec.name for r in self.records.values() if r.stuck and r.device != CPU}
+        if not stuck and not self.residues:
+            return self.limits
+        return replace(self.limits, lost=tuple(self.lost), quarantined=stuck)
 
     def enqueue(self, record: Record, waiter: Waiter) -> None:
         record.waiting.append(waiter)
@@ -182,7 +191,9 @@ class Admission:
             return False
         name = target.spec.name
         text, code = f"cannot load {name}: {why}", "does_not_fit"
-        if outgrown(target):
+        if target.device in self.room.quarantined:
+            code = "device_quarantined"
+        elif outgrown(target):
             text, code = f"{text}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
         self.reject_all(target, AccelError(code, text, param="model"))
         return True
@@ -250,7 +261,8 @@ class Admission:
     def move(self, record: Record, event: Event, reason: str) -> None:
         before, now = record.state, self.clock.monotonic()
         record.state = step(before, event)
-        record.since, record.reason = now, reason
+        record.since = record.since if record.state is before else now
+        record.reason = reason
         transition = Transition(now, before, record.state, reason, event)
         record.history.append(transition)
         self.effects.moved(record, transition)

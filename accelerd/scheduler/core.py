@@ -16,10 +16,10 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
-from accelerd.scheduler.endings import Endings
+from accelerd.scheduler.endings import STUCK_AFTER, Endings
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import Limits, choose_victims, obstacle
-from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Waiter, snapshot
+from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
 PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
@@ -28,11 +28,19 @@ PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, 
 class Core:
     """See the module's text. All methods run on one thread; times are `clock.monotonic()` seconds."""
 
-    def __init__(self, clock: Clock, effects: Effects, settings: SchedulerSettings, limits: Limits) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        effects: Effects,
+        settings: SchedulerSettings,
+        limits: Limits,
+        stuck_after: float = STUCK_AFTER,
+    ) -> None:
+        """`stuck_after`: seconds of killing until nobody counts on an end any more."""
         self._clock = clock
         self._effects = effects
         self._admission = Admission(clock, effects, settings, limits)
-        self._endings = Endings(self._admission, self._over)
+        self._endings = Endings(self._admission, self._over, stuck_after)
         self._names: dict[str, Record] = {}  # names and aliases
 
     # --- requests ---------------------------------------------------------------------------------------------
@@ -89,6 +97,8 @@ class Core:
             hint = f"; did you mean {close[0]!r}?" if close else "; see GET /v1/models"
             return AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
         now = self._clock.monotonic()
+        if record.stuck:
+            return self._endings.stuck_error(record)
         if record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now):
             return self._endings.failure(record, now)
         if waiter.wants_lease and self._admission.queued >= self._admission.settings.max_queue:
@@ -125,8 +135,16 @@ class Core:
             self._admission.move(record, Event.RESET, "reset")
             self._admission.schedule()
 
-    def unload(self, name: str, *, force: bool, done: Callable[[], None]) -> None:
-        """Let running requests end (unless `force`), then stop. `done` is called when it is stopped."""
+    def unload(
+        self,
+        name: str,
+        *,
+        force: bool,
+        done: Callable[[], None],
+        failed: Callable[[AccelError], None] = lambda _: None,
+    ) -> None:
+        """Let running requests end (unless `force`), then stop. `done` is called when it is stopped, or `failed` when
+        it cannot be."""
         record = self._find(name)
         record.keep = False
         self._admission.reject_all(
@@ -138,7 +156,10 @@ class Core:
                 self._admission.move(record, Event.RESET, "unloaded")
             done()
             return
-        record.stop_watchers.append(done)
+        if record.stuck:
+            failed(self._endings.stuck_error(record))
+            return
+        record.stop_watchers.append(StopWatcher(done, failed))
         if record.state is State.STARTING or (record.state in (State.READY, State.DRAINING) and force):
             self._admission.stop(record, "unloaded")
         elif record.state is State.READY:
@@ -165,7 +186,9 @@ class Core:
             record = self._admission.records.get(spec.name)
             if record is None:
                 keep = spec.preload or spec.pin
-                self._admission.records[spec.name] = Record(spec, memory, source, since=now, keep=keep)
+                self._admission.records[spec.name] = Record(
+                    spec, memory, source, since=now, keep=keep, device=self._effects.device(spec)
+                )
                 continue
             record.removed = False
             if record.occupied and (spec.name in relaunch or record.spec.launch_key() != spec.launch_key()):
@@ -187,6 +210,7 @@ class Core:
     def _adopt_spec(self, record: Record, spec: ModelSpec, memory: int, source: str) -> None:
         changed = record.spec.launch_key() != spec.launch_key()
         record.spec, record.memory, record.memory_source = spec, memory, source
+        record.device = self._effects.device(spec)
         record.keep = spec.preload or spec.pin
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()
@@ -253,7 +277,9 @@ class Core:
 
     def instance_killing(self, instance: int) -> None:
         record = self._admission.instances[instance]
-        if record.state in (State.STARTING, State.STOPPING):
+        if record.state in (State.READY, State.DRAINING):
+            self._admission.move(record, Event.KILL, "ended by itself, but something of it does not")
+        elif record.state in (State.STARTING, State.STOPPING):
             self._admission.move(record, Event.KILL, "did not end when told")
 
     def instance_probed(self, instance: int, ok: bool) -> None:
@@ -311,7 +337,9 @@ class Core:
                 limit = self._admission.settings.queue_timeout
                 text = f"{record.spec.name} was not free in {limit:.0f} s (scheduler.queue_timeout)"
                 waiter.resolve(AccelError("queue_timeout", text, retry_after=self._patience()))
-            if record.state is State.BACKOFF and record.retry_at is not None and record.retry_at <= now:
+            if record.state is State.KILLING and not record.stuck and record.since + self._endings.stuck_after <= now:
+                self._endings.stuck(record)
+            elif record.state is State.BACKOFF and record.retry_at is not None and record.retry_at <= now:
                 if record.waiting:
                     continue  # it has its chance in `schedule`
                 if record.keep and not self._admission.closing:
@@ -333,6 +361,8 @@ class Core:
                     due = min(due, waiter.deadline)
             if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
                 due = min(due, record.retry_at)
+            if record.state is State.KILLING and not record.stuck:
+                due = min(due, record.since + self._endings.stuck_after)
             idle = self._idle_deadline(record)
             if idle is not None:
                 due = min(due, idle)

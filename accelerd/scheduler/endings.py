@@ -14,7 +14,7 @@ from typing import Final
 
 from accelerd.errors import AccelError
 from accelerd.instances import PERMANENT, Cause, Exit
-from accelerd.scheduler.admission import Admission
+from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import OUTGROWN, gib
 from accelerd.scheduler.record import Ending, Record, Residue
@@ -22,13 +22,17 @@ from accelerd.scheduler.record import Ending, Record, Residue
 UNHEALTHY_BEFORE_QUARANTINE: Final = 2
 OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
 GROWTH: Final = (5, 4)  # of the reserved memory after an end for want of memory, unless more was seen
+STUCK_AFTER: Final = 30.0  # s after SIGKILL; a driver may take long to let go of 100 GB
 RECLAIM_PATIENCE: Final = 10.0  # s until the model may start again although memory of it is missing
 
 
 class Endings:
     """See the module's text. `over(record, unloaded)` is called when a model has left OCCUPIED."""
 
-    def __init__(self, admission: Admission, over: Callable[[Record, bool], None]) -> None:
+    def __init__(
+        self, admission: Admission, over: Callable[[Record, bool], None], stuck_after: float = STUCK_AFTER
+    ) -> None:
+        self.stuck_after = stuck_after
         self._admission = admission
         self._effects = admission.effects
         self._over = over
@@ -38,7 +42,7 @@ class Endings:
         """Nothing of an instance lives any more."""
         record = self._admission.instances.pop(instance)
         record.active.clear()
-        record.probing = False
+        record.probing = record.stuck = False
         record.ending = Ending(instance, record.state, exit)
         if self._effects.reclaim(instance, record.spec, record.memory):
             self._reclaiming[instance] = record
@@ -48,6 +52,23 @@ class Endings:
             record.secret = ""
         else:
             self._finish(record)
+
+    def stuck(self, record: Record) -> None:
+        """SIGKILL has not ended it: say so to whoever waits for its end or its return, and go on waiting."""
+        record.stuck = True
+        device = f", and the {record.device} takes no other model" if record.device != CPU else ""
+        text = f"does not end, {self.stuck_after:.0f} s after SIGKILL: its memory stays counted{device}"
+        self._admission.move(record, Event.STUCK, text)
+        error = self.stuck_error(record)
+        self._admission.reject_all(record, error)
+        watchers, record.stop_watchers = record.stop_watchers, []
+        for watcher in watchers:
+            watcher.failed(error)
+
+    def stuck_error(self, record: Record) -> AccelError:
+        """What people hear who want a stuck model stopped or loaded."""
+        text = f"{record.spec.name} {record.reason} (it hangs in a driver: only that, or a reboot, ends it)"
+        return AccelError("model_stuck", text, retry_after=self.stuck_after, param="model")
 
     def residue(self, instance: int, size: int, where: str) -> None:
         """`size` bytes of what an ended instance used are not back; 0: all is. Unknown instances are ignored."""
@@ -123,8 +144,8 @@ class Endings:
         record.instance = record.endpoint = None
         record.secret = record.stop_reason = ""
         watchers, record.stop_watchers = record.stop_watchers, []
-        for done in watchers:
-            done()
+        for watcher in watchers:
+            watcher.done()
         self._over(record, bool(watchers))
 
     def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:

@@ -30,6 +30,7 @@ class Event(StrEnum):
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"  # SIGKILL was sent
+    STUCK = "stuck"  # which did not end it either: it stays counted, its device takes no other model
     RECLAIM = "reclaim"  # proven gone, but the device still holds its memory
     GONE = "gone"  # proven gone and nothing to hold against it
     OUT_OF_MEMORY = "out-of-memory"  # proven gone, killed for want of memory: next time it reserves more
@@ -52,12 +53,14 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.STARTING, E.GIVE_UP): S.FAILED,
     (S.READY, E.DRAIN): S.DRAINING,
     (S.READY, E.STOP): S.STOPPING,
+    (S.READY, E.KILL): S.KILLING,  # it ended by itself, something of it does not
     (S.READY, E.RECLAIM): S.RECLAIMING,
     (S.READY, E.GONE): S.STOPPED,  # ended by itself, the next request starts it again
     (S.READY, E.OUT_OF_MEMORY): S.STOPPED,
     (S.READY, E.BACK_OFF): S.BACKOFF,
     (S.READY, E.GIVE_UP): S.FAILED,
     (S.DRAINING, E.STOP): S.STOPPING,
+    (S.DRAINING, E.KILL): S.KILLING,
     (S.DRAINING, E.RECLAIM): S.RECLAIMING,
     (S.DRAINING, E.GONE): S.STOPPED,
     (S.DRAINING, E.OUT_OF_MEMORY): S.STOPPED,
@@ -68,6 +71,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.STOPPING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.STOPPING, E.BACK_OFF): S.BACKOFF,  # stopped because it was unhealthy
     (S.STOPPING, E.GIVE_UP): S.FAILED,
+    (S.KILLING, E.STUCK): S.KILLING,
     (S.KILLING, E.RECLAIM): S.RECLAIMING,
     (S.KILLING, E.GONE): S.STOPPED,
     (S.KILLING, E.OUT_OF_MEMORY): S.STOPPED,

@@ -5,8 +5,8 @@ Knows no state of waiting requests and no time: Core says who may be asked to le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from accelerd.config.model import ModelSpec
@@ -23,6 +23,7 @@ class Limits:
     memory_source: str
     max_loaded: int | None
     lost: tuple[Residue, ...] = ()  # memory that ended models have not given back
+    quarantined: Mapping[str, str] = field(default_factory=dict)  # device → the model there that cannot be ended
 
 
 def gib(size: int) -> str:
@@ -47,6 +48,9 @@ def outgrown(record: Record) -> bool:
 def obstacle(target: Record, others: Iterable[Record], limits: Limits) -> str | None:
     """Why `target` cannot be resident beside `others`, with the arithmetic; None if it can."""
     others = list(others)
+    stuck = limits.quarantined.get(target.device)
+    if stuck is not None:
+        return f"{stuck} cannot be ended and may hold the {target.device}: nothing starts there until it has gone"
     for other in others:
         if why := excludes(target.spec, other.spec):
             return why

@@ -50,6 +50,14 @@ class Waiter:
 
 
 @dataclass(frozen=True)
+class StopWatcher:
+    """Somebody who waits for a model's end: one of the two is called, once."""
+
+    done: Callable[[], None]
+    failed: Callable[[AccelError], None]
+
+
+@dataclass(frozen=True)
 class Transition:
     at: float
     before: State
@@ -101,7 +109,7 @@ class Record:
     reclaim_until: float = math.inf
     # who waits
     waiting: deque[Waiter] = field(default_factory=deque)
-    stop_watchers: list[Callable[[], None]] = field(default_factory=list)
+    stop_watchers: list[StopWatcher] = field(default_factory=list)
     # failures
     failures: deque[float] = field(default_factory=deque)
     unhealthy: deque[float] = field(default_factory=deque)
@@ -110,7 +118,9 @@ class Record:
     retry_at: float | None = None  # in BACKOFF and FAILED: when a start may be tried; None in FAILED: after a reset
     bad_outcomes: int = 0  # consecutive requests that the engine failed
     probing: bool = False
+    stuck: bool = False  # in KILLING: SIGKILL does not end it
     # configuration
+    device: str = ""  # what it runs on
     keep: bool = False  # preload or pin: comes back by itself after a crash
     next_spec: ModelSpec | None = None  # takes over when the running instance is gone
     next_memory: tuple[int, str] | None = None

@@ -18,6 +18,7 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Supervisor
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
+from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
@@ -39,11 +40,15 @@ class Witness(Protocol):
 
 
 class Needs(Protocol):
-    """How much memory models turned out to need, over all lives of the daemon."""
+    """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
 
     def remember_need(self, spec: ModelSpec, memory: int) -> None: ...
     def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
         """Bytes to reserve without it, and where the number comes from."""
+        ...
+
+    def device(self, spec: ModelSpec) -> str:
+        """What the model runs on, by name."""
         ...
 
 
@@ -63,10 +68,11 @@ class Scheduler:
         witness: Witness,
         reclaim: Reclaim | None = None,
         asleep: Callable[[], float] = never_asleep,
+        stuck_after: float = STUCK_AFTER,
     ) -> None:
-        """`asleep()`: seconds that this machine was suspended, since whenever."""
+        """`asleep()`: seconds that this machine was suspended, since whenever. `stuck_after`: see Core."""
         self._clock = clock
-        self._core = Core(clock, self, settings, limits)
+        self._core = Core(clock, self, settings, limits, stuck_after)
         self._witness = witness
         self._reclaim = reclaim or MainMemory()
         self._watches: dict[int, Watch] = {}
@@ -144,11 +150,18 @@ class Scheduler:
             raise outcome
 
     async def unload(self, name: str, *, force: bool = False) -> None:
-        """Stop the model and wait until it is proven gone."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._core.unload(name, force=force, done=lambda: None if future.done() else future.set_result(None))
+        """Stop the model and wait until it is proven gone. AccelError model_stuck when it cannot be ended."""
+        future: asyncio.Future[AccelError | None] = self._loop.create_future()
+
+        def over(error: AccelError | None = None) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        self._core.unload(name, force=force, done=over, failed=over)
         self._rearm()
-        await future
+        error = await future
+        if error is not None:
+            raise error
 
     def reset(self, name: str) -> None:
         """Forget the failures of a model, and that it needs more memory than estimated."""
@@ -201,6 +214,7 @@ class Scheduler:
 
     def instance_killing(self, instance: int) -> None:
         self._core.instance_killing(instance)
+        self._rearm()
 
     def instance_probed(self, instance: int, ok: bool) -> None:
         self._core.instance_probed(instance, ok)
@@ -249,6 +263,10 @@ class Scheduler:
     def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
         assert self._needs is not None
         return self._needs.forget_need(spec)
+
+    def device(self, spec: ModelSpec) -> str:
+        assert self._needs is not None
+        return self._needs.device(spec)
 
     def moved(self, record: Record, transition: Transition) -> None:
         self._witness.moved(record, transition)

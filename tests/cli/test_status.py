@@ -55,6 +55,11 @@ def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> 
     assert "¹ m: 3.0 GiB that it used are not back from the device" in " ".join(ctl("status").out.split())
 
 
+def test_A15_what_cannot_be_killed_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(model("m", "killing", reason="does not end, 30 s after SIGKILL")))
+    assert "¹ m: does not end, 30 s after SIGKILL" in ctl("status").out
+
+
 def test_the_line_that_names_the_cause() -> None:
     tail = (
         "0.00.015.801 I srv  load_model: loading",

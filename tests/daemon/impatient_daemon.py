@@ -1,4 +1,5 @@
-"""The real daemon, but that it waits half a second, not half a minute, for an engine that is asked for a sign of life.
+"""The real daemon, but that it waits half a second, not half a minute, for an engine that is asked for a sign of life
+and for one that is to die of SIGKILL.
 
 Run as `python -m tests.daemon.impatient_daemon`.
 """
@@ -20,7 +21,7 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        await build(roots, config, problems, patience=Limits(probe_timeout=0.5)).run()
+        await build(roots, config, problems, patience=Limits(probe_timeout=0.5), stuck_after=0.5).run()
 
 
 if __name__ == "__main__":

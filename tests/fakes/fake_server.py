@@ -28,6 +28,7 @@ Modes of the process
   alloc:N             touches N bytes of memory before it listens
   grow:N              touches N more bytes every 100 ms while it loads
   ignore-term         SIGTERM has no effect
+  hang-on-term:PATH   SIGTERM looks at a file: on a file system that does not answer nothing ends it then
   slow-term           SIGTERM waits for the running requests
   fork-wrapper        a parent that does not forward signals; the server is its child
   fork-wrapper-exit   the same, and the parent exits with 0 at once
@@ -148,6 +149,8 @@ class Server:
         note("term")
         if "ignore-term" in self.modes:
             return
+        if "hang-on-term" in self.modes:
+            os.stat(self.modes.text("hang-on-term"))
         if self.ending:
             leave(1)  # the second signal
         self.ending = True

@@ -253,6 +253,9 @@ class Needless:
     def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
         return 1, "test"
 
+    def device(self, spec: ModelSpec) -> str:
+        return "cpu"
+
 
 @asynccontextmanager
 async def bench(

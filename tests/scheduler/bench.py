@@ -100,6 +100,9 @@ class Bench:
         self.needs.pop(spec.name, None)
         return self.memory.get(spec.name, MIB), "test"
 
+    def device(self, spec: ModelSpec) -> str:
+        return "cpu" if spec.gpu_layers == 0 else "gpu"
+
     def moved(self, record: Record, transition: Transition) -> None:
         self.log.append((record.spec.name, transition.before, transition.after))
 

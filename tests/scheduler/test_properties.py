@@ -94,7 +94,7 @@ class World(RuleBasedStateMachine):
     @rule(name=names, force=st.booleans())
     def unload(self, name: str, force: bool) -> None:
         self.unloads += 1
-        self.bench.core.unload(name, force=force, done=self._count_unload)
+        self.bench.core.unload(name, force=force, done=self._count_unload, failed=lambda _: self._count_unload())
 
     def _count_unload(self) -> None:
         self.unloaded += 1
@@ -134,7 +134,7 @@ class World(RuleBasedStateMachine):
 
     @rule(name=names)
     def need_a_kill(self, name: str) -> None:
-        if self.bench.state(name) in (State.STOPPING, State.STARTING):
+        if self.bench.state(name) in (State.STOPPING, State.STARTING, State.READY, State.DRAINING):
             self.bench.core.instance_killing(self.bench.instance(name))
 
     @rule(name=names, ok=st.booleans())

@@ -62,6 +62,9 @@ class World:
         self.needs.pop(spec.name, None)
         return MIB, "test"
 
+    def device(self, spec: ModelSpec) -> str:
+        return "cpu"
+
     def watch(self, spec: ModelSpec, memory: int, changed: Changed) -> World | None:
         if self.slow:
             self.changed.append(changed)

@@ -144,6 +144,8 @@ def footnotes(model: dict[str, Any]) -> list[str]:
         notes.append(f"{name}: {message} ({todo})")
     if model.get("residue"):
         notes.append(f"{name}: {size(model['residue'])} that it used are not back from the device, and stay counted")
+    if model["state"] == "killing" and model.get("reason"):
+        notes.append(f"{name}: {model['reason']}")
     if model.get("outdated"):
         notes.append(f"{name}: its settings have changed; it is replaced when its requests have ended")
     return notes
