@@ -24,6 +24,7 @@ from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, status
 from .test_config import gguf
 
+UNITS = Path(__file__).parents[2] / "units/user"
 ACTIVE = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n"
 MISSING = "LoadState=not-found\nUnitFileState=\nActiveState=inactive\n"
 
@@ -238,6 +239,20 @@ def test_daemon_down_other_version_and_well(here: Surroundings, daemon: FakeDaem
     here.__dict__.pop("status")
     here.client = Client(Path("/nowhere"))
     assert only(service.daemon(here)).fix == "systemctl --user start accelerd"
+
+
+def test_what_the_daemon_lacks_is_told(here: Surroundings, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(degraded="no systemd user manager answers (package python3-gi)"))
+    found = {check.id: check for check in service.daemon(here)}
+    assert (found["daemon"].level, found["degraded"].level) == ("ok", "warn")
+    assert "python3-gi" in found["degraded"].detail
+    assert "packaging/install" in found["degraded"].fix
+
+
+def test_all_units_are_installed_together_by_hand(here: Surroundings) -> None:
+    here.checkout_tool = lambda name: ""  # type: ignore[method-assign]  # as in an installed package
+    words = service.install_command(here).split()
+    assert {Path(word).name for word in words if "_units/user" in word} == {path.name for path in UNITS.iterdir()}
 
 
 @pytest.mark.parametrize(

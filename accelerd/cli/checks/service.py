@@ -13,6 +13,7 @@ from accelerd.cli.checks.units import manager
 from accelerd.cli.failure import Failure
 
 SERVICE, SOCKET = f"{names.PROGRAM}.service", f"{names.PROGRAM}.socket"
+REAPER = f"{names.PROGRAM}-reaper.service"
 LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 
@@ -26,6 +27,8 @@ def daemon(s: Surroundings) -> Iterator[Check]:
         yield Check("daemon", "warn", detail, f"systemctl --user restart {names.PROGRAM}")
     else:
         yield Check("daemon", "ok", f"version {__version__}, pid {status.get('pid')}: {status.get('status')}")
+    if not isinstance(status, Failure) and status.get("degraded"):
+        yield Check("degraded", "warn", str(status["degraded"]), s.checkout_tool("install"))
 
 
 def units(s: Surroundings) -> Iterator[Check]:
@@ -38,11 +41,13 @@ def units(s: Surroundings) -> Iterator[Check]:
             f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal",
         )  # fmt: skip
         return
-    missing = [name for name, unit in ((SERVICE, service), (SOCKET, socket)) if unit.load == "not-found"]
+    reaper = systemd.state(REAPER)
+    known = ((SERVICE, service), (SOCKET, socket), (REAPER, reaper))
+    missing = [name for name, unit in known if unit is not None and unit.load == "not-found"]
     if missing:
         yield Check("units", "warn", f"{' and '.join(missing)} not installed", install_command(s))
         return
-    broken = next((n for n, u in ((SERVICE, service), (SOCKET, socket)) if u.load != "loaded"), None)
+    broken = next((name for name, unit in known if unit is not None and unit.load != "loaded"), None)
     if broken:
         yield Check("units", "fail", f"{broken} cannot be loaded", f"systemctl --user status {broken}")
         return
@@ -59,7 +64,8 @@ def install_command(s: Surroundings) -> str:
     """A checkout has an installer; an installed package carries the units."""
     source = Path(accelerd.__file__).parent / "_units/user"
     target = s.roots.config_file.parent.parent / "systemd/user"
-    plain = f"install -Dm644 -t {target} {source}/{SERVICE} {source}/{SOCKET} && systemctl --user daemon-reload"
+    units = " ".join(f"{source}/{name}" for name in (SERVICE, SOCKET, REAPER))
+    plain = f"install -Dm644 -t {target} {units} && systemctl --user daemon-reload"
     return s.checkout_tool("install") or plain
 
 
