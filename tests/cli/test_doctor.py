@@ -7,9 +7,11 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pydbus
 import pytest
 
 from accelerd import __version__
@@ -296,6 +298,14 @@ def test_unit_states_from_the_bus(here: Surroundings) -> None:
     assert Bus(FakeBus(broken=True)).state("accelerd.socket") is None
 
 
+@pytest.fixture(scope="module")
+def glib() -> None:
+    """GLib keeps descriptors from its first connection on: not to be any test's fault."""
+    with suppress(Exception):
+        pydbus.connect("unix:path=/nowhere")
+
+
+@pytest.mark.usefixtures("glib")
 def test_unit_states_without_bus_come_from_systemctl(here: Surroundings) -> None:
     for address in ("", "unix:path=/nowhere"):
         here.env = {**here.env, "DBUS_SESSION_BUS_ADDRESS": address}
