@@ -299,7 +299,7 @@ def test_unit_states_from_the_bus(here: Surroundings) -> None:
 
 @pytest.fixture(scope="module")
 def glib() -> None:
-    """GLib keeps descriptors from its first connection on: not to be any test's fault. Nor that it warns as it loads."""
+    """GLib warns as it loads, and keeps descriptors from its first connection on: not to be any test's fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pydbus
