@@ -24,6 +24,17 @@ for delegated in "$group" "$group/shell"; do
 done
 echo "$group" >"$dir/cgroup"
 
+if [ -n "${JOURNALD:-}" ]; then
+  # What it writes gets this user's group, who may read it then.
+  mkdir -p /run/log /run/systemd/journald.conf.d
+  mount -t tmpfs tmpfs /run/log
+  mkdir -m 2755 /run/log/journal
+  chgrp "$gid" /run/log/journal
+  printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=\n' >/run/systemd/journald.conf.d/test.conf
+  sh -c 'echo $$ >"$1/shell/cgroup.procs"; exec "$2"' sh "$group" "$JOURNALD" >"$dir/journald.log" 2>&1 </dev/null &
+  for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && [ -S /run/systemd/journal/socket ] && break; sleep 0.05; done
+fi
+
 sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" \
   setpriv --reuid="$uid" --regid="$gid" --clear-groups --inh-caps=-all \
   env -i -C "$dir/home" HOME="$dir/home" USER=accelerd-test LOGNAME=accelerd-test SHELL=/bin/sh LANG=C.UTF-8 \

@@ -224,9 +224,16 @@ def _join_user_manager(scope: str) -> None:
 
 
 def private_manager(
-    kind: type[UserManager] = UserManager, script: Path = SCRIPT, prepare: Callable[[Path], None] | None = None
+    kind: type[UserManager] = UserManager,
+    script: Path = SCRIPT,
+    prepare: Callable[[Path], None] | None = None,
+    *,
+    journald: bool = False,
 ) -> Iterator[UserManager]:
-    """One of its own for a user that exists only inside. `prepare` adds to its directory what another script needs."""
+    """One of its own for a user that exists only inside. `prepare` adds to its directory what another script needs.
+
+    With `journald` it has one of its own, too.
+    """
     if not all(map(shutil.which, ("unshare", "nsenter", "setpriv", "systemctl"))):
         pytest.fail(f"this test needs {NEEDED}")
     with _directory() as base:
@@ -238,7 +245,8 @@ def private_manager(
         if prepare is not None:
             prepare(base)
         who = str(PRIVATE_ID)
-        holder = _hold(["unshare", "--mount", "sh", str(script), str(base), who, who, _systemd()])
+        settings = [f"JOURNALD={Path(_systemd()).with_name('systemd-journald')}"] if journald else []
+        holder = _hold(["unshare", "--mount", "env", *settings, "sh", str(script), str(base), who, who, _systemd()])
         become = f"exec setpriv --reuid={who} --regid={who} --clear-groups --inh-caps=-all"
         join = f'echo $$ >"$0/shell/cgroup.procs"; {become} "$@"'
         enter = ["nsenter", f"--target={holder.pid}", "--mount", "sh", "-c", join]
@@ -303,6 +311,12 @@ def _close(holder: subprocess.Popen[str]) -> str:
     """End the holder by closing its standard input; what it printed."""
     _, err = holder.communicate(timeout=30)
     return err
+
+
+@pytest.fixture
+def journald_manager() -> Iterator[UserManager]:
+    """The same where a real journald reads what its services print: the machine's, or one of its own."""
+    yield from private_manager(journald=True) if os.geteuid() == 0 else session_manager()
 
 
 @pytest.fixture

@@ -55,11 +55,12 @@ def manager(s: Surroundings) -> Manager:
     """The bus when it can be had, systemctl otherwise."""
     if s.bus is not None:
         return Bus(s.bus)
-    if not s.env.get("DBUS_SESSION_BUS_ADDRESS"):
+    address = s.env.get("DBUS_SESSION_BUS_ADDRESS")
+    if not address:
         return Systemctl(s.machine)
     try:
         import pydbus
 
-        return Bus(pydbus.SessionBus())
+        return Bus(pydbus.connect(address))
     except Exception:  # ImportError without PyGObject, GLib.Error without a bus
         return Systemctl(s.machine)
