@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 READ_BYTES: Final = 64 * 1024
@@ -72,16 +71,3 @@ class OutputReader:
             taken += len(chunk)
             self._on_output(chunk)
         return taken
-
-
-@contextmanager
-def output_pipe(on_output: Callable[[bytes], None]) -> Iterator[int]:
-    """The writing end of a pipe, for a program's output; at the end what is left in it is taken."""
-    fd, output = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(fd, False)
-    reader = OutputReader(fd, on_output)
-    try:
-        yield output
-    finally:
-        os.close(output)
-        reader.finish()

@@ -16,8 +16,9 @@ from accelerd.supervise.containers.engine import ContainerEngine
 from accelerd.supervise.containers.existing import ExistingHome
 from accelerd.supervise.containers.places import HomePlaces
 from accelerd.supervise.containers.run import RunHome
-from accelerd.supervise.home import Home
+from accelerd.supervise.home import Home, HomeError
 
+from .test_pull import registry_with
 from .world import World
 
 
@@ -99,19 +100,22 @@ async def test_an_image_that_is_not_here_is_said_before_it_is_pulled(containers:
         await (await place(containers, spec)).look(spec, "sh", [])
 
 
-async def test_pulling_tells_its_progress(containers: World) -> None:
+async def test_an_image_that_is_not_here_is_pulled_before_the_plan(containers: World) -> None:
     home = RunHome(
         ContainerEngine("podman", containers.tools), containers.roots, SystemClock(), containers.table, survives=True
     )
-    folder = containers.home / "an-image"
-    containers.podman("save", "--quiet", "--format", "oci-dir", "--output", str(folder), containers.image)
     said = bytearray()
-    await home.prepare(ModelSpec("m", home="podman", image=f"oci:{folder}"), said.extend)
-    assert said.startswith(f"pulling oci:{folder}\n".encode())
-    assert b"Writing manifest" in said
-    said.clear()
-    await home.prepare(ModelSpec("m", home="podman", image=containers.image), said.extend)
-    assert said == b"", "what is here is not pulled"
+    with registry_with(containers, "1") as (_, name):
+        containers.podman("rmi", name)
+        await home.prepare(ModelSpec("m", home="podman", image=name), said.extend)
+        assert said.startswith(f"pulling {name}\n".encode())
+        assert containers.podman("image", "exists", name) == ""
+        said.clear()
+        await home.prepare(ModelSpec("m", home="podman", image=name), said.extend)
+        assert said == b"", "what is here is not pulled"
+        containers.podman("rmi", name)
+    with pytest.raises(HomeError, match=r"cannot pull .*refused"):
+        await home.prepare(ModelSpec("m", home="podman", image=name), said.extend)
 
 
 async def test_an_existing_container_is_an_endpoint(containers: World) -> None:

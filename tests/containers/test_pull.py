@@ -11,8 +11,9 @@ import pytest
 
 from accelerd.errors import AccelError
 from accelerd.supervise.containers.engine import ContainerEngine
-from accelerd.supervise.containers.pull import Pulled, PullScreen, pull
+from accelerd.supervise.containers.pull import Pulled, PullScreen, pull, told_in_lines
 from accelerd.supervise.home import HomeError
+from tests.fakes.clock import FakeClock
 
 from .registry import Registry
 from .upkeep_world import Upkeep, image
@@ -167,3 +168,15 @@ async def test_a_pull_that_is_given_up_ends_podman(containers: World) -> None:
             assert find("podman", "pull", name) == []
             assert (care.models.pid("one"), care.began()) == (pids["one"], began)
             assert not care.record.exists()
+
+
+def test_how_far_it_is_as_lines() -> None:
+    clock, said = FakeClock(), bytearray()
+    show = told_in_lines(said.extend, clock)
+    show(Pulled(0, 0, "Trying to pull"))
+    clock.advance(1.0)
+    show(Pulled(0, 0, "Trying to pull"))
+    show(Pulled(MIB, 9 * MIB, ""))
+    clock.advance(1.0)
+    show(Pulled(2 * MIB, 9 * MIB, ""))
+    assert said == b"pulling: Trying to pull\npulling: 2 of 9 MiB\n"

@@ -127,12 +127,6 @@ class ContainerEngine:
         found = dict(line.split() for line in lines if " " in line)
         return {name: id.removeprefix("sha256:") for name, id in found.items() if "<none>" not in name}
 
-    async def pull(self, image: str, output: int | None = None) -> None:
-        """HomeError. Its progress goes to `output`."""
-        done = await self.call("pull", image, within=PULL_PATIENCE, check=False, output=output)
-        if done.status != 0:
-            raise HomeError(f"cannot pull {image}: {done.why()}")
-
 
 def entrypoint(image: Mapping[str, Any]) -> tuple[str, ...]:
     """The program that an image runs whatever it is told; empty for most."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from accelerd.ports import Clock
 from accelerd.supervise.containers.engine import PULL_PATIENCE, ContainerEngine
 from accelerd.supervise.home import HomeError
 
@@ -68,6 +69,20 @@ class PullScreen:
     def state(self) -> Pulled:
         done, total = (sum(amounts[i] for amounts in self._layers.values()) for i in (0, 1))
         return Pulled(done, total, self.lines[-1] if self.lines else "")
+
+
+def told_in_lines(on_output: Callable[[bytes], None], clock: Clock) -> Callable[[Pulled], None]:
+    """For `pull`: how far it is, as a line of output a second."""
+    told = clock.monotonic()
+
+    def show(pulled: Pulled) -> None:
+        nonlocal told
+        if clock.monotonic() - told >= 1.0:
+            told = clock.monotonic()
+            far = f"{pulled.done >> 20} of {pulled.total >> 20} MiB" if pulled.total else pulled.line
+            on_output(f"pulling: {far}\n".encode())
+
+    return show
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -31,10 +31,11 @@ from accelerd.supervise.containers.engine import (
 )
 from accelerd.supervise.containers.handover import Handover, as_env_file, inner_environment
 from accelerd.supervise.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
+from accelerd.supervise.containers.pull import pull, told_in_lines
 from accelerd.supervise.containers.tool import ENV_COURIER, Courier, Done, Tools
 from accelerd.supervise.home import HomeError, Kept, Order
 from accelerd.supervise.processes import Mark, Process, ProcessTable
-from accelerd.supervise.reader import OutputReader, output_pipe
+from accelerd.supervise.reader import OutputReader
 from accelerd.supervise.spawn import NoProgram
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ class RunHome:
         image = spec.image or ""
         if await self._engine.image(image) is None:
             on_output(f"pulling {image}\n".encode())
-            with output_pipe(on_output) as output:
-                await self._engine.pull(image, output)
+            await pull(self._engine, image, told_in_lines(on_output, self._clock))
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         spec, engine = order.spec, self._engine
