@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from tests.models import make_model
 from tests.settled import pytest_pyfunc_call, settled
 
 __all__ = ["daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded now stays: `settled` collects garbage after every test, and need not look at all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
