@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class MemoryPool:
-    """Memory that a device can hold a model in. Sizes in bytes; `used` is None where it cannot be known cheaply."""
+    """Memory that a device can hold a model in. Sizes in bytes; `used` is None where it cannot be known cheaply.
 
-    name: str  # "vram", "gtt", "ram", "unified"
+    They overlap and must not be added: "visible vram" is a part of "vram", "unified" is "vram" and "gtt" together.
+    """
+
+    name: str  # "vram", "visible vram", "gtt", "unified"; "ram" of the processor
     total: int
     used: int | None = None
 

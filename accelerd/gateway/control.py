@@ -11,7 +11,8 @@ import os
 import shlex
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -79,7 +80,14 @@ Route = Callable[[web.BaseRequest, Query], Awaitable[web.StreamResponse]]
 class Control:
     """Callable as the gateway's control hook: (request, path) → response, or None for paths that are not its own."""
 
-    def __init__(self, scheduler: Scheduler, insight: Insight, owner: Owner) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        insight: Insight,
+        owner: Owner,
+        more: Mapping[tuple[str, str], Route] = MappingProxyType({}),
+    ) -> None:
+        """`more`: routes of other rooms, by method and path."""
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
@@ -91,6 +99,7 @@ class Control:
             ("GET", "/logs"): self._logs,
             ("GET", "/explain"): self._explain,
             ("POST", "/reload"): self._reload,
+            **more,
         }
 
     async def __call__(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
