@@ -162,5 +162,7 @@ def remarks(seen: dict[str, Any]) -> list[str]:
     if clocks:
         notes.append(", ".join(clocks))
     for name, reason in (seen.get("reasons") or {}).items():
+        if name == "busy":
+            continue  # the column says enough
         notes.append(f"not known: {reason}" if name == "all" else f"{name}: {reason}")
     return notes

@@ -35,7 +35,7 @@ def reader_of(device: Device, directory: Path | None, files: Files, values: Valu
     if device.driver == "amdgpu":
         return Amdgpu(device, directory, files, values)
     if device.driver in ("i915", "xe"):
-        return Intel(directory, files, values, clock)
+        return Intel(device, directory, files, values, clock)
     if device.driver in ("intel_vpu", "ivpu"):
         return IntelNpu(directory, files, values, clock)
     if device.driver in ("nouveau", "amdxdna"):
@@ -192,7 +192,8 @@ class Amdgpu:
 class Intel:
     """i915 and xe. Their load is known from their clients (fdinfo) only."""
 
-    def __init__(self, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+    def __init__(self, device: Device, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+        self._device = device
         self._directory = directory
         self._files = files
         self._values = values
@@ -214,6 +215,7 @@ class Intel:
             temperature=get("temperature", lambda: main(temperatures)),
             temperatures=temperatures,
             throttling=self._throttling(),
+            reasons={} if self._device.unified else {"memory": f"{self._device.driver} tells no sizes of memory"},
         )
 
     def _frequencies(self) -> dict[str, list[Path]]:

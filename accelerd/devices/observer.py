@@ -20,6 +20,8 @@ from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import Readings
 from accelerd.ports import Clock, Roots
 
+UNKNOWN_LOAD = "is known from the second look on, while a program of this user uses it"
+
 
 @dataclass(frozen=True)
 class Look:
@@ -83,6 +85,8 @@ class Observer:
                 readings = replace(
                     readings, busy=fdinfo.busy(scan.clients, before[1].clients, device.slot, seconds)
                 )  # fmt: skip
+            if readings.busy is None and device.kind != "cpu" and not readings.asleep:
+                readings = replace(readings, reasons={"busy": UNKNOWN_LOAD, **readings.reasons})
             looks.append(Look(device, readings, who, rest(readings, who)))
         return looks
 
