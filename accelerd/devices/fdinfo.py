@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerd.devices.files import text
+from accelerd.devices.files import names, text
 
 NODES = ("/dev/dri/", "/dev/accel/")
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 AMOUNT = re.compile(r"(\d+)\s*([A-Za-z]*)$")
-MEMORY = re.compile(r"drm-(resident|memory|total)-(.+)")
+MEMORY = re.compile(r"drm-(resident|memory|total)-(?!cycles-)(.+)")
 RANK = {"total": 0, "memory": 1, "resident": 2}  # which key is to be believed, if there are several
 NOT_THE_DEVICES = frozenset({"cpu"})
 MOST = 1 << 50
@@ -55,14 +55,14 @@ class Scan:
     unreadable: int = 0  # processes of others
 
 
-def scan(proc: Path) -> Scan:
+def scan(proc: Path, listdir: Callable[[Path], list[str]] = os.listdir) -> Scan:
     """Every client of every device, each once. Blocks for some milliseconds."""
     found: dict[tuple[str, str], Client] = {}
     unreadable = 0
-    for pid in sorted(int(name) for name in listing(proc) if name.isdecimal()):
+    for pid in sorted(int(name) for name in names(proc) if name.isdecimal()):
         directory = proc / str(pid)
         try:
-            descriptors = os.listdir(directory / "fd")
+            descriptors = listdir(directory / "fd")
         except PermissionError:
             unreadable += 1
             continue
@@ -157,10 +157,3 @@ def busy(now: Iterable[Client], before: Iterable[Client], device: str, seconds: 
                 seen = True
                 work[engine] = work.get(engine, 0.0) + max(0, done - old_done) / (total - old_total)
     return min(100.0, 100 * max(work.values())) if seen else None
-
-
-def listing(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
