@@ -9,10 +9,16 @@ from accelerd.chronicle import Chronicle, status_line
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import LlamaServerSettings
 from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.device_guard import DeviceGuard
+from accelerd.devices.inventory import Inventory
+from accelerd.devices.monitor import PyudevMonitor
+from accelerd.devices.observer import Observer
+from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
+from accelerd.gateway.control_devices import DeviceRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
@@ -106,8 +112,10 @@ def build(
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
-    insight = Insight(supervisor, engines, state, roots)
+    devices = DeviceWatch(Inventory(roots).scan, PyudevMonitor())
+    insight = Insight(supervisor, engines, state, roots, lambda: devices.devices)
     scheduler.attach(supervisor, insight)
+    DeviceGuard(devices, scheduler)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     parts = Parts(
@@ -124,13 +132,15 @@ def build(
         close=manager.close if manager is not None else lambda: None,
         insight=insight,
         upkeep=upkeep,
+        devices=devices,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
-    gateway.control = Control(scheduler, insight, daemon, ToolboxRoutes(upkeep).routes)
+    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight)
+    gateway.control = Control(scheduler, insight, daemon, {**ToolboxRoutes(upkeep).routes, **looks.routes})
     return daemon
 
 

@@ -22,6 +22,7 @@ import psutil
 from accelerd import __version__, names
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
+from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
 from accelerd.gateway.access import read_keys
@@ -72,10 +73,15 @@ class Parts:
     close: Callable[[], None]  # what else holds on to something, at the very end
     insight: Insight
     upkeep: ToolboxUpkeep
+    devices: DeviceWatch
     gateway: Gateway
     listeners: Listeners
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
+
+    def degraded(self) -> tuple[str | None, ...]:
+        """What parts of it cannot do on this machine."""
+        return self.insight.degraded, self.devices.degraded
 
 
 class Daemon:
@@ -110,7 +116,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._apply(self._config, read_keys_of(self._config))
         # Before anything else may be admitted: what is there already takes memory.
-        await self._look_for_systemd()
+        await asyncio.gather(self._look_for_systemd(), parts.devices.start())
         found = await parts.supervisor.survivors()
         adopted = take_over(found, self._config.models, parts.scheduler)
         await parts.supervisor.sweep_leftovers()
@@ -253,6 +259,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
         await parts.listeners.close()
+        await parts.devices.close()
         parts.gateway.close()
         parts.scheduler.close()
         await parts.state.close()
@@ -285,7 +292,7 @@ class Daemon:
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
-            "degraded": "; ".join(filter(None, (self._degraded, self._parts.insight.degraded))) or None,
+            "degraded": "; ".join(filter(None, (self._degraded, *self._parts.degraded()))) or None,
         }
 
 

@@ -6,11 +6,13 @@ The read side for the control socket (and the bus, later). Changes nothing, deci
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
+from accelerd.devices.choice import first_gpu
+from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
 from accelerd.ports import Roots
@@ -26,16 +28,28 @@ def fingerprint(spec: ModelSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
 
 
+def device_of(spec: ModelSpec, devices: Sequence[Device]) -> str:
+    """The id of the device that the model takes when there are these: a GPU's PCI slot, or "cpu"."""
+    found = first_gpu(devices) if spec.gpu_layers != 0 else None
+    return found.id if found is not None else "cpu"
+
+
 class Insight:
     """See the module's text."""
 
     def __init__(
-        self, supervisor: ProcessSupervisor, engines: Mapping[str, Engine], state: StateStore, roots: Roots
+        self,
+        supervisor: ProcessSupervisor,
+        engines: Mapping[str, Engine],
+        state: StateStore,
+        roots: Roots,
+        devices: Callable[[], Sequence[Device]],
     ) -> None:
         self._supervisor = supervisor
         self._engines = engines
         self._state = state
         self._roots = roots
+        self._devices = devices
 
     def facts(self, instance: int) -> Facts | None:
         return self._supervisor.facts(instance)
@@ -76,11 +90,8 @@ class Insight:
         return self._state.load_seconds(fingerprint(spec))
 
     def device(self, spec: ModelSpec) -> str:
-        """What the model runs on, as far as settings and device nodes tell: "gpu" or "cpu"."""
-        if spec.gpu_layers == 0:
-            return "cpu"
-        nodes = ("dri/renderD*", "nvidia[0-9]*", "kfd")
-        return "gpu" if any(any(self._roots.dev.glob(pattern)) for pattern in nodes) else "cpu"
+        """The id of the device that the model runs on, or would now."""
+        return device_of(spec, self._devices())
 
     @property
     def degraded(self) -> str | None:

@@ -28,6 +28,8 @@ class Cause(StrEnum):
     LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
     UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
     PORT_UNAVAILABLE = "port-unavailable"
+    DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone
+    DEVICE_RESET = "device-reset"  # killed: what it ran on was reset, and what it had there is lost
     OOM_KILLED = "oom-kill"  # by the kernel or systemd-oomd, for want of memory
 
 

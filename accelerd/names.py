@@ -59,6 +59,7 @@ MSG_RESIDUE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0f"
 MSG_REAPED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b10"
 MSG_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b11"
 MSG_TOOLBOX: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b12"
+MSG_DEVICE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # one came, went, changed or was reset
 
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response

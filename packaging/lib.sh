@@ -54,6 +54,7 @@ package_for() {
     apt:cxx) echo g++ ;;
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
+    apt:devices) echo umockdev gir1.2-umockdev-1.0 libudev1 ;;
     apt:containers)
       echo podman podman-toolbox uidmap slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns \
         dbus-user-session mmdebstrap
@@ -62,6 +63,7 @@ package_for() {
     dnf:cxx) echo gcc-c++ ;;
     dnf:gi) echo python3 python3-gobject-base ;;
     dnf:usermanager) echo systemd dbus-daemon ;;
+    dnf:devices) echo umockdev systemd-libs ;;
     dnf:containers)
       echo podman toolbox shadow-utils slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns mmdebstrap
       ;;
@@ -85,6 +87,7 @@ met() {
       have systemctl && have dbus-daemon && [ -e /usr/lib/systemd/user/dbus.socket ] &&
         { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; }
       ;;
+    devices) have umockdev-wrapper && has_typelib UMockdev-1.0 ;;
     containers)
       local program
       for program in podman toolbox newuidmap slirp4netns pasta fusermount3 conmon crun catatonit netavark mmdebstrap; do
@@ -94,6 +97,9 @@ met() {
     *) die "unknown need '$1'" ;;
   esac
 }
+
+# has_typelib NAME: are there GObject bindings of a library?
+has_typelib() { compgen -G "/usr/lib*/girepository-1.0/$1.typelib" >/dev/null || compgen -G "/usr/lib/*/girepository-1.0/$1.typelib" >/dev/null; }
 
 # have_helper NAME: on $PATH, or where podman looks beside it?
 have_helper() {

@@ -1,7 +1,7 @@
 """accelctl: the user's tool. Finds the command, gives it its context, turns what it raises into an exit status.
 
 Each command is a module of its own, imported only when it is the one asked for: start-up time is a feature here. Talks
-to nothing but the daemon's unix socket, except for `config`, `add` and `doctor`, which look at this machine's files.
+to nothing but the daemon's unix socket, except for `config`, `add`, `devices` and `doctor`, which look at this machine.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ COMMANDS = {
     "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",
     "reload": "read the configuration again; unchanged models keep running",
+    "devices": "GPUs and NPUs: what they are, what they do, who uses their memory",
     "doctor": "what is missing on this machine, and the command that fixes it",
     "version": "versions of accelctl and of the daemon",
 }

@@ -6,6 +6,7 @@ Owns stdout and stderr of the process. Must never decide anything; every string 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import textwrap
@@ -109,11 +110,39 @@ class Output:
             padded[-1] = clipped[-1]
             self.line("  ".join(self.style(cell, mark) for cell, mark in zip(padded, marks, strict=True)).rstrip())
 
+    def page(self, env: Mapping[str, str]) -> Page:
+        """An output that is kept instead of printed, as wide and as colourful as this one."""
+        return Page(self, env)
+
     def silence(self) -> None:
         """The reader of stdout has gone: let the interpreter's last flush go nowhere."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.stdout.fileno())
         os.close(null)
+
+
+class Page:
+    """What would have been printed."""
+
+    def __init__(self, real: Output, env: Mapping[str, str]) -> None:
+        self._buffer = io.StringIO()
+        self.out = PageOutput(self._buffer, real, env)
+
+    def text(self) -> str:
+        return self._buffer.getvalue()
+
+
+class PageOutput(Output):
+    """An Output on paper: it has no terminal of its own and takes over what the real one can."""
+
+    def __init__(self, buffer: TextIO, real: Output, env: Mapping[str, str]) -> None:
+        super().__init__(buffer, real.stderr, env)
+        self.tty = real.tty
+        self._real = real
+
+    @property
+    def columns(self) -> int:
+        return self._real.columns
 
 
 def join(cells: Sequence[str], widths: Sequence[int]) -> str:

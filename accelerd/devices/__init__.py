@@ -1,9 +1,9 @@
-"""The devices of this machine: what there is, who drives it, what it holds, whether this user may use it.
+"""The devices of this machine: what there is, who drives it, what it holds and does, whether this user may use it.
 
-A snapshot for now. Must never know models; reads /sys, /dev and udev, and vendor libraries only when asked to.
+Must never know models; reads /sys, /dev, /proc and udev, and vendor libraries only where they add something.
 """
 
 from accelerd.devices.inventory import inventory
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.model import Device, MemoryPool, Trouble
 
-__all__ = ["Device", "MemoryPool", "inventory"]
+__all__ = ["Device", "MemoryPool", "Trouble", "inventory"]

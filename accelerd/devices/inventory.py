@@ -1,22 +1,32 @@
-"""The inventory: one snapshot of the devices that could run a model. Asks udev once, reads a few small files of /sys.
+"""The inventory: one snapshot of the devices that could run a model. Asks udev once, reads small files.
 
-Must never open a device node (that wakes a sleeping GPU) and never raise for what a machine lacks: a device that cannot
-be used is listed with the reason and the command that helps.
+Never wakes a device: what sleeps is described by its files alone. Never raises for what a machine lacks: a device that
+cannot be used is listed with the reason and the command that helps. Without libudev the plain tree below /sys is read.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices import amdgpu, intel, npu, nvidia, troubles
+from accelerd.devices.files import text
+from accelerd.devices.host import Host, machine_memory, processor_name, read_host
+from accelerd.devices.kfd import KfdNode
+from accelerd.devices.kfd import nodes as kfd_nodes
+from accelerd.devices.model import Device, MemoryPool, Trouble
+from accelerd.devices.sysfs import SysfsSource
+from accelerd.devices.troubles import Node
 from accelerd.devices.udev import Entry, PciFunction, Pyudev, UdevSource
 from accelerd.ports import Roots
 
-VENDORS = {"1002": "AMD", "10de": "NVIDIA", "8086": "Intel"}
+__all__ = ["Inventory", "inventory", "machine_memory", "may_open"]
+
+VENDORS = {"1002": "AMD", "1022": "AMD", "10de": "NVIDIA", "8086": "Intel"}
 DISPLAY_CLASS = 0x03
-GROUPS_FIX = "sudo usermod -aG render,video $USER, then log in again"
 
 Access = Callable[[Path], bool]
 
@@ -26,126 +36,179 @@ def may_open(node: Path) -> bool:
 
 
 def inventory(roots: Roots, source: UdevSource | None = None, access: Access = may_open) -> list[Device]:
-    """Gpus by PCI slot, npus, then the processor. When udev cannot be asked only the processor is known."""
-    source = source or Pyudev()
-    try:
-        entries = [e for subsystem in ("drm", "accel", "pci") for e in source.entries(subsystem)]
-    except (ImportError, OSError):
-        entries = []
-    render = [e for e in entries if e.subsystem == "drm" and e.name.startswith("renderD")]
-    accel = [e for e in entries if e.subsystem == "accel" and e.node]
-    gpus = [from_node("gpu", e, roots, access) for e in render]
-    gpus += [without_node(f) for f in undriven(entries, {d.slot for d in gpus})]
-    npus = [from_node("npu", e, roots, access) for e in accel]
-    by_place = sorted(gpus, key=place), sorted(npus, key=place)
-    return [*by_place[0], *by_place[1], processor(roots)]
+    """Gpus by PCI slot, npus, then the processor."""
+    return Inventory(roots, source, access).scan()
+
+
+class Inventory:
+    """Looks at the machine as often as it is asked to; remembers nothing."""
+
+    def __init__(
+        self,
+        roots: Roots,
+        source: UdevSource | None = None,
+        access: Access = may_open,
+        *,
+        host: Callable[[Roots], Host] = read_host,
+        ask_driver: amdgpu.AskDriver = amdgpu.ask_driver,
+    ) -> None:
+        self._roots = roots
+        self._source = source
+        self._access = access
+        self._read_host = host
+        self._ask_driver = ask_driver
+
+    def scan(self) -> list[Device]:
+        """What there is now. Blocks for as long as the kernel takes to answer: some milliseconds."""
+        entries = self._entries()
+        host = self._read_host(self._roots)
+        kfd = kfd_nodes(self._roots.sys)
+        render = [e for e in entries if e.subsystem == "drm" and e.name.startswith("renderD")]
+        accel = [e for e in entries if e.subsystem == "accel" and e.node]
+        functions = [e.pci for e in entries if e.subsystem == "pci" and e.pci is not None]
+        gpus = [self._gpu(e, e.pci, kfd, host) for e in render]
+        gpus += [self._gpu(None, f, kfd, host) for f in undriven(functions, {d.slot for d in gpus})]
+        npus = [self._npu(e, e.pci, host) for e in accel]
+        known = {d.slot for d in npus}
+        npus += [self._npu(None, f, host) for f in functions if npu.is_npu(f) and f.slot not in known]
+        return [*sorted(gpus, key=place), *sorted(npus, key=place), self._processor(host)]
+
+    def _entries(self) -> list[Entry]:
+        subsystems = ("drm", "accel", "pci")
+        source = self._source or Pyudev()
+        try:
+            return [e for subsystem in subsystems for e in source.entries(subsystem)]
+        except (ImportError, OSError):  # no libudev, or it cannot be asked
+            plain = SysfsSource(self._roots.sys)
+            return [e for subsystem in subsystems for e in plain.entries(subsystem)]
+
+    # --- kinds ------------------------------------------------------------------------------------------------
+
+    def _gpu(self, entry: Entry | None, function: PciFunction | None, kfd: dict[str, KfdNode], host: Host) -> Device:
+        """A gpu with a render node, or a function of the PCI bus without one."""
+        device = self._bare("gpu", entry, function)
+        directory = self._directory(device)
+        found: list[Trouble] = []
+        compute = None
+        if device.driver == "amdgpu" and function is not None and directory is not None:
+            compute = kfd.get(function.slot)
+            told = amdgpu.describe(function, directory, compute, self._asked(device))
+            device = replace(
+                device, name=told.name or device.name, gfx=told.gfx, apu=told.apu, unified=told.apu is True,
+                pools=told.pools, firmware=told.firmware,
+            )  # fmt: skip
+            found += troubles.of_amdgpu(device, compute, host)
+        elif device.driver == "amdgpu" and directory is not None:  # on no PCI bus
+            device = replace(device, pools=amdgpu.pools(directory, unified=False))
+        elif device.driver in intel.DRIVERS and function is not None:
+            own = intel.integrated(function)
+            device = replace(device, apu=own, unified=own, pools=intel.pools(function, host))
+        elif device.driver == "nvidia" and function is not None:
+            facts = nvidia.information(self._roots, function.slot)
+            device = replace(
+                device, name=facts.get("Model") or device.name, node=nvidia.node(facts) or device.node, apu=False,
+                firmware=nvidia.firmware(facts),
+            )  # fmt: skip
+        if entry is not None:
+            found = [*troubles.of_node(self._node(entry.node or f"/dev/dri/{entry.name}"), "drm"), *found]
+            if compute is not None:
+                found += troubles.of_kfd(self._node("/dev/kfd"))
+        elif device.driver != "nvidia":
+            # NVIDIA's own driver serves computing through /dev/nvidia*, and makes a render node only with modeset
+            found = [*troubles.of_undriven(device, host), *found]
+        elif device.node is not None:
+            found += troubles.of_node(self._node(device.node), "drm")
+        return with_troubles(device, found)
+
+    def _npu(self, entry: Entry | None, function: PciFunction | None, host: Host) -> Device:
+        device = self._bare("npu", entry, function)
+        directory = self._directory(device)
+        if function is not None:
+            device = replace(
+                device, name=npu.name(function, directory) or device.name, columns=npu.columns(function),
+                firmware=npu.firmware(directory) if directory is not None else {},
+            )  # fmt: skip
+        if entry is not None:
+            found = list(troubles.of_node(self._node(entry.node or f"/dev/accel/{entry.name}"), "accel"))
+        else:
+            found = list(troubles.of_undriven(device, host))
+        return with_troubles(device, [*found, *troubles.of_npu(device, host)])
+
+    def _processor(self, host: Host) -> Device:
+        """The processor with the machine's memory."""
+        pools = (MemoryPool("ram", host.memory[0], host.memory[0] - host.memory[1]),) if host.memory else ()
+        return Device("cpu", processor_name(self._roots), pools=pools)
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _bare(self, kind: str, entry: Entry | None, function: PciFunction | None) -> Device:
+        """What udev alone tells."""
+        assert entry is not None or function is not None
+        directory = function.path if function is not None else entry.path.parent.parent if entry is not None else None
+        fallback = entry.name if entry is not None else function.slot if function is not None else ""
+        driver = entry.driver if entry is not None else function.driver if function is not None else None
+        return Device(
+            kind="npu" if kind == "npu" else "gpu",
+            name=device_name(function, fallback),
+            driver=driver,
+            slot=function.slot if function is not None else None,
+            node=entry.node if entry is not None else None,
+            vendor=function.vendor if function is not None else "",
+            device=function.device if function is not None else "",
+            directory=directory,
+        )
+
+    def _directory(self, device: Device) -> Path | None:
+        return below_sys(device.directory, self._roots) if device.directory is not None else None
+
+    def _node(self, path: str) -> Node:
+        real = self._roots.dev / Path(path).relative_to("/dev")
+        try:
+            mode = stat.S_IMODE(real.stat().st_mode)
+        except FileNotFoundError:
+            return Node(path, exists=False, openable=False)
+        except OSError:
+            mode = None
+        return Node(path, openable=self._access(real), mode=mode)
+
+    def _asked(self, device: Device) -> bool | None:
+        """What amdgpu says of its being an APU; only asked when that wakes nobody."""
+        directory = self._directory(device)
+        if device.node is None or directory is None or text(directory / "power/runtime_status") != "active":
+            return None
+        node = self._roots.dev / Path(device.node).relative_to("/dev")
+        return self._ask_driver(node) if self._access(node) else None
 
 
 def place(device: Device) -> tuple[str, str]:
     return device.slot or "~", device.node or "~"
 
 
-def from_node(kind: str, entry: Entry, roots: Roots, access: Access) -> Device:
-    """A device that has a node under /dev."""
-    node = roots.dev / Path(entry.node or "").relative_to("/dev") if entry.node else None
-    problem = fix = None
-    if node is None or not node.exists():
-        problem, fix = f"{entry.node or entry.name} does not exist", "sudo udevadm trigger"
-    elif not access(node):
-        problem, fix = f"{entry.node} may not be opened by this user", GROUPS_FIX
-    directory = below_sys(entry.pci.path if entry.pci else entry.path / "device", roots)
-    return Device(
-        kind="npu" if kind == "npu" else "gpu",
-        name=device_name(entry.pci, directory, entry.name),
-        driver=entry.driver,
-        slot=entry.pci.slot if entry.pci else None,
-        node=entry.node,
-        pools=amdgpu_pools(directory) if entry.driver == "amdgpu" else (),
-        problem=problem,
-        fix=fix,
-    )
-
-
-def undriven(entries: Iterable[Entry], known: set[str | None]) -> list[PciFunction]:
+def undriven(functions: Iterable[PciFunction], known: set[str | None]) -> list[PciFunction]:
     """Display controllers of vendors that make GPUs, without a render node. A server's little VGA chip is not meant."""
-    functions = [e.pci for e in entries if e.subsystem == "pci" and e.pci is not None]
     return [f for f in functions if f.pci_class >> 16 == DISPLAY_CLASS and f.vendor in VENDORS and f.slot not in known]
 
 
-def without_node(function: PciFunction) -> Device:
-    if function.driver:
-        # NVIDIA's own driver serves computing through /dev/nvidia*, and makes a render node only with modeset
-        problem = None if function.driver == "nvidia" else f"driver {function.driver} has made no render node"
-    else:
-        problem = "no driver is bound to it"
-    fix = f"sudo dmesg | grep -i -e {function.slot} -e firmware" if problem else None
-    name = device_name(function, None, function.slot)
-    return Device("gpu", name, driver=function.driver, slot=function.slot, problem=problem, fix=fix)
+def with_troubles(device: Device, found: Iterable[Trouble]) -> Device:
+    """The device with its troubles; the first that blocks is also its `problem`."""
+    everything = tuple(found)
+    first = next((trouble for trouble in everything if trouble.blocks), None)
+    if first is not None:
+        device = replace(device, problem=first.message, fix=first.fix)
+    return replace(device, troubles=tuple(trouble for trouble in everything if trouble is not first))
 
 
-def device_name(function: PciFunction | None, directory: Path | None, fallback: str) -> str:
-    """The name that is printed on the box, or the ids."""
-    for attribute in ("product_name", "vbnv"):  # amdgpu's and amdxdna's own
-        text = read(directory / attribute) if directory else None
-        if text:
-            return text
+def device_name(function: PciFunction | None, fallback: str) -> str:
+    """The name in the hardware database, or the ids. "Navi 31 [Radeon RX 7900 XTX]" is sold as what is in brackets."""
     if function is None:
         return fallback
+    vendor = VENDORS.get(function.vendor, function.vendor)
     if function.names:
-        return function.names[-1]
-    return f"{VENDORS.get(function.vendor, function.vendor)} {function.vendor}:{function.device}".strip()
-
-
-def amdgpu_pools(directory: Path) -> tuple[MemoryPool, ...]:
-    """VRAM and GTT as amdgpu counts them; on an APU both are system memory."""
-    pools = []
-    for name in ("vram", "gtt"):
-        total = read_int(directory / f"mem_info_{name}_total")
-        if total:
-            pools.append(MemoryPool(name, total, read_int(directory / f"mem_info_{name}_used")))
-    return tuple(pools)
-
-
-def processor(roots: Roots) -> Device:
-    """The processor with the machine's memory."""
-    model = next(
-        (line.partition(":")[2].strip() for line in lines(roots.proc / "cpuinfo") if line.startswith("model name")), ""
-    )
-    memory = machine_memory(roots)
-    pools = (MemoryPool("ram", memory[0], memory[0] - memory[1]),) if memory else ()
-    return Device("cpu", model or os.uname().machine, pools=pools)
-
-
-def machine_memory(roots: Roots) -> tuple[int, int] | None:
-    """Total and available bytes of the machine; None where /proc does not say."""
-    found = {}
-    for line in lines(roots.proc / "meminfo"):
-        key, _, value = line.partition(":")
-        if key in ("MemTotal", "MemAvailable"):
-            found[key] = int(value.split()[0]) * 1024
-    return (found["MemTotal"], found["MemAvailable"]) if len(found) == 2 else None
+        chip, _, sold = function.names[-1].partition("[")
+        return f"{vendor} {sold.rstrip('] ')}" if sold else chip
+    return f"{vendor} {function.vendor}:{function.device}"
 
 
 def below_sys(path: Path, roots: Roots) -> Path:
     """A path below /sys as it is below the given root."""
     return roots.sys / path.relative_to("/sys") if path.is_relative_to("/sys") else path
-
-
-def lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def read(path: Path) -> str | None:
-    """An attribute of /sys, stripped; None when it is not there or cannot be read now (EBUSY, EIO while asleep)."""
-    try:
-        return path.read_text(errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def read_int(path: Path) -> int | None:
-    text = read(path)
-    return int(text) if text and text.isdecimal() else None

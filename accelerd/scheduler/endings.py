@@ -150,14 +150,17 @@ class Endings:
 
     def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:
         settings = self._admission.settings
-        if exit.cause is Cause.UNHEALTHY:
+        if exit.cause in (Cause.UNHEALTHY, Cause.DEVICE_RESET):
             _remember(record.unhealthy, now, settings.failure_window)
             if len(record.unhealthy) < UNHEALTHY_BEFORE_QUARANTINE:
                 self._admission.move(record, Event.GONE, exit.message)
-                self._come_back(record)
+                self._come_back(record, wanted=exit.cause is Cause.DEVICE_RESET)
                 return
             record.retry_at = None
             self._admission.move(record, Event.GIVE_UP, f"quarantined: {exit.message} again after a reload")
+        elif exit.cause is Cause.DEVICE_REMOVED:
+            record.retry_at = None  # until the device is back: elsewhere it would be another model
+            self._admission.move(record, Event.GIVE_UP, exit.message)
         elif exit.cause in PERMANENT:
             # A request may look again soon (the file may be there by then); nothing loops.
             record.retry_at = now + settings.backoff_first
@@ -205,9 +208,9 @@ class Endings:
                 waiter.retried = True
         self._come_back(record)
 
-    def _come_back(self, record: Record) -> None:
-        """A model that people want there at all times is loaded again by itself."""
-        if record.keep and not record.waiting and not self._admission.closing:
+    def _come_back(self, record: Record, *, wanted: bool = False) -> None:
+        """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
+        if (record.keep or wanted) and not record.waiting and not self._admission.closing:
             self._admission.wish(record)
 
 

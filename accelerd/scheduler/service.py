@@ -168,6 +168,20 @@ class Scheduler:
         self._core.reset(name, memory=True)
         self._rearm()
 
+    def device_lost(self, name: str, cause: Cause, why: str) -> None:
+        """See Core.device_lost."""
+        self._core.device_lost(name, cause, why)
+        self._rearm()
+
+    def device_back(self, name: str) -> None:
+        """See Core.device_back."""
+        self._core.device_back(name)
+        self._rearm()
+
+    def suspect(self, name: str) -> None:
+        """See Core.suspect."""
+        self._core.suspect(name)
+
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
         """Take over what an earlier daemon started, see Core.adopt."""
         adopted = self._core.adopt(name, found, fits=fits)

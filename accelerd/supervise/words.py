@@ -32,6 +32,10 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
         return f"{program(plan)} was stopped after {age:.1f} s"
     if cause is Cause.UNHEALTHY:
         return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
+    if cause is Cause.DEVICE_REMOVED:
+        return f"the device that {program(plan)} ran on has gone"
+    if cause is Cause.DEVICE_RESET:
+        return f"the device that {program(plan)} ran on was reset"
     if cause is Cause.LOAD_TIMEOUT:
         return f"{program(plan)} was ended: {detail or 'not ready in time'} (start_timeout)"
     return detail or f"{program(plan)} was ended: {cause}"

@@ -8,6 +8,7 @@ import socket
 import stat
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from accelerd.cli.checks import engine, host, run_all, service
 from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
 from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
 from accelerd.cli.client import Client
-from accelerd.devices.udev import Entry
+from accelerd.devices.troubles import MEMLOCK_FIX
+from accelerd.devices.udev import Entry, PciFunction
 from accelerd.ports import Roots
 
 from .conftest import Ctl
@@ -228,6 +230,27 @@ def test_devices(here: Surroundings) -> None:
     check = only(host.devices(here))
     assert (check.level, check.fix) == ("warn", "sudo udevadm trigger")
     assert "amdgpu" in check.detail
+
+
+def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: Surroundings) -> None:
+    function = PciFunction("0000:c5:00.1", None, "1022", "17f0", 0x118000, Path("/sys/devices/x"))
+
+    class Dark:
+        def entries(self, subsystem: str) -> Iterable[Entry]:
+            return [Entry("pci", function.slot, None, None, function.path, function)] if subsystem == "pci" else []
+
+    here.udev = Dark()
+    (here.roots.proc / "cmdline").write_text("quiet amd_iommu=off\n")
+    check = only(host.devices(here))
+    assert (check.id, check.level) == ("devices", "warn")
+    assert "amd_iommu=off" in check.detail
+    assert "iommu=pt" in check.fix
+    (here.roots.proc / "cmdline").write_text("quiet\n")
+    function = replace(function, driver="amdxdna")
+    (here.roots.proc / "self").mkdir()
+    (here.roots.proc / "self/limits").write_text("Max locked memory   8388608   8388608   bytes\n")
+    lines = [check for check in host.devices(here) if "may be locked" in check.detail]
+    assert [(line.level, line.fix) for line in lines] == [("warn", MEMLOCK_FIX)]
 
 
 def test_daemon_down_other_version_and_well(here: Surroundings, daemon: FakeDaemon) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.devices import Device, MemoryPool, inventory
-from accelerd.devices.inventory import GROUPS_FIX, machine_memory
+from accelerd.devices import Device, MemoryPool, Trouble, inventory
+from accelerd.devices.host import Host, machine_memory
+from accelerd.devices.inventory import Inventory, device_name
+from accelerd.devices.troubles import ACCEL_FIX, GROUPS_FIX
 from accelerd.devices.udev import Entry, PciFunction
 from accelerd.ports import Roots
 
@@ -76,17 +78,27 @@ def test_gpu_npu_and_processor(roots: Roots) -> None:
         roots, AMD, mem_info_vram_total="1073741824\n", mem_info_vram_used="477827072\n",
         mem_info_gtt_total="112742891520\n",
     )  # fmt: skip
-    attributes(roots, NPU, vbnv="RyzenAI-npu5   \n")
+    attributes(roots, NPU, vbnv="\x1b[1mRyzenAI-npu5   \x1b[0m\n", fw_version="1.1.2.65\n")
     udev = FakeUdev(
         node("drm", "/dev/dri/card0", AMD), node("drm", "/dev/dri/renderD128", AMD), pci(AMD), pci(NPU),
         node("accel", "/dev/accel/accel0", NPU),
     )  # fmt: skip
-    gpu, npu, cpu = inventory(roots, udev)
+    gpu, npu, cpu = Inventory(roots, udev, host=lambda roots: Host(runtimes=frozenset({"amdxdna"}))).scan()
+    vram, gtt = 1 << 30, 112742891520
     assert gpu == Device(
-        "gpu", "AMD 1002:1586", "amdgpu", "0000:c1:00.0", "/dev/dri/renderD128",
-        (MemoryPool("vram", 1 << 30, 477827072), MemoryPool("gtt", 112742891520, None)),
+        "gpu", "AMD Radeon Graphics (Strix Halo)", "amdgpu", "0000:c1:00.0", "/dev/dri/renderD128",
+        (MemoryPool("vram", vram, 477827072), MemoryPool("gtt", gtt, None), MemoryPool("unified", vram + gtt, None)),
+        vendor="1002", device="1586", apu=True, unified=True, directory=AMD.path,
     )  # fmt: skip
-    assert npu == Device("npu", "RyzenAI-npu5", "amdxdna", "0000:c2:00.1", "/dev/accel/accel0")
+    assert npu == Device(
+        "npu", "RyzenAI-npu5", "amdxdna", "0000:c2:00.1", "/dev/accel/accel0", vendor="1022", device="17f0", columns=8,
+        firmware={"npu": "1.1.2.65"}, directory=NPU.path,
+    )  # fmt: skip
+    assert (cpu.kind, cpu.name) == ("cpu", "Ryzen AI MAX")
+
+
+def test_the_processor_has_the_machines_memory(roots: Roots) -> None:
+    [cpu] = inventory(roots, FakeUdev())
     assert cpu == CPU
 
 
@@ -94,7 +106,18 @@ def test_several_gpus_by_slot_with_names_of_the_hardware_database(roots: Roots) 
     make(roots, "dri/renderD128", "dri/renderD129")
     udev = FakeUdev(node("drm", "/dev/dri/renderD129", AMD), node("drm", "/dev/dri/renderD128", INTEL))
     names = [device.name for device in inventory(roots, udev)]
-    assert names == ["UHD 770", "AMD 1002:1586", "Ryzen AI MAX"]
+    assert names == ["UHD 770", "AMD Radeon Graphics (Strix Halo)", "Ryzen AI MAX"]
+
+
+@pytest.mark.parametrize(("names", "name"), [
+    (("Advanced Micro Devices, Inc. [AMD/ATI]", "Navi 31 [Radeon RX 7900 XT/7900 XTX]"),
+     "AMD Radeon RX 7900 XT/7900 XTX"),
+    (("Intel Corporation", "DG2 [Arc A380]"), "AMD Arc A380"),
+    (("Intel",), "Intel"),
+    ((), "AMD 1002:744c"),
+])  # fmt: skip
+def test_names_of_the_hardware_database(names: tuple[str, ...], name: str) -> None:
+    assert device_name(PciFunction("0000:03:00.0", None, "1002", "744c", 0x030000, Path("/sys"), names), "x") == name
 
 
 def test_a_node_that_this_user_may_not_open(roots: Roots) -> None:
@@ -140,7 +163,7 @@ def test_attributes_that_are_no_numbers_are_unknown(roots: Roots) -> None:
     make(roots, "dri/renderD128")
     attributes(roots, AMD, mem_info_vram_total="nonsense", mem_info_gtt_total="0", product_name="")
     device = inventory(roots, FakeUdev(node("drm", "/dev/dri/renderD128", AMD)))[0]
-    assert (device.pools, device.name) == ((), "AMD 1002:1586")
+    assert (device.pools, device.name) == ((), "AMD Radeon Graphics (Strix Halo)")
 
 
 def test_a_machine_without_proc(tmp_path: Path, roots: Roots) -> None:
@@ -154,6 +177,74 @@ def test_a_machine_without_proc(tmp_path: Path, roots: Roots) -> None:
 
 def test_json_has_every_field() -> None:
     assert CPU.json() == {
-        "kind": "cpu", "name": "Ryzen AI MAX", "driver": None, "slot": None, "node": None, "problem": None, "fix": None,
-        "pools": ({"name": "ram", "total": 32 << 30, "used": 12 << 30},),
+        "kind": "cpu", "id": "cpu", "name": "Ryzen AI MAX", "driver": None, "slot": None, "node": None,
+        "problem": None, "fix": None, "pools": ({"name": "ram", "total": 32 << 30, "used": 12 << 30},),
+        "vendor": "", "device": "", "gfx": None, "apu": None, "unified": False, "columns": None, "firmware": {},
+        "troubles": (), "directory": None,
     }  # fmt: skip
+
+
+def test_an_npu_for_root_only_needs_a_rule_and_one_for_a_group_the_group(roots: Roots) -> None:
+    """Debian 12 has no udev rule for accel: the node belongs to root, whatever groups a user is in."""
+    make(roots, "accel/accel0")
+    for mode, fix in ((0o600, ACCEL_FIX), (0o660, GROUPS_FIX)):
+        (roots.dev / "accel/accel0").chmod(mode)
+        [npu] = [d for d in inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)), lambda path: False)
+                 if d.kind == "npu"]  # fmt: skip
+        assert (npu.problem, npu.fix) == ("/dev/accel/accel0 may not be opened by this user", fix)
+
+
+def test_an_npu_that_the_kernels_command_line_turns_off(roots: Roots) -> None:
+    off = PciFunction("0000:c2:00.1", None, "1022", "17f0", 0x118000, NPU.path)
+    told = [
+        Inventory(roots, FakeUdev(pci(off)), host=lambda roots, line=line: Host(command_line=line, grubby=True)).scan()[
+            0
+        ]
+        for line in (("quiet", "amd_iommu=off"), ("iommu=pt",))
+    ]
+    assert told[0].problem == "amd_iommu=off on the kernel's command line disables the NPU"
+    assert told[0].fix == "sudo grubby --update-kernel=ALL --remove-args=amd_iommu=off --args=iommu=pt && reboot"
+    assert told[1].problem == "no driver is bound to it"
+
+
+def test_C09_an_npu_without_firmware_or_runtime_says_so(roots: Roots) -> None:
+    make(roots, "accel/accel0")
+    attributes(roots, NPU, vbnv="RyzenAI-npu5\n")
+    npu = Inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)), host=lambda roots: Host()).scan()[0]
+    assert npu.problem is None, "the driver has it"
+    assert [trouble.message for trouble in npu.troubles] == [
+        "its runtime is not installed: no model can use it",
+        "the driver knows no firmware version: its firmware may be missing",
+    ]
+    assert all(trouble.fix for trouble in npu.troubles)
+
+
+def test_rocm_needs_kfd_too(roots: Roots) -> None:
+    make(roots, "dri/renderD128", "kfd")
+    topology = roots.sys / "class/kfd/kfd/topology/nodes/1"
+    topology.mkdir(parents=True)
+    (topology / "properties").write_text("simd_count 80\nlocation_id 49408\ngfx_target_version 110501\ncwsr_size 1\n")
+    udev = FakeUdev(node("drm", "/dev/dri/renderD128", AMD))
+    gpu = Inventory(roots, udev, lambda path: path.name != "kfd", host=lambda roots: Host()).scan()[0]
+    assert gpu.problem is None
+    assert gpu.troubles == (Trouble("/dev/kfd may not be opened by this user: no ROCm", GROUPS_FIX),)
+    assert (gpu.name, gpu.gfx) == ("AMD Radeon 8060S Graphics", "gfx1151")
+
+
+def test_the_driver_is_asked_only_of_a_gpu_that_is_awake(roots: Roots) -> None:
+    make(roots, "dri/renderD128")
+    udev, asked = FakeUdev(node("drm", "/dev/dri/renderD128", AMD)), []
+
+    def answer(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    status = roots.sys / AMD.path.relative_to("/sys") / "power/runtime_status"
+    status.parent.mkdir(parents=True)
+    for state in ("suspended", "suspending", "resuming", "error"):
+        status.write_text(f"{state}\n")
+        assert Inventory(roots, udev, ask_driver=answer).scan()[0].apu is True, "its id is known"
+    assert asked == []
+    status.write_text("active\n")
+    assert Inventory(roots, udev, ask_driver=answer).scan()[0].apu is False, "the driver knows best"
+    assert asked == [roots.dev / "dri/renderD128"]

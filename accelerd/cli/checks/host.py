@@ -94,3 +94,5 @@ def devices(s: Surroundings) -> Iterator[Check]:
             yield Check("devices", "warn", f"{detail}: {device.problem}", device.fix or "")
         else:
             yield Check("devices", "ok", detail)
+        for trouble in device.troubles:
+            yield Check("devices", "warn", f"{device.kind} {device.name}: {trouble.message}", trouble.fix or "")

@@ -104,7 +104,7 @@ def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
         model["name"] + flags,
         model["state"] + mark,
         memory(model),
-        str(model.get("device") or "-"),
+        device(model),
         idle(model),
         str(model.get("queue") or 0),
     )
@@ -116,6 +116,12 @@ def memory(model: dict[str, Any]) -> str:
         return size(model["memory_used"])
     held = model["state"] not in ("stopped", "failed", "backoff")
     return f"~{size(model['memory'])}" if model.get("memory") and held else "-"
+
+
+def device(model: dict[str, Any]) -> str:
+    """ "cpu", or "gpu" with its slot, less the domain that nearly every machine has."""
+    name = str(model.get("device") or "-")
+    return f"gpu {name.removeprefix('0000:')}" if ":" in name else name
 
 
 def idle(model: dict[str, Any]) -> str:

@@ -1,0 +1,50 @@
+"""What becomes of models when their device goes, comes back or is reset: hears the watch, tells the scheduler.
+
+Decides nothing about models beyond that; remembers which device each instance was started on, because the device that a
+new one would take may be another by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from accelerd.config.model import ModelSpec
+from accelerd.devices.model import Device
+from accelerd.devices.watch import DeviceWatch, Diff
+from accelerd.insight import device_of
+from accelerd.instances import Cause
+from accelerd.scheduler.lifecycle import OCCUPIED
+from accelerd.scheduler.service import Scheduler
+
+
+class DeviceGuard:
+    """Listens from its construction on."""
+
+    def __init__(self, watch: DeviceWatch, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._on: dict[int, str] = {}  # instance → device id, of those that lived through a change
+        watch.listen(self.heard)
+
+    def heard(self, diff: Diff) -> None:
+        """Lists only change here: what lives now and is not remembered was started on the list before."""
+        snapshots = self._scheduler.snapshots()
+        living = {s.instance: s.spec for s in snapshots if s.instance is not None and s.state in OCCUPIED}
+        self._on = {
+            instance: self._on.get(instance) or device_of(spec, diff.before) for instance, spec in living.items()
+        }
+        back = {device.id for device in diff.added}
+        for device in (*diff.removed, *diff.reset):
+            gone = device in diff.removed and device.id not in back  # else it was bound again: as after a reset
+            cause = Cause.DEVICE_REMOVED if gone else Cause.DEVICE_RESET
+            for name in self._models_on(device, living):
+                why = f"{device.name} ({device.id}) {'has gone' if gone else 'was reset'}"
+                self._scheduler.device_lost(name, cause, why)
+        for device in diff.recovered:
+            for name in self._models_on(device, living):
+                self._scheduler.suspect(name)
+        if any(device.kind == "gpu" and device.problem is None for device in (*diff.added, *diff.changed)):
+            for snapshot in snapshots:
+                self._scheduler.device_back(snapshot.spec.name)
+
+    def _models_on(self, device: Device, living: dict[int, ModelSpec]) -> Collection[str]:
+        return [spec.name for instance, spec in living.items() if self._on[instance] == device.id]

@@ -1,0 +1,133 @@
+"""What amdgpu tells of a card or an APU: name, target, firmware, memory, and whether that memory is the machine's own.
+
+Reads files; the one question to the driver itself (is it part of the processor?) goes through the render node and is
+asked only of a GPU that is awake. Must never wake one, and never take a large GTT for proof of anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerd.devices.files import names, size, text
+from accelerd.devices.kfd import KfdNode
+from accelerd.devices.model import MemoryPool
+from accelerd.devices.udev import PciFunction
+
+# libdrm's amdgpu_drm.h: what the driver says of a device, and the bit that means "APU" in it
+INFO_REQUEST = 0x40206445  # DRM_IOCTL_AMDGPU_INFO
+DEV_INFO = 0x16
+FLAGS_AT = 136  # of ids_flags in struct drm_amdgpu_info_device
+FUSION = 1
+
+# sold as Strix Halo: the number of compute units decides the name
+STRIX_HALO = ("1002", "1586")
+STRIX_HALO_NAMES = {40: "8060S", 32: "8050S", 16: "8040S"}
+
+# Strix Halo, Strix Point, Krackan, Phoenix, Phoenix 2, Hawk Point, Raphael, Granite Ridge, Rembrandt, Van Gogh …
+APU_IDS = {
+    "1586", "150e", "1114", "15bf", "15c8", "1900", "1901", "164e", "13c0", "1681", "163f", "1435", "1638", "1636",
+    "164c", "15e7", "1506", "15d8", "15dd",
+}  # fmt: skip
+
+POOL_FILES = {"vram": "vram", "visible vram": "vis_vram", "gtt": "gtt"}  # mem_info_…_total, mem_info_…_used
+
+AskDriver = Callable[[Path], bool | None]
+
+
+@dataclass(frozen=True)
+class AmdGpu:
+    """What the inventory takes over into a Device."""
+
+    name: str | None
+    gfx: str | None
+    apu: bool | None
+    pools: tuple[MemoryPool, ...]
+    firmware: dict[str, str]
+
+
+def describe(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None) -> AmdGpu:
+    """`asked`: what the driver said of "is it an APU", None when it was not or could not be asked."""
+    apu = is_apu(function, directory, kfd, asked)
+    return AmdGpu(
+        name=text(directory / "product_name") or halo_name(function, kfd),
+        gfx=kfd.gfx if kfd is not None else None,
+        apu=apu,
+        pools=pools(directory, unified=apu is True),
+        firmware=firmware(directory),
+    )
+
+
+def halo_name(function: PciFunction, kfd: KfdNode | None) -> str | None:
+    if (function.vendor, function.device) != STRIX_HALO:
+        return None
+    model = STRIX_HALO_NAMES.get(kfd.compute_units) if kfd is not None else None
+    return f"AMD Radeon {model} Graphics" if model else "AMD Radeon Graphics (Strix Halo)"
+
+
+def is_apu(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None) -> bool | None:
+    """Is it part of the processor? The surest witness that speaks decides; None when none does.
+
+    GTT much larger than VRAM is no witness: a Strix Halo with a carve-out of 96 GB has it the other way round.
+    """
+    if asked is not None:
+        return asked
+    gtt = size(directory / "mem_info_gtt_total")
+    if kfd is not None and gtt and kfd.banks == (gtt,):
+        return True
+    if function.vendor == "1002" and function.device in APU_IDS:
+        return True
+    monitors = [directory / "hwmon" / name for name in names(directory / "hwmon")]
+    if (directory / "mem_busy_percent").exists() or any((m / "power1_cap").exists() for m in monitors):
+        return False
+    return True if monitors and (directory / "gpu_busy_percent").exists() else None
+
+
+def pools(directory: Path, *, unified: bool) -> tuple[MemoryPool, ...]:
+    """VRAM, the part of it that the processor sees, GTT; on an APU also both together: what a model can have."""
+    found = {}
+    for name, key in POOL_FILES.items():
+        total = size(directory / f"mem_info_{key}_total")
+        if total:
+            used = size(directory / f"mem_info_{key}_used")
+            found[name] = MemoryPool(name, total, used if used is not None and used <= total else None)
+    if unified and "gtt" in found:
+        parts = [found[name] for name in ("vram", "gtt") if name in found]
+        known = [part.used for part in parts if part.used is not None]
+        used = sum(known) if len(known) == len(parts) else None
+        found["unified"] = MemoryPool("unified", sum(part.total for part in parts), used)
+    return tuple(found.values())
+
+
+def firmware(directory: Path) -> dict[str, str]:
+    """Versions as the driver writes them: {"mes": "0x00000080", "vbios": "113-STRXLGEN-001"}."""
+    found = {}
+    for name in names(directory / "fw_version"):
+        value = text(directory / "fw_version" / name)
+        if value:
+            found[name.removesuffix("_fw_version")] = value
+    vbios = text(directory / "vbios_version")
+    return found | ({"vbios": vbios} if vbios else {})
+
+
+def ask_driver(node: Path) -> bool | None:
+    """Does amdgpu call it an APU? None when it does not answer. Opens the node: only for a GPU that is awake."""
+    answer = ctypes.create_string_buffer(FLAGS_AT + 8)
+    request = struct.pack("=QII16x", ctypes.addressof(answer), len(answer), DEV_INFO)
+    try:
+        descriptor = os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(descriptor, INFO_REQUEST, request)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    (flags,) = struct.unpack_from("=Q", answer.raw, FLAGS_AT)
+    return bool(flags & FUSION)

@@ -1,0 +1,301 @@
+"""How each kernel driver is read: amdgpu, i915 and xe, the NPUs' drivers, and what only has a hwmon directory.
+
+Each class has one `read` that gives Readings and leaves the fallbacks, the last values and the reasons to Values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from accelerd.devices import amdgpu, dpm, gpu_metrics, hwmon
+from accelerd.devices.files import MOST_BYTES, Files, Unreadable, names
+from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.readings import Frequency, Readings, Values
+from accelerd.ports import Clock
+
+LEVEL = re.compile(r"[a-z_]{2,24}$")
+MOST_MHZ = 20_000
+
+T = TypeVar("T")
+
+
+class Driver(Protocol):
+    def read(self) -> Readings: ...
+
+
+def reader_of(device: Device, directory: Path | None, files: Files, values: Values, clock: Clock) -> Driver | None:
+    """The way to read this device; None when there is none (nvidia: see nvml.py)."""
+    if directory is None:
+        return None
+    if device.driver == "amdgpu":
+        return Amdgpu(device, directory, files, values)
+    if device.driver in ("i915", "xe"):
+        return Intel(device, directory, files, values, clock)
+    if device.driver in ("intel_vpu", "ivpu"):
+        return IntelNpu(directory, files, values, clock)
+    if device.driver in ("nouveau", "amdxdna"):
+        return OnlyHwmon(directory, files, values)
+    return None
+
+
+class Counter:
+    """A number that only grows: what it grew by, a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last: tuple[float, float] | None = None
+
+    def rate(self, value: float) -> float:
+        """Unreadable at the first look, and when it went back."""
+        now = self._clock.monotonic()
+        last, self._last = self._last, (now, value)
+        if last is None or now <= last[0] or value < last[1]:
+            raise Unreadable("is known from the second look on", absent=True)
+        return (value - last[1]) / (now - last[0])
+
+
+class Sensors:
+    """The hwmon directory of a device, which may come and go with its driver."""
+
+    def __init__(self, directory: Path, files: Files) -> None:
+        self._directory = directory
+        self._files = files
+
+    def ask(self, question: Callable[[Path, Files], T]) -> T:
+        where = hwmon.directory(self._directory)
+        if where is None:
+            raise Unreadable("no hwmon", absent=True)
+        return question(where, self._files)
+
+    def power(self) -> float:
+        return self.ask(hwmon.power)
+
+    def energy(self) -> float:
+        return self.ask(hwmon.energy)
+
+    def temperatures(self) -> dict[str, float]:
+        return self.ask(hwmon.temperatures)
+
+    def clock(self, label: str) -> float:
+        found = self.ask(hwmon.clocks)
+        if label not in found:
+            raise Unreadable(f"no {label} in hwmon", absent=True)
+        return float(found[label])
+
+
+class Amdgpu:
+    """Cards and APUs of AMD."""
+
+    def __init__(self, device: Device, directory: Path, files: Files, values: Values) -> None:
+        self._device = device
+        self._directory = directory
+        self._files = files
+        self._values = values
+        self._sensors = Sensors(directory, files)
+        self._before: dict[str, float] | None = None
+
+    def read(self) -> Readings:
+        get, sensors = self._values.get, self._sensors
+        metrics = get("gpu_metrics", self._metrics) or {}
+        fresh = "gpu_metrics" not in self._values.stale
+
+        def measured(name: str, low: float = 0, high: float = 1e9) -> Callable[[], float]:
+            def way() -> float:
+                if name not in metrics or not fresh:
+                    raise Unreadable(f"no {name} in gpu_metrics", absent=True)
+                if not low <= metrics[name] <= high:
+                    raise Unreadable(f"{name} in gpu_metrics is out of range: {metrics[name]:g}")
+                return metrics[name]
+
+            return way
+
+        temperatures = get("temperatures", sensors.temperatures) or {}
+        throttling = gpu_metrics.throttling(metrics, self._before) if fresh else ()
+        self._before = metrics if fresh and metrics else None
+        read, write = get("dram_read", measured("dram_reads")), get("dram_write", measured("dram_writes"))
+        return Readings(
+            busy=get("busy", lambda: float(self._number("gpu_busy_percent", 0, 100)), measured("busy", 0, 100)),
+            clocks=self._clocks(measured),
+            power=get("power", sensors.power, measured("power", 0, 2000)),
+            temperature=get("temperature", lambda: main(temperatures), measured("temperature", -50, 150)),
+            temperatures=temperatures,
+            pools=self._pools(),
+            level=get("level", self._level),
+            throttling=throttling,
+            dram_read=read * 1e6 if read is not None else None,
+            dram_write=write * 1e6 if write is not None else None,
+            npu_busy=gpu_metrics.npu_load(metrics) if fresh else None,
+            npu_power=get("npu_power", measured("npu_power", 0, 200)),
+            npu_clock=get("npu_clock", measured("npuclk", 0, MOST_MHZ)),
+        )
+
+    def _clocks(self, measured: Callable[..., Callable[[], float]]) -> dict[str, Frequency]:
+        """The sensor is exact, the star is not always there, the metrics are a mean."""
+        found = {}
+        for name in ("sclk", "mclk", "fclk"):
+            steps = self._values.get(f"{name} steps", partial(self._steps, name))
+
+            def starred(steps: dpm.Steps | None = steps) -> float:
+                if steps is None or steps.now is None:
+                    raise Unreadable("no star", absent=True)
+                return float(steps.now)
+
+            now = self._values.get(name, partial(self._sensors.clock, name), starred, measured(name, 0, MOST_MHZ))
+            if steps is not None or now is not None:
+                lowest, highest = (steps.lowest, steps.highest) if steps is not None else (None, None)
+                found[name] = Frequency(now, lowest, highest)
+        return found
+
+    def _steps(self, name: str) -> dpm.Steps:
+        found = dpm.parse(self._files.text(self._directory / f"pp_dpm_{name}"))
+        if found is None:
+            raise Unreadable(f"pp_dpm_{name}: no clock in it")
+        return found
+
+    def _metrics(self) -> dict[str, float]:
+        data = self._files.bytes(self._directory / "gpu_metrics")
+        if not data:
+            raise Unreadable("gpu_metrics: empty")
+        found = gpu_metrics.decode(data)
+        if not found:
+            raise Unreadable(f"gpu_metrics: version {gpu_metrics.version(data)} is not known, or it is cut off")
+        return found
+
+    def _level(self) -> str:
+        level = self._files.text(self._directory / "power_dpm_force_performance_level")
+        if not LEVEL.match(level):
+            raise Unreadable(f"power_dpm_force_performance_level: {level[:20]!r} is no level")
+        return level
+
+    def _pools(self) -> tuple[MemoryPool, ...]:
+        """The pools with what is used of them now."""
+        used: dict[str, int | None] = {}
+        for pool in self._device.pools:
+            file = amdgpu.POOL_FILES.get(pool.name)
+            if file is not None:
+                way = partial(self._number, f"mem_info_{file}_used", 0, min(pool.total, MOST_BYTES))
+                used[pool.name] = self._values.get(f"memory {pool.name}", way)
+        parts = [used[name] for name in ("vram", "gtt") if name in used]
+        known = [part for part in parts if part is not None]
+        used["unified"] = sum(known) if len(known) == len(parts) else None
+        return tuple(replace(pool, used=used.get(pool.name)) for pool in self._device.pools)
+
+    def _number(self, name: str, low: int, high: int) -> int:
+        return self._files.number(self._directory / name, low, high)
+
+
+class Intel:
+    """i915 and xe. Their load is known from their clients (fdinfo) only."""
+
+    def __init__(self, device: Device, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+        self._device = device
+        self._directory = directory
+        self._files = files
+        self._values = values
+        self._sensors = Sensors(directory, files)
+        self._joules = Counter(clock)
+
+    def read(self) -> Readings:
+        get, sensors = self._values.get, self._sensors
+        temperatures = get("temperatures", sensors.temperatures) or {}
+        where = self._frequencies()
+        clock = Frequency(
+            now=get("sclk", *[self._mhz(path) for path in where["now"]]),
+            lowest=get("lowest sclk", *[self._mhz(path) for path in where["lowest"]]),
+            highest=get("highest sclk", *[self._mhz(path) for path in where["highest"]]),
+        )
+        return Readings(
+            clocks={"sclk": clock} if clock != Frequency() else {},
+            power=get("power", sensors.power, lambda: self._joules.rate(sensors.energy())),
+            temperature=get("temperature", lambda: main(temperatures)),
+            temperatures=temperatures,
+            throttling=self._throttling(),
+            reasons={} if self._device.unified else {"memory": f"{self._device.driver} tells no sizes of memory"},
+        )
+
+    def _frequencies(self) -> dict[str, list[Path]]:
+        """Files of the first graphics tile: xe has them below the device, i915 below its card."""
+        xe = self._directory / "tile0/gt0/freq0"
+        cards = [self._directory / "drm" / name for name in names(self._directory / "drm") if name.startswith("card")]
+        i915 = [card / "gt/gt0" for card in cards]
+        return {
+            "now": [
+                xe / "act_freq",
+                *(gt / "rps_act_freq_mhz" for gt in i915),
+                *(c / "gt_act_freq_mhz" for c in cards),
+            ],
+            "lowest": [xe / "rpn_freq", *(gt / "rps_RPn_freq_mhz" for gt in i915)],
+            "highest": [xe / "max_freq", *(gt / "rps_max_freq_mhz" for gt in i915)],
+        }
+
+    def _mhz(self, path: Path) -> Callable[[], float]:
+        return lambda: float(self._files.number(path, 0, MOST_MHZ))
+
+    def _throttling(self) -> tuple[str, ...]:
+        where = self._frequencies()["now"]
+        found: dict[str, None] = {}
+        for directory, prefix in [(where[0].parent / "throttle", "reason_")] + [
+            (path.parent, "throttle_reason_") for path in where[1:]
+        ]:
+            for name in names(directory):
+                if name.startswith(prefix) and name != "throttle_reason_status":
+                    try:
+                        held = self._files.number(directory / name, 0, 1)
+                    except Unreadable:
+                        continue
+                    if held:
+                        found[name.removeprefix(prefix)] = None
+        return tuple(found)
+
+
+class IntelNpu:
+    """ivpu: a counter of its work, its clock, its memory."""
+
+    def __init__(self, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+        self._directory = directory
+        self._files = files
+        self._values = values
+        self._work = Counter(clock)
+
+    def read(self) -> Readings:
+        memory = self._values.get("memory", lambda: self._number("npu_memory_utilization", MOST_BYTES))
+        now = self._values.get("npuclk", lambda: self._number("npu_current_frequency_mhz", MOST_MHZ))
+        most = self._values.get("highest npuclk", lambda: self._number("npu_max_frequency_mhz", MOST_MHZ))
+        return Readings(
+            busy=self._values.get("busy", self._busy),
+            clocks={"npuclk": Frequency(now, None, most)} if now is not None or most is not None else {},
+            pools=(MemoryPool("ram", memory, memory),) if memory else (),
+        )
+
+    def _busy(self) -> float:
+        return min(100.0, self._work.rate(self._number("npu_busy_time_us", 1 << 62)) / 1e4)
+
+    def _number(self, name: str, high: int) -> int:
+        return self._files.number(self._directory / name, 0, high)
+
+
+class OnlyHwmon:
+    """What has no files of its own but perhaps a hwmon directory."""
+
+    def __init__(self, directory: Path, files: Files, values: Values) -> None:
+        self._values = values
+        self._sensors = Sensors(directory, files)
+
+    def read(self) -> Readings:
+        temperatures = self._values.get("temperatures", self._sensors.temperatures) or {}
+        return Readings(
+            power=self._values.get("power", self._sensors.power),
+            temperature=self._values.get("temperature", lambda: main(temperatures)),
+            temperatures=temperatures,
+        )
+
+
+def main(temperatures: dict[str, float]) -> float:
+    if not temperatures:
+        raise Unreadable("no temperature sensor", absent=True)
+    return hwmon.main_temperature(temperatures)

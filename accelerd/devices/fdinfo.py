@@ -1,0 +1,159 @@
+"""Who uses the memory of the devices: the kernel's fdinfo of every process that this user may look at.
+
+One client of a driver may be open many times and in several processes: it counts once, for the process with the lowest
+pid. Processes of other users cannot be read; what they hold shows as the rest. Spawns nothing, opens no device.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerd.devices.files import names, text
+
+NODES = ("/dev/dri/", "/dev/accel/")
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+AMOUNT = re.compile(r"(\d+)\s*([A-Za-z]*)$")
+MEMORY = re.compile(r"drm-(resident|memory|total)-(?!cycles-)(.+)")
+RANK = {"total": 0, "memory": 1, "resident": 2}  # which key is to be believed, if there are several
+NOT_THE_DEVICES = frozenset({"cpu"})
+MOST = 1 << 50
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client of one driver: an open device, with what it holds and what work it had done."""
+
+    device: str  # PCI slot; the driver's name for a device on no PCI bus
+    number: str  # drm-client-id
+    pid: int
+    process: str
+    memory: dict[str, int] = field(default_factory=dict)  # bytes by region
+    engines: dict[str, int] = field(default_factory=dict)  # ns of work by engine
+    cycles: dict[str, tuple[int, int]] = field(default_factory=dict)  # xe: work and all, in cycles by engine
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One process and what it holds of one device."""
+
+    pid: int
+    process: str
+    memory: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(size for region, size in self.memory.items() if region not in NOT_THE_DEVICES)
+
+
+@dataclass(frozen=True)
+class Scan:
+    clients: tuple[Client, ...] = ()
+    unreadable: int = 0  # processes of others
+
+
+def scan(proc: Path, listdir: Callable[[Path], list[str]] = os.listdir) -> Scan:
+    """Every client of every device, each once. Blocks for some milliseconds."""
+    found: dict[tuple[str, str], Client] = {}
+    unreadable = 0
+    for pid in sorted(int(name) for name in names(proc) if name.isdecimal()):
+        directory = proc / str(pid)
+        try:
+            descriptors = listdir(directory / "fd")
+        except PermissionError:
+            unreadable += 1
+            continue
+        except OSError:
+            continue  # has ended
+        for name in descriptors:
+            client = client_of(directory, name, pid)
+            if client is not None:
+                found.setdefault((client.device, client.number), client)
+    return Scan(tuple(found.values()), unreadable)
+
+
+def client_of(directory: Path, descriptor: str, pid: int) -> Client | None:
+    """The client behind a descriptor; None for everything that is no device."""
+    try:
+        if not os.readlink(directory / "fd" / descriptor).startswith(NODES):
+            return None
+    except OSError:
+        return None
+    told = text(directory / "fdinfo" / descriptor)
+    return parse(told, pid, text(directory / "comm") or "?") if told else None
+
+
+def parse(told: str, pid: int, process: str) -> Client | None:
+    """The text of an fdinfo file; None when it is not of a driver that tells its clients."""
+    values = {}
+    for line in told.splitlines():
+        key, _, value = line.partition(":")
+        values[key.strip()] = value.strip()
+    device, number = values.get("drm-pdev") or values.get("drm-driver"), values.get("drm-client-id")
+    if not device or not number:
+        return None
+    memory: dict[str, tuple[int, int]] = {}
+    engines, cycles = {}, {}
+    for key, value in values.items():
+        if found := MEMORY.match(key):
+            size = amount(value)
+            rank, region = RANK[found[1]], found[2]
+            if size is not None and rank >= memory.get(region, (0, 0))[0]:
+                memory[region] = (rank, size)
+        elif key.startswith("drm-engine-") and not key.startswith("drm-engine-capacity-"):
+            if value.removesuffix("ns").strip().isdecimal():
+                engines[key.removeprefix("drm-engine-")] = int(value.removesuffix("ns"))
+        elif key.startswith("drm-cycles-"):
+            engine = key.removeprefix("drm-cycles-")
+            total = values.get(f"drm-total-cycles-{engine}", "")
+            if value.isdecimal() and total.isdecimal():
+                cycles[engine] = (int(value), int(total))
+    held = {region: size for region, (_, size) in memory.items() if size}
+    return Client(device, number, pid, process, held, engines, cycles)
+
+
+def amount(value: str) -> int | None:
+    """ "544428 KiB" as bytes; None for nonsense."""
+    found = AMOUNT.match(value)
+    factor = UNITS.get(found[2].lower()) if found else None
+    if found is None or factor is None:
+        return None
+    size = int(found[1]) * factor
+    return size if size <= MOST else None
+
+
+def holders(clients: Iterable[Client], device: str) -> tuple[Holder, ...]:
+    """The processes that use the device, the largest first."""
+    by_pid: dict[int, Holder] = {}
+    for client in clients:
+        if client.device != device:
+            continue
+        memory = dict(by_pid[client.pid].memory) if client.pid in by_pid else {}
+        for region, size in client.memory.items():
+            memory[region] = memory.get(region, 0) + size
+        by_pid[client.pid] = Holder(client.pid, client.process, memory)
+    return tuple(sorted(by_pid.values(), key=lambda holder: (-holder.total, holder.pid)))
+
+
+def busy(now: Iterable[Client], before: Iterable[Client], device: str, seconds: float) -> float | None:
+    """% that the busiest engine of the device worked for the clients seen at both times; None: nobody was."""
+    earlier = {client.number: client for client in before if client.device == device}
+    work: dict[str, float] = {}
+    seen = False
+    for client in now:
+        old = earlier.get(client.number) if client.device == device else None
+        if old is None or seconds <= 0:
+            continue
+        for engine, ns in client.engines.items():
+            if engine in old.engines:
+                seen = True
+                work[engine] = work.get(engine, 0.0) + max(0, ns - old.engines[engine]) / (seconds * 1e9)
+        for engine, (done, total) in client.cycles.items():
+            old_done, old_total = old.cycles.get(engine, (done, total))
+            if total > old_total:
+                seen = True
+                work[engine] = work.get(engine, 0.0) + max(0, done - old_done) / (total - old_total)
+    return min(100.0, 100 * max(work.values())) if seen else None

@@ -1,0 +1,97 @@
+"""What of the machine itself decides about its devices: kernel, its command line, memory, the lock limit, runtimes.
+
+Read anew for every inventory from files alone; spawns nothing. Knows how this distribution changes the kernel's command
+line, because a fix must be a command.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerd.devices.files import lines, text
+from accelerd.ports import Roots
+
+LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/xilinx/xrt/lib", "/usr/lib/x86_64-linux-gnu")
+RUNTIMES = {  # driver of an NPU → a program or library through which models reach it
+    "amdxdna": (("flm",), ("libxrt_coreutil.so.2",)),
+    "intel_vpu": ((), ("libze_intel_vpu.so.1", "libze_intel_npu.so.1")),
+}
+
+Which = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts about the machine, as far as they matter to devices."""
+
+    kernel: tuple[int, int, int] | None = None
+    command_line: tuple[str, ...] = ()
+    memory: tuple[int, int] | None = None  # bytes: all, available
+    memlock: int | None = None  # bytes that a process may lock; None: no limit, or not known
+    grubby: bool = False  # the tool with which Fedora and its relatives change the kernel's command line
+    runtimes: frozenset[str] = frozenset()  # drivers of NPUs whose runtime is installed
+
+    def change_command_line(self, add: str, remove: str = "") -> str:
+        """The command that has the kernel start with `add` and without `remove` from the next boot on."""
+        if self.grubby:
+            old = f" --remove-args={remove}" if remove else ""
+            return f"sudo grubby --update-kernel=ALL{old} --args={add} && reboot"
+        edit = f"s/{remove}/{add}/" if remove else f's/^GRUB_CMDLINE_LINUX="/&{add} /'
+        return f"sudo sed -i '{edit}' /etc/default/grub && sudo update-grub && reboot"
+
+
+def read_host(roots: Roots, which: Which = shutil.which, libraries: Iterable[str] = LIBRARIES) -> Host:
+    """The facts of this machine; what cannot be read is not known."""
+    libraries = list(libraries)
+    return Host(
+        kernel=version(text(roots.proc / "sys/kernel/osrelease") or ""),
+        command_line=tuple((text(roots.proc / "cmdline") or "").split()),
+        memory=machine_memory(roots),
+        memlock=lock_limit(roots),
+        grubby=which("grubby") is not None,
+        runtimes=frozenset(
+            driver
+            for driver, (programs, files) in RUNTIMES.items()
+            if any(which(name) for name in programs)
+            or any((Path(directory) / name).exists() for directory in libraries for name in files)
+        ),
+    )
+
+
+def version(release: str) -> tuple[int, int, int] | None:
+    """ "6.18.4-200.fc43.x86_64" as (6, 18, 4)."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def lock_limit(roots: Roots) -> int | None:
+    """The hard limit on locked memory that this process, and so what it starts, has."""
+    for line in lines(roots.proc / "self/limits"):
+        if line.startswith("Max locked memory"):
+            hard = line.split()[-2]
+            return int(hard) if hard.isdecimal() else None
+    return None
+
+
+def machine_memory(roots: Roots) -> tuple[int, int] | None:
+    """Total and available bytes of the machine; None where /proc does not say."""
+    found = {}
+    for line in lines(roots.proc / "meminfo"):
+        key, _, value = line.partition(":")
+        words = value.split()
+        if key in ("MemTotal", "MemAvailable") and words and words[0].isdecimal():
+            found[key] = int(words[0]) * 1024
+    return (found["MemTotal"], found["MemAvailable"]) if len(found) == 2 else None
+
+
+def processor_name(roots: Roots) -> str:
+    """As it is sold, else its architecture."""
+    for line in lines(roots.proc / "cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip() or platform.machine()
+    return platform.machine()

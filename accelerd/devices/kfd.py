@@ -1,0 +1,64 @@
+"""AMD's compute topology below /sys/class/kfd: which GPU has how many units, which target, which memory.
+
+Plain text files that wake nothing. Must never be needed: without KFD, or with nodes that a container's device cgroup
+hides (EPERM), less is known and that is all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerd.devices.files import lines, names
+
+
+@dataclass(frozen=True)
+class KfdNode:
+    """One GPU of the topology."""
+
+    slot: str  # PCI, "0000:c1:00.0"
+    gfx: str | None  # "gfx1151"
+    compute_units: int
+    banks: tuple[int, ...]  # sizes of its memory in bytes; on an APU one, as large as GTT
+    saves_waves: bool  # the kernel knows the context save area of this GPU (cwsr_size)
+
+
+def nodes(sys: Path) -> dict[str, KfdNode]:
+    """The GPUs by PCI slot."""
+    top = sys / "class/kfd/kfd/topology/nodes"
+    found = {}
+    for name in names(top):
+        values = properties(top / name / "properties")
+        simds = values.get("simd_count", 0)
+        if simds <= 0:
+            continue  # a processor
+        slot = slot_of(values.get("domain", 0), values.get("location_id", 0))
+        banks = [properties(top / name / "mem_banks" / bank / "properties") for bank in names(top / name / "mem_banks")]
+        found[slot] = KfdNode(
+            slot=slot,
+            gfx=target(values.get("gfx_target_version", 0)),
+            compute_units=simds // max(1, values.get("simd_per_cu", 2)),
+            banks=tuple(bank["size_in_bytes"] for bank in banks if bank.get("size_in_bytes", 0) > 0),
+            saves_waves="cwsr_size" in values,
+        )
+    return found
+
+
+def properties(path: Path) -> dict[str, int]:
+    """Lines `name number`; others are left out."""
+    found = {}
+    for line in lines(path):
+        name, _, value = line.partition(" ")
+        if value.strip().isdecimal():
+            found[name] = int(value)
+    return found
+
+
+def target(version: int) -> str | None:
+    """110501 → "gfx1151", 90010 → "gfx90a"."""
+    return f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}" if version > 0 else None
+
+
+def slot_of(domain: int, location: int) -> str:
+    """bus << 8 | device << 3 | function, as PCI writes it."""
+    return f"{domain & 0xFFFF:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}"

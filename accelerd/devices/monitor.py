@@ -1,0 +1,112 @@
+"""Uevents of devices, as udev passes them on after its rules have run: the seam between the watch and netlink.
+
+Costs nothing while nothing happens: the event loop waits for one descriptor. Must never decide what an event means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+SUBSYSTEMS = ("drm", "accel", "pci")
+AT_ONCE = 64  # events taken in one turn of the loop
+MOST_FAILURES = 8  # in a row, then the descriptor is not worth anything
+
+
+@dataclass(frozen=True)
+class Uevent:
+    """One event of one device."""
+
+    action: str  # add, remove, bind, unbind, change …
+    subsystem: str
+    path: str  # below /sys
+    node: str | None = None
+    wedged: str | None = None  # WEDGED=: how to recover, "none" when it has recovered
+
+
+class Monitor(Protocol):
+    """Where events come from."""
+
+    def open(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
+        """Begin, on the running loop; `lost` when events were lost. ImportError or OSError: there are none here."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class PyudevMonitor:
+    """The real one."""
+
+    def __init__(self, make: Callable[[], Any] | None = None) -> None:
+        """`make()` gives a started pyudev.Monitor."""
+        self._make = make or make_monitor
+        self._monitor: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failures = 0
+
+    def open(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._monitor = self._make()
+        self._loop.add_reader(self._monitor.fileno(), self._ready, heard, lost)
+
+    def close(self) -> None:
+        if self._monitor is not None and self._loop is not None:
+            self._loop.remove_reader(self._monitor.fileno())
+        self._monitor = None  # libudev closes the socket
+
+    def _ready(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                device = self._monitor.poll(timeout=0)
+            except OSError as error:  # ENOBUFS: more events than the socket holds
+                self._failed(error, lost)
+                return
+            self._failures = 0
+            if device is None:
+                return
+            heard(uevent(device))
+
+    def _failed(self, error: OSError, lost: Callable[[], None]) -> None:
+        clear_error(self._monitor.fileno())
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            log.warning("devices are no longer watched: %s", error)
+            self.close()
+        lost()
+
+
+def make_monitor() -> Any:
+    """A started pyudev.Monitor for the subsystems of devices."""
+    import pyudev
+
+    monitor = pyudev.Monitor.from_netlink(pyudev.Context())
+    for subsystem in SUBSYSTEMS:
+        monitor.filter_by(subsystem)
+    monitor.start()
+    return monitor
+
+
+def clear_error(descriptor: int) -> None:
+    """A socket that has overflowed says so until it is asked; otherwise the loop would never rest."""
+    try:
+        with socket.socket(fileno=socket.dup(descriptor)) as copy:
+            copy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    except OSError as error:
+        log.debug("cannot ask the socket of udev for its error: %s", error)
+
+
+def uevent(device: Any) -> Uevent:
+    """A pyudev.Device as an Uevent."""
+    return Uevent(
+        action=device.action or "",
+        subsystem=device.subsystem or "",
+        path=device.sys_path,
+        node=device.device_node,
+        wedged=device.properties.get("WEDGED"),
+    )

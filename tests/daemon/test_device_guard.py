@@ -1,0 +1,84 @@
+"""What the guard tells the scheduler: which models were on a device, and what has become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from accelerd.config.model import ModelSpec
+from accelerd.device_guard import DeviceGuard
+from accelerd.devices.model import Device
+from accelerd.devices.watch import Diff, compare
+from accelerd.instances import Cause
+from accelerd.scheduler.lifecycle import State
+
+APU = Device("gpu", "8060S", "amdgpu", "0000:c1:00.0", apu=True)
+CARD = Device("gpu", "9070", "amdgpu", "0000:03:00.0", apu=False)
+CPU = Device("cpu", "cpu")
+
+
+@dataclass
+class World:
+    """Scheduler and watch in one."""
+
+    models: dict[int, ModelSpec] = field(default_factory=dict)
+    told: list[tuple[str, ...]] = field(default_factory=list)
+    heard: Callable[[Diff], None] = lambda diff: None
+
+    def __post_init__(self) -> None:
+        self.guard: Any = DeviceGuard(self, self)  # type: ignore[arg-type]
+
+    def listen(self, listener: Callable[[Diff], None]) -> None:
+        self.heard = listener
+
+    def snapshots(self) -> list[Any]:
+        return [SimpleNamespace(spec=s, instance=i, state=State.READY) for i, s in self.models.items()]
+
+    def device_lost(self, name: str, cause: Cause, why: str) -> None:
+        self.told.append(("lost", name, cause))
+
+    def device_back(self, name: str) -> None:
+        self.told.append(("back", name))
+
+    def suspect(self, name: str) -> None:
+        self.told.append(("suspect", name))
+
+    def change(self, before: tuple[Device, ...], after: tuple[Device, ...], **more: Any) -> list[tuple[str, ...]]:
+        self.told = []
+        self.heard(compare(before, after, **more))
+        return self.told
+
+
+def model(name: str, **settings: Any) -> ModelSpec:
+    return ModelSpec(name=name, path="/m.gguf", **settings)
+
+
+def test_C01_only_models_of_the_device_that_has_gone_end() -> None:
+    world = World({1: model("g"), 2: model("p", gpu_layers=0)})
+    assert world.change((APU, CPU), (CPU,)) == [("lost", "g", Cause.DEVICE_REMOVED)]
+
+
+def test_C01_a_model_stays_on_the_device_that_it_was_started_on() -> None:
+    world = World({1: model("old")})
+    assert world.change((APU, CPU), (CARD, APU, CPU)) == [("back", "old")]
+    world.models[2] = model("new")  # started when the card was there: it is the first choice
+    both = (CARD, APU, CPU)
+    assert world.change(both, (APU, CPU)) == [("lost", "new", Cause.DEVICE_REMOVED)]
+    del world.models[2]
+    assert world.change((APU, CPU), (CPU,)) == [("lost", "old", Cause.DEVICE_REMOVED)]
+
+
+def test_C02_a_reset_and_a_driver_that_was_bound_again_lose_what_was_there() -> None:
+    world = World({1: model("g")})
+    assert world.change((APU,), (APU,), wedged={APU.id: "rebind"}) == [("lost", "g", Cause.DEVICE_RESET)]
+    assert world.change((APU,), (APU,), gone=[APU.id]) == [("lost", "g", Cause.DEVICE_RESET), ("back", "g")]
+    assert world.change((APU,), (APU,), wedged={APU.id: "none"}) == [("suspect", "g")]
+
+
+def test_a_device_that_can_be_used_again_is_back() -> None:
+    closed = replace(APU, problem="may not be opened")
+    world = World({1: model("g")})
+    assert world.change((CPU,), (closed, CPU)) == []
+    assert world.change((closed, CPU), (APU, CPU)) == [("back", "g")]
