@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from accelerd.supervise.bus_thread import BusThread
+from accelerd.system.bus_thread import BusThread
 from accelerd.supervise.user_manager import (
     NO_SUCH_UNIT,
     SERVICE_PROPERTIES,
