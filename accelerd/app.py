@@ -9,6 +9,12 @@ from accelerd.chronicle import Chronicle, status_line
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import LlamaServerSettings
 from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.devices.gauge import Gauge
+from accelerd.devices.inventory import inventory
+from accelerd.devices.keeper import LevelKeeper
+from accelerd.devices.rivals import Rivals
+from accelerd.devices.setters import Direct, Helper, Setters
+from accelerd.devices.udev import UdevSource
 from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
@@ -17,7 +23,8 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight, fingerprint
 from accelerd.instances import Exit
-from accelerd.ports import Roots, SystemClock
+from accelerd.performance import Performance
+from accelerd.ports import Clock, Roots, SystemClock
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.containers.engine import ContainerEngine
@@ -39,6 +46,7 @@ from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
+from accelerd.system.system_bus import SystemBus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
@@ -65,8 +73,9 @@ def build(
     make: MakeHomes | None = None,
     *,
     patience: SupervisorLimits | None = None,
+    source: UdevSource | None = None,
 ) -> Daemon:
-    """Everything, wired. `patience`: another one than the supervisor's own."""
+    """Everything, wired. `patience`: another one than the supervisor's own; `source`: of devices, instead of udev."""
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
@@ -89,7 +98,9 @@ def build(
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
         loaded=lambda spec, seconds: state.remember_load(fingerprint(spec), seconds),
         retire=lambda instance: gateway.upstreams.retire(instance),
+        in_use=lambda spec, busy: performance.in_use(spec, busy),
     )
+    performance = make_performance(roots, clock, source)
     scheduler = Scheduler(clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep)
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
@@ -110,6 +121,7 @@ def build(
         successor=UnitSuccessor(manager) if manager is not None else NoSuccessor(),
         close=manager.close if manager is not None else lambda: None,
         insight=insight,
+        performance=performance,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
@@ -118,6 +130,15 @@ def build(
     daemon = Daemon(parts, config, [*problems], llama_server)
     gateway.control = Control(scheduler, insight, daemon)
     return daemon
+
+
+def make_performance(roots: Roots, clock: Clock, source: UdevSource | None) -> Performance:
+    """Levels are set by the helper, else by the daemon itself where it may."""
+    bus = SystemBus.from_env()
+    gauge = Gauge(roots.sys)
+    direct = Direct(roots.sys, roots.runtime)
+    keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), gauge, Rivals(bus))
+    return Performance(keeper, direct, lambda: inventory(roots, source), gauge)
 
 
 def user_manager(roots: Roots) -> BusUserManager | None:
@@ -155,8 +176,15 @@ async def reap(roots: Roots) -> None:
     """`accelerd --reap`: end what an accelerd that is no more has left. Needs no configuration."""
     manager = user_manager(roots)
     supervisor = ProcessSupervisor(Deaf(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
+    direct = Direct(roots.sys, roots.runtime)
+
+    async def sweep() -> int:
+        await direct.repair()
+        return await supervisor.sweep_leftovers()
+
     try:
-        await takeover.reap(roots.runtime / names.LOCK_FILE, supervisor.sweep_leftovers)
+        await takeover.reap(roots.runtime / names.LOCK_FILE, sweep)
     finally:
+        await direct.close()
         if manager is not None:
             manager.close()

@@ -101,13 +101,9 @@ def serve(book: Any, idle: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, loop.quit)
     Service(connection, book, Limit(time.monotonic), idle=idle, end=loop.quit).begin()
-    Gio.bus_own_name_on_connection(
-        connection, names.HELPER_NAME, Gio.BusNameOwnerFlags.DO_NOT_QUEUE, None, lost
-    )
+    Gio.bus_own_name_on_connection(connection, names.HELPER_NAME, Gio.BusNameOwnerFlags.DO_NOT_QUEUE, None, lost)
     loop.run()
     return status
-
-
 
 
 if __name__ == "__main__":

@@ -195,5 +195,3 @@ class Book:
         except (OSError, ValueError, AttributeError, TypeError, LevelError) as error:
             log.warning("%s cannot be used: %s", self._record, error)
         return found
-
-

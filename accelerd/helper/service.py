@@ -72,9 +72,9 @@ class Service:
     ) -> None:
         values = arguments.unpack()
         if method == "SetLevel":
-            self._on_set(sender, *values, call)
+            self._on_set(sender, values[0], values[1], call)
         elif method == "ReleaseLevel":
-            self._answer(call, lambda: self._release(sender, *values))
+            self._answer(call, lambda: self._release(sender, values[0]))
         else:
             self._answer(call, self._list)
         self._after()
@@ -138,9 +138,7 @@ class Service:
 
     # --- after calls ------------------------------------------------------------------------------------------
 
-    def _done(
-        self, sender: str, call: Any, error: LevelError | None, work: Callable[[], Any] | None = None
-    ) -> None:
+    def _done(self, sender: str, call: Any, error: LevelError | None, work: Callable[[], Any] | None = None) -> None:
         if error is not None:
             refuse(call, error)
         else:

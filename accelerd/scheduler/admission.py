@@ -47,7 +47,7 @@ class Effects(Protocol):
 
     def moved(self, record: Record, transition: Transition) -> None: ...
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """Its first lease was given, or its last has ended. Called for every short request: must cost next to nothing."""
+        """Its first lease was given, or its last has ended. On the path of requests: must be cheap."""
         ...
 
     def jitter(self) -> float:

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.config import Config, json_schema, show, show_dict
-from accelerd.config.model import LlamaServerSettings, ModelSpec, Sampling, SchedulerSettings, ServerSettings
+from accelerd.config.model import (
+    LlamaServerSettings,
+    ModelSpec,
+    PerformanceSettings,
+    Sampling,
+    SchedulerSettings,
+    ServerSettings,
+)
 from accelerd.config.show import toml
 
 
@@ -91,6 +98,7 @@ def test_the_schema_is_strict_and_described() -> None:
     [
         ("ServerTable", ServerSettings, {}),
         ("SchedulerTable", SchedulerSettings, {}),
+        ("PerformanceTable", PerformanceSettings, {}),
         ("LlamaServerTable", LlamaServerSettings, {}),
         ("SamplingTable", Sampling, {}),
         (
@@ -127,6 +135,7 @@ def test_the_defaults_in_the_schema_are_values_that_load_to_the_defaults(home: H
     document = {
         "server": defaults("ServerTable"),
         "scheduler": defaults("SchedulerTable"),
+        "performance": defaults("PerformanceTable"),
         "engines": {"llama-server": defaults("LlamaServerTable")},
         "models": {"m": {"path": "/m"} | defaults("ModelTable")},
     }

@@ -138,8 +138,8 @@ def test_when_the_bus_ends_everything_is_put_back(tmp_path: Path) -> None:
 
 
 TRICKS = [
-    "", ".", "..", "/", "../../../../etc/shadow", "0000:c1:00.0/..", "0000:c1:00.0/", "/sys/bus/pci/devices/0000:c1:00.0",
-    "0000:c1:00.0\n", "0000:C1:00.0", "c1:00.0", "0000:c1:00.8", "0000:c1:00.0 ", "card0", "٠000:c1:00.0",
+    "", ".", "..", "/", "../../../../etc/shadow", "0000:c1:00.0/..", "0000:c1:00.0/", "0000:c1:00.0\n", "0000:C1:00.0",
+    "/sys/bus/pci/devices/0000:c1:00.0", "c1:00.0", "0000:c1:00.8", "0000:c1:00.0 ", "card0", "\u0660000:c1:00.0",
 ]  # fmt: skip
 
 
@@ -215,10 +215,11 @@ def test_a_flood_is_refused_and_does_not_shut_out_the_rest(machine: World) -> No
 def attempt(caller: Caller) -> bool:
     try:
         caller.set("high")
+        return True
     except Refused as error:
-        assert error.code == "RateLimited"
+        if error.code != "RateLimited":
+            raise
         return False
-    return True
 
 
 def test_many_callers_at_once(machine: World) -> None:

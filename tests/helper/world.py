@@ -179,9 +179,7 @@ class World:
     def _write_configuration(self, idle: int, polkit: bool) -> None:
         services = self.directory / "services"
         services.mkdir()
-        arguments = (
-            f"--sysfs {self.sysfs.path} --runtime {self.runtime} --config {self.config} --idle {idle}"
-        )
+        arguments = f"--sysfs {self.sysfs.path} --runtime {self.runtime} --config {self.config} --idle {idle}"
         shipped = (ROOT / "packaging/dbus/org.accelerd1.Helper.service").read_text()
         lines = [line for line in shipped.splitlines() if not line.startswith(("Exec=", "User=", "SystemdService="))]
         lines.append(f"Exec={sys.executable} -m accelerd.helper {arguments}")
