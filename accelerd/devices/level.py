@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -122,6 +122,7 @@ class Governor:
     def raised(self, by: str) -> list[Note]:
         again = self._lost
         self.by, self._lost, self._failure = by, False, ""
+        self.reading = replace(self.reading, level=HIGH)
         return [] if again else [Note("level", f"{self.name}: level {HIGH} (by {by})")]
 
     def failed(self, message: str) -> list[Note]:
@@ -136,6 +137,7 @@ class Governor:
 
     def restored(self) -> list[Note]:
         self.by, self._lost = None, False
+        self.reading = replace(self.reading, level=None)
         return [Note("level", f"{self.name}: level as before")]
 
     def dropped(self) -> list[Note]:
@@ -187,7 +189,7 @@ class Governor:
             "policy": self.rules.policy,
             "state": state,
             "reason": reason,
-            "level": self.reading.level if not self.held or self.differs(self.reading) else HIGH,
+            "level": self.reading.level,
             "by": self.by,
             "stuck": self.stuck,
         }
@@ -243,13 +245,11 @@ class Governor:
 
     def _low_clock(self, reading: Reading, now: float) -> list[Note]:
         """Busy, at its lowest clock and with little power: not throttled, but forgotten there by its firmware."""
-        if None in (reading.busy, reading.clock, reading.power):
+        busy, clock, power = reading.busy, reading.clock, reading.power
+        if busy is None or clock is None or power is None:
             low = False
         else:
-            assert reading.busy is not None
-            assert reading.clock is not None
-            assert reading.power is not None
-            low = reading.busy > STUCK_BUSY and reading.clock <= lowest(reading) and reading.power < STUCK_POWER
+            low = busy > STUCK_BUSY and clock <= lowest(reading) and power < STUCK_POWER
         if not low:
             self._low_since, self.stuck = None, False
             return []
@@ -259,15 +259,9 @@ class Governor:
         if not self.stuck or self._told_stuck:
             return []
         self._told_stuck = True
-        where = f"{reading.clock:.0f} MHz and {reading.power:.0f} W"
         cure = "" if self.held else f"; the level {HIGH} cures that, and it is not set: {self._state(now)[1]}"
-        return [
-            Note(
-                "stuck",
-                f"{self.name} is {reading.busy:.0f} % busy at {where}: its clock is stuck low{cure}",
-                warning=True,
-            )
-        ]
+        text = f"{self.name} is {busy:.0f} % busy at {clock:.0f} MHz and {power:.0f} W: its clock is stuck low{cure}"
+        return [Note("stuck", text, warning=True)]
 
     def _state(self, now: float) -> tuple[str, str]:
         if self.unsuitable:

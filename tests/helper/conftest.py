@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helper.world import Sysfs, World, world
-from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
+from tests.helper.world import Sysfs, World, glib_worker, world
+from tests.settled import pytest_pyfunc_call, settled
 
-
-@pytest.fixture(scope="session", autouse=True)
-def glib_worker(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """GLib's own thread for D-Bus begins with the first connection and ends with the process: no test's fault."""
-    with world(tmp_path_factory.mktemp("first")) as made:
-        made.caller().bus("GetId")
+__all__ = ["glib_worker", "pytest_pyfunc_call", "settled"]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from gi.repository import Gio, GLib
 
 from accelerd import names
@@ -262,3 +263,10 @@ def world(directory: Path, **options: Any) -> Iterator[World]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def glib_worker(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """GLib's own thread for D-Bus begins with the first connection and ends with the process: no test's fault."""
+    with world(tmp_path_factory.mktemp("first")) as made:
+        made.caller().bus("GetId")
