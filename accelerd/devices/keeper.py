@@ -60,13 +60,15 @@ class LevelKeeper:
         sensors: Sensors,
         rivals: Suspecting,
         rules: Callable[[str], Rules] = lambda slot: Rules(),
+        patience: float = LOOK_PATIENCE,
     ) -> None:
-        """`rules(slot)`: what the user wants of a device."""
+        """`rules(slot)`: what the user wants of a device; `patience`: seconds for one reading."""
         self._clock = clock
         self._setters = setters
         self._sensors = sensors
         self._rivals = rivals
         self._rules = rules
+        self._patience = patience
         self._thread = BusThread("sensors")
         self._governors: dict[str, Governor] = {}
         self._leaving: set[str] = set()  # of devices that are no more
@@ -159,7 +161,7 @@ class LevelKeeper:
 
     async def _look(self, slot: str, governor: Governor) -> None:
         try:
-            reading = await self._thread.call(lambda: self._sensors.read(slot), LOOK_PATIENCE)
+            reading = await self._thread.call(lambda: self._sensors.read(slot), self._patience)
         except TimeoutError:
             reading = Reading()
         by = ""

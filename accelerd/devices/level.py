@@ -167,12 +167,13 @@ class Governor:
         return Order.RESTORE if self.held and not wish else None
 
     def look_due(self) -> bool:
-        return self._clock.monotonic() >= self._looked + self._interval(self._clock.monotonic())
+        now = self._clock.monotonic()
+        return now >= self._next_look(now)
 
     def deadline(self) -> float:
         """When to ask again, unless something happens before; math.inf while there is nothing to do."""
         now = self._clock.monotonic()
-        due = self._looked + self._interval(now)
+        due = self._next_look(now)
         if self._wanted(now):
             for moment in (self._truce_until, self._retry_at):
                 if moment > now:
@@ -200,6 +201,10 @@ class Governor:
         if self.unsuitable or self.rules.policy == "never":
             return False
         return self.rules.policy == "always" or self.users > 0 or now < self._tail_until
+
+    def _next_look(self, now: float) -> float:
+        interval = self._interval(now)
+        return math.inf if interval == math.inf else self._looked + interval
 
     def _interval(self, now: float) -> float:
         if self.unsuitable:

@@ -10,14 +10,16 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerd.helper.gpu import LevelError, check_arguments, opened
+from accelerd.helper.gpu import Gpu, LevelError, check_arguments, opened
 
 log = logging.getLogger(__name__)
 
+OpenGpu = Callable[[Path, str], AbstractContextManager[Gpu]]
 RETRIES = 24  # of a level that cannot be put back; then it stays
 
 
@@ -45,10 +47,11 @@ class Held:
 class Book:
     """See the module's text. Blocking: a few small files."""
 
-    def __init__(self, sys: Path, record: Path, allow_high: Collection[str] = ()) -> None:
+    def __init__(self, sys: Path, record: Path, allow_high: Collection[str] = (), open_gpu: OpenGpu = opened) -> None:
         """`allow_high`: slots of discrete cards that may be at "high" all the same."""
         self._sys = sys
         self._record = record
+        self._open = open_gpu
         self._allow_high = frozenset(allow_high)
         self._held: dict[str, Held] = {}
         self._owed: dict[str, Held] = {}  # nobody wants it, and it could not be put back yet
@@ -57,7 +60,7 @@ class Book:
     def set(self, slot: str, level: str, owner: str, uid: int = 0, pid: int = 0) -> int:
         """The number of the caller's lease: a new one, or the one they have, with the level written again."""
         check_arguments(slot, level)
-        with opened(self._sys, slot) as gpu:
+        with self._open(self._sys, slot) as gpu:
             now = gpu.changeable()
             if level == "high" and slot not in self._allow_high and not gpu.is_apu():
                 raise LevelError("Refused", f"{slot} is not part of the processor: high may hold it below its boost")
@@ -151,7 +154,7 @@ class Book:
     def _restore(self, slot: str, held: Held) -> None:
         self._owed.pop(slot, None)
         try:
-            with opened(self._sys, slot) as gpu:
+            with self._open(self._sys, slot) as gpu:
                 now = gpu.level()
                 if now != held.level:
                     log.info("%s stays at %s, which somebody else has set", slot, now)

@@ -95,15 +95,18 @@ class Gpu:
 
     def _write(self, level: str) -> None:
         try:
-            # truncated because tests write to ordinary files; sysfs does not mind
-            file = os.open(FILE, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-            try:
-                os.write(file, f"{level}\n".encode())
-            finally:
-                os.close(file)
+            self._put(f"{level}\n".encode())
         except OSError as error:
             code = "Busy" if error.errno in (errno.EBUSY, errno.EAGAIN) else "Failed"
             raise LevelError(code, f"cannot set {self.slot} to {level}: {os.strerror(error.errno or 0)}") from None
+
+    def _put(self, data: bytes) -> None:
+        # truncated because tests write to ordinary files; sysfs does not mind
+        file = os.open(FILE, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            os.write(file, data)
+        finally:
+            os.close(file)
 
     def _text(self, name: str) -> str | None:
         with self._open(name, os.O_RDONLY) as file:
@@ -128,7 +131,7 @@ class Gpu:
 
 
 @contextmanager
-def opened(sys: Path, slot: str) -> Iterator[Gpu]:
+def opened(sys: Path, slot: str, kind: type[Gpu] = Gpu) -> Iterator[Gpu]:
     """The GPU in that slot, while the block runs. LevelError InvalidArgs, NoDevice or Unsupported."""
     check_arguments(slot, LEVELS[0])
     try:
@@ -136,7 +139,7 @@ def opened(sys: Path, slot: str) -> Iterator[Gpu]:
     except OSError:
         raise LevelError("NoDevice", f"there is no device in slot {slot}") from None
     try:
-        gpu = Gpu(slot, directory)
+        gpu = kind(slot, directory)
         if not (gpu._text("class") or "").startswith(DISPLAY_CLASS):
             raise LevelError("Unsupported", f"{slot} is not a GPU")
         if _driver(directory) != DRIVER:

@@ -161,3 +161,10 @@ def test_patterns_of_the_schema_agree_with_the_loader(
         text_errors = home.errors(f'[models.m]\npath = "/m"\n{key} = "{text}"')
         if key != "memory" or text != "100B":  # too small, which a pattern cannot say
             assert (not text_errors) is right, text
+
+
+def test_the_policy_of_a_device_is_shown_and_loads_again(home: Home) -> None:
+    config = home.load('[performance.devices."0000:c1:00.0"]\npolicy = "never"\n')
+    text = show(config)
+    assert '[performance.devices."0000:c1:00.0"]\npolicy = "never"  # performance (' in text
+    assert home.load(text).performance == config.performance

@@ -11,6 +11,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -165,7 +166,7 @@ class World:
             ["dbus-daemon", f"--config-file={directory / 'bus.conf'}", "--nofork", "--nopidfile", "--nosyslog"],
             env=self.environment(), stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        eventually(lambda: (self._short / "bus").exists() or self._bus.poll() is not None, "the bus listens")
+        eventually(lambda: self._listens() or self._bus.poll() is not None, "the bus listens")
         assert self._bus.poll() is None, self.output()
 
     def environment(self) -> dict[str, str]:
@@ -176,6 +177,10 @@ class World:
             "DBUS_SYSTEM_BUS_ADDRESS": self.address,
             "LANG": "C.UTF-8",
         }
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self._short / "bus")) == 0
 
     def _write_configuration(self, idle: int, polkit: bool) -> None:
         services = self.directory / "services"
