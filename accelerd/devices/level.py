@@ -174,13 +174,10 @@ class Governor:
         """When to ask again, unless something happens before; math.inf while there is nothing to do."""
         now = self._clock.monotonic()
         due = self._next_look(now)
+        end = math.inf if self.users or self.rules.policy == "always" else self._tail_until
         if self._wanted(now):
-            for moment in (self._truce_until, self._retry_at):
-                if moment > now:
-                    due = min(due, moment)
-        if self.held and not self.users and self.rules.policy == "busy":
-            due = min(due, self._tail_until)
-        return due
+            due = min([due, *(moment for moment in (self._truce_until, self._retry_at) if now < moment < end)])
+        return min(due, end) if self.held else due
 
     def report(self) -> dict[str, Any]:
         """For people: the state in one word, and why."""
