@@ -10,9 +10,14 @@ from accelerd.config import Config, Problem, check
 from accelerd.config.model import LlamaServerSettings
 from accelerd.daemon import Daemon, Parts, limits_of
 from accelerd.device_guard import DeviceGuard
+from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
+from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import Observer
+from accelerd.devices.rivals import Rivals
+from accelerd.devices.setters import Direct, Helper, Setters
+from accelerd.devices.udev import UdevSource
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.llama_server import LlamaServer
@@ -24,7 +29,8 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight, fingerprint
 from accelerd.instances import Exit
-from accelerd.ports import Roots, SystemClock
+from accelerd.performance import Performance
+from accelerd.ports import Clock, Roots, SystemClock
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
@@ -53,6 +59,7 @@ from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
+from accelerd.system.system_bus import SystemBus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 from accelerd.toolboxes import ToolboxModels
 
@@ -81,8 +88,13 @@ def build(
     *,
     patience: SupervisorLimits | None = None,
     stuck_after: float = STUCK_AFTER,
+    source: UdevSource | None = None,
 ) -> Daemon:
-    """Everything, wired. `patience` and `stuck_after`: others than the supervisor's and the scheduler's own."""
+    """Everything, wired.
+
+    `patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices, instead of
+    udev.
+    """
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
@@ -105,14 +117,16 @@ def build(
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
         loaded=lambda spec, seconds: state.remember_load(fingerprint(spec), seconds),
         retire=lambda instance: gateway.upstreams.retire(instance),
+        in_use=lambda spec, busy: performance.in_use(spec, busy),
     )
+    devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
+    performance = make_performance(roots, clock, devices)
     scheduler = Scheduler(
         clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep, stuck_after=stuck_after
     )
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
-    devices = DeviceWatch(Inventory(roots).scan, PyudevMonitor())
     insight = Insight(supervisor, engines, state, roots, lambda: devices.devices)
     scheduler.attach(supervisor, insight)
     DeviceGuard(devices, scheduler)
@@ -133,6 +147,7 @@ def build(
         insight=insight,
         upkeep=upkeep,
         devices=devices,
+        performance=performance,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
@@ -142,6 +157,17 @@ def build(
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight)
     gateway.control = Control(scheduler, insight, daemon, {**ToolboxRoutes(upkeep).routes, **looks.routes})
     return daemon
+
+
+def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch) -> Performance:
+    """Levels are set by the helper, else by the daemon itself where it may."""
+    bus = SystemBus.from_env()
+    gauge = Gauge(roots.sys)
+    direct = Direct(roots.sys, roots.runtime)
+    keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), gauge, Rivals(bus))
+    performance = Performance(keeper, direct, lambda: devices.devices)
+    devices.listen(lambda diff: performance.devices(diff.after))
+    return performance
 
 
 def user_manager(roots: Roots) -> BusUserManager | None:
@@ -198,8 +224,15 @@ async def reap(roots: Roots) -> None:
     """`accelerd --reap`: end what an accelerd that is no more has left. Needs no configuration."""
     manager = user_manager(roots)
     supervisor = ProcessSupervisor(Deaf(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
+    direct = Direct(roots.sys, roots.runtime)
+
+    async def sweep() -> int:
+        await direct.repair()
+        return await supervisor.sweep_leftovers()
+
     try:
-        await takeover.reap(roots.runtime / names.LOCK_FILE, supervisor.sweep_leftovers)
+        await takeover.reap(roots.runtime / names.LOCK_FILE, sweep)
     finally:
+        await direct.close()
         if manager is not None:
             manager.close()

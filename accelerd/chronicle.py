@@ -49,12 +49,17 @@ class Chronicle(Witness):
         status: Callable[[], str],
         loaded: Callable[[ModelSpec, float], None],
         retire: Callable[[int], None],
+        in_use: Callable[[ModelSpec, bool], None],
     ) -> None:
-        """`loaded(spec, seconds)` hears of finished loads, `retire(instance)` of instances on their way out."""
+        """`loaded(spec, seconds)` hears of finished loads, `retire(instance)` of instances on their way out.
+
+        `in_use(spec, busy)` hears of a model's first lease and of the end of its last.
+        """
         self._notifier = notifier
         self._status = status
         self._loaded = loaded
         self._retire = retire
+        self._in_use = in_use
         self._due = False
 
     def moved(self, record: Record, transition: Transition) -> None:
@@ -87,6 +92,10 @@ class Chronicle(Witness):
     def woken(self, slept: float) -> None:
         """The machine was suspended for so many seconds."""
         event(log, NOTICE, f"the machine was suspended for {slept:.0f} s: loaded models are asked before they serve")
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        """Requests use the model, or none does any more."""
+        self._in_use(spec, busy)
 
     def engine_line(self, model: str, line: str, unit: str | None = None) -> None:
         """A line that an engine printed; in the journal it belongs to its own `unit`, where it has one."""

@@ -29,6 +29,7 @@ from accelerd.gateway.access import read_keys
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight
+from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
@@ -74,6 +75,7 @@ class Parts:
     insight: Insight
     upkeep: ToolboxUpkeep
     devices: DeviceWatch
+    performance: Performance
     gateway: Gateway
     listeners: Listeners
     tcp: Sequence[socket.socket]
@@ -161,9 +163,10 @@ class Daemon:
             preload = tasks.create_task(self._preload(), name="preload")
             reload = tasks.create_task(self._reload_when_asked(), name="reload")
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
+            performance = tasks.create_task(self._parts.performance.run(), name="performance")
             self._parts.watchdog.register("reload", lambda: not reload.done())
             await self._stop.wait()
-            for task in (preload, reload, repair):
+            for task in (preload, reload, repair, performance):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
@@ -230,6 +233,7 @@ class Daemon:
         entries = [(spec, *parts.insight.footprint(spec)) for spec in config.models.values()]
         parts.gateway.configure(config.server, keys)
         parts.listeners.configure(config.server)
+        parts.performance.configure(config.performance)
         parts.scheduler.configure(entries, config.scheduler, limits_of(config), relaunch)
 
     # --- end --------------------------------------------------------------------------------------------------
@@ -249,6 +253,7 @@ class Daemon:
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
+        await parts.performance.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -292,6 +297,7 @@ class Daemon:
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
+            "performance": self._parts.performance.report(),
             "degraded": "; ".join(filter(None, (self._degraded, *self._parts.degraded()))) or None,
         }
 

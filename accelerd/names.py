@@ -61,6 +61,19 @@ MSG_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b11"
 MSG_TOOLBOX: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b12"
 MSG_DEVICE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # one came, went, changed or was reset
 
+MSG_LEVEL: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # a device's performance level was set, restored, taken over
+MSG_LEVEL_UNABLE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b21"
+MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
+
+# --- the root helper, on the system bus ---
+HELPER_NAME: Final = "org.accelerd1.Helper"  # the interface has the same name
+HELPER_PATH: Final = "/org/accelerd1/Helper"
+HELPER_ERROR: Final = "org.accelerd1.Helper.Error."
+HELPER_ACTION: Final = "org.accelerd1.helper.set-level"  # polkit's
+HELPER_RUNTIME: Final = "/run/accelerd-helper"
+HELPER_CONFIG: Final = "/etc/accelerd/helper.conf"
+LEVELS_FILE: Final = "levels.json"  # in the runtime directory of whoever sets levels: what to restore
+
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only

@@ -25,6 +25,21 @@ FORBIDDEN = {
     "system": ("gateway", "scheduler", "supervise", "engines", "config", "cli", "daemon", "app"),
     "gateway": ("supervise", "config.load", "cli", "daemon", "app", "engines.llama_server"),
     "cli": ("gateway", "scheduler", "supervise", "daemon", "app"),
+    "helper": (
+        "gateway",
+        "scheduler",
+        "supervise",
+        "engines",
+        "config",
+        "system",
+        "devices",
+        "cli",
+        "daemon",
+        "app",
+        "errors",
+        "ports",
+        "performance",
+    ),  # it runs as root: accelerd.names and nothing else
     "names": ("",),
     "errors": ("",),
 }

@@ -158,11 +158,21 @@ class LlamaServerSettings:
 
 
 @dataclass(frozen=True)
+class PerformanceSettings:
+    """[performance]: when the GPU in the processor runs at its highest clocks."""
+
+    policy: Literal["busy", "always", "never"] = "busy"
+    tail: float = 10.0  # s after the last request
+    devices: dict[str, Literal["busy", "always", "never"]] = field(default_factory=dict)  # PCI slot → its own policy
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole valid configuration. Order of models is the order in the files: preload follows it."""
 
     server: ServerSettings = ServerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    performance: PerformanceSettings = PerformanceSettings()
     llama_server: LlamaServerSettings = LlamaServerSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)
     files: tuple[str, ...] = ()

@@ -55,6 +55,8 @@ pin = true
 SECTIONS: Final = {
     "ServerTable": ("[server]", ""),
     "SchedulerTable": ("[scheduler]", ""),
+    "PerformanceTable": ("[performance]", ""),
+    "DevicePerformanceTable": ('[performance.devices."0000:c1:00.0"]', ""),
     "LlamaServerTable": ("[engines.llama-server]", ""),
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),

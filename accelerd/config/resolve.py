@@ -15,6 +15,7 @@ from accelerd.config.model import (
     LlamaServerSettings,
     ModelSpec,
     Origin,
+    PerformanceSettings,
     Sampling,
     SchedulerSettings,
     ServerSettings,
@@ -84,6 +85,7 @@ def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
     return Config(
         server=ServerSettings(**_settings(tables, "server", origins)),
         scheduler=SchedulerSettings(**_settings(tables, "scheduler", origins)),
+        performance=_performance(tables, origins),
         llama_server=LlamaServerSettings(**_settings(tables, "engines.llama-server", origins)),
         models={name: _model(name, tables.layers(name)) for name in tables.models},
         files=files,
@@ -97,6 +99,16 @@ def _settings(tables: Tables, section: str, origins: dict[str, Origin]) -> dict[
         values[key] = entry.value
         origins[f"{section}.{key}"] = Origin(section, entry.file, entry.line)
     return values
+
+
+def _performance(tables: Tables, origins: dict[str, Origin]) -> PerformanceSettings:
+    values = _settings(tables, "performance", origins)
+    devices = {}
+    for path, entry in tables.section("performance").items():
+        if len(path) == 3 and path[0] == "devices" and entry.usable:
+            devices[str(path[1])] = entry.value
+    plain = {key: value for key, value in values.items() if not key.startswith("devices.")}
+    return PerformanceSettings(**plain, devices=devices)
 
 
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))

@@ -27,6 +27,7 @@ from accelerd.config.values import (
     Image,
     IoClass,
     Layers,
+    LevelPolicy,
     Line,
     MemoryLimit,
     MemoryOrAuto,
@@ -35,6 +36,7 @@ from accelerd.config.values import (
     Name,
     OnOffAuto,
     Program,
+    Slot,
     WebOrigin,
 )
 
@@ -82,6 +84,26 @@ class SchedulerTable(Struct):
     failure_window: Annotated[Duration, about("The window in which failures are counted.")]
     backoff_first: Annotated[Duration, about("Wait after the first failure; it doubles with each further one.")]
     backoff_cap: Annotated[Duration, about("Longest wait between two attempts.")]
+
+
+class DevicePerformanceTable(Struct):
+    """One GPU."""
+
+    policy: Annotated[LevelPolicy, about("As in [performance], for this GPU.")]
+
+
+class PerformanceTable(Struct):
+    """When the GPU in the processor runs at its highest clocks."""
+
+    policy: Annotated[
+        LevelPolicy,
+        about(
+            'When its performance level is "high": while a model on it is in use, all the time, or never. '
+            "Cards of their own are left alone."
+        ),
+    ]
+    tail: Annotated[DurationOrZero, about("How long it stays so after the last request.")]
+    devices: Annotated[dict[Slot, DevicePerformanceTable], about("GPUs with a policy of their own, by PCI slot.")]
 
 
 class LlamaServerTable(Struct):
@@ -195,6 +217,7 @@ class Document(Struct):
 
     server: Annotated[ServerTable, about("Who may connect, from where, and how long they may take.")]
     scheduler: Annotated[SchedulerTable, about("What may be resident together, how long a request may wait.")]
+    performance: Annotated[PerformanceTable, about("When the GPU in the processor runs at its highest clocks.")]
     engines: Annotated[EnginesTable, about("The programs that run models.")]
     defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]
     profiles: Annotated[dict[Name, LayerTable], about("Named settings that models choose with profile.")]

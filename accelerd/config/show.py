@@ -64,6 +64,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
     sections = (
         ("server", root["server"], config.server),
         ("scheduler", root["scheduler"], config.scheduler),
+        ("performance", root["performance"], config.performance),
         ("engines.llama-server", engines["llama-server"], config.llama_server),
     )
     for name, node, settings in sections:
@@ -72,8 +73,12 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
             [
                 Value(key, written(child, getattr(settings, key)), config.origins.get(f"{name}.{key}", BUILT_IN))
                 for key, child in (node.table or {}).items()
+                if child.names is None
             ],
         )
+    for slot, policy in config.performance.devices.items():
+        origin = config.origins.get(f"performance.devices.{slot}.policy", BUILT_IN)
+        yield key_text(("performance", "devices", slot)), [Value("policy", policy, origin)]
     models = root["models"].names
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}

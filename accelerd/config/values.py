@@ -25,6 +25,7 @@ _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][\x21-\x7e]{0,511}\Z")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTAINER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}\Z")
+_SLOT: Final = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
 _DEVICE: Final = re.compile(r"(?:/dev/[^\s:\x00-\x1f]+|[a-z0-9.-]+/[A-Za-z0-9._-]+=[A-Za-z0-9._:-]+)\Z")
 _MOUNT: Final = re.compile(r"/[^:\x00-\x1f]*(?::/[^:\x00-\x1f]*(?::(?:ro|rw))?)?\Z")
 _DURATION_JSON: Final = r"^\s*[0-9.]+\s*((ms|s|sec|m|min|h|d)(\s*[0-9.]+\s*(ms|s|sec|m|min|h|d))*)?\s*$"
@@ -105,6 +106,7 @@ _LIMIT = f'{units.SIZE}; at least 16MiB, or "none"'
 _CONTAINERS = "a container's name: letters, digits and _ . - (first a letter or digit)"
 _IMAGES = 'an image such as "ghcr.io/ggml-org/llama.cpp:server-vulkan"'
 _DEVICES = 'a device such as "/dev/dri", or a CDI name such as "nvidia.com/gpu=all"'
+_SLOTS = 'a PCI slot such as "0000:c1:00.0", in lower case (lspci -D shows it)'
 _MOUNTS = '"HOST", "HOST:CONTAINER" or "HOST:CONTAINER:ro", both absolute paths'
 _CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole context that it was trained for'
 _HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
@@ -171,6 +173,8 @@ Image = Annotated[str, _type(_IMAGES, _matching(_IMAGE, _IMAGES))]
 Device = Annotated[str, _type(_DEVICES, _matching(_DEVICE, _DEVICES))]
 Mount = Annotated[str, _type(_MOUNTS, _matching(_MOUNT, _MOUNTS))]
 HomeKind = Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"]
+Slot = Annotated[str, _type(_SLOTS, _matching(_SLOT, _SLOTS), r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
+LevelPolicy = Literal["busy", "always", "never"]
 IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = Annotated[str, _type(_ENV, _matching(_ENV_NAME, _ENV), r"^[A-Za-z_][A-Za-z0-9_]*$")]

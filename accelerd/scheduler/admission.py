@@ -52,6 +52,10 @@ class Effects(Protocol):
         ...
 
     def moved(self, record: Record, transition: Transition) -> None: ...
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        """Its first lease was given, or its last has ended. On the path of requests: must be cheap."""
+        ...
+
     def jitter(self) -> float:
         """A number in [0, 1)."""
         ...
@@ -103,6 +107,8 @@ class Admission:
         assert record.endpoint is not None
         lease = Lease(record, record.instance, record.endpoint, record.secret, self.clock.monotonic())
         record.active.add(lease)
+        if len(record.active) == 1:
+            self.effects.in_use(record.spec, True)
         return lease
 
     def schedule(self) -> None:

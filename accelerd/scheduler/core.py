@@ -81,6 +81,7 @@ class Core:
         record.active.discard(lease)
         if not record.active:
             record.last_used = self._clock.monotonic()
+            self._effects.in_use(record.spec, False)
         if ok is True:
             record.bad_outcomes = 0
         elif ok is False:

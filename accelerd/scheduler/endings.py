@@ -41,7 +41,9 @@ class Endings:
     def gone(self, instance: int, exit: Exit) -> None:
         """Nothing of an instance lives any more."""
         record = self._admission.instances.pop(instance)
-        record.active.clear()
+        if record.active:
+            record.active.clear()
+            self._effects.in_use(record.spec, False)
         record.probing = record.stuck = False
         record.ending = Ending(instance, record.state, exit)
         if self._effects.reclaim(instance, record.spec, record.memory):

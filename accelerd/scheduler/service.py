@@ -38,6 +38,9 @@ class Witness(Protocol):
     def woken(self, slept: float) -> None:
         """The machine was suspended for so many seconds."""
 
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        """The model's first lease was given, or its last has ended. On the path of requests: must be cheap."""
+
 
 class Needs(Protocol):
     """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
@@ -287,6 +290,9 @@ class Scheduler:
 
     def lost(self, residue: Residue) -> None:
         self._witness.lost(residue)
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self._witness.in_use(spec, busy)
 
     def jitter(self) -> float:
         return random.random()

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from accelerd.supervise.bus_thread import BusThread
 from accelerd.supervise.user_manager import (
     NO_SUCH_UNIT,
     SERVICE_PROPERTIES,
@@ -18,6 +17,7 @@ from accelerd.supervise.user_manager import (
     ManagerError,
     Property,
 )
+from accelerd.system.bus_thread import BusThread
 
 T = TypeVar("T")
 

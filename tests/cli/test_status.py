@@ -136,3 +136,17 @@ def test_model_names_with_wide_characters_keep_the_columns(ctl: Ctl, daemon: Fak
     lines = ctl("status").out.splitlines()
     wide, latin = (next(line for line in lines if line.startswith(name)) for name in ("日本語", "latin"))
     assert wide.index("stopped") + 3 == latin.index("stopped")
+
+
+def test_a_level_that_is_not_as_it_should_be_is_told(ctl: Ctl, daemon: FakeDaemon) -> None:
+    entry = {
+        "slot": "0000:c1:00.0", "name": "Radeon 8060S", "policy": "busy", "state": "raised", "reason": "in use",
+        "level": "high", "by": "the helper", "stuck": False,
+    }  # fmt: skip
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "performance": [entry]})
+    assert "Radeon" not in ctl("status").out, "all is well"
+    odd = {**entry, "state": "yielded", "reason": "tuned has set it to auto again and again", "stuck": True}
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "performance": [odd]})
+    text = " ".join(ctl("status").out.split())
+    assert "! Radeon 8060S: its clock is stuck low" in text
+    assert "! Radeon 8060S is not at its highest clocks: tuned has set it to auto again and again" in text

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.config import Config
-from accelerd.config.model import ModelSpec, Origin, Sampling
+from accelerd.config.model import ModelSpec, Origin, PerformanceSettings, Sampling
 
 
 def test_every_setting_arrives_in_the_units_of_the_program(home: Home) -> None:
@@ -268,3 +268,18 @@ def test_thirty_models_load_fast_and_without_the_servers_libraries(home: Home) -
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.060
+
+
+def test_the_performance_policy_and_that_of_one_device(home: Home) -> None:
+    config = home.load(
+        '[performance]\npolicy = "always"\ntail = 0\n[performance.devices."0000:c1:00.0"]\npolicy = "never"\n'
+    )
+    assert config.performance == PerformanceSettings("always", 0.0, {"0000:c1:00.0": "never"})
+    assert config.origins["performance.devices.0000:c1:00.0.policy"].line == 5
+    assert home.load("").performance == PerformanceSettings("busy", 10.0, {})
+
+
+@pytest.mark.parametrize("slot", ["c1:00.0", "0000:C1:00.0", "card0", "../x", "0000:c1:00.9"])
+def test_a_device_is_named_by_its_slot(home: Home, slot: str) -> None:
+    (problem,) = home.errors(f'[performance.devices."{slot}"]\npolicy = "never"\n')
+    assert "expected a PCI slot" in str(problem)

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.config import Config, json_schema, show, show_dict
-from accelerd.config.model import LlamaServerSettings, ModelSpec, Sampling, SchedulerSettings, ServerSettings
+from accelerd.config.model import (
+    LlamaServerSettings,
+    ModelSpec,
+    PerformanceSettings,
+    Sampling,
+    SchedulerSettings,
+    ServerSettings,
+)
 from accelerd.config.show import toml
 
 
@@ -91,6 +98,7 @@ def test_the_schema_is_strict_and_described() -> None:
     [
         ("ServerTable", ServerSettings, {}),
         ("SchedulerTable", SchedulerSettings, {}),
+        ("PerformanceTable", PerformanceSettings, {}),
         ("LlamaServerTable", LlamaServerSettings, {}),
         ("SamplingTable", Sampling, {}),
         (
@@ -127,6 +135,7 @@ def test_the_defaults_in_the_schema_are_values_that_load_to_the_defaults(home: H
     document = {
         "server": defaults("ServerTable"),
         "scheduler": defaults("SchedulerTable"),
+        "performance": defaults("PerformanceTable"),
         "engines": {"llama-server": defaults("LlamaServerTable")},
         "models": {"m": {"path": "/m"} | defaults("ModelTable")},
     }
@@ -152,3 +161,10 @@ def test_patterns_of_the_schema_agree_with_the_loader(
         text_errors = home.errors(f'[models.m]\npath = "/m"\n{key} = "{text}"')
         if key != "memory" or text != "100B":  # too small, which a pattern cannot say
             assert (not text_errors) is right, text
+
+
+def test_the_policy_of_a_device_is_shown_and_loads_again(home: Home) -> None:
+    config = home.load('[performance.devices."0000:c1:00.0"]\npolicy = "never"\n')
+    text = show(config)
+    assert '[performance.devices."0000:c1:00.0"]\npolicy = "never"  # performance (' in text
+    assert home.load(text).performance == config.performance

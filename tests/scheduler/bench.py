@@ -64,6 +64,7 @@ class Bench:
         self.needs: dict[str, int] = {}
         self.lost_memory: list[Residue] = []
         self.log: list[tuple[str, State, State]] = []
+        self.uses: list[tuple[str, bool]] = []  # models whose first lease began or whose last ended
         self.core = Core(self.clock, self, self.settings, self.limits)
         self.configure(self.models)
 
@@ -105,6 +106,9 @@ class Bench:
 
     def moved(self, record: Record, transition: Transition) -> None:
         self.log.append((record.spec.name, transition.before, transition.after))
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self.uses.append((spec.name, busy))
 
     def jitter(self) -> float:
         return 0.5

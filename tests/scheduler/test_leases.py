@@ -281,3 +281,26 @@ class TestConfigure:
         assert bench.state("a") is State.FAILED
         bench.configure([replace(model("a"), context=512)])
         assert bench.state("a") is State.STOPPED
+
+
+def test_the_first_use_and_the_end_of_the_last_are_told() -> None:
+    bench = Bench([model("a", parallel=4), model("b")])
+    first = bench.request("a")
+    assert bench.uses == []
+    bench.ready("a")
+    second = bench.request("a")
+    assert bench.uses == [("a", True)]
+    bench.end(first)
+    assert bench.uses == [("a", True)]
+    bench.end(second)
+    assert bench.uses == [("a", True), ("a", False)]
+
+
+def test_the_end_of_an_instance_is_the_end_of_its_use() -> None:
+    bench = Bench([model("a", parallel=4)])
+    requests = [bench.request("a") for _ in range(3)]
+    bench.ready("a")
+    bench.gone("a")
+    for request in requests:
+        bench.end(request)
+    assert bench.uses == [("a", True), ("a", False)]

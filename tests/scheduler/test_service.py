@@ -36,6 +36,7 @@ class World:
         self.cancelled = 0
         self.slept = 0.0
         self.naps: list[float] = []
+        self.uses: list[tuple[str, bool]] = []
 
     def start(self, instance: int, spec: ModelSpec) -> None:
         self.started.append(instance)
@@ -79,6 +80,9 @@ class World:
 
     def woken(self, slept: float) -> None:
         self.naps.append(slept)
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self.uses.append((spec.name, busy))
 
 
 @asynccontextmanager

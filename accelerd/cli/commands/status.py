@@ -50,10 +50,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
         styles.append(("bold", STATE_STYLES.get(model["state"], "yellow"), "", "", "", ""))
     out.table(HEAD, rows, styles)
     problems = (status.get("config") or {}).get("problems") or []
-    if notes or problems:
+    levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
+    if notes or problems or levels:
         out.line()
     for number, note in enumerate(notes, 1):
         out.wrapped(note, indent="  ", first=f"{sign(number)} ")
+    for remark in levels:
+        out.wrapped(remark, indent="  ", first="! ", style="yellow")
     if problems:
         out.wrapped(
             f"the configuration on disk has {count(len(problems), 'problem')} and is not in use: accelctl config check",
@@ -155,6 +158,16 @@ def footnotes(model: dict[str, Any]) -> list[str]:
     if model.get("outdated"):
         notes.append(f"{name}: its settings have changed; it is replaced when its requests have ended")
     return notes
+
+
+def level_remarks(entry: dict[str, Any]) -> list[str]:
+    """What a person must know about a device's performance level; as it should be, it is nothing."""
+    remarks = []
+    if entry.get("stuck"):
+        remarks.append(f"{entry['name']}: its clock is stuck low although it is busy")
+    if entry.get("state") in ("hot", "yielded"):
+        remarks.append(f"{entry['name']} is not at its highest clocks: {entry['reason']}")
+    return remarks
 
 
 def telling(tail: Sequence[str]) -> str:

@@ -1,0 +1,199 @@
+"""Who can set a GPU's level for us: the helper, we ourselves where a udev rule lets us, or nobody, with the reason.
+
+Each setter remembers what was before and puts it back. Which one it is is chosen anew with every raise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from accelerd import names
+from accelerd.helper.book import Book
+from accelerd.helper.gpu import FILE, LevelError
+from accelerd.system.bus_thread import BusThread
+from accelerd.system.system_bus import BusError, SystemBus
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+INSTALL: Final = "packaging/helper install"
+JOIN: Final = "sudo usermod -aG accelerd $USER, then log in again"
+PATIENCE: Final = 10.0  # s for a write to sysfs
+WORTH_A_RETRY: Final = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.ServiceUnknown")
+OF_THE_DEVICE: Final = ("Owned", "Refused", "NoDevice", "Unsupported", "Busy")  # no other setter would fare better
+
+
+class Setter(Protocol):
+    kind: str
+
+    async def obstacle(self, slot: str) -> str | None:
+        """Why there is no point in asking it."""
+        ...
+
+    async def set(self, slot: str, level: str) -> None:
+        """The level from now on, again if it was another meanwhile. LevelError."""
+        ...
+
+    async def restore(self, slot: str) -> None:
+        """Put it back, unless somebody else has changed it. LevelError."""
+        ...
+
+    async def holds(self, slot: str) -> bool:
+        """Does it know of what we have set?"""
+        ...
+
+    async def close(self) -> None:
+        """Put everything back that is left."""
+        ...
+
+
+class Setters:
+    """The first of several that can."""
+
+    def __init__(self, setters: Sequence[Setter]) -> None:
+        self._setters = setters
+        self._holders: dict[str, Setter] = {}
+
+    async def set(self, slot: str, level: str) -> str:
+        """Who has done it. LevelError with every reason when nobody could."""
+        reasons = []
+        for setter in self._setters:
+            why = await setter.obstacle(slot)
+            if why is None:
+                try:
+                    await self._hand_over(slot, setter)
+                    await setter.set(slot, level)
+                    self._holders[slot] = setter
+                    return setter.kind
+                except LevelError as error:
+                    if error.code in OF_THE_DEVICE:
+                        raise
+                    why = error.message
+            reasons.append(why)
+        raise LevelError("Unmanaged", "; ".join(reasons))
+
+    async def restore(self, slot: str) -> None:
+        setter = self._holders.pop(slot, None)
+        if setter is not None:
+            await setter.restore(slot)
+
+    async def holds(self, slot: str) -> bool:
+        setter = self._holders.get(slot)
+        return setter is not None and await setter.holds(slot)
+
+    async def close(self) -> None:
+        self._holders.clear()
+        for setter in self._setters:
+            await setter.close()
+
+    async def _hand_over(self, slot: str, setter: Setter) -> None:
+        if self._holders.get(slot, setter) is not setter:
+            await self.restore(slot)
+
+
+class Helper:
+    """org.accelerd1.Helper. Our leases end with our connection to the bus, however that ends."""
+
+    kind = "the helper"
+
+    def __init__(self, bus: SystemBus) -> None:
+        self._bus = bus
+        self._leases: dict[str, int] = {}
+
+    async def obstacle(self, slot: str) -> str | None:
+        try:
+            if await self._bus.reachable(names.HELPER_NAME):
+                return None
+        except BusError as error:
+            return f"the helper cannot be asked: {error.message}"
+        return f"the helper is not installed ({INSTALL})"
+
+    async def set(self, slot: str, level: str) -> None:
+        self._leases[slot] = (await self._ask("SetLevel", "(ss)", slot, level))[0]
+
+    async def restore(self, slot: str) -> None:
+        lease = self._leases.pop(slot, None)
+        try:
+            if lease is not None:
+                await self._ask("ReleaseLevel", "(u)", lease)
+        except LevelError as error:
+            if error.code != "NoLease":  # it was restarted, and has put everything back
+                raise
+
+    async def holds(self, slot: str) -> bool:
+        try:
+            if not await self._bus.has_owner(names.HELPER_NAME):
+                return False
+            rows = (await self._ask("ListLeases"))[0]
+        except (BusError, LevelError):
+            return False
+        return any(row[:2] == (self._leases.get(slot), slot) for row in rows)
+
+    async def close(self) -> None:
+        self._leases.clear()
+        self._bus.close()
+
+    async def _ask(self, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
+        for last in (False, True):
+            try:
+                return await self._bus.call(names.HELPER_NAME, names.HELPER_PATH, method, signature, *values)
+            except BusError as error:
+                if not last and error.name in WORTH_A_RETRY:  # it was about to end itself
+                    continue
+                code = error.name.removeprefix(names.HELPER_ERROR)
+                if code == error.name:
+                    raise LevelError("Failed", f"the helper does not answer: {error.message}") from None
+                advice = f" ({JOIN})" if code == "NotAuthorized" else ""
+                raise LevelError(code, f"the helper refuses: {error.message}{advice}") from None
+        raise AssertionError("unreachable")
+
+
+class Direct:
+    """Ourselves, where the file may be written. After a crash `repair` of the next daemon puts levels back."""
+
+    kind = "accelerd itself"
+    OWNER: Final = "accelerd"
+
+    def __init__(self, sys: Path, runtime: Path) -> None:
+        self._sys = sys
+        self._book = Book(sys, runtime / names.LEVELS_FILE)
+        self._thread = BusThread("level")
+        self._leases: dict[str, int] = {}
+
+    async def obstacle(self, slot: str) -> str | None:
+        path = self._sys / "bus/pci/devices" / slot / FILE
+        return None if os.access(path, os.W_OK) else f"you may not write {path}"
+
+    async def set(self, slot: str, level: str) -> None:
+        self._leases[slot] = await self._do(lambda: self._book.set(slot, level, self.OWNER))
+
+    async def restore(self, slot: str) -> None:
+        lease = self._leases.pop(slot, None)
+        if lease is not None:
+            await self._do(lambda: self._book.release(lease, self.OWNER))
+
+    async def holds(self, slot: str) -> bool:
+        return slot in self._leases
+
+    async def close(self) -> None:
+        if self._leases:
+            self._leases.clear()
+            await self._do(self._book.restore_all)
+        self._thread.close()
+
+    async def repair(self) -> None:
+        """Put back what a daemon before this one has left."""
+        try:
+            await self._do(self._book.repair)
+        except LevelError as error:
+            log.warning("cannot put back the levels that an earlier accelerd has set: %s", error)
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._thread.call(work, PATIENCE)
+        except TimeoutError:
+            raise LevelError("Failed", f"the driver has not answered in {PATIENCE:.0f} s") from None

@@ -1,0 +1,196 @@
+"""org.accelerd1.Helper on the system bus: asks who calls and whether they may, then lets the book do it.
+
+A lease ends with ReleaseLevel, with its caller's connection, or with the helper. Without leases the helper ends itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from gi.repository import Gio, GLib
+
+from accelerd import names
+from accelerd.helper.book import Book
+from accelerd.helper.callers import Callers
+from accelerd.helper.gpu import LevelError, check_arguments
+from accelerd.helper.limit import Limit
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5  # between attempts to put a level back
+MOST_CALLS = 64  # that wait for polkit at once
+INTERFACE = f"""
+<node><interface name="{names.HELPER_NAME}">
+  <method name="SetLevel">
+    <arg name="slot" type="s" direction="in"/><arg name="level" type="s" direction="in"/>
+    <arg name="lease" type="u" direction="out"/>
+  </method>
+  <method name="ReleaseLevel"><arg name="lease" type="u" direction="in"/></method>
+  <method name="ListLeases">
+    <!-- lease, slot, level, level before, uid and pid of the holder -->
+    <arg name="leases" type="a(usssuu)" direction="out"/>
+  </method>
+</interface></node>
+"""
+
+
+class Service:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        connection: Gio.DBusConnection,
+        book: Book,
+        limit: Limit,
+        *,
+        idle: int,
+        end: Callable[[], None],
+    ) -> None:
+        """`end()` is called after `idle` seconds without leases."""
+        self._connection = connection
+        self._book = book
+        self._limit = limit
+        self._idle = idle
+        self._end = end
+        self._callers = Callers(connection, self._caller_gone)
+        self._calls: dict[str, int] = {}  # sender → calls that wait
+        self._flooding: set[int] = set()
+        self._idle_timer = self._retry_timer = 0
+
+    def begin(self) -> None:
+        """Serve. The name is asked for afterwards, so that no call comes too early."""
+        interface = Gio.DBusNodeInfo.new_for_xml(INTERFACE).interfaces[0]
+        self._connection.register_object(names.HELPER_PATH, interface, self._on_call, None, None)
+        self._after()
+
+    # --- calls ------------------------------------------------------------------------------------------------
+
+    def _on_call(
+        self, connection: Any, sender: str, path: str, interface: str, method: str, arguments: Any, call: Any
+    ) -> None:
+        values = arguments.unpack()
+        if method == "SetLevel":
+            self._on_set(sender, values[0], values[1], call)
+        elif method == "ReleaseLevel":
+            self._answer(call, lambda: self._release(sender, values[0]))
+        else:
+            self._answer(call, self._list)
+        self._after()
+
+    def _on_set(self, sender: str, slot: str, level: str, call: Any) -> None:
+        if sum(self._calls.values()) >= MOST_CALLS:
+            refuse(call, LevelError("RateLimited", "too many callers wait; try again"))
+            return
+        self._calls[sender] = self._calls.get(sender, 0) + 1
+        self._callers.watch(sender)
+
+        def identified(uid: int | None, pid: int) -> None:
+            try:
+                self._check(uid, slot, level)
+            except LevelError as error:
+                self._done(sender, call, error)
+                return
+            assert uid is not None
+            self._callers.authorize(sender, lambda allowed: decided(uid, pid, allowed))
+
+        def decided(uid: int, pid: int, allowed: bool) -> None:
+            if allowed and self._callers.is_watched(sender):
+                self._done(sender, call, None, lambda: self._set(sender, slot, level, uid, pid))
+                return
+            log.warning("uid %d (pid %d) may not set %s to %s", uid, pid, slot, level)
+            text = f"polkit does not allow you {names.HELPER_ACTION}; members of the group accelerd are allowed"
+            self._done(sender, call, LevelError("NotAuthorized", text))
+
+        self._callers.identify(sender, identified)
+
+    def _check(self, uid: int | None, slot: str, level: str) -> None:
+        if uid is None:
+            raise LevelError("NotAuthorized", "the bus does not say who you are")
+        if not self._limit.take(uid):
+            if uid not in self._flooding:
+                log.warning("uid %d calls too often: refused until it calls less", uid)
+                self._flooding.add(uid)
+            raise LevelError("RateLimited", "you call too often; once a second is fine")
+        self._flooding.discard(uid)
+        check_arguments(slot, level)
+
+    def _set(self, sender: str, slot: str, level: str, uid: int, pid: int) -> Any:
+        try:
+            number = self._book.set(slot, level, sender, uid, pid)
+        except LevelError as error:
+            log.warning("uid %d (pid %d) asked for %s at %s: %s", uid, pid, slot, level, error)
+            raise
+        log.info("uid %d (pid %d) has %s at %s", uid, pid, slot, level)
+        return GLib.Variant("(u)", (number,))
+
+    def _release(self, sender: str, number: int) -> None:
+        self._book.release(number, sender)
+        self._tidy(sender)
+
+    def _list(self) -> Any:
+        rows = [
+            (lease.number, lease.slot, held.level, held.before, lease.uid, lease.pid)
+            for lease, held in self._book.leases()
+        ]
+        return GLib.Variant("(a(usssuu))", (rows,))
+
+    # --- after calls ------------------------------------------------------------------------------------------
+
+    def _done(self, sender: str, call: Any, error: LevelError | None, work: Callable[[], Any] | None = None) -> None:
+        if error is not None:
+            refuse(call, error)
+        else:
+            assert work is not None
+            self._answer(call, work)
+        self._calls[sender] -= 1
+        if not self._calls[sender]:
+            del self._calls[sender]
+        self._tidy(sender)
+        self._after()
+
+    def _answer(self, call: Any, work: Callable[[], Any]) -> None:
+        try:
+            call.return_value(work())
+        except LevelError as error:
+            refuse(call, error)
+        except Exception as error:  # a caller must not wait for an answer that never comes
+            log.exception("this is a mistake in the helper")
+            refuse(call, LevelError("Failed", f"the helper failed: {type(error).__name__}"))
+
+    def _caller_gone(self, sender: str) -> None:
+        for lease in self._book.forget(sender):
+            log.info("uid %d (pid %d) has gone and left %s", lease.uid, lease.pid, lease.slot)
+        self._after()
+
+    def _tidy(self, sender: str) -> None:
+        holds = any(lease.owner == sender for lease, _ in self._book.leases())
+        if not holds and sender not in self._calls:
+            self._callers.unwatch(sender)
+
+    def _after(self) -> None:
+        """Arm the timer that is due now: the end when nobody needs the helper, another try where a level is owed."""
+        if self._idle_timer:
+            GLib.source_remove(self._idle_timer)
+            self._idle_timer = 0
+        if self._book.owing:
+            if not self._retry_timer:
+                self._retry_timer = GLib.timeout_add_seconds(RETRY_SECONDS, self._retry)
+        elif not self._book.leases() and not self._calls:
+            self._idle_timer = GLib.timeout_add_seconds(self._idle, self._idle_over)
+
+    def _retry(self) -> bool:
+        self._retry_timer = 0
+        self._book.retry()
+        self._after()
+        return GLib.SOURCE_REMOVE
+
+    def _idle_over(self) -> bool:
+        self._idle_timer = 0
+        self._end()
+        return GLib.SOURCE_REMOVE
+
+
+def refuse(call: Any, error: LevelError) -> None:
+    call.return_dbus_error(names.HELPER_ERROR + error.code, error.message)

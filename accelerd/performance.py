@@ -1,0 +1,79 @@
+"""Between models and devices: which device is in use because which model is.
+
+Hears from the scheduler, tells the keeper of levels. Decides nothing about either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerd.config.model import ModelSpec, PerformanceSettings
+from accelerd.devices.keeper import LevelKeeper
+from accelerd.devices.level import Rules
+from accelerd.devices.model import Device
+from accelerd.devices.setters import Direct
+from accelerd.insight import device_of
+
+
+def slot_of(spec: ModelSpec, devices: Sequence[Device]) -> str | None:
+    """The PCI slot of the GPU that the model uses; None: none."""
+    used = device_of(spec, devices)
+    return next((d.slot for d in devices if d.id == used), None)
+
+
+class Performance:
+    """See the module's text."""
+
+    def __init__(self, keeper: LevelKeeper, direct: Direct, look: Callable[[], Sequence[Device]]) -> None:
+        """`look()`: the devices of this machine, as they are known now."""
+        self._keeper = keeper
+        self._direct = direct
+        self._look = look
+        self._devices: Sequence[Device] = ()
+        self._used: dict[str, tuple[ModelSpec, str | None]] = {}  # models in use, and the slot that counts as used
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        """A model's first lease was given, or its last has ended."""
+        if busy:
+            slot = slot_of(spec, self._devices)
+            self._used[spec.name] = (spec, slot)
+            if slot is not None:
+                self._keeper.begin(slot)
+        else:
+            _, slot = self._used.pop(spec.name, (spec, None))
+            if slot is not None:
+                self._keeper.end(slot)
+
+    def devices(self, devices: Sequence[Device]) -> None:
+        """What there is now, the first time and whenever it has changed."""
+        for _, slot in self._used.values():
+            if slot is not None:
+                self._keeper.end(slot)
+        self._devices = devices
+        self._keeper.watch(devices)
+        for name, (spec, _) in self._used.items():
+            slot = slot_of(spec, devices)
+            self._used[name] = (spec, slot)
+            if slot is not None:
+                self._keeper.begin(slot)
+
+    def configure(self, settings: PerformanceSettings) -> None:
+        def rules(slot: str) -> Rules:
+            own = settings.devices.get(slot)
+            return Rules(own or settings.policy, settings.tail)
+
+        self._keeper.configure(rules)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._direct.repair()
+        self.devices(self._look())
+        await self._keeper.run()
+
+    async def close(self) -> None:
+        """Puts the levels back."""
+        await self._keeper.close()
+
+    def report(self) -> list[dict[str, Any]]:
+        return self._keeper.report()

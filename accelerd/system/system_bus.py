@@ -1,0 +1,109 @@
+"""The system bus, for the few calls that the daemon makes there: blocking, in one thread of their own.
+
+Connects with the first call and again after the bus was away. PyGObject is imported then: a machine without it, or
+without a system bus, has only the reason why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from accelerd.system.bus_thread import BusThread
+
+T = TypeVar("T")
+
+ADDRESS: Final = "unix:path=/run/dbus/system_bus_socket"
+BUS: Final = "org.freedesktop.DBus"
+PATIENCE: Final = 15.0  # s; a service may have to be started first
+
+
+class BusError(Exception):
+    """`name` is the D-Bus error's, empty when there was no answer."""
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.name = name
+
+
+class SystemBus:
+    """See the module's text."""
+
+    def __init__(self, address: str, patience: float = PATIENCE) -> None:
+        self._address = address
+        self._patience = patience
+        self._thread = BusThread("system bus")
+        self._connection: Any = None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> SystemBus:
+        env = os.environ if env is None else env
+        return cls(env.get("DBUS_SYSTEM_BUS_ADDRESS") or ADDRESS)
+
+    async def call(self, name: str, path: str, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
+        """What `name` answers; the interface has its name. BusError."""
+
+        def work() -> tuple[Any, ...]:
+            from gi.repository import GLib
+
+            arguments = GLib.Variant(signature, values)
+            milliseconds = int(self._patience * 1000)
+            answer = self._connection.call_sync(name, path, name, method, arguments, None, 0, milliseconds, None)
+            return tuple(answer.unpack())
+
+        return await self._do(work)
+
+    async def has_owner(self, name: str) -> bool:
+        """Is somebody there under this name? Starts nobody. BusError."""
+        return bool((await self.call(BUS, "/org/freedesktop/DBus", "NameHasOwner", "(s)", name))[0])
+
+    async def reachable(self, name: str) -> bool:
+        """Is somebody there under this name, or would the bus start them? BusError."""
+        if await self.has_owner(name):
+            return True
+        return name in (await self.call(BUS, "/org/freedesktop/DBus", "ListActivatableNames"))[0]
+
+    def close(self) -> None:
+        """Ends the connection, and with it what others hold for it."""
+        self._thread.close()
+        if self._connection is not None:
+            self._connection.close(None, None)
+            self._connection = None
+
+    # --- in the thread ----------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self._connection is not None and not self._connection.is_closed():
+            return
+        from gi.repository import Gio
+
+        kind = Gio.DBusConnectionFlags
+        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
+        # one of its own: GLib ends the program when the shared one breaks
+        self._connection = Gio.DBusConnection.new_for_address_sync(self._address, flags, None, None)
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        def connected() -> T:
+            try:
+                self._connect()
+                return work()
+            except ImportError as error:
+                raise BusError(f"{error.name} is missing (package python3-gi)") from None
+            except Exception as error:
+                raise _explain(error) from error
+
+        try:
+            return await self._thread.call(connected, self._patience * 2)
+        except TimeoutError:
+            raise BusError("the system bus does not answer") from None
+
+
+def _explain(error: Exception) -> BusError:
+    from gi.repository import Gio, GLib
+
+    if isinstance(error, GLib.Error):
+        name = Gio.DBusError.get_remote_error(error) or ""
+        return BusError(error.message.removeprefix(f"GDBus.Error:{name}: "), name)
+    return BusError(f"{type(error).__name__}: {error}")

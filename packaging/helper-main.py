@@ -1,0 +1,7 @@
+"""The helper where it is installed alone: /usr/bin/python3 -I /usr/local/lib/accelerd-helper"""
+
+import sys
+
+from accelerd.helper.__main__ import main
+
+sys.exit(main())

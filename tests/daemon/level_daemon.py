@@ -1,0 +1,49 @@
+"""The real daemon, but that its devices are those of a fake /sys: python -m tests.daemon.level_daemon
+
+TEST_SYSFS names it. What udev would say is read from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from accelerd import names
+from accelerd.app import build
+from accelerd.config import check
+from accelerd.devices.udev import Entry, PciFunction
+from accelerd.ports import Roots
+from accelerd.system import logs
+from accelerd.system.lock import InstanceLock
+
+
+class Udev:
+    """The PCI devices below a fake /sys; each GPU has a render node that anybody may open."""
+
+    def __init__(self, sys: Path) -> None:
+        self._sys = sys
+
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        for number, path in enumerate(sorted((self._sys / "bus/pci/devices").iterdir())):
+            driver = (path / "driver").resolve().name
+            kind = int((path / "class").read_text(), 16)
+            function = PciFunction(path.name, driver, "1002", "1586", kind, path.resolve(), ("AMD", "Radeon 8060S"))
+            if subsystem == "pci":
+                yield Entry("pci", path.name, None, driver, path, function)
+            elif subsystem == "drm" and kind >> 16 == 0x03:
+                yield Entry("drm", f"renderD{128 + number}", "/dev/null", driver, path, function)
+
+
+async def serve(roots: Roots) -> None:
+    config, problems = check(roots.config_file, roots.home)
+    assert config is not None, problems
+    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
+        await build(roots, config, problems, source=Udev(roots.sys)).run()
+
+
+if __name__ == "__main__":
+    logs.configure()
+    asyncio.run(serve(replace(Roots.from_env(), sys=Path(os.environ["TEST_SYSFS"]))))
