@@ -9,6 +9,7 @@ from accelerd.chronicle import Chronicle, status_line
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import LlamaServerSettings
 from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.devices import inventory
 from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
@@ -40,6 +41,7 @@ from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
 from accelerd.takeover import NoSuccessor, UnitSuccessor
+from accelerd.tuning.tuner import RuleTuner
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -81,7 +83,9 @@ def build(
 
     def llama_server(settings: LlamaServerSettings) -> LlamaServer:
         built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places)
+        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places, tuner=tuner)
+
+    tuner = RuleTuner(roots.config_file, lambda: inventory(roots), roots.sys)
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     chronicle = Chronicle(

@@ -25,6 +25,8 @@ FORBIDDEN = {
     "system": ("gateway", "scheduler", "supervise", "engines", "config", "cli", "daemon", "app"),
     "gateway": ("supervise", "config.load", "cli", "daemon", "app", "engines.llama_server"),
     "cli": ("gateway", "scheduler", "supervise", "daemon", "app"),
+    "tuning": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines.llama_server"),
+    "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "devices", "engines"),
     "names": ("",),
     "errors": ("",),
 }

@@ -167,7 +167,7 @@ class Control:
             "place": facts.place if facts else None,
             "argv": list(plan.argv),
             "command": shlex.join(plan.argv),
-            "flags": [{"text": f.text, "source": f.source, "reason": f.reason} for f in plan.flags],
+            "flags": [{"text": f.text, "source": f.source, "reason": f.reason, "note": f.note} for f in plan.flags],
             "warnings": list(plan.warnings),
             "placement": {
                 "memory": snapshot.memory,

@@ -12,6 +12,7 @@ Environment
   FAKE_MODE_FILE  a file with FAKE_MODE's text, read at every request: changes the answers' modes of a live server
   FAKE_TOKENS     tokens of an answer (8); a request's max_tokens makes it shorter. Token i is the text "t<i> "
   FAKE_DELAY_MS   before each token (0)
+  FAKE_DEVICES    what --list-devices names, "Vulkan0: a GPU (RADV) (8 MiB, 8 MiB free)"; "(none)" without it
   FAKE_LOG        JSON lines are appended to this file: {"event": …, "pid", "t" (monotonic s), …}
                   spawn {argv, env (names)} · ready · term · exit {status} · bystander (a grandchild)
                   start {id, path, stream, active (requests now in the server), key_ok}
@@ -287,6 +288,9 @@ def main():
         return
     if "--version" in argv:
         print("version: 1 (fake)\nbuilt with nothing for nowhere", file=sys.stderr)
+        return
+    if "--list-devices" in argv:
+        print(f"Available devices:\n  {os.environ.get('FAKE_DEVICES', '(none)')}")
         return
     modes = Modes(os.environ.get("FAKE_MODE", ""))
     try:
