@@ -41,6 +41,7 @@ from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.suspend import time_asleep
 from accelerd.takeover import NoSuccessor, UnitSuccessor
+from accelerd.trials import Trials
 from accelerd.tuning.tuner import RuleTuner
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
@@ -101,6 +102,7 @@ def build(
     insight = Insight(supervisor, engines, state, roots)
     scheduler.attach(supervisor, insight)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
+    trials = Trials(scheduler, lambda spec, of: daemon.try_out(spec, of), engines, tuner)
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -116,11 +118,12 @@ def build(
         insight=insight,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
+        trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
-    gateway.control = Control(scheduler, insight, daemon)
+    gateway.control = Control(scheduler, insight, daemon, trials)
     return daemon
 
 

@@ -43,6 +43,7 @@ KINDS: Final[dict[str, Kind]] = {
     "upstream_failed": Kind(502, "upstream_error", True),
     "upstream_timeout": Kind(504, "upstream_error", True),
     # control
+    "busy": Kind(409, "invalid_request_error", True),  # it would disturb, or be disturbed by, what runs
     "config_invalid": Kind(422, "invalid_request_error"),
     "internal": Kind(500, "internal_error"),
 }

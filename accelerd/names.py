@@ -57,6 +57,9 @@ MSG_ADOPTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0e"
 MSG_RESIDUE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b0f"
 MSG_REAPED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b10"
 
+# --- models ---
+TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; no configured name has an @
+
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only

@@ -88,7 +88,7 @@ def _holds(key: str, wanted: Any, here: Situation) -> bool:
     return value in several
 
 
-def tune(rules: Sequence[Rule], spec: ModelSpec, here: Situation, cores: int | None) -> Tuned:
+def tune(rules: Sequence[Rule], spec: ModelSpec, here: Situation, cores: int) -> Tuned:
     """The model with what the rules set, and what they say of the rest. `cores`: physical ones of the processor."""
     chosen: dict[str, tuple[Rule, Any]] = {}
     for rule in rules:
@@ -99,8 +99,6 @@ def tune(rules: Sequence[Rule], spec: ModelSpec, here: Situation, cores: int | N
     advice: list[Advice] = []
     follow: dict[str, tuple[Rule, Any]] = {}
     for setting, (rule, value) in chosen.items():
-        if value is None:
-            continue  # nobody knows how many cores there are
         if setting in given:
             advice.append(_advice("extra_args", setting, rule, value, f"{given[setting]} is your own"))
         elif (owner := _owner(spec, setting)) is None:

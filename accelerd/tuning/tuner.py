@@ -43,6 +43,11 @@ class RuleTuner:
         """What the model would be tuned for."""
         return device_for(spec, build, await asyncio.to_thread(lambda: list(self._devices())))
 
+    def cores(self) -> tuple[int, int]:
+        """Cores and hardware threads that accelerd may use."""
+        allowed = os.sched_getaffinity(0)
+        return physical_cores(self._sys, allowed), len(allowed)
+
     def rules(self) -> Rules:
         """All that hold now. Blocking."""
         file = rule_files.user_file(self._config_file)
@@ -57,7 +62,7 @@ class RuleTuner:
         rules = self.rules()
         device = device_for(spec, build, self._devices())
         header, size = self._look_into(weights)
-        cores = physical_cores(self._sys, os.sched_getaffinity(0))
+        cores, _ = self.cores()
         tuned = tune(rules.rules, spec, situation(spec, device, build, header, size), cores)
         wrong = [problem for problem in rules.problems if problem.severity == "error"]
         if wrong:
@@ -90,15 +95,15 @@ def device_for(spec: ModelSpec, build: Build, devices: Iterable[Device]) -> Devi
     return next((device for device in found if device.kind == "cpu"), None)
 
 
-def physical_cores(sys: Path, allowed: set[int]) -> int | None:
-    """Cores, not hardware threads, among the allowed ones; of a hybrid processor the fast ones. None: not known."""
+def physical_cores(sys: Path, allowed: set[int]) -> int:
+    """Cores, not hardware threads, among the allowed ones; of a hybrid processor the fast ones."""
     fast = _cpu_list(sys / "devices/cpu_core/cpus")  # Intel's performance cores, where there are two kinds
     chosen = (allowed & fast) or allowed
     cores = set()
     for cpu in chosen:
         siblings = _cpu_list(sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(min(siblings & chosen, default=cpu))
-    return len(cores) or None
+    return len(cores)
 
 
 def _cpu_list(path: Path) -> set[int]:
