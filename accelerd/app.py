@@ -62,6 +62,8 @@ from accelerd.system.suspend import time_asleep
 from accelerd.system.system_bus import SystemBus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 from accelerd.toolboxes import ToolboxModels
+from accelerd.trials import Trials
+from accelerd.tuning.tuner import RuleTuner
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -109,7 +111,9 @@ def build(
 
     def llama_server(settings: LlamaServerSettings) -> LlamaServer:
         built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places)
+        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places, tuner=tuner)
+
+    tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
     chronicle = Chronicle(
@@ -132,6 +136,7 @@ def build(
     DeviceGuard(devices, scheduler)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
+    trials = Trials(scheduler, lambda spec, of: daemon.try_out(spec, of), engines, tuner)
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -150,12 +155,14 @@ def build(
         performance=performance,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
+        trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight)
-    gateway.control = Control(scheduler, insight, daemon, {**ToolboxRoutes(upkeep).routes, **looks.routes})
+    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes}
+    gateway.control = Control(scheduler, insight, daemon, trials, routes)
     return daemon
 
 

@@ -67,7 +67,7 @@ class Chronicle(Witness):
         spec, before, after = record.spec, transition.before, transition.after
         if record.instance is not None and after not in ALIVE:
             self._retire(record.instance)
-        if after is State.READY and not record.adopted:
+        if after is State.READY and not record.adopted and not spec.name.endswith(names.TRIAL_SUFFIX):
             self._loaded(spec, transition.at - record.started_at)
         level, message_id = _weight(record, transition)
         event(

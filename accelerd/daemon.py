@@ -21,7 +21,7 @@ import psutil
 
 from accelerd import __version__, names
 from accelerd.chronicle import status_line
-from accelerd.config import Config, ConfigErrors, Problem, check, diff
+from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -41,6 +41,7 @@ from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.records import NOTICE, event
 from accelerd.system.state import StateStore
 from accelerd.takeover import Successor, take_over
+from accelerd.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Parts:
     performance: Performance
     gateway: Gateway
     listeners: Listeners
+    trials: Trials
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
 
@@ -100,6 +102,7 @@ class Daemon:
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
         self._listening: list[str] = []
         self._degraded: str | None = None  # what this machine lacks
+        self._trial: tuple[ModelSpec, int, str] | None = None  # what is tried out beside the configured models
 
     async def run(self) -> None:
         """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
@@ -230,11 +233,21 @@ class Daemon:
 
     def _apply(self, config: Config, keys: tuple[bytes, ...], relaunch: Sequence[str] = ()) -> None:
         parts = self._parts
-        entries = [(spec, *parts.insight.footprint(spec)) for spec in config.models.values()]
         parts.gateway.configure(config.server, keys)
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
-        parts.scheduler.configure(entries, config.scheduler, limits_of(config), relaunch)
+        parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config), relaunch)
+
+    def _entries(self, config: Config) -> list[tuple[ModelSpec, int, str]]:
+        """Every model, with the bytes to reserve and where that number comes from."""
+        entries = [(spec, *self._parts.insight.footprint(spec)) for spec in config.models.values()]
+        return entries if self._trial is None else [*entries, self._trial]
+
+    def try_out(self, spec: ModelSpec | None, of: ModelSpec | None) -> None:
+        """Have this model beside the configured ones, as large as `of`; None: have it no more."""
+        self._trial = (spec, *self._parts.insight.footprint(of or spec)) if spec is not None else None
+        config = self._config
+        self._parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config))
 
     # --- end --------------------------------------------------------------------------------------------------
 
@@ -249,6 +262,7 @@ class Daemon:
         await parts.upkeep.close()
         parts.listeners.stop_accepting()
         parts.supervisor.end_readers()  # or they would be waited for like requests
+        parts.trials.stop()
         keep = await parts.successor.expected(crashed=crashed)
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())

@@ -50,6 +50,7 @@ KINDS: Final[dict[str, Kind]] = {
     "toolbox_pinned": Kind(409, "invalid_request_error"),
     "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
     # control
+    "busy": Kind(409, "invalid_request_error", True),  # it would disturb, or be disturbed by, what runs
     "config_invalid": Kind(422, "invalid_request_error"),
     "internal": Kind(500, "internal_error"),
 }

@@ -74,6 +74,9 @@ HELPER_RUNTIME: Final = "/run/accelerd-helper"
 HELPER_CONFIG: Final = "/etc/accelerd/helper.conf"
 LEVELS_FILE: Final = "levels.json"  # in the runtime directory of whoever sets levels: what to restore
 
+# --- models ---
+TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; no configured name has an @
+
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only

@@ -40,6 +40,8 @@ FORBIDDEN = {
         "ports",
         "performance",
     ),  # it runs as root: accelerd.names and nothing else
+    "tuning": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines.llama_server"),
+    "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "devices", "engines"),
     "names": ("",),
     "errors": ("",),
 }

@@ -64,6 +64,12 @@ _SETTINGS_GROUPS: Final[Mapping[str, str]] = {
 }
 _SETTINGS: Final = {flag: key for flags, key in _SETTINGS_GROUPS.items() for flag in flags.split()}
 
+# Flags whose setting has another name, or none of its own.
+_DECIDED: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("--cache-type-k", "-ctk"), ("cache_type_k",)),
+    **dict.fromkeys(("--cache-type-v", "-ctv"), ("cache_type_v",)),
+    **dict.fromkeys(("--load-mode", "-lm", "--direct-io", "-dio", "--mlock"), ("mmap",)),
+}
 _EXPANSION: Final = re.compile(r"^~/|\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*|\$\(|^`")
 
 
@@ -81,6 +87,12 @@ def better(argument: str) -> str | None:
     flag = _flag(argument)
     key = _SETTINGS.get(flag)
     return f"{flag} has a setting of its own: write {key} = … so that accelerd can plan with it" if key else None
+
+
+def settings_of(argument: str) -> tuple[str, ...]:
+    """The fields of ModelSpec that an element of extra_args decides in their stead."""
+    flag = _flag(argument)
+    return _DECIDED.get(flag, (_SETTINGS[flag],) if flag in _SETTINGS else ())
 
 
 def refused_variable(name: str) -> str | None:

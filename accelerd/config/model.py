@@ -21,8 +21,14 @@ class Origin:
         where = f"{self.file}:{self.line}" if self.file else ""
         return f"{self.layer} ({where})" if where else self.layer
 
+    @property
+    def by_rule(self) -> bool:
+        """Nobody asked for it: a tuning rule advises it."""
+        return self.layer.startswith(TUNING_RULE)
+
 
 BUILT_IN = Origin("built-in")
+TUNING_RULE = "tuning rule "  # so begins the layer of what a rule set, its name follows
 
 
 @dataclass(frozen=True)

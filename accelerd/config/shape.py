@@ -39,10 +39,11 @@ class Node:
 @cache
 def document() -> Node:
     """The schema's root, reflected once."""
-    return _reflect(Document)
+    return reflect(Document)
 
 
-def _reflect(kind: Any) -> Node:
+def reflect(kind: Any) -> Node:
+    """What may stand where a value of this type is expected."""
     plain, metas = kind, list[msgspec.Meta]()
     while get_origin(plain) is Annotated:
         metas = [*get_args(plain)[1:], *metas]
@@ -57,16 +58,16 @@ def _reflect(kind: Any) -> Node:
 def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> Node:
     origin, arguments = get_origin(plain), get_args(plain)
     if origin in (Union, types.UnionType):
-        return _reflect_union([_reflect(argument) for argument in arguments], kind)
+        return _reflect_union([reflect(argument) for argument in arguments], kind)
     if origin is list:
-        item = _reflect(arguments[0])
+        item = reflect(arguments[0])
         return Node(kind, f"an array, each element {item.expects}", item=item, leaf=False)
     if origin is dict:
-        return Node(kind, "a table", names=(_reflect(arguments[0]), _reflect(arguments[1])), leaf=False)
+        return Node(kind, "a table", names=(reflect(arguments[0]), reflect(arguments[1])), leaf=False)
     if origin is Literal:
         return Node(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-        keys = {field.encode_name: _reflect(field.type) for field in msgspec.structs.fields(plain)}
+        keys = {field.encode_name: reflect(field.type) for field in msgspec.structs.fields(plain)}
         return Node(kind, "a table", table=keys, leaf=False, struct=plain.__name__)
     words = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
     return Node(kind, words[plain] + _limits(metas))

@@ -66,16 +66,18 @@ class Base:
 class Walker:
     """One file on its way from nested tables to flat entries."""
 
-    def __init__(self, file: str, lines: Mapping[KeyPath, int], base: Base) -> None:
+    def __init__(self, file: str, lines: Mapping[KeyPath, int], base: Base, root: Node | None = None) -> None:
+        """`root`: another schema than that of accelerd.toml."""
         self.entries: Entries = {}
         self.problems: list[Problem] = []
         self._file = file
         self._lines = lines
         self._base = base
+        self._root = root
 
     def walk(self, tree: dict[str, Any]) -> None:
         """Fill `entries` and `problems` from what tomllib read."""
-        self._visit(shape.document(), tree, ())
+        self._visit(self._root or shape.document(), tree, ())
 
     def _visit(self, node: Node, value: Any, path: KeyPath) -> None:
         if isinstance(value, dict) and node.table is not None:
@@ -121,7 +123,7 @@ class Walker:
         return result
 
     def _unknown(self, path: KeyPath, key: str, known: list[str]) -> None:
-        suffix = hints.hint(key, known, shape.homes())
+        suffix = hints.hint(key, known, shape.homes() if self._root is None else {})
         what = "section" if not path else "key"
         self._report((*path, key), f"unknown {what}{suffix}")
 

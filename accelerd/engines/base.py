@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerd.config.model import ModelSpec
+from accelerd.config.model import ModelSpec, Origin
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Flag:
     text: str  # as on the command line, "--ctx-size 8192"; an environment variable as "env NAME=value"
     source: str  # "accelerd.toml:12 models.qwen.context", "profiles.big", "defaults", "built-in"
     reason: str  # one clause for a person
+    note: str = ""  # where a tuning rule's reason comes from, or what a rule would say instead
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,55 @@ Places = Callable[[ModelSpec], Awaitable[Place | Fixed | None]]
 async def on_this_machine(spec: ModelSpec) -> None:
     """The Places of a machine without containers."""
     return
+
+
+@dataclass(frozen=True)
+class Build:
+    """The program that a model would be run with, as tuning sees it."""
+
+    engine: str
+    version: str
+    backend: str  # what computes: "radv", "amdvlk", "vulkan", "rocm", "cuda", "sycl", "metal", "cpu"; "": not known
+    options: frozenset[str]  # every name of an option that it has
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a tuning rule says of one setting."""
+
+    setting: str  # field of ModelSpec, "env.NAME", or "extra_args" where those decide
+    says: str  # "mmap = false"
+    rule: Origin
+    reason: str  # one clause
+    source: str  # who found out: an address, a document
+    why_not: str = ""  # why it is not followed; empty: it is
+
+    @property
+    def note(self) -> str:
+        """One line beside the flag."""
+        return f"{self.why_not}; {self.rule} would say {self.says}: {self.reason}" if self.why_not else self.source
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model with what the rules add to it."""
+
+    spec: ModelSpec
+    advice: tuple[Advice, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Tuner(Protocol):
+    """Sets what nobody has set, by rules. Never fails: what it does not know it leaves alone."""
+
+    async def __call__(self, spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
+        """`weights`: the model's files, as they are called on this machine."""
+        ...
+
+
+async def untuned(spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
+    """The Tuner that knows no rules."""
+    return Tuned(spec)
 
 
 @dataclass(frozen=True)

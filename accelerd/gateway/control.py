@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -60,6 +60,16 @@ class Insight(Protocol):
     def device(self, spec: ModelSpec) -> str: ...
 
 
+class Trials(Protocol):
+    """Measures models."""
+
+    async def run(
+        self, name: str, *, quick: bool, force: bool, tell: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """The outcome; `tell` hears of each step before. AccelError. Nothing is left of it when it is cancelled."""
+        ...
+
+
 class Owner(Protocol):
     """The daemon, as far as its own control routes need it."""
 
@@ -80,12 +90,18 @@ class Control:
     """Callable as the gateway's control hook: (request, path) → response, or None for paths that are not its own."""
 
     def __init__(
-        self, scheduler: Scheduler, insight: Insight, owner: Owner, more: Mapping[tuple[str, str], Route] | None = None
+        self,
+        scheduler: Scheduler,
+        insight: Insight,
+        owner: Owner,
+        trials: Trials,
+        more: Mapping[tuple[str, str], Route] | None = None,
     ) -> None:
         """`more`: routes of other modules."""
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
+        self._trials = trials
         self._routes: dict[tuple[str, str], Route] = {
             ("GET", "/status"): self._status,
             ("POST", "/load"): self._load,
@@ -94,6 +110,7 @@ class Control:
             ("GET", "/logs"): self._logs,
             ("GET", "/explain"): self._explain,
             ("POST", "/reload"): self._reload,
+            ("POST", "/tune"): self._tune,
             **(more or {}),
         }
 
@@ -171,7 +188,7 @@ class Control:
             "place": facts.place if facts else None,
             "argv": list(plan.argv),
             "command": shlex.join(plan.argv),
-            "flags": [{"text": f.text, "source": f.source, "reason": f.reason} for f in plan.flags],
+            "flags": [{"text": f.text, "source": f.source, "reason": f.reason, "note": f.note} for f in plan.flags],
             "warnings": list(plan.warnings),
             "placement": {
                 "memory": snapshot.memory,
@@ -212,15 +229,46 @@ class Control:
 
     async def _load(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         name = self._scheduler.snapshot(_model_of(query)).spec.name
-        return await self._watch(request, name, self._scheduler.load(name), "ready")
+        return await self._watch_model(request, name, lambda: self._scheduler.load(name), "ready")
 
     async def _unload(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         name = self._scheduler.snapshot(_model_of(query)).spec.name
-        force = query.get("force", "0") not in ("0", "")
-        return await self._watch(request, name, self._scheduler.unload(name, force=force), "stopped")
+        force = _flag(query, "force")
+        return await self._watch_model(request, name, lambda: self._scheduler.unload(name, force=force), "stopped")
 
-    async def _watch(self, request: web.BaseRequest, name: str, work: Awaitable[None], done: str) -> web.StreamResponse:
-        """Run `work` and tell its progress, a JSON object a line. It ends with the client's interest."""
+    async def _tune(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        name = self._scheduler.snapshot(_model_of(query)).spec.name
+        told: list[dict[str, Any]] = []
+
+        def progress(elapsed: float) -> list[dict[str, Any]]:
+            news = [{"event": "progress", "elapsed": elapsed, **one} for one in (told or [{}])]
+            told.clear()
+            return news
+
+        async def work() -> dict[str, Any]:
+            quick, force = _flag(query, "quick"), _flag(query, "force")
+            return {"event": "done", **await self._trials.run(name, quick=quick, force=force, tell=told.append)}
+
+        return await self._watch(request, work(), progress)
+
+    async def _watch_model(
+        self, request: web.BaseRequest, name: str, work: Callable[[], Awaitable[None]], done: str
+    ) -> web.StreamResponse:
+        """Run what changes the state of a model."""
+
+        async def until_done() -> dict[str, Any]:
+            await work()
+            return {"event": done, "model": name}
+
+        return await self._watch(request, until_done(), lambda elapsed: [self._progress(name, elapsed)])
+
+    async def _watch(
+        self,
+        request: web.BaseRequest,
+        work: Coroutine[Any, Any, dict[str, Any]],
+        progress: Callable[[float], list[dict[str, Any]]],
+    ) -> web.StreamResponse:
+        """Run `work` and tell its progress, a JSON object a line, then its outcome; as long as the client listens."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -229,9 +277,8 @@ class Control:
             await response.prepare(request)
             try:
                 while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-                    await response.write(_line(self._progress(name, loop.time() - began)))
-                task.result()
-                last: dict[str, Any] = {"event": done, "model": name, "elapsed": loop.time() - began}
+                    await response.write(b"".join(map(_line, progress(loop.time() - began))))
+                last = {**task.result(), "elapsed": loop.time() - began}
             except AccelError as error:  # also when a reload takes the model away meanwhile
                 last = {"event": "error", **error.openai()}
             await response.write(_line(last))
@@ -273,6 +320,10 @@ def _model_of(query: Query) -> str:
         return query["model"]
     except KeyError:
         raise AccelError("bad_request", "the query needs model=NAME", param="model") from None
+
+
+def _flag(query: Query, key: str) -> bool:
+    return query.get(key, "0") not in ("0", "")
 
 
 def _number(query: Query, key: str, default: int) -> int:

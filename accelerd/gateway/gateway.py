@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpVersion11
 
+from accelerd import names
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.errors import AccelError
@@ -117,7 +118,8 @@ class Gateway:
         if path in ("/health", "/v1/health"):
             answer: object = {"status": "ok"}
         elif path in ("/v1/models", "/models"):
-            answer = {"object": "list", "data": [self._model(s) for s in self._scheduler.snapshots()]}
+            known = [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(names.TRIAL_SUFFIX)]
+            answer = {"object": "list", "data": [self._model(s) for s in known]}
         elif path.startswith("/v1/models/"):
             name = unquote(path[len("/v1/models/") :], errors="replace")
             answer = self._model(self._scheduler.snapshot(name[: MAX_NAME + 1]))

@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from accelerd.errors import AccelError
+from accelerd.names import TRIAL_SUFFIX
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
@@ -52,7 +53,7 @@ def peek(path: str, body: bytes) -> Peek:
     try:
         if not body.isascii():
             body.decode()  # msgspec does not look into strings that it skips
-        return DECODERS[path].decode(body)
+        found = DECODERS[path].decode(body)
     except UnicodeDecodeError as error:
         raise AccelError("bad_request", f"the body is not UTF-8: byte {error.start}") from None
     except msgspec.ValidationError as error:
@@ -66,3 +67,6 @@ def peek(path: str, body: bytes) -> Peek:
         raise AccelError("bad_request", f"the body is not JSON: {error}") from None
     except RecursionError:
         raise AccelError("bad_request", "the body is nested too deeply") from None
+    if found.model.endswith(TRIAL_SUFFIX):  # accelerd's own, while it measures
+        raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
+    return found

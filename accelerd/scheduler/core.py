@@ -16,6 +16,7 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
+from accelerd.scheduler.device_news import DeviceNews
 from accelerd.scheduler.endings import STUCK_AFTER, Endings
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import Limits, choose_victims, obstacle
@@ -42,6 +43,7 @@ class Core:
         self._admission = Admission(clock, effects, settings, limits)
         self._endings = Endings(self._admission, self._over, stuck_after)
         self._names: dict[str, Record] = {}  # names and aliases
+        self.devices = DeviceNews(self._admission, self._find, self.reset)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -238,37 +240,6 @@ class Core:
             record.next_spec, record.next_memory = record.spec, (record.memory, record.memory_source)
         self._admission.schedule()
         return True
-
-    def resumed(self) -> None:
-        """The machine has slept: what a device has lost meanwhile shows only in use. Nobody is served before."""
-        for name in self._admission.records:
-            self.suspect(name)
-
-    def device_lost(self, name: str, cause: Cause, why: str) -> None:
-        """What the model runs on has gone or was reset: end it now, its requests with it. `cause` says what follows."""
-        record = self._find(name)
-        if record.state in (State.STARTING, State.READY, State.DRAINING):
-            self._admission.stop(record, why, cause)
-            self._admission.schedule()
-
-    def device_back(self, name: str) -> None:
-        """What the model ran on is there again. Nothing happens to one that failed for another reason."""
-        record = self._find(name)
-        if record.state in (State.STOPPING, State.KILLING, State.RECLAIMING):
-            record.stop_watchers.append(lambda: self.device_back(name))  # it may be on its way to FAILED
-        elif record.state is State.FAILED and record.error and record.error.cause is Cause.DEVICE_REMOVED:
-            self.reset(name)
-            if record.keep and not self._admission.closing:
-                self._admission.wish(record)
-                self._admission.schedule()
-
-    def suspect(self, name: str) -> None:
-        """What a ready model has on its device may be lost: it is asked before it serves anybody else."""
-        record = self._find(name)
-        if record.state is State.READY and not record.probing:
-            assert record.instance is not None
-            record.probing = True
-            self._effects.probe(record.instance)
 
     def shutdown(self, *, keep: bool = False) -> None:
         """No more leases: refuse everybody who waits, stop what is only loading unless `keep`. Requests go on."""

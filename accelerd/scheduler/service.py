@@ -172,18 +172,18 @@ class Scheduler:
         self._rearm()
 
     def device_lost(self, name: str, cause: Cause, why: str) -> None:
-        """See Core.device_lost."""
-        self._core.device_lost(name, cause, why)
+        """See DeviceNews.lost."""
+        self._core.devices.lost(name, cause, why)
         self._rearm()
 
     def device_back(self, name: str) -> None:
-        """See Core.device_back."""
-        self._core.device_back(name)
+        """See DeviceNews.back."""
+        self._core.devices.back(name)
         self._rearm()
 
     def suspect(self, name: str) -> None:
-        """See Core.suspect."""
-        self._core.suspect(name)
+        """See DeviceNews.suspect."""
+        self._core.devices.suspect(name)
 
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
         """Take over what an earlier daemon started, see Core.adopt."""
@@ -320,7 +320,7 @@ class Scheduler:
     def _woken(self) -> None:
         slept, self._slept = self._asleep() - self._slept, self._asleep()
         self._witness.woken(slept)
-        self._core.resumed()
+        self._core.devices.slept()
 
     # --- readers ----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from accelerd.devices.level import Reading, Rules
 from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.helper.gpu import LevelError
-from accelerd.performance import Performance, device_of
+from accelerd.performance import Performance, slot_of
 from accelerd.ports import SystemClock
 from accelerd.system.system_bus import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
@@ -324,9 +324,9 @@ BROKEN = Device("gpu", "old", driver="amdgpu", slot="0000:01:00.0", problem="no 
 
 
 def test_the_device_of_a_model() -> None:
-    assert device_of(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
-    assert device_of(ModelSpec("m", gpu_layers=0), [GPU]) is None
-    assert device_of(ModelSpec("m"), [NPU, BROKEN]) is None
+    assert slot_of(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
+    assert slot_of(ModelSpec("m", gpu_layers=0), [GPU]) is None
+    assert slot_of(ModelSpec("m"), [NPU, BROKEN]) is None
 
 
 async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Path) -> None:
@@ -335,17 +335,14 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     sysfs.add()
     direct = Direct(sysfs.path, tmp_path)
     keeper = LevelKeeper(SystemClock(), Setters([setter, direct]), Sensors(), Nobody())
-    known = threading.Event()
-
-    def look() -> list[Device]:
-        known.wait(10)
-        return [Device("gpu", "Radeon", driver="amdgpu", slot=APU)]  # whether it is an APU is found out
-
-    performance = Performance(keeper, direct, look, Gauge(sysfs.path))
+    here: list[Device] = []
+    performance = Performance(keeper, direct, lambda: here)
     performance.configure(PerformanceSettings(tail=0.0))
     task = asyncio.create_task(performance.run())
     performance.in_use(ModelSpec("m"), True)
-    known.set()
+    await asyncio.sleep(0)
+    here.append(Device("gpu", "Radeon", driver="amdgpu", slot=APU, apu=True))
+    performance.devices(here)
     await until(lambda: setter.levels)
     performance.in_use(ModelSpec("m"), False)
     await until(lambda: not setter.levels)

@@ -4,14 +4,17 @@
 Run it, or a symlink to it; a copy would miss the two modules beside it. It takes llama-server's command line, --help
 and --version too (an unknown flag is an error, the model's file is never looked at), listens on a unix socket or on
 TCP, wants the key of LLAMA_API_KEY everywhere but at /health, runs --parallel requests at once (4), and answers in
-OpenAI's shape: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings; streamed or not, keep-alive. It
-prints to stderr.
+OpenAI's shape: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings; streamed or not, keep-alive; and in
+llama.cpp's own /tokenize and /completion. It prints to stderr.
 
 Environment
   FAKE_MODE       comma-separated modes, see below; empty or "ok": a good server
   FAKE_MODE_FILE  a file with FAKE_MODE's text, read at every request: changes the answers' modes of a live server
   FAKE_TOKENS     tokens of an answer (8); a request's max_tokens makes it shorter. Token i is the text "t<i> "
   FAKE_DELAY_MS   before each token (0)
+  FAKE_DEVICES    what --list-devices names, "Vulkan0: a GPU (RADV) (8 MiB, 8 MiB free)"; "(none)" without it
+  FAKE_SPEEDS     JSON {"-ub 1024": [500, 40]}: tokens a second of prompt and answer, as /completion reports them of a
+                  server with such a flag; of several that fit the last; "" fits all
   FAKE_LOG        JSON lines are appended to this file: {"event": …, "pid", "t" (monotonic s), …}
                   spawn {argv, env (names)} · ready · term · exit {status} · bystander (a grandchild)
                   start {id, path, stream, active (requests now in the server), key_ok}
@@ -201,7 +204,9 @@ class Server:
         elif path == "/v1/models" and method == "GET":
             model = {"id": self.name, "object": "model", "created": 1, "owned_by": "fake"}
             answer.whole(200, {"object": "list", "data": [model]})
-        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        elif method == "POST" and path == "/tokenize":
+            answer.whole(200, {"tokens": [len(word) for word in json.loads(body)["content"].split()]})
+        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/completion"):
             self.infer(answer, path, body, key_ok)
         else:
             answer.error(404, "not_found_error", "File Not Found")
@@ -290,6 +295,9 @@ def main():
         return
     if "--version" in argv:
         print("version: 1 (fake)\nbuilt with nothing for nowhere", file=sys.stderr)
+        return
+    if "--list-devices" in argv:
+        print(f"Available devices:\n  {os.environ.get('FAKE_DEVICES', '(none)')}")
         return
     modes = Modes(os.environ.get("FAKE_MODE", ""))
     try:

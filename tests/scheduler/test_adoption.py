@@ -119,13 +119,13 @@ def test_B19_after_a_suspend_nobody_is_served_before_the_model_has_answered() ->
     bench = Bench([model("a", parallel=2), model("b")], settings=SchedulerSettings())
     bench.loaded("a")
     bench.wish("b")
-    bench.core.resumed()
+    bench.core.devices.slept()
     assert bench.probed == [bench.instance("a")], "only what is ready has something to lose"
     request = bench.request("a")
     assert request.lease is None
     bench.core.instance_probed(bench.instance("a"), True)
     assert request.lease
-    bench.core.resumed()
+    bench.core.devices.slept()
     bench.end(request)
     again = bench.request("a")
     bench.core.instance_probed(bench.instance("a"), False)

@@ -130,7 +130,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def sleep_and_wake(self) -> None:
-        self.bench.core.resumed()
+        self.bench.core.devices.slept()
 
     @rule(name=names)
     def need_a_kill(self, name: str) -> None:

@@ -63,6 +63,8 @@ def section(context: Context, title: str) -> None:
 
 
 def show_flag(context: Context, flag: dict[str, Any]) -> None:
-    """The flag on a line, its reason and source below it."""
+    """The flag on a line, its reason and source below it, then what rules have to say."""
     context.out.wrapped(str(flag.get("text")), indent="      ", first="  ")
     context.out.wrapped(f"{flag.get('reason')} [{flag.get('source')}]", indent="      ", style="dim")
+    if flag.get("note"):
+        context.out.wrapped(str(flag["note"]), indent="      ", style="dim")

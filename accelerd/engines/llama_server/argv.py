@@ -1,25 +1,26 @@
 """The command line of one llama-server, from typed settings and what the installed build can do. Pure.
 
 Each setting is written in the words this build knows, with its source and reason beside it. What a build cannot express
-is an error that names it, unless leaving it out changes nothing a person asked for. No value is ever split or
-interpreted: one value is one token.
+is an error that names it, unless leaving it out changes nothing a person asked for: what only a tuning rule advises is
+left out with a warning. No value is ever split or interpreted: one value is one token.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Endpoint, Flag
+from accelerd.engines.base import Advice, Endpoint, Flag
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
 from accelerd.engines.llama_server.features import Features, Option
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 BUILT_IN: Final = "built-in"
+UNQUANTISED: Final = ("f32", "f16", "bf16")
 EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the physical batch
 
 # setting → its names in this and earlier builds, and what it is for
@@ -48,24 +49,35 @@ class CommandLine:
     spec: ModelSpec
     features: Features
     argv: list[str]
+    advice: Sequence[Advice] = ()  # what rules say of settings
     flags: list[Flag] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
-    def add(self, *tokens: str, source: str = BUILT_IN, reason: str) -> None:
+    def add(self, *tokens: str, key: str | None = None, reason: str) -> None:
+        """Tokens for the setting `key`; None: a choice of accelerd's own."""
         self.argv += tokens
-        self.flags.append(Flag(shlex.join(tokens), source, reason))
-
-    def source(self, key: str) -> str:
-        return str(self.spec.origin(key))
+        about = [one for one in self.advice if one.setting == key]
+        reasons = [reason, *(one.reason for one in about if not one.why_not)]
+        source = BUILT_IN if key is None else str(self.spec.origin(key))
+        note = "; ".join(one.note for one in about)
+        self.flags.append(Flag(shlex.join(tokens), source, ": ".join(reasons), note))
 
     def option(self, key: str, names: Iterable[str]) -> Option | None:
         """The option that says `key`; where the build has none of the names, a refusal is noted."""
         names = tuple(names)
         option = self.features.find(*names)
         if option is None:
-            self.refusals.append(f"{key}: it knows no {' or '.join(names)}")
+            self.refuse(key, f"{key}: it knows no {' or '.join(names)}")
         return option
+
+    def refuse(self, key: str, why: str) -> None:
+        """The build cannot say `key`: that stops the start if a person asked for it."""
+        origin = self.spec.origin(key)
+        if origin.by_rule:
+            self.warnings.append(f"left out what {origin} advises: {why}")
+        else:
+            self.refusals.append(why)
 
     def set(self, key: str, names: tuple[str, ...], value: Any, reason: str) -> None:
         """`NAME VALUE` for a setting a person wrote; a value the help does not list is refused."""
@@ -74,9 +86,9 @@ class CommandLine:
             return
         text = str(value)
         if option.choices and text not in option.choices:
-            self.refusals.append(f"{key} = {text!r}: it takes {', '.join(option.choices)}")
+            self.refuse(key, f"{key} = {text!r}: it takes {', '.join(option.choices)}")
             return
-        self.add(self.features.pick(*names) or names[0], text, source=self.source(key), reason=reason)
+        self.add(self.features.pick(*names) or names[0], text, key=key, reason=reason)
 
     def own(self, names: tuple[str, ...], *values: str, reason: str) -> None:
         """A choice of accelerd's own, left out silently where the build does not know it."""
@@ -85,9 +97,9 @@ class CommandLine:
             self.add(name, *values, reason=reason)
 
 
-def build(spec: ModelSpec, features: Features, endpoint: Endpoint) -> CommandLine:
+def build(spec: ModelSpec, features: Features, endpoint: Endpoint, advice: Sequence[Advice] = ()) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do."""
-    line = CommandLine(spec, features, [features.binary])
+    line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
     _listen(line, endpoint)
     _memory(line)
@@ -113,7 +125,7 @@ def build(spec: ModelSpec, features: Features, endpoint: Endpoint) -> CommandLin
 def _model(line: CommandLine) -> None:
     spec = line.spec
     if spec.path:
-        line.add("-m", spec.path, source=line.source("path"), reason="the model's file")
+        line.add("-m", spec.path, key="path", reason="the model's file")
     elif spec.model:
         line.set("model", ("-hf", "--hf-repo"), spec.model, "downloaded by llama-server into its own cache")
     line.set("name", ("--alias", "-a"), spec.name, "answers carry the configured name")
@@ -149,11 +161,7 @@ def _memory(line: CommandLine) -> None:
     if spec.cache_type_k is not None:
         line.set("cache_type_k", ("--cache-type-k", "-ctk"), spec.cache_type_k, "type of the KV cache's keys")
     if spec.cache_type_v is not None:
-        line.set("cache_type_v", ("--cache-type-v", "-ctv"), spec.cache_type_v, "type of the KV cache's values")
-        if spec.flash_attention == "off" and spec.cache_type_v not in ("f32", "f16", "bf16"):
-            line.warnings.append(
-                f"cache_type_v = {spec.cache_type_v} needs flash attention, which is off: it may not start"
-            )
+        _values_cache(line, spec.cache_type_v)
     line.own(("--cache-ram",), "0", reason="no second prompt cache in main memory beside the reserved memory")
     if spec.mmap is not None:
         _mmap(line, spec.mmap)
@@ -163,29 +171,37 @@ def _memory(line: CommandLine) -> None:
         _flash_attention(line, spec.flash_attention, features.find("--flash-attn", "-fa"))
 
 
+def _values_cache(line: CommandLine, wanted: str) -> None:
+    spec = line.spec
+    if wanted not in UNQUANTISED and spec.origin("cache_type_v").by_rule and not line.features.find("--flash-attn"):
+        line.refuse("cache_type_v", f"cache_type_v = {wanted} needs flash attention, which it does not know")
+        return
+    line.set("cache_type_v", ("--cache-type-v", "-ctv"), wanted, "type of the KV cache's values")
+    if spec.flash_attention == "off" and wanted not in UNQUANTISED:
+        line.warnings.append(f"cache_type_v = {wanted} needs flash attention, which is off: it may not start")
+
+
 def _mmap(line: CommandLine, wanted: bool) -> None:
-    source = line.source("mmap")
     reason = "the file is mapped into memory" if wanted else "the weights are read into memory"
     mode = line.features.find("--load-mode", "-lm")
     if mode:
         line.set("mmap", ("-lm", "--load-mode"), "mmap" if wanted else "none", reason)
     elif wanted and line.features.find("--mmap"):
-        line.add("--mmap", source=source, reason=reason)
+        line.add("--mmap", key="mmap", reason=reason)
     elif wanted:
         line.warnings.append("mmap = true is what this build does anyway")
     elif line.option("mmap", ("--no-mmap",)):
-        line.add("--no-mmap", source=source, reason=reason)
+        line.add("--no-mmap", key="mmap", reason=reason)
 
 
 def _gpu_layers(line: CommandLine, wanted: int | str) -> None:
     option = line.option("gpu_layers", ("--n-gpu-layers", "--gpu-layers", "-ngl"))
     if option is None:
         return
-    source = line.source("gpu_layers")
     if isinstance(wanted, int) or f"'{wanted}'" in option.text:
-        line.add("-ngl", str(wanted), source=source, reason="layers on the GPU")
+        line.add("-ngl", str(wanted), key="gpu_layers", reason="layers on the GPU")
     elif wanted == "all":
-        line.add("-ngl", "999", source=source, reason="all layers on the GPU: this build takes only numbers")
+        line.add("-ngl", "999", key="gpu_layers", reason="all layers on the GPU, as this build takes only numbers")
     else:
         line.warnings.append("gpu_layers = auto: this build takes only numbers, its own default is kept")
 
@@ -194,7 +210,7 @@ def _flash_attention(line: CommandLine, wanted: str, option: Option | None) -> N
     if option is None or option.hint:
         line.set("flash_attention", ("-fa", "--flash-attn"), wanted, "flash attention")
     elif wanted == "on":
-        line.add("-fa", source=line.source("flash_attention"), reason="flash attention")
+        line.add("-fa", key="flash_attention", reason="flash attention")
     elif wanted == "auto":
         line.warnings.append("flash_attention = auto: this build knows only on and off, it stays off")
 
@@ -224,7 +240,7 @@ def _work(line: CommandLine) -> None:
         ("rerank", ("--rerank", "--reranking"), "serves /v1/rerank"),
     ):
         if getattr(spec, key) and line.option(key, names):
-            line.add(line.features.pick(*names) or names[0], source=line.source(key), reason=reason)
+            line.add(line.features.pick(*names) or names[0], key=key, reason=reason)
 
 
 def _sampling(line: CommandLine) -> None:
@@ -241,4 +257,4 @@ def _extra(line: CommandLine) -> None:
     line.refusals += refusals
     line.warnings += warnings
     if spec.extra_args:
-        line.add(*spec.extra_args, source=line.source("extra_args"), reason="as written, after everything else")
+        line.add(*spec.extra_args, key="extra_args", reason="as written, after everything else")

@@ -18,9 +18,24 @@ from typing import Final
 
 from accelerd import names
 from accelerd.config.model import LlamaServerSettings, ModelSpec
-from accelerd.engines.base import Dialect, Endpoint, Engine, Fixed, LaunchPlan, Place, Places, on_this_machine
-from accelerd.engines.llama_server import argv, environment, files, inside
+from accelerd.engines.base import (
+    Answer,
+    Build,
+    Dialect,
+    Endpoint,
+    Engine,
+    Fixed,
+    LaunchPlan,
+    Place,
+    Places,
+    Tuned,
+    Tuner,
+    on_this_machine,
+    untuned,
+)
+from accelerd.engines.llama_server import argv, backend, environment, files, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
+from accelerd.instances import Cause
 
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROBES: Final = {
@@ -59,9 +74,11 @@ class LlamaServer(Engine):
         which: files.Which = files.system_which,
         features: FeatureReader | None = None,
         places: Places = on_this_machine,
+        tuner: Tuner = untuned,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
         self._places = places
+        self._tuner = tuner
         self._settings = settings
         self._environ = dict(os.environ if environ is None else environ)
         self._search = tuple(search)
@@ -84,11 +101,12 @@ class LlamaServer(Engine):
         if isinstance(place, Fixed):
             return inside.fixed_plan(spec, place)
         await asyncio.to_thread(files.check_files, spec)
-        features, spec = await self._build_of(spec, place)
+        features, tuned, _ = await self._tuned(spec, place)
+        spec = tuned.spec
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
-        line = argv.build(spec, features, endpoint)
+        line = argv.build(spec, features, endpoint, tuned.advice)
         secret = self._token()
-        env, env_flags = environment.for_server(self._environ, spec, secret)
+        env, env_flags = environment.for_server(self._environ, spec, secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
         return LaunchPlan(
             model=spec.name,
@@ -97,20 +115,49 @@ class LlamaServer(Engine):
             endpoint=endpoint,
             secret=secret,
             flags=(*line.flags, *env_flags),
-            warnings=(*([warning] if warning else []), *line.warnings),
+            warnings=(*([warning] if warning else []), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
         )
 
-    async def _build_of(self, spec: ModelSpec, place: Place | None) -> tuple[Features, ModelSpec]:
-        """What its build can do, and the model as that build sees it."""
+    async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]:
+        """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
+        place = await self._places(spec)
+        if isinstance(place, Fixed):
+            files.fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
+        await asyncio.to_thread(files.check_files, spec)
+        _, tuned, build = await self._tuned(spec, place)
+        return tuned, build
+
+    async def _tuned(self, spec: ModelSpec, place: Place | None) -> tuple[Features, Tuned, Build]:
+        """What its build can do, and the model as that build sees it, with what rules add."""
+        weights = files.shards(spec.path) if spec.path else []
+        features, seen, computes = await self._build_of(spec, place)
+        build = Build(spec.engine, features.version, computes, frozenset(features.options))
+        return features, await self._tuner(seen, build, weights), build
+
+    async def _build_of(self, spec: ModelSpec, place: Place | None) -> tuple[Features, ModelSpec, str]:
+        """What its build can do, the model as that build sees it, and what computes."""
         if place is None:
-            return await self.features(spec), spec
+            features = await self.features(spec)
+            listed = await self._features.devices(features, environment.for_help(self._environ, spec))
+            return (
+                features,
+                spec,
+                backend.of_listing(listed) or await asyncio.to_thread(backend.beside, features.binary),
+            )
         # What is set for all models is a program of this machine: inside, its name alone may mean something.
         program = spec.binary or os.path.basename(self._settings.binary)
         found = await place.look(spec, program, inside.files_of(spec))
-        features = await self._features.read_inside(found, lambda *argv: place.ask(spec, *argv))
-        return features, inside.as_seen_inside(spec, found)
+
+        async def ask(*argv: str) -> Answer:
+            return await place.ask(spec, *argv)
+
+        features = await self._features.read_inside(found, ask)
+        computes = backend.of_image(found.source)
+        if computes in ("", "vulkan"):  # Vulkan's drivers differ
+            computes = backend.of_listing(await self._features.devices_inside(found, features, ask)) or computes
+        return features, inside.as_seen_inside(spec, found), computes
 
     def footprint(self, spec: ModelSpec) -> tuple[int, str]:
         """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""

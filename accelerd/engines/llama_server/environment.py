@@ -6,11 +6,11 @@ no token of another program. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Flag
+from accelerd.engines.base import Advice, Flag
 
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
 
@@ -44,15 +44,25 @@ def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
     return {**inherited(environ, spec), **given}
 
 
-def for_server(environ: Mapping[str, str], spec: ModelSpec, secret: str) -> tuple[dict[str, str], list[Flag]]:
+def for_server(
+    environ: Mapping[str, str], spec: ModelSpec, secret: str, advice: Sequence[Advice] = ()
+) -> tuple[dict[str, str], list[Flag]]:
     """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown."""
+    said = {one.setting: one for one in advice}
     base = inherited(environ, spec)
     flags = [
         Flag(f"env {name}={base[name]}", "accelerd's environment", "which devices the driver shows")
         for name in DEVICES
         if name in base
     ]
-    source = str(spec.origin("env"))
-    flags += [Flag(f"env {name}=…", source, "as written; values are not shown") for name, _ in spec.env]
+    for name, value in spec.env:
+        one, origin = said.get(f"env.{name}"), spec.origin(f"env.{name}")
+        if one is not None and origin.by_rule:
+            flags.append(Flag(f"env {name}={value}", str(origin), one.reason, one.note))
+        else:
+            source = str(spec.origins.get(f"env.{name}") or spec.origin("env"))
+            flags.append(
+                Flag(f"env {name}=…", source, "as written; values are not shown", one.note if one is not None else "")
+            )
     flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", "a key of this start only: nobody else is answered"))
     return {**base, **dict(spec.env), KEY_VARIABLE: secret}, flags

@@ -1,8 +1,8 @@
 """What an installed llama-server can do, read from its own `--help`; flags come and go between builds.
 
 Runs `--help` and `--version` once for each file (path, size, time, inode), bounded in time and output, and remembers
-the answer in memory and on disk. Never decides by build numbers: packagers set them as they like. Starts nothing but
-these two commands; may be called from several plans at once.
+the answer in memory and on disk; `--list-devices` once in each life of the daemon. Never decides by build numbers:
+packagers set them as they like. Starts nothing but these commands; may be called from several plans at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from accelerd.engines.base import Answer, Inside
+from accelerd.engines.llama_server.environment import DEVICES
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
 MAX_OUTPUT: Final = 1 << 20  # bytes kept of each stream; this year's help has 59 kB
 CACHE_FORMAT: Final = 1
+DRIVER_VARIABLES: Final = frozenset(
+    {*DEVICES, "AMD_VULKAN_ICD", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH"}
+)
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -160,6 +164,7 @@ class FeatureReader:
         self._timeout = timeout
         self._known: dict[str, tuple[Identity, Features]] = {}
         self._inside: dict[str, Features] = {}
+        self._devices: dict[tuple[object, ...], str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def read(self, binary: str, env: Mapping[str, str]) -> Features:
@@ -196,6 +201,43 @@ class FeatureReader:
             version, options = await _ask(found.program, run)
             known = Features(found.program, version, {name: o for o in options for name in o.names})
             self._inside[found.build] = known
+        return known
+
+    async def devices(self, features: Features, env: Mapping[str, str]) -> str:
+        """What `--list-devices` of this executable says, with what its drivers say; empty where it says nothing.
+
+        Remembered for one environment of the drivers; not on disk, for it is this machine's drivers that answer.
+        """
+        if features.find("--list-devices") is None:
+            return ""
+        chosen = tuple(sorted((name, value) for name, value in env.items() if name in DRIVER_VARIABLES))
+        key = (features.binary, chosen)
+
+        async def run() -> str:
+            _, out, err = await self._run(features.binary, "--list-devices", env)
+            return f"{out}\n{err}"
+
+        return await self._listed(key, run)
+
+    async def devices_inside(self, found: Inside, features: Features, ask: Callable[..., Awaitable[Answer]]) -> str:
+        """The same of a program in a container."""
+        if features.find("--list-devices") is None:
+            return ""
+
+        async def run() -> str:
+            answer = await ask(found.program, "--list-devices")
+            return f"{answer.out}\n{answer.err}"
+
+        return await self._listed((found.build,), run)
+
+    async def _listed(self, key: tuple[object, ...], run: Callable[[], Awaitable[str]]) -> str:
+        known = self._devices.get(key)
+        if known is None:
+            try:
+                known = self._devices[key] = await run()
+            except AccelError as error:  # a start does not fail for it
+                log.info("the devices of %s are not known: %s", key[0], error.message)
+                return ""
         return known
 
     async def _ask(self, identity: Identity, env: Mapping[str, str]) -> Saved:

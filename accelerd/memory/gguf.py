@@ -1,0 +1,209 @@
+"""Reads the header of a GGUF file: its keys and values, and how many tensors there are.
+
+Vocabularies and other long arrays are stepped over, not kept, so that a model of any size takes a fraction of a second.
+Trusts nothing: every length is held against what is there. Blocking: call it in a thread. Never reads weights.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final
+
+MAGIC: Final = b"GGUF"
+VERSIONS: Final = (2, 3)
+LARGEST_HEADER: Final = 512 << 20  # bytes; the largest vocabularies take some 10 MiB
+LARGEST_COUNT: Final = 1 << 20  # keys, or tensors
+LONGEST_KEY: Final = 1 << 16
+LONGEST_TEXT: Final = 1 << 16  # a longer string is stepped over: chat templates may be long, nobody asks for them here
+LONGEST_ARRAY: Final = 4096  # elements; one number for each layer is kept, a vocabulary is not
+DEEPEST: Final = 4  # arrays in arrays
+CHUNK: Final = 1 << 18
+
+# Types by their number: struct's letter, None for what has a length of its own.
+NUMBERS: Final[dict[int, str]] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
+                                  12: "d"}  # fmt: skip
+TEXT: Final = 8
+ARRAY: Final = 9
+
+Scalar = int | float | bool | str
+Value = Scalar | tuple[Scalar, ...]
+
+
+class GgufError(Exception):
+    """The file is no GGUF file that can be read. One clause."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says. Arrays that are long, nested or of strings are counted in `skipped`, by key."""
+
+    version: int
+    tensors: int
+    values: dict[str, Value] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)  # elements
+
+    @property
+    def architecture(self) -> str:
+        """ "llama", "qwen3moe"; empty when the file does not say."""
+        value = self.values.get("general.architecture")
+        return value if isinstance(value, str) else ""
+
+    def of_architecture(self, key: str) -> Value | None:
+        """The value of `ARCHITECTURE.key`, "expert_count"."""
+        return self.values.get(f"{self.architecture}.{key}")
+
+    @property
+    def experts(self) -> int:
+        """Of a mixture of experts; 0: the model is dense."""
+        value = self.of_architecture("expert_count")
+        return value if isinstance(value, int) else 0
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of the file. GgufError; OSError when it cannot be read."""
+    # An opener, not to hang on a FIFO.
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return _Reader(file, os.fstat(file.fileno()).st_size).header()
+
+
+class _Reader:
+    """A window on the file that moves forward."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = min(size, LARGEST_HEADER)  # bytes of the file behind the window
+        self._more = size > LARGEST_HEADER
+        self._window = b""
+        self._at = 0
+
+    def header(self) -> Header:
+        if self._take(4) != MAGIC:
+            raise GgufError("it is not a GGUF file")
+        version = self._number("I")
+        if version not in VERSIONS:
+            swapped = version & 0xFFFF == 0
+            what = "it is big-endian" if swapped else f"version {version} of the format is not known"
+            raise GgufError(f"{what}; version 2 and 3, little-endian, are")
+        tensors, count = self._count("tensors"), self._count("keys")
+        header = Header(version, tensors)
+        for _ in range(count):
+            self._pair(header)
+        return header
+
+    def _pair(self, header: Header) -> None:
+        length = self._length()
+        if length > LONGEST_KEY:
+            raise GgufError(f"a key of {length} bytes")
+        key = self._take(length).decode("utf-8", "replace")
+        kind = self._number("I")
+        if kind == ARRAY:
+            self._array(header, key)
+        elif (value := self._scalar(kind)) is not None:
+            header.values[key] = value
+        else:
+            header.skipped[key] = 1
+
+    def _array(self, header: Header, key: str) -> None:
+        kind, length = self._number("I"), self._length()
+        if kind in NUMBERS and length <= LONGEST_ARRAY:
+            letter = NUMBERS[kind]
+            header.values[key] = struct.unpack(f"<{length}{letter}", self._take(length * struct.calcsize(letter)))
+        else:
+            self._skip(kind, length, 1)
+            header.skipped[key] = length
+
+    def _scalar(self, kind: int) -> Scalar | None:
+        """None: a text that is too long to be kept."""
+        if kind == TEXT:
+            length = self._length()
+            if length > LONGEST_TEXT:
+                self._step(length)
+                return None
+            return self._take(length).decode("utf-8", "replace")
+        if kind not in NUMBERS:
+            raise GgufError(f"a value of unknown type {kind}")
+        letter = NUMBERS[kind]
+        return self._number(letter) if letter != "?" else self._take(1) != b"\0"
+
+    def _skip(self, kind: int, length: int, depth: int) -> None:
+        """Step over the elements of an array."""
+        if kind in NUMBERS:
+            self._step(length * struct.calcsize(NUMBERS[kind]))
+        elif kind == TEXT:
+            self._reserve(length * 8)
+            self._skip_texts(length)
+        elif kind == ARRAY:
+            if depth >= DEEPEST:
+                raise GgufError("arrays are nested too deeply")
+            self._reserve(length * 12)
+            for _ in range(length):
+                inner, count = self._number("I"), self._length()
+                self._skip(inner, count, depth + 1)
+        else:
+            raise GgufError(f"an array of unknown type {kind}")
+
+    def _skip_texts(self, count: int) -> None:
+        """The only long loop: a vocabulary has some 150000 words."""
+        unpack = struct.Struct("<Q").unpack_from
+        while count:
+            window, at = self._window, self._at
+            last = len(window) - 8
+            while count and at <= last:
+                at += 8 + unpack(window, at)[0]
+                count -= 1
+            over = at - len(window)
+            self._at = min(at, len(window))
+            if over > 0:
+                self._step(over)
+            elif count:
+                self._fill(8)
+
+    # --- bytes ------------------------------------------------------------------------------------------------
+
+    def _number(self, letter: str) -> int:
+        return struct.unpack(f"<{letter}", self._take(struct.calcsize(f"<{letter}")))[0]  # type: ignore[no-any-return]
+
+    def _length(self) -> int:
+        return self._number("Q")
+
+    def _count(self, what: str) -> int:
+        count = self._length()
+        if count > LARGEST_COUNT:
+            raise GgufError(f"it claims {count} {what}")
+        return count
+
+    def _take(self, size: int) -> bytes:
+        if len(self._window) - self._at < size:
+            self._fill(size)
+        self._at += size
+        return self._window[self._at - size : self._at]
+
+    def _step(self, size: int) -> None:
+        """Go on without reading."""
+        inside = min(size, len(self._window) - self._at)
+        self._at += inside
+        if size > inside:
+            self._reserve(size - inside)
+            self._file.seek(size - inside, os.SEEK_CUR)
+            self._left -= size - inside
+
+    def _fill(self, size: int) -> None:
+        """Have `size` bytes in the window."""
+        self._reserve(size)
+        rest = self._window[self._at :]
+        parts, wanted = [rest], max(size, CHUNK) - len(rest)
+        while wanted > 0 and self._left and (piece := self._file.read(min(wanted, self._left))):
+            parts.append(piece)
+            wanted -= len(piece)
+            self._left -= len(piece)
+        self._window, self._at = b"".join(parts), 0
+        if len(self._window) < size:
+            raise GgufError("the file ends within its header")
+
+    def _reserve(self, size: int) -> None:
+        """GgufError unless so many bytes are still to come."""
+        if size > len(self._window) - self._at + self._left:
+            raise GgufError("its header is too large" if self._more else "the file ends within its header")
