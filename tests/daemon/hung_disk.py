@@ -24,8 +24,10 @@ class HungDisk:
     """See the module's text."""
 
     def __init__(self, folder: Path) -> None:
-        if not shutil.which("fusermount3") or not Path("/dev/fuse").exists():
+        if not shutil.which("fusermount3"):
             pytest.fail("a process that cannot be killed needs FUSE: apt-get install fuse3", pytrace=False)
+        if not Path("/dev/fuse").exists():  # in a container that was given none
+            pytest.skip("a process that cannot be killed needs FUSE, and there is no /dev/fuse")
         folder.mkdir()
         self.folder = folder
         self.file = folder / "file"
