@@ -71,10 +71,12 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
     tar = _image()
     built = time.monotonic()
     with contextmanager(_world)() as manager:
+        store = _store(manager)
         try:
             settings = CONTAINERS_CONF if JOURNALD.exists() else CONTAINERS_CONF + WITHOUT_JOURNALD
             manager.write(manager.home / ".config/containers/containers.conf", settings)
-            manager.write(manager.home / ".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
+            storage = f'[storage]\ndriver = "overlay"\ngraphroot = "{store}"\n'
+            manager.write(manager.home / ".config/containers/storage.conf", storage)
             _runnable_toolbox(manager)
             with tar.open("rb") as file:
                 _import(manager, file)
@@ -85,6 +87,12 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
             manager.run(["podman", "rm", "--all", "--force", "--time", "0"], check=False, timeout=60)
             if os.geteuid() != 0:  # files of other ids, which only podman can remove
                 manager.run(["podman", "system", "reset", "--force"], check=False, timeout=60)
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _store(manager: ContainerManager) -> Path:
+    """Where containers and images lie: not below the private home in /tmp, which may be memory and small."""
+    return Path(manager.run(["mktemp", "--directory", "/var/tmp/accelerd-test-store-XXXXXX"]).stdout.strip())
 
 
 def _require() -> None:

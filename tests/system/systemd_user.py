@@ -255,11 +255,8 @@ def private_manager(
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    """home/ and run/ in a directory that others can enter; its name is short, as a socket's path has 107 bytes.
-
-    Not in /tmp, which may be memory: stores of containers have gigabytes.
-    """
-    base = Path(tempfile.mkdtemp(prefix="accelerd-test-", dir="/var/tmp"))
+    """home/ and run/ in a directory that others can enter; its name is short, as a socket's path has 107 bytes."""
+    base = Path(tempfile.mkdtemp(prefix="accelerd-test-"))
     try:
         base.chmod(0o755)
         for part in ("home", "run"):
