@@ -160,7 +160,7 @@ def build(
         unix=unix,
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
-    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight)
+    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight, performance.owner)
     routes = {**ToolboxRoutes(upkeep).routes, **looks.routes}
     gateway.control = Control(scheduler, insight, daemon, trials, routes)
     return daemon

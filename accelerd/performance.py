@@ -75,5 +75,9 @@ class Performance:
         """Puts the levels back."""
         await self._keeper.close()
 
+    def owner(self, device: str) -> str | None:
+        """Who has set the level of the device with this id; None: nobody that is known."""
+        return next((one["by"] for one in self.report() if one["slot"] == device), None)
+
     def report(self) -> list[dict[str, Any]]:
         return self._keeper.report()
