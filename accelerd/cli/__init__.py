@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": "talk to a model",
     "add": "add a model to the configuration",
     "remove": "remove a model that `accelctl add` added",
+    "tune": "measure a model in several ways of running it, and keep the best",
     "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",
     "reload": "read the configuration again; unchanged models keep running",

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +41,11 @@ def write_dropin(
     overwrite: bool = False,
     home: Path | None = None,
     tool: str = "accelctl",
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Writes `table` as accelerd.toml.d/<name>.toml (mode 0600, folders 0700) and returns its path.
+
+    `remarks` are lines of comment above it.
 
     Nothing changes on error: ConfigErrors when the configuration with it would be invalid, AccelError "bad_request"
     when the file exists (unless `overwrite` and a tool wrote it), AccelError "internal" when the disk refuses.
@@ -52,7 +55,7 @@ def write_dropin(
         target = folder / file_name(check_name(name))
     except ValueError as error:
         raise ConfigErrors([Problem(folder.name, None, "", f"expected {error}")]) from error
-    text = _text(table, tool)
+    text = _text(table, tool, remarks)
     display = f"{folder.name}/{target.name}"
     _validate(config_file, sources.Source(display, target, text), home)  # before any folder is made
     try:
@@ -66,14 +69,19 @@ def write_dropin(
     return target
 
 
-def _text(table: dict[str, Any], tool: str) -> str:
+def _text(table: dict[str, Any], tool: str, remarks: Sequence[str]) -> str:
     import tomli_w  # here, because the daemon never writes drop-ins
 
     try:
         body = tomli_w.dumps(table)
     except (TypeError, ValueError) as error:
         raise AccelError("bad_request", f"cannot write the drop-in as TOML: {error}") from error
-    return f"{HEADER}{tool}; it may be replaced by it. Put settings of your own into a file of your own.\n\n{body}"
+    head = f"{HEADER}{tool}; it may be replaced by it. Put settings of your own into a file of your own.\n"
+    return head + "".join(f"# {_one_line(remark)}\n" for remark in remarks) + f"\n{body}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _validate(config_file: Path, added: sources.Source, home: Path | None) -> None:

@@ -18,11 +18,14 @@ def run(context: Context, args: argparse.Namespace) -> int:
     from accelerd import config
 
     file = dropin(context, args.name)
-    before = file.read_bytes()
-    file.unlink()
+    files = [file, *measured(file, args.name)]
+    before = {one: one.read_bytes() for one in files}
+    for one in files:
+        one.unlink()
     found, problems = config.check(context.roots.config_file, context.roots.home)
     if found is None:
-        restore(file, before)
+        for one, data in before.items():
+            restore(one, data)
         raise Failure(
             f"nothing was removed: without {args.name} the configuration would not be valid ({problems[0]})",
             exit=Exit.CONFIG_INVALID,
@@ -39,6 +42,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
     context.out.result({"name": args.name, "file": str(file), "reloaded": reloaded})
     context.out.line(f"{args.name} is removed ({file}); its model file is still there")
     return Exit.OK
+
+
+def measured(file: Path, name: str) -> list[Path]:
+    """What `accelctl tune` has written for it: without the model it would be a mistake."""
+    from accelerd.cli.commands.tune import DROPIN
+    from accelerd.config.dropin import file_name
+
+    tuned = file.with_name(file_name(DROPIN.format(name)))
+    return [tuned] if tuned.is_file() else []
 
 
 def dropin(context: Context, name: str) -> Path:

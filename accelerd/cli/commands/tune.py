@@ -1,0 +1,223 @@
+"""accelctl tune: measure a model in several ways of running it, show the table, and on yes write the best as a drop-in.
+
+The daemon measures and writes nothing; here nothing is measured. Ctrl-C at any point leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from accelerd.cli.client import failure_of
+from accelerd.cli.commands.add import reload
+from accelerd.cli.context import Context, explain_name
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.output import Output
+from accelerd.cli.text import printable, span
+
+DROPIN = "zz-tune-{}"  # comes after the drop-in that names the model
+HEAD = ("SETTINGS", "PROMPT T/S", "ANSWER T/S", "A REQUEST", "")
+EPILOG = """\
+Each way of running the model is loaded and asked the same questions; meanwhile the model itself is put away, and loaded
+again afterwards. "A request" is what one with 2048 tokens and an answer of 256 would take. Other models should rest.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--quick", action="store_true", help="fewer ways, fewer repeats")
+    parser.add_argument("--force", action="store_true", help="also while other models work, which falsifies numbers")
+    parser.add_argument("--yes", action="store_true", help="write the best without asking")
+    parser.add_argument("--no", action="store_true", help="measure only")
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    query = {"quick": 1 if args.quick else None, "force": 1 if args.force else None}
+    try:
+        last = watch(context.out, args.model, context.client.events("tune", model=args.model, **query))
+    except Failure as failure:
+        raise explain_name(context, args.model, failure) from None
+    if last.get("event") == "error":
+        raise explain_name(context, args.model, failure_of(last.get("error") or {}))
+    out, settings = context.out, last.get("settings") or {}
+    summary(out, last)
+    wanted = bool(settings) and not args.no and (args.yes or agreed(context, last))
+    file = write(context, last) if wanted else None
+    out.result({**last, "file": file})
+    if file:
+        out.line(f"written to {file}")
+    elif settings and not args.no:
+        out.line(f"nothing was written; to have it: accelctl tune {last['model']} --yes")
+    return Exit.OK
+
+
+# --- while it goes on -----------------------------------------------------------------------------------------
+
+
+class Display(Protocol):
+    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None: ...
+
+
+def watch(out: Output, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Show each step and each row; return the last event."""
+    rows: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+    with display(out, model) as shown:
+        for event in events:
+            last = event
+            if row := event.get("row"):
+                if row.get("best"):
+                    rows = [{**one, "best": False} for one in rows]
+                rows = [*rows, row]
+                shown.show(rows, "")
+            elif event.get("phase"):
+                shown.show(rows, step(event))
+    return last
+
+
+def step(event: dict[str, Any]) -> str:
+    """ "measuring: ubatch 512 (2 of 3)"."""
+    count = f" ({event['repeat']} of {event['repeats']})" if event.get("repeat") else ""
+    return printable(f"{event['phase']}: {event.get('label') or ''}{count}")
+
+
+class Silent:
+    """--json: only the outcome counts."""
+
+    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
+        """Nothing is shown."""
+
+
+class Plain:
+    """A line for each step and each row."""
+
+    def __init__(self, out: Output, model: str) -> None:
+        self._out = out
+        self._model = model
+
+    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
+        text = doing or "  ".join(cell for cell in cells(rows[-1]) if cell)
+        self._out.note(f"{self._model}: {text}")
+
+
+class Live:
+    """The table as it grows, drawn by rich."""
+
+    def __init__(self, out: Output) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self.live = RichLive(console=Console(file=out.stderr, highlight=False), transient=True, refresh_per_second=8)
+
+    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
+        from rich.console import Group
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in cells(row)), style="bold" if row.get("best") else "")
+        self.live.update(Group(table, Spinner("dots", Text(doing, "dim"))) if doing else table)
+
+
+@contextmanager
+def display(out: Output, model: str) -> Iterator[Display]:
+    """The right one for where the output goes."""
+    if out.json_mode:
+        yield Silent()
+    elif not out.live:
+        yield Plain(out, model)
+    else:
+        drawn = Live(out)
+        with drawn.live:
+            yield drawn
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row.get("failed"):
+        return row["label"], "-", "-", "-", f"failed: {row['failed']}"
+    remarks = [word for word in ("best", "disturbed") if row.get(word)]
+    return row["label"], rate(row["prompt"]), rate(row["generation"]), span(row["seconds"]), ", ".join(remarks)
+
+
+def rate(series: dict[str, Any] | None) -> str:
+    """ "812 ± 3"."""
+    if series is None:
+        return "-"
+    digits = 0 if series["median"] >= 100 else 1
+    return f"{series['median']:.{digits}f} ± {series['spread']:.{digits}f}"
+
+
+# --- afterwards -----------------------------------------------------------------------------------------------
+
+
+def summary(out: Output, last: dict[str, Any]) -> None:
+    load = last["load"]
+    out.line(f"{out.style(last['model'], 'bold')} on {last['device']} with {last['program']}:")
+    out.line(f"{load['prompt']} tokens and an answer of {load['answer']}, {load['repeats']} times each")
+    out.line()
+    rows = last["rows"]
+    styles = [("green" if row.get("best") else "", "", "", "", "") for row in rows]
+    out.table(HEAD, [cells(row) for row in rows], styles)
+    out.line()
+    if not last["settings"]:
+        out.line("Nothing that was tried is faster than it is now, by more than chance.")
+        return
+    out.line("The best, as it stands in the configuration:")
+    for line in document_text(last).splitlines():
+        out.line(f"  {line}")
+    for replaced in last["replaces"]:
+        out.wrapped(f"it takes the place of your own {replaced}", indent="  ", first="! ", style="yellow")
+
+
+def agreed(context: Context, last: dict[str, Any]) -> bool:
+    """Ask, where there is somebody to ask."""
+    out = context.out
+    if out.json_mode or not out.tty:
+        return False
+    out.line(f"Write this for {printable(last['model'])}? [Y/n]")
+    out.stdout.flush()
+    said = context.stdin.readline()
+    return bool(said) and said.strip().lower() in ("", "y", "yes")
+
+
+def document(last: dict[str, Any]) -> dict[str, Any]:
+    return {"models": {last["model"]: last["settings"]}}
+
+
+def document_text(last: dict[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(document(last)).rstrip("\n")
+
+
+def remarks(last: dict[str, Any]) -> list[str]:
+    """The numbers, for the drop-in."""
+    load = last["load"]
+    lines = [f"Measured by accelctl tune on {last['device']} with {last['program']}:"]
+    lines.append(f"{load['prompt']} tokens and an answer of {load['answer']}, {load['repeats']} times each.")
+    for row in last["rows"]:
+        lines.append("  ".join(cell for cell in cells(row) if cell))
+    return lines
+
+
+def write(context: Context, last: dict[str, Any]) -> str:
+    """The drop-in's path; the daemon has read it then."""
+    from accelerd import config
+
+    name = DROPIN.format(last["model"])
+    try:
+        file = config.write_dropin(
+            context.roots.config_file, name, document(last), overwrite=True, home=context.roots.home,
+            remarks=remarks(last),
+        )  # fmt: skip
+    except config.ConfigErrors as errors:
+        raise Failure(
+            f"nothing was written: with it the configuration would not be valid ({errors.problems[0]})",
+            exit=Exit.CONFIG_INVALID, code="config_invalid",
+        ) from None  # fmt: skip
+    reload(context)
+    return str(file)
