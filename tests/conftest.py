@@ -13,8 +13,9 @@ import pytest
 from tests.harness import DaemonFactory
 from tests.models import make_model
 from tests.settled import pytest_pyfunc_call, settled
+from tests.system.containers import container_manager
 
-__all__ = ["daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
+__all__ = ["container_manager", "daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
 
 
 def pytest_collection_finish() -> None:

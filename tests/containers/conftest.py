@@ -9,9 +9,7 @@ import pytest
 
 from tests.containers.relay import INSIDE, Reporter, Second
 from tests.containers.world import World
-from tests.system.containers import ContainerManager, container_manager
-
-__all__ = ["container_manager"]
+from tests.system.containers import ContainerManager
 
 if not os.environ.get(INSIDE):
 

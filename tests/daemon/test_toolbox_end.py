@@ -11,10 +11,8 @@ from tests.daemon.container_service import EXISTING, TOOLBOX, ContainerService, 
 from tests.daemon.kit import QUICK, alive
 from tests.daemon.service import SERVICE, SOCKET
 from tests.harness import eventually
-from tests.system.containers import ContainerManager, container_manager
+from tests.system.containers import ContainerManager
 from tests.system.systemd_user import wait_until
-
-__all__ = ["container_manager"]
 
 
 @pytest.fixture

@@ -18,10 +18,8 @@ from accelerd import names
 from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK
 from tests.harness import eventually
-from tests.system.containers import ContainerManager, container_manager
+from tests.system.containers import ContainerManager
 from tests.system.systemd_user import wait_until
-
-__all__ = ["container_manager"]
 
 MIB = 1 << 20
 

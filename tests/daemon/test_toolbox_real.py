@@ -13,10 +13,8 @@ import pytest
 from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK, alive, tokens, whole_stream
 from tests.models import SHORT_REPLY, make_model
-from tests.system.containers import ContainerManager, container_manager
+from tests.system.containers import ContainerManager
 from tests.system.systemd_user import wait_until
-
-__all__ = ["container_manager"]
 
 IN_EVERY_IMAGE = ("libc.so", "libm.so", "ld-linux")
 

@@ -14,10 +14,8 @@ import pytest
 from tests.daemon.container_service import EXISTING, TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK, alive, whole_stream
 from tests.daemon.service import SERVICE
-from tests.system.containers import ContainerManager, container_manager
+from tests.system.containers import ContainerManager
 from tests.system.systemd_user import wait_until
-
-__all__ = ["container_manager"]
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ import pytest
 
 from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
 from tests.daemon.rounds import ROUNDS, Kind, World
-from tests.system.containers import IMAGE, ContainerManager, container_manager
-
-__all__ = ["container_manager"]
+from tests.system.containers import IMAGE, ContainerManager
 
 IN_BOX = {"container": TOOLBOX}
 SHELL_HOMES = ("toolbox", "distrobox")

@@ -263,7 +263,9 @@ def _directory() -> Iterator[Path]:
             (base / part).mkdir(mode=0o700)
         yield base
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        for closed in base.glob("run/systemd/inaccessible/*"):
+            closed.chmod(0o700)  # systemd makes nodes and a directory that nobody may enter
+        shutil.rmtree(base)
 
 
 def _systemd() -> str:
