@@ -273,6 +273,19 @@ def test_what_the_daemon_lacks_is_told(here: Surroundings, daemon: FakeDaemon) -
     assert "packaging/install" in found["degraded"].fix
 
 
+@pytest.mark.parametrize(
+    ("state", "expected"), [("left", "ok"), ("raised", "ok"), ("unsuitable", "ok"), ("unable", "warn"), ("hot", "warn")]
+)
+def test_the_level_of_a_gpu_that_may_not_be_set(
+    here: Surroundings, daemon: FakeDaemon, state: str, expected: str
+) -> None:
+    gpu = {"slot": "0000:c1:00.0", "name": "Radeon", "state": state, "reason": "because", "stuck": False}
+    daemon.answers["GET status"] = Reply(status(performance=[gpu]))
+    (found,) = service.level(here)
+    assert (found.level, found.detail) == (expected, "Radeon: because")
+    assert ("packaging/helper install" in found.fix) is (state == "unable")
+
+
 def test_all_units_are_installed_together_by_hand(here: Surroundings) -> None:
     here.checkout_tool = lambda name: ""  # type: ignore[method-assign]  # as in an installed package
     words = service.install_command(here).split()

@@ -19,6 +19,7 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     host.memory,
     host.devices,
     service.daemon,
+    service.level,
     service.units,
     service.linger,
     service.ports,

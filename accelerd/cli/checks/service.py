@@ -31,6 +31,20 @@ def daemon(s: Surroundings) -> Iterator[Check]:
         yield Check("degraded", "warn", str(status["degraded"]), s.checkout_tool("install"))
 
 
+def level(s: Surroundings) -> Iterator[Check]:
+    """May accelerd set the performance level of the GPUs, and is it as it should be?"""
+    found = [] if isinstance(s.status, Failure) else s.status.get("performance") or []
+    for gpu in found:
+        detail = f"{gpu['name']}: {gpu['reason']}"
+        if gpu["state"] == "unable":
+            helper = s.checkout_tool("helper")
+            yield Check("level", "warn", detail, f"{helper} install" if helper else "see docs/performance-level.md")
+        elif gpu["state"] in ("hot", "yielded") or gpu.get("stuck"):
+            yield Check("level", "warn", detail, "see docs/performance-level.md")
+        else:
+            yield Check("level", "ok", detail)
+
+
 def units(s: Surroundings) -> Iterator[Check]:
     """Are the units installed, is the socket enabled and listening?"""
     systemd = manager(s)

@@ -82,9 +82,12 @@ class ToolboxUpkeep:
     async def overview(self) -> dict[str, Any]:
         """Every toolbox and every known image, see docs/control.md. AccelError."""
         kit = self._kit
+        there: list[Container] = []
+        here: dict[str, str] = {}
         try:
-            there = sorted((c for c in await kit.engine.containers() if c.toolbox), key=lambda c: c.name)
-            here = await kit.engine.images()
+            if kit.engine.tools.has(kit.engine.name):
+                there = sorted((c for c in await kit.engine.containers() if c.toolbox), key=lambda c: c.name)
+                here = await kit.engine.images()
         except HomeError as error:
             raise AccelError("toolbox_failed", str(error)) from error
         used, slots = kit.models.used(), asyncio.Semaphore(AT_ONCE)
