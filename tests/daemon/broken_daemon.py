@@ -27,12 +27,11 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        whole = build(
-            roots, config, problems
-        )  # the parts of a real one, for one that differs in a constructor argument
+        # the parts of a real one, for one that differs in a constructor argument
+        whole = build(roots, config, problems)
         parts = whole._parts
         broken = Daemon(parts, config, problems, raise_it)
-        parts.gateway.control = Control(parts.scheduler, parts.insight, broken)
+        parts.gateway.control = Control(parts.scheduler, parts.insight, broken, parts.trials)
         await broken.run()
 
 
