@@ -30,7 +30,8 @@ class Udev:
         for number, path in enumerate(sorted((self._sys / "bus/pci/devices").iterdir())):
             driver = (path / "driver").resolve().name
             kind = int((path / "class").read_text(), 16)
-            function = PciFunction(path.name, driver, "1002", "1586", kind, path.resolve(), ("AMD", "Radeon 8060S"))
+            device = (path / "device").read_text().strip().removeprefix("0x")
+            function = PciFunction(path.name, driver, "1002", device, kind, path.resolve(), ("AMD", "Radeon"))
             if subsystem == "pci":
                 yield Entry("pci", path.name, None, driver, path, function)
             elif subsystem == "drm" and kind >> 16 == 0x03:

@@ -77,6 +77,7 @@ class Sysfs:
         (directory / "power").mkdir(parents=True)
         (directory / "power/runtime_status").write_text("active\n")
         (directory / "class").write_text(f"{pci_class}\n")
+        (directory / "device").write_text("0x1586\n" if apu else "0x7550\n")
         drivers = self.path / "bus/pci/drivers" / driver
         drivers.mkdir(parents=True, exist_ok=True)
         (directory / "driver").symlink_to(os.path.relpath(drivers, directory))
@@ -85,6 +86,8 @@ class Sysfs:
         files = {"name": driver, "temp1_input": "48000", "power1_average": "90000000", "freq1_input": "1755000000"}
         if apu:
             files["in1_label"] = "vddnb"
+        else:
+            files["power1_cap"] = "304000000"
         for name, text in files.items():
             (hwmon / name).write_text(f"{text}\n")
         (directory / "gpu_busy_percent").write_text("97\n")
