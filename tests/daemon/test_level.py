@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.daemon.kit import Site
@@ -56,6 +58,13 @@ def test_the_level_is_raised_with_the_first_lease_and_restored_after_the_tail(
     assert eventually(lambda: performance(daemon)["state"] == "left", "it says so")
 
 
+def end(children: list[psutil.Process]) -> None:
+    """Models that had no time to notice that their daemon is gone."""
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
 def test_kill_9_of_the_daemon_restores_the_level(machine: World, daemons: DaemonFactory, site: Site) -> None:
     machine.sysfs.add()
     daemon = start(daemons, machine, site, LONG)
@@ -65,8 +74,7 @@ def test_kill_9_of_the_daemon_restores_the_level(machine: World, daemons: Daemon
         daemon.process.send_signal(signal.SIGKILL)
         daemon.process.wait()
         machine.sysfs.becomes("auto")
-    for child in children:
-        child.kill()
+    end(children)
 
 
 def test_the_end_of_the_daemon_restores_the_level(machine: World, daemons: DaemonFactory, site: Site) -> None:
@@ -162,8 +170,7 @@ def test_with_the_udev_rule_alone_the_daemon_writes_itself_and_the_next_one_repa
             children = daemon.children()
             daemon.process.send_signal(signal.SIGKILL)
             daemon.process.wait()
-        for child in children:
-            child.kill()
+        end(children)
         assert machine.sysfs.level() == "high", "nobody is there to put it back"
         runtime = Path(daemon.env["XDG_RUNTIME_DIR"]) / "accelerd"
         assert (runtime / "levels.json").exists()
