@@ -47,8 +47,8 @@ def test_the_level_is_raised_with_the_first_lease_and_restored_after_the_tail(
     machine.sysfs.add()
     daemon = start(daemons, machine, site)
     assert performance(daemon) == {
-        "slot": APU, "name": "AMD Radeon Graphics (Strix Halo)", "policy": "busy", "state": "left", "reason": "no model is in use",
-        "level": None, "by": None, "stuck": False,
+        "slot": APU, "name": "AMD Radeon Graphics (Strix Halo)", "policy": "busy", "state": "left",
+        "reason": "no model is in use", "level": None, "by": None, "stuck": False,
     }  # fmt: skip
     with streaming(daemon, "m"):
         machine.sysfs.becomes("high")
