@@ -55,7 +55,7 @@ package_for() {
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
     apt:containers)
-      echo podman podman-toolbox uidmap slirp4netns passt fuse-overlayfs crun catatonit netavark aardvark-dns \
+      echo podman podman-toolbox uidmap slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns \
         dbus-user-session mmdebstrap
       ;;
     dnf:python) echo python3 ;;
@@ -63,7 +63,7 @@ package_for() {
     dnf:gi) echo python3 python3-gobject-base ;;
     dnf:usermanager) echo systemd dbus-daemon ;;
     dnf:containers)
-      echo podman toolbox shadow-utils slirp4netns passt fuse-overlayfs crun catatonit netavark aardvark-dns mmdebstrap
+      echo podman toolbox shadow-utils slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns mmdebstrap
       ;;
     *:archive) echo tar gzip ;;
     apt:tools) echo util-linux findutils mawk ;;
@@ -87,7 +87,7 @@ met() {
       ;;
     containers)
       local program
-      for program in podman toolbox newuidmap slirp4netns pasta conmon crun catatonit netavark mmdebstrap; do
+      for program in podman toolbox newuidmap slirp4netns pasta fusermount3 conmon crun catatonit netavark mmdebstrap; do
         have_helper "$program" || return 1
       done
       ;;
