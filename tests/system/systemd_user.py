@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -263,8 +263,9 @@ def _directory() -> Iterator[Path]:
             (base / part).mkdir(mode=0o700)
         yield base
     finally:
-        for closed in base.glob("run/systemd/inaccessible/*"):
-            closed.chmod(0o700)  # systemd makes nodes and a directory that nobody may enter
+        for closed in ("inaccessible", "inaccessible/dir"):  # systemd makes them so that nobody may enter
+            with suppress(FileNotFoundError):
+                (base / "run/systemd" / closed).chmod(0o700)
         shutil.rmtree(base)
 
 
