@@ -249,7 +249,7 @@ class Control:
             quick, force = _flag(query, "quick"), _flag(query, "force")
             return {"event": "done", **await self._trials.run(name, quick=quick, force=force, tell=told.append)}
 
-        return await self._watch(request, work(), progress)
+        return await self._watch(request, work(), progress, lambda elapsed: progress(elapsed) if told else [])
 
     async def _watch_model(
         self, request: web.BaseRequest, name: str, work: Callable[[], Awaitable[None]], done: str
@@ -267,8 +267,12 @@ class Control:
         request: web.BaseRequest,
         work: Coroutine[Any, Any, dict[str, Any]],
         progress: Callable[[float], list[dict[str, Any]]],
+        rest: Callable[[float], list[dict[str, Any]]] = lambda elapsed: [],
     ) -> web.StreamResponse:
-        """Run `work` and tell its progress, a JSON object a line, then its outcome; as long as the client listens."""
+        """Run `work` and tell its progress, a JSON object a line, then its outcome; as long as the client listens.
+
+        `rest`: what there is still to tell when the work is done.
+        """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -278,6 +282,7 @@ class Control:
             try:
                 while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
                     await response.write(b"".join(map(_line, progress(loop.time() - began))))
+                await response.write(b"".join(map(_line, rest(loop.time() - began))))
                 last = {**task.result(), "elapsed": loop.time() - began}
             except AccelError as error:  # also when a reload takes the model away meanwhile
                 last = {"event": "error", **error.openai()}
