@@ -54,6 +54,11 @@ def _escape(text: str) -> str:
     return "".join(c if c in _PLAIN else "".join(f"\\x{byte:02x}" for byte in c.encode()) for c in plain)
 
 
+def _literally(word: str) -> str:
+    """systemd would put the values of variables in place of $NAME, which are then seen in argv."""
+    return word.replace("$", "$$")
+
+
 def unit_properties(
     spec: ModelSpec,
     argv: Sequence[str],
@@ -69,8 +74,9 @@ def unit_properties(
         ("Description", "s", f"model {spec.name} ({Path(argv[0]).name})"),
         ("Slice", "s", SLICE),
         ("Type", "s", "exec"),  # started means: the program is executed and has read its environment
-        # Literally: systemd would put the values of variables in place of $NAME, which are then seen in argv.
-        ("ExecStartEx", "a(sasas)", [(argv[0], list(argv), ["no-env-expand"])]),
+        # Not ExecStartEx with "no-env-expand": systemd 252 cannot read back what it writes down of that, and after a
+        # daemon-reload the unit has "a bad unit file setting".
+        ("ExecStart", "a(sasb)", [(argv[0], [_literally(word) for word in argv], False)]),
         ("WorkingDirectory", "s", str(cwd)),
         ("EnvironmentFiles", "a(sb)", [(str(environment_file), False)]),
         ("UnsetEnvironment", "as", sorted(unset)),

@@ -40,7 +40,8 @@ class FakeUserManager:
         if unit in self.units:
             raise ManagerError(f"{unit} was already loaded", UNIT_EXISTS)
         given = {name: value for name, _, value in properties}
-        ((path, argv, _),) = given["ExecStartEx"]
+        ((path, words, _),) = given["ExecStart"]
+        argv = [word.replace("$$", "$") for word in words]
         env = read_environment(Path(given["EnvironmentFiles"][0][0]))
         descriptor = os.open(given["StandardInputFile"], os.O_RDWR)
         try:

@@ -46,6 +46,27 @@ def test_B03_the_next_daemon_goes_on_with_the_same_process(units: Units, end: st
     assert units.errors() == ""
 
 
+def test_B03_a_daemon_reload_in_between_changes_nothing(units: Units) -> None:
+    """Every upgrade of a package makes one; systemd then reads what it has written down of a transient unit."""
+    first = units.daemon()
+    pid = first.start(1, units.name())
+    odd = ["/bin/sh", "-c", "exec sleep 60", "$HOME", "${HOME}", "$$", 'a b %h "q" ;']
+    first.ask("start", n=2, name=units.name("odd"), argv=odd)
+    assert wait_until(lambda: first.pid(2) is not None)
+    units.manager.systemctl("daemon-reload")
+    for unit in (units.unit(), units.unit("odd")):
+        assert units.show(unit)["LoadState"] == "loaded"
+    first.kill()
+    second = units.daemon()
+    assert second.ask("adopt", n=7, name=units.name())["ended"] == 1  # the odd one is nobody's
+    second.wait("ready", n=7)
+    assert second.pid(7) == pid
+    units.manager.systemctl("daemon-reload")
+    second.ask("stop", n=7)
+    assert second.wait("gone", n=7)["cause"] == "stopped"
+    units.assert_nothing_left()
+
+
 def test_B03_several_generations_of_daemons(units: Units) -> None:
     daemon = units.daemon()
     pid = daemon.start(1, units.name())

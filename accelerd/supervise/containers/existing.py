@@ -140,7 +140,7 @@ class ExistingHome:
     ) -> HeldLeader:  # fmt: skip
         start = _Start(name, engine, Handover(self._roots, mark), grace)
         await asyncio.to_thread(start.handover.remove)  # an earlier daemon's
-        reader = OutputReader(await asyncio.to_thread(start.handover.prepare, "", life=False), on_output)
+        reader = OutputReader(start.handover.prepare("", life=False), on_output)
         try:
             start.handover.revoke()
             output = start.handover.writer()

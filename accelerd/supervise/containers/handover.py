@@ -81,7 +81,10 @@ class End:
 
 
 class Handover:
-    """The files of one start. All methods are blocking, in the sense of a local file system in memory."""
+    """The files of one start. All methods are blocking, in the sense of a local file system in memory.
+
+    What returns a descriptor is called on the loop: from a thread nobody would close it when the caller is cancelled.
+    """
 
     def __init__(self, roots: Roots, mark: Mark) -> None:
         self._files = InstanceFiles(roots.instances, mark)

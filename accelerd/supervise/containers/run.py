@@ -118,7 +118,7 @@ class RunHome:
 
         reader: OutputReader | None = None
         try:
-            reader = OutputReader(await asyncio.to_thread(start.handover.prepare, env, life=False), printed)
+            reader = OutputReader(start.handover.prepare(env, life=False), printed)
             output = start.handover.writer()
             try:
                 if there is not None:
@@ -159,7 +159,7 @@ class RunHome:
         if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == kept.mark.instance:
             reader = None
             try:
-                reader = OutputReader(await asyncio.to_thread(start.handover.open_output), on_output)
+                reader = OutputReader(start.handover.open_output(), on_output)
                 if self.kind == "docker":
                     output = start.handover.writer()
                     try:

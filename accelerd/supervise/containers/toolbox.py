@@ -144,7 +144,7 @@ class ToolboxHome:
         survive = self.survives and order.spec.survive
         text = as_shell(inner_environment(order.spec, order.env))
         try:
-            reader = OutputReader(await asyncio.to_thread(start.handover.prepare, text, life=not survive), on_output)
+            reader = OutputReader(start.handover.prepare(text, life=not survive), on_output)
             inner = ("sh", "-c", SCRIPT, "sh", *start.handover.arguments(order.spec, order.cwd), *order.argv)
             unit = f"accelerd-{_word(order.spec.name)}-{_word(order.mark.instance)}.scope"
             argv = (*self._tools.outside(unit), *self.enter(container, inner))
@@ -166,7 +166,7 @@ class ToolboxHome:
         process = await self._still_there(start)
         if process is not None:
             try:
-                reader = OutputReader(await asyncio.to_thread(start.handover.open_output), on_output)
+                reader = OutputReader(start.handover.open_output(), on_output)
             except OSError as error:
                 log.warning("what %s prints is lost: %s", kept.model, error)
                 reader = None
