@@ -18,10 +18,10 @@ def daemon(factory: DaemonFactory, sites: Site, tmp_path_factory: pytest.TempPat
     return factory.start(sites.model("m"), env={"PATH": str(programs)})
 
 
-def test_the_list_says_what_is_missing(daemon: Daemon) -> None:
+def test_without_podman_there_are_no_toolboxes(daemon: Daemon) -> None:
     answer = daemon.control("GET", "toolboxes")
-    assert (answer.status, answer.code) == (502, "toolbox_failed")
-    assert "cannot find podman: install it" in answer.json()["error"]["message"]
+    assert (answer.status, answer.json()["toolboxes"], answer.json()["missing"]) == (200, [], [])
+    assert not any(image["here"] for image in answer.json()["known"])
 
 
 @pytest.mark.parametrize("route", ["toolbox/refresh", "toolbox/pin", "toolbox/unpin"])
