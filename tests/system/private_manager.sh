@@ -17,7 +17,7 @@ mount -t tmpfs tmpfs /run/systemd
 mkdir /run/systemd/system # sd_booted(3): without it the manager refuses to run
 mount --bind "$dir/passwd" /etc/passwd
 
-group=/sys/fs/cgroup/accelerd-test-$$
+group=/sys/fs/cgroup/accelerd-test-$$-$(basename "$dir") # numbers of processes come again
 mkdir "$group" "$group/shell"
 for delegated in "$group" "$group/shell"; do
   chown "$uid:$gid" "$delegated" "$delegated/cgroup.procs" "$delegated/cgroup.threads" "$delegated/cgroup.subtree_control"
