@@ -41,7 +41,7 @@ FORBIDDEN = {
         "performance",
     ),  # it runs as root: accelerd.names and nothing else
     "tuning": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines.llama_server"),
-    "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "devices", "engines"),
+    "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines"),
     "names": ("",),
     "errors": ("",),
 }

@@ -1,1 +1,4 @@
-"""What models need: the header of a GGUF file. Must do no I/O in the ledger, and know neither processes nor devices."""
+"""What models need of memory and what they use: headers, estimates, measurements, the ledger, learned figures, pressure.
+
+Must never start, stop or choose a model: that is the scheduler's.
+"""

@@ -1,0 +1,101 @@
+"""Memory as the rest of the program speaks of it: pools, what a model needs of them, what was seen in use. Pure data.
+
+Sizes are bytes. A pool's id is RAM or the id of a device (its PCI slot); amounts are kept by pool id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+RAM: Final = "ram"  # the id of main memory
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Memory that models are placed in.
+
+    A GPU that is part of the processor has `own` bytes for itself; what goes beyond lies in the pool `backed_by` and
+    counts there too. An NPU without memory has own = 0.
+    """
+
+    id: str
+    label: str  # for people: "main memory", "AMD Radeon 8060S Graphics"
+    capacity: int
+    reserve: int = 0  # nobody is given these
+    foreign: int = 0  # in use by others than our models
+    backed_by: str | None = None
+    own: int = 0  # of a pool with `backed_by`: bytes that are not the other's
+
+    @property
+    def room(self) -> int:
+        """What models could have if nobody else used it."""
+        return max(0, self.capacity - self.reserve)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one way of running a model takes, by pool."""
+
+    amounts: Mapping[str, int]
+    source: str  # one clause: "estimated from the file's header", "measured in an earlier run", "declared: …"
+    devices: tuple[str, ...] = ()  # ids of the GPUs it is placed on, in order; (): the processor, or not decided here
+    parts: Mapping[str, int] = field(default_factory=dict)  # "weights", "kv cache", "compute", "projector", … for people
+
+    @property
+    def total(self) -> int:
+        return sum(self.amounts.values())
+
+    def scaled(self, total: int, source: str) -> Need:
+        """The same need with `total` bytes, every pool in proportion."""
+        old = self.total
+        if old <= 0:
+            pool = next(iter(self.amounts), RAM)
+            return replace(self, amounts={pool: total}, source=source, parts={})
+        amounts = {pool: size * total // old for pool, size in self.amounts.items()}
+        first = max(amounts, key=lambda pool: amounts[pool])
+        amounts[first] += total - sum(amounts.values())  # what rounding took
+        return replace(self, amounts=amounts, source=source, parts={})
+
+
+def in_ram(size: int, source: str) -> Need:
+    """A need of main memory alone."""
+    return Need({RAM: size}, source)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known before a model is loaded: the ways to place it, the best first. Never empty."""
+
+    options: tuple[Need, ...]
+    key: str = ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
+
+
+@dataclass(frozen=True)
+class ForeignUser:
+    """Somebody else's process and what it holds of a pool."""
+
+    pool: str
+    pid: int
+    process: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Pressure stall information of memory, /proc/pressure/memory: % of the last 10 s."""
+
+    some: float = 0.0
+    full: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at all memory."""
+
+    at: float  # monotonic seconds
+    pools: tuple[Pool, ...]
+    used: Mapping[int, Mapping[str, int]]  # bytes in use, by pool, by instance
+    foreign: tuple[ForeignUser, ...] = ()  # the largest first; what nobody can be named for is in the pools' figure only
+    stall: Stall | None = None  # None: this kernel does not tell
