@@ -18,8 +18,8 @@ from typing import Protocol
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
-from accelerd.ports import Clock
 from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.ports import Clock
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import Limits, Yielded, fitting, obstacle, outgrown
