@@ -8,7 +8,8 @@ is forgotten. Bounded; where it is kept is the Store's business. Does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Annotated, Any, Final, Protocol
@@ -65,8 +66,10 @@ class Store(Protocol):
 class Learned:
     """See the module's text. Used on the loop's thread; every method is quick enough to be called after every look."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, now: Callable[[], float] = time.time) -> None:
+        """`now`: seconds since 1970, told to people and used for nothing else."""
         self._store = store
+        self._now = now
         self._entries: dict[Ident, Entry] = {(entry.key, entry.devices): entry for entry in store.learned}
         self._stored = dict(self._entries)
         self._estimates: dict[Ident, Mapping[str, int]] = {}  # as `apply` was given them last
@@ -91,13 +94,12 @@ class Learned:
         peak: Mapping[str, int],
         *,
         settled: bool,
-        at: float,
         model: str = "",
         file: str = "",
     ) -> None:
         """The most, by pool, that was seen in use of a model placed as `need` says; may be told after every look.
 
-        `settled`: its load was over; otherwise less than the estimate proves nothing. `at`: seconds since 1970.
+        `settled`: its load was over; otherwise less than the estimate proves nothing.
         """
         if not key:
             return
@@ -116,11 +118,11 @@ class Learned:
                 peak={pool: size for pool, size in sorted(peaks.items()) if size > 0},
                 settled=old.settled or settled,
                 runs=old.runs + another,
-                at=_when(at),
+                at=self._when(),
             ),
         )
 
-    def outgrown(self, key: str, need: Need, total: int, *, at: float = 0.0, model: str = "", file: str = "") -> None:
+    def outgrown(self, key: str, need: Need, total: int, *, model: str = "", file: str = "") -> None:
         """It ran out of memory placed as `need` says: from now on it needs `total` bytes at least, in all pools."""
         if not key:
             return
@@ -139,7 +141,7 @@ class Learned:
                 need=max(old.need, total),
                 lacked=min(before, total) if raised else old.lacked,
                 shortages=old.shortages + 1,
-                at=_when(at) or old.at,
+                at=self._when(),
             ),
         )
 
@@ -177,6 +179,9 @@ class Learned:
         else:
             found = need.amounts
         return {pool: max(0, size) for pool, size in sorted(found.items())}
+
+    def _when(self) -> float:
+        return round(min(max(self._now(), 0.0), LATEST))
 
     def _put(self, ident: Ident, entry: Entry) -> None:
         self._entries.pop(ident, None)  # and to the end
@@ -240,7 +245,3 @@ def _text(text: str) -> str:
 def _storable(text: str) -> str:
     """Names of files may hold bytes that are no text."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _when(at: float) -> float:
-    return round(min(max(at, 0.0), LATEST))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,10 @@ class Shelf:
         self.writes += 1
 
 
+def learning(shelf: Shelf | None = None, now: Callable[[], float] = lambda: NOON) -> Learned:
+    return Learned(shelf or Shelf(), now)
+
+
 def forecast(*options: Need, key: str = "k") -> Forecast:
     return Forecast(options, key)
 
@@ -45,9 +49,9 @@ def on_gpu(device: int, ram: int = 0, *, gpu: str = GPU, source: str = "estimate
 
 def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
     for measured in (6 * GIB, 10 * GIB):
-        learned = Learned(Shelf())
+        learned = learning()
         need = learned.apply(forecast(on_gpu(8 * GIB, MIB))).options[0]
-        learned.saw("k", need, {GPU: measured, RAM: MIB}, settled=True, at=NOON)
+        learned.saw("k", need, {GPU: measured, RAM: MIB}, settled=True)
         better = learned.apply(forecast(on_gpu(8 * GIB, MIB))).options[0]
         assert better.amounts == {GPU: measured, RAM: MIB}
         assert better.source == f"measured in an earlier run ({DAY}): the estimate was 8.0 GiB"
@@ -55,49 +59,49 @@ def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
 
 
 def test_main_memory_is_only_raised_since_untouched_pages_do_not_count() -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     estimate = Need({RAM: 4 * GIB}, "estimated", parts={"kv cache": GIB})
-    learned.saw("k", estimate, {RAM: GIB}, settled=True, at=NOON)
+    learned.saw("k", estimate, {RAM: GIB}, settled=True)
     assert learned.apply(forecast(estimate)).options == (estimate,), "the estimate stays, its source and parts too"
-    learned.saw("k", estimate, {RAM: 5 * GIB}, settled=True, at=NOON)
+    learned.saw("k", estimate, {RAM: 5 * GIB}, settled=True)
     assert learned.apply(forecast(estimate)).options[0].amounts == {RAM: 5 * GIB}
 
 
 def test_a_pool_that_nobody_thought_of_counts_when_it_was_used() -> None:
-    learned = Learned(Shelf())
-    learned.saw("k", on_gpu(GIB), {GPU: GIB, RAM: 300 * MIB, "0000:03:00.0": 0}, settled=True, at=NOON)
+    learned = learning()
+    learned.saw("k", on_gpu(GIB), {GPU: GIB, RAM: 300 * MIB, "0000:03:00.0": 0}, settled=True)
     assert learned.apply(forecast(on_gpu(GIB))).options[0].amounts == {GPU: GIB, RAM: 300 * MIB}
 
 
 def test_a_load_that_was_not_over_lowers_nothing() -> None:
-    learned = Learned(Shelf())
-    learned.saw("k", on_gpu(8 * GIB), {GPU: 2 * GIB}, settled=False, at=NOON)
+    learned = learning()
+    learned.saw("k", on_gpu(8 * GIB), {GPU: 2 * GIB}, settled=False)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].amounts[GPU] == 8 * GIB
-    learned.saw("k", on_gpu(8 * GIB), {GPU: 9 * GIB}, settled=False, at=NOON)
+    learned.saw("k", on_gpu(8 * GIB), {GPU: 9 * GIB}, settled=False)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].amounts[GPU] == 9 * GIB
 
 
 def test_a_device_that_could_not_be_read_proves_nothing() -> None:
-    learned = Learned(Shelf())
-    learned.saw("k", on_gpu(8 * GIB), {GPU: 0, RAM: MIB}, settled=True, at=NOON)
+    learned = learning()
+    learned.saw("k", on_gpu(8 * GIB), {GPU: 0, RAM: MIB}, settled=True)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].amounts[GPU] == 8 * GIB
 
 
 def test_what_a_person_has_declared_is_only_raised() -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     declared = on_gpu(8 * GIB, source="declared: models.a (accelerd.toml:3)")
-    learned.saw("k", declared, {GPU: 6 * GIB}, settled=True, at=NOON)
+    learned.saw("k", declared, {GPU: 6 * GIB}, settled=True)
     assert learned.apply(forecast(declared)).options == (declared,)
-    learned.saw("k", declared, {GPU: 9 * GIB}, settled=True, at=NOON)
+    learned.saw("k", declared, {GPU: 9 * GIB}, settled=True)
     better = learned.apply(forecast(declared)).options[0]
     assert better.total == 9 * GIB
     assert "the figure in the configuration was 8.0 GiB" in better.source
 
 
 def test_each_way_to_place_a_model_has_a_figure_of_its_own() -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     split = Need({GPU: 4 * GIB, "b": 4 * GIB}, "estimated", (GPU, "b"))
-    learned.saw("k", on_gpu(8 * GIB), {GPU: 7 * GIB}, settled=True, at=NOON)
+    learned.saw("k", on_gpu(8 * GIB), {GPU: 7 * GIB}, settled=True)
     first, second = learned.apply(forecast(on_gpu(8 * GIB), split)).options
     assert first.total == 7 * GIB
     assert second is split
@@ -107,27 +111,27 @@ def test_each_way_to_place_a_model_has_a_figure_of_its_own() -> None:
 
 def test_nothing_is_learned_of_what_has_no_name() -> None:
     shelf = Shelf()
-    learned = Learned(shelf)
+    learned = learning(shelf)
     nameless = forecast(on_gpu(GIB), key="")
-    learned.saw("", on_gpu(GIB), {GPU: 9 * GIB}, settled=True, at=NOON)
+    learned.saw("", on_gpu(GIB), {GPU: 9 * GIB}, settled=True)
     learned.outgrown("", on_gpu(GIB), 9 * GIB)
     assert learned.apply(nameless) is nameless
     assert (learned.entries(), shelf.writes) == ((), 0)
 
 
 def test_A32_what_ran_out_of_memory_is_raised_and_no_measurement_lowers_it() -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     need = learned.apply(forecast(on_gpu(8 * GIB))).options[0]
-    learned.outgrown("k", need, 10 * GIB, at=NOON, model="a")
+    learned.outgrown("k", need, 10 * GIB, model="a")
     raised = learned.apply(forecast(on_gpu(8 * GIB))).options[0]
     assert raised.amounts == {GPU: 10 * GIB, RAM: 0}
     expected = f"{OUTGROWN} 8.0 GiB in an earlier run ({DAY}): the estimate was 8.0 GiB"
     assert raised.source == expected
-    learned.saw("k", raised, {GPU: 5 * GIB}, settled=True, at=NOON)
+    learned.saw("k", raised, {GPU: 5 * GIB}, settled=True)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].total == 10 * GIB
-    learned.outgrown("k", raised, 9 * GIB, at=NOON)
+    learned.outgrown("k", raised, 9 * GIB)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].total == 10 * GIB
-    learned.outgrown("k", replace(raised, amounts={GPU: 12 * GIB}), 12 * GIB, at=NOON)
+    learned.outgrown("k", replace(raised, amounts={GPU: 12 * GIB}), 12 * GIB)
     assert f"{OUTGROWN} 10.0 GiB" in learned.apply(forecast(on_gpu(8 * GIB))).options[0].source
     [entry] = learned.entries()
     assert (entry.model, entry.shortages, entry.estimate[GPU]) == ("a", 3, 8 * GIB)
@@ -140,11 +144,12 @@ def test_the_scheduler_knows_a_raised_figure_by_its_words() -> None:
 
 
 def test_people_see_what_is_known_the_newest_first() -> None:
-    learned = Learned(Shelf())
-    learned.saw("a", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON, model="a", file="/m/a.gguf")
-    learned.saw("b", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON, model="b", file="/m/b.gguf")
+    times = iter((NOON, NOON + 1, NOON + 9))
+    learned = learning(now=lambda: next(times))
+    learned.saw("a", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, model="a", file="/m/a.gguf")
+    learned.saw("b", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, model="b", file="/m/b.gguf")
     known = learned.apply(forecast(on_gpu(3 * GIB), key="a")).options[0]
-    learned.saw("a", known, {GPU: 2 * GIB}, settled=True, at=NOON + 9)
+    learned.saw("a", known, {GPU: 2 * GIB}, settled=True)
     newest, oldest = learned.entries()
     assert (newest.model, newest.file, newest.devices) == ("a", "/m/a.gguf", (GPU,))
     assert (newest.estimate[GPU], newest.peak, newest.at) == (3 * GIB, {GPU: 2 * GIB}, NOON + 9)
@@ -156,9 +161,9 @@ def test_people_see_what_is_known_the_newest_first() -> None:
 
 def test_names_that_no_file_can_hold_are_written_as_well_as_can_be() -> None:
     shelf = Shelf()
-    learned = Learned(shelf)
+    learned = learning(shelf)
     odd = b"/m/\xff.gguf".decode("utf-8", "surrogateescape")
-    learned.saw(odd, on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON, model=odd, file="/m" * 9999 + "/last.gguf")
+    learned.saw(odd, on_gpu(GIB), {GPU: 2 * GIB}, settled=True, model=odd, file="/m" * 9999 + "/last.gguf")
     [entry] = learned.entries()
     assert entry.model == "/m/\\udcff.gguf"
     assert (entry.file[0], entry.file[-10:], len(entry.file)) == ("…", "/last.gguf", 500)
@@ -168,36 +173,36 @@ def test_names_that_no_file_can_hold_are_written_as_well_as_can_be() -> None:
 
 
 def test_runs_are_counted_by_their_loads_not_by_the_looks() -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     for _ in range(3):
         learned.loaded("k", on_gpu(GIB))
         for _ in range(4):
-            learned.saw("k", on_gpu(GIB), {GPU: GIB}, settled=True, at=NOON)
+            learned.saw("k", on_gpu(GIB), {GPU: GIB}, settled=True)
     assert learned.entries()[0].runs == 3
 
 
 def test_only_what_says_something_new_has_the_file_written() -> None:
     shelf = Shelf()
-    learned = Learned(shelf)
+    learned = learning(shelf)
     peak = 1000 * MIB
     for grown in (0, 5, 9, 0, 9):
-        learned.saw("k", on_gpu(GIB), {GPU: peak + grown * MIB}, settled=True, at=NOON + grown)
+        learned.saw("k", on_gpu(GIB), {GPU: peak + grown * MIB}, settled=True)
     assert shelf.writes == 1
-    learned.saw("k", on_gpu(GIB), {GPU: peak + 11 * MIB}, settled=True, at=NOON)
+    learned.saw("k", on_gpu(GIB), {GPU: peak + 11 * MIB}, settled=True)
     assert shelf.writes == 2
-    learned.saw("k", on_gpu(GIB), {GPU: peak + 11 * MIB, RAM: MIB}, settled=True, at=NOON)
+    learned.saw("k", on_gpu(GIB), {GPU: peak + 11 * MIB, RAM: MIB}, settled=True)
     assert shelf.writes == 3
     assert shelf.learned[0].peak == {GPU: peak + 11 * MIB, RAM: MIB}
 
 
 def test_only_so_many_are_kept_the_one_unused_for_longest_falls_out() -> None:
     shelf = Shelf()
-    learned = Learned(shelf)
+    learned = learning(shelf)
     for number in range(KEPT):
-        learned.saw(f"k{number}", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON)
-    learned.saw("k0", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON)
+        learned.saw(f"k{number}", on_gpu(GIB), {GPU: 2 * GIB}, settled=True)
+    learned.saw("k0", on_gpu(GIB), {GPU: 2 * GIB}, settled=True)
     for number in range(KEPT, KEPT + 3):
-        learned.saw(f"k{number}", on_gpu(GIB), {GPU: 2 * GIB}, settled=True, at=NOON)
+        learned.saw(f"k{number}", on_gpu(GIB), {GPU: 2 * GIB}, settled=True)
         learned.apply(forecast(on_gpu(GIB), key=f"k{number}"))
     kept = {entry.key for entry in learned.entries()}
     assert len(kept) == len(shelf.learned) == KEPT
@@ -222,18 +227,18 @@ STEPS = st.lists(
 def test_A32_whatever_happens_no_figure_is_negative_or_below_what_was_outgrown(
     amounts: dict[str, int], devices: tuple[str, ...], steps: list[tuple[str, object, bool | None]]
 ) -> None:
-    learned = Learned(Shelf())
+    learned = learning()
     estimate = Need(amounts, "estimated", devices)
     floor, highest = 0, {RAM: 0}
     for what, value, settled in steps:
         need = learned.apply(forecast(estimate)).options[0]
         if what == "saw":
             assert isinstance(value, dict)
-            learned.saw("k", need, value, settled=bool(settled), at=NOON)
+            learned.saw("k", need, value, settled=bool(settled))
             highest[RAM] = max(highest[RAM], value.get(RAM, 0))
         elif what == "outgrown":
             assert isinstance(value, int)
-            learned.outgrown("k", need, value, at=NOON)
+            learned.outgrown("k", need, value)
             floor = max(floor, value)
         else:
             learned.loaded("k", need)
