@@ -1,7 +1,7 @@
 """A zoo of models that a real llama-server loads, each of another kind, made from nothing in well under a second.
 
-`make(name, folder)` writes one (once for each version of these sources) and says where. `python -m tests.memory.zoo
---report DIR` prints as JSON what llama-server says that each of them takes.
+`make(name, folder)` writes one (once for each version of these sources) and says where; tests.memory.zoo_report prints
+what llama-server says that each of them takes.
 """
 
 from __future__ import annotations
