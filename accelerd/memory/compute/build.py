@@ -17,7 +17,6 @@ from accelerd.memory.facts import Facts, Layer
 ENOUGH: Final = 3  # layers alike after which nothing new comes
 LATE: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe"})  # all tokens to the end
 MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
-WINDOW_AS_ENCODER: Final = frozenset({"gemma-embedding", "modern-bert"})
 
 
 def buffers(facts: Facts, batch: Batch, places: Sequence[int], out: int, copies: int = 1) -> list[int]:
@@ -137,7 +136,13 @@ class _Builder:
         normed = self._norm(layer, "attn_norm", x) if layer.has("attn_norm") else x
         if layer.state and layer.attends:  # both, side by side
             found = attention(g, facts, layer, batch, inputs, normed)
-            found = g.like(found, recurrent.mixer(g, facts, layer, batch, inputs, normed))
+            again = self._norm(layer, "attn_norm", x)
+            found = g.like(found, recurrent.mixer(g, facts, layer, batch, inputs, again))
+            found = g.like(found, before)
+            if last:
+                assert inputs.outputs is not None
+                found = g.rows(found, inputs.outputs)
+            return g.like(self._forward(layer, self._norm(layer, "ffn_norm", found)), found)
         elif layer.state:
             found = recurrent.mixer(g, facts, layer, batch, inputs, normed)
         elif layer.attends:

@@ -29,6 +29,7 @@ class Batch:
     quantised_v: bool
     embeddings: bool
     pooling: int
+    kept: str = "f16"  # type of a number in the cache, where it is none of blocks
 
     @property
     def each(self) -> int:
@@ -77,11 +78,12 @@ def attention(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs
     per_head = "attn_q_norm.weight" in layer.tensors and layer.tensors["attn_q_norm.weight"].shape[0] == layer.key
     if layer.has("attn_q_norm") and per_head:
         q = g.like(g.like(q))
-    if facts.architecture not in NO_ROTATION:
+    rotates = _rotates(facts, layer)
+    if rotates or facts.architecture == "llama4":  # which scales what it does not rotate
         q = g.like(q, inputs.positions)
     if layer.has("attn_k_norm") and per_head:
         k = g.like(g.like(k))
-    if facts.architecture not in NO_ROTATION:
+    if rotates:
         k = g.like(k, inputs.positions)
     if gate is None:
         return _attend(g, facts, layer, batch, inputs, q, k, v)
@@ -92,6 +94,13 @@ def attention(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs
 
 NO_ROTATION: Final = frozenset({"bert", "jina-bert-v2", "bloom", "gpt2", "starcoder", "mpt", "refact", "jais", "jamba",
                                 "nemotron_h", "nemotron_h_moe"})  # fmt: skip
+NO_ROTATION_EVERY: Final = {"llama4": 4, "smollm3": 4}  # of so many layers the last
+
+
+def _rotates(facts: Facts, layer: Layer) -> bool:
+    """Are queries and keys turned by their position?"""
+    every = NO_ROTATION_EVERY.get(facts.architecture, 0)
+    return facts.architecture not in NO_ROTATION and not (every and (layer.index + 1) % every == 0)
 
 
 def _fused(g: Graph, layer: Layer, tokens: int, x: Node) -> tuple[Node, Node, Node]:
@@ -195,7 +204,8 @@ def _heads(g: Graph, batch: Batch, q: Node, k: Node, v: Node, mask: Node | None,
         scores = g.like(scores, *masks)
         width = v.shape[0]
         if not v.external or unpack:  # values are not kept turned
-            v = g.new((cells, width, v.shape[2] if not v.external else v.shape[1], streams), v)
+            count = v.shape[1] if v.external else v.shape[2]
+            v = g.new((cells, width, count, streams), v, kind=batch.kept if v.external else "f32")
         found = g.new((width, each, heads, streams), v, scores)
         if unpack:
             found = g.new((unpack, each, heads, streams), found)
@@ -351,7 +361,7 @@ def experts(g: Graph, facts: Facts, layer: Layer, x: Node) -> Node:
 
 
 CHOSEN_BEFORE: Final = frozenset({"gpt-oss"})  # the weights are normed after the choice, not before
-NOT_NORMED: Final = frozenset({"olmoe", "deepseek", "qwen2moe", "nomic-bert-moe"})
+NOT_NORMED: Final = frozenset({"olmoe", "deepseek", "qwen2moe", "nomic-bert-moe", "jamba", "llama4", "llada-moe"})
 
 
 def _of_groups(g: Graph, facts: Facts, choice: Node, count: int, tokens: int) -> Node:
