@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -75,8 +75,9 @@ class Instance:
         ring: OutputRing,
         house: House,
         found: Survivor | None = None,
+        gpus: Sequence[str] = (),
     ) -> None:
-        """`found`: it is not started but taken over."""
+        """`found`: it is not started but taken over. `gpus`: PCI slots of those it shall use, where that is decided."""
         self.number = number
         self.spec = spec
         self.ring = ring
@@ -88,6 +89,7 @@ class Instance:
         self._spawned = self._started
         self._plan: LaunchPlan | None = None
         self._found = found
+        self._gpus = gpus
         self._leader: Leader | None = None
         self._home: str | None = None  # what people may know of where it lives
         self._place: str | None = None
@@ -240,7 +242,7 @@ class Instance:
 
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)
-        return await self._engine.plan(self.spec, self._house.roots.runtime)
+        return await self._engine.plan(self.spec, self._house.roots.runtime, self._gpus)
 
     def _prepare(self, plan: LaunchPlan) -> None:
         if plan.endpoint.unix:

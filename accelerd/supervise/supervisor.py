@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerd import names
@@ -81,12 +81,13 @@ class ProcessSupervisor(Supervisor):
 
     # --- the Protocol -----------------------------------------------------------------------------------------
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         if instance in self._instances:
             log.debug("instance %d is started already", instance)
             return
         mark = Mark(f"{instance}-{secrets.token_hex(8)}", self._owner)
-        self._begin(Instance(instance, spec, self._engines[spec.engine], mark, self.output(spec.name), self._house))
+        engine, ring = self._engines[spec.engine], self.output(spec.name)
+        self._begin(Instance(instance, spec, engine, mark, ring, self._house, gpus=devices))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert isinstance(found, Survivor)
