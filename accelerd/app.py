@@ -136,7 +136,7 @@ def build(
         in_use=lambda spec, busy: performance.in_use(spec, busy),
     )
     devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
-    performance = make_performance(roots, clock, devices)
+    performance = make_performance(roots, clock, devices, lambda name: scheduler.placed(name))
     reclaimer = Reclaimer(lambda: memory.look(), clock)
     scheduler = Scheduler(
         clock,
@@ -195,13 +195,13 @@ def build(
     return daemon
 
 
-def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch) -> Performance:
-    """Levels are set by the helper, else by the daemon itself where it may."""
+def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:
+    """Levels are set by the helper, else by the daemon itself where it may. `where`: see Performance."""
     bus = SystemBus.from_env()
     gauge = Gauge(roots.sys)
     direct = Direct(roots.sys, roots.runtime)
     keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), gauge, Rivals(bus))
-    performance = Performance(keeper, direct, lambda: devices.devices)
+    performance = Performance(keeper, direct, lambda: devices.devices, where)
     devices.listen(lambda diff: performance.devices(diff.after))
     return performance
 

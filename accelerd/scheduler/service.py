@@ -242,6 +242,10 @@ class Scheduler:
     def ledger(self) -> Ledger:
         return self._core.memory.ledger()
 
+    def placed(self, name: str) -> str:
+        """The first GPU that a model was placed on; "": on none, or that was not decided. Cheap."""
+        return self._core.placed(name)
+
     def memory_moves(self) -> bool:
         """Is a model being loaded, or is the memory of one waited for?"""
         return any(s.state in (State.STARTING, State.RECLAIMING) for s in self._core.snapshots())
