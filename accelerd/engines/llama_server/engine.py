@@ -35,6 +35,7 @@ from accelerd.engines.base import (
 )
 from accelerd.engines.llama_server import argv, backend, environment, files, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
+from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.instances import Cause
 
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
@@ -118,6 +119,8 @@ class LlamaServer(Engine):
             warnings=(*([warning] if warning else []), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
+            out_of_memory=OUT_OF_MEMORY,
+            too_large=TOO_LARGE,
         )
 
     async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]:
