@@ -42,9 +42,7 @@ class Ours:
         self._watching = False
         self._see()
         specs = [_spec(model) for model in machine.models.values()]
-        self.core.configure(
-            [(spec, self.estimate_anew(spec)) for spec in specs], self.core.settings, self.core.limits
-        )
+        self.core.configure([(spec, self.estimate_anew(spec)) for spec in specs], self.core.settings, self.core.limits)
 
     # --- what the machine tells ---
 
