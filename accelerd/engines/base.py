@@ -163,10 +163,10 @@ class Engine(Protocol):
 
     dialect: Dialect
 
-    async def plan(self, spec: ModelSpec, runtime: Path, gpus: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
 
-        `gpus`: PCI slots of those it shall use, where somebody has decided that.
+        `slots`: PCI slots of the GPUs it shall use, where somebody has decided that.
         """
         ...
 

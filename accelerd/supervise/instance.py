@@ -22,6 +22,7 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import words
+from accelerd.supervise.groups import Origin
 from accelerd.supervise.home import Home, HomeError, Leader, Order
 from accelerd.supervise.http_probe import ProbeError, status
 from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
@@ -140,6 +141,12 @@ class Instance:
     def resident(self) -> int | None:
         """Bytes, as seen last while it loaded."""
         return self._loading.resident if self._loading is not None else None
+
+    @property
+    def origin(self) -> Origin:
+        """By what its processes are known now."""
+        leader = self._leader
+        return Origin(self.mark, leader.session if leader else None, leader.pid if leader else None)
 
     async def pids(self) -> list[int]:
         """Its live processes."""

@@ -21,6 +21,7 @@ from accelerd.scheduler.core import BAD_OUTCOMES_BEFORE_PROBE
 from accelerd.scheduler.placement import Limits
 from tests.gateway.bench import (
     DONE,
+    ONE_BYTE,
     SSE_HEAD,
     Asked,
     Bench,

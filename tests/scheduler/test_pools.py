@@ -1,4 +1,4 @@
-"""Models on real pools: who fits where, who leaves for whom, who waits for memory that others have, and in what words."""
+"""Models on real pools: who fits where, who leaves for whom, who waits for memory that others have."""
 
 from __future__ import annotations
 
