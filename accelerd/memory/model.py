@@ -70,6 +70,7 @@ class Forecast:
 
     options: tuple[Need, ...]
     key: str = ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
+    load_seconds: float | None = None  # what the last load took
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""The books of memory: what each pool has, who holds what of it, what is left. Pure; does no I/O and keeps no state.
+
+A ledger is made anew from the models' records whenever one is wanted, so nothing can be released twice or forgotten:
+what is counted is what the records say. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from accelerd.memory.model import Pool
+
+Phase = Literal["loading", "resident", "leaving", "reclaiming", "lost"]
+ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this memory as somebody else's
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one model holds."""
+
+    model: str
+    phase: Phase
+    amounts: Mapping[str, int]  # what is counted, by pool
+    used: Mapping[str, int] = field(default_factory=dict)  # what was seen in use, by pool
+
+
+@dataclass(frozen=True)
+class Held:
+    """A holding, in one pool."""
+
+    model: str
+    phase: Phase
+    size: int
+    used: int | None  # None: not seen yet
+
+
+@dataclass(frozen=True)
+class Balance:
+    """One pool."""
+
+    pool: Pool
+    holdings: tuple[Held, ...]
+    foreign: int  # others' use, without what ended models have not given back
+    spilled: int  # of pools that lie in this one, beyond what they have for themselves
+    free: int  # what may still be given away; negative: more is held than should be
+
+    @property
+    def held(self) -> int:
+        return sum(one.size for one in self.holdings)
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A pool that has not enough."""
+
+    balance: Balance
+    wanted: int  # asked of this pool
+    missing: int
+
+
+class Ledger:
+    """See the module's text."""
+
+    def __init__(self, pools: Iterable[Pool], holdings: Iterable[Holding] = ()) -> None:
+        """What is held of pools that are not there counts nowhere."""
+        self.pools = {pool.id: pool for pool in pools}
+        self.holdings = tuple(holdings)
+        self._held = dict.fromkeys(self.pools, 0)
+        ended = dict.fromkeys(self.pools, 0)
+        for holding in self.holdings:
+            for pool, size in holding.amounts.items():
+                if pool in self._held:
+                    self._held[pool] += size
+                    if holding.phase in ENDED:
+                        ended[pool] += size
+        self._foreign = {id: max(0, pool.foreign - ended[id]) for id, pool in self.pools.items()}
+
+    def balances(self) -> tuple[Balance, ...]:
+        return tuple(self._balance(pool, self._spilled(self._held)) for pool in self.pools.values())
+
+    def shortages(self, amounts: Mapping[str, int], without: Sequence[Mapping[str, int]] = ()) -> tuple[Shortage, ...]:
+        """The pools that have not enough for `amounts` more, if what is in `without` were gone. Empty: it fits."""
+        held = dict(self._held)
+        for gone in without:
+            for pool, size in gone.items():
+                if pool in held:
+                    held[pool] -= size
+        before = self._spilled(held)
+        for pool, size in amounts.items():
+            if pool in held:
+                held[pool] += size
+        after = self._spilled(held)
+        found = []
+        for id, pool in self.pools.items():
+            wanted = amounts.get(id, 0) + after[id] - before[id]
+            free = pool.room - self._foreign[id] - held[id] - after[id]
+            if wanted > 0 and free < 0:
+                found.append(Shortage(self._balance(pool, self._spilled(self._held)), wanted, -free))
+        return tuple(found)
+
+    def alone(self, *, foreign: bool = False) -> Ledger:
+        """The same pools with no models, and nobody else unless `foreign`."""
+        pools = self.pools.values()
+        return Ledger(pools if foreign else [replace(pool, foreign=0) for pool in pools])
+
+    def counted(self, amounts: Mapping[str, int], pool: str) -> int:
+        """How much of `amounts` counts in a pool at most: what lies in it, and what may spill into it."""
+        spills = sum(size for id, size in amounts.items() if id in self.pools and self.pools[id].backed_by == pool)
+        return amounts.get(pool, 0) + min(spills, self._spilled(self._held).get(pool, 0))
+
+    def _spilled(self, held: Mapping[str, int]) -> dict[str, int]:
+        """Bytes that lie in each pool although they are held of others."""
+        found = dict.fromkeys(self.pools, 0)
+        for id, pool in self.pools.items():
+            if pool.backed_by in found:
+                found[pool.backed_by] += max(0, held[id] - max(0, pool.own - self._foreign[id]))
+        return found
+
+    def _balance(self, pool: Pool, spilled: Mapping[str, int]) -> Balance:
+        holdings = tuple(
+            Held(one.model, one.phase, one.amounts.get(pool.id, 0), one.used.get(pool.id) if one.used else None)
+            for one in self.holdings
+            if one.amounts.get(pool.id) or one.used.get(pool.id)
+        )
+        free = pool.room - self._foreign[pool.id] - self._held[pool.id] - spilled[pool.id]
+        return Balance(pool, holdings, self._foreign[pool.id], spilled[pool.id], free)
