@@ -38,6 +38,8 @@ KINDS: Final[dict[str, Kind]] = {
     "model_unloaded": Kind(503, "service_unavailable_error", True),  # unloaded by a person while this waited
     "model_out_of_memory": Kind(503, "service_unavailable_error"),  # killed for want of memory, and there is no more
     "does_not_fit": Kind(503, "service_unavailable_error"),
+    "memory_in_use": Kind(503, "service_unavailable_error", True),  # it would fit, but other programs have the memory
+    "yielded": Kind(503, "service_unavailable_error", True),  # a person, or a game, wants the memory now
     "model_stuck": Kind(503, "service_unavailable_error", True),  # a process of it cannot be ended
     "device_quarantined": Kind(503, "service_unavailable_error", True),  # such a process may hold its device
     "too_many_connections": Kind(503, "service_unavailable_error", True),

@@ -7,6 +7,7 @@ for an instance. `gone` means proven gone: no process of the instance is left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -75,7 +76,9 @@ class Facts:
 class Supervisor(Protocol):
     """The home of the processes, as the scheduler sees it. All calls return at once."""
 
-    def start(self, instance: int, spec: ModelSpec) -> None: ...
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
+        """`devices`: ids of the GPUs it shall use, where that was decided."""
+
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         """Take over what an earlier daemon started, an entry of `ProcessSupervisor.survivors()`; then as `start`."""
 

@@ -68,7 +68,9 @@ class ModelSpec:
     batch: int | None = None
     ubatch: int | None = None
     threads: int | None = None
+    gpus: tuple[str, ...] | None = None  # PCI slots of the GPUs it may use; None: the one or those that it fits on
     mmproj: str | None = None
+    draft_model: str | None = None  # a small model's file, for speculative decoding
     chat_template_file: str | None = None
     embeddings: bool = False
     rerank: bool = False
@@ -98,7 +100,8 @@ class ModelSpec:
     pin: bool = False
     group: str | None = None
     exclusive: bool = False
-    memory: int | None = None  # declared bytes; None: the engine's footprint
+    memory: int | None = None  # declared bytes; None: estimated, then measured
+    priority: int = 0  # one with more leaves later
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -115,7 +118,7 @@ class ModelSpec:
 
 LAUNCH_FIELDS = (
     "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
-    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "mmproj", "chat_template_file",
+    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model", "chat_template_file",
     "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image", "devices", "mounts",
     "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust", "tasks_max",
 )  # fmt: skip
@@ -143,11 +146,14 @@ class ServerSettings:
 class SchedulerSettings:
     """[scheduler]: what may be resident together and how long a request may wait."""
 
-    memory: int | None = None  # bytes for all models together; None: 80 % of the machine's memory
+    memory: int | None = None  # bytes for all models together; None: what the pools have
     max_loaded: int | None = None
     max_queue: int = 256
     queue_timeout: float = 600.0
     linger: float = 0.5  # a model stays this long after its last request although another waits
+    min_resident: float | None = None  # s that a model stays after its load; None: as long as the load took
+    memory_wait: float = 30.0  # s that a request waits for memory that other programs have
+    cool_down: float = 30.0  # s without pressure until a model that gave way comes back by itself
     max_overtake: float = 20.0  # nobody is overtaken by later requests for longer than this
     max_failures: int = 5  # in failure_window, then the model is failed until reset
     failure_window: float = 600.0

@@ -41,7 +41,9 @@ class Need:
     amounts: Mapping[str, int]
     source: str  # one clause: "estimated from the file's header", "measured in an earlier run", "declared: …"
     devices: tuple[str, ...] = ()  # ids of the GPUs it is placed on, in order; (): the processor, or not decided here
-    parts: Mapping[str, int] = field(default_factory=dict)  # "weights", "kv cache", "compute", "projector", … for people
+    parts: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "weights", "kv cache", "compute", "projector", … for people
 
     @property
     def total(self) -> int:
@@ -69,7 +71,9 @@ class Forecast:
     """What is known before a model is loaded: the ways to place it, the best first. Never empty."""
 
     options: tuple[Need, ...]
-    key: str = ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
+    key: str = (
+        ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
+    )
     load_seconds: float | None = None  # what the last load took
 
 
@@ -98,5 +102,7 @@ class Seen:
     at: float  # monotonic seconds
     pools: tuple[Pool, ...]
     used: Mapping[int, Mapping[str, int]]  # bytes in use, by pool, by instance
-    foreign: tuple[ForeignUser, ...] = ()  # the largest first; what nobody can be named for is in the pools' figure only
+    foreign: tuple[
+        ForeignUser, ...
+    ] = ()  # the largest first; what nobody can be named for is in the pools' figure only
     stall: Stall | None = None  # None: this kernel does not tell

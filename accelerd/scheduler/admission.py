@@ -11,6 +11,7 @@ Owned and driven by Core; pure like it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,33 +19,46 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.ports import Clock
+from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import Limits, choose_victims, obstacle, outgrown
+from accelerd.scheduler.placement import Limits, Yielded, fitting, obstacle, outgrown
 from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 
 CPU = "cpu"
+FRESH = 1.0  # s that a look at memory holds for a decision
+LOOK_PATIENCE = 2.0  # s that a start waits for a fresh look
 
 
 class Effects(Protocol):
     """What Core asks of the outside. No call may re-enter Core before it returns."""
 
-    def start(self, instance: int, spec: ModelSpec) -> None: ...
+    def start(self, instance: int, spec: ModelSpec, need: Need) -> None: ...
     def stop(self, instance: int, cause: Cause) -> None: ...
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None: ...
     def probe(self, instance: int) -> None: ...
-    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
-        """All its processes are gone: must its memory be waited for? Then `memory_residue` follows, with 0 at last."""
+    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
+        """All its processes are gone: must what it held, by pool, be waited for? Then `memory_residue` follows, with 0
+        at last."""
+        ...
+
+    def look(self) -> bool:
+        """Have somebody look at memory soon: `seen` follows. False: nobody looks on this machine."""
+        ...
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of this model would fit into so much of each pool: one clause, or nothing."""
         ...
 
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back in time."""
 
-    def outgrown(self, spec: ModelSpec, memory: int) -> None:
-        """Remember that the model needs at least `memory` bytes."""
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        """Remember that the model needs at least so much."""
         ...
 
-    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
-        """Forget that; bytes to reserve and where the number comes from."""
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
+        """Forget that, and what was measured; what is estimated."""
         ...
 
     def device(self, spec: ModelSpec) -> str:
@@ -75,6 +89,9 @@ class Admission:
         self.residues: dict[int, Residue] = {}  # by instance
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
+        self.view: Seen | None = None  # the last look at memory
+        self.yielded: Yielded | None = None
+        self._looking_since: float | None = None
         self._next_instance = 1
 
     @property
@@ -84,11 +101,33 @@ class Admission:
 
     @property
     def room(self) -> Limits:
-        """The limits, less what is lost and but for devices that a model which cannot be ended may hold."""
+        """The limits as they are now: with the pools, less what is lost, given up, or held by what cannot be ended."""
         stuck = {r.device: r.spec.name for r in self.records.values() if r.stuck and r.device != CPU}
-        if not stuck and not self.residues:
+        pools = self.view.pools if self.view is not None else ()
+        if not (stuck or self.residues or pools or self.yielded):
             return self.limits
-        return replace(self.limits, lost=tuple(self.lost), quarantined=stuck)
+        return replace(self.limits, lost=tuple(self.lost), quarantined=stuck, pools=pools, yielded=self.yielded)
+
+    def occupied(self) -> list[Record]:
+        return [record for record in self.records.values() if record.occupied]
+
+    def looked(self, seen: Seen) -> None:
+        """A fresh look is here."""
+        self.view, self._looking_since = seen, None
+
+    def _knows(self, now: float) -> bool:
+        """Is what is known of memory fresh enough to start a model by? If not, somebody is asked to look."""
+        if self.view is not None and now - self.view.at <= FRESH:
+            return True
+        if self._looking_since is None:
+            if not self.effects.look():
+                return True
+            self._looking_since = now
+        due = self._looking_since + LOOK_PATIENCE
+        if due <= now:
+            return True  # a driver that does not answer stops nobody
+        self.wake = min(self.wake, due)
+        return False
 
     def enqueue(self, record: Record, waiter: Waiter) -> None:
         record.waiting.append(waiter)
@@ -107,6 +146,7 @@ class Admission:
         assert record.endpoint is not None
         lease = Lease(record, record.instance, record.endpoint, record.secret, self.clock.monotonic())
         record.active.add(lease)
+        record.usage.note(lease.progress)
         if len(record.active) == 1:
             self.effects.in_use(record.spec, True)
         return lease
@@ -148,28 +188,32 @@ class Admission:
         Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
         waiting = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
+        if not waiting or not self._knows(now):
+            return {}
         room = self.room
         planned: list[Record] = []
         leaving: set[str] = set()
         cutoffs: dict[str, float] = {}
         for target in sorted(waiting, key=lambda r: r.waiting[0].arrived):
-            occupied = [r for r in self.records.values() if r.occupied]
+            occupied = self.occupied()
             future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
             may_evict = any(w.may_evict for w in target.waiting)
             movable = [r for r in future if r.state is State.READY and not r.spec.pin and may_evict]
             staying = [r for r in future if r not in movable]
-            movable.sort(key=lambda r: (bool(r.active or r.waiting), r.last_used))
-            victims = choose_victims(target, [*staying, *planned], movable, room)
-            if victims is None:
-                if self._hopeless(target, staying, may_evict=may_evict):
-                    continue
-                break  # those before it take the room for now; nobody behind it may overtake
-            if not victims and obstacle(target, occupied, room) is None:
-                self.start(target)
+            choice = choose(target, [*staying, *planned], movable, room, now)
+            if choice is None:
+                if not self._refuse(target, staying, now, may_evict=may_evict):
+                    planned.append(target)  # those before it take the room for now; nobody behind it may overtake
                 continue
+            for waiter in target.waiting:
+                waiter.lacking_since = None
+            if not choice.victims and (need := fitting(target, occupied, room)) is not None:
+                self.start(target, need)
+                continue
+            target.need = choice.need
             planned.append(target)
             head = target.waiting[0].arrived
-            for victim in victims:
+            for victim in choice.victims:
                 leaving.add(victim.spec.name)
                 self._press(victim, target, head, now, cutoffs)
         return cutoffs
@@ -177,9 +221,11 @@ class Admission:
     def _press(self, victim: Record, target: Record, head: float, now: float, cutoffs: dict[str, float]) -> None:
         """Make `victim` leave for `target`: now if it is idle, at the bound on overtaking if it is not."""
         if not victim.active and not victim.waiting:
-            free_at = min(victim.last_used + self.settings.linger, head + self.settings.max_overtake)
+            stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
+            free_at = min(stays, head + self.settings.max_overtake)
             if free_at <= now:
-                self.evict(victim, f"made room for {target.spec.name}")
+                why = obstacle(target, self.occupied(), self.room)
+                self.evict(victim, f"made room for {target.spec.name}" + (f": {why}" if why else ""))
             else:
                 self.wake = min(self.wake, free_at)
             return
@@ -189,20 +235,55 @@ class Admission:
         else:
             self.wake = min(self.wake, due)
 
-    def _hopeless(self, target: Record, staying: list[Record], *, may_evict: bool) -> bool:
-        """Refuse those who wait for `target` if no leaving model will ever make room. True if refused."""
+    def _least_stay(self, record: Record) -> float:
+        """Seconds that a model stays after its load, idle or not: by default as long as the load took."""
+        least = self.settings.min_resident
+        return least if least is not None else record.load_seconds or 0.0
+
+    def _refuse(self, target: Record, staying: list[Record], now: float, *, may_evict: bool) -> bool:
+        """Refuse those who wait for `target` if no leaving model will ever make room. False: it waits for its turn.
+
+        Where others than our models have the memory people wait a while for it, and nobody behind them has to.
+        """
         fixed = [r for r in staying if r.spec.pin] if may_evict else staying
-        why = obstacle(target, fixed, self.room)
-        if why is None:
-            return False
-        name = target.spec.name
-        text, code = f"cannot load {name}: {why}", "does_not_fit"
-        if target.device in self.room.quarantined:
+        room, name = self.room, target.spec.name
+        for need in target.forecast.options or (target.need,):
+            why = obstacle(target, fixed, room, need)
+            if why is None:
+                return False
+        why = obstacle(target, fixed, room) or why
+        text, code, retry_after = f"cannot load {name}: {why}", "does_not_fit", None
+        if target.device in room.quarantined:
             code = "device_quarantined"
+        elif room.yielded is not None and room.yielded.covers(target.need):
+            code, retry_after = "yielded", self._until(room.yielded, now)
+        elif fitting(target, fixed, room.undisturbed()) is not None:
+            if not self._waited(target, now):
+                return True
+            code, retry_after = "memory_in_use", self.settings.memory_wait
         elif outgrown(target):
             text, code = f"{text}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
-        self.reject_all(target, AccelError(code, text, param="model"))
+        if code in ("does_not_fit", "memory_in_use"):
+            free = {b.pool.id: max(0, b.free) for b in room.ledger(fixed).balances()}
+            offer = self.effects.offer(target.spec, free)
+            text += f"; {offer}" if offer else ""
+        # A model that shall be there at all times comes by itself when there is room.
+        target.away = target.keep and code in ("yielded", "memory_in_use")
+        self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
+
+    def _until(self, yielded: Yielded, now: float) -> float:
+        return max(1.0, yielded.until - now) if yielded.until is not None else 60.0
+
+    def _waited(self, target: Record, now: float) -> bool:
+        """Has somebody waited long enough for memory that others have?"""
+        since = now
+        for waiter in target.waiting:
+            waiter.lacking_since = now if waiter.lacking_since is None else waiter.lacking_since
+            since = min(since, waiter.lacking_since)
+        due = since + self.settings.memory_wait
+        self.wake = min(self.wake, due, now + FRESH)
+        return due <= now
 
     def _serve(self, record: Record, cutoff: float | None) -> None:
         """Grant free slots, in order; past `cutoff` only to those who came before it, then drain."""
@@ -222,11 +303,14 @@ class Admission:
 
     # --- small moves ------------------------------------------------------------------------------------------
 
-    def start(self, record: Record) -> None:
+    def start(self, record: Record, need: Need) -> None:
         instance = self._new_instance(record, adopted=False)
+        record.need = need
+        if need.devices:
+            record.device = need.devices[0]
         wanted = record.waiting[0].wants_lease if record.waiting else False
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
-        self.effects.start(instance, record.spec)
+        self.effects.start(instance, record.spec, need)
 
     def adopt(self, record: Record, found: object) -> None:
         instance = self._new_instance(record, adopted=True)
@@ -238,6 +322,7 @@ class Admission:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
+        record.used, record.peak, record.away, record.cut_at = {}, {}, False, math.inf
         return instance
 
     def evict(self, record: Record, reason: str) -> None:

@@ -14,12 +14,15 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
+from accelerd.memory.model import Forecast
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.device_news import DeviceNews
 from accelerd.scheduler.endings import STUCK_AFTER, Endings
+from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.placement import Limits, choose_victims, obstacle
+from accelerd.scheduler.memory_news import MemoryNews
+from accelerd.scheduler.placement import Limits, fitting, obstacle
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -44,6 +47,7 @@ class Core:
         self._endings = Endings(self._admission, self._over, stuck_after)
         self._names: dict[str, Record] = {}  # names and aliases
         self.devices = DeviceNews(self._admission, self._find, self.reset)
+        self.memory = MemoryNews(self._admission, self._names)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -131,7 +135,7 @@ class Core:
         record.unhealthy.clear()
         record.out_of_memory.clear()
         if memory and not record.occupied:
-            record.memory, record.memory_source = self._effects.estimate_anew(record.spec)
+            record.expect(self._effects.estimate_anew(record.spec))
         record.keep = record.spec.preload or record.spec.pin
         if record.state in (State.BACKOFF, State.FAILED):
             record.retry_at = record.error = None
@@ -149,7 +153,7 @@ class Core:
         """Let running requests end (unless `force`), then stop. `done` is called when it is stopped, or `failed` when
         it cannot be."""
         record = self._find(name)
-        record.keep = False
+        record.keep = record.away = False
         self._admission.reject_all(
             record, AccelError("model_unloaded", f"{record.spec.name} was unloaded", retry_after=1)
         )
@@ -171,12 +175,12 @@ class Core:
 
     def configure(
         self,
-        entries: Iterable[tuple[ModelSpec, int, str]],
+        entries: Iterable[tuple[ModelSpec, Forecast]],
         settings: SchedulerSettings,
         limits: Limits,
         relaunch: Collection[str] = (),
     ) -> None:
-        """Take over a new configuration: (spec, bytes, source of the bytes) of every model.
+        """Take over a new configuration: every model, with what it will need.
 
         Models whose process does not depend on what changed go on untouched; the others, and those that `relaunch`
         names, drain and are replaced.
@@ -184,21 +188,20 @@ class Core:
         self._admission.settings, self._admission.limits = settings, limits
         now = self._clock.monotonic()
         gone = set(self._admission.records)
-        for spec, memory, source in entries:
+        for spec, forecast in entries:
             gone.discard(spec.name)
             record = self._admission.records.get(spec.name)
             if record is None:
                 keep = spec.preload or spec.pin
-                self._admission.records[spec.name] = Record(
-                    spec, memory, source, since=now, keep=keep, device=self._effects.device(spec)
-                )
+                record = Record(spec, forecast, since=now, keep=keep, device=self._effects.device(spec))
+                self._admission.records[spec.name] = record
                 continue
             record.removed = False
             if record.occupied and (spec.name in relaunch or record.spec.launch_key() != spec.launch_key()):
-                record.next_spec, record.next_memory = spec, (memory, source)
+                record.next_spec, record.next_forecast = spec, forecast
             else:
                 record.next_spec = None
-                self._adopt_spec(record, spec, memory, source)
+                self._adopt_spec(record, spec, forecast)
         for name in gone:
             record = self._admission.records[name]
             record.removed = True
@@ -207,13 +210,19 @@ class Core:
             )
             if not record.occupied:
                 del self._admission.records[name]
-        self._names = {n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)}
+        self._names.clear()
+        self._names.update({n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)})
         self._admission.schedule()
 
-    def _adopt_spec(self, record: Record, spec: ModelSpec, memory: int, source: str) -> None:
+    def _adopt_spec(self, record: Record, spec: ModelSpec, forecast: Forecast) -> None:
         changed = record.spec.launch_key() != spec.launch_key()
-        record.spec, record.memory, record.memory_source = spec, memory, source
-        record.device = self._effects.device(spec)
+        redeclared = record.spec.memory != spec.memory
+        record.spec = spec
+        record.expect(forecast)
+        if redeclared:
+            record.redeclared()
+        if not record.occupied:
+            record.device = self._effects.device(spec)
         record.keep = spec.preload or spec.pin
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()
@@ -231,13 +240,13 @@ class Core:
         record = self._admission.records.get(name)
         if record is None or record.state is not State.STOPPED:
             return False
-        others = [r for r in self._admission.records.values() if r.occupied]
-        no_room = obstacle(record, others, self._admission.room)
+        # What others use of the pools now includes what it has: only our own models count here.
+        no_room = obstacle(record, self._admission.occupied(), self._admission.room.undisturbed())
         self._admission.adopt(record, found)
         if no_room is not None:
             self._admission.stop(record, f"no longer fits: {no_room}")
         elif not fits:
-            record.next_spec, record.next_memory = record.spec, (record.memory, record.memory_source)
+            record.next_spec, record.next_forecast = record.spec, record.forecast
         self._admission.schedule()
         return True
 
@@ -266,6 +275,8 @@ class Core:
         now = self._clock.monotonic()
         record.endpoint, record.secret, record.last_used = endpoint, secret, now
         record.bad_outcomes, record.probing, record.error = 0, False, None
+        if not record.adopted:
+            record.load_seconds = now - record.started_at
         how = "taken over" if record.adopted else "loaded"
         self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
         self._admission.schedule()
@@ -313,10 +324,10 @@ class Core:
 
     def _replace(self, record: Record, *, reload: bool) -> None:
         assert record.next_spec is not None
-        assert record.next_memory is not None
-        spec, (memory, source) = record.next_spec, record.next_memory
-        record.next_spec = record.next_memory = None
-        self._adopt_spec(record, spec, memory, source)
+        assert record.next_forecast is not None
+        spec, forecast = record.next_spec, record.next_forecast
+        record.next_spec = record.next_forecast = None
+        self._adopt_spec(record, spec, forecast)
         if reload and not record.waiting:
             self._admission.wish(record)
 
@@ -326,6 +337,7 @@ class Core:
         """Do what has become due: queue deadlines, back-off, idle models, the bound on overtaking."""
         now = self._clock.monotonic()
         self._endings.tick(now)
+        self.memory.tick(now)
         for record in self._admission.records.values():
             for waiter in [w for w in record.waiting if w.deadline is not None and w.deadline <= now]:
                 self._admission.remove(record, waiter)
@@ -349,7 +361,7 @@ class Core:
 
     def next_deadline(self) -> float:
         """When `tick` should be called next, math.inf for never."""
-        due = min(self._admission.wake, self._endings.deadline())
+        due = min(self._admission.wake, self._endings.deadline(), self.memory.deadline())
         for record in self._admission.records.values():
             for waiter in record.waiting:
                 if waiter.deadline is not None:
@@ -385,21 +397,24 @@ class Core:
         now = self._clock.monotonic()
         return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
+    def ready(self) -> list[Record]:
+        return [record for record in self._admission.records.values() if record.state is State.READY]
+
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take: for people who ask before they load it."""
         record = self._find(name)
         if record.occupied:
             return True, "it is loaded, or on its way in or out"
         room = self._admission.room
-        others = [r for r in self._admission.records.values() if r.occupied]
-        why = obstacle(record, others, room)
-        if why is None:
+        others = self._admission.occupied()
+        if fitting(record, others, room) is not None:
             return True, "it fits beside what is loaded now"
-        movable = sorted((r for r in others if not r.spec.pin), key=lambda r: r.last_used)
-        victims = choose_victims(record, [r for r in others if r.spec.pin], movable, room)
-        if victims is None:
+        why = obstacle(record, others, room) or ""
+        movable = [r for r in others if not r.spec.pin]
+        choice = choose(record, [r for r in others if r.spec.pin], movable, room, self._clock.monotonic())
+        if choice is None:
             return False, why
-        return True, f"{', '.join(v.spec.name for v in victims)} would make room for it: {why}"
+        return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
     @property
     def settings(self) -> SchedulerSettings:
@@ -424,5 +439,5 @@ class Core:
 
     def memory_held(self) -> int:
         """Bytes reserved by models that have, or may have, a process."""
-        occupied = sum(r.memory for r in self._admission.records.values() if r.occupied)
+        occupied = sum(sum(r.held().values()) for r in self._admission.occupied())
         return occupied + sum(residue.size for residue in self._admission.lost)

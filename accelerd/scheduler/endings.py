@@ -14,6 +14,7 @@ from typing import Final
 
 from accelerd.errors import AccelError
 from accelerd.instances import PERMANENT, Cause, Exit
+from accelerd.memory.model import RAM
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import OUTGROWN, gib
@@ -46,7 +47,7 @@ class Endings:
             self._effects.in_use(record.spec, False)
         record.probing = record.stuck = False
         record.ending = Ending(instance, record.state, exit)
-        if self._effects.reclaim(instance, record.spec, record.memory):
+        if self._effects.reclaim(instance, record.spec, record.held()):
             self._reclaiming[instance] = record
             record.reclaim_until = self._admission.clock.monotonic() + RECLAIM_PATIENCE
             self._admission.move(record, Event.RECLAIM, "no process is left; its memory is not back yet")
@@ -80,8 +81,9 @@ class Endings:
         waits = record.ending is not None and record.ending.instance == instance
         if size > 0:
             known = self._admission.residues.get(instance)
-            most = known.most if known is not None else record.memory
-            self._admission.residues[instance] = Residue(record.spec.name, min(size, most), where, most, waits)
+            most = known.most if known is not None else sum(record.held().values())
+            pool = known.pool if known is not None else _pool(record)
+            self._admission.residues[instance] = Residue(record.spec.name, min(size, most), where, most, waits, pool)
             return
         del self._reclaiming[instance]
         self._admission.residues.pop(instance, None)
@@ -94,8 +96,9 @@ class Endings:
             if record.ending is None or record.ending.instance != instance or record.reclaim_until > now:
                 continue
             known = self._admission.residues.get(instance)
-            size, where = (known.size, known.where) if known else (record.memory, "device memory")
-            residue = Residue(record.spec.name, size, where, record.memory, waited_for=False)
+            most = sum(record.held().values())
+            size, where = (known.size, known.where) if known else (most, "device memory")
+            residue = Residue(record.spec.name, size, where, most, waited_for=False, pool=_pool(record))
             self._admission.residues[instance] = residue
             self._effects.lost(residue)
             self._finish(record, f"; {gib(size)} of {where} are not back")
@@ -128,6 +131,7 @@ class Endings:
         before = record.ending.before
         exit = replace(record.ending.exit, message=record.ending.exit.message + residue)
         record.ending, record.reclaim_until = None, math.inf
+        record.used, record.cut_at = {}, math.inf
         now = self._admission.clock.monotonic()
         if exit.cause is Cause.OOM_KILLED:
             record.error = exit
@@ -187,7 +191,7 @@ class Endings:
         settings, old = self._admission.settings, record.memory
         _remember(record.out_of_memory, now, settings.failure_window)
         count = len(record.out_of_memory)
-        new = max(old * GROWTH[0] // GROWTH[1], exit.peak or 0)
+        new = max(old * GROWTH[0] // GROWTH[1], exit.peak or 0, sum(record.peak.values()))
         given_up = count >= OUT_OF_MEMORY_BEFORE_FAILED
         if given_up:
             record.retry_at = None
@@ -196,8 +200,12 @@ class Endings:
             more = f"; from now on it reserves {gib(new)} instead of {gib(old)}" if new > old else ""
             self._admission.move(record, Event.OUT_OF_MEMORY, exit.message + more)
         if new > old:
-            record.memory, record.memory_source = new, f"{OUTGROWN} {gib(old)}"
-            self._effects.outgrown(record.spec, new)
+            source = f"{OUTGROWN} {gib(old)}"
+            options = tuple(need.scaled(need.total * new // old if old else new, source)
+                            for need in record.forecast.options)  # fmt: skip
+            record.forecast = replace(record.forecast, options=options)
+            record.need = record.need.scaled(new, source)
+            self._effects.outgrown(record.spec, record.need)
         error = self.failure(record, now)
         if given_up:
             self._admission.reject_all(record, error)
@@ -212,8 +220,14 @@ class Endings:
 
     def _come_back(self, record: Record, *, wanted: bool = False) -> None:
         """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
-        if (record.keep or wanted) and not record.waiting and not self._admission.closing:
+        if (record.keep or wanted) and not record.waiting and not self._admission.closing and not record.away:
             self._admission.wish(record)
+
+
+def _pool(record: Record) -> str:
+    """Where most of a device's memory was that the model held; main memory is back with the process."""
+    held = {pool: size for pool, size in record.held().items() if pool != RAM}
+    return max(held, key=lambda pool: held[pool], default=RAM)
 
 
 def _remember(times: deque[float], now: float, window: float) -> None:

@@ -1,33 +1,58 @@
-"""Which models may be resident together, and which must leave for another. Pure functions over sets of models.
+"""May a model be resident beside others, by memory and by rule, and if not why: with the arithmetic. Pure.
 
-Knows no state of waiting requests and no time: Core says who may be asked to leave, and in which order.
+Knows no state of waiting requests and no time; choosing who leaves is eviction.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from accelerd.config.model import ModelSpec
+from accelerd.memory.ledger import Holding, Ledger, Shortage
+from accelerd.memory.model import RAM, Need, Pool
 from accelerd.scheduler.record import Record, Residue
 
 OUTGROWN: Final = "ran out of memory with"  # so begins the source of a memory figure that was raised
 
 
 @dataclass(frozen=True)
+class Yielded:
+    """Memory that was given up to somebody: nothing is started in it."""
+
+    pools: frozenset[str] | None  # None: all
+    until: float | None  # monotonic seconds; None: until `resume`
+    why: str  # "accelctl yield", "GameMode: 1 game"
+
+    def covers(self, need: Need) -> bool:
+        return self.pools is None or any(size > 0 and pool in self.pools for pool, size in need.amounts.items())
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What all models share. `memory` in bytes; None: no limit."""
+    """What all models share. `memory` in bytes; None: no limit but the pools."""
 
     memory: int | None
     memory_source: str
     max_loaded: int | None
     lost: tuple[Residue, ...] = ()  # memory that ended models have not given back
     quarantined: Mapping[str, str] = field(default_factory=dict)  # device → the model there that cannot be ended
+    pools: tuple[Pool, ...] = ()  # as they were seen last; empty: nothing is known of this machine
+    yielded: Yielded | None = None
+
+    def undisturbed(self) -> Limits:
+        """The same with nobody but our models, and what they have not given back, on the machine."""
+        return replace(self, yielded=None, pools=tuple(replace(pool, foreign=0) for pool in self.pools))
+
+    def ledger(self, records: Iterable[Record]) -> Ledger:
+        """The books with these models resident."""
+        lost = [Holding(r.model, "lost", {r.pool: r.size}) for r in self.lost]
+        return Ledger(self.pools, [*(record.holding() for record in records), *lost])
 
 
 def gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 29 else f"{size / (1 << 20):.1f} MiB"
+    return f"{size / (1 << 30):.1f} GiB" if abs(size) >= 1 << 29 else f"{size / (1 << 20):.1f} MiB"
 
 
 def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
@@ -45,50 +70,57 @@ def outgrown(record: Record) -> bool:
     return record.memory_source.startswith(OUTGROWN)
 
 
-def obstacle(target: Record, others: Iterable[Record], limits: Limits) -> str | None:
-    """Why `target` cannot be resident beside `others`, with the arithmetic; None if it can."""
+def fitting(target: Record, others: Iterable[Record], limits: Limits) -> Need | None:
+    """The best way to place `target` beside `others`; None: there is none."""
     others = list(others)
-    stuck = limits.quarantined.get(target.device)
+    if not target.forecast.options or len(target.forecast.options) == 1:
+        return target.need if obstacle(target, others, limits) is None else None
+    return next((n for n in target.forecast.options if obstacle(target, others, limits, n) is None), None)
+
+
+def obstacle(target: Record, others: Iterable[Record], limits: Limits, need: Need | None = None) -> str | None:
+    """Why `target`, placed as `need` says, cannot be resident beside `others`, with the arithmetic; None if it can."""
+    others, need = list(others), need or target.need
+    stuck = next((limits.quarantined[d] for d in (*need.devices, target.device) if d in limits.quarantined), None)
     if stuck is not None:
         return f"{stuck} cannot be ended and may hold the {target.device}: nothing starts there until it has gone"
+    if limits.yielded is not None and limits.yielded.covers(need):
+        return f"the memory it needs is given up: {limits.yielded.why}"
     for other in others:
         if why := excludes(target.spec, other.spec):
             return why
     if limits.max_loaded is not None and len(others) + 1 > limits.max_loaded:
         return f"max_loaded = {limits.max_loaded} and {len(others)} loaded"
     own_limit = target.spec.memory_max
-    if own_limit is not None and outgrown(target) and target.memory > own_limit:
-        return f"it needs {gib(target.memory)} ({target.memory_source}) and its memory_max is {gib(own_limit)}"
+    if own_limit is not None and outgrown(target) and need.total > own_limit:
+        return f"it needs {gib(need.total)} ({need.source}) and its memory_max is {gib(own_limit)}"
     if limits.memory is not None:
-        held = sum(other.memory for other in others)
+        held = sum(sum(other.held().values()) for other in others)
         lost = sum(residue.size for residue in limits.lost)
-        if held + lost + target.memory > limits.memory:
+        if held + lost + need.total > limits.memory:
             beside = f", {gib(held)} held by {', '.join(o.spec.name for o in others)}" if others else ""
             beside += "".join(f", {gib(r.size)} of {r.where} not given back by {r.model}" for r in limits.lost)
             return (
-                f"it needs {gib(target.memory)} ({target.memory_source}), "
+                f"it needs {gib(need.total)} ({need.source}), "
                 f"{gib(limits.memory)} are there in all ({limits.memory_source}){beside}"
             )
+    if limits.pools and (short := limits.ledger(others).shortages(need.amounts)):
+        return in_words(short[0], need)
     return None
 
 
-def choose_victims(
-    target: Record, staying: Sequence[Record], candidates: Sequence[Record], limits: Limits
-) -> list[Record] | None:
-    """The smallest prefix-greedy set of `candidates` (best victim first) whose leaving lets `target` in.
-
-    `staying` cannot be asked to leave. None: not even all of them would be enough.
-    """
-    victims = [c for c in candidates if excludes(target.spec, c.spec)]
-    remaining = [c for c in candidates if c not in victims]
-    while obstacle(target, [*staying, *remaining], limits) is not None:
-        if not remaining:
-            return None
-        victims.append(remaining.pop(0))
-    # A later, larger victim may have made an earlier one unnecessary.
-    for victim in list(victims):
-        others = [*staying, *remaining, victim]
-        if obstacle(target, others, limits) is None:
-            victims.remove(victim)
-            remaining.append(victim)
-    return victims
+def in_words(short: Shortage, need: Need) -> str:
+    """The arithmetic of one pool."""
+    balance, pool = short.balance, short.balance.pool
+    where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"
+    parts = [f"it needs {gib(short.wanted)} of {where} ({need.source}), which has {gib(pool.capacity)}"]
+    if pool.reserve:
+        parts.append(f"{gib(pool.reserve)} kept free")
+    if balance.foreign:
+        parts.append(f"{gib(balance.foreign)} in use by other programs")
+    if balance.spilled:
+        parts.append(f"{gib(balance.spilled)} held for GPUs")
+    if balance.holdings:
+        names = ", ".join(held.model for held in balance.holdings)
+        parts.append(f"{gib(balance.held)} held by {names}")
+    return f"{', '.join(parts)}: {gib(short.missing)} are missing"

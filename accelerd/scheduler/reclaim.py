@@ -6,10 +6,8 @@ Whoever reads devices implements Reclaim; the scheduler knows no device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
-
-from accelerd.config.model import ModelSpec
 
 Changed = Callable[[int, str], None]  # (bytes not back yet, where: "VRAM of card0"); 0 bytes: all is back
 
@@ -24,8 +22,8 @@ class Watch(Protocol):
 class Reclaim(Protocol):
     """What knows the pools of memory."""
 
-    def watch(self, spec: ModelSpec, memory: int, changed: Changed) -> Watch | None:
-        """The processes of a model with `memory` bytes are gone. None: its memory is back already.
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Watch | None:
+        """The processes of a model that held so much, by pool, are gone. None: its memory is back already.
 
         Else `changed` is called, later and on the loop's thread, whenever a reading differs, with 0 at last.
         """
@@ -35,5 +33,5 @@ class Reclaim(Protocol):
 class MainMemory:
     """The Reclaim of a machine whose models live in main memory: the kernel has it back when the process is gone."""
 
-    def watch(self, spec: ModelSpec, memory: int, changed: Changed) -> Watch | None:
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Watch | None:
         return None

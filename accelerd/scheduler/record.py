@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Exit
-from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
+from accelerd.memory.ledger import Holding, Phase
+from accelerd.memory.model import RAM, Forecast, Need
+from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State
+from accelerd.scheduler.value import Usage
+
+ASSUMED_SPEED = 1 << 30  # bytes/s that a model is read with, where nothing is known
+LEAST_LOAD = 0.5  # s: starting the program alone
 
 
 class Lease:
@@ -47,6 +53,7 @@ class Waiter:
     wants_lease: bool = True
     may_evict: bool = True  # preloading never pushes another model out
     retried: bool = False  # one load it waited for has ended for want of memory
+    lacking_since: float | None = None  # since when others, not our models, have the memory that it needs
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Residue:
     where: str  # "VRAM of card0"
     most: int  # what the instance had reserved
     waited_for: bool  # the model is still in RECLAIMING, with all of its memory on the ledger
+    pool: str = RAM
 
 
 @dataclass(slots=True, eq=False)
@@ -91,8 +99,8 @@ class Record:
     """All lifecycle state of one model. Times are monotonic seconds, sizes bytes."""
 
     spec: ModelSpec
-    memory: int
-    memory_source: str
+    forecast: Forecast  # ways to place it, the best first
+    need: Need = field(init=False)  # the way that was chosen, or would be
     state: State = State.STOPPED
     since: float = 0.0
     reason: str = ""
@@ -105,6 +113,8 @@ class Record:
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
     adopted: bool = False  # an earlier daemon started it
     stop_reason: str = ""  # why it was told to end
+    used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
+    peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
     ending: Ending | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
     # who waits
@@ -119,13 +129,33 @@ class Record:
     bad_outcomes: int = 0  # consecutive requests that the engine failed
     probing: bool = False
     stuck: bool = False  # in KILLING: SIGKILL does not end it
+    # what it is worth
+    usage: Usage = field(default_factory=Usage)
+    load_seconds: float | None = field(init=False)  # what the last load took
     # configuration
     device: str = ""  # what it runs on
     keep: bool = False  # preload or pin: comes back by itself after a crash
     next_spec: ModelSpec | None = None  # takes over when the running instance is gone
-    next_memory: tuple[int, str] | None = None
+    next_forecast: Forecast | None = None
     removed: bool = False
+    away: bool = False  # it is kept, but had to give way; comes back when there is room again
+    cut_at: float = math.inf  # when its requests are ended, although it drains
     history: deque[Transition] = field(default_factory=lambda: deque(maxlen=32))
+
+    def __post_init__(self) -> None:
+        self.load_seconds = self.forecast.load_seconds
+        self.expect(self.forecast)
+
+    def expect(self, forecast: Forecast) -> None:
+        """What it needs from its next load on. What is loaded keeps its place."""
+        self.forecast = forecast
+        if not self.occupied:
+            self.need = forecast.options[0]
+
+    def redeclared(self) -> None:
+        """A person has changed what it is said to need, while it is loaded."""
+        placed = [need for need in self.forecast.options if need.devices == self.need.devices]
+        self.need = (placed or self.forecast.options)[0]
 
     @property
     def leases(self) -> int:
@@ -135,8 +165,42 @@ class Record:
     def occupied(self) -> bool:
         return self.state in OCCUPIED
 
-    def head_arrival(self) -> float | None:
-        return self.waiting[0].arrived if self.waiting else None
+    @property
+    def memory(self) -> int:
+        """Bytes to reserve, in all pools together."""
+        return self.need.total
+
+    @property
+    def memory_source(self) -> str:
+        return self.need.source
+
+    def held(self) -> dict[str, int]:
+        """What counts on the ledger, by pool.
+
+        A device's memory is allocated in full by the load: from then on what is seen is the truth. Pages of main memory
+        count only once they are touched: there the estimate holds until more is seen.
+        """
+        settled = self.state is not State.STARTING and any(size for pool, size in self.peak.items() if pool != RAM)
+        found = {}
+        for pool in {*self.need.amounts, *self.peak}:
+            needed, seen = self.need.amounts.get(pool, 0), self.peak.get(pool, 0)
+            found[pool] = seen if settled and pool != RAM else max(needed, seen)
+        return found
+
+    def holding(self) -> Holding:
+        """For the ledger."""
+        phase: Phase = "resident"
+        if self.state is State.STARTING:
+            phase = "loading"
+        elif self.state is State.RECLAIMING:
+            phase = "reclaiming"
+        elif self.state in LEAVING:
+            phase = "leaving"
+        return Holding(self.spec.name, phase, self.held(), self.used)
+
+    def reload_cost(self) -> float:
+        """Seconds that it would take to have it back."""
+        return self.load_seconds or LEAST_LOAD + self.memory / ASSUMED_SPEED
 
 
 @dataclass(frozen=True)
@@ -152,13 +216,25 @@ class Snapshot:
     leases: int
     queue: int
     idle: float | None
-    memory: int
-    memory_source: str
+    need: Need
+    held: Mapping[str, int]  # bytes that count, by pool
+    used: Mapping[str, int]  # bytes seen in use, by pool
+    away: bool
+    device: str
     retry_in: float | None
     error: Exit | None
     outdated: bool
     residues: tuple[Residue, ...]
     history: tuple[Transition, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes to reserve, in all pools together."""
+        return self.need.total
+
+    @property
+    def memory_source(self) -> str:
+        return self.need.source
 
 
 def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snapshot:
@@ -173,8 +249,11 @@ def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snaps
         leases=record.leases,
         queue=len(record.waiting),
         idle=idle,
-        memory=record.memory,
-        memory_source=record.memory_source,
+        need=record.need,
+        held=record.held() if record.occupied else {},
+        used=record.used,
+        away=record.away,
+        device=record.device,
         retry_in=max(0.0, record.retry_at - now) if record.retry_at is not None else None,
         error=record.error,
         outdated=record.next_spec is not None,

@@ -9,19 +9,22 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Supervisor
+from accelerd.memory.ledger import Ledger
+from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import Limits, Yielded
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
+from accelerd.scheduler.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +48,20 @@ class Witness(Protocol):
 class Needs(Protocol):
     """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
 
-    def remember_need(self, spec: ModelSpec, memory: int) -> None: ...
-    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
-        """Bytes to reserve without it, and where the number comes from."""
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        """It ran out of memory: from now on it needs so much."""
+        ...
+
+    def forget(self, spec: ModelSpec) -> Forecast:
+        """What is estimated, whatever was measured."""
+        ...
+
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+        """The most, by pool, that a loaded model was seen to use; told after every look."""
+        ...
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of this model would fit into so much of each pool: one clause, or nothing."""
         ...
 
     def device(self, spec: ModelSpec) -> str:
@@ -57,6 +71,10 @@ class Needs(Protocol):
 
 def never_asleep() -> float:
     return 0.0
+
+
+def nobody_looks() -> bool:
+    return False
 
 
 class Scheduler:
@@ -84,13 +102,17 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
         self._needs: Needs | None = None
+        self._look: Callable[[], bool] = nobody_looks
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor, needs: Needs) -> None:
-        """The home of the processes and the memory of memory; before the first request."""
-        self._supervisor, self._needs = supervisor, needs
+    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], bool] = nobody_looks) -> None:
+        """The home of the processes and the memory of memory; before the first request.
+
+        `look()` has somebody look at memory: `seen` follows. False: nobody can.
+        """
+        self._supervisor, self._needs, self._look = supervisor, needs, look
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -118,6 +140,10 @@ class Scheduler:
             return await ticket.lease()
         finally:
             ticket.leave()
+
+    def leave(self, name: str, waiter: Waiter) -> None:
+        """Give up a place in the queue."""
+        self._core.cancel(name, waiter)
 
     def release(self, lease: Lease, ok: bool | None) -> None:
         """End a lease. `ok`: the engine did its work, failed, or (None) it cannot be said."""
@@ -185,6 +211,42 @@ class Scheduler:
         """See DeviceNews.suspect."""
         self._core.devices.suspect(name)
 
+    # --- memory, see MemoryNews -------------------------------------------------------------------------------
+
+    def seen(self, seen: Seen) -> None:
+        memory = self._core.memory
+        memory.seen(seen)
+        if self._needs is not None:
+            for record in self._core.ready():
+                self._needs.saw(record.spec, record.need, record.peak)
+        self._rearm()
+
+    def forecast(self, name: str, forecast: Forecast) -> None:
+        self._core.memory.forecast(name, forecast)
+        self._rearm()
+
+    def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
+        coming = self._core.memory.make_room(pool, size, why, busy=busy)
+        self._rearm()
+        return coming
+
+    def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None:
+        self._core.memory.yield_memory(pools, until, why, now=now)
+        self._rearm()
+
+    def resume(self) -> None:
+        self._core.memory.resume()
+        self._rearm()
+
+    @property
+    def yielded(self) -> Yielded | None:
+        return self._core.memory.yielded
+
+    def ledger(self) -> Ledger:
+        return self._core.memory.ledger()
+
+    # --- models of others -------------------------------------------------------------------------------------
+
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
         """Take over what an earlier daemon started, see Core.adopt."""
         adopted = self._core.adopt(name, found, fits=fits)
@@ -193,7 +255,7 @@ class Scheduler:
 
     def configure(
         self,
-        entries: Iterable[tuple[ModelSpec, int, str]],
+        entries: Iterable[tuple[ModelSpec, Forecast]],
         settings: SchedulerSettings,
         limits: Limits,
         relaunch: Collection[str] = (),
@@ -245,9 +307,9 @@ class Scheduler:
 
     # --- Effects ----------------------------------------------------------------------------------------------
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
         assert self._supervisor is not None
-        self._supervisor.start(instance, spec)
+        self._supervisor.start(instance, spec, need.devices)
 
     def stop(self, instance: int, cause: Cause) -> None:
         assert self._supervisor is not None
@@ -261,25 +323,32 @@ class Scheduler:
         assert self._supervisor is not None
         self._supervisor.adopt(instance, spec, found)
 
-    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
+    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
         def changed(size: int, where: str) -> None:
             if size <= 0:
                 self._watches.pop(instance, None)
             self._core.memory_residue(instance, size, where)
             self._rearm()
 
-        watch = self._reclaim.watch(spec, memory, changed)
+        watch = self._reclaim.watch(instance, spec.name, held, changed)
         if watch is not None:
             self._watches[instance] = watch
         return watch is not None
 
-    def outgrown(self, spec: ModelSpec, memory: int) -> None:
-        assert self._needs is not None
-        self._needs.remember_need(spec, memory)
+    def look(self) -> bool:
+        return self._look()
 
-    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         assert self._needs is not None
-        return self._needs.forget_need(spec)
+        return self._needs.offer(spec, room)
+
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        assert self._needs is not None
+        self._needs.outgrown(spec, need)
+
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
+        assert self._needs is not None
+        return self._needs.forget(spec)
 
     def device(self, spec: ModelSpec) -> str:
         assert self._needs is not None
@@ -361,48 +430,3 @@ class Scheduler:
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take."""
         return self._core.placement(name)
-
-
-class Ticket:
-    """A place in the queue. `leave` must be called when the wait is over, however it ended."""
-
-    __slots__ = ("_future", "_name", "_scheduler", "_taken", "waiter")
-
-    def __init__(self, scheduler: Scheduler, name: str, future: asyncio.Future[Lease | AccelError]) -> None:
-        self._scheduler = scheduler
-        self._name = name
-        self._future = future
-        self._taken = False
-        self.waiter: Waiter
-
-    def resolve(self, outcome: Lease | AccelError | None) -> None:
-        assert outcome is not None
-        if not self._future.done():
-            self._future.set_result(outcome)
-        elif isinstance(outcome, Lease):  # whoever waited was cancelled in the same turn of the loop
-            self._scheduler._loop.call_soon(self._scheduler.release, outcome, None)
-
-    async def ready(self, within: float) -> bool:
-        """Wait at most `within` seconds; has the place come up?"""
-        await asyncio.wait((self._future,), timeout=within)
-        return self._future.done()
-
-    async def lease(self) -> Lease:
-        """The lease, when it is its turn. AccelError if it was refused."""
-        outcome = await asyncio.shield(self._future) if not self._future.done() else self._future.result()
-        self._taken = True
-        if isinstance(outcome, AccelError):
-            raise outcome.with_traceback(None)
-        return outcome
-
-    def leave(self) -> None:
-        """Give up the place, or a lease that nobody took."""
-        if self._taken:
-            return
-        if not self._future.done():
-            self._scheduler._core.cancel(self._name, self.waiter)
-            self._future.cancel()
-            return
-        outcome = self._future.result()
-        if isinstance(outcome, Lease):
-            self._scheduler.release(outcome, None)

@@ -1,20 +1,93 @@
-"""What it is worth to keep a model loaded: provisional."""
+"""What keeping an idle model loaded is worth: how likely it is used again soon, and what loading it again costs.
+
+Pure, one Usage for each model, fed with the times of its requests. Knows no memory and no other model: whoever makes
+room compares likelihood by cost for each byte freed. The parameters were found with tests/sim; the result hardly
+depends on them, except that both views of the past are needed (see Usage).
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
-HALF_LIFE = 600.0
+HORIZON: Final = 1800.0  # s: what "soon" means
+LOSS: Final = 15.0  # s: what each reload costs beside its time: prompt caches are gone, somebody waits
+RATES: Final = (3600.0, 86400.0)  # s: time constants of the two rates, what goes on today and what is usual
+FORGET: Final = 0.99  # weight of a gap when the next one is known
+DOUBT: Final = 0.5  # gaps' worth of belief in the prior: the longer unused, the longer it will stay so
+TAIL: Final = 0.4  # exponent of the prior's power law
+SHORT: Final = 30.0  # s: where the prior's power law begins
+UNKNOWN: Final = HORIZON / 86400.0  # of a model that nobody has used yet: as if once a day
+_TOO_HEAVY: Final = 1e9
+
+
+def reload_cost(seconds: float) -> float:
+    """What it costs to load a model again that takes `seconds` to load; in seconds."""
+    return seconds + LOSS
 
 
 class Usage:
+    """When a model was used, in a few numbers; times in monotonic seconds.
+
+    Two views of the past: how long its pauses last (the chance that one that has lasted as long as the present one ends
+    soon), which knows bursts and timers, and how often it is used, which knows favourites. The second counts by its
+    root: a burst of requests is not as many visits.
+    """
+
+    __slots__ = ("_gaps", "_last", "_rates", "_weight")
+
     def __init__(self) -> None:
-        self._rate = 0.0
-        self._at = 0.0
+        self._last: float | None = None
+        self._rates = [0.0] * len(RATES)  # decayed counts of uses, as they were at `_last`
+        self._gaps: list[float] = []  # by power of two of their length: weight of the pauses seen
+        self._weight = 1.0  # of the next pause; it grows instead of the others shrinking
+
+    @property
+    def last(self) -> float | None:
+        """The last use, None if there was none."""
+        return self._last
 
     def note(self, now: float) -> None:
-        self._rate = self._rate * math.exp(-(now - self._at) / HALF_LIFE) + 1.0
-        self._at = now
+        """A request came."""
+        if self._last is None:
+            self._rates = [1.0] * len(RATES)
+        else:
+            gap = max(0.0, now - self._last)
+            self._rates = [r * math.exp(-gap / t) + 1.0 for r, t in zip(self._rates, RATES, strict=True)]
+            self._count(gap)
+        self._last = now
 
     def likelihood(self, now: float) -> float:
-        return self._rate * math.exp(-(now - self._at) / HALF_LIFE)
+        """How much use to expect in the next HORIZON seconds. More than 0; means something beside other models only."""
+        if self._last is None:
+            return UNKNOWN
+        age = max(0.0, now - self._last)
+        rate = sum(r * math.exp(-age / t) / t for r, t in zip(self._rates, RATES, strict=True)) / len(RATES)
+        return max(self._ends(age) * math.sqrt(rate * HORIZON), 1e-12)
+
+    def _count(self, gap: float) -> None:
+        bucket = _bucket(gap)
+        self._gaps += [0.0] * (bucket + 1 - len(self._gaps))
+        self._gaps[bucket] += self._weight
+        self._weight /= FORGET
+        if self._weight > _TOO_HEAVY:
+            self._gaps = [weight / self._weight for weight in self._gaps]
+            self._weight = 1.0
+
+    def _ends(self, age: float) -> float:
+        """The chance that a pause that has lasted `age` ends within HORIZON."""
+        until = age + HORIZON
+        doubt = DOUBT * self._weight
+        lasted = doubt  # weight of the pauses that last as long as `age`
+        ended = doubt * (1.0 - ((age + SHORT) / (until + SHORT)) ** TAIL)
+        for bucket in range(_bucket(age), len(self._gaps)):
+            weight = self._gaps[bucket]
+            begin, end = (1 << bucket) - 1.0, (2 << bucket) - 1.0
+            lasted += weight * min(1.0, (end - age) / (end - begin))
+            ended += weight * max(0.0, min(end, until) - max(begin, age)) / (end - begin)
+        return ended / lasted
+
+
+def _bucket(gap: float) -> int:
+    """0 for pauses below 1 s, 1 below 3, 2 below 7, …"""
+    return int(gap + 1.0).bit_length() - 1

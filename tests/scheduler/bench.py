@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
+from accelerd.memory.model import Forecast, Need, in_ram
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -46,12 +48,13 @@ class Request:
 
 @dataclass
 class Bench:
-    """Effects of Core, kept for inspection. `memory` in bytes of every model that does not say otherwise."""
+    """Effects of Core, kept for inspection. `memory` in bytes (of RAM) of models that have no forecast."""
 
     models: list[ModelSpec]
-    settings: SchedulerSettings = field(default_factory=SchedulerSettings)
+    settings: SchedulerSettings = field(default_factory=lambda: SchedulerSettings(min_resident=0))
     limits: Limits = field(default_factory=lambda: Limits(None, "no limit", None))
     memory: dict[str, int] = field(default_factory=dict)
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -62,6 +65,11 @@ class Bench:
         self.slow_pools = False  # does memory come back only when the test says so?
         self.waited_for: list[int] = []  # instances whose memory is not back
         self.needs: dict[str, int] = {}
+        self.placed: dict[str, Need] = {}  # where each model was started last
+        self.looks = 0  # that Core asked for
+        self.somebody_looks = False
+        self.offers: list[tuple[str, dict[str, int]]] = []
+        self.offered = ""  # what an offer says
         self.lost_memory: list[Residue] = []
         self.log: list[tuple[str, State, State]] = []
         self.uses: list[tuple[str, bool]] = []  # models whose first lease began or whose last ended
@@ -69,12 +77,16 @@ class Bench:
         self.configure(self.models)
 
     def configure(self, models: list[ModelSpec], **more: Any) -> None:
-        entries = [(spec, self.memory.get(spec.name, MIB), "test") for spec in models]
+        entries = [(spec, self.forecast(spec)) for spec in models]
         self.core.configure(entries, self.settings, self.limits, **more)
+
+    def forecast(self, spec: ModelSpec) -> Forecast:
+        return self.forecasts.get(spec.name) or Forecast((in_ram(self.memory.get(spec.name, MIB), "test"),))
 
     # --- Effects ---
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+        self.placed[spec.name] = need
         self.started.append((instance, spec.name))
 
     def stop(self, instance: int, cause: Cause) -> None:
@@ -86,7 +98,15 @@ class Bench:
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
         self.adopted.append((instance, found))
 
-    def reclaim(self, instance: int, spec: ModelSpec, memory: int) -> bool:
+    def look(self) -> bool:
+        self.looks += 1
+        return self.somebody_looks
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        self.offers.append((spec.name, dict(room)))
+        return self.offered
+
+    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
         if self.slow_pools:
             self.waited_for.append(instance)
         return self.slow_pools
@@ -94,12 +114,12 @@ class Bench:
     def lost(self, residue: Residue) -> None:
         self.lost_memory.append(residue)
 
-    def outgrown(self, spec: ModelSpec, memory: int) -> None:
-        self.needs[spec.name] = memory
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        self.needs[spec.name] = need.total
 
-    def estimate_anew(self, spec: ModelSpec) -> tuple[int, str]:
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         self.needs.pop(spec.name, None)
-        return self.memory.get(spec.name, MIB), "test"
+        return self.forecast(spec)
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu" if spec.gpu_layers == 0 else "gpu"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit
+from accelerd.memory.model import RAM, Forecast, Need, in_ram
 from accelerd.ports import SystemClock
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -32,13 +33,14 @@ class World:
         self.stopped: list[int] = []
         self.lost_memory: list[Residue] = []
         self.needs: dict[str, int] = {}
+        self.peaks: dict[str, dict[str, int]] = {}
         self.changed: list[Changed] = []
         self.cancelled = 0
         self.slept = 0.0
         self.naps: list[float] = []
         self.uses: list[tuple[str, bool]] = []
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         self.started.append(instance)
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
@@ -56,17 +58,23 @@ class World:
     def lost(self, residue: Residue) -> None:
         self.lost_memory.append(residue)
 
-    def remember_need(self, spec: ModelSpec, memory: int) -> None:
-        self.needs[spec.name] = memory
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        self.needs[spec.name] = need.total
 
-    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
+    def forget(self, spec: ModelSpec) -> Forecast:
         self.needs.pop(spec.name, None)
-        return MIB, "test"
+        return Forecast((in_ram(MIB, "test"),))
+
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+        self.peaks[spec.name] = dict(peak)
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        return "a smaller context would"
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu"
 
-    def watch(self, spec: ModelSpec, memory: int, changed: Changed) -> World | None:
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> World | None:
         if self.slow:
             self.changed.append(changed)
             return self
@@ -91,7 +99,7 @@ async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Schedul
     settings = SchedulerSettings()
     scheduler = Scheduler(SystemClock(), settings, limits, witness=world, reclaim=world, asleep=world.asleep)
     scheduler.attach(world, world)
-    scheduler.configure([(spec, MIB, "test") for spec in specs], settings, limits)
+    scheduler.configure([(spec, Forecast((in_ram(MIB, "test"),))) for spec in specs], settings, limits)
     try:
         yield scheduler
     finally:
@@ -178,7 +186,7 @@ async def test_B03_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
 
 
 def test_main_memory_is_back_with_the_process() -> None:
-    assert MainMemory().watch(model("a"), MIB, lambda size, where: None) is None
+    assert MainMemory().watch(1, "a", {RAM: MIB}, lambda size, where: None) is None
 
 
 def test_the_time_asleep_stands_still_while_the_machine_is_awake() -> None:

@@ -1,0 +1,164 @@
+"""What is heard of memory: looks at it, better forecasts, pressure, and a person who wants the GPU for something else.
+
+Driven by Core, pure like it. What had to give way although it shall always be loaded comes back by itself, when the
+memory is there again and has been for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from accelerd.memory.ledger import Ledger
+from accelerd.memory.model import RAM, Forecast, Seen
+from accelerd.scheduler.admission import FRESH, Admission
+from accelerd.scheduler.lifecycle import LEAVING, State
+from accelerd.scheduler.placement import Yielded, fitting, outgrown
+from accelerd.scheduler.record import Record
+
+YIELD_GRACE = 10.0  # s that requests may go on for, when the memory is wanted
+LOOK_EVERY = 5.0  # s between looks for room, while somebody is away
+
+
+class MemoryNews:
+    """See the module's text."""
+
+    def __init__(self, admission: Admission, names: Mapping[str, Record]) -> None:
+        self._admission = admission
+        self._names = names
+        self._calm_from = -math.inf  # since when nobody has pressed
+        self._looked_at = -math.inf
+
+    def forecast(self, name: str, forecast: Forecast) -> None:
+        """More is known of what a model will need. One that is loaded keeps what was reserved for it."""
+        record = self._names.get(name)
+        if record is not None and not outgrown(record):
+            if record.next_spec is not None:
+                record.next_forecast = forecast
+            record.expect(forecast)
+            self._admission.schedule()
+
+    def seen(self, seen: Seen) -> None:
+        """Somebody has looked at memory."""
+        self._admission.looked(seen)
+        for instance, used in seen.used.items():
+            record = self._admission.instances.get(instance)
+            if record is not None:
+                record.used = used
+                pools = {*used, *record.peak}
+                record.peak = {pool: max(used.get(pool, 0), record.peak.get(pool, 0)) for pool in pools}
+        self._bring_back()
+        self._admission.schedule()
+
+    def ledger(self) -> Ledger:
+        """Who holds what now."""
+        return self._admission.room.ledger(self._admission.occupied())
+
+    @property
+    def view(self) -> Seen | None:
+        """The last look."""
+        return self._admission.view
+
+    # --- pressure ---------------------------------------------------------------------------------------------
+
+    def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
+        """Have models leave a pool until `size` bytes of it come back: idle ones, the largest first.
+
+        `busy`: then also those that work, when their requests have ended. Pinned ones stay. Bytes that will come back.
+        """
+        admission = self._admission
+        ledger = admission.room.ledger(admission.occupied())
+        self._calm_from = admission.clock.monotonic()
+
+        def gain(record: Record) -> int:
+            return ledger.counted(record.held(), pool)
+
+        coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
+        ready = [r for r in admission.records.values() if r.state is State.READY and not r.spec.pin and gain(r) > 0]
+        idle = [r for r in ready if not r.active and not r.waiting]
+        working = [r for r in ready if r not in idle] if busy else []
+        for record in (*sorted(idle, key=gain, reverse=True), *sorted(working, key=gain, reverse=True)):
+            if coming >= size:
+                break
+            coming += gain(record)
+            record.away = record.keep
+            admission.evict(record, why)
+        admission.schedule()
+        return coming
+
+    # --- a person's wish --------------------------------------------------------------------------------------
+
+    def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None:
+        """Give up these pools (None: all) and start nothing there until then. Requests may end, unless `now`."""
+        admission, time = self._admission, self._admission.clock.monotonic()
+        admission.yielded = wanted = Yielded(pools, until, why)
+        for record in list(admission.records.values()):
+            if not record.occupied or not _holds(record, wanted):
+                continue
+            record.away = record.keep
+            if record.state is State.STARTING or (now and record.state in (State.READY, State.DRAINING)):
+                admission.stop(record, why)
+            elif record.state is State.READY:
+                record.cut_at = time + YIELD_GRACE
+                admission.evict(record, why)
+            elif record.state is State.DRAINING:
+                record.cut_at = min(record.cut_at, time + YIELD_GRACE)
+        admission.schedule()
+
+    def resume(self) -> None:
+        """The memory is ours again."""
+        self._admission.yielded = None
+        self._calm_from = -math.inf
+        self._bring_back()
+        self._admission.schedule()
+
+    @property
+    def yielded(self) -> Yielded | None:
+        return self._admission.yielded
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        yielded = self._admission.yielded
+        if yielded is not None and yielded.until is not None and yielded.until <= now:
+            self.resume()
+        for record in self._admission.records.values():
+            if record.cut_at <= now and record.state is State.DRAINING:
+                self._admission.stop(record, f"{record.reason}; its requests were cut after {YIELD_GRACE:.0f} s")
+        if self._away() and self._look_due() <= now:
+            self._looked_at = now
+            self._admission.effects.look()
+            self._bring_back()
+
+    def deadline(self) -> float:
+        """When `tick` is due."""
+        yielded = self._admission.yielded
+        due = yielded.until if yielded is not None and yielded.until is not None else math.inf
+        for record in self._admission.records.values():
+            if record.state is State.DRAINING:
+                due = min(due, record.cut_at)
+        return min(due, self._look_due()) if self._away() else due
+
+    def _away(self) -> list[Record]:
+        return [r for r in self._admission.records.values() if r.away and r.state is State.STOPPED and not r.waiting]
+
+    def _look_due(self) -> float:
+        return max(self._looked_at + LOOK_EVERY, self._calm_from + self._admission.settings.cool_down)
+
+    def _bring_back(self) -> None:
+        """Load those that gave way and are missed, if they fit without pushing anybody out."""
+        admission, now = self._admission, self._admission.clock.monotonic()
+        if admission.closing or self._calm_from + admission.settings.cool_down > now:
+            return
+        if admission.view is not None and now - admission.view.at > FRESH:
+            return  # its look is on the way
+        for record in self._away():
+            if fitting(record, admission.occupied(), admission.room) is not None:
+                record.away = False
+                admission.wish(record)
+
+
+def _holds(record: Record, wanted: Yielded) -> bool:
+    return wanted.covers(record.need) or any(
+        size > 0 and pool != RAM and pool in (wanted.pools or ()) for pool, size in record.peak.items()
+    )
