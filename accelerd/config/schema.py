@@ -97,7 +97,7 @@ class MemoryTable(Struct):
     ]
     gpu_reserve: Annotated[
         Reserve,
-        about("Memory of each GPU that no model is given; \"auto\" is a twentieth, at least 256 MiB, at most 1 GiB."),
+        about('Memory of each GPU that no model is given; "auto" is a twentieth, at least 256 MiB, at most 1 GiB.'),
     ]
     yield_on: Annotated[
         list[YieldSignal],

@@ -9,7 +9,7 @@ causes an order: only growth does, of others or of models beyond what was reserv
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from accelerd.config.model import MemorySettings
@@ -32,18 +32,18 @@ RETURNS: Final = ("leaving", "reclaiming")
 class Order:
     """Make room."""
 
-    pool: str  # whose models shall leave
-    size: int  # bytes that shall come back, never more than is held there
+    pool: str  # the one that is short; what it backs can help it
+    size: int  # bytes that shall come back, with those that are on their way; never more than models hold of it
     why: str  # with the arithmetic
     hard: bool  # models in use make room too
-    short: tuple[str, ...]  # the pools that have too little: `pool`, what backs it, or both
 
 
 @dataclass
 class _State:
     """What is remembered of one pool."""
 
-    calm: int | None = None  # others' use when there was room last, or less
+    calm: int | None = None  # others' use when there was room for all that is reserved, or less
+    reserved: Mapping[tuple[str, str], int] = field(default_factory=dict)  # at that time, by pool and model
     short_since: float | None = None
     doubted: bool = False  # the hard threshold was passed at the last look, which may have been a blink
     loaded: float | None = None  # when a model was seen loading last
@@ -52,6 +52,7 @@ class _State:
     urgent: bool = False  # it was a hard one
     ours: int = 0  # our use when it was given
     coming: int = 0  # what it was promised to bring
+    pressed: bool = False  # an order was given, and there has not been room since
     calm_since: float | None = None
 
 
@@ -61,9 +62,9 @@ class _Figures:
 
     balance: Balance
     ours: int
-    grown: int  # of `ours`, beyond what was reserved
+    reserved: Mapping[tuple[str, str], int]  # by pool and model, or what it takes where that is more
     coming: int  # of `ours`, what is on its way back
-    helpers: tuple[tuple[str, int], ...]  # pools whose models could make room here, and how much; the largest first
+    movable: int  # of `ours`, what is not on its way and could be
     loading: bool
     unsettled: bool  # models come or go: what is theirs may look like somebody else's for a moment
 
@@ -96,53 +97,64 @@ class Pressure:
         """What shall make room now. Each order must be answered."""
         books = {balance.pool.id: balance for balance in balances}
         self._states = {id: self._states.get(id) or _State() for id in books}
-        return _merged(order for id in books for order in self._pool(_figures(books[id], books), seen, now))
+        found = [self._pool(_figures(balance, books), seen, now) for balance in balances]
+        return tuple(order for order in found if order is not None)
 
     def answered(self, order: Order, coming: int) -> None:
         """The order is carried out: so many bytes will come back. 0: no model can leave now."""
-        for id in order.short:
-            if id in self._states:
-                self._states[id].coming += coming
+        if order.pool in self._states:
+            self._states[order.pool].coming = coming
 
-    def calm_since(self, pools: Iterable[str] | None = None) -> float | None:
-        """Since when none of these pools has been short; None: one is, or none was looked at. Without pools: all."""
-        wanted = [self._states[id] for id in (self._states if pools is None else pools) if id in self._states]
-        times = [state.calm_since for state in wanted]
+    @property
+    def pressed(self) -> tuple[str, ...]:
+        """The pools in which models had to make room and that have none to spare since."""
+        return tuple(id for id, state in self._states.items() if state.pressed)
+
+    @property
+    def calm_since(self) -> float | None:
+        """Since when no pool is pressed; None: one is, or there was no look yet."""
+        times = [state.calm_since for state in self._states.values()]
         known = [time for time in times if time is not None]
         return max(known) if known and len(known) == len(times) else None
 
     # --- one pool ---------------------------------------------------------------------------------------------
 
-    def _pool(self, figures: _Figures, seen: Seen, now: float) -> list[Order]:
+    def _pool(self, figures: _Figures, seen: Seen, now: float) -> Order | None:
         pool, foreign = figures.balance.pool, figures.balance.foreign
         state = self._states[pool.id]
         if figures.loading:
             state.loaded = now
         stalled = self._stalls(figures, state, seen.stall, now)
-        if figures.shortage > 0 or stalled:
-            state.calm_since = None
-        elif state.calm_since is None:
+        if figures.shortage <= 0 and not stalled:
+            state.pressed = False
+        if not state.pressed and state.calm_since is None:
             state.calm_since = now
-        if figures.shortage <= 0 or not figures.helpers:
-            state.calm, state.short_since, state.doubted = foreign, None, False
-            if not stalled or not figures.helpers:
-                return []
-        before = 0 if state.calm is None else state.calm
-        due = min(figures.shortage, max(0, foreign - before) + figures.grown)
-        state.calm = min(before, foreign) if state.calm is not None else None
+        if (figures.balance.free >= 0 and figures.shortage <= 0) or not figures.movable:
+            state.calm, state.reserved = foreign, figures.reserved
+        elif state.calm is not None:
+            state.calm = min(state.calm, foreign)
+        if figures.shortage <= 0:
+            state.short_since, state.doubted = None, False
+        if not figures.movable or (figures.shortage <= 0 and not stalled):
+            return None
+        before = state.calm or 0
+        grown = sum(max(0, size - state.reserved.get(key, size)) for key, size in figures.reserved.items())
+        due = min(figures.shortage, max(0, foreign - before) + grown)
         urgent, soft = self._thresholds(figures, state, due, now)
         urgent = urgent or stalled
         if not (urgent or soft) or self._waits(figures, state, urgent, now):
-            return []
-        size = pool.reserve + figures.least - figures.free - figures.coming
+            return None
+        size = pool.reserve + figures.least - figures.free
         if stalled:
-            size = max(size, figures.least - figures.coming)
-        orders = _orders(figures, size, urgent, _why(figures, before, seen, stalled))
-        if orders:
-            state.ordered, state.urgent, state.ours, state.coming = now, urgent, figures.ours, 0
-            if stalled:
-                state.stalled = now
-        return orders
+            size = max(size, figures.least)
+        if size <= figures.coming:
+            return None
+        state.ordered, state.urgent, state.ours, state.coming = now, urgent, figures.ours, 0
+        state.pressed, state.calm_since = True, None
+        if stalled:
+            state.stalled = now
+        most = figures.coming + figures.movable
+        return Order(pool.id, min(size, most), _why(figures, before, grown, seen, stalled), urgent)
 
     def _thresholds(self, figures: _Figures, state: _State, due: int, now: float) -> tuple[bool, bool]:
         """(hard, soft): is it passed, and for long enough?"""
@@ -186,18 +198,18 @@ def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
     spilled = max(0, balance.spilled + sum(_use(h) - h.size for one in backed for h in one.holdings))
     if not balance.spilled:
         spilled = 0
-    everything = [*balance.holdings, *(h for one in backed for h in one.holdings if spilled)]
-    helpers = [(balance.pool.id, _sum(balance.holdings, STAYS))]
-    helpers += [(one.pool.id, min(spilled, _sum(one.holdings, STAYS))) for one in backed]
+    inside = [balance, *(backed if spilled else ())]
+    everything = [(one.pool.id, held) for one in inside for held in one.holdings]
+    staying = sum(_sum(one.holdings, STAYS) for one in backed)
     returning = sum(_sum(one.holdings, RETURNS) for one in backed)
     return _Figures(
         balance=balance,
         ours=sum(map(_use, balance.holdings)) + spilled,
-        grown=sum(max(0, (h.used or 0) - h.size) for h in everything if h.phase in STAYS),
+        reserved={(id, h.model): max(h.size, h.used or 0) for id, h in everything if h.phase in STAYS},
         coming=_sum(balance.holdings, RETURNS) + min(spilled, returning),
-        helpers=tuple(sorted(((id, size) for id, size in helpers if size > 0), key=lambda one: -one[1])),
+        movable=_sum(balance.holdings, STAYS) + min(spilled, staying),
         loading=any(h.phase == "loading" for one in books.values() for h in one.holdings),
-        unsettled=any(h.phase in ("loading", "reclaiming") for h in everything),
+        unsettled=any(h.phase in ("loading", "reclaiming") for _, h in everything),
     )
 
 
@@ -212,30 +224,7 @@ def _sum(holdings: Iterable[Held], phases: Sequence[str]) -> int:
     return sum(_use(held) for held in holdings if held.phase in phases)
 
 
-def _orders(figures: _Figures, size: int, urgent: bool, why: str) -> list[Order]:
-    """The amount, over the pools whose models can help."""
-    orders = []
-    for pool, most in figures.helpers:
-        part = min(size, most)
-        if part > 0:
-            orders.append(Order(pool, part, why, urgent, (figures.balance.pool.id,)))
-            size -= part
-    return orders
-
-
-def _merged(orders: Iterable[Order]) -> tuple[Order, ...]:
-    """One order a pool: what leaves a GPU in the processor leaves main memory too."""
-    found: dict[str, Order] = {}
-    for order in orders:
-        other = found.get(order.pool)
-        if other is not None:
-            larger = max(order, other, key=lambda one: one.size)
-            order = replace(larger, hard=order.hard or other.hard, short=(*other.short, *order.short))
-        found[order.pool] = order
-    return tuple(found.values())
-
-
-def _why(figures: _Figures, before: int, seen: Seen, stalled: bool) -> str:
+def _why(figures: _Figures, before: int, grown: int, seen: Seen, stalled: bool) -> str:
     balance = figures.balance
     pool, more = balance.pool, balance.foreign - before
     others = f"others use {_gib(balance.foreign)}"
@@ -245,8 +234,8 @@ def _why(figures: _Figures, before: int, seen: Seen, stalled: bool) -> str:
     if most is not None:
         others += f", {most.process} alone {_gib(most.size)}"
     ours = f"models {_gib(figures.ours)}"
-    if figures.grown:
-        ours += f", {_gib(figures.grown)} more than was reserved for them"
+    if grown:
+        ours += f", {_gib(grown)} more than was reserved for them"
     text = f"{pool.label} is short: {_gib(figures.free)} of {_gib(pool.capacity)} free, {_gib(pool.reserve)} are to be"
     text += f"; {others}; {ours}"
     if figures.coming:
