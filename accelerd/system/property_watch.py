@@ -59,6 +59,9 @@ class PropertyWatch:
         self._closing = threading.Event()
         # in the thread
         self._connection: Any = None
+        self._retry: Any = None
+        self._handler = 0
+        self._subscriptions: list[int] = []
         self._known = False
         self._value: Any = None
 
@@ -72,8 +75,9 @@ class PropertyWatch:
         """End the thread; nothing is told afterwards."""
         self._closing.set()
         self._loop = None
-        if self._context is not None:
-            self._soon(self._quit)
+        context = self._context
+        if context is not None:
+            _do_in(context, self._quit)
         if self._thread is not None:
             self._thread.join(JOIN)
             self._thread = None
@@ -94,9 +98,13 @@ class PropertyWatch:
             self._connect()
         if not self._closing.is_set():
             self._main.run()
-        if self._connection is not None:
-            self._connection.close_sync(None)
+        if self._retry is not None:
+            self._retry.destroy()
+        self._disconnect()
+        while context.iteration(False):  # what is left to be told to nobody keeps the context
+            continue
         context.pop_thread_default()
+        self._context = self._main = self._retry = None
 
     def _quit(self, *_: Any) -> bool:
         self._main.quit()
@@ -114,13 +122,14 @@ class PropertyWatch:
         except GLib.Error as error:
             log.debug("cannot reach the bus of %s: %s", self._what.service, error.message)
             self._deliver(None)
-            self._later(self._connect)
+            self._retry = _do_in(self._context, self._connect, self._again)
             return False
-        self._connection.connect("closed", self._closed)
+        self._handler = self._connection.connect("closed", self._closed)
         what, none = self._what, Gio.DBusSignalFlags.NONE
 
         def heard(sender: str, interface: str, member: str, path: str, first: str | None) -> None:
-            self._connection.signal_subscribe(sender, interface, member, path, first, none, self._heard)
+            number = self._connection.signal_subscribe(sender, interface, member, path, first, none, self._heard)
+            self._subscriptions.append(number)
 
         heard(BUS, BUS, "NameOwnerChanged", BUS_PATH, what.service)
         heard(what.service, PROPERTIES, "PropertiesChanged", what.path, what.interface)
@@ -129,11 +138,23 @@ class PropertyWatch:
         self._look()
         return False
 
+    def _disconnect(self) -> None:
+        from gi.repository import GLib
+
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            for subscription in self._subscriptions:
+                connection.signal_unsubscribe(subscription)
+            self._subscriptions.clear()
+            connection.disconnect(self._handler)
+            with suppress(GLib.Error):  # it is closed already
+                connection.close_sync(None)
+
     def _closed(self, *_: Any) -> None:
-        self._connection = None
+        self._disconnect()
         self._deliver(None)
         if not self._closing.is_set():
-            self._later(self._connect)
+            self._retry = _do_in(self._context, self._connect, self._again)
 
     def _heard(self, *_: Any) -> None:
         if self._connection is not None:
@@ -157,17 +178,6 @@ class PropertyWatch:
             return None
         return answer.unpack()[0]
 
-    def _later(self, work: Callable[..., bool]) -> None:
-        self._soon(work, self._again)
-
-    def _soon(self, work: Callable[..., bool], milliseconds: int = 0) -> None:
-        """Have the GLib loop do it, from any thread, also before the loop runs."""
-        from gi.repository import GLib
-
-        source = GLib.timeout_source_new(milliseconds)
-        source.set_callback(work)
-        source.attach(self._context)
-
     def _deliver(self, value: Any) -> None:
         if self._known and value == self._value:
             return
@@ -182,3 +192,13 @@ class PropertyWatch:
     def _arrived(self, value: Any) -> None:
         if not self._closing.is_set():
             self._tell(value)
+
+
+def _do_in(context: Any, work: Callable[..., bool], milliseconds: int = 0) -> Any:
+    """Have the loop of this context do it, from any thread, also before it runs. What can be destroyed instead."""
+    from gi.repository import GLib
+
+    source = GLib.timeout_source_new(milliseconds)
+    source.set_callback(work)
+    source.attach(context)
+    return source
