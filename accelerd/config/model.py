@@ -118,9 +118,10 @@ class ModelSpec:
 
 LAUNCH_FIELDS = (
     "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
-    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model", "chat_template_file",
-    "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image", "devices", "mounts",
-    "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust", "tasks_max",
+    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model",
+    "chat_template_file", "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image",
+    "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust",
+    "tasks_max",
 )  # fmt: skip
 
 

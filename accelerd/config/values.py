@@ -100,6 +100,7 @@ def _type(expects: str, parse: Parse, json_pattern: str | None = None, **extra: 
 _MILLISECOND = 0.001
 _DURATION = f"{units.DURATION}; longer than zero"
 _DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
+_DURATION_AUTO = f'{units.DURATION}, or "auto"'
 _BODY = f"{units.SIZE}; at least 1KiB"
 _MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
 _RESERVE = f'{units.SIZE}, or "auto"'
@@ -135,6 +136,15 @@ DurationOrNever = Annotated[
         _or("never", _at_least(_MILLISECOND, units.parse_duration, _DURATION_NEVER)),
         f"^never$|{_DURATION_JSON}",
         show=_or_none("never", units.format_duration),
+    ),
+]
+DurationOrAuto = Annotated[
+    int | float | str,
+    _type(
+        _DURATION_AUTO,
+        _or("auto", units.parse_duration),
+        f"^auto$|{_DURATION_JSON}",
+        show=_or_none("auto", units.format_duration),
     ),
 ]
 BodySize = Annotated[

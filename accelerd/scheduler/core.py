@@ -277,6 +277,8 @@ class Core:
         record.bad_outcomes, record.probing, record.error = 0, False, None
         if not record.adopted:
             record.load_seconds = now - record.started_at
+        if record.usage.last is None:
+            record.usage.note(now)  # somebody wants it, or it would not be loaded
         how = "taken over" if record.adopted else "loaded"
         self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
         self._admission.schedule()

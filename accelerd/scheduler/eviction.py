@@ -1,8 +1,8 @@
 """Which models leave so that another one has room: the cheapest set whose leaving is enough. Pure.
 
-Cheap is a model that nobody is likely to want soon and that is loaded again quickly: seconds of reloading × expected
-uses. An idle model leaves before one that works, one of lower priority before one of higher, and no model leaves for
-nothing.
+Cheap is a model that nobody is likely to want soon and that is loaded again quickly: seconds of reloading times
+expected uses. An idle model leaves before one that works, one of lower priority before one of higher, and no model
+leaves for nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from accelerd.instances import Exit
 from accelerd.memory.ledger import Holding, Phase
 from accelerd.memory.model import RAM, Forecast, Need
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State
-from accelerd.scheduler.value import Usage
+from accelerd.scheduler.value import Usage, reload_cost
 
 ASSUMED_SPEED = 1 << 30  # bytes/s that a model is read with, where nothing is known
 LEAST_LOAD = 0.5  # s: starting the program alone
@@ -199,8 +199,8 @@ class Record:
         return Holding(self.spec.name, phase, self.held(), self.used)
 
     def reload_cost(self) -> float:
-        """Seconds that it would take to have it back."""
-        return self.load_seconds or LEAST_LOAD + self.memory / ASSUMED_SPEED
+        """What it would cost to have it back, in seconds."""
+        return reload_cost(self.load_seconds or LEAST_LOAD + self.memory / ASSUMED_SPEED)
 
 
 @dataclass(frozen=True)

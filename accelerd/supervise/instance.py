@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import words
+from accelerd.supervise.groups import Origin
 from accelerd.supervise.home import Home, HomeError, Leader, Order
 from accelerd.supervise.http_probe import ProbeError, status
 from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
@@ -75,8 +76,9 @@ class Instance:
         ring: OutputRing,
         house: House,
         found: Survivor | None = None,
+        gpus: Sequence[str] = (),
     ) -> None:
-        """`found`: it is not started but taken over."""
+        """`found`: it is not started but taken over. `gpus`: PCI slots of those it shall use, where that is decided."""
         self.number = number
         self.spec = spec
         self.ring = ring
@@ -88,6 +90,7 @@ class Instance:
         self._spawned = self._started
         self._plan: LaunchPlan | None = None
         self._found = found
+        self._gpus = gpus
         self._leader: Leader | None = None
         self._home: str | None = None  # what people may know of where it lives
         self._place: str | None = None
@@ -138,6 +141,12 @@ class Instance:
     def resident(self) -> int | None:
         """Bytes, as seen last while it loaded."""
         return self._loading.resident if self._loading is not None else None
+
+    @property
+    def origin(self) -> Origin:
+        """By what its processes are known now."""
+        leader = self._leader
+        return Origin(self.mark, leader.session if leader else None, leader.pid if leader else None)
 
     async def pids(self) -> list[int]:
         """Its live processes."""
@@ -240,7 +249,7 @@ class Instance:
 
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)
-        return await self._engine.plan(self.spec, self._house.roots.runtime)
+        return await self._engine.plan(self.spec, self._house.roots.runtime, self._gpus)
 
     def _prepare(self, plan: LaunchPlan) -> None:
         if plan.endpoint.unix:

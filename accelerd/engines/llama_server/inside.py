@@ -15,7 +15,7 @@ from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.files import fail, shards
 from accelerd.instances import Cause
 
-FILES: Final = ("path", "mmproj", "chat_template_file")
+FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
 
 
 def files_of(spec: ModelSpec) -> list[str]:
