@@ -166,23 +166,10 @@ class SchedulerSettings:
 class MemorySettings:
     """[memory]: what is left to other programs, and when models make room for them. Sizes in bytes."""
 
-    reserve: int | None = None  # of main memory; None: see ram_reserve
-    gpu_reserve: int | None = None  # of each GPU; None: see device_reserve
+    reserve: int | None = None  # of main memory; None: a tenth, from 512 MiB to 8 GiB
+    gpu_reserve: int = 256 << 20  # of each GPU
     yield_on: tuple[Literal["gamemode", "sleep"], ...] = ("gamemode",)
     soft_grace: float = 3.0  # s
-
-    def ram_reserve(self, capacity: int) -> int:
-        """Bytes that stay free of so much main memory."""
-        return _share(self.reserve, capacity, capacity // 10, 1 << 30, 8 << 30)
-
-    def device_reserve(self, capacity: int) -> int:
-        """Bytes that stay free of a GPU with so much memory."""
-        return _share(self.gpu_reserve, capacity, capacity // 20, 256 << 20, 1 << 30)
-
-
-def _share(written: int | None, capacity: int, share: int, least: int, most: int) -> int:
-    """What is written, else a share within bounds; never more than there is."""
-    return min(capacity, written if written is not None else max(least, min(share, most)))
 
 
 @dataclass(frozen=True)

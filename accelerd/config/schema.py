@@ -38,6 +38,7 @@ from accelerd.config.values import (
     OnOffAuto,
     Program,
     Reserve,
+    Size,
     Slot,
     WebOrigin,
     YieldSignal,
@@ -101,12 +102,9 @@ class MemoryTable(Struct):
 
     reserve: Annotated[
         Reserve,
-        about('Main memory that no model is given; "auto" is a tenth of it, at least 1 GiB and at most 8 GiB.'),
+        about('Main memory that no model is given; "auto" is a tenth of it, from 512 MiB to 8 GiB.'),
     ]
-    gpu_reserve: Annotated[
-        Reserve,
-        about('Memory of each GPU that no model is given; "auto" is a twentieth, at least 256 MiB, at most 1 GiB.'),
-    ]
+    gpu_reserve: Annotated[Size, about("Memory of each GPU that no model is given.")]
     yield_on: Annotated[
         list[YieldSignal],
         about(

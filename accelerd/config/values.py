@@ -159,6 +159,7 @@ MemoryOrAuto = Annotated[
         show=_or_none("auto", units.format_size),
     ),
 ]
+Size = Annotated[int | str, _type(units.SIZE, units.parse_size, _SIZE_JSON, show=units.format_size)]
 Reserve = Annotated[
     int | str,
     _type(
