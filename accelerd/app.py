@@ -27,8 +27,13 @@ from accelerd.gateway.control_devices import DeviceRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.insight import Insight, fingerprint
+from accelerd.insight import Insight
 from accelerd.instances import Exit
+from accelerd.memory.learned import Learned
+from accelerd.memory.measure import Meter
+from accelerd.memory.model import Seen
+from accelerd.memory.reclaim import Reclaimer
+from accelerd.memory.watch import MemoryWatch
 from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots, SystemClock
 from accelerd.scheduler.endings import STUCK_AFTER
@@ -111,7 +116,14 @@ def build(
 
     def llama_server(settings: LlamaServerSettings) -> LlamaServer:
         built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(settings, cache=roots.cache / "features", search=(built,), places=places, tuner=tuner)
+        return LlamaServer(
+            settings,
+            cache=roots.cache / "features",
+            search=(built,),
+            places=places,
+            tuner=tuner,
+            devices=lambda: devices.devices,
+        )
 
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
@@ -119,24 +131,40 @@ def build(
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=lambda spec, seconds: state.remember_load(fingerprint(spec), seconds),
+        loaded=lambda spec, need, seconds: insight.loaded(spec, need, seconds),
         retire=lambda instance: gateway.upstreams.retire(instance),
         in_use=lambda spec, busy: performance.in_use(spec, busy),
     )
     devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
     performance = make_performance(roots, clock, devices)
+    reclaimer = Reclaimer(lambda: memory.look(), clock)
     scheduler = Scheduler(
-        clock, config.scheduler, limits_of(config), witness=chronicle, asleep=time_asleep, stuck_after=stuck_after
+        clock,
+        config.scheduler,
+        limits_of(config),
+        witness=chronicle,
+        reclaim=reclaimer,
+        asleep=time_asleep,
+        stuck_after=stuck_after,
     )
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
-    insight = Insight(supervisor, engines, state, roots, lambda: devices.devices)
-    scheduler.attach(supervisor, insight)
+    insight = Insight(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
+    meter = Meter(roots, clock, Observer(roots, clock))
+
+    def seen(look: Seen) -> None:
+        reclaimer.seen(look)
+        scheduler.seen(look)
+
+    memory = MemoryWatch(
+        meter, lambda: devices.devices, supervisor.processes, seen, clock, moving=scheduler.memory_moves
+    )
+    scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
-    trials = Trials(scheduler, lambda spec, of: daemon.try_out(spec, of), engines, tuner)
+    trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -153,6 +181,7 @@ def build(
         upkeep=upkeep,
         devices=devices,
         performance=performance,
+        memory=memory,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         trials=trials,

@@ -123,8 +123,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         keys = read_keys_of(self._config)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
+        parts.memory.start()
         self._apply(self._config, keys, await self._forecasts(self._config))
         # Before anything else may be admitted: what is there already takes memory.
+        await parts.memory.look()
         found = await parts.supervisor.survivors()
         adopted = take_over(found, self._config.models, parts.scheduler)
         await parts.supervisor.sweep_leftovers()
@@ -172,9 +174,8 @@ class Daemon:
             performance = tasks.create_task(self._parts.performance.run(), name="performance")
             self._parts.watchdog.register("reload", lambda: not reload.done())
             survey = tasks.create_task(self._survey_models(), name="survey")
-            memory = tasks.create_task(self._parts.memory.run(), name="memory")
             await self._stop.wait()
-            for task in (preload, reload, repair, performance, survey, memory):
+            for task in (preload, reload, repair, performance, survey):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
@@ -300,6 +301,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
         await parts.listeners.close()
+        await parts.memory.close()
         await parts.devices.close()
         parts.gateway.close()
         parts.scheduler.close()
