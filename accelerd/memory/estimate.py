@@ -6,7 +6,7 @@ Pure and quick: some milliseconds, so that it can be asked again and again with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final, Literal
@@ -39,7 +39,7 @@ PROJECTOR_LEAST: Final = 32 * MIB
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0 the one it was trained for."""
+    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: what it was trained for."""
 
     context: int = 4096
     slots: int = 1
@@ -56,6 +56,7 @@ class Settings:
     window_full: bool = False
     few_outputs: bool = True  # only tokens that are asked for get scores; earlier programs reserve for all of a batch
     drafted: int = 0  # tokens that another model guesses at once
+    host_experts: int = 0  # so many of the first layers keep their experts in main memory
     repacked: frozenset[str] = frozenset()  # types of weights that this machine's processor wants in another order
     backend: str = ""  # of engines.base.Build
 
@@ -130,10 +131,14 @@ class Estimate:
         places, out = where[:-1], where[-1] if len(where) == whole else 0
         computing = self._buffers(tuple(places), out)
         first = next((place for place in where if place), 0)
+        moved = [0] * (len(counts) + 1)
+        for layer, at in zip(self.facts.layers[: self.settings.host_experts], places, strict=False):
+            moved[at] -= layer.experts
+            moved[0] += layer.experts
         shares = []
         for place in range(len(counts) + 1):
             own = [self.layers[i] for i, at in enumerate(places) if at == place]
-            weights = sum(one for one, _ in own) + (self.head if out == place else 0)
+            weights = sum(one for one, _ in own) + (self.head if out == place else 0) + moved[place]
             weights += self.embedding if place == 0 else 0
             if out == place:
                 weights += self.tied if place else self.tied_repacked
@@ -168,11 +173,21 @@ class Estimate:
     def _buffers(self, places: tuple[int, ...], out: int) -> list[int]:
         if not self.settings.offload_cache:
             places, out = (0,) * len(places), 0  # the largest part is computed where the cache is
-        several = len({place for place in (*places, out) if place}) > 1 and all(places)
-        found = buffers(self.facts, self.batch, places, out, TURNS if several else 1)
+        used = sorted({place for place in (*places, out) if place})
+        whole = all(places) and out != 0 and not self.settings.host_experts
+        found = buffers(self.facts, self.batch, places, out, TURNS if len(used) > 1 and whole else 1)
+        if used and not whole:
+            found[used[0]] = max(found[used[0]], self._brought(used[0], places))
         if not self.facts.known:
             found = [size * UNKNOWN_EXTRA[0] // UNKNOWN_EXTRA[1] for size in found]
         return found
+
+    def _brought(self, place: int, places: tuple[int, ...]) -> int:
+        """Bytes of the buffer of a GPU that computes large batches of what lies in main memory, too: it is brought."""
+        everything = buffers(self.facts, self.batch, (place,) * len(places), place)[place]
+        there = [layer for layer, at in zip(self.facts.layers, places, strict=True)
+                 if at == 0 or layer.index < self.settings.host_experts]  # fmt: skip
+        return everything + max((layer.largest for layer in there), default=0)
 
 
 def _at_most(counts: list[int], whole: int) -> list[int]:
@@ -228,31 +243,11 @@ def estimate(model: Model, settings: Settings, projector: Model | None = None, d
 HEAD: Final = ("output", "cls", "dense_")
 
 
-@lru_cache(maxsize=32)
-def _facts_of(key: int, model: _Same) -> Facts:
-    return facts(model.model)
+_facts = lru_cache(maxsize=32)(facts)
 
 
-class _Same:
-    """A model that is equal to itself only: its tensors are no key."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.model is self.model
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-
-def _facts(model: Model) -> Facts:
-    return _facts_of(id(model), _Same(model))
-
-
-def _padded(tensors: object) -> int:
-    assert isinstance(tensors, Sequence) or hasattr(tensors, "__iter__")
-    return sum(-(-one.size // ALIGNMENT) * ALIGNMENT for one in tensors if isinstance(one, Tensor))
+def _padded(tensors: Iterable[Tensor]) -> int:
+    return sum(-(-one.size // ALIGNMENT) * ALIGNMENT for one in tensors)
 
 
 def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch: int, flash: bool) -> Batch:
@@ -274,6 +269,7 @@ def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch:
         embeddings=settings.embeddings or settings.rerank,
         pooling=pooling,
         kept="f32" if settings.type_k == "f32" else "f16",
+        host_experts=settings.host_experts,
     )
 
 

@@ -21,7 +21,7 @@ ENCODERS: Final = frozenset({
     "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
     "gemma-embedding", "dream", "llada", "llada-moe", "rnd1", "t5encoder", "llama-embed",
 })  # fmt: skip
-# Their layers have a sliding window: every nth layer has none; "first" of the n, or the last. A header may say otherwise.
+# Their layers have a sliding window but for one of n: the first (True) or the last. A header may say otherwise.
 WINDOWS: Final[Mapping[str, tuple[int, bool]]] = {
     "afmoe": (4, False), "cohere2": (4, False), "cohere2moe": (4, True), "exaone-moe": (4, False),
     "exaone4": (4, False), "gemma-embedding": (6, False), "gemma2": (2, False), "gemma3": (6, False),
@@ -83,8 +83,14 @@ class Layer:
         return self.attends, self.state, self.window, self.heads, self.kv_heads, self.key, self.value, shapes
 
     @property
-    def weights(self) -> int:
-        return sum(tensor.size for tensor in self.tensors.values())
+    def experts(self) -> int:
+        """Bytes of its experts."""
+        return sum(tensor.size for name, tensor in self.tensors.items() if "_exps." in name)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of its largest tensor."""
+        return max((tensor.size for tensor in self.tensors.values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,6 @@ class Facts:
     shifts: int
     short: int  # tokens of a short convolution
     parallel: bool  # attention and feed-forward side by side
-    draft_dims: bool = False
 
     @property
     def row_state(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Bytes that a model keeps of what it has read: keys and values by the kind of each layer, and states of fixed size. Pure.
+"""Bytes that a model keeps of what it has read: keys and values by the kind of layer, and states of fixed size. Pure.
 
 How many cells a cache has for a context, slots and a window is llama.cpp's rule, padding and all.
 """

@@ -20,7 +20,7 @@ MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
 
 
 def buffers(facts: Facts, batch: Batch, places: Sequence[int], out: int, copies: int = 1) -> list[int]:
-    """Bytes of each place's buffer: main memory, then the devices. `places`: of each layer; `out`: of what comes out."""
+    """Bytes of each place's buffer: main memory, then the devices. `places`: of each layer; `out`: of the end."""
     graph = whole(facts, batch, places, out)
     return place.sizes(graph, max([HOST, out, *places]) + 1, copies)
 
@@ -143,7 +143,7 @@ class _Builder:
                 assert inputs.outputs is not None
                 found = g.rows(found, inputs.outputs)
             return g.like(self._forward(layer, self._norm(layer, "ffn_norm", found)), found)
-        elif layer.state:
+        if layer.state:
             found = recurrent.mixer(g, facts, layer, batch, inputs, normed)
         elif layer.attends:
             found = attention(g, facts, layer, batch, inputs, normed)
@@ -193,7 +193,10 @@ class _Builder:
         g, facts = self._g, self._facts
         if not layer.has("ffn_up_exps", "ffn_gate_up_exps"):
             return feed_forward(g, facts, layer, x)
+        here = g.here
+        g.here = HOST if layer.index < self._batch.host_experts else here
         chosen_ones = experts(g, facts, layer, x)
+        g.here = here
         if layer.has("ffn_up_shexp"):
             shared = feed_forward(g, facts, layer, x, "_shexp")
             if layer.has("ffn_gate_inp_shexp"):

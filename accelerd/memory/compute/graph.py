@@ -1,7 +1,7 @@
 """The outline of a computation: which results there are, how large, what each is made of, and in which order.
 
-Only what decides about memory is kept: shapes, strides, who looks into whose bytes, and which results may overwrite what
-they are made of. Weights and caches lie elsewhere; where they only are factors they do not appear at all. Pure.
+Only what decides about memory is kept: shapes, strides, who looks into whose bytes, and which results may overwrite
+what they are made of. Weights and caches lie elsewhere; where they only are factors they do not appear at all. Pure.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Node:
         self.allocated = False
         self.keep = False  # a mark only: nothing is computed
         self.at = 0  # bytes from the beginning of the buffer
+
 
 class Graph:
     """Results in the order in which they are computed. `here` is the place where new ones are computed."""

@@ -30,6 +30,7 @@ class Batch:
     embeddings: bool
     pooling: int
     kept: str = "f16"  # type of a number in the cache, where it is none of blocks
+    host_experts: int = 0  # so many of the first layers have their experts in main memory
 
     @property
     def each(self) -> int:
@@ -261,9 +262,7 @@ def _compressed(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inpu
     return g.linear(joined, facts.width)
 
 
-def _unpacked(
-    g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs, x: Node
-) -> tuple[Node, Node, Node]:
+def _unpacked(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs, x: Node) -> tuple[Node, Node, Node]:
     """Latent attention whose keys and values are unpacked before they are kept."""
     tokens, heads, plain = batch.tokens, layer.heads, max(0, layer.key - facts.rotated)
     q = _query(g, layer, layer.key, tokens, x)

@@ -1,7 +1,7 @@
 """Finds a place for every result of a graph, in buffers that are as small as the search makes them.
 
-The search is that of ggml's allocator, so that sizes come out as there: best fit, neighbours merged, overwriting where a
-result is the last user of what it is made of; what is computed elsewhere than it is used is copied there. Pure.
+The search is that of ggml's allocator, so that sizes come out as there: best fit, neighbours merged, overwriting where
+a result is the last user of what it is made of; what is computed elsewhere than it is used is copied there. Pure.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Buffer:
 
 
 def sizes(graph: Graph, places: int, copies: int = 1) -> list[int]:
-    """Bytes of the buffer of each place; [0] is main memory. `copies` of what crosses: 4 where devices work in turns."""
+    """Bytes of the buffer of each place; [0] is main memory. `copies`: of what crosses; 4 where devices take turns."""
     nodes, leaves = _crossing(graph, places, copies) if places > 1 else (graph.nodes, graph.leaves)
     buffers = [Buffer(DEVICE_ALIGNMENT if place else ALIGNMENT) for place in range(places)]
     for node in nodes:

@@ -1,5 +1,6 @@
-"""Layers with a state of fixed size instead of keys and values, as graphs: Mamba, Mamba 2, gated delta nets, RWKV, short
-convolutions. Pure.
+"""Layers with a state of fixed size instead of keys and values, as graphs. Pure.
+
+Mamba, Mamba 2, gated delta nets and short convolutions; RWKV, whose layers differ as a whole, is in `rwkv`.
 """
 
 from __future__ import annotations
