@@ -5,7 +5,7 @@ Shows and forgets, decides nothing: who has what is the scheduler's ledger, what
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -15,11 +15,10 @@ from accelerd.errors import AccelError
 from accelerd.gateway.control import Query, Route
 from accelerd.gateway.responses import json_response
 from accelerd.memory.learned import Entry
-from accelerd.memory.ledger import Balance, Ledger
-from accelerd.memory.model import ForeignUser, Forecast, Need, Seen
+from accelerd.memory.ledger import Ledger
+from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.memory.report import report
 from accelerd.scheduler.record import Snapshot
-
-NAMED = 5  # others' processes that are shown of a pool
 
 
 class Models(Protocol):
@@ -53,14 +52,17 @@ class FitRoutes:
         learned: Learned,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
         yielded: Callable[[], dict[str, Any] | None] = lambda: None,
+        degraded: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`seen`: a fresh look; `forecast`: with what was learned; `yielded`: what is given up, as `status` has it."""
+        """`seen`: a fresh look; `forecast`: with what was learned; `yielded`: what is given up, as `status` has it;
+        `degraded`: why memory cannot be measured."""
         self._models = models
         self._ledger = ledger
         self._seen = seen
         self._learned = learned
         self._forecast = forecast
         self._yielded = yielded
+        self._degraded = degraded
         self.routes: dict[tuple[str, str], Route] = {
             ("GET", "/memory"): self._memory,
             ("GET", "/memory/learned"): self._list,
@@ -71,12 +73,18 @@ class FitRoutes:
     async def _memory(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         seen = await self._seen()
         snapshots = {snapshot.spec.name: snapshot for snapshot in self._models.snapshots()}
-        stall = {"some": seen.stall.some, "full": seen.stall.full} if seen.stall is not None else None
+
+        def facts(name: str) -> dict[str, Any]:
+            """What decides about who leaves; a model that is configured no more may still hold memory."""
+            if (known := snapshots.get(name)) is None:
+                return {"leases": 0, "idle": None, "pin": False, "priority": 0}
+            return {"leases": known.leases, "idle": known.idle, "pin": known.spec.pin, "priority": known.spec.priority}
+
         answer = {
-            "pools": [_pool(balance, seen.foreign, snapshots) for balance in self._ledger().balances()],
+            **report(self._ledger(), seen, facts),
             "waiting": [self._waiting(snapshot) for snapshot in snapshots.values() if snapshot.queue],
-            "stall": stall,
             "yielded": self._yielded(),
+            "degraded": self._degraded(),
         }
         return json_response(answer)
 
@@ -103,7 +111,8 @@ class FitRoutes:
             count = sum(self._learned.forget(key) for key in keys)
         for snapshot in self._models.snapshots():
             if count and name in (None, snapshot.spec.name):
-                self._models.forecast(snapshot.spec.name, await self._forecast(snapshot.spec))
+                forecast = await self._forecast(snapshot.spec)
+                self._models.forecast(snapshot.spec.name, forecast)
         return json_response({"forgotten": count})
 
     async def _fit(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
@@ -119,34 +128,6 @@ class FitRoutes:
             "placement": {"fits": fits, "reason": why},
         }
         return json_response(answer)
-
-
-def _pool(balance: Balance, foreign: Iterable[ForeignUser], snapshots: dict[str, Snapshot]) -> dict[str, Any]:
-    pool = balance.pool
-    named = [user for user in foreign if user.pool == pool.id][:NAMED]
-    holdings = []
-    for held in balance.holdings:
-        snapshot = snapshots.get(held.model)
-        holdings.append({
-            "model": held.model, "phase": held.phase, "reserved": held.size, "used": held.used,
-            "leases": snapshot.leases if snapshot else 0,
-            "idle": snapshot.idle if snapshot else None,
-            "pin": snapshot.spec.pin if snapshot else False,
-            "priority": snapshot.spec.priority if snapshot else 0,
-        })  # fmt: skip
-    return {
-        "id": pool.id,
-        "label": pool.label,
-        "capacity": pool.capacity,
-        "reserve": pool.reserve,
-        "backed_by": pool.backed_by,
-        "own": pool.own,
-        "foreign": balance.foreign,
-        "foreign_users": [{"pid": user.pid, "process": user.process, "size": user.size} for user in named],
-        "spilled": balance.spilled,
-        "free": balance.free,
-        "holdings": holdings,
-    }
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -8,7 +8,7 @@ it measures: call it in a thread.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -114,24 +114,24 @@ def table() -> dict[str, Any]:
 
 # --- models ---------------------------------------------------------------------------------------------------
 
-ENCODERS: Final = ("bert", "t5encoder", "modern-bert", "eurobert", "neobert")  # parts of architectures' names
 LOOKED_UP: Final = ("token_embd.weight", "per_layer_token_embd.weight")  # of these one row is read
 
 
-def reads(architecture: str, tensors: Iterable[tuple[str, int]], experts: int, used: int) -> Reads:
-    """What a token reads of the tensors, given as (name, bytes). Of `experts` a token takes `used`."""
-    if any(part in architecture for part in ENCODERS):
-        return Reads(0, reason="it makes no text, it reads it at once")
-    sizes = dict(tensors)
+def reads(tensors: Mapping[str, int], experts: int, used: int) -> Reads:
+    """What a token reads of the tensors, their bytes by name. Of `experts` a token takes `used`."""
     total = 0
-    for name, size in sizes.items():
+    for name, size in tensors.items():
         if name in LOOKED_UP:
             continue
-        routed = "_exps." in name and experts > 0
-        total += size * used // experts if routed else size
-    if "output.weight" not in sizes:  # the matrix of the input serves for the output too
-        total += sizes.get("token_embd.weight", 0)
+        total += size * used // experts if is_routed(name) and experts > 0 else size
+    if "output.weight" not in tensors:  # the matrix of the input serves for the output too
+        total += tensors.get("token_embd.weight", 0)
     return Reads(total, experts > 0)
+
+
+def is_routed(name: str) -> bool:
+    """A tensor of many experts, of which a token takes some?"""
+    return "_exps." in name
 
 
 def speed(need: Reads, kv: int, shares: Mapping[str, float], rates: Mapping[str, Rate | None]) -> Speed:
