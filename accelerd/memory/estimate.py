@@ -39,7 +39,7 @@ PROJECTOR_LEAST: Final = 32 * MIB
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: what it was trained for."""
+    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: all it was trained for."""
 
     context: int = 4096
     slots: int = 1
