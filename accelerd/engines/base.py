@@ -53,6 +53,8 @@ class LaunchPlan:
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
+    out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
+    too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,10 @@ class Engine(Protocol):
 
     dialect: Dialect
 
-    async def plan(self, spec: ModelSpec, runtime: Path, gpus: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
 
-        `gpus`: PCI slots of those it shall use, where somebody has decided that.
+        `slots`: PCI slots of the GPUs it shall use, where somebody has decided that.
         """
         ...
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.engines.llama_server.features import MAX_OUTPUT, FeatureReader, Features, parse_help
+from accelerd.engines.llama_server.asking import MAX_OUTPUT
+from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
 from accelerd.errors import AccelError
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR, program, runs
 

@@ -44,7 +44,7 @@ class FakeEngine:
         self.edit: Callable[[int, LaunchPlan], LaunchPlan] = lambda number, plan: plan
         self.gate: asyncio.Event | None = None  # a plan waits for it
 
-    async def plan(self, spec: ModelSpec, runtime: Path, gpus: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         if self.gate is not None:
             await self.gate.wait()
         number = len(self.plans)

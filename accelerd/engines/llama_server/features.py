@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Final
 import msgspec
 
 from accelerd.engines.base import Answer, Inside
+from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.environment import DEVICES
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
@@ -29,7 +29,6 @@ from accelerd.instances import Cause
 log = logging.getLogger(__name__)
 
 HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
-MAX_OUTPUT: Final = 1 << 20  # bytes kept of each stream; this year's help has 59 kB
 CACHE_FORMAT: Final = 1
 DRIVER_VARIABLES: Final = frozenset(
     {*DEVICES, "AMD_VULKAN_ICD", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH"}
@@ -245,40 +244,9 @@ class FeatureReader:
         return Saved(CACHE_FORMAT, identity, version, options)
 
     async def _run(self, path: str, flag: str, env: Mapping[str, str]) -> tuple[int | None, str, str]:
-        """Exit status and the two outputs. On a timeout or when cancelled the process group is killed."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                path,
-                flag,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=dict(env),
-                start_new_session=True,
-            )
-        except OSError as e:
-            raise AccelError(
-                "model_failed", f"cannot run {path}: {e.strerror or e}", cause=Cause.NO_PROGRAM.value
-            ) from e
-        assert process.stdout
-        assert process.stderr
-        finished = False
-        try:
-            async with asyncio.timeout(self._timeout):
-                out, err, status = await asyncio.gather(
-                    _bounded(process.stdout), _bounded(process.stderr), process.wait()
-                )
-            finished = True
-        except TimeoutError:
-            raise AccelError(
-                "model_failed",
-                f"cannot use {path}: {flag} did not finish within {self._timeout:g} s",
-                cause=Cause.NO_PROGRAM.value,
-            ) from None
-        finally:
-            if not finished:
-                await _kill(process)
-        return status, out, err
+        """Exit status and the two outputs."""
+        answer = await asking.run((path, flag), env, self._timeout)
+        return answer.status, answer.out, answer.err
 
 
 async def _ask(path: str, run: Callable[[str], Awaitable[tuple[int | None, str, str]]]) -> tuple[str, list[Option]]:
@@ -297,30 +265,6 @@ async def _ask(path: str, run: Callable[[str], Awaitable[tuple[int | None, str, 
     _, version_out, version_err = await run("--version")
     match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
     return match[1].strip() if match else "unknown version", options
-
-
-async def _bounded(stream: asyncio.StreamReader) -> str:
-    """All of a stream is read, so that its writer can end; the first MAX_OUTPUT bytes are kept."""
-    kept = bytearray()
-    while chunk := await stream.read(65536):
-        kept += chunk[: MAX_OUTPUT - len(kept)]
-    return kept.decode("utf-8", "replace")
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill the whole group and reap the leader; a wrapper's child that still holds the pipes goes too."""
-    assert process.stdout
-    assert process.stderr
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        log.debug("process group %d was gone already", process.pid)
-    await process.wait()
-    try:
-        async with asyncio.timeout(1):  # a child that left the group may hold the pipes for ever
-            await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
-    except TimeoutError:
-        log.warning("a process started by %d left its group and still holds its output", process.pid)
 
 
 def _identify(binary: str) -> tuple[Identity, bool]:
