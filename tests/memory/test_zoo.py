@@ -48,8 +48,8 @@ def test_llama_server_loads_it_and_says_what_it_takes(name: str, llama_server: s
     assert report.output > 0
     assert (report.context > 0) == (model.architecture not in ("bert", "nomic-bert"))
     assert report.total == report.model + report.context + report.compute + report.output
-    # Its own table has whole MiB, no output buffer, and no draft model.
-    if draft is None:
+    # Its own table has whole MiB, no output buffer, and no draft model. It may end before it has written it.
+    if draft is None and report.table:
         assert report.table == (("Host", report.model // MIB, report.context // MIB, report.compute // MIB),)
     # llama-fit-params agrees, but for a row of logits a token in its compute buffer.
     [(_, weights, context, compute)] = projected(fit_params(llama_server), model.path, settings)
