@@ -95,11 +95,11 @@ class Insight:
 
     def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""
-        self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name)
+        self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
 
     def outgrown(self, spec: ModelSpec, need: Need) -> None:
         """It ran out of memory: from now on it needs so much."""
-        self._learned.outgrown(self._key(spec), need, need.total, model=spec.name)
+        self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
 
     def forget(self, spec: ModelSpec) -> Forecast:
         """The estimate, whatever happened in the past."""
@@ -109,6 +109,16 @@ class Insight:
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
         return self._engines[spec.engine].offer(spec, room)
+
+    def loaded(self, spec: ModelSpec, need: Need, seconds: float) -> None:
+        """A load has come to its end."""
+        self._state.remember_load(fingerprint(spec), seconds)
+        self._learned.loaded(self._key(spec), need)
+
+    @property
+    def learned(self) -> Learned:
+        """What models were measured to need."""
+        return self._learned
 
     def _key(self, spec: ModelSpec) -> str:
         estimate = self._estimates.get(spec.name)

@@ -21,6 +21,7 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits, Yielded
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
@@ -73,10 +74,6 @@ def never_asleep() -> float:
     return 0.0
 
 
-def nobody_looks() -> bool:
-    return False
-
-
 class Scheduler:
     """Leases of ready models. A lease is got by `acquire` (at once or None) or `wait`, and ended by `release`."""
 
@@ -102,15 +99,15 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
         self._needs: Needs | None = None
-        self._look: Callable[[], bool] = nobody_looks
+        self._look: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], bool] = nobody_looks) -> None:
+    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], None] | None = None) -> None:
         """The home of the processes and the memory of memory; before the first request.
 
-        `look()` has somebody look at memory: `seen` follows. False: nobody can.
+        `look()` has somebody look at memory soon: `seen` follows. None: nobody can.
         """
         self._supervisor, self._needs, self._look = supervisor, needs, look
 
@@ -245,6 +242,14 @@ class Scheduler:
     def ledger(self) -> Ledger:
         return self._core.memory.ledger()
 
+    def placed(self, name: str) -> str:
+        """The first GPU that a model was placed on; "": on none, or that was not decided. Cheap."""
+        return self._core.placed(name)
+
+    def memory_moves(self) -> bool:
+        """Is a model being loaded, or is the memory of one waited for?"""
+        return any(s.state in (State.STARTING, State.RECLAIMING) for s in self._core.snapshots())
+
     # --- models of others -------------------------------------------------------------------------------------
 
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
@@ -336,7 +341,9 @@ class Scheduler:
         return watch is not None
 
     def look(self) -> bool:
-        return self._look()
+        if self._look is not None:
+            self._look()
+        return self._look is not None
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         assert self._needs is not None

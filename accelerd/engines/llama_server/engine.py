@@ -7,6 +7,7 @@ the program's own `--help`; never spawns, stops or asks a server.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import secrets
@@ -37,8 +38,13 @@ from accelerd.engines.base import (
 )
 from accelerd.engines.llama_server import argv, backend, environment, files, gpus, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
+from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.errors import AccelError
 from accelerd.instances import Cause
+from accelerd.memory.model import Forecast
+
+log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROBES: Final = {
@@ -79,6 +85,7 @@ class LlamaServer(Engine):
         places: Places = on_this_machine,
         tuner: Tuner = untuned,
         devices: Callable[[], Iterable[Device]] = tuple,
+        forecaster: Forecaster | None = None,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
         self._devices = devices
@@ -91,6 +98,7 @@ class LlamaServer(Engine):
         self._token = token
         self._which = which
         self._features = features or FeatureReader(cache)
+        self._forecaster = forecaster or Forecaster()
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -190,9 +198,20 @@ class LlamaServer(Engine):
             computes = backend.of_listing(await self._features.devices_inside(found, features, ask)) or computes
         return features, inside.as_seen_inside(spec, found), computes
 
-    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
-        """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""
-        return files.footprint(spec)
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        """What the model will need. Never raises. `ask`: its program may be asked, which can take seconds."""
+        settled, build = spec, None
+        if ask and spec.memory is None and spec.path:
+            try:
+                tuned, build = await self.settled(spec)
+                settled = tuned.spec
+            except AccelError as error:
+                log.info("the program of %s cannot be asked: %s", spec.name, error.message)
+        return (await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices))[0]
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of the model would fit into so much of each pool: one clause, or nothing."""
+        return self._forecaster.offer(spec, room)
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""
