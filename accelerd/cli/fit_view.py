@@ -22,7 +22,7 @@ def show(out: Output, answer: dict[str, Any]) -> None:
     out.wrapped(described(answer), indent="  ", style="dim")
     out.line()
     show_parts(out, answer)
-    if answer["contexts"]:
+    if any(row["alone"] for row in answer["contexts"]):
         out.line()
         show_contexts(out, answer)
     notes = [*answer["notes"]]
@@ -63,7 +63,7 @@ def show_parts(out: Output, answer: dict[str, Any]) -> None:
     total = "in sum" if answer["source"].startswith("estimated") or not names else answer["source"].partition(":")[0]
     rows.append((total, *(size(pool["amount"]) for pool in pools)))
     styles.append(("bold", *["bold"] * len(pools)))
-    rows.append(("free for it", *(size(pool["free"]) if pool["free"] is not None else "?" for pool in pools)))
+    rows.append(("free for it", *(size(max(0, pool["free"])) if pool["free"] is not None else "?" for pool in pools)))
     styles.append(("", *["" if pool["free"] is None or pool["free"] >= pool["amount"] else "red" for pool in pools]))
     out.table(head, rows, styles)
 

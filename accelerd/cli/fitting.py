@@ -166,7 +166,9 @@ class Fitting:
     @cached_property
     def spare(self) -> dict[str, int]:
         """What is left of every pool that it uses; negative: so much is missing."""
-        room = self.now if self.fits_now else self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
+        room = (
+            self.now if self.fits_now else self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
+        )
         found = {}
         for pool, size in self.need.amounts.items():
             if not size:
@@ -215,7 +217,9 @@ class Fitting:
         found = offers.clause(offers.offers(ways(self.known), room.free, context, self.kind, room.backing))
         layers = self._layers()
         if layers is not None:
-            more = f"gpu_layers = {layers}" + (", the rest of it in main memory" if layers else ", in main memory alone")
+            more = f"gpu_layers = {layers}" + (
+                ", the rest of it in main memory" if layers else ", in main memory alone"
+            )
             found = f"{found}, or with {more}" if found else f"it would fit with {more}"
         return found
 
@@ -274,7 +278,9 @@ class Fitting:
             return {RAM: 1.0}
         on_gpus = self._on_gpus() / (len(self.estimate.layers) + 1)
         host = {f"blk.{i}." for i in range(min(self.known.settings.host_experts, len(self.estimate.layers)))}
-        kept = {n: s for n, s in tensors.items() if bandwidth.is_routed(n) and n.startswith(tuple(host))} if host else {}
+        kept = (
+            {n: s for n, s in tensors.items() if bandwidth.is_routed(n) and n.startswith(tuple(host))} if host else {}
+        )
         facts = self.estimate.facts
         moved = sum(kept.values()) * facts.used // facts.experts if facts.experts else 0
         on_gpus *= 1 - moved / max(1, need.weights)

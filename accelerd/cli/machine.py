@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Failure
 from accelerd.cli.watching import Ask
+
+if TYPE_CHECKING:
+    from accelerd.devices.inventory import Inventory
+    from accelerd.devices.model import Device
 
 # Without a daemon, or with one that does not know the route, this program looks itself.
 ITSELF = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
@@ -33,21 +37,21 @@ def source(context: Context, route: str, directly: Ask) -> Ask:
 class Machine:
     """This machine, looked at without a daemon. What it needs is imported when it is first asked for."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, inventory: Inventory | None = None) -> None:
         from accelerd import config
-        from accelerd.devices.inventory import Inventory
+        from accelerd.devices.inventory import Inventory as SystemInventory
         from accelerd.devices.observer import Observer
         from accelerd.memory.measure import Meter
 
         roots, clock = context.roots, context.clock
         self.config, _ = config.check(roots.config_file, roots.home)
         reserves = (self.config or config.Config()).memory
-        self._inventory = Inventory(roots)
+        self._inventory = inventory or SystemInventory(roots)
         self._meter = Meter(
             roots, clock, Observer(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
         )
 
-    def devices(self) -> list[Any]:
+    def devices(self) -> list[Device]:
         """What there is now."""
         return self._inventory.scan()
 

@@ -112,6 +112,8 @@ def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill:
     title = clip(printable(str(pool.get("label") or slot)), max(8, out.columns - len(figures) - len(where) - 2))
     styled = out.style(figures, "red") if free < 0 else figures
     out.line(f"{out.style(title, 'bold')}{where}  {styled}")
+    if pool.get("backed_by") and not pool.get("own") and {part.letter for part in found} <= {FREE, RESERVE}:
+        return  # it has no memory of its own, and uses nobody's
     cells = max(NARROWEST, min(WIDEST, out.columns - 2))
     out.line("  " + bar(out, found, max(capacity, sum(part.size for part in found)), cells, glyphs))
     rows(out, found)
@@ -217,13 +219,14 @@ def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[st
         names = ", ".join(labels.get(pool, str(pool)) for pool in pools) if pools else ""
         what = str(given.get("what") or names or "all memory")
         until = f" for another {span(given['remaining'])}" if given.get("remaining") is not None else ""
-        yield f"{what} is given up to other programs{until} ({given.get('why')}); accelctl resume takes it back", "yellow"
-    stall = answer.get("stall") or {}
-    if stall.get("some") or stall.get("full"):
         yield (
-            f"programs waited for memory {stall.get('some') or 0:.1f} % of the last 10 s, all of them at once "
-            f"{stall.get('full') or 0:.1f} %", "red" if stall.get("full") else "yellow",
-        )  # fmt: skip
+            f"{what} is given up to other programs{until} ({given.get('why')}); accelctl resume takes it back",
+            "yellow",
+        )
+    some, full = (round((answer.get("stall") or {}).get(key) or 0.0, 1) for key in ("some", "full"))
+    if some or full:
+        together = f", all of them at once {full} %" if full else ""
+        yield f"programs waited for memory {some} % of the last 10 s{together}", "red" if full else "yellow"
     if answer.get("degraded"):
         yield str(answer["degraded"]), "yellow"
 
@@ -247,7 +250,11 @@ def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
         estimate, measured = sum((entry.get("estimate") or {}).values()), sum((entry.get("measured") or {}).values())
         need = entry.get("need")
         times = count(entry.get("shortages") or 0, "time")
-        note = f"ran out of memory {times}, the last with {size(entry.get('lacked'))}; is given {size(need)}" if need else "-"
+        note = (
+            f"ran out of memory {times}, the last with {size(entry.get('lacked'))}; is given {size(need)}"
+            if need
+            else "-"
+        )
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
             str(entry.get("model") or entry.get("file") or "?"), devices, size(estimate),

@@ -16,7 +16,16 @@ from typing import Any, TextIO
 from accelerd.cli.failure import Failure
 from accelerd.cli.text import clip, printable, width
 
-STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36"}
+STYLES = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "blue": "34",
+    "magenta": "35",
+    "cyan": "36",
+}
 BLOCKS = "█▒╱·×"  # what a stream must be able to write for bars to be drawn with more than ASCII
 MAX_WIDTH = 120
 

@@ -163,4 +163,4 @@ def label(tokens: float) -> str:
 
 def rounded(tokens: float) -> str:
     """Two digits: more are not known."""
-    return f"{tokens:.1f}" if tokens < 10 else f"{tokens:.2g}" if tokens < 100 else f"{round(tokens, -1):.0f}"
+    return f"{tokens:.1f}" if tokens < 9.95 else f"{tokens:.0f}" if tokens < 99.5 else f"{round(tokens, -1):.0f}"

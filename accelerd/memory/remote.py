@@ -72,7 +72,7 @@ def read_remote(text: str, env: Mapping[str, str]) -> Remote:
         opened = RangeFile(projector, web)
         extra = Model(*read_files([opened]), files=(projector,))
     model = Model(header, tensors, tuple(file.url for file in files))
-    return Remote(url, model, sum(file.size for file in files), web.read, extra)
+    return Remote(files[0].url, model, sum(file.size for file in files), web.read, extra)
 
 
 def read_files(files: Sequence[RangeFile]) -> tuple[Header, dict[str, Tensor]]:
@@ -213,7 +213,9 @@ class Web:
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows, but never to what everybody on the way can read."""
 
-    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise ValueError(f"it leads to {host(newurl)} without https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

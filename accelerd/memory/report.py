@@ -60,5 +60,7 @@ def ledger_of(answer: Mapping[str, Any]) -> Ledger:
                 used.setdefault(name, {})[id] = held["used"]
             ended += held["reserved"] if held["phase"] in ENDED else 0
         foreign = told["foreign"] + ended  # to who looks, what ended models left behind is somebody else's
-        pools.append(Pool(id, told["label"], told["capacity"], told["reserve"], foreign, told["backed_by"], told["own"]))
+        pools.append(
+            Pool(id, told["label"], told["capacity"], told["reserve"], foreign, told["backed_by"], told["own"])
+        )
     return Ledger(pools, [Holding(name, phases[name], held, used.get(name, {})) for name, held in amounts.items()])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.machine import ITSELF
+from accelerd.cli.machine import ITSELF, Machine
 from accelerd.cli.text import size
 
 if TYPE_CHECKING:
@@ -67,12 +67,14 @@ def slots(text: str) -> int:
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
+    return fit(context, args, Machine(context))
+
+
+def fit(context: Context, args: argparse.Namespace, here: Machine) -> int:
     from accelerd import config
     from accelerd.cli.fit_subject import find
     from accelerd.cli.fit_view import show
-    from accelerd.cli.machine import Machine
 
-    here = Machine(context)
     devices = tuple(here.devices())
     settings = here.config or config.Config()
     given = wanted(args, devices)
@@ -84,9 +86,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         notes.append("the configuration is not valid, the built-in settings are taken: accelctl config check")
     answer = answered(subject, fitting, report, notes)
     context.out.result(answer)
-    show_text = not context.out.json_mode
-    if show_text:
-        show(context.out, answer)
+    show(context.out, answer)
     return Exit.OK if answer["fits"] else Exit.FAILED
 
 
@@ -172,6 +172,8 @@ def judged(
         untold=str(report.get("degraded") or ""),
     )
     found = fitting.Fitting(known, machine, measured)
+    if gpus and build is not None and build.backend == "cpu" and layers != 0:
+        notes.append(f"llama-server {build.version} computes on the processor alone, although there is {gpus[0].name}")
     return found, [*notes, *found.estimate.notes, *remarks(found, told)]
 
 
@@ -215,8 +217,7 @@ def settled(
     except AccelError as error:
         message = error.message.partition("; ")[0]
         return spec, None, [f"llama-server was not asked what it sets, so this may be too high: {message}"]
-    files = {"path": spec.path, "mmproj": spec.mmproj, "draft_model": spec.draft_model}
-    return replace(tuned.spec, **files), build, []
+    return replace(tuned.spec, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:
@@ -316,9 +317,13 @@ def verdict(found: Fitting, answer: dict[str, Any]) -> str:
     place = f"on {' and '.join(where)}" if where else "in main memory"
     if not answer["fits"]:
         short = [pool for pool in answer["pools"] if (pool["spare"] or 0) < 0] or answer["pools"]
-        missing = "; ".join(lacks(pool) for pool in short)
+        needs = "; ".join(
+            f"{size(pool['amount'])} of {pool['label']}, of which {left(pool)} are free" for pool in short
+        )
+        if len(short) == 1 and short[0]["label"] in place:
+            needs = f"{size(short[0]['amount'])}, and {left(short[0])} are free for it"
         others = ", even when all other models have left" if found.movable else ""
-        return f"does not fit {place}: {missing}{others}"
+        return f"does not fit {place}: it needs {needs}{others}"
     spare = min((size for size in found.spare.values()), default=0)
     parts = [f"fits {place}"]
     if found.leaving:
@@ -333,5 +338,5 @@ def verdict(found: Fitting, answer: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def lacks(pool: dict[str, Any]) -> str:
-    return f"it needs {size(pool['amount'])} of {pool['label']}, which has {size(max(0, pool['free'] or 0))} for it"
+def left(pool: dict[str, Any]) -> str:
+    return size(max(0, pool["amount"] + (pool["spare"] or 0)))
