@@ -94,8 +94,9 @@ def lettered(pools: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def spillers(pool: dict[str, Any], pools: Sequence[dict[str, Any]], labels: dict[Any, str]) -> str:
-    """Whose memory lies in this pool, too."""
-    return ", ".join(labels[other.get("id")] for other in pools if other.get("backed_by") == pool.get("id"))
+    """Of which pools some lies in this one, too."""
+    found = [other for other in pools if other.get("backed_by") == pool.get("id") and other.get("holdings")]
+    return ", ".join(labels[other.get("id")] for other in found)
 
 
 # --- one pool -------------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill:
     where = f" ({slot})" if ":" in slot else ""
     state = f"{size(free)} free" if free >= 0 else f"{size(-free)} more than there should be"
     figures = f"{state} of {size(capacity)}"
-    title = clip(printable(str(pool.get("label") or slot)), max(8, out.columns - len(figures) - len(where) - 2))
+    title = cut(out, str(pool.get("label") or slot), max(8, out.columns - len(figures) - len(where) - 2))
     styled = out.style(figures, "red") if free < 0 else figures
     out.line(f"{out.style(title, 'bold')}{where}  {styled}")
     if pool.get("backed_by") and not pool.get("own") and {part.letter for part in found} <= {FREE, RESERVE}:
@@ -190,7 +191,7 @@ def shared(sizes: Sequence[int], capacity: int, cells: int) -> list[int]:
 def rows(out: Output, found: Sequence[Part]) -> None:
     """The line of every part: its letter, its name, its size, what else there is to say."""
     room = max(8, min(32, out.columns - 24))
-    named = [(part, clip(printable(part.name), room)) for part in found]
+    named = [(part, cut(out, part.name, room)) for part in found]
     widest = max((width(name) for _, name in named), default=0)
     for part, name in named:
         letter = part.glyph if part.letter in (FREE, RESERVE) else part.letter
@@ -200,6 +201,12 @@ def rows(out: Output, found: Sequence[Part]) -> None:
         out.line(f"{first}  {out.style(lines[0], 'dim')}" if lines[0] else first)
         for line in lines[1:]:
             out.line(" " * (width(head) + 2) + out.style(line, "dim"))
+
+
+def cut(out: Output, text: str, columns: int) -> str:
+    """Text from outside, within so many columns."""
+    found = clip(printable(text), columns)
+    return found if out.blocks else found.replace("…", "~")
 
 
 def wrap(text: str, columns: int) -> list[str]:
@@ -250,11 +257,7 @@ def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
         estimate, measured = sum((entry.get("estimate") or {}).values()), sum((entry.get("measured") or {}).values())
         need = entry.get("need")
         times = count(entry.get("shortages") or 0, "time")
-        note = (
-            f"ran out of memory {times}, the last with {size(entry.get('lacked'))}; is given {size(need)}"
-            if need
-            else "-"
-        )
+        note = f"ran out of memory {times}; gets {size(need)}" if need else "-"
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
             str(entry.get("model") or entry.get("file") or "?"), devices, size(estimate),
