@@ -12,8 +12,9 @@ from collections.abc import Callable
 from accelerd import names
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
+from accelerd.memory.model import Need
+from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.placement import gib
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
 from accelerd.scheduler.service import Witness
 from accelerd.system.notify import Notifier
@@ -47,11 +48,11 @@ class Chronicle(Witness):
         notifier: Notifier,
         *,
         status: Callable[[], str],
-        loaded: Callable[[ModelSpec, float], None],
+        loaded: Callable[[ModelSpec, Need, float], None],
         retire: Callable[[int], None],
         in_use: Callable[[ModelSpec, bool], None],
     ) -> None:
-        """`loaded(spec, seconds)` hears of finished loads, `retire(instance)` of instances on their way out.
+        """`loaded(spec, need, seconds)` hears of finished loads, `retire(instance)` of instances on their way out.
 
         `in_use(spec, busy)` hears of a model's first lease and of the end of its last.
         """
@@ -68,7 +69,7 @@ class Chronicle(Witness):
         if record.instance is not None and after not in ALIVE:
             self._retire(record.instance)
         if after is State.READY and not record.adopted and not spec.name.endswith(names.TRIAL_SUFFIX):
-            self._loaded(spec, transition.at - record.started_at)
+            self._loaded(spec, record.need, transition.at - record.started_at)
         level, message_id = _weight(record, transition)
         event(
             log,

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from accelerd import __version__, names
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
+from accelerd.config.model import MemorySettings
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -29,6 +28,8 @@ from accelerd.gateway.access import read_keys
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight
+from accelerd.memory.model import Forecast
+from accelerd.memory.watch import MemoryWatch
 from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots
 from accelerd.scheduler.placement import Limits
@@ -42,20 +43,18 @@ from accelerd.system.records import NOTICE, event
 from accelerd.system.state import StateStore
 from accelerd.takeover import Successor, take_over
 from accelerd.trials import Trials
+from accelerd.yielding import Yielding
 
 log = logging.getLogger(__name__)
 
-SHARE_OF_MEMORY = 0.8  # of the machine's, for all models, unless scheduler.memory says otherwise
+Forecasts = list[tuple[ModelSpec, Forecast]]
+
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
 
 
 def limits_of(config: Config) -> Limits:
-    """What all models share, from the configuration or from the machine."""
-    settings = config.scheduler
-    if settings.memory is not None:
-        return Limits(settings.memory, "scheduler.memory", settings.max_loaded)
-    total = psutil.virtual_memory().total
-    return Limits(int(total * SHARE_OF_MEMORY), f"{SHARE_OF_MEMORY:.0%} of the machine's memory", settings.max_loaded)
+    """What all models share beside the pools of the machine."""
+    return Limits(config.scheduler.memory, "scheduler.memory", config.scheduler.max_loaded)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ class Parts:
     upkeep: ToolboxUpkeep
     devices: DeviceWatch
     performance: Performance
+    memory: MemoryWatch
+    configure_memory: Callable[[MemorySettings], None]
+    yielding: Yielding
     gateway: Gateway
     listeners: Listeners
     trials: Trials
@@ -85,7 +87,7 @@ class Parts:
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.insight.degraded, self.devices.degraded
+        return self.insight.degraded, self.devices.degraded, self.memory.degraded
 
 
 class Daemon:
@@ -102,7 +104,11 @@ class Daemon:
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
         self._listening: list[str] = []
         self._degraded: str | None = None  # what this machine lacks
-        self._trial: tuple[ModelSpec, int, str] | None = None  # what is tried out beside the configured models
+        self._known: Forecasts = []  # every model, with what it will need
+        self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
+        self._survey = asyncio.Event()  # models or devices have changed
+        self._survey.set()
+        parts.devices.listen(lambda diff: self._survey.set())
 
     async def run(self) -> None:
         """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
@@ -119,11 +125,15 @@ class Daemon:
     async def _begin(self) -> None:
         parts = self._parts
         loop = asyncio.get_running_loop()
-        self._apply(self._config, read_keys_of(self._config))
-        # Before anything else may be admitted: what is there already takes memory.
+        keys = read_keys_of(self._config)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
+        parts.memory.start()
+        self._apply(self._config, keys, await self._forecasts(self._config))
+        # Before anything else may be admitted: what is there already takes memory.
+        await parts.memory.look()
         found = await parts.supervisor.survivors()
         adopted = take_over(found, self._config.models, parts.scheduler)
+        parts.yielding.begin()
         await parts.supervisor.sweep_leftovers()
         await parts.upkeep.begin()
         await parts.listeners.open(parts.tcp, parts.unix)
@@ -168,8 +178,9 @@ class Daemon:
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             performance = tasks.create_task(self._parts.performance.run(), name="performance")
             self._parts.watchdog.register("reload", lambda: not reload.done())
+            survey = tasks.create_task(self._survey_models(), name="survey")
             await self._stop.wait()
-            for task in (preload, reload, repair, performance):
+            for task in (preload, reload, repair, performance, survey):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
@@ -222,8 +233,9 @@ class Daemon:
         if "server.listen" in changes.settings:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
         self._parts.engines["llama-server"] = self._llama_server(config.llama_server)
-        self._apply(config, keys, changes.relaunch)
+        self._apply(config, keys, await self._forecasts(config), changes.relaunch)
         self._config, self._problems = config, problems
+        self._survey.set()
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
         event(log, NOTICE, f"configuration read: {what or 'nothing in it'}", message_id=names.MSG_CONFIG_LOADED)
@@ -231,23 +243,40 @@ class Daemon:
             log.warning("%s", problem)
         return found
 
-    def _apply(self, config: Config, keys: tuple[bytes, ...], relaunch: Sequence[str] = ()) -> None:
+    def _apply(
+        self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
+    ) -> None:
         parts = self._parts
         parts.gateway.configure(config.server, keys)
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
-        parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config), relaunch)
+        parts.configure_memory(config.memory)
+        self._known = forecasts
+        parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
 
-    def _entries(self, config: Config) -> list[tuple[ModelSpec, int, str]]:
-        """Every model, with the bytes to reserve and where that number comes from."""
-        entries = [(spec, *self._parts.insight.footprint(spec)) for spec in config.models.values()]
-        return entries if self._trial is None else [*entries, self._trial]
+    async def _forecasts(self, config: Config) -> Forecasts:
+        return await self._parts.insight.forecasts(config.models.values())
 
-    def try_out(self, spec: ModelSpec | None, of: ModelSpec | None) -> None:
-        """Have this model beside the configured ones, as large as `of`; None: have it no more."""
-        self._trial = (spec, *self._parts.insight.footprint(of or spec)) if spec is not None else None
+    def _entries(self) -> Forecasts:
+        """Every model, with what it will need."""
+        return self._known if self._trial is None else [*self._known, self._trial]
+
+    async def try_out(self, spec: ModelSpec | None) -> None:
+        """Have this model beside the configured ones; None: have it no more."""
+        self._trial = (spec, await self._parts.insight.forecast(spec, ask=True)) if spec is not None else None
         config = self._config
-        self._parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config))
+        self._parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config))
+
+    async def _survey_models(self) -> None:
+        """Ask the models' programs what they would need, whenever models or devices have changed."""
+        while True:
+            await self._survey.wait()
+            self._survey.clear()
+            for spec in list(self._config.models.values()):
+                forecast = await self._parts.insight.forecast(spec, ask=True)
+                if self._config.models.get(spec.name) is spec:
+                    self._known = [(spec, forecast) if one is spec else (one, known) for one, known in self._known]
+                    self._parts.scheduler.forecast(spec.name, forecast)
 
     # --- end --------------------------------------------------------------------------------------------------
 
@@ -268,6 +297,7 @@ class Daemon:
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         await parts.performance.close()
+        parts.yielding.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -278,6 +308,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
         await parts.listeners.close()
+        await parts.memory.close()
         await parts.devices.close()
         parts.gateway.close()
         parts.scheduler.close()
@@ -311,6 +342,7 @@ class Daemon:
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
+            "yielded": self._parts.yielding.report(),
             "performance": self._parts.performance.report(),
             "degraded": "; ".join(filter(None, (self._degraded, *self._parts.degraded()))) or None,
         }

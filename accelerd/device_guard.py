@@ -22,16 +22,18 @@ class DeviceGuard:
 
     def __init__(self, watch: DeviceWatch, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._on: dict[int, str] = {}  # instance → device id, of those that lived through a change
+        self._on: dict[int, tuple[str, ...]] = {}  # instance → device ids, of those that lived through a change
         watch.listen(self.heard)
 
     def heard(self, diff: Diff) -> None:
         """Lists only change here: what lives now and is not remembered was started on the list before."""
         snapshots = self._scheduler.snapshots()
-        living = {s.instance: s.spec for s in snapshots if s.instance is not None and s.state in OCCUPIED}
+        found = {s.instance: s for s in snapshots if s.instance is not None and s.state in OCCUPIED}
         self._on = {
-            instance: self._on.get(instance) or device_of(spec, diff.before) for instance, spec in living.items()
+            instance: self._on.get(instance) or s.need.devices or (device_of(s.spec, diff.before),)
+            for instance, s in found.items()
         }
+        living = {instance: s.spec for instance, s in found.items()}
         back = {device.id for device in diff.added}
         for device in (*diff.removed, *diff.reset):
             gone = device in diff.removed and device.id not in back  # else it was bound again: as after a reset
@@ -47,4 +49,4 @@ class DeviceGuard:
                 self._scheduler.device_back(snapshot.spec.name)
 
     def _models_on(self, device: Device, living: dict[int, ModelSpec]) -> Collection[str]:
-        return [spec.name for instance, spec in living.items() if self._on[instance] == device.id]
+        return [spec.name for instance, spec in living.items() if device.id in self._on[instance]]

@@ -1,12 +1,15 @@
-"""What is known about models beside their lifecycle: footprints, plans, how long they took, what they printed.
+"""What is known about models beside their lifecycle: what they need, plans, how long they took, what they printed.
 
-The read side for the control socket (and the bus, later). Changes nothing, decides nothing.
+The read side for the control socket (and the bus, later), and the memory of what models turned out to need. Decides
+nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -15,11 +18,14 @@ from accelerd.devices.choice import first_gpu
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
+from accelerd.memory.learned import Learned
+from accelerd.memory.model import Forecast, Need
 from accelerd.ports import Roots
-from accelerd.scheduler.placement import OUTGROWN
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 from accelerd.system.state import StateStore
+
+AT_ONCE = 4  # models whose files are looked into at a time
 
 
 def fingerprint(spec: ModelSpec) -> str:
@@ -44,12 +50,15 @@ class Insight:
         state: StateStore,
         roots: Roots,
         devices: Callable[[], Sequence[Device]],
+        learned: Learned,
     ) -> None:
         self._supervisor = supervisor
         self._engines = engines
         self._state = state
         self._roots = roots
         self._devices = devices
+        self._learned = learned
+        self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
 
     def facts(self, instance: int) -> Facts | None:
         return self._supervisor.facts(instance)
@@ -68,22 +77,52 @@ class Insight:
         """How the model would be started now. AccelError when it could not."""
         return await self._engines[spec.engine].plan(spec, self._roots.runtime)
 
-    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
-        """Bytes to reserve, and where the number comes from."""
-        estimate, source = self._engines[spec.engine].footprint(spec)
-        need = self._state.needed_memory(fingerprint(spec))
-        if need is not None and need > estimate:
-            return need, f"{OUTGROWN} less, in an earlier run"
-        return estimate, source
+    async def forecasts(self, specs: Iterable[ModelSpec], *, ask: bool = False) -> list[tuple[ModelSpec, Forecast]]:
+        """What each will need: estimated, unless it was measured. `ask`: see Engine.forecast."""
+        few = asyncio.Semaphore(AT_ONCE)
 
-    def remember_need(self, spec: ModelSpec, memory: int) -> None:
-        """It ran out of memory with less."""
-        self._state.remember_need(fingerprint(spec), memory)
+        async def one(spec: ModelSpec) -> tuple[ModelSpec, Forecast]:
+            async with few:
+                return spec, await self.forecast(spec, ask=ask)
 
-    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
-        """The footprint, whatever happened in the past."""
-        self._state.remember_need(fingerprint(spec), None)
-        return self.footprint(spec)
+        return await asyncio.gather(*map(one, specs))
+
+    async def forecast(self, spec: ModelSpec, *, ask: bool = False) -> Forecast:
+        """What one model will need."""
+        estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
+        self._estimates[spec.name] = estimate = replace(estimate, load_seconds=self.load_seconds(spec))
+        return self._learned.apply(estimate)
+
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+        """The most, by pool, that the loaded model was seen to use."""
+        self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
+
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        """It ran out of memory: from now on it needs so much."""
+        self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
+
+    def forget(self, spec: ModelSpec) -> Forecast:
+        """The estimate, whatever happened in the past."""
+        self._learned.forget(self._key(spec))
+        return self._estimates[spec.name]
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of the model would fit into so much of each pool: one clause, or nothing."""
+        return self._engines[spec.engine].offer(spec, room)
+
+    def loaded(self, spec: ModelSpec, need: Need, seconds: float) -> None:
+        """A load has come to its end."""
+        self._state.remember_load(fingerprint(spec), seconds)
+        self._learned.loaded(self._key(spec), need)
+
+    @property
+    def learned(self) -> Learned:
+        """What models were measured to need."""
+        return self._learned
+
+    def _key(self, spec: ModelSpec) -> str:
+        estimate = self._estimates.get(spec.name)
+        return estimate.key if estimate is not None else ""
 
     def load_seconds(self, spec: ModelSpec) -> float | None:
         """How long the last load took."""

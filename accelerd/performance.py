@@ -16,17 +16,19 @@ from accelerd.devices.setters import Direct
 from accelerd.insight import device_of
 
 
-def slot_of(spec: ModelSpec, devices: Sequence[Device]) -> str | None:
-    """The PCI slot of the GPU that the model uses; None: none."""
-    used = device_of(spec, devices)
-    return next((d.slot for d in devices if d.id == used), None)
-
-
 class Performance:
     """See the module's text."""
 
-    def __init__(self, keeper: LevelKeeper, direct: Direct, look: Callable[[], Sequence[Device]]) -> None:
-        """`look()`: the devices of this machine, as they are known now."""
+    def __init__(
+        self,
+        keeper: LevelKeeper,
+        direct: Direct,
+        look: Callable[[], Sequence[Device]],
+        where: Callable[[str], str] = lambda name: "",
+    ) -> None:
+        """`look()`: the devices of this machine, as they are known now. `where`: the device that a model was placed on,
+        by its name; "": it was not decided."""
+        self._where = where
         self._keeper = keeper
         self._direct = direct
         self._look = look
@@ -36,7 +38,7 @@ class Performance:
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
         """A model's first lease was given, or its last has ended."""
         if busy:
-            slot = slot_of(spec, self._devices)
+            slot = self._slot(spec)
             self._used[spec.name] = (spec, slot)
             if slot is not None:
                 self._keeper.begin(slot)
@@ -44,6 +46,11 @@ class Performance:
             _, slot = self._used.pop(spec.name, (spec, None))
             if slot is not None:
                 self._keeper.end(slot)
+
+    def _slot(self, spec: ModelSpec) -> str | None:
+        """Of the GPU that the model uses; None: none."""
+        used = self._where(spec.name) or device_of(spec, self._devices)
+        return next((d.slot for d in self._devices if d.id == used), None)
 
     def devices(self, devices: Sequence[Device]) -> None:
         """What there is now, the first time and whenever it has changed."""
@@ -53,7 +60,7 @@ class Performance:
         self._devices = devices
         self._keeper.watch(devices)
         for name, (spec, _) in self._used.items():
-            slot = slot_of(spec, devices)
+            slot = self._slot(spec)
             self._used[name] = (spec, slot)
             if slot is not None:
                 self._keeper.begin(slot)

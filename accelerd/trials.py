@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 TRIED = Origin("accelctl tune")
 Tell = Callable[[dict[str, Any]], None]
-TryOut = Callable[[ModelSpec | None, ModelSpec | None], None]  # see Daemon.try_out
+TryOut = Callable[[ModelSpec | None], Awaitable[None]]  # see Daemon.try_out
 Measure = Callable[[Endpoint, str, Load, Callable[[int], None]], Awaitable[tuple[Series, Series]]]
 
 
@@ -116,7 +116,7 @@ class Trials:
                 search.done(row)
                 tell({"row": row.json() | {"best": search.best is row}})
         finally:
-            self._try_out(None, None)
+            await self._try_out(None)
             if was_loaded:
                 self._restore(spec.name)
         return report(spec, setting, load, search)
@@ -161,7 +161,7 @@ class Trials:
             origins={**spec.origins, **dict.fromkeys(candidate.settings, TRIED)},
         )
         tell({"phase": "loading", "label": candidate.label})
-        self._try_out(trial, spec)
+        await self._try_out(trial)
         try:
             await self._scheduler.load(trial.name)
             row = await self._measured(trial.name, candidate, load, tell)

@@ -48,6 +48,8 @@ _SETTINGS_GROUPS: Final[Mapping[str, str]] = {
     "--ubatch-size -ub": "ubatch",
     "--threads -t": "threads",
     "--mmproj -mm": "mmproj",
+    "--spec-draft-model --model-draft -md": "draft_model",
+    "--device -dev": "gpus",
     "--chat-template-file": "chat_template_file",
     "--embedding --embeddings": "embeddings",
     "--rerank --reranking": "rerank",

@@ -119,8 +119,9 @@ class ModelSpec:
 LAUNCH_FIELDS = (
     "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
     "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model",
-    "chat_template_file", "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image", "devices", "mounts",
-    "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust", "tasks_max",
+    "chat_template_file", "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image",
+    "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust",
+    "tasks_max",
 )  # fmt: skip
 
 
@@ -162,6 +163,16 @@ class SchedulerSettings:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """[memory]: what is left to other programs, and when models make room for them. Sizes in bytes."""
+
+    reserve: int | None = None  # of main memory; None: a tenth, from 512 MiB to 8 GiB
+    gpu_reserve: int = 256 << 20  # of each GPU
+    yield_on: tuple[Literal["gamemode", "sleep"], ...] = ("gamemode",)
+    soft_grace: float = 3.0  # s
+
+
+@dataclass(frozen=True)
 class LlamaServerSettings:
     """[engines.llama-server]"""
 
@@ -184,6 +195,7 @@ class Config:
 
     server: ServerSettings = ServerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    memory: MemorySettings = MemorySettings()
     performance: PerformanceSettings = PerformanceSettings()
     llama_server: LlamaServerSettings = LlamaServerSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)

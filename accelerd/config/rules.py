@@ -46,7 +46,7 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
         yield from _engine_advice(path, entry)
     seen: set[tuple[str, Origin]] = set()
     for spec in config.models.values():
-        for field in ("path", "mmproj", "chat_template_file", "binary"):
+        for field in ("path", "mmproj", "draft_model", "chat_template_file", "binary"):
             value, origin = getattr(spec, field), spec.origin(field)
             if field == "binary" and spec.home in (*NAMED_HOMES, *IMAGE_HOMES):
                 continue  # a path inside the container

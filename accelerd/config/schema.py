@@ -17,6 +17,7 @@ from accelerd.config.values import (
     Context,
     Device,
     Duration,
+    DurationOrAuto,
     DurationOrNever,
     DurationOrZero,
     EnvName,
@@ -36,8 +37,11 @@ from accelerd.config.values import (
     Name,
     OnOffAuto,
     Program,
+    Reserve,
+    Size,
     Slot,
     WebOrigin,
+    YieldSignal,
 )
 
 
@@ -70,12 +74,19 @@ class ServerTable(Struct):
 class SchedulerTable(Struct):
     """What may be resident together and how long a request may wait."""
 
-    memory: Annotated[MemoryOrAuto, about('Memory for all models together; "auto" is 80 % of the machine\'s.')]
+    memory: Annotated[MemoryOrAuto, about('A limit on the memory of all models together; "auto": what the pools have.')]
     max_loaded: Annotated[int, about("Models loaded at once; without it memory alone decides.", ge=1, le=10_000)]
     max_queue: Annotated[int, about("Requests waiting at once; further ones are refused.", ge=1, le=1_000_000)]
     queue_timeout: Annotated[Duration, about("Longest wait of a request for its model.")]
     linger: Annotated[
         DurationOrZero, about("A model stays this long after its last request although another waits for its room.")
+    ]
+    min_resident: Annotated[
+        DurationOrAuto, about('A model stays at least this long after its load; "auto": as long as the load took.')
+    ]
+    memory_wait: Annotated[Duration, about("How long a request waits for memory that other programs have.")]
+    cool_down: Annotated[
+        DurationOrZero, about("Time without pressure until a kept model that gave way comes back by itself.")
     ]
     max_overtake: Annotated[DurationOrZero, about("No request is overtaken by later ones for longer than this.")]
     max_failures: Annotated[
@@ -84,6 +95,30 @@ class SchedulerTable(Struct):
     failure_window: Annotated[Duration, about("The window in which failures are counted.")]
     backoff_first: Annotated[Duration, about("Wait after the first failure; it doubles with each further one.")]
     backoff_cap: Annotated[Duration, about("Longest wait between two attempts.")]
+
+
+class MemoryTable(Struct):
+    """What is left to other programs, and when models make room for them."""
+
+    reserve: Annotated[
+        Reserve,
+        about('Main memory that no model is given; "auto" is a tenth of it, from 512 MiB to 8 GiB.'),
+    ]
+    gpu_reserve: Annotated[Size, about("Memory of each GPU that no model is given.")]
+    yield_on: Annotated[
+        list[YieldSignal],
+        about(
+            'The GPUs are emptied, as by `accelctl yield`, while GameMode knows of a game ("gamemode") and before '
+            'the machine is suspended ("sleep").'
+        ),
+    ]
+    soft_grace: Annotated[
+        DurationOrZero,
+        about(
+            "How long other programs may use of the reserve before idle models make room. When half of it is used, "
+            "models make room at once."
+        ),
+    ]
 
 
 class DevicePerformanceTable(Struct):
@@ -156,7 +191,9 @@ class LayerTable(Struct):
     batch: Annotated[int, about("Tokens of a prompt taken together.", ge=1, le=1 << 20)]
     ubatch: Annotated[int, about("Tokens computed at once; at most batch.", ge=1, le=1 << 20)]
     threads: Annotated[int, about("CPU threads.", ge=1, le=4096)]
+    gpus: Annotated[list[Slot], about("The GPUs that the model may use, by PCI slot; without it, any that it fits on.")]
     mmproj: Annotated[FilePath, about("Multimodal projector file.")]
+    draft_model: Annotated[FilePath, about("A small model that drafts answers for this one (speculative decoding).")]
     chat_template_file: Annotated[FilePath, about("Jinja template instead of the one in the model file.")]
     embeddings: Annotated[bool, about("The model makes embeddings.")]
     rerank: Annotated[bool, about("The model ranks documents.")]
@@ -199,7 +236,8 @@ class LayerTable(Struct):
     pin: Annotated[bool, about("Never put the model away for another one.")]
     group: Annotated[Name, about("Of the models of one group, only one is loaded at a time.")]
     exclusive: Annotated[bool, about("No other model is loaded beside it.")]
-    memory: Annotated[MemoryOrAuto, about('Memory to reserve; "auto" takes the engine\'s estimate.')]
+    memory: Annotated[MemoryOrAuto, about('Memory to reserve; "auto" is estimated at first, then measured.')]
+    priority: Annotated[int, about("Models with less leave first when room is needed.", ge=-100, le=100)]
 
 
 class ModelTable(LayerTable):
@@ -217,6 +255,7 @@ class Document(Struct):
 
     server: Annotated[ServerTable, about("Who may connect, from where, and how long they may take.")]
     scheduler: Annotated[SchedulerTable, about("What may be resident together, how long a request may wait.")]
+    memory: Annotated[MemoryTable, about("What is left to other programs, when models make room for them.")]
     performance: Annotated[PerformanceTable, about("When the GPU in the processor runs at its highest clocks.")]
     engines: Annotated[EnginesTable, about("The programs that run models.")]
     defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]

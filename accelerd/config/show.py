@@ -17,6 +17,7 @@ from accelerd.config.problems import key_text
 from accelerd.config.shape import Node
 
 HIDDEN: Final = "***"
+NOT_SHOWN_EMPTY: Final = frozenset({"path", "model", "description", "mmproj", "draft_model", "gpus", "group"})
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -64,6 +65,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
     sections = (
         ("server", root["server"], config.server),
         ("scheduler", root["scheduler"], config.scheduler),
+        ("memory", root["memory"], config.memory),
         ("performance", root["performance"], config.performance),
         ("engines.llama-server", engines["llama-server"], config.llama_server),
     )
@@ -104,7 +106,7 @@ def _model(table: dict[str, Node], spec: ModelSpec) -> Iterator[Value]:
             case "env":
                 for name, _ in spec.env:
                     yield Value(f"{key}.{name}", HIDDEN, spec.origin(f"{key}.{name}"))
-            case "path" | "model" | "description" | "mmproj" | "group" if not getattr(spec, key):
+            case _ if key in NOT_SHOWN_EMPTY and not getattr(spec, key):
                 continue
             case _:
                 yield Value(key, written(table[key], getattr(spec, key)), spec.origin(key))

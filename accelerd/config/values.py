@@ -100,8 +100,10 @@ def _type(expects: str, parse: Parse, json_pattern: str | None = None, **extra: 
 _MILLISECOND = 0.001
 _DURATION = f"{units.DURATION}; longer than zero"
 _DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
+_DURATION_AUTO = f'{units.DURATION}, or "auto"'
 _BODY = f"{units.SIZE}; at least 1KiB"
 _MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
+_RESERVE = f'{units.SIZE}, or "auto"'
 _LIMIT = f'{units.SIZE}; at least 16MiB, or "none"'
 _CONTAINERS = "a container's name: letters, digits and _ . - (first a letter or digit)"
 _IMAGES = 'an image such as "ghcr.io/ggml-org/llama.cpp:server-vulkan"'
@@ -136,6 +138,15 @@ DurationOrNever = Annotated[
         show=_or_none("never", units.format_duration),
     ),
 ]
+DurationOrAuto = Annotated[
+    int | float | str,
+    _type(
+        _DURATION_AUTO,
+        _or("auto", units.parse_duration),
+        f"^auto$|{_DURATION_JSON}",
+        show=_or_none("auto", units.format_duration),
+    ),
+]
 BodySize = Annotated[
     int | str, _type(_BODY, _at_least(1 << 10, units.parse_size, _BODY), _SIZE_JSON, show=units.format_size)
 ]
@@ -144,6 +155,16 @@ MemoryOrAuto = Annotated[
     _type(
         _MEMORY,
         _or("auto", _at_least(1 << 20, units.parse_size, _MEMORY)),
+        f"^auto$|{_SIZE_JSON}",
+        show=_or_none("auto", units.format_size),
+    ),
+]
+Size = Annotated[int | str, _type(units.SIZE, units.parse_size, _SIZE_JSON, show=units.format_size)]
+Reserve = Annotated[
+    int | str,
+    _type(
+        _RESERVE,
+        _or("auto", units.parse_size),
         f"^auto$|{_SIZE_JSON}",
         show=_or_none("auto", units.format_size),
     ),
@@ -174,6 +195,7 @@ Device = Annotated[str, _type(_DEVICES, _matching(_DEVICE, _DEVICES))]
 Mount = Annotated[str, _type(_MOUNTS, _matching(_MOUNT, _MOUNTS))]
 HomeKind = Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"]
 Slot = Annotated[str, _type(_SLOTS, _matching(_SLOT, _SLOTS), r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
+YieldSignal = Literal["gamemode", "sleep"]
 LevelPolicy = Literal["busy", "always", "never"]
 IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 class Driver(Protocol):
     def read(self) -> Readings: ...
+    def memory(self) -> Readings:
+        """The pools alone."""
+        ...
 
 
 def reader_of(device: Device, directory: Path | None, files: Files, values: Values, clock: Clock) -> Driver | None:
@@ -134,6 +137,9 @@ class Amdgpu:
             npu_clock=get("npu_clock", measured("npuclk", 0, MOST_MHZ)),
         )
 
+    def memory(self) -> Readings:
+        return Readings(pools=self._pools())
+
     def _clocks(self, measured: Callable[..., Callable[[], float]]) -> dict[str, Frequency]:
         """The sensor is exact, the star is not always there, the metrics are a mean."""
         found = {}
@@ -215,8 +221,14 @@ class Intel:
             temperature=get("temperature", lambda: main(temperatures)),
             temperatures=temperatures,
             throttling=self._throttling(),
-            reasons={} if self._device.unified else {"memory": f"{self._device.driver} tells no sizes of memory"},
+            reasons=self._untold(),
         )
+
+    def memory(self) -> Readings:
+        return Readings(reasons=self._untold())
+
+    def _untold(self) -> dict[str, str]:
+        return {} if self._device.unified else {"memory": f"{self._device.driver} tells no sizes of memory"}
 
     def _frequencies(self) -> dict[str, list[Path]]:
         """Files of the first graphics tile: xe has them below the device, i915 below its card."""
@@ -263,14 +275,17 @@ class IntelNpu:
         self._work = Counter(clock)
 
     def read(self) -> Readings:
-        memory = self._values.get("memory", lambda: self._number("npu_memory_utilization", MOST_BYTES))
         now = self._values.get("npuclk", lambda: self._number("npu_current_frequency_mhz", MOST_MHZ))
         most = self._values.get("highest npuclk", lambda: self._number("npu_max_frequency_mhz", MOST_MHZ))
         return Readings(
             busy=self._values.get("busy", self._busy),
             clocks={"npuclk": Frequency(now, None, most)} if now is not None or most is not None else {},
-            pools=(MemoryPool("ram", memory, memory),) if memory else (),
+            pools=self.memory().pools,
         )
+
+    def memory(self) -> Readings:
+        memory = self._values.get("memory", lambda: self._number("npu_memory_utilization", MOST_BYTES))
+        return Readings(pools=(MemoryPool("ram", memory, memory),) if memory else ())
 
     def _busy(self) -> float:
         return min(100.0, self._work.rate(self._number("npu_busy_time_us", 1 << 62)) / 1e4)
@@ -285,6 +300,9 @@ class OnlyHwmon:
     def __init__(self, directory: Path, files: Files, values: Values) -> None:
         self._values = values
         self._sensors = Sensors(directory, files)
+
+    def memory(self) -> Readings:
+        return Readings()
 
     def read(self) -> Readings:
         temperatures = self._values.get("temperatures", self._sensors.temperatures) or {}

@@ -1,14 +1,15 @@
 """Who uses the memory of the devices: the kernel's fdinfo of every process that this user may look at.
 
-One client of a driver may be open many times and in several processes: it counts once, for the process with the lowest
-pid. Processes of other users cannot be read; what they hold shows as the rest. Spawns nothing, opens no device.
+One client of a driver may be open many times and in several processes: it counts once, for the first process that was
+asked for, else for the one with the lowest pid. Processes of other users cannot be read; what they hold shows as the
+rest. Spawns nothing, opens no device.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,10 @@ class Client:
     engines: dict[str, int] = field(default_factory=dict)  # ns of work by engine
     cycles: dict[str, tuple[int, int]] = field(default_factory=dict)  # xe: work and all, in cycles by engine
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.device, self.number
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -52,36 +57,61 @@ class Holder:
 @dataclass(frozen=True)
 class Scan:
     clients: tuple[Client, ...] = ()
-    unreadable: int = 0  # processes of others
+    denied: frozenset[int] = frozenset()  # processes of others
+
+    @property
+    def unreadable(self) -> int:
+        """How many processes could not be looked into."""
+        return len(self.denied)
 
 
-def scan(proc: Path, listdir: Callable[[Path], list[str]] = os.listdir) -> Scan:
-    """Every client of every device, each once. Blocks for some milliseconds."""
+def scan(
+    proc: Path,
+    listdir: Callable[[Path], list[str]] = os.listdir,
+    *,
+    only: Iterable[int] | None = None,
+    without: Collection[int] = (),
+    known: Iterable[Client] = (),
+) -> Scan:
+    """Every client of every device, each once, but for `known`. Blocks for some milliseconds.
+
+    Of all processes, or of those in `only`; never of those in `without`.
+    """
     found: dict[tuple[str, str], Client] = {}
-    unreadable = 0
-    for pid in sorted(int(name) for name in names(proc) if name.isdecimal()):
+    before = {client.key for client in known}
+    denied = set()
+    pids = only if only is not None else sorted(int(name) for name in names(proc) if name.isdecimal())
+    for pid in pids:
+        if pid in without:
+            continue
         directory = proc / str(pid)
         try:
             descriptors = listdir(directory / "fd")
         except PermissionError:
-            unreadable += 1
+            denied.add(pid)
             continue
         except OSError:
             continue  # has ended
-        for name in descriptors:
+        for name in of_devices(f"{directory}/fd/", descriptors):
             client = client_of(directory, name, pid)
-            if client is not None:
-                found.setdefault((client.device, client.number), client)
-    return Scan(tuple(found.values()), unreadable)
+            if client is not None and client.key not in before:
+                found.setdefault(client.key, client)
+    return Scan(tuple(found.values()), frozenset(denied))
+
+
+def of_devices(prefix: str, descriptors: Iterable[str]) -> Iterable[str]:
+    """Those that are open devices. Plain strings: a browser has hundreds, and all but a few are something else."""
+    readlink = os.readlink
+    for name in descriptors:
+        try:
+            if readlink(prefix + name).startswith(NODES):
+                yield name
+        except OSError:
+            continue  # closed meanwhile
 
 
 def client_of(directory: Path, descriptor: str, pid: int) -> Client | None:
-    """The client behind a descriptor; None for everything that is no device."""
-    try:
-        if not os.readlink(directory / "fd" / descriptor).startswith(NODES):
-            return None
-    except OSError:
-        return None
+    """The client behind the descriptor of a device; None where the driver tells none."""
     told = text(directory / "fdinfo" / descriptor)
     return parse(told, pid, text(directory / "comm") or "?") if told else None
 

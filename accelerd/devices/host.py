@@ -78,15 +78,21 @@ def lock_limit(roots: Roots) -> int | None:
     return None
 
 
-def machine_memory(roots: Roots) -> tuple[int, int] | None:
-    """Total and available bytes of the machine; None where /proc does not say."""
+def meminfo(roots: Roots) -> dict[str, int]:
+    """The lines of /proc/meminfo that are sizes, in bytes. Empty where it cannot be read."""
     found = {}
     for line in lines(roots.proc / "meminfo"):
         key, _, value = line.partition(":")
         words = value.split()
-        if key in ("MemTotal", "MemAvailable") and words and words[0].isdecimal():
+        if len(words) == 2 and words[1] == "kB" and words[0].isdecimal():
             found[key] = int(words[0]) * 1024
-    return (found["MemTotal"], found["MemAvailable"]) if len(found) == 2 else None
+    return found
+
+
+def machine_memory(roots: Roots) -> tuple[int, int] | None:
+    """Total and available bytes of the machine; None where /proc does not say."""
+    told = meminfo(roots)
+    return (told["MemTotal"], told["MemAvailable"]) if "MemTotal" in told and "MemAvailable" in told else None
 
 
 def processor_name(roots: Roots) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerd.devices.files import lines, names
+from accelerd.devices.files import lines, names, size, text
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,25 @@ def nodes(sys: Path) -> dict[str, KfdNode]:
             banks=tuple(bank["size_in_bytes"] for bank in banks if bank.get("size_in_bytes", 0) > 0),
             saves_waves="cwsr_size" in values,
         )
+    return found
+
+
+def held_by(sys: Path, pid: int) -> dict[str, int]:
+    """Bytes of device memory that a process holds through KFD, by PCI slot. Anybody may read that."""
+    top = sys / "class/kfd/kfd"
+    sizes = {
+        name.removeprefix("vram_"): held
+        for name in names(top / "proc" / str(pid))
+        if name.startswith("vram_") and (held := size(top / "proc" / str(pid) / name)) is not None
+    }
+    if not sizes:
+        return {}
+    found = {}
+    for name in names(top / "topology/nodes"):
+        number = text(top / "topology/nodes" / name / "gpu_id")
+        if number in sizes:
+            values = properties(top / "topology/nodes" / name / "properties")
+            found[slot_of(values.get("domain", 0), values.get("location_id", 0))] = sizes[number]
     return found
 
 

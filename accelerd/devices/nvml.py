@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from accelerd.devices.files import MOST_BYTES
 from accelerd.devices.model import MemoryPool
 from accelerd.devices.readings import Frequency, Readings
 from accelerd.devices.vendors import first_line, short_slot, text
@@ -33,12 +34,20 @@ class Card:
 
     readings: Readings
     processes: dict[int, int] = field(default_factory=dict)
+    unsized: frozenset[int] = frozenset()  # of them, those of which it does not tell how much: theirs is 0 above
 
 
 def look(
-    slots: Iterable[str], memory: tuple[int, int] | None, importer: Importer = importlib.import_module
+    slots: Iterable[str],
+    memory: tuple[int, int] | None,
+    importer: Importer = importlib.import_module,
+    *,
+    sensors: bool = True,
 ) -> tuple[dict[str, Card], str | None]:
-    """The cards by PCI slot, and why some or all are missing. `memory`: the machine's, for cards that have none."""
+    """The cards by PCI slot, and why some or all are missing. `memory`: the machine's, for cards that have none.
+
+    Without `sensors` nothing but the memory is asked for.
+    """
     wanted = set(slots)
     found: dict[str, Card] = {}
     try:
@@ -55,7 +64,8 @@ def look(
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             slot = short_slot(text(nvml.nvmlDeviceGetPciInfo(handle).busId))
             if slot in wanted:
-                found[slot] = Reader(nvml, handle).card(memory)
+                reader = Reader(nvml, handle)
+                found[slot] = reader.card(memory) if sensors else reader.holders(reader.pools(memory))
     except nvml.NVMLError as error:
         reason = first_line(error)
     finally:
@@ -74,11 +84,7 @@ class Reader:
 
     def card(self, memory: tuple[int, int] | None) -> Card:
         nvml, ask = self._nvml, self._ask
-        pools = ask("memory", "nvmlDeviceGetMemoryInfo")
-        if pools is not None:
-            found = [MemoryPool("vram", int(pools.total), int(pools.used))]
-        else:  # GB10 and its like share the machine's memory, and say "not supported"
-            found = [MemoryPool("unified", memory[0], memory[0] - memory[1])] if memory is not None else []
+        pools = self.pools(memory)
         power, load = ask("power", "nvmlDeviceGetPowerUsage"), ask("busy", "nvmlDeviceGetUtilizationRates")
         temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
         bits = ask("throttling", "nvmlDeviceGetCurrentClocksThrottleReasons") or 0
@@ -87,14 +93,40 @@ class Reader:
             clocks=dict(self._clocks()),
             power=within(power / 1000, 0, 5000) if power is not None else None,
             temperature=within(temperature, -50, 150) if temperature is not None else None,
-            pools=tuple(found),
+            pools=pools,
             throttling=tuple({word: None for bit, word in THROTTLE.items() if bits & bit}),
             reasons=self._reasons,
         )
+        holders = self.holders(pools)
+        return replace(holders, readings=readings)
+
+    def pools(self, memory: tuple[int, int] | None) -> tuple[MemoryPool, ...]:
+        told = self._ask("memory", "nvmlDeviceGetMemoryInfo")
+        if told is None:  # GB10 and its like share the machine's memory, and say "not supported"
+            return (MemoryPool("unified", memory[0], memory[0] - memory[1]),) if memory is not None else ()
+        total, used = int(told.total), int(told.used)
+        if not 0 < total <= MOST_BYTES:
+            self._reasons["memory"] = f"out of range: {total}"
+            return ()
+        return (MemoryPool("vram", total, used if 0 <= used <= total else None),)
+
+    def holders(self, pools: tuple[MemoryPool, ...]) -> Card:
+        """Who uses it: programs that compute, and those that draw, which Vulkan's are to NVIDIA."""
         processes: dict[int, int] = {}
-        for process in ask("processes", "nvmlDeviceGetComputeRunningProcesses") or ():
-            processes[int(process.pid)] = int(process.usedGpuMemory or 0)  # None in some containers
-        return Card(readings, processes)
+        unsized = set()
+        most = max((pool.total for pool in pools), default=MOST_BYTES)
+        for name, function in (
+            ("processes", "nvmlDeviceGetComputeRunningProcesses"),
+            ("drawing processes", "nvmlDeviceGetGraphicsRunningProcesses"),
+        ):
+            for process in self._ask(name, function) or ():
+                pid, used = int(process.pid), process.usedGpuMemory
+                if used is None or not 0 <= used <= most:  # in some containers; all bits set in older versions
+                    unsized.add(pid)
+                    used = 0
+                processes[pid] = max(processes.get(pid, 0), int(used))
+        unsized -= {pid for pid, used in processes.items() if used}
+        return Card(Readings(pools=pools, reasons=self._reasons), processes, frozenset(unsized))
 
     def _clocks(self) -> Iterator[tuple[str, Frequency]]:
         for name, domain in (("sclk", self._nvml.NVML_CLOCK_GRAPHICS), ("mclk", self._nvml.NVML_CLOCK_MEM)):

@@ -1,4 +1,4 @@
-"""One look at all devices together: readings, who uses their memory, what belongs to which.
+"""One look at all devices together: readings, who uses their memory, what belongs to which; or at their memory alone.
 
 Owns the readers between two looks (counters and last values need that) and lets go of those whose device is gone. Looks
 when it is asked to and never by itself; blocking, to be run in a thread, by one caller at a time.
@@ -7,11 +7,13 @@ when it is asked to and never by itself; blocking, to be run in a thread, by one
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from accelerd.devices import fdinfo, nvml
+from accelerd.devices import fdinfo, kfd, nvml
 from accelerd.devices.fdinfo import Holder
 from accelerd.devices.files import text
 from accelerd.devices.host import machine_memory
@@ -20,6 +22,7 @@ from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import Readings
 from accelerd.ports import Clock, Roots
 
+CARDS_EVERY = 0.9  # s between two questions to NVIDIA's library about memory
 UNKNOWN_LOAD = "is known from the second look on, while a program of this user uses it"
 
 
@@ -31,6 +34,7 @@ class Look:
     readings: Readings
     holders: tuple[Holder, ...] = ()
     others: int | None = None  # bytes in use that belong to no process that could be read; None: not known
+    unsized: frozenset[int] = frozenset()  # processes that use it, and it is not told how much
 
     def json(self, models: Mapping[int, str], owner: str | None = None) -> dict[str, Any]:
         """`models`: names by pid of their process; `owner`: who has set the performance level."""
@@ -53,16 +57,25 @@ class Look:
 class Observer:
     """See the module's text."""
 
-    def __init__(self, roots: Roots, clock: Clock, importer: Callable[[str], Any] = importlib.import_module) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        clock: Clock,
+        importer: Callable[[str], Any] = importlib.import_module,
+        listdir: Callable[[Path], list[str]] = os.listdir,
+    ) -> None:
         self._roots = roots
         self._clock = clock
         self._importer = importer
+        self._listdir = listdir
         self._readers: dict[str, DeviceReader] = {}
         self._before: tuple[float, fdinfo.Scan] | None = None
+        self._cards: tuple[float, dict[str, nvml.Card]] | None = None  # as `memory` saw them
+        self._known: tuple[fdinfo.Client, ...] = ()  # of the processes that `memory` was asked about
 
     def look(self, devices: Sequence[Device]) -> list[Look]:
         """Every device, in the order given."""
-        now, scan = self._clock.monotonic(), fdinfo.scan(self._roots.proc)
+        now, scan = self._clock.monotonic(), fdinfo.scan(self._roots.proc, self._listdir)
         before, self._before = self._before, (now, scan)
         found = {device.id: self._reader(device).read() for device in devices}
         for gone in set(self._readers) - set(found):
@@ -74,10 +87,7 @@ class Observer:
             who = fdinfo.holders(scan.clients, device.slot or device.driver or "")
             if (card := cards.get(device.id)) is not None:
                 readings = card.readings
-                who = tuple(
-                    Holder(pid, text(self._roots.proc / str(pid) / "comm") or "?", {"vram": used})
-                    for pid, used in sorted(card.processes.items(), key=lambda item: -item[1])
-                ) or who  # fmt: skip
+                who = tuple(self._of_card(card, card.processes)) or who
             elif device.kind == "npu":
                 readings = beside(readings, device, devices, found)
             if readings.busy is None and before is not None and not readings.asleep and device.slot:
@@ -90,6 +100,62 @@ class Observer:
             looks.append(Look(device, readings, who, rest(readings, who)))
         return looks
 
+    def memory(self, devices: Sequence[Device], of: Collection[int]) -> list[Look]:
+        """As `look`, of the memory alone, and of holders only the processes in `of`: cheap, and no sensor is asked.
+
+        A client that is open in other processes too counts for those in `of`.
+        """
+        found = {device.id: self._reader(device).memory() for device in devices}
+        scan = fdinfo.scan(self._roots.proc, self._listdir, only=of)
+        self._known = scan.clients
+        cards = self._cards_now([d for d in devices if d.driver == "nvidia" and d.slot and not found[d.id].asleep])
+        closed = self._computing(scan.denied)
+        looks = []
+        for device in devices:
+            readings, slot, unsized = found[device.id], device.slot or device.driver or "", frozenset[int]()
+            who = [*fdinfo.holders(scan.clients, slot), *closed.get(slot, ())]
+            if (card := cards.get(device.id)) is not None:
+                readings, unsized = card.readings, card.unsized & set(of)
+                who = self._of_card(card, [pid for pid in card.processes if pid in of]) or who
+            looks.append(Look(device, readings, tuple(who), rest(readings, who), unsized))
+        return looks
+
+    def strangers(self, devices: Sequence[Device], but: Collection[int]) -> dict[str, tuple[Holder, ...]]:
+        """Who else holds memory of each device, the largest first; `memory` was asked before. Reads every process."""
+        scan = fdinfo.scan(self._roots.proc, self._listdir, without=but, known=self._known)
+        cards = self._cards[1] if self._cards is not None else {}
+        found = {}
+        for device in devices:
+            who = fdinfo.holders(scan.clients, device.slot or device.driver or "")
+            if (card := cards.get(device.id)) is not None:
+                who = tuple(self._of_card(card, [pid for pid in card.processes if pid not in but])) or who
+            found[device.id] = who
+        return found
+
+    def _of_card(self, card: nvml.Card, pids: Iterable[int]) -> list[Holder]:
+        """NVIDIA's holders, the largest first."""
+        return [
+            Holder(pid, text(self._roots.proc / str(pid) / "comm") or "?", {"vram": card.processes[pid]})
+            for pid in sorted(pids, key=lambda pid: -card.processes[pid])
+        ]
+
+    def _cards_now(self, devices: Sequence[Device]) -> dict[str, nvml.Card]:
+        """Their memory, asked at most once a second: to open the library costs more than all the rest."""
+        now = self._clock.monotonic()
+        known = self._cards
+        if known is None or now - known[0] >= CARDS_EVERY or set(known[1]) != {device.id for device in devices}:
+            known = self._cards = now, self._nvidia(devices, sensors=False)
+        return known[1]
+
+    def _computing(self, pids: Iterable[int]) -> dict[str, list[Holder]]:
+        """By slot, processes whose descriptors nobody may read, as far as AMD's compute driver tells of them."""
+        found: dict[str, list[Holder]] = {}
+        for pid in pids:
+            for slot, size in kfd.held_by(self._roots.sys, pid).items():
+                name = text(self._roots.proc / str(pid) / "comm") or "?"
+                found.setdefault(slot, []).append(Holder(pid, name, {"vram": size}))
+        return found
+
     def _reader(self, device: Device) -> DeviceReader:
         """The reader of this device; a new one when the device is not what it was (another driver, other sizes)."""
         known = self._readers.get(device.id)
@@ -97,11 +163,11 @@ class Observer:
             known = self._readers[device.id] = DeviceReader(device, self._roots, self._clock)
         return known
 
-    def _nvidia(self, devices: Sequence[Device]) -> dict[str, nvml.Card]:
+    def _nvidia(self, devices: Sequence[Device], *, sensors: bool = True) -> dict[str, nvml.Card]:
         if not devices:
             return {}
         memory = machine_memory(self._roots)
-        cards, reason = nvml.look([d.slot for d in devices if d.slot], memory, self._importer)
+        cards, reason = nvml.look([d.slot for d in devices if d.slot], memory, self._importer, sensors=sensors)
         found = {d.id: cards[d.slot] for d in devices if d.slot in cards}
         for device in devices:
             if device.id not in found:

@@ -5,10 +5,11 @@ Looks at the runtime state first and leaves a sleeping device alone. Nothing her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from accelerd.devices import intel
-from accelerd.devices.drivers import reader_of
+from accelerd.devices.drivers import Driver, reader_of
 from accelerd.devices.files import Files, Unreadable
 from accelerd.devices.host import machine_memory
 from accelerd.devices.inventory import below_sys
@@ -32,6 +33,13 @@ class DeviceReader:
 
     def read(self) -> Readings:
         """What can be read now."""
+        return self._taken(lambda driver: driver.read())
+
+    def memory(self) -> Readings:
+        """The pools alone: a few small files, no sensor, no question to the firmware."""
+        return self._taken(lambda driver: driver.memory())
+
+    def _taken(self, ask: Callable[[Driver], Readings]) -> Readings:
         self._values.begin()
         if self.device.kind == "cpu":
             readings = Readings(pools=ram(self._roots))
@@ -42,7 +50,7 @@ class DeviceReader:
             driver = self.device.driver
             readings = Readings(reasons={"all": f"nothing is known about reading {driver}" if driver else "no driver"})
         else:
-            readings = self._driver.read()
+            readings = ask(self._driver)
         if not readings.pools:
             pools = intel_pools(self.device, self._roots) or unmeasured(self.device.pools)
             readings = replace(readings, pools=pools)

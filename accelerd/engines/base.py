@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accelerd.config.model import ModelSpec, Origin
+from accelerd.devices.model import Device
+from accelerd.memory.model import Forecast
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LaunchPlan:
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
+    out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
+    too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
 
 
 @dataclass(frozen=True)
@@ -161,10 +165,20 @@ class Engine(Protocol):
 
     dialect: Dialect
 
-    async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
-        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call."""
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
+
+        `slots`: PCI slots of the GPUs it shall use, where somebody has decided that.
+        """
         ...
 
-    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
-        """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        """What the model will need on a machine with these devices. Never raises: what is not known counts 0.
+
+        `ask`: its program may be asked, which can take seconds; without it the figure may be too high.
+        """
+        ...
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of the model would fit into so much of each pool: one clause, or nothing. Quick."""
         ...

@@ -23,8 +23,10 @@ from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.responses import json_response
 from accelerd.instances import Exit, Facts
+from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
 from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Residue, Snapshot
 from accelerd.scheduler.service import Scheduler
 
@@ -132,10 +134,11 @@ class Control:
     async def _status(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         models = [await self._model(snapshot) for snapshot in self._scheduler.snapshots()]
         limits, settings = self._scheduler.limits, self._scheduler.settings
+        limit, source = room_of(limits, self._scheduler.ledger())
         overview = self._owner.overview()
         overview["scheduler"] = {
-            "memory_limit": limits.memory,
-            "memory_source": limits.memory_source,
+            "memory_limit": limit,
+            "memory_source": source,
             "memory_used": self._scheduler.memory_held(),
             "max_loaded": limits.max_loaded,
             "queue": self._scheduler.queued,
@@ -167,7 +170,7 @@ class Control:
             "memory": snapshot.memory,
             "memory_source": snapshot.memory_source,
             "memory_used": await self._insight.memory(instance) if instance is not None else None,
-            "device": self._insight.device(spec),
+            "device": snapshot.device,
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,
@@ -193,6 +196,9 @@ class Control:
             "placement": {
                 "memory": snapshot.memory,
                 "source": snapshot.memory_source,
+                "pools": dict(snapshot.need.amounts),
+                "parts": dict(snapshot.need.parts),
+                "devices": list(snapshot.need.devices),
                 "fits": fits,
                 "reason": how,
             },
@@ -306,6 +312,17 @@ class Control:
             "memory_expected": snapshot.memory or None,
             "line": seen.line if seen else "",
         }
+
+
+def room_of(limits: Limits, ledger: Ledger) -> tuple[int | None, str]:
+    """Bytes that all models together could have on this machine, and who says so. None: nothing is known of it."""
+    if limits.memory is not None:
+        return limits.memory, limits.memory_source
+    pools = ledger.pools.values()
+    if not pools:
+        return None, ""
+    own = sum(pool.own if pool.backed_by else pool.room for pool in pools)
+    return own, "what the memory of this machine has, less what is kept free"
 
 
 def _check_peer(request: web.BaseRequest) -> None:

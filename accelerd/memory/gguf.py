@@ -64,25 +64,35 @@ class Header:
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The header of the file. GgufError; OSError when it cannot be read."""
-    # An opener, not to hang on a FIFO.
-    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return _Reader(file, os.fstat(file.fileno()).st_size).header()
+    with open_file(path) as file:
+        return Reader(file, os.fstat(file.fileno()).st_size).header()
 
 
-class _Reader:
-    """A window on the file that moves forward."""
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file without a buffer. An opener, not to hang on a FIFO. OSError."""
+    return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+class Reader:
+    """A window on a file that moves forward."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
-        self._left = min(size, LARGEST_HEADER)  # bytes of the file behind the window
+        self._left = self._all = min(size, LARGEST_HEADER)  # _left: bytes of the file behind the window
         self._more = size > LARGEST_HEADER
         self._window = b""
         self._at = 0
 
+    @property
+    def position(self) -> int:
+        """Bytes of the file before what is read next."""
+        return self._all - self._left - (len(self._window) - self._at)
+
     def header(self) -> Header:
-        if self._take(4) != MAGIC:
+        """Keys and values; what describes the tensors comes next. GgufError."""
+        if self.take(4) != MAGIC:
             raise GgufError("it is not a GGUF file")
-        version = self._number("I")
+        version = self.number("I")
         if version not in VERSIONS:
             swapped = version & 0xFFFF == 0
             what = "it is big-endian" if swapped else f"version {version} of the format is not known"
@@ -94,11 +104,11 @@ class _Reader:
         return header
 
     def _pair(self, header: Header) -> None:
-        length = self._length()
+        length = self.length()
         if length > LONGEST_KEY:
             raise GgufError(f"a key of {length} bytes")
-        key = self._take(length).decode("utf-8", "replace")
-        kind = self._number("I")
+        key = self.take(length).decode("utf-8", "replace")
+        kind = self.number("I")
         if kind == ARRAY:
             self._array(header, key)
         elif (value := self._scalar(kind)) is not None:
@@ -107,10 +117,10 @@ class _Reader:
             header.skipped[key] = 1
 
     def _array(self, header: Header, key: str) -> None:
-        kind, length = self._number("I"), self._length()
+        kind, length = self.number("I"), self.length()
         if kind in NUMBERS and length <= LONGEST_ARRAY:
             letter = NUMBERS[kind]
-            header.values[key] = struct.unpack(f"<{length}{letter}", self._take(length * struct.calcsize(letter)))
+            header.values[key] = struct.unpack(f"<{length}{letter}", self.take(length * struct.calcsize(letter)))
         else:
             self._skip(kind, length, 1)
             header.skipped[key] = length
@@ -118,15 +128,15 @@ class _Reader:
     def _scalar(self, kind: int) -> Scalar | None:
         """None: a text that is too long to be kept."""
         if kind == TEXT:
-            length = self._length()
+            length = self.length()
             if length > LONGEST_TEXT:
                 self._step(length)
                 return None
-            return self._take(length).decode("utf-8", "replace")
+            return self.take(length).decode("utf-8", "replace")
         if kind not in NUMBERS:
             raise GgufError(f"a value of unknown type {kind}")
         letter = NUMBERS[kind]
-        return self._number(letter) if letter != "?" else self._take(1) != b"\0"
+        return self.number(letter) if letter != "?" else self.take(1) != b"\0"
 
     def _skip(self, kind: int, length: int, depth: int) -> None:
         """Step over the elements of an array."""
@@ -140,7 +150,7 @@ class _Reader:
                 raise GgufError("arrays are nested too deeply")
             self._reserve(length * 12)
             for _ in range(length):
-                inner, count = self._number("I"), self._length()
+                inner, count = self.number("I"), self.length()
                 self._skip(inner, count, depth + 1)
         else:
             raise GgufError(f"an array of unknown type {kind}")
@@ -163,19 +173,19 @@ class _Reader:
 
     # --- bytes ------------------------------------------------------------------------------------------------
 
-    def _number(self, letter: str) -> int:
-        return struct.unpack(f"<{letter}", self._take(struct.calcsize(f"<{letter}")))[0]  # type: ignore[no-any-return]
+    def number(self, letter: str) -> int:
+        return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))[0]  # type: ignore[no-any-return]
 
-    def _length(self) -> int:
-        return self._number("Q")
+    def length(self) -> int:
+        return self.number("Q")
 
     def _count(self, what: str) -> int:
-        count = self._length()
+        count = self.length()
         if count > LARGEST_COUNT:
             raise GgufError(f"it claims {count} {what}")
         return count
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         if len(self._window) - self._at < size:
             self._fill(size)
         self._at += size

@@ -70,11 +70,11 @@ class Ledger:
         self._held = dict.fromkeys(self.pools, 0)
         ended = dict.fromkeys(self.pools, 0)
         for holding in self.holdings:
-            for pool, size in holding.amounts.items():
-                if pool in self._held:
-                    self._held[pool] += size
+            for id, size in holding.amounts.items():
+                if id in self._held:
+                    self._held[id] += size
                     if holding.phase in ENDED:
-                        ended[pool] += size
+                        ended[id] += size
         self._foreign = {id: max(0, pool.foreign - ended[id]) for id, pool in self.pools.items()}
 
     def balances(self) -> tuple[Balance, ...]:
@@ -84,13 +84,13 @@ class Ledger:
         """The pools that have not enough for `amounts` more, if what is in `without` were gone. Empty: it fits."""
         held = dict(self._held)
         for gone in without:
-            for pool, size in gone.items():
-                if pool in held:
-                    held[pool] -= size
+            for id, size in gone.items():
+                if id in held:
+                    held[id] -= size
         before = self._spilled(held)
-        for pool, size in amounts.items():
-            if pool in held:
-                held[pool] += size
+        for id, size in amounts.items():
+            if id in held:
+                held[id] += size
         after = self._spilled(held)
         found = []
         for id, pool in self.pools.items():

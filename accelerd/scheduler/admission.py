@@ -282,8 +282,10 @@ class Admission:
             waiter.lacking_since = now if waiter.lacking_since is None else waiter.lacking_since
             since = min(since, waiter.lacking_since)
         due = since + self.settings.memory_wait
-        self.wake = min(self.wake, due, now + FRESH)
-        return due <= now
+        if due <= now:
+            return True
+        self.wake = min(self.wake, due, now + FRESH)  # looks are asked for meanwhile
+        return False
 
     def _serve(self, record: Record, cutoff: float | None) -> None:
         """Grant free slots, in order; past `cutoff` only to those who came before it, then drain."""

@@ -277,6 +277,8 @@ class Core:
         record.bad_outcomes, record.probing, record.error = 0, False, None
         if not record.adopted:
             record.load_seconds = now - record.started_at
+        if record.usage.last is None:
+            record.usage.note(now)  # somebody wants it, or it would not be loaded
         how = "taken over" if record.adopted else "loaded"
         self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
         self._admission.schedule()
@@ -399,6 +401,11 @@ class Core:
 
     def ready(self) -> list[Record]:
         return [record for record in self._admission.records.values() if record.state is State.READY]
+
+    def placed(self, name: str) -> str:
+        """The first GPU that a model was placed on; "": on none, or that was not decided."""
+        record = self._names.get(name)
+        return record.need.devices[0] if record is not None and record.need.devices else ""
 
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take: for people who ask before they load it."""

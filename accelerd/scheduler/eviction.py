@@ -81,14 +81,10 @@ def _victims(
         return None
     # What holds nothing that is short cannot help, whatever it costs: models on other pools are left alone.
     useful = [c for c in free if _helps(c, target, need, limits)] or free
-    best = _greedy(useful, enough, now)
-    if len(best) > 1:
-        sets: list[tuple[Record, ...]] = [(c,) for c in useful if enough((c,))]
-        if len(useful) <= MOST_PAIRS:
-            sets += [pair for pair in combinations(useful, 2) if enough(pair)]
-        best = list(min([tuple(best), *sets], key=lambda one: _cost(one, now)))
-    else:
-        best = list(min([(c,) for c in useful if enough((c,))] or [tuple(best)], key=lambda one: _cost(one, now)))
+    sets = [tuple(_greedy(useful, enough, now)), *((c,) for c in useful if enough((c,)))]
+    if len(sets[0]) > 1 and len(useful) <= MOST_PAIRS:
+        sets += [pair for pair in combinations(useful, 2) if enough(pair)]
+    best = min(sets, key=lambda one: _cost(one, now))
     return [*forced, *best]
 
 

@@ -35,6 +35,8 @@ class MemoryNews:
         if record is not None and not outgrown(record):
             if record.next_spec is not None:
                 record.next_forecast = forecast
+            if not record.occupied:
+                record.device = self._admission.effects.device(record.spec)
             record.expect(forecast)
             self._admission.schedule()
 

@@ -12,6 +12,7 @@ from typing import Final
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
 from accelerd.memory.model import RAM, Need, Pool
+from accelerd.memory.text import gib
 from accelerd.scheduler.record import Record, Residue
 
 OUTGROWN: Final = "ran out of memory with"  # so begins the source of a memory figure that was raised
@@ -49,10 +50,6 @@ class Limits:
         """The books with these models resident."""
         lost = [Holding(r.model, "lost", {r.pool: r.size}) for r in self.lost]
         return Ledger(self.pools, [*(record.holding() for record in records), *lost])
-
-
-def gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB" if abs(size) >= 1 << 29 else f"{size / (1 << 20):.1f} MiB"
 
 
 def excludes(a: ModelSpec, b: ModelSpec) -> str | None:

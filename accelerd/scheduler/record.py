@@ -151,6 +151,8 @@ class Record:
         self.forecast = forecast
         if not self.occupied:
             self.need = forecast.options[0]
+            if self.need.devices:
+                self.device = self.need.devices[0]
 
     def redeclared(self) -> None:
         """A person has changed what it is said to need, while it is loaded."""

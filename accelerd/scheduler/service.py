@@ -21,6 +21,7 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits, Yielded
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
@@ -110,7 +111,7 @@ class Scheduler:
     def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], bool] = nobody_looks) -> None:
         """The home of the processes and the memory of memory; before the first request.
 
-        `look()` has somebody look at memory: `seen` follows. False: nobody can.
+        `look()` has somebody look at memory soon: `seen` follows. False: nobody does.
         """
         self._supervisor, self._needs, self._look = supervisor, needs, look
 
@@ -244,6 +245,14 @@ class Scheduler:
 
     def ledger(self) -> Ledger:
         return self._core.memory.ledger()
+
+    def placed(self, name: str) -> str:
+        """The first GPU that a model was placed on; "": on none, or that was not decided. Cheap."""
+        return self._core.placed(name)
+
+    def memory_moves(self) -> bool:
+        """Is a model being loaded, or is the memory of one waited for?"""
+        return any(s.state in (State.STARTING, State.RECLAIMING) for s in self._core.snapshots())
 
     # --- models of others -------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """What keeping an idle model loaded is worth: how likely it is used again soon, and what loading it again costs.
 
 Pure, one Usage for each model, fed with the times of its requests. Knows no memory and no other model: whoever makes
-room compares likelihood by cost for each byte freed. The parameters were found with tests/sim; the result hardly
-depends on them, except that both views of the past are needed (see Usage).
+room compares likelihood by cost for each byte freed. The parameters were found with tests/sim, and little depends on
+any of them alone; what matters is that several horizons and both views of the past are there (see Usage).
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
-HORIZON: Final = 1800.0  # s: what "soon" means
-LOSS: Final = 15.0  # s: what each reload costs beside its time: prompt caches are gone, somebody waits
+HORIZONS: Final = (60.0, 600.0, 7200.0)  # s: what "soon" means, in a burst, in a piece of work, in a day
 RATES: Final = (3600.0, 86400.0)  # s: time constants of the two rates, what goes on today and what is usual
-FORGET: Final = 0.99  # weight of a gap when the next one is known
-DOUBT: Final = 0.5  # gaps' worth of belief in the prior: the longer unused, the longer it will stay so
+HABIT: Final = 0.3  # how much the rate counts: a burst of requests is not as many visits
+LOSS: Final = 15.0  # s: what each reload costs beside its time: prompt caches are gone, somebody waits
+FORGET: Final = 0.99  # weight of a pause when the next one is known
+DOUBT: Final = 0.5  # pauses' worth of belief in the prior: the longer unused, the longer it will stay so
 TAIL: Final = 0.4  # exponent of the prior's power law
 SHORT: Final = 30.0  # s: where the prior's power law begins
-UNKNOWN: Final = HORIZON / 86400.0  # of a model that nobody has used yet: as if once a day
+ONCE: Final = 86400.0  # s: a model that nobody has used yet counts like one that was used so long ago
 _TOO_HEAVY: Final = 1e9
 
 
@@ -30,16 +31,15 @@ class Usage:
     """When a model was used, in a few numbers; times in monotonic seconds.
 
     Two views of the past: how long its pauses last (the chance that one that has lasted as long as the present one ends
-    soon), which knows bursts and timers, and how often it is used, which knows favourites. The second counts by its
-    root: a burst of requests is not as many visits.
+    soon), which knows bursts and timers, and how often it is used, which knows favourites.
     """
 
-    __slots__ = ("_gaps", "_last", "_rates", "_weight")
+    __slots__ = ("_last", "_pauses", "_rates", "_weight")
 
     def __init__(self) -> None:
         self._last: float | None = None
-        self._rates = [0.0] * len(RATES)  # decayed counts of uses, as they were at `_last`
-        self._gaps: list[float] = []  # by power of two of their length: weight of the pauses seen
+        self._rates = [1.0] * len(RATES)  # decayed counts of uses, as they were at `_last`
+        self._pauses: list[float] = []  # by power of two of their length: weight of the pauses seen
         self._weight = 1.0  # of the next pause; it grows instead of the others shrinking
 
     @property
@@ -49,45 +49,42 @@ class Usage:
 
     def note(self, now: float) -> None:
         """A request came."""
-        if self._last is None:
-            self._rates = [1.0] * len(RATES)
-        else:
-            gap = max(0.0, now - self._last)
-            self._rates = [r * math.exp(-gap / t) + 1.0 for r, t in zip(self._rates, RATES, strict=True)]
-            self._count(gap)
+        if self._last is not None:
+            pause = max(0.0, now - self._last)
+            self._rates = [r * math.exp(-pause / t) + 1.0 for r, t in zip(self._rates, RATES, strict=True)]
+            self._count(pause)
         self._last = now
 
     def likelihood(self, now: float) -> float:
-        """How much use to expect in the next HORIZON seconds. More than 0; means something beside other models only."""
-        if self._last is None:
-            return UNKNOWN
-        age = max(0.0, now - self._last)
+        """Expected uses per hour in the near future, roughly: exact only in comparison with other models. Above 0."""
+        age = max(0.0, now - self._last) if self._last is not None else ONCE
         rate = sum(r * math.exp(-age / t) / t for r, t in zip(self._rates, RATES, strict=True)) / len(RATES)
-        return max(self._ends(age) * math.sqrt(rate * HORIZON), 1e-12)
+        soon = sum(self._ends(age, horizon) / horizon for horizon in HORIZONS) / len(HORIZONS)
+        return max(3600.0 * soon * (3600.0 * rate) ** HABIT, 1e-12)
 
-    def _count(self, gap: float) -> None:
-        bucket = _bucket(gap)
-        self._gaps += [0.0] * (bucket + 1 - len(self._gaps))
-        self._gaps[bucket] += self._weight
+    def _count(self, pause: float) -> None:
+        bucket = _bucket(pause)
+        self._pauses += [0.0] * (bucket + 1 - len(self._pauses))
+        self._pauses[bucket] += self._weight
         self._weight /= FORGET
         if self._weight > _TOO_HEAVY:
-            self._gaps = [weight / self._weight for weight in self._gaps]
+            self._pauses = [weight / self._weight for weight in self._pauses]
             self._weight = 1.0
 
-    def _ends(self, age: float) -> float:
-        """The chance that a pause that has lasted `age` ends within HORIZON."""
-        until = age + HORIZON
+    def _ends(self, age: float, horizon: float) -> float:
+        """The chance that a pause that has lasted `age` ends within `horizon`."""
+        until = age + horizon
         doubt = DOUBT * self._weight
         lasted = doubt  # weight of the pauses that last as long as `age`
         ended = doubt * (1.0 - ((age + SHORT) / (until + SHORT)) ** TAIL)
-        for bucket in range(_bucket(age), len(self._gaps)):
-            weight = self._gaps[bucket]
+        for bucket in range(_bucket(age), len(self._pauses)):
+            weight = self._pauses[bucket]
             begin, end = (1 << bucket) - 1.0, (2 << bucket) - 1.0
             lasted += weight * min(1.0, (end - age) / (end - begin))
             ended += weight * max(0.0, min(end, until) - max(begin, age)) / (end - begin)
         return ended / lasted
 
 
-def _bucket(gap: float) -> int:
+def _bucket(pause: float) -> int:
     """0 for pauses below 1 s, 1 below 3, 2 below 7, …"""
-    return int(gap + 1.0).bit_length() - 1
+    return int(pause + 1.0).bit_length() - 1

@@ -13,8 +13,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerd.cgroup import Cgroup, cgroup_of
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.cgroup import Cgroup, cgroup_of
 from accelerd.supervise.home import Kept, Leader, Order
 from accelerd.supervise.processes import Mark
 from accelerd.supervise.spawn import Spawner, find_program

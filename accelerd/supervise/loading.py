@@ -11,8 +11,9 @@ from pathlib import Path
 
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Cause
+from accelerd.memory.resident import resident
 from accelerd.ports import Clock
-from accelerd.supervise import memory, words
+from accelerd.supervise import words
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.listen_owner import Owner, tcp_owner
 from accelerd.supervise.output import OutputRing
@@ -77,7 +78,7 @@ class Loading:
         printed, peak = self._ring.total, 0
         while True:
             await asyncio.sleep(step)
-            self.resident = await asyncio.to_thread(memory.resident, self._proc, await self._pids())
+            self.resident = await asyncio.to_thread(resident, self._proc, await self._pids())
             self.peak = max(self.resident, self.peak or 0)
             now = clock.monotonic()
             if self._ring.total > printed or self.resident > peak + limits.growth:

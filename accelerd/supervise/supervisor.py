@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerd import names
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
+from accelerd.memory.resident import proportional
 from accelerd.ports import Clock, Roots
-from accelerd.supervise import memory
 from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.groups import ProcessGroups
 from accelerd.supervise.home import Home, HomeError, Unmarked, Untidy
 from accelerd.supervise.instance import House, Instance
 from accelerd.supervise.kept import Phase, RecordStore, Survivor
@@ -67,6 +68,8 @@ class ProcessSupervisor(Supervisor):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._owner = str(roots.runtime)
         self._closing = False
+        self._groups = ProcessGroups(roots.proc)
+        self._walk = asyncio.Lock()
         self._house = House(
             listener=listener,
             roots=roots,
@@ -81,12 +84,13 @@ class ProcessSupervisor(Supervisor):
 
     # --- the Protocol -----------------------------------------------------------------------------------------
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         if instance in self._instances:
             log.debug("instance %d is started already", instance)
             return
         mark = Mark(f"{instance}-{secrets.token_hex(8)}", self._owner)
-        self._begin(Instance(instance, spec, self._engines[spec.engine], mark, self.output(spec.name), self._house))
+        engine, ring = self._engines[spec.engine], self.output(spec.name)
+        self._begin(Instance(instance, spec, engine, mark, ring, self._house, gpus=devices))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert isinstance(found, Survivor)
@@ -134,7 +138,13 @@ class ProcessSupervisor(Supervisor):
         life = self._instances.get(instance)
         if life is None:
             return None
-        return await asyncio.to_thread(memory.proportional, self._house.roots.proc, await life.pids())
+        return await asyncio.to_thread(proportional, self._house.roots.proc, await life.pids())
+
+    async def processes(self) -> dict[int, list[int]]:
+        """The live processes of every instance, by its number. One walk over all processes of the machine."""
+        async with self._walk:
+            origins = {number: life.origin for number, life in self._instances.items()}
+            return await asyncio.to_thread(self._groups.look, origins) if origins else {}
 
     # --- begin and end of the daemon --------------------------------------------------------------------------
 

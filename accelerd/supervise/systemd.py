@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from accelerd.cgroup import find_cgroup
 from accelerd.config.model import ModelSpec
 from accelerd.ports import Roots
-from accelerd.supervise.cgroup import find_cgroup
 from accelerd.supervise.home import HomeError, Kept, Leader, Order
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.processes import Mark, Process, ProcessTable, ProcTable

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from accelerd.supervise.cgroup import Cgroup
+from accelerd.cgroup import Cgroup
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.reader import OutputReader
 from accelerd.supervise.user_manager import ManagerError, UnitState, UserManager

@@ -1,5 +1,5 @@
-"""What accelerd remembers between runs, and can do without: how long a model took to load, how much it used, and which
-toolboxes a person has pinned.
+"""What accelerd remembers between runs, and can do without: how long models took to load, what they were measured to
+need, and which toolboxes a person has pinned.
 
 Kept in memory; read once at start, written by a worker thread a little after a change. A disk that is full, read-only
 or gone makes the store `degraded`, never the daemon. Nothing that decides correctness may be kept here.
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
 from accelerd import names
+from accelerd.memory.learned import Entry
 from accelerd.system.records import event
 from accelerd.system.statefile import AtomicFile, FileStore, Unreadable
 
@@ -28,15 +29,12 @@ RETRY_FIRST: Final = 5.0
 RETRY_CAP: Final = 300.0
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ModelRecord(msgspec.Struct, omit_defaults=True):
     """What was seen of one model fingerprint."""
 
     load_seconds: Seconds | None = None
-    memory: Bytes | None = None  # peak
-    need: Bytes | None = None  # it ran out of memory with less
 
 
 class _Header(msgspec.Struct):
@@ -47,6 +45,7 @@ class _Content(msgspec.Struct):
     version: int = VERSION
     models: dict[str, ModelRecord] = {}
     pins: dict[str, str] = {}  # image ids by toolbox
+    learned: list[Entry] = []  # what models were measured to need; absent in older files
 
 
 class StateStore:
@@ -71,6 +70,7 @@ class StateStore:
         self._on_degraded = on_degraded
         self._models: dict[str, ModelRecord] = {}
         self._pins: dict[str, str] = {}
+        self._learned: tuple[Entry, ...] = ()
         self._persist = True
         self._dirty = False
         self._closing = False
@@ -85,7 +85,7 @@ class StateStore:
             data = self._file.read()
             if data is not None:
                 found = self._parse(data)
-                self._models, self._pins = found.models, found.pins
+                self._models, self._pins, self._learned = found.models, found.pins, tuple(found.learned)
         except Unreadable as error:
             self._start_empty(str(error))
         except OSError as error:
@@ -97,28 +97,26 @@ class StateStore:
         record = self._models.get(key)
         return record.load_seconds if record else None
 
-    def peak_memory(self, key: str) -> int | None:
-        """The most bytes that this model fingerprint was seen to use."""
-        record = self._models.get(key)
-        return record.memory if record else None
+    def remember_load(self, key: str, seconds: float) -> None:
+        """A load took `seconds`."""
+        old = self._models.pop(key, ModelRecord())  # and to the end: the oldest falls out first
+        self._models[key] = new = msgspec.structs.replace(old, load_seconds=round(max(0.0, seconds), 3))
+        if new == old:
+            return
+        while len(self._models) > MODELS_KEPT:
+            del self._models[next(iter(self._models))]
+        self._changed()
 
-    def remember_load(self, key: str, seconds: float, memory: int | None = None) -> None:
-        """A load took `seconds`; `memory` bytes, if measured, can only raise the remembered peak."""
-        self._remember(key, seconds, memory)
+    @property
+    def learned(self) -> Sequence[Entry]:
+        """What models were measured to need, as it was told last."""
+        return self._learned
 
-    def remember_memory(self, key: str, memory: int) -> None:
-        """`memory` bytes were measured while the model ran."""
-        self._remember(key, None, memory)
-
-    def needed_memory(self, key: str) -> int | None:
-        """Bytes that this model fingerprint needs at least: it ran out of memory with less."""
-        record = self._models.get(key)
-        return record.need if record else None
-
-    def remember_need(self, key: str, memory: int | None) -> None:
-        """It ran out of memory with less than `memory` bytes; None: forget that."""
-        old = self._models.get(key, ModelRecord())
-        self._replace(key, msgspec.structs.replace(old, need=memory))
+    def learn(self, entries: Sequence[Entry]) -> None:
+        """These are all there are now."""
+        if self._learned != tuple(entries):
+            self._learned = tuple(entries)
+            self._changed()
 
     @property
     def pins(self) -> Mapping[str, str]:
@@ -149,21 +147,6 @@ class StateStore:
 
     # --- inside ---
 
-    def _remember(self, key: str, seconds: float | None, memory: int | None) -> None:
-        old = self._models.get(key, ModelRecord())
-        peaks = [value for value in (old.memory, memory) if value is not None]
-        took = old.load_seconds if seconds is None else round(max(0.0, seconds), 3)
-        self._replace(key, msgspec.structs.replace(old, load_seconds=took, memory=max(peaks, default=None)))
-
-    def _replace(self, key: str, new: ModelRecord) -> None:
-        old = self._models.pop(key, ModelRecord())  # and to the end: the oldest falls out first
-        self._models[key] = new
-        if new == old:
-            return
-        while len(self._models) > MODELS_KEPT:
-            del self._models[next(iter(self._models))]
-        self._changed()
-
     def _changed(self) -> None:
         self._dirty = True
         if self._timer is None and self._writer is None:
@@ -187,7 +170,7 @@ class StateStore:
             raise Unreadable(str(error)) from error
 
     def _start_empty(self, why: str) -> None:
-        self._models, self._pins = {}, {}
+        self._models, self._pins, self._learned = {}, {}, ()
         try:
             kept = self._file.set_aside()
             text = f"cannot use the state file {self.path}: {why}; starting empty, the old one is kept as {kept}"
@@ -217,16 +200,15 @@ class StateStore:
 
     async def _write(self) -> bool:
         """One attempt; on failure the state stays dirty, the next delay is doubled and `degraded` says why."""
-        data = (
-            msgspec.json.format(msgspec.json.encode(_Content(models=self._models, pins=self._pins)), indent=1) + b"\n"
-        )
+        content = _Content(models=self._models, pins=self._pins, learned=list(self._learned))
+        data = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
         self._dirty = False
         try:
             await asyncio.to_thread(self._file.write, data)
         except OSError as error:
             self._dirty = True
             self._delay = self._retry_first if self.degraded is None else min(self._delay * 2, self._retry_cap)
-            text = f"cannot write {self.path}: {error.strerror or error}; load times are not remembered"
+            text = f"cannot write {self.path}: {error.strerror or error}; what was measured is not remembered"
             if text != self.degraded:
                 event(log, logging.WARNING, f"{text}; trying again later", message_id=names.MSG_STATE_FILE)
             self._set_degraded(text)

@@ -134,6 +134,7 @@ class FakeNvml:
             "nvmlDeviceGetComputeRunningProcesses": [
                 SimpleNamespace(pid=77, usedGpuMemory=GIB), SimpleNamespace(pid=78, usedGpuMemory=None),
             ],
+            "nvmlDeviceGetGraphicsRunningProcesses": [],
         }  # fmt: skip
 
         def function(*arguments: Any) -> Any:

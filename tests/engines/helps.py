@@ -73,6 +73,11 @@ THIS_YEAR = """\
                                         one KV buffer for all
 -np,   --parallel N                     slots (default: -1)
 -mm,   --mmproj FILE                    projector
+--spec-draft-model, -md, --model-draft FNAME
+                                        draft model for speculative decoding (default: unused)
+--spec-type none,draft-simple,draft-mtp,ngram-simple
+                                        comma-separated list of types of speculative decoding to use (default:
+                                        none)
 -a,    --alias STRING                   names of the model
                                         (env: LLAMA_ARG_ALIAS)
 --host HOST                             addresses, or UNIX socket paths ending in .sock
@@ -121,6 +126,7 @@ ggml_init: found 1 device:
 --repeat-penalty N                      penalty
 -np,   --parallel N                     sequences
 --mmproj FILE                           projector
+-md,   --model-draft FNAME              draft model for speculative decoding (default: unused)
 -a,    --alias STRING                   alias
 --host HOST                             ip address to listen (default: 127.0.0.1)
 --port PORT                             port

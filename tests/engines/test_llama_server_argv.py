@@ -70,6 +70,7 @@ def test_the_plainest_model() -> None:
         ({"batch": 512}, "-b 512", "-b 512"),
         ({"ubatch": 64}, "-ub 64", "-ub 64"),
         ({"threads": 3}, "--threads 3", "--threads 3"),
+        ({"draft_model": "/d.gguf"}, "--spec-draft-model /d.gguf --spec-type draft-simple", "--model-draft /d.gguf"),
         ({"mmproj": "/p.gguf"}, "--mmproj /p.gguf", "--mmproj /p.gguf"),
         ({"embeddings": True}, "-b 4096 -ub 4096 --embeddings", "-b 4096 -ub 4096 --embeddings"),
         ({"embeddings": True, "context": 65536}, "-b 8192 -ub 8192 --embeddings", "-ub 8192 --embeddings"),
@@ -116,9 +117,9 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "name": "other", "path": "/other.gguf", "context": 99, "parallel": 2, "cache_type_k": "q8_0",
         "cache_type_v": "q8_0", "flash_attention": "on", "mmap": True, "gpu_layers": 1, "batch": 1, "ubatch": 1,
         "threads": 1, "mmproj": "/p", "chat_template_file": "/t", "embeddings": True, "rerank": True,
-        "extra_args": ("-x",),
+        "draft_model": "/d.gguf", "extra_args": ("-x",),
     }  # fmt: skip
-    elsewhere = {"engine", "model", "binary", "env", "sampling"}
+    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus"}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",
              "nice", "io_class", "oom_score_adjust", "tasks_max"}  # fmt: skip
     assert {*other, *elsewhere, *homes} == set(LAUNCH_FIELDS)

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import inspect
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.instances import Cause, Exit
+from accelerd.memory.model import Forecast, Need, in_ram
 from accelerd.ports import SystemClock
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
@@ -160,6 +161,7 @@ def token(text: str, **more: Any) -> bytes:
     return chunk(b"data: " + msgspec.json.encode(event) + b"\n\n")
 
 
+ONE_BYTE = Forecast((in_ram(1, "test"),))
 DONE = chunk(b"data: [DONE]\n\n") + LAST_CHUNK
 
 
@@ -173,7 +175,7 @@ class Instances:
         self.hold = False
         self.probes = 0
 
-    def start(self, instance: int, spec: ModelSpec) -> None:
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         self._waiting.append(instance)
         asyncio.get_running_loop().call_soon(self._ready)
 
@@ -250,9 +252,13 @@ class Unheard:
 class Needless:
     """The scheduler's Needs where memory does not count."""
 
-    def remember_need(self, spec: ModelSpec, memory: int) -> None: ...
-    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
-        return 1, "test"
+    def outgrown(self, spec: ModelSpec, need: Need) -> None: ...
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None: ...
+    def forget(self, spec: ModelSpec) -> Forecast:
+        return ONE_BYTE
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        return ""
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu"
@@ -281,7 +287,7 @@ async def bench(
     async with Engine(directory / "e.sock") as engine:
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
         scheduler.attach(instances, Needless())
-        scheduler.configure([(replace(m, idle_timeout=None), 1, "test") for m in models], scheduling, limits)
+        scheduler.configure([(replace(m, idle_timeout=None), ONE_BYTE) for m in models], scheduling, limits)
         tcp, local = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         local.bind(str(directory / "a.sock"))
         local.listen()

@@ -21,6 +21,7 @@ from accelerd.scheduler.core import BAD_OUTCOMES_BEFORE_PROBE
 from accelerd.scheduler.placement import Limits
 from tests.gateway.bench import (
     DONE,
+    ONE_BYTE,
     SSE_HEAD,
     Asked,
     Bench,
@@ -389,7 +390,7 @@ async def test_models_that_take_turns(tmp_path: Path, fast: bool) -> None:
 async def test_a_model_that_is_no_longer_configured_is_not_found(tmp_path: Path, fast: bool) -> None:
     async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
         other = replace(ModelSpec("n", path="/n.gguf"), idle_timeout=None)
-        b.scheduler.configure([(other, 1, "test")], b.scheduler.settings, b.scheduler.limits)
+        b.scheduler.configure([(other, ONE_BYTE)], b.scheduler.settings, b.scheduler.limits)
         assert (await client.ask(body=chat())).code == "model_not_found"
 
 

@@ -1,7 +1,8 @@
 """Whatever happens in whatever order: the promises that the scheduler never breaks, searched by hypothesis.
 
 No lease on a model that is not ready; no eviction under a lease; no double load; the ledger within its limit and never
-negative; nobody starves; every waiter is answered exactly once.
+negative; no pool overdrawn by a start; nothing started where memory was given up; nobody starves; every waiter is
+answered exactly once.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from accelerd.config.model import SchedulerSettings
+from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Cause
+from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import OCCUPIED, State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, Request, model
@@ -19,7 +21,21 @@ from tests.scheduler.bench import MIB, Bench, Request, model
 NAMES = ("a", "b", "c", "d")
 CAUSES = (Cause.OOM_KILLED, Cause.EXITED, Cause.SIGNALED, Cause.NO_MODEL, Cause.SPAWN_FAILED, Cause.LOAD_TIMEOUT)
 names = st.sampled_from(NAMES)
+CARD, APU = "card", "apu"
+PLACES = {"a": (RAM,), "b": (CARD, APU), "c": (CARD,), "d": (APU,)}  # where each model may be, the best first
 LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each model, and the longest back-off
+
+
+class Books(Bench):
+    """A bench that checks every start against the pools."""
+
+    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+        super().start(instance, spec, need)
+        for balance in self.core.memory.ledger().balances():
+            spills = any(size and balance.pool.id == RAM for id, size in need.amounts.items() if id == APU)
+            assert balance.free >= 0 or not (need.amounts.get(balance.pool.id) or spills), "a start overdrew a pool"
+        yielded = self.core.memory.yielded
+        assert yielded is None or not yielded.covers(need), "started where memory was given up"
 
 
 class World(RuleBasedStateMachine):
@@ -54,8 +70,15 @@ class World(RuleBasedStateMachine):
             for name in NAMES
         ]
         memory = {"a": 1 * MIB, "b": 2 * MIB, "c": 3 * MIB, "d": 4 * MIB}
-        self.rules = SchedulerSettings(max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0)
-        self.bench = Bench(specs, self.rules, Limits(budget * MIB, "test", max_loaded), memory)
+        self.rules = SchedulerSettings(
+            max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0, memory_wait=450.0, cool_down=5.0
+        )
+        forecasts = {
+            name: Forecast(tuple(Need({place: memory[name]}, "test", (place,)) for place in PLACES[name]))
+            for name in NAMES
+        }
+        self.bench = Books(specs, self.rules, Limits(budget * MIB, "test", max_loaded), forecasts=forecasts)
+        self.foreign = {RAM: 0, CARD: 0, APU: 0}
         self.bench.slow_pools = slow_pools
         self.requests: list[Request] = []
         self.unloads = 0
@@ -147,6 +170,42 @@ class World(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.bench.pass_time(seconds)
 
+    # --- memory ---
+
+    @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(0, 6), used=st.integers(0, 12))
+    def look(self, pool: str, size: int, used: int) -> None:
+        self.foreign[pool] = size * MIB
+        self._look(used)
+
+    def _look(self, used: int = 0) -> None:
+        core, foreign = self.bench.core, self.foreign
+        pools = (
+            Pool(RAM, "main memory", 16 * MIB, MIB, foreign[RAM]),
+            Pool(CARD, "a card", 6 * MIB, 0, foreign[CARD]),
+            Pool(APU, "part of the processor", 12 * MIB, 0, foreign[APU], backed_by=RAM, own=MIB),
+        )
+        seen = {s.instance: {pool: size * used // 12 for pool, size in s.need.amounts.items()}
+                for s in core.snapshots() if s.instance is not None}  # fmt: skip
+        core.memory.seen(Seen(self.bench.clock.now, pools, seen))
+
+    @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(1, 8), busy=st.booleans())
+    def press(self, pool: str, size: int, busy: bool) -> None:
+        before = {s.spec.name for s in self.bench.core.snapshots() if s.state is State.DRAINING}
+        self.bench.core.memory.make_room(pool, size * MIB, "a game", busy=busy)
+        for snapshot in self.bench.core.snapshots():
+            if snapshot.state is State.DRAINING and snapshot.spec.name not in before:
+                assert busy, "only hard pressure touches a model that works"
+
+    @rule(pools=st.sampled_from([None, frozenset({CARD}), frozenset({CARD, APU})]), now=st.booleans(),
+          seconds=st.sampled_from([None, 30.0]))  # fmt: skip
+    def give_up(self, pools: frozenset[str] | None, now: bool, seconds: float | None) -> None:
+        until = self.bench.clock.now + seconds if seconds else None
+        self.bench.core.memory.yield_memory(pools, until, "a person", now=now)
+
+    @rule()
+    def resume(self) -> None:
+        self.bench.core.memory.resume()
+
     # --- promises ---
 
     @invariant()
@@ -164,7 +223,7 @@ class World(RuleBasedStateMachine):
         held = self.bench.core.memory_held()
         limits = self.bench.limits
         lost = sum(r.size for r in self.bench.core.residues if not r.waited_for)
-        assert held == sum(s.memory for s in occupied) + lost
+        assert held == sum(sum(s.held.values()) for s in occupied) + lost
         assert limits.memory is not None
         assert 0 <= held <= limits.memory
         assert limits.max_loaded is None or len(occupied) <= limits.max_loaded
@@ -201,6 +260,9 @@ class World(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         bench, began = self.bench, self.bench.clock.now
+        self.foreign = dict.fromkeys(self.foreign, 0)
+        bench.core.memory.resume()
+        self._look()
         fresh = [r for r in self.requests if r.waiter and r.waiter.arrived > began - 200 and not (r.lease or r.error)]
         while bench.clock.now - began < LONGEST_WAIT:
             for snapshot in bench.core.snapshots():
@@ -225,5 +287,5 @@ class World(RuleBasedStateMachine):
 
 TestWorld = World.TestCase
 TestWorld.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.scheduler.value import HORIZON, Usage, reload_cost
+from accelerd.scheduler.value import HORIZONS, Usage, reload_cost
 
 DAY = 86400.0
 
@@ -39,10 +39,10 @@ def test_a_favourite_is_likelier_than_what_was_used_once_as_lately() -> None:
 
 
 def test_a_timer_is_known_by_its_period() -> None:
-    """Used every 20 min, last 15 min ago; against as many uses in one burst that ended as lately."""
+    """Used every 20 min, last 19 min ago; against as many uses in one burst that ended as lately."""
     timer = used(*every(1200.0, 30))
     burst = used(*every(10.0, 30, begin=29 * 1200.0 - 290.0))
-    now = 29 * 1200.0 + 900.0
+    now = 29 * 1200.0 + 1140.0
     assert timer.last == burst.last
     assert timer.likelihood(now) > burst.likelihood(now)
 
@@ -88,7 +88,7 @@ def test_it_is_a_positive_number_whatever_happened(gaps: list[float], age: float
         now += gap
         usage.note(now)
     likelihood = usage.likelihood(now + age)
-    assert 0 < likelihood <= math.sqrt(HORIZON * (len(gaps) + 1))
+    assert 0 < likelihood <= 3600.0 / min(HORIZONS) * (len(gaps) + 1)
     assert likelihood >= usage.likelihood(now + age + 365 * DAY)
 
 

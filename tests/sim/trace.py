@@ -20,7 +20,7 @@ class Model:
     name: str
     size: int  # bytes
     parallel: int = 1
-    idle_timeout: float | None = 1800.0  # s
+    idle_timeout: float | None = 7200.0  # s
 
     @property
     def load_time(self) -> float:
@@ -81,7 +81,7 @@ _AGENTS = (("plan", "act"), ("plan", "act"), ("coder-big", "act"), ("plan", "cod
 
 def models() -> tuple[Model, ...]:
     return tuple(
-        Model(name, int(size * GB), _PARALLEL.get(name, 1), None if name in _ALWAYS else 1800.0)
+        Model(name, int(size * GB), _PARALLEL.get(name, 1), None if name in _ALWAYS else 7200.0)
         for name, size in _SIZES.items()
     )
 
@@ -144,14 +144,14 @@ def _mail(draw: random.Random) -> Iterator[Session]:
 
 
 def _coding(draw: random.Random) -> Iterator[Session]:
-    for at in _poisson(draw, 0.45, 9, 18.5):
+    for at in _poisson(draw, 0.7, 9, 18.5):
         minutes = draw.uniform(15, 55)
         yield Session(at, _turns(draw, "coder", int(minutes * 60 / 45), 12, 30))
         yield Session(at + 20, _turns(draw, "complete", int(minutes * 60 / 15), 0.6, 12))
 
 
 def _agents(draw: random.Random) -> Iterator[Session]:
-    for at in _poisson(draw, 0.25, 8, 23):
+    for at in _poisson(draw, 0.5, 8, 23):
         pair = draw.choice(_AGENTS)
         steps: list[Step] = []
         for _ in range(draw.randint(8, 40)):
@@ -162,14 +162,14 @@ def _agents(draw: random.Random) -> Iterator[Session]:
 
 def _big(draw: random.Random) -> Iterator[Session]:
     weights = [1 / (rank + 1) for rank in range(len(_BIG))]
-    for at in _poisson(draw, 0.4, 8, 23):
+    for at in _poisson(draw, 0.8, 8, 23):
         name = draw.choices(_BIG, weights)[0]
         yield Session(at, _turns(draw, name, draw.randint(1, 6), 40, 60))
 
 
 def _others(draw: random.Random) -> Iterator[Session]:
     weights = [1 / (rank + 1) ** 0.8 for rank in range(len(_TAIL))]
-    for at in _poisson(draw, 3.0, 7, 24):
+    for at in _poisson(draw, 6, 7, 24):
         name = draw.choices(_TAIL, weights)[0]
         yield Session(at, _turns(draw, name, draw.randint(1, 5), 10, 40))
 

@@ -9,14 +9,16 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerd.config.model import ModelSpec
+from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan
 from accelerd.instances import Cause, Exit
+from accelerd.memory.model import Forecast, in_ram
 from accelerd.ports import Roots, SystemClock
 from accelerd.supervise.supervisor import ProcessSupervisor
 
@@ -42,7 +44,7 @@ class FakeEngine:
         self.edit: Callable[[int, LaunchPlan], LaunchPlan] = lambda number, plan: plan
         self.gate: asyncio.Event | None = None  # a plan waits for it
 
-    async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         if self.gate is not None:
             await self.gate.wait()
         number = len(self.plans)
@@ -60,8 +62,11 @@ class FakeEngine:
         self.plans.append(plan)
         return plan
 
-    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
-        return 0, "a fake server"
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        return Forecast((in_ram(0, "a fake server"),))
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        return ""
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.cgroup import Cgroup, cgroup_of, find_cgroup
 from accelerd.instances import Cause
-from accelerd.supervise.cgroup import Cgroup, cgroup_of, find_cgroup
 from accelerd.supervise.child_home import ChildHome
 from tests.supervise.house import House
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from accelerd import names
+from accelerd.memory.learned import Entry
 from accelerd.system.state import MODELS_KEPT, StateStore
 from accelerd.system.statefile import AtomicFile
 
@@ -47,12 +48,12 @@ def opened(path: Path, **options: object) -> StateStore:
     return store
 
 
-def remember(path: Path, key: str = "qwen", seconds: float = 2.5, memory: int | None = 1000) -> None:
+def remember(path: Path, key: str = "qwen", seconds: float = 2.5) -> None:
     """One whole run that learns one thing."""
 
     async def run() -> None:
         store = opened(path)
-        store.remember_load(key, seconds, memory)
+        store.remember_load(key, seconds)
         await store.close()
 
     asyncio.run(run())
@@ -74,10 +75,9 @@ def test_what_was_learned_is_there_after_a_restart(path: Path, caplog: pytest.Lo
     assert opened(path).load_seconds("qwen") is None
     remember(path)
     store = opened(path)
-    assert (store.load_seconds("qwen"), store.peak_memory("qwen")) == (2.5, 1000)
-    assert (store.load_seconds("other"), store.peak_memory("other")) == (None, None)
-    learned = {"qwen": {"load_seconds": 2.5, "memory": 1000}}
-    assert json.loads(path.read_bytes()) == {"version": 1, "models": learned, "pins": {}}
+    assert (store.load_seconds("qwen"), store.load_seconds("other")) == (2.5, None)
+    models = {"qwen": {"load_seconds": 2.5}}
+    assert json.loads(path.read_bytes()) == {"version": 1, "models": models, "pins": {}, "learned": []}
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert os.listdir(path.parent) == ["state.json"]
@@ -109,12 +109,49 @@ def test_a_state_file_without_pins_has_none(path: Path) -> None:
     assert (store.pins, store.load_seconds("qwen")) == ({}, 2.5)
 
 
-def test_memory_is_a_peak_and_seconds_are_the_last(path: Path) -> None:
-    remember(path, seconds=2.5, memory=1000)
-    remember(path, seconds=1.25, memory=400)
-    remember(path, seconds=1.5, memory=None)
+def test_the_seconds_of_the_last_load_count(path: Path) -> None:
+    remember(path, seconds=2.5)
+    remember(path, seconds=1.25)
+    assert opened(path).load_seconds("qwen") == 1.25
+
+
+LEARNED = Entry(
+    key="k", devices=("0000:c1:00.0",), model="qwen", file="/m/qwen.gguf", estimate={"ram": 5}, peak={"ram": 7}, at=9.0
+)
+
+
+def test_what_was_measured_is_remembered(path: Path) -> None:
+    async def run(*entries: Entry) -> None:
+        store = opened(path)
+        store.learn(entries)
+        await store.close()
+
+    asyncio.run(run(LEARNED, Entry(key="other", settled=True, need=3)))
+    assert opened(path).learned == (LEARNED, Entry(key="other", settled=True, need=3))
+    written = path.stat().st_mtime_ns
+    asyncio.run(run(LEARNED, Entry(key="other", settled=True, need=3)))
+    assert path.stat().st_mtime_ns == written, "nothing changed"
+    asyncio.run(run())
+    assert opened(path).learned == ()
+
+
+def test_a_file_of_before_memory_was_measured_by_pool_is_read(path: Path) -> None:
+    """Its figures were of all memory together, by another key: they are of no use any more, its times are."""
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_text(
+        '{"version": 1, "models": {"qwen": {"load_seconds": 2.5, "memory": 7, "need": 9}}, "pins": {"a": "b"}}'
+    )
     store = opened(path)
-    assert (store.load_seconds("qwen"), store.peak_memory("qwen")) == (1.5, 1000)
+    assert (store.load_seconds("qwen"), store.pins, store.learned, store.degraded) == (2.5, {"a": "b"}, (), None)
+    remember(path, seconds=3.0)
+    assert opened(path).pins == {"a": "b"}
+
+
+def test_a_file_of_an_accelerd_that_remembers_more_is_read(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    more = {"version": 1, "learned": [{"key": "k", "peak": {"ram": 7}, "colour": "red"}], "more": [1, 2]}
+    path.write_text(json.dumps(more))
+    assert opened(path).learned == (Entry(key="k", peak={"ram": 7}),)
 
 
 def test_changes_are_written_soon_together_and_not_at_all_when_nothing_changed(path: Path) -> None:
@@ -123,14 +160,14 @@ def test_changes_are_written_soon_together_and_not_at_all_when_nothing_changed(p
         store = opened(path, file=file)
         for number in range(50):
             store.remember_load("qwen", float(number))
-        store.remember_memory("qwen", 7)
+        store.learn([LEARNED])
         await eventually(path.exists)
         store.remember_load("qwen", 49.0)
         await store.close()
         assert file.attempts == 1
 
     asyncio.run(run())
-    assert opened(path).peak_memory("qwen") == 7
+    assert opened(path).learned == (LEARNED,)
 
 
 def test_a_change_during_a_write_is_written_too(path: Path) -> None:
@@ -165,7 +202,10 @@ BROKEN = {
     "truncated": b'{"version": 1, "models": {"qwen": {"load_sec',
     "no-object": b"[]",
     "wrong-type": b'{"version": 1, "models": {"qwen": {"load_seconds": "soon"}}}',
-    "negative": b'{"version": 1, "models": {"qwen": {"memory": -1}}}',
+    "negative": b'{"version": 1, "models": {"qwen": {"load_seconds": -1}}}',
+    "negative-memory": b'{"version": 1, "learned": [{"key": "k", "peak": {"ram": -1}}]}',
+    "nameless-memory": b'{"version": 1, "learned": [{"peak": {"ram": 1}}]}',
+    "no-such-time": b'{"version": 1, "learned": [{"key": "k", "at": 1e300}]}',
     "no-version": b'{"models": {}}',
     "version-0": b'{"version": 0, "models": {}}',
     "not-utf8": b'{"version": 1, "models": {"\xff": {}}}',

@@ -27,6 +27,7 @@ EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the p
 PLAIN: Final[tuple[tuple[str, tuple[str, ...], str], ...]] = (
     ("threads", ("--threads", "-t"), "CPU threads"),
     ("mmproj", ("--mmproj",), "the model sees images through this projector"),
+    ("draft_model", ("--spec-draft-model", "--model-draft", "-md"), "a small model drafts, this one checks"),
     ("chat_template_file", ("--chat-template-file",), "chat template instead of the model's own"),
 )
 SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -97,12 +98,23 @@ class CommandLine:
             self.add(name, *values, reason=reason)
 
 
-def build(spec: ModelSpec, features: Features, endpoint: Endpoint, advice: Sequence[Advice] = ()) -> CommandLine:
-    """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do."""
+def build(
+    spec: ModelSpec,
+    features: Features,
+    endpoint: Endpoint,
+    advice: Sequence[Advice] = (),
+    gpus: Sequence[str] = (),
+) -> CommandLine:
+    """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.
+
+    `gpus`: what the program calls those that it shall use, where it has a choice.
+    """
     line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
     _listen(line, endpoint)
     _memory(line)
+    if gpus:
+        line.own(("--device", "-dev"), ",".join(gpus), reason="where accelerd has made room for it")
     _work(line)
     _sampling(line)
     if spec.path:
@@ -235,6 +247,9 @@ def _work(line: CommandLine) -> None:
         value = getattr(spec, key)
         if value is not None:
             line.set(key, names, value, reason)
+    kinds = line.features.find("--spec-type")
+    if spec.draft_model is not None and kinds and "draft-simple" in f"{kinds.hint} {kinds.choices}":
+        line.add("--spec-type", "draft-simple", key="draft_model", reason="newer builds have several ways to draft")
     for key, names, reason in (
         ("embeddings", ("--embeddings", "--embedding"), "serves /v1/embeddings"),
         ("rerank", ("--rerank", "--reranking"), "serves /v1/rerank"),

@@ -7,17 +7,20 @@ the program's own `--help`; never spawns, stops or asks a server.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from accelerd import names
 from accelerd.config.model import LlamaServerSettings, ModelSpec
+from accelerd.devices.model import Device
 from accelerd.engines.base import (
     Answer,
     Build,
@@ -33,9 +36,15 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
-from accelerd.engines.llama_server import argv, backend, environment, files, inside
+from accelerd.engines.llama_server import argv, backend, environment, files, gpus, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
+from accelerd.engines.llama_server.forecast import Forecaster
+from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.errors import AccelError
 from accelerd.instances import Cause
+from accelerd.memory.model import Forecast
+
+log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROBES: Final = {
@@ -75,8 +84,11 @@ class LlamaServer(Engine):
         features: FeatureReader | None = None,
         places: Places = on_this_machine,
         tuner: Tuner = untuned,
+        devices: Callable[[], Iterable[Device]] = tuple,
+        forecaster: Forecaster | None = None,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
+        self._devices = devices
         self._places = places
         self._tuner = tuner
         self._settings = settings
@@ -86,6 +98,7 @@ class LlamaServer(Engine):
         self._token = token
         self._which = which
         self._features = features or FeatureReader(cache)
+        self._forecaster = forecaster or Forecaster()
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -95,8 +108,11 @@ class LlamaServer(Engine):
         found = await self._features.read(binary, environment.for_help(self._environ, spec))
         return replace(found, binary=binary)  # as it was named: a symlink may be what tells versions apart
 
-    async def plan(self, spec: ModelSpec, runtime: Path) -> LaunchPlan:
-        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call."""
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
+
+        `slots`: PCI slots of those it shall use; none: the program decides.
+        """
         place = await self._places(spec)
         if isinstance(place, Fixed):
             return inside.fixed_plan(spec, place)
@@ -104,7 +120,8 @@ class LlamaServer(Engine):
         features, tuned, _ = await self._tuned(spec, place)
         spec = tuned.spec
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
-        line = argv.build(spec, features, endpoint, tuned.advice)
+        named, doubt = await self._named(spec, place, features, slots)
+        line = argv.build(spec, features, endpoint, tuned.advice, named)
         secret = self._token()
         env, env_flags = environment.for_server(self._environ, spec, secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
@@ -115,10 +132,34 @@ class LlamaServer(Engine):
             endpoint=endpoint,
             secret=secret,
             flags=(*line.flags, *env_flags),
-            warnings=(*([warning] if warning else []), *tuned.warnings, *line.warnings),
+            warnings=(*filter(None, (warning, doubt)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
+            out_of_memory=OUT_OF_MEMORY,
+            too_large=TOO_LARGE,
         )
+
+    async def _named(
+        self, spec: ModelSpec, place: Place | None, features: Features, slots: Sequence[str]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """What the program calls the GPUs in these slots, where it has a choice; a warning where that is not known."""
+        if not slots or spec.gpu_layers == 0:
+            return (), None
+        found = gpus.names_of(await self._listing(spec, place, features), self._devices(), slots)
+        if found is None:
+            return (), f"cannot tell which device of {features.binary} is {', '.join(slots)}: the program chooses"
+        return found, None
+
+    async def _listing(self, spec: ModelSpec, place: Place | None, features: Features) -> str:
+        """What its program lists as devices."""
+        if place is None:
+            return await self._features.devices(features, environment.for_help(self._environ, spec))
+        inside_it = await place.look(spec, self._program(spec), inside.files_of(spec))
+        return await self._features.devices_inside(inside_it, features, partial(place.ask, spec))
+
+    def _program(self, spec: ModelSpec) -> str:
+        """What is set for all models is a program of this machine: inside, its name alone may mean something."""
+        return spec.binary or os.path.basename(self._settings.binary)
 
     async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]:
         """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
@@ -146,9 +187,7 @@ class LlamaServer(Engine):
                 spec,
                 backend.of_listing(listed) or await asyncio.to_thread(backend.beside, features.binary),
             )
-        # What is set for all models is a program of this machine: inside, its name alone may mean something.
-        program = spec.binary or os.path.basename(self._settings.binary)
-        found = await place.look(spec, program, inside.files_of(spec))
+        found = await place.look(spec, self._program(spec), inside.files_of(spec))
 
         async def ask(*argv: str) -> Answer:
             return await place.ask(spec, *argv)
@@ -159,9 +198,20 @@ class LlamaServer(Engine):
             computes = backend.of_listing(await self._features.devices_inside(found, features, ask)) or computes
         return features, inside.as_seen_inside(spec, found), computes
 
-    def footprint(self, spec: ModelSpec) -> tuple[int, str]:
-        """Bytes to reserve for the model, and where the number comes from. Never raises: unknown files count 0."""
-        return files.footprint(spec)
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        """What the model will need. Never raises. `ask`: its program may be asked, which can take seconds."""
+        settled, build = spec, None
+        if ask and spec.memory is None and spec.path:
+            try:
+                tuned, build = await self.settled(spec)
+                settled = tuned.spec
+            except AccelError as error:
+                log.info("the program of %s cannot be asked: %s", spec.name, error.message)
+        return (await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices))[0]
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of the model would fit into so much of each pool: one clause, or nothing."""
+        return self._forecaster.offer(spec, room)
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""

@@ -76,6 +76,8 @@ def check_files(spec: ModelSpec) -> None:
             _check_gguf(shard, "model")
     if spec.mmproj:
         _check_gguf(spec.mmproj, "projector")
+    if spec.draft_model:
+        _check_gguf(spec.draft_model, "draft model")
     if spec.chat_template_file and not os.access(spec.chat_template_file, os.R_OK):
         fail(Cause.NO_MODEL, f"cannot read the chat template {spec.chat_template_file}: is chat_template_file right?")
 

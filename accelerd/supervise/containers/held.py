@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from accelerd.cgroup import Cgroup, cgroup_of
 from accelerd.ports import Roots
-from accelerd.supervise.cgroup import Cgroup, cgroup_of
 from accelerd.supervise.containers import tree
 from accelerd.supervise.processes import Process
 from accelerd.supervise.reader import OutputReader

@@ -229,7 +229,7 @@ class RunHome:
         """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
         spec = order.spec
         found = _own_mounts(spec)
-        for file in filter(None, (spec.path, spec.mmproj, spec.chat_template_file)):
+        for file in filter(None, (spec.path, spec.mmproj, spec.draft_model, spec.chat_template_file)):
             for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
                 found.setdefault(str(folder), f"{folder}:{folder}:ro")
         if spec.model:

@@ -56,6 +56,22 @@ class Cgroup:
         """How many processes in it or below were killed for want of memory so far. None: not known."""
         return self._value("memory.events", "oom_kill")
 
+    def processes(self) -> frozenset[int] | None:
+        """Those in it, not those below. None: not known."""
+        try:
+            return frozenset(int(pid) for pid in (self.folder / "cgroup.procs").read_text().split())
+        except (OSError, ValueError):
+            return None
+
+    def charged(self) -> dict[str, int]:
+        """Bytes that it and what is below are charged for, by kind ("anon", "shmem", "file" …). Empty: not known."""
+        try:
+            lines = (self.folder / "memory.stat").read_text().splitlines()
+        except OSError:
+            return {}
+        pairs = (line.split() for line in lines)
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
     def _value(self, file: str, key: str) -> int | None:
         try:
             lines = (self.folder / file).read_text().splitlines()

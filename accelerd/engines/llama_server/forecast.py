@@ -1,0 +1,227 @@
+"""What a llama-server will need of memory, from the model's header and its settings; and what would fit into less.
+
+Owns the way from the settings of a model to those of the estimate: the same that `argv` writes on the command line.
+Never raises: what cannot be read counts 0 and says so. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import msgspec
+
+from accelerd.config.model import ModelSpec
+from accelerd.devices.model import Device
+from accelerd.engines.base import Build
+from accelerd.engines.llama_server import argv, files
+from accelerd.memory import offers
+from accelerd.memory.estimate import REPACKED, Estimate, Settings, estimate
+from accelerd.memory.gguf import GgufError
+from accelerd.memory.model import RAM, Forecast, Need, in_ram
+from accelerd.memory.placing import options, usable
+from accelerd.memory.tensors import Identity, Model, ModelReader, identity
+
+log = logging.getLogger(__name__)
+
+FROM_HEADER: Final = "estimated from the file's header"
+DRAFTED: Final = 16  # tokens that a draft model guesses at once, llama-server's default
+UNKNOWN_UBATCH: Final = 2048  # the largest that a tuning rule sets
+FEW_OUTPUTS: Final = "--load-mode"  # builds with this option reserve scores only for the tokens that are asked for
+MOST_KNOWN: Final = 256  # models
+# Options of extra_args that change what is reserved, and the field of Settings or of ModelSpec that they decide.
+NUMBERS: Final = {"--ubatch-size": "ubatch", "-ub": "ubatch", "--batch-size": "batch", "-b": "batch",
+                  "--n-cpu-moe": "host_experts", "-ncmoe": "host_experts", "--gpu-layers": "gpu_layers",
+                  "--n-gpu-layers": "gpu_layers", "-ngl": "gpu_layers"}  # fmt: skip
+WORDS: Final = {"--cache-type-k": "type_k", "-ctk": "type_k", "--cache-type-v": "type_v", "-ctv": "type_v"}
+SWITCHES: Final[Mapping[str, tuple[str, Any]]] = {
+    "--swa-full": ("window_full", True), "--no-kv-offload": ("offload_cache", False),
+    "-nkvo": ("offload_cache", False), "--kv-unified": ("unified", True), "-kvu": ("unified", True),
+    "--cpu-moe": ("host_experts", 1 << 16), "-cmoe": ("host_experts", 1 << 16),
+    "--no-repack": ("repacked", frozenset()), "-nr": ("repacked", frozenset()),
+    "--embeddings": ("embeddings", True), "--embedding": ("embeddings", True),
+    "--rerank": ("rerank", True), "--reranking": ("rerank", True),
+}  # fmt: skip
+FILES: Final = {"--mmproj": "mmproj", "-mm": "mmproj", "--model-draft": "draft_model", "-md": "draft_model",
+                "--spec-draft-model": "draft_model"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Read:
+    """The files of a model, read."""
+
+    model: Model
+    projector: Model | None
+    draft: Model | None
+    identities: tuple[Identity, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a later offer needs of an earlier forecast."""
+
+    read: Read
+    settings: Settings
+    spec: ModelSpec  # as settled
+    gpus: tuple[Device, ...]
+    gpu_layers: int | str | None
+
+
+class Forecaster:
+    """For all models of the engine. Blocking, but for `offer`: call it in a thread."""
+
+    def __init__(self, reader: ModelReader | None = None, machine: Callable[[], str] = platform.machine) -> None:
+        self._reader = reader or ModelReader()
+        self._machine = machine
+        self._known: dict[str, Known] = {}
+
+    def forecast(
+        self, spec: ModelSpec, settled: ModelSpec, build: Build | None, devices: Sequence[Device]
+    ) -> tuple[Forecast, Estimate | None]:
+        """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked."""
+        if spec.memory is not None:
+            return self._declared(spec, devices), None
+        if not spec.path:
+            return Forecast((in_ram(*files.footprint(spec)),)), None
+        gpus = usable(devices)
+        settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
+        try:
+            read = self._read(spec, paths)
+        except (GgufError, OSError) as error:
+            return Forecast((self._unread(spec, error),)), None
+        known = Known(read, settings, settled, gpus, layers)
+        while len(self._known) >= MOST_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[spec.name] = known
+        found = estimate(read.model, settings, read.projector, read.draft)
+        source = "; ".join([FROM_HEADER, *found.notes])
+        ways = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=source)
+        return Forecast(ways, self._key(known, build) if build is not None else ""), found
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """One clause on what of the model would fit into `room`; empty where nothing would, or nothing is known."""
+        known = self._known.get(spec.name)
+        if known is None or spec.memory is not None:
+            return ""
+        context = spec.context or known.read.model.number("context_length")
+        found = offers.offers(ways(known), room, context, known.settings.type_k, backing(known.gpus))
+        return offers.clause(found)
+
+    def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> Read:
+        assert spec.path is not None
+        projector, draft = (paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model"))
+        names = [name for name in (spec.path, projector, draft) if name]
+        models = [self._reader.read(name) if name else None for name in (spec.path, projector, draft)]
+        model = models[0]
+        assert model is not None
+        return Read(model, models[1], models[2], tuple(identity(name) for name in names))
+
+    @staticmethod
+    def _unread(spec: ModelSpec, error: GgufError | OSError) -> Need:
+        """The files' sizes where a header says nothing, 0 where there are no files."""
+        size, source = files.footprint(spec)
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        log.info("cannot estimate %s from its header: %s", spec.name, why)
+        return in_ram(size, source if not size else f"{source}, as its header cannot be read: {why}")
+
+    @staticmethod
+    def _declared(spec: ModelSpec, devices: Sequence[Device]) -> Forecast:
+        """So much, on the device that it would take."""
+        assert spec.memory is not None
+        source = f"declared: {spec.origin('memory')}"
+        gpus = usable(devices)
+        wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
+        chosen = [] if spec.gpu_layers == 0 else wanted or ([gpu for gpu in gpus if gpu.apu is not True] or gpus[:1])
+        if not chosen:
+            return Forecast((in_ram(spec.memory, source),))
+        return Forecast(tuple(Need({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
+
+    @staticmethod
+    def _key(known: Known, build: Build | None) -> str:
+        """Names the files, the settings that matter, and the program."""
+        settings = {name: sorted(value) if isinstance(value, frozenset) else value
+                    for name, value in asdict(known.settings).items()}  # fmt: skip
+        version = (build.engine, build.version, build.backend) if build is not None else ()
+        said = (known.read.identities, settings, known.gpu_layers, version)
+        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
+def settings_of(
+    spec: ModelSpec, build: Build | None, gpu: bool, machine: str
+) -> tuple[Settings, int | str | None, dict[str, str]]:
+    """What the estimate is made for, the layers on GPUs, and files that extra_args name by field.
+
+    `build` None: the program was not asked; then more than it may take. `gpu`: there is one.
+    """
+    whole = spec.embeddings or spec.rerank
+    batch, ubatch = spec.batch or 2048, spec.ubatch or (UNKNOWN_UBATCH if build is None and gpu else 512)
+    if whole and spec.ubatch is None and spec.context is not None:
+        ubatch = min(spec.context, argv.EMBEDDING_BATCH_CAP)
+        batch = max(spec.batch or ubatch, ubatch)
+    settings = Settings(
+        context=(spec.context or 0) * spec.parallel,
+        slots=spec.parallel,
+        type_k=spec.cache_type_k or "f16",
+        type_v=spec.cache_type_v or "f16",
+        flash=spec.flash_attention or "auto",
+        batch=batch,
+        ubatch=ubatch,
+        mmap=spec.mmap is not False,
+        embeddings=spec.embeddings,
+        rerank=spec.rerank,
+        few_outputs=build is not None and FEW_OUTPUTS in build.options,
+        drafted=DRAFTED if spec.draft_model else 0,
+        repacked=REPACKED.get(machine, frozenset()),
+        backend=build.backend if build is not None else "",
+    )
+    return _told(settings, spec.gpu_layers, spec.extra_args)
+
+
+def _told(
+    settings: Settings, layers: int | str | None, arguments: Sequence[str]
+) -> tuple[Settings, int | str | None, dict[str, str]]:
+    """What extra_args change of it; what is no number where one belongs is left to the program to refuse."""
+    changed: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    for index, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+        if flag in SWITCHES:
+            name, setting = SWITCHES[flag]
+            changed[name] = setting
+        elif flag in NUMBERS and value.isascii() and value.isdigit():
+            if NUMBERS[flag] == "gpu_layers":
+                layers = int(value)
+            else:
+                changed[NUMBERS[flag]] = int(value)
+        elif flag in WORDS:
+            changed[WORDS[flag]] = value
+        elif flag in FILES and value:
+            named[FILES[flag]] = os.path.expanduser(value)
+        elif flag in ("--flash-attn", "-fa") and value in ("on", "off", "auto"):
+            changed["flash"] = value
+    return replace(settings, **changed), layers, named
+
+
+def ways(known: Known) -> offers.Ways:
+    """How the model could be placed with another context and another type of its cache."""
+
+    def placed(context: int, kind: str | None) -> Sequence[Need]:
+        settings = replace(known.settings, context=context * known.settings.slots)
+        if kind is not None:
+            flash = "on" if settings.flash == "off" else settings.flash
+            settings = replace(settings, type_k=kind, type_v=kind, flash=flash)
+        found = estimate(known.read.model, settings, known.read.projector, known.read.draft)
+        return options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=FROM_HEADER)
+
+    return placed
+
+
+def backing(gpus: Sequence[Device]) -> dict[str, tuple[str, int]]:
+    """GPUs whose memory is main memory, and what they have for themselves of it."""
+    return {gpu.id: (RAM, sum(pool.total for pool in gpu.pools if pool.name == "vram")) for gpu in gpus if gpu.unified}

@@ -1,0 +1,179 @@
+"""What processes hold of main memory, from /proc: RSS, and PSS, which counts a page that several share once.
+
+Blocking: call it in a thread. Knows no instances, and nothing of devices: what a driver keeps in main memory for a
+process is in none of these figures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from accelerd.cgroup import cgroup_of
+from accelerd.ports import Clock, Roots
+
+AGAIN: Final = 5.0  # s until the PSS of a process is read again at the earliest …
+SHARE: Final = 100  # … and at least so many times what reading it took: page tables of a large model are long
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of main memory."""
+
+    anon: int = 0
+    shmem: int = 0
+    file: int = 0  # pages of mapped files, which the kernel may drop …
+    locked: int = 0  # … unless they are locked: of all three
+
+    @property
+    def total(self) -> int:
+        return self.anon + self.shmem + self.file
+
+    @property
+    def firm(self) -> int:
+        """What the kernel cannot drop. A model's file is locked alone, or all of a process is."""
+        return self.anon + self.shmem + min(self.locked, self.file)
+
+    def __add__(self, other: Held) -> Held:
+        return Held(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def moved(self, before: Held, now: Held) -> Held:
+        """This, changed by as much as it is from `before` to `now`; never below nothing."""
+        changed = (getattr(self, f.name) + getattr(now, f.name) - getattr(before, f.name) for f in fields(self))
+        return Held(*(max(0, size) for size in changed))
+
+
+def resident(proc: Path, pids: Iterable[int]) -> int:
+    """Bytes resident (RSS), shared pages counted for each process. Cheap. Processes that are gone count 0."""
+    return sum(rss(proc, pid) or 0 for pid in pids)
+
+
+def proportional(proc: Path, pids: Iterable[int]) -> int | None:
+    """Bytes by proportional share (PSS), the RSS where the kernel does not tell; None: no process was there."""
+    sizes = [size for pid in pids if (size := _pss(proc, pid) or rss(proc, pid)) is not None]
+    return sum(sizes) if sizes else None
+
+
+def rss(proc: Path, pid: int) -> int | None:
+    """Bytes resident; None: the process has ended."""
+    try:
+        return int((proc / str(pid) / "statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _pss(proc: Path, pid: int) -> int | None:
+    share = shared(proc, pid)
+    return share.total if share is not None else None
+
+
+def shared(proc: Path, pid: int) -> Held | None:
+    """The proportional share of a process. Walks its page tables: some 3 ms for each GB. None: not to be had."""
+    told = _sizes(proc / str(pid) / "smaps_rollup")
+    if "Pss" not in told:
+        return None  # it has ended, or may not be looked into
+    if "Pss_Anon" not in told:  # before Linux 5.9
+        anon = min(told["Pss"], told.get("Anonymous", 0))
+        return Held(anon, 0, told["Pss"] - anon, told.get("Locked", 0))
+    return Held(told["Pss_Anon"], told.get("Pss_Shmem", 0), told.get("Pss_File", 0), told.get("Locked", 0))
+
+
+def counted(proc: Path, pid: int) -> Held | None:
+    """What the kernel has counted for a process (RSS by kind): cheap, and anybody may ask. None: it has ended."""
+    told = _sizes(proc / str(pid) / "status")
+    if "RssAnon" not in told:
+        return None
+    return Held(told["RssAnon"], told.get("RssShmem", 0), told.get("RssFile", 0), told.get("VmLck", 0))
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Lines "Key: 5 kB", in bytes."""
+    found = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        key, _, value = line.partition(b":")
+        words = value.split()
+        if len(words) == 2 and words[1] == b"kB" and words[0].isdigit():
+            found[key.decode(errors="replace")] = int(words[0]) * 1024
+    return found
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The share of a process, what was counted for it then, and when the share is to be read again."""
+
+    share: Held
+    counted: Held
+    due: float
+
+
+class Residents:
+    """What groups of processes hold, again and again, at a price that does not grow with the size of a model.
+
+    The share is read now and then; in between it moves as the kernel's counters do.
+    """
+
+    def __init__(self, roots: Roots, clock: Clock) -> None:
+        self._roots = roots
+        self._clock = clock
+        self._known: dict[int, _Known] = {}
+
+    def look(self, groups: Mapping[int, Collection[int]]) -> dict[int, Held]:
+        """By group; a group of which no process lives is left out. Processes in none of them are forgotten."""
+        found = {}
+        for group, pids in groups.items():
+            shares = {pid: self._share(pid) for pid in pids}
+            held = [share for share in shares.values() if share is not None]
+            closed = {
+                pid: now
+                for pid, share in shares.items()
+                if share is None and (now := counted(self._roots.proc, pid)) is not None
+            }
+            if closed:
+                held.append(self._closed(closed))
+            if held:
+                found[group] = sum(held, Held())
+        live = {pid for pids in groups.values() for pid in pids}
+        self._known = {pid: known for pid, known in self._known.items() if pid in live}
+        return found
+
+    def _share(self, pid: int) -> Held | None:
+        """None: it has ended, or may not be looked into."""
+        now = counted(self._roots.proc, pid)
+        known = self._known.get(pid)
+        began = self._clock.monotonic()
+        if now is None:
+            return None
+        if known is not None and began < known.due:
+            return known.share.moved(known.counted, now)
+        share = shared(self._roots.proc, pid)
+        if share is None:
+            return None
+        ended = self._clock.monotonic()
+        self._known[pid] = _Known(share, now, ended + max(AGAIN, SHARE * (ended - began)))
+        return share
+
+    def _closed(self, processes: Mapping[int, Held]) -> Held:
+        """Of processes of another user, of which only the counters can be read.
+
+        What several of them share is taken to be the same pages. A control group that is theirs alone knows what they
+        have between them, but not which part of the page cache they use: that is charged to whoever read it first.
+        """
+        anon = sum(held.anon for held in processes.values())
+        shmem, file, locked = (
+            max(getattr(held, kind) for held in processes.values()) for kind in ("shmem", "file", "locked")
+        )
+        group = cgroup_of(self._roots.proc, self._roots.sys, next(iter(processes)))
+        if group is not None and group.processes() == processes.keys():
+            charged = group.charged()
+            most = max(held.anon for held in processes.values())
+            anon = max(most, min(anon, charged.get("anon", anon)))  # after a fork both have the same pages
+            shmem = max(shmem, charged.get("shmem", 0))
+        return Held(anon, shmem, file, locked)
