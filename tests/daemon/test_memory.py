@@ -107,6 +107,25 @@ def test_A32_a_load_that_never_gets_its_memory_is_given_up_with_its_figures(
     assert "it asked for 100.0 GiB more" in seen["error"]["message"]
 
 
+def test_what_a_model_was_seen_to_use_is_what_it_needs_the_next_time(daemons: DaemonFactory, site: Site) -> None:
+    toml = QUICK + site.model("a", f"alloc:{80 * MIB}", memory="30MiB")
+    daemon = daemons.start(toml)
+    assert daemon.chat("a").status == 200
+    state = Path(daemon.env["XDG_STATE_HOME"]) / "accelerd/state.json"
+    eventually(lambda: state.exists() and json.loads(state.read_text())["learned"], "it was measured")
+    assert daemon.stop() == 0
+    [entry] = json.loads(state.read_text())["learned"]
+    assert (entry["model"], entry["file"], entry["settled"]) == ("a", str(site.gguf), True)
+    again = daemons.start(toml)
+    figure = again.status("a")
+    assert 80 * MIB < figure["memory"] == entry["peak"]["ram"]
+    assert "the figure in the configuration was 30.0 MiB" in figure["memory_source"]
+    assert again.control("POST", "reset?model=a").json() == {"state": "stopped"}
+    assert again.status("a")["memory"] == 30 * MIB
+    assert again.stop() == 0
+    assert json.loads(state.read_text())["learned"] == []
+
+
 def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a", "slow-load:2"))
     client = http.client.HTTPConnection("127.0.0.1", daemon.port)
