@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from accelerd import names, takeover
 from accelerd.chronicle import Chronicle, status_line
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import LlamaServerSettings
+from accelerd.config.model import LlamaServerSettings, MemorySettings
 from accelerd.daemon import Daemon, Parts, limits_of
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.gauge import Gauge
@@ -24,6 +24,7 @@ from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
 from accelerd.gateway.control_devices import DeviceRoutes
+from accelerd.gateway.control_memory import MemoryRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
@@ -36,6 +37,7 @@ from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots, SystemClock
+from accelerd.pressure_relief import PressureRelief
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.child_home import ChildHome
@@ -59,16 +61,20 @@ from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.systemd import SystemdHome
 from accelerd.supervise.user_manager_bus import BusUserManager
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
+from accelerd.system.gamemode import watch_games
 from accelerd.system.lock import InstanceLock
 from accelerd.system.notify import Notifier, Watchdog
+from accelerd.system.sleep import watch_sleep
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
+from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
 from accelerd.system.system_bus import SystemBus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 from accelerd.toolboxes import ToolboxModels
 from accelerd.trials import Trials
 from accelerd.tuning.tuner import RuleTuner
+from accelerd.yielding import Yielding, boot_id, gpu_pools
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -151,11 +157,20 @@ def build(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
     insight = Insight(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
-    meter = Meter(roots, clock, Observer(roots, clock))
+    reserves = config.memory
+    meter = Meter(roots, clock, Observer(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve)
+    relief = PressureRelief(scheduler, clock, config.memory)
+    yielding = make_yielding(roots, clock, scheduler, devices)
 
     def seen(look: Seen) -> None:
         reclaimer.seen(look)
         scheduler.seen(look)
+        relief.heard(look)
+
+    def configure_memory(settings: MemorySettings) -> None:
+        meter.keep_free(settings.reserve, settings.gpu_reserve)
+        relief.configure(settings)
+        yielding.configure(settings.yield_on)
 
     memory = MemoryWatch(
         meter, lambda: devices.devices, supervisor.processes, seen, clock, moving=scheduler.memory_moves
@@ -182,6 +197,8 @@ def build(
         devices=devices,
         performance=performance,
         memory=memory,
+        configure_memory=configure_memory,
+        yielding=yielding,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         trials=trials,
@@ -190,9 +207,24 @@ def build(
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight, performance.owner)
-    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes}
+    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes, **MemoryRoutes(yielding, scheduler).routes}
     gateway.control = Control(scheduler, insight, daemon, trials, routes)
     return daemon
+
+
+def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: DeviceWatch) -> Yielding:
+    """Asked by people, by GameMode, and by logind before the machine sleeps."""
+    yielding = Yielding(
+        scheduler,
+        clock,
+        time_asleep,
+        lambda: gpu_pools(devices.devices),
+        AtomicFile(roots.runtime / names.YIELD_FILE),
+        boot_id(roots.proc),
+        lambda one: {"gamemode": lambda: watch_games(one.games), "sleep": lambda: watch_sleep(one.sleeping)},
+    )
+    devices.listen(lambda diff: yielding.devices_changed())
+    return yielding
 
 
 def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:

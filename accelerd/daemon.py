@@ -20,6 +20,7 @@ from typing import Any
 from accelerd import __version__, names
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
+from accelerd.config.model import MemorySettings
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -42,6 +43,7 @@ from accelerd.system.records import NOTICE, event
 from accelerd.system.state import StateStore
 from accelerd.takeover import Successor, take_over
 from accelerd.trials import Trials
+from accelerd.yielding import Yielding
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ class Parts:
     devices: DeviceWatch
     performance: Performance
     memory: MemoryWatch
+    configure_memory: Callable[[MemorySettings], None]
+    yielding: Yielding
     gateway: Gateway
     listeners: Listeners
     trials: Trials
@@ -83,7 +87,7 @@ class Parts:
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.insight.degraded, self.devices.degraded
+        return self.insight.degraded, self.devices.degraded, self.memory.degraded
 
 
 class Daemon:
@@ -129,6 +133,7 @@ class Daemon:
         await parts.memory.look()
         found = await parts.supervisor.survivors()
         adopted = take_over(found, self._config.models, parts.scheduler)
+        parts.yielding.begin()
         await parts.supervisor.sweep_leftovers()
         await parts.upkeep.begin()
         await parts.listeners.open(parts.tcp, parts.unix)
@@ -245,6 +250,7 @@ class Daemon:
         parts.gateway.configure(config.server, keys)
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
+        parts.configure_memory(config.memory)
         self._known = forecasts
         parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
 
@@ -291,6 +297,7 @@ class Daemon:
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         await parts.performance.close()
+        parts.yielding.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -335,6 +342,7 @@ class Daemon:
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
+            "yielded": self._parts.yielding.report(),
             "performance": self._parts.performance.report(),
             "degraded": "; ".join(filter(None, (self._degraded, *self._parts.degraded()))) or None,
         }

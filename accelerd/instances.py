@@ -31,7 +31,7 @@ class Cause(StrEnum):
     PORT_UNAVAILABLE = "port-unavailable"
     DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone
     DEVICE_RESET = "device-reset"  # killed: what it ran on was reset, and what it had there is lost
-    OOM_KILLED = "oom-kill"  # by the kernel or systemd-oomd, for want of memory
+    OOM_KILLED = "oom-kill"  # for want of memory: killed by the kernel or systemd-oomd, or it got none and said so
 
 
 # Trying again cannot help until somebody changes something.
@@ -46,7 +46,7 @@ class Exit:
     message: str  # one line: "llama-server exited with status 1 after 0.4 s"
     status: int | None = None  # exit status; negative: the signal
     tail: tuple[str, ...] = ()  # the last lines of output, at most 20, printable
-    peak: int | None = None  # the most bytes it was seen to use; None: not measured
+    peak: int | None = None  # the most bytes it was seen to use, or asked for at once; None: not known
 
 
 class Listener(Protocol):

@@ -19,6 +19,7 @@ LOCK_FILE: Final = "accelerd.lock"
 INSTANCE_DIR: Final = "instances"  # sockets of the engines
 STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
 STATE_FILE: Final = "state.json"
+YIELD_FILE: Final = "yield.json"  # in the runtime directory: what a person wants given up
 TOOLBOX_FILE: Final = "toolboxes.json"  # a refresh of a toolbox that has begun
 CACHE_DIR: Final = "accelerd"  # $XDG_CACHE_HOME
 
@@ -64,6 +65,9 @@ MSG_DEVICE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # one came, went, change
 MSG_LEVEL: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # a device's performance level was set, restored, taken over
 MSG_LEVEL_UNABLE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b21"
 MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
+
+MSG_YIELD: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b30"  # memory was given up to a person or a game, or is ours again
+MSG_PRESSURE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b31"  # models make room for other programs
 
 # --- the root helper, on the system bus ---
 HELPER_NAME: Final = "org.accelerd1.Helper"  # the interface has the same name

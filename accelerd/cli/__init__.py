@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ COMMANDS = {
     "models": "every configured model",
     "load": "load a model and wait until it is ready",
     "unload": "stop a model, after its running requests or with --force at once",
+    "yield": "empty the GPU for a game, or another program, until resume",
+    "resume": "end what yield began: models may use the GPU again",
     "reset": "forget the failures of a model, so that it is tried again",
     "logs": "what a model's engine printed",
     "explain": "why a model runs as it does: command line, placement, history",
@@ -99,7 +102,8 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Ou
         guess = nearest(name, COMMANDS)
         hint = f"did you mean {guess}?" if guess else "see: accelctl --help"
         raise Failure(f"there is no command {name}", exit=Exit.USAGE, code="usage", hint=hint)
-    command = cast(Command, importlib.import_module(f"accelerd.cli.commands.{name}"))
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    command = cast(Command, importlib.import_module(f"accelerd.cli.commands.{module}"))
     parser = Parser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=getattr(command, "EPILOG", None),
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     shared_options(parser)

@@ -61,6 +61,7 @@ def _settings(old: Config, new: Config) -> list[str]:
     sections = (
         ("server", old.server, new.server),
         ("scheduler", old.scheduler, new.scheduler),
+        ("memory", old.memory, new.memory),
         ("performance", old.performance, new.performance),
         ("engines.llama-server", old.llama_server, new.llama_server),
     )

@@ -11,7 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from accelerd.config import shape
-from accelerd.config.model import LlamaServerSettings, ModelSpec, PerformanceSettings, SchedulerSettings, ServerSettings
+from accelerd.config.model import (
+    LlamaServerSettings,
+    MemorySettings,
+    ModelSpec,
+    PerformanceSettings,
+    SchedulerSettings,
+    ServerSettings,
+)
 from accelerd.config.schema import Document
 from accelerd.config.show import written
 
@@ -19,6 +26,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _SETTINGS: Final = {
     "ServerTable": ServerSettings,
     "SchedulerTable": SchedulerSettings,
+    "MemoryTable": MemorySettings,
     "PerformanceTable": PerformanceSettings,
     "LlamaServerTable": LlamaServerSettings,
     "LayerTable": ModelSpec,

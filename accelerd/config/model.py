@@ -163,6 +163,16 @@ class SchedulerSettings:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """[memory]: what is left to other programs, and when models make room for them. Sizes in bytes."""
+
+    reserve: int | None = None  # of main memory; None: a tenth, from 512 MiB to 8 GiB
+    gpu_reserve: int = 256 << 20  # of each GPU
+    yield_on: tuple[Literal["gamemode", "sleep"], ...] = ("gamemode",)
+    soft_grace: float = 3.0  # s
+
+
+@dataclass(frozen=True)
 class LlamaServerSettings:
     """[engines.llama-server]"""
 
@@ -185,6 +195,7 @@ class Config:
 
     server: ServerSettings = ServerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    memory: MemorySettings = MemorySettings()
     performance: PerformanceSettings = PerformanceSettings()
     llama_server: LlamaServerSettings = LlamaServerSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)

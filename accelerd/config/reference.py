@@ -10,6 +10,7 @@ from typing import Any, Final
 from accelerd.config import shape, units
 from accelerd.config.jsonschema import json_schema
 from accelerd.config.problems import value_text
+from accelerd.config.show import toml
 from accelerd.config.values import NAME
 
 INTRODUCTION: Final = """\
@@ -55,6 +56,7 @@ pin = true
 SECTIONS: Final = {
     "ServerTable": ("[server]", ""),
     "SchedulerTable": ("[scheduler]", ""),
+    "MemoryTable": ("[memory]", ""),
     "PerformanceTable": ("[performance]", ""),
     "DevicePerformanceTable": ('[performance.devices."0000:c1:00.0"]', ""),
     "LlamaServerTable": ("[engines.llama-server]", ""),
@@ -87,7 +89,9 @@ def reference() -> str:
 
 
 def _row(key: str, schema: dict[str, Any], node: shape.Node) -> str:
-    default = value_text(schema["default"]) if "default" in schema else ""
+    default = schema.get("default", "")
+    if default != "":
+        default = toml(default) if isinstance(default, list) else value_text(default)
     takes = node.expects
     for long, short in SHORT.items():
         takes = takes.replace(long, short)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from accelerd.config.model import (
     Config,
     LlamaServerSettings,
+    MemorySettings,
     ModelSpec,
     Origin,
     PerformanceSettings,
@@ -85,6 +86,7 @@ def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
     return Config(
         server=ServerSettings(**_settings(tables, "server", origins)),
         scheduler=SchedulerSettings(**_settings(tables, "scheduler", origins)),
+        memory=MemorySettings(**_settings(tables, "memory", origins)),
         performance=_performance(tables, origins),
         llama_server=LlamaServerSettings(**_settings(tables, "engines.llama-server", origins)),
         models={name: _model(name, tables.layers(name)) for name in tables.models},

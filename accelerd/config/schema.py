@@ -37,8 +37,11 @@ from accelerd.config.values import (
     Name,
     OnOffAuto,
     Program,
+    Reserve,
+    Size,
     Slot,
     WebOrigin,
+    YieldSignal,
 )
 
 
@@ -92,6 +95,30 @@ class SchedulerTable(Struct):
     failure_window: Annotated[Duration, about("The window in which failures are counted.")]
     backoff_first: Annotated[Duration, about("Wait after the first failure; it doubles with each further one.")]
     backoff_cap: Annotated[Duration, about("Longest wait between two attempts.")]
+
+
+class MemoryTable(Struct):
+    """What is left to other programs, and when models make room for them."""
+
+    reserve: Annotated[
+        Reserve,
+        about('Main memory that no model is given; "auto" is a tenth of it, from 512 MiB to 8 GiB.'),
+    ]
+    gpu_reserve: Annotated[Size, about("Memory of each GPU that no model is given.")]
+    yield_on: Annotated[
+        list[YieldSignal],
+        about(
+            'The GPUs are emptied, as by `accelctl yield`, while GameMode knows of a game ("gamemode") and before '
+            'the machine is suspended ("sleep").'
+        ),
+    ]
+    soft_grace: Annotated[
+        DurationOrZero,
+        about(
+            "How long other programs may use of the reserve before idle models make room. When half of it is used, "
+            "models make room at once."
+        ),
+    ]
 
 
 class DevicePerformanceTable(Struct):
@@ -228,6 +255,7 @@ class Document(Struct):
 
     server: Annotated[ServerTable, about("Who may connect, from where, and how long they may take.")]
     scheduler: Annotated[SchedulerTable, about("What may be resident together, how long a request may wait.")]
+    memory: Annotated[MemoryTable, about("What is left to other programs, when models make room for them.")]
     performance: Annotated[PerformanceTable, about("When the GPU in the processor runs at its highest clocks.")]
     engines: Annotated[EnginesTable, about("The programs that run models.")]
     defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]

@@ -65,6 +65,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
     sections = (
         ("server", root["server"], config.server),
         ("scheduler", root["scheduler"], config.scheduler),
+        ("memory", root["memory"], config.memory),
         ("performance", root["performance"], config.performance),
         ("engines.llama-server", engines["llama-server"], config.llama_server),
     )

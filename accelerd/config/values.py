@@ -103,6 +103,7 @@ _DURATION_NEVER = f'{units.DURATION}; longer than zero, or "never"'
 _DURATION_AUTO = f'{units.DURATION}, or "auto"'
 _BODY = f"{units.SIZE}; at least 1KiB"
 _MEMORY = f'{units.SIZE}; at least 1MiB, or "auto"'
+_RESERVE = f'{units.SIZE}, or "auto"'
 _LIMIT = f'{units.SIZE}; at least 16MiB, or "none"'
 _CONTAINERS = "a container's name: letters, digits and _ . - (first a letter or digit)"
 _IMAGES = 'an image such as "ghcr.io/ggml-org/llama.cpp:server-vulkan"'
@@ -158,6 +159,16 @@ MemoryOrAuto = Annotated[
         show=_or_none("auto", units.format_size),
     ),
 ]
+Size = Annotated[int | str, _type(units.SIZE, units.parse_size, _SIZE_JSON, show=units.format_size)]
+Reserve = Annotated[
+    int | str,
+    _type(
+        _RESERVE,
+        _or("auto", units.parse_size),
+        f"^auto$|{_SIZE_JSON}",
+        show=_or_none("auto", units.format_size),
+    ),
+]
 MemoryLimit = Annotated[
     int | str,
     _type(
@@ -184,6 +195,7 @@ Device = Annotated[str, _type(_DEVICES, _matching(_DEVICE, _DEVICES))]
 Mount = Annotated[str, _type(_MOUNTS, _matching(_MOUNT, _MOUNTS))]
 HomeKind = Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"]
 Slot = Annotated[str, _type(_SLOTS, _matching(_SLOT, _SLOTS), r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
+YieldSignal = Literal["gamemode", "sleep"]
 LevelPolicy = Literal["busy", "always", "never"]
 IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]

@@ -7,8 +7,10 @@ when it is asked to and never by itself; blocking, to be run in a thread, by one
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerd.devices import fdinfo, kfd, nvml
@@ -55,10 +57,17 @@ class Look:
 class Observer:
     """See the module's text."""
 
-    def __init__(self, roots: Roots, clock: Clock, importer: Callable[[str], Any] = importlib.import_module) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        clock: Clock,
+        importer: Callable[[str], Any] = importlib.import_module,
+        listdir: Callable[[Path], list[str]] = os.listdir,
+    ) -> None:
         self._roots = roots
         self._clock = clock
         self._importer = importer
+        self._listdir = listdir
         self._readers: dict[str, DeviceReader] = {}
         self._before: tuple[float, fdinfo.Scan] | None = None
         self._cards: tuple[float, dict[str, nvml.Card]] | None = None  # as `memory` saw them
@@ -66,7 +75,7 @@ class Observer:
 
     def look(self, devices: Sequence[Device]) -> list[Look]:
         """Every device, in the order given."""
-        now, scan = self._clock.monotonic(), fdinfo.scan(self._roots.proc)
+        now, scan = self._clock.monotonic(), fdinfo.scan(self._roots.proc, self._listdir)
         before, self._before = self._before, (now, scan)
         found = {device.id: self._reader(device).read() for device in devices}
         for gone in set(self._readers) - set(found):
@@ -97,7 +106,7 @@ class Observer:
         A client that is open in other processes too counts for those in `of`.
         """
         found = {device.id: self._reader(device).memory() for device in devices}
-        scan = fdinfo.scan(self._roots.proc, only=of)
+        scan = fdinfo.scan(self._roots.proc, self._listdir, only=of)
         self._known = scan.clients
         cards = self._cards_now([d for d in devices if d.driver == "nvidia" and d.slot and not found[d.id].asleep])
         closed = self._computing(scan.denied)
@@ -113,7 +122,7 @@ class Observer:
 
     def strangers(self, devices: Sequence[Device], but: Collection[int]) -> dict[str, tuple[Holder, ...]]:
         """Who else holds memory of each device, the largest first; `memory` was asked before. Reads every process."""
-        scan = fdinfo.scan(self._roots.proc, without=but, known=self._known)
+        scan = fdinfo.scan(self._roots.proc, self._listdir, without=but, known=self._known)
         cards = self._cards[1] if self._cards is not None else {}
         found = {}
         for device in devices:

@@ -53,6 +53,8 @@ class LaunchPlan:
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
+    out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
+    too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ PROJECTOR_LEAST: Final = 32 * MIB
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: what it was trained for."""
+    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: all it was trained for."""
 
     context: int = 4096
     slots: int = 1
@@ -176,6 +176,9 @@ class Estimate:
         used = sorted({place for place in (*places, out) if place})
         whole = all(places) and out != 0 and not self.settings.host_experts
         found = buffers(self.facts, self.batch, places, out, TURNS if len(used) > 1 and whole else 1)
+        if len(used) > 1 and any(layer.has("ssm_x") for layer in self.facts.layers):
+            for place in used:  # parts of such a layer cross once more
+                found[place] += 2 * TURNS * 4 * self.facts.inner * self.batch.tokens
         if used and not whole:
             found[used[0]] = max(found[used[0]], self._brought(used[0], places))
         if not self.facts.known:

@@ -74,6 +74,10 @@ class Meter:
         self._in_main: tuple[float, list[ForeignUser]] | None = None
         self.untold: Mapping[str, str] = {}  # devices that make no pool, by id, and why
 
+    def keep_free(self, reserve: int | None, gpu_reserve: int) -> None:
+        """From the next look on."""
+        self._reserve, self._gpu_reserve = reserve, gpu_reserve
+
     def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> Seen:
         """`processes`: the live processes of every instance."""
         now = self._clock.monotonic()

@@ -1,4 +1,4 @@
-"""What of a model would fit where the whole of it does not: a smaller context, a cache of fewer bits. Pure and quick."""
+"""What of a model would fit where the whole does not: a smaller context, a cache of fewer bits. Pure and quick."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def largest_context(
 def offers(
     ways: Ways, room: Mapping[str, int], context: int, kind: str, backing: Backing | None = None
 ) -> tuple[Offer, ...]:
-    """What fits of a model that does not with `context` and a cache of `kind`: each has more context than the one before."""
+    """What fits of a model that does not with `context` and a cache of `kind`, each with more context than before."""
     found: list[Offer] = []
     for other in (None, *(one for one in SMALLER if BITS[one] < BITS.get(kind, 16))):
         best = largest_context(ways, room, context, other, backing)
@@ -67,10 +67,9 @@ def offers(
 
 
 def clause(found: Sequence[Offer]) -> str:
-    """For people: "it would fit with context = 16384, or with kv_cache_type = "q8_0" and context = 32768"; or nothing."""
+    """For people: "it would fit with context = 16384, or with kv_cache_type = "q8_0" and context = 32768"."""
     words = []
     for one in found:
-        words.append(
-            f'kv_cache_type = "{one.type}" and context = {one.context}' if one.type else f"context = {one.context}"
-        )
+        cache = f'kv_cache_type = "{one.type}" and ' if one.type else ""
+        words.append(f"{cache}context = {one.context}")
     return "it would fit with " + ", or with ".join(words) if words else ""

@@ -48,7 +48,7 @@ class Tensor(NamedTuple):
     size: int  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself only, so that it can be a key
 class Model:
     """A model as its headers describe it."""
 
@@ -89,7 +89,7 @@ def row_bytes(kind: str, elements: int) -> int:
 
 
 def read_part(file: BinaryIO, size: int) -> tuple[Header, dict[str, Tensor]]:
-    """One file's header and tensors, from a file of `size` bytes of which only the beginning must be there. GgufError."""
+    """One file's header and tensors. Of its `size` bytes only the beginning must be there. GgufError."""
     reader = Reader(file, size)
     header = reader.header()
     if header.tensors > MOST_TENSORS:

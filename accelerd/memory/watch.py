@@ -91,9 +91,10 @@ class MemoryWatch:
         left, self._readers = self._readers, []
         self._answer(left)
 
-    def want(self) -> None:
-        """Look soon, whatever the rhythm. Cheap: any number of calls are one look."""
+    def want(self) -> bool:
+        """Look soon, whatever the rhythm. Cheap: any number of calls are one look. False: nothing will be seen soon."""
         self._wanted.set()
+        return self._task is not None and self.degraded is None
 
     async def look(self) -> Seen:
         """A look that began after this call; the last one when looks hang or the watch does not run.

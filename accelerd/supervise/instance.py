@@ -31,6 +31,7 @@ from accelerd.supervise.loading import Loading
 from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, describe
 from accelerd.supervise.race import race
+from accelerd.supervise.shortage import LINES, Shortage, shortage
 from accelerd.supervise.spawn import NoProgram
 from accelerd.supervise.sweep import prepare_socket, remove_socket, sweep
 from accelerd.system.records import event
@@ -104,6 +105,7 @@ class Instance:
         self._terminated = False
         self._killing_told = False
         self._ready = False
+        self._ready_at = 0  # position in the ring: what was said while it loaded did not end it later
         self._ending = False
         self._letting_go = False
 
@@ -286,7 +288,7 @@ class Instance:
         ending = await self._load(leader, plan)
         if ending is not None:
             return ending
-        self._ready = True
+        self._ready, self._ready_at = True, self.ring.total
         self._house.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
         while not self._wake.is_set():
@@ -394,17 +396,29 @@ class Instance:
         unexecuted = leader.unexecuted(tail[-1] if tail else "")
         if unexecuted is not None:
             return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", leader.status, tail), False
+        port_taken = not self._ready and any(_BIND_FAILED.search(line) for line in tail)
+        peak = self._loading.peak if self._loading is not None else None
         out_of_memory = leader.result == "oom-kill"
+        lack = self._lack(plan, leader) if not out_of_memory and not port_taken else None
         if out_of_memory:
-            message = words.out_of_memory(plan, self.spec.memory_max, age, self._ready)
+            message = words.out_of_memory(plan, self.spec.memory_max, peak, age, self._ready)
+        elif lack is not None:
+            message = words.got_no_memory(plan, lack, peak, age, self._ready)
         else:
             message = words.by_itself(plan, leader.status, age, self._ready, strays)
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=leader.pid)
         signaled = leader.status is not None and leader.status < 0
-        cause = Cause.OOM_KILLED if out_of_memory else Cause.SIGNALED if signaled else Cause.EXITED
-        port_taken = not self._ready and any(_BIND_FAILED.search(line) for line in tail)
-        peak = self._loading.peak if self._loading is not None else None
-        return Exit(cause, message, leader.status, tail, peak), port_taken
+        cause = Cause.SIGNALED if signaled else Cause.EXITED
+        if out_of_memory or lack is not None:
+            cause = Cause.OOM_KILLED
+        most = max(peak or 0, lack.wanted or 0 if lack is not None else 0)
+        return Exit(cause, message, leader.status, tail, most or None), port_taken
+
+    def _lack(self, plan: LaunchPlan, leader: Leader) -> Shortage | None:
+        """What it printed of memory that it did not get, if that is why it has failed."""
+        if leader.status == 0:
+            return None
+        return shortage(plan, self.ring.lines(LINES, since=self._ready_at if self._ready else self.line_from))
 
     def _unstarted(self, plan: LaunchPlan, error: Exception) -> Exit:
         if isinstance(error, NoProgram):

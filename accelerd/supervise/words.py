@@ -7,7 +7,9 @@ from pathlib import PurePath
 
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Cause
+from accelerd.memory.text import gib
 from accelerd.supervise.ready import Verdict
+from accelerd.supervise.shortage import Shortage
 from accelerd.supervise.spawn import spawn_trouble
 
 
@@ -43,7 +45,7 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
 
 def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool, strays: str) -> str:
     """An end that nobody here wanted. `status` None: it is not known."""
-    when = f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
+    when = _when(age, was_ready)
     if status is None:
         return f"{program(plan)} ended {when}"
     if status >= 0:
@@ -53,11 +55,25 @@ def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool,
     return f"{program(plan)} was ended by {_signal_name(-status)} {when}{hint}"
 
 
-def out_of_memory(plan: LaunchPlan, limit: int | None, age: float, was_ready: bool) -> str:
-    """The kernel or systemd-oomd ended it. `limit`: its memory_max in bytes."""
-    when = f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
-    why = f"it reached its memory_max of {limit / (1 << 30):.1f} GiB, or " if limit is not None else ""
-    return f"{program(plan)} was killed {when}, out of memory: {why}the system had too little left"
+def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: float, was_ready: bool) -> str:
+    """The kernel or systemd-oomd ended it. `limit`: its memory_max, `peak`: what it was seen to use; bytes."""
+    why = f"it reached its memory_max of {gib(limit)}, or " if limit is not None else ""
+    text = f"{program(plan)} was killed {_when(age, was_ready)}, out of memory: {why}the system had too little left"
+    return text + _used(peak)
+
+
+def got_no_memory(plan: LaunchPlan, lack: Shortage, peak: int | None, age: float, was_ready: bool) -> str:
+    """It ended by itself, since it was refused what it asked for. `peak`: as above."""
+    asked = f"it asked for {gib(lack.wanted)} more and did not get it" if lack.wanted is not None else "it got no more"
+    return f"{program(plan)} ran out of memory {_when(age, was_ready)}: {asked} ({lack.said}){_used(peak)}"
+
+
+def _used(peak: int | None) -> str:
+    return f"; it had {gib(peak)} of main memory" if peak else ""
+
+
+def _when(age: float, was_ready: bool) -> str:
+    return f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
 
 
 def _signal_name(number: int) -> str:

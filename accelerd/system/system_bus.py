@@ -28,6 +28,12 @@ class BusError(Exception):
         self.name = name
 
 
+def system_bus(env: Mapping[str, str] | None = None) -> str:
+    """The address of this machine's bus."""
+    env = os.environ if env is None else env
+    return env.get("DBUS_SYSTEM_BUS_ADDRESS") or ADDRESS
+
+
 class SystemBus:
     """See the module's text."""
 
@@ -39,8 +45,7 @@ class SystemBus:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> SystemBus:
-        env = os.environ if env is None else env
-        return cls(env.get("DBUS_SYSTEM_BUS_ADDRESS") or ADDRESS)
+        return cls(system_bus(env))
 
     async def call(self, name: str, path: str, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
         """What `name` answers; the interface has its name. BusError."""

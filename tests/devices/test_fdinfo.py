@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accelerd.devices import fdinfo
 from accelerd.devices.fdinfo import Client, Holder
@@ -48,6 +50,54 @@ drm-shared-memory:\t4096 KiB
 amdxdna-heap-alloc:\t64 MiB
 """
 
+# As it was posted to the amd-gfx list.
+POSTED = """\
+pos:\t0
+flags:\t02100002
+mnt_id:\t24
+ino:\t1204
+drm-driver:\tamdgpu
+drm-client-id:\t30
+drm-pdev:\t0000:04:00.0
+pasid:\t32785
+drm-total-cpu:\t0
+drm-shared-cpu:\t0
+drm-active-cpu:\t0
+drm-resident-cpu:\t0
+drm-total-gtt:\t22 MiB
+drm-shared-gtt:\t0
+drm-active-gtt:\t10 MiB
+drm-resident-gtt:\t22 MiB
+drm-total-vram:\t544428 KiB
+drm-shared-vram:\t13584 KiB
+drm-active-vram:\t260356 KiB
+drm-resident-vram:\t544428 KiB
+drm-memory-vram:\t544428 KiB
+drm-memory-gtt: \t22528 KiB
+drm-memory-cpu: \t0 KiB
+amd-memory-visible-vram:\t544428 KiB
+amd-evicted-vram:\t0 KiB
+amd-evicted-visible-vram:\t0 KiB
+amd-requested-vram:\t544428 KiB
+amd-requested-visible-vram:\t90112 KiB
+amd-requested-gtt:\t22528 KiB
+drm-engine-gfx:\t39456116802 ns
+"""
+I915 = """\
+drm-driver:\ti915
+drm-client-id:\t7
+drm-pdev:\t0000:00:02.0
+drm-total-system0:\t129 MiB
+drm-shared-system0:\t16 MiB
+drm-active-system0:\t0
+drm-resident-system0:\t125 MiB
+drm-purgeable-system0:\t2 MiB
+drm-total-stolen-system0:\t0
+drm-engine-render:\t9288864723 ns
+drm-engine-copy:\t2035071108 ns
+drm-engine-capacity-video:\t2
+"""
+
 
 def process(proc: Path, pid: int, name: str, **files: tuple[str, str]) -> None:
     """A process with descriptors: number → (what it is, its fdinfo)."""
@@ -83,6 +133,35 @@ def test_a_client_counts_once_however_often_it_is_open(tmp_path: Path) -> None:
     process(tmp_path, 20, "parent", _3=amdgpu(1), _9=amdgpu(1))
     [holder] = fdinfo.holders(fdinfo.scan(tmp_path).clients, GPU)
     assert (holder.pid, holder.memory["gtt"]) == (20, 22 * MIB)
+
+
+def test_a_client_counts_for_whom_was_asked_first(tmp_path: Path) -> None:
+    process(tmp_path, 20, "display", _3=amdgpu(1), _4=amdgpu(2))
+    process(tmp_path, 300, "llama-server", _3=amdgpu(1))
+    ours = fdinfo.scan(tmp_path, only=[300])
+    assert [(client.pid, client.number) for client in ours.clients] == [(300, "1")]
+    rest = fdinfo.scan(tmp_path, without={300}, known=ours.clients)
+    assert [(client.pid, client.number) for client in rest.clients] == [(20, "2")]
+    assert fdinfo.scan(tmp_path, only=[7]).clients == ()
+
+
+def test_what_was_posted_of_real_machines() -> None:
+    assert fdinfo.parse(POSTED, 5, "game") == Client(
+        "0000:04:00.0", "30", 5, "game", {"gtt": 22 * MIB, "vram": 544428 << 10}, {"gfx": 39456116802}
+    )
+    assert fdinfo.parse(I915, 5, "browser") == Client(
+        "0000:00:02.0", "7", 5, "browser", {"system0": 125 * MIB}, {"render": 9288864723, "copy": 2035071108}
+    )
+
+
+TEXTS = st.text(max_size=40)
+LINES = st.lists(st.tuples(st.sampled_from([line.partition(":")[0] for line in (POSTED + XE).splitlines()]), TEXTS))
+
+
+@given(TEXTS | LINES.map(lambda lines: "\n".join(f"{key}:\t{value}" for key, value in lines)))
+def test_C08_any_text_is_a_client_with_sizes_or_none(text: str) -> None:
+    client = fdinfo.parse(text, 1, "x")
+    assert client is None or all(0 < size <= fdinfo.MOST for size in client.memory.values())
 
 
 def test_processes_of_others_are_counted(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ def test_a_strix_halo_is_one_gpu_one_npu_and_one_pool() -> None:
     inside("test_one_gpu_one_npu_and_what_they_do")
 
 
+def test_the_pools_of_a_strix_halo() -> None:
+    inside("test_pools_of_memory")
+
+
 def test_C01_device_removed() -> None:
     inside("test_C01_a_daemon_fails_the_models_of_a_gpu_that_goes")
 

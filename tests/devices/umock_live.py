@@ -18,10 +18,12 @@ from accelerd.devices.inventory import Inventory
 from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import Observer
 from accelerd.devices.watch import DeviceWatch, Diff
+from accelerd.memory.measure import Meter
 from accelerd.ports import Roots, SystemClock
 from tests.devices import strix_halo
 from tests.devices.strix_halo import GIB, GPU, GPU_SLOT, GTT, GTT_USED, NPU_LOAD, NPU_SLOT, VRAM, VRAM_USED
 from tests.devices.umock import testbed
+from tests.memory.machines import TOTAL, Machine, amdgpu
 
 CARD, RENDER = f"/sys{GPU}/drm/card1", f"/sys{GPU}/drm/renderD128"
 
@@ -85,6 +87,25 @@ def test_one_gpu_one_npu_and_what_they_do() -> None:
     assert (seen[GPU_SLOT].busy, seen[GPU_SLOT].power, seen[GPU_SLOT].temperature) == (12, 23.5, 51)
     assert (seen[GPU_SLOT].level, seen[GPU_SLOT].dram_read) == ("auto", 40e9)
     assert (seen[NPU_SLOT].busy, seen[NPU_SLOT].power) == (NPU_LOAD, 1.5)
+
+
+def test_pools_of_memory(tmp_path: Path) -> None:
+    """umockdev makes up no /proc: that one is of files."""
+    bed = testbed()
+    assert bed.add_from_string(strix_halo.description())
+    m = Machine(tmp_path)
+    inside = replace(m.roots, sys=Path("/sys"))
+    m.process(7, "llama-server", amdgpu(Inventory(inside).scan()[0], 1, vram=300 << 20, gtt=10 * GIB))
+    meter = Meter(inside, m.clock, Observer(inside, m.clock))
+    seen = meter.look(Inventory(inside).scan(), {1: [7]})
+    gpu, npu = (next(pool for pool in seen.pools if pool.id == id) for id in (GPU_SLOT, NPU_SLOT))
+    others = VRAM_USED + GTT_USED - (300 << 20) - 10 * GIB
+    assert (gpu.capacity, gpu.own, gpu.foreign, gpu.backed_by) == (VRAM + GTT, VRAM, others, "ram")
+    assert (npu.own, npu.capacity, npu.foreign, npu.backed_by) == (0, TOTAL, 0, "ram")
+    assert seen.used == {1: {GPU_SLOT: (300 << 20) + 10 * GIB, "ram": 0}}
+    bed.set_attribute(f"/sys{GPU}", "mem_info_gtt_used", str(GTT_USED + GIB))
+    assert meter.look(Inventory(inside).scan(), {1: [7]}).pools[1].foreign == others + GIB
+    assert meter.untold == {}
 
 
 async def test_C05_a_driver_that_loads_later() -> None:

@@ -22,6 +22,7 @@ Environment
 
 Modes of the process
   exit:N              exits with N before it listens
+  words:PATH          prints the text of a file before that
   exit-late:S:N       becomes ready, exits with N after S seconds
   never-listen        lives on without a socket
   bind-fail           says that the address is taken, exits with 1
@@ -311,6 +312,9 @@ def main():
     fork_others(modes)
     signal.signal(signal.SIGTERM, server.terminate)
     signal.signal(signal.SIGINT, server.terminate)
+    if "words" in modes:
+        with open(modes.text("words")) as text:
+            say(text.read().rstrip("\n"))
     if "exit" in modes:
         say(f"E main: exiting due to mode exit:{modes.text('exit')}")
         leave(int(modes.number("exit")))

@@ -33,6 +33,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     out.result(status)
     out.line(header(context, status))
+    if status.get("yielded"):
+        out.line(out.style(yielded(status["yielded"]), "yellow"))
     if not models:
         out.line()
         out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
@@ -91,6 +93,14 @@ def header(context: Context, status: dict[str, Any]) -> str:
     if status.get("state") not in (None, "running"):
         parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
     return f"{out.style('accelerd', 'bold')} {printable(str(status.get('version', '?')))} · " + " · ".join(parts)
+
+
+def yielded(report: dict[str, Any]) -> str:
+    """Who has the memory, and until when."""
+    from accelerd.cli.daytime import time_in
+
+    until = f" until {time_in(report['remaining'])}" if report.get("remaining") is not None else ""
+    return printable(f"{report['what']} is yielded{until} ({report['why']}); take it back: accelctl resume")
 
 
 def share(used: int | None, limit: int | None) -> str:

@@ -39,6 +39,7 @@ from accelerd.engines.base import (
 from accelerd.engines.llama_server import argv, backend, environment, files, gpus, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.forecast import Forecaster
+from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
@@ -134,6 +135,8 @@ class LlamaServer(Engine):
             warnings=(*filter(None, (warning, doubt)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
+            out_of_memory=OUT_OF_MEMORY,
+            too_large=TOO_LARGE,
         )
 
     async def _named(

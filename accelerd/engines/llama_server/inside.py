@@ -13,6 +13,7 @@ from accelerd.config.model import ModelSpec, Origin
 from accelerd.engines.base import Fixed, Flag, Inside, LaunchPlan
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.files import fail, shards
+from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.instances import Cause
 
 FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
@@ -49,4 +50,6 @@ def fixed_plan(spec: ModelSpec, there: Fixed) -> LaunchPlan:
         secret=dict(spec.env).get(KEY_VARIABLE, ""),
         flags=(Flag(" ".join(there.command), there.source, reason),),
         guarded=False,
+        out_of_memory=OUT_OF_MEMORY,
+        too_large=TOO_LARGE,
     )

@@ -51,6 +51,7 @@ class _Builder:
         self._facts = facts
         self._batch = batch
         self._g = Graph()
+        self._first = HOST
 
     def graph(self, places: Sequence[int], out: int) -> Graph:
         g, facts = self._g, self._facts
@@ -59,6 +60,8 @@ class _Builder:
         inputs, of_window = self._inputs()
         rwkv = Rwkv(g, facts, self._batch, inputs, lambda size: self._state(inputs, size)) if facts.wkv else None
         for index, (layer, where) in enumerate(layers):
+            # What needs no weights stays on the GPU where it was begun: the first norm of a layer.
+            self._first = g.here or where
             g.here = where
             last = index == len(layers) - 1
             if rwkv is not None:
@@ -133,7 +136,7 @@ class _Builder:
     def _layer(self, layer: Layer, inputs: Inputs, x: Node, last: bool) -> Node:
         g, facts, batch = self._g, self._facts, self._batch
         before = x
-        normed = self._norm(layer, "attn_norm", x) if layer.has("attn_norm") else x
+        normed = self._norm(layer, "attn_norm", x, self._first) if layer.has("attn_norm") else x
         if layer.state and layer.attends:  # both, side by side
             found = attention(g, facts, layer, batch, inputs, normed)
             again = self._norm(layer, "attn_norm", x)
@@ -181,11 +184,12 @@ class _Builder:
         norms = layer.has("ffn_norm", "post_attention_norm", "attn_output_norm", "attn_norm_2", "post_ffw_norm")
         return (self._facts.parallel or not norms) and layer.has("attn_norm")
 
-    def _norm(self, layer: Layer, name: str, x: Node) -> Node:
-        """RMS norms overwrite what they norm, the older kind does not."""
+    def _norm(self, layer: Layer, name: str, x: Node, where: int | None = None) -> Node:
+        """RMS norms overwrite what they norm, the older kind does not. `where` it is begun."""
         g = self._g
         older = f"{name}.bias" in layer.tensors
         normed = g.new(x.shape, x) if older else g.like(x)
+        normed.place = normed.place if where is None else where
         weighed = g.like(normed)
         return g.like(weighed) if older else weighed
 

@@ -178,7 +178,7 @@ def _crossing(graph: Graph, places: int, copies: int) -> tuple[list[Node], list[
             other = Node(node.shape, node.type, tuple(source), node.place)
             other.strides, other.inplace, other.output = node.strides, node.inplace, node.output
             if node.root is not None:
-                root = source[0].root or source[0]
+                root = stand.get(id(node.root), node.root)
                 other.root, other.place = root, root.place
             stand[id(node)] = other
             node = other

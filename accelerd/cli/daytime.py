@@ -1,0 +1,32 @@
+"""Times of day as people say them: "22:30", and what that is from now. The only clock on the wall that accelctl reads.
+
+Local time, across changes to and from summer time. Pure but for the clock.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from accelerd.cli.failure import Exit, Failure
+
+TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\Z", re.ASCII)
+
+
+def seconds_until(text: str, now: datetime | None = None) -> float:
+    """Until it is "22:30" next. Failure for what is no time of day."""
+    match = TIME.match(text.strip())
+    if match is None:
+        raise Failure(f"{text!r} is no time of day, such as 22:30", exit=Exit.USAGE, code="usage")
+    now = now or datetime.now()
+    then = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+    if then <= now:
+        then += timedelta(days=1)
+    return then.timestamp() - now.timestamp()
+
+
+def time_in(seconds: float, now: datetime | None = None) -> str:
+    """What time it is then: "21:40", with the day where it is not today."""
+    now = now or datetime.now()
+    then = datetime.fromtimestamp(now.timestamp() + seconds)
+    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%H:%M} on {then:%Y-%m-%d}"

@@ -1,0 +1,145 @@
+"""The control routes that give memory up and take it back, as docs/control.md describes them.
+
+Asks the Yielding; tells from the scheduler's snapshots who leaves and who still works. A yield goes on when the client
+that asked for it has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from accelerd.errors import AccelError
+from accelerd.gateway.control import PROGRESS_EVERY, Query, Route
+from accelerd.gateway.responses import json_response
+from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
+
+LONGEST = 366 * 86400.0  # s
+
+
+class Yielding(Protocol):
+    """Who wants the memory."""
+
+    async def ask(self, seconds: float | None = None, *, everything: bool = False, now: bool = False) -> None: ...
+    async def resume(self) -> bool: ...
+    def concerns(self, pool: str) -> bool:
+        """Is this pool given up?"""
+        ...
+
+    def report(self) -> dict[str, Any] | None:
+        """None while nothing is given up."""
+        ...
+
+
+class MemoryRoutes:
+    """`routes` are for Control."""
+
+    def __init__(self, yielding: Yielding, scheduler: Scheduler) -> None:
+        self._yielding = yielding
+        self._scheduler = scheduler
+        self.routes: dict[tuple[str, str], Route] = {
+            ("POST", "/yield"): self._yield,
+            ("POST", "/resume"): self._resume,
+        }
+
+    async def _resume(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        report = self._yielding.report() or {}
+        back = [snapshot.spec.name for snapshot in self._scheduler.snapshots() if snapshot.away]
+        resumed = await self._yielding.resume()
+        answer = {"resumed": resumed, "what": report.get("what"), "why": report.get("why"), "back": back}
+        return json_response(answer)
+
+    async def _yield(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        """Who leaves, until nobody is there any more: a JSON object a line."""
+        seconds = _seconds(query)
+        before = {s.spec.name: _bytes(s) for s in self._scheduler.snapshots() if s.held}
+        await self._yielding.ask(seconds, everything=_flag(query, "all"), now=_flag(query, "now"))
+        before = {name: self._concerned(held) for name, held in before.items() if self._concerned(held)}
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await response.prepare(request)
+        while self._yielding.report() is not None:
+            models = self._there(before)
+            if all(_stuck(snapshot) for snapshot in models):
+                break
+            progress = {"event": "progress", "elapsed": loop.time() - began, "models": [_model(s) for s in models]}
+            await response.write(_line(progress))
+            await asyncio.sleep(PROGRESS_EVERY)
+        await response.write(_line({**self._outcome(before), "elapsed": loop.time() - began}))
+        return response
+
+    def _outcome(self, before: dict[str, dict[str, int]]) -> dict[str, Any]:
+        report = self._yielding.report()
+        if report is None:
+            return {"event": "resumed"}  # somebody wanted the models back meanwhile, or the time is over
+        models = self._there(before)
+        stays = {s.spec.name: self._concerned(_bytes(s)) for s in models}
+        freed: dict[str, int] = {}
+        for name, held in before.items():
+            for pool, size in held.items():
+                freed[pool] = freed.get(pool, 0) + max(0, size - stays.get(name, {}).get(pool, 0))
+        pools = self._scheduler.ledger().pools
+        return {
+            "event": "yielded",
+            **report,
+            "freed": [
+                {"pool": id, "label": pools[id].label if id in pools else id, "size": size}
+                for id, size in freed.items()
+            ],
+            "models": [{"model": name, "size": sum(held.values())} for name, held in before.items()],
+            "stuck": [s.spec.name for s in models],
+        }
+
+    def _there(self, names: Iterable[str]) -> list[Snapshot]:
+        """Those of these models that still hold some of the memory."""
+        wanted = set(names)
+        return [s for s in self._scheduler.snapshots() if s.spec.name in wanted and self._concerned(_bytes(s))]
+
+    def _concerned(self, held: dict[str, int]) -> dict[str, int]:
+        """What lies in pools that are given up. A model only in main memory holds none of a GPU."""
+        return {pool: size for pool, size in held.items() if size > 0 and self._yielding.concerns(pool)}
+
+
+def _bytes(snapshot: Snapshot) -> dict[str, int]:
+    """What it takes, by pool: as it was seen, else as it was reserved."""
+    return {pool: snapshot.used.get(pool) or size for pool, size in snapshot.held.items()}
+
+
+def _stuck(snapshot: Snapshot) -> bool:
+    """Nobody counts on its end any more."""
+    return snapshot.state is State.KILLING and snapshot.since > STUCK_AFTER
+
+
+def _model(snapshot: Snapshot) -> dict[str, Any]:
+    return {"model": snapshot.spec.name, "state": snapshot.state, "leases": snapshot.leases}
+
+
+def _seconds(query: Query) -> float | None:
+    text = query.get("for")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST:
+        text = f"for must be a number of seconds, more than 0 and at most a year, not {text[:20]!r}"
+        raise AccelError("bad_request", text, param="for")
+    return seconds
+
+
+def _flag(query: Query, key: str) -> bool:
+    return query.get(key, "0") not in ("0", "")
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
