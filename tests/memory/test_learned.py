@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.memory.learned import KEPT, Entry, Learned, improved
-from accelerd.memory.model import RAM, Forecast, Need
+from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
 from accelerd.system.state import StateStore
 
 MIB = 1 << 20
