@@ -319,7 +319,7 @@ class Scheduler:
     def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
         assert self._supervisor is not None
         self._supervisor.start(instance, spec, need.devices)
-        self._look()  # from now on there is something to be watched
+        self._look()  # while nothing lives nobody looks: from now on there is something to see
 
     def stop(self, instance: int, cause: Cause) -> None:
         assert self._supervisor is not None
