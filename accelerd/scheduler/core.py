@@ -92,7 +92,8 @@ class Core:
             record.bad_outcomes = 0
         elif ok is False:
             self._bad_outcome(record)
-        if self._admission.queued or record.state is not State.READY:
+        # One that others use goes on as it was: nobody gets its room, or a place in it, by this.
+        if record.state is not State.READY or record.waiting or (self._admission.queued and not record.active):
             self._admission.schedule()
 
     def _refusal(self, name: str, waiter: Waiter) -> AccelError | None:
