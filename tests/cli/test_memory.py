@@ -90,9 +90,9 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "  × reserve          1.0 GiB  given to no model" in below
     bar, below = drawn(lines, "main memory  43.0 GiB free of 128 GiB")
     assert bar.startswith("A█")
-    assert "  A tiny      4.0 GiB  idle for 3 min" in below
-    assert "  s spilled  55.0 GiB  of AMD Radeon 8060S Graphics, which has no more of its own" in below
-    assert "  o others   18.0 GiB  firefox 9.0 GiB" in below
+    assert "  A tiny       4.0 GiB  idle for 3 min" in below
+    assert "  s spilled   55.0 GiB  of AMD Radeon 8060S Graphics, which has no more of its own" in below
+    assert "  o others    18.0 GiB  firefox 9.0 GiB" in below
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
     assert drawn(lines, "RyzenAI-npu5")[0] == "", "what is not in use needs no bar"
     told = " ".join(text.split())
