@@ -1,8 +1,8 @@
 """accelctl: the user's tool. Finds the command, gives it its context, turns what it raises into an exit status.
 
 Each command is a module of its own, imported only when it is the one asked for: start-up time is a feature here. Talks
-to nothing but the daemon's unix socket, except for `config`, `add`, `devices`, `memory`, `fit` and `doctor`, which look at
-this machine, and for `fit` of an address.
+to nothing but the daemon's unix socket, except for `config`, `add`, `devices`, `memory`, `fit` and `doctor`, which look
+at this machine, and for `fit` of an address.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from accelerd.devices.model import Device
-from accelerd.engines.llama_server.forecast import Known, ways
+from accelerd.engines.llama_server.forecast import FROM_HEADER, Known, ways
 from accelerd.memory import bandwidth, offers, placing
 from accelerd.memory.bandwidth import Rate, Speed
 from accelerd.memory.estimate import Estimate, Share, estimate
@@ -80,7 +80,7 @@ class Fitting:
 
     @cached_property
     def options(self) -> tuple[Need, ...]:
-        known, source = self.known, "estimated from the file's header"
+        known, source = self.known, FROM_HEADER
         return self.measured or placing.options(
             self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=source
         )
@@ -164,12 +164,16 @@ class Fitting:
         return self.machine.room([*self.itself, *gone]).takes(self.need)
 
     @cached_property
+    def chosen(self) -> Room:
+        """What there is for it: now, or when those have left who have to, or at the most."""
+        if self.fits_now:
+            return self.now
+        return self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
+
+    @cached_property
     def spare(self) -> dict[str, int]:
         """What is left of every pool that it uses; negative: so much is missing."""
-        room = (
-            self.now if self.fits_now else self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
-        )
-        found = {}
+        room, found = self.chosen, {}
         for pool, size in self.need.amounts.items():
             if not size:
                 continue

@@ -40,7 +40,7 @@ class Glyphs:
     free: str
 
 
-BLOCK_GLYPHS = Glyphs("█", "▒", "╱", "▚", "×", "·")
+BLOCK_GLYPHS = Glyphs("█", "▒", "░", "▚", "▁", "·")
 ASCII_GLYPHS = Glyphs("#", "+", "/", "%", "x", ".")
 
 

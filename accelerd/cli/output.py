@@ -26,7 +26,7 @@ STYLES = {
     "magenta": "35",
     "cyan": "36",
 }
-BLOCKS = "█▒╱·×"  # what a stream must be able to write for bars to be drawn with more than ASCII
+BLOCKS = "█▒░▚▁·"  # what a stream must be able to write for bars to be drawn with more than ASCII
 MAX_WIDTH = 120
 
 

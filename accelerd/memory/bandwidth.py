@@ -81,9 +81,12 @@ def of_device(device: Device, memory: Callable[[], float | None]) -> Rate | None
     return None
 
 
-def of_processor(best: float) -> Rate:
-    """Of models that the processor runs, from the measured bytes a second of main memory."""
-    return rate(best, "processor", f"main memory: {best / 1e9:.0f} GB/s, measured")
+def of_processor(memory: float, cores: int) -> Rate:
+    """Of models that the processor runs. `memory`: bytes a second of main memory, as measured."""
+    shares = table()["efficiency"]["processor"]
+    best = min(memory, cores * shares["core"] * 1e9 / shares["dense"])
+    number = f"{cores} cores" if cores > 1 else "one core"
+    return rate(best, "processor", f"main memory: {memory / 1e9:.0f} GB/s, measured; {number}")
 
 
 def listed(device: Device) -> tuple[str, dict[str, Any]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from accelerd.memory.ledger import ENDED, Balance, Holding, Ledger
+from accelerd.memory.ledger import ENDED, Balance, Holding, Ledger, Phase
 from accelerd.memory.model import ForeignUser, Pool, Seen
 
 NAMED: Final = 5  # others' processes that are named of a pool
@@ -49,7 +49,10 @@ def _pool(balance: Balance, foreign: Iterable[ForeignUser], facts: Facts) -> dic
 
 def ledger_of(answer: Mapping[str, Any]) -> Ledger:
     """The ledger that such a report was made of."""
-    pools, amounts, used, phases = [], {}, {}, {}
+    pools: list[Pool] = []
+    amounts: dict[str, dict[str, int]] = {}
+    used: dict[str, dict[str, int]] = {}
+    phases: dict[str, Phase] = {}
     for told in answer.get("pools") or ():
         id, ended = told["id"], 0
         for held in told["holdings"]:

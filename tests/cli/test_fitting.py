@@ -27,8 +27,10 @@ def card(slot: str, size: int) -> Device:
     return Device("gpu", f"Card {slot[5:7]}", "amdgpu", slot, apu=False, pools=(MemoryPool("vram", size),))
 
 
-APU = Device("gpu", "8060S", "amdgpu", HALO, apu=True, unified=True,
-             pools=(MemoryPool("vram", 2 * GIB), MemoryPool("gtt", 96 * GIB), MemoryPool("unified", 98 * GIB)))  # fmt: skip
+APU = Device(
+    "gpu", "8060S", "amdgpu", HALO, apu=True, unified=True,
+    pools=(MemoryPool("vram", 2 * GIB), MemoryPool("gtt", 96 * GIB), MemoryPool("unified", 98 * GIB)),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
-def machine(
-    *pools: Pool, devices: tuple[Device, ...] = (), holdings: tuple[Holding, ...] = (), **more: Any
-) -> Machine:
+def machine(*pools: Pool, devices: tuple[Device, ...] = (), holdings: tuple[Holding, ...] = (), **more: Any) -> Machine:
     rate = Rate(100e9, 1.0, 0.5, "100 GB/s")
     facts = more.pop("facts", {})
     main = Pool(RAM, "main memory", 64 * GIB, 4 * GIB)

@@ -27,8 +27,10 @@ SLOT = "0000:c4:00.0"
 
 def held(model: str, phase: str = "resident", reserved: int = 20, used: int | None = 19, **more: Any) -> dict[str, Any]:
     """Sizes in GiB."""
-    return {"model": model, "phase": phase, "reserved": reserved * GIB, "used": used * GIB if used is not None else None,
-            "leases": 0, "idle": None, "pin": False, "priority": 0} | more  # fmt: skip
+    return {
+        "model": model, "phase": phase, "reserved": reserved * GIB, "used": used * GIB if used is not None else None,
+        "leases": 0, "idle": None, "pin": False, "priority": 0,
+    } | more  # fmt: skip
 
 
 GPU: dict[str, Any] = {
@@ -80,14 +82,14 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     bar, below = drawn(lines, "AMD Radeon 8060S Graphics (c4:00.0)  38.0 GiB free of 96.0 GiB")
     assert len(bar) == 78
     # 24 of 96 GiB are 19 cells, of which 12 GiB are in use and the rest only reserved; each begins with its letter.
-    assert re.fullmatch(r"B█{8}▒{10}C▒{12}DE█{7}o╱{4}·{31}×", bar), bar
+    assert re.fullmatch(r"B█{8}▒{10}C▒{12}DE█{7}o░{4}·{31}▁", bar), bar
     assert "  B qwen3-30b-a3b   24.0 GiB  12.0 GiB of it in use, pinned, 2 requests" in below
     assert "  C gemma           16.0 GiB  loading, reserved, not seen in use yet" in below
     assert "  D embed            1.0 GiB  ended, and the device has not given it back" in below
     assert "  E glm             10.0 GiB  leaving" in below
     assert "  o others           6.0 GiB  game\\x1b[31m 5.0 GiB" in below
     assert "  · free            38.0 GiB" in below
-    assert "  × reserve          1.0 GiB  given to no model" in below
+    assert "  ▁ reserve          1.0 GiB  given to no model" in below
     bar, below = drawn(lines, "main memory  43.0 GiB free of 128 GiB")
     assert bar.startswith("A█")
     assert "  A tiny       4.0 GiB  idle for 3 min" in below
@@ -96,9 +98,15 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
     assert drawn(lines, "RyzenAI-npu5")[0] == "", "what is not in use needs no bar"
     told = " ".join(text.split())
-    assert "! the GPU is given up to other programs for another 2 h (accelctl yield); accelctl resume takes it back" in told
+    assert (
+        "! the GPU is given up to other programs for another 2 h (accelctl yield); accelctl resume takes it back"
+        in told
+    )
     assert "! programs waited for memory 12.5 % of the last 10 s" in told
-    assert "big: 3 requests for 71.0 GiB: it needs 70.0 GiB of AMD Radeon 8060S Graphics, of which 38.0 GiB are free" in told
+    assert (
+        "big: 3 requests for 71.0 GiB: it needs 70.0 GiB of AMD Radeon 8060S Graphics, of which 38.0 GiB are free"
+        in told
+    )
     assert "gemma: 1 request: it is being loaded" in told
 
 
@@ -273,7 +281,12 @@ def test_forget_a_model_that_is_not_there(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 
 def test_usage(ctl: Ctl) -> None:
-    for argv in (("memory", "frob"), ("memory", "forget"), ("memory", "forget", "a", "--all"), ("memory", "learned", "x")):
+    for argv in (
+        ("memory", "frob"),
+        ("memory", "forget"),
+        ("memory", "forget", "a", "--all"),
+        ("memory", "learned", "x"),
+    ):
         result = ctl(*argv)
         assert result.status == 2
         assert result.err.count("\n") == 1

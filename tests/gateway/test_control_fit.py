@@ -14,7 +14,7 @@ from accelerd.errors import AccelError
 from accelerd.gateway.control_fit import FitRoutes
 from accelerd.memory.learned import Entry, Learned
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, ForeignUser, Forecast, Need, Pool, Seen, Stall
+from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen, Stall
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 
@@ -25,9 +25,9 @@ POOL = Pool(RAM, "main memory", 64 * GIB, 4 * GIB, 10 * GIB)
 def snapshot(name: str, **changes: Any) -> Snapshot:
     spec = ModelSpec(name, path=f"/m/{name}.gguf", **changes.pop("spec", {}))
     known: dict[str, Any] = {
-        "state": State.STOPPED, "since": 1.0, "reason": "", "instance": None, "started_at": 0.0, "leases": 0, "queue": 0,
-        "idle": None, "need": Need({RAM: 3 * GIB}, "estimated"), "held": {}, "used": {}, "away": False, "device": "",
-        "retry_in": None, "error": None, "outdated": False, "residues": (), "history": (),
+        "state": State.STOPPED, "since": 1.0, "reason": "", "instance": None, "started_at": 0.0, "leases": 0,
+        "queue": 0, "idle": None, "need": Need({RAM: 3 * GIB}, "estimated"), "held": {}, "used": {}, "away": False,
+        "device": "", "retry_in": None, "error": None, "outdated": False, "residues": (), "history": (),
     }  # fmt: skip
     return Snapshot(spec=spec, **(known | changes))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -187,7 +188,7 @@ def settled(
     context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
 ) -> tuple[ModelSpec, Build | None, list[str]]:
     """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
-    from accelerd.engines.base import Build, Tuned
+    from accelerd.engines.base import Tuned
     from accelerd.engines.llama_server.engine import LlamaServer
     from accelerd.errors import AccelError
     from accelerd.tuning.resolve import situation, tune
@@ -226,6 +227,7 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
     from accelerd.memory import bandwidth
     from accelerd.memory.copy_speed import CopySpeed
     from accelerd.memory.model import RAM
+    from accelerd.tuning.tuner import physical_cores
 
     def available() -> int | None:
         told = machine_memory(context.roots)
@@ -233,12 +235,13 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
 
     processor = next((device.name for device in devices if device.kind == "cpu"), "unknown")
     speed = CopySpeed(context.roots.cache, processor, available)
+    cores = physical_cores(context.roots.sys, os.sched_getaffinity(0))
     by_id = {device.id: device for device in devices}
 
     def rate(pool: str) -> Rate | None:
         if pool == RAM:
             best = speed()
-            return bandwidth.of_processor(best) if best else None
+            return bandwidth.of_processor(best, cores) if best else None
         return bandwidth.of_device(by_id[pool], speed) if pool in by_id else None
 
     return rate
@@ -246,13 +249,15 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
 
 def remarks(found: Fitting, told: dict[str, Any] | None) -> list[str]:
     """What the verdict leaves out."""
+    from accelerd.engines.llama_server.forecast import FROM_HEADER
+
     notes = []
     context, trained = found.known.spec.context, found.trained
     if context and trained and context > trained:
         notes.append(f"it was trained for a context of {trained}")
     if found.itself:
         notes.append("it is loaded now; what it holds counts as free here")
-    if found.measured and told:
+    if found.measured and told and not found.need.source.startswith(FROM_HEADER):
         notes.append(f"what it takes: {found.need.source}")
     return notes
 
@@ -260,7 +265,7 @@ def remarks(found: Fitting, told: dict[str, Any] | None) -> list[str]:
 def answered(subject: Subject, found: Fitting, report: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The command's JSON, as docs/memory.md describes it."""
     estimate, used, need = found.estimate, found.known.settings, found.need
-    room = found.now if found.fits_now or not found.fits else found.machine.room([*found.itself, *found.leaving])
+    room = found.chosen
     unknown, speed = found.unknown, found.speed
     pools = []
     for id, amount in need.amounts.items():
