@@ -215,7 +215,7 @@ def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
 
 def _use(held: Held) -> int:
     """What it takes: all that it may take while it loads, then what was seen."""
-    if held.used is None or held.phase in ("reclaiming", "lost"):
+    if not held.used or held.phase in ("reclaiming", "lost"):
         return held.size
     return max(held.size, held.used) if held.phase == "loading" else held.used
 

@@ -82,7 +82,7 @@ def _victims(
     # What holds nothing that is short cannot help, whatever it costs: models on other pools are left alone.
     useful = [c for c in free if _helps(c, target, need, limits)] or free
     sets = [tuple(_greedy(useful, enough, now)), *((c,) for c in useful if enough((c,)))]
-    if len(sets[0]) > 1 and len(useful) <= MOST_PAIRS:
+    if len(useful) <= MOST_PAIRS:
         sets += [pair for pair in combinations(useful, 2) if enough(pair)]
     best = min(sets, key=lambda one: _cost(one, now))
     return [*forced, *best]

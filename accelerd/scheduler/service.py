@@ -319,6 +319,7 @@ class Scheduler:
     def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
         assert self._supervisor is not None
         self._supervisor.start(instance, spec, need.devices)
+        self._look()  # while nothing lives nobody looks: from now on there is something to see
 
     def stop(self, instance: int, cause: Cause) -> None:
         assert self._supervisor is not None
@@ -331,6 +332,7 @@ class Scheduler:
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert self._supervisor is not None
         self._supervisor.adopt(instance, spec, found)
+        self._look()
 
     def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
         def changed(size: int, where: str) -> None:

@@ -13,7 +13,10 @@ from tests.memory.zoo import LOADABLE, ZOO, Model, make
 from tests.memory.zoo_report import rows, settings_of
 
 HUNDREDTH = MIB // 100  # llama-server's lines have two decimals
-MISSING_TENSORS = {"qwen35moe"}  # llama-server leaves out layers that only predict further tokens
+# Bytes that llama-server takes beside the tensors of the file: qwen35moe's layer that only predicts further tokens is
+# left out, gemma4's embedding is there a second time as its output.
+BESIDE = {"gemma4": 768 * 64000 // 256 * 210}
+LAST_LAYER = "blk.8."
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,9 @@ def test_llama_server_loads_it_and_says_what_it_takes(name: str, llama_server: s
     report = loaded(llama_server, name, folder, settings)
     model, draft = make(name, folder), draft_of(name, folder)
     expected = model.tensor_bytes + (draft.tensor_bytes if draft else 0)
-    if name in MISSING_TENSORS:
-        assert 0.85 * expected < report.model < expected
-    else:
-        assert abs(report.model - expected) < 2 * HUNDREDTH
+    if name == "qwen35moe":
+        expected -= sum(t.size for t in ZOO[name].shape().tensors if t.name.startswith(LAST_LAYER))
+    assert abs(report.model - expected - BESIDE.get(name, 0)) < 2 * HUNDREDTH
     assert report.compute > 0
     assert report.output > 0
     assert (report.context > 0) == (model.architecture not in ("bert", "nomic-bert"))

@@ -209,7 +209,7 @@ def gemma3(**_: Any) -> Content:
 
 
 def gemma4(**_: Any) -> Content:
-    """Layers of two kinds with heads of other sizes, the last few with no cache of their own, an input for each layer."""
+    """Heads of two sizes by the kind of layer, the last layers without a cache of their own, inputs for each layer."""
     layers, shared, wide, narrow, own = 12, 4, 256, 128, 64
     windows = [layer % 4 != 3 for layer in range(layers)]
     m = Maker("gemma4", 768, layers, 3072, 8, [2 if window else 1 for window in windows], wide)

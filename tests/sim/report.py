@@ -70,7 +70,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(HEADS))]
     lines = []
     for line in cells:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        first, *others = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=False))
+        )
         lines.append("  ".join((first, *others)).rstrip())
     return "\n".join(lines)
 
