@@ -24,7 +24,7 @@ from tests.harness import Daemon
 
 KIB = 1 << 10
 MIB = 1 << 20
-REFRESH = 0.05  # s
+REFRESH = 0.02  # s
 
 
 class Proc(type(Path())):  # type: ignore[misc]
@@ -34,17 +34,22 @@ class Proc(type(Path())):  # type: ignore[misc]
         return Path(os.environ["TEST_MEMINFO"]) if key == "meminfo" else Path(self) / key
 
 
-def pss(pid: int) -> int:
-    """Bytes of main memory that a process has, shared pages by its part of them; 0 when it is gone."""
+def resident(pid: int) -> tuple[int, int]:
+    """Bytes of main memory that a process has, shared pages by its part of them: all, and what is of no file. (0, 0)
+    when it is gone."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
-        return 0
-    return next(int(line.split()[1]) * KIB for line in text.splitlines() if line.startswith("Pss:"))
+        return 0, 0
+    told = {line.split()[0]: int(line.split()[1]) * KIB for line in text.splitlines()[1:]}
+    return told.get("Pss:", 0), told.get("Pss_Anon:", 0) + told.get("Pss_Shmem:", 0)
 
 
 class SmallMemory:
-    """Keeps `path` as the kernel keeps /proc/meminfo, for `total` bytes of which only `processes()` use something."""
+    """Keeps `path` as the kernel keeps /proc/meminfo: `total` bytes, used by the daemon's models and a stranger alone.
+
+    Pages of files count as available, as the kernel counts them.
+    """
 
     def __init__(self, path: Path, total: int) -> None:
         self.path, self.total = path, total
@@ -76,15 +81,24 @@ class SmallMemory:
         if ballast is not None:
             ballast.communicate()
 
-    def models(self) -> int:
-        """Bytes that all models of the daemon hold now."""
-        return sum(map(pss, engines(self.daemon))) if self.daemon is not None else 0
+    def models(self) -> tuple[int, int]:
+        """Bytes that all models of the daemon hold now, and what of that is of no file."""
+        sizes = [resident(pid) for pid in engines(self.daemon)] if self.daemon is not None else []
+        return sum(size for size, _ in sizes), sum(firm for _, firm in sizes)
+
+    def free(self) -> int:
+        """Bytes that nobody uses now."""
+        return self.total - self.models()[1] - self._stranger()
+
+    def _stranger(self) -> int:
+        ballast = self.ballast
+        return resident(ballast.pid)[1] if ballast is not None else 0
 
     def _keep(self) -> None:
         while not self._over.wait(REFRESH):
-            held, ballast = self.models(), self.ballast
+            held, firm = self.models()
             self.most = max(self.most, held)
-            self._write(held + (pss(ballast.pid) if ballast is not None else 0))
+            self._write(firm + self._stranger())
 
     def _write(self, used: int) -> None:
         new = self.path.with_suffix(".new")
