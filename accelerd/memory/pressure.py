@@ -21,6 +21,7 @@ LEAST: Final = 256 << 20  # to be free beyond the reserve afterwards …
 SHARE: Final = 20  # … or this part of the pool, whichever is more
 EFFECT: Final = 5.0  # after an order, unless its effect is seen before
 SETTLED: Final = 0.5  # … or all who were to leave have gone, and brought less than was thought
+WORTH_SAYING: Final = 64 << 20
 STALL_FULL: Final = 10.0  # % of 10 s in which nobody could go on
 STALL_SOME: Final = 40.0  # % of 10 s in which somebody could not
 STALL_PAUSE: Final = 15.0  # averages of 10 s tell of what was before
@@ -236,7 +237,7 @@ def _why(figures: _Figures, before: int, grown: int, seen: Seen, stalled: bool) 
     if most is not None:
         others += f", {most.process} alone {_gib(most.size)}"
     ours = f"models {_gib(figures.ours)}"
-    if grown:
+    if grown >= WORTH_SAYING:
         ours += f", {_gib(grown)} more than was reserved for them"
     text = f"{pool.label} is short: {_gib(figures.free)} of {_gib(pool.capacity)} free, {_gib(pool.reserve)} are to be"
     text += f"; {others}; {ours}"

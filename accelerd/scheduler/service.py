@@ -218,7 +218,7 @@ class Scheduler:
         memory = self._core.memory
         memory.seen(seen)
         if self._needs is not None:
-            for record in self._core.ready():
+            for record in memory.measured():
                 self._needs.saw(record.spec, record.need, record.peak)
         self._rearm()
 

@@ -54,7 +54,7 @@ class SmallMemory:
     def __init__(self, path: Path, total: int) -> None:
         self.path, self.total = path, total
         self.daemon: Daemon | None = None
-        self.ballast: subprocess.Popen[bytes] | None = None
+        self._strangers: tuple[subprocess.Popen[bytes], ...] = ()
         self.most = 0  # bytes that models held together, at any look
         self._over = threading.Event()
         self._write(0)
@@ -64,22 +64,27 @@ class SmallMemory:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join()
         self.take_back()
 
     def take(self, size: int) -> None:
-        """A stranger's process takes memory, and has touched all of it when this returns."""
-        code = f"import sys; b = bytearray({size}); b[::4096] = b'x' * len(b[::4096]); print(1, flush=True); sys.stdin.read()"
-        self.ballast = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.ballast.stdout is not None
-        assert self.ballast.stdout.readline() == b"1\n"
+        """A stranger's process takes memory, more than others have already; it has touched all when this returns."""
+        code = "import sys; b = bytearray(int(sys.argv[1])); b[::4096] = b'x' * len(b[::4096]); print(1, flush=True)"
+        command = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(size)]
+        stranger = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._strangers = (*self._strangers, stranger)
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"1\n"
 
     def take_back(self) -> None:
-        ballast, self.ballast = self.ballast, None
-        if ballast is not None:
-            ballast.communicate()
+        """All strangers end."""
+        strangers, self._strangers = self._strangers, ()
+        for stranger in strangers:
+            stranger.communicate()
 
     def models(self) -> tuple[int, int]:
         """Bytes that all models of the daemon hold now, and what of that is of no file."""
@@ -88,17 +93,16 @@ class SmallMemory:
 
     def free(self) -> int:
         """Bytes that nobody uses now."""
-        return self.total - self.models()[1] - self._stranger()
+        return self.total - self.models()[1] - self._taken()
 
-    def _stranger(self) -> int:
-        ballast = self.ballast
-        return resident(ballast.pid)[1] if ballast is not None else 0
+    def _taken(self) -> int:
+        return sum(resident(stranger.pid)[1] for stranger in self._strangers)
 
     def _keep(self) -> None:
         while not self._over.wait(REFRESH):
             held, firm = self.models()
             self.most = max(self.most, held)
-            self._write(firm + self._stranger())
+            self._write(firm + self._taken())
 
     def _write(self, used: int) -> None:
         new = self.path.with_suffix(".new")

@@ -85,7 +85,9 @@ def ask(daemon: Daemon, number: int, name: str) -> str:
     if number % 3:
         answer = daemon.chat(name, max_tokens=6)
         whole = answer.status == 200 and answer.json()["choices"][0]["message"]["content"]
-        return "" if whole and answer.headers["x-accelerd-model"] == name else f"{name}: {answer.status} {answer.body!r}"
+        return (
+            "" if whole and answer.headers["x-accelerd-model"] == name else f"{name}: {answer.status} {answer.body!r}"
+        )
     status, events, complete = whole_stream(daemon, name, max_tokens=6)
     good = status == 200 and complete and events[-1:] == ["[DONE]"]
     return "" if good else f"{name}: {status} {events[-3:]}"
@@ -107,13 +109,14 @@ def play(daemon: Daemon, asked: list[str]) -> list[str]:
     return failures
 
 
-@pytest.mark.parametrize("limited_by", ["scheduler.memory", "main memory"])
-def test_a_thousand_requests_to_thirty_models_on_a_pool_for_three(
+@pytest.mark.parametrize(("limited_by", "requests"), [("scheduler.memory", 1000), ("main memory", 400)])
+def test_requests_to_thirty_models_on_a_pool_for_three(
     daemons: DaemonFactory,
     llama_server: str,
     files: dict[str, Path],
     small: Callable[[int], SmallMemory],
     limited_by: str,
+    requests: int,
     record_property: Callable[[str, object], None],
 ) -> None:
     reserve = 256 * MIB
@@ -125,14 +128,14 @@ def test_a_thousand_requests_to_thirty_models_on_a_pool_for_three(
         assert max(needs) <= LARGEST
         assert sum(needs) > 4 * POOL
         began = time.monotonic()
-        failures = play(daemon, mix(1000))
+        failures = play(daemon, mix(requests))
         took = time.monotonic() - began
         assert failures == []
         assert memory.most <= POOL
         log = daemon.output()
         loads, room = log.count("→ starting"), log.count("made room for")
-        assert room > 30, "the pool was fought for"
-        assert loads < 500
+        assert room > requests // 30, "the pool was fought for"
+        assert loads < requests // 2
         assert "out of memory" not in log
         for name in NAMES:  # nobody is lost
             assert daemon.chat(name, max_tokens=1).status == 200
@@ -141,7 +144,8 @@ def test_a_thousand_requests_to_thirty_models_on_a_pool_for_three(
     print(f"{limited_by}: {loads} loads in {took:.1f} s, models held {memory.most / MIB:.0f} MiB of {POOL / MIB:.0f}")
 
 
-RESERVE = 192 * MIB
+TOTAL = 640 * MIB
+RESERVE = 64 * MIB
 HEAD = f"""
 [memory]
 reserve = "{RESERVE}"
@@ -166,13 +170,13 @@ def test_A33_a_stranger_takes_the_memory_and_gives_it_back(
     record_property: Callable[[str, object], None],
 ) -> None:
     names = NAMES[:3]
-    with small(1024 * MIB) as memory:
+    with small(TOTAL) as memory:
         text = toml(llama_server, {name: files[name] for name in names}, HEAD) + "preload = true\n"  # of the last one
         daemon = begin(daemons, memory, text)
         for name in names:
             assert daemon.chat(name, max_tokens=1).status == 200
         assert ready(daemon) == set(names)
-        left = 40 * MIB if threshold == "hard" else 150 * MIB
+        left = RESERVE // 4 if threshold == "hard" else RESERVE * 3 // 4
         memory.take(memory.free() - left)
         began = time.monotonic()
         eventually(lambda: memory.free() > RESERVE, "enough memory came back")
@@ -181,11 +185,9 @@ def test_A33_a_stranger_takes_the_memory_and_gives_it_back(
         assert gone
         why = daemon.status(min(gone))["reason"]
         assert "main memory is short" in why
-        # There is nothing for what the stranger has not left room for, and that is said with the arithmetic.
-        memory.take_back()
-        memory.take(memory.total - 200 * MIB)
-        eventually(lambda: not ready(daemon), "all models gave way")
-        refused = daemon.chat(names[0])
+        # For what the stranger leaves no room for people wait in vain, and hear why.
+        memory.take(memory.free() - RESERVE - 6 * MIB)
+        refused = eventually(lambda: (answer := daemon.chat(names[0])).status != 200 and answer, "no room")
         assert (refused.status, refused.code) == (503, "memory_in_use")
         assert "in use by other programs" in refused.json()["error"]["message"]
         memory.take_back()
@@ -198,21 +200,24 @@ def test_A33_a_stranger_takes_the_memory_and_gives_it_back(
 
 
 def test_A33_idle_models_make_room_and_the_one_at_work_goes_on(
-    daemons: DaemonFactory, llama_server: str, files: dict[str, Path], small: Callable[[int], SmallMemory], tmp_path: Path
+    daemons: DaemonFactory,
+    llama_server: str,
+    files: dict[str, Path],
+    small: Callable[[int], SmallMemory],
+    tmp_path: Path,
 ) -> None:
     talker = make_model(tmp_path, size_mb=40, ctx=32768)
-    with small(1024 * MIB) as memory:
-        text = toml(llama_server, {"talker": talker, **{name: files[name] for name in NAMES[:3]}}, HEAD, context=16384)
+    with small(TOTAL) as memory:
+        text = toml(llama_server, {"talker": talker, **{name: files[name] for name in NAMES[:3]}}, HEAD, context=2048)
         daemon = begin(daemons, memory, text)
         for name in NAMES[:3]:
             assert daemon.chat(name, max_tokens=1).status == 200
         with streaming(daemon, "talker", ignore_eos=True, max_tokens=1500) as response:
             assert response.readline().startswith(b"data: ")
             assert ready(daemon) == {"talker", *NAMES[:3]}
-            memory.take(memory.free() - 80 * MIB)
+            memory.take(memory.free() - RESERVE * 3 // 4)
             eventually(lambda: ready(daemon) < {"talker", *NAMES[:3]}, "somebody gave way")
             assert "talker" in ready(daemon)
             text, complete = rest_of(response)
         assert complete
         assert sse(text)[-1] == "[DONE]"
-
