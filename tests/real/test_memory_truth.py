@@ -121,7 +121,9 @@ def test_requests_to_thirty_models_on_a_pool_for_three(
 ) -> None:
     reserve = 256 * MIB
     whole = limited_by == "main memory"
-    head = f'[memory]\nreserve = "{reserve}"\n[scheduler]\nlinger = "100ms"\n' + ("" if whole else f'memory = "{POOL}"\n')
+    head = f'[memory]\nreserve = "{reserve}"\n[scheduler]\nlinger = "100ms"\n' + (
+        "" if whole else f'memory = "{POOL}"\n'
+    )
     with small(POOL + reserve if whole else 8 * POOL) as memory:
         daemon = begin(daemons, memory, toml(llama_server, files, head))
         needs = [model["memory"] for model in daemon.status()["models"]]
