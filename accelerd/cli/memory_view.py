@@ -141,7 +141,7 @@ def holding(held: dict[str, Any], number: int, glyphs: Glyphs) -> Part:
     notes = [WORDS[phase]] if phase in WORDS else []
     if used is None:
         notes.append("reserved, not seen in use yet" if phase == "loading" else "reserved")
-    elif abs(used - reserved) > max(reserved // 100, 1 << 20):
+    elif size(used) != size(reserved):
         notes.append(f"{size(used)} of it in use" if used < reserved else f"{size(used)} in use")
     if held.get("pin"):
         notes.append("pinned")
@@ -261,12 +261,22 @@ def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
             str(entry.get("model") or entry.get("file") or "?"), devices, size(estimate),
-            size(measured) if measured else "-", difference(estimate, measured), when(entry.get("at")), note,
+            size(measured) if measured else "-", difference(entry), when(entry.get("at")), note,
         ))  # fmt: skip
     head = ("MODEL", "ON", "ESTIMATE", "MEASURED", "OFF BY", "AGO", "NOTE")
     out.table(head, table, [("bold", "", "", "", "", "dim", "yellow")] * len(table))
 
 
-def difference(estimate: int, measured: int) -> str:
-    """How far the estimate was off: "+2.1 %" is more than there was."""
-    return f"{(estimate - measured) / measured * 100:+.1f} %" if estimate and measured else "-"
+def difference(entry: dict[str, Any]) -> str:
+    """How far the estimate was off: "+2.1 %" is more than there was.
+
+    Of main memory less proves nothing: pages count once they are touched.
+    """
+    devices = set(entry.get("devices") or ())
+    estimate, measured = (
+        sum(size for pool, size in (entry.get(key) or {}).items() if not devices or pool in devices)
+        for key in ("estimate", "measured")
+    )
+    if not estimate or not measured or (not devices and measured <= estimate):
+        return "-"
+    return f"{(estimate - measured) / measured * 100:+.1f} %"

@@ -131,6 +131,12 @@ def test_who_would_have_to_leave(ctl: Ctl, daemon: FakeDaemon, models: Path) -> 
     assert "0 B are free for it, even when all other models have left" in result.out
 
 
+def test_memory_that_is_given_up_is_mentioned(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
+    daemon.answers["GET memory"] = Reply({**pools(), "yielded": {"what": "the GPU"}})
+    result = ctl("fit", str(small(models)))
+    assert "! the GPU is given up to other programs now: accelctl resume" in result.out
+
+
 def test_json(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     daemon.answers["GET memory"] = Reply(pools())
     path = zoo.make("qwen3moe", models).path

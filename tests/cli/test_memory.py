@@ -254,7 +254,7 @@ def test_learned(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET memory/learned"] = Reply(LEARNED)
     lines = ctl("memory", "learned").out.splitlines()
     assert lines[0].split("  ")[0] == "MODEL"
-    assert re.split(r"\s{2,}", lines[1])[:5] == ["qwen", "c4:00.0", "21.0 GiB", "20.0 GiB", "+5.0 %"]
+    assert re.split(r"\s{2,}", lines[1])[:5] == ["qwen", "c4:00.0", "21.0 GiB", "20.0 GiB", "+5.3 %"]
     assert lines[1].endswith(" h  -") or lines[1].endswith(" d  -")
     assert "/m/old.gguf  processor  4.0 GiB   -" in lines[2]
     assert "ran out of memory 2 times; gets 5.0 GiB" in lines[2]

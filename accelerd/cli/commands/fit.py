@@ -83,6 +83,8 @@ def fit(context: Context, args: argparse.Namespace, here: Machine) -> int:
     report, told = ask_daemon(context, subject, overridden=bool(given))
     report = report or here.look()
     fitting, notes = judged(context, subject, settings, report, told, devices)
+    if report.get("yielded"):
+        notes.append(f"{report['yielded'].get('what')} is given up to other programs now: accelctl resume")
     if here.config is None:
         notes.append("the configuration is not valid, the built-in settings are taken: accelctl config check")
     answer = answered(subject, fitting, report, notes)
