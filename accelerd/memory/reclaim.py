@@ -120,8 +120,8 @@ class Reclaimer:
 
     def seen(self, seen: Seen) -> None:
         """A look at memory, whoever took it. Those at live instances must come here too: they are compared with."""
-        if seen is self._last:
-            return
+        if seen is self._last or not seen.pools:
+            return  # known, or of somebody who could not look
         self._last = seen
         self._note_living(seen)
         for pool in list(self._accounts):
@@ -149,13 +149,15 @@ class Reclaimer:
         """One for all debts: every look is at all memory."""
         me = asyncio.current_task()
         while self._poller is me:
+            newest = max(debt.since for debt in self._debts)
             try:
-                self.seen(await self._look())
+                last = self._last.at if self._last is not None else newest
+                if last <= newest or last < self._clock.monotonic() - QUICK / 2:  # nobody else has just looked
+                    self.seen(await self._look())
             except Exception:  # a look that fails must not be the last
                 names = ", ".join(sorted({debt.model for debt in self._debts}))
                 log.warning("cannot look whether the memory of %s is back; trying again", names, exc_info=True)
             if self._poller is me:
-                newest = max(debt.since for debt in self._debts)
                 await self._pause(QUICK if self._clock.monotonic() - newest < QUICK_FOR else SLOW)
 
     def _note_living(self, seen: Seen) -> None:

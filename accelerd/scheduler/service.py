@@ -74,6 +74,10 @@ def never_asleep() -> float:
     return 0.0
 
 
+def nobody_looks() -> bool:
+    return False
+
+
 class Scheduler:
     """Leases of ready models. A lease is got by `acquire` (at once or None) or `wait`, and ended by `release`."""
 
@@ -99,15 +103,15 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
         self._needs: Needs | None = None
-        self._look: Callable[[], None] | None = None
+        self._look: Callable[[], bool] = nobody_looks
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], None] | None = None) -> None:
+    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], bool] = nobody_looks) -> None:
         """The home of the processes and the memory of memory; before the first request.
 
-        `look()` has somebody look at memory soon: `seen` follows. None: nobody can.
+        `look()` has somebody look at memory soon: `seen` follows. False: nobody does.
         """
         self._supervisor, self._needs, self._look = supervisor, needs, look
 
@@ -341,9 +345,7 @@ class Scheduler:
         return watch is not None
 
     def look(self) -> bool:
-        if self._look is not None:
-            self._look()
-        return self._look is not None
+        return self._look()
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         assert self._needs is not None

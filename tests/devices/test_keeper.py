@@ -20,7 +20,8 @@ from accelerd.devices.level import Reading, Rules
 from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.helper.gpu import LevelError
-from accelerd.performance import Performance, slot_of
+from accelerd.insight import device_of
+from accelerd.performance import Performance
 from accelerd.ports import SystemClock
 from accelerd.system.system_bus import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
@@ -324,9 +325,9 @@ BROKEN = Device("gpu", "old", driver="amdgpu", slot="0000:01:00.0", problem="no 
 
 
 def test_the_device_of_a_model() -> None:
-    assert slot_of(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
-    assert slot_of(ModelSpec("m", gpu_layers=0), [GPU]) is None
-    assert slot_of(ModelSpec("m"), [NPU, BROKEN]) is None
+    assert device_of(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
+    assert device_of(ModelSpec("m", gpu_layers=0), [GPU]) == "cpu"
+    assert device_of(ModelSpec("m"), [NPU, BROKEN]) == "cpu"
 
 
 async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import inspect
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import Forecast, in_ram
+from accelerd.memory.model import Forecast, Need, in_ram
 from accelerd.ports import SystemClock
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
@@ -252,9 +252,13 @@ class Unheard:
 class Needless:
     """The scheduler's Needs where memory does not count."""
 
-    def remember_need(self, spec: ModelSpec, memory: int) -> None: ...
-    def forget_need(self, spec: ModelSpec) -> tuple[int, str]:
-        return 1, "test"
+    def outgrown(self, spec: ModelSpec, need: Need) -> None: ...
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None: ...
+    def forget(self, spec: ModelSpec) -> Forecast:
+        return ONE_BYTE
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        return ""
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu"

@@ -15,6 +15,7 @@ from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN, Collector, Relay, response_head
 from accelerd.scheduler.record import Lease, Record
 from tests.fakes.clock import FakeClock
+from tests.gateway.bench import ONE_BYTE
 
 PLAIN = Head(200, b"application/json", 5, False, True)
 STREAM = Head(200, b"text/event-stream", None, True, True)
@@ -61,7 +62,7 @@ class Desk:
         self.wire, self.ending = Wire(), Ending()
         now = self.clock.monotonic
         self.relay = Relay(self.wire, now, keep_alive=keep_alive, http10=http10, origin=origin)
-        record = Record(ModelSpec("m", path="/m.gguf"), 1, "test")
+        record = Record(ModelSpec("m", path="/m.gguf"), ONE_BYTE)
         self.lease = self.relay.lease = Lease(record, 1, Endpoint(port=1), "secret", self.clock.now)
         self.relay.begin(self.ending)
 

@@ -1,6 +1,6 @@
 """What the real llama-server and llama-fit-params say of the memory that a model takes.
 
-llama-server is started, read until it listens, and ended. Of all it prints, the sizes of its buffers are the most exact
+llama-server is started, read until it is ready, and ended. Of all it prints, the sizes of its buffers are most exact
 (MiB with two decimals); its table of memory, as lines or as JSON, has whole MiB and leaves out the output buffer.
 """
 
@@ -76,8 +76,16 @@ class Report:
         return self._sum("model")
 
     @property
+    def kv(self) -> int:
+        return self._sum("kv")
+
+    @property
+    def state(self) -> int:
+        return self._sum("state")
+
+    @property
     def context(self) -> int:
-        return self._sum("context")
+        return self.kv + self.state
 
     @property
     def compute(self) -> int:
@@ -123,7 +131,8 @@ def reported(server: str, model: Path, settings: Settings, draft: Path | None = 
             try:
                 for line in process.stderr:
                     lines.append(line.rstrip())
-                    if "listening on" in line:
+                    # Not at "listening": a SIGTERM between that line and this one is lost, the server goes on.
+                    if "all slots are idle" in line and not up:
                         up = True
                         process.terminate()
             finally:
@@ -146,19 +155,18 @@ def parse(lines: Sequence[str]) -> Report:
             rows[name] = replace(row, **{kind: getattr(row, kind) + size})
         elif "common_memory_breakdown_print: |   - " in line:
             name = line.split("|")[1].strip(" -").split(" (")[0]
-            numbers = [int(number) for number in re.findall(r"\d+", line.split("|")[2])]
-            sums = numbers[-4:] if numbers else []
-            if len(sums) == 4:
-                table.append((name, sums[1], sums[2], sums[3]))
+            if sums := re.search(r"\d+ = +(\d+) \+ +(\d+) \+ +(\d+)", line):
+                table.append((name, int(sums[1]), int(sums[2]), int(sums[3])))
     return Report(tuple(rows.values()), tuple(table))
 
 
 def projected(fit_params: str, model: Path, settings: Settings) -> tuple[tuple[str, int, int, int], ...]:
     """Name, model, context and compute of each row of llama-fit-params; whole MiB."""
     command = [fit_params, "-m", str(model), *settings.arguments(), "--fit-print", "on", "--log-jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    for line in done.stdout.splitlines():
-        if "fit_memory_breakdown" in line:
-            rows = json.loads(line)["data"]["rows"]
-            return tuple((row["name"], row["model"], row["context"], row["compute"]) for row in rows)
+    for _ in range(10):  # now and then it ends before its log is written
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        for line in done.stdout.splitlines():
+            if line.startswith('{"type":"fit_memory_breakdown"'):
+                rows = json.loads(line)["data"]["rows"]
+                return tuple((row["name"], row["model"], row["context"], row["compute"]) for row in rows)
     raise RuntimeError(f"{' '.join(command)} said:\n{done.stdout[-500:]}{done.stderr[-500:]}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
+from accelerd.memory.watch import MemoryWatch
+from accelerd.ports import SystemClock
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.reclaim import Reclaim, Watch
 from tests.fakes.clock import FakeClock
@@ -357,6 +360,52 @@ async def test_A31_a_look_of_somebody_else_will_do() -> None:
         world.gives_back(8 * GIB)
         world.reclaimer.seen(world.seen())
         assert [size for size, _ in world.told] == [8 * GIB, 0]
+
+
+async def test_A31_nobody_looks_twice_for_the_same_moment() -> None:
+    async with machine() as world:
+        world.runs(1, gpu=8 * GIB)
+        world.ends(1, gpu=8 * GIB)
+        await world.pass_time(1)
+        before = len(world.looks)
+        for _ in range(8):
+            await world.pass_time(QUICK / 2)
+            world.reclaimer.seen(world.seen())
+        assert len(world.looks) == before
+        world.reclaimer.seen(Seen(world.clock.now, (), {}))
+        assert len(world.told) == 1, "a look that saw nothing proves nothing"
+
+
+async def test_A31_with_the_watch_of_memory_that_the_daemon_has() -> None:
+    class Meter:
+        """Looks in a thread, at whatever is the case."""
+
+        def look(self, devices: object, processes: Mapping[int, Sequence[int]]) -> Seen:
+            return replace(world.seen(), at=SystemClock().monotonic())
+
+    async def processes() -> dict[int, list[int]]:
+        return {instance: [] for instance in world.ours}
+
+    def tell(seen: Seen) -> None:
+        reclaimer.seen(seen)
+
+    world = Machine()
+    watch = MemoryWatch(Meter(), list, processes, tell, SystemClock())
+    reclaimer = Reclaimer(watch.look, SystemClock())
+    world.ours[1] = {GPU: 8 * GIB}
+    told: asyncio.Queue[int] = asyncio.Queue()
+    watch.start()
+    try:
+        await watch.look()
+        held = world.ours.pop(1)
+        world.nameless[GPU] += 8 * GIB
+        assert reclaimer.watch(1, "m", held, lambda size, where: told.put_nowait(size)) is not None
+        async with asyncio.timeout(10):
+            assert await told.get() == 8 * GIB
+            world.gives_back(8 * GIB)
+            assert await told.get() == 0
+    finally:
+        await watch.close()
 
 
 class BenchWithDevice(Bench):

@@ -51,6 +51,18 @@ def mamba(**_: Any) -> Content:
     return m.file
 
 
+def mamba2(**_: Any) -> Content:
+    m = Maker("mamba2", 768, 24, 0, 0, 0, 0)
+    inner, state, heads, conv = 1536, 128, 24, 4
+    m.ends(50288)
+    m.set(ssm__conv_kernel=conv, ssm__inner_size=inner, ssm__state_size=state, ssm__time_step_rank=heads)
+    m.set(ssm__group_count=1)
+    for layer in range(m.layers):
+        m.norms(layer, "attn_norm")
+        mamba2_mixer(m, layer, inner, state, heads, 1, conv)
+    return m.file
+
+
 def jamba(**_: Any) -> Content:
     """One layer of four has attention, one of two has experts."""
     kv = [2 if layer % 4 == 2 else 0 for layer in range(8)]

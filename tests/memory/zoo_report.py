@@ -40,13 +40,13 @@ def settings_of(name: str, *, wide: bool = False) -> Iterator[Settings]:
     yield Settings(middle, mmap=True, further=kind.arguments)
 
 
-def rows(server: str, folder: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def rows(server: str, folder: Path, names: Sequence[str], *, wide: bool = True) -> Iterator[dict[str, Any]]:
     """One row for each model and setting; a run that fails is a row with `error`."""
     fit = os.path.join(os.path.dirname(server), "llama-fit-params")
     for name in names:
         model = make(name, folder)
         draft = make(ZOO[name].draft, folder).path if ZOO[name].draft else None
-        for settings in settings_of(name, wide=True):
+        for settings in settings_of(name, wide=wide):
             row = {
                 "name": name,
                 "path": str(model.path),

@@ -208,6 +208,30 @@ def gemma3(**_: Any) -> Content:
     return m.file
 
 
+def gemma4(**_: Any) -> Content:
+    """Heads of two sizes by the kind of layer, the last layers without a cache of their own, inputs for each layer."""
+    layers, shared, wide, narrow, own = 12, 4, 256, 128, 64
+    windows = [layer % 4 != 3 for layer in range(layers)]
+    m = Maker("gemma4", 768, layers, 3072, 8, [2 if window else 1 for window in windows], wide)
+    m.ends(64000, tied=True, embedding=Type.Q6_K)
+    m.set(attention__sliding_window=512, attention__sliding_window_pattern=windows, rope__freq_base=1e6)
+    m.set(attention__key_length_swa=narrow, attention__value_length_swa=narrow, rope__dimension_count_swa=narrow)
+    m.set(attention__shared_kv_layers=shared, embedding_length_per_layer_input=own, final_logit_softcapping=30.0)
+    m.weight("per_layer_token_embd", own * layers, 64000)
+    m.weight("per_layer_model_proj", m.d, own * layers)
+    m.add("per_layer_proj_norm.weight", own)
+    m.add("rope_freqs.weight", wide // 2)
+    for layer in range(layers):
+        b = f"blk.{layer}."
+        m.norms(layer, "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "post_norm")
+        m.head = narrow if windows[layer] else wide
+        m.attention(layer, qk_norm=True)
+        m.dense(layer)
+        m.weight(b + "inp_gate", m.d, own)
+        m.add(b + "proj.weight", own, m.d)
+    return m.file
+
+
 def deepseek2(**_: Any) -> Content:
     """MLA in its absorbed form: the cache holds one narrow row a token."""
     m = Maker("deepseek2", 1024, 8, 2816, 16, 1, 0)
