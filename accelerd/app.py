@@ -102,11 +102,12 @@ def build(
     patience: SupervisorLimits | None = None,
     stuck_after: float = STUCK_AFTER,
     source: UdevSource | None = None,
+    memory_roots: Roots | None = None,
 ) -> Daemon:
     """Everything, wired.
 
     `patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices, instead of
-    udev.
+    udev; `memory_roots`: where memory is measured, instead of `roots`.
     """
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
@@ -158,7 +159,10 @@ def build(
     )
     insight = Insight(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
     reserves = config.memory
-    meter = Meter(roots, clock, Observer(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve)
+    measured = memory_roots or roots
+    meter = Meter(
+        measured, clock, Observer(measured, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
+    )
     relief = PressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
 

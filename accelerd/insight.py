@@ -90,7 +90,9 @@ class Insight:
     async def forecast(self, spec: ModelSpec, *, ask: bool = False) -> Forecast:
         """What one model will need."""
         estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
-        self._estimates[spec.name] = estimate = replace(estimate, load_seconds=self.load_seconds(spec))
+        # What a person has declared, and files that nobody can read, have no key: then the settings are one.
+        key = estimate.key or fingerprint(spec)
+        self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
         return self._learned.apply(estimate)
 
     def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:

@@ -47,7 +47,7 @@ class World:
     def __init__(self, idle: int, busy: int = 0) -> None:
         self.clock = FakeClock()
         self.scheduler = Scheduler(idle, busy)
-        self.relief = PressureRelief(self.scheduler, self.clock, MemorySettings())
+        self.relief = PressureRelief(self.scheduler, self.clock, MemorySettings(soft_grace=3))
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):

@@ -169,7 +169,7 @@ class MemorySettings:
     reserve: int | None = None  # of main memory; None: a tenth, from 512 MiB to 8 GiB
     gpu_reserve: int = 256 << 20  # of each GPU
     yield_on: tuple[Literal["gamemode", "sleep"], ...] = ("gamemode",)
-    soft_grace: float = 3.0  # s
+    soft_grace: float = 1.0  # s
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
-from accelerd.memory.model import RAM, Forecast, Need
+from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
 from accelerd.memory.text import gib
 
 KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
 WORTH_WRITING: Final = 1.01  # a peak that grew by less does not have the file written
 LONGEST: Final = 500  # characters of a text for people
 LATEST: Final = 2.5e11  # s since 1970; what no calendar knows is no time
-OUTGROWN: Final = "ran out of memory with"  # so begins the source of a figure that was raised
 DECLARED: Final = "declared"  # so begins the source of a figure that a person gave: it is only raised
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]

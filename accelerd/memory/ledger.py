@@ -6,7 +6,7 @@ what is counted is what the records say. Sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,8 +80,22 @@ class Ledger:
     def balances(self) -> tuple[Balance, ...]:
         return tuple(self._balance(pool, self._spilled(self._held)) for pool in self.pools.values())
 
-    def shortages(self, amounts: Mapping[str, int], without: Sequence[Mapping[str, int]] = ()) -> tuple[Shortage, ...]:
+    def shortages(self, amounts: Mapping[str, int], without: Iterable[Mapping[str, int]] = ()) -> tuple[Shortage, ...]:
         """The pools that have not enough for `amounts` more, if what is in `without` were gone. Empty: it fits."""
+        spilled = self._spilled(self._held)
+        return tuple(
+            Shortage(self._balance(self.pools[id], spilled), wanted, missing)
+            for id, wanted, missing in self._missing(amounts, without)
+        )
+
+    def fits(self, amounts: Mapping[str, int], without: Iterable[Mapping[str, int]] = ()) -> bool:
+        """Is there room for `amounts` more, if what is in `without` were gone?"""
+        return next(self._missing(amounts, without), None) is None
+
+    def _missing(
+        self, amounts: Mapping[str, int], without: Iterable[Mapping[str, int]]
+    ) -> Iterator[tuple[str, int, int]]:
+        """(pool, bytes asked of it, bytes it lacks)"""
         held = dict(self._held)
         for gone in without:
             for id, size in gone.items():
@@ -92,13 +106,11 @@ class Ledger:
             if id in held:
                 held[id] += size
         after = self._spilled(held)
-        found = []
         for id, pool in self.pools.items():
             wanted = amounts.get(id, 0) + after[id] - before[id]
             free = pool.room - self._foreign[id] - held[id] - after[id]
             if wanted > 0 and free < 0:
-                found.append(Shortage(self._balance(pool, self._spilled(self._held)), wanted, -free))
-        return tuple(found)
+                yield id, wanted, -free
 
     def alone(self, *, foreign: bool = False) -> Ledger:
         """The same pools with no models, and nobody else unless `foreign`."""

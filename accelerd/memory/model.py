@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 RAM: Final = "ram"  # the id of main memory
+OUTGROWN: Final = "ran out of memory with"  # so begins the source of a need that was raised
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ NOISE: Final = 16  # a shortage of less than this part of the reserve is what th
 LEAST: Final = 256 << 20  # to be free beyond the reserve afterwards …
 SHARE: Final = 20  # … or this part of the pool, whichever is more
 EFFECT: Final = 5.0  # after an order, unless its effect is seen before
+WORTH_SAYING: Final = 64 << 20
 STALL_FULL: Final = 10.0  # % of 10 s in which nobody could go on
 STALL_SOME: Final = 40.0  # % of 10 s in which somebody could not
 STALL_PAUSE: Final = 15.0  # averages of 10 s tell of what was before
@@ -215,7 +216,7 @@ def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
 
 def _use(held: Held) -> int:
     """What it takes: all that it may take while it loads, then what was seen."""
-    if held.used is None or held.phase in ("reclaiming", "lost"):
+    if not held.used or held.phase in ("reclaiming", "lost"):
         return held.size
     return max(held.size, held.used) if held.phase == "loading" else held.used
 
@@ -234,7 +235,7 @@ def _why(figures: _Figures, before: int, grown: int, seen: Seen, stalled: bool) 
     if most is not None:
         others += f", {most.process} alone {_gib(most.size)}"
     ours = f"models {_gib(figures.ours)}"
-    if grown:
+    if grown >= WORTH_SAYING:
         ours += f", {_gib(grown)} more than was reserved for them"
     text = f"{pool.label} is short: {_gib(figures.free)} of {_gib(pool.capacity)} free, {_gib(pool.reserve)} are to be"
     text += f"; {others}; {ours}"

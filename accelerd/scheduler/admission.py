@@ -251,20 +251,23 @@ class Admission:
             why = obstacle(target, fixed, room, need)
             if why is None:
                 return False
-        why = obstacle(target, fixed, room) or why
-        text, code, retry_after = f"cannot load {name}: {why}", "does_not_fit", None
+        why, code, retry_after, alone = obstacle(target, fixed, room) or why, "does_not_fit", None, room.undisturbed()
+        never = obstacle(target, fixed, alone)
         if target.device in room.quarantined:
             code = "device_quarantined"
         elif room.yielded is not None and room.yielded.covers(target.need):
             code, retry_after = "yielded", self._until(room.yielded, now)
-        elif fitting(target, fixed, room.undisturbed()) is not None:
+        elif never is None or fitting(target, fixed, alone) is not None:
             if not self._waited(target, now):
                 return True
             code, retry_after = "memory_in_use", self.settings.memory_wait
-        elif outgrown(target):
-            text, code = f"{text}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
+        else:
+            why, room = never, alone
+            if outgrown(target):
+                why, code = f"{why}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
+        text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):
-            free = {b.pool.id: max(0, b.free) for b in room.ledger(fixed).balances()}
+            free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
             offer = self.effects.offer(target.spec, free)
             text += f"; {offer}" if offer else ""
         # A model that shall be there at all times comes by itself when there is room.

@@ -92,7 +92,8 @@ class Core:
             record.bad_outcomes = 0
         elif ok is False:
             self._bad_outcome(record)
-        if self._admission.queued or record.state is not State.READY:
+        # One that others use goes on as it was: nobody gets its room, or a place in it, by this.
+        if record.state is not State.READY or record.waiting or (self._admission.queued and not record.active):
             self._admission.schedule()
 
     def _refusal(self, name: str, waiter: Waiter) -> AccelError | None:
@@ -399,13 +400,10 @@ class Core:
         now = self._clock.monotonic()
         return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
-    def ready(self) -> list[Record]:
-        return [record for record in self._admission.records.values() if record.state is State.READY]
-
     def placed(self, name: str) -> str:
         """The first GPU that a model was placed on; "": on none, or that was not decided."""
         record = self._names.get(name)
-        return record.need.devices[0] if record is not None and record.need.devices else ""
+        return next(iter(record.need.devices), "") if record is not None else ""
 
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take: for people who ask before they load it."""

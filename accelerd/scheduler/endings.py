@@ -14,11 +14,10 @@ from typing import Final
 
 from accelerd.errors import AccelError
 from accelerd.instances import PERMANENT, Cause, Exit
-from accelerd.memory.model import RAM
+from accelerd.memory.model import OUTGROWN, RAM
 from accelerd.memory.text import gib
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.placement import OUTGROWN
 from accelerd.scheduler.record import Ending, Record, Residue
 
 UNHEALTHY_BEFORE_QUARANTINE: Final = 2

@@ -7,7 +7,7 @@ leaves for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -46,7 +46,7 @@ def choose(
         victims = _victims(target, need, staying, candidates, limits, now)
         if victims is None:
             continue
-        cost = _cost(victims, now)
+        cost = _cost(victims, {id(v): value(v, now) for v in victims})
         if found is None or cost < found[0]:
             found = cost, Choice(need, tuple(victims))
         if not victims:
@@ -54,12 +54,11 @@ def choose(
     return found[1] if found is not None else None
 
 
-def _cost(victims: Iterable[Record], now: float) -> Cost:
-    victims = list(victims)
+def _cost(victims: Collection[Record], worth: Mapping[int, float]) -> Cost:
     return (
         any(v.active or v.waiting for v in victims),
         max((v.spec.priority for v in victims), default=-(1 << 31)),
-        sum(value(v, now) for v in victims),
+        sum(worth[id(v)] for v in victims),
         len(victims),
         max((v.last_used for v in victims), default=0.0),
     )
@@ -70,43 +69,51 @@ def _victims(
 ) -> list[Record] | None:
     forced = [c for c in candidates if excludes(target.spec, c.spec)]
     free = [c for c in candidates if c not in forced]
-
-    def enough(leaving: Iterable[Record]) -> bool:
-        gone = {id(record) for record in leaving}
-        return obstacle(target, [*staying, *(c for c in free if id(c) not in gone)], limits, need) is None
-
-    if enough(()):
+    if obstacle(target, [*staying, *free], limits, need) is None:
         return forced
-    if not enough(free):
+    if obstacle(target, staying, limits, need) is not None:
         return None
+    # From here on only memory and the number of models decide.
+    held = {id(record): record.held() for record in (*staying, *free)}
+    ledger = limits.ledger([*staying, *free])
+    total = need.total + sum(r.size for r in limits.lost) + sum(sum(amounts.values()) for amounts in held.values())
+    most = (limits.max_loaded or len(held) + 1) - 1
+
+    def enough(leaving: Collection[Record]) -> bool:
+        gone = [held[id(record)] for record in leaving]
+        return (
+            len(held) - len(gone) <= most
+            and (limits.memory is None or total - sum(sum(amounts.values()) for amounts in gone) <= limits.memory)
+            and ledger.fits(need.amounts, gone)
+        )
+
     # What holds nothing that is short cannot help, whatever it costs: models on other pools are left alone.
-    useful = [c for c in free if _helps(c, target, need, limits)] or free
-    sets = [tuple(_greedy(useful, enough, now)), *((c,) for c in useful if enough((c,)))]
-    if len(sets[0]) > 1 and len(useful) <= MOST_PAIRS:
+    useful = [c for c in free if _helps(held[id(c)], need, limits)] or free
+    worth = {id(c): value(c, now) for c in useful}
+    sets = [tuple(_greedy(useful, enough, worth)), *((c,) for c in useful if enough((c,)))]
+    if len(useful) <= MOST_PAIRS:
         sets += [pair for pair in combinations(useful, 2) if enough(pair)]
-    best = min(sets, key=lambda one: _cost(one, now))
-    return [*forced, *best]
+    return [*forced, *min(sets, key=lambda one: _cost(one, worth))]
 
 
-def _helps(candidate: Record, target: Record, need: Need, limits: Limits) -> bool:
-    """Does the candidate hold anything of a pool that the target wants?"""
+def _helps(held: Mapping[str, int], need: Need, limits: Limits) -> bool:
+    """Is anything of what a candidate holds in a pool that is wanted?"""
     if limits.memory is not None or limits.max_loaded is not None:
         return True
     wanted = {pool for pool, size in need.amounts.items() if size}
     pools = {pool.id: pool for pool in limits.pools}
     wanted |= {str(pools[id].backed_by) for id in wanted if id in pools and pools[id].backed_by}
-    for id, size in candidate.held().items():
-        if size and (id in wanted or (id in pools and pools[id].backed_by in wanted)):
-            return True
-    return False
+    return any(size and (id in wanted or (id in pools and pools[id].backed_by in wanted)) for id, size in held.items())
 
 
-def _greedy(useful: list[Record], enough: Callable[[Iterable[Record]], bool], now: float) -> list[Record]:
+def _greedy(
+    useful: list[Record], enough: Callable[[Collection[Record]], bool], worth: Mapping[int, float]
+) -> list[Record]:
     """The least valuable for its size first, until it is enough; then without whom it is enough too."""
 
     def rank(record: Record) -> tuple[bool, int, float, float]:
         busy, size = bool(record.active or record.waiting), max(1, sum(record.held().values()))
-        return busy, record.spec.priority, value(record, now) / size, record.last_used
+        return busy, record.spec.priority, worth[id(record)] / size, record.last_used
 
     chosen: list[Record] = []
     for record in sorted(useful, key=rank):

@@ -52,6 +52,10 @@ class MemoryNews:
         self._bring_back()
         self._admission.schedule()
 
+    def measured(self) -> list[Record]:
+        """The loaded models that were seen in use."""
+        return [r for r in self._admission.records.values() if r.state is State.READY and r.used]
+
     def ledger(self) -> Ledger:
         """Who holds what now."""
         return self._admission.room.ledger(self._admission.occupied())

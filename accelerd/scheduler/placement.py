@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
-from accelerd.memory.model import RAM, Need, Pool
+from accelerd.memory.model import OUTGROWN, RAM, Need, Pool
 from accelerd.memory.text import gib
 from accelerd.scheduler.record import Record, Residue
-
-OUTGROWN: Final = "ran out of memory with"  # so begins the source of a memory figure that was raised
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ class Scheduler:
         memory = self._core.memory
         memory.seen(seen)
         if self._needs is not None:
-            for record in self._core.ready():
+            for record in memory.measured():
                 self._needs.saw(record.spec, record.need, record.peak)
         self._rearm()
 
@@ -319,6 +319,7 @@ class Scheduler:
     def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
         assert self._supervisor is not None
         self._supervisor.start(instance, spec, need.devices)
+        self._look()  # while nothing lives nobody looks: from now on there is something to see
 
     def stop(self, instance: int, cause: Cause) -> None:
         assert self._supervisor is not None
@@ -331,6 +332,7 @@ class Scheduler:
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert self._supervisor is not None
         self._supervisor.adopt(instance, spec, found)
+        self._look()
 
     def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
         def changed(size: int, where: str) -> None:

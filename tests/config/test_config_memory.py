@@ -19,7 +19,7 @@ def test_nothing_written_is_the_built_in(home: Home) -> None:
     built_in = home.load("").memory
     assert built_in == MemorySettings()
     assert (built_in.reserve, built_in.gpu_reserve) == (None, 256 << 20)
-    assert (built_in.yield_on, built_in.soft_grace) == (("gamemode",), 3.0)
+    assert (built_in.yield_on, built_in.soft_grace) == (("gamemode",), 1.0)
     assert home.load('[memory]\nreserve = "auto"\nyield_on = []\n').memory == MemorySettings(yield_on=())
 
 

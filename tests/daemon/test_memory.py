@@ -48,7 +48,7 @@ def test_A16_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons
     again = daemons.start(toml)
     figure = again.status("a")
     assert figure["memory"] > 150 * MIB
-    assert figure["memory_source"].startswith("ran out of memory with less")
+    assert figure["memory_source"].startswith("ran out of memory with 156.2 MiB in an earlier run")
     assert again.control("POST", "reset?model=a").json() == {"state": "stopped"}
     assert again.status("a")["memory"] == 100 * MIB
     assert again.chat("a").status == 200
@@ -65,6 +65,65 @@ def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons
     assert (answer.status, answer.code) == (503, "model_out_of_memory")
     assert daemon.state("a") == "stopped"
     assert site.spawns("a") == 2
+
+
+def test_A32_a_load_that_gets_no_memory_has_others_make_room_and_is_tried_once_more(
+    daemons: DaemonFactory, site: Site, tmp_path: Path
+) -> None:
+    """As a GPU that is full answers: the engine exits with 1, and only its words tell why."""
+    words = tmp_path / "words"
+    words.write_text("E alloc_tensor_range: failed to allocate Vulkan0 buffer of size 52428800\n")
+    failing = f"words:{words},once:{tmp_path / 'failed'},exit:1"
+    toml = QUICK + 'memory = "220MiB"\n' + site.model("a", failing, memory="100MiB") + site.model("b", memory="100MiB")
+    daemon = daemons.start(toml)
+    assert daemon.chat("b").status == 200
+    assert daemon.chat("a").status == 200
+    assert (daemon.state("b"), site.spawns("a")) == ("stopped", 2)
+    told = daemon.output()
+    assert "ran out of memory after" in told
+    assert "before it was ready: it asked for 50.0 MiB more and did not get it" in told
+    assert "from now on it reserves 125.0 MiB instead of 100.0 MiB" in told
+    assert daemon.stop() == 0
+    again = daemons.start(toml)
+    figure = again.status("a")
+    assert figure["memory"] == 125 * MIB
+    assert figure["memory_source"].startswith("ran out of memory with 100.0 MiB in an earlier run")
+    assert again.control("POST", "reset?model=a").json() == {"state": "stopped"}
+    assert again.status("a")["memory"] == 100 * MIB
+
+
+def test_A32_a_load_that_never_gets_its_memory_is_given_up_with_its_figures(
+    daemons: DaemonFactory, site: Site, tmp_path: Path
+) -> None:
+    words = tmp_path / "words"
+    words.write_text("ggml_vulkan: Device memory allocation of size 107374182400 failed.\n")
+    limit = 'memory = "1GiB"\n'
+    daemon = daemons.start(QUICK + limit + site.model("a", f"words:{words},exit:1", memory="100MiB"))
+    refused = daemon.chat("a")
+    assert (refused.status, refused.code) == (503, "model_out_of_memory")
+    assert site.spawns("a") == 1, "it needs more than there is: trying again is pointless"
+    seen = daemon.status("a")
+    assert (seen["error"]["cause"], seen["memory"]) == ("oom-kill", 100 << 30)
+    assert "it asked for 100.0 GiB more" in seen["error"]["message"]
+
+
+def test_what_a_model_was_seen_to_use_is_what_it_needs_the_next_time(daemons: DaemonFactory, site: Site) -> None:
+    toml = QUICK + site.model("a", f"alloc:{80 * MIB}", memory="30MiB")
+    daemon = daemons.start(toml)
+    assert daemon.chat("a").status == 200
+    state = Path(daemon.env["XDG_STATE_HOME"]) / "accelerd/state.json"
+    eventually(lambda: state.exists() and json.loads(state.read_text())["learned"], "it was measured")
+    assert daemon.stop() == 0
+    [entry] = json.loads(state.read_text())["learned"]
+    assert (entry["model"], entry["file"], entry["settled"]) == ("a", str(site.gguf), True)
+    again = daemons.start(toml)
+    figure = again.status("a")
+    assert 80 * MIB < figure["memory"] == entry["peak"]["ram"]
+    assert "the figure in the configuration was 30.0 MiB" in figure["memory_source"]
+    assert again.control("POST", "reset?model=a").json() == {"state": "stopped"}
+    assert again.status("a")["memory"] == 30 * MIB
+    assert again.stop() == 0
+    assert json.loads(state.read_text())["learned"] == []
 
 
 def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:

@@ -14,6 +14,7 @@ import pytest
 from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.engines.base import LaunchPlan
 from accelerd.engines.llama_server import LlamaServer
+from accelerd.engines.llama_server.files import footprint
 from accelerd.errors import AccelError
 from tests.engines.helps import OLDER, THIS_YEAR, model_file, program
 
@@ -288,21 +289,19 @@ def test_probe_fits_the_model(binary: Path, tmp_path: Path) -> None:
 
 
 def test_footprint_of_files(tmp_path: Path) -> None:
-    server = engine("none")
     one = model_file(tmp_path, size=MIB)
-    assert server.footprint(ModelSpec("m", path=str(one))) == (MIB * 11 // 10 + 256 * MIB, "file size + 10 % + 256 MiB")
+    assert footprint(ModelSpec("m", path=str(one))) == (MIB * 11 // 10 + 256 * MIB, "file size + 10 % + 256 MiB")
     shards = [model_file(tmp_path, f"s-0000{i}-of-00002.gguf", size=MIB) for i in (1, 2)]
-    size, source = server.footprint(ModelSpec("m", path=str(shards[0]), mmproj=str(one)))
+    size, source = footprint(ModelSpec("m", path=str(shards[0]), mmproj=str(one)))
     assert size == 3 * MIB * 11 // 10 + 256 * MIB
     assert source == "size of 2 files and projector + 10 % + 256 MiB"
 
 
 def test_footprint_declared_or_unknown(tmp_path: Path) -> None:
-    server = engine("none")
     origins = {"memory": Origin("model", "/c.toml", 3)}
     declared = ModelSpec("m", path="/none", memory=5, origins=origins)
-    assert server.footprint(declared) == (5, "declared: model (/c.toml:3)")
-    size, source = server.footprint(ModelSpec("m", path=str(tmp_path / "none")))
+    assert footprint(declared) == (5, "declared: model (/c.toml:3)")
+    size, source = footprint(ModelSpec("m", path=str(tmp_path / "none")))
     assert size == 0
     assert source.startswith("unknown: cannot read")
-    assert server.footprint(ModelSpec("m", model="org/model"))[1].startswith("unknown: ")
+    assert footprint(ModelSpec("m", model="org/model"))[1].startswith("unknown: ")

@@ -23,6 +23,7 @@ Environment
 Modes of the process
   exit:N              exits with N before it listens
   words:PATH          prints the text of a file before that
+  once:PATH           those two only when that file is not there; it is made
   exit-late:S:N       becomes ready, exits with N after S seconds
   never-listen        lives on without a socket
   bind-fail           says that the address is taken, exits with 1
@@ -312,10 +313,13 @@ def main():
     fork_others(modes)
     signal.signal(signal.SIGTERM, server.terminate)
     signal.signal(signal.SIGINT, server.terminate)
-    if "words" in modes:
+    again = "once" in modes and os.path.exists(modes.text("once"))
+    if "once" in modes and not again:
+        open(modes.text("once"), "x").close()
+    if "words" in modes and not again:
         with open(modes.text("words")) as text:
             say(text.read().rstrip("\n"))
-    if "exit" in modes:
+    if "exit" in modes and not again:
         say(f"E main: exiting due to mode exit:{modes.text('exit')}")
         leave(int(modes.number("exit")))
     ballast = bytearray(b"x") * int(modes.number("alloc"))

@@ -39,7 +39,7 @@ class World:
         self.stall: Stall | None = None
         self.now = 100.0
         self.leaving = leaving
-        self.pressure = Pressure(settings or MemorySettings())
+        self.pressure = Pressure(settings or MemorySettings(soft_grace=3))
         self.orders: list[tuple[float, Order]] = []
 
     def ledger(self) -> Ledger:

@@ -11,9 +11,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.memory.learned import KEPT, OUTGROWN, Entry, Learned, improved
-from accelerd.memory.model import RAM, Forecast, Need
-from accelerd.scheduler import placement
+from accelerd.memory.learned import KEPT, Entry, Learned, improved
+from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
 from accelerd.system.state import StateStore
 
 MIB = 1 << 20
@@ -137,10 +136,6 @@ def test_A32_what_ran_out_of_memory_is_raised_and_no_measurement_lowers_it() -> 
     assert (entry.model, entry.shortages, entry.estimate[GPU]) == ("a", 3, 8 * GIB)
     assert learned.forget("k") == 1
     assert learned.apply(forecast(on_gpu(8 * GIB))).options == (on_gpu(8 * GIB),)
-
-
-def test_the_scheduler_knows_a_raised_figure_by_its_words() -> None:
-    assert OUTGROWN == placement.OUTGROWN
 
 
 def test_people_see_what_is_known_the_newest_first() -> None:

@@ -129,6 +129,24 @@ async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_
         assert world.naps == [3600.0]
 
 
+async def test_memory_is_looked_at_from_the_moment_that_something_lives() -> None:
+    """While nothing lives nobody looks: who starts or takes over an instance says so."""
+    world = World()
+    looks: list[int] = []
+
+    def look() -> bool:
+        looks.append(len(world.started))
+        return False
+
+    async with scheduler_of(world, model("a"), model("b")) as scheduler:
+        scheduler.attach(world, world, look)
+        scheduler.enqueue("a")
+        assert looks[-1:] == [1]
+        before = len(looks)
+        assert scheduler.adopt("b", "found", fits=True)
+        assert len(looks) > before
+
+
 async def test_A31_a_port_tells_when_memory_is_back() -> None:
     world = World(slow=True)
     async with scheduler_of(world, model("a")) as scheduler:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 
 from tests.sim.machine import Machine, Request
-from tests.sim.trace import Model
 
 
 class Baseline:
@@ -164,6 +163,19 @@ class Lru(Baseline):
         return chosen
 
 
+class YieldingLru(Lru):
+    """The same, and idle models leave at once when others need the memory."""
+
+    def foreign_changed(self) -> None:
+        missing = -self.free()
+        for name in sorted(self.idle(), key=lambda n: self.last_used[n]):
+            if missing <= 0:
+                break
+            self.put_away(name)
+            missing -= self.size(name)
+        super().foreign_changed()
+
+
 class Foresight(Lru):
     """The same, but it knows when each model will be wanted next: about what could be reached at best."""
 
@@ -191,8 +203,9 @@ class Foresight(Lru):
 
 
 class Ollama(Baseline):
-    """One load at a time, in order of arrival; fits is 80 % of what is free; the one with the shortest keep-alive leaves,
-    then by name, one a step, an idle one if there is one. Requests for loaded models pass the queue.
+    """One load at a time, in order of arrival; what fits is 80 % of what is free. Requests for loaded models pass.
+
+    The one with the shortest keep-alive leaves, then by name, one a step, an idle one if there is one.
 
     `most`: models loaded at once; None: as many as there is memory for.
     """
@@ -273,10 +286,9 @@ class Groups(Baseline):
 Make = Callable[[Machine], Baseline]
 BASELINES: dict[str, Make] = {
     "lru": Lru,
+    "lru that yields": YieldingLru,
     "ollama": lambda machine: Ollama(machine, 3),
     "ollama, no limit": lambda machine: Ollama(machine, None),
     "llama-swap groups": Groups,
     "foresight": Foresight,
 }
-
-__all__ = ["BASELINES", "Baseline", "Foresight", "Groups", "Lru", "Model", "Ollama"]

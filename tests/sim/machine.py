@@ -1,4 +1,4 @@
-"""The machine of the simulation: a clock that jumps from event to event, one pool of memory, clients, processes, a game.
+"""The machine of the simulation: a clock that jumps between events, one pool of memory, clients, processes, a game.
 
 Knows what really happens, whatever a manager believes: a load beyond the memory fails, an unload of a model at work is
 held against the manager, and so is memory that the game has to wait for. Deterministic.

@@ -1,4 +1,4 @@
-"""A day of requests over thirty models, drawn from a seed: what people, editors, agents and timers ask of one machine.
+"""A day of requests over thirty models, drawn from a seed: what a few people, their editors, agents and timers ask.
 
 Two kinds: "day" has the structure of real use (habits, bursts, timers, agents that alternate, a game in the evening),
 "random" has none (independent requests, popularity alone). Pure data; the same seed gives the same trace.
