@@ -78,7 +78,9 @@ def whole(found: Estimate) -> int:
 
 @QUICK
 @given(models(), wanted, st.lists(st.integers(-1, 5), max_size=3))
-def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(model: Model, want: Settings, counts: list[int]) -> None:
+def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
+    model: Model, want: Settings, counts: list[int]
+) -> None:
     found = estimate(model, want)
     shares = found.placed(counts)
     assert len(shares) == len(counts) + 1

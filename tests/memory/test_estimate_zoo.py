@@ -33,6 +33,7 @@ def wanted(told: reported.Settings) -> Settings:
         flash="off" if told.flash_attention == "off" else "on",
         batch=told.batch,
         ubatch=told.ubatch,
+        mmap=told.mmap,
         embeddings="--embeddings" in told.further,
         rerank="--rerank" in told.further,
         repacked=REPACKED.get(os.uname().machine, frozenset()) if told.repack else frozenset(),

@@ -24,7 +24,9 @@ CPU = Device("cpu", "Ryzen", pools=(MemoryPool("ram", 128 * GIB),))
 NPU = Device("npu", "XDNA", "amdxdna", "0000:c6:00.1")
 
 
-def ways(gpus: list[Device], *, layers: int | str | None = None, wanted: list[str] | None = None, **settings: object) -> tuple[Need, ...]:
+def ways(
+    gpus: list[Device], *, layers: int | str | None = None, wanted: list[str] | None = None, **settings: object
+) -> tuple[Need, ...]:
     found = estimate(animal(layers=9), Settings(context=8192, **settings))  # type: ignore[arg-type]
     return options(found, usable(gpus), gpu_layers=layers, wanted_gpus=wanted, source="test")
 

@@ -43,7 +43,11 @@ def test_tensors_with_their_bytes(tmp_path: Path) -> None:
 def test_a_type_that_nobody_knows_is_as_large_as_its_place(tmp_path: Path) -> None:
     listed = {"a": ((640,), 99), "b": ((8,), 0), "c": ((640,), 77)}
     model = read_model(write(tmp_path / "m.gguf", KEYS, listed, {"a": 4096, "c": 320}))
-    assert [(one.type, one.size) for one in model.tensors.values()] == [("type 99", 4096), ("f32", 32), ("type 77", 320)]
+    assert [(one.type, one.size) for one in model.tensors.values()] == [
+        ("type 99", 4096),
+        ("f32", 32),
+        ("type 77", 320),
+    ]
 
 
 def test_a_real_model_has_the_bytes_that_its_maker_says(tmp_path: Path) -> None:

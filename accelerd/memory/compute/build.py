@@ -15,7 +15,9 @@ from accelerd.memory.compute.rwkv import Rwkv
 from accelerd.memory.facts import Facts, Layer
 
 ENOUGH: Final = 3  # layers alike after which nothing new comes
-LATE: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe"})  # all tokens to the end
+LATE: Final = frozenset(
+    {"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe", "gemma4"}
+)  # all tokens to the end
 MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
 
 
@@ -59,6 +61,7 @@ class _Builder:
         g, facts = self._g, self._facts
         x = self._embedded()
         inputs, of_window = self._inputs()
+        own = self._own(x, len(layers)) if facts.own else None
         rwkv = Rwkv(g, facts, self._batch, inputs, lambda size: self._state(inputs, size)) if facts.wkv else None
         for index, (layer, where) in enumerate(layers):
             # What needs no weights stays on the GPU where it was begun: the first norm of a layer.
@@ -69,6 +72,8 @@ class _Builder:
                 x = rwkv.layer(layer, x, last)
             else:
                 x = self._layer(layer, of_window if layer.window and of_window else inputs, x, last)
+            if own is not None:
+                x = self._with_own(x, own)
         g.here = out
         self._end(inputs, x)
         return g
@@ -93,6 +98,24 @@ class _Builder:
         if facts.architecture.startswith("gemma"):
             x = g.like(x)
         return x
+
+    def _own(self, x: Node, count: int) -> Node:
+        """What each layer gets beside of every token; for all of the model's layers, however few are looked at."""
+        g, facts, batch = self._g, self._facts, self._batch
+        count = max(count, len(facts.layers))
+        rows = g.new((facts.own * count, batch.tokens, 1, 1), g.input((batch.tokens, 1, 1, 1), "i32"))
+        shape = (facts.own, count, batch.tokens, 1)
+        found = g.like(g.reshape(rows, shape))
+        g.expand(found)
+        projected = g.like(g.linear(x, facts.own * count))
+        both = g.like(g.like(g.like(g.like(g.reshape(projected, shape))), found))
+        return g.copy(g.permute(both, (0, 2, 1, 3)))
+
+    def _with_own(self, x: Node, own: Node) -> Node:
+        g, facts, batch = self._g, self._facts, self._batch
+        part = g.view(own, (facts.own, batch.tokens, 1, 1))
+        mixed = g.like(g.like(g.linear(x, facts.own)), part)
+        return g.like(x, g.like(g.like(g.linear(mixed, facts.width))))
 
     _place: Node | None = None
 

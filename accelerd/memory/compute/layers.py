@@ -65,7 +65,7 @@ def attention(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs
         q, k, v = _unpacked(g, facts, layer, batch, inputs, x)
         return _attend(g, facts, layer, batch, inputs, q, k, v)
     else:
-        q, k, v = _separate(g, layer, tokens, x, doubled)
+        q, k, v = _separate(g, layer, tokens, x, doubled, facts.own > 0)
         if doubled:
             whole = q
             strides = (2 * layer.key * 4, 2 * layer.key * layer.heads * 4, whole.size)
@@ -110,7 +110,9 @@ def _fused(g: Graph, layer: Layer, tokens: int, x: Node) -> tuple[Node, Node, No
     return parts[0], parts[1], parts[2]
 
 
-def _separate(g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool) -> tuple[Node, Node, Node]:
+def _separate(
+    g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool, values_normed: bool
+) -> tuple[Node, Node, Node]:
     found = []
     for name, length, count in (
         ("q", layer.key * (2 if doubled else 1), layer.heads),
@@ -124,6 +126,8 @@ def _separate(g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool) -> tu
         if norm is not None and norm.shape[0] != layer.key:  # over all heads at once
             one = g.like(g.like(one))
         found.append(g.reshape(one, (length, count, tokens, 1)))
+    if values_normed:
+        found[2] = g.like(found[2])
     return found[0], found[1], found[2]
 
 
