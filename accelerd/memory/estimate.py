@@ -183,7 +183,8 @@ class Estimate:
         if used and not whole:
             found[used[0]] = max(found[used[0]], self._brought(used[0], places))
         if self.facts.indexer:  # the chosen tokens' masks, made anew in every layer
-            found[-1] += INDEXED * self.batch.cells * self.batch.tokens
+            for place in used or [0]:
+                found[place] += INDEXED * self.batch.cells * self.batch.tokens
         if not self.facts.known:
             found = [size * UNKNOWN_EXTRA[0] // UNKNOWN_EXTRA[1] for size in found]
         return found

@@ -1,4 +1,4 @@
-"""Headers of made-up models in memory, for tests that need no file: a plain transformer and what can be changed of it."""
+"""Headers of made-up models, for tests that need no file: a plain transformer and what can be changed of it."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_state_is_of_one_size_whatever_the_context() -> None:
         found = estimate(mixed(), Settings(context=context))
         assert [cache for _, cache in found.layers] == [state, context * keys, state, context * keys]
     slots = estimate(mixed(), Settings(context=4096, slots=4))
-    assert [cache for _, cache in slots.layers][0] == 4 * state
+    assert next(cache for _, cache in slots.layers) == 4 * state
 
 
 def test_an_encoder_keeps_nothing() -> None:
@@ -182,8 +182,8 @@ def test_a_draft_model_has_weights_a_cache_and_a_buffer_of_its_own() -> None:
 
 
 def test_a_projector_counts_with_its_buffer() -> None:
-    values = {"general.architecture": "clip", "clip.vision.embedding_length": 1024,
-              "clip.vision.feed_forward_length": 4096, "clip.vision.image_size": 336, "clip.vision.patch_size": 14}  # fmt: skip
+    sizes = {"embedding_length": 1024, "feed_forward_length": 4096, "image_size": 336, "patch_size": 14}
+    values = {"general.architecture": "clip", **{f"clip.vision.{name}": size for name, size in sizes.items()}}
     projector = Model(Header(3, 1, values), {"v.blk.0.attn_q.weight": tensor(1024, 1024)}, ())
     host, gpu = estimate(animal(), Settings(), projector).placed((5,))
     assert (host.projector, gpu.projector > 2 * 1024 * 1024 + 32 * MIB) == (0, True)

@@ -19,7 +19,8 @@ def card(slot: int, size: int, driver: str = "amdgpu", **more: object) -> Device
 
 
 APU = Device("gpu", "Radeon 8060S", "amdgpu", "0000:c1:00.0", apu=True, unified=True,
-             pools=(MemoryPool("vram", GIB // 2), MemoryPool("gtt", 100 * GIB), MemoryPool("unified", 100 * GIB + GIB // 2)))  # fmt: skip
+             pools=(MemoryPool("vram", GIB // 2), MemoryPool("gtt", 100 * GIB),
+                    MemoryPool("unified", 100 * GIB + GIB // 2)))  # fmt: skip
 CPU = Device("cpu", "Ryzen", pools=(MemoryPool("ram", 128 * GIB),))
 NPU = Device("npu", "XDNA", "amdxdna", "0000:c6:00.1")
 

@@ -15,9 +15,8 @@ from accelerd.memory.compute.rwkv import Rwkv
 from accelerd.memory.facts import Facts, Layer
 
 ENOUGH: Final = 3  # layers alike after which nothing new comes
-LATE: Final = frozenset(
-    {"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe", "gemma4"}
-)  # all tokens to the end
+# All tokens go to the end of all layers.
+LATE: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe", "gemma4"})
 MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
 
 
