@@ -62,7 +62,7 @@ MSG_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b11"
 MSG_TOOLBOX: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b12"
 MSG_DEVICE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # one came, went, changed or was reset
 
-MSG_LEVEL: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b20"  # a device's performance level was set, restored, taken over
+MSG_LEVEL: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b23"  # a device's performance level was set, restored, taken over
 MSG_LEVEL_UNABLE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b21"
 MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
 

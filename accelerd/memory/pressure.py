@@ -20,6 +20,7 @@ NOISE: Final = 16  # a shortage of less than this part of the reserve is what th
 LEAST: Final = 256 << 20  # to be free beyond the reserve afterwards …
 SHARE: Final = 20  # … or this part of the pool, whichever is more
 EFFECT: Final = 5.0  # after an order, unless its effect is seen before
+SETTLED: Final = 0.5  # … or all who were to leave have gone, and brought less than was thought
 WORTH_SAYING: Final = 64 << 20
 STALL_FULL: Final = 10.0  # % of 10 s in which nobody could go on
 STALL_SOME: Final = 40.0  # % of 10 s in which somebody could not
@@ -187,7 +188,8 @@ class Pressure:
         """Is the effect of an order still to be seen? What has become urgent since does not wait for it."""
         if state.ordered is None or now - state.ordered >= EFFECT or (urgent and not state.urgent):
             return False
-        if state.coming and figures.ours <= state.ours - state.coming:
+        gone = figures.coming == 0 and now - state.ordered >= SETTLED
+        if state.coming and (gone or figures.ours <= state.ours - state.coming):
             state.ordered = None
             return False
         return True

@@ -77,7 +77,7 @@ class MemoryNews:
         self._calm_from = admission.clock.monotonic()
 
         def gain(record: Record) -> int:
-            return ledger.counted(record.held(), pool)
+            return ledger.counted(record.used or record.held(), pool)  # what was only reserved does not come back
 
         coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
         ready = [r for r in admission.records.values() if r.state is State.READY and not r.spec.pin and gain(r) > 0]

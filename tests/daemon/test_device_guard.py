@@ -12,6 +12,7 @@ from accelerd.device_guard import DeviceGuard
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff, compare
 from accelerd.instances import Cause
+from accelerd.memory.model import Need
 from accelerd.scheduler.lifecycle import State
 
 APU = Device("gpu", "8060S", "amdgpu", "0000:c1:00.0", apu=True)
@@ -24,6 +25,7 @@ class World:
     """Scheduler and watch in one."""
 
     models: dict[int, ModelSpec] = field(default_factory=dict)
+    placed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # where the scheduler has made room for them
     told: list[tuple[str, ...]] = field(default_factory=list)
     heard: Callable[[Diff], None] = lambda diff: None
 
@@ -34,7 +36,10 @@ class World:
         self.heard = listener
 
     def snapshots(self) -> list[Any]:
-        return [SimpleNamespace(spec=s, instance=i, state=State.READY) for i, s in self.models.items()]
+        return [
+            SimpleNamespace(spec=s, instance=i, state=State.READY, need=Need({}, "test", self.placed.get(i, ())))
+            for i, s in self.models.items()
+        ]
 
     def device_lost(self, name: str, cause: Cause, why: str) -> None:
         self.told.append(("lost", name, cause))
@@ -58,6 +63,14 @@ def model(name: str, **settings: Any) -> ModelSpec:
 def test_C01_only_models_of_the_device_that_has_gone_end() -> None:
     world = World({1: model("g"), 2: model("p", gpu_layers=0)})
     assert world.change((APU, CPU), (CPU,)) == [("lost", "g", Cause.DEVICE_REMOVED)]
+
+
+def test_C01_a_model_that_is_split_over_two_cards_ends_with_either() -> None:
+    split, single = (APU.id, CARD.id), (CARD.id,)
+    world = World({1: model("split"), 2: model("single")}, {1: split, 2: single})
+    assert world.change((APU, CARD), (CARD,)) == [("lost", "split", Cause.DEVICE_REMOVED)]
+    world = World({1: model("split"), 2: model("single")}, {1: split, 2: single})
+    assert {told[1] for told in world.change((APU, CARD), (APU,))} == {"split", "single"}
 
 
 def test_C01_a_model_stays_on_the_device_that_it_was_started_on() -> None:

@@ -47,6 +47,19 @@ def test_A33_soft_and_hard_thresholds(free: float, after: int | None, hard: bool
         assert (at - began, order.hard, order.pool) == (after, hard, RAM)
 
 
+def test_A33_what_brought_less_than_was_thought_is_followed_by_the_next_at_once() -> None:
+    """Models that hold half of what is reserved for them: who leaves brings back half of what was promised."""
+    world = machine(a=10, b=10, c=10)
+    for one in world.models.values():
+        one.used = {RAM: 5 * GIB}
+    world.foreign[RAM] = 58 * GIB
+    world.run(4)
+    times = [at for at, _ in world.orders]
+    assert len(times) > 1
+    assert times[1] - times[0] < EFFECT
+    assert not world.resident()
+
+
 def test_A33_the_grace_begins_anew_when_there_was_room() -> None:
     world = machine(a=10, b=10)
     for _ in range(10):

@@ -279,6 +279,16 @@ def test_A33_under_pressure_idle_models_leave_the_largest_first() -> None:
     assert bench.state("small") is State.STOPPING
 
 
+def test_A33_what_comes_back_is_what_was_in_use() -> None:
+    bench = Machine({"a": on(RAM, 20), "b": on(RAM, 10)})
+    bench.loaded("a")
+    bench.loaded("b")
+    bench.used = {"a": {RAM: 4 * GIB}, "b": {RAM: 6 * GIB}}
+    bench.look_now()
+    assert bench.core.memory.make_room(RAM, 5 * GIB, "a build needs it", busy=False) == 6 * GIB
+    assert (bench.state("a"), bench.state("b")) == (State.READY, State.STOPPING)
+
+
 def test_A33_hard_pressure_drains_those_that_work_and_cuts_nobody() -> None:
     bench = Machine({"busy": on(CARD, 8), "pinned": on(CARD, 8)}, pinned=model("pinned", pin=True))
     bench.loaded("busy")

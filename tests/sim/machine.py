@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from tests.fakes.clock import FakeClock
@@ -114,7 +115,7 @@ class Machine:
         """Play the whole trace, and what is still going on at its end."""
         self.manager = manager
         for session in self.trace.sessions:
-            self.at(session.start, lambda session=session: self._send(session, 0))
+            self.at(session.start, partial(self._send, session, 0))
         self._plan_foreign()
         while self._events:
             time, _, call = heapq.heappop(self._events)
@@ -204,7 +205,7 @@ class Machine:
             steps = int(RAMP) if size > before else 1
             for step in range(1, steps + 1):
                 part = before + (size - before) * step // steps
-                self.at(time + step - 1, lambda part=part: self._foreign(part))
+                self.at(time + step - 1, partial(self._foreign, part))
             before = size
 
     def _foreign(self, size: int) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.sim.baselines import BASELINES
-from tests.sim.machine import Machine, Result
+from tests.sim.machine import Machine, Manager, Result
 from tests.sim.ours import Ours
 from tests.sim.trace import GB, Trace
 
-MANAGERS = {"accelerd": Ours, **BASELINES}
+MANAGERS: dict[str, Callable[[Machine], Manager]] = {"accelerd": Ours, **BASELINES}
 
 
 def play(trace: Trace, manager: str) -> Result:
