@@ -14,10 +14,11 @@ from typing import Final, Literal
 from accelerd.memory import kv
 from accelerd.memory.compute.build import buffers
 from accelerd.memory.compute.layers import Batch
-from accelerd.memory.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, Facts, facts
+from accelerd.memory.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, Facts, facts
 from accelerd.memory.tensors import BLOCKS, Model, Tensor
 
 MIB: Final = 1 << 20
+INDEXED: Final = 24  # bytes, for each token and each it may look at, of choosing some of them
 UNQUANTISED: Final = frozenset({"f32", "f16", "bf16"})
 MOST: Final = 1 << 31  # of a context
 ALIGNMENT: Final = 32  # bytes; weights begin at multiples of it
@@ -49,7 +50,7 @@ class Settings:
     flash: Literal["on", "off", "auto"] = "auto"
     batch: int = 2048
     ubatch: int = 512
-    mmap: bool = True  # has no part in the sum: what is mapped must be in memory to be quick
+    mmap: bool = True  # what is mapped counts, too: it must be in memory to be quick
     embeddings: bool = False
     rerank: bool = False
     offload_cache: bool = True
@@ -181,6 +182,9 @@ class Estimate:
                 found[place] += 2 * TURNS * 4 * self.facts.inner * self.batch.tokens
         if used and not whole:
             found[used[0]] = max(found[used[0]], self._brought(used[0], places))
+        if self.facts.indexer:  # the chosen tokens' masks, made anew in every layer
+            for place in used or [0]:
+                found[place] += INDEXED * self.batch.cells * self.batch.tokens
         if not self.facts.known:
             found = [size * UNKNOWN_EXTRA[0] // UNKNOWN_EXTRA[1] for size in found]
         return found
@@ -226,6 +230,7 @@ def estimate(model: Model, settings: Settings, projector: Model | None = None, d
     notes = [] if known.known else [_unknown(known)]
     tied = embedding if embedding is not None and "output.weight" not in head and not known.encoder else None
     again = tied is not None and tied.type in settings.repacked and tied.shape[-1] % REPACKED_ROWS == 0
+    again = again or (known.architecture in TWICE and not settings.mmap)
     wide = known.width if settings.embeddings or settings.rerank else 0
     return Estimate(
         facts=known,

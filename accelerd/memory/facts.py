@@ -40,7 +40,11 @@ SKIPS_DRAFT_LAYERS: Final = frozenset({
     "bailingmoe2", "cohere2moe", "deepseek2", "deepseek32", "exaone-moe", "glm-dsa", "glm4", "glm4moe", "hy-v3",
     "kimi-linear", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
 })  # fmt: skip
-KNOWN: Final = ENCODERS | WINDOWS.keys() | SKIPS_DRAFT_LAYERS | BOTH | frozenset({
+# Their layers have parts of which nothing is known here.
+UNLIKE: Final = frozenset({"gemma3n", "kimi-linear", "deepseek32", "glm-dsa", "t5encoder", "mimo2", "granite-swa"})
+# The embedding is read into memory twice where the file is not mapped, as it is the head as well.
+TWICE: Final = frozenset({"gemma4"})
+KNOWN: Final = (ENCODERS | WINDOWS.keys() | SKIPS_DRAFT_LAYERS | BOTH) - UNLIKE | frozenset({
     "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bitnet", "bloom", "chatglm", "codeshell", "command-r",
     "dbrx", "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "gpt2", "gptneox",
     "granite", "granitehybrid", "granitemoe", "grok", "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "jamba",
@@ -126,6 +130,7 @@ class Facts:
     wkv: int  # size of a head of a time mix
     shifts: int
     short: int  # tokens of a short convolution
+    own: int  # numbers of a token that each layer gets beside; 0: none
     parallel: bool  # attention and feed-forward side by side
 
     @property
@@ -206,6 +211,7 @@ class _Reader:
             wkv=self.number("wkv.head_size"),
             shifts=self.number("token_shift_count", 2),
             short=self.number("shortconv.l_cache"),
+            own=self.number("embedding_length_per_layer_input"),
             parallel=model.header.of_architecture("use_parallel_residual") is True,
         )
 

@@ -103,7 +103,7 @@ def read_part(file: BinaryIO, size: int) -> tuple[Header, dict[str, Tensor]]:
         count = reader.number("I")
         if count > 4:
             raise GgufError(f"a tensor of {count} dimensions")
-        shape = tuple(reader.length() for _ in range(count))
+        shape = tuple(reader.length() for _ in range(count)) or (1,)
         kind, offset = reader.number("I"), reader.length()
         found.append((offset, name, shape, kind))
     alignment = header.values.get("general.alignment", DEFAULT_ALIGNMENT)

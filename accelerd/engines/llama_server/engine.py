@@ -38,6 +38,7 @@ from accelerd.engines.base import (
 )
 from accelerd.engines.llama_server import argv, backend, environment, files, gpus, inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
+from accelerd.engines.llama_server.fit_params import FitAnswer, FitParams
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.errors import AccelError
@@ -86,6 +87,7 @@ class LlamaServer(Engine):
         tuner: Tuner = untuned,
         devices: Callable[[], Iterable[Device]] = tuple,
         forecaster: Forecaster | None = None,
+        fit: FitParams | None = None,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
         self._devices = devices
@@ -99,6 +101,7 @@ class LlamaServer(Engine):
         self._which = which
         self._features = features or FeatureReader(cache)
         self._forecaster = forecaster or Forecaster()
+        self._fit = fit or FitParams(cache, features=self._features)
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -199,15 +202,31 @@ class LlamaServer(Engine):
         return features, inside.as_seen_inside(spec, found), computes
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
-        """What the model will need. Never raises. `ask`: its program may be asked, which can take seconds."""
-        settled, build = spec, None
+        """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds."""
+        settled, build, answer = spec, None, None
         if ask and spec.memory is None and spec.path:
             try:
-                tuned, build = await self.settled(spec)
-                settled = tuned.spec
+                settled, build, answer = await self._asked(spec)
             except AccelError as error:
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
-        return (await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices))[0]
+        return await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices, answer)
+
+    async def _asked(self, spec: ModelSpec) -> tuple[ModelSpec, Build, FitAnswer | None]:
+        """The settled model, its program, and what llama-fit-params says. Raises AccelError('model_failed')."""
+        tuned, build = await self.settled(spec)
+        place = await self._places(spec)
+        weights, answer = files.shards(spec.path or ""), None
+        if place is None:
+            features, env = await self.features(spec), environment.for_help(self._environ, spec)
+            listed = await self._features.devices(features, env)
+            answer = await self._fit.ask(tuned.spec, features, weights, env, listed=listed)
+        elif not isinstance(place, Fixed):
+            found = await place.look(spec, self._program(spec), inside.files_of(spec))
+            features = await self._features.read_inside(found, partial(place.ask, spec))
+            answer = await self._fit.ask_inside(spec, tuned.spec, features, weights, found, place)
+        if answer is not None and answer.why_not:
+            log.info("llama-fit-params says nothing of %s: %s", spec.name, answer.why_not)
+        return tuned.spec, build, answer
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""

@@ -20,6 +20,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Build
 from accelerd.engines.llama_server import argv, files
+from accelerd.engines.llama_server.fit_command import FitAnswer
 from accelerd.memory import offers
 from accelerd.memory.estimate import REPACKED, Estimate, Settings, estimate
 from accelerd.memory.gguf import GgufError
@@ -30,6 +31,8 @@ from accelerd.memory.tensors import Identity, Model, ModelReader, identity
 log = logging.getLogger(__name__)
 
 FROM_HEADER: Final = "estimated from the file's header"
+FROM_TOOL: Final = "estimated by llama-fit-params"
+MIB: Final = 1 << 20
 DRAFTED: Final = 16  # tokens that a draft model guesses at once, llama-server's default
 UNKNOWN_UBATCH: Final = 2048  # the largest that a tuning rule sets
 FEW_OUTPUTS: Final = "--load-mode"  # builds with this option reserve scores only for the tokens that are asked for
@@ -81,27 +84,37 @@ class Forecaster:
         self._known: dict[str, Known] = {}
 
     def forecast(
-        self, spec: ModelSpec, settled: ModelSpec, build: Build | None, devices: Sequence[Device]
-    ) -> tuple[Forecast, Estimate | None]:
-        """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked."""
+        self,
+        spec: ModelSpec,
+        settled: ModelSpec,
+        build: Build | None,
+        devices: Sequence[Device],
+        answer: FitAnswer | None = None,
+    ) -> Forecast:
+        """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked.
+
+        `answer`: what llama-fit-params says of it.
+        """
         if spec.memory is not None:
-            return self._declared(spec, devices), None
+            return self._declared(spec, devices)
         if not spec.path:
-            return Forecast((in_ram(*files.footprint(spec)),)), None
+            return Forecast((in_ram(*files.footprint(spec)),))
         gpus = usable(devices)
         settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
         try:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
-            return Forecast((self._unread(spec, error),)), None
+            return Forecast((self._unread(spec, error),))
         known = Known(read, settings, settled, gpus, layers)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
         found = estimate(read.model, settings, read.projector, read.draft)
         source = "; ".join([FROM_HEADER, *found.notes])
-        ways = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=source)
-        return Forecast(ways, self._key(known, build) if build is not None else ""), found
+        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=source)
+        if answer is not None and answer.rows:
+            placed = tuple(corrected(need, found, answer) for need in placed)
+        return Forecast(placed, self._key(known, build) if build is not None else "")
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """One clause on what of the model would fit into `room`; empty where nothing would, or nothing is known."""
@@ -149,6 +162,23 @@ class Forecaster:
         version = (build.engine, build.version, build.backend) if build is not None else ()
         said = (known.read.identities, settings, known.gpu_layers, version)
         return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
+def corrected(need: Need, found: Estimate, answer: FitAnswer) -> Need:
+    """The need with what llama-fit-params knows better: weights and cache, and buffers of an unknown kind of model.
+
+    Of buffers of a known kind it says an upper bound only, and all of it in whole MiB rounded down.
+    """
+    doubt = MIB * (len(answer.rows) + 1)
+    told = {"weights": answer.model, "kv cache": answer.context}
+    if not found.facts.known:
+        told["compute"] = answer.compute
+    parts = dict(need.parts)
+    for name, size in told.items():
+        if abs(size - parts.get(name, 0)) > doubt:
+            parts[name] = size + doubt
+    total = sum(parts.values())
+    return need if total == need.total else replace(need.scaled(total, FROM_TOOL), parts=parts)
 
 
 def settings_of(

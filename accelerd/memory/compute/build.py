@@ -15,22 +15,25 @@ from accelerd.memory.compute.rwkv import Rwkv
 from accelerd.memory.facts import Facts, Layer
 
 ENOUGH: Final = 3  # layers alike after which nothing new comes
-LATE: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe"})  # all tokens to the end
+# All tokens go to the end of all layers.
+LATE: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "nemotron_h", "nemotron_h_moe", "gemma4"})
 MEAN, FIRST, LAST, RANK = 1, 2, 3, 4
 
 
-def buffers(facts: Facts, batch: Batch, places: Sequence[int], out: int, copies: int = 1) -> list[int]:
+def buffers(
+    facts: Facts, batch: Batch, places: Sequence[int], out: int, copies: int = 1, enough: int = ENOUGH
+) -> list[int]:
     """Bytes of each place's buffer: main memory, then the devices. `places`: of each layer; `out`: of the end."""
-    graph = whole(facts, batch, places, out)
+    graph = whole(facts, batch, places, out, enough)
     return place.sizes(graph, max([HOST, out, *places]) + 1, copies)
 
 
-def whole(facts: Facts, batch: Batch, places: Sequence[int], out: int) -> Graph:
+def whole(facts: Facts, batch: Batch, places: Sequence[int], out: int, enough: int = ENOUGH) -> Graph:
     """The graph of one batch."""
-    return _Builder(facts, batch).graph(places, out)
+    return _Builder(facts, batch).graph(chosen(facts.layers, places, enough), out)
 
 
-def chosen(layers: Sequence[Layer], places: Sequence[int]) -> list[tuple[Layer, int]]:
+def chosen(layers: Sequence[Layer], places: Sequence[int], enough: int = ENOUGH) -> list[tuple[Layer, int]]:
     """The layers that are enough to know the buffers: the first few of each kind and change, and the last two."""
     found: list[tuple[Layer, int]] = []
     seen: dict[object, int] = {}
@@ -40,7 +43,7 @@ def chosen(layers: Sequence[Layer], places: Sequence[int]) -> list[tuple[Layer, 
         kind = (kinds.setdefault(layer.alike, len(kinds)), where)
         change = (before, kind)
         seen[change] = seen.get(change, 0) + 1
-        if seen[change] <= ENOUGH or index >= len(layers) - 2:
+        if seen[change] <= enough or index >= len(layers) - 2:
             found.append((layer, where))
         before = kind
     return found
@@ -53,11 +56,11 @@ class _Builder:
         self._g = Graph()
         self._first = HOST
 
-    def graph(self, places: Sequence[int], out: int) -> Graph:
+    def graph(self, layers: Sequence[tuple[Layer, int]], out: int) -> Graph:
         g, facts = self._g, self._facts
-        layers = chosen(facts.layers, places)
         x = self._embedded()
         inputs, of_window = self._inputs()
+        own = self._own(x, len(layers)) if facts.own else None
         rwkv = Rwkv(g, facts, self._batch, inputs, lambda size: self._state(inputs, size)) if facts.wkv else None
         for index, (layer, where) in enumerate(layers):
             # What needs no weights stays on the GPU where it was begun: the first norm of a layer.
@@ -68,6 +71,8 @@ class _Builder:
                 x = rwkv.layer(layer, x, last)
             else:
                 x = self._layer(layer, of_window if layer.window and of_window else inputs, x, last)
+            if own is not None:
+                x = self._with_own(x, own)
         g.here = out
         self._end(inputs, x)
         return g
@@ -93,6 +98,24 @@ class _Builder:
             x = g.like(x)
         return x
 
+    def _own(self, x: Node, count: int) -> Node:
+        """What each layer gets beside of every token; for all of the model's layers, however few are looked at."""
+        g, facts, batch = self._g, self._facts, self._batch
+        count = max(count, len(facts.layers))
+        rows = g.new((facts.own * count, batch.tokens, 1, 1), g.input((batch.tokens, 1, 1, 1), "i32"))
+        shape = (facts.own, count, batch.tokens, 1)
+        found = g.like(g.reshape(rows, shape))
+        g.expand(found)
+        projected = g.like(g.linear(x, facts.own * count))
+        both = g.like(g.like(g.like(g.like(g.reshape(projected, shape))), found))
+        return g.copy(g.permute(both, (0, 2, 1, 3)))
+
+    def _with_own(self, x: Node, own: Node) -> Node:
+        g, facts, batch = self._g, self._facts, self._batch
+        part = g.view(own, (facts.own, batch.tokens, 1, 1))
+        mixed = g.like(g.like(g.linear(x, facts.own)), part)
+        return g.like(x, g.like(g.like(g.linear(mixed, facts.width))))
+
     _place: Node | None = None
 
     def _positions(self) -> Node:
@@ -107,7 +130,7 @@ class _Builder:
         attending = any(layer.attends for layer in facts.layers)
         each = batch.tokens // batch.streams
         kind = "f16" if batch.flash else "f32"
-        states = g.input((batch.sequences, 1, 1, 1), "i32") if any(layer.state for layer in facts.layers) else None
+        states = g.input((batch.sequences, 1, 1, 1), "i32")
         outputs = g.input((batch.outputs, 1, 1, 1), "i32")
         widest = max((layer.value * layer.kv_heads for layer in facts.layers if layer.attends), default=0)
 
@@ -128,7 +151,7 @@ class _Builder:
             values = {layer.value for layer in facts.layers if layer.attends}
             if batch.quantised_v and not facts.rank and all(value and not value % ROTATION for value in values):
                 v_rotation = g.input((ROTATION, ROTATION, 1, 1))
-            return Inputs(self._positions(), mask, None, k, v, k_rotation, v_rotation, states, outputs)
+            return Inputs(self._positions(), mask, k, v, states, outputs, k_rotation, v_rotation)
 
         usual = of(batch.cells)
         return usual, of(batch.window_cells) if facts.window else None
@@ -143,7 +166,6 @@ class _Builder:
             found = g.like(found, recurrent.mixer(g, facts, layer, batch, inputs, again))
             found = g.like(found, before)
             if last:
-                assert inputs.outputs is not None
                 found = g.rows(found, inputs.outputs)
             return g.like(self._forward(layer, self._norm(layer, "ffn_norm", found)), found)
         if layer.state:
@@ -153,7 +175,6 @@ class _Builder:
         else:  # a layer of feed-forward alone
             return self._cut(g.like(self._forward(layer, normed), before), inputs, last)
         if last and facts.architecture not in LATE:
-            assert inputs.outputs is not None
             found, before = g.rows(found, inputs.outputs), g.rows(before, inputs.outputs)
             normed = g.rows(normed, inputs.outputs) if self._parallel(layer) else normed
         if not layer.has("ffn_up", "ffn_gate", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down"):
@@ -175,7 +196,7 @@ class _Builder:
         return g.like(result, residual)
 
     def _cut(self, x: Node, inputs: Inputs, last: bool) -> Node:
-        if not last or self._facts.architecture in LATE or inputs.outputs is None:
+        if not last or self._facts.architecture in LATE:
             return x
         return self._g.rows(x, inputs.outputs)
 
@@ -224,7 +245,6 @@ class _Builder:
             x = g.like(g.like(g.new(x.shape, x) if "output_norm.bias" in facts.outside else g.like(x)))
         if facts.architecture in LATE:
             x.output = True
-            assert inputs.outputs is not None
             x = g.rows(x, inputs.outputs)
         x.output = True
         g.expand(x)

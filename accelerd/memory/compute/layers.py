@@ -5,7 +5,7 @@ Which parts a layer has is read off its weights, so that a new architecture made
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from accelerd.memory.compute.graph import Graph, Node, contiguous
@@ -44,17 +44,12 @@ class Inputs:
 
     positions: Node
     mask: Node | None
-    window_mask: Node | None
     k_cells: Node
     v_cells: Node
+    states: Node  # which sequences' states
+    outputs: Node  # which tokens are wanted at the end
     k_rotation: Node | None = None
     v_rotation: Node | None = None
-    states: Node | None = None
-    outputs: Node | None = None
-
-    def of_window(self, other: Inputs) -> Inputs:
-        """The same with cells of the window's cache."""
-        return replace(self, mask=self.window_mask, k_cells=other.k_cells, v_cells=other.v_cells)
 
 
 def attention(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs, x: Node) -> Node:
@@ -70,7 +65,7 @@ def attention(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs
         q, k, v = _unpacked(g, facts, layer, batch, inputs, x)
         return _attend(g, facts, layer, batch, inputs, q, k, v)
     else:
-        q, k, v = _separate(g, layer, tokens, x, doubled)
+        q, k, v = _separate(g, layer, tokens, x, doubled, facts.own > 0)
         if doubled:
             whole = q
             strides = (2 * layer.key * 4, 2 * layer.key * layer.heads * 4, whole.size)
@@ -115,7 +110,9 @@ def _fused(g: Graph, layer: Layer, tokens: int, x: Node) -> tuple[Node, Node, No
     return parts[0], parts[1], parts[2]
 
 
-def _separate(g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool) -> tuple[Node, Node, Node]:
+def _separate(
+    g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool, values_normed: bool
+) -> tuple[Node, Node, Node]:
     found = []
     for name, length, count in (
         ("q", layer.key * (2 if doubled else 1), layer.heads),
@@ -129,6 +126,8 @@ def _separate(g: Graph, layer: Layer, tokens: int, x: Node, doubled: bool) -> tu
         if norm is not None and norm.shape[0] != layer.key:  # over all heads at once
             one = g.like(g.like(one))
         found.append(g.reshape(one, (length, count, tokens, 1)))
+    if values_normed:
+        found[2] = g.like(found[2])
     return found[0], found[1], found[2]
 
 
@@ -304,7 +303,7 @@ SQUARED: Final = frozenset({"nemotron", "nemotron_h", "nemotron_h_moe"})
 def experts(g: Graph, facts: Facts, layer: Layer, x: Node) -> Node:
     """The chosen experts' sum."""
     width, tokens = x.shape[0], x.shape[1]
-    used = max(1, min(facts.used, facts.experts))
+    used = max(1, min(facts.used, facts.experts, MOST_EXPERTS))
     count = layer.out("ffn_gate_inp") or facts.experts
     logits = g.linear(x, count)
     if "ffn_gate_inp.bias" in layer.tensors:
@@ -359,6 +358,7 @@ def experts(g: Graph, facts: Facts, layer: Layer, x: Node) -> Node:
     return total if used > 1 else g.copy(total)
 
 
+MOST_EXPERTS: Final = 1024
 CHOSEN_BEFORE: Final = frozenset({"gpt-oss"})  # the weights are normed after the choice, not before
 NOT_NORMED: Final = frozenset({"olmoe", "deepseek", "qwen2moe", "nomic-bert-moe", "jamba", "llama4", "llada-moe"})
 

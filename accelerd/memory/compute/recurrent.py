@@ -23,7 +23,6 @@ def mixer(g: Graph, facts: Facts, layer: Layer, batch: Batch, inputs: Inputs, x:
 
 def states(g: Graph, batch: Batch, inputs: Inputs, size: int) -> Node:
     """The states of the sequences, taken out of the cache."""
-    assert inputs.states is not None
     kept = g.external((size, batch.sequences, 1, 1))
     main = g.view(inputs.states, (batch.sequences, 1, 1, 1))
     found = g.rows(kept, main)
@@ -75,7 +74,6 @@ def _scan(
     g: Graph, facts: Facts, batch: Batch, inputs: Inputs, heads: tuple[int, int], y: Node, step: Node, b: Node, c: Node
 ) -> Node:
     """All tokens through the state: results and the last states in one."""
-    assert inputs.states is not None
     whole = y if y.root is not None else g.reshape(y, (*heads, batch.each, batch.sequences))
     numbers = facts.inner * batch.tokens + facts.state * facts.inner * batch.sequences
     main = g.view(inputs.states, (batch.sequences, 1, 1, 1))

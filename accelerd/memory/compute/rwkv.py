@@ -39,7 +39,7 @@ class Rwkv:
         shift = g.new((width, 2, sequences, 1), *ends)
         g.expand(g.store(shift, g.external((width * 2, sequences, 1, 1))))
         residual, second, before = (g.reshape(one, (width, batch.tokens, 1, 1)) for one in (residual, second, before))
-        if last and self._inputs.outputs is not None:
+        if last:
             residual, second, before = (g.rows(one, self._inputs.outputs) for one in (residual, second, before))
         return g.like(self._channels(layer, second, before), residual)
 
@@ -48,7 +48,7 @@ class Rwkv:
         end = g.view(normed, (facts.width, 1, batch.sequences, 1), (normed.strides[1], normed.strides[2], normed.size))
         g.expand(g.store(end, g.external((facts.width, batch.sequences, 1, 1))))
         residual = g.reshape(residual, (facts.width, batch.tokens, 1, 1))
-        if last and self._inputs.outputs is not None:
+        if last:
             residual = g.rows(residual, self._inputs.outputs)
         return g.like(feed_forward(g, facts, layer, g.like(g.like(residual))), residual)
 

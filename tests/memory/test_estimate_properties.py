@@ -1,0 +1,121 @@
+"""Whatever a header claims: an estimate comes out, nothing of it is negative, and more asked for is never less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelerd.memory.estimate import Estimate, Settings, estimate
+from accelerd.memory.gguf import Header
+from accelerd.memory.tensors import Model, Tensor
+from tests.memory.animals import animal
+
+QUICK = settings(max_examples=60, deadline=None)
+KEYS = [
+    "block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.sliding_window", "attention.sliding_window_pattern", "attention.kv_lora_rank",
+    "attention.key_length_mla", "attention.value_length_mla", "expert_count", "expert_used_count", "context_length",
+    "expert_group_count", "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank",
+    "ssm.group_count", "wkv.head_size", "shortconv.l_cache", "nextn_predict_layers", "rope.dimension_count",
+    "attention.shared_kv_layers", "pooling_type",
+]  # fmt: skip
+KINDS = ["llama", "gemma3", "deepseek2", "mamba", "jamba", "granitehybrid", "falcon-h1", "lfm2", "qwen3next", "rwkv7",
+         "rwkv6", "bert", "gpt-oss", "nonsense", ""]  # fmt: skip
+NAMES = [
+    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_norm", "attn_k_norm", "attn_kv_a_mqa",
+    "attn_kv_b", "attn_q_a", "ffn_norm", "ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp", "ffn_up_exps",
+    "ffn_gate_exps", "ffn_gate_up_exps", "ffn_down_exps", "ffn_up_shexp", "ffn_gate_inp_shexp", "ssm_in", "ssm_x",
+    "ssm_conv1d", "ssm_out", "ssm_norm", "ssm_dt_norm", "ssm_ba", "shortconv.in_proj", "time_mix_key", "time_mix_a1",
+    "time_mix_w1", "time_mix_g1", "channel_mix_key", "post_attention_norm", "post_ffw_norm", "attn_output_norm",
+    "layer_output_norm",
+]  # fmt: skip
+
+number = st.one_of(st.integers(0, 300), st.sampled_from([512, 4096, 1 << 20, 1 << 40, (1 << 64) - 1]))
+claim = st.one_of(number, number.map(lambda one: -one), st.booleans(), st.floats(), st.text(max_size=3),
+                  st.lists(number, max_size=5).map(tuple))  # fmt: skip
+LEAST = 2048  # tokens of a context from which on a batch is of one size, and what is computed grows with it
+
+shape = st.lists(st.sampled_from([0, 1, 2, 3, 64, 96, 512, 1 << 20]), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    kind = draw(st.sampled_from(KINDS))
+    values: dict[str, Any] = {"general.architecture": kind}
+    for key in draw(st.lists(st.sampled_from(KEYS), unique=True)):
+        values[f"{kind}.{key}"] = draw(claim)
+    tensors = {}
+    for index in range(draw(st.integers(0, 3))):
+        for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=14)):
+            tensors[f"blk.{index}.{name}.weight"] = Tensor(draw(shape), "f16", draw(st.integers(0, 1 << 40)))
+    for name in draw(st.lists(st.sampled_from(["token_embd", "output", "output_norm", "cls"]), unique=True)):
+        tensors[f"{name}.weight"] = Tensor(draw(shape), "f16", draw(st.integers(0, 1 << 40)))
+    return Model(Header(3, len(tensors), values, {"tokenizer.ggml.tokens": draw(number)}), tensors, ())
+
+
+wanted = st.builds(
+    Settings,
+    context=st.sampled_from([0, 1, 256, 5000, 1 << 20, 1 << 62]),
+    slots=st.integers(0, 9),
+    unified=st.booleans(),
+    type_k=st.sampled_from(["f16", "q8_0", "q4_0", "f32", "unheard of"]),
+    type_v=st.sampled_from(["f16", "q8_0"]),
+    flash=st.sampled_from(["on", "off", "auto"]),
+    ubatch=st.sampled_from([1, 7, 512]),
+    embeddings=st.booleans(),
+    rerank=st.booleans(),
+    offload_cache=st.booleans(),
+    host_experts=st.integers(0, 3),
+)
+
+
+def whole(found: Estimate) -> int:
+    return found.weights + found.cache + found.compute + found.output
+
+
+@QUICK
+@given(models(), wanted, st.lists(st.integers(-1, 5), max_size=3))
+def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
+    model: Model, want: Settings, counts: list[int]
+) -> None:
+    found = estimate(model, want)
+    shares = found.placed(counts)
+    assert len(shares) == len(counts) + 1
+    for share in shares:
+        assert all(size >= 0 for size in share.parts().values())
+    if not counts:
+        assert shares[0].total - shares[0].program == found.total
+    again = estimate(replace(model), want)
+    assert again.placed(counts) == shares
+
+
+@QUICK
+@given(
+    st.sampled_from(["llama", "gemma3", "qwen3moe", "bert", "unheard-of"]),
+    st.integers(LEAST, 200_000),
+    st.integers(LEAST, 200_000),
+    st.integers(1, 8),
+    st.sampled_from(["on", "off"]),
+)
+def test_more_context_and_more_slots_never_need_less(kind: str, one: int, two: int, slots: int, flash: Any) -> None:
+    model = animal(kind, attention__sliding_window=1024, experts=8 if kind == "qwen3moe" else 0)
+    small, large = sorted((one, two))
+    base = Settings(context=small, flash=flash)
+    assert estimate(model, base).cache <= estimate(model, replace(base, context=large)).cache
+    assert whole(estimate(model, base)) <= whole(estimate(model, replace(base, context=large)))
+    each = [estimate(model, replace(base, context=small * count, slots=count)) for count in (slots, slots + 1)]
+    assert each[0].cache <= each[1].cache
+
+
+@QUICK
+@given(st.integers(1, 6), st.integers(1, 100_000))
+def test_however_it_is_divided_no_weight_and_no_cell_is_lost(layers: int, context: int) -> None:
+    found = estimate(animal(layers=layers), Settings(context=context))
+    for first in range(layers + 2):
+        for second in range(layers + 2 - first):
+            shares = found.placed((first, second))
+            assert sum(share.weights for share in shares) == found.weights
+            assert sum(share.cache for share in shares) == found.cache

@@ -1,0 +1,79 @@
+"""Estimates held against what the real llama-server says of models that it loads, row by row.
+
+Done is: weights, cache and buffers together within 3 %, and never more than 64 MiB under, for every kind of model at
+three contexts and three types of the cache. The further rows change batches, slots, flash attention and the order of
+weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from accelerd.memory.estimate import REPACKED, Settings, estimate
+from accelerd.memory.tensors import read_model
+from tests.memory import reported, zoo, zoo_report
+
+MIB = 1 << 20
+FAR = 0.03  # of what is reported
+UNDER = 64 * MIB
+REAL = {"jamba": 0.02, "lfm2": 0.01}  # what is known to be further off than half a percent
+
+
+def wanted(told: reported.Settings) -> Settings:
+    """The estimate's settings for what the server is told."""
+    return Settings(
+        context=told.context,
+        slots=told.parallel,
+        type_k=told.type_k,
+        type_v=told.type_v,
+        flash="off" if told.flash_attention == "off" else "on",
+        batch=told.batch,
+        ubatch=told.ubatch,
+        mmap=told.mmap,
+        embeddings="--embeddings" in told.further,
+        rerank="--rerank" in told.further,
+        repacked=REPACKED.get(os.uname().machine, frozenset()) if told.repack else frozenset(),
+    )
+
+
+def refused(name: str, told: reported.Settings) -> bool:
+    """Does the server not start so? Compressed keys are values, too: they have one type."""
+    return name == "deepseek2" and told.type_k != told.type_v
+
+
+@pytest.mark.parametrize("name", zoo.LOADABLE)
+def test_an_estimate_is_what_the_server_takes(name: str, llama_server: str, tmp_path: Path) -> None:
+    files = zoo.make(name, tmp_path)
+    draft = zoo.make(zoo.ZOO[name].draft, tmp_path).path if zoo.ZOO[name].draft else None
+    model = read_model(files.path)
+    rows = [told for told in zoo_report.settings_of(name, wide=True) if not refused(name, told)]
+    assert len(rows) >= 9
+    wrong = []
+    for told in rows:
+        real = reported.reported(llama_server, files.path, told, draft)
+        found = estimate(model, wanted(told), draft=read_model(draft) if draft else None)
+        seen = real.model + real.context + real.compute + (real.output if draft else 0)
+        share = found.placed(())[0]
+        mine = share.weights + share.cache + share.compute + share.draft + (share.output if draft else 0)
+        if abs(mine - seen) > REAL.get(name, 0.005) * seen or seen - mine > UNDER:
+            wrong.append((told, mine - seen, mine / seen - 1))
+    shutil.rmtree(tmp_path)  # a hundred MB each
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "gemma3", "deepseek2"])
+def test_an_estimate_is_what_the_server_takes_of_a_model_that_only_its_header_shows(
+    name: str, llama_server: str, tmp_path: Path
+) -> None:
+    """llama-fit-params, too, looks at headers only, and says so of models that no test could load."""
+    big = zoo.make("qwen3-235b-a22b-shards", tmp_path)
+    model = read_model(big.path)
+    told = reported.Settings(context={"qwen3moe": 4096, "gemma3": 32768, "deepseek2": 131072}[name])
+    fit = os.path.join(os.path.dirname(llama_server), "llama-fit-params")
+    ((_, weights, cache, buffer),) = reported.projected(fit, big.path, told)
+    found = estimate(model, Settings(context=told.context, few_outputs=False))
+    assert [found.weights // MIB, found.cache // MIB, found.compute // MIB] == [weights, cache, buffer]
