@@ -164,7 +164,7 @@ def judged(
     known = Known(subject.read, used, spec, gpus, layers)
     measured = tuple(need_of(option) for option in told["options"]) if told else ()
     if not measured and spec.memory is not None:
-        measured = Forecaster().forecast(spec, spec, build, devices)[0].options
+        measured = Forecaster().forecast(spec, spec, build, devices).options
     facts = {held["model"]: held for pool in report["pools"] for held in pool["holdings"]}
     machine = fitting.Machine(
         ledger=ledger_of(report),
