@@ -1,7 +1,8 @@
 """accelctl: the user's tool. Finds the command, gives it its context, turns what it raises into an exit status.
 
 Each command is a module of its own, imported only when it is the one asked for: start-up time is a feature here. Talks
-to nothing but the daemon's unix socket, except for `config`, `add`, `devices` and `doctor`, which look at this machine.
+to nothing but the daemon's unix socket, except for `config`, `add`, `devices`, `memory`, `fit` and `doctor`, which look
+at this machine, and for `fit` of an address.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ COMMANDS = {
     "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",
     "reload": "read the configuration again; unchanged models keep running",
+    "memory": "who holds which memory, what waits for some; what was learned of models",
+    "fit": "will a model run here, with what context, how fast; before it is downloaded",
     "devices": "GPUs and NPUs: what they are, what they do, who uses their memory",
     "doctor": "what is missing on this machine, and the command that fixes it",
     "version": "versions of accelctl and of the daemon",

@@ -30,3 +30,8 @@ def time_in(seconds: float, now: datetime | None = None) -> str:
     now = now or datetime.now()
     then = datetime.fromtimestamp(now.timestamp() + seconds)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%H:%M} on {then:%Y-%m-%d}"
+
+
+def seconds_since(at: float, now: datetime | None = None) -> float:
+    """Since a moment that is told in seconds since 1970; 0 when it is still to come: a clock was put back."""
+    return max((now or datetime.now()).timestamp() - at, 0.0)

@@ -16,7 +16,17 @@ from typing import Any, TextIO
 from accelerd.cli.failure import Failure
 from accelerd.cli.text import clip, printable, width
 
-STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+STYLES = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "blue": "34",
+    "magenta": "35",
+    "cyan": "36",
+}
+BLOCKS = "█▒░▚▁·"  # what a stream must be able to write for bars to be drawn with more than ASCII
 MAX_WIDTH = 120
 
 
@@ -39,6 +49,15 @@ class Output:
     @property
     def columns(self) -> int:
         return min(self._columns_of(self.stdout), MAX_WIDTH) if self.tty else MAX_WIDTH
+
+    @property
+    def blocks(self) -> bool:
+        """Can bars be drawn with more than ASCII?"""
+        try:
+            BLOCKS.encode(getattr(self.stdout, "encoding", None) or "utf-8")
+        except (LookupError, UnicodeEncodeError):
+            return False
+        return True
 
     def _columns_of(self, stream: TextIO) -> int:
         try:
@@ -143,6 +162,10 @@ class PageOutput(Output):
     @property
     def columns(self) -> int:
         return self._real.columns
+
+    @property
+    def blocks(self) -> bool:
+        return self._real.blocks
 
 
 def join(cells: Sequence[str], widths: Sequence[int]) -> str:

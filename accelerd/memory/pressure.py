@@ -234,7 +234,7 @@ def _why(figures: _Figures, before: int, grown: int, seen: Seen, stalled: bool) 
     if before and more > 0:
         others += f" ({_gib(more)} more than when there was room)"
     most = next((user for user in seen.foreign if user.pool == pool.id), None)
-    if most is not None:
+    if most is not None and most.size <= balance.foreign:
         others += f", {most.process} alone {_gib(most.size)}"
     ours = f"models {_gib(figures.ours)}"
     if grown >= WORTH_SAYING:

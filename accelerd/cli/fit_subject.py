@@ -1,0 +1,141 @@
+"""What `accelctl fit` is asked about: a file, an address, or a model of the configuration, with its headers read.
+
+Reads headers only, whether they are on a disk or on a server. Every accident becomes a Failure that says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerd.cli import gguf_files
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.text import nearest
+from accelerd.config import Config
+from accelerd.config.model import ModelSpec, Origin
+from accelerd.engines.llama_server.forecast import Read
+from accelerd.memory import remote
+from accelerd.memory.facts import facts
+from accelerd.memory.gguf import GgufError
+from accelerd.memory.tensors import Model, ModelReader, identity, parts
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+ASKED = Origin("command line")
+RANK = 4  # of a pooling type: the model ranks
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model."""
+
+    spec: ModelSpec
+    read: Read
+    size: int  # bytes of its files
+    configured: bool = False
+    remote: remote.Remote | None = None
+
+    @property
+    def model(self) -> Model:
+        return self.read.model
+
+
+def find(context: Context, text: str, given: Mapping[str, Any], config: Config) -> Subject:
+    """What `text` names: an address, a configured model, a file. `given`: fields of its ModelSpec. Failure."""
+    if remote.is_remote(text):
+        return of_address(text, gguf_name(text), given, context.env)
+    path = Path(text).expanduser()
+    if text.startswith(("/", "~", ".")) or path.exists() or ("/" in text and text.lower().endswith(".gguf")):
+        return of_file(gguf_files.by_path(path.absolute()), given)
+    known = next((spec for spec in config.models.values() if text in (spec.name, *spec.aliases)), None)
+    if known is not None:
+        return of_spec(known, given, context.env)
+    if HUB_ID.fullmatch(text):
+        return of_address(remote.SCHEME + text, gguf_name(text), given, context.env)
+    try:
+        return of_file(gguf_files.by_name(text, gguf_files.well_known(context.roots.home, context.env)), given)
+    except Failure as failure:
+        names = [name for spec in config.models.values() for name in (spec.name, *spec.aliases)]
+        guess = nearest(text, names)
+        if failure.code != "not_found":
+            raise
+        hint = f"did you mean {guess}?" if guess else "give a path, an address, or hf:ORG/REPO"
+        raise Failure(
+            f"there is no model, and no file, called {text}", exit=Exit.NO_SUCH_MODEL, code="model_not_found", hint=hint
+        ) from None
+
+
+def gguf_name(text: str) -> str:
+    """A name from an address."""
+    if text.startswith(("https://", "http://")):
+        return gguf_files.name_of(Path(text.partition("?")[0]))
+    return gguf_files.name_of_id(text.removeprefix(remote.SCHEME))
+
+
+def of_file(found: gguf_files.Found, given: Mapping[str, Any]) -> Subject:
+    """A file on this machine, as `accelctl add` would add it."""
+    projector = str(found.mmproj) if found.mmproj else None
+    spec = ModelSpec(name=gguf_files.name_of(found.path), path=str(found.path), mmproj=projector)
+    return local(spec, given)
+
+
+def of_spec(spec: ModelSpec, given: Mapping[str, Any], env: Mapping[str, str]) -> Subject:
+    """A model of the configuration; one that llama-server fetches itself is looked up where it would fetch it."""
+    if spec.path:
+        return replace(local(spec, given), configured=True)
+    if spec.model:
+        found = of_address(remote.SCHEME + spec.model, spec.name, given, env, spec)
+        return replace(found, configured=True)
+    raise Failure(f"{spec.name} names no file: what it takes is known when it has been loaded", code="not_known")
+
+
+def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
+    """Headers from the disk."""
+    reader = ModelReader()
+
+    def read(name: str | None) -> Model | None:
+        if not name:
+            return None
+        try:
+            return reader.read(name)
+        except GgufError as error:
+            raise Failure(f"cannot read {name}: {error}", code="bad_model", hint="is the download complete?") from error
+        except OSError as error:
+            text = f"cannot read {error.filename or name}: {error.strerror}"
+            raise Failure(text, code="not_found" if isinstance(error, FileNotFoundError) else "failed") from error
+
+    model, projector, draft = (read(name) for name in (spec.path, spec.mmproj, spec.draft_model))
+    assert model is not None
+    names = [name for name in (spec.path, spec.mmproj, spec.draft_model) if name]
+    try:
+        size = sum(Path(file).stat().st_size for name in names for file in parts(name))
+        found = Read(model, projector, draft, tuple(identity(name) for name in names))
+    except OSError as error:
+        raise Failure(f"cannot read {error.filename}: {error.strerror}") from error
+    return Subject(asked(spec, model, given), found, size)
+
+
+def of_address(
+    text: str, name: str, given: Mapping[str, Any], env: Mapping[str, str], spec: ModelSpec | None = None
+) -> Subject:
+    """Headers from a server."""
+    try:
+        found = remote.read_remote(text, env)
+    except remote.RemoteError as error:
+        shown = [*error.candidates[: gguf_files.SHOWN]]
+        code, exit = ("ambiguous", Exit.USAGE) if shown else ("not_readable", Exit.FAILED)
+        raise Failure(error.message, exit=exit, code=code, hint=error.hint, tail=shown) from error
+    read = Read(found.model, found.projector, None, ())
+    return Subject(asked(spec or ModelSpec(name=name), found.model, given), read, found.size, remote=found)
+
+
+def asked(spec: ModelSpec, model: Model, given: Mapping[str, Any]) -> ModelSpec:
+    """The model with what is asked for, as what its header says it is for."""
+    known = facts(model)
+    if known.encoder and not (spec.embeddings or spec.rerank):
+        given = {**given, ("rerank" if known.pooling == RANK else "embeddings"): True}
+    origins = {**spec.origins, **dict.fromkeys(given, ASKED)}
+    return replace(spec, **given, origins=origins) if given else spec

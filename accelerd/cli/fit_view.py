@@ -1,0 +1,82 @@
+"""How the answer of `accelctl fit` looks: the verdict in one line, what goes where, which contexts would fit.
+
+Takes the command's own JSON; must never reckon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerd.cli.output import Output
+from accelerd.cli.text import printable, size
+
+
+def show(out: Output, answer: dict[str, Any]) -> None:
+    """The whole page."""
+    style = "green" if answer["now"] else "yellow" if answer["fits"] else "red"
+    lines = textwrapped(printable(answer["verdict"]), out.columns)
+    for line in lines:
+        out.line(out.style(line, "bold", style))
+    out.line()
+    out.wrapped(described(answer), indent="  ", style="dim")
+    out.line()
+    show_parts(out, answer)
+    if any(row["alone"] for row in answer["contexts"]):
+        out.line()
+        show_contexts(out, answer)
+    notes = [*answer["notes"]]
+    if answer["offers"]:
+        notes.insert(0, answer["offers"])
+    if notes:
+        out.line()
+    for note in notes:
+        out.wrapped(note, indent="  ", first="! ")
+
+
+def textwrapped(text: str, columns: int) -> Sequence[str]:
+    import textwrap
+
+    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
+
+
+def described(answer: dict[str, Any]) -> str:
+    """What the model is, and what it was reckoned with."""
+    model, used = answer["model"], answer["settings"]
+    experts = f", {model['experts_used']} of {model['experts']} experts a token" if model["experts"] else ""
+    kind = model["architecture"] or "of no architecture"
+    k, v = used["kv"]
+    cache = "" if model["encoder"] else f", KV cache {k}" + (f" and {v}" if v != k else "")
+    slots = f", {used['parallel']} requests at once" if used["parallel"] > 1 else ""
+    context = "all of its context" if not used["context"] else f"context {used['context']}"
+    read = f"; {size(model['read'])} of {size(model['size'])} were read" if model["read"] is not None else ""
+    return f"{model['name']}: {kind}{experts}, {size(model['size'])}{read}. With {context}{slots}{cache}."
+
+
+def show_parts(out: Output, answer: dict[str, Any]) -> None:
+    """What goes where: a row for each part, a column for each pool."""
+    pools = answer["pools"]
+    head = ("", *(pool["label"] for pool in pools))
+    names = list(dict.fromkeys(name for pool in pools for name in pool["parts"]))
+    rows = [(name, *(size(pool["parts"][name]) if name in pool["parts"] else "-" for pool in pools)) for name in names]
+    styles = [("", *[""] * len(pools)) for _ in rows]
+    total = "in sum" if answer["source"].startswith("estimated") or not names else answer["source"].partition(":")[0]
+    rows.append((total, *(size(pool["amount"]) for pool in pools)))
+    styles.append(("bold", *["bold"] * len(pools)))
+    rows.append(("free for it", *(size(max(0, pool["free"])) if pool["free"] is not None else "?" for pool in pools)))
+    styles.append(("", *["" if pool["free"] is None or pool["free"] >= pool["amount"] else "red" for pool in pools]))
+    out.table(head, rows, styles)
+
+
+def show_contexts(out: Output, answer: dict[str, Any]) -> None:
+    """The largest context for each type of the cache."""
+    crowded = any(row["now"] != row["alone"] for row in answer["contexts"])
+    head = ("KV CACHE", "LARGEST CONTEXT", *(("IF ALL OTHERS LEFT",) if crowded else ()))
+    rows = [
+        (row["kv"], tokens(row["now"]), *((tokens(row["alone"]),) if crowded else ())) for row in answer["contexts"]
+    ]
+    out.table(head, rows)
+
+
+def tokens(count: int) -> str:
+    return str(count) if count else "none"

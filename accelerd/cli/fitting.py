@@ -1,0 +1,293 @@
+"""Will it run here? Holds what a model needs against what a machine has, as `accelctl fit` tells it. Pure.
+
+The room is the ledger's, the need the estimate's (or the daemon's, which has measured), the speed bandwidth's: this
+only puts them side by side, and decides nothing that the scheduler decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+from accelerd.devices.model import Device
+from accelerd.engines.llama_server.forecast import FROM_HEADER, Known, ways
+from accelerd.memory import bandwidth, offers, placing
+from accelerd.memory.bandwidth import Rate, Speed
+from accelerd.memory.estimate import Estimate, Share, estimate
+from accelerd.memory.ledger import Holding, Ledger
+from accelerd.memory.model import RAM, Need
+
+KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is, by pool: free, and of GPUs that share main memory what they have for themselves."""
+
+    free: Mapping[str, int]
+    backing: offers.Backing
+    total: int | None = None  # of all pools together; None: no limit
+
+    def takes(self, need: Need) -> bool:
+        within = self.total is None or need.total <= self.total
+        return within and offers.fits(need, self.free, self.backing)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as it is now."""
+
+    ledger: Ledger
+    facts: Mapping[str, Mapping[str, Any]]  # of models that hold memory: leases, idle, pin, priority
+    devices: tuple[Device, ...]
+    rate: Callable[[str], Rate | None]  # how fast a pool is read
+    limit: int | None = None  # bytes for all models together; None: there is none
+    untold: str = ""  # why some pool is missing
+
+    def room(self, gone: Iterable[str]) -> Room:
+        """What there is when these models have left."""
+        left = set(gone)
+        books = Ledger(self.ledger.pools.values(), [one for one in self.ledger.holdings if one.model not in left])
+        balances = books.balances()
+        free = {one.pool.id: one.free for one in balances}
+        rest = None
+        if self.limit is not None:
+            rest = self.limit - sum(sum(one.amounts.values()) for one in books.holdings)
+            free = {id: min(size, rest) for id, size in free.items()}
+        backing = {
+            one.pool.id: (one.pool.backed_by, max(0, one.pool.own - one.foreign - one.held))
+            for one in balances
+            if one.pool.backed_by is not None
+        }
+        return Room(free, backing, rest)
+
+
+class Fitting:
+    """One model on one machine."""
+
+    def __init__(self, known: Known, machine: Machine, measured: Sequence[Need] = ()) -> None:
+        """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
+        self.known = known
+        self.machine = machine
+        self.measured = tuple(measured)
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        read = self.known.read
+        return estimate(read.model, self.known.settings, read.projector, read.draft)
+
+    @cached_property
+    def options(self) -> tuple[Need, ...]:
+        known, source = self.known, FROM_HEADER
+        return self.measured or placing.options(
+            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=source
+        )
+
+    # --- room -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def itself(self) -> frozenset[str]:
+        """It is loaded already: what it holds is its own."""
+        name = self.known.spec.name
+        return frozenset({name} if any(one.model == name for one in self.machine.ledger.holdings) else ())
+
+    @cached_property
+    def movable(self) -> tuple[Holding, ...]:
+        """Models that would leave for another, those first that would leave first."""
+        found = [
+            one for one in self.machine.ledger.holdings
+            if one.phase in ("resident", "leaving") and one.model not in self.itself and not self._of(one).get("pin")
+        ]  # fmt: skip
+        return tuple(sorted(found, key=self._rank))
+
+    def _of(self, holding: Holding) -> Mapping[str, Any]:
+        return self.machine.facts.get(holding.model, {})
+
+    def _rank(self, holding: Holding) -> tuple[bool, bool, int, float]:
+        told = self._of(holding)
+        idle = told.get("idle")
+        return holding.phase != "leaving", bool(told.get("leases")), int(told.get("priority") or 0), -float(idle or 0)
+
+    @cached_property
+    def now(self) -> Room:
+        """Beside what is loaded."""
+        return self.machine.room(self.itself)
+
+    @cached_property
+    def alone(self) -> Room:
+        """When all that may leave has left."""
+        return self.machine.room([*self.itself, *(one.model for one in self.movable)])
+
+    @cached_property
+    def need(self) -> Need:
+        """The way that is taken: the best that fits now, else the best that fits at all, else the best."""
+        for room in (self.now, self.alone):
+            for need in self.options:
+                if room.takes(need):
+                    return need
+        return self.options[0]
+
+    @property
+    def fits_now(self) -> bool:
+        return self.now.takes(self.need)
+
+    @property
+    def fits(self) -> bool:
+        return self.alone.takes(self.need)
+
+    @cached_property
+    def unknown(self) -> str:
+        """Why nothing can be said; empty: it can."""
+        missing = [pool for pool, size in self.need.amounts.items() if size and pool not in self.machine.ledger.pools]
+        if not missing:
+            return ""
+        return self.machine.untold or f"nothing is known about the memory of {', '.join(missing)}"
+
+    @cached_property
+    def leaving(self) -> tuple[str, ...]:
+        """Who would have to leave, as far as can be said from outside."""
+        if self.fits_now or not self.fits:
+            return ()
+        gone: list[str] = []
+        for one in self.movable:
+            gone.append(one.model)
+            if self._enough(gone):
+                break
+        for name in tuple(gone):
+            rest = [other for other in gone if other != name]
+            gone = rest if self._enough(rest) else gone
+        return tuple(gone)
+
+    def _enough(self, gone: Iterable[str]) -> bool:
+        return self.machine.room([*self.itself, *gone]).takes(self.need)
+
+    @cached_property
+    def chosen(self) -> Room:
+        """What there is for it: now, or when those have left who have to, or at the most."""
+        if self.fits_now:
+            return self.now
+        return self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
+
+    @cached_property
+    def spare(self) -> dict[str, int]:
+        """What is left of every pool that it uses; negative: so much is missing."""
+        room, found = self.chosen, {}
+        for pool, size in self.need.amounts.items():
+            if not size:
+                continue
+            found[pool] = room.free.get(pool, 0) - size
+            if pool in room.backing:
+                other, own = room.backing[pool]
+                beyond = max(0, size - own) + (self.need.amounts.get(other, 0))
+                found[pool] = min(found[pool], room.free.get(other, 0) - beyond)
+        return found
+
+    # --- what else --------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> int:
+        """Tokens of the context that it was trained for; 0: not said."""
+        return self.estimate.facts.trained
+
+    @property
+    def kind(self) -> str:
+        return self.known.settings.type_k
+
+    def largest(self, kind: str | None, room: Room) -> int:
+        """The largest context of one request that fits; 0: none does."""
+        return offers.largest_context(ways(self.known), room.free, self.trained or offers.LARGEST, kind, room.backing)
+
+    @cached_property
+    def contexts(self) -> list[dict[str, Any]]:
+        """For each type of the cache the largest context, now and when all others have left."""
+        if self.estimate.facts.encoder or not self.estimate.cache:
+            return []
+        found = []
+        for kind in dict.fromkeys((self.kind, *KINDS)):
+            now = self.largest(kind, self.now)
+            alone = now if now and now == self.trained else self.largest(kind, self.alone)
+            found.append({"kv": kind, "now": now, "alone": max(now, alone)})
+        return found
+
+    @cached_property
+    def offers(self) -> str:
+        """What of it would fit where the whole does not: one clause, or nothing."""
+        if self.fits or self.unknown:
+            return ""
+        context = self.known.spec.context or self.trained
+        room = self.alone
+        found = offers.clause(offers.offers(ways(self.known), room.free, context, self.kind, room.backing))
+        layers = self._layers()
+        if layers is not None:
+            more = f"gpu_layers = {layers}" + (
+                ", the rest of it in main memory" if layers else ", in main memory alone"
+            )
+            found = f"{found}, or with {more}" if found else f"it would fit with {more}"
+        return found
+
+    def _layers(self) -> int | None:
+        """How many layers would fit on the best GPU, the others in main memory; None: not even none of them."""
+        if not self.known.gpus or self.known.gpu_layers == 0:
+            return None
+
+        def enough(layers: int) -> bool:
+            known = replace(self.known, gpu_layers=layers)
+            context = self.known.spec.context or self.trained
+            return any(self.alone.takes(need) for need in ways(known)(context, None))
+
+        low, high = -1, len(self.estimate.layers) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if enough(middle) else (low, middle)
+        return low if low >= 0 else None
+
+    @cached_property
+    def shares(self) -> dict[str, Share]:
+        """What lies where, by pool."""
+        devices = {device.id: device for device in self.machine.devices}
+        chosen = [devices[id] for id in self.need.devices if id in devices]
+        if not chosen:
+            return {RAM: self.estimate.placed(())[0]}
+        counts = placing.divided(self._on_gpus(), [placing.room(device) for device in chosen])
+        placed = self.estimate.placed(counts)
+        return dict(zip((RAM, *(device.id for device in chosen)), placed, strict=True))
+
+    def _on_gpus(self) -> int:
+        """Layers on GPUs, with what comes behind the last."""
+        wanted, every = self.known.gpu_layers, len(self.estimate.layers) + 1
+        return min(wanted, every) if isinstance(wanted, int) and wanted >= 0 else every
+
+    @cached_property
+    def speed(self) -> Speed:
+        facts = self.estimate.facts
+        if facts.encoder or self.known.settings.embeddings or self.known.settings.rerank:
+            return Speed(None, "", "it makes no text")
+        drafting = {f"blk.{layer.index}." for layer in facts.drafting}
+        tensors = {
+            name: tensor.size
+            for name, tensor in self.known.read.model.tensors.items()
+            if not any(name.startswith(prefix) for prefix in drafting)
+        }
+        need = bandwidth.reads(tensors, facts.experts, facts.used)
+        shares = self._read_from(tensors, need)
+        rates = {pool: self.machine.rate(pool) for pool, share in shares.items() if share > 0}
+        return bandwidth.speed(need, self.estimate.cache // max(1, self.known.settings.slots), shares, rates)
+
+    def _read_from(self, tensors: Mapping[str, int], need: bandwidth.Reads) -> dict[str, float]:
+        """From which pool how much of it is read, in sum 1."""
+        places = [id for id in self.shares if id != RAM]
+        if not places:
+            return {RAM: 1.0}
+        on_gpus = self._on_gpus() / (len(self.estimate.layers) + 1)
+        host = {f"blk.{i}." for i in range(min(self.known.settings.host_experts, len(self.estimate.layers)))}
+        kept = (
+            {n: s for n, s in tensors.items() if bandwidth.is_routed(n) and n.startswith(tuple(host))} if host else {}
+        )
+        facts = self.estimate.facts
+        moved = sum(kept.values()) * facts.used // facts.experts if facts.experts else 0
+        on_gpus *= 1 - moved / max(1, need.weights)
+        weights = {id: self.shares[id].weights for id in places}
+        total = sum(weights.values()) or 1
+        return {RAM: 1 - on_gpus, **{id: on_gpus * size / total for id, size in weights.items()}}

@@ -1,0 +1,71 @@
+"""This machine's memory, asked of the daemon, or measured here where there is none: the same JSON either way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Failure
+from accelerd.cli.watching import Ask
+
+if TYPE_CHECKING:
+    from accelerd.devices.inventory import Inventory
+    from accelerd.devices.model import Device
+
+# Without a daemon, or with one that does not know the route, this program looks itself.
+ITSELF = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
+
+
+def source(context: Context, route: str, directly: Ask) -> Ask:
+    """The daemon's answer to `route`; from the first time that there is no daemon on, what `directly` says."""
+    daemon = True
+
+    def ask() -> dict[str, Any]:
+        nonlocal daemon
+        if daemon:
+            try:
+                return {"source": "daemon", **context.client.get(route)}
+            except Failure as failure:
+                if failure.code not in ITSELF:
+                    raise
+                daemon = False
+        return directly()
+
+    return ask
+
+
+class Machine:
+    """This machine, looked at without a daemon. What it needs is imported when it is first asked for."""
+
+    def __init__(self, context: Context, inventory: Inventory | None = None) -> None:
+        from accelerd import config
+        from accelerd.devices.inventory import Inventory as SystemInventory
+        from accelerd.devices.observer import Observer
+        from accelerd.memory.measure import Meter
+
+        roots, clock = context.roots, context.clock
+        self.config, _ = config.check(roots.config_file, roots.home)
+        reserves = (self.config or config.Config()).memory
+        self._inventory = inventory or SystemInventory(roots)
+        self._meter = Meter(
+            roots, clock, Observer(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
+        )
+
+    def devices(self) -> list[Device]:
+        """What there is now."""
+        return self._inventory.scan()
+
+    def look(self) -> dict[str, Any]:
+        """As GET /accelerd/v1/memory: all that others use, and no models."""
+        from accelerd.memory.ledger import Ledger
+        from accelerd.memory.report import report
+
+        seen = self._meter.look(self.devices(), {})
+        untold = "; ".join(f"{id}: {why}" for id, why in self._meter.untold.items())
+        return {
+            "source": "direct",
+            **report(Ledger(seen.pools), seen),
+            "waiting": [],
+            "yielded": None,
+            "degraded": f"not known: {untold}" if untold else None,
+        }

@@ -1,0 +1,272 @@
+"""How memory looks to a person: a bar for each pool, below it a line for everybody who holds some of it.
+
+Takes the JSON of the control route. Every part of a bar begins with the letter of its line, so that it can be read
+without colours; where the terminal knows no block characters it is drawn in ASCII. Must never fail for a value that is
+missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerd.cli.output import Output
+from accelerd.cli.text import clip, count, printable, size, span, width
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVW"  # models; the same letter in every pool
+MODEL_STYLES = ("cyan", "green", "blue", "magenta")
+OTHERS, SPILLED, RESERVE, FREE = "o", "s", "x", "."
+WIDEST = 78  # cells of a bar
+NARROWEST = 10
+WORDS = {
+    "loading": "loading",
+    "leaving": "leaving",
+    "reclaiming": "ended, not all of it is back yet",
+    "lost": "ended, and the device has not given it back",
+}
+PHASE_STYLES = {"loading": "yellow", "leaving": "yellow", "reclaiming": "red", "lost": "red"}
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """What a bar is drawn with."""
+
+    used: str
+    unused: str  # reserved, but not in use
+    others: str
+    spilled: str
+    reserve: str
+    free: str
+
+
+BLOCK_GLYPHS = Glyphs("█", "▒", "░", "▚", "▁", "·")
+ASCII_GLYPHS = Glyphs("#", "+", "/", "%", "x", ".")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a bar, and its line."""
+
+    letter: str
+    name: str
+    size: int
+    glyph: str
+    style: str
+    note: str = ""
+    unused: int = 0  # of `size`
+
+
+def show(out: Output, answer: dict[str, Any]) -> None:
+    """The whole page."""
+    if answer.get("source") == "direct":
+        out.line(out.style("accelerd is not running: measured directly, without the names of models", "dim"))
+        out.line()
+    pools = answer.get("pools") or []
+    labels = {pool.get("id"): str(pool.get("label") or pool.get("id")) for pool in pools}
+    letters = lettered(pools)
+    for number, pool in enumerate(pools):
+        if number:
+            out.line()
+        show_pool(out, pool, letters, spillers(pool, pools, labels))
+    if not pools:
+        out.line("nothing is known about this machine's memory")
+    told = [*remarks(answer, labels)]
+    if told:
+        out.line()
+    for text, style in told:
+        out.wrapped(text, indent="  ", first="! ", style=style)
+    waiting = answer.get("waiting") or []
+    if waiting:
+        out.line()
+        out.line(out.style("Waiting", "bold"))
+    for entry in waiting:
+        show_waiting(out, entry)
+
+
+def lettered(pools: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """A number for each model, in the order in which they appear."""
+    found: dict[str, int] = {}
+    for pool in pools:
+        for held in pool.get("holdings") or ():
+            found.setdefault(str(held.get("model")), len(found))
+    return found
+
+
+def spillers(pool: dict[str, Any], pools: Sequence[dict[str, Any]], labels: dict[Any, str]) -> str:
+    """Of which pools some lies in this one, too."""
+    found = [other for other in pools if other.get("backed_by") == pool.get("id") and other.get("holdings")]
+    return ", ".join(labels[other.get("id")] for other in found)
+
+
+# --- one pool -------------------------------------------------------------------------------------------------
+
+
+def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill: str) -> None:
+    glyphs = BLOCK_GLYPHS if out.blocks else ASCII_GLYPHS
+    capacity, free = pool.get("capacity") or 0, pool.get("free") or 0
+    found = [*parts(pool, letters, spill, glyphs)]
+    slot = str(pool.get("id") or "").removeprefix("0000:")
+    where = f" ({slot})" if ":" in slot else ""
+    state = f"{size(free)} free" if free >= 0 else f"{size(-free)} more than there should be"
+    figures = f"{state} of {size(capacity)}"
+    title = cut(out, str(pool.get("label") or slot), max(8, out.columns - len(figures) - len(where) - 2))
+    styled = out.style(figures, "red") if free < 0 else figures
+    out.line(f"{out.style(title, 'bold')}{where}  {styled}")
+    if pool.get("backed_by") and not pool.get("own") and {part.letter for part in found} <= {FREE, RESERVE}:
+        return  # it has no memory of its own, and uses nobody's
+    cells = max(NARROWEST, min(WIDEST, out.columns - 2))
+    out.line("  " + bar(out, found, max(capacity, sum(part.size for part in found)), cells, glyphs))
+    rows(out, found)
+
+
+def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Glyphs) -> Iterator[Part]:
+    """Everything in a pool, as it stands in the bar from the left to the right."""
+    for held in pool.get("holdings") or ():
+        yield holding(held, letters.get(str(held.get("model")), 0), glyphs)
+    if pool.get("spilled"):
+        note = f"of {spill}, which has no more of its own" if spill else "of a GPU that shares this memory"
+        yield Part(SPILLED, "spilled", pool["spilled"], glyphs.spilled, "cyan", note)
+    if pool.get("foreign"):
+        yield Part(OTHERS, "others", pool["foreign"], glyphs.others, "yellow", others(pool))
+    if (free := pool.get("free") or 0) > 0:
+        yield Part(FREE, "free", free, glyphs.free, "")
+    if pool.get("reserve"):
+        yield Part(RESERVE, "reserve", pool["reserve"], glyphs.reserve, "dim", "given to no model")
+
+
+def holding(held: dict[str, Any], number: int, glyphs: Glyphs) -> Part:
+    """One model."""
+    reserved, used, phase = held.get("reserved") or 0, held.get("used"), str(held.get("phase"))
+    notes = [WORDS[phase]] if phase in WORDS else []
+    if used is None:
+        notes.append("reserved, not seen in use yet" if phase == "loading" else "reserved")
+    elif abs(used - reserved) > max(reserved // 100, 1 << 20):
+        notes.append(f"{size(used)} of it in use" if used < reserved else f"{size(used)} in use")
+    if held.get("pin"):
+        notes.append("pinned")
+    if held.get("leases"):
+        notes.append(count(held["leases"], "request"))
+    elif held.get("idle") is not None:
+        notes.append(f"idle for {span(held['idle'])}")
+    letter = LETTERS[number % len(LETTERS)]
+    style = PHASE_STYLES.get(phase, MODEL_STYLES[number % len(MODEL_STYLES)])
+    unused = max(0, reserved - (used or 0))
+    return Part(letter, str(held.get("model")), reserved, glyphs.used, style, ", ".join(notes), unused)
+
+
+def others(pool: dict[str, Any]) -> str:
+    """Who of them can be named, the largest first."""
+    users = [user for user in pool.get("foreign_users") or () if user.get("size")]
+    return ", ".join(f"{user.get('process')} {size(user['size'])}" for user in users)
+
+
+def bar(out: Output, found: Sequence[Part], capacity: int, cells: int, glyphs: Glyphs) -> str:
+    """All parts beside each other."""
+    text = ""
+    for part, length in zip(found, shared([part.size for part in found], capacity, cells), strict=True):
+        unused = min(round(length * part.unused / part.size), length - 1) if part.size else 0
+        drawn = part.glyph * (length - unused) + glyphs.unused * unused
+        if part.letter not in (FREE, RESERVE) and length:
+            drawn = part.letter + drawn[1:]
+        text += out.style(drawn, part.style)
+    return text
+
+
+def shared(sizes: Sequence[int], capacity: int, cells: int) -> list[int]:
+    """How many cells each gets: in proportion, at least one for what is there, all of them in sum at most."""
+    if capacity <= 0:
+        return [0] * len(sizes)
+    exact = [size * cells / capacity for size in sizes]
+    found = [max(1, int(share)) if size else 0 for size, share in zip(sizes, exact, strict=True)]
+    while sum(found) > cells and max(found) > 1:
+        found[found.index(max(found))] -= 1
+    left = min(cells, round(sum(exact))) - sum(found)
+    by_rest = sorted(range(len(sizes)), key=lambda i: found[i] - exact[i])
+    for index in by_rest[: max(0, left)]:
+        found[index] += 1 if sizes[index] else 0
+    return found
+
+
+def rows(out: Output, found: Sequence[Part]) -> None:
+    """The line of every part: its letter, its name, its size, what else there is to say."""
+    room = max(8, min(32, out.columns - 24))
+    named = [(part, cut(out, part.name, room)) for part in found]
+    widest = max((width(name) for _, name in named), default=0)
+    for part, name in named:
+        letter = part.glyph if part.letter in (FREE, RESERVE) else part.letter
+        head = f"    {name}{' ' * (widest - width(name))}  {size(part.size):>9}"
+        lines = wrap(printable(part.note), out.columns - width(head) - 2) if part.note else [""]
+        first = f"  {out.style(letter, part.style)} {head[4:]}"
+        out.line(f"{first}  {out.style(lines[0], 'dim')}" if lines[0] else first)
+        for line in lines[1:]:
+            out.line(" " * (width(head) + 2) + out.style(line, "dim"))
+
+
+def cut(out: Output, text: str, columns: int) -> str:
+    """Text from outside, within so many columns."""
+    found = clip(printable(text), columns)
+    return found if out.blocks else found.replace("…", "~")
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, max(columns, 16), break_long_words=False, break_on_hyphens=False)
+
+
+# --- below ----------------------------------------------------------------------------------------------------
+
+
+def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[str, str]]:
+    """What a person must know beyond the pools, each with its style."""
+    given = answer.get("yielded")
+    if given:
+        pools = given.get("pools")
+        names = ", ".join(labels.get(pool, str(pool)) for pool in pools) if pools else ""
+        what = str(given.get("what") or names or "all memory")
+        until = f" for another {span(given['remaining'])}" if given.get("remaining") is not None else ""
+        yield (
+            f"{what} is given up to other programs{until} ({given.get('why')}); accelctl resume takes it back",
+            "yellow",
+        )
+    some, full = (round((answer.get("stall") or {}).get(key) or 0.0, 1) for key in ("some", "full"))
+    if some or full:
+        together = f", all of them at once {full} %" if full else ""
+        yield f"programs waited for memory {some} % of the last 10 s{together}", "red" if full else "yellow"
+    if answer.get("degraded"):
+        yield str(answer["degraded"]), "yellow"
+
+
+def show_waiting(out: Output, entry: dict[str, Any]) -> None:
+    name, requests = printable(str(entry.get("model"))), count(entry.get("requests") or 0, "request")
+    reason = "it is being loaded" if entry.get("state") == "starting" else str(entry.get("reason") or "")
+    wanted = sum((entry.get("wanted") or {}).values())
+    need = f" for {size(wanted)}" if wanted and entry.get("state") != "starting" else ""
+    out.wrapped(f"{name}: {requests}{need}{': ' if reason else ''}{reason}", indent="    ", first="  ")
+
+
+def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
+    """What was measured of models; `when(seconds since 1970)` says how long ago that was."""
+    entries = answer.get("learned") or []
+    if not entries:
+        out.line("Nothing yet: a figure is kept when a model has been loaded.")
+        return
+    table = []
+    for entry in entries:
+        estimate, measured = sum((entry.get("estimate") or {}).values()), sum((entry.get("measured") or {}).values())
+        need = entry.get("need")
+        times = count(entry.get("shortages") or 0, "time")
+        note = f"ran out of memory {times}; gets {size(need)}" if need else "-"
+        devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
+        table.append((
+            str(entry.get("model") or entry.get("file") or "?"), devices, size(estimate),
+            size(measured) if measured else "-", difference(estimate, measured), when(entry.get("at")), note,
+        ))  # fmt: skip
+    head = ("MODEL", "ON", "ESTIMATE", "MEASURED", "OFF BY", "AGO", "NOTE")
+    out.table(head, table, [("bold", "", "", "", "", "dim", "yellow")] * len(table))
+
+
+def difference(estimate: int, measured: int) -> str:
+    """How far the estimate was off: "+2.1 %" is more than there was."""
+    return f"{(estimate - measured) / measured * 100:+.1f} %" if estimate and measured else "-"
