@@ -70,7 +70,9 @@ class Known:
 
     read: Read
     settings: Settings
+    told: ModelSpec  # as the configuration has it
     spec: ModelSpec  # as settled
+    build: Build | None
     gpus: tuple[Device, ...]
     gpu_layers: int | str | None
 
@@ -100,12 +102,15 @@ class Forecaster:
         if not spec.path:
             return Forecast((in_ram(*files.footprint(spec)),))
         gpus = usable(devices)
+        earlier = self._known.get(spec.name)
+        if build is None and earlier is not None and earlier.told == spec:  # what was asked before still holds
+            settled, build = earlier.spec, earlier.build
         settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
         try:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
-        known = Known(read, settings, settled, gpus, layers)
+        known = Known(read, settings, spec, settled, build, gpus, layers)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known

@@ -1,0 +1,250 @@
+"""What llama-server is expected to need: from headers and settings, from programs that are asked, or declared."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
+from accelerd.devices.model import Device, MemoryPool
+from accelerd.engines.base import Build, Endpoint, Fixed
+from accelerd.engines.llama_server import LlamaServer
+from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
+from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, settings_of
+from accelerd.memory.estimate import REPACKED, Settings
+from accelerd.memory.model import RAM, Forecast
+from tests.memory.gguf_maker import string, u32, write
+from tests.models import make_model
+
+MIB, GIB = 1 << 20, 1 << 30
+CARD = Device("gpu", "card", "amdgpu", "0000:03:00.0", pools=(MemoryPool("vram", 24 * GIB),), apu=False)
+APU = Device("gpu", "apu", "amdgpu", "0000:c1:00.0", apu=True, unified=True,
+             pools=(MemoryPool("vram", GIB), MemoryPool("unified", 65 * GIB)))  # fmt: skip
+NEW = Build("llama-server", "1", "radv", frozenset({"--load-mode"}))
+OLD = Build("llama-server", "0", "cuda", frozenset())
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("forecast"), size_mb=60)
+
+
+def spec_of(path: Path | None, **more: Any) -> ModelSpec:
+    return ModelSpec("m", path=str(path) if path else None, **more)
+
+
+def expect(spec: ModelSpec, *devices: Device, build: Build | None = NEW, answer: FitAnswer | None = None) -> Forecast:
+    return Forecaster(machine=lambda: "x86_64").forecast(spec, spec, build, devices, answer)
+
+
+def asked(server: LlamaServer, spec: ModelSpec, *devices: Device, ask: bool = True) -> Forecast:
+    return asyncio.run(server.forecast(spec, devices, ask=ask))
+
+
+# --- settings ---
+
+
+def test_the_context_is_that_of_all_slots_and_of_a_whole_input_for_embeddings() -> None:
+    one, layers, named = settings_of(spec_of(None, context=4096, parallel=3), NEW, False, "x86_64")
+    assert (one.context, one.slots, one.unified, layers, named) == (12288, 3, False, None, {})
+    assert settings_of(spec_of(None, context=None), NEW, False, "")[0].context == 0
+    whole = settings_of(spec_of(None, context=8000, embeddings=True), NEW, False, "")[0]
+    assert (whole.ubatch, whole.batch, whole.embeddings) == (8000, 8000, True)
+    assert settings_of(spec_of(None, context=90_000, rerank=True), NEW, False, "")[0].ubatch == 8192
+    own = settings_of(spec_of(None, context=8000, embeddings=True, ubatch=256, batch=512), NEW, False, "")[0]
+    assert (own.ubatch, own.batch) == (256, 512)
+
+
+def test_what_is_not_asked_is_taken_to_be_more() -> None:
+    known = settings_of(spec_of(None), NEW, True, "x86_64")[0]
+    assert (known.few_outputs, known.ubatch, known.backend) == (True, 512, "radv")
+    unknown = settings_of(spec_of(None), None, True, "x86_64")[0]
+    assert (unknown.few_outputs, unknown.ubatch, unknown.backend) == (False, 2048, "")
+    assert settings_of(spec_of(None), OLD, True, "x86_64")[0].few_outputs is False
+    assert settings_of(spec_of(None), None, False, "x86_64")[0].ubatch == 512
+
+
+def test_further_arguments_count() -> None:
+    told = (
+        "-ub", "64", "--batch-size=128", "-ctk", "q8_0", "--cache-type-v", "q4_0", "-fa", "off", "-ngl", "7", "-kvu",
+        "--swa-full", "-nkvo", "--n-cpu-moe", "3", "--no-repack", "-md", "/d.gguf", "--mmproj", "/p.gguf", "-t", "4",
+        "--ubatch-size", "many",
+    )  # fmt: skip
+    found, layers, named = settings_of(spec_of(None, extra_args=told), NEW, True, "x86_64")
+    assert found == replace(
+        Settings(context=8192, few_outputs=True, backend="radv"),
+        ubatch=64, batch=128, type_k="q8_0", type_v="q4_0", flash="off", unified=True, window_full=True,
+        offload_cache=False, host_experts=3,
+    )  # fmt: skip
+    assert (layers, named) == (7, {"draft_model": "/d.gguf", "mmproj": "/p.gguf"})
+    assert settings_of(spec_of(None, extra_args=("-cmoe",)), NEW, True, "")[0].host_experts > 1000
+    assert settings_of(spec_of(None), NEW, True, "x86_64")[0].repacked == REPACKED["x86_64"]
+
+
+# --- forecasts ---
+
+
+def test_a_model_is_estimated_from_its_header(path: Path) -> None:
+    spec = spec_of(path, context=4096)
+    (need,) = expect(spec).options
+    assert need.source == FROM_HEADER
+    assert need.parts["weights"] == pytest.approx(os.path.getsize(path), rel=0.01)
+    assert set(need.amounts) == {RAM}
+    (gpu,) = expect(spec, CARD, APU).options
+    assert gpu.devices == (CARD.id,)
+    assert gpu.amounts[CARD.id] > need.amounts[RAM] - 60 * MIB
+    assert expect(replace(spec, gpus=(APU.id,)), CARD, APU).options[0].devices == (APU.id,)
+    assert expect(replace(spec, gpu_layers=0), CARD).options == (need,)
+
+
+def test_projector_and_draft_model_are_counted(path: Path, tmp_path: Path) -> None:
+    pairs = {"general.architecture": string("clip"), "clip.vision.embedding_length": u32(64)}
+    projector = write(tmp_path / "p.gguf", pairs, {"v.a": ((1 << 20,), 0)})
+    both = expect(spec_of(path, mmproj=str(projector), draft_model=str(path))).options[0]
+    assert both.parts["projector"] == 36 * MIB
+    assert both.parts["draft model"] > os.path.getsize(path)
+    assert expect(spec_of(path, extra_args=("-md", str(path)))).options[0].parts["draft model"] > 0
+
+
+def test_a_declared_figure_wins_and_lies_where_the_model_would(path: Path) -> None:
+    declared = spec_of(path, memory=5 * GIB, origins={"memory": Origin("model", "/c.toml", 3)})
+    assert expect(declared).options[0].amounts == {RAM: 5 * GIB}
+    assert expect(declared, APU).options[0].amounts == {APU.id: 5 * GIB}
+    (need,) = expect(declared, CARD, APU).options
+    assert (need.amounts, need.devices, need.source) == (
+        {CARD.id: 5 * GIB}, (CARD.id,), "declared: model (/c.toml:3)",
+    )  # fmt: skip
+    assert expect(replace(declared, gpu_layers=0), CARD).options[0].amounts == {RAM: 5 * GIB}
+    assert expect(replace(declared, gpus=(APU.id,)), CARD, APU).options[0].devices == (APU.id,)
+    assert expect(declared).key == ""
+
+
+def test_what_cannot_be_read_counts_by_its_size_or_not_at_all(path: Path, tmp_path: Path) -> None:
+    need = expect(ModelSpec("m", model="org/model")).options[0]
+    assert (need.total, need.source.startswith("unknown: ")) == (0, True)
+    missing = expect(spec_of(tmp_path / "none.gguf")).options[0]
+    assert (missing.total, missing.source.startswith("unknown: cannot read")) == (0, True)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(path.read_bytes()[: 1 << 20])
+    need = expect(spec_of(broken)).options[0]
+    assert need.total == (1 << 20) * 11 // 10 + 256 * MIB
+    assert "its header cannot be read: the file ends" in need.source
+
+
+def test_an_unknown_architecture_is_said(tmp_path: Path) -> None:
+    pairs = {"general.architecture": string("brand-new"), "brand-new.block_count": u32(1)}
+    odd = write(tmp_path / "odd.gguf", pairs, {"blk.0.attn_q.weight": ((64, 64), 1)})
+    assert expect(spec_of(odd)).options[0].source == (
+        f"{FROM_HEADER}; the architecture brand-new is not known: estimated as a transformer"
+    )
+
+
+def test_the_key_names_files_settings_and_program(path: Path, tmp_path: Path) -> None:
+    spec = spec_of(path)
+    key = expect(spec).key
+    assert len(key) == 64
+    assert expect(spec).key == key
+    assert expect(replace(spec, name="another", idle_timeout=3)).key == key
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    others = [
+        *(expect(replace(spec, **change)) for change in (  # type: ignore[arg-type]
+            {"context": 9000}, {"path": str(copy)}, {"gpu_layers": 3}, {"cache_type_k": "q8_0"},
+            {"draft_model": str(copy)})),
+        expect(spec, build=OLD),
+    ]  # fmt: skip
+    assert len({key, *(one.key for one in others)}) == 7
+    assert expect(spec, build=None).key == ""  # what is not settled is measured under no name
+
+
+# --- llama-fit-params ---
+
+
+def rows(need: Any, *, more: int = 0, compute: int | None = None) -> FitAnswer:
+    own = need.parts
+    return FitAnswer((FitRow("Host", "host", own["weights"] // MIB * MIB + more, own["kv cache"],
+                             own["compute"] if compute is None else compute),))  # fmt: skip
+
+
+def test_the_tool_is_believed_where_it_says_something_else(path: Path) -> None:
+    spec = spec_of(path)
+    (need,) = expect(spec).options
+    assert expect(spec, answer=rows(need)).options == (need,)
+    assert expect(spec, answer=rows(need, compute=need.parts["compute"] * 9)).options == (need,)  # a bound only
+    assert expect(spec, answer=FitAnswer(why_not="it is gone")).options == (need,)
+    (other,) = expect(spec, answer=rows(need, more=100 * MIB)).options
+    assert other.source == FROM_TOOL
+    assert 99 * MIB < other.total - need.total < 103 * MIB
+    assert sum(other.parts.values()) == other.total
+
+
+def test_the_tool_knows_buffers_of_architectures_that_are_new(tmp_path: Path) -> None:
+    pairs = {"general.architecture": string("brand-new"), "brand-new.block_count": u32(1)}
+    spec = spec_of(write(tmp_path / "odd.gguf", pairs, {"blk.0.attn_q.weight": ((64, 64), 1)}))
+    answer = FitAnswer((FitRow("Host", "host", 0, 0, 300 * MIB),))
+    (need,) = expect(spec, answer=answer).options
+    assert (need.source, need.parts["compute"]) == (FROM_TOOL, 302 * MIB)
+
+
+# --- offers ---
+
+
+def test_what_would_fit_is_offered_in_the_words_of_the_configuration(path: Path) -> None:
+    forecaster = Forecaster()
+    spec = spec_of(path, context=131072, gpu_layers=0)
+    (need,) = forecaster.forecast(spec, spec, NEW, ()).options
+    fixed = need.total - need.parts["kv cache"]
+    text = forecaster.offer(spec, {RAM: fixed + need.parts["kv cache"] // 3})
+    assert text.startswith("it would fit with context = ")
+    assert 'or with kv_cache_type = "q8_0" and context = ' in text
+    assert forecaster.offer(spec, {RAM: need.total}) == "it would fit with context = 131072"
+    assert forecaster.offer(spec, {RAM: MIB}) == ""
+    assert forecaster.offer(replace(spec, name="never seen"), {RAM: need.total}) == ""
+    assert forecaster.offer(replace(spec, memory=5), {RAM: need.total}) == ""
+
+
+def test_memory_that_is_shared_with_the_processor_is_offered_once(path: Path) -> None:
+    forecaster = Forecaster()
+    spec = spec_of(path, context=131072)
+    (need,) = forecaster.forecast(spec, spec, NEW, (APU,)).options
+    alone = {RAM: need.amounts[RAM], APU.id: need.amounts[APU.id]}
+    own = sum(pool.total for pool in APU.pools if pool.name == "vram")
+    beyond = need.amounts[APU.id] - own
+    assert beyond > 0
+    assert "context = 131072" not in forecaster.offer(spec, alone).split(",")[0]
+    assert forecaster.offer(spec, {**alone, RAM: alone[RAM] + beyond}) == "it would fit with context = 131072"
+
+
+# --- the engine ---
+
+
+def test_the_real_programs_are_asked(path: Path, llama_server: str, tmp_path: Path) -> None:
+    server = LlamaServer(LlamaServerSettings(binary=llama_server), cache=tmp_path)
+    spec = spec_of(path, context=4096)
+    quick, sure = asked(server, spec, ask=False), asked(server, spec)
+    assert (quick.key, len(sure.key)) == ("", 64)
+    assert sure.options[0].source == FROM_HEADER  # the tool agrees
+    assert sure.options[0].total <= quick.options[0].total
+    assert asked(server, spec, ask=False) == sure  # what was asked once is known
+    assert asked(server, replace(spec, context=2048), ask=False).key == ""
+    asked(server, spec)
+    assert server.offer(spec, {RAM: sure.options[0].total}) == "it would fit with context = 4096"
+
+
+def test_a_program_that_cannot_be_asked_leaves_the_estimate(path: Path, tmp_path: Path) -> None:
+    server = LlamaServer(LlamaServerSettings(binary=str(tmp_path / "none")), cache=tmp_path)
+    found = asked(server, spec_of(path))
+    assert (found.key, found.options[0].source) == ("", FROM_HEADER)
+    missing = asked(server, spec_of(tmp_path / "none.gguf"))
+    assert missing.options[0].total == 0
+
+    async def fixed(spec: ModelSpec) -> Fixed:
+        return Fixed(Endpoint(port=1), ("run",), "container x")
+
+    elsewhere = LlamaServer(LlamaServerSettings(), places=fixed)
+    assert asked(elsewhere, spec_of(path)).options[0].source == FROM_HEADER
