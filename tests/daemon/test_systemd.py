@@ -66,7 +66,7 @@ def test_the_first_connection_starts_the_service_and_is_answered(deployed: Deplo
     manager.systemctl("start", SOCKET)
     assert manager.properties(SERVICE)["ActiveState"] == "inactive"
     assert daemon.chat("m").status == 200
-    seen = manager.wait_for(SERVICE, ActiveState="active", StatusText="1 of 1 models loaded: m; 256.0 MiB reserved")
+    seen = manager.wait_for(SERVICE, ActiveState="active", StatusText="1 of 1 models loaded: m; 48.0 MiB reserved")
     assert (seen["Type"], seen["NRestarts"]) == ("notify", "0")
     assert daemon.status()["pid"] == int(seen["MainPID"])
     assert daemon.status()["listen"] == [f"127.0.0.1:{daemon.port}", f"[::1]:{daemon.port}"]
