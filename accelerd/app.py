@@ -24,6 +24,7 @@ from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
 from accelerd.gateway.control_devices import DeviceRoutes
+from accelerd.gateway.control_fit import FitRoutes
 from accelerd.gateway.control_memory import MemoryRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.gateway import Gateway
@@ -211,7 +212,17 @@ def build(
     )
     daemon = Daemon(parts, config, [*problems], llama_server)
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight, performance.owner)
-    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes, **MemoryRoutes(yielding, scheduler).routes}
+    fit = FitRoutes(
+        scheduler,
+        scheduler.ledger,
+        memory.look,
+        insight.learned,
+        lambda spec: insight.forecast(spec, ask=True),
+        yielded=yielding.report,
+        degraded=lambda: memory.degraded,
+    )
+    giving = MemoryRoutes(yielding, scheduler)
+    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes, **giving.routes, **fit.routes}
     gateway.control = Control(scheduler, insight, daemon, trials, routes)
     return daemon
 
