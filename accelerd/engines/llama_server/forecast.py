@@ -70,11 +70,11 @@ class Known:
 
     read: Read
     settings: Settings
-    told: ModelSpec  # as the configuration has it
     spec: ModelSpec  # as settled
-    build: Build | None
     gpus: tuple[Device, ...]
     gpu_layers: int | str | None
+    told: ModelSpec | None = None  # as the configuration has it
+    build: Build | None = None  # None: it was not asked
 
 
 class Forecaster:
@@ -110,7 +110,7 @@ class Forecaster:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
-        known = Known(read, settings, spec, settled, build, gpus, layers)
+        known = Known(read, settings, settled, gpus, layers, spec, build)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
