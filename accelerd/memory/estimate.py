@@ -57,6 +57,7 @@ class Settings:
     window_full: bool = False
     few_outputs: bool = True  # only tokens that are asked for get scores; earlier programs reserve for all of a batch
     drafted: int = 0  # tokens that another model guesses at once
+    checkpoints: int = 0  # places in a conversation that each slot may go back to, where a cache forgets
     host_experts: int = 0  # so many of the first layers keep their experts in main memory
     repacked: frozenset[str] = frozenset()  # types of weights that this machine's processor wants in another order
     backend: str = ""  # of engines.base.Build
@@ -72,6 +73,7 @@ class Share:
     output: int = 0
     projector: int = 0
     draft: int = 0
+    checkpoints: int = 0
     program: int = 0
 
     @property
@@ -81,7 +83,8 @@ class Share:
     def parts(self) -> dict[str, int]:
         """For people; what is nothing is left out."""
         named = {"weights": self.weights, "kv cache": self.cache, "compute": self.compute, "output": self.output,
-                 "projector": self.projector, "draft model": self.draft, "program": self.program}  # fmt: skip
+                 "projector": self.projector, "draft model": self.draft, "checkpoints": self.checkpoints,
+                 "program": self.program}  # fmt: skip
         return {name: size for name, size in named.items() if size}
 
 
@@ -98,6 +101,7 @@ class Estimate:
     tied: int  # bytes of the embedding that a GPU takes once more, as there is no head
     tied_repacked: int  # and that the processor does, in its own order
     output: int  # bytes: scores and the like for the program to read
+    checkpoints: int  # bytes of all of them, in main memory wherever the model is
     projector: tuple[int, int] = (0, 0)  # bytes of weights, of its buffer
     draft: Estimate | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
@@ -118,8 +122,8 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes when all of it is in main memory, the program's own left out."""
-        return sum(share.total - share.program for share in self.placed(()))
+        """Bytes when all of it is in main memory, what the program keeps for itself left out."""
+        return sum(share.total - share.program - share.checkpoints for share in self.placed(()))
 
     def placed(self, counts: Sequence[int]) -> tuple[Share, ...]:
         """The share of main memory, then of each GPU. `counts`: layers on each, the last ones of the model and, where
@@ -150,6 +154,7 @@ class Estimate:
                 cache=cache,
                 compute=computing[place] if place < len(computing) else 0,
                 output=self.output if place == 0 else 0,
+                checkpoints=self.checkpoints if place == 0 else 0,
                 projector=sum(self.projector) if place == first else 0,
                 program=self._program(place, bool(own) or out == place),
             )
@@ -242,6 +247,7 @@ def estimate(model: Model, settings: Settings, projector: Model | None = None, d
         tied=tied.size if tied is not None else 0,
         tied_repacked=tied.size if tied is not None and again else 0,
         output=4 * (known.vocabulary + wide) * max(slots, batch.outputs if wide else slots),
+        checkpoints=settings.checkpoints * slots * kv.rewind_bytes(known, held, settings.type_k, settings.type_v),
         projector=_projector(projector) if projector is not None else (0, 0),
         draft=_draft(draft, settings, slots) if draft is not None else None,
         notes=tuple(notes),

@@ -55,6 +55,14 @@ def layer_bytes(facts: Facts, layer: Layer, cells: Cells, type_k: str, type_v: s
     return total
 
 
+def rewind_bytes(facts: Facts, cells: Cells, type_k: str, type_v: str) -> int:
+    """What is kept to go back to one place in one conversation: windows and states forget, other caches do not."""
+    states = STATE_NUMBER * sum(facts.row_state) * sum(layer.state for layer in facts.layers)
+    one = Cells(0, min(facts.window, cells.window), 1, 0)
+    windows = (layer_bytes(facts, layer, one, type_k, type_v, 0) for layer in facts.layers if layer.window)
+    return states + sum(windows)
+
+
 def widest_value(facts: Facts) -> int:
     """Numbers of the largest row of values, which all rows have where values are kept turned."""
     return max((layer.value * layer.kv_heads for layer in facts.layers if layer.attends), default=0)

@@ -161,7 +161,7 @@ def judged(
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
     used, layers, _ = settings_of(spec, build, bool(gpus), platform.machine())
-    known = Known(subject.read, used, spec, spec, build, gpus, layers)
+    known = Known(subject.read, used, spec, gpus, layers)
     measured = tuple(need_of(option) for option in told["options"]) if told else ()
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options

@@ -21,6 +21,8 @@ from accelerd.instances import Cause
 
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
+CHECKPOINTS: Final = 8  # the program's own 32 of a model with a large window can take more than the model
+CHECKPOINT_FLAGS: Final = ("--ctx-checkpoints", "--swa-checkpoints")
 EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the physical batch
 
 # setting → its names in this and earlier builds, and what it is for
@@ -175,6 +177,8 @@ def _memory(line: CommandLine) -> None:
     if spec.cache_type_v is not None:
         _values_cache(line, spec.cache_type_v)
     line.own(("--cache-ram",), "0", reason="no second prompt cache in main memory beside the reserved memory")
+    reason = "what it keeps to go back in a conversation stays within the reserved memory"
+    line.own(CHECKPOINT_FLAGS, str(CHECKPOINTS), reason=reason)
     if spec.mmap is not None:
         _mmap(line, spec.mmap)
     if spec.gpu_layers is not None:

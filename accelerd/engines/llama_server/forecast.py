@@ -38,7 +38,8 @@ UNKNOWN_UBATCH: Final = 2048  # the largest that a tuning rule sets
 FEW_OUTPUTS: Final = "--load-mode"  # builds with this option reserve scores only for the tokens that are asked for
 MOST_KNOWN: Final = 256  # models
 # Options of extra_args that change what is reserved, and the field of Settings or of ModelSpec that they decide.
-NUMBERS: Final = {"--ubatch-size": "ubatch", "-ub": "ubatch", "--batch-size": "batch", "-b": "batch",
+NUMBERS: Final = {"--ctx-checkpoints": "checkpoints", "-ctxcp": "checkpoints", "--swa-checkpoints": "checkpoints",
+                  "--ubatch-size": "ubatch", "-ub": "ubatch", "--batch-size": "batch", "-b": "batch",
                   "--n-cpu-moe": "host_experts", "-ncmoe": "host_experts", "--gpu-layers": "gpu_layers",
                   "--n-gpu-layers": "gpu_layers", "-ngl": "gpu_layers"}  # fmt: skip
 WORDS: Final = {"--cache-type-k": "type_k", "-ctk": "type_k", "--cache-type-v": "type_v", "-ctv": "type_v"}
@@ -211,6 +212,7 @@ def settings_of(
         rerank=spec.rerank,
         few_outputs=build is not None and FEW_OUTPUTS in build.options,
         drafted=DRAFTED if spec.draft_model else 0,
+        checkpoints=argv.CHECKPOINTS if build is None or build.options.intersection(argv.CHECKPOINT_FLAGS) else 0,
         repacked=REPACKED.get(machine, frozenset()),
         backend=build.backend if build is not None else "",
     )
