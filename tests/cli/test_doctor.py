@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from accelerd import __version__
-from accelerd.cli.checks import engine, host, run_all, service
+from accelerd.cli.checks import engine, host, memory, run_all, service
 from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
 from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
 from accelerd.cli.client import Client
@@ -207,15 +207,15 @@ def test_memory(here: Surroundings, ctl: Ctl) -> None:
         ctl.configure("".join(f'[models.m{n}]\nmodel = "o/r"\nmemory = "{text}"\n' for n, text in enumerate(sizes)))
         for name in ("checked", "config"):
             here.__dict__.pop(name, None)
-        check = only(host.memory(here))
+        check = only(memory.memory(here))
         assert check.level == level
         assert words in check.detail
-    assert "20.0 GiB of 32.0 GiB free, 25.6 GiB for models" in check.detail
+    assert "20.0 GiB of 32.0 GiB free, 3.2 GiB kept for others" in check.detail
 
 
 def test_memory_unknown(here: Surroundings) -> None:
     (here.roots.proc / "meminfo").unlink()
-    assert only(host.memory(here)).level == "warn"
+    assert only(memory.memory(here)).level == "warn"
 
 
 def test_devices(here: Surroundings) -> None:

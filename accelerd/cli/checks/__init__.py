@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from accelerd.cli.checks import containers, engine, host, service
+from accelerd.cli.checks import containers, engine, host, memory, service
 from accelerd.cli.checks.base import Check, Surroundings
 
 ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
@@ -16,7 +16,7 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     containers.programs,
     containers.rootless,
     containers.there,
-    host.memory,
+    memory.memory,
     host.devices,
     service.daemon,
     service.level,

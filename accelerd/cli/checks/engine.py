@@ -68,10 +68,3 @@ def program(s: Surroundings, spec: ModelSpec) -> Check:
     load = found.pick("--load-mode", "--no-mmap") or "no load option"
     options = len({option.names for option in found.options.values()})
     return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options (those with {load})")
-
-
-def weight(spec: ModelSpec) -> int:
-    """Bytes that would be reserved for a model; unknown is 0."""
-    from accelerd.engines.llama_server import files
-
-    return files.footprint(spec)[0]

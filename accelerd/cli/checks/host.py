@@ -1,4 +1,4 @@
-"""The machine below: Python, directories, memory, devices."""
+"""The machine below: Python, directories, devices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accelerd.cli.checks.base import Check, Surroundings
-from accelerd.cli.checks.engine import weight
-from accelerd.cli.text import count, size
-from accelerd.devices.inventory import inventory, machine_memory
+from accelerd.cli.text import size
+from accelerd.devices.inventory import inventory
 
 OLDEST_PYTHON = (3, 11)
-SHARE = 0.8  # of the machine's memory, where the configuration sets no limit
 
 
 def python(s: Surroundings) -> Iterator[Check]:
@@ -56,29 +54,6 @@ def directory(id: str, path: Path, *, private: bool) -> Check:
         wanted = "700" if private else "o-w"
         return Check(id, "fail", f"{path} is open to other users (mode {mode:o})", f"chmod {wanted} {path}")
     return Check(id, "ok", str(path) + ("" if path.is_dir() else " (will be made)"))
-
-
-def memory(s: Surroundings) -> Iterator[Check]:
-    """Does the largest model fit, do all?"""
-    found = machine_memory(s.roots)
-    if found is None:
-        yield Check("memory", "warn", "the machine's memory is unknown", "set memory in [scheduler]")
-        return
-    total, available = found
-    limit = s.config.scheduler.memory or int(total * SHARE)
-    weights = {name: weight(spec) for name, spec in s.config.models.items()}
-    facts = f"{size(available)} of {size(total)} free, {size(limit)} for models"
-    too_big = [name for name, needed in weights.items() if needed > limit]
-    if too_big:
-        names = ", ".join(f"{name} ({size(weights[name])})" for name in too_big)
-        yield Check(
-            "memory", "warn", f"{facts}: too little for {names}", "take a smaller quantization or a larger limit"
-        )
-        return
-    together = sum(weights.values())
-    if weights:
-        facts += f"; {count(len(weights), 'model')}: {size(together)}" + (", in turn" if together > limit else "")
-    yield Check("memory", "ok", facts)
 
 
 def devices(s: Surroundings) -> Iterator[Check]:

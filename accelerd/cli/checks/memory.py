@@ -1,0 +1,52 @@
+"""Does every model fit on this machine, do all of them together? Estimated from headers; no program is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.text import count, size
+from accelerd.devices.inventory import inventory, machine_memory
+
+
+def memory(s: Surroundings) -> Iterator[Check]:
+    from accelerd.devices.observer import Observer
+    from accelerd.engines.llama_server.forecast import Forecaster
+    from accelerd.memory.ledger import Ledger
+    from accelerd.memory.measure import Meter
+    from accelerd.memory.model import RAM
+    from accelerd.ports import SystemClock
+
+    found = machine_memory(s.roots)
+    if found is None:
+        yield Check("memory", "warn", "the machine's memory is unknown", "set memory in [scheduler]")
+        return
+    total, available = found
+    devices = inventory(s.roots, s.udev)
+    clock, reserves = SystemClock(), s.config.memory
+    meter = Meter(s.roots, clock, Observer(s.roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve)
+    ledger = Ledger(meter.look(devices, {}).pools).alone()
+    limit = s.config.scheduler.memory
+    forecaster = Forecaster()
+    options = {name: forecaster.forecast(spec, spec, None, devices).options for name, spec in s.config.models.items()}
+    kept = f"{size(limit)} for models" if limit is not None else f"{size(ledger.pools[RAM].reserve)} kept for others"
+    facts = f"{size(available)} of {size(total)} free, {kept}"
+    too_big = {
+        name: ways[0].total
+        for name, ways in options.items()
+        if not any(ledger.fits(need.amounts) and (limit is None or need.total <= limit) for need in ways)
+    }
+    if too_big:
+        names = ", ".join(f"{name} ({size(needed)})" for name, needed in too_big.items())
+        fix = f"accelctl fit {next(iter(too_big))} says with what context it would fit; or take a smaller quantization"
+        yield Check("memory", "warn", f"{facts}: too little for {names}", fix)
+        return
+    if options:
+        together: dict[str, int] = {}
+        for ways in options.values():
+            for pool, amount in ways[0].amounts.items():
+                together[pool] = together.get(pool, 0) + amount
+        needed = sum(together.values())
+        beside = ledger.fits(together) and (limit is None or needed <= limit)
+        facts += f"; {count(len(options), 'model')}: {size(needed)}" + ("" if beside else ", in turn")
+    yield Check("memory", "ok", facts)
