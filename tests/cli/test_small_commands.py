@@ -50,6 +50,12 @@ def test_reload_says_what_changed(ctl: Ctl, daemon: FakeDaemon) -> None:
 def test_reload_without_changes(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST reload"] = Reply({"unchanged": ["e"]})
     assert ctl("reload").out == "nothing has changed (1 model)\n"
+    daemon.answers["POST reload"] = Reply({"unchanged": ["e"], "settings": ["memory.reserve", "server.listen"]})
+    assert ctl("reload").out.splitlines() == [
+        "memory.reserve: in use from now on",
+        "server.listen: takes effect at the next start",
+        "1 model unchanged",
+    ]
 
 
 def test_reload_of_a_broken_configuration_lists_every_problem(ctl: Ctl, daemon: FakeDaemon) -> None:

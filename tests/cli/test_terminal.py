@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -48,16 +49,21 @@ def terminal(ctl: Ctl, *argv: str) -> Iterator[Terminal]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *argv], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         env=ctl.env | {"NO_COLOR": "1"},
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     os.close(theirs)
     try:
-        with process:
-            yield Terminal(ours, process)
-            process.wait(20)
+        yield Terminal(ours, process)
+        process.wait(20)
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
+        process.wait()
         os.close(ours)
+
+
+def hear_ctrl_c() -> None:
+    """Where the tests run in the background of a script, SIGINT is ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_conversation_remembers_and_ctrl_c_ends_only_the_answer(ctl: Ctl, daemon: FakeDaemon) -> None:

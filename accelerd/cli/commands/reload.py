@@ -15,6 +15,7 @@ WORDS = {
     "relaunch": "restarted when its requests have ended",
     "updated": "updated in place",
 }
+LATER = frozenset({"server.listen"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +43,10 @@ def report(context: Context, changes: dict[str, list[str]]) -> None:
     for key, words in WORDS.items():
         for name in changes.get(key) or ():
             out.line(f"{name}: {words}")
+    for key in changes.get("settings") or ():
+        out.line(f"{key}: {'takes effect at the next start' if key in LATER else 'in use from now on'}")
     same = len(changes.get("unchanged") or ())
-    if not any(changes.get(key) for key in WORDS):
+    if not any(changes.get(key) for key in (*WORDS, "settings")):
         out.line(f"nothing has changed ({count(same, 'model')})")
     elif same:
         out.line(f"{count(same, 'model')} unchanged")
