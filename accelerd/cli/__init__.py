@@ -34,6 +34,7 @@ COMMANDS = {
     "yield": "empty the GPU for a game, or another program, until resume",
     "resume": "end what yield began: models may use the GPU again",
     "reset": "forget the failures of a model, so that it is tried again",
+    "monitor": "what happens, as it happens: models, devices, jobs, yields, pins",
     "logs": "what a model's engine printed",
     "explain": "why a model runs as it does: command line, placement, history",
     "chat": "talk to a model",

@@ -114,6 +114,9 @@ class BusClient:
     def way(self) -> Way:
         return Way("bus", self._why)
 
+    def link(self) -> Link | None:
+        return self._link
+
     def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
         given = {key: str(value) for key, value in query.items() if value is not None and value is not False}
         return decode(self._manager("Query", "(sa{ss})", route, given, within=patience)[0].encode())

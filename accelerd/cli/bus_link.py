@@ -54,12 +54,15 @@ class Signal:
 class Pending:
     """A call that is under way; `over` when `result` has something to say."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, then: Callable[[], None] | None) -> None:
         self._link = link
+        self._then = then
         self._answer: Any = None
 
     def arrived(self, source: Any, answer: Any) -> None:
         self._answer = answer
+        if self._then is not None:
+            self._then()
 
     @property
     def over(self) -> bool:
@@ -143,8 +146,10 @@ class Link:
         *values: Any,
         within: float | None = None,
         start: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> Pending:
-        """The same, without waiting for it. `within` None: as long as it takes."""
+        """The same, without waiting. `within` None: as long as it takes; `then`: done after what came before the answer
+        was told, and before what came after it."""
         from gi.repository import Gio, GLib
 
         if self._connection is None:
@@ -152,7 +157,7 @@ class Link:
         interface, _, method = member.rpartition(".")
         flags = Gio.DBusCallFlags.NONE if start else Gio.DBusCallFlags.NO_AUTO_START
         milliseconds = ENDLESS if within is None else max(1, round(within * 1000))
-        pending = Pending(self)
+        pending = Pending(self, then)
         with self._ours():
             self._connection.call(
                 name, path, interface, method, GLib.Variant(signature, values), None, flags, milliseconds, None,

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlencode
 
 from accelerd import names
 from accelerd.cli.failure import Exit, Failure
+
+if TYPE_CHECKING:
+    from accelerd.cli.bus_link import Link
 
 ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
 EVENT_TIMEOUT = 60.0  # seconds between two progress events, which come four times a second
@@ -46,6 +49,10 @@ class Reach(Protocol):
     @property
     def path(self) -> Path: ...
     def way(self) -> Way: ...
+    def link(self) -> Link | None:
+        """The connection to the bus that this daemon is on; None: `way` says why there is none."""
+        ...
+
     def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
     def post(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
     def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]: ...
@@ -88,6 +95,9 @@ class Client:
 
     def way(self) -> Way:
         return Way("socket", self._why)
+
+    def link(self) -> Link | None:
+        return None
 
     def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
         """A JSON object from a control route ("status"); `patience` in seconds where it is not from memory."""

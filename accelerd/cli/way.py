@@ -69,9 +69,7 @@ class Chooser:
         return self._socket.stream(response)
 
     def link(self) -> Link | None:
-        """The connection to the bus that this accelerd is on; None: `way` says why there is none."""
-        self._reach()
-        return self._link if self._bus is not None else None
+        return self._reach().link()
 
     def close(self) -> None:
         """What was asked for and is given up with this program is given up now."""
