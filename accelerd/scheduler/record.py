@@ -115,6 +115,7 @@ class Record:
     stop_reason: str = ""  # why it was told to end
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
+    settled: bool = False  # it was seen after its load
     ending: Ending | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
     # who waits
@@ -179,10 +180,10 @@ class Record:
     def held(self) -> dict[str, int]:
         """What counts on the ledger, by pool.
 
-        A device's memory is allocated in full by the load: from then on what is seen is the truth. Pages of main memory
+        A device's memory is allocated in full by the load: what is seen after it is the truth. Pages of main memory
         count only once they are touched: there the estimate holds until more is seen.
         """
-        settled = self.state is not State.STARTING and any(size for pool, size in self.peak.items() if pool != RAM)
+        settled = self.settled and any(size for pool, size in self.peak.items() if pool != RAM)
         found = {}
         for pool in {*self.need.amounts, *self.peak}:
             needed, seen = self.need.amounts.get(pool, 0), self.peak.get(pool, 0)
