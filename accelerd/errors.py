@@ -51,6 +51,11 @@ KINDS: Final[dict[str, Kind]] = {
     "toolbox_busy": Kind(409, "invalid_request_error", True),  # somebody is inside, or a refresh runs already
     "toolbox_pinned": Kind(409, "invalid_request_error"),
     "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
+    # jobs and pins
+    "job_not_found": Kind(404, "invalid_request_error"),
+    "pin_not_found": Kind(404, "invalid_request_error"),
+    "pin_conflict": Kind(409, "invalid_request_error"),  # what is pinned already leaves no room for it, ever
+    "too_many_pins": Kind(429, "rate_limit_error"),
     # control
     "busy": Kind(409, "invalid_request_error", True),  # it would disturb, or be disturbed by, what runs
     "config_invalid": Kind(422, "invalid_request_error"),
