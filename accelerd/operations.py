@@ -60,9 +60,9 @@ def flag(query: Mapping[str, str], key: str, default: str = "0") -> bool:
     return query.get(key, default) not in ("0", "")
 
 
-def number(query: Mapping[str, str], key: str, default: int) -> int:
+def number(query: Mapping[str, str], key: str, default: int, digits: int = 9) -> int:
     """AccelError bad_request."""
     text = query.get(key, str(default))
-    if not text.isdigit() or len(text) > 9:
+    if not text.isdigit() or len(text) > digits:
         raise AccelError("bad_request", f"{key} must be a number, not {text[:20]!r}", param=key)
     return int(text)

@@ -21,6 +21,11 @@ def looks(answers: Mapping[str, Answer]) -> Routes:
     return {("GET", f"/{topic}"): look(answer) for topic, answer in answers.items()}
 
 
+def doings(actions: Mapping[str, Answer]) -> Routes:
+    """A POST route for each of what is done at once."""
+    return {("POST", f"/{name}"): look(action) for name, action in actions.items()}
+
+
 def look(answer: Answer) -> Route:
     """Answers with JSON."""
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from accelerd.config.model import ModelSpec
 from accelerd.errors import AccelError
-from accelerd.gateway.carry import Routes, look, looks
+from accelerd.gateway.carry import Routes, doings, looks
 from accelerd.memory.learned import Entry
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, Need, Seen
@@ -66,7 +66,8 @@ class FitRoutes:
             "memory/learned": self._list,
             "fit": self._fit,
         }
-        self.routes: Routes = {**looks(self.answers), ("POST", "/memory/forget"): look(self._drop)}
+        self.actions: dict[str, Answer] = {"memory/forget": self._drop}
+        self.routes: Routes = {**looks(self.answers), **doings(self.actions)}
 
     async def _memory(self, query: Query) -> dict[str, Any]:
         seen = await self._seen()

@@ -43,7 +43,7 @@ class MemoryRoutes:
         self._yielding = yielding
         self._scheduler = scheduler
         self.operations: dict[str, Operation] = {"yield": self._yield, "resume": self._resumed}
-        self.routes: Routes = {**streams(self.operations), ("POST", "/resume"): look(self._resume)}
+        self.routes: Routes = {**streams({"yield": self._yield}), ("POST", "/resume"): look(self._resume)}
 
     async def _resume(self, query: Query) -> dict[str, Any]:
         report = self._yielding.report() or {}

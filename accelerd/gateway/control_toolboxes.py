@@ -9,7 +9,7 @@ import asyncio
 from typing import Any, Protocol
 
 from accelerd.errors import AccelError
-from accelerd.gateway.carry import Routes, look, looks, streams
+from accelerd.gateway.carry import Routes, doings, looks, streams
 from accelerd.operations import PROGRESS_EVERY, Answer, Events, Operation, Query, flag
 
 
@@ -38,12 +38,8 @@ class ToolboxRoutes:
         self._upkeep = upkeep
         self.answers: dict[str, Answer] = {"toolboxes": self._list}
         self.operations: dict[str, Operation] = {"toolbox/refresh": self._refresh}
-        self.routes: Routes = {
-            **looks(self.answers),
-            **streams(self.operations),
-            ("POST", "/toolbox/pin"): look(self._pin),
-            ("POST", "/toolbox/unpin"): look(self._unpin),
-        }
+        self.actions: dict[str, Answer] = {"toolbox/pin": self._pin, "toolbox/unpin": self._unpin}
+        self.routes: Routes = {**looks(self.answers), **doings(self.actions), **streams(self.operations)}
 
     async def _list(self, query: Query) -> dict[str, Any]:
         return await self._upkeep.overview()

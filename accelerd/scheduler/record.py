@@ -228,6 +228,7 @@ class Snapshot:
     outdated: bool
     residues: tuple[Residue, ...]
     history: tuple[Transition, ...]
+    at: float = 0.0  # when it was like this: `since` and `idle` count from then
 
     @property
     def memory(self) -> int:
@@ -261,4 +262,5 @@ def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snaps
         outdated=record.next_spec is not None,
         residues=tuple(residue for residue in residues if residue.model == record.spec.name),
         history=tuple(record.history),
+        at=now,
     )
