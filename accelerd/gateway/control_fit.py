@@ -77,7 +77,7 @@ class FitRoutes:
             """What decides about who leaves; a model that is configured no more may still hold memory."""
             if (known := snapshots.get(name)) is None:
                 return {"leases": 0, "idle": None, "pin": False, "priority": 0}
-            return {"leases": known.leases, "idle": known.idle, "pin": known.spec.pin, "priority": known.spec.priority}
+            return {"leases": known.leases, "idle": known.idle, "pin": known.fixed, "priority": known.spec.priority}
 
         return {
             **report(self._ledger(), seen, facts),
