@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from accelerd.system.gamemode import GAMEMODE, watch_games
+from accelerd.system.inhibitor import watch_sleep
 from accelerd.system.property_watch import PropertyWatch, session_bus
-from accelerd.system.sleep import watch_sleep
 from accelerd.system.system_bus import ADDRESS, system_bus
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
@@ -123,7 +123,7 @@ async def test_a_machine_without_logind(bus: Bus) -> None:
     ear = Ear()
     watch = watch_sleep(ear.told.put_nowait, env(bus))
     watch.start()
-    assert await ear.next() is False
+    assert await ear.next() is None
     watch.close()
 
 
