@@ -6,6 +6,7 @@ each other. Every thread that uses it calls `load` first; what is imported once 
 
 from __future__ import annotations
 
+import importlib
 import threading
 
 _one_at_a_time = threading.Lock()
@@ -14,6 +15,5 @@ _one_at_a_time = threading.Lock()
 def load() -> None:
     """Have GLib, GObject and Gio. ImportError where there is no PyGObject."""
     with _one_at_a_time:
-        from gi.repository import Gio, GLib, GObject
-
-        assert Gio and GLib and GObject
+        for name in ("GLib", "GObject", "Gio"):
+            importlib.import_module(f"gi.repository.{name}")
