@@ -15,8 +15,8 @@ from accelerd.instances import Cause
 from accelerd.memory.model import Need
 from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.outside import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
-from accelerd.scheduler.service import Witness
 from accelerd.system.notify import Notifier
 from accelerd.system.records import NOTICE, event
 

@@ -10,7 +10,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
@@ -21,7 +20,9 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.outside import Needs, Witness
 from accelerd.scheduler.placement import Limits, Yielded
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
@@ -30,44 +31,6 @@ from accelerd.scheduler.ticket import Ticket
 log = logging.getLogger(__name__)
 
 SLEPT = 1.0  # s of suspension that count as a sleep of the machine
-
-
-class Witness(Protocol):
-    """Who hears what becomes of models."""
-
-    def moved(self, record: Record, transition: Transition) -> None: ...
-    def lost(self, residue: Residue) -> None:
-        """Memory of an ended model does not come back; it stays on the ledger."""
-
-    def woken(self, slept: float) -> None:
-        """The machine was suspended for so many seconds."""
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """The model's first lease was given, or its last has ended. On the path of requests: must be cheap."""
-
-
-class Needs(Protocol):
-    """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
-
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
-        """It ran out of memory: from now on it needs so much."""
-        ...
-
-    def forget(self, spec: ModelSpec) -> Forecast:
-        """What is estimated, whatever was measured."""
-        ...
-
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
-        """The most, by pool, that a loaded model was seen to use; told after every look."""
-        ...
-
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """What of this model would fit into so much of each pool: one clause, or nothing."""
-        ...
-
-    def device(self, spec: ModelSpec) -> str:
-        """What the model runs on, by name."""
-        ...
 
 
 def never_asleep() -> float:
@@ -211,6 +174,27 @@ class Scheduler:
     def suspect(self, name: str) -> None:
         """See DeviceNews.suspect."""
         self._core.devices.suspect(name)
+
+    # --- holds, see Holds -------------------------------------------------------------------------------------
+
+    def hold(self, name: str, key: str, *, load: bool) -> str:
+        held = self._core.holds.hold(name, key, load=load)
+        self._rearm()
+        return held
+
+    def unhold(self, name: str, key: str) -> bool:
+        found = self._core.holds.unhold(name, key)
+        self._rearm()
+        return found
+
+    def on_dropped(self, dropped: Dropped) -> None:
+        """Have holds told that end although nobody lets go. `dropped` must not call the scheduler."""
+        self._core.holds.dropped = dropped
+
+    def abandon(self, name: str, why: str) -> bool:
+        stopped = self._core.holds.abandon(name, why)
+        self._rearm()
+        return stopped
 
     # --- memory, see MemoryNews -------------------------------------------------------------------------------
 
