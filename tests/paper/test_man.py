@@ -29,7 +29,7 @@ def run(*argv: str | Path) -> str:
 
 def shown(page: str) -> str:
     """The page as people see it, with every run of spaces and line ends as one space."""
-    return " ".join(run("mandoc", "-Tascii", "-Owidth=5000", MAN / page).replace("_\b", "").split())
+    return " ".join(run("mandoc", "-Tutf8", "-Owidth=900", MAN / page).replace("_\b", "").split())
 
 
 def plain(text: str) -> str:
