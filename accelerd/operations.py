@@ -43,6 +43,16 @@ async def watched(
             await task
 
 
+def rescanning(rescan: Callable[[], Awaitable[None]]) -> Operation:
+    """Looks at all devices again."""
+
+    async def operation(query: Query) -> Events:
+        await rescan()
+        return at_once({"event": "rescanned"})
+
+    return operation
+
+
 async def at_once(outcome: Event) -> Events:
     """An operation that was over before anybody could watch it."""
     yield outcome

@@ -1,4 +1,4 @@
-"""Jobs on the bus: one object each, from their start until a minute after their end. Says nothing that Jobs does not."""
+"""Jobs on the bus: one object each, from its start until a minute after its end. Says nothing that Jobs does not."""
 
 from __future__ import annotations
 

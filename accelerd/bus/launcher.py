@@ -5,6 +5,7 @@ Owns nothing: the jobs are those of accelerd.jobs, the operations were given. Sa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -46,8 +47,9 @@ class Launcher:
             except AccelError as error:
                 job.tell({"event": "error", **error.openai()})
                 raise
-            finally:
+            except asyncio.CancelledError:
                 self._given_up(job)
+                raise
 
         return self.jobs.start(kind, subject, work, key=key)
 

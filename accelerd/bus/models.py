@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from accelerd.bus.job_objects import usec
-from accelerd.bus.paths import device_path, job_path, model_path
+from accelerd.bus.paths import device_path, job_path
 from accelerd.bus.port import Call, Handler
 from accelerd.config.model import ModelSpec
 from accelerd.errors import AccelError
@@ -19,6 +19,7 @@ from accelerd.names import BUS_NO_OBJECT
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 
+CONSTANT: Final = frozenset({"Name"})
 USUAL_LINES: Final = 50
 MOST_LINES: Final = 10_000
 
@@ -127,7 +128,3 @@ class ModelObjects:
             return await methods[call.method](call)
 
         return handler
-
-
-def path(snapshot: Snapshot) -> str:
-    return model_path(snapshot.spec.name)

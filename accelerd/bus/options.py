@@ -10,7 +10,7 @@ from accelerd.errors import AccelError
 WORDS = {bool: "true or false", int: "a number", str: "a text"}
 
 
-def options(given: Mapping[str, Any], **known: type) -> dict[str, Any]:
+def options(given: Mapping[str, Any], **known: type[Any]) -> dict[str, Any]:
     """Those that were given, checked; `known` in Python's spelling: "allow_evict" is "allow-evict" on the bus."""
     types = {key.replace("_", "-"): wanted for key, wanted in known.items()}
     for key, value in given.items():

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from accelerd.bus import devices, models
 from accelerd.bus.devices import DeviceObjects
 from accelerd.bus.job_objects import JobObjects
 from accelerd.bus.models import ModelObjects
@@ -20,7 +21,6 @@ from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.bus.port import Bus, Handler
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.devices.watch import Diff
 from accelerd.errors import AccelError
 from accelerd.jobs import Job, Jobs
 from accelerd.memory.ledger import Ledger
@@ -34,6 +34,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
+OWN_CONSTANT: Final = frozenset({"Version", "Features"})
 EVERY: Final = 1.0  # s between two tellings of what changes often
 FIRST: Final = 1.0  # s that a model's change waits for the end of the job that it may end
 OF_MODELS: Final = frozenset({"load", "unload", "tune"})  # kinds of jobs whose subject is a model
@@ -50,30 +51,22 @@ class Models(Protocol):
     def ledger(self) -> Ledger: ...
 
 
-class Own(Protocol):
-    """What the Manager's properties say."""
-
-    def properties(self) -> dict[str, Any]:
-        """All but NModels and NJobs."""
-        ...
-
-
 class Tree(Witness):
     """See the module's text. All methods on the event loop's thread; none waits."""
 
     def __init__(
         self,
         bus: Bus,
-        models: Models,
-        devices: Callable[[], tuple[Device, ...]],
-        own: Own,
+        scheduler: Models,
+        inventory: Callable[[], tuple[Device, ...]],
+        own: Callable[[], dict[str, Any]],
         jobs: Callable[[], Jobs],
         look: Answer,
     ) -> None:
-        """`look`: at devices, as GET /accelerd/v1/devices answers."""
+        """`own()`: the Manager's properties but for its counts; `look`: GET /accelerd/v1/devices."""
         self._bus = bus
-        self._models = models
-        self._devices = devices
+        self._scheduler = scheduler
+        self._inventory = inventory
         self._own = own
         self._jobs = jobs
         self._look = look
@@ -91,9 +84,9 @@ class Tree(Witness):
         self._ticked = -EVERY
         self._looking: asyncio.Task[None] | None = None
 
-    def begin(self, manager: Handler, models: ModelObjects, devices: DeviceObjects) -> None:
+    def begin(self, manager: Handler, of_models: ModelObjects, of_devices: DeviceObjects) -> None:
         """Show everything that is there; before the bus is started."""
-        self._manager, self._model_objects, self._device_objects = manager, models, devices
+        self._manager, self._model_objects, self._device_objects = manager, of_models, of_devices
         self._bus.publish(BUS_PATH, {BUS_MANAGER: self._own_values(self._snapshots())}, manager)
         self._refresh()
 
@@ -131,11 +124,8 @@ class Tree(Witness):
         """Somebody has looked at memory."""
         self._often()
 
-    def devices_changed(self, diff: Diff) -> None:
-        self.changed()
-
     def changed(self) -> None:
-        """Something may be different: a configuration, what is given up, what is degraded, pins."""
+        """Something may be different: devices, a configuration, what is given up, what is degraded, pins."""
         if self._soon is None and self._manager is not None:
             self._soon = asyncio.get_running_loop().call_soon(self._refresh)
 
@@ -213,7 +203,7 @@ class Tree(Witness):
             snapshots = self._snapshots()
             self._mirror_models(snapshots)
             self._mirror_devices(snapshots)
-            self._bus.update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots))
+            self._bus.update(BUS_PATH, BUS_MANAGER, _without(self._own_values(snapshots), OWN_CONSTANT))
         except Exception:
             event(log, logging.ERROR, "the bus does not show what there is", message_id=MSG_BUG, exc_info=True)
 
@@ -227,7 +217,8 @@ class Tree(Witness):
                 values = self._model_objects.properties(snapshot)
                 self._bus.publish(model_path(name), {BUS_MODEL: values}, self._model_objects.handler(name))
             elif name not in self._later:
-                self._bus.update(model_path(name), BUS_MODEL, self._model_objects.properties(snapshot))
+                values = self._model_objects.properties(snapshot)
+                self._bus.update(model_path(name), BUS_MODEL, _without(values, models.CONSTANT))
         for name in self._shown_models - there:
             self._bus.remove(model_path(name))
         self._shown_models = there
@@ -236,14 +227,14 @@ class Tree(Witness):
         assert self._device_objects is not None
         if all(snapshot.instance is None for snapshot in snapshots):
             self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
-        balances = {balance.pool.id: balance for balance in self._models.ledger().balances()}
+        balances = {balance.pool.id: balance for balance in self._scheduler.ledger().balances()}
         there = set()
-        for device in self._devices():
+        for device in self._inventory():
             there.add(device.id)
             seen = self._seen.get(device.id, {})
             values = self._device_objects.properties(device, balances, snapshots, seen)
             if device.id in self._shown_devices:
-                self._bus.update(device_path(device.id), BUS_DEVICE, values)
+                self._bus.update(device_path(device.id), BUS_DEVICE, _without(values, devices.CONSTANT))
             else:
                 self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._device_objects.handler())
         for id in self._shown_devices - there:
@@ -252,8 +243,13 @@ class Tree(Witness):
 
     def _snapshots(self) -> list[Snapshot]:
         """Of the configured models: what is only tried out is a job's business."""
-        return [s for s in self._models.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]
+        return [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]
 
     def _own_values(self, snapshots: Iterable[Snapshot]) -> dict[str, Any]:
         jobs = sum(job.finished is None for job in self._jobs().all())
-        return {**self._own.properties(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}
+        return {**self._own(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}
+
+
+def _without(values: dict[str, Any], constant: frozenset[str]) -> dict[str, Any]:
+    """Those that may change."""
+    return {name: value for name, value in values.items() if name not in constant}

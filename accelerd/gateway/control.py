@@ -20,7 +20,7 @@ from aiohttp import web
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
-from accelerd.gateway.carry import Routes, look, looks, streams
+from accelerd.gateway.carry import Routes, doings, look, looks, streams
 from accelerd.instances import Exit, Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
@@ -109,10 +109,11 @@ class Control:
             "tune": self._tune,
             "reload": self._reload,
         }
+        self.actions: dict[str, Answer] = {"reset": self._reset}
         self._routes: Routes = {
             **looks(self.answers),
+            **doings(self.actions),
             **streams(self.operations),
-            ("POST", "/reset"): look(self._reset),
             ("GET", "/logs"): self._logs,
             ("POST", "/reload"): look(lambda query: self._owner.reload()),
             **(more or {}),
