@@ -107,17 +107,23 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Ou
         guess = nearest(name, COMMANDS)
         hint = f"did you mean {guess}?" if guess else "see: accelctl --help"
         raise Failure(f"there is no command {name}", exit=Exit.USAGE, code="usage", hint=hint)
+    command, parser = command_parser(name)
+    rest = parser.parse_args(after)
+    out.json_mode = args.json or rest.json
+    roots = Roots.from_env(env)
+    with closing(Chooser(roots, env, rest.socket or args.socket)) as client:
+        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), rest)
+
+
+def command_parser(name: str) -> tuple[Command, Parser]:
+    """The module of a command and what it understands."""
     module = f"{name}_" if keyword.iskeyword(name) else name
     command = cast(Command, importlib.import_module(f"accelerd.cli.commands.{module}"))
     parser = Parser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=getattr(command, "EPILOG", None),
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     shared_options(parser)
     command.add_arguments(parser)
-    rest = parser.parse_args(after)
-    out.json_mode = args.json or rest.json
-    roots = Roots.from_env(env)
-    with closing(Chooser(roots, env, rest.socket or args.socket)) as client:
-        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), rest)
+    return command, parser
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
