@@ -209,7 +209,7 @@ def build(
     DeviceGuard(devices, scheduler)
     desk = Desk(
         session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
-        lambda: wares,
+        lambda: wares, roots.runtime,
     )  # fmt: skip
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)

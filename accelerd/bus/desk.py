@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerd import __version__
@@ -86,13 +87,16 @@ class Desk:
         devices: Callable[[], tuple[Device, ...]],
         owner: Callable[[], Owner],
         wares: Callable[[], Wares],
+        runtime: Path,
     ) -> None:
+        """`runtime`: the directory of this daemon's sockets."""
         self._bus = bus
         self._scheduler = scheduler
         self._insight = insight
         self._devices = devices
         self._owner = owner
         self._wares = wares
+        self._runtime = runtime
         self.jobs = Jobs(clock, self._changed, self._gone, self._told)
         self.pins = Pins(scheduler, clock, self._pinned)
         self.tree: Tree | None = None
@@ -160,6 +164,7 @@ class Desk:
         reasons, state = owner.degraded(), owner.state
         return {
             "Version": __version__,
+            "RuntimeDirectory": str(self._runtime),
             "Features": [],
             "State": "degraded" if state == "running" and reasons else state,
             "DegradedReasons": reasons,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,6 +236,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         lambda: world.devices,
         lambda: world,
         lambda: wares,  # type: ignore[arg-type]
+        Path("/run/user/1000/accelerd"),
     )
     configure(world, *specs)
     if begin:
