@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from accelerd import names, takeover
 from accelerd.chronicle import Chronicle, status_line
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import LlamaServerSettings, MemorySettings
+from accelerd.config.model import LlamaServerSettings, MemorySettings, ModelSpec
 from accelerd.daemon import Daemon, Parts, limits_of
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.gauge import Gauge
@@ -33,7 +33,7 @@ from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Seen
+from accelerd.memory.model import Need, Seen
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.performance import Performance
@@ -136,10 +136,15 @@ def build(
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
+
+    def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
+        insight.loaded(spec, need, seconds)
+        daemon.loaded(spec)
+
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=lambda spec, need, seconds: insight.loaded(spec, need, seconds),
+        loaded=loaded,
         retire=lambda instance: gateway.upstreams.retire(instance),
         in_use=lambda spec, busy: performance.in_use(spec, busy),
     )

@@ -327,7 +327,8 @@ class Admission:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
-        record.used, record.peak, record.loaded, record.away, record.cut_at = {}, {}, False, False, math.inf
+        record.used, record.peak, record.settled = {}, {}, False
+        record.away, record.cut_at = False, math.inf
         return instance
 
     def evict(self, record: Record, reason: str) -> None:
