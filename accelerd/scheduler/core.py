@@ -59,6 +59,7 @@ class Core:
         if (
             record is None
             or self._admission.queued
+            or self._admission.paused
             or record.state is not State.READY
             or record.probing
             or len(record.active) >= record.spec.slots

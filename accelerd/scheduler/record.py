@@ -241,6 +241,7 @@ class Snapshot:
     outdated: bool
     residues: tuple[Residue, ...]
     history: tuple[Transition, ...]
+    at: float = 0.0  # when it was like this: `since` and `idle` count from then
     holds: tuple[str, ...] = ()  # for whom it is held
 
     @property
@@ -280,5 +281,6 @@ def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snaps
         outdated=record.next_spec is not None,
         residues=tuple(residue for residue in residues if residue.model == record.spec.name),
         history=tuple(record.history),
+        at=now,
         holds=tuple(record.holds),
     )

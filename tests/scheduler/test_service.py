@@ -131,6 +131,48 @@ async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_
         assert world.naps == [3600.0]
 
 
+async def test_B19_before_a_sleep_everybody_waits_and_afterwards_models_are_asked_first() -> None:
+    world = World()
+    async with scheduler_of(world, model("a"), model("b")) as scheduler:
+        first = asyncio.create_task(scheduler.wait("a"))
+        await asyncio.sleep(0)
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        running = await first
+        scheduler.pause(True)
+        assert scheduler.acquire("a") is None
+        late, other = asyncio.create_task(scheduler.wait("a")), asyncio.create_task(scheduler.wait("b"))
+        await asyncio.sleep(0)
+        assert world.started == [1], "nothing is started"
+        assert scheduler.busy()
+        scheduler.release(running, True)
+        await asyncio.sleep(0)
+        assert not scheduler.busy(), "who runs goes on to its end, and nobody follows"
+        world.slept = 3600.0
+        scheduler.pause(False)
+        assert (world.probed, world.started) == ([1], [1, 2])
+        await asyncio.sleep(0)
+        assert not late.done()
+        scheduler.instance_probed(1, True)
+        scheduler.release(await late, True)
+        scheduler.instance_ready(2, ENDPOINT, "s")
+        scheduler.release(await other, True)
+
+
+async def test_a_sleep_that_did_not_come_asks_nobody() -> None:
+    world = World()
+    async with scheduler_of(world, model("a")) as scheduler:
+        first = asyncio.create_task(scheduler.wait("a"))
+        await asyncio.sleep(0)
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        scheduler.release(await first, True)
+        scheduler.pause(True)
+        late = asyncio.create_task(scheduler.wait("a"))
+        await asyncio.sleep(0)
+        scheduler.pause(False)
+        scheduler.release(await late, True)
+        assert world.probed == []
+
+
 async def test_memory_is_looked_at_from_the_moment_that_something_lives() -> None:
     """While nothing lives nobody looks: who starts or takes over an instance says so."""
     world = World()
