@@ -54,6 +54,7 @@ package_for() {
     apt:cxx) echo g++ ;;
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
+    *:dbusmock) echo python3-dbusmock ;;
     apt:devices) echo umockdev gir1.2-umockdev-1.0 libudev1 ;;
     apt:containers)
       echo podman podman-toolbox uidmap slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns \
@@ -87,6 +88,7 @@ met() {
       have systemctl && have dbus-daemon && [ -e /usr/lib/systemd/user/dbus.socket ] &&
         { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; }
       ;;
+    dbusmock) ! can_install || /usr/bin/python3 -c 'import dbusmock' 2>/dev/null ;;
     devices) have umockdev-wrapper && has_typelib UMockdev-1.0 ;;
     containers)
       local program
