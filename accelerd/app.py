@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from accelerd import names, takeover
-from accelerd.chronicle import Chronicle, status_line
+from accelerd.bus.connection import SessionBus
+from accelerd.bus.desk import Desk, Wares
+from accelerd.chronicle import Chronicle, Witnesses, status_line
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import LlamaServerSettings, MemorySettings, ModelSpec
 from accelerd.daemon import Daemon, Parts, limits_of
@@ -29,15 +32,17 @@ from accelerd.gateway.control_devices import DeviceRoutes
 from accelerd.gateway.control_fit import FitRoutes
 from accelerd.gateway.control_memory import MemoryRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
+from accelerd.gateway.evicting import Evicting
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Seen
+from accelerd.memory.model import Need, Seen
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
+from accelerd.operations import rescanning
 from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots, SystemClock
 from accelerd.pressure_relief import PressureRelief
@@ -144,6 +149,10 @@ def build(
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
 
+    def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
+        insight.loaded(spec, need, seconds)
+        daemon.loaded(spec)
+
     def in_use(spec: ModelSpec, busy: bool) -> None:
         performance.in_use(spec, busy)
         desktop.in_use(busy)
@@ -151,7 +160,7 @@ def build(
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=lambda spec, need, seconds: insight.loaded(spec, need, seconds),
+        loaded=loaded,
         retire=lambda instance: gateway.upstreams.retire(instance),
         in_use=in_use,
         moved=lambda record, transition: desktop.moved(record, transition),
@@ -164,7 +173,7 @@ def build(
         clock,
         config.scheduler,
         limits_of(config),
-        witness=chronicle,
+        witness=Witnesses(chronicle, lambda: desk.tree),
         reclaim=reclaimer,
         asleep=time_asleep,
         stuck_after=stuck_after,
@@ -186,6 +195,7 @@ def build(
         reclaimer.seen(look)
         scheduler.seen(look)
         relief.heard(look)
+        desk.seen(look)
 
     def configure_memory(settings: MemorySettings) -> None:
         meter.keep_free(settings.reserve, settings.gpu_reserve)
@@ -197,6 +207,12 @@ def build(
     )
     scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
+    desk = Desk(
+        session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
+        lambda: wares,
+    )  # fmt: skip
+    devices.listen(lambda diff: desk.changed())
+    yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
@@ -222,6 +238,7 @@ def build(
         desktop=desktop,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
+        desk=desk,
         trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
@@ -238,9 +255,33 @@ def build(
         degraded=lambda: memory.degraded,
     )
     giving = MemoryRoutes(yielding, scheduler)
-    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = Control(scheduler, insight, daemon, trials, routes)
+    boxes = ToolboxRoutes(upkeep)
+    routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
+    gateway.control = control = Control(scheduler, insight, daemon, trials, routes)
+    evicting = Evicting(scheduler, lambda: devices.devices)
+    wares = Wares(
+        answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
+        actions={**control.actions, **fit.actions, **boxes.actions},
+        operations={
+            **control.operations,
+            **giving.operations,
+            **boxes.operations,
+            **evicting.operations,
+            "rescan": rescanning(devices.rescan),
+        },
+        check_evict=evicting.check,
+        what_yields=lambda: yielding.what,
+    )
     return daemon
+
+
+def session_bus_of(changed: Callable[[], None]) -> SessionBus | None:
+    """The bus of this user; None where there is none. `changed()`: its state is another."""
+    address = session_bus()
+    kind, _, path = address.partition("path=")
+    if names.ENV_SESSION_BUS not in os.environ and kind == "unix:" and not os.path.exists(path):
+        return None
+    return SessionBus.from_env(changed=changed)
 
 
 def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: DeviceWatch) -> Yielding:

@@ -40,6 +40,34 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
     return "; ".join(parts)
 
 
+class Witnesses(Witness):
+    """The chronicle, and after it whoever else shows what becomes of models: there need not be one."""
+
+    def __init__(self, first: Witness, second: Callable[[], Witness | None]) -> None:
+        self._first = first
+        self._second = second
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        self._first.moved(record, transition)
+        if (second := self._second()) is not None:
+            second.moved(record, transition)
+
+    def lost(self, residue: Residue) -> None:
+        self._first.lost(residue)
+        if (second := self._second()) is not None:
+            second.lost(residue)
+
+    def woken(self, slept: float) -> None:
+        self._first.woken(slept)
+        if (second := self._second()) is not None:
+            second.woken(slept)
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self._first.in_use(spec, busy)
+        if (second := self._second()) is not None:
+            second.in_use(spec, busy)
+
+
 class Chronicle(Witness):
     """See the module's text."""
 

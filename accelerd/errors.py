@@ -1,7 +1,7 @@
 """The one error type: a code, what a person should do, and how each boundary shows it.
 
-A code maps to an HTTP status and an OpenAI `error.type`; the bus derives its error name and the journal its field from
-the same code. Nothing here knows an HTTP or D-Bus library.
+A code maps to an HTTP status, an OpenAI `error.type` and an error's name on the bus; the journal's field is the code
+itself. Nothing here knows an HTTP or D-Bus library.
 """
 
 from __future__ import annotations
@@ -51,10 +51,61 @@ KINDS: Final[dict[str, Kind]] = {
     "toolbox_busy": Kind(409, "invalid_request_error", True),  # somebody is inside, or a refresh runs already
     "toolbox_pinned": Kind(409, "invalid_request_error"),
     "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
+    # jobs, pins, the session bus
+    "device_not_found": Kind(404, "invalid_request_error"),
+    "job_not_found": Kind(404, "invalid_request_error"),
+    "pin_not_found": Kind(404, "invalid_request_error"),  # ended already, or another client's
+    "pin_conflict": Kind(409, "invalid_request_error"),  # what is pinned already leaves no room for it, ever
+    "too_many_pins": Kind(429, "rate_limit_error"),
+    "not_supported": Kind(405, "invalid_request_error"),
+    "too_many_calls": Kind(429, "rate_limit_error", True),  # under way for one client, or for all together
     # control
     "busy": Kind(409, "invalid_request_error", True),  # it would disturb, or be disturbed by, what runs
     "config_invalid": Kind(422, "invalid_request_error"),
     "internal": Kind(500, "internal_error"),
+}
+
+# code → the last part of its name on the bus; several codes may share one
+BUS_NAMES: Final[dict[str, str]] = {
+    "bad_request": "InvalidArgument",
+    "unauthorized": "Unauthorized",
+    "host_not_allowed": "HostNotAllowed",
+    "origin_not_allowed": "OriginNotAllowed",
+    "not_found": "NotFound",
+    "model_not_found": "NoSuchModel",
+    "method_not_allowed": "NotSupported",
+    "request_timeout": "RequestTimeout",
+    "body_too_large": "LimitsExceeded",
+    "unsupported_media_type": "InvalidArgument",
+    "queue_full": "LimitsExceeded",
+    "queue_timeout": "LoadTimeout",
+    "shutting_down": "Draining",
+    "model_failed": "ModelFailed",
+    "model_backing_off": "ModelBackingOff",
+    "model_unloaded": "ModelUnloaded",
+    "model_out_of_memory": "ChildOom",
+    "does_not_fit": "NotEnoughMemory",
+    "memory_in_use": "MemoryInUse",
+    "yielded": "Yielded",
+    "model_stuck": "ModelStuck",
+    "device_quarantined": "DeviceQuarantined",
+    "too_many_connections": "LimitsExceeded",
+    "upstream_failed": "UpstreamFailed",
+    "upstream_timeout": "UpstreamTimeout",
+    "toolbox_not_found": "NoSuchToolbox",
+    "toolbox_busy": "ToolboxBusy",
+    "toolbox_pinned": "ToolboxPinned",
+    "toolbox_failed": "ToolboxFailed",
+    "device_not_found": "NoSuchDevice",
+    "job_not_found": "NoSuchJob",
+    "pin_not_found": "NoSuchPin",
+    "pin_conflict": "PinConflict",
+    "too_many_pins": "LimitsExceeded",
+    "not_supported": "NotSupported",
+    "too_many_calls": "LimitsExceeded",
+    "busy": "Busy",
+    "config_invalid": "ConfigInvalid",
+    "internal": "Failed",
 }
 
 

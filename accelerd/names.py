@@ -68,8 +68,25 @@ MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
 
 MSG_YIELD: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b30"  # memory was given up to a person or a game, or is ours again
 MSG_PRESSURE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b31"  # models make room for other programs
-MSG_SLEEP: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # the machine is about to be suspended, or awake again
-MSG_POWER: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b33"  # power is saved on battery, or not any more
+MSG_PIN: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # a program has a model kept, or no longer
+
+MSG_SLEEP: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b33"  # the machine is about to be suspended, or awake again
+MSG_POWER: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b34"  # power is saved on battery, or not any more
+MSG_BUS: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b40"  # the session bus was reached, lost, or its name is another's
+
+# --- the session bus ---
+BUS_NAME: Final = "org.accelerd1"
+BUS_PATH: Final = "/org/accelerd1"  # the Manager, and the root of the tree
+BUS_MODELS: Final = "/org/accelerd1/models"  # each below it; accelerd.bus.paths writes and reads the last part
+BUS_DEVICES: Final = "/org/accelerd1/devices"
+BUS_JOBS: Final = "/org/accelerd1/jobs"
+BUS_MANAGER: Final = "org.accelerd1.Manager"
+BUS_MODEL: Final = "org.accelerd1.Model"
+BUS_DEVICE: Final = "org.accelerd1.Device"
+BUS_JOB: Final = "org.accelerd1.Job"
+BUS_ERROR: Final = "org.accelerd1.Error."  # and a name of accelerd.errors
+BUS_NO_OBJECT: Final = "/"  # an object path that means none
+ENV_SESSION_BUS: Final = "DBUS_SESSION_BUS_ADDRESS"
 
 # --- the root helper, on the system bus ---
 HELPER_NAME: Final = "org.accelerd1.Helper"  # the interface has the same name

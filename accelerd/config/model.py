@@ -108,6 +108,11 @@ class ModelSpec:
     def slots(self) -> int:
         return self.concurrency or self.parallel
 
+    @property
+    def contained(self) -> bool:
+        """Does its program live in a container?"""
+        return self.home in ("toolbox", "distrobox", "podman", "docker", "container")
+
     def origin(self, key: str) -> Origin:
         return self.origins.get(key, BUILT_IN)
 

@@ -20,6 +20,7 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.outside import Needs, Witness
 from accelerd.scheduler.placement import Limits, Yielded
@@ -178,6 +179,27 @@ class Scheduler:
             self._notice_sleep()
         self._core.devices.pause(paused)
         self._rearm()
+
+    # --- holds, see Holds -------------------------------------------------------------------------------------
+
+    def hold(self, name: str, key: str, *, load: bool) -> str:
+        held = self._core.holds.hold(name, key, load=load)
+        self._rearm()
+        return held
+
+    def unhold(self, name: str, key: str) -> bool:
+        found = self._core.holds.unhold(name, key)
+        self._rearm()
+        return found
+
+    def on_dropped(self, dropped: Dropped) -> None:
+        """Have holds told that end although nobody lets go. `dropped` must not call the scheduler."""
+        self._core.holds.dropped = dropped
+
+    def abandon(self, name: str, why: str) -> bool:
+        stopped = self._core.holds.abandon(name, why)
+        self._rearm()
+        return stopped
 
     # --- memory, see MemoryNews -------------------------------------------------------------------------------
 
