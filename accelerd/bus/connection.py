@@ -30,7 +30,7 @@ __all__ = ["Bus", "Call", "Handler", "SessionBus", "Variant"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = 6.0  # s for the first connection, and for the last words
+PATIENCE: Final = 5.0  # s for the bus to answer
 WAITS: Final = frozenset({(names.BUS_JOB, "Wait")})  # nobody wants their answer when the caller has gone
 
 
@@ -42,11 +42,13 @@ class SessionBus:
         address: str,
         name: str = names.BUS_NAME,
         changed: Callable[[], None] = lambda: None,
+        patience: float = PATIENCE,
     ) -> None:
-        """`changed()`: `degraded` is another, after `start`."""
+        """`changed()`: `degraded` is another, after `start`; `patience`: seconds for the bus to answer."""
         self._address = address
         self._name = name
         self._changed = changed
+        self._patience = patience
         self._trouble: str | None = None
         self._handlers: dict[str, Handler] = {}
         self._values: dict[str, dict[str, dict[str, Any]]] = {}  # path → interface → property → its GLib.Variant
@@ -58,7 +60,7 @@ class SessionBus:
         self._started = self._closed = False
         self._kit: _Kit | None = None
         try:
-            self._kit = _Kit(address, name, self)
+            self._kit = _Kit(address, name, self, patience)
         except (ImportError, ValueError) as error:  # ValueError: of gi, about a version
             missing = getattr(error, "name", None) or str(error)
             self._trouble = f"there is no session bus: {missing} is missing (packages python3-gi and python3-pydbus)"
@@ -85,7 +87,7 @@ class SessionBus:
             self._kit.thread.start()
             self._kit.thread.do(self._kit.line.connect)
             try:
-                await asyncio.wait_for(self._settled, PATIENCE)
+                await asyncio.wait_for(self._settled, self._patience + 1)
             except TimeoutError:
                 self._trouble = "cannot reach the session bus: it does not answer"
         self._started = True
@@ -108,7 +110,7 @@ class SessionBus:
                 kit.thread.quit()
 
             kit.thread.do(partial(kit.line.close, closed))
-            await asyncio.wait((over,), timeout=PATIENCE)
+            await asyncio.wait((over,), timeout=self._patience)
             kit.thread.join()
         for caller in list(self._callers):
             self._left(caller)
@@ -221,7 +223,7 @@ class SessionBus:
 class _Kit:
     """All that needs PyGObject: the constructor raises ImportError where it, or pydbus, is missing."""
 
-    def __init__(self, address: str, name: str, bus: SessionBus) -> None:
+    def __init__(self, address: str, name: str, bus: SessionBus, patience: float) -> None:
         from accelerd.bus.answers import Answers
         from accelerd.bus.callers import Callers
         from accelerd.bus.export import Exports
@@ -239,7 +241,8 @@ class _Kit:
         self.callers: Callers = Callers(partial(tell, bus.came), partial(tell, bus.left))
         self.answers: Answers = Answers(self.thread.later)
         self.exports: Exports = Exports(self._called, self.callers.see, self.answers)
-        self.line: Line = Line(self.thread, address, name, self.exports, self.callers, partial(tell, bus.told))
+        told, milliseconds = partial(tell, bus.told), round(patience * 1000)
+        self.line: Line = Line(self.thread, address, name, self.exports, self.callers, told, milliseconds)
 
     def pack_all(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """A value for every property. ValueError."""

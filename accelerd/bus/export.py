@@ -7,7 +7,7 @@ published while there is no connection, and has it all on the next one. Intermed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gi.repository import GLib
@@ -43,8 +43,8 @@ class Exports:
         """All of it is on this connection."""
         self._connection = connection
         self._root = connection.register_object(names.BUS_PATH, object_manager().info, self._on_call, None, None)
-        for path in self._tree:
-            self._register(path)
+        for path, given in self._tree.items():
+            self._register(path, given)
 
     def detach(self) -> None:
         """The connection has gone, or is about to."""
@@ -57,11 +57,15 @@ class Exports:
 
     def publish(self, path: str, given: dict[str, Values]) -> None:
         """An object, instead of the one that was there. `given` is ours from now on."""
-        if path in self._tree:
-            self.remove(path)
+        before = self._tree.get(path)
+        if before is not None:
+            self._tell_gone(path, before)
+        if before is None or before.keys() != given.keys():  # else a call on its way would find nothing
+            self._unregister(path)
+            if self._connection is not None:
+                self._register(path, given)
         self._tree[path] = given
-        if self._connection is not None:
-            self._register(path)
+        self._told.pop(path, None)
         if path != names.BUS_PATH:
             self._tell_tree("InterfacesAdded", GLib.Variant.new_object_path(path), self._object(path))
 
@@ -83,8 +87,7 @@ class Exports:
         gone = self._tree.pop(path)
         self._told.pop(path, None)
         self._unregister(path)
-        if path != names.BUS_PATH:
-            self._tell_tree("InterfacesRemoved", GLib.Variant.new_object_path(path), GLib.Variant("as", list(gone)))
+        self._tell_gone(path, gone)
 
     def signal(self, path: str, interface: str, member: str, body: Any, to: str | None = None) -> None:
         """To everybody, or one; to nobody while there is no connection."""
@@ -146,10 +149,14 @@ class Exports:
     def _tell_tree(self, member: str, path: Any, what: Any) -> None:
         self.signal(names.BUS_PATH, OBJECT_MANAGER, member, GLib.Variant.new_tuple(path, what))
 
-    def _register(self, path: str) -> None:
+    def _tell_gone(self, path: str, gone: Iterable[str]) -> None:
+        if path != names.BUS_PATH:
+            self._tell_tree("InterfacesRemoved", GLib.Variant.new_object_path(path), GLib.Variant("as", list(gone)))
+
+    def _register(self, path: str, given: Iterable[str]) -> None:
         self._registered[path] = [
             self._connection.register_object(path, interfaces()[interface].info, self._on_call, None, None)
-            for interface in self._tree[path]
+            for interface in given
         ]
 
     def _unregister(self, path: str) -> None:

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 SOONEST: Final = 500  # ms until the first try after a loss; twice as long each time
 LATEST: Final = 10_000
-PATIENCE: Final = 5_000  # ms for the bus to answer
 FLUSH: Final = 1_000  # ms for what is still to be sent
 OWNER: Final = (1, 4)  # answers of RequestName: it is ours, or was already
 
@@ -39,14 +38,16 @@ class Line:
         exports: Exports,
         callers: Callers,
         told: Callable[[str | None], None],
+        patience: int,
     ) -> None:
-        """`told(trouble)`: there is no bus for that reason; None: connected and named."""
+        """`told(trouble)`: there is no bus for that reason; None: connected and named. `patience`: ms for an answer."""
         self._thread = thread
         self._address = address
         self._name = name
         self._exports = exports
         self._callers = callers
         self._told = told
+        self._patience = patience
         self._connection: Any = None
         self._handler = 0
         self._owner_watch: Any = None
@@ -59,7 +60,7 @@ class Line:
         """Try once; again and again later when it is not there."""
         self._timer = None
         self._trying = trying = Gio.Cancellable.new()
-        given_up = self._thread.later(trying.cancel, PATIENCE)
+        given_up = self._thread.later(trying.cancel, self._patience)
         kind = Gio.DBusConnectionFlags
         flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
 
@@ -163,7 +164,7 @@ class Line:
         # pydbus would ask without a time limit, and wait
         arguments = GLib.Variant("(su)", (self._name, int(Gio.BusNameOwnerFlags.DO_NOT_QUEUE)))
         none = Gio.DBusCallFlags.NONE
-        connection.call(BUS, BUS_PATH, BUS, "RequestName", arguments, None, none, PATIENCE, None, _guard(done))
+        connection.call(BUS, BUS_PATH, BUS, "RequestName", arguments, None, none, self._patience, None, _guard(done))
 
     def _owner_changed(self, owner: str) -> None:
         if self._connection is not None and not owner:  # nobody has it any more

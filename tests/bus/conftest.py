@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bus.world import Client
 from tests.settled import pytest_pyfunc_call, settled
 from tests.system.fake_services import Bus, private_bus
 
@@ -28,3 +29,10 @@ def glib_worker(tmp_path_factory: pytest.TempPathFactory) -> None:
 def broker(tmp_path: Path) -> Iterator[Bus]:
     with private_bus(tmp_path / "bus") as made:
         yield made
+
+
+@pytest.fixture
+def client(broker: Bus) -> Iterator[Client]:
+    made = Client(broker)
+    yield made
+    made.leave()

@@ -11,6 +11,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from gi.repository import Gio, GLib
+
 from accelerd import names
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.paths import job_path, model_path
@@ -121,6 +123,45 @@ async def refusal(broker: Bus, path: str, method: str, *arguments: str) -> tuple
     _, _, rest = err.partition("GDBus.Error:")
     name, _, text = rest.partition(": ")
     return name, text.strip()
+
+
+class Client:
+    """A program with a connection of its own, for what busctl cannot do: many calls at once, and leaving meanwhile."""
+
+    def __init__(self, broker: Bus) -> None:
+        kind = Gio.DBusConnectionFlags
+        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
+        self._connection: Any = Gio.DBusConnection.new_for_address_sync(broker.address, flags, None, None)
+        self.name: str = self._connection.get_unique_name()
+
+    def send(self, path: str, interface: str, method: str, signature: str = "()", *values: Any) -> None:
+        """A call whose answer nobody looks at."""
+        message = Gio.DBusMessage.new_method_call(names.BUS_NAME, path, interface, method)
+        message.set_body(GLib.Variant(signature, values))
+        self._connection.send_message(message, Gio.DBusSendMessageFlags.NONE)
+
+    async def ask(self, path: str, interface: str, method: str, signature: str = "()", *values: Any) -> Any:
+        """Its answer, or the name of the error."""
+        arguments, none = GLib.Variant(signature, values), Gio.DBusCallFlags.NONE
+
+        def work() -> Any:
+            limit = int(PATIENCE * 1000)
+            try:
+                answer = self._connection.call_sync(
+                    names.BUS_NAME, path, interface, method, arguments, None, none, limit, None
+                )
+            except GLib.Error as error:
+                return Gio.DBusError.get_remote_error(error)
+            return answer.unpack()
+
+        return await asyncio.to_thread(work)
+
+    def leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.is_closed():
+            connection.close_sync(None)
+        while GLib.MainContext.default().iteration(False):  # what GLib would tell of its end keeps the connection
+            continue
 
 
 class Monitor:

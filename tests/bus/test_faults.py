@@ -1,0 +1,250 @@
+"""What the bus, its other users and its clients do to accelerd: rows B20 to B23, and hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+from accelerd import names
+from accelerd.bus.callers import ALL, EACH, LARGEST
+from accelerd.bus.connection import SessionBus
+from accelerd.bus.port import Call
+from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, furnish, on_bus, run, until
+from tests.system.fake_services import Bus
+
+LIMITS = "org.accelerd1.Error.LimitsExceeded"
+
+
+class Slow(Desk):
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = asyncio.Event()
+        self.given_up = 0
+
+    async def __call__(self, call: Call) -> tuple[Any, ...]:
+        answer = await super().__call__(call)
+        try:
+            await self.let.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return answer
+
+
+def daemon(broker: Bus) -> psutil.Process:
+    """dbus-daemon."""
+    [found] = [
+        child
+        for child in psutil.Process(os.getpid()).children()
+        if child.name() == "dbus-daemon" and any(broker.address.partition("=")[2] in word for word in paths(child))
+    ]
+    return found
+
+
+def paths(process: psutil.Process) -> list[str]:
+    return [connection.laddr for connection in process.net_connections("unix")]
+
+
+def kill(broker: Bus) -> None:
+    daemon(broker).kill()
+    broker.stop()
+
+
+async def reachable(broker: Bus) -> bool:
+    """Does somebody have the name?"""
+    status, out, _ = await run(
+        "busctl", f"--address={broker.address}", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus",
+        "org.freedesktop.DBus", "NameHasOwner", "s", names.BUS_NAME,
+    )  # fmt: skip
+    return status == 0 and out.strip() == "b true"
+
+
+async def test_B20_the_broker_dies_and_the_name_and_the_objects_come_back(
+    broker: Bus, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: list[str | None] = []
+    bus = SessionBus(broker.address, changed=lambda: changes.append(bus.degraded))
+    furnish(bus, Desk())
+    assert await bus.start() is None
+    gone: list[str] = []
+    assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+    bus.watch(client.name, gone.append)
+    with caplog.at_level(logging.INFO, "accelerd"):
+        kill(broker)
+        await until(lambda: bus.degraded is not None, "it is noticed")
+        assert gone == [client.name], "for us everybody has left"
+        assert bus.listeners == 0
+        bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
+        bus.remove(JOB)
+        bus.signal(JOB, names.BUS_JOB, "Event", ("{}",))
+        broker.start()
+        await until(lambda: bus.degraded is None, "the name is back")
+    assert await busctl(broker, "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL, "State") == 's "ready"\n'
+    assert JOB not in await busctl(broker, "tree", "--list", names.BUS_NAME)
+    assert await call(broker, MODEL, names.BUS_MODEL, "Load", "a{sv}", "0") == f'o "{JOB}"'
+    assert "cannot reach" in (changes[0] or "")
+    assert changes[-1] is None
+    assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+    await bus.close()
+
+
+async def test_B20_calls_under_way_when_the_broker_dies_hurt_nobody(broker: Bus, client: Client) -> None:
+    slow = Slow()
+    async with on_bus(broker, slow) as bus:
+        client.send(MODEL, names.BUS_MODEL, "ResetFailed")
+        client.send(JOB, names.BUS_JOB, "Wait")
+        await until(lambda: len(slow.calls) == 2, "both are under way")
+        kill(broker)
+        await until(lambda: slow.given_up == 1, "nobody waits for the job any more")
+        slow.let.set()
+        broker.start()
+        await until(lambda: bus.degraded is None, "the name is back")
+        assert await call(broker, MODEL, names.BUS_MODEL, "ResetFailed") == ""
+
+
+async def test_B20_a_bus_that_comes_later(broker: Bus) -> None:
+    broker.stop()
+    bus = SessionBus(broker.address)
+    furnish(bus, Desk())
+    assert "cannot reach the session bus" in (await bus.start() or "")
+    broker.start()
+    await until(lambda: bus.degraded is None, "it is found")
+    assert await call(broker, MODEL, names.BUS_MODEL, "ResetFailed") == ""
+    await bus.close()
+
+
+async def test_B20_a_broker_that_hangs_holds_up_nobody(broker: Bus) -> None:
+    process = daemon(broker)
+    process.send_signal(signal.SIGSTOP)
+    bus = SessionBus(broker.address, patience=0.2)
+    furnish(bus, Desk())
+    try:
+        assert "does not answer" in (await bus.start() or "")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    await until(lambda: bus.degraded is None, "it answers again")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
+        await bus.close()
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+async def test_B21_the_name_is_taken_and_not_queued_for(broker: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    async with on_bus(broker, Desk()) as first:
+        second = SessionBus(broker.address)
+        furnish(second, Desk())
+        with caplog.at_level(logging.INFO, "accelerd"):
+            trouble = await second.start()
+        assert trouble == "another program has the name org.accelerd1 on the session bus"
+        assert second.degraded == trouble
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        queued = await busctl(
+            broker, "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
+            "ListQueuedOwners", "s", names.BUS_NAME,
+        )  # fmt: skip
+        assert queued.startswith("as 1 "), "the one who has it"
+        assert first.degraded is None
+    await until(lambda: second.degraded is None, "it is free now")
+    assert await reachable(broker)
+    await second.close()
+    assert not await reachable(broker)
+
+
+async def test_B22_who_vanishes_is_told_of_once(broker: Bus, client: Client) -> None:
+    gone: list[str] = []
+    async with on_bus(broker, Desk()) as bus:
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        assert bus.listeners == 1
+        bus.watch(client.name, gone.append)
+        client.leave()
+        await until(lambda: gone, "it has left")
+        assert bus.listeners == 0
+        bus.watch(client.name, gone.append)
+        await until(lambda: len(gone) == 2, "who has left before")
+    assert gone == [client.name] * 2
+
+
+async def test_B22_a_client_that_is_there_at_the_end(broker: Bus, client: Client) -> None:
+    gone: list[str] = []
+    async with on_bus(broker, Desk()) as bus:
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        bus.watch(client.name, gone.append)
+    assert gone == [client.name]
+
+
+async def test_B22_nobody_waits_for_a_job_for_one_who_has_gone(broker: Bus, client: Client) -> None:
+    slow = Slow()
+    async with on_bus(broker, slow):
+        client.send(JOB, names.BUS_JOB, "Wait")
+        client.send(MODEL, names.BUS_MODEL, "ResetFailed")
+        await until(lambda: len(slow.calls) == 2, "both are under way")
+        client.leave()
+        await until(lambda: slow.given_up == 1, "the wait is over; what was wanted is still done")
+        slow.let.set()
+
+
+async def test_B23_one_client_floods(broker: Bus, client: Client) -> None:
+    slow = Slow()
+    async with on_bus(broker, slow):
+        for _ in range(EACH):
+            client.send(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {})
+        for _ in range(3):
+            assert await client.ask(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {}) == LIMITS
+        assert len(slow.calls) == EACH, "what is refused is not done"
+        slow.let.set()
+        assert await call(broker, MODEL, names.BUS_MODEL, "Load", "a{sv}", "0") == f'o "{JOB}"'
+        await until(lambda: len(slow.calls) == EACH + 1, "another client is served")
+        assert await client.ask(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {}) == (JOB,)
+
+
+async def test_B23_all_together_flood(broker: Bus, client: Client) -> None:
+    slow = Slow()
+    flood = [Client(broker) for _ in range(ALL // EACH)]
+    async with on_bus(broker, slow):
+        for one in flood:
+            for _ in range(EACH):
+                one.send(MODEL, names.BUS_MODEL, "ResetFailed")
+        await until(lambda: len(slow.calls) == ALL, "all are under way")
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == LIMITS
+        state = await client.ask(MODEL, "org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "State")
+        assert state == ("stopped",), "properties are read all the same"
+        slow.let.set()
+        await until(lambda: not slow.given_up, "none is lost")
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+    for one in flood:
+        one.leave()
+
+
+async def test_B23_large_arguments(broker: Bus, client: Client) -> None:
+    desk = Desk()
+    async with on_bus(broker, desk):
+        answer = await client.ask(names.BUS_PATH, names.BUS_MANAGER, "GetModel", "(s)", "x" * LARGEST)
+        assert answer == LIMITS
+        assert desk.calls == []
+
+
+async def test_who_waits_at_the_end_is_told(broker: Bus, client: Client) -> None:
+    slow = Slow()
+    async with on_bus(broker, slow):
+        waiting = asyncio.create_task(client.ask(JOB, names.BUS_JOB, "Wait"))
+        await until(lambda: slow.calls, "it waits")
+    assert await waiting == "org.accelerd1.Error.Draining"
+
+
+async def test_an_object_that_is_published_again_is_another(broker: Bus, client: Client) -> None:
+    async with on_bus(broker, Desk()) as bus:
+        bus.publish(MODEL, {names.BUS_MODEL: blank(names.BUS_MODEL, Name="other")}, Desk())
+        get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "Name")
+        assert await client.ask(MODEL, *get) == ("other",)
+        bus.remove(MODEL)
+        assert await client.ask(MODEL, *get) == "org.freedesktop.DBus.Error.UnknownMethod"
