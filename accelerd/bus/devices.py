@@ -16,6 +16,7 @@ from accelerd.scheduler.lifecycle import Event
 from accelerd.scheduler.record import Snapshot
 
 CONSTANT: Final = frozenset({"Id", "Kind"})
+OFTEN: Final = frozenset({"MemoryUsed", "MemoryReserved", "MemoryForeign", "Temperature", "Readings"})
 MUCH: Final = 0.5  # the part of a device's memory that others use when it counts as busy
 
 Seen = Mapping[str, Any]  # one device of GET /accelerd/v1/devices, see docs/devices.md; {}: nobody has looked

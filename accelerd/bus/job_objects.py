@@ -43,9 +43,8 @@ class JobObjects:
 
     def told(self, job: Job, event: Mapping[str, Any]) -> None:
         """One event of it."""
-        if self._bus.listeners:
-            text = msgspec.json.encode(event).decode()
-            self._bus.signal(job_path(job.id), BUS_JOB, "Event", (text,))
+        text = msgspec.json.encode(event).decode()
+        self._bus.signal(job_path(job.id), BUS_JOB, "Event", (text,))
 
     def remove(self, job: Job) -> None:
         self._bus.remove(job_path(job.id))

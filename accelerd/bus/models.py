@@ -20,6 +20,7 @@ from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 
 CONSTANT: Final = frozenset({"Name"})
+OFTEN: Final = frozenset({"MemoryUsed", "InFlight", "Queued", "IdleSinceMonotonicUSec"})  # what requests change
 USUAL_LINES: Final = 50
 MOST_LINES: Final = 10_000
 

@@ -78,6 +78,7 @@ class Tree(Witness):
         self._shown_devices: set[str] = set()
         self._shown_jobs: set[int] = set()
         self._seen: dict[str, Mapping[str, Any]] = {}  # what the last look said, by device
+        self._moved: set[str] = set()  # models whose state has changed, and nobody knows yet
         self._later: dict[str, asyncio.TimerHandle] = {}  # models whose change waits for a job's end
         self._soon: asyncio.Handle | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -100,10 +101,19 @@ class Tree(Witness):
         if self._looking is not None:
             self._looking.cancel()
 
+    @property
+    def idle(self) -> bool:
+        """Is nothing going to be told until something happens?"""
+        return self._soon is None and self._tick is None and not self._later and self._looking is None
+
     # --- what is heard: Witness -------------------------------------------------------------------------------
 
     def moved(self, record: Record, transition: Transition) -> None:
+        if self._manager is None:
+            return
         name = record.spec.name
+        if not name.endswith(TRIAL_SUFFIX):
+            self._moved.add(name)
         job = self.job_of(name)
         if job is not None and transition.after in ENDS[job.kind] and name not in self._later:
             self._later[name] = asyncio.get_running_loop().call_later(FIRST, self._waited, name)
@@ -179,21 +189,23 @@ class Tree(Witness):
         self._tick, self._ticked = None, asyncio.get_running_loop().time()
         if self._bus.listeners and self._looking is None and any(s.instance is not None for s in self._snapshots()):
             self._looking = asyncio.ensure_future(self._look_at_devices())
-        self._refresh()
+        self._refresh(often=True)
 
     async def _look_at_devices(self) -> None:
         try:
             answer = await self._look({})
             self._seen = {device["id"]: device for device in answer["devices"]}
-            self.changed()
         except AccelError as error:
             log.debug("devices are not shown in full: %s", error.message)
             self._seen = {}
         finally:
             self._looking = None
 
-    def _refresh(self) -> None:
-        """Everything as it is now. Whatever goes wrong here goes no further: what is mirrored matters more."""
+    def _refresh(self, *, often: bool = False) -> None:
+        """Everything as it is now; what changes `often` only if it is its turn, soon otherwise.
+
+        Whatever goes wrong here goes no further: what is mirrored matters more.
+        """
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
@@ -201,13 +213,15 @@ class Tree(Witness):
             return
         try:
             snapshots = self._snapshots()
-            self._mirror_models(snapshots)
-            self._mirror_devices(snapshots)
-            self._bus.update(BUS_PATH, BUS_MANAGER, _without(self._own_values(snapshots), OWN_CONSTANT))
+            self._mirror_models(snapshots, often=often)
+            self._mirror_devices(snapshots, often=often)
+            self._update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots), OWN_CONSTANT)
         except Exception:
             event(log, logging.ERROR, "the bus does not show what there is", message_id=MSG_BUG, exc_info=True)
+        if not often:
+            self._often()
 
-    def _mirror_models(self, snapshots: Iterable[Snapshot]) -> None:
+    def _mirror_models(self, snapshots: Iterable[Snapshot], *, often: bool) -> None:
         assert self._model_objects is not None
         there = set()
         for snapshot in snapshots:
@@ -218,12 +232,17 @@ class Tree(Witness):
                 self._bus.publish(model_path(name), {BUS_MODEL: values}, self._model_objects.handler(name))
             elif name not in self._later:
                 values = self._model_objects.properties(snapshot)
-                self._bus.update(model_path(name), BUS_MODEL, _without(values, models.CONSTANT))
+                if name in self._moved:
+                    self._moved.discard(name)
+                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
+                else:
+                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
         for name in self._shown_models - there:
             self._bus.remove(model_path(name))
+            self._moved.discard(name)
         self._shown_models = there
 
-    def _mirror_devices(self, snapshots: list[Snapshot]) -> None:
+    def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
         assert self._device_objects is not None
         if all(snapshot.instance is None for snapshot in snapshots):
             self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
@@ -234,12 +253,27 @@ class Tree(Witness):
             seen = self._seen.get(device.id, {})
             values = self._device_objects.properties(device, balances, snapshots, seen)
             if device.id in self._shown_devices:
-                self._bus.update(device_path(device.id), BUS_DEVICE, _without(values, devices.CONSTANT))
+                self._update(device_path(device.id), BUS_DEVICE, values, devices.CONSTANT, devices.OFTEN, often)
             else:
                 self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._device_objects.handler())
         for id in self._shown_devices - there:
             self._bus.remove(device_path(id))
         self._shown_devices = there
+
+    def _update(
+        self,
+        path: str,
+        interface: str,
+        values: Mapping[str, Any],
+        constant: frozenset[str],
+        restless: frozenset[str] = frozenset(),
+        often: bool = False,
+    ) -> None:
+        """`restless` are told if it is their turn, and only while anybody listens."""
+        steady = {name: value for name, value in values.items() if name not in constant | restless}
+        self._bus.update(path, interface, steady)
+        if often:
+            self._bus.update(path, interface, {name: values[name] for name in restless}, quiet=True)
 
     def _snapshots(self) -> list[Snapshot]:
         """Of the configured models: what is only tried out is a job's business."""
@@ -248,8 +282,3 @@ class Tree(Witness):
     def _own_values(self, snapshots: Iterable[Snapshot]) -> dict[str, Any]:
         jobs = sum(job.finished is None for job in self._jobs().all())
         return {**self._own(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}
-
-
-def _without(values: dict[str, Any], constant: frozenset[str]) -> dict[str, Any]:
-    """Those that may change."""
-    return {name: value for name, value in values.items() if name not in constant}
