@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,7 +17,7 @@ from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call, Variant
 from accelerd.bus.xml import DIRECTORY, interfaces
 from accelerd.errors import AccelError
-from tests.bus.world import JOB, MODEL, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
+from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 
@@ -195,6 +197,30 @@ async def test_listeners_are_counted(broker: Bus) -> None:
             assert bus.listeners == 0, "who only listens is not known"
         await busctl(broker, "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL, "State")
         await until(lambda: bus.listeners == 0, "a client that has gone is not counted")
+
+
+async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
+    """A client that listens costs nothing while there is nothing to tell."""
+
+    def woken() -> dict[str, int]:
+        found = {}
+        for status in Path("/proc/self/task").glob("*/status"):
+            text = status.read_text()
+            name = text.partition("Name:")[2].split("\n")[0].strip()
+            if name in ("session bus", "gdbus", "gmain"):
+                found[f"{name} {status.parent.name}"] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        return found
+
+    async with on_bus(broker, Desk()) as bus:
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
+        before = woken()
+        while (now := woken()) != before:  # what was done just now
+            before = now
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # nothing happens, and nothing can be waited for
+        assert woken() == before
+        assert before
 
 
 async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.MonkeyPatch, broker: Bus) -> None:
