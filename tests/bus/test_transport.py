@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -204,10 +205,11 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
 
     def woken() -> dict[str, int]:
         found = {}
+        [ours] = [str(thread.native_id) for thread in threading.enumerate() if thread.name == "session bus"]
         for status in Path("/proc/self/task").glob("*/status"):
             text = status.read_text()
             name = text.partition("Name:")[2].split("\n")[0].strip()
-            if name in ("session bus", "gdbus", "gmain"):
+            if name in ("gdbus", "gmain") or status.parent.name == ours:
                 found[f"{name} {status.parent.name}"] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
         return found
 
@@ -220,7 +222,7 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)  # nothing happens, and nothing can be waited for
         assert woken() == before
-        assert before
+        assert len(before) >= 2, "GLib's and ours"
 
 
 async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.MonkeyPatch, broker: Bus) -> None:
