@@ -17,16 +17,7 @@ from accelerd.system.startup import StartError
 
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon in the foreground; the exit status for the shell."""
-    parser = argparse.ArgumentParser(
-        prog="accelerd",
-        description="Supervise local AI models and serve them on one OpenAI-compatible endpoint.",
-        epilog="Configuration: $XDG_CONFIG_HOME/accelerd/accelerd.toml (accelctl config). Control: accelctl.",
-    )
-    parser.add_argument("--version", action="version", version=f"accelerd {__version__}")
-    parser.add_argument("--log-level", choices=sorted(logs.LEVELS), help="default: $ACCELERD_LOG_LEVEL or info")
-    parser.add_argument(
-        "--reap", action="store_true", help="end what an accelerd that is no more has left behind, and exit"
-    )
+    parser = command_line()
     arguments = parser.parse_args(argv)
     faulthandler.enable()  # the watchdog ends a hang with SIGABRT: this prints where it hung
     try:
@@ -44,6 +35,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"accelerd: {error.message}", file=sys.stderr)
         return error.status
     return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What accelerd understands."""
+    parser = argparse.ArgumentParser(
+        prog="accelerd",
+        description="Supervise local AI models and serve them on one OpenAI-compatible endpoint.",
+        epilog="Configuration: $XDG_CONFIG_HOME/accelerd/accelerd.toml (accelctl config). Control: accelctl.",
+    )
+    parser.add_argument("--version", action="version", version=f"accelerd {__version__}")
+    parser.add_argument("--log-level", choices=sorted(logs.LEVELS), help="default: $ACCELERD_LOG_LEVEL or info")
+    parser.add_argument(
+        "--reap", action="store_true", help="end what an accelerd that is no more has left behind, and exit"
+    )
+    return parser
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

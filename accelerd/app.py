@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from accelerd import names, takeover
-from accelerd.chronicle import Chronicle, status_line
+from accelerd.bus.connection import SessionBus
+from accelerd.bus.desk import Desk, Wares
+from accelerd.chronicle import Chronicle, Witnesses, status_line
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import LlamaServerSettings, MemorySettings
+from accelerd.config.model import LlamaServerSettings, MemorySettings, ModelSpec
 from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.desktop import Battery, Desktop, Sleep
+from accelerd.desktop_news import DesktopNews
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
@@ -27,15 +32,17 @@ from accelerd.gateway.control_devices import DeviceRoutes
 from accelerd.gateway.control_fit import FitRoutes
 from accelerd.gateway.control_memory import MemoryRoutes
 from accelerd.gateway.control_toolboxes import ToolboxRoutes
+from accelerd.gateway.evicting import Evicting
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Seen
+from accelerd.memory.model import Need, Seen
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
+from accelerd.operations import rescanning
 from accelerd.performance import Performance
 from accelerd.ports import Clock, Roots, SystemClock
 from accelerd.pressure_relief import PressureRelief
@@ -62,20 +69,25 @@ from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.systemd import SystemdHome
 from accelerd.supervise.user_manager_bus import BusUserManager
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
+from accelerd.system.battery import watch_battery
 from accelerd.system.gamemode import watch_games
+from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.lock import InstanceLock
+from accelerd.system.notifications import Notifications
 from accelerd.system.notify import Notifier, Watchdog
-from accelerd.system.sleep import watch_sleep
+from accelerd.system.property_watch import session_bus
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
-from accelerd.system.system_bus import SystemBus
+from accelerd.system.system_bus import SystemBus, system_bus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 from accelerd.toolboxes import ToolboxModels
 from accelerd.trials import Trials
 from accelerd.tuning.tuner import RuleTuner
 from accelerd.yielding import Yielding, boot_id, gpu_pools
+
+BUS_PATIENCE = 2.0  # s for what the desktop answers: it stops nobody
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -136,12 +148,23 @@ def build(
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
+
+    def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
+        insight.loaded(spec, need, seconds)
+        daemon.loaded(spec)
+
+    def in_use(spec: ModelSpec, busy: bool) -> None:
+        performance.in_use(spec, busy)
+        desktop.in_use(busy)
+
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=lambda spec, need, seconds: insight.loaded(spec, need, seconds),
+        loaded=loaded,
         retire=lambda instance: gateway.upstreams.retire(instance),
-        in_use=lambda spec, busy: performance.in_use(spec, busy),
+        in_use=in_use,
+        moved=lambda record, transition: desktop.moved(record, transition),
+        lost=lambda residue: desktop.lost(residue),
     )
     devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
     performance = make_performance(roots, clock, devices, lambda name: scheduler.placed(name))
@@ -150,7 +173,7 @@ def build(
         clock,
         config.scheduler,
         limits_of(config),
-        witness=chronicle,
+        witness=Witnesses(chronicle, lambda: desk.tree),
         reclaim=reclaimer,
         asleep=time_asleep,
         stuck_after=stuck_after,
@@ -166,11 +189,13 @@ def build(
     )
     relief = PressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
+    desktop = make_desktop(clock, scheduler, yielding, devices, lambda why: daemon.save_power(why))
 
     def seen(look: Seen) -> None:
         reclaimer.seen(look)
         scheduler.seen(look)
         relief.heard(look)
+        desk.seen(look)
 
     def configure_memory(settings: MemorySettings) -> None:
         meter.keep_free(settings.reserve, settings.gpu_reserve)
@@ -182,6 +207,12 @@ def build(
     )
     scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
+    desk = Desk(
+        session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
+        lambda: wares,
+    )  # fmt: skip
+    devices.listen(lambda diff: desk.changed())
+    yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
@@ -204,8 +235,10 @@ def build(
         memory=memory,
         configure_memory=configure_memory,
         yielding=yielding,
+        desktop=desktop,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
+        desk=desk,
         trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
@@ -222,13 +255,37 @@ def build(
         degraded=lambda: memory.degraded,
     )
     giving = MemoryRoutes(yielding, scheduler)
-    routes = {**ToolboxRoutes(upkeep).routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = Control(scheduler, insight, daemon, trials, routes)
+    boxes = ToolboxRoutes(upkeep)
+    routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
+    gateway.control = control = Control(scheduler, insight, daemon, trials, routes)
+    evicting = Evicting(scheduler, lambda: devices.devices)
+    wares = Wares(
+        answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
+        actions={**control.actions, **fit.actions, **boxes.actions},
+        operations={
+            **control.operations,
+            **giving.operations,
+            **boxes.operations,
+            **evicting.operations,
+            "rescan": rescanning(devices.rescan),
+        },
+        check_evict=evicting.check,
+        what_yields=lambda: yielding.what,
+    )
     return daemon
 
 
+def session_bus_of(changed: Callable[[], None]) -> SessionBus | None:
+    """The bus of this user; None where there is none. `changed()`: its state is another."""
+    address = session_bus()
+    kind, _, path = address.partition("path=")
+    if names.ENV_SESSION_BUS not in os.environ and kind == "unix:" and not os.path.exists(path):
+        return None
+    return SessionBus.from_env(changed=changed)
+
+
 def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: DeviceWatch) -> Yielding:
-    """Asked by people, by GameMode, and by logind before the machine sleeps."""
+    """Asked by people, by GameMode, and before the machine sleeps."""
     yielding = Yielding(
         scheduler,
         clock,
@@ -236,10 +293,21 @@ def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: Dev
         lambda: gpu_pools(devices.devices),
         AtomicFile(roots.runtime / names.YIELD_FILE),
         boot_id(roots.proc),
-        lambda one: {"gamemode": lambda: watch_games(one.games), "sleep": lambda: watch_sleep(one.sleeping)},
+        lambda one: {"gamemode": lambda: watch_games(one.games)},
     )
     devices.listen(lambda diff: yielding.devices_changed())
     return yielding
+
+
+def make_desktop(
+    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, save: Callable[[str], None]
+) -> Desktop:
+    """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
+    bus = SystemBus(system_bus(), BUS_PATIENCE)
+    news = DesktopNews(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
+    sleep = Sleep(scheduler, yielding, devices.rescan)
+    devices.listen(news.devices)
+    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, save), news, bus.close)
 
 
 def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:

@@ -15,8 +15,8 @@ from accelerd.instances import Cause
 from accelerd.memory.model import Need
 from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.outside import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
-from accelerd.scheduler.service import Witness
 from accelerd.system.notify import Notifier
 from accelerd.system.records import NOTICE, event
 
@@ -40,6 +40,34 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
     return "; ".join(parts)
 
 
+class Witnesses(Witness):
+    """The chronicle, and after it whoever else shows what becomes of models: there need not be one."""
+
+    def __init__(self, first: Witness, second: Callable[[], Witness | None]) -> None:
+        self._first = first
+        self._second = second
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        self._first.moved(record, transition)
+        if (second := self._second()) is not None:
+            second.moved(record, transition)
+
+    def lost(self, residue: Residue) -> None:
+        self._first.lost(residue)
+        if (second := self._second()) is not None:
+            second.lost(residue)
+
+    def woken(self, slept: float) -> None:
+        self._first.woken(slept)
+        if (second := self._second()) is not None:
+            second.woken(slept)
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self._first.in_use(spec, busy)
+        if (second := self._second()) is not None:
+            second.in_use(spec, busy)
+
+
 class Chronicle(Witness):
     """See the module's text."""
 
@@ -51,16 +79,20 @@ class Chronicle(Witness):
         loaded: Callable[[ModelSpec, Need, float], None],
         retire: Callable[[int], None],
         in_use: Callable[[ModelSpec, bool], None],
+        moved: Callable[[Record, Transition], None],
+        lost: Callable[[Residue], None],
     ) -> None:
         """`loaded(spec, need, seconds)` hears of finished loads, `retire(instance)` of instances on their way out.
 
-        `in_use(spec, busy)` hears of a model's first lease and of the end of its last.
+        `in_use(spec, busy)` hears of a model's first lease and of the end of its last, `moved` and `lost` of the rest.
         """
         self._notifier = notifier
         self._status = status
         self._loaded = loaded
         self._retire = retire
         self._in_use = in_use
+        self._moved = moved
+        self._lost = lost
         self._due = False
 
     def moved(self, record: Record, transition: Transition) -> None:
@@ -81,6 +113,7 @@ class Chronicle(Witness):
             state_to=after,
             reason=transition.reason,
         )
+        self._moved(record, transition)
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._tell_status)
@@ -89,6 +122,7 @@ class Chronicle(Witness):
         """Memory of an ended model does not come back."""
         text = f"{residue.model} has ended, but {gib(residue.size)} of {residue.where} are not back: they stay counted"
         event(log, logging.WARNING, text, message_id=names.MSG_RESIDUE, model=residue.model)
+        self._lost(residue)
 
     def woken(self, slept: float) -> None:
         """The machine was suspended for so many seconds."""

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerd import __version__, names
+from accelerd.bus.desk import Desk
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.config.model import MemorySettings
+from accelerd.desktop import Desktop, modest
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -79,15 +81,17 @@ class Parts:
     memory: MemoryWatch
     configure_memory: Callable[[MemorySettings], None]
     yielding: Yielding
+    desktop: Desktop
     gateway: Gateway
     listeners: Listeners
+    desk: Desk
     trials: Trials
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.insight.degraded, self.devices.degraded, self.memory.degraded
+        return self.insight.degraded, self.devices.degraded, self.memory.degraded, self.desk.degraded
 
 
 class Daemon:
@@ -103,9 +107,15 @@ class Daemon:
         self._hurry = asyncio.Event()  # told to stop a second time
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
         self._listening: list[str] = []
+        self._running = self._ending = False
+        self._generation = 0
         self._degraded: str | None = None  # what this machine lacks
         self._known: Forecasts = []  # every model, with what it will need
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
+        self._ran: set[str] = set()  # models in containers that were loaded in this life
+        self._saving = ""  # why power is saved
+        self._mains = asyncio.Event()  # it is not
+        self._mains.set()
         self._survey = asyncio.Event()  # models or devices have changed
         self._survey.set()
         parts.devices.listen(lambda diff: self._survey.set())
@@ -138,6 +148,8 @@ class Daemon:
         await parts.upkeep.begin()
         await parts.listeners.open(parts.tcp, parts.unix)
         self._listening = [describe(sock) for sock in parts.tcp]
+        parts.desk.begin()
+        await parts.desk.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
@@ -149,6 +161,8 @@ class Daemon:
         if adopted:
             text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
         event(log, NOTICE, text, message_id=names.MSG_STARTED)
+        self._running = True
+        parts.desk.changed()
         parts.notifier.ready(self.status())
         parts.watchdog.register("scheduler", parts.scheduler.is_alive)
         parts.watchdog.start()
@@ -159,6 +173,7 @@ class Daemon:
             self._degraded = f"no systemd user manager answers ({why_not}): models are children and end with accelerd"
 
     def _on_stop(self) -> None:
+        self._parts.desk.changed()
         if self._stop.is_set():
             log.warning("told to stop again: killing the models at once")
             self._hurry.set()
@@ -186,8 +201,13 @@ class Daemon:
             _refuse(self._reloads.get_nowait(), _shutting_down())
 
     async def _preload(self) -> None:
-        """Load what shall be there from the start, one after the other, in the order of the configuration."""
+        """Load what shall be there from the start, one after the other, in the order of the configuration.
+
+        While power is saved this waits.
+        """
+        await self._parts.desktop.known()
         for spec in list(self._config.models.values()):
+            await self._mains.wait()
             if not (spec.preload or spec.pin) or spec.name not in self._config.models:
                 continue
             try:
@@ -251,32 +271,66 @@ class Daemon:
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
         parts.configure_memory(config.memory)
+        parts.desktop.configure(config.desktop, give_up="sleep" in config.memory.yield_on)
         self._known = forecasts
-        parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
+        self._generation += 1
+        parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config), relaunch)
+        parts.desk.changed()
 
     async def _forecasts(self, config: Config) -> Forecasts:
         return await self._parts.insight.forecasts(config.models.values())
 
-    def _entries(self) -> Forecasts:
+    def _entries(self, config: Config) -> Forecasts:
         """Every model, with what it will need."""
-        return self._known if self._trial is None else [*self._known, self._trial]
+        known = self._known
+        if self._saving:
+            limit = config.desktop.battery_idle_timeout
+            known = [(modest(spec, limit), forecast) for spec, forecast in known]
+        return known if self._trial is None else [*known, self._trial]
 
     async def try_out(self, spec: ModelSpec | None) -> None:
         """Have this model beside the configured ones; None: have it no more."""
         self._trial = (spec, await self._parts.insight.forecast(spec, ask=True)) if spec is not None else None
-        config = self._config
-        self._parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config))
+        self._configure_models()
+
+    def save_power(self, why: str) -> None:
+        """Load nothing unasked, put models away sooner; `why` empty: as ever. Running requests notice nothing."""
+        limit = self._config.desktop.battery_idle_timeout
+        text = f"power is saved: {why}: nothing is loaded unasked, models leave after {limit:.0f} s without requests"
+        event(log, NOTICE, text if why else "power is not saved any more", message_id=names.MSG_POWER, reason=why)
+        self._saving = why
+        self._configure_models()
+        if why:
+            self._mains.clear()
+        else:
+            self._mains.set()
+
+    def _configure_models(self) -> None:
+        """The models as they are to be now; what is to be replaced stays so."""
+        scheduler, config = self._parts.scheduler, self._config
+        outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
+        scheduler.configure(self._entries(config), config.scheduler, limits_of(config), outdated)
 
     async def _survey_models(self) -> None:
-        """Ask the models' programs what they would need, whenever models or devices have changed."""
+        """Ask the models' programs what they would need, whenever models or devices have changed.
+
+        No container is started for that: a program that lives in one is asked when it has run.
+        """
         while True:
             await self._survey.wait()
             self._survey.clear()
             for spec in list(self._config.models.values()):
-                forecast = await self._parts.insight.forecast(spec, ask=True)
+                ask = not spec.contained or spec.name in self._ran
+                forecast = await self._parts.insight.forecast(spec, ask=ask)
                 if self._config.models.get(spec.name) is spec:
                     self._known = [(spec, forecast) if one is spec else (one, known) for one, known in self._known]
                     self._parts.scheduler.forecast(spec.name, forecast)
+
+    def loaded(self, spec: ModelSpec) -> None:
+        """A load has come to its end."""
+        if spec.contained and spec.name not in self._ran:
+            self._ran.add(spec.name)
+            self._survey.set()
 
     # --- end --------------------------------------------------------------------------------------------------
 
@@ -287,6 +341,8 @@ class Daemon:
         """
         parts = self._parts
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
+        self._ending = True
+        parts.desk.changed()
         parts.notifier.stopping("stopping: waiting for requests in flight")
         await parts.upkeep.close()
         parts.listeners.stop_accepting()
@@ -298,6 +354,7 @@ class Daemon:
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         await parts.performance.close()
         parts.yielding.close()
+        await parts.desktop.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -307,6 +364,7 @@ class Daemon:
         await parts.supervisor.close(patience if keep else STOP_MARGIN, keep=keep)
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
+        await parts.desk.close()
         await parts.listeners.close()
         await parts.memory.close()
         await parts.devices.close()
@@ -344,8 +402,36 @@ class Daemon:
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
             "yielded": self._parts.yielding.report(),
             "performance": self._parts.performance.report(),
-            "degraded": "; ".join(filter(None, (self._degraded, *self._parts.degraded()))) or None,
+            "desktop": self._parts.desktop.report(),
+            "degraded": "; ".join(self.degraded()) or None,
         }
+
+    @property
+    def state(self) -> str:
+        """For the bus: "starting", "running", "draining"."""
+        if self._ending or self._stop.is_set():
+            return "draining"
+        return "running" if self._running else "starting"
+
+    @property
+    def endpoints(self) -> list[str]:
+        """URLs of the OpenAI-compatible endpoint."""
+        return [f"http://{where}/v1" for where in self._listening]
+
+    @property
+    def generation(self) -> int:
+        """How many configurations were in force."""
+        return self._generation
+
+    def degraded(self) -> list[str]:
+        """What this machine, or a part of it, lacks: a clause each."""
+        return [reason for reason in (self._degraded, *self._parts.degraded()) if reason]
+
+    async def problems(self) -> Sequence[Problem]:
+        """Of the configuration as it is on disk now."""
+        roots = self._parts.roots
+        _, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
+        return problems
 
 
 def _shutting_down() -> AccelError:

@@ -51,10 +51,12 @@ KINDS: Final[dict[str, Kind]] = {
     "toolbox_busy": Kind(409, "invalid_request_error", True),  # somebody is inside, or a refresh runs already
     "toolbox_pinned": Kind(409, "invalid_request_error"),
     "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
-    # the session bus
+    # jobs, pins, the session bus
     "device_not_found": Kind(404, "invalid_request_error"),
     "job_not_found": Kind(404, "invalid_request_error"),
     "pin_not_found": Kind(404, "invalid_request_error"),  # ended already, or another client's
+    "pin_conflict": Kind(409, "invalid_request_error"),  # what is pinned already leaves no room for it, ever
+    "too_many_pins": Kind(429, "rate_limit_error"),
     "not_supported": Kind(405, "invalid_request_error"),
     "too_many_calls": Kind(429, "rate_limit_error", True),  # under way for one client, or for all together
     # control
@@ -97,6 +99,8 @@ BUS_NAMES: Final[dict[str, str]] = {
     "device_not_found": "NoSuchDevice",
     "job_not_found": "NoSuchJob",
     "pin_not_found": "NoSuchPin",
+    "pin_conflict": "PinConflict",
+    "too_many_pins": "LimitsExceeded",
     "not_supported": "NotSupported",
     "too_many_calls": "LimitsExceeded",
     "busy": "Busy",

@@ -102,6 +102,11 @@ class Yielding:
         self._games = 0
         self._ignored = 0  # games that a person has overruled
         self._timer: asyncio.TimerHandle | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Called whenever what is given up may be something else."""
+        self._listeners.append(listener)
 
     # --- a person ---------------------------------------------------------------------------------------------
 
@@ -213,7 +218,12 @@ class Yielding:
             self._apply()
 
     def _apply(self, *, now: bool = False) -> None:
-        """Tell the scheduler what holds."""
+        """Tell the scheduler what holds, then whoever listens."""
+        self._tell(now=now)
+        for listener in self._listeners:
+            listener()
+
+    def _tell(self, *, now: bool) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -11,6 +11,32 @@ UNIT_MARK="# Written by accelerd's packaging/install; changes here are lost when
 HELLO=${XDG_DATA_HOME:-$HOME/.local/share}/accelerd/models/hello.gguf
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/accelerd
 
+DATA=${XDG_DATA_HOME:-$HOME/.local/share}
+EXTRA_MARK="packaging/install" # in the first lines of every file that install_extras puts somewhere
+
+# extras: what lies beside the programs for other programs to find, one a line: file in the checkout, place, file's name.
+# Shells, man and the session bus look in these places by themselves, but for zsh, which wants the directory in \$fpath.
+extras() {
+  local file
+  printf '%s|%s|%s\n' contrib/completions/accelctl.bash "$DATA/bash-completion/completions" accelctl
+  printf '%s|%s|%s\n' contrib/completions/_accelctl "$DATA/zsh/site-functions" _accelctl
+  printf '%s|%s|%s\n' contrib/completions/accelctl.fish "$DATA/fish/vendor_completions.d" accelctl.fish
+  for file in "$REPO"/docs/man/*.[1-8]; do
+    printf '%s|%s|%s\n' "docs/man/$(basename "$file")" "$PREFIX/share/man/man${file##*.}" "$(basename "$file")"
+  done
+  for file in "$REPO"/accelerd/bus/interfaces/*.xml; do
+    [ -e "$file" ] || continue
+    printf '%s|%s|%s\n' "accelerd/bus/interfaces/$(basename "$file")" "$DATA/dbus-1/interfaces" "$(basename "$file")"
+  done
+  printf '%s|%s|%s\n' packaging/dbus/org.accelerd1.service "$DATA/dbus-1/services" org.accelerd1.service
+}
+
+# extra_is_ours PATH: was it put there by install_extras? The names of our interfaces are nobody else's.
+extra_is_ours() {
+  case $1 in */dbus-1/interfaces/org.accelerd1.*.xml) return 0 ;; esac
+  head -n 4 "$1" 2>/dev/null | grep -qF "$EXTRA_MARK"
+}
+
 # set_prefix DIR: the program goes below it.
 set_prefix() {
   PREFIX=$(realpath -m -- "$1")

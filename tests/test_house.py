@@ -17,14 +17,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room → rooms it must never import (prefixes of module names below accelerd)
 FORBIDDEN = {
-    "bus": ("supervise", "engines", "cli", "daemon", "app"),
+    "bus": ("gateway", "supervise", "engines", "cli", "daemon", "app"),
     "scheduler": ("gateway", "bus", "devices", "supervise", "system", "cli", "daemon", "app"),
     "supervise": ("gateway", "scheduler", "bus", "cli", "daemon", "app"),
     "engines": ("gateway", "scheduler", "supervise", "system", "cli", "daemon", "app"),
     "config": ("gateway", "scheduler", "supervise", "engines", "system", "cli", "daemon", "app"),
     "devices": ("gateway", "scheduler", "supervise", "engines", "cli", "daemon", "app"),
     "system": ("gateway", "scheduler", "supervise", "engines", "config", "cli", "daemon", "app"),
-    "gateway": ("supervise", "config.load", "cli", "daemon", "app", "engines.llama_server"),
+    "gateway": ("bus", "supervise", "config.load", "cli", "daemon", "app", "engines.llama_server"),
     "cli": ("gateway", "scheduler", "supervise", "daemon", "app"),
     "helper": (
         "gateway",

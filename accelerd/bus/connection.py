@@ -127,8 +127,8 @@ class SessionBus:
         given = {name: dict(values) for name, values in packed.items()}
         self._kit.thread.do(partial(self._kit.exports.publish, path, given))
 
-    def update(self, path: str, interface: str, changed: Mapping[str, Any]) -> None:
-        """Properties have these values now; what is not another value is not told."""
+    def update(self, path: str, interface: str, changed: Mapping[str, Any], *, quiet: bool = False) -> None:
+        """Properties have these values now; what is not another value is not told. `quiet`: nor if nobody listens."""
         if self._kit is None:
             return
         values = self._values[path][interface]
@@ -136,7 +136,8 @@ class SessionBus:
         news = {name: value for name, value in packed.items() if not value.equal(values[name])}
         if news:
             values.update(news)
-            self._kit.thread.do(partial(self._kit.exports.update, path, interface, news))
+            silent = quiet and not self._callers
+            self._kit.thread.do(partial(self._kit.exports.update, path, interface, news, silent=silent))
 
     def remove(self, path: str) -> None:
         """The object has gone. Calls of it that are under way are still answered."""

@@ -69,10 +69,12 @@ class Exports:
         if path != names.BUS_PATH:
             self._tell_tree("InterfacesAdded", GLib.Variant.new_object_path(path), self._object(path))
 
-    def update(self, path: str, interface: str, changed: Values) -> None:
-        """These have changed."""
+    def update(self, path: str, interface: str, changed: Values, *, silent: bool = False) -> None:
+        """These have changed. `silent`: they are there to be read, nobody is told."""
         self._tree[path][interface].update(changed)
         self._told.pop(path, None)
+        if silent:
+            return
         known = interfaces()[interface].properties
         told = {name: value for name, value in changed.items() if known[name].emits == "true"}
         invalid = [name for name in changed if known[name].emits == "invalidates"]

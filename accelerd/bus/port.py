@@ -42,8 +42,9 @@ class Bus(Protocol):
         """An object: its interfaces, a value for every property. ValueError: one is missing or of another type."""
         ...
 
-    def update(self, path: str, interface: str, changed: Mapping[str, Any]) -> None:
-        """Properties have these values now; what is not another value is not told."""
+    def update(self, path: str, interface: str, changed: Mapping[str, Any], *, quiet: bool = False) -> None:
+        """Properties have these values now; what is not another value is not told. `quiet`: while nobody listens they
+        are only there to be read."""
         ...
 
     def remove(self, path: str) -> None:

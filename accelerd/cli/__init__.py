@@ -1,8 +1,8 @@
 """accelctl: the user's tool. Finds the command, gives it its context, turns what it raises into an exit status.
 
 Each command is a module of its own, imported only when it is the one asked for: start-up time is a feature here. Talks
-to nothing but the daemon's unix socket, except for `config`, `add`, `devices`, `memory`, `fit` and `doctor`, which look
-at this machine, and for `fit` of an address.
+to nothing but the daemon, over the session bus or its unix socket, except for `config`, `add`, `devices`, `memory`,
+`fit` and `doctor`, which look at this machine, and for `fit` of an address.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import closing
 from typing import NoReturn, TextIO, cast
 
 from accelerd import names
-from accelerd.cli.client import EXITS, Client
+from accelerd.cli.client import EXITS
 from accelerd.cli.context import Command, Context
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.output import Output
 from accelerd.cli.text import nearest
+from accelerd.cli.way import Chooser
 from accelerd.errors import AccelError
 from accelerd.ports import Roots
 
@@ -33,6 +34,7 @@ COMMANDS = {
     "yield": "empty the GPU for a game, or another program, until resume",
     "resume": "end what yield began: models may use the GPU again",
     "reset": "forget the failures of a model, so that it is tried again",
+    "monitor": "what happens, as it happens: models, devices, jobs, yields, pins",
     "logs": "what a model's engine printed",
     "explain": "why a model runs as it does: command line, placement, history",
     "chat": "talk to a model",
@@ -105,18 +107,23 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Ou
         guess = nearest(name, COMMANDS)
         hint = f"did you mean {guess}?" if guess else "see: accelctl --help"
         raise Failure(f"there is no command {name}", exit=Exit.USAGE, code="usage", hint=hint)
+    command, parser = command_parser(name)
+    rest = parser.parse_args(after)
+    out.json_mode = args.json or rest.json
+    roots = Roots.from_env(env)
+    with closing(Chooser(roots, env, rest.socket or args.socket)) as client:
+        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), rest)
+
+
+def command_parser(name: str) -> tuple[Command, Parser]:
+    """The module of a command and what it understands."""
     module = f"{name}_" if keyword.iskeyword(name) else name
     command = cast(Command, importlib.import_module(f"accelerd.cli.commands.{module}"))
     parser = Parser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=getattr(command, "EPILOG", None),
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     shared_options(parser)
     command.add_arguments(parser)
-    rest = parser.parse_args(after)
-    out.json_mode = args.json or rest.json
-    roots = Roots.from_env(env)
-    path = rest.socket or args.socket or env.get(names.ENV_SOCKET) or roots.control_socket
-    context = Context(roots=roots, client=Client(Path(path)), out=out, stdin=stdin, env=env)
-    return command.run(context, rest)
+    return command, parser
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
@@ -146,7 +153,9 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     """Options that may stand before and after the command."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument(
-        "--socket", metavar="PATH", help=f"the daemon's socket instead of ${names.ENV_SOCKET} or the usual one"
+        "--socket",
+        metavar="PATH",
+        help=f"this socket, instead of the session bus, ${names.ENV_SOCKET} or the usual one",
     )
 
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from accelerd.cli.client import Client, failure_of
+from accelerd.cli.client import Reach, failure_of
 from accelerd.cli.failure import Failure
 from accelerd.cli.sse import Comment, parse
 from accelerd.ports import Clock
@@ -75,7 +75,7 @@ class Answer:
 
 
 def ask(
-    client: Client, clock: Clock, model: str, messages: list[dict[str, str]], options: dict[str, Any], display: Display
+    client: Reach, clock: Clock, model: str, messages: list[dict[str, str]], options: dict[str, Any], display: Display
 ) -> Answer:
     """Stream one answer. Ctrl-C ends it with `interrupted` set and what has arrived; errors are raised as Failure."""
     body = {

@@ -10,13 +10,17 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlencode
 
 from accelerd import names
 from accelerd.cli.failure import Exit, Failure
+
+if TYPE_CHECKING:
+    from accelerd.cli.bus_link import Link
 
 ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
 EVENT_TIMEOUT = 60.0  # seconds between two progress events, which come four times a second
@@ -28,6 +32,35 @@ EXITS = {
     "toolbox_not_found": Exit.NO_SUCH_MODEL,
     "shutting_down": Exit.UNREACHABLE,
 }
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the daemon is reached. `fix`: a command that makes it better; empty where nothing is wrong."""
+
+    name: Literal["bus", "socket"]
+    why: str
+    fix: str = ""
+
+
+class Reach(Protocol):
+    """The daemon, whichever way: what every command may ask. All raise Failure."""
+
+    @property
+    def path(self) -> Path: ...
+    def way(self) -> Way: ...
+    def link(self) -> Link | None:
+        """The connection to the bus that this daemon is on; None: `way` says why there is none."""
+        ...
+
+    def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
+    def post(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
+    def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]: ...
+    def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]: ...
+    def open(
+        self, method: str, target: str, *, timeout: float | None, body: bytes | None = None
+    ) -> AbstractContextManager[http.client.HTTPResponse]: ...
+    def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]: ...
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -47,12 +80,24 @@ class Client:
     """One daemon. Every call opens its own connection; all raise Failure."""
 
     def __init__(
-        self, path: Path, *, answer_timeout: float = ANSWER_TIMEOUT, event_timeout: float = EVENT_TIMEOUT
+        self,
+        path: Path,
+        *,
+        answer_timeout: float = ANSWER_TIMEOUT,
+        event_timeout: float = EVENT_TIMEOUT,
+        why: str = "nothing else was tried",
     ) -> None:
-        """Timeouts in seconds: of one answer, and between two events."""
+        """Timeouts in seconds: of one answer, and between two events. `why` this way."""
         self.path = path
+        self._why = why
         self._answer_timeout = answer_timeout
         self._event_timeout = event_timeout
+
+    def way(self) -> Way:
+        return Way("socket", self._why)
+
+    def link(self) -> Link | None:
+        return None
 
     def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
         """A JSON object from a control route ("status"); `patience` in seconds where it is not from memory."""
@@ -71,10 +116,7 @@ class Client:
                 yield event
                 if event.get("event") != "progress":
                     return
-        raise Failure(
-            "the daemon went away before it was done", exit=Exit.UNREACHABLE, code="connection_lost",
-            hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
-        )  # fmt: skip
+        raise gone_meanwhile()
 
     def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]:
         """The lines of a text/plain route; with `follow` for as long as the daemon sends."""
@@ -128,30 +170,46 @@ class Client:
         try:
             yield
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise Failure(
-                f"accelerd is not running (nobody listens on {self.path})",
-                exit=Exit.UNREACHABLE, code="not_running", hint=f"start it: {START_COMMANDS}",
-            ) from error  # fmt: skip
+            raise not_running(f"nobody listens on {self.path}") from error
         except PermissionError as error:
             raise Failure(
                 f"cannot open {self.path}: it belongs to another user",
                 exit=Exit.UNREACHABLE, code="not_permitted", hint="run accelctl as the user who runs accelerd",
             ) from error  # fmt: skip
         except TimeoutError as error:
-            raise Failure(
-                "accelerd does not answer", exit=Exit.UNREACHABLE, code="no_answer",
-                hint=f"see: systemctl --user status {names.PROGRAM}",
-            ) from error  # fmt: skip
+            raise no_answer() from error
         except (http.client.HTTPException, ConnectionError) as error:
-            raise Failure(
-                "the connection to accelerd broke", exit=Exit.UNREACHABLE, code="connection_lost",
-                hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
-            ) from error  # fmt: skip
+            raise broken() from error
         except OSError as error:  # a path that is too long or is no socket
             raise Failure(
                 f"cannot open {self.path}: {error.strerror or error}", exit=Exit.UNREACHABLE, code="not_reachable",
                 hint="check --socket and $ACCELERD_SOCKET",
             ) from error  # fmt: skip
+
+
+def not_running(why: str) -> Failure:
+    return Failure(
+        f"accelerd is not running ({why})", exit=Exit.UNREACHABLE, code="not_running",
+        hint=f"start it: {START_COMMANDS}",
+    )  # fmt: skip
+
+
+def no_answer() -> Failure:
+    return Failure(
+        "accelerd does not answer", exit=Exit.UNREACHABLE, code="no_answer",
+        hint=f"see: systemctl --user status {names.PROGRAM}",
+    )  # fmt: skip
+
+
+def broken(message: str = "the connection to accelerd broke") -> Failure:
+    return Failure(
+        message, exit=Exit.UNREACHABLE, code="connection_lost",
+        hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
+    )  # fmt: skip
+
+
+def gone_meanwhile() -> Failure:
+    return broken("the daemon went away before it was done")
 
 
 def control(route: str, query: dict[str, Any]) -> str:

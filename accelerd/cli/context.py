@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
-from accelerd.cli.client import Client
+from accelerd.cli.client import Reach
 from accelerd.cli.failure import Failure
 from accelerd.cli.output import Output
 from accelerd.cli.text import nearest
@@ -19,7 +19,7 @@ class Context:
     """One run of accelctl."""
 
     roots: Roots
-    client: Client
+    client: Reach
     out: Output
     stdin: TextIO
     env: Mapping[str, str]

@@ -35,3 +35,8 @@ def time_in(seconds: float, now: datetime | None = None) -> str:
 def seconds_since(at: float, now: datetime | None = None) -> float:
     """Since a moment that is told in seconds since 1970; 0 when it is still to come: a clock was put back."""
     return max((now or datetime.now()).timestamp() - at, 0.0)
+
+
+def moment(now: datetime | None = None) -> str:
+    """Local time with its distance from UTC, as ISO 8601 has it, to the millisecond."""
+    return (now or datetime.now()).astimezone().isoformat(timespec="milliseconds")

@@ -5,6 +5,7 @@ Pure. `python -m accelerd.config.reference` prints it; a test holds the file aga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from accelerd.config import shape, units
@@ -59,6 +60,7 @@ SECTIONS: Final = {
     "MemoryTable": ("[memory]", ""),
     "PerformanceTable": ("[performance]", ""),
     "DevicePerformanceTable": ('[performance.devices."0000:c1:00.0"]', ""),
+    "DesktopTable": ("[desktop]", ""),
     "LlamaServerTable": ("[engines.llama-server]", ""),
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),
@@ -71,32 +73,42 @@ A *name* is {NAME.removeprefix("a name of ")}.
 """
 
 
+Row = tuple[str, str, str, str]  # key, what it takes, built-in value as TOML, meaning
+
+
 def reference() -> str:
     """The page, as Markdown."""
-    definitions = json_schema()["$defs"]
-    nodes: dict[str, shape.Node] = {}
-    _collect(shape.document(), nodes)
     parts = [INTRODUCTION, TERMS]
-    for name, (title, without) in SECTIONS.items():
-        table = definitions[name]
-        known = definitions[without]["properties"] if without else {}
+    for title, rows in tables():
         parts.append(f"## {title}\n\n| key | takes | built-in | meaning |\n|---|---|---|---|")
-        for key, schema in table["properties"].items():
-            if key not in known:
-                parts[-1] += "\n" + _row(key, schema, (nodes[name].table or {})[key])
+        for key, takes, default, meaning in rows:
+            cells = (f"`{key}`", takes, f"`{default}`" if default else "", meaning)
+            parts[-1] += "\n| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         parts[-1] += "\n"
     return "\n".join(parts)
 
 
-def _row(key: str, schema: dict[str, Any], node: shape.Node) -> str:
+def tables() -> Iterator[tuple[str, list[Row]]]:
+    """Every table of the file: its title, and its keys."""
+    definitions = json_schema()["$defs"]
+    nodes: dict[str, shape.Node] = {}
+    _collect(shape.document(), nodes)
+    for name, (title, without) in SECTIONS.items():
+        table = definitions[name]
+        known = definitions[without]["properties"] if without else {}
+        keys = (nodes[name].table or {}).items()
+        schemas = table["properties"]
+        yield title, [_row(key, schemas[key], node) for key, node in keys if key in schemas and key not in known]
+
+
+def _row(key: str, schema: dict[str, Any], node: shape.Node) -> Row:
     default = schema.get("default", "")
     if default != "":
         default = toml(default) if isinstance(default, list) else value_text(default)
     takes = node.expects
     for long, short in SHORT.items():
         takes = takes.replace(long, short)
-    cells = (f"`{key}`", takes, f"`{default}`" if default else "", schema.get("description", ""))
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return key, takes, default, schema.get("description", "")
 
 
 def _collect(node: shape.Node, into: dict[str, shape.Node]) -> None:

@@ -1,36 +1,34 @@
 """The control routes of the unix socket, as docs/control.md describes them.
 
-Asks the scheduler like everybody else; reads processes only through Insight. Never served on a TCP port.
+Asks the scheduler like everybody else; reads processes only through Insight. Never served on a TCP port. What it
+answers, the bus answers too: `answers` and `operations` are without HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shlex
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
-import msgspec
 from aiohttp import web
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
-from accelerd.gateway.responses import json_response
+from accelerd.gateway.carry import Routes, doings, look, looks, streams
 from accelerd.instances import Exit, Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
+from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Residue, Snapshot
 from accelerd.scheduler.service import Scheduler
-
-PROGRESS_EVERY = 0.25  # s
 
 
 class Progress(Protocol):
@@ -84,10 +82,6 @@ class Owner(Protocol):
         ...
 
 
-Query = dict[str, str]
-Route = Callable[[web.BaseRequest, Query], Awaitable[web.StreamResponse]]
-
-
 class Control:
     """Callable as the gateway's control hook: (request, path) → response, or None for paths that are not its own."""
 
@@ -97,22 +91,31 @@ class Control:
         insight: Insight,
         owner: Owner,
         trials: Trials,
-        more: Mapping[tuple[str, str], Route] | None = None,
+        more: Routes | None = None,
     ) -> None:
         """`more`: routes of other modules."""
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
         self._trials = trials
-        self._routes: dict[tuple[str, str], Route] = {
-            ("GET", "/status"): self._status,
-            ("POST", "/load"): self._load,
-            ("POST", "/unload"): self._unload,
-            ("POST", "/reset"): self._reset,
+        self.answers: dict[str, Answer] = {
+            "status": self._status,
+            "explain": self._explain,
+            "logs": self._printed,
+        }
+        self.operations: dict[str, Operation] = {
+            "load": self._load,
+            "unload": self._unload,
+            "tune": self._tune,
+            "reload": self._reload,
+        }
+        self.actions: dict[str, Answer] = {"reset": self._reset}
+        self._routes: Routes = {
+            **looks(self.answers),
+            **doings(self.actions),
+            **streams(self.operations),
             ("GET", "/logs"): self._logs,
-            ("GET", "/explain"): self._explain,
-            ("POST", "/reload"): self._reload,
-            ("POST", "/tune"): self._tune,
+            ("POST", "/reload"): look(lambda query: self._owner.reload()),
             **(more or {}),
         }
 
@@ -131,7 +134,7 @@ class Control:
 
     # --- reading ----------------------------------------------------------------------------------------------
 
-    async def _status(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+    async def _status(self, query: Query) -> dict[str, Any]:
         models = [await self._model(snapshot) for snapshot in self._scheduler.snapshots()]
         limits, settings = self._scheduler.limits, self._scheduler.settings
         limit, source = room_of(limits, self._scheduler.ledger())
@@ -146,7 +149,7 @@ class Control:
             "residues": [_residue(residue) for residue in self._scheduler.residues],
         }
         overview["models"] = models
-        return json_response(overview)
+        return overview
 
     async def _model(self, snapshot: Snapshot) -> dict[str, Any]:
         spec, instance = snapshot.spec, snapshot.instance
@@ -166,6 +169,7 @@ class Control:
             "idle": snapshot.idle,
             "idle_timeout": spec.idle_timeout,
             "pin": spec.pin,
+            "held": bool(snapshot.holds),
             "preload": spec.preload,
             "memory": snapshot.memory,
             "memory_source": snapshot.memory_source,
@@ -178,12 +182,12 @@ class Control:
             "error": _failure(snapshot.error),
         }
 
-    async def _explain(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        snapshot = self._scheduler.snapshot(_model_of(query))
+    async def _explain(self, query: Query) -> dict[str, Any]:
+        snapshot = self._scheduler.snapshot(model_of(query))
         facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None
         plan = facts.plan if facts and facts.plan else await self._insight.plan(snapshot.spec)
         fits, how = self._scheduler.placement(snapshot.spec.name)
-        answer = {
+        return {
             "model": snapshot.spec.name,
             "state": snapshot.state,
             "pid": facts.pid if facts else None,
@@ -208,12 +212,16 @@ class Control:
                 for t in snapshot.history
             ],
         }  # fmt: skip
-        return json_response(answer)
+
+    async def _printed(self, query: Query) -> dict[str, Any]:
+        """The last lines of a model's output, for those who cannot follow it."""
+        name = self._scheduler.snapshot(model_of(query)).spec.name
+        return {"model": name, "lines": self._insight.output(name).lines(last=number(query, "lines", 50))}
 
     async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = self._scheduler.snapshot(_model_of(query)).spec.name
-        output, last = self._insight.output(name), _number(query, "lines", 50)
-        if query.get("follow", "0") in ("0", ""):
+        name = self._scheduler.snapshot(model_of(query)).spec.name
+        output, last = self._insight.output(name), number(query, "lines", 50)
+        if not flag(query, "follow"):
             text = "".join(line + "\n" for line in output.lines(last=last))
             return web.Response(text=text, content_type="text/plain", charset="utf-8")
         response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
@@ -225,81 +233,47 @@ class Control:
 
     # --- doing ------------------------------------------------------------------------------------------------
 
-    async def _reset(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = _model_of(query)
+    async def _reset(self, query: Query) -> dict[str, Any]:
+        name = model_of(query)
         self._scheduler.reset(name)
-        return json_response({"state": self._scheduler.snapshot(name).state})
+        return {"state": self._scheduler.snapshot(name).state}
 
-    async def _reload(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        return json_response(await self._owner.reload())
+    async def _reload(self, query: Query) -> Events:
+        return at_once({"event": "reloaded", **await self._owner.reload()})
 
-    async def _load(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = self._scheduler.snapshot(_model_of(query)).spec.name
-        return await self._watch_model(request, name, lambda: self._scheduler.load(name), "ready")
+    async def _load(self, query: Query) -> Events:
+        name, evict = self._scheduler.snapshot(model_of(query)).spec.name, flag(query, "evict", "1")
+        return self._watched(name, lambda: self._scheduler.load(name, evict=evict), "ready")
 
-    async def _unload(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = self._scheduler.snapshot(_model_of(query)).spec.name
-        force = _flag(query, "force")
-        return await self._watch_model(request, name, lambda: self._scheduler.unload(name, force=force), "stopped")
+    async def _unload(self, query: Query) -> Events:
+        name, force = self._scheduler.snapshot(model_of(query)).spec.name, flag(query, "force")
+        return self._watched(name, lambda: self._scheduler.unload(name, force=force), "stopped")
 
-    async def _tune(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = self._scheduler.snapshot(_model_of(query)).spec.name
-        told: list[dict[str, Any]] = []
+    async def _tune(self, query: Query) -> Events:
+        name = self._scheduler.snapshot(model_of(query)).spec.name
+        told: list[Event] = []
 
-        def progress(elapsed: float) -> list[dict[str, Any]]:
+        def progress(elapsed: float) -> list[Event]:
             news = [{"event": "progress", "elapsed": elapsed, **one} for one in (told or [{}])]
             told.clear()
             return news
 
-        async def work() -> dict[str, Any]:
-            quick, force = _flag(query, "quick"), _flag(query, "force")
+        async def work() -> Event:
+            quick, force = flag(query, "quick"), flag(query, "force")
             return {"event": "done", **await self._trials.run(name, quick=quick, force=force, tell=told.append)}
 
-        return await self._watch(request, work(), progress, lambda elapsed: progress(elapsed) if told else [])
+        return watched(work, progress, lambda elapsed: progress(elapsed) if told else [])
 
-    async def _watch_model(
-        self, request: web.BaseRequest, name: str, work: Callable[[], Awaitable[None]], done: str
-    ) -> web.StreamResponse:
-        """Run what changes the state of a model."""
+    def _watched(self, name: str, work: Callable[[], Awaitable[None]], done: str) -> Events:
+        """Do what changes the state of a model."""
 
-        async def until_done() -> dict[str, Any]:
+        async def until_done() -> Event:
             await work()
             return {"event": done, "model": name}
 
-        return await self._watch(request, until_done(), lambda elapsed: [self._progress(name, elapsed)])
+        return watched(until_done, lambda elapsed: [self._progress(name, elapsed)])
 
-    async def _watch(
-        self,
-        request: web.BaseRequest,
-        work: Coroutine[Any, Any, dict[str, Any]],
-        progress: Callable[[float], list[dict[str, Any]]],
-        rest: Callable[[float], list[dict[str, Any]]] = lambda elapsed: [],
-    ) -> web.StreamResponse:
-        """Run `work` and tell its progress, a JSON object a line, then its outcome; as long as the client listens.
-
-        `rest`: what there is still to tell when the work is done.
-        """
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        task = asyncio.ensure_future(work)
-        try:
-            await response.prepare(request)
-            try:
-                while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-                    await response.write(b"".join(map(_line, progress(loop.time() - began))))
-                await response.write(b"".join(map(_line, rest(loop.time() - began))))
-                last = {**task.result(), "elapsed": loop.time() - began}
-            except AccelError as error:  # also when a reload takes the model away meanwhile
-                last = {"event": "error", **error.openai()}
-            await response.write(_line(last))
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, AccelError):
-                await task
-        return response
-
-    def _progress(self, name: str, elapsed: float) -> dict[str, Any]:
+    def _progress(self, name: str, elapsed: float) -> Event:
         snapshot = self._scheduler.snapshot(name)
         seen = self._insight.progress(snapshot.instance) if snapshot.instance is not None else None
         waiting = snapshot.instance is None
@@ -335,28 +309,6 @@ def _check_peer(request: web.BaseRequest) -> None:
     _, uid, _ = struct.unpack("3i", credentials)
     if uid not in (0, os.getuid()):
         raise AccelError("unauthorized", "only the user that runs accelerd may control it")
-
-
-def _model_of(query: Query) -> str:
-    try:
-        return query["model"]
-    except KeyError:
-        raise AccelError("bad_request", "the query needs model=NAME", param="model") from None
-
-
-def _flag(query: Query, key: str) -> bool:
-    return query.get(key, "0") not in ("0", "")
-
-
-def _number(query: Query, key: str, default: int) -> int:
-    text = query.get(key, str(default))
-    if not text.isdigit() or len(text) > 9:
-        raise AccelError("bad_request", f"{key} must be a number, not {text[:20]!r}", param=key)
-    return int(text)
-
-
-def _line(event: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(event) + b"\n"
 
 
 def _failure(exit: Exit | None) -> dict[str, Any] | None:

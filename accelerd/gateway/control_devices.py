@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from accelerd.devices.model import Device
 from accelerd.devices.observer import Look
 from accelerd.errors import AccelError
-from accelerd.gateway.responses import json_response
+from accelerd.gateway.carry import looks
 from accelerd.instances import Facts
+from accelerd.operations import Answer, Query
 from accelerd.scheduler.service import Scheduler
 
 PATIENCE = 5.0  # s for a look
@@ -66,15 +65,16 @@ class DeviceRoutes:
         self._insight = insight
         self._owner = owner
         self._look: asyncio.Future[list[Look]] | None = None
-        self.routes = {("GET", "/devices"): self._devices}
+        self.answers: dict[str, Answer] = {"devices": self._devices}
+        self.routes = looks(self.answers)
 
-    async def _devices(self, request: web.BaseRequest, query: dict[str, str]) -> web.StreamResponse:
+    async def _devices(self, query: Query) -> dict[str, Any]:
         if self._watch.degraded is not None:
             await self._watch.rescan()  # nobody else says when something has changed
         looks = await self._looks()
         models = self._models()
         found: list[dict[str, Any]] = [look.json(models, self._owner(look.device.id)) for look in looks]
-        return json_response({"devices": found, "degraded": self._watch.degraded})
+        return {"devices": found, "degraded": self._watch.degraded}
 
     async def _looks(self) -> list[Look]:
         """A look; who asks while one is under way gets that."""

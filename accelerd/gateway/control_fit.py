@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from accelerd.config.model import ModelSpec
 from accelerd.errors import AccelError
-from accelerd.gateway.control import Query, Route
-from accelerd.gateway.responses import json_response
+from accelerd.gateway.carry import Routes, doings, looks
 from accelerd.memory.learned import Entry
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.memory.report import report
+from accelerd.operations import Answer, Query, model_of
 from accelerd.scheduler.record import Snapshot
 
 
@@ -63,14 +61,15 @@ class FitRoutes:
         self._forecast = forecast
         self._yielded = yielded
         self._degraded = degraded
-        self.routes: dict[tuple[str, str], Route] = {
-            ("GET", "/memory"): self._memory,
-            ("GET", "/memory/learned"): self._list,
-            ("POST", "/memory/forget"): self._drop,
-            ("GET", "/fit"): self._fit,
+        self.answers: dict[str, Answer] = {
+            "memory": self._memory,
+            "memory/learned": self._list,
+            "fit": self._fit,
         }
+        self.actions: dict[str, Answer] = {"memory/forget": self._drop}
+        self.routes: Routes = {**looks(self.answers), **doings(self.actions)}
 
-    async def _memory(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+    async def _memory(self, query: Query) -> dict[str, Any]:
         seen = await self._seen()
         snapshots = {snapshot.spec.name: snapshot for snapshot in self._models.snapshots()}
 
@@ -78,15 +77,14 @@ class FitRoutes:
             """What decides about who leaves; a model that is configured no more may still hold memory."""
             if (known := snapshots.get(name)) is None:
                 return {"leases": 0, "idle": None, "pin": False, "priority": 0}
-            return {"leases": known.leases, "idle": known.idle, "pin": known.spec.pin, "priority": known.spec.priority}
+            return {"leases": known.leases, "idle": known.idle, "pin": known.fixed, "priority": known.spec.priority}
 
-        answer = {
+        return {
             **report(self._ledger(), seen, facts),
             "waiting": [self._waiting(snapshot) for snapshot in snapshots.values() if snapshot.queue],
             "yielded": self._yielded(),
             "degraded": self._degraded(),
         }
-        return json_response(answer)
 
     def _waiting(self, snapshot: Snapshot) -> dict[str, Any]:
         name = snapshot.spec.name
@@ -94,10 +92,10 @@ class FitRoutes:
         return {"model": name, "requests": snapshot.queue, "state": snapshot.state, "fits": fits, "reason": why,
                 "wanted": dict(snapshot.need.amounts)}  # fmt: skip
 
-    async def _list(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        return json_response({"learned": [_entry(entry) for entry in self._learned.entries()]})
+    async def _list(self, query: Query) -> dict[str, Any]:
+        return {"learned": [_entry(entry) for entry in self._learned.entries()]}
 
-    async def _drop(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+    async def _drop(self, query: Query) -> dict[str, Any]:
         everything, name = query.get("all", "0") not in ("0", ""), query.get("model")
         if everything == (name is not None):
             raise AccelError("bad_request", "the query needs one of model=NAME and all=1", param="model")
@@ -113,21 +111,18 @@ class FitRoutes:
             if count and name in (None, snapshot.spec.name):
                 forecast = await self._forecast(snapshot.spec)
                 self._models.forecast(snapshot.spec.name, forecast)
-        return json_response({"forgotten": count})
+        return {"forgotten": count}
 
-    async def _fit(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        if "model" not in query:
-            raise AccelError("bad_request", "the query needs model=NAME", param="model")
-        snapshot = self._models.snapshot(query["model"])
+    async def _fit(self, query: Query) -> dict[str, Any]:
+        snapshot = self._models.snapshot(model_of(query))
         forecast = await self._forecast(snapshot.spec)
         fits, why = self._models.placement(snapshot.spec.name)
-        answer = {
+        return {
             "model": snapshot.spec.name,
             "state": snapshot.state,
             "options": [_need(need) for need in forecast.options],
             "placement": {"fits": fits, "reason": why},
         }
-        return json_response(answer)
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

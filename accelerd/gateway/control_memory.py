@@ -11,12 +11,9 @@ import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import msgspec
-from aiohttp import web
-
 from accelerd.errors import AccelError
-from accelerd.gateway.control import PROGRESS_EVERY, Query, Route
-from accelerd.gateway.responses import json_response
+from accelerd.gateway.carry import Routes, look, streams
+from accelerd.operations import PROGRESS_EVERY, Event, Events, Operation, Query, at_once, flag
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
@@ -45,39 +42,37 @@ class MemoryRoutes:
     def __init__(self, yielding: Yielding, scheduler: Scheduler) -> None:
         self._yielding = yielding
         self._scheduler = scheduler
-        self.routes: dict[tuple[str, str], Route] = {
-            ("POST", "/yield"): self._yield,
-            ("POST", "/resume"): self._resume,
-        }
+        self.operations: dict[str, Operation] = {"yield": self._yield, "resume": self._resumed}
+        self.routes: Routes = {**streams({"yield": self._yield}), ("POST", "/resume"): look(self._resume)}
 
-    async def _resume(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+    async def _resume(self, query: Query) -> dict[str, Any]:
         report = self._yielding.report() or {}
         back = [snapshot.spec.name for snapshot in self._scheduler.snapshots() if snapshot.away]
         resumed = await self._yielding.resume()
-        answer = {"resumed": resumed, "what": report.get("what"), "why": report.get("why"), "back": back}
-        return json_response(answer)
+        return {"resumed": resumed, "what": report.get("what"), "why": report.get("why"), "back": back}
 
-    async def _yield(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        """Who leaves, until nobody is there any more: a JSON object a line."""
+    async def _resumed(self, query: Query) -> Events:
+        return at_once({"event": "resumed", **await self._resume(query)})
+
+    async def _yield(self, query: Query) -> Events:
+        """Who leaves, until nobody is there any more."""
         seconds = _seconds(query)
         before = {s.spec.name: _bytes(s) for s in self._scheduler.snapshots() if s.held}
-        await self._yielding.ask(seconds, everything=_flag(query, "all"), now=_flag(query, "now"))
-        before = {name: self._concerned(held) for name, held in before.items() if self._concerned(held)}
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await self._yielding.ask(seconds, everything=flag(query, "all"), now=flag(query, "now"))
+        return self._leaving({name: held for name, all in before.items() if (held := self._concerned(all))})
+
+    async def _leaving(self, before: dict[str, dict[str, int]]) -> Events:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await response.prepare(request)
         while self._yielding.report() is not None:
             models = self._there(before)
             if all(_stuck(snapshot) for snapshot in models):
                 break
-            progress = {"event": "progress", "elapsed": loop.time() - began, "models": [_model(s) for s in models]}
-            await response.write(_line(progress))
+            yield {"event": "progress", "elapsed": loop.time() - began, "models": [_model(s) for s in models]}
             await asyncio.sleep(PROGRESS_EVERY)
-        await response.write(_line({**self._outcome(before), "elapsed": loop.time() - began}))
-        return response
+        yield {**self._outcome(before), "elapsed": loop.time() - began}
 
-    def _outcome(self, before: dict[str, dict[str, int]]) -> dict[str, Any]:
+    def _outcome(self, before: dict[str, dict[str, int]]) -> Event:
         report = self._yielding.report()
         if report is None:
             return {"event": "resumed"}  # somebody wanted the models back meanwhile, or the time is over
@@ -135,11 +130,3 @@ def _seconds(query: Query) -> float | None:
         text = f"for must be a number of seconds, more than 0 and at most a year, not {text[:20]!r}"
         raise AccelError("bad_request", text, param="for")
     return seconds
-
-
-def _flag(query: Query, key: str) -> bool:
-    return query.get(key, "0") not in ("0", "")
-
-
-def _line(event: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(event) + b"\n"

@@ -84,6 +84,7 @@ class Admission:
         self.settings = settings
         self.limits = limits
         self.closing = False
+        self.paused = False  # nobody is served, nothing is started: everybody waits
         self.records: dict[str, Record] = {}
         self.instances: dict[int, Record] = {}
         self.residues: dict[int, Residue] = {}  # by instance
@@ -157,10 +158,10 @@ class Admission:
         self._retire_outdated()
         while True:
             self.wake = math.inf
-            cutoffs = self._make_room(now) if self.queued and not self.closing else {}
+            cutoffs = self._make_room(now) if self.queued and not (self.closing or self.paused) else {}
             before = self.queued
             for record in self.records.values():
-                if record.state is State.READY:
+                if record.state is State.READY and not self.paused:
                     self._serve(record, cutoffs.get(record.spec.name))
                 if record.state is State.DRAINING and not record.active:
                     self.stop(record, record.reason)
@@ -198,7 +199,7 @@ class Admission:
             occupied = self.occupied()
             future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
             may_evict = any(w.may_evict for w in target.waiting)
-            movable = [r for r in future if r.state is State.READY and not r.spec.pin and may_evict]
+            movable = [r for r in future if r.state is State.READY and not r.fixed and may_evict]
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
             if choice is None:
@@ -245,7 +246,7 @@ class Admission:
 
         Where others than our models have the memory people wait a while for it, and nobody behind them has to.
         """
-        fixed = [r for r in staying if r.spec.pin] if may_evict else staying
+        fixed = [r for r in staying if r.fixed] if may_evict else staying
         room, name = self.room, target.spec.name
         for need in target.forecast.options or (target.need,):
             why = obstacle(target, fixed, room, need)
@@ -271,7 +272,7 @@ class Admission:
             offer = self.effects.offer(target.spec, free)
             text += f"; {offer}" if offer else ""
         # A model that shall be there at all times comes by itself when there is room.
-        target.away = target.keep and code in ("yielded", "memory_in_use")
+        target.away = (target.keep or any(w.held for w in target.waiting)) and code in ("yielded", "memory_in_use")
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
 
@@ -327,7 +328,8 @@ class Admission:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
-        record.used, record.peak, record.away, record.cut_at = {}, {}, False, math.inf
+        record.used, record.peak, record.settled = {}, {}, False
+        record.away, record.cut_at = False, math.inf
         return instance
 
     def evict(self, record: Record, reason: str) -> None:
@@ -341,11 +343,11 @@ class Admission:
         record.stop_reason = reason
         self.effects.stop(record.instance, cause)
 
-    def wish(self, record: Record) -> None:
-        """Have the model loaded again by itself, evicting nobody."""
+    def wish(self, record: Record, *, held: bool = False) -> None:
+        """Have the model loaded by itself, evicting nobody unless it is pinned or held. `held`: see Waiter."""
         now = self.clock.monotonic()
-        record.waiting.append(Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.spec.pin))
-        self.queued += 1
+        waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.fixed, held=held)
+        self.enqueue(record, waiter)
 
     def reject_all(self, record: Record, error: AccelError) -> None:
         waiting = list(record.waiting)

@@ -19,10 +19,11 @@ from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.device_news import DeviceNews
 from accelerd.scheduler.endings import STUCK_AFTER, Endings
-from accelerd.scheduler.eviction import choose
+from accelerd.scheduler.holds import Holds
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_news import MemoryNews
-from accelerd.scheduler.placement import Limits, fitting, obstacle
+from accelerd.scheduler.placement import Limits, obstacle
+from accelerd.scheduler.prospects import placement
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -48,6 +49,7 @@ class Core:
         self._names: dict[str, Record] = {}  # names and aliases
         self.devices = DeviceNews(self._admission, self._find, self.reset)
         self.memory = MemoryNews(self._admission, self._names)
+        self.holds = Holds(self._admission, self._configured)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -57,6 +59,7 @@ class Core:
         if (
             record is None
             or self._admission.queued
+            or self._admission.paused
             or record.state is not State.READY
             or record.probing
             or len(record.active) >= record.spec.slots
@@ -137,7 +140,7 @@ class Core:
         record.out_of_memory.clear()
         if memory and not record.occupied:
             record.expect(self._effects.estimate_anew(record.spec))
-        record.keep = record.spec.preload or record.spec.pin
+        record.keep = record.lasting
         if record.state in (State.BACKOFF, State.FAILED):
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "reset")
@@ -206,6 +209,7 @@ class Core:
         for name in gone:
             record = self._admission.records[name]
             record.removed = True
+            self.holds.removed(record, "it was removed from the configuration")
             self._admission.reject_all(
                 record, AccelError("model_not_found", f"{name} was removed from the configuration")
             )
@@ -224,7 +228,7 @@ class Core:
             record.redeclared()
         if not record.occupied:
             record.device = self._effects.device(spec)
-        record.keep = spec.preload or spec.pin
+        record.keep = record.lasting
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()
             record.unhealthy.clear()
@@ -380,7 +384,7 @@ class Core:
 
     def _idle_deadline(self, record: Record) -> float | None:
         timeout = record.spec.idle_timeout
-        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.spec.pin:
+        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.fixed:
             return None
         return record.last_used + timeout
 
@@ -390,6 +394,12 @@ class Core:
         record = self._names.get(name)
         if record is None:
             raise AccelError("model_not_found", f"there is no model {name!r}", param="model")
+        return record
+
+    def _configured(self, name: str) -> Record:
+        record = self._find(name)
+        if record.removed:
+            raise AccelError("model_not_found", f"{name} was removed from the configuration", param="model")
         return record
 
     def snapshot(self, name: str) -> Snapshot:
@@ -407,19 +417,7 @@ class Core:
 
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take: for people who ask before they load it."""
-        record = self._find(name)
-        if record.occupied:
-            return True, "it is loaded, or on its way in or out"
-        room = self._admission.room
-        others = self._admission.occupied()
-        if fitting(record, others, room) is not None:
-            return True, "it fits beside what is loaded now"
-        why = obstacle(record, others, room) or ""
-        movable = [r for r in others if not r.spec.pin]
-        choice = choose(record, [r for r in others if r.spec.pin], movable, room, self._clock.monotonic())
-        if choice is None:
-            return False, why
-        return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
+        return placement(self._find(name), self._admission)
 
     @property
     def settings(self) -> SchedulerSettings:

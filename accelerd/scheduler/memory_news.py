@@ -49,12 +49,13 @@ class MemoryNews:
                 record.used = used
                 pools = {*used, *record.peak}
                 record.peak = {pool: max(used.get(pool, 0), record.peak.get(pool, 0)) for pool in pools}
+                record.settled |= record.state is State.READY and seen.at >= record.since
         self._bring_back()
         self._admission.schedule()
 
     def measured(self) -> list[Record]:
-        """The loaded models that were seen in use."""
-        return [r for r in self._admission.records.values() if r.state is State.READY and r.used]
+        """The loaded models that were seen since they are."""
+        return [r for r in self._admission.records.values() if r.state is State.READY and r.settled]
 
     def ledger(self) -> Ledger:
         """Who holds what now."""
@@ -70,7 +71,8 @@ class MemoryNews:
     def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
         """Have models leave a pool until `size` bytes of it come back: idle ones, the largest first.
 
-        `busy`: then also those that work, when their requests have ended. Pinned ones stay. Bytes that will come back.
+        `busy`: then also those that work, when their requests have ended. Pinned and held ones stay. Returned: bytes
+        that will come back.
         """
         admission = self._admission
         ledger = admission.room.ledger(admission.occupied())
@@ -80,7 +82,7 @@ class MemoryNews:
             return ledger.counted(record.used or record.held(), pool)  # what was only reserved does not come back
 
         coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
-        ready = [r for r in admission.records.values() if r.state is State.READY and not r.spec.pin and gain(r) > 0]
+        ready = [r for r in admission.records.values() if r.state is State.READY and not r.fixed and gain(r) > 0]
         idle = [r for r in ready if not r.active and not r.waiting]
         working = [r for r in ready if r not in idle] if busy else []
         for record in (*sorted(idle, key=gain, reverse=True), *sorted(working, key=gain, reverse=True)):
@@ -101,7 +103,7 @@ class MemoryNews:
         for record in list(admission.records.values()):
             if not record.occupied or not _holds(record, wanted):
                 continue
-            record.away = record.keep
+            record.away = record.keep or bool(record.holds)
             if record.state is State.STARTING or (now and record.state in (State.READY, State.DRAINING)):
                 admission.stop(record, why)
             elif record.state is State.READY:
@@ -161,7 +163,7 @@ class MemoryNews:
         for record in self._away():
             if fitting(record, admission.occupied(), admission.room) is not None:
                 record.away = False
-                admission.wish(record)
+                admission.wish(record, held=True)
 
 
 def _holds(record: Record, wanted: Yielded) -> bool:

@@ -54,6 +54,7 @@ class Waiter:
     may_evict: bool = True  # preloading never pushes another model out
     retried: bool = False  # one load it waited for has ended for want of memory
     lacking_since: float | None = None  # since when others, not our models, have the memory that it needs
+    held: bool = False  # nobody waits: it stands for a hold of the model
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Record:
     stop_reason: str = ""  # why it was told to end
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
+    settled: bool = False  # it was seen after its load
     ending: Ending | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
     # who waits
@@ -134,7 +136,8 @@ class Record:
     load_seconds: float | None = field(init=False)  # what the last load took
     # configuration
     device: str = ""  # what it runs on
-    keep: bool = False  # preload or pin: comes back by itself after a crash
+    keep: bool = False  # preload, pin or a hold that loads: comes back by itself after a crash
+    holds: dict[str, bool] = field(default_factory=dict)  # for whom it is held, and whether they want it loaded
     next_spec: ModelSpec | None = None  # takes over when the running instance is gone
     next_forecast: Forecast | None = None
     removed: bool = False
@@ -168,6 +171,16 @@ class Record:
         return self.state in OCCUPIED
 
     @property
+    def fixed(self) -> bool:
+        """Does nobody get its place, and pressure or idleness not end it?"""
+        return self.spec.pin or bool(self.holds)
+
+    @property
+    def lasting(self) -> bool:
+        """Is it wanted there at all times? A person's unload overrules that: see `keep`."""
+        return self.spec.preload or self.spec.pin or any(self.holds.values())
+
+    @property
     def memory(self) -> int:
         """Bytes to reserve, in all pools together."""
         return self.need.total
@@ -179,10 +192,10 @@ class Record:
     def held(self) -> dict[str, int]:
         """What counts on the ledger, by pool.
 
-        A device's memory is allocated in full by the load: from then on what is seen is the truth. Pages of main memory
+        A device's memory is allocated in full by the load: what is seen after it is the truth. Pages of main memory
         count only once they are touched: there the estimate holds until more is seen.
         """
-        settled = self.state is not State.STARTING and any(size for pool, size in self.peak.items() if pool != RAM)
+        settled = self.settled and any(size for pool, size in self.peak.items() if pool != RAM)
         found = {}
         for pool in {*self.need.amounts, *self.peak}:
             needed, seen = self.need.amounts.get(pool, 0), self.peak.get(pool, 0)
@@ -228,6 +241,13 @@ class Snapshot:
     outdated: bool
     residues: tuple[Residue, ...]
     history: tuple[Transition, ...]
+    at: float = 0.0  # when it was like this: `since` and `idle` count from then
+    holds: tuple[str, ...] = ()  # for whom it is held
+
+    @property
+    def fixed(self) -> bool:
+        """Does it stay when others want its place?"""
+        return self.spec.pin or bool(self.holds)
 
     @property
     def memory(self) -> int:
@@ -261,4 +281,6 @@ def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snaps
         outdated=record.next_spec is not None,
         residues=tuple(residue for residue in residues if residue.model == record.spec.name),
         history=tuple(record.history),
+        at=now,
+        holds=tuple(record.holds),
     )

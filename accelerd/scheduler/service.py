@@ -10,7 +10,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
@@ -21,7 +20,9 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.outside import Needs, Witness
 from accelerd.scheduler.placement import Limits, Yielded
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
@@ -30,44 +31,6 @@ from accelerd.scheduler.ticket import Ticket
 log = logging.getLogger(__name__)
 
 SLEPT = 1.0  # s of suspension that count as a sleep of the machine
-
-
-class Witness(Protocol):
-    """Who hears what becomes of models."""
-
-    def moved(self, record: Record, transition: Transition) -> None: ...
-    def lost(self, residue: Residue) -> None:
-        """Memory of an ended model does not come back; it stays on the ledger."""
-
-    def woken(self, slept: float) -> None:
-        """The machine was suspended for so many seconds."""
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """The model's first lease was given, or its last has ended. On the path of requests: must be cheap."""
-
-
-class Needs(Protocol):
-    """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
-
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
-        """It ran out of memory: from now on it needs so much."""
-        ...
-
-    def forget(self, spec: ModelSpec) -> Forecast:
-        """What is estimated, whatever was measured."""
-        ...
-
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
-        """The most, by pool, that a loaded model was seen to use; told after every look."""
-        ...
-
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """What of this model would fit into so much of each pool: one clause, or nothing."""
-        ...
-
-    def device(self, spec: ModelSpec) -> str:
-        """What the model runs on, by name."""
-        ...
 
 
 def never_asleep() -> float:
@@ -119,14 +82,12 @@ class Scheduler:
 
     def acquire(self, name: str) -> Lease | None:
         """A lease if one is free right now and nobody waits, else None: then `wait`."""
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         return self._core.acquire(name)
 
     def enqueue(self, name: str) -> Ticket:
         """Take a place in the queue. AccelError at once when waiting is pointless."""
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         ticket = Ticket(self, name, self._loop.create_future())
         deadline = self._clock.monotonic() + self._core.settings.queue_timeout
         ticket.waiter = Waiter(ticket.resolve, self._clock.monotonic(), deadline)
@@ -211,6 +172,34 @@ class Scheduler:
     def suspect(self, name: str) -> None:
         """See DeviceNews.suspect."""
         self._core.devices.suspect(name)
+
+    def pause(self, paused: bool) -> None:
+        """See DeviceNews.pause. Who is served again is asked first, if the machine has slept."""
+        if not paused:
+            self._notice_sleep()
+        self._core.devices.pause(paused)
+        self._rearm()
+
+    # --- holds, see Holds -------------------------------------------------------------------------------------
+
+    def hold(self, name: str, key: str, *, load: bool) -> str:
+        held = self._core.holds.hold(name, key, load=load)
+        self._rearm()
+        return held
+
+    def unhold(self, name: str, key: str) -> bool:
+        found = self._core.holds.unhold(name, key)
+        self._rearm()
+        return found
+
+    def on_dropped(self, dropped: Dropped) -> None:
+        """Have holds told that end although nobody lets go. `dropped` must not call the scheduler."""
+        self._core.holds.dropped = dropped
+
+    def abandon(self, name: str, why: str) -> bool:
+        stopped = self._core.holds.abandon(name, why)
+        self._rearm()
+        return stopped
 
     # --- memory, see MemoryNews -------------------------------------------------------------------------------
 
@@ -392,15 +381,17 @@ class Scheduler:
 
     def _tick(self) -> None:
         self._timer, self._armed = None, math.inf
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         self._core.tick()
         self._rearm()
 
-    def _woken(self) -> None:
-        slept, self._slept = self._asleep() - self._slept, self._asleep()
-        self._witness.woken(slept)
-        self._core.devices.slept()
+    def _notice_sleep(self) -> None:
+        """Was the machine suspended since this was asked last? Then models are asked before they serve."""
+        slept = self._asleep() - self._slept
+        if slept > SLEPT:
+            self._slept += slept
+            self._witness.woken(slept)
+            self._core.devices.slept()
 
     # --- readers ----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from accelerd.cli.sse import Comment, Data, parse
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, delta, error, sse
 
+WAYS = ("socket", "bus")
+
 CHAT = "POST /v1/chat/completions"
 TIMINGS = {"predicted_per_second": 41.25, "predicted_n": 3}
 

@@ -66,6 +66,11 @@ def test_answers_that_are_no_answers(ctl: Ctl, daemon: FakeDaemon) -> None:
         assert words in result.err
 
 
+def test_the_host_is_this_one(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert ctl("status").status == 0
+    assert [request.host for request in daemon.requests] == ["localhost"]
+
+
 def test_events_that_end_too_early(ctl: Ctl, daemon: FakeDaemon) -> None:
     progress = {"event": "progress", "state": "starting", "elapsed": 1.0}
     for cut in (True, False):

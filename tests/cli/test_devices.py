@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from accelerd.cli.client import Client
 from accelerd.cli.commands import devices
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
@@ -18,6 +17,8 @@ from accelerd.ports import Roots
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
+
+WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 GPU: dict[str, Any] = {
@@ -130,7 +131,7 @@ def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Co
     stream = Stream(tty=tty)
     out = Output(stream, Stream(), ctl.env, json_mode=json_mode)
     roots = Roots.from_env(ctl.env)
-    return Context(roots, Client(Path(ctl.env["ACCELERD_SOCKET"])), out, Stream(), ctl.env), stream
+    return Context(roots, ctl.client(), out, Stream(), ctl.env), stream
 
 
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
@@ -150,9 +151,9 @@ def test_watching_for_programs_is_a_line_a_second(ctl: Ctl, knowing: FakeDaemon)
     assert [line["source"] for line in lines] == ["daemon", "daemon"]
 
 
-def test_a_daemon_that_goes_while_it_is_watched(ctl: Ctl, short: Path) -> None:
+def test_a_daemon_that_goes_while_it_is_watched(ctl: Ctl, where: Path) -> None:
     here, _ = context(ctl, json_mode=True)
-    with FakeDaemon(short / "s", {"GET devices": Reply(ANSWER)}).serve():
+    with FakeDaemon(where, {"GET devices": Reply(ANSWER)}).serve():
         ask = devices.source(here)
         assert ask()["source"] == "daemon"
     assert ask()["source"] == "direct"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from accelerd import cli
-from accelerd.cli.client import Client
 from accelerd.cli.commands import fit
 from accelerd.cli.context import Context
 from accelerd.cli.machine import Machine
@@ -26,6 +25,8 @@ from tests.memory.web import Web, serving
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
+
+WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 
@@ -341,7 +342,7 @@ def with_gpu(ctl: Ctl, tmp_path: Path, *argv: str) -> tuple[int, str]:
     inventory = Inventory(roots, SysfsSource(roots.sys), lambda node: True, ask_driver=lambda node: None)
     stream = Stream()
     out = Output(stream, Stream(), ctl.env)
-    context = Context(roots, Client(Path(ctl.env["ACCELERD_SOCKET"])), out, Stream(), ctl.env)
+    context = Context(roots, ctl.client(), out, Stream(), ctl.env)
     parser = cli.Parser(prog="x")
     fit.add_arguments(parser)
     status = fit.fit(context, parser.parse_args(argv), Machine(context, inventory))

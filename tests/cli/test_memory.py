@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from accelerd.cli.client import Client
 from accelerd.cli.commands import memory
 from accelerd.cli.context import Context
 from accelerd.cli.memory_view import shared, show
@@ -20,6 +19,8 @@ from accelerd.ports import Roots
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
+
+WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 SLOT = "0000:c4:00.0"
@@ -217,7 +218,7 @@ def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Co
     stream = Stream(tty=tty)
     out = Output(stream, Stream(), ctl.env, json_mode=json_mode)
     roots = Roots.from_env(ctl.env)
-    return Context(roots, Client(Path(ctl.env["ACCELERD_SOCKET"])), out, Stream(), ctl.env), stream
+    return Context(roots, ctl.client(), out, Stream(), ctl.env), stream
 
 
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
@@ -229,10 +230,10 @@ def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemo
     assert len(knowing.requests) == 6
 
 
-def test_watching_for_programs_is_a_line_a_second_also_when_the_daemon_goes(ctl: Ctl, short: Path) -> None:
+def test_watching_for_programs_is_a_line_a_second_also_when_the_daemon_goes(ctl: Ctl, where: Path) -> None:
     here, stream = context(ctl, json_mode=True)
     ask = memory.asking(here)
-    with FakeDaemon(short / "s", {"GET memory": Reply(ANSWER)}).serve():
+    with FakeDaemon(where, {"GET memory": Reply(ANSWER)}).serve():
         assert memory.watch(here, ask, Pauses(2)) == 0
     assert memory.watch(here, ask, Pauses(1)) == 0
     assert [json.loads(line)["source"] for line in stream.getvalue().splitlines()] == ["daemon", "daemon", "direct"]

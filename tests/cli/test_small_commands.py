@@ -9,6 +9,8 @@ from accelerd import __version__
 from .conftest import Ctl
 from .fake_daemon import EXPLAINED, FakeDaemon, Reply, error, status
 
+WAYS = ("socket", "bus")
+
 
 def test_logs_prints_lines_harmless(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET logs"] = Reply(chunks=[b"one\ntw", b"o \x1b[31m\n", b"last"])

@@ -11,6 +11,8 @@ from accelerd.cli.commands.status import telling
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, model, status
 
+WAYS = ("socket", "bus")
+
 
 def row(text: str, name: str) -> list[str]:
     """The cells of a model's row."""
@@ -48,6 +50,14 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "error loading model" in note
     assert "accelctl reset broken" in note
     assert "accelctl logs flaky" in note
+
+
+def test_power_that_is_saved_is_said(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert "power is saved" not in ctl("status").out
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": "on battery"}})
+    assert "power is saved (on battery): nothing is loaded unasked" in ctl("status").out
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": None}})
+    assert "power is saved" not in ctl("status").out
 
 
 def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:

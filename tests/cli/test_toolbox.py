@@ -13,6 +13,8 @@ from accelerd.cli.commands.toolbox import age
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error, events
 
+WAYS = ("socket", "bus")
+
 RADV = {
     "tag": "vulkan-radv", "name": "docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv",
     "toolbox": "llama-vulkan-radv", "backend": "vulkan", "args": ["-fa", "1", "--no-mmap"], "note": "most stable",
@@ -201,11 +203,12 @@ def test_refresh_whose_daemon_dies(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 
 def test_pin_and_unpin(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET toolboxes"] = listing(toolbox("radv", image="i:1"))
     daemon.answers["POST toolbox/pin"] = Reply({"toolbox": "radv", "image": "i:1", "pinned": OLD})
     daemon.answers["POST toolbox/unpin"] = Reply({"toolbox": "radv", "was": OLD, "pinned": None})
     assert ctl("toolbox", "pin", "radv").out == "radv stays at i:1 (aaaaaaaaaaaa) until: accelctl toolbox unpin radv\n"
     assert ctl("toolbox", "unpin", "radv").out == "radv may be refreshed again\n"
-    assert [request.query for request in daemon.requests] == [{"name": "radv"}] * 2
+    assert [r.query for r in daemon.requests if r.method == "POST"] == [{"name": "radv"}] * 2
     daemon.answers["POST toolbox/unpin"] = Reply({"toolbox": "radv", "was": None, "pinned": None})
     assert ctl("toolbox", "unpin", "radv").out == "radv was not pinned\n"
     assert json.loads(ctl("toolbox", "unpin", "radv", "--json").out)["was"] is None

@@ -10,6 +10,8 @@ import pytest
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error, events
 
+WAYS = ("socket", "bus")
+
 OWN = '[models.qwen]\npath = "/models/qwen.gguf"\nubatch = 512\n'
 
 

@@ -14,6 +14,8 @@ from accelerd.cli.failure import Failure
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, error, events, status
 
+WAYS = ("socket", "bus")
+
 GIB = 1 << 30
 
 

@@ -1,8 +1,8 @@
 """Whatever happens in whatever order: the promises that the scheduler never breaks, searched by hypothesis.
 
 No lease on a model that is not ready; no eviction under a lease; no double load; the ledger within its limit and never
-negative; no pool overdrawn by a start; nothing started where memory was given up; nobody starves; every waiter is
-answered exactly once.
+negative; no pool overdrawn by a start; nothing started where memory was given up; what is held leaves for nobody but
+people; nobody starves; every waiter is answered exactly once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
-from accelerd.scheduler.lifecycle import OCCUPIED, State
+from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.record import Record, Transition
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NAMES = ("a", "b", "c", "d")
@@ -27,7 +29,14 @@ LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each mode
 
 
 class Books(Bench):
-    """A bench that checks every start against the pools."""
+    """A bench that checks every start against the pools, and why models leave."""
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        super().moved(record, transition)
+        leaves = transition.event in (Event.DRAIN, Event.STOP) and transition.before is State.READY
+        if leaves and record.fixed:
+            # Neither another model, nor pressure, nor idleness: only people, a hung engine, a new configuration.
+            assert not transition.reason.startswith(("made room", "others waited", "idle", "a game")), transition
 
     def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
         super().start(instance, spec, need)
@@ -83,6 +92,7 @@ class World(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.unloads = 0
         self.unloaded = 0
+        self.held: set[tuple[str, str]] = set()
 
     def holders(self) -> list[Request]:
         return [r for r in self.requests if r.lease and r.lease in r.lease.record.active]
@@ -121,6 +131,29 @@ class World(RuleBasedStateMachine):
 
     def _count_unload(self) -> None:
         self.unloaded += 1
+
+    @rule(name=names, key=st.sampled_from(["x", "y"]), load=st.booleans())
+    def hold(self, name: str, key: str, load: bool) -> None:
+        before = self.bench.core.snapshot(name).holds
+        refused = ""
+        try:
+            self.bench.core.holds.hold(name, key, load=load)
+            self.held.add((name, key))
+        except AccelError as error:
+            refused = error.code
+        assert refused in ("", "pin_conflict", "does_not_fit")
+        assert not refused or self.bench.core.snapshot(name).holds == before
+
+    @rule(name=names, key=st.sampled_from(["x", "y"]))
+    def let_go(self, name: str, key: str) -> None:
+        assert self.bench.core.holds.unhold(name, key) is ((name, key) in self.held)
+        self.held.discard((name, key))
+
+    @rule(name=names)
+    def abandon(self, name: str) -> None:
+        before = self.bench.core.snapshot(name)
+        stopped = self.bench.core.holds.abandon(name, "cancelled")
+        assert not stopped or (before.state is State.STARTING and not before.queue and not before.fixed)
 
     @rule(name=names)
     def reset(self, name: str) -> None:
@@ -252,6 +285,11 @@ class World(RuleBasedStateMachine):
         assert all(s.leases == 0 and s.instance is None for s in reclaiming)
 
     @invariant()
+    def holds_are_those_that_were_asked_for(self) -> None:
+        found = {(s.spec.name, key) for s in self.bench.core.snapshots() for key in s.holds}
+        assert found == self.held
+
+    @invariant()
     def the_queue_count_is_true(self) -> None:
         assert self.bench.core.queued == sum(s.queue for s in self.bench.core.snapshots())
 
@@ -260,6 +298,8 @@ class World(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         bench, began = self.bench, self.bench.clock.now
+        for name, key in self.held:
+            bench.core.holds.unhold(name, key)
         self.foreign = dict.fromkeys(self.foreign, 0)
         bench.core.memory.resume()
         self._look()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import accelerd
-from accelerd.cli.client import Client
+from accelerd.cli.client import Reach
 from accelerd.cli.failure import Failure
 from accelerd.devices.udev import UdevSource
 from accelerd.ports import Roots
@@ -68,7 +68,7 @@ class Surroundings:
 
     roots: Roots
     env: Mapping[str, str]
-    client: Client
+    client: Reach
     machine: Machine
     udev: UdevSource | None = None
     bus: Any = None  # a session bus as pydbus gives it; None: try pydbus, else systemctl

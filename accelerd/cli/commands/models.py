@@ -6,6 +6,7 @@ import argparse
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
+from accelerd.cli.known_names import model_names, print_names
 from accelerd.cli.text import size, span
 
 HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES")
@@ -13,9 +14,14 @@ HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "The same names work as `model` in a request to the daemon."
+    parser.add_argument(
+        "--names", action="store_true", help="only the names, one a line; those configured where accelerd does not run"
+    )
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
+    if args.names:
+        return print_names(context, model_names(context))
     models = context.client.get("status").get("models") or []
     out = context.out
     out.result(models)

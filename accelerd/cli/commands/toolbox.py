@@ -10,6 +10,7 @@ from typing import Any
 from accelerd.cli.client import failure_of
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
+from accelerd.cli.known_names import print_names, toolbox_names
 from accelerd.cli.output import Output
 from accelerd.cli.progress import PULLING, follow
 from accelerd.cli.text import span
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = action("list", "every toolbox: its build of llama.cpp, its image, the models in it")
     listing.add_argument("--known", action="store_true", help="the known images too, also those that are not here")
+    listing.add_argument("--names", action="store_true", help="only the names, one a line, also without accelerd")
     refresh = action("refresh", "make a toolbox anew from the newest version of its image, and move its models")
     refresh.add_argument("name", metavar="NAME")
     refresh.add_argument(
@@ -66,6 +68,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 
 def show(context: Context, args: argparse.Namespace) -> int:
+    if args.names:
+        return print_names(context, toolbox_names(context))
     found, out = context.client.get("toolboxes", patience=PATIENCE), context.out
     out.result(found)
     toolboxes = found["toolboxes"]

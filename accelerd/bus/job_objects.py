@@ -1,0 +1,79 @@
+"""Jobs on the bus: one object each, from its start until a minute after its end. Says nothing that Jobs does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from accelerd.bus.paths import error_name, job_path
+from accelerd.bus.port import Bus, Call
+from accelerd.errors import AccelError
+from accelerd.jobs import Job, Jobs
+from accelerd.names import BUS_JOB
+
+ENDLESS: Final = frozenset({"reload", "resume", "rescan"})  # kinds that are carried out whatever becomes of the job
+
+
+class JobObjects:
+    """`subject(job)`: the path of what the job is about."""
+
+    def __init__(self, bus: Bus, jobs: Callable[[], Jobs], subject: Callable[[Job], str]) -> None:
+        self._bus = bus
+        self._jobs = jobs
+        self._subject = subject
+
+    def show(self, job: Job) -> None:
+        """It has begun."""
+        values = self._changing(job) | {
+            "Id": job.id,
+            "Kind": job.kind,
+            "Subject": self._subject(job),
+            "CreatedMonotonicUSec": usec(job.created),
+        }
+
+        async def handler(call: Call) -> tuple[Any, ...]:
+            return await self._called(job.id, call)
+
+        self._bus.publish(job_path(job.id), {BUS_JOB: values}, handler)
+
+    def update(self, job: Job) -> None:
+        self._bus.update(job_path(job.id), BUS_JOB, self._changing(job))
+
+    def told(self, job: Job, event: Mapping[str, Any]) -> None:
+        """One event of it."""
+        text = msgspec.json.encode(event).decode()
+        self._bus.signal(job_path(job.id), BUS_JOB, "Event", (text,))
+
+    def remove(self, job: Job) -> None:
+        self._bus.remove(job_path(job.id))
+
+    def _changing(self, job: Job) -> dict[str, Any]:
+        return {
+            "State": job.state,
+            "Result": job.result,
+            "Progress": job.progress,
+            "Phase": job.phase,
+            "ErrorName": error_name(job.error) if job.error is not None else "",
+            "ErrorMessage": job.error.message if job.error is not None else "",
+            "FinishedMonotonicUSec": usec(job.finished),
+        }
+
+    async def _called(self, id: int, call: Call) -> tuple[Any, ...]:
+        jobs = self._jobs()
+        if call.method == "Cancel":
+            job = jobs.find(id)
+            if job.kind in ENDLESS and job.finished is None:
+                raise AccelError("not_supported", f"a {job.kind} cannot be ended early")
+            jobs.cancel(id)
+            return ()
+        job = await jobs.wait(id)
+        if job.error is not None and job.result in ("failed", "timeout"):
+            raise job.error
+        return (job.result,)
+
+
+def usec(seconds: float | None) -> int:
+    """Microseconds; 0 for none."""
+    return round(seconds * 1e6) if seconds is not None else 0

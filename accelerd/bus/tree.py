@@ -1,0 +1,284 @@
+"""The tree of objects on the bus: mirrors models, devices, jobs and the daemon's own figures, and tells what changes.
+
+Hears transitions, devices, looks at memory and jobs; compares nothing and polls nothing: the Bus sends what differs.
+While nothing happens no timer runs. Figures that change often are told once a second at most, while anybody listens.
+
+Of a job that ends with a model's change the job is told first: the model waits for it, for a moment at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from accelerd.bus import devices, models
+from accelerd.bus.devices import DeviceObjects
+from accelerd.bus.job_objects import JobObjects
+from accelerd.bus.models import ModelObjects
+from accelerd.bus.paths import device_path, job_path, model_path
+from accelerd.bus.port import Bus, Handler
+from accelerd.config.model import ModelSpec
+from accelerd.devices.model import Device
+from accelerd.errors import AccelError
+from accelerd.jobs import Job, Jobs
+from accelerd.memory.ledger import Ledger
+from accelerd.memory.model import Seen
+from accelerd.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
+from accelerd.operations import Answer
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.outside import Witness
+from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
+
+OWN_CONSTANT: Final = frozenset({"Version", "Features"})
+EVERY: Final = 1.0  # s between two tellings of what changes often
+FIRST: Final = 1.0  # s that a model's change waits for the end of the job that it may end
+OF_MODELS: Final = frozenset({"load", "unload", "tune"})  # kinds of jobs whose subject is a model
+ENDS: Final = {
+    "load": frozenset({State.READY, State.STOPPED, State.BACKOFF, State.FAILED}),
+    "unload": frozenset({State.STOPPED, State.BACKOFF, State.FAILED}),
+}  # states of a model that may be the end of a job
+
+
+class Models(Protocol):
+    """The scheduler, as far as it is mirrored."""
+
+    def snapshots(self) -> list[Snapshot]: ...
+    def ledger(self) -> Ledger: ...
+
+
+class Tree(Witness):
+    """See the module's text. All methods on the event loop's thread; none waits."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        scheduler: Models,
+        inventory: Callable[[], tuple[Device, ...]],
+        own: Callable[[], dict[str, Any]],
+        jobs: Callable[[], Jobs],
+        look: Answer,
+    ) -> None:
+        """`own()`: the Manager's properties but for its counts; `look`: GET /accelerd/v1/devices."""
+        self._bus = bus
+        self._scheduler = scheduler
+        self._inventory = inventory
+        self._own = own
+        self._jobs = jobs
+        self._look = look
+        self._job_objects = JobObjects(bus, jobs, self._subject)
+        self._manager: Handler | None = None
+        self._model_objects: ModelObjects | None = None
+        self._device_objects: DeviceObjects | None = None
+        self._shown_models: set[str] = set()
+        self._shown_devices: set[str] = set()
+        self._shown_jobs: set[int] = set()
+        self._seen: dict[str, Mapping[str, Any]] = {}  # what the last look said, by device
+        self._moved: set[str] = set()  # models whose state has changed, and nobody knows yet
+        self._later: dict[str, asyncio.TimerHandle] = {}  # models whose change waits for a job's end
+        self._soon: asyncio.Handle | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._ticked = -EVERY
+        self._looking: asyncio.Task[None] | None = None
+
+    def begin(self, manager: Handler, of_models: ModelObjects, of_devices: DeviceObjects) -> None:
+        """Show everything that is there; before the bus is started."""
+        self._manager, self._model_objects, self._device_objects = manager, of_models, of_devices
+        self._bus.publish(BUS_PATH, {BUS_MANAGER: self._own_values(self._snapshots())}, manager)
+        self._refresh()
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        self._manager = None
+        for handle in (self._soon, self._tick, *self._later.values()):
+            if handle is not None:
+                handle.cancel()
+        self._later.clear()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    @property
+    def idle(self) -> bool:
+        """Is nothing going to be told until something happens?"""
+        return self._soon is None and self._tick is None and not self._later and self._looking is None
+
+    # --- what is heard: Witness -------------------------------------------------------------------------------
+
+    def moved(self, record: Record, transition: Transition) -> None:
+        if self._manager is None:
+            return
+        name = record.spec.name
+        if not name.endswith(TRIAL_SUFFIX):
+            self._moved.add(name)
+        job = self.job_of(name)
+        if job is not None and transition.after in ENDS[job.kind] and name not in self._later:
+            self._later[name] = asyncio.get_running_loop().call_later(FIRST, self._waited, name)
+        self.changed()
+
+    def lost(self, residue: Residue) -> None:
+        self.changed()
+
+    def woken(self, slept: float) -> None:
+        self.changed()
+
+    def in_use(self, spec: ModelSpec, busy: bool) -> None:
+        self._often()
+
+    # --- what is heard: others --------------------------------------------------------------------------------
+
+    def seen(self, look: Seen) -> None:
+        """Somebody has looked at memory."""
+        self._often()
+
+    def changed(self) -> None:
+        """Something may be different: devices, a configuration, what is given up, what is degraded, pins."""
+        if self._soon is None and self._manager is not None:
+            self._soon = asyncio.get_running_loop().call_soon(self._refresh)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def job_changed(self, job: Job) -> None:
+        """See Jobs."""
+        if job.id not in self._shown_jobs:
+            self._shown_jobs.add(job.id)
+            self._job_objects.show(job)
+        self._job_objects.update(job)
+        if job.finished is None:
+            self.changed()
+            return
+        if (waiting := self._later.pop(job.subject, None)) is not None:
+            waiting.cancel()
+        self._refresh()
+        subject = self._subject(job)
+        self._bus.signal(BUS_PATH, BUS_MANAGER, "JobRemoved", (job.id, job_path(job.id), subject, job.result))
+
+    def job_told(self, job: Job, event: Mapping[str, Any]) -> None:
+        self._job_objects.told(job, event)
+
+    def job_gone(self, job: Job) -> None:
+        self._shown_jobs.discard(job.id)
+        self._job_objects.remove(job)
+
+    def job_of(self, model: str) -> Job | None:
+        """The load or unload of the model that is under way: the one that was wanted last."""
+        found = [j for j in self._jobs().all() if j.finished is None and j.subject == model and j.kind in ENDS]
+        return found[-1] if found else None
+
+    def _subject(self, job: Job) -> str:
+        if job.kind in OF_MODELS:
+            return model_path(job.subject)
+        return device_path(job.subject) if job.kind == "evict" and job.subject else BUS_NO_OBJECT
+
+    # --- telling ----------------------------------------------------------------------------------------------
+
+    def _waited(self, name: str) -> None:
+        """The job goes on although its model has changed."""
+        self._later.pop(name, None)
+        self.changed()
+
+    def _often(self) -> None:
+        if self._tick is None and self._manager is not None:
+            loop = asyncio.get_running_loop()
+            self._tick = loop.call_later(max(0.0, self._ticked + EVERY - loop.time()), self._due)
+
+    def _due(self) -> None:
+        self._tick, self._ticked = None, asyncio.get_running_loop().time()
+        if self._bus.listeners and self._looking is None and any(s.instance is not None for s in self._snapshots()):
+            self._looking = asyncio.ensure_future(self._look_at_devices())
+        self._refresh(often=True)
+
+    async def _look_at_devices(self) -> None:
+        try:
+            answer = await self._look({})
+            self._seen = {device["id"]: device for device in answer["devices"]}
+        except AccelError as error:
+            log.debug("devices are not shown in full: %s", error.message)
+            self._seen = {}
+        finally:
+            self._looking = None
+
+    def _refresh(self, *, often: bool = False) -> None:
+        """Everything as it is now; what changes `often` only if it is its turn, soon otherwise.
+
+        Whatever goes wrong here goes no further: what is mirrored matters more.
+        """
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._manager is None:
+            return
+        try:
+            snapshots = self._snapshots()
+            self._mirror_models(snapshots, often=often)
+            self._mirror_devices(snapshots, often=often)
+            self._update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots), OWN_CONSTANT)
+        except Exception:
+            event(log, logging.ERROR, "the bus does not show what there is", message_id=MSG_BUG, exc_info=True)
+        if not often:
+            self._often()
+
+    def _mirror_models(self, snapshots: Iterable[Snapshot], *, often: bool) -> None:
+        assert self._model_objects is not None
+        there = set()
+        for snapshot in snapshots:
+            name = snapshot.spec.name
+            there.add(name)
+            if name not in self._shown_models:
+                values = self._model_objects.properties(snapshot)
+                self._bus.publish(model_path(name), {BUS_MODEL: values}, self._model_objects.handler(name))
+            elif name not in self._later:
+                values = self._model_objects.properties(snapshot)
+                if name in self._moved:
+                    self._moved.discard(name)
+                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
+                else:
+                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
+        for name in self._shown_models - there:
+            self._bus.remove(model_path(name))
+            self._moved.discard(name)
+        self._shown_models = there
+
+    def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
+        assert self._device_objects is not None
+        if all(snapshot.instance is None for snapshot in snapshots):
+            self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
+        balances = {balance.pool.id: balance for balance in self._scheduler.ledger().balances()}
+        there = set()
+        for device in self._inventory():
+            there.add(device.id)
+            seen = self._seen.get(device.id, {})
+            values = self._device_objects.properties(device, balances, snapshots, seen)
+            if device.id in self._shown_devices:
+                self._update(device_path(device.id), BUS_DEVICE, values, devices.CONSTANT, devices.OFTEN, often)
+            else:
+                self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._device_objects.handler())
+        for id in self._shown_devices - there:
+            self._bus.remove(device_path(id))
+        self._shown_devices = there
+
+    def _update(
+        self,
+        path: str,
+        interface: str,
+        values: Mapping[str, Any],
+        constant: frozenset[str],
+        restless: frozenset[str] = frozenset(),
+        often: bool = False,
+    ) -> None:
+        """`restless` are told if it is their turn, and only while anybody listens."""
+        steady = {name: value for name, value in values.items() if name not in constant | restless}
+        self._bus.update(path, interface, steady)
+        if often:
+            self._bus.update(path, interface, {name: values[name] for name in restless}, quiet=True)
+
+    def _snapshots(self) -> list[Snapshot]:
+        """Of the configured models: what is only tried out is a job's business."""
+        return [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]
+
+    def _own_values(self, snapshots: Iterable[Snapshot]) -> dict[str, Any]:
+        jobs = sum(job.finished is None for job in self._jobs().all())
+        return {**self._own(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}

@@ -1,0 +1,83 @@
+"""Who wants a model to stay, or to be there: holds, and loads that nobody waits for any more.
+
+While a model is held it leaves neither for another one nor for other programs nor because it is idle. A person who
+unloads it, and memory that is given up, still take it; from the latter it comes back. Driven by Core, pure like it;
+keeps nothing itself: a hold is in the model's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accelerd.scheduler.admission import Admission
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.prospects import check_hold
+from accelerd.scheduler.record import Record
+
+Dropped = Callable[[str, tuple[str, ...], str], None]  # model, keys, one clause that says why
+
+COMING_BY_ITSELF = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)  # or not until somebody mends it
+
+
+class Holds:
+    """See the module's text."""
+
+    def __init__(self, admission: Admission, find: Callable[[str], Record]) -> None:
+        self._admission = admission
+        self._find = find
+        self.dropped: Dropped | None = None  # hears of holds that ended although nobody let go; must not call back
+
+    def hold(self, name: str, key: str, *, load: bool) -> str:
+        """Keep the model where it is, for `key`; with `load` also have it loaded whenever that is possible.
+
+        Its configured name. A second time with the same key says anew whether to load. AccelError model_not_found,
+        does_not_fit, pin_conflict: then nothing is held.
+        """
+        record = self._find(name)
+        check_hold(record, self._admission)
+        before = record.holds.get(key)
+        record.holds[key] = load
+        if load:
+            record.keep = True
+            coming = record.state in COMING_BY_ITSELF or record.waiting or record.stuck or record.away
+            if not coming and not self._admission.closing:
+                self._admission.wish(record, held=True)
+        elif before:
+            self._let_go(record)
+        self._admission.schedule()
+        return record.spec.name
+
+    def unhold(self, name: str, key: str) -> bool:
+        """Let go. False: it was not held for this key, or there is no such model any more."""
+        record = self._admission.records.get(name)
+        if record is None or key not in record.holds:
+            return False
+        del record.holds[key]
+        self._let_go(record)
+        self._admission.schedule()
+        return True
+
+    def removed(self, record: Record, why: str) -> None:
+        """The model goes for good: nobody holds it any more."""
+        keys = tuple(record.holds)
+        record.holds.clear()
+        if keys and self.dropped is not None:
+            self.dropped(record.spec.name, keys, why)
+
+    def abandon(self, name: str, why: str) -> bool:
+        """Stop a load that nobody waits for and nobody wants kept. False: somebody does, or it is no load."""
+        record = self._admission.records.get(name)
+        if record is None or record.state is not State.STARTING or record.waiting or record.keep or record.holds:
+            return False
+        self._admission.stop(record, why)
+        self._admission.schedule()
+        return True
+
+    def _let_go(self, record: Record) -> None:
+        """Nothing is asked for any more that only holds wanted."""
+        record.keep = record.keep and record.lasting
+        if not (record.keep or record.fixed):
+            record.away = False
+        if not record.keep:
+            for waiter in [w for w in record.waiting if w.held]:
+                self._admission.remove(record, waiter)

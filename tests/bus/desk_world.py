@@ -1,0 +1,253 @@
+"""A desk on a fake bus, with a real scheduler, real jobs and pins, and models whose processes are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from accelerd.bus.desk import Desk, Wares
+from accelerd.bus.paths import model_path
+from accelerd.chronicle import Witnesses
+from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.config.problems import Problem
+from accelerd.devices.model import Device
+from accelerd.engines.base import Endpoint
+from accelerd.gateway.control import Control
+from accelerd.gateway.control_fit import FitRoutes
+from accelerd.gateway.control_memory import MemoryRoutes
+from accelerd.gateway.evicting import Evicting
+from accelerd.instances import Cause, Exit, Facts
+from accelerd.memory.ledger import Ledger
+from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen, in_ram
+from accelerd.names import BUS_PATH
+from accelerd.operations import rescanning
+from accelerd.ports import SystemClock
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.record import Record, Residue, Transition
+from accelerd.scheduler.service import Scheduler
+from tests.bus.fake_bus import FakeBus
+
+GIB = 1 << 30
+ENDPOINT = Endpoint(unix="/run/a.sock")
+CPU = Device("cpu", "a processor")
+GPU = Device("gpu", "a GPU", driver="amdgpu", slot="0000:c1:00.0")
+SETTINGS = SchedulerSettings()
+LIMITS = Limits(None, "test", None)
+
+
+def model(name: str, **settings: Any) -> ModelSpec:
+    return ModelSpec(name=name, path=f"/models/{name}.gguf", **settings)
+
+
+@dataclass
+class World:
+    """Supervisor, Needs, Witness, Insight and the daemon in one."""
+
+    bus: FakeBus = field(default_factory=FakeBus)
+    devices: tuple[Device, ...] = (CPU, GPU)
+    started: list[tuple[str, int]] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
+    state: str = "running"
+    lacks: list[str] = field(default_factory=list)
+    wrong: list[Problem] = field(default_factory=list)
+    generation: int = 1
+    reloads: list[Any] = field(default_factory=list)  # what each gives: changes, or an error
+    given: bool = False
+    looks: int = 0
+    unloads: asyncio.Event | None = None  # set: what is told to stop ends at once
+
+    scheduler: Scheduler = field(init=False)
+    desk: Desk = field(init=False)
+
+    # --- Supervisor ---
+
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
+        self.started.append((spec.name, instance))
+
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
+        self.stopped.append(instance)
+
+    def probe(self, instance: int) -> None: ...
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None: ...
+
+    # --- Needs, Witness ---
+
+    def outgrown(self, spec: ModelSpec, need: Need) -> None: ...
+    def forget(self, spec: ModelSpec) -> Forecast:
+        return Forecast((in_ram(GIB, "test"),))
+
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None: ...
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        return ""
+
+    def device(self, spec: ModelSpec) -> str:
+        return "cpu"
+
+    def moved(self, record: Record, transition: Transition) -> None: ...
+    def lost(self, residue: Residue) -> None: ...
+    def woken(self, slept: float) -> None: ...
+    def in_use(self, spec: ModelSpec, busy: bool) -> None: ...
+
+    # --- Insight ---
+
+    def facts(self, instance: int) -> Facts | None:
+        return Facts("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
+
+    def progress(self, instance: int) -> Any:
+        return SimpleNamespace(line="loading", resident=GIB // 4)
+
+    def output(self, model: str) -> Any:
+        return SimpleNamespace(lines=lambda last=None: ["one", "two", "three"][-(last or 3) :])
+
+    def load_seconds(self, spec: ModelSpec) -> float | None:
+        return 1.5
+
+    async def memory(self, instance: int) -> int | None:
+        return None
+
+    # --- the daemon ---
+
+    endpoints = ("http://127.0.0.1:4000/v1",)
+
+    def degraded(self) -> list[str]:
+        return self.lacks
+
+    async def problems(self) -> Sequence[Problem]:
+        return self.wrong
+
+    def overview(self) -> dict[str, Any]:
+        return {"version": "test"}
+
+    async def reload(self) -> dict[str, list[str]]:
+        outcome = self.reloads.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+    # --- Yielding ---
+
+    async def ask(self, seconds: float | None = None, *, everything: bool = False, now: bool = False) -> None:
+        self.given = True
+        self.scheduler.yield_memory(None if everything else frozenset({GPU.id}), None, "test", now=now)
+        self.desk.changed()
+
+    async def resume(self) -> bool:
+        was, self.given = self.given, False
+        self.scheduler.resume()
+        self.desk.changed()
+        return was
+
+    def concerns(self, pool: str) -> bool:
+        return self.given
+
+    def report(self) -> dict[str, Any] | None:
+        return {"what": "the GPU", "pools": [GPU.id], "remaining": None, "why": "test"} if self.given else None
+
+    # --- looks ---
+
+    async def look(self, query: Any) -> dict[str, Any]:
+        self.looks += 1
+        readings = {"temperature": 51.5, "busy": 12.0, "asleep": False, "throttling": (), "clocks": {}, "stale": {}}
+        return {"devices": [{"id": GPU.id, "readings": readings, "level_owner": None}], "degraded": None}
+
+    async def rescan(self) -> None:
+        self.looks += 1
+
+    # --- for tests ---
+
+    def ready(self, name: str) -> None:
+        """Its last instance answers."""
+        instance = next(number for one, number in reversed(self.started) if one == name)
+        self.scheduler.instance_ready(instance, ENDPOINT, "s")
+
+    def gone(self, name: str, exit: Exit | None = None) -> None:
+        instance = next(number for one, number in reversed(self.started) if one == name)
+        self.scheduler.instance_gone(instance, exit or Exit(Cause.STOPPED, "stopped"))
+
+    async def manager(self, method: str, *args: Any, sender: str = ":1.1") -> Any:
+        return await self.bus.call(BUS_PATH, method, *args, sender=sender)
+
+    async def loaded(self, *names: str) -> None:
+        for name in names:
+            job = await self.manager("LoadModel", name, {})
+            await until(lambda name=name: any(one == name for one, _ in self.started))
+            self.ready(name)
+            await self.bus.call(job, "Wait")
+
+    def shown(self, name: str) -> dict[str, Any]:
+        return self.bus.values[model_path(name)]
+
+    def used(self, **sizes: int) -> None:
+        """Somebody has looked at memory: main memory, by model."""
+        numbers = dict(self.started)
+        pools = (Pool(RAM, "main memory", 64 * GIB),)
+        used = {numbers[name]: {RAM: size} for name, size in sizes.items()}
+        seen = Seen(SystemClock().monotonic(), pools, used)
+        self.scheduler.seen(seen)
+        self.desk.seen(seen)
+
+
+async def until(condition: Callable[[], Any], every: float = 0.0) -> None:
+    """Wait on the loop until it is true."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (what changes it is many steps of the loop away)
+            await asyncio.sleep(every)
+
+
+@contextlib.asynccontextmanager
+async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]:
+    """A desk that is open, with these models."""
+    world = World()
+    clock = SystemClock()
+    world.scheduler = scheduler = Scheduler(clock, SETTINGS, LIMITS, witness=Witnesses(world, lambda: desk.tree))
+    scheduler.attach(world, world)
+
+    async def seen() -> Seen:
+        return Seen(clock.monotonic(), (), {})
+
+    async def forecast(spec: ModelSpec) -> Forecast:
+        return world.forget(spec)
+
+    learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
+    trials = SimpleNamespace(run=None)
+    control = Control(scheduler, world, world, trials)  # type: ignore[arg-type]
+    fit = FitRoutes(scheduler, lambda: Ledger([]), seen, learned, forecast)
+    giving = MemoryRoutes(world, scheduler)
+    evicting = Evicting(scheduler, lambda: world.devices)
+    wares = Wares(
+        answers={**control.answers, **fit.answers, "devices": world.look, "toolboxes": world.look},
+        actions={**control.actions, **fit.actions},
+        operations={
+            **control.operations, **giving.operations, **evicting.operations, "rescan": rescanning(world.rescan),
+        },
+        check_evict=evicting.check,
+        what_yields=lambda: "the GPU",
+    )  # fmt: skip
+    world.desk = desk = Desk(
+        world.bus,
+        clock,
+        scheduler,
+        world,
+        lambda: world.devices,
+        lambda: world,
+        lambda: wares,  # type: ignore[arg-type]
+    )
+    configure(world, *specs)
+    if begin:
+        desk.begin()
+        await desk.open()
+    try:
+        yield world
+    finally:
+        await desk.close()
+        scheduler.close()
+
+
+def configure(world: World, *specs: ModelSpec) -> None:
+    """These models, from now on."""
+    world.scheduler.configure([(spec, Forecast((in_ram(GIB, "test"),))) for spec in specs], SETTINGS, LIMITS)
+    world.desk.changed()
