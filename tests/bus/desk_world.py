@@ -98,7 +98,7 @@ class World:
         return Facts("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
 
     def progress(self, instance: int) -> Any:
-        return SimpleNamespace(line="loading", resident=GIB // 4)
+        return SimpleNamespace(line="loading", resident=GIB // 4, taken_in=None)
 
     def output(self, model: str) -> Any:
         return SimpleNamespace(lines=lambda last=None: ["one", "two", "three"][-(last or 3) :])
