@@ -235,13 +235,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         world,
         lambda: world.devices,
         lambda: world,
-<<<<<<< HEAD
         lambda: wares,
         "/run/user/1000/accelerd",
-=======
-        lambda: wares,  # type: ignore[arg-type]
-        Path("/run/user/1000/accelerd"),
->>>>>>> busctl
     )
     configure(world, *specs)
     if begin:
