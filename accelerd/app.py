@@ -10,8 +10,10 @@ from accelerd.bus.connection import SessionBus
 from accelerd.bus.desk import Desk, Wares
 from accelerd.chronicle import Chronicle, Witnesses, status_line
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import LlamaServerSettings, MemorySettings
+from accelerd.config.model import LlamaServerSettings, MemorySettings, ModelSpec
 from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.desktop import Battery, Desktop, Sleep
+from accelerd.desktop_news import DesktopNews
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
@@ -37,7 +39,7 @@ from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Seen
+from accelerd.memory.model import Need, Seen
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.operations import rescanning
@@ -67,21 +69,25 @@ from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.systemd import SystemdHome
 from accelerd.supervise.user_manager_bus import BusUserManager
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
+from accelerd.system.battery import watch_battery
 from accelerd.system.gamemode import watch_games
+from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.lock import InstanceLock
+from accelerd.system.notifications import Notifications
 from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.property_watch import session_bus
-from accelerd.system.sleep import watch_sleep
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.state import StateStore
 from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
-from accelerd.system.system_bus import SystemBus
+from accelerd.system.system_bus import SystemBus, system_bus
 from accelerd.takeover import NoSuccessor, UnitSuccessor
 from accelerd.toolboxes import ToolboxModels
 from accelerd.trials import Trials
 from accelerd.tuning.tuner import RuleTuner
 from accelerd.yielding import Yielding, boot_id, gpu_pools
+
+BUS_PATIENCE = 2.0  # s for what the desktop answers: it stops nobody
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -142,12 +148,23 @@ def build(
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
     engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
+
+    def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
+        insight.loaded(spec, need, seconds)
+        daemon.loaded(spec)
+
+    def in_use(spec: ModelSpec, busy: bool) -> None:
+        performance.in_use(spec, busy)
+        desktop.in_use(busy)
+
     chronicle = Chronicle(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=lambda spec, need, seconds: insight.loaded(spec, need, seconds),
+        loaded=loaded,
         retire=lambda instance: gateway.upstreams.retire(instance),
-        in_use=lambda spec, busy: performance.in_use(spec, busy),
+        in_use=in_use,
+        moved=lambda record, transition: desktop.moved(record, transition),
+        lost=lambda residue: desktop.lost(residue),
     )
     devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
     performance = make_performance(roots, clock, devices, lambda name: scheduler.placed(name))
@@ -172,6 +189,7 @@ def build(
     )
     relief = PressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
+    desktop = make_desktop(clock, scheduler, yielding, devices, lambda why: daemon.save_power(why))
 
     def seen(look: Seen) -> None:
         reclaimer.seen(look)
@@ -217,6 +235,7 @@ def build(
         memory=memory,
         configure_memory=configure_memory,
         yielding=yielding,
+        desktop=desktop,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         desk=desk,
@@ -266,7 +285,7 @@ def session_bus_of(changed: Callable[[], None]) -> SessionBus | None:
 
 
 def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: DeviceWatch) -> Yielding:
-    """Asked by people, by GameMode, and by logind before the machine sleeps."""
+    """Asked by people, by GameMode, and before the machine sleeps."""
     yielding = Yielding(
         scheduler,
         clock,
@@ -274,10 +293,21 @@ def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: Dev
         lambda: gpu_pools(devices.devices),
         AtomicFile(roots.runtime / names.YIELD_FILE),
         boot_id(roots.proc),
-        lambda one: {"gamemode": lambda: watch_games(one.games), "sleep": lambda: watch_sleep(one.sleeping)},
+        lambda one: {"gamemode": lambda: watch_games(one.games)},
     )
     devices.listen(lambda diff: yielding.devices_changed())
     return yielding
+
+
+def make_desktop(
+    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, save: Callable[[str], None]
+) -> Desktop:
+    """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
+    bus = SystemBus(system_bus(), BUS_PATIENCE)
+    news = DesktopNews(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
+    sleep = Sleep(scheduler, yielding, devices.rescan)
+    devices.listen(news.devices)
+    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, save), news, bus.close)
 
 
 def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:

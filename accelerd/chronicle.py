@@ -79,16 +79,20 @@ class Chronicle(Witness):
         loaded: Callable[[ModelSpec, Need, float], None],
         retire: Callable[[int], None],
         in_use: Callable[[ModelSpec, bool], None],
+        moved: Callable[[Record, Transition], None],
+        lost: Callable[[Residue], None],
     ) -> None:
         """`loaded(spec, need, seconds)` hears of finished loads, `retire(instance)` of instances on their way out.
 
-        `in_use(spec, busy)` hears of a model's first lease and of the end of its last.
+        `in_use(spec, busy)` hears of a model's first lease and of the end of its last, `moved` and `lost` of the rest.
         """
         self._notifier = notifier
         self._status = status
         self._loaded = loaded
         self._retire = retire
         self._in_use = in_use
+        self._moved = moved
+        self._lost = lost
         self._due = False
 
     def moved(self, record: Record, transition: Transition) -> None:
@@ -109,6 +113,7 @@ class Chronicle(Witness):
             state_to=after,
             reason=transition.reason,
         )
+        self._moved(record, transition)
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._tell_status)
@@ -117,6 +122,7 @@ class Chronicle(Witness):
         """Memory of an ended model does not come back."""
         text = f"{residue.model} has ended, but {gib(residue.size)} of {residue.where} are not back: they stay counted"
         event(log, logging.WARNING, text, message_id=names.MSG_RESIDUE, model=residue.model)
+        self._lost(residue)
 
     def woken(self, slept: float) -> None:
         """The machine was suspended for so many seconds."""

@@ -22,6 +22,7 @@ from accelerd.bus.desk import Desk
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.config.model import MemorySettings
+from accelerd.desktop import Desktop, modest
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -80,6 +81,7 @@ class Parts:
     memory: MemoryWatch
     configure_memory: Callable[[MemorySettings], None]
     yielding: Yielding
+    desktop: Desktop
     gateway: Gateway
     listeners: Listeners
     desk: Desk
@@ -110,6 +112,10 @@ class Daemon:
         self._degraded: str | None = None  # what this machine lacks
         self._known: Forecasts = []  # every model, with what it will need
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
+        self._ran: set[str] = set()  # models in containers that were loaded in this life
+        self._saving = ""  # why power is saved
+        self._mains = asyncio.Event()  # it is not
+        self._mains.set()
         self._survey = asyncio.Event()  # models or devices have changed
         self._survey.set()
         parts.devices.listen(lambda diff: self._survey.set())
@@ -195,8 +201,13 @@ class Daemon:
             _refuse(self._reloads.get_nowait(), _shutting_down())
 
     async def _preload(self) -> None:
-        """Load what shall be there from the start, one after the other, in the order of the configuration."""
+        """Load what shall be there from the start, one after the other, in the order of the configuration.
+
+        While power is saved this waits.
+        """
+        await self._parts.desktop.known()
         for spec in list(self._config.models.values()):
+            await self._mains.wait()
             if not (spec.preload or spec.pin) or spec.name not in self._config.models:
                 continue
             try:
@@ -260,34 +271,66 @@ class Daemon:
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
         parts.configure_memory(config.memory)
+        parts.desktop.configure(config.desktop, give_up="sleep" in config.memory.yield_on)
         self._known = forecasts
         self._generation += 1
-        parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
+        parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config), relaunch)
         parts.desk.changed()
 
     async def _forecasts(self, config: Config) -> Forecasts:
         return await self._parts.insight.forecasts(config.models.values())
 
-    def _entries(self) -> Forecasts:
+    def _entries(self, config: Config) -> Forecasts:
         """Every model, with what it will need."""
-        return self._known if self._trial is None else [*self._known, self._trial]
+        known = self._known
+        if self._saving:
+            limit = config.desktop.battery_idle_timeout
+            known = [(modest(spec, limit), forecast) for spec, forecast in known]
+        return known if self._trial is None else [*known, self._trial]
 
     async def try_out(self, spec: ModelSpec | None) -> None:
         """Have this model beside the configured ones; None: have it no more."""
         self._trial = (spec, await self._parts.insight.forecast(spec, ask=True)) if spec is not None else None
-        config = self._config
-        self._parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config))
+        self._configure_models()
+
+    def save_power(self, why: str) -> None:
+        """Load nothing unasked, put models away sooner; `why` empty: as ever. Running requests notice nothing."""
+        limit = self._config.desktop.battery_idle_timeout
+        text = f"power is saved: {why}: nothing is loaded unasked, models leave after {limit:.0f} s without requests"
+        event(log, NOTICE, text if why else "power is not saved any more", message_id=names.MSG_POWER, reason=why)
+        self._saving = why
+        self._configure_models()
+        if why:
+            self._mains.clear()
+        else:
+            self._mains.set()
+
+    def _configure_models(self) -> None:
+        """The models as they are to be now; what is to be replaced stays so."""
+        scheduler, config = self._parts.scheduler, self._config
+        outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
+        scheduler.configure(self._entries(config), config.scheduler, limits_of(config), outdated)
 
     async def _survey_models(self) -> None:
-        """Ask the models' programs what they would need, whenever models or devices have changed."""
+        """Ask the models' programs what they would need, whenever models or devices have changed.
+
+        No container is started for that: a program that lives in one is asked when it has run.
+        """
         while True:
             await self._survey.wait()
             self._survey.clear()
             for spec in list(self._config.models.values()):
-                forecast = await self._parts.insight.forecast(spec, ask=True)
+                ask = not spec.contained or spec.name in self._ran
+                forecast = await self._parts.insight.forecast(spec, ask=ask)
                 if self._config.models.get(spec.name) is spec:
                     self._known = [(spec, forecast) if one is spec else (one, known) for one, known in self._known]
                     self._parts.scheduler.forecast(spec.name, forecast)
+
+    def loaded(self, spec: ModelSpec) -> None:
+        """A load has come to its end."""
+        if spec.contained and spec.name not in self._ran:
+            self._ran.add(spec.name)
+            self._survey.set()
 
     # --- end --------------------------------------------------------------------------------------------------
 
@@ -311,6 +354,7 @@ class Daemon:
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         await parts.performance.close()
         parts.yielding.close()
+        await parts.desktop.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -358,6 +402,7 @@ class Daemon:
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
             "yielded": self._parts.yielding.report(),
             "performance": self._parts.performance.report(),
+            "desktop": self._parts.desktop.report(),
             "degraded": "; ".join(self.degraded()) or None,
         }
 

@@ -19,13 +19,14 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
-from accelerd.memory.model import Forecast, Need
+from accelerd.memory.model import Forecast, Need, in_ram
 from accelerd.ports import Roots
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 from accelerd.system.state import StateStore
 
 AT_ONCE = 4  # models whose files are looked into at a time
+PATIENCE = 10.0  # s for all of them
 
 
 def fingerprint(spec: ModelSpec) -> str:
@@ -51,7 +52,10 @@ class Insight:
         roots: Roots,
         devices: Callable[[], Sequence[Device]],
         learned: Learned,
+        patience: float = PATIENCE,
     ) -> None:
+        """`patience`: see `forecasts`."""
+        self._patience = patience
         self._supervisor = supervisor
         self._engines = engines
         self._state = state
@@ -78,12 +82,20 @@ class Insight:
         return await self._engines[spec.engine].plan(spec, self._roots.runtime)
 
     async def forecasts(self, specs: Iterable[ModelSpec], *, ask: bool = False) -> list[tuple[ModelSpec, Forecast]]:
-        """What each will need: estimated, unless it was measured. `ask`: see Engine.forecast."""
+        """What each will need: estimated, unless it was measured. `ask`: see Engine.forecast.
+
+        A disk that does not answer holds nobody up for longer than the patience: what lies on it is not known then.
+        """
         few = asyncio.Semaphore(AT_ONCE)
+        until = asyncio.get_running_loop().time() + self._patience
 
         async def one(spec: ModelSpec) -> tuple[ModelSpec, Forecast]:
-            async with few:
-                return spec, await self.forecast(spec, ask=ask)
+            try:
+                async with asyncio.timeout_at(until), few:
+                    return spec, await self.forecast(spec, ask=ask)
+            except TimeoutError:
+                silent = Forecast((in_ram(0, f"unknown: its files did not answer in {self._patience:g} s"),))
+                return spec, self._estimates.setdefault(spec.name, silent)
 
         return await asyncio.gather(*map(one, specs))
 

@@ -234,6 +234,7 @@ class DaemonFactory:
             "XDG_CONFIG_HOME": str(home / ".config"),
             "XDG_STATE_HOME": str(home / ".local/state"),
             "XDG_CACHE_HOME": str(home / ".cache"),
+            "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={runtime}/system_bus",  # nobody's: this machine is left alone
             **more,
         }
 

@@ -63,6 +63,7 @@ def _settings(old: Config, new: Config) -> list[str]:
         ("scheduler", old.scheduler, new.scheduler),
         ("memory", old.memory, new.memory),
         ("performance", old.performance, new.performance),
+        ("desktop", old.desktop, new.desktop),
         ("engines.llama-server", old.llama_server, new.llama_server),
     )
     return [

@@ -108,6 +108,11 @@ class ModelSpec:
     def slots(self) -> int:
         return self.concurrency or self.parallel
 
+    @property
+    def contained(self) -> bool:
+        """Does its program live in a container?"""
+        return self.home in ("toolbox", "distrobox", "podman", "docker", "container")
+
     def origin(self, key: str) -> Origin:
         return self.origins.get(key, BUILT_IN)
 
@@ -190,6 +195,16 @@ class PerformanceSettings:
 
 
 @dataclass(frozen=True)
+class DesktopSettings:
+    """[desktop]: what accelerd hears from the desktop and tells it."""
+
+    delay_sleep: bool = True
+    on_battery: Literal["save", "ignore"] = "save"
+    battery_idle_timeout: float = 60.0  # s
+    notify: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole valid configuration. Order of models is the order in the files: preload follows it."""
 
@@ -197,6 +212,7 @@ class Config:
     scheduler: SchedulerSettings = SchedulerSettings()
     memory: MemorySettings = MemorySettings()
     performance: PerformanceSettings = PerformanceSettings()
+    desktop: DesktopSettings = DesktopSettings()
     llama_server: LlamaServerSettings = LlamaServerSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)
     files: tuple[str, ...] = ()

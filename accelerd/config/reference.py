@@ -60,6 +60,7 @@ SECTIONS: Final = {
     "MemoryTable": ("[memory]", ""),
     "PerformanceTable": ("[performance]", ""),
     "DevicePerformanceTable": ('[performance.devices."0000:c1:00.0"]', ""),
+    "DesktopTable": ("[desktop]", ""),
     "LlamaServerTable": ("[engines.llama-server]", ""),
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from accelerd.config.model import (
     Config,
+    DesktopSettings,
     LlamaServerSettings,
     MemorySettings,
     ModelSpec,
@@ -88,6 +89,7 @@ def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
         scheduler=SchedulerSettings(**_settings(tables, "scheduler", origins)),
         memory=MemorySettings(**_settings(tables, "memory", origins)),
         performance=_performance(tables, origins),
+        desktop=DesktopSettings(**_settings(tables, "desktop", origins)),
         llama_server=LlamaServerSettings(**_settings(tables, "engines.llama-server", origins)),
         models={name: _model(name, tables.layers(name)) for name in tables.models},
         files=files,

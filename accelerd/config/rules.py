@@ -48,7 +48,7 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
     for spec in config.models.values():
         for field in ("path", "mmproj", "draft_model", "chat_template_file", "binary"):
             value, origin = getattr(spec, field), spec.origin(field)
-            if field == "binary" and spec.home in (*NAMED_HOMES, *IMAGE_HOMES):
+            if field == "binary" and spec.contained:
                 continue  # a path inside the container
             reason = _file_reason(value, program=field == "binary")
             if reason and (field, origin) not in seen:

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from accelerd.config.values import (
     Address,
     Argument,
+    BatteryPolicy,
     BodySize,
     CacheType,
     ContainerName,
@@ -117,6 +118,36 @@ class MemoryTable(Struct):
         about(
             "How long other programs may use of the reserve before idle models make room. When half of it is used, "
             "models make room at once."
+        ),
+    ]
+
+
+class DesktopTable(Struct):
+    """What accelerd hears from the desktop and tells it."""
+
+    delay_sleep: Annotated[
+        bool,
+        about(
+            "A suspend waits, as long as logind allows, until requests have ended and the memory is given up that "
+            "memory.yield_on says."
+        ),
+    ]
+    on_battery: Annotated[
+        BatteryPolicy,
+        about(
+            'On battery, or with the power profile "power-saver": "save" loads nothing before it is asked for and puts '
+            'models away after battery_idle_timeout; "ignore" changes nothing.'
+        ),
+    ]
+    battery_idle_timeout: Annotated[
+        Duration,
+        about("Time without requests after which models are put away on battery, unless idle_timeout is less."),
+    ]
+    notify: Annotated[
+        bool,
+        about(
+            "Desktop notifications of what a person should know: a model that failed for good, memory that does not "
+            "come back, a device that has gone."
         ),
     ]
 
@@ -257,6 +288,7 @@ class Document(Struct):
     scheduler: Annotated[SchedulerTable, about("What may be resident together, how long a request may wait.")]
     memory: Annotated[MemoryTable, about("What is left to other programs, when models make room for them.")]
     performance: Annotated[PerformanceTable, about("When the GPU in the processor runs at its highest clocks.")]
+    desktop: Annotated[DesktopTable, about("What accelerd hears from the desktop and tells it.")]
     engines: Annotated[EnginesTable, about("The programs that run models.")]
     defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]
     profiles: Annotated[dict[Name, LayerTable], about("Named settings that models choose with profile.")]

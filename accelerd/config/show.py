@@ -67,6 +67,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
         ("scheduler", root["scheduler"], config.scheduler),
         ("memory", root["memory"], config.memory),
         ("performance", root["performance"], config.performance),
+        ("desktop", root["desktop"], config.desktop),
         ("engines.llama-server", engines["llama-server"], config.llama_server),
     )
     for name, node, settings in sections:

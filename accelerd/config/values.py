@@ -197,6 +197,7 @@ HomeKind = Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman",
 Slot = Annotated[str, _type(_SLOTS, _matching(_SLOT, _SLOTS), r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
 YieldSignal = Literal["gamemode", "sleep"]
 LevelPolicy = Literal["busy", "always", "never"]
+BatteryPolicy = Literal["save", "ignore"]
 IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = Annotated[str, _type(_ENV, _matching(_ENV_NAME, _ENV), r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -169,6 +169,7 @@ class Control:
             "idle": snapshot.idle,
             "idle_timeout": spec.idle_timeout,
             "pin": spec.pin,
+            "held": bool(snapshot.holds),
             "preload": spec.preload,
             "memory": snapshot.memory,
             "memory_source": snapshot.memory_source,

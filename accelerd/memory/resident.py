@@ -66,6 +66,24 @@ def rss(proc: Path, pid: int) -> int | None:
         return None
 
 
+def taken_in(proc: Path, pids: Iterable[int]) -> int | None:
+    """Bytes of files that processes have read, or have mapped and touched. None: one of them cannot be asked.
+
+    What is mapped no more counts no more; what was read counts for ever.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            io = dict(line.split(b": ") for line in (proc / str(pid) / "io").read_bytes().splitlines())
+            total += int(io[b"rchar"])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except (OSError, ValueError, KeyError):
+            return None  # of another user, or a kernel that does not tell
+        total += _sizes(proc / str(pid) / "status").get("RssFile", 0)
+    return total
+
+
 def _pss(proc: Path, pid: int) -> int | None:
     share = shared(proc, pid)
     return share.total if share is not None else None

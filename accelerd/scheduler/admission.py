@@ -84,6 +84,7 @@ class Admission:
         self.settings = settings
         self.limits = limits
         self.closing = False
+        self.paused = False  # nobody is served, nothing is started: everybody waits
         self.records: dict[str, Record] = {}
         self.instances: dict[int, Record] = {}
         self.residues: dict[int, Residue] = {}  # by instance
@@ -157,10 +158,10 @@ class Admission:
         self._retire_outdated()
         while True:
             self.wake = math.inf
-            cutoffs = self._make_room(now) if self.queued and not self.closing else {}
+            cutoffs = self._make_room(now) if self.queued and not (self.closing or self.paused) else {}
             before = self.queued
             for record in self.records.values():
-                if record.state is State.READY:
+                if record.state is State.READY and not self.paused:
                     self._serve(record, cutoffs.get(record.spec.name))
                 if record.state is State.DRAINING and not record.active:
                     self.stop(record, record.reason)
@@ -327,7 +328,8 @@ class Admission:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
-        record.used, record.peak, record.loaded, record.away, record.cut_at = {}, {}, False, False, math.inf
+        record.used, record.peak, record.settled = {}, {}, False
+        record.away, record.cut_at = False, math.inf
         return instance
 
     def evict(self, record: Record, reason: str) -> None:

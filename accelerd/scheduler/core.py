@@ -59,6 +59,7 @@ class Core:
         if (
             record is None
             or self._admission.queued
+            or self._admission.paused
             or record.state is not State.READY
             or record.probing
             or len(record.active) >= record.spec.slots
@@ -278,7 +279,7 @@ class Core:
             return  # told to stop in the meantime
         now = self._clock.monotonic()
         record.endpoint, record.secret, record.last_used = endpoint, secret, now
-        record.bad_outcomes, record.probing, record.error, record.loaded = 0, False, None, True
+        record.bad_outcomes, record.probing, record.error = 0, False, None
         if not record.adopted:
             record.load_seconds = now - record.started_at
         if record.usage.last is None:

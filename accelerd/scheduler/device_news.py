@@ -21,6 +21,11 @@ class DeviceNews:
         self._find = find
         self._reset = reset
 
+    def pause(self, paused: bool) -> None:
+        """The machine is about to be suspended, or serves again. Meanwhile requests wait; those that run go on."""
+        self._admission.paused = paused
+        self._admission.schedule()
+
     def slept(self) -> None:
         """The machine was suspended: what a device has lost meanwhile shows only in use."""
         for name in self._admission.records:

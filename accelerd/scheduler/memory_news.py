@@ -49,12 +49,13 @@ class MemoryNews:
                 record.used = used
                 pools = {*used, *record.peak}
                 record.peak = {pool: max(used.get(pool, 0), record.peak.get(pool, 0)) for pool in pools}
+                record.settled |= record.state is State.READY and seen.at >= record.since
         self._bring_back()
         self._admission.schedule()
 
     def measured(self) -> list[Record]:
-        """The loaded models that were seen in use."""
-        return [r for r in self._admission.records.values() if r.state is State.READY and r.used]
+        """The loaded models that were seen since they are."""
+        return [r for r in self._admission.records.values() if r.state is State.READY and r.settled]
 
     def ledger(self) -> Ledger:
         """Who holds what now."""

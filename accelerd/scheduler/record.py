@@ -113,10 +113,10 @@ class Record:
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
     adopted: bool = False  # an earlier daemon started it
-    loaded: bool = False  # it was ready in this life
     stop_reason: str = ""  # why it was told to end
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
+    settled: bool = False  # it was seen after its load
     ending: Ending | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
     # who waits
@@ -192,11 +192,10 @@ class Record:
     def held(self) -> dict[str, int]:
         """What counts on the ledger, by pool.
 
-        A device's memory is allocated in full by the load: from then on what is seen is the truth. Pages of main memory
-        count only once they are touched: there the estimate holds until more is seen. What is stopped while it loads
-        may go on allocating until it hears of that.
+        A device's memory is allocated in full by the load: what is seen after it is the truth. Pages of main memory
+        count only once they are touched: there the estimate holds until more is seen.
         """
-        settled = self.loaded and any(size for pool, size in self.peak.items() if pool != RAM)
+        settled = self.settled and any(size for pool, size in self.peak.items() if pool != RAM)
         found = {}
         for pool in {*self.need.amounts, *self.peak}:
             needed, seen = self.need.amounts.get(pool, 0), self.peak.get(pool, 0)

@@ -82,14 +82,12 @@ class Scheduler:
 
     def acquire(self, name: str) -> Lease | None:
         """A lease if one is free right now and nobody waits, else None: then `wait`."""
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         return self._core.acquire(name)
 
     def enqueue(self, name: str) -> Ticket:
         """Take a place in the queue. AccelError at once when waiting is pointless."""
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         ticket = Ticket(self, name, self._loop.create_future())
         deadline = self._clock.monotonic() + self._core.settings.queue_timeout
         ticket.waiter = Waiter(ticket.resolve, self._clock.monotonic(), deadline)
@@ -174,6 +172,13 @@ class Scheduler:
     def suspect(self, name: str) -> None:
         """See DeviceNews.suspect."""
         self._core.devices.suspect(name)
+
+    def pause(self, paused: bool) -> None:
+        """See DeviceNews.pause. Who is served again is asked first, if the machine has slept."""
+        if not paused:
+            self._notice_sleep()
+        self._core.devices.pause(paused)
+        self._rearm()
 
     # --- holds, see Holds -------------------------------------------------------------------------------------
 
@@ -376,15 +381,17 @@ class Scheduler:
 
     def _tick(self) -> None:
         self._timer, self._armed = None, math.inf
-        if self._asleep() - self._slept > SLEPT:
-            self._woken()
+        self._notice_sleep()
         self._core.tick()
         self._rearm()
 
-    def _woken(self) -> None:
-        slept, self._slept = self._asleep() - self._slept, self._asleep()
-        self._witness.woken(slept)
-        self._core.devices.slept()
+    def _notice_sleep(self) -> None:
+        """Was the machine suspended since this was asked last? Then models are asked before they serve."""
+        slept = self._asleep() - self._slept
+        if slept > SLEPT:
+            self._slept += slept
+            self._witness.woken(slept)
+            self._core.devices.slept()
 
     # --- readers ----------------------------------------------------------------------------------------------
 

@@ -145,6 +145,11 @@ class Instance:
         return self._loading.resident if self._loading is not None else None
 
     @property
+    def taken_in(self) -> int | None:
+        """Bytes of files that it had read or mapped, as seen last while it loaded."""
+        return self._loading.taken_in if self._loading is not None else None
+
+    @property
     def origin(self) -> Origin:
         """By what its processes are known now."""
         leader = self._leader

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Cause
-from accelerd.memory.resident import resident
+from accelerd.memory.resident import resident, taken_in
 from accelerd.ports import Clock
 from accelerd.supervise import words
 from accelerd.supervise.limits import Limits
@@ -39,6 +39,7 @@ class Loading:
         """`timeout`: seconds without progress."""
         self.resident: int | None = None  # bytes, as seen last …
         self.peak: int | None = None  # … and at most
+        self.taken_in: int | None = None  # bytes of files, read or mapped; None: not to be had
         self._plan = plan
         self._leader = leader
         self._pids = pids
@@ -78,12 +79,20 @@ class Loading:
         printed, peak = self._ring.total, 0
         while True:
             await asyncio.sleep(step)
-            self.resident = await asyncio.to_thread(resident, self._proc, await self._pids())
-            self.peak = max(self.resident, self.peak or 0)
+            held, taken = await asyncio.to_thread(_look, self._proc, await self._pids())
+            if taken is not None:
+                self.taken_in = max(taken, self.taken_in or 0)
+            self.resident = held
+            self.peak = max(held, self.peak or 0)
             now = clock.monotonic()
-            if self._ring.total > printed or self.resident > peak + limits.growth:
-                printed, peak, progress = self._ring.total, max(peak, self.resident), now
+            if self._ring.total > printed or held > peak + limits.growth:
+                printed, peak, progress = self._ring.total, max(peak, held), now
             if now - progress >= timeout:
                 return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
             if now - began >= limits.load_cap * timeout:
                 return f"not ready {now - began:.1f} s after its start, although it did something all the time"
+
+
+def _look(proc: Path, pids: list[int]) -> tuple[int, int | None]:
+    """Bytes resident, and bytes of files taken in. Blocking."""
+    return resident(proc, pids), taken_in(proc, pids)

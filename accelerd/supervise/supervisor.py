@@ -38,6 +38,7 @@ class Progress:
 
     line: str  # the last line it printed
     resident: int | None  # bytes, as last seen while loading
+    taken_in: int | None = None  # bytes of files, read or mapped, so far
 
 
 class ProcessSupervisor(Supervisor):
@@ -127,7 +128,7 @@ class ProcessSupervisor(Supervisor):
         if life is None:
             return None
         line = life.ring.last_line() if life.ring.total > life.line_from else ""
-        return Progress(line, life.resident)
+        return Progress(line, life.resident, life.taken_in)
 
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""

@@ -17,6 +17,7 @@ from accelerd.supervise.user_manager import (
     ManagerError,
     Property,
 )
+from accelerd.system import glib
 from accelerd.system.bus_thread import BusThread
 
 T = TypeVar("T")
@@ -130,6 +131,7 @@ class BusUserManager:
     def _connect(self) -> None:
         if self._bus is not None and not self._bus.con.is_closed():
             return
+        glib.load()
         import pydbus
 
         bus = pydbus.connect(self._address)  # a connection of its own: GLib does not end the program when it breaks

@@ -1,4 +1,4 @@
-"""One property of one D-Bus service, watched: its value, None while the service is not there. Starts no service.
+"""Properties of D-Bus services, watched: their values, None while a service is not there. Starts no service.
 
 Signals need a GLib loop: it runs in a thread of its own, never in asyncio's. PyGObject is imported there: a machine
 without it, or without the bus, has no such service. Knows no property's meaning.
@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
+
+from accelerd.system import glib
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +45,23 @@ class Property:
     signals: Sequence[str] = ()  # of the interface: after one of them the value may be another
 
 
-class PropertyWatch:
-    """See the module's text."""
+class PropertiesWatch:
+    """Some of one bus, together. See the module's text."""
 
-    def __init__(self, address: str, what: Property, tell: Callable[[Any], None], again: float = AGAIN_S) -> None:
-        """`tell(value)` is called on the loop, at first and with each change; `again`: seconds between two tries."""
+    def __init__(
+        self,
+        address: str,
+        what: Sequence[Property],
+        tell: Callable[[tuple[Any, ...]], None],
+        again: float = AGAIN_S,
+    ) -> None:
+        """`tell(values)`, in the order of `what`, is called on the loop: at first and with each change.
+
+        `again`: seconds between two tries to reach the bus.
+        """
         self._address = address
-        self._what = what
+        self._what = tuple(what)
+        self._services = ", ".join(dict.fromkeys(one.service for one in what))
         self._tell = tell
         self._again = max(1, round(again * 1000))
         self._thread: threading.Thread | None = None
@@ -62,13 +74,12 @@ class PropertyWatch:
         self._retry: Any = None
         self._handler = 0
         self._subscriptions: list[int] = []
-        self._known = False
-        self._value: Any = None
+        self._values: tuple[Any, ...] | None = None
 
     def start(self) -> None:
         """Begin, on the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=f"watch of {self._what.service}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"watch of {self._services}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -86,10 +97,13 @@ class PropertyWatch:
 
     def _run(self) -> None:
         try:
-            from gi.repository import GLib
+            glib.load()
         except ImportError as error:
-            log.info("%s is not watched: %s is missing (package python3-gi)", self._what.service, error.name)
+            log.info("%s: not watched: %s is missing (package python3-gi)", self._services, error.name)
+            self._nobody()
             return
+        from gi.repository import GLib
+
         context = GLib.MainContext.new()
         context.push_thread_default()
         self._main = GLib.MainLoop.new(context, False)
@@ -120,21 +134,23 @@ class PropertyWatch:
             # one of its own: GLib ends the program when the shared one breaks
             self._connection = Gio.DBusConnection.new_for_address_sync(self._address, flags, None, None)
         except GLib.Error as error:
-            log.debug("cannot reach the bus of %s: %s", self._what.service, error.message)
-            self._deliver(None)
+            log.debug("cannot reach the bus of %s: %s", self._services, error.message)
+            self._nobody()
             self._retry = _do_in(self._context, self._connect, self._again)
             return False
         self._handler = self._connection.connect("closed", self._closed)
-        what, none = self._what, Gio.DBusSignalFlags.NONE
+        none = Gio.DBusSignalFlags.NONE
 
         def heard(sender: str, interface: str, member: str, path: str, first: str | None) -> None:
             number = self._connection.signal_subscribe(sender, interface, member, path, first, none, self._heard)
             self._subscriptions.append(number)
 
-        heard(BUS, BUS, "NameOwnerChanged", BUS_PATH, what.service)
-        heard(what.service, PROPERTIES, "PropertiesChanged", what.path, what.interface)
-        for signal in what.signals:
-            heard(what.service, what.interface, signal, what.path, None)
+        for service in dict.fromkeys(one.service for one in self._what):
+            heard(BUS, BUS, "NameOwnerChanged", BUS_PATH, service)
+        for what in self._what:
+            heard(what.service, PROPERTIES, "PropertiesChanged", what.path, what.interface)
+            for signal in what.signals:
+                heard(what.service, what.interface, signal, what.path, None)
         self._look()
         return False
 
@@ -152,7 +168,7 @@ class PropertyWatch:
 
     def _closed(self, *_: Any) -> None:
         self._disconnect()
-        self._deliver(None)
+        self._nobody()
         if not self._closing.is_set():
             self._retry = _do_in(self._context, self._connect, self._again)
 
@@ -161,8 +177,9 @@ class PropertyWatch:
             self._look()
 
     def _look(self) -> None:
-        what = self._what
-        self._deliver(self._call(what.service, what.path, PROPERTIES, "Get", what.interface, what.name))
+        self._deliver(
+            tuple(self._call(one.service, one.path, PROPERTIES, "Get", one.interface, one.name) for one in self._what)
+        )
 
     def _call(self, service: str, path: str, interface: str, method: str, *values: str) -> Any:
         """The answer's only value; None when nobody is there to give one."""
@@ -178,20 +195,31 @@ class PropertyWatch:
             return None
         return answer.unpack()[0]
 
-    def _deliver(self, value: Any) -> None:
-        if self._known and value == self._value:
+    def _nobody(self) -> None:
+        self._deliver((None,) * len(self._what))
+
+    def _deliver(self, values: tuple[Any, ...]) -> None:
+        if values == self._values:
             return
-        self._known, self._value = True, value
+        self._values = values
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):  # it has ended meanwhile
-                loop.call_soon_threadsafe(self._arrived, value)
+                loop.call_soon_threadsafe(self._arrived, values)
 
     # --- on the loop ------------------------------------------------------------------------------------------
 
-    def _arrived(self, value: Any) -> None:
+    def _arrived(self, values: tuple[Any, ...]) -> None:
         if not self._closing.is_set():
-            self._tell(value)
+            self._tell(values)
+
+
+class PropertyWatch(PropertiesWatch):
+    """One alone."""
+
+    def __init__(self, address: str, what: Property, tell: Callable[[Any], None], again: float = AGAIN_S) -> None:
+        """`tell(value)` is called on the loop, at first and with each change; `again`: seconds between two tries."""
+        super().__init__(address, (what,), lambda values: tell(values[0]), again)
 
 
 def _do_in(context: Any, work: Callable[..., bool], milliseconds: int = 0) -> Any:

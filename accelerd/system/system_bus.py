@@ -1,4 +1,4 @@
-"""The system bus, for the few calls that the daemon makes there: blocking, in one thread of their own.
+"""The system bus, or another, for the few calls that the daemon makes there: blocking, in one thread of their own.
 
 Connects with the first call and again after the bus was away. PyGObject is imported then: a machine without it, or
 without a system bus, has only the reason why.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from io import FileIO
 from typing import Any, Final, TypeVar
 
+from accelerd.system import glib
 from accelerd.system.bus_thread import BusThread
 
 T = TypeVar("T")
 
 ADDRESS: Final = "unix:path=/run/dbus/system_bus_socket"
 BUS: Final = "org.freedesktop.DBus"
+NO_OWNER: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
 PATIENCE: Final = 15.0  # s; a service may have to be started first
 
 
@@ -37,28 +40,59 @@ def system_bus(env: Mapping[str, str] | None = None) -> str:
 class SystemBus:
     """See the module's text."""
 
-    def __init__(self, address: str, patience: float = PATIENCE) -> None:
+    def __init__(self, address: str, patience: float = PATIENCE, bus: str = "system bus") -> None:
         self._address = address
         self._patience = patience
-        self._thread = BusThread("system bus")
+        self._bus = bus
+        self._thread = BusThread(bus)
         self._connection: Any = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> SystemBus:
         return cls(system_bus(env))
 
-    async def call(self, name: str, path: str, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
-        """What `name` answers; the interface has its name. BusError."""
+    async def call(
+        self, name: str, path: str, method: str, signature: str = "()", *values: Any, interface: str = ""
+    ) -> tuple[Any, ...]:
+        """What `name` answers; the interface has its name unless another is given. BusError."""
 
         def work() -> tuple[Any, ...]:
             from gi.repository import GLib
 
             arguments = GLib.Variant(signature, values)
             milliseconds = int(self._patience * 1000)
-            answer = self._connection.call_sync(name, path, name, method, arguments, None, 0, milliseconds, None)
+            answer = self._connection.call_sync(
+                name, path, interface or name, method, arguments, None, 0, milliseconds, None
+            )
             return tuple(answer.unpack())
 
         return await self._do(work)
+
+    async def descriptor(
+        self, name: str, path: str, interface: str, method: str, signature: str, *values: Any
+    ) -> FileIO:
+        """The file descriptor that `name` hands out, to be closed by the caller. BusError."""
+
+        def work() -> FileIO:
+            from gi.repository import GLib
+
+            arguments = GLib.Variant(signature, values)
+            milliseconds = int(self._patience * 1000)
+            answer, handed = self._connection.call_with_unix_fd_list_sync(
+                name, path, interface, method, arguments, None, 0, milliseconds, None, None
+            )
+            return FileIO(handed.get(answer.unpack()[0]), "wb")
+
+        return await self._do(work)
+
+    async def owner(self, name: str) -> str:
+        """The unique name of whoever is there under this one; empty: nobody. Starts nobody. BusError."""
+        try:
+            return str((await self.call(BUS, "/org/freedesktop/DBus", "GetNameOwner", "(s)", name))[0])
+        except BusError as error:
+            if error.name == NO_OWNER:
+                return ""
+            raise
 
     async def has_owner(self, name: str) -> bool:
         """Is somebody there under this name? Starts nobody. BusError."""
@@ -82,6 +116,7 @@ class SystemBus:
     def _connect(self) -> None:
         if self._connection is not None and not self._connection.is_closed():
             return
+        glib.load()
         from gi.repository import Gio
 
         kind = Gio.DBusConnectionFlags
@@ -102,7 +137,7 @@ class SystemBus:
         try:
             return await self._thread.call(connected, self._patience * 2)
         except TimeoutError:
-            raise BusError("the system bus does not answer") from None
+            raise BusError(f"the {self._bus} does not answer") from None
 
 
 def _explain(error: Exception) -> BusError:

@@ -80,7 +80,7 @@ def test_each_route_takes_its_method_alone(daemon: Daemon, method: str, route: s
 
 def test_D21_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
     documented = re.findall(r"`(GET|POST) (/accelerd/v1/[\w/]+)", DOC)
-    assert len(documented) == 15
+    assert len(documented) == 19
     for method, path in documented:
         beyond = daemon.send(method, f"{path}?model=nobody")
         assert (beyond.status, beyond.code) == (404, "not_found"), path

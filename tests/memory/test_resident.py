@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.memory.model import Stall
-from accelerd.memory.resident import AGAIN, Held, Residents, counted, proportional, resident, shared
+from accelerd.memory.resident import AGAIN, Held, Residents, counted, proportional, resident, shared, taken_in
 from accelerd.memory.stall import read_stall
 from accelerd.ports import Roots, SystemClock
 from tests.memory.machines import GIB, MIB, Machine
@@ -163,3 +165,49 @@ def test_stalls(tmp_path: Path, text: str, stall: Stall | None) -> None:
 
 def test_a_kernel_that_tells_no_stalls(tmp_path: Path) -> None:
     assert read_stall(tmp_path) is None
+
+
+TAKES_IN = """
+import mmap, sys
+how, path = sys.argv[1:]
+with open(path, "rb") as file:
+    if how == "read":
+        file.read()
+    elif how == "map":
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        sum(mapped[::4096])
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_process_took_in_is_what_it_read_and_what_it_mapped(tmp_path: Path) -> None:
+    """Which of the two an engine does depends on its settings; the size of a file that it only opens is in neither."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    found = {}
+    for how in ("open", "read", "map"):
+        with subprocess.Popen(
+            [sys.executable, "-c", TAKES_IN, how, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            found[how] = taken_in(PROC, [process.pid])
+            process.communicate()
+            assert taken_in(PROC, [process.pid]) == 0, "it has ended"
+    base = found["open"]
+    assert base is not None
+    assert found["read"] is not None
+    assert found["map"] is not None
+    assert found["read"] - base == pytest.approx(64 * MIB, abs=4 * MIB)
+    assert found["map"] - base == pytest.approx(64 * MIB, abs=4 * MIB)
+
+
+def test_what_cannot_be_asked_took_in_nobody_knows_what(tmp_path: Path) -> None:
+    (tmp_path / "10").mkdir()
+    (tmp_path / "10/io").write_text("syscr: 5\n")
+    assert taken_in(tmp_path, [10]) is None
+    (tmp_path / "10/io").write_text("rchar: 5000\nwchar: 1\n")
+    assert taken_in(tmp_path, [10, 11]) == 5000
+    (tmp_path / "10/status").write_text("RssFile:\t3 kB\n")
+    assert taken_in(tmp_path, [10]) == 5000 + 3072

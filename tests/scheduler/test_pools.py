@@ -206,6 +206,24 @@ def test_what_is_measured_counts_instead_of_what_was_estimated() -> None:
     assert bench.core.snapshot("a").held[CARD] == 14 * GIB, "it may take as much again"
 
 
+def test_what_is_seen_while_it_loads_is_not_all_that_it_will_take() -> None:
+    bench = Machine({"a": on(CARD, 20)})
+    bench.wish("a")
+    bench.used = {"a": {CARD: 6 * GIB}}
+    bench.look_now()
+    assert bench.core.snapshot("a").held == {CARD: 20 * GIB}
+    bench.clock.advance(1)
+    bench.ready("a")
+    assert bench.core.snapshot("a").held == {CARD: 20 * GIB}, "nobody has looked since"
+    bench.core.unload("a", force=True, done=lambda: None)
+    assert bench.core.snapshot("a").held == {CARD: 20 * GIB}
+    bench.gone("a")
+    bench.wish("a")
+    bench.look_now()
+    bench.core.unload("a", force=True, done=lambda: None)
+    assert bench.core.snapshot("a").held == {CARD: 20 * GIB}, "it may go on allocating until it hears of that"
+
+
 def test_main_memory_that_was_not_touched_yet_stays_reserved() -> None:
     bench = Machine({"a": on(RAM, 20)})
     bench.loaded("a")

@@ -7,6 +7,7 @@ becomes its property and is signalled as the real one does it. GameMode's signal
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -84,9 +85,20 @@ class Bus:
         assert service.heard() == "ready"
         return service
 
+    def player(self, kind: str, **options: Any) -> Player:
+        """One of tests/system/fake_desktop.py, that has its name when this returns."""
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.fake_desktop", self.address, kind, json.dumps(options)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._children.append(child)
+        player = Player(child)
+        assert player.heard() == "ready"
+        return player
+
     def activatable(self, kind: str, mark: Path) -> None:
-        """One that the bus would start; `mark` would be there then."""
-        name = SERVICES[kind][0]
+        """One that the bus would start; `mark` would be there then. Any well-known name will do, too."""
+        name = SERVICES[kind][0] if kind in SERVICES else kind
         text = f"[D-BUS Service]\nName={name}\nExec=/usr/bin/touch {mark}\n"
         (self._services / f"{name}.service").write_text(text)
 
@@ -124,6 +136,16 @@ class Service:
             _pipe(pipe).close()
         self._child.terminate()
         self._child.wait(20)
+
+
+class Player(Service):
+    """One of them that answers a line of JSON with another."""
+
+    def ask(self, command: str, *values: Any) -> Any:
+        pipe = _pipe(self._child.stdin)
+        pipe.write(json.dumps([command, *values]) + "\n")
+        pipe.flush()
+        return json.loads(self.heard())
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

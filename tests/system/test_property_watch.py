@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from accelerd.system.gamemode import GAMEMODE, watch_games
-from accelerd.system.property_watch import PropertyWatch, session_bus
-from accelerd.system.sleep import watch_sleep
+from accelerd.system.inhibitor import PREPARING, watch_sleep
+from accelerd.system.property_watch import PropertiesWatch, PropertyWatch, session_bus
 from accelerd.system.system_bus import ADDRESS, system_bus
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
-from tests.system.fake_services import Bus, private_bus
-
-
-@pytest.fixture(scope="module", autouse=True)
-def glib_worker(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """GLib's own thread for D-Bus begins with the first connection and ends with the process: no test's fault."""
-    from gi.repository import Gio
-
-    kind = Gio.DBusConnectionFlags
-    with private_bus(tmp_path_factory.mktemp("first")) as bus:
-        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
-        Gio.DBusConnection.new_for_address_sync(bus.address, flags, None, None).close_sync(None)
-
-
-@pytest.fixture
-def bus(tmp_path: Path) -> Iterator[Bus]:
-    with private_bus(tmp_path / "bus") as made:
-        yield made
+from tests.system.fake_services import Bus
 
 
 class Ear:
@@ -123,7 +104,22 @@ async def test_a_machine_without_logind(bus: Bus) -> None:
     ear = Ear()
     watch = watch_sleep(ear.told.put_nowait, env(bus))
     watch.start()
-    assert await ear.next() is False
+    assert await ear.next() is None
+    watch.close()
+
+
+async def test_several_properties_of_one_bus_are_told_together(bus: Bus) -> None:
+    logind = await elsewhere(bus.service, "logind")
+    ear = Ear()
+    watch = PropertiesWatch(bus.address, (PREPARING, GAMEMODE), ear.told.put_nowait)
+    watch.start()
+    assert await ear.next() == (False, None)
+    gamemode = await elsewhere(bus.service, "gamemode", 2)
+    assert await ear.next() == (False, 2)
+    await elsewhere(logind.set, 1)
+    assert await ear.next() == (True, 2)
+    gamemode.stop()
+    assert await ear.next() == (True, None)
     watch.close()
 
 

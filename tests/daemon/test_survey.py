@@ -1,0 +1,77 @@
+"""Which programs are asked what their models would need: those of this machine at once, those in containers later."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from accelerd.config import Config
+from accelerd.config.model import ModelSpec
+from accelerd.daemon import Daemon
+from accelerd.insight import Insight
+from accelerd.memory.learned import Learned
+from accelerd.memory.model import Forecast, in_ram
+from accelerd.ports import SystemClock
+
+HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
+
+
+class World:
+    """Insight and scheduler in one, noting what they hear."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bool]] = []
+        self.told: list[str] = []
+        self.done = asyncio.Event()
+
+    async def forecast(self, spec: Any, known: Any = None, *, ask: bool = False) -> Forecast:
+        self.asked.append((spec.name, ask))
+        return Forecast((in_ram(1, "test"),))
+
+    def tell(self, name: str, forecast: Forecast) -> None:
+        self.told.append(name)
+        if name == BOXED.name:
+            self.done.set()
+
+    async def surveyed(self) -> list[tuple[str, bool]]:
+        """What was asked until all models were told of."""
+        await asyncio.wait_for(self.done.wait(), 10)
+        self.done.clear()
+        asked, self.asked = self.asked, []
+        return asked
+
+
+async def test_no_container_is_started_to_ask_the_program_in_it() -> None:
+    world = World()
+    parts: Any = SimpleNamespace(
+        clock=SystemClock(),
+        devices=SimpleNamespace(listen=lambda listener: None),
+        insight=world,
+        scheduler=SimpleNamespace(forecast=world.tell),
+    )
+    daemon = Daemon(parts, Config(models={"here": HERE, "boxed": BOXED}), [], None)
+    survey = asyncio.create_task(daemon._survey_models())
+    try:
+        assert await world.surveyed() == [("here", True), ("boxed", False)]
+        daemon.loaded(HERE)
+        daemon.loaded(BOXED)
+        assert await world.surveyed() == [("here", True), ("boxed", True)], "it runs there now"
+    finally:
+        survey.cancel()
+
+
+async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
+    never = asyncio.Event()
+
+    class Engine:
+        async def forecast(self, spec: ModelSpec, devices: Any, *, ask: bool) -> Forecast:
+            if spec is BOXED:
+                await never.wait()
+            return Forecast((in_ram(7, "estimated"),))
+
+    store: Any = SimpleNamespace(learned=(), learn=lambda entries: None, load_seconds=lambda key: None)
+    one: Any = Insight(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), 0.05)  # type: ignore[arg-type,dict-item]
+    found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
+    assert found["here"].options[0].total == 7
+    assert "did not answer" in found["boxed"].options[0].source
