@@ -208,9 +208,15 @@ def build(
     scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
     desk = Desk(
-        session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
+        session_bus_of(lambda: desk.changed()),
+        clock,
+        scheduler,
+        insight,
+        lambda: devices.devices,
+        lambda: daemon,
         lambda: wares,
-    )  # fmt: skip
+        str(roots.runtime),
+    )
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})

@@ -310,6 +310,7 @@ class Daemon:
         scheduler, config = self._parts.scheduler, self._config
         outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
         scheduler.configure(self._entries(config), config.scheduler, limits_of(config), outdated)
+        self._parts.desk.changed()
 
     async def _survey_models(self) -> None:
         """Ask the models' programs what they would need, whenever models or devices have changed.

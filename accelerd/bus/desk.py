@@ -86,13 +86,16 @@ class Desk:
         devices: Callable[[], tuple[Device, ...]],
         owner: Callable[[], Owner],
         wares: Callable[[], Wares],
+        runtime: str,
     ) -> None:
+        """`runtime`: the daemon's directory there."""
         self._bus = bus
         self._scheduler = scheduler
         self._insight = insight
         self._devices = devices
         self._owner = owner
         self._wares = wares
+        self._runtime = runtime
         self.jobs = Jobs(clock, self._changed, self._gone, self._told)
         self.pins = Pins(scheduler, clock, self._pinned)
         self.tree: Tree | None = None
@@ -160,6 +163,7 @@ class Desk:
         reasons, state = owner.degraded(), owner.state
         return {
             "Version": __version__,
+            "RuntimeDirectory": self._runtime,
             "Features": [],
             "State": "degraded" if state == "running" and reasons else state,
             "DegradedReasons": reasons,

@@ -22,6 +22,8 @@ from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.carry import Routes, doings, look, looks, streams
 from accelerd.instances import Exit, Facts
+from accelerd.jobs import UNKNOWN
+from accelerd.load_progress import load_progress
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
 from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
@@ -36,6 +38,8 @@ class Progress(Protocol):
     def line(self) -> str: ...
     @property
     def resident(self) -> int | None: ...
+    @property
+    def taken_in(self) -> int | None: ...
 
 
 class Output(Protocol):
@@ -277,6 +281,7 @@ class Control:
         snapshot = self._scheduler.snapshot(name)
         seen = self._insight.progress(snapshot.instance) if snapshot.instance is not None else None
         waiting = snapshot.instance is None
+        share = load_progress(snapshot, seen)
         return {
             "event": "progress",
             "state": "queued" if waiting and snapshot.queue else snapshot.state,
@@ -284,6 +289,7 @@ class Control:
             "expected": self._insight.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
             "memory": seen.resident if seen else None,
             "memory_expected": snapshot.memory or None,
+            "progress": share if share != UNKNOWN else None,
             "line": seen.line if seen else "",
         }
 
