@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from accelerd import __version__
@@ -87,9 +86,9 @@ class Desk:
         devices: Callable[[], tuple[Device, ...]],
         owner: Callable[[], Owner],
         wares: Callable[[], Wares],
-        runtime: Path,
+        runtime: str,
     ) -> None:
-        """`runtime`: the directory of this daemon's sockets."""
+        """`runtime`: the daemon's directory there."""
         self._bus = bus
         self._scheduler = scheduler
         self._insight = insight
@@ -164,7 +163,7 @@ class Desk:
         reasons, state = owner.degraded(), owner.state
         return {
             "Version": __version__,
-            "RuntimeDirectory": str(self._runtime),
+            "RuntimeDirectory": self._runtime,
             "Features": [],
             "State": "degraded" if state == "running" and reasons else state,
             "DegradedReasons": reasons,

@@ -63,8 +63,5 @@ def _report(job: Job, event: Mapping[str, Any]) -> None:
     if event.get("event") != "progress":
         return
     phase = event.get("state") or event.get("step") or event.get("phase")
-    share: float | None = None
-    there, whole = event.get("memory"), event.get("memory_expected")
-    if job.kind == "load" and there and whole:
-        share = min(0.99, there / whole)  # all is there before the engine says that it is ready
+    share = event.get("progress") if job.kind == "load" else None
     job.report(progress=share, phase=phase, waiting=job.kind == "load" and phase in WAITING)

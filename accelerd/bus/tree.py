@@ -34,7 +34,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-OWN_CONSTANT: Final = frozenset({"Version", "Features", "RuntimeDirectory"})
+OWN_CONSTANT: Final = frozenset({"Version", "RuntimeDirectory", "Features"})
 EVERY: Final = 1.0  # s between two tellings of what changes often
 FIRST: Final = 1.0  # s that a model's change waits for the end of the job that it may end
 OF_MODELS: Final = frozenset({"load", "unload", "tune"})  # kinds of jobs whose subject is a model

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,7 +98,7 @@ class World:
         return Facts("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
 
     def progress(self, instance: int) -> Any:
-        return SimpleNamespace(line="loading", resident=GIB // 4)
+        return SimpleNamespace(line="loading", resident=GIB // 4, taken_in=None)
 
     def output(self, model: str) -> Any:
         return SimpleNamespace(lines=lambda last=None: ["one", "two", "three"][-(last or 3) :])
@@ -235,8 +234,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         world,
         lambda: world.devices,
         lambda: world,
-        lambda: wares,  # type: ignore[arg-type]
-        Path("/run/user/1000/accelerd"),
+        lambda: wares,
+        "/run/user/1000/accelerd",
     )
     configure(world, *specs)
     if begin:
