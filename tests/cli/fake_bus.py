@@ -103,6 +103,11 @@ class FakeBus:
         """Has the bus gone?"""
         return bool(self._bus.is_closed())
 
+    @property
+    def _ending(self) -> bool:
+        """Nothing that is told arrives any more."""
+        return self._stop.is_set() or self.dead
+
     # --- what tests do ----------------------------------------------------------------------------------------
 
     def publish(self, path: str, interface: str, **values: Any) -> None:
@@ -134,7 +139,7 @@ class FakeBus:
         try:
             self._bus.emit_signal(None, path, interface, name, GLib.Variant(signature, values))
         except GLib.Error:
-            if not self.dead:
+            if not self._ending:
                 raise
 
     # --- the thread of the bus --------------------------------------------------------------------------------
@@ -315,8 +320,13 @@ class FakeBus:
         call.return_value(GLib.Variant(signature, values) if signature else None)
 
     def _die(self) -> None:
-        if not self.dead:
+        from gi.repository import GLib
+
+        try:
             self._bus.flush_sync(None)
+        except GLib.Error:
+            if not self._ending:
+                raise
         threading.Thread(target=self.vanish).start()
 
 
