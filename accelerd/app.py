@@ -189,7 +189,7 @@ def build(
     )
     relief = PressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
-    desktop = make_desktop(clock, scheduler, yielding, devices, lambda why: daemon.save_power(why))
+    desktop = make_desktop(clock, scheduler, yielding, devices, lambda: daemon.configure_models())
 
     def seen(look: Seen) -> None:
         reclaimer.seen(look)
@@ -306,14 +306,14 @@ def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: Dev
 
 
 def make_desktop(
-    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, save: Callable[[str], None]
+    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, again: Callable[[], None]
 ) -> Desktop:
     """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
     bus = SystemBus(system_bus(), BUS_PATIENCE)
     news = DesktopNews(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
     sleep = Sleep(scheduler, yielding, devices.rescan)
     devices.listen(news.devices)
-    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, save), news, bus.close)
+    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, again), news, bus.close)
 
 
 def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:
