@@ -189,7 +189,7 @@ def build(
     )
     relief = PressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
-    desktop = make_desktop(clock, scheduler, yielding, devices, lambda why: daemon.save_power(why))
+    desktop = make_desktop(clock, scheduler, yielding, devices, lambda: daemon.configure_models())
 
     def seen(look: Seen) -> None:
         reclaimer.seen(look)
@@ -208,6 +208,7 @@ def build(
     scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
     desk = Desk(
+<<<<<<< HEAD
         session_bus_of(lambda: desk.changed()),
         clock,
         scheduler,
@@ -217,6 +218,11 @@ def build(
         lambda: wares,
         str(roots.runtime),
     )
+=======
+        session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
+        lambda: wares, roots.runtime,
+    )  # fmt: skip
+>>>>>>> busctl
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
@@ -306,14 +312,14 @@ def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: Dev
 
 
 def make_desktop(
-    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, save: Callable[[str], None]
+    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, again: Callable[[], None]
 ) -> Desktop:
     """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
     bus = SystemBus(system_bus(), BUS_PATIENCE)
     news = DesktopNews(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
     sleep = Sleep(scheduler, yielding, devices.rescan)
     devices.listen(news.devices)
-    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, save), news, bus.close)
+    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, again), news, bus.close)
 
 
 def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:

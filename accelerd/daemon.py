@@ -22,7 +22,7 @@ from accelerd.bus.desk import Desk
 from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.config.model import MemorySettings
-from accelerd.desktop import Desktop, modest
+from accelerd.desktop import Desktop
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
@@ -113,9 +113,6 @@ class Daemon:
         self._known: Forecasts = []  # every model, with what it will need
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
         self._ran: set[str] = set()  # models in containers that were loaded in this life
-        self._saving = ""  # why power is saved
-        self._mains = asyncio.Event()  # it is not
-        self._mains.set()
         self._survey = asyncio.Event()  # models or devices have changed
         self._survey.set()
         parts.devices.listen(lambda diff: self._survey.set())
@@ -201,13 +198,9 @@ class Daemon:
             _refuse(self._reloads.get_nowait(), _shutting_down())
 
     async def _preload(self) -> None:
-        """Load what shall be there from the start, one after the other, in the order of the configuration.
-
-        While power is saved this waits.
-        """
-        await self._parts.desktop.known()
+        """Load what shall be there from the start, one after the other, in the order of the configuration."""
         for spec in list(self._config.models.values()):
-            await self._mains.wait()
+            await self._parts.desktop.may_preload()
             if not (spec.preload or spec.pin) or spec.name not in self._config.models:
                 continue
             try:
@@ -274,42 +267,27 @@ class Daemon:
         parts.desktop.configure(config.desktop, give_up="sleep" in config.memory.yield_on)
         self._known = forecasts
         self._generation += 1
-        parts.scheduler.configure(self._entries(config), config.scheduler, limits_of(config), relaunch)
+        parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
         parts.desk.changed()
 
     async def _forecasts(self, config: Config) -> Forecasts:
         return await self._parts.insight.forecasts(config.models.values())
 
-    def _entries(self, config: Config) -> Forecasts:
+    def _entries(self) -> Forecasts:
         """Every model, with what it will need."""
-        known = self._known
-        if self._saving:
-            limit = config.desktop.battery_idle_timeout
-            known = [(modest(spec, limit), forecast) for spec, forecast in known]
+        known = self._parts.desktop.fitted(self._known)
         return known if self._trial is None else [*known, self._trial]
 
     async def try_out(self, spec: ModelSpec | None) -> None:
         """Have this model beside the configured ones; None: have it no more."""
         self._trial = (spec, await self._parts.insight.forecast(spec, ask=True)) if spec is not None else None
-        self._configure_models()
+        self.configure_models()
 
-    def save_power(self, why: str) -> None:
-        """Load nothing unasked, put models away sooner; `why` empty: as ever. Running requests notice nothing."""
-        limit = self._config.desktop.battery_idle_timeout
-        text = f"power is saved: {why}: nothing is loaded unasked, models leave after {limit:.0f} s without requests"
-        event(log, NOTICE, text if why else "power is not saved any more", message_id=names.MSG_POWER, reason=why)
-        self._saving = why
-        self._configure_models()
-        if why:
-            self._mains.clear()
-        else:
-            self._mains.set()
-
-    def _configure_models(self) -> None:
-        """The models as they are to be now; what is to be replaced stays so."""
+    def configure_models(self) -> None:
+        """Have the models as they are to be now; what is to be replaced stays so. Running requests notice nothing."""
         scheduler, config = self._parts.scheduler, self._config
         outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
-        scheduler.configure(self._entries(config), config.scheduler, limits_of(config), outdated)
+        scheduler.configure(self._entries(), config.scheduler, limits_of(config), outdated)
         self._parts.desk.changed()
 
     async def _survey_models(self) -> None:

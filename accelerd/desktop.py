@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from accelerd import names
 from accelerd.config.model import DesktopSettings, ModelSpec
 from accelerd.desktop_news import DesktopNews
+from accelerd.memory.model import Forecast
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
 from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.records import NOTICE, event
@@ -101,13 +102,15 @@ class Sleep:
 class Battery:
     """Whether power is saved now."""
 
-    def __init__(self, watch: Callable[[Callable[[str], None]], Watch], save: Callable[[str], None]) -> None:
-        """`save(why)` is called when that changes; empty: it is not saved any more."""
+    def __init__(self, watch: Callable[[Callable[[str], None]], Watch], again: Callable[[], None]) -> None:
+        """`again()` is called when that changes."""
         self._make = watch
-        self._save = save
+        self._again = again
         self._watch: Watch | None = None
         self._heard = asyncio.Event()
-        self.why = ""
+        self._mains = asyncio.Event()
+        self._mains.set()
+        self.why = ""  # power is saved; empty: it is not
 
     def configure(self, policy: str) -> None:
         if policy == "save" and self._watch is None:
@@ -118,11 +121,13 @@ class Battery:
             self.close()
             self._tell("")
 
-    async def known(self) -> None:
-        """Whether power is saved is known, or nobody tells."""
+    async def mains(self) -> None:
+        """Returns while power is not saved, or nobody tells."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_WORD):
                 await self._heard.wait()
+        self._heard.set()  # who did not tell is not waited for again
+        await self._mains.wait()
 
     def close(self) -> None:
         if self._watch is not None:
@@ -133,7 +138,13 @@ class Battery:
         self._heard.set()
         if why != self.why:
             self.why = why
-            self._save(why)
+            text = f"power is saved ({why}): nothing is loaded unasked, and models leave sooner"
+            event(log, NOTICE, text if why else "power is not saved any more", message_id=names.MSG_POWER, reason=why)
+            self._again()
+            if why:
+                self._mains.clear()
+            else:
+                self._mains.set()
 
 
 def modest(spec: ModelSpec, idle_timeout: float) -> ModelSpec:
@@ -154,17 +165,26 @@ class Desktop:
         self._battery = battery
         self._news = news
         self._close = close
+        self._settings = DesktopSettings()
 
     def configure(self, settings: DesktopSettings, *, give_up: bool) -> None:
         """The settings in force; the first call begins. `give_up`: the memory of the GPUs before a sleep."""
+        self._settings = settings
         self._sleep.give_up = give_up
         self._guard.configure(hold=settings.delay_sleep)
         self._battery.configure(settings.on_battery)
         self._news.configure(notify=settings.notify)
 
-    async def known(self) -> None:
-        """What must be known before anything is loaded is known."""
-        await self._battery.known()
+    async def may_preload(self) -> None:
+        """Returns when a model may be loaded that nobody asked for."""
+        await self._battery.mains()
+
+    def fitted(self, models: list[tuple[ModelSpec, Forecast]]) -> list[tuple[ModelSpec, Forecast]]:
+        """The models as they are to be now, with what they need."""
+        if not self._battery.why:
+            return models
+        limit = self._settings.battery_idle_timeout
+        return [(modest(spec, limit), forecast) for spec, forecast in models]
 
     def report(self) -> dict[str, Any]:
         """For `status`."""

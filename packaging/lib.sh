@@ -55,6 +55,7 @@ package_for() {
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
     apt:paper) echo zsh fish mandoc groff-base libglib2.0-bin ;;
+    *:dbusmock) echo python3-dbusmock ;;
     apt:devices) echo umockdev gir1.2-umockdev-1.0 libudev1 ;;
     apt:containers)
       echo podman podman-toolbox uidmap slirp4netns passt fuse3 fuse-overlayfs crun catatonit netavark aardvark-dns \
@@ -90,6 +91,7 @@ met() {
         { [ -x /lib/systemd/systemd ] || [ -x /usr/lib/systemd/systemd ]; }
       ;;
     paper) have zsh && have fish && have mandoc && have groff && have gdbus ;;
+    dbusmock) ! can_install || /usr/bin/python3 -c 'import dbusmock' 2>/dev/null ;;
     devices) have umockdev-wrapper && has_typelib UMockdev-1.0 ;;
     containers)
       local program

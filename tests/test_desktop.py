@@ -142,37 +142,49 @@ class Source:
         self.runs -= 1
 
 
+class Told:
+    """A battery, and what was so whenever it had the models configured again."""
+
+    def __init__(self) -> None:
+        self.source = Source()
+        self.whys: list[str] = []
+        self.battery = Battery(self.source, lambda: self.whys.append(self.battery.why))
+
+
 async def test_saving_begins_and_ends_once_each() -> None:
-    source, told = Source(), []  # type: ignore[var-annotated]
-    battery = Battery(source, told.append)
-    battery.configure("save")
-    battery.configure("save")
-    assert source.runs == 1
-    for why in ("", "on battery", "on battery", "", ""):
-        source.tell(why)
-    assert told == ["on battery", ""]
-    await battery.known()
-    battery.close()
-    assert source.runs == 0
+    told = Told()
+    told.battery.configure("save")
+    told.battery.configure("save")
+    assert told.source.runs == 1
+    for why in ("", "on battery", "on battery"):
+        told.source.tell(why)
+    waiting = asyncio.create_task(told.battery.mains())
+    await turns()
+    assert not waiting.done(), "nothing is loaded unasked"
+    told.source.tell("")
+    told.source.tell("")
+    await waiting
+    assert told.whys == ["on battery", ""]
+    told.battery.close()
+    assert told.source.runs == 0
 
 
 async def test_who_ignores_the_battery_saves_nothing_from_now_on() -> None:
-    source, told = Source(), []  # type: ignore[var-annotated]
-    battery = Battery(source, told.append)
-    battery.configure("save")
-    source.tell("on battery")
-    battery.configure("ignore")
-    assert (told, source.runs, battery.why) == (["on battery", ""], 0, "")
-    await battery.known()
+    told = Told()
+    told.battery.configure("save")
+    told.source.tell("on battery")
+    told.battery.configure("ignore")
+    assert (told.whys, told.source.runs) == (["on battery", ""], 0)
+    await told.battery.mains()
 
 
 async def test_a_battery_that_nobody_tells_of_is_waited_for_only_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerd.desktop.FIRST_WORD", 0.01)
-    battery = Battery(Source(), lambda why: None)
-    battery.configure("save")
-    await battery.known()
-    assert battery.why == ""
-    battery.close()
+    told = Told()
+    told.battery.configure("save")
+    await told.battery.mains()
+    assert told.whys == []
+    told.battery.close()
 
 
 @pytest.mark.parametrize(("own", "saved"), [(600.0, 60.0), (30.0, 30.0), (None, 60.0)])

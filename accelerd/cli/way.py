@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerd.cli.bus_client import BusClient
     from accelerd.cli.bus_link import Link
 
-LOOK_WITHIN: Final = 2.0  # s until a bus that does not answer is left for the socket
+LOOK_WITHIN: Final = 2.0  # s
 START_WITHIN: Final = 20.0  # s that a service may take to start
 RESTART: Final = f"systemctl --user restart {names.PROGRAM}"
 
@@ -30,11 +30,15 @@ RESTART: Final = f"systemctl --user restart {names.PROGRAM}"
 class Chooser:
     """The daemon as a command asks it, either way."""
 
-    def __init__(self, roots: Roots, env: Mapping[str, str], option: str | None = None) -> None:
-        """`option`: the socket that the command line names."""
+    def __init__(
+        self, roots: Roots, env: Mapping[str, str], option: str | None = None, look_within: float = LOOK_WITHIN
+    ) -> None:
+        """`option`: the socket that the command line names; `look_within`: seconds until a bus that does not answer is
+        left for the socket."""
         named = option or env.get(names.ENV_SOCKET)
         self.path = Path(named or roots.control_socket)
         self._env = env
+        self._look_within = look_within
         self._runtime = roots.runtime
         self._forced = "" if not named else "--socket names it" if option else f"${names.ENV_SOCKET} names it"
         self._socket = Client(self.path)
@@ -45,7 +49,8 @@ class Chooser:
 
     def way(self) -> Way:
         """The one that a question takes."""
-        return self._reach().way() if self._not is None else self._not
+        reach = self._reach()
+        return reach.way() if self._bus is not None or self._not is None else self._not
 
     def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
         return self._reach().get(route, patience=patience, **query)
@@ -104,7 +109,7 @@ class Chooser:
 
         link = Link(address)
         try:
-            link.connect(LOOK_WITHIN)
+            link.connect(self._look_within)
         except ImportError as error:
             return Way("socket", f"{error.name} is missing, which the bus needs", "sudo apt install python3-gi")
         except LinkError as error:
@@ -119,7 +124,9 @@ class Chooser:
         from accelerd.cli.bus_link import ABSENT, LATE, LinkError
 
         try:
-            theirs = str(link.get(names.BUS_NAME, names.BUS_PATH, names.BUS_MANAGER, "RuntimeDirectory", LOOK_WITHIN))
+            theirs = str(
+                link.get(names.BUS_NAME, names.BUS_PATH, names.BUS_MANAGER, "RuntimeDirectory", self._look_within)
+            )
         except LinkError as error:
             self._absent = error.name in ABSENT
             if self._absent:
@@ -142,7 +149,7 @@ class Chooser:
         if link is None:
             return self._not
         try:
-            known = link.call(BUS, BUS_PATH, f"{BUS}.ListActivatableNames", "()", within=LOOK_WITHIN)[0]
+            known = link.call(BUS, BUS_PATH, f"{BUS}.ListActivatableNames", "()", within=self._look_within)[0]
             if names.BUS_NAME not in known:
                 return self._not
             start = f"{BUS}.StartServiceByName"
@@ -154,7 +161,7 @@ class Chooser:
     def _listens(self) -> bool:
         """Is somebody there on the socket, be it systemd that starts accelerd then?"""
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(LOOK_WITHIN)
+            probe.settimeout(self._look_within)
             try:
                 probe.connect(str(self.path))
             except OSError:

@@ -22,8 +22,7 @@ from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.carry import Routes, doings, look, looks, streams
 from accelerd.instances import Exit, Facts
-from accelerd.jobs import UNKNOWN
-from accelerd.load_progress import load_progress
+from accelerd.load_progress import Progress, load_progress
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
 from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
@@ -31,15 +30,6 @@ from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Residue, Snapshot
 from accelerd.scheduler.service import Scheduler
-
-
-class Progress(Protocol):
-    @property
-    def line(self) -> str: ...
-    @property
-    def resident(self) -> int | None: ...
-    @property
-    def taken_in(self) -> int | None: ...
 
 
 class Output(Protocol):
@@ -173,6 +163,7 @@ class Control:
             "idle": snapshot.idle,
             "idle_timeout": spec.idle_timeout,
             "pin": spec.pin,
+            "held": bool(snapshot.holds),
             "preload": spec.preload,
             "memory": snapshot.memory,
             "memory_source": snapshot.memory_source,
@@ -288,7 +279,7 @@ class Control:
             "expected": self._insight.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
             "memory": seen.resident if seen else None,
             "memory_expected": snapshot.memory or None,
-            "progress": share if share != UNKNOWN else None,
+            "progress": share if share >= 0 else None,
             "line": seen.line if seen else "",
         }
 

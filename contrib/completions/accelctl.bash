@@ -5,7 +5,7 @@
 # Values below: "=x" is the word x, the others name what is looked for. A path is what was typed before: "toolbox pin".
 _accelctl_commands() {
   case $1 in
-    '') echo 'status models load unload yield resume reset logs explain chat add remove tune toolbox config reload memory fit devices doctor version' ;;
+    '') echo 'status models load unload yield resume reset monitor logs explain chat add remove tune toolbox config reload memory fit devices doctor version' ;;
     'toolbox') echo 'list refresh pin unpin' ;;
     'config') echo 'check show schema' ;;
     'memory') echo 'learned forget' ;;
@@ -22,6 +22,7 @@ _accelctl_options() {
     'yield') echo '-h --help --json --socket --for --until --now --all' ;;
     'resume') echo '-h --help --json --socket' ;;
     'reset') echo '-h --help --json --socket' ;;
+    'monitor') echo '-h --help --json --socket' ;;
     'logs') echo '-h --help --json --socket -f --follow -n --lines' ;;
     'explain') echo '-h --help --json --socket' ;;
     'chat') echo '-h --help --json --socket --system --max-tokens --temperature' ;;
@@ -61,6 +62,7 @@ _accelctl_value() {
     'yield --until') echo '' ;;
     'resume --socket') echo 'files' ;;
     'reset --socket') echo 'files' ;;
+    'monitor --socket') echo 'files' ;;
     'logs --socket') echo 'files' ;;
     'logs -n' | 'logs --lines') echo '' ;;
     'explain --socket') echo 'files' ;;
@@ -100,6 +102,7 @@ _accelctl_word() {
     'load 0') echo 'models' ;;
     'unload 0') echo 'models' ;;
     'reset 0') echo 'models' ;;
+    'monitor 0') echo 'models' ;;
     'logs 0') echo 'models' ;;
     'explain 0') echo 'models' ;;
     'chat 0') echo 'models' ;;

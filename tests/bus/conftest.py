@@ -33,6 +33,6 @@ def broker(tmp_path: Path) -> Iterator[Bus]:
 
 @pytest.fixture
 def client(broker: Bus) -> Iterator[Client]:
-    made = Client(broker)
+    made = Client(broker.address)
     yield made
     made.leave()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
+import threading
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,7 +18,7 @@ from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call, Variant
 from accelerd.bus.xml import DIRECTORY, interfaces
 from accelerd.errors import AccelError
-from tests.bus.world import JOB, MODEL, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
+from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 
@@ -195,6 +198,30 @@ async def test_listeners_are_counted(broker: Bus) -> None:
             assert bus.listeners == 0, "who only listens is not known"
         await busctl(broker, "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL, "State")
         await until(lambda: bus.listeners == 0, "a client that has gone is not counted")
+
+
+async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
+    """While there is nothing to tell a whole second goes by in which no thread of the bus does anything."""
+
+    def woken() -> dict[str, int]:
+        found = {}
+        [ours] = [str(thread.native_id) for thread in threading.enumerate() if thread.name == "session bus"]
+        for status in Path("/proc/self/task").glob("*/status"):
+            text = status.read_text()
+            name = text.partition("Name:")[2].split("\n")[0].strip()
+            if name in ("gdbus", "gmain") or status.parent.name == ours:
+                found[f"{name} {status.parent.name}"] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        return found
+
+    async with on_bus(broker, Desk()) as bus:
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
+        before: dict[str, int] = {}
+        async with asyncio.timeout(PATIENCE):  # what was done just now may take a moment to settle
+            while (now := woken()) != before:
+                before = now
+                await asyncio.sleep(1)
+        assert len(before) >= 2, "GLib's and ours"
 
 
 async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.MonkeyPatch, broker: Bus) -> None:

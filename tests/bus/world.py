@@ -128,10 +128,10 @@ async def refusal(broker: Bus, path: str, method: str, *arguments: str) -> tuple
 class Client:
     """A program with a connection of its own, for what busctl cannot do: many calls at once, and leaving meanwhile."""
 
-    def __init__(self, broker: Bus) -> None:
+    def __init__(self, address: str) -> None:
         kind = Gio.DBusConnectionFlags
         flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
-        self._connection: Any = Gio.DBusConnection.new_for_address_sync(broker.address, flags, None, None)
+        self._connection: Any = Gio.DBusConnection.new_for_address_sync(address, flags, None, None)
         self.name: str = self._connection.get_unique_name()
 
     def send(self, path: str, interface: str, method: str, signature: str = "()", *values: Any) -> None:
@@ -140,21 +140,26 @@ class Client:
         message.set_body(GLib.Variant(signature, values))
         self._connection.send_message(message, Gio.DBusSendMessageFlags.NONE)
 
-    async def ask(self, path: str, interface: str, method: str, signature: str = "()", *values: Any) -> Any:
+    def subscribe(self, heard: Callable[..., None]) -> None:
+        """To all signals of accelerd."""
+        none = Gio.DBusSignalFlags.NONE
+        self._connection.signal_subscribe(names.BUS_NAME, None, None, None, None, none, heard)
+
+    async def ask(self, *words: Any) -> Any:
         """Its answer, or the name of the error."""
-        arguments, none = GLib.Variant(signature, values), Gio.DBusCallFlags.NONE
+        return await asyncio.to_thread(self.ask_now, *words)
 
-        def work() -> Any:
-            limit = int(PATIENCE * 1000)
-            try:
-                answer = self._connection.call_sync(
-                    names.BUS_NAME, path, interface, method, arguments, None, none, limit, None
-                )
-            except GLib.Error as error:
-                return Gio.DBusError.get_remote_error(error)
-            return answer.unpack()
+    def ask_now(self, *words: Any) -> Any:
+        """The same, and nothing else goes on meanwhile."""
+        try:
+            return self.answer(*words).unpack()
+        except GLib.Error as error:
+            return Gio.DBusError.get_remote_error(error)
 
-        return await asyncio.to_thread(work)
+    def answer(self, path: str, interface: str, method: str, signature: str = "()", *values: Any) -> Any:
+        """As GLib has it."""
+        arguments, none, limit = GLib.Variant(signature, values), Gio.DBusCallFlags.NONE, int(PATIENCE * 1000)
+        return self._connection.call_sync(names.BUS_NAME, path, interface, method, arguments, None, none, limit, None)
 
     def leave(self) -> None:
         connection, self._connection = self._connection, None

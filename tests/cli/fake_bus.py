@@ -55,13 +55,16 @@ def _flags(options: dict[str, Any]) -> Query:
 class FakeBus:
     """Serves until closed. `properties` is what the objects say, by path and interface."""
 
-    def __init__(self, daemon: FakeDaemon, address: str, runtime: Path) -> None:
+    def __init__(self, daemon: FakeDaemon, address: str, runtime: Path, ends_with_the_bus: bool = False) -> None:
         self.daemon = daemon
         self.properties: dict[str, dict[str, dict[str, Any]]] = {}
         self.canceled: list[str] = []
         self.joins = False  # does a load join the one before?
+        self.awake = threading.Event()  # cleared: no property is answered
+        self.awake.set()
         self._address = address
         self._runtime = runtime
+        self._ends_with_the_bus = ends_with_the_bus
         self._ids = itertools.count(1)
         self._waiting: dict[str, list[Any]] = {}
         self._ends: dict[str, tuple[str, str]] = {}  # of finished jobs: an error's name and text, both empty: none
@@ -94,6 +97,11 @@ class FakeBus:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+
+    @property
+    def dead(self) -> bool:
+        """Has the bus gone?"""
+        return bool(self._bus.is_closed())
 
     # --- what tests do ----------------------------------------------------------------------------------------
 
@@ -137,6 +145,7 @@ class FakeBus:
         self._bus = Gio.DBusConnection.new_for_address_sync(
             self._address, flags.AUTHENTICATION_CLIENT | flags.MESSAGE_BUS_CONNECTION, None, None
         )
+        self._bus.set_exit_on_close(self._ends_with_the_bus)
         texts = [file.read_text() for file in sorted(XML.glob("*.xml"))] + [OBJECT_MANAGER_XML]
         nodes = [Gio.DBusNodeInfo.new_for_xml(text) for text in texts]
         self._infos = {interface.name: interface for node in nodes for interface in node.interfaces}
@@ -157,7 +166,9 @@ class FakeBus:
         self._loop.run()
         for number in self._registered:
             self._bus.unregister_object(number)
-        self._bus.close_sync(None)
+        with contextlib.suppress(GLib.Error):  # the bus has gone first
+            self._bus.close_sync(None)
+        self._bus.get_stream().close(None)  # an invocation that is never freed keeps the connection
         while self._context.iteration(False):
             continue
 
@@ -165,6 +176,7 @@ class FakeBus:
         self._registered.append(self._bus.register_object(path, info, self._called, self._asked, None))
 
     def _asked(self, bus: Any, sender: str, path: str, interface: str, name: str) -> Any:
+        self.awake.wait(20)
         return self._variants(interface, {name: self.properties[path][interface][name]})[name]
 
     def _variants(self, interface: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +267,12 @@ class FakeBus:
                     break
                 last = json.loads(line)
                 self.emit(path, f"{names.BUS_JOB}.Event", "(s)", line.decode().strip())
-        if last.get("event", "progress") == "progress" and not self._stop.is_set() and path not in self.canceled:
+        if (
+            reply.chunks != []
+            and last.get("event", "progress") == "progress"
+            and not self._stop.is_set()
+            and path not in self.canceled
+        ):
             self._die()  # it ended in the middle
             return
         fault = last.get("error") or {}
@@ -310,5 +327,5 @@ if __name__ == "__main__":
 
     runtime = Path(sys.argv[2])
     fleet = machine(runtime / names.CONTROL_SOCKET, float(sys.argv[3]) if len(sys.argv) > 3 else 0.2)
-    with fleet.serve(), FakeBus(fleet, sys.argv[1], runtime).serve():
+    with fleet.serve(), FakeBus(fleet, sys.argv[1], runtime, ends_with_the_bus=True).serve():
         threading.Event().wait()

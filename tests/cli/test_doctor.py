@@ -18,7 +18,8 @@ from accelerd import __version__
 from accelerd.cli.checks import engine, host, memory, run_all, service
 from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
 from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
-from accelerd.cli.client import Client
+from accelerd.cli.client import Client, Way
+from accelerd.cli.failure import Failure
 from accelerd.devices.troubles import MEMLOCK_FIX
 from accelerd.devices.udev import Entry, PciFunction
 from accelerd.ports import Roots
@@ -94,7 +95,8 @@ def test_a_machine_that_is_well(here: Surroundings, ctl: Ctl, daemon: FakeDaemon
     assert [check for check in checks if check.level != "ok"] == []
     assert {check.id for check in checks} == {
         "python", "runtime-dir", "config-dir", "state-dir", "cache-dir", "config", "model-files", "llama-server",
-        "memory", "devices", "daemon", "units", "socket-activation", "linger", "port", "control-socket", "journal",
+        "memory", "devices", "daemon", "way", "units", "socket-activation", "linger", "port", "control-socket",
+        "journal",
     }  # fmt: skip
 
 
@@ -385,6 +387,25 @@ def test_ports_free_taken_and_ours(here: Surroundings, daemon: FakeDaemon) -> No
     here.__dict__.pop("status")
     here.client = running
     assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"served by accelerd"}
+
+
+class Shy(Client):
+    """A daemon that could be on the bus, and is not."""
+
+    def way(self) -> Way:
+        return Way("socket", "nobody has the name", "systemctl --user restart accelerd")
+
+
+def test_the_way_that_is_used_and_why(here: Surroundings, ctl: Ctl, daemon: FakeDaemon) -> None:
+    here.client = ctl.client()
+    check = only(service.way(here))
+    assert (check.level, check.detail) == ("ok", "accelctl uses the control socket: $ACCELERD_SOCKET names it")
+    here.client = Shy(daemon.path)
+    assert only(service.way(here)) == Check(
+        "way", "warn", "accelctl uses the control socket: nobody has the name", "systemctl --user restart accelerd"
+    )
+    here.status = Failure("accelerd is not running", code="not_running")
+    assert only(service.way(here)).level == "ok", "why it is not running is said elsewhere"
 
 
 def test_control_socket(here: Surroundings, short: Path) -> None:

@@ -52,6 +52,14 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "accelctl logs flaky" in note
 
 
+def test_power_that_is_saved_is_said(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert "power is saved" not in ctl("status").out
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": "on battery"}})
+    assert "power is saved (on battery): nothing is loaded unasked" in ctl("status").out
+    daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": None}})
+    assert "power is saved" not in ctl("status").out
+
+
 def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(model("m", "reclaiming", residue=3 << 30)))
     assert "¹ m: 3.0 GiB that it used are not back from the device" in " ".join(ctl("status").out.split())

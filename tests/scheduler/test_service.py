@@ -31,6 +31,7 @@ class World:
         self.adopted: list[tuple[int, object]] = []
         self.probed: list[int] = []
         self.stopped: list[int] = []
+        self.told_to_stop = asyncio.Event()
         self.lost_memory: list[Residue] = []
         self.needs: dict[str, int] = {}
         self.peaks: dict[str, dict[str, int]] = {}
@@ -48,6 +49,7 @@ class World:
 
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         self.stopped.append(instance)
+        self.told_to_stop.set()
 
     def probe(self, instance: int) -> None:
         self.probed.append(instance)
@@ -243,6 +245,37 @@ async def test_B03_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
         assert (world.adopted, world.started) == ([(1, "found")], [])
         scheduler.shutdown(keep=True)
         assert world.stopped == []
+
+
+async def test_a_hold_loads_and_letting_go_puts_away() -> None:
+    world = World()
+    dropped: list[tuple[str, tuple[str, ...]]] = []
+    async with scheduler_of(world, model("a", idle_timeout=0.02), model("b")) as scheduler:
+        scheduler.on_dropped(lambda name, keys, why: dropped.append((name, keys)))
+        assert scheduler.hold("a", "me", load=True) == "a"
+        assert world.started == [1]
+        scheduler.instance_ready(1, ENDPOINT, "s")
+        assert scheduler.unhold("a", "me")
+        async with asyncio.timeout(10):
+            await world.told_to_stop.wait()
+        assert world.stopped == [1]
+        assert not scheduler.unhold("a", "me")
+        scheduler.hold("b", "me", load=False)
+        scheduler.configure([], SchedulerSettings(), Limits(None, "test", None))
+        assert dropped == [("b", ("me",))]
+
+
+async def test_a_cancelled_load_can_be_abandoned() -> None:
+    world = World()
+    async with scheduler_of(world, model("a")) as scheduler:
+        load = asyncio.create_task(scheduler.load("a"))
+        await asyncio.sleep(0)
+        assert not scheduler.abandon("a", "cancelled"), "somebody waits for it"
+        load.cancel()
+        await asyncio.wait((load,))
+        assert scheduler.snapshot("a").state is State.STARTING, "without a word it goes on"
+        assert scheduler.abandon("a", "cancelled")
+        assert world.stopped == [1]
 
 
 def test_main_memory_is_back_with_the_process() -> None:

@@ -19,6 +19,7 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     memory.memory,
     host.devices,
     service.daemon,
+    service.way,
     service.level,
     service.units,
     service.linger,

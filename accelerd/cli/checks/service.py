@@ -8,7 +8,7 @@ from pathlib import Path
 
 import accelerd
 from accelerd import __version__, names
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.base import Check, Level, Surroundings
 from accelerd.cli.checks.units import manager
 from accelerd.cli.failure import Failure
 
@@ -159,6 +159,14 @@ def control_socket(s: Surroundings) -> Iterator[Check]:
         yield Check("control-socket", "warn", f"{path} has mode {mode:o}", f"chmod 600 {path}")
     else:
         yield Check("control-socket", "ok", f"{path}, for this user only")
+
+
+def way(s: Surroundings) -> Iterator[Check]:
+    """How accelctl reaches the daemon, and why so."""
+    found = s.client.way()
+    over = "the session bus" if found.name == "bus" else "the control socket"
+    level: Level = "warn" if found.fix and not isinstance(s.status, Failure) else "ok"
+    yield Check("way", level, f"accelctl uses {over}: {found.why}", found.fix)
 
 
 def journal(s: Surroundings) -> Iterator[Check]:

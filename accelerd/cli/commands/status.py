@@ -35,6 +35,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.line(header(context, status))
     if status.get("yielded"):
         out.line(out.style(yielded(status["yielded"]), "yellow"))
+    if saving := (status.get("desktop") or {}).get("saving"):
+        text = f"power is saved ({saving}): nothing is loaded unasked, and models leave sooner"
+        out.line(out.style(printable(text), "yellow"))
     if not models:
         out.line()
         out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
