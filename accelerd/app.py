@@ -208,7 +208,6 @@ def build(
     scheduler.attach(supervisor, insight, memory.want)
     DeviceGuard(devices, scheduler)
     desk = Desk(
-<<<<<<< HEAD
         session_bus_of(lambda: desk.changed()),
         clock,
         scheduler,
@@ -218,11 +217,6 @@ def build(
         lambda: wares,
         str(roots.runtime),
     )
-=======
-        session_bus_of(lambda: desk.changed()), clock, scheduler, insight, lambda: devices.devices, lambda: daemon,
-        lambda: wares, roots.runtime,
-    )  # fmt: skip
->>>>>>> busctl
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from accelerd import __version__
@@ -87,15 +86,9 @@ class Desk:
         devices: Callable[[], tuple[Device, ...]],
         owner: Callable[[], Owner],
         wares: Callable[[], Wares],
-<<<<<<< HEAD
         runtime: str,
     ) -> None:
         """`runtime`: the daemon's directory there."""
-=======
-        runtime: Path,
-    ) -> None:
-        """`runtime`: the directory of this daemon's sockets."""
->>>>>>> busctl
         self._bus = bus
         self._scheduler = scheduler
         self._insight = insight
@@ -170,11 +163,7 @@ class Desk:
         reasons, state = owner.degraded(), owner.state
         return {
             "Version": __version__,
-<<<<<<< HEAD
             "RuntimeDirectory": self._runtime,
-=======
-            "RuntimeDirectory": str(self._runtime),
->>>>>>> busctl
             "Features": [],
             "State": "degraded" if state == "running" and reasons else state,
             "DegradedReasons": reasons,

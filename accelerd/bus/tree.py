@@ -34,11 +34,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-<<<<<<< HEAD
 OWN_CONSTANT: Final = frozenset({"Version", "RuntimeDirectory", "Features"})
-=======
-OWN_CONSTANT: Final = frozenset({"Version", "Features", "RuntimeDirectory"})
->>>>>>> busctl
 EVERY: Final = 1.0  # s between two tellings of what changes often
 LOOK: Final = 2.0  # s between two looks at devices while requests run on them
 LOOK_IDLE: Final = 10.0  # … while models are only loaded: a look goes through all processes

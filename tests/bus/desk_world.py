@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,13 +234,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         world,
         lambda: world.devices,
         lambda: world,
-<<<<<<< HEAD
         lambda: wares,
         "/run/user/1000/accelerd",
-=======
-        lambda: wares,  # type: ignore[arg-type]
-        Path("/run/user/1000/accelerd"),
->>>>>>> busctl
     )
     configure(world, *specs)
     if begin:
