@@ -287,12 +287,8 @@ class Daemon:
         """Have the models as they are to be now; what is to be replaced stays so. Running requests notice nothing."""
         scheduler, config = self._parts.scheduler, self._config
         outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
-<<<<<<< HEAD
-        scheduler.configure(self._entries(config), config.scheduler, limits_of(config), outdated)
-        self._parts.desk.changed()
-=======
         scheduler.configure(self._entries(), config.scheduler, limits_of(config), outdated)
->>>>>>> busdesktop
+        self._parts.desk.changed()
 
     async def _survey_models(self) -> None:
         """Ask the models' programs what they would need, whenever models or devices have changed.
