@@ -37,6 +37,12 @@ extra_is_ours() {
   head -n 4 "$1" 2>/dev/null | grep -qF "$EXTRA_MARK"
 }
 
+# reload_bus: a session bus that runs learns of the new file (some watch their directories, not all).
+reload_bus() {
+  have busctl || return 0
+  busctl --user --quiet call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig >/dev/null 2>&1 || true
+}
+
 # set_prefix DIR: the program goes below it.
 set_prefix() {
   PREFIX=$(realpath -m -- "$1")

@@ -98,6 +98,11 @@ class FakeBus:
             if thread is not threading.current_thread():
                 thread.join()
 
+    @property
+    def dead(self) -> bool:
+        """Has the bus gone?"""
+        return bool(self._bus.is_closed())
+
     # --- what tests do ----------------------------------------------------------------------------------------
 
     def publish(self, path: str, interface: str, **values: Any) -> None:
@@ -161,7 +166,9 @@ class FakeBus:
         self._loop.run()
         for number in self._registered:
             self._bus.unregister_object(number)
-        self._bus.close_sync(None)
+        with contextlib.suppress(GLib.Error):  # the bus has gone first
+            self._bus.close_sync(None)
+        self._bus.get_stream().close(None)  # an invocation that is never freed keeps the connection
         while self._context.iteration(False):
             continue
 

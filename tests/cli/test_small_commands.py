@@ -7,7 +7,7 @@ import json
 from accelerd import __version__
 
 from .conftest import Ctl
-from .fake_daemon import EXPLAINED, FakeDaemon, Reply, error, status
+from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, error, status
 
 WAYS = ("socket", "bus")
 
@@ -31,6 +31,22 @@ def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> Non
     assert "has printed nothing yet" in ctl("logs", "embed").err
     daemon.answers["GET logs"] = error(404, "model_not_found", "cannot find it")
     assert ctl("logs", "embd").status == 5
+
+
+def test_names_are_those_that_the_daemon_knows(ctl: Ctl, daemon: FakeDaemon) -> None:
+    models = status(*FLEET)["models"]
+    wanted = [m["name"] for m in models] + [alias for m in models for alias in m["aliases"]]
+    assert ctl("models", "--names").out.split() == wanted
+    assert json.loads(ctl("models", "--names", "--json").out) == wanted
+
+
+def test_names_without_a_daemon_are_those_configured(ctl: Ctl) -> None:
+    ctl.configure('[models.qwen]\npath = "/m.gguf"\naliases = ["gpt-4o"]\n')
+    result = ctl("models", "--names")
+    assert (result.status, result.out, result.err) == (0, "qwen\ngpt-4o\n", "")
+    ctl.configure("broken = [")
+    result = ctl("models", "--names")
+    assert (result.status, result.out, result.err) == (0, "", "")
 
 
 def test_logs_that_are_followed_until_the_daemon_dies(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -79,6 +79,17 @@ def test_a_file_of_somebody_else_stays(machine: Machine) -> None:
     assert "my own" in theirs.read_text()
 
 
+def test_nothing_can_be_started_by_the_bus_while_it_is_taken_away(machine: Machine) -> None:
+    """The activation file goes before the service is stopped: a panel that calls would bring it back."""
+    machine.shell("install", "install_units; install_extras")
+    service = machine.home / SERVICE
+    machine.fake("systemctl", f'[ -e {service} ] && echo "with: $*" >>{machine.called}; exit 0')
+    machine.fake("busctl", f'[ -e {service} ] || echo "told" >>{machine.called}')
+    done = machine.run(PACKAGING / "uninstall", XDG_RUNTIME_DIR=str(machine.home))
+    assert done.returncode == 0, done.stderr
+    assert machine.called.read_text() == "told\n"
+
+
 def test_an_interface_of_an_earlier_version_goes_too(machine: Machine) -> None:
     machine.shell("install", "install_extras")
     old = machine.home / f"{DATA}/dbus-1/interfaces/org.accelerd1.Old.xml"

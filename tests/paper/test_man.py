@@ -48,7 +48,7 @@ def test_mandoc_has_no_complaint(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_groff_has_no_complaint(page: str) -> None:
-    assert run("groff", "-man", "-Tutf8", "-ww", "-z", MAN / page) == ""
+    assert run("groff", "-man", "-Tutf8", "-ww", "-Wbreak", "-z", MAN / page) == ""
 
 
 @pytest.mark.parametrize("page", PAGES)
