@@ -68,6 +68,8 @@ class Chooser:
         self, method: str, target: str, *, timeout: float | None, body: bytes | None = None
     ) -> AbstractContextManager[http.client.HTTPResponse]:
         """A request to a model: over the socket, whatever way the rest takes."""
+        if not self._forced and not self._listens():
+            self._reach(work=True)
         return self._socket.open(method, target, timeout=timeout, body=body)
 
     def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -151,6 +151,11 @@ def test_work_starts_accelerd_and_a_question_does_not(startable: Ctl) -> None:
     assert startable("status").status == 0
 
 
+def test_a_chat_starts_accelerd_too(startable: Ctl) -> None:
+    result = startable("chat", "embed", "hello")
+    assert (result.status, "hello" in result.out) == (0, True), result.err
+
+
 def test_a_bus_that_cannot_start_it(startable: Ctl, tmp_path: Path) -> None:
     (tmp_path / "own/services" / f"{names.BUS_NAME}.service").write_text(
         f"[D-BUS Service]\nName={names.BUS_NAME}\nExec=/bin/false\n"
