@@ -22,6 +22,7 @@ BUS_PATH: Final = "/org/freedesktop/DBus"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 ERROR: Final = "org.freedesktop.DBus.Error."
 TICK_MS: Final = 250  # a signal of the kernel that comes just before the wait is heard after so long
+CLOSE_WITHIN: Final = 1.0  # s
 ENDLESS: Final = (1 << 31) - 1  # GLib's G_MAXINT: no time limit
 ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -116,8 +117,13 @@ class Link:
 
         connection, self._connection = self._connection, None
         if connection is not None:
+            told: list[Any] = []
+            handler = connection.connect("closed", lambda *_: told.append(True))
             with self._ours(), suppress(GLib.Error):  # it is closed already
                 connection.close_sync(None)
+                # What GLib's own thread has still to tell would keep this context, and its descriptor, for ever.
+                self.wait(lambda: bool(told), CLOSE_WITHIN)
+            connection.disconnect(handler)
         while self._context is not None and self._context.iteration(False):
             continue  # what is left to be told keeps the context
         self._context = None

@@ -131,7 +131,11 @@ class FakeBus:
         from gi.repository import GLib
 
         interface, _, name = member.rpartition(".")
-        self._bus.emit_signal(None, path, interface, name, GLib.Variant(signature, values))
+        try:
+            self._bus.emit_signal(None, path, interface, name, GLib.Variant(signature, values))
+        except GLib.Error:
+            if not self.dead:
+                raise
 
     # --- the thread of the bus --------------------------------------------------------------------------------
 
@@ -311,7 +315,8 @@ class FakeBus:
         call.return_value(GLib.Variant(signature, values) if signature else None)
 
     def _die(self) -> None:
-        self._bus.flush_sync(None)
+        if not self.dead:
+            self._bus.flush_sync(None)
         threading.Thread(target=self.vanish).start()
 
 
