@@ -1,10 +1,11 @@
-"""Who calls: heard of until they leave the bus, and kept from having too many calls under way.
+"""Who calls: heard of until they leave the bus, kept from calling too often and from having too many calls under way.
 
 Lives in the GLib thread. Says of each caller once that it has come, and once that it has gone.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,14 +15,20 @@ from accelerd.errors import AccelError
 EACH: Final = 64  # calls under way for one client
 ALL: Final = 1024
 LARGEST: Final = 1 << 20  # bytes of arguments
+BURST: Final = 400  # calls that one client may do as fast as it can …
+INTERVAL: Final = 0.005  # … and seconds for each one after
 
 
 class Callers:
     """See the module's text."""
 
-    def __init__(self, come: Callable[[str], None], gone: Callable[[str], None]) -> None:
+    def __init__(
+        self, come: Callable[[str], None], gone: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._come = come
         self._gone = gone
+        self._clock = clock
+        self._due: dict[str, float] = {}  # when all calls of a client so far were allowed to begin, one an interval
         self._bus: Any = None
         self._watches: dict[str, Any] = {}
         self._calls: dict[str, int] = {}
@@ -42,6 +49,13 @@ class Callers:
             self._come(sender)
             self._watches[sender] = subscribe(self._bus, sender, lambda owner: self._owned(sender, owner))
             ask_owner(self._bus, sender, lambda owner: self._owned(sender, owner))  # it may have gone before
+
+    def pace(self, sender: str) -> int:
+        """How many ms this call, of any kind, has to wait: who calls without end is slowed and not refused."""
+        now = self._clock()
+        due = max(self._due.get(sender, 0.0), now - BURST * INTERVAL) + INTERVAL
+        self._due[sender] = due
+        return max(0, round((due - now) * 1000))
 
     def begin(self, sender: str, size: int) -> None:
         """A call with so many bytes of arguments is under way. AccelError when it is one too many, or too large."""
@@ -64,6 +78,7 @@ class Callers:
             self._left(sender)
 
     def _left(self, sender: str) -> None:
+        self._due.pop(sender, None)
         watch = self._watches.pop(sender, None)
         if watch is not None:
             watch.unsubscribe()

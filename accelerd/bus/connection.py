@@ -241,7 +241,7 @@ class _Kit:
         tell = self.thread.tell
         self.callers: Callers = Callers(partial(tell, bus.came), partial(tell, bus.left))
         self.answers: Answers = Answers(self.thread.later)
-        self.exports: Exports = Exports(self._called, self.callers.see, self.answers)
+        self.exports: Exports = Exports(self._called, self.callers, self.answers, self.thread.later)
         told, milliseconds = partial(tell, bus.told), round(patience * 1000)
         self.line: Line = Line(self.thread, address, name, self.exports, self.callers, told, milliseconds)
 
@@ -268,11 +268,6 @@ class _Kit:
 
     def _called(self, sender: str, path: str, interface: str, method: str, arguments: Any, invocation: Any) -> None:
         """In the GLib thread."""
-        try:
-            self.callers.begin(sender, arguments.get_size())
-        except AccelError as error:
-            self.answers.refuse(invocation, error)
-            return
 
         def reply(outcome: Any) -> None:
             self.callers.end(sender)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from gi.repository import GLib
 
 from accelerd import names
 from accelerd.bus.answers import BUG, Answers
+from accelerd.bus.callers import Callers
 from accelerd.bus.xml import OBJECT_MANAGER, PROPERTIES, interfaces, object_manager
 from accelerd.errors import AccelError
 from accelerd.system.records import event
@@ -28,11 +30,14 @@ Called = Callable[[str, str, str, str, Any, Any], None]
 class Exports:
     """See the module's text."""
 
-    def __init__(self, called: Called, seen: Callable[[str], None], answers: Answers) -> None:
-        """`seen(sender)`: somebody has called something, a property too."""
+    def __init__(
+        self, called: Called, callers: Callers, answers: Answers, later: Callable[[Callable[[], None], int], object]
+    ) -> None:
+        """`called`: the call counts as one under way, until Callers.end; `later(work, ms)`."""
         self._called = called
-        self._seen = seen
+        self._callers = callers
         self._answers = answers
+        self._later = later
         self._tree: dict[str, dict[str, Values]] = {}
         self._told: dict[str, Any] = {}  # path → its part of GetManagedObjects, until something changes
         self._registered: dict[str, list[int]] = {}
@@ -106,17 +111,37 @@ class Exports:
         self, connection: Any, sender: str, path: str, interface: str, method: str, arguments: Any, invocation: Any
     ) -> None:
         """GDBus has checked that all of it is in the XML, the arguments' types too."""
+        callers = self._callers
+        reads = interface in (PROPERTIES, OBJECT_MANAGER)
+
+        def read_late() -> None:
+            callers.end(sender)
+            self._on_read(path, interface, method, arguments, invocation)
+
         try:
-            self._seen(sender)
-            if interface == PROPERTIES:
-                self._on_property(path, method, arguments.unpack(), invocation)
-            elif interface == OBJECT_MANAGER:
-                self._answers.give(invocation, GLib.Variant.new_tuple(self._objects()))
+            callers.see(sender)
+            wait = callers.pace(sender)
+            if reads and not wait:
+                self._on_read(path, interface, method, arguments, invocation)
+                return
+            callers.begin(sender, arguments.get_size())
+            call = partial(self._called, sender, path, interface, method, arguments, invocation)
+            work = read_late if reads else call
+            if wait:
+                self._later(work, wait)
             else:
-                self._called(sender, path, interface, method, arguments, invocation)
+                work()
+        except AccelError as error:
+            self._answers.refuse(invocation, error)
         except Exception:
             event(log, logging.ERROR, f"a call of {method} failed", message_id=names.MSG_BUG, exc_info=True)
             self._answers.refuse(invocation, AccelError("internal", BUG))
+
+    def _on_read(self, path: str, interface: str, method: str, arguments: Any, invocation: Any) -> None:
+        if interface == OBJECT_MANAGER:
+            self._answers.give(invocation, GLib.Variant.new_tuple(self._objects()))
+        else:
+            self._on_property(path, method, arguments.unpack(), invocation)
 
     def _on_property(self, path: str, method: str, arguments: tuple[str, ...], invocation: Any) -> None:
         values = self._tree.get(path, {}).get(arguments[0])

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 OWN_CONSTANT: Final = frozenset({"Version", "RuntimeDirectory", "Features"})
 EVERY: Final = 1.0  # s between two tellings of what changes often
+LOOK: Final = 2.0  # s between two looks at devices while requests run on them
+LOOK_IDLE: Final = 10.0  # … while models are only loaded: a look goes through all processes
 FIRST: Final = 1.0  # s that a model's change waits for the end of the job that it may end
 OF_MODELS: Final = frozenset({"load", "unload", "tune"})  # kinds of jobs whose subject is a model
 ENDS: Final = {
@@ -77,6 +79,7 @@ class Tree(Witness):
         self._shown_models: set[str] = set()
         self._shown_devices: set[str] = set()
         self._shown_jobs: set[int] = set()
+        self._under_way: dict[str, list[Job]] = {}  # loads and unloads, by model, the oldest first
         self._seen: dict[str, Mapping[str, Any]] = {}  # what the last look said, by device
         self._moved: set[str] = set()  # models whose state has changed, and nobody knows yet
         self._later: dict[str, asyncio.TimerHandle] = {}  # models whose change waits for a job's end
@@ -84,6 +87,7 @@ class Tree(Witness):
         self._tick: asyncio.TimerHandle | None = None
         self._ticked = -EVERY
         self._looking: asyncio.Task[None] | None = None
+        self._looked = -LOOK_IDLE
 
     def begin(self, manager: Handler, of_models: ModelObjects, of_devices: DeviceObjects) -> None:
         """Show everything that is there; before the bus is started."""
@@ -142,30 +146,41 @@ class Tree(Witness):
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def job_changed(self, job: Job) -> None:
-        """See Jobs."""
+        """See Jobs. Nothing that goes wrong here is the job's trouble."""
+        self._guarded(lambda: self._show_job(job))
+
+    def _show_job(self, job: Job) -> None:
         if job.id not in self._shown_jobs:
             self._shown_jobs.add(job.id)
             self._job_objects.show(job)
+            if job.kind in ENDS:
+                self._under_way.setdefault(job.subject, []).append(job)
         self._job_objects.update(job)
         if job.finished is None:
             self.changed()
             return
+        if job in (same := self._under_way.get(job.subject, [])):
+            same.remove(job)
+            if not same:
+                del self._under_way[job.subject]
         if (waiting := self._later.pop(job.subject, None)) is not None:
             waiting.cancel()
-        self._refresh()
+        if job.kind in ENDS and job.subject in self._shown_models:
+            self._mirror_one(job.subject)
+        self.changed()
         subject = self._subject(job)
         self._bus.signal(BUS_PATH, BUS_MANAGER, "JobRemoved", (job.id, job_path(job.id), subject, job.result))
 
     def job_told(self, job: Job, event: Mapping[str, Any]) -> None:
-        self._job_objects.told(job, event)
+        self._guarded(lambda: self._job_objects.told(job, event))
 
     def job_gone(self, job: Job) -> None:
         self._shown_jobs.discard(job.id)
-        self._job_objects.remove(job)
+        self._guarded(lambda: self._job_objects.remove(job))
 
     def job_of(self, model: str) -> Job | None:
         """The load or unload of the model that is under way: the one that was wanted last."""
-        found = [j for j in self._jobs().all() if j.finished is None and j.subject == model and j.kind in ENDS]
+        found = self._under_way.get(model)
         return found[-1] if found else None
 
     def _subject(self, job: Job) -> str:
@@ -187,9 +202,15 @@ class Tree(Witness):
 
     def _due(self) -> None:
         self._tick, self._ticked = None, asyncio.get_running_loop().time()
-        if self._bus.listeners and self._looking is None and any(s.instance is not None for s in self._snapshots()):
+        if self._bus.listeners and self._looking is None and self._worth_a_look(self._snapshots()):
+            self._looked = self._ticked
             self._looking = asyncio.ensure_future(self._look_at_devices())
         self._refresh(often=True)
+
+    def _worth_a_look(self, snapshots: Iterable[Snapshot]) -> bool:
+        there = [snapshot for snapshot in snapshots if snapshot.instance is not None]
+        pause = LOOK if any(snapshot.leases for snapshot in there) else LOOK_IDLE
+        return bool(there) and self._looked + pause <= self._ticked
 
     async def _look_at_devices(self) -> None:
         try:
@@ -211,15 +232,27 @@ class Tree(Witness):
             self._soon = None
         if self._manager is None:
             return
-        try:
-            snapshots = self._snapshots()
-            self._mirror_models(snapshots, often=often)
-            self._mirror_devices(snapshots, often=often)
-            self._update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots), OWN_CONSTANT)
-        except Exception:
-            event(log, logging.ERROR, "the bus does not show what there is", message_id=MSG_BUG, exc_info=True)
+        self._guarded(lambda: self._mirror(often=often))
         if not often:
             self._often()
+
+    def _guarded(self, mirror: Callable[[], None]) -> None:
+        try:
+            mirror()
+        except Exception:
+            event(log, logging.ERROR, "the bus does not show what there is", message_id=MSG_BUG, exc_info=True)
+
+    def _mirror(self, *, often: bool) -> None:
+        snapshots = self._snapshots()
+        self._mirror_models(snapshots, often=often)
+        self._mirror_devices(snapshots, often=often)
+        self._update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots), OWN_CONSTANT)
+
+    def _mirror_one(self, name: str) -> None:
+        """A model alone, which may have gone."""
+        for snapshot in self._snapshots():
+            if snapshot.spec.name == name:
+                self._mirror_model(snapshot, often=False)
 
     def _mirror_models(self, snapshots: Iterable[Snapshot], *, often: bool) -> None:
         assert self._model_objects is not None
@@ -231,16 +264,20 @@ class Tree(Witness):
                 values = self._model_objects.properties(snapshot)
                 self._bus.publish(model_path(name), {BUS_MODEL: values}, self._model_objects.handler(name))
             elif name not in self._later:
-                values = self._model_objects.properties(snapshot)
-                if name in self._moved:
-                    self._moved.discard(name)
-                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
-                else:
-                    self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
+                self._mirror_model(snapshot, often=often)
         for name in self._shown_models - there:
             self._bus.remove(model_path(name))
             self._moved.discard(name)
         self._shown_models = there
+
+    def _mirror_model(self, snapshot: Snapshot, *, often: bool) -> None:
+        assert self._model_objects is not None
+        name, values = snapshot.spec.name, self._model_objects.properties(snapshot)
+        if name in self._moved:
+            self._moved.discard(name)
+            self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
+        else:
+            self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
 
     def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
         assert self._device_objects is not None

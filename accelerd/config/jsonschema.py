@@ -12,6 +12,7 @@ import msgspec
 
 from accelerd.config import shape
 from accelerd.config.model import (
+    DesktopSettings,
     LlamaServerSettings,
     MemorySettings,
     ModelSpec,
@@ -28,6 +29,7 @@ _SETTINGS: Final = {
     "SchedulerTable": SchedulerSettings,
     "MemoryTable": MemorySettings,
     "PerformanceTable": PerformanceSettings,
+    "DesktopTable": DesktopSettings,
     "LlamaServerTable": LlamaServerSettings,
     "LayerTable": ModelSpec,
     "ModelTable": ModelSpec,

@@ -356,11 +356,10 @@ class Core:
             elif record.state is State.BACKOFF and record.retry_at is not None and record.retry_at <= now:
                 if record.waiting:
                     continue  # it has its chance in `schedule`
+                record.retry_at = None
+                self._admission.move(record, Event.RESET, "may be tried again")
                 if record.keep and not self._admission.closing:
-                    self._admission.wish(record)
-                else:
-                    record.retry_at = None
-                    self._admission.move(record, Event.RESET, "may be tried again")
+                    self._admission.wish(record)  # refused where memory is given up: then it is away, and comes back
             elif (due := self._idle_deadline(record)) is not None and due <= now:
                 assert record.spec.idle_timeout is not None
                 self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from accelerd import names
-from accelerd.bus.callers import ALL, EACH, LARGEST
+from accelerd.bus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call
 from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, furnish, on_bus, run, until
@@ -224,6 +224,35 @@ async def test_B23_all_together_flood(broker: Bus, client: Client) -> None:
         assert answer == ()
     for one in flood:
         one.leave()
+
+
+def test_B23_who_calls_without_end_is_slowed_and_others_are_not() -> None:
+    now = 1000.0
+    callers = Callers(str, str, clock=lambda: now)
+    assert [callers.pace(":1.1") for _ in range(BURST)] == [0] * BURST
+    assert [callers.pace(":1.1") for _ in range(3)] == [5, 10, 15]
+    assert callers.pace(":1.2") == 0
+    now += 4 * INTERVAL
+    assert callers.pace(":1.1") == 0
+    assert callers.pace(":1.1") == 5
+    now += 60
+    assert [callers.pace(":1.1") for _ in range(BURST + 1)] == [0] * BURST + [5]
+
+
+async def test_B23_slowed_calls_are_answered_in_their_order(broker: Bus, client: Client) -> None:
+    desk = Desk()
+    async with on_bus(broker, desk) as bus:
+        get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "InFlight")
+        for _ in range(BURST // 50):
+            for _ in range(50):
+                client.send(MODEL, *get)
+            assert await client.ask(MODEL, *get) == (0,)
+        for number in range(10):
+            client.send(MODEL, names.BUS_MODEL, "GetOutput", "(u)", number)
+        assert await client.ask(MODEL, *get) == (0,)
+        await until(lambda: len(desk.calls) == 10, "all have come")
+        assert [call.args for call in desk.calls] == [(number,) for number in range(10)]
+        assert bus.listeners == 1
 
 
 async def test_B23_large_arguments(broker: Bus, client: Client) -> None:

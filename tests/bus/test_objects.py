@@ -12,6 +12,7 @@ from accelerd.bus.paths import device_path, model_path
 from accelerd.config.problems import Problem
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
+from accelerd.jobs import UNFINISHED_MOST
 from accelerd.names import BUS_MANAGER, BUS_MODEL, BUS_PATH
 from accelerd.scheduler.lifecycle import State
 from tests.bus.desk_world import GIB, GPU, World, configure, desk_of, model, until
@@ -282,6 +283,17 @@ async def test_problems_of_the_configuration_have_the_keys_that_are_known() -> N
         [first, second] = await world.manager("CheckConfig")
         assert (first["severity"], first["line"].value, first["key"]) == ("error", 3, "models.m.path")
         assert second.keys() == {"severity", "message", "file", "key"}
+
+
+async def test_B23_a_flood_of_loads_is_refused_beyond_a_number() -> None:
+    async with desk_of(*(model(f"m{number}") for number in range(UNFINISHED_MOST + 1))) as world:
+        for number in range(UNFINISHED_MOST):
+            await world.manager("LoadModel", f"m{number}", {})
+        for _ in range(10):
+            await world.manager("LoadModel", "m0", {})  # joins
+        await refused("queue_full", world.manager("LoadModel", f"m{UNFINISHED_MOST}", {}))
+        assert world.bus.values[BUS_PATH]["NJobs"] == 0, "told when there is time for it"
+        await until(lambda: world.bus.values[BUS_PATH]["NJobs"] == UNFINISHED_MOST)
 
 
 # --- pins ---

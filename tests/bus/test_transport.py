@@ -236,3 +236,13 @@ async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.Monk
     bus.remove(names.BUS_PATH)
     assert "is missing" in (await bus.start() or "")
     await bus.close()
+
+
+async def test_what_is_quiet_is_told_to_listeners_only_and_read_by_all(broker: Bus) -> None:
+    async with on_bus(broker, Desk()) as bus, monitor(broker) as heard:
+        bus.update(MODEL, names.BUS_MODEL, {"InFlight": 1}, quiet=True)
+        bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
+        first = await heard.until(lambda one: one.get("member") == "PropertiesChanged")
+        assert "InFlight" not in json.dumps(first[-1])
+        found = await busctl(broker, "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL, "InFlight")
+        assert found.split() == ["u", "1"]

@@ -54,6 +54,8 @@ class Service(Daemon):
     ) -> None:
         """Units, programs and configuration; nothing is started. Without `socket` the service listens itself."""
         manager = self.manager
+        # the battery and the sleep of the machine that runs the tests are nothing to them
+        environment = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/system_bus", **(environment or {})}
         for name, arguments in PROGRAMS.items():
             manager.script(manager.home / ".local/bin" / name, f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         self.configure(toml)

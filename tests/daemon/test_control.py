@@ -171,6 +171,7 @@ def test_load_tells_progress_and_knows_the_second_time_how_long_it_takes(daemon:
     assert {e["memory_expected"] for e in progress} == {MEMORY}
     assert any("s to go" in e["line"] for e in progress)
     assert progress[-1]["memory"] > 1 << 20
+    assert 0 < progress[-1]["progress"] < 1, "of what is needed some was read, and it is not ready"
     took = daemon.status("loader")["load_seconds"]
     assert took > 1.2
     at_once = pytest.approx(0, abs=1.0)

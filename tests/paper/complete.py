@@ -69,22 +69,18 @@ def zsh(line: str, env: Mapping[str, str], home: Path) -> set[str]:
     (home / ".zshrc").write_text(ZSH)
     hits = home / "hits"
     extra = {"SCRIPTS": str(SCRIPTS), "HITS": str(hits), "ZDOTDIR": str(home), "TERM": "dumb"}
-    path = program("zsh")
-    pid, terminal = pty.fork()
-    if pid == 0:
+    terminal, end = pty.openpty()
+    # not pty.fork(): this process has threads, which a fork does not take along
+    command = [program("setsid"), "--ctty", program("zsh"), "-d", "-i"]
+    with subprocess.Popen(command, env={**env, **extra}, cwd=home, stdin=end, stdout=end, stderr=end) as shell:
+        os.close(end)
         try:
-            os.chdir(home)
-            os.execve(path, ["zsh", "-d", "-i"], {**env, **extra})
+            said = _until(terminal, lambda text: "READY> " in text.partition("STARTED")[2])
+            os.write(terminal, line.encode() + b"\x14")
+            said += _until(terminal, lambda _: hits.exists() and hits.read_text().endswith("END\n"))
         finally:
-            os._exit(127)
-    try:
-        said = _until(terminal, lambda text: "READY> " in text.partition("STARTED")[2])
-        os.write(terminal, line.encode() + b"\x14")
-        said += _until(terminal, lambda _: hits.exists() and hits.read_text().endswith("END\n"))
-    finally:
-        os.kill(pid, 9)
-        os.close(terminal)
-        os.waitpid(pid, 0)
+            shell.kill()
+            os.close(terminal)
     assert "command not found" not in said, said
     return set(re.findall(r"^HIT<(.*)>$", hits.read_text(), re.MULTILINE))
 

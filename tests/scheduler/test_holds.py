@@ -140,6 +140,18 @@ def test_a_hold_that_loads_brings_the_model_back_after_a_crash() -> None:
     assert table.state("a") is State.STARTING
 
 
+def test_what_shall_be_tried_again_while_memory_is_given_up_waits_for_it() -> None:
+    table = bench("a")
+    table.core.holds.hold("a", "me", load=True)
+    table.ready("a")
+    table.gone("a", Cause.SIGNALED)
+    table.core.memory.yield_memory(None, None, "a game", now=True)
+    table.pass_time(30.0)
+    assert (table.state("a"), table.core.snapshot("a").away) == (State.STOPPED, True)
+    table.core.memory.resume()
+    assert table.state("a") is State.STARTING
+
+
 def test_a_hold_makes_room_for_its_load() -> None:
     table = bench("a", "b", limit=1)
     table.loaded("b")
