@@ -215,6 +215,19 @@ def test_memory(here: Surroundings, ctl: Ctl) -> None:
     assert "20.0 GiB of 32.0 GiB free, 3.2 GiB kept for others" in check.detail
 
 
+def test_swap(here: Surroundings) -> None:
+    for found, level, words in (
+        ((0, 0), "ok", "none"),
+        ((100 << 20, 8 << 30), "ok", "100 MiB of 8.0 GiB in use"),
+        ((3 << 30, 8 << 30), "warn", "3.0 GiB of 8.0 GiB are in use"),
+    ):
+        here.swap = lambda found=found: found  # type: ignore[misc]
+        check = only(memory.swap(here))
+        assert (check.level, words in check.detail) == (level, True)
+    used, total = Surroundings(here.roots, here.env, here.client, here.machine).swap()
+    assert 0 <= used <= total
+
+
 def test_memory_unknown(here: Surroundings) -> None:
     (here.roots.proc / "meminfo").unlink()
     assert only(memory.memory(here)).level == "warn"

@@ -17,6 +17,7 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     containers.rootless,
     containers.there,
     memory.memory,
+    memory.swap,
     host.devices,
     service.daemon,
     service.way,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,14 @@ class ThisMachine:
         return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
+def machine_swap() -> tuple[int, int]:
+    """Bytes of swap in use, and of all there is."""
+    import psutil
+
+    found = psutil.swap_memory()
+    return found.used, found.total
+
+
 @dataclass
 class Surroundings:
     """What the checks look at; asked once, remembered here."""
@@ -74,6 +82,7 @@ class Surroundings:
     bus: Any = None  # a session bus as pydbus gives it; None: try pydbus, else systemctl
     python: tuple[int, int, int] | None = None
     uid: int = field(default_factory=os.getuid)
+    swap: Callable[[], tuple[int, int]] = machine_swap
 
     @cached_property
     def status(self) -> dict[str, Any] | Failure:

@@ -1,4 +1,7 @@
-"""Does every model fit on this machine, do all of them together? Estimated from headers; no program is asked."""
+"""Does every model fit on this machine, do all of them together? Estimated from headers; no program is asked.
+
+And is the machine swapping: a model of which a part lies in swap answers a hundred times slower.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Iterator
 from accelerd.cli.checks.base import Check, Surroundings
 from accelerd.cli.text import count, size
 from accelerd.devices.inventory import inventory, machine_memory
+
+MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss it
 
 
 def memory(s: Surroundings) -> Iterator[Check]:
@@ -50,3 +55,14 @@ def memory(s: Surroundings) -> Iterator[Check]:
         beside = ledger.fits(together) and (limit is None or needed <= limit)
         facts += f"; {count(len(options), 'model')}: {size(needed)}" + ("" if beside else ", in turn")
     yield Check("memory", "ok", facts)
+
+
+def swap(s: Surroundings) -> Iterator[Check]:
+    used, total = s.swap()
+    if not total:
+        yield Check("swap", "ok", "there is none")
+    elif used > MUCH_SWAP:
+        text = f"{size(used)} of {size(total)} are in use: what of a model lies there is very slow"
+        yield Check("swap", "warn", text, "accelctl memory  # shows who holds memory; close what is not needed")
+    else:
+        yield Check("swap", "ok", f"{size(used)} of {size(total)} in use")
