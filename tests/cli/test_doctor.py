@@ -63,6 +63,7 @@ def here(ctl: Ctl, short: Path, tmp_path: Path) -> Surroundings:
     return Surroundings(
         roots=Roots(roots.config_file, roots.runtime, roots.state, roots.cache, roots.home, proc, tmp_path / "sys"),
         env=ctl.env, client=Client(short / "s"), machine=machine, udev=NoDevices(),
+        swap=lambda: (0, 0),
     )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def test_a_machine_that_is_well(here: Surroundings, ctl: Ctl, daemon: FakeDaemon
     assert [check for check in checks if check.level != "ok"] == []
     assert {check.id for check in checks} == {
         "python", "runtime-dir", "config-dir", "state-dir", "cache-dir", "config", "model-files", "llama-server",
-        "memory", "devices", "daemon", "way", "units", "socket-activation", "linger", "port", "control-socket",
+        "memory", "swap", "devices", "daemon", "way", "units", "socket-activation", "linger", "port", "control-socket",
         "journal",
     }  # fmt: skip
 
