@@ -10,7 +10,7 @@ from accelerd.bus.connection import SessionBus
 from accelerd.bus.desk import Desk, Wares
 from accelerd.chronicle import Chronicle, Witnesses, status_line
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import LlamaServerSettings, MemorySettings, ModelSpec
+from accelerd.config.model import MemorySettings, ModelSpec
 from accelerd.daemon import Daemon, Parts, limits_of
 from accelerd.desktop import Battery, Desktop, Sleep
 from accelerd.desktop_news import DesktopNews
@@ -134,20 +134,21 @@ def build(
     choice = HomeChoice(homes, manager)
     places = HomePlaces(homes)
 
-    def llama_server(settings: LlamaServerSettings) -> LlamaServer:
+    def make_engines(settings: Config) -> dict[str, Engine]:
         built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        return LlamaServer(
-            settings,
+        llama_server = LlamaServer(
+            settings.llama_server,
             cache=roots.cache / "features",
             search=(built,),
             places=places,
             tuner=tuner,
             devices=lambda: devices.devices,
         )
+        return {"llama-server": llama_server}
 
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
-    engines: dict[str, Engine] = {"llama-server": llama_server(config.llama_server)}
+    engines = make_engines(config)
 
     def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
         insight.loaded(spec, need, seconds)
@@ -249,7 +250,7 @@ def build(
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
     )
-    daemon = Daemon(parts, config, [*problems], llama_server)
+    daemon = Daemon(parts, config, [*problems], make_engines)
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight, performance.owner)
     fit = FitRoutes(
         scheduler,

@@ -49,6 +49,7 @@ from accelerd.yielding import Yielding
 
 log = logging.getLogger(__name__)
 
+MakeEngines = Callable[[Config], dict[str, Engine]]
 Forecasts = list[tuple[ModelSpec, Forecast]]
 
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
@@ -97,10 +98,10 @@ class Parts:
 class Daemon:
     """One accelerd."""
 
-    def __init__(self, parts: Parts, config: Config, problems: list[Problem], llama_server: Any) -> None:
-        """`llama_server(settings)` makes the engine anew when its settings change."""
+    def __init__(self, parts: Parts, config: Config, problems: list[Problem], make_engines: MakeEngines) -> None:
+        """`make_engines` makes them anew when the configuration is another."""
         self._parts = parts
-        self._llama_server = llama_server
+        self._make_engines = make_engines
         self._config, self._problems = config, problems
         self._began = parts.clock.monotonic()
         self._stop = asyncio.Event()
@@ -245,7 +246,7 @@ class Daemon:
         changes = diff(self._config, config)
         if "server.listen" in changes.settings:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
-        self._parts.engines["llama-server"] = self._llama_server(config.llama_server)
+        self._parts.engines.update(self._make_engines(config))
         self._apply(config, keys, await self._forecasts(config), changes.relaunch)
         self._config, self._problems = config, problems
         self._survey.set()

@@ -31,6 +31,7 @@ class Cause(StrEnum):
     PORT_UNAVAILABLE = "port-unavailable"
     DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone
     DEVICE_RESET = "device-reset"  # killed: what it ran on was reset, and what it had there is lost
+    PUT_AWAY = "put-away"  # the server that held it, not accelerd, unloaded it
     OOM_KILLED = "oom-kill"  # for want of memory: killed by the kernel or systemd-oomd, or it got none and said so
 
 

@@ -52,9 +52,13 @@ def _kind(old: Config, new: Config, before: ModelSpec | None, after: ModelSpec) 
 
 def _engine_key(config: Config, spec: ModelSpec) -> tuple[Any, ...]:
     """What the model's process takes from its engine's own table."""
-    if spec.engine != "llama-server":
-        return ()
-    return (spec.binary or config.llama_server.binary, config.llama_server.transport)
+    match spec.engine:
+        case "llama-server":
+            return (spec.binary or config.llama_server.binary, config.llama_server.transport)
+        case "flm":
+            return (spec.binary or config.flm.binary,)
+        case _:
+            return (config.lemonade,)
 
 
 def _settings(old: Config, new: Config) -> list[str]:
@@ -65,6 +69,8 @@ def _settings(old: Config, new: Config) -> list[str]:
         ("performance", old.performance, new.performance),
         ("desktop", old.desktop, new.desktop),
         ("engines.llama-server", old.llama_server, new.llama_server),
+        ("engines.flm", old.flm, new.flm),
+        ("engines.lemonade", old.lemonade, new.lemonade),
     )
     return [
         f"{section}.{field.name}"

@@ -74,6 +74,7 @@ class ModelSpec:
     chat_template_file: str | None = None
     embeddings: bool = False
     rerank: bool = False
+    transcription: bool = False
     sampling: Sampling = Sampling()
     extra_args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold tokens: never shown
@@ -124,9 +125,9 @@ class ModelSpec:
 LAUNCH_FIELDS = (
     "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
     "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model",
-    "chat_template_file", "embeddings", "rerank", "sampling", "extra_args", "env", "home", "container", "image",
-    "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class", "oom_score_adjust",
-    "tasks_max",
+    "chat_template_file", "embeddings", "rerank", "transcription", "sampling", "extra_args", "env", "home",
+    "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class",
+    "oom_score_adjust", "tasks_max",
 )  # fmt: skip
 
 
@@ -186,6 +187,31 @@ class LlamaServerSettings:
 
 
 @dataclass(frozen=True)
+class FlmSettings:
+    """[engines.flm]"""
+
+    binary: str = "flm"
+
+
+@dataclass(frozen=True)
+class LemonadeSettings:
+    """[engines.lemonade]"""
+
+    binary: str | None = None  # None: lemond, else lemonade-server of before 10.1
+    url: str | None = None  # of a server that runs already and is used, not owned
+    key_file: str | None = None  # with the key of that server
+
+
+@dataclass(frozen=True)
+class Route:
+    """One name for several models, the preferred one first."""
+
+    name: str
+    models: tuple[str, ...]  # names of models
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class PerformanceSettings:
     """[performance]: when the GPU in the processor runs at its highest clocks."""
 
@@ -214,6 +240,9 @@ class Config:
     performance: PerformanceSettings = PerformanceSettings()
     desktop: DesktopSettings = DesktopSettings()
     llama_server: LlamaServerSettings = LlamaServerSettings()
+    flm: FlmSettings = FlmSettings()
+    lemonade: LemonadeSettings = LemonadeSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)  # "server.listen" → …

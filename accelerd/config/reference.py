@@ -62,9 +62,12 @@ SECTIONS: Final = {
     "DevicePerformanceTable": ('[performance.devices."0000:c1:00.0"]', ""),
     "DesktopTable": ("[desktop]", ""),
     "LlamaServerTable": ("[engines.llama-server]", ""),
+    "FlmTable": ("[engines.flm]", ""),
+    "LemonadeTable": ("[engines.lemonade]", ""),
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),
     "SamplingTable": ("sampling = { … }", ""),
+    "RouteTable": ("[routes.NAME]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
 TERMS: Final = f"""\

@@ -13,11 +13,14 @@ from typing import Any, Final
 from accelerd.config.model import (
     Config,
     DesktopSettings,
+    FlmSettings,
+    LemonadeSettings,
     LlamaServerSettings,
     MemorySettings,
     ModelSpec,
     Origin,
     PerformanceSettings,
+    Route,
     Sampling,
     SchedulerSettings,
     ServerSettings,
@@ -52,7 +55,8 @@ class Tables:
         self._sections: dict[str, dict[tuple[str | int, ...], Entry]] = {}
         self.profiles: dict[str, dict[tuple[str | int, ...], Entry]] = {}
         self.models: dict[str, dict[tuple[str | int, ...], Entry]] = {}
-        named = {"profiles": self.profiles, "models": self.models}
+        self.routes: dict[str, dict[tuple[str | int, ...], Entry]] = {}
+        named = {"profiles": self.profiles, "models": self.models, "routes": self.routes}
         for path, entry in entries.items():
             section = str(path[0]) if path else ""
             if section in named and len(path) > 1:
@@ -91,7 +95,10 @@ def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
         performance=_performance(tables, origins),
         desktop=DesktopSettings(**_settings(tables, "desktop", origins)),
         llama_server=LlamaServerSettings(**_settings(tables, "engines.llama-server", origins)),
+        flm=FlmSettings(**_settings(tables, "engines.flm", origins)),
+        lemonade=LemonadeSettings(**_settings(tables, "engines.lemonade", origins)),
         models={name: _model(name, tables.layers(name)) for name in tables.models},
+        routes={name: _route(name, table, origins) for name, table in tables.routes.items()},
         files=files,
         origins=origins,
     )
@@ -113,6 +120,14 @@ def _performance(tables: Tables, origins: dict[str, Origin]) -> PerformanceSetti
             devices[str(path[1])] = entry.value
     plain = {key: value for key, value in values.items() if not key.startswith("devices.")}
     return PerformanceSettings(**plain, devices=devices)
+
+
+def _route(name: str, table: Table, origins: dict[str, Origin]) -> Route:
+    values = {}
+    for key, entry in Layer("route", table).settings():
+        values[key] = entry.value
+        origins[f"routes.{name}.{key}"] = Origin("route", entry.file, entry.line)
+    return Route(name, tuple(values.get("models", ())), values.get("description", ""))
 
 
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))

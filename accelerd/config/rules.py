@@ -26,12 +26,13 @@ def errors(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem
         yield from _one_source(entries, name, config.models.get(name))
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
+    yield from _routes(entries, tables, config)
     for path, entry in entries.items():
         yield from _engine_input(path, entry)
     seen: set[tuple[str, Origin]] = set()
     wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
     for spec in config.models.values():
-        for field, message in (*_consistent(spec), *_at_home(spec, wrong)):
+        for field, message in (*_consistent(spec), *_at_home(spec, wrong), *_of_engine(spec)):
             origin = spec.origin(field)
             if (field, origin) not in seen:  # a profile's mistake is one mistake
                 seen.add((field, origin))
@@ -65,9 +66,13 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
     key_file = config.server.key_file
     if key_file and not os.path.exists(key_file):
         yield _global(config, "server.key_file", f"no such file: {key_file}", "warning")
-    reason = _file_reason(config.llama_server.binary, program=True)
-    if reason:
-        yield _global(config, "engines.llama-server.binary", reason, "warning")
+    programs = {
+        "llama-server": config.llama_server.binary, "flm": config.flm.binary, "lemonade": config.lemonade.binary,
+    }  # fmt: skip
+    for engine, program in programs.items():
+        reason = _file_reason(program, program=True)
+        if reason:
+            yield _global(config, f"engines.{engine}.binary", reason, "warning")
 
 
 def _one_source(entries: Entries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
@@ -78,6 +83,9 @@ def _one_source(entries: Entries, name: str, spec: ModelSpec | None) -> Iterator
     if path is None and model is None and not (spec and spec.home == "container"):
         text = 'needs path = "…" (a file) or model = "…" (the engine\'s own id)'
         yield Problem(table.file, table.line, key_text(("models", name)), text)
+    elif spec is not None and spec.engine != "llama-server" and path is not None:
+        text = f'{spec.engine} has models of its own: model = "…" names one ({spec.origin("engine")})'
+        yield Problem(path.file, path.line, key_text(("models", name, "path")), text)
     elif path is not None and model is not None:
         text = f"path and model exclude each other, and path is set too ({_where(path)})"
         yield Problem(model.file, model.line, key_text(("models", name, "model")), text)
@@ -111,6 +119,27 @@ def _unique_names(entries: Entries, tables: Tables) -> Iterator[Problem]:
                 yield Problem(entry.file, line, key_text(path), text)
             else:
                 taken[alias] = (path, f"{entry.file}:{line}")
+
+
+def _routes(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem]:
+    """A route is a name of its own, for models that exist."""
+    aliases = {alias: spec.name for spec in config.models.values() for alias in spec.aliases}
+    for name in config.routes:
+        table = entries[("routes", name)]
+        path: KeyPath = ("routes", name)
+        if name in tables.models or name in aliases:
+            owner = name if name in tables.models else aliases[name]
+            yield Problem(table.file, table.line, key_text(path), f"the name '{name}' is already taken by {owner}")
+        listed = entries.get((*path, "models"))
+        if listed is None:
+            yield Problem(table.file, table.line, key_text(path), "needs models = […], the preferred one first")
+            continue
+        if not listed.items:
+            yield Problem(listed.file, listed.line, key_text((*path, "models")), "expected one model at least")
+        for index, (model, line) in enumerate(listed.items):
+            if model is not INVALID and model not in tables.models:
+                text = f"there is no [models.{key_text((model,))}]{did_you_mean(model, list(tables.models))}"
+                yield Problem(listed.file, line, key_text((*path, "models", index)), text)
 
 
 def _engine_input(path: KeyPath, entry: Entry) -> Iterator[Problem]:
@@ -155,6 +184,28 @@ def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         yield "cache_type_v", f"a quantised V cache needs flash attention, which is off ({where})"
 
 
+# What only llama-server can be told, by field.
+LLAMA_SERVER_ONLY = (
+    "cache_type_k", "cache_type_v", "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus",
+    "mmproj", "draft_model", "chat_template_file",
+)  # fmt: skip
+
+
+def _of_engine(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """What an engine cannot do."""
+    if spec.engine == "llama-server":
+        if spec.transcription:
+            where = spec.origin("engine")
+            yield "transcription", f"llama-server writes nothing down, the engines flm and lemonade do ({where})"
+        return
+    if spec.contained:
+        yield "home", f"{spec.engine} runs on this machine, in no container ({spec.origin('engine')})"
+    if spec.engine == "flm" and spec.rerank:
+        yield "rerank", f"flm ranks nothing ({spec.origin('engine')})"
+    if spec.engine == "flm" and spec.parallel > 1:
+        yield "parallel", f"flm answers one request at a time ({spec.origin('engine')})"
+
+
 NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
 IMAGE_HOMES = ("podman", "docker")  # need `image`
 UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_max")
@@ -184,7 +235,11 @@ def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[tuple[st
 
 
 def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """Settings of a plain child that only a systemd unit could keep."""
+    """Settings of a plain child that only a systemd unit could keep, and those that the engine has no use for."""
+    if spec.engine != "llama-server":
+        for field in LLAMA_SERVER_ONLY:
+            if getattr(spec, field) is not None:
+                yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
     if spec.home == "child":
         for field in UNIT_SETTINGS:
             if getattr(spec, field) is not None:

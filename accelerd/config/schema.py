@@ -39,6 +39,7 @@ from accelerd.config.values import (
     OnOffAuto,
     Program,
     Reserve,
+    ServerUrl,
     Size,
     Slot,
     WebOrigin,
@@ -179,10 +180,30 @@ class LlamaServerTable(Struct):
     transport: Annotated[Literal["auto", "unix", "tcp"], about("How accelerd talks to it.")]
 
 
+class FlmTable(Struct):
+    """FastFlowLM's flm, for models on an AMD NPU."""
+
+    binary: Annotated[Program, about("The program: a name that is looked up in PATH, or a path.")]
+
+
+class LemonadeTable(Struct):
+    """Lemonade Server: one that accelerd runs for itself, or one that runs already."""
+
+    binary: Annotated[
+        Program, about("The program, a name or a path; without it lemond, or lemonade-server where there is no lemond.")
+    ]
+    url: Annotated[
+        ServerUrl, about("A Lemonade Server of this machine that runs already: it is used, and never started or ended.")
+    ]
+    key_file: Annotated[FilePath, about("File with the API key of that server, readable by you alone (mode 0600).")]
+
+
 class EnginesTable(Struct, rename={"llama_server": "llama-server"}):
     """The programs that run models."""
 
     llama_server: Annotated[LlamaServerTable, about("llama.cpp's llama-server.")]
+    flm: Annotated[FlmTable, about("FastFlowLM's flm, for models on an AMD NPU.")]
+    lemonade: Annotated[LemonadeTable, about("Lemonade Server.")]
 
 
 class KvCacheTable(Struct):
@@ -209,7 +230,7 @@ class SamplingTable(Struct):
 class LayerTable(Struct):
     """What a model may take from anywhere: its own table, its profiles, [defaults]."""
 
-    engine: Annotated[Literal["llama-server"], about("The engine that runs the model.")]
+    engine: Annotated[Literal["llama-server", "flm", "lemonade"], about("The engine that runs the model.")]
     binary: Annotated[Program, about("Another program than the one in the engine's own table.")]
     context: Annotated[Context, about('Context of one request, in tokens, or "model" for all it was trained for.')]
     parallel: Annotated[int, about("Requests the engine runs at once.", ge=1, le=1024)]
@@ -228,6 +249,7 @@ class LayerTable(Struct):
     chat_template_file: Annotated[FilePath, about("Jinja template instead of the one in the model file.")]
     embeddings: Annotated[bool, about("The model makes embeddings.")]
     rerank: Annotated[bool, about("The model ranks documents.")]
+    transcription: Annotated[bool, about("The model writes down what it hears.")]
     sampling: Annotated[SamplingTable, about("Sampling defaults; what a request says wins.")]
     extra_args: Annotated[
         list[Argument], about("Further arguments for the engine, one string each; nothing is split or expanded.")
@@ -281,6 +303,15 @@ class ModelTable(LayerTable):
     profile: Annotated[Name | list[Name], about("A profile, or several of which later ones win.")]
 
 
+class RouteTable(Struct):
+    """One name for several models."""
+
+    models: Annotated[
+        list[Name], about("The models, the preferred one first: the next is asked while its device is busy.")
+    ]
+    description: Annotated[Line, about("One line for people.")]
+
+
 class Document(Struct):
     """accelerd's configuration."""
 
@@ -293,3 +324,4 @@ class Document(Struct):
     defaults: Annotated[LayerTable, about("Settings of every model that says nothing else.")]
     profiles: Annotated[dict[Name, LayerTable], about("Named settings that models choose with profile.")]
     models: Annotated[dict[Name, ModelTable], about("The models, by the name that clients use.")]
+    routes: Annotated[dict[Name, RouteTable], about("Names for several models, of which the first free one answers.")]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.problems import key_text
 from accelerd.config.shape import Node
 
@@ -69,6 +69,8 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
         ("performance", root["performance"], config.performance),
         ("desktop", root["desktop"], config.desktop),
         ("engines.llama-server", engines["llama-server"], config.llama_server),
+        ("engines.flm", engines["flm"], config.flm),
+        ("engines.lemonade", engines["lemonade"], config.lemonade),
     )
     for name, node, settings in sections:
         yield (
@@ -86,6 +88,14 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}
         yield key_text(("models", name)), list(_model(table, spec))
+    for name, route in config.routes.items():
+        yield key_text(("routes", name)), list(_route(route, config))
+
+
+def _route(route: Route, config: Config) -> Iterator[Value]:
+    for key, value in (("models", list(route.models)), ("description", route.description)):
+        if value:
+            yield Value(key, value, config.origins.get(f"routes.{route.name}.{key}", BUILT_IN))
 
 
 def _model(table: dict[str, Node], spec: ModelSpec) -> Iterator[Value]:

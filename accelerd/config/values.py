@@ -21,6 +21,7 @@ _NAME: Final = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])\Z")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+_URL: Final = re.compile(r"http://(?:localhost|127\.0\.0\.1|\[::1\]):[0-9]{1,5}\Z")
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][\x21-\x7e]{0,511}\Z")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTAINER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
@@ -113,6 +114,7 @@ _MOUNTS = '"HOST", "HOST:CONTAINER" or "HOST:CONTAINER:ro", both absolute paths'
 _CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole context that it was trained for'
 _HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 _ORIGINS = 'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")'
+_URLS = 'the address of a server of this machine, such as "http://127.0.0.1:13305"'
 _MODEL = 'the engine\'s own id of a model, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", without spaces'
 _ENV = "a variable's name of letters, digits and _"
 
@@ -187,6 +189,7 @@ Program = Annotated[str, _type("a program's name or path", _one_line, path="prog
 Name = Annotated[str, _type(NAME, check_name, NAME_PATTERN)]
 Address = Annotated[str, _type(units.ADDRESS, units.parse_address)]
 Host = Annotated[str, _type(_HOSTS, _lower(_matching(_HOST, _HOSTS)))]
+ServerUrl = Annotated[str, _type(_URLS, _matching(_URL, _URLS))]
 WebOrigin = Annotated[str, _type(_ORIGINS, _matching(_ORIGIN, _ORIGINS))]
 ModelId = Annotated[str, _type(_MODEL, _matching(_MODEL_ID, _MODEL))]
 ContainerName = Annotated[str, _type(_CONTAINERS, _matching(_CONTAINER, _CONTAINERS))]

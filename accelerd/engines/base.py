@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
@@ -53,6 +53,8 @@ class LaunchPlan:
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
+    keyed: bool = True  # the engine knows keys; False: whoever reaches its endpoint is answered, and no key is sent
+    prove: bool = False  # it says that it is well without a model too: ready only once the probe was answered
     out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
     too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
 
@@ -158,6 +160,25 @@ class Dialect:
     """How the engine's HTTP behaves, for the gateway. Facts of the engine, not of one model."""
 
     streams_notice_disconnect: bool = False  # only a streamed request is cancelled promptly when its client goes
+    busy: frozenset[int] = frozenset()  # statuses of "my queue is full, ask again": no client is told so
+
+
+Task = Literal[
+    "chat", "completions", "embeddings", "rerank", "transcription", "messages", "responses", "tools", "vision"
+]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a model can be asked for, and how its engine wants to be asked."""
+
+    tasks: frozenset[Task]
+    why_not: Mapping[str, str] = field(default_factory=dict)  # task → why it is not among them, and what to do
+    wire_name: str | None = None  # what `model` in a request must say; None: whatever the client wrote
+    paths: Mapping[str, str] = field(default_factory=dict)  # path of the API → the engine's own, where it differs
+    labels: tuple[str, ...] = ()  # as the engine has them: "reasoning", "tool-calling"
+    recipe: str = ""  # how a server of many engines runs it: "flm", "llamacpp", "whispercpp"
+    device: str = ""  # kind of what it computes on: "npu", "gpu", "cpu"; "": not known
 
 
 class Engine(Protocol):
@@ -181,4 +202,8 @@ class Engine(Protocol):
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing. Quick."""
+        ...
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        """What the model can be asked for, as far as it is known by now. Quick, never raises."""
         ...

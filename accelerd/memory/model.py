@@ -36,15 +36,28 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A place on a device that is not counted in bytes: hardware contexts of an NPU, and with whom it is shared."""
+
+    device: str  # its id
+    family: (
+        str  # who computes there, "flm", "whispercpp", "ryzenai-llm": what may be there together is npu_rules' to say
+    )
+    kind: str  # "llm", "asr", "embed"
+    contexts: int = 1
+
+
+@dataclass(frozen=True)
 class Need:
     """What one way of running a model takes, by pool."""
 
     amounts: Mapping[str, int]
     source: str  # one clause: "estimated from the file's header", "measured in an earlier run", "declared: …"
-    devices: tuple[str, ...] = ()  # ids of the GPUs it is placed on, in order; (): the processor, or not decided here
+    devices: tuple[str, ...] = ()  # ids of what it is placed on, in order; (): the processor, or not decided here
     parts: Mapping[str, int] = field(
         default_factory=dict
     )  # "weights", "kv cache", "compute", "projector", … for people
+    claims: tuple[Claim, ...] = ()
 
     @property
     def total(self) -> int:

@@ -104,7 +104,10 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
             "2: defaults.context: expected a whole number of tokens from 128 to 134217728, "
             'or "model" for the whole context that it was trained for, got "4k"',
         ),
-        ("[defaults]\nengine = 'vllm'", '2: defaults.engine: expected one of "llama-server", got "vllm"'),
+        (
+            "[defaults]\nengine = 'vllm'",
+            '2: defaults.engine: expected one of "llama-server", "flm", "lemonade", got "vllm"',
+        ),
         ("[defaults]\nmmap = 1", "2: defaults.mmap: expected true or false, got 1"),
         ("[defaults]\nsampling.top_p = nan", "2: defaults.sampling.top_p: expected a number from 0 to 1, got nan"),
         ("[defaults]\nsampling = 1", "2: defaults.sampling: expected a table, got 1"),

@@ -119,7 +119,7 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "threads": 1, "mmproj": "/p", "chat_template_file": "/t", "embeddings": True, "rerank": True,
         "draft_model": "/d.gguf", "extra_args": ("-x",),
     }  # fmt: skip
-    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus"}
+    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus", "transcription"}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",
              "nice", "io_class", "oom_score_adjust", "tasks_max"}  # fmt: skip
     assert {*other, *elsewhere, *homes} == set(LAUNCH_FIELDS)

@@ -31,6 +31,8 @@ from accelerd.engines.base import (
     LaunchPlan,
     Place,
     Places,
+    Task,
+    Traits,
     Tuned,
     Tuner,
     on_this_machine,
@@ -53,6 +55,9 @@ PROBES: Final = {
     "embeddings": ("/v1/embeddings", b'{"input": " "}'),
     "rerank": ("/v1/rerank", b'{"query": " ", "documents": [" "]}'),
 }
+GENERATES: Final[frozenset[Task]] = frozenset(
+    ("chat", "completions", "messages", "responses", "tools", "vision")
+)  # what of these a model lacks its template or file tells the server, which says so
 
 
 def free_port() -> int:
@@ -231,6 +236,14 @@ class LlamaServer(Engine):
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
         return self._forecaster.offer(spec, room)
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        """By its settings: of what is in the model's file it serves all."""
+        tasks: frozenset[Task] = GENERATES
+        if spec.embeddings or spec.rerank:
+            tasks = frozenset(("embeddings",) if spec.embeddings else ("rerank",))
+        why_not = "" if spec.embeddings else f"{spec.name} is not started for that: set embeddings = true for it"
+        return Traits(tasks, {"embeddings": why_not} if why_not else {}, device="cpu" if spec.gpu_layers == 0 else "")
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""
