@@ -264,7 +264,7 @@ def build(
     giving = MemoryRoutes(yielding, scheduler)
     boxes = ToolboxRoutes(upkeep)
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, insight, daemon, trials, routes)
+    gateway.control = control = Control(scheduler, insight, daemon, trials, gateway.board, routes)
     evicting = Evicting(scheduler, lambda: devices.devices)
     wares = Wares(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
