@@ -25,6 +25,7 @@ from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
+from accelerd.engines.flm.engine import Flm
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
@@ -144,7 +145,8 @@ def build(
             tuner=tuner,
             devices=lambda: devices.devices,
         )
-        return {"llama-server": llama_server}
+        flm = Flm(settings.flm, devices=lambda: devices.devices, proc=roots.proc)
+        return {"llama-server": llama_server, "flm": flm}
 
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
