@@ -36,7 +36,7 @@ class Halo(Bench):
         self, limits: Limits | None = None, settings: SchedulerSettings = SETTINGS, **models: Forecast
     ) -> None:
         specs = [model(name) for name in models]
-        super().__init__(specs, settings, limits or Limits(None, "no limit", None), forecasts=models)
+        super().__init__(specs, SETTINGS, limits or Limits(None, "no limit", None), forecasts=models)
         self.foreign = 0
         self.look_now()
 
@@ -151,7 +151,7 @@ def test_a_pinned_model_beside_one_on_the_npu_is_told_by_name() -> None:
     bench = Halo(gpu=on_gpu(110), npu=on_npu(24))
     bench.configure([model("gpu", pin=True), model("npu")])
     bench.loaded("gpu")
-    code, text = refusal(bench.request("npu"))
+    code, _ = refusal(bench.request("npu"))
     assert code == "does_not_fit", "it will never leave, whatever kind it is of"
     with pytest.raises(AccelError, match="cannot pin npu beside gpu"):
         bench.core.holds.hold("npu", "me", load=False)
