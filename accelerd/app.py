@@ -222,7 +222,7 @@ def build(
     )
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
-    gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
+    gateway = Gateway(clock, scheduler, engines)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
     parts = Parts(

@@ -166,7 +166,7 @@ class Dialect:
 
 
 Task = Literal[
-    "chat", "completions", "embeddings", "rerank", "transcription", "messages", "responses", "tools", "vision"
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools", "vision"
 ]
 
 
