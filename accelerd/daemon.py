@@ -113,7 +113,6 @@ class Daemon:
         self._degraded: str | None = None  # what this machine lacks
         self._known: Forecasts = []  # every model, with what it will need
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
-        self._ran: set[str] = set()  # models in containers that were loaded in this life
         self._survey = asyncio.Event()  # models or devices have changed
         self._survey.set()
         parts.devices.listen(lambda diff: self._survey.set())
@@ -294,22 +293,20 @@ class Daemon:
     async def _survey_models(self) -> None:
         """Ask the models' programs what they would need, whenever models or devices have changed.
 
-        No container is started for that: a program that lives in one is asked when it has run.
+        Containers are left alone: what a program in one says of itself is known once a model was started with it.
         """
         while True:
             await self._survey.wait()
             self._survey.clear()
             for spec in list(self._config.models.values()):
-                ask = not spec.contained or spec.name in self._ran
-                forecast = await self._parts.insight.forecast(spec, ask=ask)
+                forecast = await self._parts.insight.forecast(spec, ask=not spec.contained)
                 if self._config.models.get(spec.name) is spec:
                     self._known = [(spec, forecast) if one is spec else (one, known) for one, known in self._known]
                     self._parts.scheduler.forecast(spec.name, forecast)
 
     def loaded(self, spec: ModelSpec) -> None:
         """A load has come to its end."""
-        if spec.contained and spec.name not in self._ran:
-            self._ran.add(spec.name)
+        if spec.contained:  # its plan has seen the program
             self._survey.set()
 
     # --- end --------------------------------------------------------------------------------------------------

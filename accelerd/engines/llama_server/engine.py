@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from accelerd import names
 from accelerd.config.model import LlamaServerSettings, ModelSpec
@@ -72,6 +72,14 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
+class Planned(NamedTuple):
+    """What the last plan for a model has found out."""
+
+    told: ModelSpec  # as the configuration has it
+    settled: ModelSpec
+    build: Build
+
+
 class LlamaServer(Engine):
     """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
 
@@ -107,6 +115,7 @@ class LlamaServer(Engine):
         self._features = features or FeatureReader(cache)
         self._forecaster = forecaster or Forecaster()
         self._fit = fit or FitParams(cache, features=self._features)
+        self._planned: dict[str, Planned] = {}  # by model
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -125,7 +134,8 @@ class LlamaServer(Engine):
         if isinstance(place, Fixed):
             return inside.fixed_plan(spec, place)
         await asyncio.to_thread(files.check_files, spec)
-        features, tuned, _ = await self._tuned(spec, place)
+        features, tuned, build = await self._tuned(spec, place)
+        self._planned[spec.name] = Planned(spec, tuned.spec, build)
         spec = tuned.spec
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
         named, doubt = await self._named(spec, place, features, slots)
@@ -207,8 +217,14 @@ class LlamaServer(Engine):
         return features, inside.as_seen_inside(spec, found), computes
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
-        """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds."""
+        """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds.
+
+        What a plan has found out of the program is known without asking.
+        """
         settled, build, answer = spec, None, None
+        planned = self._planned.get(spec.name)
+        if planned is not None and planned.told == spec:
+            settled, build = planned.settled, planned.build
         if ask and spec.memory is None and spec.path:
             try:
                 settled, build, answer = await self._asked(spec)

@@ -150,15 +150,25 @@ class Tools:
         env = {**self.env, ENV_COURIER: instance}
         return Courier(argv, env, self.cwd, output)
 
-    async def call(self, *argv: str, within: float = PATIENCE, output: int | None = None, instance: str = "") -> Done:
-        """Run it to its end. HomeError when it is missing or takes longer than `within` seconds: then it is killed."""
+    async def call(
+        self,
+        *argv: str,
+        within: float = PATIENCE,
+        grace: float = 0.0,
+        output: int | None = None,
+        instance: str = "",
+    ) -> Done:
+        """Run it to its end. HomeError when it is missing or takes longer than `within` seconds: then it is killed.
+
+        `grace`: seconds that it still has when nobody waits for it any more.
+        """
         path = argv[0] if argv[0].startswith("/") else self.find(argv[0])
         env = {**self.env, ENV_COURIER: instance} if instance else self.env
         errors = os.memfd_create("stderr")
         try:
             out = os.memfd_create("stdout")
             try:
-                done = await self._run((path, *argv[1:]), env, output or out, output or errors, within)
+                done = await self._run((path, *argv[1:]), env, output or out, output or errors, within, grace)
                 text = [os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace") for fd in (out, errors)]
             finally:
                 os.close(out)
@@ -168,7 +178,9 @@ class Tools:
             os.close(errors)
         return Done(argv, done, *text)
 
-    async def _run(self, argv: Sequence[str], env: Mapping[str, str], out: int, err: int, within: float) -> int:
+    async def _run(
+        self, argv: Sequence[str], env: Mapping[str, str], out: int, err: int, within: float, grace: float
+    ) -> int:
         # A session of its own: a Ctrl-C in the terminal is for accelerd, and a hanging tool dies with its children.
         process = subprocess.Popen(  # noqa: ASYNC220 (vfork: about a millisecond)
             argv, env=dict(env), cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
@@ -182,6 +194,10 @@ class Tools:
         except TimeoutError:
             what = " ".join((Path(argv[0]).name, *argv[1:2]))
             raise HomeError(f"{what} does not answer for {within:g} s: try it by hand") from None
+        except asyncio.CancelledError:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), grace)
+            raise
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 START_PATIENCE: Final = 60.0  # s from `toolbox run` to the program; toolbox itself waits 25 s for its container
 END_PATIENCE: Final = 2.0  # s for what ends by itself once the program has
 SESSION_PATIENCE: Final = 12.0  # s until podman agrees that its session is over
+# s for a question that nobody waits for any more: of one that is killed podman keeps its session for ever
+ANSWER_GRACE: Final = 5.0
 POLL: Final = 0.01  # s
 SCAN: Final = 0.03  # s between two looks at /proc
 # Arguments: the program, then files. toolbox shows few folders of the host in their own place, and all in /run/host.
@@ -109,14 +111,14 @@ class ToolboxHome:
         """Run a short command there, such as `llama-server --help`: what it said. HomeError."""
         async with self.doors.through(spec.container or ""):
             container = (await self._up(spec.container or "")).name
-            return await self._tools.call(*self.enter(container, argv), within=within)
+            return await self._tools.call(*self.enter(container, argv), within=within, grace=ANSWER_GRACE)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
         """The program and the model's files as they are inside. HomeError, NoProgram."""
         async with self.doors.through(spec.container or ""):
             found = await self._up(spec.container or "")
             inner = ("sh", "-c", LOOK, "sh", program, *files)
-            done = await self._tools.call(*self.enter(found.name, inner), within=30.0)
+            done = await self._tools.call(*self.enter(found.name, inner), within=30.0, grace=ANSWER_GRACE)
         words = done.out.rpartition("accelerd:\0")[2].split("\0")  # a login shell may have said something before
         if len(words) < len(files) + 2:
             if done.status in (0, NOT_FOUND) and not words[0]:
