@@ -185,6 +185,11 @@ class Handler(BaseHTTPRequestHandler):
             keys=sorted(request),
             authorization="authorization" in self.headers,
         )
+        for message in request.get("messages", []):  # --quiet or not: what is short is printed as it is
+            text = str(message.get("content"))
+            print(text if len(text) <= 20 else f"{text[:10]}...{text[-10:]}", flush=True)
+        if "input" in request:
+            print(f"Embedding input[0]:\n{request['input']}", flush=True)
         if self.path not in LOCKED:
             return self.handled(run, request)
         if not self.flm.npu.enter():
