@@ -35,8 +35,10 @@ class Loading:
         limits: Limits,
         proc: Path,
         timeout: float,
+        settle: Callable[[], Awaitable[LaunchPlan]] | None = None,
     ) -> None:
-        """`timeout`: seconds without progress."""
+        """`timeout`: seconds without progress. `settle`: waits until it is known where it listens, and says it."""
+        self._settle = settle
         self.resident: int | None = None  # bytes, as seen last …
         self.peak: int | None = None  # … and at most
         self.taken_in: int | None = None  # bytes of files, read or mapped; None: not to be had
@@ -52,7 +54,7 @@ class Loading:
     async def run(self) -> tuple[Cause, str] | None:
         """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: somebody else listens at its endpoint."""
         raced = await race(
-            wait_ready(self._plan, self._clock, self._owner, self._is_ours),
+            self._until_ready(),
             self._out_of_patience(),
         )
         assert raced is not None
@@ -67,6 +69,11 @@ class Loading:
         if verdict is not Verdict.READY:
             return Cause.REFUSED, words.key_trouble(self._plan, verdict)
         return None
+
+    async def _until_ready(self) -> Outcome:
+        if self._settle is not None:
+            self._plan = await self._settle()
+        return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)
 
     async def _owner(self, port: int) -> Owner:
         return await asyncio.to_thread(tcp_owner, self._proc, port, await self._pids())
