@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.daemon.kit import QUICK, marked, side_by_side, whole_stream
-from tests.harness import Daemon, DaemonFactory, eventually
+from tests.harness import Daemon, DaemonFactory, eventually, streaming
 from tests.npu.kit import FlmOnPath, flm_model
 
 NAME = "npu/qwen3-4b"
@@ -128,6 +128,17 @@ def test_B_its_queue_is_its_own_and_a_503_of_it_reaches_nobody(daemons: DaemonFa
     with side_by_side() as do:
         answers = [each.result() for each in [do(daemon.chat, NAME, max_tokens=2) for _ in range(8)]]
     assert {answer.status for answer in answers} == {200}
+
+
+def test_a_client_that_goes_frees_the_npu(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    daemon = started(daemons, flm)
+    assert load(daemon)["event"] == "ready"
+    flm.set(token_seconds=3600)
+    with streaming(daemon, NAME) as response:
+        assert response.readline()
+    eventually(lambda: flm.noted("cancelled"), "the server has noticed")
+    flm.set(token_seconds=0)
+    assert daemon.chat(NAME).status == 200
 
 
 def test_B_what_people_ask_is_printed_by_the_server_and_kept_by_nobody(daemons: DaemonFactory, flm: FlmOnPath) -> None:

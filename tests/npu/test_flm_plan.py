@@ -98,6 +98,12 @@ async def test_only_what_changes_how_a_model_runs_may_stand_in_extra_args(flm: F
         assert (await refusal(flm, spec(extra_args=bad)))[0] == "refused"
 
 
+async def test_B_what_has_no_effect_on_linux_or_helps_nobody_is_said(flm: FlmOnPath) -> None:
+    plan = await planned(flm, spec(extra_args=("--pmode", "turbo"), concurrency=4))
+    assert any("leaves the NPU's power mode as it is" in warning for warning in plan.warnings)
+    assert any("one request at a time" in warning for warning in plan.warnings)
+
+
 async def test_the_server_gets_no_token_and_asks_no_internet(flm: FlmOnPath) -> None:
     plan = await planned(flm, spec())
     assert "HF_TOKEN" not in plan.env

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -247,11 +249,25 @@ class Handler(BaseHTTPRequestHandler):
         if flm.settings.crash_on and flm.settings.crash_on in json.dumps(request):
             os.kill(os.getpid(), signal.SIGSEGV)
         most = request.get("max_tokens", request.get("max_completion_tokens", 4096))
-        time.sleep(flm.settings.first_token_seconds)
+        self.idle(flm.settings.first_token_seconds)
         for number in range(min(most, flm.settings.tokens)):
             if number:
-                time.sleep(flm.settings.token_seconds)
+                self.idle(flm.settings.token_seconds)
             yield WORDS[number % len(WORDS)]
+
+    def idle(self, seconds: float) -> None:
+        """Compute for so long, unless the client goes."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            gone, _, _ = select.select([self.connection], [], [], max(0.0, min(left, 0.05)))
+            if gone and not self.connection.recv(1, socket.MSG_PEEK):
+                raise BrokenPipeError
+            if left <= 0:
+                return
+            if gone:  # the next request waits there already
+                time.sleep(max(0.0, left))
+                return
 
     def usage(self, count: int, began: float) -> dict[str, Any]:
         took = max(time.monotonic() - began, 1e-6)
