@@ -25,6 +25,7 @@ from accelerd.instances import Exit, Facts
 from accelerd.load_progress import Progress, load_progress
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
+from accelerd.npu_report import claims_of
 from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -169,6 +170,7 @@ class Control:
             "memory_source": snapshot.memory_source,
             "memory_used": await self._insight.memory(instance) if instance is not None else None,
             "device": snapshot.device,
+            "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,
@@ -197,6 +199,7 @@ class Control:
                 "pools": dict(snapshot.need.amounts),
                 "parts": dict(snapshot.need.parts),
                 "devices": list(snapshot.need.devices),
+                "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
                 "fits": fits,
                 "reason": how,
             },

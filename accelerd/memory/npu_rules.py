@@ -53,6 +53,8 @@ GENERATIONS: Final[Mapping[tuple[str, str], Generation]] = {
     ("1022", "17f0"): Generation("npu4, npu5, npu6: Strix Point, Strix Halo, Krackan", 16, DRIVER.format("npu5")),
 }
 
+NPU_ENGINES: Final = frozenset({"flm"})  # that run nothing anywhere else
+
 NPU, OTHER = "NPU", "GPU or the processor"
 APART: Final = "models on the {theirs} are not put away for a model on the {own}"
 
@@ -84,6 +86,12 @@ def clash(a: Need, b: Need) -> str | None:
 
 def on_npu(need: Need) -> bool:
     return bool(need.claims)
+
+
+def first_device(need: Need) -> str:
+    """What a model placed like this works on first: of both a GPU and an NPU the GPU; "": nothing was decided."""
+    claimed = {claim.device for claim in need.claims}
+    return next((id for id in (*(id for id in need.devices if id not in claimed), *need.devices)), "")
 
 
 def apart(a: Need, b: Need) -> bool:

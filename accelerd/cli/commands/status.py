@@ -135,9 +135,10 @@ def memory(model: dict[str, Any]) -> str:
 
 
 def device(model: dict[str, Any]) -> str:
-    """ "cpu", or "gpu" with its slot, less the domain that nearly every machine has."""
+    """ "cpu", or "gpu" or "npu" with its slot, less the domain that nearly every machine has."""
     name = str(model.get("device") or "-")
-    return f"gpu {name.removeprefix('0000:')}" if ":" in name else name
+    kind = "npu" if any(claim.get("device") == name for claim in model.get("claims") or ()) else "gpu"
+    return f"{kind} {name.removeprefix('0000:')}" if ":" in name else name
 
 
 def idle(model: dict[str, Any]) -> str:
