@@ -25,6 +25,9 @@ from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
+from accelerd.engines.flm.engine import Flm
+from accelerd.engines.lemonade import Lemonade
+from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.errors import AccelError
 from accelerd.gateway.control import Control
@@ -63,6 +66,7 @@ from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
 from accelerd.supervise.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.home import Home
 from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.lemonade import LemonadeHome
 from accelerd.supervise.limits import Limits as SupervisorLimits
 from accelerd.supervise.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
@@ -144,7 +148,10 @@ def build(
             tuner=tuner,
             devices=lambda: devices.devices,
         )
-        return {"llama-server": llama_server}
+        flm = Flm(settings.flm, devices=lambda: devices.devices, proc=roots.proc)
+        tenants = homes.get("lemonade")
+        catalogue = tenants.catalogue if isinstance(tenants, LemonadeHome) else Catalogue()
+        return {"llama-server": llama_server, "flm": flm, "lemonade": Lemonade(settings.lemonade, catalogue)}
 
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
@@ -220,7 +227,7 @@ def build(
     )
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
-    gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
+    gateway = Gateway(clock, scheduler, engines)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
     parts = Parts(
@@ -347,7 +354,8 @@ def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
         found.append(RunHome(ContainerEngine(name, tools), roots, clock, table, survives=survives))
     if manager is not None:
         found.append(SystemdHome(manager, roots))
-    return {home.kind: home for home in found}
+    homes = {home.kind: home for home in found}
+    return {**homes, LemonadeHome.kind: LemonadeHome(roots, clock, homes, table=table)}
 
 
 def toolbox_upkeep(

@@ -38,6 +38,18 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Tenancy:
+    """A model inside a server of many models: which server that is, and what it is told to load it."""
+
+    model: str  # as the server calls it
+    load: Mapping[str, Any]  # the body of the request
+    url: str | None = None  # of a server that runs already, and is used; None: one that accelerd starts for all of them
+    key_file: str | None = None  # with the key of that server
+    program: str | None = None  # the one to start; None: what there is
+    pin: bool = False
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """Everything needed to start one instance of a model. The secret is never shown, logged or put in argv."""
 
@@ -51,12 +63,15 @@ class LaunchPlan:
     warm_path: str = "/v1/models"  # answers 200 with the secret and 401 with any other, once loaded
     health_path: str = "/health"
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
-    probe_body: bytes = b'{"prompt": " ", "max_tokens": 1}'
+    probe_body: bytes | None = b'{"prompt": " ", "max_tokens": 1}'  # None: it is only asked for, with GET
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
     keyed: bool = True  # the engine knows keys; False: whoever reaches its endpoint is answered, and no key is sent
     prove: bool = False  # it says that it is well without a model too: ready only once the probe was answered
+    probe_type: str = "application/json"  # of probe_body
+    discreet: str = ""  # regex: once ready, only such lines of output are kept, others may hold prompts; "": all are
     out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
     too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
+    tenancy: Tenancy | None = None  # it is loaded in a server; where it is to be reached is known after that
 
 
 @dataclass(frozen=True)
@@ -164,7 +179,7 @@ class Dialect:
 
 
 Task = Literal[
-    "chat", "completions", "embeddings", "rerank", "transcription", "messages", "responses", "tools", "vision"
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools", "vision"
 ]
 
 

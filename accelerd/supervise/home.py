@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Endpoint, Tenancy
+from accelerd.instances import Cause
 from accelerd.supervise.processes import Mark, Process
 
 
@@ -30,6 +32,7 @@ class Order:
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
     mark: Mark
+    tenancy: Tenancy | None = None
 
 
 class Leader(Protocol):
@@ -60,6 +63,41 @@ class Leader(Protocol):
 
     def unexecuted(self, last_line: str) -> str | None:
         """Once released: why the program could not be executed at all; None: it ran. `last_line` of output may tell."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where a tenant is to be reached, and how it is asked there: fields of a LaunchPlan."""
+
+    endpoint: Endpoint
+    secret: str = field(repr=False)
+    health_path: str
+    warm_path: str
+    probe_path: str
+    probe_body: bytes | None
+
+
+@runtime_checkable
+class Tenant(Protocol):
+    """A Leader that is no process of its own but a model inside a server; `pid` is what serves it, as far as known."""
+
+    pid: int
+    ended: tuple[Cause, str] | None  # why it has ended, once it has, unless it was told to
+
+    async def settled(self) -> Settled:
+        """As soon as it is loaded; waits forever when it cannot be: then `exited` is set."""
+        ...
+
+    def living(self) -> Sequence[int]:
+        """The processes that are this tenant's, as of now. Blocking."""
+        ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A Home that has something to end when the daemon does."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.home import Home, HomeError
 from accelerd.supervise.user_manager import ManagerError, UserManager
 
 log = logging.getLogger(__name__)
+
+TENANTS: Final = "lemonade"  # the engine whose models live in a server of many, and the home that has that server
 
 
 class HomeChoice:
@@ -44,6 +47,10 @@ class HomeChoice:
 
     def __call__(self, spec: ModelSpec) -> Home:
         """HomeError when the home that the model's settings name is not to be had."""
+        if spec.engine == TENANTS:
+            if TENANTS not in self._homes:
+                raise HomeError(f"{spec.name}: accelerd runs no Lemonade Server here")
+            return self._homes[TENANTS]
         if spec.home == "auto":
             # What shall not survive needs no unit, unless only a unit can keep its limits.
             wants_unit = spec.survive or needs_unit(spec)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from accelerd import names
 from accelerd.config.model import ModelSpec
@@ -21,15 +21,17 @@ from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
-from accelerd.supervise import words
+from accelerd.supervise import outcome, words
+from accelerd.supervise.discreet import Discreet
 from accelerd.supervise.groups import Origin
-from accelerd.supervise.home import Home, HomeError, Leader, Order
-from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.home import Home, HomeError, Leader, Order, Tenant
+from accelerd.supervise.http_probe import ProbeError
 from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.loading import Loading
 from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, describe
+from accelerd.supervise.proof import prove
 from accelerd.supervise.race import race
 from accelerd.supervise.shortage import LINES, Shortage, shortage
 from accelerd.supervise.spawn import NoProgram
@@ -37,8 +39,6 @@ from accelerd.supervise.sweep import prepare_socket, remove_socket, sweep
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
-
-_BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Instance:
         self._place: str | None = None
         self._record = KeptRecord(house.records, mark, found.record if found is not None else None, self._log)
         self._loading: Loading | None = None
+        self._discreet: Discreet | None = None
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # told to stop, or the child has exited
         self._kill = asyncio.Event()
@@ -157,6 +158,8 @@ class Instance:
 
     async def pids(self) -> list[int]:
         """Its live processes."""
+        if isinstance(self._leader, Tenant):
+            return list(await asyncio.to_thread(self._leader.living))
         session = self._leader.session if self._leader is not None else None
         members = await asyncio.to_thread(self._house.table.members, self.mark, session)
         return [process.pid for process in members]
@@ -200,8 +203,7 @@ class Instance:
         except HomeError as error:
             return Exit(Cause.REFUSED, str(error), tail=self._tail()), False
         except AccelError as error:
-            cause = next((cause for cause in Cause if cause == error.fields.get("cause")), Cause.REFUSED)
-            return Exit(cause, error.message, tail=_lines(error.fields.get("tail"))), False
+            return outcome.refused(error), False
         if raced is None or raced[0] == 0:
             return self._stopped_early(), False
         plan: LaunchPlan = raced[1]
@@ -217,7 +219,7 @@ class Instance:
             leader = await self._start(plan, home)
         except (NoProgram, HomeError, OSError) as error:
             await self._end(None, plan)
-            return self._unstarted(plan, error), False
+            return outcome.unstarted(plan, error), False
         try:
             ending = await self._live(leader, plan)
         except Exception:
@@ -234,6 +236,7 @@ class Instance:
         age = max(process.age() for process in found.processes)
         self._started = self._spawned = self._house.clock.monotonic() - age
         self._open_feed()
+        self._discreet = Discreet(plan.discreet) if plan.discreet and found.was_ready else None
         try:
             self._leader = leader = await home.adopt(found.kept, self._printed, self._wake.set)
         except (HomeError, OSError) as error:
@@ -268,10 +271,11 @@ class Instance:
         cwd = house.roots.home if house.roots.home.is_dir() else Path("/")
         env = {**self.mark.environment(), **plan.env, **self.mark.environment()}
         self._spawned = house.clock.monotonic()
-        order = Order(self.spec, plan.argv, env, cwd, self.mark)
+        order = Order(self.spec, plan.argv, env, cwd, self.mark, plan.tenancy)
         self._leader = leader = await home.start(order, self._printed, self._wake.set)
-        where = f" in {leader.unit}" if leader.unit else ""
-        self._log(logging.INFO, f"process {leader.pid}{where}, to listen at {plan.endpoint}", child_pid=leader.pid)
+        if plan.tenancy is None:
+            where = f" in {leader.unit}" if leader.unit else ""
+            self._log(logging.INFO, f"process {leader.pid}{where}, to listen at {plan.endpoint}", child_pid=leader.pid)
         return leader
 
     def _open_feed(self) -> None:
@@ -284,6 +288,8 @@ class Instance:
             self._house.sink(model, line, self._leader.unit if self._leader is not None else None)
 
     def _printed(self, chunk: bytes) -> None:
+        if self._discreet is not None:
+            chunk = self._discreet(chunk)
         self.ring.write(chunk)
         if self._feed is not None:
             self._feed.feed(chunk)
@@ -293,7 +299,9 @@ class Instance:
         ending = await self._load(leader, plan)
         if ending is not None:
             return ending
+        plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
+        self._discreet = Discreet(plan.discreet) if plan.discreet else None
         self._house.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
         while not self._wake.is_set():
@@ -308,7 +316,7 @@ class Instance:
         house = self._house
         was_ready = self._found is not None and self._found.was_ready
         self._loading = Loading(
-            plan,
+            replace(plan, prove=plan.prove and not was_ready),  # one that works for somebody answers late
             leader.pid,
             self.pids,
             ring=self.ring,
@@ -316,6 +324,7 @@ class Instance:
             limits=house.limits,
             proc=house.roots.proc,
             timeout=house.limits.adopt_patience if was_ready else self.spec.start_timeout,
+            settle=partial(self._settle, leader, plan) if isinstance(leader, Tenant) else None,
         )
         raced = await race(self._wake.wait(), self._loading.run())
         assert raced is not None
@@ -326,16 +335,15 @@ class Instance:
         cause, message = raced[1]
         return Ending(cause, message, port_taken=cause is Cause.PORT_UNAVAILABLE)
 
+    async def _settle(self, leader: Tenant, plan: LaunchPlan) -> LaunchPlan:
+        """The plan of a tenant, once it is known where it is to be reached."""
+        self._plan = plan = replace(plan, **vars(await leader.settled()))
+        self._log(logging.INFO, f"loaded, served by process {leader.pid} at {plan.endpoint}", child_pid=leader.pid)
+        return plan
+
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
-            code = await status(
-                plan.endpoint,
-                plan.probe_path,
-                within=self._house.limits.probe_timeout,
-                bearer=plan.secret,
-                body=plan.probe_body,
-            )
-            trouble = "" if code == 200 else f"status {code} to {plan.probe_path}"
+            _, trouble = await prove(plan, within=self._house.limits.probe_timeout)
         except ProbeError as error:
             trouble = str(error)
         if self._wake.is_set():
@@ -398,22 +406,24 @@ class Instance:
         if ending.cause is not None:
             message = words.asked(plan, ending.cause, ending.message, age)
             return Exit(ending.cause, message, leader.status, tail), ending.port_taken
+        ended = leader.ended if isinstance(leader, Tenant) else None
         unexecuted = leader.unexecuted(tail[-1] if tail else "")
         if unexecuted is not None:
             return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", leader.status, tail), False
-        port_taken = not self._ready and any(_BIND_FAILED.search(line) for line in tail)
+        port_taken = ended is None and not self._ready and any(outcome.BIND_FAILED.search(line) for line in tail)
         peak = self._loading.peak if self._loading is not None else None
         out_of_memory = leader.result == "oom-kill"
-        lack = self._lack(plan, leader) if not out_of_memory and not port_taken else None
+        other = out_of_memory or port_taken or (ended is not None and ended[0] is not Cause.EXITED)
+        lack = self._lack(plan, leader) if not other else None
         if out_of_memory:
             message = words.out_of_memory(plan, self.spec.memory_max, peak, age, self._ready)
         elif lack is not None:
             message = words.got_no_memory(plan, lack, peak, age, self._ready)
         else:
-            message = words.by_itself(plan, leader.status, age, self._ready, strays)
+            message = ended[1] if ended else words.by_itself(plan, leader.status, age, self._ready, strays)
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=leader.pid)
         signaled = leader.status is not None and leader.status < 0
-        cause = Cause.SIGNALED if signaled else Cause.EXITED
+        cause = ended[0] if ended else Cause.SIGNALED if signaled else Cause.EXITED
         if out_of_memory or lack is not None:
             cause = Cause.OOM_KILLED
         most = max(peak or 0, lack.wanted or 0 if lack is not None else 0)
@@ -425,15 +435,6 @@ class Instance:
             return None
         return shortage(plan, self.ring.lines(LINES, since=self._ready_at if self._ready else self.line_from))
 
-    def _unstarted(self, plan: LaunchPlan, error: Exception) -> Exit:
-        if isinstance(error, NoProgram):
-            return Exit(Cause.NO_PROGRAM, str(error))
-        if isinstance(error, HomeError):
-            return Exit(Cause.SPAWN_FAILED, str(error))
-        assert isinstance(error, OSError)
-        missing = isinstance(error, FileNotFoundError | PermissionError)
-        return Exit(Cause.NO_PROGRAM if missing else Cause.SPAWN_FAILED, words.spawn_failed(plan, error))
-
     def _log(self, level: int, text: str, message_id: str | None = None, **more: Any) -> None:
         event(log, level, f"{self.spec.name}: {text}", message_id=message_id, model=self.spec.name, **more)
 
@@ -443,7 +444,3 @@ class Instance:
 
     def _tail(self) -> tuple[str, ...]:
         return tuple(self.ring.lines(TAIL_LINES, since=self.line_from))
-
-
-def _lines(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value))[-TAIL_LINES:] if isinstance(value, list | tuple) else ()

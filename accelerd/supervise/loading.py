@@ -18,7 +18,7 @@ from accelerd.supervise.limits import Limits
 from accelerd.supervise.listen_owner import Owner, tcp_owner
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.race import race
-from accelerd.supervise.ready import Verdict, wait_ready
+from accelerd.supervise.ready import Outcome, Verdict, wait_ready
 
 
 class Loading:
@@ -35,8 +35,10 @@ class Loading:
         limits: Limits,
         proc: Path,
         timeout: float,
+        settle: Callable[[], Awaitable[LaunchPlan]] | None = None,
     ) -> None:
-        """`timeout`: seconds without progress."""
+        """`timeout`: seconds without progress. `settle`: waits until it is known where it listens, and says it."""
+        self._settle = settle
         self.resident: int | None = None  # bytes, as seen last …
         self.peak: int | None = None  # … and at most
         self.taken_in: int | None = None  # bytes of files, read or mapped; None: not to be had
@@ -52,18 +54,26 @@ class Loading:
     async def run(self) -> tuple[Cause, str] | None:
         """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: somebody else listens at its endpoint."""
         raced = await race(
-            wait_ready(self._plan, self._clock, self._owner, self._is_ours),
+            self._until_ready(),
             self._out_of_patience(),
         )
         assert raced is not None
         if raced[0] == 1:
             return Cause.LOAD_TIMEOUT, raced[1]
-        verdict: Verdict = raced[1]
+        outcome: Outcome = raced[1]
+        verdict = outcome.verdict
+        if verdict is Verdict.WITHOUT_MODEL:
+            return Cause.UNHEALTHY, words.without_model(self._plan, outcome.said)
         if verdict is Verdict.FOREIGN:
             return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
         if verdict is not Verdict.READY:
             return Cause.REFUSED, words.key_trouble(self._plan, verdict)
         return None
+
+    async def _until_ready(self) -> Outcome:
+        if self._settle is not None:
+            self._plan = await self._settle()
+        return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)
 
     async def _owner(self, port: int) -> Owner:
         return await asyncio.to_thread(tcp_owner, self._proc, port, await self._pids())

@@ -20,7 +20,7 @@ from accelerd.memory.resident import proportional
 from accelerd.ports import Clock, Roots
 from accelerd.supervise.child_home import ChildHome
 from accelerd.supervise.groups import ProcessGroups
-from accelerd.supervise.home import Home, HomeError, Unmarked, Untidy
+from accelerd.supervise.home import Closing, Home, HomeError, Unmarked, Untidy
 from accelerd.supervise.instance import House, Instance
 from accelerd.supervise.kept import Phase, RecordStore, Survivor
 from accelerd.supervise.limits import Limits
@@ -211,6 +211,7 @@ class ProcessSupervisor(Supervisor):
             log.error("%s is not gone: given up", task.get_name())
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*(home.close() for home in self._house.homes.values() if isinstance(home, Closing)))
         self.end_readers()
         return gone
 

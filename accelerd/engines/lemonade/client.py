@@ -1,0 +1,235 @@
+"""What a Lemonade Server is asked, and what it answers: the few requests of its HTTP that accelerd needs.
+
+Owns one HTTP session to one server. Never logs a key; decides nothing. Answers are read with care: versions differ in
+what they say, and what is missing is None.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+API: Final = "/api/v1"
+LIVE: Final = "/live"  # answers without a key
+QUICK: Final = 2.0  # s for an answer that costs nothing
+
+
+class LemonadeError(Exception):
+    """No usable answer. The text says why."""
+
+
+class Unreachable(LemonadeError):
+    """Nobody listens there, or the connection broke."""
+
+
+class Silent(LemonadeError):
+    """No answer in time: it may be busy."""
+
+
+class Refused(LemonadeError):
+    """An answer that says no."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code  # "model_load_error", "model_not_found", …; "" where it says none
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and its key."""
+
+    url: str  # "http://127.0.0.1:13305"
+    key: str = field(default="", repr=False)
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or 80
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One model that the server holds, an entry of `health.all_models_loaded`."""
+
+    model: str
+    pid: int | None  # of its backend; versions before 10.1 do not tell
+    port: int | None  # where its backend listens on 127.0.0.1
+    recipe: str
+    checkpoint: str
+    type: str  # "llm", "embedding", "reranking", "transcription", "tts", …
+    device: str  # "gpu", "npu", "gpu npu", "cpu"
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the server says of itself."""
+
+    version: str
+    loaded: Mapping[str, Loaded]  # by name in lower case
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Its version as numbers, (11, 7, 0); () where it does not look like one."""
+        return release(self.version)
+
+    def of(self, model: str) -> Loaded | None:
+        return self.loaded.get(model.casefold())
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One model that the server knows. Sizes in bytes; None: not told."""
+
+    model: str
+    recipe: str
+    size: int | None
+    downloaded: bool | None
+    labels: tuple[str, ...]
+    checkpoint: str
+    context: int | None  # tokens that it was trained for
+
+
+def release(version: str) -> tuple[int, ...]:
+    """ "11.7.0" as numbers; () where it does not look like a version."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part) for part in found.groups() if part is not None) if found else ()
+
+
+class LemonadeClient:
+    """One server. To be made on a running loop, and closed."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {address.key}"} if address.key else {},
+            connector=aiohttp.TCPConnector(force_close=True),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def alive(self) -> bool:
+        """Does it answer at all?"""
+        try:
+            await self._ask("GET", LIVE, within=QUICK)
+        except LemonadeError:
+            return False
+        return True
+
+    async def health(self, within: float = QUICK) -> Health:
+        """LemonadeError."""
+        said = await self._ask("GET", f"{API}/health", within=within)
+        found = [_loaded(one) for one in _list(said.get("all_models_loaded"))]
+        return Health(str(said.get("version") or ""), {one.model.casefold(): one for one in found if one.model})
+
+    async def models(self, within: float = 10.0) -> list[Listed]:
+        """All that it knows, downloaded or not. LemonadeError."""
+        said = await self._ask("GET", f"{API}/models?show_all=true", within=within)
+        return [one for one in map(_listed, _list(said.get("data"))) if one.model]
+
+    async def load(self, body: Mapping[str, Any], within: float | None = None) -> None:
+        """Returns when the model is loaded. `within` None: however long that takes. LemonadeError."""
+        await self._ask("POST", f"{API}/load", body, within=within)
+
+    async def unload(self, model: str, within: float = 30.0) -> None:
+        """Never without a name: that would unload all. Refused with 404 when it is not loaded. LemonadeError."""
+        if not model:
+            raise LemonadeError("no model named")
+        await self._ask("POST", f"{API}/unload", {"model_name": model}, within=within)
+
+    async def pin(self, model: str, pinned: bool) -> None:
+        """LemonadeError; versions before 10.10 know no pins."""
+        await self._ask("POST", "/internal/pin", {"model_name": model, "pinned": pinned}, within=QUICK)
+
+    async def shutdown(self) -> None:
+        """LemonadeError; 10.0 knows only SIGTERM."""
+        await self._ask("POST", "/internal/shutdown", {}, within=QUICK)
+
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, within: float | None
+    ) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=within, sock_connect=QUICK)
+        try:
+            async with self._session.request(
+                method, self.address.url.rstrip("/") + path, json=body, timeout=timeout, allow_redirects=False
+            ) as answer:
+                said = _object(await answer.read())
+                if answer.status != 200:
+                    raise _refusal(answer.status, said, path)
+                return said
+        except TimeoutError:
+            raise Silent(f"no answer to {path} within {within or QUICK:g} s") from None
+        except aiohttp.ClientError as error:
+            raise Unreachable(f"cannot ask for {path}: {error.__class__.__name__}") from None
+
+
+def _refusal(status: int, said: Mapping[str, Any], path: str) -> Refused:
+    error = said.get("error")
+    if isinstance(error, dict):
+        return Refused(status, str(error.get("code") or error.get("type") or ""), str(error.get("message") or ""))
+    return Refused(status, "", str(error) if error else f"status {status} to {path}")
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _number(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+def _loaded(one: Mapping[str, Any]) -> Loaded:
+    return Loaded(
+        model=str(one.get("model_name") or ""),
+        pid=_number(one.get("pid")),
+        port=_local_port(str(one.get("backend_url") or "")),
+        recipe=str(one.get("recipe") or ""),
+        checkpoint=str(one.get("checkpoint") or ""),
+        type=str(one.get("type") or ""),
+        device=str(one.get("device") or ""),
+        pinned=one.get("pinned") is True,
+    )
+
+
+def _listed(one: Mapping[str, Any]) -> Listed:
+    size = one.get("size")
+    labels = one.get("labels")
+    downloaded = one.get("downloaded")
+    return Listed(
+        model=str(one.get("id") or ""),
+        recipe=str(one.get("recipe") or ""),
+        size=int(size * 1e9) if isinstance(size, int | float) and size > 0 else None,  # it counts in 10^9 bytes
+        downloaded=downloaded if isinstance(downloaded, bool) else None,
+        labels=tuple(str(label) for label in labels) if isinstance(labels, list) else (),
+        checkpoint=str(one.get("checkpoint") or ""),
+        context=_number(one.get("max_context_window")) or _number(one.get("context_length")),
+    )
+
+
+def _local_port(url: str) -> int | None:
+    """The port of a backend of this machine; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"):
+            return parts.port
+    except ValueError:
+        return None
+    return None

@@ -1,0 +1,138 @@
+"""The Lemonade engine: turns a model of the configuration into what a Lemonade Server is told to load it.
+
+Describes models by what servers have listed. Never starts a server: the home of the same name does, when a model is to
+be loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerd.config.model import LemonadeSettings, ModelSpec
+from accelerd.devices.model import Device
+from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits
+from accelerd.engines.lemonade import forecast as forecasting
+from accelerd.engines.lemonade import request
+from accelerd.engines.lemonade.catalogue import Catalogue
+from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
+from accelerd.engines.lemonade.traits import traits
+from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.errors import AccelError
+from accelerd.instances import Cause
+from accelerd.memory.model import Forecast
+
+log = logging.getLogger(__name__)
+
+# What a server and its backends take over from accelerd's environment: models are found, devices and proxies too.
+INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "http_proxy", "https_proxy", "no_proxy",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "GGML_VK_VISIBLE_DEVICES",
+    "MESA_VK_DEVICE_SELECT", "XILINX_XRT", "FLM_MODEL_PATH", "LEMONADE_CACHE_DIR", "LEMONADE_DEFAULTS_PATH",
+)  # fmt: skip
+
+
+class Lemonade(Engine):
+    """See the module's text. One object for all models of one configuration."""
+
+    dialect = Dialect(streams_notice_disconnect=True)
+
+    def __init__(
+        self,
+        settings: LemonadeSettings,
+        catalogue: Catalogue,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """`catalogue`: the one that the home keeps too."""
+        self._settings = settings
+        self._catalogue = catalogue
+        self._environ = dict(os.environ if environ is None else environ)
+
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+        """What the server is told. Where the model is to be reached is known when it is loaded."""
+        if not spec.model:
+            request.fail(Cause.REFUSED, f'{spec.name}: say which of Lemonade\'s models it is: model = "…"')
+        await self._ask()
+        recipe = self._catalogue.recipe(spec)
+        known = self._catalogue.of(spec.model)
+        asked = request.build(spec, recipe, known.context)
+        settings = self._settings
+        return LaunchPlan(
+            model=spec.name,
+            argv=("lemonade", "load", spec.model, *_shown(asked.body)),
+            env={name: value for name, value in self._environ.items() if _inherited(name)},
+            endpoint=Endpoint(),
+            secret="",
+            flags=asked.flags,
+            warnings=asked.warnings,
+            guarded=False,
+            out_of_memory=OUT_OF_MEMORY if recipe == "llamacpp" else (),
+            too_large=TOO_LARGE if recipe == "llamacpp" else (),
+            tenancy=Tenancy(
+                model=spec.model,
+                load=asked.body,
+                url=settings.url,
+                key_file=settings.key_file,
+                program=spec.binary or settings.binary,
+                pin=spec.pin,
+            ),
+        )
+
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        if ask and spec.memory is None:
+            await self._ask()
+        return forecasting.forecast(spec, devices, self._catalogue)
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """Nothing: Lemonade's models are whole or not there."""
+        return ""
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        return traits(spec, self._catalogue)
+
+    async def _ask(self) -> None:
+        """Have the list of the server that runs, if one does. Never raises."""
+        try:
+            address = await self.address()
+            if address is None:
+                return
+            client = LemonadeClient(address)
+            try:
+                self._catalogue.note(await client.models())
+            finally:
+                await client.close()
+        except (LemonadeError, AccelError) as error:
+            log.info("no list of models from the Lemonade Server: %s", error)
+
+    async def address(self) -> Address | None:
+        """Of the server that runs; None: accelerd would start one. AccelError: the key cannot be read."""
+        if self._settings.url is None:
+            return self._catalogue.address
+        return Address(self._settings.url, await asyncio.to_thread(read_key, self._settings.key_file))
+
+
+def read_key(key_file: str | None) -> str:
+    """The first line of the file; "" without one. AccelError('model_failed'). Blocking."""
+    if key_file is None:
+        return ""
+    try:
+        return (Path(key_file).read_text().splitlines() or [""])[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        request.fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
+
+
+def _inherited(name: str) -> bool:
+    return name in INHERITED or name.startswith("LC_")
+
+
+def _shown(body: Mapping[str, object]) -> list[str]:
+    """The request as the options of Lemonade's own client, for people."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in body.items()
+            if name not in ("model_name", "save_options")]  # fmt: skip

@@ -1,0 +1,118 @@
+"""What a Lemonade Server is told to load a model: the settings of the model in Lemonade's own words. Pure.
+
+Options are never saved there (`save_options`): what accelerd wants is said with every load. What Lemonade decides itself
+is refused in extra_args with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Flag
+from accelerd.errors import AccelError
+from accelerd.instances import Cause
+
+# What Lemonade writes on the command line of a llama-server itself, and how accelerd is told instead.
+ITS_OWN: Final[Mapping[str, str]] = {
+    "-m": "model", "--model": "model", "--port": "", "--host": "", "--api-key": "", "--metrics": "",
+    "--ctx-size": "context", "-c": "context", "-ngl": "", "--n-gpu-layers": "", "--gpu-layers": "",
+    "--jinja": "", "--no-jinja": "", "--mmproj": "", "--embeddings": "", "--embedding": "",
+    "--reranking": "", "--rerank": "", "--device": "", "-dev": "",
+}  # fmt: skip
+# What it lets through to an flm.
+FLM_KNOWS: Final = (
+    "--pmode", "--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len", "--preemption",
+)  # fmt: skip
+SAMPLING: Final = (
+    ("temperature", "--temp"), ("top_p", "--top-p"), ("top_k", "--top-k"), ("min_p", "--min-p"),
+    ("repeat_penalty", "--repeat-penalty"), ("presence_penalty", "--presence-penalty"),
+    ("frequency_penalty", "--frequency-penalty"), ("seed", "--seed"), ("max_tokens", "--predict"),
+)  # fmt: skip
+NO_CONTEXT: Final = frozenset(("whispercpp", "moonshine", "kokoro", "sd-cpp"))
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The body of POST /load, with the reasons of what is in it."""
+
+    body: Mapping[str, Any]
+    flags: tuple[Flag, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def build(spec: ModelSpec, recipe: str, trained: int | None) -> LoadRequest:
+    """`trained`: tokens of context that the model was trained for, where that is known. AccelError('model_failed')."""
+    body: dict[str, Any] = {"model_name": spec.model, "save_options": False}
+    flags = [Flag(f"model_name={spec.model}", str(spec.origin("model")), "the model, as Lemonade calls it")]
+    if recipe not in NO_CONTEXT:
+        size = trained if spec.context is None else spec.context * (spec.parallel if recipe == "llamacpp" else 1)
+        if size is not None:
+            body["ctx_size"] = size
+            flags.append(Flag(f"ctx_size={size}", str(spec.origin("context")), "tokens of context"))
+    arguments: list[Flag] = []
+    warnings = []
+    if recipe == "llamacpp":
+        arguments = _llama(spec)
+    elif spec.extra_args and recipe != "flm":
+        warnings.append(f"extra_args have no effect: Lemonade takes none for {recipe}")
+    for argument in spec.extra_args if recipe in ("llamacpp", "flm") else ():
+        _check(spec, recipe, argument)
+        arguments.append(Flag(_quoted(spec, argument), str(spec.origin("extra_args")), "given by you"))
+    if arguments:
+        key = "flm_args" if recipe == "flm" else "llamacpp_args"
+        body[key] = " ".join(flag.text for flag in arguments)
+        flags += [Flag(f"{key}: {flag.text}", flag.source, flag.reason) for flag in arguments]
+    if spec.env:
+        warnings.append("env has no effect: all models of a Lemonade Server have the server's environment")
+    return LoadRequest(body, tuple(flags), tuple(warnings))
+
+
+def _llama(spec: ModelSpec) -> list[Flag]:
+    """Of what Lemonade lets through to a llama-server, what the settings say."""
+    found: list[Flag] = []
+
+    def add(field: str, text: str, reason: str) -> None:
+        found.append(Flag(text, str(spec.origin(field)), reason))
+
+    if spec.parallel > 1:
+        add("parallel", f"-np {spec.parallel}", "requests at once")
+    if spec.flash_attention is not None:
+        add("flash_attention", f"-fa {spec.flash_attention}", "flash attention")
+    if spec.mmap is False:
+        add("mmap", "--no-mmap", "read the file instead of mapping it")
+    for field, name in (("batch", "-b"), ("ubatch", "-ub"), ("threads", "-t")):
+        if (value := getattr(spec, field)) is not None:
+            add(field, f"{name} {value}", field)
+    for field, name in (("cache_type_k", "-ctk"), ("cache_type_v", "-ctv")):
+        if (value := getattr(spec, field)) is not None:
+            add(field, f"{name} {value}", "type of the KV cache")
+    for field, name in SAMPLING:
+        if (value := getattr(spec.sampling, field)) is not None:
+            add("sampling", f"{name} {value}", "what a request does not say")
+    return found
+
+
+def _check(spec: ModelSpec, recipe: str, argument: str) -> None:
+    """AccelError for an option that Lemonade would refuse, or that would undo what accelerd relies on."""
+    name = argument.partition("=")[0]
+    if recipe == "flm" and name.startswith("-") and name not in FLM_KNOWS:
+        fail(Cause.REFUSED, f"extra_args: Lemonade hands {name} to no flm, only {', '.join(FLM_KNOWS)}")
+    if recipe == "llamacpp" and name in ITS_OWN:
+        instead = f"; set {ITS_OWN[name]} of {spec.name} instead" if ITS_OWN[name] else ""
+        fail(Cause.REFUSED, f"extra_args: Lemonade sets {name} itself and refuses it{instead}")
+
+
+def _quoted(spec: ModelSpec, argument: str) -> str:
+    """One argument in a line that Lemonade splits at spaces, where double quotes hold together."""
+    if '"' in argument or "\\" in argument or "\n" in argument:
+        fail(
+            Cause.REFUSED, f"extra_args: an argument of {spec.name} has a quote or a backslash, Lemonade takes neither"
+        )
+    return f'"{argument}"' if not argument or any(one.isspace() for one in argument) else argument
+
+
+def fail(cause: Cause, message: str) -> NoReturn:
+    raise AccelError("model_failed", message, cause=cause.value)

@@ -1,0 +1,71 @@
+"""The home "lemonade": what lives here is no process of its own but a model inside a Lemonade Server, a tenant.
+
+Owns the servers: the one that accelerd runs, and those that run already and are used. Nothing here outlives the daemon;
+what an earlier daemon's server has left is found by its mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.lemonade.catalogue import Catalogue
+from accelerd.ports import Clock, Roots
+from accelerd.supervise.home import Home, HomeError, Kept, Leader, Order
+from accelerd.supervise.lemonade.own import IDLE, OwnServer
+from accelerd.supervise.lemonade.server import Server, Used
+from accelerd.supervise.lemonade.tenant import TenantLeader
+from accelerd.supervise.limits import Limits
+from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
+
+
+class LemonadeHome:
+    """See the module's text. A Home."""
+
+    kind = "lemonade"
+    survives = False
+
+    def __init__(
+        self,
+        roots: Roots,
+        clock: Clock,
+        homes: Mapping[str, Home],
+        *,
+        table: ProcessTable | None = None,
+        limits: Limits | None = None,
+        idle: float = IDLE,
+    ) -> None:
+        """`homes`: where the process of accelerd's own server may live; `idle`: s that it stays without a tenant."""
+        self.catalogue = Catalogue()
+        self._clock = clock
+        self._roots = roots
+        self._make_own = lambda: OwnServer(
+            self.catalogue, clock, roots, table or ProcTable(roots.proc), homes, limits, idle
+        )
+        self._servers: dict[str | None, Server] = {}  # by address; None: accelerd's own
+
+    def place(self, spec: ModelSpec, mark: Mark) -> str:
+        return spec.model or spec.name
+
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Nothing to do: a plan asks whatever server runs."""
+
+    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+        """The load begins; it has come to its end when the tenant is settled or has exited."""
+        if order.tenancy is None:
+            raise HomeError(f"cannot start {order.spec.name}: its plan is none for a Lemonade Server")
+        url = order.tenancy.url
+        server = self._servers.get(url)
+        if server is None:
+            server = self._make_own() if url is None else Used(self.catalogue, self._clock, self._roots.proc)
+            self._servers[url] = server
+        return TenantLeader(order, server, on_output, on_exit)
+
+    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+        """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
+        return None
+
+    async def close(self) -> None:
+        """End the own server, let go of the others. To be called when no tenant is left."""
+        await asyncio.gather(*(server.close() for server in self._servers.values()))
