@@ -75,7 +75,7 @@ def conflict(a: Claim, b: Claim) -> str | None:
             return f"{a.family} has the NPU for itself, one model at a time"
         return f"{a.family} and {b.family} cannot use the NPU at the same time"
     if a.host and a.host == b.host and a.kind == b.kind and (one.one_of_a_kind or other.one_of_a_kind):
-        return f"one {a.host} holds one {a.family} model of the kind {a.kind} at a time"
+        return f"{a.host} holds one {a.family} model of the kind {a.kind} at a time"
     return None
 
 

@@ -56,6 +56,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.table(HEAD, rows, styles)
     problems = (status.get("config") or {}).get("problems") or []
     levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
+    levels += [f"{one.get('message')}: {one.get('fix')}" for one in status.get("hazards") or ()]
     if notes or problems or levels:
         out.line()
     for number, note in enumerate(notes, 1):
