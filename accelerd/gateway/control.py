@@ -22,10 +22,12 @@ from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.carry import Routes, doings, look, looks, streams
 from accelerd.gateway.switchboard import Switchboard
+from accelerd.hazards import Hazards
 from accelerd.instances import Exit, Facts
 from accelerd.load_progress import Progress, load_progress
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
+from accelerd.npu_report import claims_of
 from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -88,9 +90,11 @@ class Control:
         trials: Trials,
         board: Switchboard,
         more: Routes | None = None,
+        hazards: Hazards | None = None,
     ) -> None:
-        """`more`: control routes of other modules."""
+        """`more`: control routes of other modules; `hazards`: what is known to go wrong with models."""
         self._board = board
+        self._hazards = hazards
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
@@ -145,6 +149,7 @@ class Control:
             "max_queue": settings.max_queue,
             "residues": [_residue(residue) for residue in self._scheduler.residues],
         }
+        overview["hazards"] = [hazard.json() for hazard in self._hazards.now()] if self._hazards is not None else []
         overview["models"] = models
         overview["routes"] = [
             {"name": route.name, "models": list(route.models), "description": route.description}
@@ -177,6 +182,7 @@ class Control:
             "memory_source": snapshot.memory_source,
             "memory_used": await self._insight.memory(instance) if instance is not None else None,
             "device": snapshot.device,
+            "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,
@@ -201,13 +207,14 @@ class Control:
             "argv": list(plan.argv),
             "command": shlex.join(plan.argv),
             "flags": [{"text": f.text, "source": f.source, "reason": f.reason, "note": f.note} for f in plan.flags],
-            "warnings": list(plan.warnings),
+            "warnings": [*plan.warnings, *(self._hazards.of(snapshot, plan) if self._hazards is not None else ())],
             "placement": {
                 "memory": snapshot.memory,
                 "source": snapshot.memory_source,
                 "pools": dict(snapshot.need.amounts),
                 "parts": dict(snapshot.need.parts),
                 "devices": list(snapshot.need.devices),
+                "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
                 "fits": fits,
                 "reason": how,
             },

@@ -95,9 +95,7 @@ async def test_B_the_engine_hears_its_own_name_and_everything_else_as_it_was(tmp
         response = await client.ask(body=body)
         assert response.status == 200
         assert response.headers["x-accelerd-model"] == "npu-chat"
-        assert b.engine.requests[0].body == body.replace(b"npu/npu-chat", b"qwen3:4b").replace(
-            b"h\\u00e4 ", b"h\\u00e4 "
-        )
+        assert b.engine.requests[0].body == body.replace(b"npu/npu-chat", b"qwen3:4b", 1)
         assert b.engine.requests[0].head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
 
 

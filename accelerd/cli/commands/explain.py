@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerd.cli.context import Context, explain_name
 from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.text import size, span
+from accelerd.cli.text import count, size, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         fits = placement.get("fits")
         word = "; it does not fit" if fits is False else ""
         out.wrapped(f"{size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  ")
+        for claim in placement.get("claims") or ():
+            out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):
             out.wrapped(str(placement["reason"]), indent="  ")
     for number, warning in enumerate(answer.get("warnings") or ()):
@@ -72,6 +74,14 @@ def lives(answer: dict[str, Any]) -> str:
     home, place = str(answer.get("home") or ""), str(answer.get("place") or "")
     words = {"systemd": "unit", "child": "", "container": "container"}.get(home, home)
     return f", process {answer['pid']}" + (f" in {f'{words} {place}'.strip()}" if place else "")
+
+
+def place(claim: dict[str, Any]) -> str:
+    """ "1 of 16 hardware contexts of RyzenAI-npu5, as flm llm"."""
+    host = f" in {claim['host']}" if claim.get("host") else ""
+    several = count(claim.get("contexts") or 0, "hardware context")
+    taken = f"{claim.get('contexts')} of {claim['of']} hardware contexts" if claim.get("of") else several
+    return f"{taken} of {claim.get('label')}, as {claim.get('family')} {claim.get('kind')}{host}"
 
 
 def section(context: Context, title: str) -> None:

@@ -56,6 +56,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.table(HEAD, rows, styles)
     problems = (status.get("config") or {}).get("problems") or []
     levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
+    levels += [f"{one.get('message')}: {one.get('fix')}" for one in status.get("hazards") or ()]
     if notes or problems or levels:
         out.line()
     for number, note in enumerate(notes, 1):
@@ -142,9 +143,10 @@ def memory(model: dict[str, Any]) -> str:
 
 
 def device(model: dict[str, Any]) -> str:
-    """ "cpu", or "gpu" with its slot, less the domain that nearly every machine has."""
+    """ "cpu", or "gpu" or "npu" with its slot, less the domain that nearly every machine has."""
     name = str(model.get("device") or "-")
-    return f"gpu {name.removeprefix('0000:')}" if ":" in name else name
+    kind = "npu" if any(claim.get("device") == name for claim in model.get("claims") or ()) else "gpu"
+    return f"{kind} {name.removeprefix('0000:')}" if ":" in name else name
 
 
 def idle(model: dict[str, Any]) -> str:
