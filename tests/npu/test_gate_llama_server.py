@@ -1,10 +1,9 @@
-"""The door before a real llama-server: Anthropic's messages and OpenAI's responses, routes, and what it is not asked."""
+"""The door before a real llama-server: Anthropic's messages, OpenAI's responses, routes, what it is not asked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
