@@ -1,7 +1,7 @@
 """The Lemonade Server that accelerd runs for itself: started with its first tenant, ended a while after its last.
 
-Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves is
-found by that. Its own memory is in no model's account but in that of other programs, once.
+Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves
+is found by that. Its own memory is in no model's account but in that of other programs, once.
 """
 
 from __future__ import annotations

@@ -168,7 +168,8 @@ class Used(Server):
 
     async def up(self, order: Order) -> LemonadeClient:
         tenancy = order.tenancy
-        assert tenancy is not None and tenancy.url is not None
+        assert tenancy is not None
+        assert tenancy.url is not None
         if self.client is None:
             key = await asyncio.to_thread(read_key, tenancy.key_file)
             self.client = LemonadeClient(Address(tenancy.url, key))
@@ -176,7 +177,7 @@ class Used(Server):
             await self.client.health(within=10.0)
         except Unreachable:
             await self._forget()
-            text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or let accelerd run one"
+            text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or take the url away"
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
         except LemonadeError as error:
             await self._forget()

@@ -305,9 +305,8 @@ class TenantLeader:
             entry = None
         fate = self._server.why_gone(self.model, self._backend, alive=alive)
         if entry is not None and entry.pid != self._entry.pid:
-            fate = Cause.PUT_AWAY, (
-                f"lemonade unloaded it by itself: it started it anew, as process {entry.pid} instead of {self._backend}"
-            )
+            anew = f"it started it anew, as process {entry.pid} instead of {self._backend}"
+            fate = Cause.PUT_AWAY, f"lemonade unloaded it by itself: {anew}"
         await self._go(client, fate)
 
     async def _go(self, client: LemonadeClient, fate: Fate | None) -> None:
