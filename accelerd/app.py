@@ -25,6 +25,7 @@ from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
+from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
@@ -147,9 +148,10 @@ def build(
             tuner=tuner,
             devices=lambda: devices.devices,
         )
+        flm = Flm(settings.flm, devices=lambda: devices.devices, proc=roots.proc)
         tenants = homes.get("lemonade")
         catalogue = tenants.catalogue if isinstance(tenants, LemonadeHome) else Catalogue()
-        return {"llama-server": llama_server, "lemonade": Lemonade(settings.lemonade, catalogue)}
+        return {"llama-server": llama_server, "flm": flm, "lemonade": Lemonade(settings.lemonade, catalogue)}
 
     tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
 
@@ -225,7 +227,7 @@ def build(
     )
     devices.listen(lambda diff: desk.changed())
     yielding.listen(desk.changed)
-    gateway = Gateway(clock, scheduler, {name: engine.dialect for name, engine in engines.items()})
+    gateway = Gateway(clock, scheduler, engines)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
     parts = Parts(

@@ -260,7 +260,7 @@ class Daemon:
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
     ) -> None:
         parts = self._parts
-        parts.gateway.configure(config.server, keys)
+        parts.gateway.configure(config.server, keys, config.models.values(), config.routes.values())
         parts.listeners.configure(config.server)
         parts.performance.configure(config.performance)
         parts.configure_memory(config.memory)

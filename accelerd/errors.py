@@ -25,6 +25,7 @@ KINDS: Final[dict[str, Kind]] = {
     "origin_not_allowed": Kind(403, "permission_error"),
     "not_found": Kind(404, "invalid_request_error"),
     "model_not_found": Kind(404, "invalid_request_error"),
+    "not_supported_by_model": Kind(400, "invalid_request_error"),  # or not by its engine: another model may do it
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "request_timeout": Kind(408, "invalid_request_error", True),
     "body_too_large": Kind(413, "invalid_request_error"),
@@ -65,6 +66,22 @@ KINDS: Final[dict[str, Kind]] = {
     "internal": Kind(500, "internal_error"),
 }
 
+# HTTP status → Anthropic's name for it; what is not here is an api_error
+ANTHROPIC: Final[dict[int, str]] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 # code → the last part of its name on the bus; several codes may share one
 BUS_NAMES: Final[dict[str, str]] = {
     "bad_request": "InvalidArgument",
@@ -73,6 +90,7 @@ BUS_NAMES: Final[dict[str, str]] = {
     "origin_not_allowed": "OriginNotAllowed",
     "not_found": "NotFound",
     "model_not_found": "NoSuchModel",
+    "not_supported_by_model": "NotSupportedByModel",
     "method_not_allowed": "NotSupported",
     "request_timeout": "RequestTimeout",
     "body_too_large": "LimitsExceeded",
@@ -142,6 +160,11 @@ class AccelError(Exception):
                 **self.fields,
             }
         }
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body that Anthropic's clients parse: {"type": "error", "error": {type, message, code}}."""
+        kind = ANTHROPIC.get(self.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code, **self.fields}}
 
 
 class InternalError(AssertionError):

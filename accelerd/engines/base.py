@@ -67,6 +67,8 @@ class LaunchPlan:
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
     keyed: bool = True  # the engine knows keys; False: whoever reaches its endpoint is answered, and no key is sent
     prove: bool = False  # it says that it is well without a model too: ready only once the probe was answered
+    probe_type: str = "application/json"  # of probe_body
+    discreet: str = ""  # regex: once ready, only such lines of output are kept, others may hold prompts; "": all are
     out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
     too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
     tenancy: Tenancy | None = None  # it is loaded in a server; where it is to be reached is known after that
@@ -177,7 +179,7 @@ class Dialect:
 
 
 Task = Literal[
-    "chat", "completions", "embeddings", "rerank", "transcription", "messages", "responses", "tools", "vision"
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools", "vision"
 ]
 
 

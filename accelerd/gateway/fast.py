@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.errors import AccelError
-from accelerd.gateway.peek import DECODERS, Peek, peek
+from accelerd.gateway.peek import DECODERS, peek
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.sweeper import Sweeper
+from accelerd.gateway.switchboard import Plain
 from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.service import Scheduler
 
@@ -144,7 +145,7 @@ class Client(Protocol):
 class Desk(Protocol):
     """What both paths do in the same way: gateway.py's part."""
 
-    def assembles(self, spec: ModelSpec, path: str, peeked: Peek) -> bool:
+    def assembles(self, spec: ModelSpec, path: str, *, stream: bool) -> bool:
         """Is the answer to be asked as a stream and put together here?"""
         ...
 
@@ -196,8 +197,16 @@ class FastPath:
     """The fast path of one gateway, for all its connections."""
 
     def __init__(
-        self, now: Callable[[], float], scheduler: Scheduler, upstreams: Upstreams, sweeper: Sweeper, desk: Desk
+        self,
+        now: Callable[[], float],
+        scheduler: Scheduler,
+        upstreams: Upstreams,
+        sweeper: Sweeper,
+        desk: Desk,
+        plain: Mapping[str, Plain],
     ) -> None:
+        """`plain`: see Switchboard."""
+        self._plain = plain
         self._now = now
         self._scheduler = scheduler
         self._upstreams = upstreams
@@ -219,15 +228,18 @@ class FastPath:
             peeked = peek(path, body)
         except AccelError:
             return False
-        lease = self._scheduler.acquire(peeked.model)
+        plain = self._plain.get(peeked.model)
+        if plain is None or path not in plain.paths:
+            return False
+        lease = self._scheduler.acquire(plain.model)
         if lease is None:
             return False
         pool = self._upstreams.pool(lease.instance, lease.endpoint)
-        connection = None if self._desk.assembles(lease.record.spec, path, peeked) else pool.reuse()
+        connection = None if self._desk.assembles(lease.record.spec, path, stream=bool(peeked.stream)) else pool.reuse()
         if connection is None:
             self._scheduler.release(lease, None)
             return False
-        relay = Relay(wire, self._now, keep_alive=True, http10=False, origin=None)
+        relay = Relay(wire, self._now, keep_alive=True, http10=False, origin=None, path=path)
         exchange = Exchange(self._desk, client, relay, request)
         relay.lease = lease
         relay.begin(exchange)

@@ -8,62 +8,82 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote
 
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from accelerd import names
-from accelerd.config.model import ModelSpec, ServerSettings
-from accelerd.engines.base import Dialect
+from accelerd.config.model import ModelSpec, Route, ServerSettings
+from accelerd.engines.base import Engine
 from accelerd.errors import AccelError
 from accelerd.gateway.access import Access
 from accelerd.gateway.assemble import ask_for_stream, assemble
+from accelerd.gateway.bodies import read_body
+from accelerd.gateway.busy import COMMENT_EVERY, Patience
+from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection
+from accelerd.gateway.endpoints import ASSEMBLED, FORMS, OTHER_NAMES, TASKS
 from accelerd.gateway.fast import FastPath
-from accelerd.gateway.peek import DECODERS, MAX_NAME, Peek, peek
+from accelerd.gateway.form import FORM, boundary_of, content_type, read_form
+from accelerd.gateway.peek import MAX_NAME, peek, renamed
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.upstream import Upstreams
+from accelerd.gateway.switchboard import Switchboard, Way
+from accelerd.gateway.upstream import JSON, Upstreams
 from accelerd.ports import Clock
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Lease, Snapshot
+from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler, Ticket
 
-COMMENT_EVERY = 5.0  # s: to a streaming client that waits
-BODY_RATE = 4096  # bytes/s: a body that comes slower for longer than server.body_timeout is given up
 HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
-ASSEMBLED = ("/v1/chat/completions", "/v1/completions")
 
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request as it goes to its engine."""
+
+    way: Way
+    path: str  # the client's
+    body: bytes
+    stream: bool
+    kind: str  # its Content-Type
 
 
 class Gateway:
     """The HTTP surface of one daemon. `public` serves the TCP port, `local` the unix socket."""
 
-    def __init__(
-        self, clock: Clock, scheduler: Scheduler, dialects: Mapping[str, Dialect], *, fast: bool = True
-    ) -> None:
-        """`fast`: with the fast path. Nothing that can be seen from outside depends on it but time."""
+    def __init__(self, clock: Clock, scheduler: Scheduler, engines: Mapping[str, Engine], *, fast: bool = True) -> None:
+        """`engines` is live. `fast`: with the fast path; nothing outside depends on it but time."""
         self._now = clock.monotonic
         self._scheduler = scheduler
-        self._dialects = dialects
-        self._created = int(time.time())  # OpenAI's model objects carry a date
+        self.board = Switchboard(scheduler, engines)
+        self._catalog = Catalog(scheduler, self.board, created=int(time.time()))
         self._loop = asyncio.get_running_loop()
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(self._loop, clock)
-        self.fast = FastPath(self._now, scheduler, self.upstreams, self.sweeper, self) if fast else None
+        desk = (scheduler, self.upstreams, self.sweeper, self, self.board.plain)
+        self.fast = FastPath(self._now, *desk) if fast else None
         self.control: Control | None = None
 
-    def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
-        """Take over the settings for requests from now on."""
+    def configure(
+        self,
+        settings: ServerSettings,
+        keys: tuple[bytes, ...],
+        models: Iterable[ModelSpec] = (),
+        routes: Iterable[Route] = (),
+    ) -> None:
+        """Take over a configuration for requests from now on."""
         self._settings = settings
         self._access = Access(settings, keys)
+        self.board.configure(models, routes)
         if self.fast is not None:
             self.fast.configure(settings)
         self.sweeper.write_timeout = settings.write_timeout
@@ -99,10 +119,10 @@ class Gateway:
         self, request: web.BaseRequest, origin: str | None, control: Control | None
     ) -> web.StreamResponse:
         try:
-            path = request.raw_path.partition("?")[0]
+            path = _path(request)
             if not path.startswith("/"):
                 raise AccelError("bad_request", "the request target must be a path")
-            if path in DECODERS:
+            if path in TASKS:
                 if request.method != "POST":
                     raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
                 return await self._infer(request, path, origin)
@@ -118,35 +138,20 @@ class Gateway:
         if path in ("/health", "/v1/health"):
             answer: object = {"status": "ok"}
         elif path in ("/v1/models", "/models"):
-            known = [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(names.TRIAL_SUFFIX)]
-            answer = {"object": "list", "data": [self._model(s) for s in known]}
+            answer = self._catalog.all()
         elif path.startswith("/v1/models/"):
             name = unquote(path[len("/v1/models/") :], errors="replace")
-            answer = self._model(self._scheduler.snapshot(name[: MAX_NAME + 1]))
+            answer = self._catalog.one(name[: MAX_NAME + 1])
         else:
             raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         if request.method not in ("GET", "HEAD"):
             raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
         return json_response(answer)
 
-    def _model(self, snapshot: Snapshot) -> dict[str, object]:
-        spec = snapshot.spec
-        return {
-            "id": spec.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "accelerd",
-            "aliases": list(spec.aliases),
-            "description": spec.description,
-            "context_length": spec.context,
-            "status": {"value": "loaded" if snapshot.state is State.READY else str(snapshot.state)},
-        }
-
     # --- inference --------------------------------------------------------------------------------------------
 
     async def _infer(self, request: web.BaseRequest, path: str, origin: str | None) -> web.StreamResponse:
-        body = await self._body(request)
-        peeked = peek(path, body)
+        ask = await self._ask(request, path)
         connection, transport = _connection(request), request.transport
         if transport is None:
             return Sent(keep_alive=False)  # the client has gone
@@ -156,12 +161,14 @@ class Gateway:
             keep_alive=request.keep_alive,
             http10=request.version < HttpVersion11,
             origin=origin,
+            path=path,
+            busy=ask.way.busy,
         )
         connection.relay = relay
         try:
-            relay.lease = lease = self._scheduler.acquire(peeked.model) or await self._wait(peeked, relay)
+            relay.lease = lease = self._scheduler.acquire(ask.way.model) or await self._wait(ask, relay)
             connection.accepted()
-            error = await self._exchange(lease, relay, path, body, peeked)
+            error = await self._exchange(lease, relay, ask)
         except AccelError as refused:
             error = relay.fail(refused)
         except Exception:
@@ -178,54 +185,32 @@ class Gateway:
         if relay.lease is not None:
             self._scheduler.release(relay.lease, relay.ok)
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
-        headers, limit = request.headers, self._settings.max_body
-        if request.content_type != "application/json":
-            raise AccelError("unsupported_media_type", "Content-Type must be application/json")
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise AccelError("unsupported_media_type", "compressed bodies are not taken")
-        if int(headers.get("Content-Length", "0")) > limit:
-            raise _too_large(limit)
-        content = request.content
-        try:
-            if not content.is_eof():
-                if headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-                    request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                return await self._slow_body(content, limit)
-            body = content.read_nowait(-1)
-        except web.RequestPayloadError:
-            content.feed_eof()  # aiohttp need not look for the rest of it
-            raise AccelError("bad_request", "malformed HTTP: bad chunks in the body") from None
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
+    async def _ask(self, request: web.BaseRequest, path: str) -> Ask:
+        """Read the request, find its model and put it as that model's engine wants it. AccelError."""
+        if path in FORMS:
+            body = await read_body(request, self._settings, FORM)
+            boundary = boundary_of(request.headers["Content-Type"])
+            form = read_form(body, boundary)
+            way = self.board.way(path, form)
+            if way.wire_name is not None:
+                body = form.renamed(body, way.wire_name)
+            return Ask(way, path, body, form.stream, content_type(boundary))
+        body = await read_body(request, self._settings, JSON)
+        peeked = peek(path, body)
+        way = self.board.way(path, peeked)
+        if way.wire_name is not None:
+            body = renamed(body, way.wire_name)
+        return Ask(way, path, body, bool(peeked.stream), JSON)
 
-    async def _slow_body(self, content: StreamReader, limit: int) -> bytes:
-        """A body that did not come in one piece with its head."""
-        parts, size = [], 0
-        patience, began = self._settings.body_timeout, self._loop.time()
-        try:
-            async with asyncio.timeout(patience) as deadline:
-                while not content.at_eof():
-                    part = await content.readany()
-                    size += len(part)
-                    if size > limit:
-                        raise _too_large(limit)
-                    parts.append(part)
-                    deadline.reschedule(min(self._loop.time(), began + size / BODY_RATE) + patience)
-        except TimeoutError:
-            raise AccelError("request_timeout", "the body did not come in time (server.body_timeout)") from None
-        return b"".join(parts)
-
-    async def _wait(self, peeked: Peek, relay: Relay) -> Lease:
+    async def _wait(self, ask: Ask, relay: Relay) -> Lease:
         """A place in the queue; a streaming client hears that it is alive."""
-        ticket: Ticket = self._scheduler.enqueue(peeked.model)
+        ticket: Ticket = self._scheduler.enqueue(ask.way.model)
         try:
-            if peeked.stream:
+            if ask.stream:
                 began = self._now()
                 patience = self._settings.keepalive_after
                 while not await ticket.ready(patience):
-                    snapshot = self._scheduler.snapshot(peeked.model)
+                    snapshot = self._scheduler.snapshot(ask.way.model)
                     what = "loading" if snapshot.state is State.STARTING else "waiting for"
                     relay.comment(f"{what} {snapshot.spec.name}, {self._now() - began:.0f} s", snapshot.spec.name)
                     patience = COMMENT_EVERY
@@ -233,25 +218,20 @@ class Gateway:
         finally:
             ticket.leave()
 
-    def assembles(self, spec: ModelSpec, path: str, peeked: Peek) -> bool:
+    def assembles(self, spec: ModelSpec, path: str, *, stream: bool) -> bool:
         """Is the answer to be asked as a stream and put together here? See assemble.py."""
-        return (
-            not peeked.stream
-            and spec.slots > 1
-            and path in ASSEMBLED
-            and self._dialects[spec.engine].streams_notice_disconnect
-        )
+        return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
 
-    async def _exchange(self, lease: Lease, relay: Relay, path: str, body: bytes, peeked: Peek) -> AccelError | None:
-        if self.assembles(lease.record.spec, path, peeked):
-            return await self._assembled(lease, relay, path, body)
-        self.sweeper.watch(relay, stream=bool(peeked.stream))
-        return await self._send(lease, relay, path, body, relay)
+    async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
+        if self.assembles(lease.record.spec, ask.path, stream=ask.stream):
+            return await self._assembled(lease, relay, ask)
+        self.sweeper.watch(relay, stream=ask.stream)
+        return await self._send(lease, relay, ask, ask.body, relay)
 
-    async def _assembled(self, lease: Lease, relay: Relay, path: str, body: bytes) -> AccelError | None:
-        collector = Collector(lease, self._now)
+    async def _assembled(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
+        collector = Collector(lease, self._now, ask.way.busy)
         self.sweeper.watch(relay, stream=True)
-        await self._send(lease, collector, path, ask_for_stream(body), relay)
+        await self._send(lease, collector, ask, ask_for_stream(ask.body), relay)
         self.sweeper.forget(relay)  # what is left is ours to do
         head, failure = collector.response, collector.failure
         relay.ok = False
@@ -269,11 +249,25 @@ class Gateway:
         return None
 
     async def _send(
-        self, lease: Lease, sink: Relay | Collector, path: str, body: bytes, relay: Relay
+        self, lease: Lease, sink: Relay | Collector, ask: Ask, body: bytes, relay: Relay
+    ) -> AccelError | None:
+        """One answer of the engine. Asked again while it says that it is busy, so that no client is told so."""
+        patience: Patience | None = None
+        while True:
+            outcome = await self._attempt(lease, sink, ask, body, relay)
+            if not sink.turned_away:
+                return outcome
+            if patience is None:
+                limit = self._scheduler.settings.queue_timeout
+                patience = Patience(self._now, limit, self._settings.keepalive_after if ask.stream else None)
+            await patience.pause(relay)
+
+    async def _attempt(
+        self, lease: Lease, sink: Relay | Collector, ask: Ask, body: bytes, relay: Relay
     ) -> AccelError | None:
         """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
         pool = self.upstreams.pool(lease.instance, lease.endpoint)
-        request = pool.request(path, lease.secret, body)
+        request = pool.request(ask.way.path, lease.secret, body, ask.kind)
         connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
         while True:
             fresh = connection is None
@@ -299,19 +293,20 @@ class Gateway:
             connection = None
 
 
+def _path(request: web.BaseRequest) -> str:
+    path = request.raw_path.partition("?")[0]
+    return OTHER_NAMES.get(path, path)
+
+
 def _connection(request: web.BaseRequest) -> ClientConnection:
     connection = request.protocol
     assert isinstance(connection, ClientConnection)
     return connection
 
 
-def _too_large(limit: int) -> AccelError:
-    return AccelError("body_too_large", f"the body is larger than {limit} bytes (server.max_body)")
-
-
 def _refuse(request: web.BaseRequest, error: AccelError) -> web.Response:
     """The error as the response. A connection on which a body is still coming is not used again."""
-    response = error_response(error)
+    response = error_response(error, _path(request))
     if not request.content.is_eof() or request.content.exception() is not None:
         response.force_close()
     return response

@@ -19,6 +19,11 @@ MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 class Peek(msgspec.Struct, gc=False, kw_only=True):
     model: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     stream: bool | None = False
+    tools: msgspec.Raw = msgspec.Raw(b"")
+
+    def wants_tools(self) -> bool:
+        """Does it bring any?"""
+        return bytes(self.tools).translate(None, b" \t\r\n") not in (b"", b"[]", b"null")
 
 
 class ChatPeek(Peek, gc=False, kw_only=True):
@@ -40,11 +45,19 @@ class RerankPeek(Peek, gc=False, kw_only=True):
     documents: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
+class MessagesPeek(Peek, gc=False, kw_only=True):
+    messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
 DECODERS: dict[str, msgspec.json.Decoder[Peek]] = {
     "/v1/chat/completions": msgspec.json.Decoder(ChatPeek),
     "/v1/completions": msgspec.json.Decoder(CompletionPeek),
     "/v1/embeddings": msgspec.json.Decoder(InputPeek),
     "/v1/rerank": msgspec.json.Decoder(RerankPeek),
+    "/v1/messages": msgspec.json.Decoder(MessagesPeek),
+    "/v1/messages/count_tokens": msgspec.json.Decoder(MessagesPeek),
+    "/v1/responses": msgspec.json.Decoder(Peek),  # what it asks may be in an earlier answer
+    "/v1/audio/speech": msgspec.json.Decoder(InputPeek),
 }
 
 
@@ -70,3 +83,10 @@ def peek(path: str, body: bytes) -> Peek:
     if found.model.endswith(TRIAL_SUFFIX):  # accelerd's own, while it measures
         raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
     return found
+
+
+def renamed(body: bytes, model: str) -> bytes:
+    """The body with another model in it; every other value byte for byte as it was."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)

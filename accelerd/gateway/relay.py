@@ -18,6 +18,7 @@ from aiohttp import web
 
 from accelerd import names
 from accelerd.errors import AccelError
+from accelerd.gateway.endpoints import ANTHROPIC, error_event, event_of
 from accelerd.gateway.framing import FramingError, Head, chunk
 from accelerd.gateway.responses import cors_headers
 from accelerd.gateway.upstream import Connection, Sink
@@ -70,20 +71,16 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     return b"\r\n".join(lines) + b"\r\n"
 
 
-def sse_error(error: AccelError) -> bytes:
-    """The error as an event that OpenAI's clients raise."""
-    return b"data: " + msgspec.json.encode(error.openai()) + b"\n\n"
-
-
-def refusal_event(body: bytes) -> bytes:
+def refusal_event(body: bytes, path: str) -> bytes:
     """The engine's own error as an event, if it is one."""
     try:
         said = msgspec.json.decode(body, type=dict[str, object])
     except msgspec.DecodeError:
         said = {}
     if not isinstance(said.get("error"), dict):
-        return sse_error(AccelError("upstream_failed", "the engine refused the request and did not say why"))
-    return b"data: " + msgspec.json.encode(said) + b"\n\n"
+        text = "the engine refused the request and did not say why"
+        return error_event(AccelError("upstream_failed", text), path)
+    return event_of({**said, "type": "error"} if path.startswith(ANTHROPIC) else said)
 
 
 class Relay:
@@ -101,6 +98,7 @@ class Relay:
         "_keep_alive",
         "_now",
         "_origin",
+        "_path",
         "_raw",
         "_rechunk",
         "_refusal",
@@ -108,11 +106,13 @@ class Relay:
         "_stalled",
         "_stream",
         "_transport",
+        "busy",
         "committed",
         "complete",
         "lease",
         "ok",
         "paused",
+        "turned_away",
         "unanswered",
     )
 
@@ -124,7 +124,12 @@ class Relay:
         keep_alive: bool,
         http10: bool,
         origin: str | None,
+        path: str = "",
+        busy: frozenset[int] = frozenset(),
     ) -> None:
+        """`path`: what was asked, which decides how errors look; `busy`: statuses that the client is not told."""
+        self._path = path
+        self.busy = busy
         self._transport = transport
         self._now = now
         self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
@@ -142,6 +147,7 @@ class Relay:
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
         self.paused = False  # does the client read nothing just now?
+        self.turned_away = False  # the engine said that it is busy; the client has heard nothing of it
         self.unanswered = False  # broke before a byte of a response: an idle connection that had died
         self._held = b""  # a head that goes out with the first bytes of its body
         self._stalled = 0.0  # seconds of silence after which the engine was given up
@@ -157,7 +163,7 @@ class Relay:
         if not self.committed:
             return error
         if self._stream:
-            self._write_event(sse_error(error))
+            self._write_event(error_event(error, self._path))
             self._transport.close()  # without a last chunk: nobody may take this for a complete answer
         else:
             self._transport.abort()
@@ -165,7 +171,7 @@ class Relay:
 
     def begin(self, finished: Outcome) -> None:
         """An attempt begins. There may be another if nothing of an answer came."""
-        self._finished, self.unanswered = finished, False
+        self._finished, self.unanswered, self.turned_away = finished, False, False
 
     def may_repeat(self, unanswered: bool) -> bool:
         """Does the attempt on a kept connection only show that it had died meanwhile? Then another can do no harm."""
@@ -230,6 +236,9 @@ class Relay:
     # --- Sink -------------------------------------------------------------------------------------------------
 
     def head(self, head: Head, more: bool) -> bool:
+        if head.status in self.busy:
+            self.turned_away = True
+            return True
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
             if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
@@ -252,14 +261,19 @@ class Relay:
         if self._held:
             self._transport.write(self._held + data)
             self._held = b""
+        elif self.turned_away:
+            return
         elif self._refusal is not None:
             self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
             self._transport.write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
+        if self.turned_away:
+            self._end(None)
+            return
         if self._refusal is not None:
-            self._write_event(refusal_event(self._refusal))
+            self._write_event(refusal_event(self._refusal, self._path))
             self._transport.close()
             self._end(None)
             return
@@ -269,6 +283,9 @@ class Relay:
         self._end(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
+        if self.turned_away:
+            self._end(None)  # what it had to say, it said
+            return
         self.ok = False
         self.unanswered = not answered and not self._stalled
         if self._held:
@@ -311,9 +328,10 @@ class Relay:
 class Collector:
     """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
 
-    __slots__ = ("_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
+    __slots__ = ("_busy", "_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
 
-    def __init__(self, lease: Lease, now: Callable[[], float]) -> None:
+    def __init__(self, lease: Lease, now: Callable[[], float], busy: frozenset[int] = frozenset()) -> None:
+        self._busy = busy
         self._lease = lease
         self._now = now
         self._size = 0
@@ -325,7 +343,13 @@ class Collector:
 
     def begin(self, finished: Outcome) -> None:
         """An attempt begins. There may be another if nothing of an answer came."""
-        self._finished, self.failure, self.unanswered = finished, None, False
+        self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
+        self.parts.clear()
+
+    @property
+    def turned_away(self) -> bool:
+        """Did the engine say that it is busy?"""
+        return self.response is not None and self.response.status in self._busy
 
     def head(self, head: Head, more: bool) -> bool:
         self.response = head

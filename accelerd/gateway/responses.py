@@ -1,4 +1,4 @@
-"""Small responses of accelerd's own: JSON, and errors in OpenAI's shape with the headers its clients heed."""
+"""Small responses of accelerd's own: JSON, and errors with the headers that clients heed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from aiohttp import web
 
 from accelerd import names
 from accelerd.errors import AccelError
+from accelerd.gateway.endpoints import error_body
 
 
 def cors_headers(origin: str) -> dict[str, str]:
@@ -27,8 +28,11 @@ def json_response(data: Any, status: int = 200, headers: dict[str, str] | None =
     )
 
 
-def error_response(error: AccelError) -> web.Response:
-    """The error with Retry-After where waiting helps, and x-should-retry where trying again cannot."""
+def error_response(error: AccelError, path: str = "") -> web.Response:
+    """The error with Retry-After where waiting helps, and x-should-retry where trying again cannot.
+
+    `path`: what was asked; its clients want their own shape.
+    """
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -38,4 +42,4 @@ def error_response(error: AccelError) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if "allow" in error.fields:
         headers["Allow"] = error.fields["allow"]
-    return json_response(error.openai(), error.status, headers)
+    return json_response(error_body(error, path), error.status, headers)

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from accelerd.engines.base import Endpoint
 from accelerd.gateway.framing import MAX_HEAD, Chunked, FramingError, Head, parse_head
 
+JSON = "application/json"
 CONNECT_TIMEOUT = 5.0  # s: the engine is on this machine
 
 
@@ -207,14 +208,15 @@ class Pool:
         self._heads: dict[str, bytes] = {}  # path: a request's head, to the digits of its length
         self._closed = False
 
-    def request(self, path: str, secret: str, body: bytes) -> bytes:
-        """A request of our own making: nothing of the client's headers reaches an engine."""
-        head = self._heads.get(path)
+    def request(self, path: str, secret: str, body: bytes, kind: str = JSON) -> bytes:
+        """A request of our own making, of that Content-Type: nothing of the client's headers reaches an engine."""
+        head = self._heads.get(path) if kind is JSON else None
         if head is None:
-            head = self._heads[path] = (
-                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                f"Authorization: Bearer {secret}\r\nContent-Length: "
-            ).encode()
+            key = f"Authorization: Bearer {secret}\r\n" if secret else ""
+            text = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{key}Content-Length: "
+            head = text.encode()
+            if kind is JSON:
+                self._heads[path] = head
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
     def reuse(self) -> Connection | None:

@@ -28,6 +28,8 @@ class Pool:
     foreign: int = 0  # in use by others than our models
     backed_by: str | None = None
     own: int = 0  # of a pool with `backed_by`: bytes that are not the other's
+    contexts: int | None = None  # of an NPU: programs' places on it, all at once; None: not known, and no limit
+    columns: int | None = None  # of an NPU: what it is made of
 
     @property
     def room(self) -> int:
@@ -37,14 +39,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Claim:
-    """A place on a device that is not counted in bytes: hardware contexts of an NPU, and with whom it is shared."""
+    """A place on an NPU, which is not counted in bytes: hardware contexts, and with whom it is shared (npu_rules)."""
 
     device: str  # its id
-    family: (
-        str  # who computes there, "flm", "whispercpp", "ryzenai-llm": what may be there together is npu_rules' to say
-    )
+    family: str  # who computes there: "flm", "whispercpp", "ryzenai-llm"
     kind: str  # "llm", "asr", "embed"
     contexts: int = 1
+    host: str = ""  # the one server that holds several models, by any name of it; "": a process of its own
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Final
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.readings import Readings
 from accelerd.memory.model import RAM, Pool
+from accelerd.memory.npu_rules import contexts
 
 # Beginnings of regions: amdgpu vram, gtt, cpu; xe vram0, gtt, system; i915 local0, system0; amdxdna and ivpu memory.
 # The small rest (doorbells, gds, oa) is nobody's concern, nor what the firmware took away before the kernel (stolen).
@@ -92,4 +93,6 @@ def pool_of(device: Device, shape: Shape, foreign: int, *, reserve: int, main: b
         foreign=max(0, min(foreign, shape.capacity)),
         backed_by=RAM if shape.shared and main else None,
         own=shape.own or 0,
+        contexts=contexts(device),
+        columns=device.columns,
     )

@@ -22,7 +22,7 @@ from accelerd.memory.model import Forecast, Need, Seen
 from accelerd.ports import Clock
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import Limits, Yielded, fitting, obstacle, outgrown
+from accelerd.scheduler.placement import Limits, Yielded, fitting, lasting_obstacle, never_for, obstacle, outgrown
 from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 
 CPU = "cpu"
@@ -203,7 +203,7 @@ class Admission:
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
             if choice is None:
-                if not self._refuse(target, staying, now, may_evict=may_evict):
+                if not self._refuse(target, future, now, may_evict=may_evict):
                     planned.append(target)  # those before it take the room for now; nobody behind it may overtake
                 continue
             for waiter in target.waiting:
@@ -241,18 +241,22 @@ class Admission:
         least = self.settings.min_resident
         return least if least is not None else record.load_seconds or 0.0
 
-    def _refuse(self, target: Record, staying: list[Record], now: float, *, may_evict: bool) -> bool:
+    def _refuse(self, target: Record, there: list[Record], now: float, *, may_evict: bool) -> bool:
         """Refuse those who wait for `target` if no leaving model will ever make room. False: it waits for its turn.
 
-        Where others than our models have the memory people wait a while for it, and nobody behind them has to.
+        `there`: who is not leaving. Where others have the memory, programs or models that do not leave for this one,
+        people wait a while for it, and nobody behind them has to.
         """
-        fixed = [r for r in staying if r.fixed] if may_evict else staying
+        fixed = [r for r in there if r.fixed] if may_evict else there
         room, name = self.room, target.spec.name
         for need in target.forecast.options or (target.need,):
-            why = obstacle(target, fixed, room, need)
+            stays = [r for r in there if r in fixed or never_for(target, need, r)]
+            why = lasting_obstacle(target, stays, room, need)
             if why is None:
                 return False
-        why, code, retry_after, alone = obstacle(target, fixed, room) or why, "does_not_fit", None, room.undisturbed()
+        if (first := obstacle(target, fixed, room)) is not None:
+            why = first
+        code, retry_after, alone = "does_not_fit", None, room.undisturbed()
         never = obstacle(target, fixed, alone)
         if target.device in room.quarantined:
             code = "device_quarantined"

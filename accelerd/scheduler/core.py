@@ -223,11 +223,11 @@ class Core:
         changed = record.spec.launch_key() != spec.launch_key()
         redeclared = record.spec.memory != spec.memory
         record.spec = spec
+        if not record.occupied:
+            record.device = self._effects.device(spec)
         record.expect(forecast)
         if redeclared:
             record.redeclared()
-        if not record.occupied:
-            record.device = self._effects.device(spec)
         record.keep = record.lasting
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()

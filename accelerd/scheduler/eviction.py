@@ -2,7 +2,7 @@
 
 Cheap is a model that nobody is likely to want soon and that is loaded again quickly: seconds of reloading times
 expected uses. An idle model leaves before one that works, one of lower priority before one of higher, and no model
-leaves for nothing.
+leaves for nothing. Models on NPUs never leave for others, nor others for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from itertools import combinations
 from typing import Final
 
 from accelerd.memory.model import Need
-from accelerd.scheduler.placement import Limits, excludes, obstacle
+from accelerd.memory.npu_rules import lacking
+from accelerd.scheduler.placement import Limits, alike, never_for, obstacle, rules_out
 from accelerd.scheduler.record import Record
 
 MOST_PAIRS: Final = 16  # candidates of whom every pair is looked at; of more the greedy choice must do
@@ -67,33 +68,46 @@ def _cost(victims: Collection[Record], worth: Mapping[int, float]) -> Cost:
 def _victims(
     target: Record, need: Need, staying: Sequence[Record], candidates: Sequence[Record], limits: Limits, now: float
 ) -> list[Record] | None:
-    forced = [c for c in candidates if excludes(target.spec, c.spec)]
-    free = [c for c in candidates if c not in forced]
+    forced = [c for c in candidates if rules_out(target, need, c)]
+    free = [c for c in candidates if c not in forced and not never_for(target, need, c)]
+    staying = [*staying, *(c for c in candidates if c not in forced and c not in free)]
     if obstacle(target, [*staying, *free], limits, need) is None:
         return forced
     if obstacle(target, staying, limits, need) is not None:
         return None
-    # From here on only memory and the number of models decide.
+    # From here on only memory, contexts and the number of models decide.
     held = {id(record): record.held() for record in (*staying, *free)}
     ledger = limits.ledger([*staying, *free])
     total = need.total + sum(r.size for r in limits.lost) + sum(sum(amounts.values()) for amounts in held.values())
-    most = (limits.max_loaded or len(held) + 1) - 1
+    there = alike(need, (*staying, *free))
+    most = (limits.max_loaded or there + 1) - 1
 
     def enough(leaving: Collection[Record]) -> bool:
         gone = [held[id(record)] for record in leaving]
         return (
-            len(held) - len(gone) <= most
+            there - len(gone) <= most
+            and _has_contexts(need, [r for r in (*staying, *free) if r not in leaving], limits)
             and (limits.memory is None or total - sum(sum(amounts.values()) for amounts in gone) <= limits.memory)
             and ledger.fits(need.amounts, gone)
         )
 
     # What holds nothing that is short cannot help, whatever it costs: models on other pools are left alone.
-    useful = [c for c in free if _helps(held[id(c)], need, limits)] or free
+    useful = [c for c in free if _helps(held[id(c)], need, limits) or _on_its_device(need, c)] or free
     worth = {id(c): value(c, now) for c in useful}
     sets = [tuple(_greedy(useful, enough, worth)), *((c,) for c in useful if enough((c,)))]
     if len(useful) <= MOST_PAIRS:
         sets += [pair for pair in combinations(useful, 2) if enough(pair)]
     return [*forced, *min(sets, key=lambda one: _cost(one, worth))]
+
+
+def _has_contexts(need: Need, others: Sequence[Record], limits: Limits) -> bool:
+    return not need.claims or next(lacking(need, (r.need for r in others), limits.pools), None) is None
+
+
+def _on_its_device(need: Need, record: Record) -> bool:
+    """Does it hold places on a device where some are wanted?"""
+    wanted = {claim.device for claim in need.claims}
+    return any(claim.device in wanted for claim in record.need.claims)
 
 
 def _helps(held: Mapping[str, int], need: Need, limits: Limits) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
 from accelerd.memory.model import OUTGROWN, RAM, Need, Pool
+from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.memory.text import gib
 from accelerd.scheduler.record import Record, Residue
 
@@ -59,6 +60,23 @@ def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
     return None
 
 
+def rules_out(target: Record, need: Need, other: Record) -> str | None:
+    """Why `target`, placed as `need` says, can never be resident beside `other`, by anybody's rule; None if it can."""
+    if why := excludes(target.spec, other.spec):
+        return why
+    if why := clash(need, other.need):
+        return f"{other.spec.name} is loaded, and {why}"
+    return None
+
+
+def never_for(target: Record, need: Need, other: Record) -> bool:
+    """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
+
+    Unless a person's own words, `group` or `exclusive`, say that the two are never loaded together.
+    """
+    return apart(need, other.need) and excludes(target.spec, other.spec) is None
+
+
 def outgrown(record: Record) -> bool:
     """Is the reserved memory what the model turned out to need, rather than an estimate?"""
     return record.memory_source.startswith(OUTGROWN)
@@ -81,10 +99,13 @@ def obstacle(target: Record, others: Iterable[Record], limits: Limits, need: Nee
     if limits.yielded is not None and limits.yielded.covers(need):
         return f"the memory it needs is given up: {limits.yielded.why}"
     for other in others:
-        if why := excludes(target.spec, other.spec):
+        if why := rules_out(target, need, other):
             return why
-    if limits.max_loaded is not None and len(others) + 1 > limits.max_loaded:
-        return f"max_loaded = {limits.max_loaded} and {len(others)} loaded"
+    count = alike(need, others)
+    if limits.max_loaded is not None and count + 1 > limits.max_loaded:
+        return f"max_loaded = {limits.max_loaded} and {count} loaded"
+    for pool, wanted, taken in lacking(need, (other.need for other in others), limits.pools):
+        return of_contexts(pool, wanted, taken, others)
     own_limit = target.spec.memory_max
     if own_limit is not None and outgrown(target) and need.total > own_limit:
         return f"it needs {gib(need.total)} ({need.source}) and its memory_max is {gib(own_limit)}"
@@ -101,6 +122,28 @@ def obstacle(target: Record, others: Iterable[Record], limits: Limits, need: Nee
     if limits.pools and (short := limits.ledger(others).shortages(need.amounts)):
         return in_words(short[0], need)
     return None
+
+
+def alike(need: Need, others: Iterable[Record]) -> int:
+    """How many of them count against the same max_loaded: models on NPUs are counted apart from all others."""
+    return sum(not apart(need, other.need) for other in others)
+
+
+def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[Record]) -> str:
+    """The arithmetic of the places on an NPU."""
+    text = f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}"
+    names = [o.spec.name for o in others if any(claim.device == pool.id for claim in o.need.claims)]
+    return f"{text}, {taken} held by {', '.join(names)}" if names else text
+
+
+def lasting_obstacle(target: Record, staying: Iterable[Record], limits: Limits, need: Need | None = None) -> str | None:
+    """`obstacle` by those who stay and those of `staying` who never leave for it; says so where that is the reason."""
+    staying, need = list(staying), need or target.need
+    why = obstacle(target, staying, limits, need)
+    others = [other for other in staying if not never_for(target, need, other)]
+    if why is not None and len(others) < len(staying) and obstacle(target, others, limits, need) is None:
+        return f"{why}; {apart_in_words(need)}"
+    return why
 
 
 def in_words(short: Shortage, need: Need) -> str:

@@ -5,15 +5,18 @@ Pure, changes nothing: reads the models' records and the room there is.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from accelerd.errors import AccelError
 from accelerd.memory.ledger import Holding, Ledger
+from accelerd.memory.model import Need
+from accelerd.memory.npu_rules import clash, lacking, on_npu
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.eviction import choose
-from accelerd.scheduler.placement import Limits, excludes, fitting, obstacle
+from accelerd.scheduler.placement import Limits, excludes, fitting, lasting_obstacle, never_for, obstacle
 from accelerd.scheduler.record import Record
 
 MOST_STEPS: Final = 2000  # of the search for places; what is not refuted by then may fit
@@ -30,7 +33,9 @@ def placement(record: Record, admission: Admission) -> tuple[bool, str]:
     movable = [r for r in others if not r.fixed]
     choice = choose(record, [r for r in others if r.fixed], movable, room, admission.clock.monotonic())
     if choice is None:
-        return False, why
+        staying = [r for r in others if r.fixed or never_for(record, record.need, r)]
+        lasting = lasting_obstacle(record, staying, room)
+        return False, lasting if lasting is not None and any(not r.fixed for r in staying) else why
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 
@@ -56,33 +61,38 @@ def check_hold(record: Record, admission: Admission) -> None:
 
 def together(records: Sequence[Record], limits: Limits) -> bool:
     """Is there any way to have all of them resident at once? What is loaded stays where it is."""
-    if limits.max_loaded is not None and len(records) > limits.max_loaded:
+    kinds = Counter(on_npu(record.need) for record in records)  # counted apart, see placement.alike
+    if limits.max_loaded is not None and max(kinds.values(), default=0) > limits.max_loaded:
         return False
     if any(excludes(a.spec, b.spec) for i, a in enumerate(records) for b in records[:i]):
         return False
     ways = [_ways(record) for record in records]
-    if limits.memory is not None and sum(min(sum(way.values()) for way in one) for one in ways) > limits.memory:
+    if limits.memory is not None and sum(min(way.total for way in one) for one in ways) > limits.memory:
         return False
     ways.sort(key=len)
     names = [str(index) for index in range(len(ways))]
     steps = 0
 
-    def place(holdings: list[Holding]) -> bool:
+    def place(placed: list[Need]) -> bool:
         nonlocal steps
-        if len(holdings) == len(ways) or steps > MOST_STEPS:
+        if len(placed) == len(ways) or steps > MOST_STEPS:
             return True
         steps += 1
-        ledger = Ledger(limits.pools, holdings)
+        held = zip(names, placed, strict=False)
+        ledger = Ledger(limits.pools, [Holding(name, "resident", way.amounts) for name, way in held])
         return any(
-            ledger.fits(way) and place([*holdings, Holding(names[len(holdings)], "resident", way)])
-            for way in ways[len(holdings)]
+            ledger.fits(way.amounts)
+            and not any(clash(way, other) for other in placed)
+            and next(lacking(way, placed, limits.pools), None) is None
+            and place([*placed, way])
+            for way in ways[len(placed)]
         )
 
     return place([])
 
 
-def _ways(record: Record) -> list[dict[str, int]]:
-    """Bytes by pool, for each way to have the model resident."""
+def _ways(record: Record) -> list[Need]:
+    """Each way to have the model resident; of one that is, with what it holds."""
     if record.occupied:
-        return [record.held()]
-    return [dict(need.amounts) for need in record.forecast.options or (record.need,)]
+        return [replace(record.need, amounts=record.held())]
+    return list(record.forecast.options or (record.need,))

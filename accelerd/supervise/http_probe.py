@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request to an engine, for its status alone: readiness and the one-token probe.
+"""One HTTP/1.1 request to an engine, for its status and the beginning of its answer: readiness and the one-token probe.
 
 Bounded in time and in bytes; one connection per request. It never logs what it sends: the secret is in it. The relay of
 clients' requests is the gateway's and shares nothing with this.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import struct
 from typing import Final
@@ -15,6 +16,9 @@ from typing import Final
 from accelerd.engines.base import Endpoint
 
 HEAD_BYTES: Final = 16 * 1024
+ANSWER_BYTES: Final = 64 * 1024
+JSON: Final = "application/json"
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|$)")
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -42,13 +46,29 @@ def unix_peer(sock: socket.socket) -> int:
     return int(pid)
 
 
-async def status(endpoint: Endpoint, path: str, *, within: float, bearer: str = "", body: bytes | None = None) -> int:
-    """The final status of GET `path`, or of POST with a JSON `body`; `within` seconds for all of it. ProbeError."""
+async def status(
+    endpoint: Endpoint, path: str, *, within: float, bearer: str = "", body: bytes | None = None, kind: str = JSON
+) -> int:
+    """The final status of GET `path`, or of POST with a `body`; `within` seconds for all of it. ProbeError."""
+    return (await answer(endpoint, path, within=within, bearer=bearer, body=body, kind=kind, most=0))[0]
+
+
+async def answer(
+    endpoint: Endpoint,
+    path: str,
+    *,
+    within: float,
+    bearer: str = "",
+    body: bytes | None = None,
+    kind: str = JSON,
+    most: int = ANSWER_BYTES,
+) -> tuple[int, bytes]:
+    """The same, and at most `most` bytes of the answer's body, as they came over the wire. ProbeError."""
     try:
         async with asyncio.timeout(within):
             sock = await connect(endpoint)
             try:
-                return await _exchange(sock, _request(path, bearer, body))
+                return await _exchange(sock, _request(path, bearer, body, kind), most)
             finally:
                 sock.close()
     except TimeoutError:
@@ -58,16 +78,16 @@ async def status(endpoint: Endpoint, path: str, *, within: float, bearer: str = 
         raise ProbeError(f"cannot ask for {path}: {what}") from None
 
 
-def _request(path: str, bearer: str, body: bytes | None) -> bytes:
+def _request(path: str, bearer: str, body: bytes | None, kind: str) -> bytes:
     head = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
     if bearer:
         head.append(f"Authorization: Bearer {bearer}")
     if body is not None:
-        head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head += [f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*head, "", ""]).encode() + (body or b"")
 
 
-async def _exchange(sock: socket.socket, request: bytes) -> int:
+async def _exchange(sock: socket.socket, request: bytes, most: int) -> tuple[int, bytes]:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, request)
     seen = b""
@@ -76,7 +96,7 @@ async def _exchange(sock: socket.socket, request: bytes) -> int:
         while (end := seen.find(b"\r\n\r\n")) >= 0:
             code = _code(seen)
             if code >= 200:
-                return code
+                return code, await _body(sock, seen[:end].lower(), seen[end + 4 :], most)
             seen = seen[end + 4 :]
         if len(seen) > HEAD_BYTES:
             raise ProbeError(f"the answer's head is longer than {HEAD_BYTES} bytes")
@@ -84,6 +104,15 @@ async def _exchange(sock: socket.socket, request: bytes) -> int:
         if not piece:
             raise ProbeError("the connection ended before an answer")
         seen += piece
+
+
+async def _body(sock: socket.socket, head: bytes, seen: bytes, most: int) -> bytes:
+    """Until its end, as far as its length is told, or the connection's."""
+    told = _LENGTH.search(head)
+    wanted = min(most, int(told[1])) if told else most
+    while len(seen) < wanted and (piece := await asyncio.get_running_loop().sock_recv(sock, 4096)):
+        seen += piece
+    return seen[:wanted]
 
 
 def _code(head: bytes) -> int:

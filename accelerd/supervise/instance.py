@@ -22,14 +22,16 @@ from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
 from accelerd.ports import Clock, Roots
 from accelerd.supervise import outcome, words
+from accelerd.supervise.discreet import Discreet
 from accelerd.supervise.groups import Origin
 from accelerd.supervise.home import Home, HomeError, Leader, Order, Tenant
-from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.http_probe import ProbeError
 from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.loading import Loading
 from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
 from accelerd.supervise.processes import Mark, ProcessTable, describe
+from accelerd.supervise.proof import prove
 from accelerd.supervise.race import race
 from accelerd.supervise.shortage import LINES, Shortage, shortage
 from accelerd.supervise.spawn import NoProgram
@@ -95,6 +97,7 @@ class Instance:
         self._place: str | None = None
         self._record = KeptRecord(house.records, mark, found.record if found is not None else None, self._log)
         self._loading: Loading | None = None
+        self._discreet: Discreet | None = None
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # told to stop, or the child has exited
         self._kill = asyncio.Event()
@@ -233,6 +236,7 @@ class Instance:
         age = max(process.age() for process in found.processes)
         self._started = self._spawned = self._house.clock.monotonic() - age
         self._open_feed()
+        self._discreet = Discreet(plan.discreet) if plan.discreet and found.was_ready else None
         try:
             self._leader = leader = await home.adopt(found.kept, self._printed, self._wake.set)
         except (HomeError, OSError) as error:
@@ -284,6 +288,8 @@ class Instance:
             self._house.sink(model, line, self._leader.unit if self._leader is not None else None)
 
     def _printed(self, chunk: bytes) -> None:
+        if self._discreet is not None:
+            chunk = self._discreet(chunk)
         self.ring.write(chunk)
         if self._feed is not None:
             self._feed.feed(chunk)
@@ -295,6 +301,7 @@ class Instance:
             return ending
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
+        self._discreet = Discreet(plan.discreet) if plan.discreet else None
         self._house.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
         while not self._wake.is_set():
@@ -309,7 +316,7 @@ class Instance:
         house = self._house
         was_ready = self._found is not None and self._found.was_ready
         self._loading = Loading(
-            plan,
+            replace(plan, prove=plan.prove and not was_ready),  # one that works for somebody answers late
             leader.pid,
             self.pids,
             ring=self.ring,
@@ -336,14 +343,7 @@ class Instance:
 
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
-            code = await status(
-                plan.endpoint,
-                plan.probe_path,
-                within=self._house.limits.probe_timeout,
-                bearer=plan.secret,
-                body=plan.probe_body,
-            )
-            trouble = "" if code == 200 else f"status {code} to {plan.probe_path}"
+            _, trouble = await prove(plan, within=self._house.limits.probe_timeout)
         except ProbeError as error:
             trouble = str(error)
         if self._wake.is_set():

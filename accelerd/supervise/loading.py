@@ -18,7 +18,7 @@ from accelerd.supervise.limits import Limits
 from accelerd.supervise.listen_owner import Owner, tcp_owner
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.race import race
-from accelerd.supervise.ready import Verdict, wait_ready
+from accelerd.supervise.ready import Outcome, Verdict, wait_ready
 
 
 class Loading:
@@ -60,14 +60,17 @@ class Loading:
         assert raced is not None
         if raced[0] == 1:
             return Cause.LOAD_TIMEOUT, raced[1]
-        verdict: Verdict = raced[1]
+        outcome: Outcome = raced[1]
+        verdict = outcome.verdict
+        if verdict is Verdict.WITHOUT_MODEL:
+            return Cause.UNHEALTHY, words.without_model(self._plan, outcome.said)
         if verdict is Verdict.FOREIGN:
             return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
         if verdict is not Verdict.READY:
             return Cause.REFUSED, words.key_trouble(self._plan, verdict)
         return None
 
-    async def _until_ready(self) -> Verdict:
+    async def _until_ready(self) -> Outcome:
         if self._settle is not None:
             self._plan = await self._settle()
         return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)

@@ -1,4 +1,5 @@
-"""When is an engine ready? When the socket is ours, it is healthy, and it takes our secret and no other.
+"""When is an engine ready? When the socket is ours, it is healthy, and it takes our secret and no other; one that says
+that it is well without a model too, only when it has answered a tiny request.
 
 Asks and waits, decides nothing else; may be cancelled at any point. The secret goes only to a socket that is proven
 ours.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -16,10 +18,12 @@ from accelerd.engines.base import LaunchPlan
 from accelerd.ports import Clock
 from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
 from accelerd.supervise.listen_owner import Owner
+from accelerd.supervise.proof import BUSY, prove
 
 FIRST_DELAY: Final = 0.01  # s between looks at the start …
 LAST_DELAY: Final = 0.25  # … and later: a twentieth of what it took so far, between the two
 PROBE_TIMEOUT: Final = 2.0  # s for one answer
+PROOF_TIMEOUT: Final = 3600.0  # s for the first word: who loads too long is ended by others
 SURE: Final = 3  # times in a row before an answer that cannot be undone is believed
 
 
@@ -30,6 +34,15 @@ class Verdict(Enum):
     FOREIGN = "foreign"  # somebody else listens there
     KEY_REFUSED = "key-refused"  # our engine does not take the secret it was given
     KEY_IGNORED = "key-ignored"  # our engine takes any key
+    WITHOUT_MODEL = "without-model"  # our engine is up and answers no request
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How waiting ended, and what the engine said about it, if anything."""
+
+    verdict: Verdict
+    said: str = ""
 
 
 async def wait_ready(
@@ -37,7 +50,7 @@ async def wait_ready(
     clock: Clock,
     tcp_owner: Callable[[int], Awaitable[Owner]],
     is_ours: Callable[[int], Awaitable[bool]],
-) -> Verdict:
+) -> Outcome:
     """Look again and again until the instance is ready or cannot become it. Never times out by itself.
 
     `tcp_owner(port)` and `is_ours(pid)` know the processes of the instance.
@@ -51,18 +64,30 @@ async def wait_ready(
             owned = owner is Owner.OURS
             foreign = foreign + 1 if owner is Owner.FOREIGN else 0
             if foreign >= SURE:
-                return Verdict.FOREIGN
+                return Outcome(Verdict.FOREIGN)
         if owned:
             try:
-                verdict = await _ask(plan)
+                outcome = await _ask(plan)
+                if plan.prove and outcome is not None and outcome.verdict is Verdict.READY:
+                    outcome = await _proven(plan)
             except ProbeError:
-                verdict = None  # an engine that loads may refuse, hang up or be silent: only time tells
-            if verdict is Verdict.KEY_REFUSED and (refused := refused + 1) < SURE:
-                verdict = None
-            if verdict is not None:
-                return verdict
+                outcome = None  # an engine that loads may refuse, hang up or be silent: only time tells
+            if outcome is not None and outcome.verdict in (Verdict.KEY_REFUSED, Verdict.WITHOUT_MODEL):
+                refused += 1
+                if refused < SURE:
+                    outcome = None
+            if outcome is not None:
+                return outcome
         delay = (clock.monotonic() - began) / 20
         await asyncio.sleep(min(max(delay, FIRST_DELAY), LAST_DELAY))
+
+
+async def _proven(plan: LaunchPlan) -> Outcome | None:
+    """The tiny request, once, however long its answer takes: asked twice, it would stand in its queue twice."""
+    code, refusal = await prove(plan, within=PROOF_TIMEOUT)
+    if code == BUSY:
+        return None
+    return Outcome(Verdict.WITHOUT_MODEL, refusal) if refusal else Outcome(Verdict.READY)
 
 
 async def _owner(
@@ -83,19 +108,21 @@ async def _owner(
         sock.close()
 
 
-async def _ask(plan: LaunchPlan) -> Verdict | None:
+async def _ask(plan: LaunchPlan) -> Outcome | None:
     """One round of questions to our own engine; None: not yet. ProbeError."""
     if await status(plan.endpoint, plan.health_path, within=PROBE_TIMEOUT) != 200:
         return None
+    if not plan.keyed:
+        return Outcome(Verdict.READY)
     ours = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=plan.secret)
     if ours in (401, 403):
-        return Verdict.KEY_REFUSED
+        return Outcome(Verdict.KEY_REFUSED)
     if ours != 200:
         return None
     if not plan.guarded:
-        return Verdict.READY
+        return Outcome(Verdict.READY)
     # A key that was never given out: an engine that takes it would serve every user of this machine.
     other = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=secrets.token_hex(16))
     if other == 200:
-        return Verdict.KEY_IGNORED
-    return Verdict.READY if other in (401, 403) else None
+        return Outcome(Verdict.KEY_IGNORED)
+    return Outcome(Verdict.READY) if other in (401, 403) else None

@@ -173,6 +173,9 @@ class Spawner:
             raise
         with suppress(OSError):  # a core dump holds prompts; the worst case is the system's default
             resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError):  # buffers of an NPU count as locked memory: all that this user may lock
+            most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+            resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK, (most, most))
         return child
 
 

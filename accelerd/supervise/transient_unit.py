@@ -17,8 +17,13 @@ from accelerd.supervise.user_manager import Property
 
 PREFIX: Final = "accelerd-"
 SLICE: Final = "accelerd.slice"
+INFINITY: Final = (1 << 64) - 1  # of systemd's limits
 STOP_MARGIN: Final = 5  # s that systemd waits beyond the model's own stop_timeout before it kills
 IO_CLASSES: Final = {"best-effort": 2, "idle": 3}  # as ioprio_set(2) numbers them
+LOCKS_MEMORY: Final = ("flm", "lemonade")  # engines whose buffers for an NPU count as locked memory
+READS_INPUT: Final = ("flm",)  # engines that take orders from their standard input
+# Such a one finds the end of its input at once, and still holds the FIFO's reading end.
+_WITHOUT_INPUT: Final = ("/bin/sh", "-c", 'exec "$@" 9<&0 </dev/null', "sh")
 _PLAIN: Final = frozenset(f"{string.ascii_letters}{string.digits}:_.-")
 # systemd's own additions to the environment; an engine gets what was planned and nothing else.
 ADDED_BY_SYSTEMD: Final = (
@@ -70,8 +75,11 @@ def unit_properties(
     bound_to: str | None,
 ) -> list[Property]:
     """For StartTransientUnit. `argv[0]` is absolute; `bound_to`: the unit whose end shall be this one's too."""
+    program = Path(argv[0]).name
+    if spec.engine in READS_INPUT:
+        argv = (*_WITHOUT_INPUT, *argv)
     properties: list[Property] = [
-        ("Description", "s", f"model {spec.name} ({Path(argv[0]).name})"),
+        ("Description", "s", f"model {spec.name} ({program})"),
         ("Slice", "s", SLICE),
         ("Type", "s", "exec"),  # started means: the program is executed and has read its environment
         # Not ExecStartEx with "no-env-expand": systemd 252 cannot read back what it writes down of that, and after a
@@ -98,6 +106,8 @@ def unit_properties(
         ("CollectMode", "s", "inactive-or-failed"),
         ("AddRef", "b", True),
     ]
+    if spec.engine in LOCKS_MEMORY:  # beyond its own hard limit the user's systemd gives that, and no error
+        properties += [("LimitMEMLOCK", "t", INFINITY), ("LimitMEMLOCKSoft", "t", INFINITY)]
     if spec.memory_max is not None:
         properties.append(("MemoryMax", "t", spec.memory_max))
     if spec.memory_high is not None:

@@ -28,12 +28,18 @@ def key_trouble(plan: LaunchPlan, verdict: Verdict) -> str:
     return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
 
 
+def without_model(plan: LaunchPlan, said: str) -> str:
+    return (
+        f"{program(plan)} is up, but without the model of {plan.model}: {said}; what it said while it loaded tells why"
+    )
+
+
 def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
     """An end that accelerd wanted."""
     if cause is Cause.STOPPED:
         return f"{program(plan)} was stopped after {age:.1f} s"
     if cause is Cause.UNHEALTHY:
-        return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
+        return detail or f"{program(plan)} answered health checks but no requests"
     if cause is Cause.DEVICE_REMOVED:
         return f"the device that {program(plan)} ran on has gone"
     if cause is Cause.DEVICE_RESET:

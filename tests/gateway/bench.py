@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 import uvloop
 
-from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
-from accelerd.engines.base import Dialect, Endpoint
+from accelerd.config.model import ModelSpec, Route, SchedulerSettings, ServerSettings
+from accelerd.engines.base import Dialect, Endpoint, Task, Traits
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
@@ -32,6 +32,7 @@ from accelerd.scheduler.service import Scheduler
 from tests.gateway.client import Client, chat
 
 SECRET = "the-instance-secret"
+ALL: frozenset[Task] = frozenset(get_args(Task))
 NO_LIMITS = Limits(None, "no limit", None)
 PATIENCE = 10.0  # s
 
@@ -210,6 +211,13 @@ class Bench:
     scheduler: Scheduler
     instances: Instances
     listeners: Listeners
+    engines: dict[str, Any]
+    models: Sequence[ModelSpec]
+    routes: Sequence[Route]
+
+    def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
+        """Other settings for the same models."""
+        self.gateway.configure(settings, keys, self.models, self.routes)
 
     async def client(self, receive_buffer: int | None = None, *, primed: bool = False) -> Client:
         """`primed`: its first request is behind it, so the next one with the same head may take the fast path."""
@@ -238,6 +246,18 @@ class Bench:
     async def settled(self) -> None:
         """No request runs or waits any more."""
         await until(lambda: not self.scheduler.busy() and not self.scheduler.queued, "all leases released")
+
+
+@dataclass
+class Speaker:
+    """An engine as the gateway sees it: how it speaks, and what each model can be asked for."""
+
+    dialect: Dialect = field(default_factory=Dialect)
+    says: Traits = field(default_factory=lambda: Traits(ALL))
+    of: dict[str, Traits] = field(default_factory=dict)  # by model, where it is another
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        return self.of.get(spec.name, self.says)
 
 
 class Unheard:
@@ -275,14 +295,20 @@ async def bench(
     assembles: bool = False,
     fast: bool = True,
     limits: Limits = NO_LIMITS,
+    others: Mapping[str, Speaker] | None = None,
+    routes: Sequence[Route] = (),
 ) -> AsyncIterator[Bench]:
-    """`assembles`: plain answers are asked as streams of models with several slots. `fast`: with the fast path."""
+    """`assembles`: plain answers are asked as streams of models with several slots. `fast`: with the fast path.
+
+    `others`: engines beside llama-server, by name.
+    """
     settings, scheduling = settings or ServerSettings(), scheduling or SchedulerSettings()
     models = models or [ModelSpec("m", path="/m.gguf", parallel=4)]
     clock = SystemClock()
     scheduler = Scheduler(clock, scheduling, limits, witness=Unheard())
-    gateway = Gateway(clock, scheduler, {"llama-server": Dialect(streams_notice_disconnect=assembles)}, fast=fast)
-    gateway.configure(settings, keys)
+    engines: dict[str, Any] = {"llama-server": Speaker(Dialect(streams_notice_disconnect=assembles)), **(others or {})}
+    gateway = Gateway(clock, scheduler, engines, fast=fast)
+    gateway.configure(settings, keys, models, routes)
     listeners = Listeners(gateway, settings)
     async with Engine(directory / "e.sock") as engine:
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
@@ -293,7 +319,8 @@ async def bench(
         local.listen()
         await listeners.open([tcp], [local])
         try:
-            yield Bench(tcp.getsockname()[1], directory / "a.sock", engine, gateway, scheduler, instances, listeners)
+            port, unix = tcp.getsockname()[1], directory / "a.sock"
+            yield Bench(port, unix, engine, gateway, scheduler, instances, listeners, engines, models, routes)
         finally:
             listeners.stop_accepting()
             await listeners.close()

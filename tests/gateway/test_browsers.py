@@ -337,8 +337,8 @@ async def test_D19_what_was_let_in_once_is_asked_again_when_the_keys_change(tmp_
         assert (await client.ask(body=chat(), headers={"Authorization": "Bearer sesamE"})).status == 401
         assert (await client.ask(body=chat())).status == 401
         assert (await client.ask(body=chat(), headers=headers)).status == 200
-        b.gateway.configure(ServerSettings(), (hashlib.sha256(b"other").digest(),))
+        b.configure(ServerSettings(), (hashlib.sha256(b"other").digest(),))
         assert (await client.ask(body=chat(), headers=headers)).status == 401
         assert (await client.ask(body=chat(), headers={"Authorization": "Bearer other"})).status == 200
-        b.gateway.configure(ServerSettings(), ())
+        b.configure(ServerSettings(), ())
         assert (await client.ask(body=chat(), headers=headers)).status == 200

@@ -345,7 +345,7 @@ async def test_a_new_key_file_counts_from_the_next_request(tmp_path: Path, fast:
         await prime(b, client, **bearer(KEY))
         assert (await client.ask(body=chat(), headers=bearer(OTHER))).code == "unauthorized"
         assert (await client.ask(body=chat())).code == "unauthorized"
-        b.gateway.configure(settings, digests(OTHER))
+        b.configure(settings, digests(OTHER))
         assert (await client.ask(body=chat(), headers=bearer(KEY))).code == "unauthorized"
         await prime(b, client, **bearer(OTHER))
         assert (await client.ask(body=chat(), headers=bearer(KEY))).code == "unauthorized"
@@ -358,7 +358,7 @@ async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path:
         b.instances.hold = True
         client.send(request(body=chat()))
         await until(lambda: b.scheduler.queued == 1, "it waits for the model")
-        b.gateway.configure(ServerSettings(), digests(KEY))
+        b.configure(ServerSettings(), digests(KEY))
         b.instances.let_go()
         assert (await client.response()).status == 200
         assert (await client.ask(body=chat())).code == "unauthorized"
@@ -367,7 +367,7 @@ async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path:
 @with_and_without
 async def test_new_limits_count_from_the_next_request(tmp_path: Path, fast: bool) -> None:
     async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
-        b.gateway.configure(ServerSettings(max_body=100), ())
+        b.configure(ServerSettings(max_body=100), ())
         assert (await client.ask(body=chat(pad="x" * 100))).code == "body_too_large"
 
 

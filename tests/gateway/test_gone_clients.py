@@ -12,7 +12,7 @@ import pytest
 from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.gateway.relay import MAX_COLLECTED
-from tests.gateway.bench import SSE_HEAD, Asked, Bench, bench, both_paths, on_both_loops, token, until
+from tests.gateway.bench import SSE_HEAD, Asked, Bench, Speaker, bench, both_paths, on_both_loops, token, until
 from tests.gateway.client import CHAT, chat, request
 
 WITHIN = 1.0  # s
@@ -42,7 +42,7 @@ async def test_D04_in_the_middle_of_an_answer(tmp_path: Path, how: str, kind: st
     stream, assembles = kind == "stream", kind == "assembled"
     async with bench(tmp_path) as b:
         client = await b.client(primed=primed)
-        b.gateway._dialects = {"llama-server": Dialect(streams_notice_disconnect=assembles)}
+        b.engines["llama-server"] = Speaker(Dialect(streams_notice_disconnect=assembles))
         b.engine.script = slowly if stream or assembles else b.engine.never
         client.send(request(body=chat(stream=stream)))
         asked = await b.engine.asked()
@@ -56,7 +56,7 @@ async def test_D04_in_the_middle_of_an_answer(tmp_path: Path, how: str, kind: st
         await getattr(client, how)()
         await noticed(b, asked)
         b.engine.script = b.engine.ok
-        b.gateway._dialects = {"llama-server": Dialect()}
+        b.engines["llama-server"] = Speaker()
         async with await b.client() as other:
             assert (await other.ask(body=chat())).status == 200
 

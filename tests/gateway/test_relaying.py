@@ -267,7 +267,7 @@ async def test_models_are_listed_without_touching_an_engine(tmp_path: Path) -> N
         first = listed["data"][0]
         assert first["object"] == "model"
         assert first["owned_by"] == "accelerd"
-        assert first["aliases"] == ["gpt-4o", "org/alias"]
+        assert first["aliases"] == ["gpt-4o", "org/alias", "local/m"]
         assert first["context_length"] == 4096
         assert isinstance(first["created"], int)
         assert first["status"] == {"value": "stopped"}

@@ -40,6 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         fake_model(name, gguf, env={"FAKE_MODE_FILE": str(mode)}, parallel=slots)
         for name, slots in zip(MODELS, (1, 4), strict=True)
     )
+    toml += fake_model("vectors", gguf, embeddings=True)
     with DaemonFactory(directory) as factory:
         # A crash of an engine on purpose must not keep it away for long.
         toml += "[scheduler]\nbackoff_first = 0.05\nbackoff_cap = 0.05\nmax_failures = 100\n"
@@ -161,7 +162,7 @@ def test_D22_the_live_socket_is_private_and_serves_the_api(stage: Stage) -> None
 
 
 def test_embeddings_and_completions_go_the_same_way(stage: Stage) -> None:
-    answer = stage.daemon.send("POST", "/v1/embeddings", {"model": "wide", "input": ["a", "b"]})
+    answer = stage.daemon.send("POST", "/v1/embeddings", {"model": "vectors", "input": ["a", "b"]})
     assert [d["embedding"] for d in answer.json()["data"]] == [[0.5, -0.5]] * 2
     for model in MODELS:
         answer = stage.daemon.send("POST", "/v1/completions", {"model": model, "prompt": "x", "max_tokens": 3})

@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Dialect, Endpoint, LaunchPlan
+from accelerd.engines.base import Dialect, Endpoint, LaunchPlan, Traits
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.ports import Roots, SystemClock
@@ -67,6 +67,9 @@ class FakeEngine:
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        return Traits(frozenset(("chat", "completions")))
 
 
 @dataclass

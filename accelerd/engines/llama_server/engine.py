@@ -256,6 +256,8 @@ class LlamaServer(Engine):
     def traits(self, spec: ModelSpec) -> Traits:
         """By its settings: of what is in the model's file it serves all."""
         tasks: frozenset[Task] = GENERATES
+        if spec.home == "container":  # which knows by itself what it runs: its server says what it cannot do
+            return Traits(GENERATES | {"embeddings", "rerank"})
         if spec.embeddings or spec.rerank:
             tasks = frozenset(("embeddings",) if spec.embeddings else ("rerank",))
         why_not = "" if spec.embeddings else f"{spec.name} is not started for that: set embeddings = true for it"

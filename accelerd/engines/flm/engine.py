@@ -1,0 +1,188 @@
+"""The engine `flm`: turns a model of the configuration into a plan to start FastFlowLM's server for it.
+
+Asks the program first whether this machine's NPU works and whether the model is here, since a server whose model has
+failed stays up, and one whose model is missing would fetch it. Starts no server, fetches nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+from asyncio import to_thread
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from accelerd.config.model import FlmSettings, ModelSpec
+from accelerd.devices.model import Device
+from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
+from accelerd.engines.flm import argv, asks, footprint, names, program, stack
+from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, KNOWN, Known
+from accelerd.engines.llama_server.engine import free_port
+from accelerd.errors import AccelError
+from accelerd.instances import Cause
+from accelerd.memory.model import Forecast
+
+log = logging.getLogger(__name__)
+
+OPEN_TO_ALL: Final = "flm asks for no key: while this model is loaded every user of this machine can ask it"
+# Of its output: what it says of itself. It prints requests too.
+DISCREET: Final = r"(?:\x1b\[[0-9;]*m)*\[(?:ERROR|Error|WARNING|Warning|Linux)\]"
+OUT_OF_MEMORY: Final = (
+    r"(?i)std::bad_alloc",
+    r"(?i)failed to allocate (?:bo|buffer)",
+    r"(?i)mmap.*cannot allocate memory",
+)
+
+
+def lockable() -> int | None:
+    """Bytes that what is started here may lock; None: all."""
+    most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    return None if most == resource.RLIM_INFINITY or os.geteuid() == 0 else most
+
+
+class Flm(Engine):
+    """Plans for FastFlowLM's server. One object for all models: it remembers what the program said."""
+
+    dialect = Dialect(busy=frozenset({503}))
+
+    def __init__(
+        self,
+        settings: FlmSettings,
+        *,
+        environ: Mapping[str, str] | None = None,
+        which: program.Which = program.system_which,
+        devices: Callable[[], Iterable[Device]] = tuple,
+        port: Callable[[], int] = free_port,
+        now: Callable[[], float] = time.monotonic,
+        proc: Path = Path("/proc"),
+        lockable: Callable[[], int | None] = lockable,
+    ) -> None:
+        """`now()`: monotonic seconds; `lockable()`: bytes of memory that may be locked, None: all."""
+        self._settings = settings
+        self._environ = dict(os.environ if environ is None else environ)
+        self._which = which
+        self._devices = devices
+        self._port = port
+        self._proc = proc
+        self._lockable = lockable
+        self._program = program.Program(now)
+        self._known: dict[str, Known] = {}  # as the program said last
+
+    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+        """A fresh plan, on a free port. AccelError('model_failed') with what to do."""
+        argv.checked(spec.extra_args)
+        path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
+        env = self._env(spec)
+        warnings = [OPEN_TO_ALL, *await self._ready(spec, path, env)]
+        known, doubt = await self._present(spec, path, env)
+        warnings += doubt
+        may, wants = self._lockable(), footprint.lockable_needed(spec, known)
+        if may is not None and may < wants:
+            text = f"this user may lock {may >> 20} MiB of memory and {known.tag} wants {wants >> 20} MiB"
+            warnings.append(f"{text}: {stack.MEMLOCK_FIX}")
+        port = await to_thread(self._port)
+        line = argv.build(spec, path, known.tag, port)
+        probe_path, probe_body, probe_type = asks.probe(spec, known.tag)
+        return LaunchPlan(
+            model=spec.name,
+            argv=tuple(line.argv),
+            env=env,
+            endpoint=Endpoint(port=port),
+            secret="",
+            flags=(*line.flags, *self._env_flags(spec)),
+            warnings=tuple(warnings),
+            warm_path="/api/version",
+            health_path="/api/version",
+            probe_path=probe_path,
+            probe_body=probe_body,
+            probe_type=probe_type,
+            keyed=False,
+            prove=True,
+            discreet=DISCREET,
+            out_of_memory=OUT_OF_MEMORY,
+        )
+
+    async def _ready(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> list[str]:
+        """Warnings. AccelError when the program says that it cannot use the NPU."""
+        try:
+            report = await self._program.validate(path, env)
+        except program.Silent as error:
+            return [f"whether the NPU works is not known: {error}"]
+        wrong = stack.troubles(report, command_line=await to_thread(self._command_line), lockable=self._lockable())
+        if not wrong:
+            return []
+        said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
+        raise AccelError("model_failed", f"cannot use the NPU for {spec.name}: {said}", cause=Cause.REFUSED.value)
+
+    async def _present(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> tuple[Known, list[str]]:
+        """The model, as the program knows it, and warnings. AccelError when it is not on this machine."""
+        wanted = spec.model or ""
+        try:
+            models = self._known = await self._program.models(path, env)
+        except program.Silent as error:
+            return self._guess(spec), [f"which models are on this machine is not known: {error}"]
+        tag = names.find(wanted, models)
+        if tag is None:
+            near = names.near(wanted, models)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
+            text = f"cannot load {spec.name}: FastFlowLM knows no model {wanted!r}; {hint}"
+            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+        own, hears, embeds = argv.parts(spec, tag)
+        wants = [one for one, yes in ((own, True), (argv.WHISPER, hears), (argv.EMBEDDER, embeds)) if one and yes]
+        missing = [one for one in wants if one in models and not models[one].installed]
+        if missing:
+            self._program.forget()  # as soon as it is fetched it can be used
+            here = "is not on this machine" if len(missing) == 1 else "are not on this machine"
+            command = " && ".join(f"flm pull {one}" for one in missing)
+            text = f"cannot load {spec.name}: {' and '.join(missing)} {here}; run: {command}"
+            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+        return models[tag], []
+
+    def _guess(self, spec: ModelSpec) -> Known:
+        """The model, without asking anybody."""
+        known = {**KNOWN, **self._known}
+        tag = names.tag_of(spec.model or "", known)
+        return known.get(tag) or Known(tag, 0, 0, (), CACHE_UNKNOWN)
+
+    async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        """Main memory, and places on the NPU. Never raises. `ask`: its program may be asked."""
+        if ask:
+            try:
+                path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
+                self._known = await self._program.models(path, self._env(spec))
+            except (AccelError, program.Silent) as error:
+                log.info("flm cannot be asked about %s: %s", spec.name, error)
+        return Forecast((footprint.need(spec, self._guess(spec), devices),))
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """A shorter context, where that would do."""
+        known = self._guess(spec)
+        sizes = footprint.parts(spec, known)
+        free = room.get("ram", 0) - sum(sizes.values()) + sizes.get("kv cache", 0)
+        if spec.memory is not None or not sizes.get("kv cache") or free < known.cache * argv.LEAST_CONTEXT:
+            return ""
+        tokens = 1 << (free // known.cache).bit_length() - 1
+        return f"with context = {tokens} it would fit" if tokens >= 2048 else ""
+
+    def traits(self, spec: ModelSpec) -> Traits:
+        """By its settings and FastFlowLM's labels."""
+        return asks.traits(spec, self._guess(spec))
+
+    def _env(self, spec: ModelSpec) -> dict[str, str]:
+        return {**program.environment(self._environ), **dict(spec.env)}
+
+    def _env_flags(self, spec: ModelSpec) -> list[Flag]:
+        said = [Flag("env FLM_DISABLE_UPDATE_CHECK=1", "built-in", "no question to the internet at each start")]
+        return said + [
+            Flag(f"env {name}=…", str(spec.origins.get(f"env.{name}") or spec.origin("env")), "as written")
+            for name, _ in spec.env
+        ]
+
+    def _command_line(self) -> str:
+        try:
+            return (self._proc / "cmdline").read_text(errors="replace")
+        except OSError:
+            return ""

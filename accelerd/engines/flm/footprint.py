@@ -1,0 +1,57 @@
+"""What a model of FastFlowLM takes: main memory, and its places on the NPU. Pure.
+
+The NPU has no memory of its own, and the GPU's is not touched. Its program raises what it may lock by the same sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from accelerd.config.model import ModelSpec
+from accelerd.devices.model import Device
+from accelerd.engines.flm import argv
+from accelerd.engines.flm.catalogue import EMBEDDER, KNOWN, WHISPER, Known
+from accelerd.memory.model import RAM, Claim, Need
+
+MIB: Final = 1 << 20
+BESIDE: Final = 256 * MIB  # buffers and the program itself
+FAMILY: Final = "flm"
+NO_NPU: Final = "npu"  # the device of a claim on a machine without one
+
+
+def npu(devices: Sequence[Device]) -> Device | None:
+    """The one that FastFlowLM takes: AMD's, a working one first."""
+    found = [device for device in devices if device.kind == "npu" and device.vendor in ("", "1022")]
+    return min(found, key=lambda d: (d.problem is not None, d.driver != "amdxdna", d.id), default=None)
+
+
+def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> Need:
+    """The one way to place it."""
+    device = npu(devices)
+    where = device.id if device is not None else NO_NPU
+    own, hears, embeds = argv.parts(spec, known.tag)
+    kinds = [kind for kind, wanted in (("llm", own is not None), ("asr", hears), ("embed", embeds)) if wanted]
+    claims = tuple(Claim(where, FAMILY, kind) for kind in kinds)
+    on = (where,) if device is not None else ()
+    if spec.memory is not None:
+        return Need({RAM: spec.memory}, f"declared: {spec.origin('memory')}", on, claims=claims)
+    sizes = parts(spec, known)
+    source = "estimated from FastFlowLM's list of models" if known.footprint else f"unknown: no list names {known.tag}"
+    return Need({RAM: sum(sizes.values())}, source, on, sizes, claims)
+
+
+def parts(spec: ModelSpec, known: Known) -> dict[str, int]:
+    """Bytes: "weights", "kv cache", "compute"."""
+    own, hears, embeds = argv.parts(spec, known.tag)
+    weights = known.footprint if own is not None else 0
+    weights += KNOWN[WHISPER].footprint if hears else 0
+    weights += KNOWN[EMBEDDER].footprint if embeds else 0
+    tokens = argv.context_of(spec.context) if spec.context is not None else known.context
+    cache = known.cache * tokens if own is not None else 0
+    return {"weights": weights, "kv cache": cache, "compute": BESIDE} if weights else {}
+
+
+def lockable_needed(spec: ModelSpec, known: Known) -> int:
+    """Bytes that its program wants to lock."""
+    return sum(parts(spec, known).values()) + 2 * BESIDE

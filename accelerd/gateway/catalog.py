@@ -1,0 +1,83 @@
+"""What GET /v1/models says: every model and every route, and what each can be asked for. From memory alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerd.config.model import Route
+from accelerd.engines.base import Traits
+from accelerd.gateway.switchboard import Switchboard
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
+
+Json = dict[str, Any]
+CPU = "cpu"
+
+
+class Catalog:
+    """Answers as it is now."""
+
+    def __init__(self, scheduler: Scheduler, board: Switchboard, created: int) -> None:
+        """`created`: OpenAI's model objects carry a date, in seconds since 1970."""
+        self._scheduler = scheduler
+        self._board = board
+        self._created = created
+
+    def all(self) -> Json:
+        """The list."""
+        directory = self._board.directory
+        known = {s.spec.name: s for s in self._scheduler.snapshots() if s.spec.name in directory.models}
+        models = [self._model(snapshot) for snapshot in known.values()]
+        return {"object": "list", "data": [*models, *(self._route(r, known) for r in directory.routes.values())]}
+
+    def one(self, name: str) -> Json:
+        """A model or a route, by any name. AccelError model_not_found."""
+        found = self._board.directory.find(name)
+        if isinstance(found, Route):
+            return self._route(found, {name: self._scheduler.snapshot(name) for name in found.models})
+        return self._model(self._scheduler.snapshot(found.name))
+
+    def _model(self, snapshot: Snapshot) -> Json:
+        spec, traits = snapshot.spec, self._board.traits(snapshot.spec)
+        return {
+            **self._head(spec.name, spec.description),
+            "aliases": list(self._board.directory.aliases(spec)),
+            "context_length": spec.context,
+            "capabilities": sorted(traits.tasks),
+            "labels": list(traits.labels),
+            "recipe": traits.recipe,
+            "engine": spec.engine,
+            "device": kind_of(snapshot, traits),
+            "status": {"value": _word(snapshot)},
+        }
+
+    def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:
+        """What one of its models can, it can."""
+        models = [known[name] for name in route.models if name in known]
+        traits = [self._board.traits(snapshot.spec) for snapshot in models]
+        contexts = [snapshot.spec.context for snapshot in models if snapshot.spec.context is not None]
+        loaded = any(snapshot.state is State.READY for snapshot in models)
+        return {
+            **self._head(route.name, route.description),
+            "aliases": [],
+            "routes": list(route.models),
+            "context_length": min(contexts, default=None),
+            "capabilities": sorted({task for one in traits for task in one.tasks}),
+            "labels": sorted({label for one in traits for label in one.labels}),
+            "status": {"value": "loaded" if loaded else _word(models[0]) if models else "stopped"},
+        }
+
+    def _head(self, name: str, description: str) -> Json:
+        return {
+            "id": name, "object": "model", "created": self._created, "owned_by": "accelerd", "description": description,
+        }  # fmt: skip
+
+
+def kind_of(snapshot: Snapshot, traits: Traits) -> str:
+    """Of what the model computes on, or would: "npu", "gpu", "cpu"."""
+    return traits.device or (CPU if snapshot.device == CPU else "gpu")
+
+
+def _word(snapshot: Snapshot) -> str:
+    return "loaded" if snapshot.state is State.READY else str(snapshot.state)

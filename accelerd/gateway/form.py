@@ -1,0 +1,154 @@
+"""The little of a multipart/form-data body that routing needs: the model, and whether it streams. The rest stays bytes.
+
+Strict and bounded: whatever two readers could understand in two ways is refused. Source: RFC 7578 and RFC 2046.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from accelerd.errors import AccelError
+from accelerd.gateway.peek import MAX_NAME
+
+MAX_PARTS = 64
+MAX_HEAD = 4 << 10  # bytes of one part's headers
+FORM = "multipart/form-data"
+BOUNDARY = re.compile(
+    r"multipart/form-data *; *(?:charset=[A-Za-z0-9-]+ *; *)?boundary=(?:\"([0-9A-Za-z'()+_,./:=? -]{0,69}"
+    r"[0-9A-Za-z'()+_,./:=?-])\"|([0-9A-Za-z'+_.-]{1,70}))(?: *; *charset=[A-Za-z0-9-]+)? *",
+    re.IGNORECASE,
+)
+HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
+# filename* and other parameters may follow; a quoted string knows \" and \\ only.
+DISPOSITION = re.compile(
+    rb"form-data[ \t]*((?:;[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+=(?:\"(?:[^\"\\\r\n]|\\[\"\\])*\"|[^\s\";]+)[ \t]*)+)",
+    re.IGNORECASE,
+)
+PARAMETER = re.compile(rb";[ \t]*([^=]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\";]+))")
+WANTED = ("model", "stream", "file")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What was found in a form. It looks like a Peek."""
+
+    model: str
+    stream: bool
+    at: tuple[int, int]  # where the model's name is in the body
+
+    def wants_tools(self) -> bool:
+        return False
+
+    def renamed(self, body: bytes, model: str) -> bytes:
+        """The body with another model in it, every other byte as it was."""
+        start, end = self.at
+        return body[:start] + model.encode() + body[end:]
+
+
+def boundary_of(content_type: str) -> str:
+    """AccelError bad_request."""
+    match = BOUNDARY.fullmatch(content_type)
+    if match is None:
+        raise wrong("the Content-Type names no boundary")
+    return match[1] or match[2]
+
+
+def content_type(boundary: str) -> str:
+    """The header for a body with that boundary."""
+    return f'{FORM}; boundary="{boundary}"'
+
+
+def read_form(body: bytes, boundary: str) -> Form:
+    """Look into a form. AccelError bad_request that names what is wrong."""
+    mark = b"--" + boundary.encode()
+    if not body.startswith(mark):
+        raise wrong("it does not begin with its boundary")
+    found: dict[str, tuple[int, int]] = {}
+    at, parts = len(mark), 0
+    while True:
+        if body.startswith(b"--", at):
+            if body[at + 2 :].strip(b" \t\r\n"):
+                raise wrong("something follows its end")
+            break
+        start = line_end(body, at)
+        parts += 1
+        if parts > MAX_PARTS:
+            raise wrong(f"it has more than {MAX_PARTS} parts")
+        name, content = part_head(body, start)
+        end = body.find(b"\r\n" + mark, content - 2)  # an empty part: the line that ends its head is the delimiter's
+        if end < 0:
+            raise wrong("a part has no end")
+        if name in WANTED:
+            if name in found:
+                raise wrong(f"it has two fields {name}", name)
+            found[name] = (content, max(content, end))
+        at = end + 2 + len(mark)
+    if "model" not in found:
+        raise wrong("it has no field model", "model")
+    if "file" not in found:
+        raise wrong("it has no field file", "file")
+    return Form(text(body, found["model"], "model", MAX_NAME), streams(body, found.get("stream")), found["model"])
+
+
+def line_end(body: bytes, at: int) -> int:
+    """Where the line after a boundary begins."""
+    while body[at : at + 1] in (b" ", b"\t"):
+        at += 1
+    if not body.startswith(b"\r\n", at):
+        raise wrong("its boundary stands in the middle of a line")
+    return at + 2
+
+
+def part_head(body: bytes, start: int) -> tuple[str, int]:
+    """A part's name, and where its content begins."""
+    end = body.find(b"\r\n\r\n", start, start + MAX_HEAD)
+    if end < 0:
+        raise wrong("the headers of a part do not end")
+    name = None
+    for line in body[start:end].split(b"\r\n"):
+        header = HEADER.fullmatch(line)
+        if header is None:
+            raise wrong("a part has a malformed header")
+        key = header[1].lower()
+        if key == b"content-transfer-encoding" and header[2].strip().lower() not in (b"binary", b"8bit", b"7bit"):
+            raise wrong("a part is encoded; send it as it is")
+        if key == b"content-disposition":
+            if name is not None:
+                raise wrong("a part has two names")
+            name = part_name(header[2].strip())
+    if name is None:
+        raise wrong("a part has no name")
+    return name, end + 4
+
+
+def part_name(value: bytes) -> str:
+    match = DISPOSITION.fullmatch(value)
+    named = [m for m in PARAMETER.finditer(match[1]) if m[1].strip().lower() == b"name"] if match else []
+    if len(named) != 1:
+        raise wrong("a part has no name, or two")
+    return re.sub(rb"\\(.)", rb"\1", named[0][2] if named[0][2] is not None else named[0][3]).decode("utf-8", "replace")
+
+
+def text(body: bytes, at: tuple[int, int], name: str, most: int) -> str:
+    raw = body[at[0] : at[1]]
+    try:
+        found = raw.decode() if len(raw) <= 4 * most else ""
+    except UnicodeDecodeError:
+        raise wrong(f"the field {name} is not UTF-8", name) from None
+    if not 0 < len(found) <= most or not found.isprintable():
+        raise wrong(f"the field {name} is empty, too long, or no text", name)
+    return found
+
+
+def streams(body: bytes, at: tuple[int, int] | None) -> bool:
+    if at is None or at[0] == at[1]:
+        return False
+    said = text(body, at, "stream", 8).lower()
+    if said not in ("true", "false", "1", "0"):
+        raise wrong("the field stream is neither true nor false", "stream")
+    return said in ("true", "1")
+
+
+def wrong(what: str, param: str | None = None) -> AccelError:
+    return AccelError("bad_request", f"the form is not valid: {what}", param=param)

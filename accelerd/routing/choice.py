@@ -1,0 +1,104 @@
+"""Which model of a route is to answer, and why. Pure: snapshots in, a decision out.
+
+The first in the route's order that could begin at once; else the one with the fewest requests before it. What cannot
+answer at all is left out as long as another can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from accelerd.config.model import Route
+from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, State
+from accelerd.scheduler.record import Snapshot
+
+# Could the model be resident, and what would that take.
+Placement = Callable[[str], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One model of a route, as it is now."""
+
+    model: str
+    why: str  # one clause: what makes it free, or what is in its way
+    ahead: int | None  # requests that must end before one could begin; None: it cannot answer
+
+    @property
+    def free(self) -> bool:
+        """Could a request begin at once?"""
+        return self.ahead == 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The model that answers, with the reason; `looks` at all of them, in the route's order."""
+
+    model: str
+    reason: str
+    looks: tuple[Look, ...]
+
+
+def decide(
+    route: Route, snapshots: Iterable[Snapshot], placement: Placement, lacking: Mapping[str, str] | None = None
+) -> Decision:
+    """`lacking`: models that cannot do what is asked for, and why. A route has one model at least."""
+    known = {snapshot.spec.name: snapshot for snapshot in snapshots}
+    looks = tuple(_look(name, known, placement, (lacking or {}).get(name)) for name in route.models)
+    passed: list[str] = []
+    for look in looks:
+        if look.free:
+            return Decision(look.model, "; ".join([*passed, f"{look.model} {look.why}"]), looks)
+        passed.append(f"{look.model} {look.why}")
+    able = [look for look in looks if look.ahead is not None]
+    if not able:
+        return Decision(route.models[0], f"none of them can answer: {'; '.join(passed)}", looks)
+    best = min(able, key=lambda look: look.ahead or 0)  # of equals the first
+    before = "1 request is" if best.ahead == 1 else f"{best.ahead} requests are"
+    return Decision(best.model, f"all are busy, and {before} before it at {best.model}: {'; '.join(passed)}", looks)
+
+
+def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None) -> Look:
+    snapshot = known.get(name)
+    if lacking is not None:
+        return Look(name, lacking, None)
+    if snapshot is None:
+        return Look(name, "is not there any more", None)
+    if trouble := _trouble(snapshot, placement):
+        return Look(name, trouble, None)
+    where = _devices(snapshot)
+    others = {
+        s.spec.name: s.leases + s.queue
+        for s in known.values()
+        if s is not snapshot and (s.leases or s.queue) and where & _devices(s)
+    }
+    behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
+    ahead = behind + sum(others.values())
+    if others:
+        return Look(name, f"shares its device with requests of {', '.join(others)}", ahead)
+    if behind:
+        return Look(name, f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
+    if snapshot.state in LEAVING:
+        return Look(name, f"is {snapshot.state}", 1)
+    words = {State.READY: "is free", State.STARTING: "is being loaded, and free"}
+    return Look(name, words.get(snapshot.state, "is not loaded, and its device is free"), 0)
+
+
+def _trouble(snapshot: Snapshot, placement: Placement) -> str:
+    """Why no request would be answered now, whoever waits."""
+    if snapshot.state is State.FAILED and snapshot.retry_in is None:
+        return f"has failed: {snapshot.error.message if snapshot.error else snapshot.reason}"
+    if snapshot.state in (State.FAILED, State.BACKOFF) and snapshot.retry_in:
+        return f"has failed lately, and is tried again in {snapshot.retry_in:.0f} s"
+    if snapshot.state is State.KILLING:
+        return "does not end"
+    if snapshot.state in OCCUPIED:
+        return ""
+    fits, why = placement(snapshot.spec.name)
+    return "" if fits else f"has no room: {why}"
+
+
+def _devices(snapshot: Snapshot) -> frozenset[str]:
+    """What it computes on, or would."""
+    return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))

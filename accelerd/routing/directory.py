@@ -1,0 +1,76 @@
+"""Which names a request may use, and what each means: a model, or a route of several. Pure.
+
+Made anew with every configuration and never changed. Beside what is configured every model answers to `npu/NAME` when
+it runs on an NPU and to `local/NAME` otherwise, unless somebody else has that name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+from accelerd.config.model import ModelSpec, Route
+from accelerd.errors import AccelError
+
+NPU, LOCAL = "npu/", "local/"
+
+KindOf = Callable[[ModelSpec], str]  # "npu", "gpu", "cpu", "" where it is not known
+
+
+def nowhere(spec: ModelSpec) -> str:
+    """The KindOf of a machine that nothing is known of."""
+    return ""
+
+
+class Directory:
+    """The names of one configuration."""
+
+    def __init__(
+        self, models: Iterable[ModelSpec] = (), routes: Iterable[Route] = (), kind_of: KindOf = nowhere
+    ) -> None:
+        self.models = {spec.name: spec for spec in models}
+        self.routes = {route.name: route for route in routes}
+        self._kind_of = kind_of
+        aliases = {alias: spec for spec in self.models.values() for alias in spec.aliases}
+        self._named: dict[str, ModelSpec | Route] = {**self.routes, **aliases, **self.models}
+
+    def find(self, name: str) -> ModelSpec | Route:
+        """What the name means. AccelError model_not_found."""
+        return self._named.get(name) or self._prefixed(name) or self._unknown(name)
+
+    def model(self, name: str) -> ModelSpec:
+        """The model of that name. AccelError model_not_found; bad_request when it is a route's."""
+        found = self.find(name)
+        if isinstance(found, Route):
+            text = f"{name} is a route: name one of its models, {', '.join(found.models)}"
+            raise AccelError("bad_request", text, param="model")
+        return found
+
+    def aliases(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Every other name that the model answers to: the configured ones, then the generated one."""
+        generated = self._generated(spec)
+        return (*spec.aliases, generated) if generated else spec.aliases
+
+    def names(self) -> list[str]:
+        """Every name, those of models first."""
+        return [
+            *self.models,
+            *(n for n in self._named if n not in self.models),
+            *filter(None, map(self._generated, self.models.values())),
+        ]
+
+    def _generated(self, spec: ModelSpec) -> str:
+        """The name with its prefix; nothing where it has one already, or the name is somebody's."""
+        if spec.name.startswith((NPU, LOCAL)):
+            return ""
+        name = (NPU if self._kind_of(spec) == "npu" else LOCAL) + spec.name
+        return "" if name in self._named else name
+
+    def _prefixed(self, name: str) -> ModelSpec | None:
+        spec = self.models.get(name.partition("/")[2])
+        return spec if spec is not None and self._generated(spec) == name else None
+
+    def _unknown(self, name: str) -> ModelSpec | Route:
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; see GET /v1/models"
+        raise AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
