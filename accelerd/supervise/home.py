@@ -79,6 +79,8 @@ class Settled:
     warm_path: str
     probe_path: str
     probe_body: bytes | None
+    keyed: bool
+    prove: bool = True
 
 
 @runtime_checkable

@@ -114,7 +114,7 @@ async def test_A4_models_of_the_npu_are_accounted_there(
 ) -> None:
     (need,) = (await engine(catalogue).forecast(spec(model), [GPU, NPU], ask=False)).options
     assert need.devices == (NPU.id,)
-    assert need.claims == (Claim(NPU.id, family, kind),)
+    assert need.claims == (Claim(NPU.id, family, kind, host="Lemonade Server"),)
     assert set(need.amounts) == {RAM}, "main memory and nothing of the GPU"
     assert need.total > 0
 
@@ -122,7 +122,7 @@ async def test_A4_models_of_the_npu_are_accounted_there(
 async def test_A4_whisper_is_on_the_npu_once_the_server_says_so(catalogue: Catalogue) -> None:
     whisper = spec("Whisper-Large-v3-Turbo")
     (need,) = (await engine(catalogue).forecast(whisper, [GPU, NPU], ask=False)).options
-    assert need.claims == (Claim(NPU.id, "whispercpp", "asr"),), "until it is loaded, what the machine has decides"
+    assert need.claims == (Claim(NPU.id, "whispercpp", "asr", host="Lemonade Server"),)
     catalogue.loaded("Whisper-Large-v3-Turbo", "whispercpp", "", "cpu", direct=False)
     (need,) = (await engine(catalogue).forecast(whisper, [GPU, NPU], ask=False)).options
     assert need.claims == ()

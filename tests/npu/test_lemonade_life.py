@@ -5,6 +5,7 @@ Against the stand-in `lemond`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -317,11 +318,11 @@ async def test_A3_an_older_one_is_not_told_of_pins(house: LemonadeHouse) -> None
     assert "pinned" not in load["body"]
 
 
-async def test_a_daemon_that_is_killed_leaves_a_server_that_the_next_one_ends(house: LemonadeHouse) -> None:
-    """Found by its mark, with its backends."""
+async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(house: LemonadeHouse) -> None:
+    """By it the next daemon finds what a crash has left."""
     async with house:
         (number,) = await house.loaded(QWEN)
         marked = {one.pid for one in ProcTable().owned(str(house.roots.runtime))}
         assert {house.own.pid, house.pid(number)} <= marked
-        environment = Path(f"/proc/{house.pid(number)}/environ").read_bytes()
-        assert f"{names.ENV_MARK_OWNER}={house.roots.runtime}".encode() in environment.split(b"\0")
+        found = await asyncio.to_thread(Path(f"/proc/{house.pid(number)}/environ").read_bytes)
+        assert f"{names.ENV_MARK_OWNER}={house.roots.runtime}".encode() in found.split(b"\0")

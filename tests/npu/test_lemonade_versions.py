@@ -3,9 +3,9 @@ what comes after, and against a real lemond where ACCELERD_TEST_LEMOND names one
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,15 +113,17 @@ async def test_A1_the_older_one_runs_beside_the_users_own(house: LemonadeHouse) 
     generation(house, "10.0.0")
     env = {"PATH": house.standin.path, "HOME": str(house.roots.home), "XDG_RUNTIME_DIR": str(house.roots.runtime)}
     argv = [str(house.standin.bin / "lemonade-server"), "serve", "--port", "0"]
-    users = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    users = await asyncio.create_subprocess_exec(
+        *argv, env=env, stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.DEVNULL
+    )
     try:
         await house.until(lambda: len(house.standin.requests("start")) == 1)
         async with house:
             await house.loaded(QWEN)
-        assert users.poll() is None
+        assert users.returncode is None
     finally:
         users.terminate()
-        users.wait()
+        await users.wait()
 
 
 async def test_the_newer_generation_is_taken_where_there_are_both(house: LemonadeHouse) -> None:

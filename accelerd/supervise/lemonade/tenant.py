@@ -267,8 +267,9 @@ class TenantLeader:
         path, body = _probe(entry.type, wire, direct)
         if direct:
             # Its own server has no key: what is sent to it must not be the other one's.
-            return Settled(Endpoint(port=entry.port), "", HEALTHS[entry.recipe], "/v1/models", path, body)
-        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body)
+            health = HEALTHS[entry.recipe]
+            return Settled(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
+        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
 
     def _hold(self, pid: int) -> None:
         try:

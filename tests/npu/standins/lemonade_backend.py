@@ -32,7 +32,8 @@ class Handler(BaseHTTPRequestHandler):
             case "/chat/completions" | "/completions":
                 self._generate(body, chat="chat" in self.path)
             case "/embeddings":
-                self._answer(200, {"object": "list", "data": [{"embedding": [0.5, 0.5], "index": 0}], "model": self.model})
+                found = [{"embedding": [0.5, 0.5], "index": 0}]
+                self._answer(200, {"object": "list", "data": found, "model": self.model})
             case "/rerank" | "/reranking":
                 self._answer(200, {"model": self.model, "results": [{"index": 0, "relevance_score": 0.5}]})
             case "/responses":
