@@ -15,10 +15,12 @@ from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Engine, Task, Traits
 from accelerd.errors import AccelError
 from accelerd.gateway.endpoints import PHRASES, TASKS, TOOLED
-from accelerd.routing.choice import Decision, decide
+from accelerd.routing.choice import Decision, decide, placed
 from accelerd.routing.directory import Directory
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
+
+CPU, NPU = "cpu", "npu"
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +106,13 @@ class Switchboard:
 
     def _decide(self, route: Route, lacking: Mapping[str, str]) -> Decision:
         snapshots: list[Snapshot] = self._scheduler.snapshots()
-        return decide(route, snapshots, self._scheduler.placement, lacking)
+        return decide(route, snapshots, self._scheduler.placement, lacking, self._where)
+
+    def _where(self, snapshot: Snapshot) -> frozenset[str]:
+        """What it computes on. The engine knows of an NPU that nobody has seen: it is not the processor."""
+        if not snapshot.need.devices and snapshot.device == CPU and self.kind(snapshot.spec) == NPU:
+            return frozenset((NPU,))
+        return placed(snapshot)
 
     def _lacking_of(self, route: Route, task: Task, wish: Wish) -> dict[str, str]:
         """The models of a route that cannot do it. AccelError not_supported_by_model when none can."""
