@@ -90,15 +90,20 @@ class Switchboard:
             spec = self.directory.models[decision.model]
         else:
             spec = found
-        traits, dialect = self.traits(spec), self._engines[spec.engine].dialect
-        missing = _missing(traits, task, wish)
+        way = self.worded(spec, path, wish)
+        own_words = way.wire_name is None and way.path == path and not way.busy
+        if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
+            self.plain.setdefault(wish.model, Plain(spec.name)).paths.add(path)
+        return way
+
+    def worded(self, spec: ModelSpec, path: str, wish: Wish) -> Way:
+        """How the model is asked, by what is known now: a load may tell more. AccelError not_supported_by_model."""
+        traits = self.traits(spec)
+        missing = _missing(traits, TASKS[path], wish)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
-        to = traits.paths.get(path, path)
-        own_words = traits.wire_name is None and to == path and not dialect.busy
-        if found is spec and own_words and (task not in TOOLED or "tools" in traits.tasks):
-            self.plain.setdefault(wish.model, Plain(spec.name)).paths.add(path)
-        return Way(spec.name, to, traits.wire_name, dialect.busy)
+        busy = self._engines[spec.engine].dialect.busy
+        return Way(spec.name, traits.paths.get(path, path), traits.wire_name, busy)
 
     def decision(self, route: Route) -> Decision:
         """Which model of the route would answer now, whatever it is asked for."""

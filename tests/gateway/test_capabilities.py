@@ -117,6 +117,33 @@ async def test_a_path_of_the_engines_own_is_taken(tmp_path: Path) -> None:
 
 
 @on_both_loops
+async def test_A_how_it_is_asked_is_what_its_load_has_shown(tmp_path: Path) -> None:
+    """Lemonade: whether a model's own server is asked, and by which name, is known once it runs."""
+    async with table(tmp_path) as b, await b.client() as client:
+        b.instances.hold = True
+        client.send(request(body=chat("npu-chat")))
+        await until(lambda: b.scheduler.queued, "it waits")
+        b.engines["flm"].says = Traits(frozenset(("chat",)), wire_name="seen", paths={CHAT: "/api/v1/chat"})
+        b.instances.let_go()
+        assert (await client.response()).status == 200
+        asked = b.engine.requests[0]
+        assert (asked.json()["model"], asked.head.split(b" ")[1]) == ("seen", b"/api/v1/chat")
+
+
+@on_both_loops
+async def test_A_what_its_load_shows_it_lacks_is_refused_then(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        b.instances.hold = True
+        client.send(request(body=chat("npu-chat")))
+        await until(lambda: b.scheduler.queued, "it waits")
+        b.engines["flm"].says = Traits(frozenset(("transcription",)))
+        b.instances.let_go()
+        assert (await client.response()).code == "not_supported_by_model"
+        assert not b.engine.requests
+        await b.settled()
+
+
+@on_both_loops
 async def test_only_those_who_are_asked_in_other_words_leave_the_fast_path(tmp_path: Path) -> None:
     async with table(tmp_path) as b:
         for name, fast in (("gpu", 1), ("gpt-4o", 1), ("local/gpu", 1), ("npu-chat", 0)):
