@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote
 
@@ -44,7 +44,7 @@ HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """A request as it goes to its engine."""
 
@@ -179,7 +179,7 @@ class Gateway:
             relay.lease = lease = self._scheduler.acquire(ask.way.model)
             if lease is None:
                 relay.lease = lease = await self._wait(ask, relay)
-                ask = replace(ask, way=self.board.worded(lease.record.spec, path, ask.wish))  # as it is once loaded
+                ask.way = self.board.worded(lease.record.spec, path, ask.wish)  # as it is once loaded
             relay.busy = ask.way.busy
             connection.accepted()
             error = await self._exchange(lease, relay, ask)
@@ -226,12 +226,12 @@ class Gateway:
         finally:
             ticket.leave()
 
-    def assembles(self, spec: ModelSpec, path: str, *, stream: bool) -> bool:
+    def assembles(self, spec: ModelSpec, path: str, stream: bool | None) -> bool:
         """Is the answer to be asked as a stream and put together here? See assemble.py."""
         return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
 
     async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
-        if self.assembles(lease.record.spec, ask.path, stream=ask.stream):
+        if self.assembles(lease.record.spec, ask.path, ask.stream):
             return await self._assembled(lease, relay, ask)
         self.sweeper.watch(relay, stream=ask.stream)
         return await self._send(lease, relay, ask, ask.body(), relay)

@@ -1,7 +1,7 @@
 """Finds out which model a request is for, whether it can do that, and how its engine wants to be asked.
 
 Asks the routing for names, the scheduler for what is free, the engines for what a model can do. Nothing is loaded and
-no lease is taken here. `plain` is the memo of its usual verdict, for the fast path.
+no lease is taken here. `plain` is the memo of its usual verdict, for both paths.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Way:
 
 
 class Plain:
-    """A model that is asked in the client's own words, and the paths that it was found to answer."""
+    """A model that is asked in the client's own words, and the ways to the paths that it was found to answer."""
 
-    __slots__ = ("model", "paths")
+    __slots__ = ("model", "ways")
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.paths: set[str] = set()
+        self.ways: dict[str, Way] = {}
 
 
 class Switchboard:
@@ -81,6 +81,9 @@ class Switchboard:
 
     def way(self, path: str, wish: Wish) -> Way:
         """Where a request to that path of ours goes. AccelError model_not_found, not_supported_by_model."""
+        plain = self.plain.get(wish.model)
+        if plain is not None and path in plain.ways:
+            return plain.ways[path]
         task = TASKS[path]
         found = self.directory.find(wish.model)
         if isinstance(found, Route):
@@ -93,7 +96,7 @@ class Switchboard:
         way = self.worded(spec, path, wish)
         own_words = way.wire_name is None and way.path == path and not way.busy
         if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
-            self.plain.setdefault(wish.model, Plain(spec.name)).paths.add(path)
+            self.plain.setdefault(wish.model, Plain(spec.name)).ways[path] = way
         return way
 
     def worded(self, spec: ModelSpec, path: str, wish: Wish) -> Way:
