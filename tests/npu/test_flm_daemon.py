@@ -36,6 +36,7 @@ def test_a_request_loads_a_model_on_the_npu_and_is_answered(daemons: DaemonFacto
     assert answer.headers["x-accelerd-model"] == NAME
     assert answer.json()["choices"][0]["message"]["content"].startswith("The NPU says")
     assert daemon.state(NAME) == "ready"
+    assert "access-control-allow-origin" not in answer.headers, "it lets every web page read its answers"
     status, events, complete = whole_stream(daemon, NAME)
     assert (status, complete) == (200, True)
     assert events[-1] == "[DONE]"
