@@ -205,7 +205,7 @@ def test_a_model_on_the_npu_and_one_beside_it_stream_at_once_and_neither_minds_t
         assert slow.readline(), "it has begun"
         status, events, complete = whole_stream(daemon, "big")
         assert (status, complete, events[-1]) == (200, True, "[DONE]")
-        assert daemon.events("unload?model=big")[-1]["event"] == "unloaded"
+        assert daemon.events("unload?model=big")[-1]["event"] == "stopped"
         text, complete = rest_of(slow)
     assert complete
     assert sse(text)[-1] == "[DONE]"
