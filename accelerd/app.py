@@ -274,7 +274,7 @@ def build(
     giving = MemoryRoutes(yielding, scheduler)
     boxes = ToolboxRoutes(upkeep)
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, insight, daemon, trials, routes, hazards)
+    gateway.control = control = Control(scheduler, insight, daemon, trials, gateway.board, routes, hazards)
     evicting = Evicting(scheduler, lambda: devices.devices)
     wares = Wares(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},

@@ -191,6 +191,10 @@ LLAMA_SERVER_ONLY = (
 )  # fmt: skip
 
 
+# … and what Lemonade hands on to the llama-servers that it runs.
+LEMONADE_TOO = ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads")
+
+
 def _of_engine(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """What an engine cannot do."""
     if spec.engine == "llama-server":
@@ -238,7 +242,7 @@ def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings of a plain child that only a systemd unit could keep, and those that the engine has no use for."""
     if spec.engine != "llama-server":
         for field in LLAMA_SERVER_ONLY:
-            if getattr(spec, field) is not None:
+            if getattr(spec, field) is not None and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
                 yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
     if spec.home == "child":
         for field in UNIT_SETTINGS:

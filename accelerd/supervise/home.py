@@ -38,13 +38,17 @@ class Order:
 class Leader(Protocol):
     """The engine's own process, held by pidfd: its pid is never anybody else's while this is held."""
 
-    pid: int  # on the host
+    @property
+    def pid(self) -> int: ...  # on the host
+
     session: int | None  # processes of this session belong to it too; None: only the mark tells
     exited: asyncio.Event
     # Known once it has exited, in some homes only once it is released:
     status: int | None  # the exit status, or minus the signal; None: not known
     result: str | None  # what the home knows beyond that: "oom-kill", "timeout", …
-    unit: str | None  # the systemd unit whose output this is; its journal shows what the engine prints
+
+    @property
+    def unit(self) -> str | None: ...  # the systemd unit whose output this is; its journal shows what the engine prints
 
     def signal(self, number: int) -> None:
         """Signal the process itself. Nothing happens when it has exited."""
@@ -75,13 +79,17 @@ class Settled:
     warm_path: str
     probe_path: str
     probe_body: bytes | None
+    keyed: bool
+    prove: bool = True
 
 
 @runtime_checkable
 class Tenant(Protocol):
     """A Leader that is no process of its own but a model inside a server; `pid` is what serves it, as far as known."""
 
-    pid: int
+    @property
+    def pid(self) -> int: ...
+
     ended: tuple[Cause, str] | None  # why it has ended, once it has, unless it was told to
 
     async def settled(self) -> Settled:

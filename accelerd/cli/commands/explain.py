@@ -1,4 +1,7 @@
-"""accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it."""
+"""accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it.
+
+Of a route: its models in their order, which of them would answer now, and why.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from accelerd.cli.text import count, size, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="a model or a route")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -21,6 +24,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         raise explain_name(context, args.model, failure) from None
     out = context.out
     out.result(answer)
+    if "route" in answer:
+        return explain_route(context, answer)
     model = out.style(str(answer.get("model", args.model)), "bold")
     out.line(f"{model} is {answer.get('state', 'unknown')}{lives(answer)}")
     section(context, "Command")
@@ -47,6 +52,18 @@ def run(context: Context, args: argparse.Namespace) -> int:
             section(context, "History")
         ago = f"{span(change.get('ago'))} ago"
         out.wrapped(f"{ago:<16}{change.get('from')} → {change.get('to')}: {change.get('reason') or ''}", indent="  ")
+    return Exit.OK
+
+
+def explain_route(context: Context, answer: dict[str, Any]) -> int:
+    """Which model would answer, then all of them in their order."""
+    out = context.out
+    name = out.style(str(answer["route"]), "bold")
+    out.line(f"{name} is a route; a request now goes to {out.style(str(answer.get('answers')), 'bold')}")
+    out.wrapped(str(answer.get("reason") or ""), indent="  ")
+    section(context, "Order")
+    for number, model in enumerate(answer.get("models") or (), 1):
+        out.wrapped(f"{model['model']} {model.get('why') or ''}", indent="     ", first=f"  {number}. ")
     return Exit.OK
 
 

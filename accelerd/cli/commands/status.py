@@ -19,14 +19,14 @@ MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model, or the models of this route")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
     status = context.client.get("status")
     models = status.get("models") or []
     if args.model:
-        models = [m for m in models if args.model == m["name"] or args.model in (m.get("aliases") or ())]
+        models = [m for m in models if meant(args.model, m, status.get("routes") or ())]
         if not models:
             raise no_such_model(context, args.model)
         status["models"] = models
@@ -69,6 +69,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
             indent="  ", first="! ", style="red",
         )  # fmt: skip
     return Exit.OK
+
+
+def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) -> bool:
+    """Is it the model of that name, or one of the route of that name?"""
+    if name in (model["name"], model.get("prefixed"), *(model.get("aliases") or ())):
+        return True
+    return any(route["name"] == name and model["name"] in route["models"] for route in routes)
 
 
 def no_such_model(context: Context, name: str) -> Exception:

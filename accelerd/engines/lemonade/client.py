@@ -158,6 +158,8 @@ class LemonadeClient:
     async def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, within: float | None
     ) -> dict[str, Any]:
+        if self._session.closed:
+            raise Unreachable("the server was ended")
         timeout = aiohttp.ClientTimeout(total=within, sock_connect=QUICK)
         try:
             async with self._session.request(

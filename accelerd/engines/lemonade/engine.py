@@ -87,7 +87,7 @@ class Lemonade(Engine):
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         if ask and spec.memory is None:
             await self._ask()
-        return forecasting.forecast(spec, devices, self._catalogue)
+        return forecasting.forecast(spec, devices, self._catalogue, self._settings.url or "Lemonade Server")
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """Nothing: Lemonade's models are whole or not there."""

@@ -21,15 +21,17 @@ FAMILY: Final[Mapping[str, str]] = {"flm": "flm", "ryzenai-llm": "ryzenai-llm", 
 ROOM: Final = 1.1  # of the files' size: the cache and the buffers beside the weights, until it was measured
 
 
-def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue) -> Forecast:
+def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue, host: str) -> Forecast:
+    """`host`: names the server, which has rules of its own for what it holds at once."""
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
     size, source = _size(spec, known)
     key = _key(spec, known) if spec.memory is None and known.size else ""
     npu = next((one for one in devices if one.kind == "npu" and one.problem is None), None)
     kind = device(recipe, known)
-    if npu is not None and kind == "npu":
+    # Where whisper computes the server knows; until it has said so it is counted where it would be in the way.
+    if npu is not None and (kind == "npu" or (recipe == "whispercpp" and not known.device)):
         # It computes out of main memory: nothing of a GPU is touched.
-        claim = Claim(npu.id, FAMILY.get(recipe, recipe), _kind(spec, catalogue))
+        claim = Claim(npu.id, FAMILY.get(recipe, recipe), _kind(spec, catalogue), host=host)
         return Forecast((Need({RAM: size}, source, devices=(npu.id,), claims=(claim,)),), key)
     gpus = usable(devices)
     if kind == "gpu" and gpus and spec.gpu_layers != 0:

@@ -1,7 +1,7 @@
 """What a Lemonade Server is told to load a model: the settings of the model in Lemonade's own words. Pure.
 
-Options are never saved there (`save_options`): what accelerd wants is said with every load. What Lemonade decides itself
-is refused in extra_args with the reason.
+Options are never saved there (`save_options`): what accelerd wants is said with every load. What Lemonade decides by
+itself is refused in extra_args with the reason.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def _check(spec: ModelSpec, recipe: str, argument: str) -> None:
 def _quoted(spec: ModelSpec, argument: str) -> str:
     """One argument in a line that Lemonade splits at spaces, where double quotes hold together."""
     if '"' in argument or "\\" in argument or "\n" in argument:
-        fail(
-            Cause.REFUSED, f"extra_args: an argument of {spec.name} has a quote or a backslash, Lemonade takes neither"
-        )
+        fail(Cause.REFUSED, f"extra_args: an argument of {spec.name} has a quote or backslash: Lemonade takes none")
     return f'"{argument}"' if not argument or any(one.isspace() for one in argument) else argument
 
 

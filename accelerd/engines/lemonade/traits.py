@@ -85,7 +85,7 @@ def _beyond(spec: ModelSpec, recipe: str, known: Known, direct: bool) -> tuple[s
     if llama:
         found |= {"messages", "responses"}
     elif direct:
-        why_not |= {task: f"{spec.name}: {recipe} knows chat completions only" for task in ("messages", "responses")}
+        why_not |= dict.fromkeys(("messages", "responses"), f"{spec.name}: {recipe} knows chat completions only")
     else:
         found.add("responses")
         why_not["messages"] = f"{spec.name}: Lemonade's {recipe or 'server'} is asked with chat completions"

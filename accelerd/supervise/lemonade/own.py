@@ -1,7 +1,7 @@
 """The Lemonade Server that accelerd runs for itself: started with its first tenant, ended a while after its last.
 
-Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves is
-found by that. Its own memory is in no model's account but in that of other programs, once.
+Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves
+is found by that. Its own memory is in no model's account but in that of other programs, once.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class OwnServer(Server):
 
     async def up(self, order: Order) -> LemonadeClient:
         async with self._lock:
-            if self._ending is not None:
-                await asyncio.shield(self._ending)
+            await self._until_ended()
             if self._leader is None or self.client is None:
                 await self._begin(order)
             assert self.client is not None
@@ -133,7 +132,8 @@ class OwnServer(Server):
             await client.close()
             self._stopping = True
             leader.kill_group()
-            await asyncio.shield(self._ended(leader, mark))
+            self._end_of(leader, mark)
+            await self._until_ended()
             raise
         self.client, self.catalogue.address = client, client.address
         text = f"Lemonade Server started: process {leader.pid}, listens at {program.HOST}:{port}"
@@ -205,10 +205,7 @@ class OwnServer(Server):
                 await self._stop(self._leader)
 
     async def close(self) -> None:
-        for task in (self._idling, self._watching):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await self._close_tasks(self._idling)
         async with self._lock:
             if self._leader is not None:
                 await self._stop(self._leader)
@@ -221,19 +218,24 @@ class OwnServer(Server):
         if not leader.exited.is_set():
             leader.kill_group()
         await leader.exited.wait()
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
+        await self._until_ended()
 
     def _exit_seen(self) -> None:
-        if self._leader is not None and self._mark is not None and self._ending is None:
-            leader, mark = self._leader, self._mark
+        if self._leader is not None and self._mark is not None:
+            self._end_of(self._leader, self._mark)
+
+    def _end_of(self, leader: Leader, mark: Mark) -> None:
+        if self._ending is None:
             self._ending = asyncio.create_task(self._ended(leader, mark), name="end of the Lemonade Server")
+
+    async def _until_ended(self) -> None:
+        """Nothing of one that ends is left."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
     async def _ended(self, leader: Leader, mark: Mark) -> None:
         """Its process has exited, or is being killed: end what it leaves, then tell its tenants."""
         try:
-            if self._leader is not leader:
-                return
             await sweep(leader, mark, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
             await leader.release()
             self._leader, self.pid, self.catalogue.address = None, 0, None
@@ -265,8 +267,7 @@ class OwnServer(Server):
         if self._ending is None and self._leader is not None:
             await race(self._leader.exited.wait(), within=1.0)
             await asyncio.sleep(0)
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
+        await self._until_ended()
         if self._leader is None and self._fate is not None:
             return self._fate
         return Cause.EXITED, "the connection to the Lemonade Server broke"

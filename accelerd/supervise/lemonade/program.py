@@ -112,8 +112,7 @@ def command(program: Program, folders: Folders, port: int) -> tuple[str, ...]:
     """The command line; keys are in the environment."""
     where = ("--port", str(port), "--host", HOST)
     if program.legacy:
-        quiet = (NO_BROADCAST,) if program.no_broadcast else ()
-        return (program.path, SERVE, *where, "--no-tray", "--max-loaded-models", "-1", *quiet)
+        return (program.path, SERVE, *where, "--no-tray", "--max-loaded-models", "-1")
     places = [str(folders.cache)]
     if program.config_dir:
         places.append(str(folders.config))

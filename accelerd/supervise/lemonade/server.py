@@ -49,7 +49,8 @@ class Server(ABC):
         self.unit: str | None = None
         self.tenants: list[TenantLeader] = []
         self._loads: list[str] = []  # models that it is told to load now, the last one last
-        self._last_load: tuple[str, float] | None = None  # the last one that came to its end, and when
+        self._last_load: tuple[str, float, bool] | None = None  # the last one that ended, when, and whether it is there
+        self.unloads: dict[str, asyncio.Task[None]] = {}  # orders that it has not answered, by model
         self._groups = ProcessGroups(proc)
         self._watching: asyncio.Task[None] | None = None
 
@@ -83,9 +84,10 @@ class Server(ABC):
     async def _watch(self) -> None:
         silent = 0
         while any(tenant.loaded for tenant in self.tenants) and self.client is not None:
+            client = self.client
             await asyncio.sleep(POLL)
             try:
-                health = await self.client.health()
+                health = await client.health()
                 silent = 0
             except Silent:
                 continue  # it may be busy with throwing something out
@@ -103,7 +105,14 @@ class Server(ABC):
     def gone(self, fate: Fate) -> None:
         """The server is no more: neither is any of its tenants."""
         for tenant in list(self.tenants):
-            tenant.server_gone(fate)
+            if tenant.attached:  # others wait for the next one
+                tenant.server_gone(fate)
+
+    async def _close_tasks(self, *more: asyncio.Task[None] | None) -> None:
+        """Nothing that was begun here goes on."""
+        for task in (own := [task for task in (self._watching, *self.unloads.values(), *more) if task is not None]):
+            task.cancel()
+        await asyncio.gather(*own, return_exceptions=True)
 
     # --- loads ------------------------------------------------------------------------------------------------
 
@@ -111,29 +120,33 @@ class Server(ABC):
         """It is told to load this model now."""
         self._loads.append(model)
 
-    def ends(self, model: str) -> None:
-        """That load has come to its end, whichever."""
+    def ends(self, model: str, *, loaded: bool) -> None:
+        """That load has come to its end."""
         self._loads.remove(model)
-        self._last_load = model, self.clock.monotonic()
+        self._last_load = model, self.clock.monotonic(), loaded
 
-    def blame(self, model: str) -> str | None:
+    def _blame(self, model: str) -> str | None:
         """The load of another model that may be why this one has left; None: there was none."""
         others = [one for one in self._loads if one != model]
         if others:
             return others[-1]
-        if self._last_load is not None and self._last_load[0] != model:
-            other, when = self._last_load
-            if self.clock.monotonic() - when <= AFTERMATH:
-                return other
-        return None
+        if self._last_load is None:
+            return None
+        other, when, loaded = self._last_load
+        harmless = loaded and self.owned and not self._both_on_npu(model, other)  # there is room for any number
+        if other == model or harmless or self.clock.monotonic() - when > AFTERMATH:
+            return None
+        return other
+
+    def _both_on_npu(self, *models: str) -> bool:
+        return all(self.catalogue.of(model).recipe in NPU_RECIPES for model in models)
 
     def why_gone(self, model: str, pid: int | None, *, alive: bool) -> Fate:
         """Why a model that nobody here has unloaded is not there any more. `alive`: its backend was, after that."""
         by_itself = "lemonade unloaded it by itself"
-        other = self.blame(model)
+        other = self._blame(model)
         if other is not None:
-            recipes = self.catalogue.of(model).recipe, self.catalogue.of(other).recipe
-            if all(recipe in NPU_RECIPES for recipe in recipes):
+            if self._both_on_npu(model, other):
                 return Cause.PUT_AWAY, f"{by_itself}: it was to load {other}, and the NPU takes only one of the two"
             if self.owned:
                 return Cause.PUT_AWAY, f"{by_itself}: a load of {other} failed, after which it throws out everything"
@@ -168,7 +181,8 @@ class Used(Server):
 
     async def up(self, order: Order) -> LemonadeClient:
         tenancy = order.tenancy
-        assert tenancy is not None and tenancy.url is not None
+        assert tenancy is not None
+        assert tenancy.url is not None
         if self.client is None:
             key = await asyncio.to_thread(read_key, tenancy.key_file)
             self.client = LemonadeClient(Address(tenancy.url, key))
@@ -176,9 +190,7 @@ class Used(Server):
             await self.client.health(within=10.0)
         except Unreachable:
             await self._forget()
-            text = (
-                f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or let accelerd run one"
-            )
+            text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or take the url away"
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
         except LemonadeError as error:
             await self._forget()
@@ -190,9 +202,7 @@ class Used(Server):
         return Cause.EXITED, "the connection to the Lemonade Server broke"
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._close_tasks()
         await self._forget()
 
     async def _forget(self) -> None:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -49,6 +49,7 @@ class TenantLeader:
         self.status: int | None = None
         self.result: str | None = None
         self.ended: Fate | None = None
+        self.attached = False  # to the server that runs now
         self.loaded = False
         self._order = order
         self._tenancy = order.tenancy
@@ -155,6 +156,7 @@ class TenantLeader:
     async def _life(self) -> None:
         try:
             client = await self._server.up(self._order)
+            self.attached = True
             if not self._leaving:
                 await self._load(client)
         except AccelError as error:
@@ -169,6 +171,8 @@ class TenantLeader:
     async def _load(self, client: LemonadeClient) -> None:
         """Until it is loaded, or cannot be. AccelError('model_failed')."""
         try:
+            if (pending := self._server.unloads.get(self.model)) is not None:
+                await asyncio.gather(pending, return_exceptions=True)  # or it would hit what is loaded now
             health = await client.health(within=30.0)
             before = health.of(self.model)
             if before is not None and not self._server.owned:
@@ -184,11 +188,7 @@ class TenantLeader:
             body: dict[str, Any] = dict(self._tenancy.load)
             if self._tenancy.pin and health.release >= PINS_SINCE:
                 body["pinned"] = True
-            self._server.begins(self.model)
-            try:
-                await client.load(body)
-            finally:
-                self._server.ends(self.model)
+            await self._put_to_it(client, body)
             after = await client.health(within=30.0)
         except Refused as error:
             raise self._refusal(error) from None
@@ -202,6 +202,16 @@ class TenantLeader:
             cause, text = self._server.why_gone(self.model, None, alive=True)
             raise AccelError("model_failed", text, cause=cause.value)
         await self._settle(entry)
+
+    async def _put_to_it(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
+        """Returns when it is loaded. LemonadeError."""
+        self._server.begins(self.model)
+        loaded = False
+        try:
+            await client.load(body)
+            loaded = True
+        finally:
+            self._server.ends(self.model, loaded=loaded)
 
     async def _check(self, client: LemonadeClient) -> None:
         """A load of what is not here would download it first, for hours. AccelError('model_failed')."""
@@ -257,8 +267,9 @@ class TenantLeader:
         path, body = _probe(entry.type, wire, direct)
         if direct:
             # Its own server has no key: what is sent to it must not be the other one's.
-            return Settled(Endpoint(port=entry.port), "", HEALTHS[entry.recipe], "/v1/models", path, body)
-        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body)
+            health = HEALTHS[entry.recipe]
+            return Settled(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
+        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
 
     def _hold(self, pid: int) -> None:
         try:
@@ -305,35 +316,50 @@ class TenantLeader:
             entry = None
         fate = self._server.why_gone(self.model, self._backend, alive=alive)
         if entry is not None and entry.pid != self._entry.pid:
-            fate = (
-                Cause.PUT_AWAY,
-                (
-                    f"lemonade unloaded it by itself: it started it anew, as process {entry.pid} instead of {self._backend}"
-                ),
-            )
+            anew = f"it started it anew, as process {entry.pid} instead of {self._backend}"
+            fate = Cause.PUT_AWAY, f"lemonade unloaded it by itself: {anew}"
         await self._go(client, fate)
 
     async def _go(self, client: LemonadeClient, fate: Fate | None) -> None:
         """Have it unloaded, and return when that is proven."""
+        name = self._entry.model if self._entry is not None else self.model
         while not (self._taken or self.exited.is_set()):
-            with suppress(LemonadeError):  # 404: it is not there any more; else it is asked again
-                await client.unload(self.model)
-            listed: Loaded | None = self._entry
             try:
-                listed = (await client.health()).of(self._entry.model if self._entry else self.model)
+                listed = (await client.health()).of(name) is not None
             except Unreachable:
-                if self._server.owned:
-                    fate = fate if fate is not None or self._leaving else await self._server.fate()
-                listed = None
+                listed = False  # a server that is no more says so to its tenants, once nothing of it is left
             except LemonadeError:
-                listed = self._entry
+                listed = True
             dead = self._pidfd is None
-            if dead and (listed is None or self._killed_at is not None):
+            if dead and (not listed or self._killed_at is not None):
                 break
-            if listed is None and self._server.owned and not dead:
+            if listed:
+                await self._unload(client)
+            else:
                 await self._until_dead()
-            await asyncio.sleep(AGAIN)
         self._over(fate)
+
+    async def _unload(self, client: LemonadeClient) -> None:
+        """One order to unload it. While another model is loaded it is not followed: a kill does not wait for it."""
+        pending = self._server.unloads.get(self.model)
+        if pending is None:
+
+            async def unload() -> None:
+                try:
+                    await client.unload(self.model)
+                except LemonadeError as error:  # 404: it is not there any more; else it is asked again
+                    log.debug("%s: %s", self.model, error)
+                    await asyncio.sleep(AGAIN)
+                finally:
+                    self._server.unloads.pop(self.model, None)
+
+            pending = self._server.unloads[self.model] = asyncio.create_task(unload(), name=f"unload of {self.model}")
+        dying = asyncio.create_task(self._backend_gone.wait())
+        await asyncio.wait((pending, dying), return_when=asyncio.FIRST_COMPLETED)
+        if not dying.done():
+            dying.cancel()
+        elif not pending.done() and self._killed_at is None:
+            await asyncio.shield(pending)  # it dies of the order: the answer comes in a moment
 
     async def _until_dead(self) -> None:
         """The server has let go of it: its backend ends, or is ended."""

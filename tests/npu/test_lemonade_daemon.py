@@ -1,0 +1,147 @@
+"""A real accelerd with models in Lemonade: clients, status, swaps and ends. Against the stand-in `lemond`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.harness import Daemon, DaemonFactory, eventually, streaming
+from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, Standin, foreign
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def standin(tmp_path: Path) -> Standin:
+    (tmp_path / "home").mkdir()
+    return Standin(tmp_path / "home", "lemond")
+
+
+@pytest.fixture
+def start(daemons: DaemonFactory, standin: Standin) -> Start:
+    def begin(toml: str, env: Mapping[str, str] | None = None) -> Daemon:
+        return daemons.start(toml, env={"PATH": standin.path, **(env or {})})
+
+    return begin
+
+
+def model(name: str, id: str, **settings: Any) -> str:
+    lines = [f"[models.{json.dumps(name)}]", 'engine = "lemonade"', f"model = {json.dumps(id)}"]
+    return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
+
+
+def server_of(daemon: Daemon) -> psutil.Process:
+    """The Lemonade Server that the daemon runs."""
+
+    def find() -> psutil.Process | None:
+        return next((one for one in daemon.children() if any("bin/lemond" in word for word in one.cmdline())), None)
+
+    found = eventually(find, "a Lemonade Server")
+    assert isinstance(found, psutil.Process)
+    return found
+
+
+def test_a_chat_with_a_model_in_lemonade(start: Start) -> None:
+    daemon = start(model("qwen", QWEN))
+    answer = daemon.chat("qwen")
+    assert answer.status == 200, answer.body
+    assert answer.json()["choices"][0]["message"]["content"].startswith("The backend says")
+    with streaming(daemon, "qwen") as response:
+        assert b"[DONE]" in response.read()
+    pid = server_of(daemon).pid
+    assert daemon.status("qwen")["pid"] != pid
+    assert daemon.stop() == 0
+    assert not psutil.pid_exists(pid)
+
+
+def test_unloading_one_does_nothing_to_the_other(start: Start, standin: Standin) -> None:
+    daemon = start(model("qwen", QWEN) + model("gemma", GEMMA))
+    assert daemon.chat("qwen").status == 200
+    standin.say(token_seconds=0.05)
+    assert daemon.chat("gemma").status == 200
+    with streaming(daemon, "gemma") as response:
+        first = response.readline()
+        assert first
+        daemon.events("models/qwen/unload")
+        daemon.wait_state("qwen", "stopped")
+        assert b"[DONE]" in response.read()
+    assert daemon.state("gemma") == "ready"
+    assert [one["body"]["model_name"] for one in standin.requests("/api/v1/unload")] == [QWEN]
+
+
+def test_A4_failed_load_evicts_all_and_the_others_come_again(start: Start, standin: Standin) -> None:
+    """What Lemonade has thrown out is loaded again with the next request; the failed one is the only one to blame."""
+    daemon = start(model("qwen", QWEN) + model("gemma", GEMMA))
+    assert daemon.chat("qwen").status == 200
+    standin.say(fail={GEMMA: "out of luck"})
+    failed = daemon.chat("gemma")
+    assert failed.status >= 500
+    assert "out of luck" in failed.json()["error"]["message"]
+    assert "lemonade unloaded it by itself" in eventually(
+        lambda: (text := daemon.output()) if "unloaded it by itself" in text else "", "the reason in the log"
+    )
+    again = daemon.chat("qwen")
+    assert again.status == 200, again.body
+
+
+def test_embeddings_are_reached_on_the_same_port(start: Start) -> None:
+    daemon = start(model("nomic", EMBED, embeddings=True))
+    answer = daemon.send("POST", "/v1/embeddings", {"model": "nomic", "input": "hello"})
+    assert answer.status == 200, answer.body
+    assert answer.json()["data"][0]["embedding"] == [0.5, 0.5]
+
+
+def test_a_running_server_is_used_and_survives_the_daemon(start: Start, standin: Standin) -> None:
+    with foreign(standin, key="s3cret") as server:
+        key = standin.home / "key"
+        key.write_text("s3cret\n")
+        key.chmod(0o600)
+        toml = f"[engines.lemonade]\nurl = {json.dumps(server.url)}\nkey_file = {json.dumps(str(key))}\n"
+        daemon = start(toml + model("qwen", QWEN))
+        assert daemon.chat("qwen").status == 200
+        assert server.loaded() == [QWEN]
+        assert daemon.stop() == 0
+        assert server.loaded() == []
+        assert server.process.poll() is None
+        assert "s3cret" not in daemon.output()
+
+
+def test_a_crash_leaves_a_server_that_the_next_daemon_ends(start: Start, daemons: DaemonFactory) -> None:
+    daemon = start(model("qwen", QWEN))
+    assert daemon.chat("qwen").status == 200
+    server = server_of(daemon)
+    backend = psutil.Process(daemon.status("qwen")["pid"])
+    os.kill(daemon.process.pid, signal.SIGKILL)
+    daemon.process.wait()
+    eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "its server's end")
+    assert backend.is_running(), "left alone: nobody has told it"
+    env = {name: daemon.env[name] for name in ("PATH", "XDG_RUNTIME_DIR")}
+    second = daemons.start(model("qwen", QWEN), env=env)
+    assert not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
+    assert second.chat("qwen").status == 200
+
+
+def test_the_death_of_the_server_is_no_end_for_the_daemon(start: Start) -> None:
+    daemon = start(model("qwen", QWEN) + model("nomic", EMBED, embeddings=True))
+    assert daemon.chat("qwen").status == 200
+    server_of(daemon).kill()
+    eventually(lambda: "ended by SIGKILL" in daemon.output(), "the reason in the log")
+    answer = eventually(lambda: (a := daemon.chat("qwen")).status == 200 and a, "an answer of a new server")
+    assert answer.json()["choices"]
+
+
+def test_A5_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: Standin) -> None:
+    """lemond finds the flm in PATH, and accelerd asks that one itself, by its own name of the model."""
+    (standin.bin / "flm").symlink_to(STANDINS / "flm")
+    daemon = start(model("npu", "qwen3-4b-FLM"))
+    answer = daemon.chat("npu")
+    assert answer.status == 200, answer.body
+    pid = daemon.status("npu")["pid"]
+    assert "flm" in " ".join(psutil.Process(pid).cmdline())

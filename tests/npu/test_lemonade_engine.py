@@ -1,0 +1,188 @@
+"""What the engine says of Lemonade's models: the request that loads them, their tasks, their needs. No server runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import LemonadeSettings, ModelSpec, Sampling
+from accelerd.devices.model import Device, MemoryPool
+from accelerd.engines.lemonade import Lemonade, request
+from accelerd.engines.lemonade.catalogue import Catalogue
+from accelerd.engines.lemonade.client import Listed, release
+from accelerd.errors import AccelError
+from accelerd.memory.model import RAM, Claim
+
+NPU = Device("npu", "RyzenAI-npu5", driver="amdxdna", slot="0000:c6:00.1", columns=8)
+GPU = Device("gpu", "AMD Radeon 8060S Graphics", driver="amdgpu", slot="0000:c5:00.0", apu=True, unified=True,
+             pools=(MemoryPool("unified", 96 << 30),))  # fmt: skip
+
+
+def spec(model: str = "Qwen3-4B-GGUF", **settings: Any) -> ModelSpec:
+    return ModelSpec("m", engine="lemonade", model=model, **settings)
+
+
+def listed(model: str, recipe: str, *labels: str, size: float | None = 2.5, checkpoint: str = "") -> Listed:
+    return Listed(model, recipe, int(size * 1e9) if size else None, True, labels, checkpoint, 32768)
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    found = Catalogue()
+    found.note([
+        listed("Qwen3-4B-GGUF", "llamacpp", "reasoning", "tool-calling"),
+        listed("Gemma-3-4b-it-GGUF", "llamacpp", "vision"),
+        listed("nomic-embed-GGUF", "llamacpp", "embeddings"),
+        listed("bge-reranker-GGUF", "llamacpp", "reranking"),
+        listed("qwen3-4b-FLM", "flm", "reasoning", "tool-calling", size=3.1, checkpoint="qwen3:4b"),
+        listed("embed-gemma-300m-FLM", "flm", "embeddings", size=0.6),
+        listed("Whisper-Large-v3-Turbo", "whispercpp", "transcription", size=1.6),
+        listed("kokoro-v1", "kokoro", "tts", size=0.4),
+        listed("Llama-3.2-3B-Hybrid", "ryzenai-llm", "chat", size=3.0),
+    ])  # fmt: skip
+    return found
+
+
+def engine(catalogue: Catalogue) -> Lemonade:
+    return Lemonade(LemonadeSettings(), catalogue, environ={"PATH": "/usr/bin"})
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks"),
+    [
+        ("Qwen3-4B-GGUF", {"chat", "completions", "tools", "messages", "responses"}),
+        ("Gemma-3-4b-it-GGUF", {"chat", "completions", "tools", "vision", "messages", "responses"}),
+        ("nomic-embed-GGUF", {"embeddings"}),
+        ("bge-reranker-GGUF", {"rerank"}),
+        ("qwen3-4b-FLM", {"chat", "completions", "tools"}),
+        ("embed-gemma-300m-FLM", {"embeddings"}),
+        ("Whisper-Large-v3-Turbo", {"transcription"}),
+        ("kokoro-v1", set()),
+    ],
+)
+def test_A5_labels_and_recipes_say_what_a_model_can_do(catalogue: Catalogue, model: str, tasks: set[str]) -> None:
+    found = engine(catalogue).traits(spec(model))
+    assert found.tasks == tasks
+    assert not found.tasks & set(found.why_not)
+    assert found.recipe
+    assert found.labels == catalogue.of(model).labels
+
+
+def test_A5_names_are_compared_without_regard_to_case(catalogue: Catalogue) -> None:
+    """9.x called it Qwen3-4B-FLM, later ones qwen3-4b-FLM."""
+    assert engine(catalogue).traits(spec("Qwen3-4B-FLM")).recipe == "flm"
+
+
+def test_A5_an_flm_is_asked_by_its_own_name_for_the_model(catalogue: Catalogue) -> None:
+    """It throws its model out for another name."""
+    assert engine(catalogue).traits(spec("qwen3-4b-FLM")).wire_name == "qwen3:4b"
+    catalogue.loaded("qwen3-4b-FLM", "flm", "qwen3:4b", "npu", direct=False)
+    assert engine(catalogue).traits(spec("qwen3-4b-FLM")).wire_name == "qwen3-4b-FLM", "asked through the server"
+
+
+def test_rerank_is_spelled_as_the_one_who_is_asked_spells_it(catalogue: Catalogue) -> None:
+    assert engine(catalogue).traits(spec("bge-reranker-GGUF")).paths == {}
+    catalogue.loaded("bge-reranker-GGUF", "llamacpp", "", "gpu", direct=False)
+    assert engine(catalogue).traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
+
+
+def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
+    found = engine(catalogue).traits(spec("qwen3-4b-FLM"))
+    assert "chat completions only" in found.why_not["messages"]
+    assert "label embeddings" in found.why_not["embeddings"]
+    assert "no label vision" in found.why_not["vision"]
+
+
+def test_of_an_unknown_model_the_settings_tell() -> None:
+    assert engine(Catalogue()).traits(spec("x", embeddings=True)).tasks == {"embeddings"}
+    assert engine(Catalogue()).traits(spec("x", transcription=True)).tasks == {"transcription"}
+    assert engine(Catalogue()).traits(spec("x-FLM")).device == "npu"
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "kind"),
+    [
+        ("qwen3-4b-FLM", "flm", "llm"),
+        ("embed-gemma-300m-FLM", "flm", "embed"),
+        ("Llama-3.2-3B-Hybrid", "ryzenai-llm", "llm"),
+    ],
+)
+async def test_A4_models_of_the_npu_are_accounted_there(
+    catalogue: Catalogue, model: str, family: str, kind: str
+) -> None:
+    (need,) = (await engine(catalogue).forecast(spec(model), [GPU, NPU], ask=False)).options
+    assert need.devices == (NPU.id,)
+    assert need.claims == (Claim(NPU.id, family, kind, host="Lemonade Server"),)
+    assert set(need.amounts) == {RAM}, "main memory and nothing of the GPU"
+    assert need.total > 0
+
+
+async def test_A4_whisper_is_on_the_npu_once_the_server_says_so(catalogue: Catalogue) -> None:
+    whisper = spec("Whisper-Large-v3-Turbo")
+    (need,) = (await engine(catalogue).forecast(whisper, [GPU, NPU], ask=False)).options
+    assert need.claims == (Claim(NPU.id, "whispercpp", "asr", host="Lemonade Server"),)
+    catalogue.loaded("Whisper-Large-v3-Turbo", "whispercpp", "", "cpu", direct=False)
+    (need,) = (await engine(catalogue).forecast(whisper, [GPU, NPU], ask=False)).options
+    assert need.claims == ()
+
+
+async def test_models_of_the_gpu_are_accounted_there(catalogue: Catalogue) -> None:
+    found = await engine(catalogue).forecast(spec(), [GPU, NPU], ask=False)
+    (need,) = found.options
+    assert need.devices == (GPU.id,)
+    assert need.amounts == {GPU.id: int(2.5e9 * 1.1)}
+    assert "Lemonade lists" in need.source
+    assert found.key
+    (need,) = (await engine(catalogue).forecast(spec(), [], ask=False)).options
+    assert set(need.amounts) == {RAM}
+
+
+async def test_nothing_is_invented_of_a_model_that_no_server_has_told_of() -> None:
+    (need,) = (await engine(Catalogue()).forecast(spec(), [GPU], ask=True)).options
+    assert need.total == 0
+    assert "unknown" in need.source
+    (need,) = (await engine(Catalogue()).forecast(spec(memory=1 << 30), [GPU], ask=True)).options
+    assert need.amounts == {GPU.id: 1 << 30}
+    assert "declared" in need.source
+
+
+async def test_a_plan_shows_what_lemonade_is_told(catalogue: Catalogue, tmp_path: Path) -> None:
+    plan = await engine(catalogue).plan(spec(context=8192, ubatch=512, env=(("A", "b"),)), tmp_path)
+    assert plan.argv[:3] == ("lemonade", "load", "Qwen3-4B-GGUF")
+    assert "--ctx-size=8192" in plan.argv
+    assert any("-ub 512" in flag.text for flag in plan.flags)
+    assert plan.warnings == ("env has no effect: all models of a Lemonade Server have the server's environment",)
+    assert plan.tenancy is not None
+    assert plan.tenancy.load["save_options"] is False
+
+
+def test_all_of_the_context_is_what_the_model_was_trained_for() -> None:
+    assert request.build(spec(context=None), "llamacpp", 40960).body["ctx_size"] == 40960
+    assert "ctx_size" not in request.build(spec(context=None), "llamacpp", None).body
+    assert "ctx_size" not in request.build(spec(), "whispercpp", None).body
+
+
+def test_sampling_is_handed_on_to_a_llama_server() -> None:
+    asked = request.build(spec(sampling=Sampling(temperature=0.7, top_k=20)), "llamacpp", None)
+    assert asked.body["llamacpp_args"] == "--temp 0.7 --top-k 20"
+    assert "llamacpp_args" not in request.build(spec(sampling=Sampling(temperature=0.7)), "flm", None).body
+
+
+def test_A5_flm_takes_only_some_arguments() -> None:
+    asked = request.build(spec("q-FLM", extra_args=("--q-len", "4")), "flm", None)
+    assert asked.body["flm_args"] == "--q-len 4"
+    with pytest.raises(AccelError, match="Lemonade hands --asr to no flm"):
+        request.build(spec("q-FLM", extra_args=("--asr", "1")), "flm", None)
+
+
+def test_an_argument_with_spaces_stays_one_and_one_with_quotes_is_refused() -> None:
+    assert request.build(spec(extra_args=("--alias", "a b")), "llamacpp", None).body["llamacpp_args"] == '--alias "a b"'
+    with pytest.raises(AccelError, match="quote or backslash"):
+        request.build(spec(extra_args=('a"b',)), "llamacpp", None)
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("11.7.0", (11, 7, 0)), ("v10.0", (10, 0)), ("unknown", ())])
+def test_versions(text: str, numbers: tuple[int, ...]) -> None:
+    assert release(text) == numbers
