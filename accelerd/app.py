@@ -38,6 +38,7 @@ from accelerd.gateway.control_toolboxes import ToolboxRoutes
 from accelerd.gateway.evicting import Evicting
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
+from accelerd.hazards import Hazards
 from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
@@ -160,6 +161,7 @@ def build(
     def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
         insight.loaded(spec, need, seconds)
         daemon.loaded(spec)
+        hazards.loaded(spec)
 
     def in_use(spec: ModelSpec, busy: bool) -> None:
         performance.in_use(spec, busy)
@@ -190,6 +192,7 @@ def build(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
     insight = Insight(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
+    hazards = Hazards(scheduler.snapshots, insight, lambda: devices.devices)
     reserves = config.memory
     measured = memory_roots or roots
     meter = Meter(
@@ -271,7 +274,7 @@ def build(
     giving = MemoryRoutes(yielding, scheduler)
     boxes = ToolboxRoutes(upkeep)
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, insight, daemon, trials, routes)
+    gateway.control = control = Control(scheduler, insight, daemon, trials, gateway.board, routes, hazards)
     evicting = Evicting(scheduler, lambda: devices.devices)
     wares = Wares(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},

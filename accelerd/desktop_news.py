@@ -25,6 +25,7 @@ CAUSES: Final = {
     Cause.REFUSED: "its settings do not suit its program",
     Cause.SPAWN_FAILED: "its program could not be started",
     Cause.LOAD_TIMEOUT: "it was not ready in time",
+    Cause.WITHOUT_MODEL: "its program came up without it",
     Cause.UNHEALTHY: "it answered no requests",
     Cause.PORT_UNAVAILABLE: "it got no port",
     Cause.DEVICE_REMOVED: "its device has gone",

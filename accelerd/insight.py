@@ -14,12 +14,13 @@ from dataclasses import replace
 import msgspec
 
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
-from accelerd.devices.choice import first_gpu
+from accelerd.devices.choice import first_gpu, first_npu
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, Need, in_ram
+from accelerd.memory.npu_rules import NPU_ENGINES
 from accelerd.ports import Roots
 from accelerd.supervise.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
@@ -36,7 +37,13 @@ def fingerprint(spec: ModelSpec) -> str:
 
 
 def device_of(spec: ModelSpec, devices: Sequence[Device]) -> str:
-    """The id of the device that the model takes when there are these: a GPU's PCI slot, or "cpu"."""
+    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, or "cpu".
+
+    For where nobody has placed it: what a Need says of devices is the truth.
+    """
+    if spec.engine in NPU_ENGINES:
+        npu = first_npu(devices)
+        return npu.id if npu is not None else "cpu"
     found = first_gpu(devices) if spec.gpu_layers != 0 else None
     return found.id if found is not None else "cpu"
 
@@ -144,7 +151,9 @@ class Insight:
 
     def device(self, spec: ModelSpec) -> str:
         """The id of the device that the model runs on, or would now."""
-        return device_of(spec, self._devices())
+        estimate = self._estimates.get(spec.name)
+        placed = estimate.options[0].devices if estimate is not None else ()
+        return next((id for id in placed), "") or device_of(spec, self._devices())
 
     @property
     def degraded(self) -> str | None:

@@ -27,6 +27,7 @@ class Cause(StrEnum):
     REFUSED = "refused"  # the plan could not be made: a setting this engine build does not know
     SPAWN_FAILED = "spawn-failed"  # fork/exec failed for want of something (EAGAIN, ENOMEM …)
     LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
+    WITHOUT_MODEL = "without-model"  # killed: it came up, but refused the smallest request
     UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
     PORT_UNAVAILABLE = "port-unavailable"
     DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone

@@ -48,9 +48,9 @@ class Performance:
                 self._keeper.end(slot)
 
     def _slot(self, spec: ModelSpec) -> str | None:
-        """Of the GPU that the model uses; None: none."""
+        """Of the GPU that the model uses; None: none. What is done on an NPU makes no GPU faster."""
         used = self._where(spec.name) or device_of(spec, self._devices)
-        return next((d.slot for d in self._devices if d.id == used), None)
+        return next((d.slot for d in self._devices if d.id == used and d.kind == "gpu"), None)
 
     def devices(self, devices: Sequence[Device]) -> None:
         """What there is now, the first time and whenever it has changed."""

@@ -43,6 +43,7 @@ FORBIDDEN = {
     ),  # it runs as root: accelerd.names and nothing else
     "tuning": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines.llama_server"),
     "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines"),
+    "routing": ("gateway", "supervise", "bus", "system", "devices", "cli", "daemon", "app"),
     "names": ("",),
     "errors": ("",),
 }

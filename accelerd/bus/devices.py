@@ -12,6 +12,7 @@ from accelerd.devices.model import Device
 from accelerd.jobs import Job
 from accelerd.memory.ledger import ENDED, Balance
 from accelerd.memory.model import RAM
+from accelerd.npu_report import use_of
 from accelerd.scheduler.lifecycle import Event
 from accelerd.scheduler.record import Snapshot
 
@@ -38,6 +39,10 @@ class DeviceObjects:
         state, reason = _state(device, balance, on_it, readings)
         reserved = sum(held.size for held in balance.holdings) if balance is not None else 0
         ended = sum(held.size for held in balance.holdings if held.phase in ENDED) if balance is not None else 0
+        used = balance.foreign + ended + _in_use(balance) if balance is not None else 0
+        npu = use_of(device, on_it)
+        if npu is not None:  # its models' memory may be in main memory's pool, or in its own
+            reserved, used = max(reserved, npu.memory), max(used, npu.memory_used)
         return {
             "Id": device.id,
             "Kind": device.kind,
@@ -48,7 +53,7 @@ class DeviceObjects:
             "StateReason": reason,
             "Troubles": [(trouble.message, trouble.fix or "") for trouble in device.troubles],
             "MemoryTotal": balance.pool.room if balance is not None else 0,
-            "MemoryUsed": balance.foreign + ended + _in_use(balance) if balance is not None else 0,
+            "MemoryUsed": used,
             "MemoryReserved": reserved,
             "MemoryForeign": balance.foreign if balance is not None else 0,
             "Temperature": float(readings.get("temperature") or 0.0),
@@ -56,6 +61,9 @@ class DeviceObjects:
             "Level": readings.get("level") or "",
             "LevelOwner": seen.get("level_owner") or "",
             "Models": sorted(model_path(s.spec.name) for s in on_it),
+            "Contexts": (npu.contexts or 0) if npu is not None else 0,
+            "ContextsUsed": npu.contexts_used if npu is not None else 0,
+            "Columns": device.columns or 0,
         }
 
     def handler(self) -> Handler:

@@ -52,6 +52,11 @@ def explain_name(context: Context, name: str, failure: Failure) -> Failure:
 
 
 def model_names(status: dict[str, Any]) -> list[str]:
-    """Every name that a request may use, models first, aliases after."""
+    """Every name that a request may use: models, routes, aliases, then those with a generated prefix."""
     models = status.get("models") or []
-    return [m["name"] for m in models] + [alias for m in models for alias in m.get("aliases") or ()]
+    return [
+        *(m["name"] for m in models),
+        *(route["name"] for route in status.get("routes") or ()),
+        *(alias for m in models for alias in m.get("aliases") or ()),
+        *(m["prefixed"] for m in models if m.get("prefixed")),
+    ]

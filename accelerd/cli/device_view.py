@@ -102,13 +102,14 @@ def block(out: Output, device: dict[str, Any]) -> None:
     if device.get("problem"):
         troubles.insert(0, {"message": device["problem"], "fix": device.get("fix")})
     notes = remarks(device.get("readings") or {})
-    if not pools and not troubles and not notes and not device.get("holders"):
+    if not (pools or troubles or notes or device.get("holders") or device.get("npu")):
         return
     out.line()
     out.line(f"{out.style(short(device), 'bold')}  {printable(str(device.get('name')))}")
     for name in ORDER:
         if name in pools:
             out.line(f"  {name:<8} {bar(out, pools[name])}")
+    npu(out, device)
     users(out, device)
     for note in notes:
         out.wrapped(note, indent="    ", first="  ", style="dim")
@@ -118,6 +119,38 @@ def block(out: Output, device: dict[str, Any]) -> None:
             out.line(
                 f"    {out.style('→', 'cyan')} {printable(str(trouble['fix']))}"
             )  # whole: it is there to be copied
+
+
+def npu(out: Output, device: dict[str, Any]) -> None:
+    """The places on an NPU, and who has them."""
+    told = device.get("npu")
+    if not told:
+        return
+    out.line(f"    {places(told)}")
+    rows = [(str(one.get("model")), claim(one), memory_of(one)) for one in told.get("models") or ()]
+    longest = max((len(name) for name, _, _ in rows), default=0)
+    for name, what, held in rows:
+        out.line(f"    {out.style(printable(f'{name:<{longest}}'), 'cyan')}  {printable(what)}, {held}")
+
+
+def places(told: dict[str, Any]) -> str:
+    """ "2 of 16 hardware contexts in use, 8 columns that models use by turns"."""
+    used, most = told.get("contexts_used") or 0, told.get("contexts")
+    text = f"{used} of {most} hardware contexts in use" if most else f"{count(used, 'hardware context')} in use"
+    columns = told.get("columns")
+    return f"{text}, {count(columns, 'column')} that models use by turns" if columns else text
+
+
+def claim(one: dict[str, Any]) -> str:
+    """ "flm llm in Lemonade server, 1 context"."""
+    host = f" in {one['host']}" if one.get("host") else ""
+    return f"{one.get('family')} {one.get('kind')}{host}, {count(one.get('contexts') or 0, 'context')}"
+
+
+def memory_of(one: dict[str, Any]) -> str:
+    """Of the model as a whole."""
+    used = one.get("memory_used")
+    return f"{size(used)} of memory in use" if used is not None else f"{size(one.get('memory'))} of memory reserved"
 
 
 def bar(out: Output, pool: dict[str, Any]) -> str:

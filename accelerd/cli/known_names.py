@@ -34,12 +34,13 @@ def model_names(context: Context) -> Iterator[str]:
 
 
 def configured(context: Context) -> Iterator[str]:
-    """The models and aliases of the configuration; of a broken one, none."""
+    """The models, routes and aliases of the configuration; of a broken one, none."""
     from accelerd.config import check
 
     config, _ = check(context.roots.config_file, context.roots.home)
     models = config.models if config else {}
     yield from models
+    yield from config.routes if config else ()
     for spec in models.values():
         yield from spec.aliases
 

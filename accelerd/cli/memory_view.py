@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accelerd.cli.device_view import claim, places
 from accelerd.cli.output import Output
 from accelerd.cli.text import clip, count, printable, size, span, width
 
@@ -88,7 +89,7 @@ def lettered(pools: Sequence[dict[str, Any]]) -> dict[str, int]:
     """A number for each model, in the order in which they appear."""
     found: dict[str, int] = {}
     for pool in pools:
-        for held in pool.get("holdings") or ():
+        for held in (*(pool.get("holdings") or ()), *((pool.get("npu") or {}).get("models") or ())):
             found.setdefault(str(held.get("model")), len(found))
     return found
 
@@ -113,11 +114,25 @@ def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill:
     title = cut(out, str(pool.get("label") or slot), max(8, out.columns - len(figures) - len(where) - 2))
     styled = out.style(figures, "red") if free < 0 else figures
     out.line(f"{out.style(title, 'bold')}{where}  {styled}")
+    show_claims(out, pool, letters)
     if pool.get("backed_by") and not pool.get("own") and {part.letter for part in found} <= {FREE, RESERVE}:
         return  # it has no memory of its own, and uses nobody's
     cells = max(NARROWEST, min(WIDEST, out.columns - 2))
     out.line("  " + bar(out, found, max(capacity, sum(part.size for part in found)), cells, glyphs))
     rows(out, found)
+
+
+def show_claims(out: Output, pool: dict[str, Any], letters: dict[str, int]) -> None:
+    """Of an NPU: how many of its places are taken, and by whom with how much memory, which lies in main memory."""
+    told = pool.get("npu")
+    if not told:
+        return
+    out.line(f"  {places(told)}")
+    for one in told.get("models") or ():
+        number = letters.get(str(one.get("model")), 0)
+        letter = out.style(LETTERS[number % len(LETTERS)], MODEL_STYLES[number % len(MODEL_STYLES)])
+        text = f"{cut(out, str(one.get('model')), 32)}  {claim(one)}, {size(one.get('memory'))} of memory in all"
+        out.line(f"  {letter} {printable(text)}")
 
 
 def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Glyphs) -> Iterator[Part]:

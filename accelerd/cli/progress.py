@@ -23,7 +23,8 @@ WORDS = {
     "backoff": "waits before the next try",
 }
 PULLING = "pulls the image"
-MEASURED = ("starting", PULLING)  # states in which bytes say how far it is
+FETCHING = "fetches the model"
+MEASURED = ("starting", PULLING, FETCHING)  # states in which bytes say how far it is
 
 
 class Display(Protocol):

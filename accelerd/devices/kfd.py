@@ -44,6 +44,11 @@ def nodes(sys: Path) -> dict[str, KfdNode]:
     return found
 
 
+def users(sys: Path) -> list[int]:
+    """Processes that have the compute driver open: those of ROCm."""
+    return sorted(int(name) for name in names(sys / "class/kfd/kfd/proc") if name.isdecimal())
+
+
 def held_by(sys: Path, pid: int) -> dict[str, int]:
     """Bytes of device memory that a process holds through KFD, by PCI slot. Anybody may read that."""
     top = sys / "class/kfd/kfd"

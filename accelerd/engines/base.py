@@ -66,6 +66,7 @@ class LaunchPlan:
     probe_body: bytes | None = b'{"prompt": " ", "max_tokens": 1}'  # None: it is only asked for, with GET
     guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
     keyed: bool = True  # the engine knows keys; False: whoever reaches its endpoint is answered, and no key is sent
+    backend: str = ""  # what computes, as Build has it; "": not known
     prove: bool = False  # it says that it is well without a model too: ready only once the probe was answered
     probe_type: str = "application/json"  # of probe_body
     discreet: str = ""  # regex: once ready, only such lines of output are kept, others may hold prompts; "": all are

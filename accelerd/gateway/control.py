@@ -17,14 +17,17 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from accelerd.config.model import ModelSpec
+from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import LaunchPlan
 from accelerd.errors import AccelError
 from accelerd.gateway.carry import Routes, doings, look, looks, streams
+from accelerd.gateway.switchboard import Switchboard
+from accelerd.hazards import Hazards
 from accelerd.instances import Exit, Facts
 from accelerd.load_progress import Progress, load_progress
 from accelerd.memory.ledger import Ledger
 from accelerd.names import CONTROL_PREFIX
+from accelerd.npu_report import claims_of
 from accelerd.operations import Answer, Event, Events, Operation, Query, at_once, flag, model_of, number, watched
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -85,9 +88,13 @@ class Control:
         insight: Insight,
         owner: Owner,
         trials: Trials,
+        board: Switchboard,
         more: Routes | None = None,
+        hazards: Hazards | None = None,
     ) -> None:
-        """`more`: routes of other modules."""
+        """`more`: control routes of other modules; `hazards`: what is known to go wrong with models."""
+        self._board = board
+        self._hazards = hazards
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
@@ -142,7 +149,12 @@ class Control:
             "max_queue": settings.max_queue,
             "residues": [_residue(residue) for residue in self._scheduler.residues],
         }
+        overview["hazards"] = [hazard.json() for hazard in self._hazards.now()] if self._hazards is not None else []
         overview["models"] = models
+        overview["routes"] = [
+            {"name": route.name, "models": list(route.models), "description": route.description}
+            for route in self._board.directory.routes.values()
+        ]
         return overview
 
     async def _model(self, snapshot: Snapshot) -> dict[str, Any]:
@@ -151,6 +163,7 @@ class Control:
         return {
             "name": spec.name,
             "aliases": list(spec.aliases),
+            "prefixed": self._board.directory.generated(spec) or None,
             "engine": spec.engine,
             "state": snapshot.state,
             "since": snapshot.since,
@@ -169,6 +182,7 @@ class Control:
             "memory_source": snapshot.memory_source,
             "memory_used": await self._insight.memory(instance) if instance is not None else None,
             "device": snapshot.device,
+            "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
             "retry_in": snapshot.retry_in,
             "load_seconds": self._insight.load_seconds(spec),
             "outdated": snapshot.outdated,
@@ -177,7 +191,10 @@ class Control:
         }
 
     async def _explain(self, query: Query) -> dict[str, Any]:
-        snapshot = self._scheduler.snapshot(model_of(query))
+        route = self._board.directory.routes.get(model_of(query))
+        if route is not None:
+            return self._explain_route(route)
+        snapshot = self._asked(query)
         facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None
         plan = facts.plan if facts and facts.plan else await self._insight.plan(snapshot.spec)
         fits, how = self._scheduler.placement(snapshot.spec.name)
@@ -190,13 +207,14 @@ class Control:
             "argv": list(plan.argv),
             "command": shlex.join(plan.argv),
             "flags": [{"text": f.text, "source": f.source, "reason": f.reason, "note": f.note} for f in plan.flags],
-            "warnings": list(plan.warnings),
+            "warnings": [*plan.warnings, *(self._hazards.of(snapshot, plan) if self._hazards is not None else ())],
             "placement": {
                 "memory": snapshot.memory,
                 "source": snapshot.memory_source,
                 "pools": dict(snapshot.need.amounts),
                 "parts": dict(snapshot.need.parts),
                 "devices": list(snapshot.need.devices),
+                "claims": claims_of(snapshot.need, self._scheduler.ledger().pools),
                 "fits": fits,
                 "reason": how,
             },
@@ -207,13 +225,39 @@ class Control:
             ],
         }  # fmt: skip
 
+    def _asked(self, query: Query) -> Snapshot:
+        """The model that a query names. AccelError."""
+        return self._scheduler.snapshot(self._board.directory.canonical(model_of(query)))
+
+    def _explain_route(self, route: Route) -> dict[str, Any]:
+        """Which of its models would answer now, and why."""
+        decision = self._board.decision(route)
+        known = {snapshot.spec.name: snapshot for snapshot in self._scheduler.snapshots()}
+        return {
+            "route": route.name,
+            "description": route.description,
+            "answers": decision.model,
+            "reason": decision.reason,
+            "models": [
+                {
+                    "model": look.model,
+                    "state": known[look.model].state if look.model in known else None,
+                    "device": known[look.model].device if look.model in known else None,
+                    "free": look.free,
+                    "ahead": look.ahead,
+                    "why": look.why,
+                }
+                for look in decision.looks
+            ],
+        }
+
     async def _printed(self, query: Query) -> dict[str, Any]:
         """The last lines of a model's output, for those who cannot follow it."""
-        name = self._scheduler.snapshot(model_of(query)).spec.name
+        name = self._asked(query).spec.name
         return {"model": name, "lines": self._insight.output(name).lines(last=number(query, "lines", 50))}
 
     async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        name = self._scheduler.snapshot(model_of(query)).spec.name
+        name = self._asked(query).spec.name
         output, last = self._insight.output(name), number(query, "lines", 50)
         if not flag(query, "follow"):
             text = "".join(line + "\n" for line in output.lines(last=last))
@@ -228,7 +272,7 @@ class Control:
     # --- doing ------------------------------------------------------------------------------------------------
 
     async def _reset(self, query: Query) -> dict[str, Any]:
-        name = model_of(query)
+        name = self._asked(query).spec.name
         self._scheduler.reset(name)
         return {"state": self._scheduler.snapshot(name).state}
 
@@ -236,15 +280,15 @@ class Control:
         return at_once({"event": "reloaded", **await self._owner.reload()})
 
     async def _load(self, query: Query) -> Events:
-        name, evict = self._scheduler.snapshot(model_of(query)).spec.name, flag(query, "evict", "1")
+        name, evict = self._asked(query).spec.name, flag(query, "evict", "1")
         return self._watched(name, lambda: self._scheduler.load(name, evict=evict), "ready")
 
     async def _unload(self, query: Query) -> Events:
-        name, force = self._scheduler.snapshot(model_of(query)).spec.name, flag(query, "force")
+        name, force = self._asked(query).spec.name, flag(query, "force")
         return self._watched(name, lambda: self._scheduler.unload(name, force=force), "stopped")
 
     async def _tune(self, query: Query) -> Events:
-        name = self._scheduler.snapshot(model_of(query)).spec.name
+        name = self._asked(query).spec.name
         told: list[Event] = []
 
         def progress(elapsed: float) -> list[Event]:

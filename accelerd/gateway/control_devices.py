@@ -14,6 +14,7 @@ from accelerd.devices.observer import Look
 from accelerd.errors import AccelError
 from accelerd.gateway.carry import looks
 from accelerd.instances import Facts
+from accelerd.npu_report import use_of
 from accelerd.operations import Answer, Query
 from accelerd.scheduler.service import Scheduler
 
@@ -72,8 +73,12 @@ class DeviceRoutes:
         if self._watch.degraded is not None:
             await self._watch.rescan()  # nobody else says when something has changed
         looks = await self._looks()
-        models = self._models()
-        found: list[dict[str, Any]] = [look.json(models, self._owner(look.device.id)) for look in looks]
+        models, snapshots = self._models(), self._scheduler.snapshots()
+        found: list[dict[str, Any]] = []
+        for look in looks:
+            use = use_of(look.device, snapshots)
+            told = {"npu": use.json()} if use is not None else {}
+            found.append(look.json(models, self._owner(look.device.id)) | told)
         return {"devices": found, "degraded": self._watch.degraded}
 
     async def _looks(self) -> list[Look]:

@@ -6,6 +6,7 @@ Shows and forgets, decides nothing: who has what is the scheduler's ledger, what
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from accelerd.config.model import ModelSpec
@@ -146,4 +147,5 @@ def _need(need: Need) -> dict[str, Any]:
         "devices": list(need.devices),
         "parts": dict(need.parts),
         "source": need.source,
+        "claims": [asdict(claim) for claim in need.claims],
     }

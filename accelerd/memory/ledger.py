@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from accelerd.memory.model import Pool
+from accelerd.memory.model import Claim, Pool
 
 Phase = Literal["loading", "resident", "leaving", "reclaiming", "lost"]
 ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this memory as somebody else's
@@ -24,6 +24,7 @@ class Holding:
     phase: Phase
     amounts: Mapping[str, int]  # what is counted, by pool
     used: Mapping[str, int] = field(default_factory=dict)  # what was seen in use, by pool
+    claims: tuple[Claim, ...] = ()  # its places on NPUs, which are not counted in bytes
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Claim:
     family: str  # who computes there: "flm", "whispercpp", "ryzenai-llm"
     kind: str  # "llm", "asr", "embed"
     contexts: int = 1
-    host: str = ""  # the one server that holds several models, by any name of it; "": a process of its own
+    host: str = ""  # the one server that holds several models, for people: "Lemonade (13305)"; "": its own process
 
 
 @dataclass(frozen=True)

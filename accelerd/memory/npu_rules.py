@@ -53,6 +53,8 @@ GENERATIONS: Final[Mapping[tuple[str, str], Generation]] = {
     ("1022", "17f0"): Generation("npu4, npu5, npu6: Strix Point, Strix Halo, Krackan", 16, DRIVER.format("npu5")),
 }
 
+NPU_ENGINES: Final = frozenset({"flm"})  # that run nothing anywhere else
+
 NPU, OTHER = "NPU", "GPU or the processor"
 APART: Final = "models on the {theirs} are not put away for a model on the {own}"
 
@@ -73,7 +75,7 @@ def conflict(a: Claim, b: Claim) -> str | None:
             return f"{a.family} has the NPU for itself, one model at a time"
         return f"{a.family} and {b.family} cannot use the NPU at the same time"
     if a.host and a.host == b.host and a.kind == b.kind and (one.one_of_a_kind or other.one_of_a_kind):
-        return f"one {a.host} holds one {a.family} model of the kind {a.kind} at a time"
+        return f"{a.host} holds one {a.family} model of the kind {a.kind} at a time"
     return None
 
 
@@ -84,6 +86,12 @@ def clash(a: Need, b: Need) -> str | None:
 
 def on_npu(need: Need) -> bool:
     return bool(need.claims)
+
+
+def first_device(need: Need) -> str:
+    """What a model placed like this works on first: of both a GPU and an NPU the GPU; "": nothing was decided."""
+    claimed = {claim.device for claim in need.claims}
+    return next((id for id in (*(id for id in need.devices if id not in claimed), *need.devices)), "")
 
 
 def apart(a: Need, b: Need) -> bool:

@@ -38,17 +38,17 @@ class Directory:
         """What the name means. AccelError model_not_found."""
         return self._named.get(name) or self._prefixed(name) or self._unknown(name)
 
-    def model(self, name: str) -> ModelSpec:
-        """The model of that name. AccelError model_not_found; bad_request when it is a route's."""
-        found = self.find(name)
+    def canonical(self, name: str) -> str:
+        """The configured name of the model that is meant; one that is not known stays. AccelError for a route's."""
+        found = self._named.get(name) or self._prefixed(name)
         if isinstance(found, Route):
             text = f"{name} is a route: name one of its models, {', '.join(found.models)}"
             raise AccelError("bad_request", text, param="model")
-        return found
+        return found.name if found is not None else name
 
     def aliases(self, spec: ModelSpec) -> tuple[str, ...]:
         """Every other name that the model answers to: the configured ones, then the generated one."""
-        generated = self._generated(spec)
+        generated = self.generated(spec)
         return (*spec.aliases, generated) if generated else spec.aliases
 
     def names(self) -> list[str]:
@@ -56,19 +56,19 @@ class Directory:
         return [
             *self.models,
             *(n for n in self._named if n not in self.models),
-            *filter(None, map(self._generated, self.models.values())),
+            *filter(None, map(self.generated, self.models.values())),
         ]
 
-    def _generated(self, spec: ModelSpec) -> str:
+    def generated(self, spec: ModelSpec) -> str:
         """The name with its prefix; nothing where it has one already, or the name is somebody's."""
-        if spec.name.startswith((NPU, LOCAL)):
+        if spec.name not in self.models or spec.name.startswith((NPU, LOCAL)):
             return ""
         name = (NPU if self._kind_of(spec) == "npu" else LOCAL) + spec.name
         return "" if name in self._named else name
 
     def _prefixed(self, name: str) -> ModelSpec | None:
         spec = self.models.get(name.partition("/")[2])
-        return spec if spec is not None and self._generated(spec) == name else None
+        return spec if spec is not None and self.generated(spec) == name else None
 
     def _unknown(self, name: str) -> ModelSpec | Route:
         close = difflib.get_close_matches(name, self.names(), n=1)

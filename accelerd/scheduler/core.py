@@ -15,6 +15,7 @@ from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast
+from accelerd.memory.npu_rules import first_device
 from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.device_news import DeviceNews
@@ -410,9 +411,9 @@ class Core:
         return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
     def placed(self, name: str) -> str:
-        """The first GPU that a model was placed on; "": on none, or that was not decided."""
+        """The first device that a model was placed on, a GPU before an NPU; "": on none, or that was not decided."""
         record = self._names.get(name)
-        return next(iter(record.need.devices), "") if record is not None else ""
+        return first_device(record.need) if record is not None else ""
 
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take: for people who ask before they load it."""

@@ -211,7 +211,7 @@ class Record:
             phase = "reclaiming"
         elif self.state in LEAVING:
             phase = "leaving"
-        return Holding(self.spec.name, phase, self.held(), self.used)
+        return Holding(self.spec.name, phase, self.held(), self.used, self.need.claims)
 
     def reload_cost(self) -> float:
         """What it would cost to have it back, in seconds."""

@@ -236,7 +236,7 @@ class Scheduler:
         return self._core.memory.ledger()
 
     def placed(self, name: str) -> str:
-        """The first GPU that a model was placed on; "": on none, or that was not decided. Cheap."""
+        """See Core.placed. Cheap."""
         return self._core.placed(name)
 
     def memory_moves(self) -> bool:

@@ -63,7 +63,7 @@ class Loading:
         outcome: Outcome = raced[1]
         verdict = outcome.verdict
         if verdict is Verdict.WITHOUT_MODEL:
-            return Cause.UNHEALTHY, words.without_model(self._plan, outcome.said)
+            return Cause.WITHOUT_MODEL, words.without_model(self._plan, outcome.said)
         if verdict is Verdict.FOREIGN:
             return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
         if verdict is not Verdict.READY:

@@ -29,9 +29,7 @@ def key_trouble(plan: LaunchPlan, verdict: Verdict) -> str:
 
 
 def without_model(plan: LaunchPlan, said: str) -> str:
-    return (
-        f"{program(plan)} is up, but without the model of {plan.model}: {said}; what it said while it loaded tells why"
-    )
+    return f"{program(plan)} is up, but without its model ({plan.model}): {said}"
 
 
 def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
@@ -39,7 +37,7 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
     if cause is Cause.STOPPED:
         return f"{program(plan)} was stopped after {age:.1f} s"
     if cause is Cause.UNHEALTHY:
-        return detail or f"{program(plan)} answered health checks but no requests"
+        return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
     if cause is Cause.DEVICE_REMOVED:
         return f"the device that {program(plan)} ran on has gone"
     if cause is Cause.DEVICE_RESET:

@@ -26,7 +26,7 @@ _accelctl_options() {
     'logs') echo '-h --help --json --socket -f --follow -n --lines' ;;
     'explain') echo '-h --help --json --socket' ;;
     'chat') echo '-h --help --json --socket --system --max-tokens --temperature' ;;
-    'add') echo '-h --help --json --socket --name --alias --context --parallel --memory --idle-timeout --preload --pin --embeddings --replace --dry-run' ;;
+    'add') echo '-h --help --json --socket --name --alias --context --parallel --memory --idle-timeout --preload --pin --embeddings --no-pull --replace --dry-run' ;;
     'remove') echo '-h --help --json --socket' ;;
     'tune') echo '-h --help --json --socket --quick --force --yes --no' ;;
     'toolbox') echo '-h --help --json --socket' ;;

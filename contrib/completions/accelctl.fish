@@ -139,6 +139,7 @@ complete -c accelctl -n '__accelctl_at add' -l idle-timeout -x -d 'put away when
 complete -c accelctl -n '__accelctl_at add' -l preload -d 'load it when accelerd starts'
 complete -c accelctl -n '__accelctl_at add' -l pin -d 'never put it away for another model'
 complete -c accelctl -n '__accelctl_at add' -l embeddings -d 'it is an embedding model'
+complete -c accelctl -n '__accelctl_at add' -l no-pull -d 'do not fetch a model for the NPU that is not here'
 complete -c accelctl -n '__accelctl_at add' -l replace -d 'overwrite the drop-in of that name'
 complete -c accelctl -n '__accelctl_at add' -l dry-run -d 'print what would be written, and end'
 complete -c accelctl -n '__accelctl_word 0 add' -F

@@ -61,7 +61,7 @@ async def stream(target: Target) -> tuple[float, float]:
 
 async def token_times(reader: asyncio.StreamReader) -> AsyncIterator[float]:
     """When each token came."""
-    while line := await reader.readline():
+    while (line := await reader.readline()) and not line.startswith(b"data: [DONE]"):
         if line.startswith(b"data: {") and b'"content":' in line:
             yield time.perf_counter()
 
@@ -138,7 +138,8 @@ def main() -> None:
         subprocess.run([STANDINS / "flm", "pull", "qwen3:4b"], env={**os.environ, **environment}, check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         paced = {key: environment[key] for key in ("FAKE_TOKENS", "FAKE_DELAY_MS")}
-        npu = '[models.npu]\nengine = "flm"\nmodel = "qwen3:4b"\n'
+        npu = '[models.npu]\nengine = "flm"\nmodel = "qwen3:4b"\n[models.npu.env]\n'
+        npu += "".join(f'{key} = "{value}"\n' for key, value in environment.items() if key.startswith("FLM_"))
         toml = fake_model("gpu", dummy_gguf(directory), env=paced) + npu
         daemon = factory.start(toml, env=environment)
         with engines(directory, {**os.environ, **environment}) as direct:

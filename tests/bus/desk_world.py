@@ -20,6 +20,7 @@ from accelerd.gateway.control import Control
 from accelerd.gateway.control_fit import FitRoutes
 from accelerd.gateway.control_memory import MemoryRoutes
 from accelerd.gateway.evicting import Evicting
+from accelerd.gateway.switchboard import Switchboard
 from accelerd.instances import Cause, Exit, Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen, in_ram
@@ -214,7 +215,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     trials = SimpleNamespace(run=None)
-    control = Control(scheduler, world, world, trials)  # type: ignore[arg-type]
+    control = Control(scheduler, world, world, trials, Switchboard(scheduler, {}))  # type: ignore[arg-type]
     fit = FitRoutes(scheduler, lambda: Ledger([]), seen, learned, forecast)
     giving = MemoryRoutes(world, scheduler)
     evicting = Evicting(scheduler, lambda: world.devices)

@@ -31,7 +31,7 @@ async def serve(roots: Roots) -> None:
         whole = build(roots, config, problems)
         parts = whole._parts
         broken = Daemon(parts, config, problems, raise_it)
-        parts.gateway.control = Control(parts.scheduler, parts.insight, broken, parts.trials)
+        parts.gateway.control = Control(parts.scheduler, parts.insight, broken, parts.trials, parts.gateway.board)
         await broken.run()
 
 

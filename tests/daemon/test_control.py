@@ -105,7 +105,7 @@ def test_D21_another_users_process_is_refused() -> None:
         transport = SimpleNamespace(get_extra_info=lambda name: {"socket": credentials}[name])
         return SimpleNamespace(transport=transport, method="POST", raw_path="/accelerd/v1/nothing")
 
-    control = Control(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None))
+    control = Control(*[cast(Any, None)] * 5)
     with pytest.raises(AccelError) as refused:
         _run(control(request_of(4711), "/accelerd/v1/nothing"))
     assert refused.value.code == "unauthorized"

@@ -154,7 +154,8 @@ async def test_fit() -> None:
     answer = await Site(snapshot("qwen"))("GET", "/fit", {"model": "qwen"})
     assert answer == {
         "model": "qwen", "state": "stopped", "placement": {"fits": True, "reason": "qwen would fit"},
-        "options": [{"amounts": {RAM: GIB}, "devices": [], "parts": {"weights": GIB}, "source": "estimated for qwen"}],
+        "options": [{"amounts": {RAM: GIB}, "devices": [], "parts": {"weights": GIB}, "source": "estimated for qwen",
+                     "claims": []}],
     }  # fmt: skip
 
 

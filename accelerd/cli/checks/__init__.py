@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from accelerd.cli.checks import containers, engine, host, memory, service
+from accelerd.cli.checks import containers, engine, flm, host, memory, npu, service
 from accelerd.cli.checks.base import Check, Surroundings
 
 ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
@@ -19,6 +19,8 @@ ALL: tuple[Callable[[Surroundings], Iterable[Check]], ...] = (
     memory.memory,
     memory.swap,
     host.devices,
+    flm.flm,
+    npu.neighbours,
     service.daemon,
     service.way,
     service.level,

@@ -49,7 +49,7 @@ def model_files(s: Surroundings) -> Iterator[Check]:
 
 def programs(s: Surroundings) -> Iterator[Check]:
     """Every llama-server of this machine that the configuration names: does it run, which flags does it know?"""
-    models = [spec for spec in s.config.models.values() if spec.home in ON_THE_HOST]
+    models = [spec for spec in s.config.models.values() if spec.home in ON_THE_HOST and spec.engine == "llama-server"]
     if not s.config.models:
         models = [ModelSpec(name="any")]
     for spec in {spec.binary or s.config.llama_server.binary: spec for spec in reversed(models)}.values():

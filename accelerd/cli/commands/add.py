@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from accelerd.cli import gguf_files
+from accelerd.cli import gguf_files, npu_models
 from accelerd.cli.client import START_COMMANDS
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
@@ -25,6 +25,7 @@ PATH-OR-NAME is one of
   part of a file's name, looked for in ~/models, the caches of llama.cpp,
     Hugging Face and LM Studio, and the like
   a Hugging Face id, org/repo or org/repo:QUANT: llama-server fetches it itself
+  npu/NAME, a model that FastFlowLM runs on the NPU, npu/qwen3-4b: flm fetches it
 """
 
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preload", action="store_true", help="load it when accelerd starts")
     parser.add_argument("--pin", action="store_true", help="never put it away for another model")
     parser.add_argument("--embeddings", action="store_true", help="it is an embedding model")
+    parser.add_argument("--no-pull", action="store_true", help="do not fetch a model for the NPU that is not here")
     parser.add_argument("--replace", action="store_true", help="overwrite the drop-in of that name")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, and end")
 
@@ -52,7 +54,11 @@ def run(context: Context, args: argparse.Namespace) -> int:
             f"cannot add to a configuration that is not valid ({count(len(problems), 'mistake')})",
             exit=Exit.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
         )  # fmt: skip
-    table, guess = look_up(context, args.source)
+    if args.source.startswith(npu_models.PREFIX):
+        pull = not (args.no_pull or args.dry_run)
+        table, guess = npu_models.look_up(context, args.source, found.flm.binary, pull=pull)
+    else:
+        table, guess = look_up(context, args.source)
     taken = {name for spec in found.models.values() for name in (spec.name, *spec.aliases)}
     if not args.name:
         refuse_twin(found.models.values(), table, args.replace)
@@ -98,7 +104,7 @@ def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
     """The same model under a second name is rarely meant."""
     for spec in models:
         same = spec.path == table["path"] if "path" in table else spec.model == table["model"]
-        if same and not replace:
+        if same and spec.engine == table.get("engine", spec.engine) and not replace:
             origin = spec.origin("path" if spec.path else "model")
             raise Failure(
                 f"{spec.name} is that model already ({origin.file}:{origin.line})", code="exists",
@@ -143,7 +149,7 @@ def report(context: Context, name: str, table: dict[str, Any], file: Path, reloa
     out.result({"name": name, "table": table, "file": str(file), "reloaded": reloaded})
     out.line(f"{out.style(name, 'bold')} is added: {table.get('path') or table.get('model')}")
     out.line(f"written to {file}")
-    if "model" in table:
+    if "model" in table and "engine" not in table:
         out.line("llama-server fetches it when it is loaded first, which may take long")
     if not reloaded:
         out.line(f"start the daemon: {START_COMMANDS}")

@@ -1,4 +1,7 @@
-"""accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it."""
+"""accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it.
+
+Of a route: its models in their order, which of them would answer now, and why.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from typing import Any
 
 from accelerd.cli.context import Context, explain_name
 from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.text import size, span
+from accelerd.cli.text import count, size, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="a model or a route")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -21,6 +24,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         raise explain_name(context, args.model, failure) from None
     out = context.out
     out.result(answer)
+    if "route" in answer:
+        return explain_route(context, answer)
     model = out.style(str(answer.get("model", args.model)), "bold")
     out.line(f"{model} is {answer.get('state', 'unknown')}{lives(answer)}")
     section(context, "Command")
@@ -34,6 +39,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         fits = placement.get("fits")
         word = "; it does not fit" if fits is False else ""
         out.wrapped(f"{size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  ")
+        for claim in placement.get("claims") or ():
+            out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):
             out.wrapped(str(placement["reason"]), indent="  ")
     for number, warning in enumerate(answer.get("warnings") or ()):
@@ -48,6 +55,18 @@ def run(context: Context, args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def explain_route(context: Context, answer: dict[str, Any]) -> int:
+    """Which model would answer, then all of them in their order."""
+    out = context.out
+    name = out.style(str(answer["route"]), "bold")
+    out.line(f"{name} is a route; a request now goes to {out.style(str(answer.get('answers')), 'bold')}")
+    out.wrapped(str(answer.get("reason") or ""), indent="  ")
+    section(context, "Order")
+    for number, model in enumerate(answer.get("models") or (), 1):
+        out.wrapped(f"{model['model']} {model.get('why') or ''}", indent="     ", first=f"  {number}. ")
+    return Exit.OK
+
+
 def lives(answer: dict[str, Any]) -> str:
     """ ", process 4712 in toolbox llama"; nothing when it has no process."""
     if not answer.get("pid"):
@@ -55,6 +74,14 @@ def lives(answer: dict[str, Any]) -> str:
     home, place = str(answer.get("home") or ""), str(answer.get("place") or "")
     words = {"systemd": "unit", "child": "", "container": "container"}.get(home, home)
     return f", process {answer['pid']}" + (f" in {f'{words} {place}'.strip()}" if place else "")
+
+
+def place(claim: dict[str, Any]) -> str:
+    """ "1 of 16 hardware contexts of RyzenAI-npu5, as flm llm"."""
+    host = f" in {claim['host']}" if claim.get("host") else ""
+    several = count(claim.get("contexts") or 0, "hardware context")
+    taken = f"{claim.get('contexts')} of {claim['of']} hardware contexts" if claim.get("of") else several
+    return f"{taken} of {claim.get('label')}, as {claim.get('family')} {claim.get('kind')}{host}"
 
 
 def section(context: Context, title: str) -> None:

@@ -1,4 +1,4 @@
-"""accelctl models: every configured model, loaded or not, and the names it answers to."""
+"""accelctl models: every configured model, loaded or not, the names it answers to, and the routes over them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from accelerd.cli.known_names import model_names, print_names
 from accelerd.cli.text import size, span
 
 HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES")
+ROUTES = ("ROUTE", "MODELS, IN ORDER", "DESCRIPTION")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, args: argparse.Namespace) -> int:
     if args.names:
         return print_names(context, model_names(context))
-    models = context.client.get("status").get("models") or []
+    status = context.client.get("status")
+    models, routes = status.get("models") or [], status.get("routes") or []
     out = context.out
     out.result(models)
     if not models:
@@ -38,4 +40,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
             (model["name"], model["state"], size(model.get("memory")), kept, model.get("engine") or "-", aliases)
         )
     out.table(HEAD, rows, [("bold", "", "", "", "", "")] * len(rows))
+    if routes:
+        out.line()
+        lines = [(route["name"], ", ".join(route["models"]), route.get("description") or "-") for route in routes]
+        out.table(ROUTES, lines, [("bold", "", "")] * len(lines))
     return Exit.OK

@@ -19,14 +19,14 @@ MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model, or the models of this route")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
     status = context.client.get("status")
     models = status.get("models") or []
     if args.model:
-        models = [m for m in models if args.model == m["name"] or args.model in (m.get("aliases") or ())]
+        models = [m for m in models if meant(args.model, m, status.get("routes") or ())]
         if not models:
             raise no_such_model(context, args.model)
         status["models"] = models
@@ -56,6 +56,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.table(HEAD, rows, styles)
     problems = (status.get("config") or {}).get("problems") or []
     levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
+    levels += [f"{one.get('message')}: {one.get('fix')}" for one in status.get("hazards") or ()]
     if notes or problems or levels:
         out.line()
     for number, note in enumerate(notes, 1):
@@ -68,6 +69,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
             indent="  ", first="! ", style="red",
         )  # fmt: skip
     return Exit.OK
+
+
+def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) -> bool:
+    """Is it the model of that name, or one of the route of that name?"""
+    if name in (model["name"], model.get("prefixed"), *(model.get("aliases") or ())):
+        return True
+    return any(route["name"] == name and model["name"] in route["models"] for route in routes)
 
 
 def no_such_model(context: Context, name: str) -> Exception:
@@ -135,9 +143,10 @@ def memory(model: dict[str, Any]) -> str:
 
 
 def device(model: dict[str, Any]) -> str:
-    """ "cpu", or "gpu" with its slot, less the domain that nearly every machine has."""
+    """ "cpu", or "gpu" or "npu" with its slot, less the domain that nearly every machine has."""
     name = str(model.get("device") or "-")
-    return f"gpu {name.removeprefix('0000:')}" if ":" in name else name
+    kind = "npu" if any(claim.get("device") == name for claim in model.get("claims") or ()) else "gpu"
+    return f"{kind} {name.removeprefix('0000:')}" if ":" in name else name
 
 
 def idle(model: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ class Line:
 
     argv: list[str]
     flags: list[Flag] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, *words: str, source: object, reason: str) -> None:
         self.argv += words
@@ -86,6 +87,15 @@ def build(spec: ModelSpec, program: str, tag: str, port: int) -> Line:
     line.add("--quiet", source=BUILT_IN, reason="no pictures and no progress bars in its output")
     for name, value in extra.items():
         line.add(name, value, source=spec.origin("extra_args"), reason="as written in extra_args")
+    if "--pmode" in extra:
+        line.warnings.append(
+            "extra_args --pmode: on Linux FastFlowLM leaves the NPU's power mode as it is"
+        )
+    if spec.slots > 1:
+        line.warnings.append(
+            f"concurrency = {spec.slots} ({spec.origin('concurrency')}): FastFlowLM answers one request at a time, "
+            "the others wait in its own queue"
+        )
     return line
 
 

@@ -93,7 +93,7 @@ class Flm(Engine):
             endpoint=Endpoint(port=port),
             secret="",
             flags=(*line.flags, *self._env_flags(spec)),
-            warnings=tuple(warnings),
+            warnings=(*warnings, *line.warnings),
             warm_path="/api/version",
             health_path="/api/version",
             probe_path=probe_path,

@@ -153,6 +153,7 @@ class LlamaServer(Engine):
             warnings=(*filter(None, (warning, doubt)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
+            backend=build.backend,
             out_of_memory=OUT_OF_MEMORY,
             too_large=TOO_LARGE,
         )

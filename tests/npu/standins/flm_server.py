@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -185,6 +187,11 @@ class Handler(BaseHTTPRequestHandler):
             keys=sorted(request),
             authorization="authorization" in self.headers,
         )
+        for message in request.get("messages", []):  # --quiet or not: what is short is printed as it is
+            text = str(message.get("content"))
+            print(text if len(text) <= 20 else f"{text[:10]}...{text[-10:]}", flush=True)
+        if "input" in request:
+            print(f"Embedding input[0]:\n{request['input']}", flush=True)
         if self.path not in LOCKED:
             return self.handled(run, request)
         if not self.flm.npu.enter():
@@ -242,11 +249,25 @@ class Handler(BaseHTTPRequestHandler):
         if flm.settings.crash_on and flm.settings.crash_on in json.dumps(request):
             os.kill(os.getpid(), signal.SIGSEGV)
         most = request.get("max_tokens", request.get("max_completion_tokens", 4096))
-        time.sleep(flm.settings.first_token_seconds)
+        self.idle(flm.settings.first_token_seconds)
         for number in range(min(most, flm.settings.tokens)):
             if number:
-                time.sleep(flm.settings.token_seconds)
+                self.idle(flm.settings.token_seconds)
             yield WORDS[number % len(WORDS)]
+
+    def idle(self, seconds: float) -> None:
+        """Compute for so long, unless the client goes."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            gone, _, _ = select.select([self.connection], [], [], max(0.0, min(left, 0.05)))
+            if gone and not self.connection.recv(1, socket.MSG_PEEK):
+                raise BrokenPipeError
+            if left <= 0:
+                return
+            if gone:  # the next request waits there already
+                time.sleep(max(0.0, left))
+                return
 
     def usage(self, count: int, began: float) -> dict[str, Any]:
         took = max(time.monotonic() - began, 1e-6)

@@ -1,0 +1,111 @@
+"""Models on an NPU: does FastFlowLM find what it needs, as it says itself, and may models lock their memory?
+
+Only where somebody wants it: `flm` is on PATH, or a model uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+
+from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.text import printable
+from accelerd.errors import AccelError
+
+MIB = 1 << 20
+
+
+def flm(s: Surroundings) -> Iterator[Check]:
+    """The program, the NPU as it sees it, the models that it has and those that are missing."""
+    from accelerd.engines.flm import program
+
+    wanted = [spec for spec in s.config.models.values() if spec.engine == "flm"]
+    try:
+        path = program.find(s.config.flm.binary, s.env)
+    except AccelError as error:
+        if wanted:
+            message, _, hint = printable(error.message).partition("; ")
+            yield Check("flm", "fail", f"{wanted[0].name} needs it: {message}", hint)
+        return
+    yield asyncio.run(_version(s, path))
+    yield from _validated(s, path)
+    yield from asyncio.run(_models(s, path))
+
+
+async def _version(s: Surroundings, path: str) -> Check:
+    from accelerd.engines.flm import program
+
+    try:
+        version = await program.Program(time.monotonic).version(path, program.environment(s.env))
+    except program.Silent as error:
+        return Check("flm", "fail", f"{path}: {error}", "install FastFlowLM 0.9.35 or newer")
+    return Check("flm", "ok", f"{path}, version {printable(version)}")
+
+
+def _validated(s: Surroundings, path: str) -> Iterator[Check]:
+    """What `flm validate --json` says, in lines that say what to do."""
+    from accelerd.engines.flm import stack
+
+    outcome = s.machine.run([path, "validate", "--json"])
+    try:
+        report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
+    except ValueError:
+        yield Check("npu", "warn", f"flm validate --json says nothing (status {outcome.status})", "flm validate")
+        return
+    try:
+        command_line = (s.roots.proc / "cmdline").read_text(errors="replace")
+    except OSError:
+        command_line = ""
+    for device in stack.devices(report):
+        yield Check("npu", "ok", printable(device))
+    wrong = stack.troubles(report, command_line=command_line)
+    for one in wrong:
+        if one.topic != "memlock":
+            yield Check(f"npu-{one.topic}", "fail", printable(one.message), one.fix)
+    if report.get("ready") is True or not wrong:
+        yield Check("npu-stack", "ok", f"kernel {printable(str(report.get('kernel', '')))}, ready")
+    yield _memlock(s, printable(str(report.get("memlock_limit", ""))))
+
+
+def _memlock(s: Surroundings, here: str) -> Check:
+    """Both ways into a session count: models run below the user's systemd, a person's flm below the login."""
+    from accelerd.engines.flm import stack
+
+    argv = ["systemctl", "--user", "show", "--property=DefaultLimitMEMLOCK"]
+    outcome = s.machine.run(argv)
+    said = outcome.stdout.strip().partition("=")[2] if outcome.status == 0 else ""
+    if said.isdigit() and int(said) < (1 << 63):
+        text = f"models may lock {int(said) // MIB} MiB of memory, FastFlowLM locks a whole model"
+        return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
+    if not said and here.isdigit() and int(here) < stack.ENOUGH_LOCKED:
+        text = f"programs may lock {int(here) // MIB} MiB of memory here, FastFlowLM locks a whole model"
+        return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
+    return Check("npu-memlock", "ok", "models may lock as much memory as they need")
+
+
+async def _models(s: Surroundings, path: str) -> list[Check]:
+    """Configured ones that are not on this machine."""
+    from accelerd.engines.flm import argv, names, program
+
+    try:
+        known = await program.Program(time.monotonic).models(path, program.environment(s.env))
+    except program.Silent as error:
+        return [Check("npu-models", "warn", str(error), "flm list")]
+    found = []
+    for spec in s.config.models.values():
+        if spec.engine != "flm":
+            continue
+        tag = names.find(spec.model or "", known)
+        if tag is None:
+            near = " or ".join(names.near(spec.model or "", known)) or "another: flm list"
+            fix = f"correct {spec.origin('model')}: {near}"
+            found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM knows no model {spec.model!r}", fix))
+            continue
+        own, hears, embeds = argv.parts(spec, tag)
+        for one in filter(None, (own, hears and argv.WHISPER, embeds and argv.EMBEDDER)):
+            if one in known and not known[one].installed:
+                found.append(Check("npu-models", "fail", f"{spec.name}: {one} is not here", f"flm pull {one}"))
+    here = sorted(tag for tag, one in known.items() if one.installed)
+    return found or [Check("npu-models", "ok", f"on this machine: {', '.join(here) or 'none'}")]

@@ -1,0 +1,113 @@
+"""A model for the NPU, by FastFlowLM's name: found in its list, fetched by its program, and what a drop-in says of it.
+
+For `accelctl add npu/NAME`. Fetches with `flm pull` and nothing else; writes no configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+from accelerd.cli.context import Context
+from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.progress import FETCHING, follow
+from accelerd.errors import AccelError
+
+PREFIX: Final = "npu/"
+TAIL: Final = 5  # lines of a failed download
+_BYTES: Final = re.compile(r"Downloading:\s*[\d.]+%\s*\(([\d.]+)MB\s*/\s*([\d.]+)MB\)")
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def look_up(context: Context, source: str, binary: str, *, pull: bool) -> tuple[dict[str, Any], str]:
+    """The keys that say which model, and a name for it. `pull`: fetch it when it is not here. Failure."""
+    from accelerd.engines.flm import names, program
+
+    wanted = source.removeprefix(PREFIX)
+    try:
+        path = program.find(binary, context.env)
+        asked = program.Program(time.monotonic).models(path, program.environment(context.env))
+        known = asyncio.run(asked)
+    except AccelError as error:
+        message, _, hint = error.message.partition("; ")
+        raise Failure(message, code="no_program", hint=hint) from None
+    except program.Silent as error:
+        raise Failure(f"cannot ask {binary} for its models: {error}", hint="see: accelctl doctor") from None
+    tag = names.find(wanted, known)
+    if tag is None:
+        near = names.near(wanted, known)
+        hint = f"did you mean {' or '.join(PREFIX + names.plain(one) for one in near)}?" if near else "see: flm list"
+        raise Failure(f"FastFlowLM knows no model {wanted}", exit=Exit.NO_SUCH_MODEL, code="model_not_found", hint=hint)
+    if pull and not known[tag].installed:
+        fetch(context, path, tag)
+    table: dict[str, Any] = {"engine": "flm", "model": tag}
+    extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)
+    return table | ({extra: True} if extra else {}), names.model_name(tag)
+
+
+def fetch(context: Context, path: str, tag: str) -> None:
+    """`flm pull`, with its progress shown. Failure with its last lines."""
+    from accelerd.engines.flm import program
+
+    try:
+        process = subprocess.Popen(
+            [path, "pull", tag],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**context.env, **program.QUIET},
+        )
+    except OSError as error:
+        raise Failure(f"cannot run {path}: {error.strerror}", code="no_program") from None
+    lines: list[str] = []
+    try:
+        assert process.stdout is not None
+        follow(context.out, tag, progress(process.stdout, context.clock.monotonic, lines))
+        status = process.wait()
+    finally:
+        if process.poll() is None:  # interrupted
+            process.terminate()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    if status != 0:
+        raise Failure(
+            f"flm pull {tag} ended with status {status}: nothing was added",
+            code="pull_failed", tail=lines[-TAIL:], hint=f"try again, or fetch it yourself: flm pull {tag}",
+        )  # fmt: skip
+
+
+def progress(output: IO[bytes], now: Any, lines: list[str]) -> Iterator[dict[str, Any]]:
+    """What it prints as events of progress; what is no count of bytes goes into `lines` too."""
+    began = now()
+    for line in pieces(output):
+        found = _BYTES.search(line)
+        event: dict[str, Any] = {"event": "progress", "state": FETCHING, "elapsed": now() - began}
+        if found:
+            event |= {"memory": _mb(found[1]), "memory_expected": _mb(found[2])}
+        else:
+            lines.append(line)
+            event["line"] = line
+        yield event
+
+
+def pieces(output: IO[bytes]) -> Iterator[str]:
+    """Its lines, and what it writes over a line again and again, without colours."""
+    rest = b""
+    while chunk := output.read1(4096) if hasattr(output, "read1") else output.read(1):
+        *ended, rest = re.split(rb"[\r\n]+", rest + chunk)
+        for one in ended:
+            text = _COLOURS.sub("", one.decode(errors="replace")).strip()
+            if text:
+                yield text
+    last = _COLOURS.sub("", rest.decode(errors="replace")).strip()
+    if last:
+        yield last
+
+
+def _mb(text: str) -> int:
+    return int(float(text) * (1 << 20))

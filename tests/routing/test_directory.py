@@ -1,0 +1,91 @@
+"""What a name means: models, aliases, routes, and the prefixes that say where a model runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelerd.config.model import ModelSpec, Route
+from accelerd.errors import AccelError
+from accelerd.routing.directory import Directory
+
+ON_NPU = {"small", "npu/tiny", "clash"}
+
+
+def directory(*models: ModelSpec, routes: tuple[Route, ...] = ()) -> Directory:
+    return Directory(models, routes, lambda spec: "npu" if spec.name in ON_NPU else "")
+
+
+BIG, SMALL = ModelSpec("big", path="/b.gguf", aliases=("gpt-4o",)), ModelSpec("small", engine="flm", model="qwen3:4b")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("big", "big"),
+        ("gpt-4o", "big"),
+        ("small", "small"),
+        ("local/big", "big"),
+        ("npu/small", "small"),
+        ("both", "both"),
+    ],
+)
+def test_every_name_is_found(name: str, meant: str) -> None:
+    found = directory(BIG, SMALL, routes=(Route("both", ("big", "small")),)).find(name)
+    assert found.name == meant
+
+
+@pytest.mark.parametrize(
+    "name", ["npu/big", "local/small", "local/gpt-4o", "local/local/big", "", "/", "/big", "xnpu/small"]
+)
+def test_a_prefix_that_is_not_true_is_no_name(name: str) -> None:
+    with pytest.raises(AccelError) as caught:
+        directory(BIG, SMALL).find(name)
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_a_name_that_begins_with_the_prefix_is_not_doubled() -> None:
+    tiny = ModelSpec("npu/tiny", engine="flm", model="qwen3:0.6b")
+    known = directory(tiny)
+    assert known.find("npu/tiny") is tiny
+    assert known.aliases(tiny) == ()
+    for name in ("npu/npu/tiny", "local/npu/tiny"):
+        with pytest.raises(AccelError):
+            known.find(name)
+
+
+def test_a_configured_name_wins_over_a_generated_one() -> None:
+    clash, other = (
+        ModelSpec("clash", engine="flm", model="x"),
+        ModelSpec("other", path="/o.gguf", aliases=("npu/clash",)),
+    )
+    known = directory(clash, other)
+    assert known.find("npu/clash") is other
+    assert known.aliases(clash) == ()
+    assert known.aliases(other) == ("npu/clash", "local/other")
+
+
+def test_a_slip_is_answered_with_what_was_meant_routes_and_prefixes_too() -> None:
+    known = directory(BIG, SMALL, routes=(Route("assistant", ("big",)),))
+    for slip, meant in (("asistant", "assistant"), ("npu/smal", "npu/small"), ("gpt4o", "gpt-4o")):
+        with pytest.raises(AccelError, match=f"did you mean {meant!r}"):
+            known.find(slip)
+
+
+def test_what_is_done_to_a_model_cannot_be_done_to_a_route() -> None:
+    known = directory(BIG, SMALL, routes=(Route("both", ("big", "small")),))
+    assert known.canonical("npu/small") == "small"
+    assert known.canonical("unknown") == "unknown"
+    with pytest.raises(AccelError, match="big, small") as caught:
+        known.canonical("both")
+    assert caught.value.code == "bad_request"
+
+
+def test_the_prefix_follows_what_becomes_known_of_the_device() -> None:
+    kinds = {"m": ""}
+    spec = ModelSpec("m", engine="lemonade", model="M")
+    known = Directory((spec,), (), lambda one: kinds[one.name])
+    assert known.aliases(spec) == ("local/m",)
+    kinds["m"] = "npu"
+    assert known.find("npu/m") is spec
+    with pytest.raises(AccelError):
+        known.find("local/m")
