@@ -1,4 +1,4 @@
-"""The Lemonade Server of accelerd under a real systemd: in a unit of its own, which ends with the daemon.
+"""The Lemonade Server of accelerd under a real systemd: in a unit of its own, which the daemon ends.
 
 Against the stand-in `lemond`.
 """
@@ -42,9 +42,10 @@ def test_the_server_is_one_unit_with_all_its_models(service: Service) -> None:
     assert service.chat("qwen").status == 200
     service.stop_all()
     assert wait_until(service.nothing_left), service.leftovers()
+    assert "warning" not in service.output(), "systemd has not ended it behind the daemon's back"
 
 
-def test_a_killed_daemon_takes_the_server_along_and_the_next_one_starts_anew(service: Service) -> None:
+def test_what_a_killed_daemon_leaves_the_next_one_ends_and_starts_anew(service: Service) -> None:
     """Its tenants are in no unit that could outlive the daemon: they are loaded again."""
     service.install(MODELS)
     service.start()
