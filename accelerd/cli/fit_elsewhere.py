@@ -36,8 +36,8 @@ def find(context: Context, text: str, config: Config) -> ModelSpec | None:
 
     if not text.startswith(npu_models.PREFIX):
         return None
-    table, name = npu_models.look_up(context, text, config.flm.binary, pull=False)
-    return ModelSpec(name=name, **table)
+    wanted = npu_models.look_up(context, text, config.flm.binary)
+    return ModelSpec(name=wanted.name, **wanted.table)
 
 
 def needs(
