@@ -276,7 +276,8 @@ class Gateway:
     ) -> AccelError | None:
         """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
         pool = self.upstreams.pool(lease.instance, lease.endpoint)
-        request = pool.request(ask.way.path, lease.secret, body, ask.kind)
+        to, secret = ask.way.path, lease.secret
+        request = pool.request(to, secret, body) if ask.kind is JSON else pool.request_of(ask.kind, to, secret, body)
         connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
         while True:
             fresh = connection is None

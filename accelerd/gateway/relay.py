@@ -25,6 +25,7 @@ from accelerd.gateway.upstream import Connection, Sink
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
+TURNED_AWAY = bytes(bytearray(b"busy"))  # an object of its own: what an engine says is never it
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
 MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is told as an event
@@ -112,7 +113,6 @@ class Relay:
         "lease",
         "ok",
         "paused",
-        "turned_away",
         "unanswered",
     )
 
@@ -146,7 +146,6 @@ class Relay:
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
         self.paused = False  # does the client read nothing just now?
-        self.turned_away = False  # the engine said that it is busy; the client has heard nothing of it
         self.unanswered = False  # broke before a byte of a response: an idle connection that had died
         self._held = b""  # a head that goes out with the first bytes of its body
         self._stalled = 0.0  # seconds of silence after which the engine was given up
@@ -172,9 +171,14 @@ class Relay:
         """An attempt begins. There may be another if nothing of an answer came."""
         self._finished, self.unanswered = finished, False
 
+    @property
+    def turned_away(self) -> bool:
+        """Did the engine say that it is busy? The client has heard nothing of it."""
+        return self._refusal is TURNED_AWAY
+
     def ask_again(self) -> None:
         """After it was turned away: as if it had not been asked."""
-        self.turned_away, self._refusal = False, None
+        self._refusal = None
 
     def may_repeat(self, unanswered: bool) -> bool:
         """Does the attempt on a kept connection only show that it had died meanwhile? Then another can do no harm."""
@@ -240,7 +244,7 @@ class Relay:
 
     def head(self, head: Head, more: bool) -> bool:
         if head.status != 200 and head.status in self.busy:
-            self.turned_away, self._refusal = True, b""
+            self._refusal = TURNED_AWAY
             return True
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
@@ -265,7 +269,8 @@ class Relay:
             self._transport.write(self._held + data)
             self._held = b""
         elif self._refusal is not None:
-            self._refusal = (self._refusal + data)[:MAX_REFUSAL]
+            if self._refusal is not TURNED_AWAY:
+                self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
             self._transport.write(chunk(data) if self._rechunk else data)
 

@@ -208,16 +208,16 @@ class Pool:
         self._heads: dict[str, bytes] = {}  # path: a request's head, to the digits of its length
         self._closed = False
 
-    def request(self, path: str, secret: str, body: bytes, kind: str = JSON) -> bytes:
-        """A request of our own making, of that Content-Type: nothing of the client's headers reaches an engine."""
-        head = self._heads.get(path) if kind is JSON else None
+    def request(self, path: str, secret: str, body: bytes) -> bytes:
+        """A request of our own making: nothing of the client's headers reaches an engine."""
+        head = self._heads.get(path)
         if head is None:
-            key = f"Authorization: Bearer {secret}\r\n" if secret else ""
-            text = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{key}Content-Length: "
-            head = text.encode()
-            if kind is JSON:
-                self._heads[path] = head
+            head = self._heads[path] = _head(path, secret, JSON)
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+    def request_of(self, kind: str, path: str, secret: str, body: bytes) -> bytes:
+        """The same with another Content-Type, which must be of our own making too."""
+        return b"%b%d\r\n\r\n%b" % (_head(path, secret, kind), len(body), body)
 
     def reuse(self) -> Connection | None:
         """An idle connection, or None."""
@@ -254,6 +254,12 @@ class Pool:
         for connection in self._idle:
             connection.transport.close()
         self._idle.clear()
+
+
+def _head(path: str, secret: str, kind: str) -> bytes:
+    """To the digits of its length. Without a secret no key is sent: the engine knows none."""
+    key = f"Authorization: Bearer {secret}\r\n" if secret else ""
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{key}Content-Length: ".encode()
 
 
 class Upstreams:
