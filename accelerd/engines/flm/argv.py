@@ -88,9 +88,7 @@ def build(spec: ModelSpec, program: str, tag: str, port: int) -> Line:
     for name, value in extra.items():
         line.add(name, value, source=spec.origin("extra_args"), reason="as written in extra_args")
     if "--pmode" in extra:
-        line.warnings.append(
-            "extra_args --pmode: on Linux FastFlowLM leaves the NPU's power mode as it is"
-        )
+        line.warnings.append("extra_args --pmode: on Linux FastFlowLM leaves the NPU's power mode as it is")
     if spec.slots > 1:
         line.warnings.append(
             f"concurrency = {spec.slots} ({spec.origin('concurrency')}): FastFlowLM answers one request at a time, "
