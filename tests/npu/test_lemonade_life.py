@@ -326,3 +326,42 @@ async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(house: L
         assert {house.own.pid, house.pid(number)} <= marked
         found = await asyncio.to_thread(Path(f"/proc/{house.pid(number)}/environ").read_bytes)
         assert f"{names.ENV_MARK_OWNER}={house.roots.runtime}".encode() in found.split(b"\0")
+
+
+async def test_A4_loads_wait_for_each_other_and_one_that_waits_can_be_stopped(house: LemonadeHouse) -> None:
+    async with house:
+        await house.loaded(EMBED)
+        house.standin.say(load_seconds=0.7)
+        first = house.start(QWEN)
+        await house.until(lambda: len(house.standin.requests("/api/v1/load")) == 2)
+        second = house.start(GEMMA)
+        exit = await house.stopped(second)
+        assert exit.cause is Cause.STOPPED
+        assert "ready" not in house.heard.of(first), "not held up by the other's load"
+        await house.ready(first)
+        assert [one["body"]["model_name"] for one in house.standin.requests("/api/v1/load")] == [EMBED, QWEN]
+        found = await house.supervisor.processes()
+        assert len(found[first]) == 1
+
+
+async def test_stopped_while_another_one_loads(house: LemonadeHouse) -> None:
+    """Lemonade unloads nothing while it loads: after its grace the backend is killed, and the other's load goes on."""
+    async with house:
+        (first,) = await house.loaded(EMBED, stop_timeout=0.1)
+        house.standin.say(load_seconds=1.5)
+        second = house.start(QWEN)
+        await house.until(lambda: len(house.standin.requests("/api/v1/load")) == 2)
+        exit = await house.stopped(first)
+        assert exit.cause is Cause.STOPPED
+        assert "ready" not in house.heard.of(second)
+        await house.ready(second)
+
+
+async def test_what_flm_prints_is_kept_by_nobody(house: LemonadeHouse) -> None:
+    """It prints what it is asked."""
+    async with house:
+        (number,) = await house.loaded("qwen3-4b-FLM")
+        before = house.supervisor.output("qwen3-4b-FLM").total
+        house.own._printed(b"[Prompt] a secret\n")
+        assert house.supervisor.output("qwen3-4b-FLM").total == before
+        await house.stopped(number)

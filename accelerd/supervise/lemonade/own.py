@@ -81,14 +81,26 @@ class OwnServer(Server):
         self._ending: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
         self._fate: Fate | None = None
+        self._wanted: str | None = None  # the program, as the configuration names it
 
     async def up(self, order: Order) -> LemonadeClient:
         async with self._lock:
             await self._until_ended()
+            await self._renew(order)
             if self._leader is None or self.client is None:
                 await self._begin(order)
             assert self.client is not None
             return self.client
+
+    async def _renew(self, order: Order) -> None:
+        """End it where another program is wanted now and nobody needs the one that runs."""
+        assert order.tenancy is not None
+        wanted, self._wanted = self._wanted, order.tenancy.program
+        if self._leader is not None and wanted != self._wanted:
+            if any(tenant.attached for tenant in self.tenants):
+                self._wanted = wanted
+            else:
+                await self._stop(self._leader)
 
     # --- start ------------------------------------------------------------------------------------------------
 
@@ -119,7 +131,8 @@ class OwnServer(Server):
         await asyncio.to_thread(program.prepare, found, self._folders, port, order.env)
         mark = Mark(f"lemonade-{secrets.token_hex(8)}", order.mark.owner)
         env = program.environment(found, self._folders, order.env, key) | mark.environment()
-        spec = ModelSpec(NAME, engine="lemonade", survive=False, stop_timeout=STOP_PATIENCE, context=None)
+        # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
+        spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
         argv = program.command(found, self._folders, port)
         self._ring, self._fate, self._stopping = OutputRing(), None, False
         self._mark = mark
@@ -184,7 +197,10 @@ class OwnServer(Server):
         return await asyncio.to_thread(find)
 
     def _printed(self, chunk: bytes) -> None:
+        """What it and its backends print, as one: for who loads, or for the only one there is."""
         self._ring.write(chunk)
+        if any(tenant.loaded and self.catalogue.of(tenant.model).recipe == "flm" for tenant in self.tenants):
+            return  # flm prints what it is asked: that is nobody's to keep
         loading = [tenant for tenant in self.tenants if not tenant.loaded]
         for tenant in loading or (self.tenants if len(self.tenants) == 1 else []):
             tenant.printed(chunk)
@@ -250,8 +266,6 @@ class OwnServer(Server):
             self._ending = None
 
     def _verdict(self, leader: Leader) -> Fate:
-        line = self._ring.last_line()
-        said = f": {line}" if line else ""
         if self._stopping:
             return Cause.STOPPED, "the Lemonade Server was ended"
         if leader.result == "oom-kill":
@@ -260,7 +274,7 @@ class OwnServer(Server):
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
-        return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}{said}"
+        return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}"
 
     async def fate(self) -> Fate:
         """A broken connection may be its end: then it is known in a moment."""

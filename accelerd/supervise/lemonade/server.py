@@ -48,6 +48,7 @@ class Server(ABC):
         self.pid = 0  # of the server's own process; 0: not known
         self.unit: str | None = None
         self.tenants: list[TenantLeader] = []
+        self.turn = asyncio.Lock()  # it loads one model at a time
         self._loads: list[str] = []  # models that it is told to load now, the last one last
         self._last_load: tuple[str, float, bool] | None = None  # the last one that ended, when, and whether it is there
         self.unloads: dict[str, asyncio.Task[None]] = {}  # orders that it has not answered, by model
@@ -183,8 +184,11 @@ class Used(Server):
         tenancy = order.tenancy
         assert tenancy is not None
         assert tenancy.url is not None
+        key = await asyncio.to_thread(read_key, tenancy.key_file)
+        used = any(tenant.loaded for tenant in self.tenants)
+        if self.client is not None and self.client.address.key != key and not used:
+            await self._forget()
         if self.client is None:
-            key = await asyncio.to_thread(read_key, tenancy.key_file)
             self.client = LemonadeClient(Address(tenancy.url, key))
         try:
             await self.client.health(within=10.0)

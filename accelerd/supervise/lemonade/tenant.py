@@ -24,11 +24,13 @@ from accelerd.instances import Cause
 from accelerd.supervise.home import Order, Settled
 from accelerd.supervise.lemonade.server import Fate, Server
 from accelerd.supervise.outcome import cause_of
+from accelerd.supervise.race import race
 
 log = logging.getLogger(__name__)
 
 PINS_SINCE: Final = (10, 10)
 SURE_WITHIN: Final = 1.0  # s for the server to say whether a model is still there
+SIGN: Final = 5.0  # s between two signs of life of one that waits
 AGAIN: Final = 0.1  # s between two orders to unload
 LOAD_GRACE: Final = 20.0  # s that a load which is not wanted any more may still take: to end it costs the other tenants
 HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends that are asked directly
@@ -63,6 +65,7 @@ class TenantLeader:
         self._unlisted = False  # seen by a look while its backend lived
         self._other_pid: int | None = None
         self._taken = False  # it was there before
+        self._in_turn = False  # to be loaded
         self._leaving = False
         self._killed_at: float | None = None
         self._changed = asyncio.Event()
@@ -74,7 +77,8 @@ class TenantLeader:
 
     @property
     def pid(self) -> int:
-        return self._backend or self._server.pid
+        """While it is being loaded, the server's: the backend is one of that one's children by then."""
+        return self._backend or (self._server.pid if self._in_turn else 0)
 
     @property
     def unit(self) -> str | None:
@@ -157,8 +161,13 @@ class TenantLeader:
         try:
             client = await self._server.up(self._order)
             self.attached = True
-            if not self._leaving:
-                await self._load(client)
+            if await self._turn():
+                try:
+                    self._in_turn = True
+                    await self._load(client)
+                finally:
+                    self._in_turn = False
+                    self._server.turn.release()
         except AccelError as error:
             self._over(None if self._leaving else (cause_of(error, Cause.EXITED), error.message))
             return
@@ -167,6 +176,16 @@ class TenantLeader:
             self._over((Cause.EXITED, f"a bug in accelerd, see its log: {error.__class__.__name__}"))
             return
         await self._stay(client)
+
+    async def _turn(self) -> bool:
+        """Wait until no other model is being loaded; False: it is not wanted any more."""
+        while not self._leaving:
+            raced = await race(self._server.turn.acquire(), self._changed.wait(), within=SIGN)
+            if raced is None:
+                self.printed(b"waits: Lemonade is loading another model\n")  # a sign of life, for who waits for it
+            elif raced[0] == 0:
+                return True
+        return False
 
     async def _load(self, client: LemonadeClient) -> None:
         """Until it is loaded, or cannot be. AccelError('model_failed')."""

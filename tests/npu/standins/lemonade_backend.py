@@ -23,7 +23,8 @@ class Handler(BaseHTTPRequestHandler):
     token_seconds = 0.0
 
     def do_GET(self) -> None:
-        known = {"/health": {"status": "ok"}, "/v1/models": {"object": "list", "data": [{"id": self.model}]}}
+        known: dict[str, Any] = {"/health": {"status": "ok"}, "/v1/models": {"object": "list", "data": []}}
+        known |= {"/api/version": {"version": "0.9.45"}, "/api/tags": {"models": []}}  # where it stands for an flm
         self._answer(200, known[self.path]) if self.path in known else self._answer(404, {"error": "no such path"})
 
     def do_POST(self) -> None:
