@@ -144,13 +144,6 @@ def test_who_fetches_gigabytes_hears_first_that_they_will_not_run(daemons: Daemo
     assert "the kernel 6.14.0 is too old for FastFlowLM" in done.err
 
 
-def test_fit_names_who_knows_what_such_a_model_needs(daemons: DaemonFactory, flm: FlmOnPath) -> None:
-    daemon = running(daemons, flm, flm_model())
-    done = accelctl(daemon.env, "--json", "fit", "npu/qwen3-4b")
-    assert done.status == 1
-    assert done.json()["error"]["hint"] == "what it needs and where: accelctl explain npu/qwen3-4b"
-
-
 def test_without_the_program_add_says_how_to_get_it(daemons: DaemonFactory, tmp_path: Path) -> None:
     daemon = daemons.start("", env={"PATH": str(tmp_path)})
     done = accelctl(daemon.env, "add", "npu/qwen3-4b")
