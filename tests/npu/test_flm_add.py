@@ -68,6 +68,15 @@ def test_add_ends_in_an_answer_with_no_other_file_edited(daemons: DaemonFactory,
     assert answer.json()["choices"][0]["message"]["content"].startswith("The NPU says")
 
 
+def test_what_was_added_can_be_removed(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    daemon = running(daemons, flm)
+    assert accelctl(daemon.env, "add", "npu/qwen3-4b").status == 0
+    removed = accelctl(daemon.env, "remove", "npu/qwen3-4b")
+    assert removed.status == 0, removed.err
+    assert dropins(daemon) == {}
+    assert daemon.chat("npu/qwen3-4b").status == 404
+
+
 def test_the_download_is_shown_and_what_is_here_is_not_fetched_again(daemons: DaemonFactory, flm: FlmOnPath) -> None:
     daemon = running(daemons, flm)
     done = accelctl(daemon.env, "add", "npu/llama3.2-1b")
