@@ -142,5 +142,35 @@ def test_A5_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: S
     daemon = start(model("npu", "qwen3-4b-FLM"))
     answer = daemon.chat("npu")
     assert answer.status == 200, answer.body
+    assert answer.json()["model"] == "qwen3:4b", "its own name: for another one it would switch"
     pid = daemon.status("npu")["pid"]
     assert "flm" in " ".join(psutil.Process(pid).cmdline())
+
+
+def test_audio_and_rerank_are_reached_on_the_same_port(start: Start) -> None:
+    daemon = start(model("whisper", "Whisper-Large-v3-Turbo", transcription=True)
+                   + model("ranks", "bge-reranker-v2-m3-GGUF", rerank=True))  # fmt: skip
+    asked = {"model": "ranks", "query": "a", "documents": ["b"]}
+    answer = daemon.send("POST", "/v1/rerank", asked)
+    assert answer.status == 200, answer.body
+    assert answer.json()["results"]
+    parts = ['Content-Disposition: form-data; name="model"\r\n\r\nwhisper',
+             'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF']  # fmt: skip
+    body = "".join(f"--b\r\n{part}\r\n" for part in parts) + "--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = daemon.send("POST", "/v1/audio/transcriptions", body.encode(), headers)
+    assert answer.status == 200, answer.body
+    assert answer.json() == {"text": "hello"}
+
+
+def test_what_a_model_cannot_do_is_refused_with_a_reason(start: Start) -> None:
+    daemon = start(model("nomic", EMBED))
+    first = daemon.send("POST", "/v1/embeddings", {"model": "nomic", "input": "hello"})
+    assert first.status == 200, "no server has told what it is: nothing is refused"
+    refused = daemon.chat("nomic")
+    assert refused.status == 400, refused.body
+    assert refused.code == "not_supported_by_model"
+    assert "it is no chat model" in refused.json()["error"]["message"]
+    listed = daemon.send("GET", "/v1/models").json()["data"]
+    assert listed[0]["labels"] == ["embeddings"]
+    assert listed[0]["recipe"] == "llamacpp"

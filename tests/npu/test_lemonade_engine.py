@@ -95,7 +95,9 @@ def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     assert "no label vision" in found.why_not["vision"]
 
 
-def test_of_an_unknown_model_the_settings_tell() -> None:
+def test_of_an_unknown_model_the_settings_tell_and_nothing_is_refused_that_it_may_do() -> None:
+    assert {"chat", "embeddings", "rerank"} <= engine(Catalogue()).traits(spec("x")).tasks
+    assert engine(Catalogue()).traits(spec("qwen3-4b-FLM")).wire_name == "qwen3:4b", "before any server has told it"
     assert engine(Catalogue()).traits(spec("x", embeddings=True)).tasks == {"embeddings"}
     assert engine(Catalogue()).traits(spec("x", transcription=True)).tasks == {"transcription"}
     assert engine(Catalogue()).traits(spec("x-FLM")).device == "npu"
@@ -186,3 +188,10 @@ def test_an_argument_with_spaces_stays_one_and_one_with_quotes_is_refused() -> N
 @pytest.mark.parametrize(("text", "numbers"), [("11.7.0", (11, 7, 0)), ("v10.0", (10, 0)), ("unknown", ())])
 def test_versions(text: str, numbers: tuple[int, ...]) -> None:
     assert release(text) == numbers
+
+
+def test_what_was_known_is_known_to_the_next_daemon(catalogue: Catalogue) -> None:
+    catalogue.loaded("Whisper-Large-v3-Turbo", "whispercpp", "ck", "npu", direct=False)
+    again = Catalogue(catalogue.dump())
+    assert again.of("whisper-large-v3-turbo") == catalogue.of("Whisper-Large-v3-Turbo")
+    assert Catalogue(b'{"x": 1}').of("x").recipe == "", "of another version"

@@ -365,3 +365,12 @@ async def test_what_flm_prints_is_kept_by_nobody(house: LemonadeHouse) -> None:
         house.own._printed(b"[Prompt] a secret\n")
         assert house.supervisor.output("qwen3-4b-FLM").total == before
         await house.stopped(number)
+
+
+async def test_the_next_daemon_knows_the_models_before_a_server_runs(house: LemonadeHouse) -> None:
+    async with house:
+        await house.loaded(QWEN)
+    async with house:
+        found = house.engine.traits(house.spec("qwen3-4b-FLM"))
+        assert found.labels == ("reasoning", "tool-calling")
+        assert len(house.standin.requests("start")) == 1

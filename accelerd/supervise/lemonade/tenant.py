@@ -276,6 +276,7 @@ class TenantLeader:
         self._server.catalogue.loaded(self.model, entry.recipe, entry.checkpoint, entry.device, direct=direct)
         self.loaded = True
         self._server.watch()
+        await asyncio.to_thread(self._server.remember, self._server.catalogue.dump())
         if not self._settled.done():
             self._settled.set_result(self._reached(entry, direct))
 
