@@ -88,6 +88,13 @@ def test_rerank_is_spelled_as_the_one_who_is_asked_spells_it(catalogue: Catalogu
     assert engine(catalogue).traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
 
 
+def test_A4_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> None:
+    """It throws out what it takes for idle."""
+    theirs = Lemonade(LemonadeSettings(url="http://127.0.0.1:13305"), catalogue, environ={})
+    assert theirs.traits(spec("qwen3-4b-FLM")).wire_name == "qwen3-4b-FLM"
+    assert theirs.traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
+
+
 def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     found = engine(catalogue).traits(spec("qwen3-4b-FLM"))
     assert "chat completions only" in found.why_not["messages"]

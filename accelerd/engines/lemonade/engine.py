@@ -94,7 +94,7 @@ class Lemonade(Engine):
         return ""
 
     def traits(self, spec: ModelSpec) -> Traits:
-        return traits(spec, self._catalogue)
+        return traits(spec, self._catalogue, own=self._settings.url is None)
 
     async def _ask(self) -> None:
         """Have the list of the server that runs, if one does. Never raises."""

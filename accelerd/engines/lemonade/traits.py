@@ -33,10 +33,10 @@ NAMES: Final[Mapping[Task, str]] = {
 }  # fmt: skip
 
 
-def traits(spec: ModelSpec, catalogue: Catalogue) -> Traits:
-    """By what is known now."""
+def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits:
+    """By what is known now. `own`: in a server that accelerd runs, past which its backends are asked."""
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
-    direct = recipe in DIRECT if known.direct is None else known.direct
+    direct = own and (recipe in DIRECT if known.direct is None else known.direct)
     tasks = _tasks(spec, recipe, known)
     if not (known.recipe or spec.embeddings or spec.rerank or spec.transcription):
         tasks |= UNKNOWN  # no server has told of it yet: nothing is refused that it may do

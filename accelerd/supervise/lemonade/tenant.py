@@ -267,7 +267,8 @@ class TenantLeader:
     async def _settle(self, entry: Loaded) -> None:
         """It is loaded: hold on to its backend, and say where it is to be reached."""
         self._entry = entry
-        direct = entry.recipe in DIRECT and entry.port is not None
+        # Somebody else's server may throw out what it takes for idle: it must see the requests.
+        direct = self._server.owned and entry.recipe in DIRECT and entry.port is not None
         self._backend = entry.pid
         if self._backend is None and entry.port is not None:
             self._backend = await self._server.backend(entry.port)
