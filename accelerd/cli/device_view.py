@@ -126,11 +126,11 @@ def npu(out: Output, device: dict[str, Any]) -> None:
     told = device.get("npu")
     if not told:
         return
-    out.line(f"    {places(told)}")
+    out.wrapped(places(told), indent="    ")
     rows = [(str(one.get("model")), claim(one), memory_of(one)) for one in told.get("models") or ()]
     longest = max((len(name) for name, _, _ in rows), default=0)
     for name, what, held in rows:
-        out.line(f"    {out.style(printable(f'{name:<{longest}}'), 'cyan')}  {printable(what)}, {held}")
+        out.wrapped(f"{name:<{longest}}  {what}, {held}", indent="      ", first="    ", style="cyan")
 
 
 def places(told: dict[str, Any]) -> str:

@@ -127,12 +127,12 @@ def show_claims(out: Output, pool: dict[str, Any], letters: dict[str, int]) -> N
     told = pool.get("npu")
     if not told:
         return
-    out.line(f"  {places(told)}")
+    out.wrapped(places(told), indent="  ")
     for one in told.get("models") or ():
         number = letters.get(str(one.get("model")), 0)
-        letter = out.style(LETTERS[number % len(LETTERS)], MODEL_STYLES[number % len(MODEL_STYLES)])
         text = f"{cut(out, str(one.get('model')), 32)}  {claim(one)}, {size(one.get('memory'))} of memory in all"
-        out.line(f"  {letter} {printable(text)}")
+        style = MODEL_STYLES[number % len(MODEL_STYLES)]
+        out.wrapped(text, indent="    ", first=f"  {LETTERS[number % len(LETTERS)]} ", style=style)
 
 
 def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Glyphs) -> Iterator[Part]:

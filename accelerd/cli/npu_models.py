@@ -9,7 +9,8 @@ import asyncio
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from accelerd.cli.context import Context
@@ -23,8 +24,19 @@ _BYTES: Final = re.compile(r"Downloading:\s*[\d.]+%\s*\(([\d.]+)MB\s*/\s*([\d.]+
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def look_up(context: Context, source: str, binary: str, *, pull: bool) -> tuple[dict[str, Any], str]:
-    """The keys that say which model, and a name for it. `pull`: fetch it when it is not here. Failure."""
+@dataclass(frozen=True)
+class Wanted:
+    """One model, as FastFlowLM knows it."""
+
+    table: dict[str, Any]  # keys of a drop-in
+    name: str  # how accelerd would call it
+    program: str
+    tag: str
+    here: bool  # it was fetched already
+
+
+def look_up(context: Context, source: str, binary: str) -> Wanted:
+    """What `npu/NAME` names. Failure."""
     from accelerd.engines.flm import names, program
 
     wanted = source.removeprefix(PREFIX)
@@ -42,15 +54,45 @@ def look_up(context: Context, source: str, binary: str, *, pull: bool) -> tuple[
         near = names.near(wanted, known)
         hint = f"did you mean {' or '.join(PREFIX + names.plain(one) for one in near)}?" if near else "see: flm list"
         raise Failure(f"FastFlowLM knows no model {wanted}", exit=Exit.NO_SUCH_MODEL, code="model_not_found", hint=hint)
-    if pull and not known[tag].installed:
-        fetch(context, path, tag)
     table: dict[str, Any] = {"engine": "flm", "model": tag}
     extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)
-    return table | ({extra: True} if extra else {}), names.model_name(tag)
+    table |= {extra: True} if extra else {}
+    return Wanted(table, names.model_name(tag), path, tag, known[tag].installed is True)
 
 
-def fetch(context: Context, path: str, tag: str) -> None:
-    """`flm pull`, with its progress shown. Failure with its last lines."""
+def same(one: str, other: str) -> bool:
+    """Do two spellings mean one model?"""
+    from accelerd.engines.flm import names
+
+    return names.plain(one) == names.plain(other)
+
+
+def fetch(context: Context, wanted: Wanted) -> None:
+    """What is not here is fetched, with its progress shown, and what keeps it from running is said before."""
+    if wanted.here:
+        return
+    for trouble in troubles(context, wanted.program):
+        context.out.note(f"! {trouble}")
+    pull(context, wanted.program, wanted.tag)
+
+
+def troubles(context: Context, path: str) -> list[str]:
+    """What keeps the NPU from working, as far as `flm` says it."""
+    from accelerd.engines.flm import program, stack
+
+    try:
+        report = asyncio.run(program.Program(time.monotonic).validate(path, program.environment(context.env)))
+    except program.Silent:
+        return []  # the doctor has a line for that
+    try:
+        command_line = (context.roots.proc / "cmdline").read_text(errors="replace")
+    except OSError:
+        command_line = ""
+    return [f"{one.message}: {one.fix}" for one in stack.troubles(report, command_line=command_line)]
+
+
+def pull(context: Context, path: str, tag: str) -> None:
+    """`flm pull`. Failure with its last lines."""
     from accelerd.engines.flm import program
 
     try:
@@ -81,7 +123,7 @@ def fetch(context: Context, path: str, tag: str) -> None:
         )  # fmt: skip
 
 
-def progress(output: IO[bytes], now: Any, lines: list[str]) -> Iterator[dict[str, Any]]:
+def progress(output: IO[bytes], now: Callable[[], float], lines: list[str]) -> Iterator[dict[str, Any]]:
     """What it prints as events of progress; what is no count of bytes goes into `lines` too."""
     began = now()
     for line in pieces(output):

@@ -77,7 +77,12 @@ class SchedulerTable(Struct):
     """What may be resident together and how long a request may wait."""
 
     memory: Annotated[MemoryOrAuto, about('A limit on the memory of all models together; "auto": what the pools have.')]
-    max_loaded: Annotated[int, about("Models loaded at once; without it memory alone decides.", ge=1, le=10_000)]
+    max_loaded: Annotated[
+        int,
+        about(
+            "Models loaded at once, those on an NPU counted apart; without it memory alone decides.", ge=1, le=10_000
+        ),
+    ]
     max_queue: Annotated[int, about("Requests waiting at once; further ones are refused.", ge=1, le=1_000_000)]
     queue_timeout: Annotated[Duration, about("Longest wait of a request for its model.")]
     linger: Annotated[

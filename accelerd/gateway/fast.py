@@ -145,7 +145,7 @@ class Client(Protocol):
 class Desk(Protocol):
     """What both paths do in the same way: gateway.py's part."""
 
-    def assembles(self, spec: ModelSpec, path: str, *, stream: bool) -> bool:
+    def assembles(self, spec: ModelSpec, path: str, stream: bool | None) -> bool:
         """Is the answer to be asked as a stream and put together here?"""
         ...
 
@@ -229,13 +229,13 @@ class FastPath:
         except AccelError:
             return False
         plain = self._plain.get(peeked.model)
-        if plain is None or path not in plain.paths:
+        if plain is None or path not in plain.ways:
             return False
         lease = self._scheduler.acquire(plain.model)
         if lease is None:
             return False
         pool = self._upstreams.pool(lease.instance, lease.endpoint)
-        connection = None if self._desk.assembles(lease.record.spec, path, stream=bool(peeked.stream)) else pool.reuse()
+        connection = None if self._desk.assembles(lease.record.spec, path, peeked.stream) else pool.reuse()
         if connection is None:
             self._scheduler.release(lease, None)
             return False

@@ -27,8 +27,8 @@ from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.endpoints import ASSEMBLED, FORMS, OTHER_NAMES, TASKS
 from accelerd.gateway.fast import FastPath
-from accelerd.gateway.form import FORM, boundary_of, content_type, read_form
-from accelerd.gateway.peek import MAX_NAME, peek, renamed
+from accelerd.gateway.form import FORM, Form, boundary_of, content_type, read_form
+from accelerd.gateway.peek import MAX_NAME, Peek, peek, renamed
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
@@ -44,15 +44,26 @@ HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """A request as it goes to its engine."""
 
     way: Way
     path: str  # the client's
-    body: bytes
-    stream: bool
+    wish: Peek | Form
+    said: bytes  # the body as it came
     kind: str  # its Content-Type
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.wish.stream)
+
+    def body(self) -> bytes:
+        """In the engine's words."""
+        name = self.way.wire_name
+        if name is None:
+            return self.said
+        return self.wish.renamed(self.said, name) if isinstance(self.wish, Form) else renamed(self.said, name)
 
 
 class Gateway:
@@ -162,11 +173,14 @@ class Gateway:
             http10=request.version < HttpVersion11,
             origin=origin,
             path=path,
-            busy=ask.way.busy,
         )
         connection.relay = relay
         try:
-            relay.lease = lease = self._scheduler.acquire(ask.way.model) or await self._wait(ask, relay)
+            relay.lease = lease = self._scheduler.acquire(ask.way.model)
+            if lease is None:
+                relay.lease = lease = await self._wait(ask, relay)
+                ask.way = self.board.worded(lease.record.spec, path, ask.wish)  # as it is once loaded
+            relay.busy = ask.way.busy
             connection.accepted()
             error = await self._exchange(lease, relay, ask)
         except AccelError as refused:
@@ -186,21 +200,15 @@ class Gateway:
             self._scheduler.release(relay.lease, relay.ok)
 
     async def _ask(self, request: web.BaseRequest, path: str) -> Ask:
-        """Read the request, find its model and put it as that model's engine wants it. AccelError."""
+        """Read the request and find its model. AccelError."""
         if path in FORMS:
             body = await read_body(request, self._settings, FORM)
             boundary = boundary_of(request.headers["Content-Type"])
             form = read_form(body, boundary)
-            way = self.board.way(path, form)
-            if way.wire_name is not None:
-                body = form.renamed(body, way.wire_name)
-            return Ask(way, path, body, form.stream, content_type(boundary))
+            return Ask(self.board.way(path, form), path, form, body, content_type(boundary))
         body = await read_body(request, self._settings, JSON)
         peeked = peek(path, body)
-        way = self.board.way(path, peeked)
-        if way.wire_name is not None:
-            body = renamed(body, way.wire_name)
-        return Ask(way, path, body, bool(peeked.stream), JSON)
+        return Ask(self.board.way(path, peeked), path, peeked, body, JSON)
 
     async def _wait(self, ask: Ask, relay: Relay) -> Lease:
         """A place in the queue; a streaming client hears that it is alive."""
@@ -218,20 +226,20 @@ class Gateway:
         finally:
             ticket.leave()
 
-    def assembles(self, spec: ModelSpec, path: str, *, stream: bool) -> bool:
+    def assembles(self, spec: ModelSpec, path: str, stream: bool | None) -> bool:
         """Is the answer to be asked as a stream and put together here? See assemble.py."""
         return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
 
     async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
-        if self.assembles(lease.record.spec, ask.path, stream=ask.stream):
+        if self.assembles(lease.record.spec, ask.path, ask.stream):
             return await self._assembled(lease, relay, ask)
         self.sweeper.watch(relay, stream=ask.stream)
-        return await self._send(lease, relay, ask, ask.body, relay)
+        return await self._send(lease, relay, ask, ask.body(), relay)
 
     async def _assembled(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
         collector = Collector(lease, self._now, ask.way.busy)
         self.sweeper.watch(relay, stream=True)
-        await self._send(lease, collector, ask, ask_for_stream(ask.body), relay)
+        await self._send(lease, collector, ask, ask_for_stream(ask.body()), relay)
         self.sweeper.forget(relay)  # what is left is ours to do
         head, failure = collector.response, collector.failure
         relay.ok = False

@@ -125,11 +125,10 @@ class Relay:
         http10: bool,
         origin: str | None,
         path: str = "",
-        busy: frozenset[int] = frozenset(),
     ) -> None:
-        """`path`: what was asked, which decides how errors look; `busy`: statuses that the client is not told."""
+        """`path`: what was asked, which decides how errors look."""
         self._path = path
-        self.busy = busy
+        self.busy: frozenset[int] = frozenset()  # statuses that the client is not told
         self._transport = transport
         self._now = now
         self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection

@@ -1,7 +1,7 @@
 """Finds out which model a request is for, whether it can do that, and how its engine wants to be asked.
 
 Asks the routing for names, the scheduler for what is free, the engines for what a model can do. Nothing is loaded and
-no lease is taken here. `plain` is the memo of its usual verdict, for the fast path.
+no lease is taken here. `plain` is the memo of its usual verdict, for both paths.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Engine, Task, Traits
 from accelerd.errors import AccelError
 from accelerd.gateway.endpoints import PHRASES, TASKS, TOOLED
-from accelerd.routing.choice import Decision, decide
+from accelerd.routing.choice import Decision, decide, placed
 from accelerd.routing.directory import Directory
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
+
+CPU, NPU = "cpu", "npu"
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +44,13 @@ class Way:
 
 
 class Plain:
-    """A model that is asked in the client's own words, and the paths that it was found to answer."""
+    """A model that is asked in the client's own words, and the ways to the paths that it was found to answer."""
 
-    __slots__ = ("model", "paths")
+    __slots__ = ("model", "ways")
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.paths: set[str] = set()
+        self.ways: dict[str, Way] = {}
 
 
 class Switchboard:
@@ -79,6 +81,9 @@ class Switchboard:
 
     def way(self, path: str, wish: Wish) -> Way:
         """Where a request to that path of ours goes. AccelError model_not_found, not_supported_by_model."""
+        plain = self.plain.get(wish.model)
+        if plain is not None and path in plain.ways:
+            return plain.ways[path]
         task = TASKS[path]
         found = self.directory.find(wish.model)
         if isinstance(found, Route):
@@ -88,15 +93,20 @@ class Switchboard:
             spec = self.directory.models[decision.model]
         else:
             spec = found
-        traits, dialect = self.traits(spec), self._engines[spec.engine].dialect
-        missing = _missing(traits, task, wish)
+        way = self.worded(spec, path, wish)
+        own_words = way.wire_name is None and way.path == path and not way.busy
+        if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
+            self.plain.setdefault(wish.model, Plain(spec.name)).ways[path] = way
+        return way
+
+    def worded(self, spec: ModelSpec, path: str, wish: Wish) -> Way:
+        """How the model is asked, by what is known now: a load may tell more. AccelError not_supported_by_model."""
+        traits = self.traits(spec)
+        missing = _missing(traits, TASKS[path], wish)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
-        to = traits.paths.get(path, path)
-        own_words = traits.wire_name is None and to == path and not dialect.busy
-        if found is spec and own_words and (task not in TOOLED or "tools" in traits.tasks):
-            self.plain.setdefault(wish.model, Plain(spec.name)).paths.add(path)
-        return Way(spec.name, to, traits.wire_name, dialect.busy)
+        busy = self._engines[spec.engine].dialect.busy
+        return Way(spec.name, traits.paths.get(path, path), traits.wire_name, busy)
 
     def decision(self, route: Route) -> Decision:
         """Which model of the route would answer now, whatever it is asked for."""
@@ -104,7 +114,13 @@ class Switchboard:
 
     def _decide(self, route: Route, lacking: Mapping[str, str]) -> Decision:
         snapshots: list[Snapshot] = self._scheduler.snapshots()
-        return decide(route, snapshots, self._scheduler.placement, lacking)
+        return decide(route, snapshots, self._scheduler.placement, lacking, self._where)
+
+    def _where(self, snapshot: Snapshot) -> frozenset[str]:
+        """What it computes on. The engine knows of an NPU that nobody has seen: it is not the processor."""
+        if not snapshot.need.devices and snapshot.device == CPU and self.kind(snapshot.spec) == NPU:
+            return frozenset((NPU,))
+        return placed(snapshot)
 
     def _lacking_of(self, route: Route, task: Task, wish: Wish) -> dict[str, str]:
         """The models of a route that cannot do it. AccelError not_supported_by_model when none can."""

@@ -15,6 +15,13 @@ from accelerd.scheduler.record import Snapshot
 
 # Could the model be resident, and what would that take.
 Placement = Callable[[str], tuple[bool, str]]
+# Ids of what the model computes on, or would.
+Where = Callable[[Snapshot], frozenset[str]]
+
+
+def placed(snapshot: Snapshot) -> frozenset[str]:
+    """As the scheduler has it."""
+    return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,15 @@ class Decision:
 
 
 def decide(
-    route: Route, snapshots: Iterable[Snapshot], placement: Placement, lacking: Mapping[str, str] | None = None
+    route: Route,
+    snapshots: Iterable[Snapshot],
+    placement: Placement,
+    lacking: Mapping[str, str] | None = None,
+    where: Where = placed,
 ) -> Decision:
     """`lacking`: models that cannot do what is asked for, and why. A route has one model at least."""
     known = {snapshot.spec.name: snapshot for snapshot in snapshots}
-    looks = tuple(_look(name, known, placement, (lacking or {}).get(name)) for name in route.models)
+    looks = tuple(_look(name, known, placement, (lacking or {}).get(name), where) for name in route.models)
     passed: list[str] = []
     for look in looks:
         if look.free:
@@ -59,7 +70,7 @@ def decide(
     return Decision(best.model, f"all are busy, and {before} before it at {best.model}: {'; '.join(passed)}", looks)
 
 
-def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None) -> Look:
+def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None, where: Where) -> Look:
     snapshot = known.get(name)
     if lacking is not None:
         return Look(name, lacking, None)
@@ -67,11 +78,11 @@ def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lackin
         return Look(name, "is not there any more", None)
     if trouble := _trouble(snapshot, placement):
         return Look(name, trouble, None)
-    where = _devices(snapshot)
+    devices = where(snapshot)
     others = {
         s.spec.name: s.leases + s.queue
         for s in known.values()
-        if s is not snapshot and (s.leases or s.queue) and where & _devices(s)
+        if s is not snapshot and (s.leases or s.queue) and devices & where(s)
     }
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
     ahead = behind + sum(others.values())
@@ -97,8 +108,3 @@ def _trouble(snapshot: Snapshot, placement: Placement) -> str:
         return ""
     fits, why = placement(snapshot.spec.name)
     return "" if fits else f"has no room: {why}"
-
-
-def _devices(snapshot: Snapshot) -> frozenset[str]:
-    """What it computes on, or would."""
-    return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))

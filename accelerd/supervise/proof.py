@@ -10,7 +10,7 @@ import json
 from typing import Any, Final
 
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.http_probe import answer
+from accelerd.supervise.http_probe import ANSWER_BYTES, answer
 
 BUSY: Final = 503  # it has too much to do: that says nothing of its model
 SAID: Final = 200  # letters of a refusal
@@ -28,6 +28,7 @@ async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
         bearer=plan.secret if plan.keyed else "",
         body=plan.probe_body,
         kind=plan.probe_type,
+        most=ANSWER_BYTES if plan.prove else 0,
     )
     if code == BUSY and plan.prove:
         return code, ""
@@ -37,17 +38,17 @@ async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
         return code, ""
     # Some say 200 and mean no: {"error": …}, or null.
     said = _parsed(body)
-    if not isinstance(said, dict) or "error" in said:
+    if said is None or (isinstance(said, dict) and "error" in said):
         return code, f"no answer to {plan.probe_path}" + _because(said)
     return code, ""
 
 
 def _parsed(body: bytes) -> Any:
-    """None: it is no JSON."""
+    """What is no JSON is taken for text."""
     try:
         return json.loads(body)
     except ValueError:
-        return None
+        return body
 
 
 def _because(said: Any) -> str:

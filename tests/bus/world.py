@@ -58,7 +58,7 @@ class Desk:
 def furnish(bus: SessionBus, handler: Callable[[Call], Any]) -> None:
     """One object of each kind."""
     bus.publish(
-        names.BUS_PATH, {names.BUS_MANAGER: blank(names.BUS_MANAGER, Version="0.5.0", State="running")}, handler
+        names.BUS_PATH, {names.BUS_MANAGER: blank(names.BUS_MANAGER, Version="0.6.0", State="running")}, handler
     )
     bus.publish(MODEL, {names.BUS_MODEL: blank(names.BUS_MODEL, Name="qwen3-8b", State="stopped")}, handler)
     device = f"{names.BUS_DEVICES}/cpu"

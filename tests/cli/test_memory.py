@@ -51,6 +51,9 @@ RAM: dict[str, Any] = {
 NPU: dict[str, Any] = {
     "id": "0000:c5:00.1", "label": "RyzenAI-npu5", "capacity": 128 * GIB, "reserve": 0, "backed_by": "ram", "own": 0,
     "foreign": 0, "foreign_users": [], "spilled": 0, "free": 128 * GIB, "holdings": [],
+    "npu": {"contexts": 16, "contexts_used": 1, "columns": 8, "models": [
+        {"model": "tiny", "phase": "resident", "family": "flm", "kind": "llm", "contexts": 1, "memory": GIB},
+    ]},
 }  # fmt: skip
 ANSWER: dict[str, Any] = {
     "pools": [RAM, GPU, NPU], "stall": {"some": 12.5, "full": 0.0}, "degraded": None,
@@ -97,7 +100,9 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "  s spilled   55.0 GiB  of AMD Radeon 8060S Graphics, which has no more of its own" in below
     assert "  o others    18.0 GiB  firefox 9.0 GiB" in below
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
-    assert drawn(lines, "RyzenAI-npu5")[0] == "", "what is not in use needs no bar"
+    places, below = drawn(lines, "RyzenAI-npu5")
+    assert places == "1 of 16 hardware contexts in use, 8 columns that models use by turns"
+    assert below[0] == "  A tiny  flm llm, 1 context, 1.0 GiB of memory in all", "what is not in use needs no bar"
     told = " ".join(text.split())
     assert (
         "! the GPU is given up to other programs for another 2 h (accelctl yield); accelctl resume takes it back"

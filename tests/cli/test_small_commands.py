@@ -7,7 +7,7 @@ import json
 from accelerd import __version__
 
 from .conftest import Ctl
-from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, error, status
+from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, delta, error, sse, status
 
 WAYS = ("socket", "bus")
 
@@ -131,3 +131,55 @@ def test_explain_says_where_it_lives(ctl: Ctl, daemon: FakeDaemon) -> None:
     ):
         daemon.answers["GET explain"] = Reply({**EXPLAINED, "pid": 4712, "home": home, "place": place})
         assert words in ctl("explain", "gemma-3-4b-it").out
+
+
+ROUTED = {
+    "route": "assistant", "description": "", "answers": "npu/small",
+    "reason": "big has no free slot (1 requests run, 0 wait); npu/small is free",
+    "models": [
+        {"model": "big", "state": "ready", "device": "0000:c1:00.0", "free": False, "ahead": 1,
+         "why": "has no free slot"},
+        {"model": "npu/small", "state": "ready", "device": "0000:c2:00.1", "free": True, "ahead": 0, "why": "is free"},
+    ],
+}  # fmt: skip
+
+
+def test_explain_of_a_route_shows_the_order_and_who_would_answer(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET explain"] = Reply(ROUTED)
+    lines = ctl("explain", "assistant").out.splitlines()
+    assert lines[0] == "assistant is a route; a request now goes to npu/small"
+    assert "npu/small is free" in lines[1]
+    assert lines[-2:] == ["  1. big has no free slot", "  2. npu/small is free"]
+    assert json.loads(ctl("explain", "assistant", "--json").out) == ROUTED
+
+
+def routed() -> Reply:
+    answer = status(*FLEET)
+    names = [m["name"] for m in answer["models"]]
+    answer["models"][0]["prefixed"] = f"local/{names[0]}"
+    answer["routes"] = [{"name": "assistant", "models": names[:2], "description": "whoever is free"}]
+    return Reply(answer)
+
+
+def test_routes_are_shown_and_are_names_like_others(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = routed()
+    first, second, *others = (m["name"] for m in status(*FLEET)["models"])
+    shown = ctl("models").out
+    assert f"{first}, {second}" in shown.partition("ROUTE")[2]
+    assert "whoever is free" in shown
+    known = ctl("models", "--names").out.split()
+    assert "assistant" in known
+    assert f"local/{first}" in known
+    only = ctl("status", "assistant").out
+    assert first in only
+    assert second in only
+    assert not any(other in only for other in others)
+    assert first in ctl("status", f"local/{first}").out
+    assert "did you mean assistant" in ctl("status", "asistant").err
+
+
+def test_one_may_talk_to_a_route(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = routed()
+    daemon.answers["POST /v1/chat/completions"] = sse(delta("hello"), delta(finish_reason="stop"))
+    assert ctl("chat", "assistant", "hi").out.strip() == "hello"
+    assert json.loads(daemon.requests[-1].body)["model"] == "assistant"

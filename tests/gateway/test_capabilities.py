@@ -95,9 +95,7 @@ async def test_B_the_engine_hears_its_own_name_and_everything_else_as_it_was(tmp
         response = await client.ask(body=body)
         assert response.status == 200
         assert response.headers["x-accelerd-model"] == "npu-chat"
-        assert b.engine.requests[0].body == body.replace(b"npu/npu-chat", b"qwen3:4b").replace(
-            b"h\\u00e4 ", b"h\\u00e4 "
-        )
+        assert b.engine.requests[0].body == body.replace(b"npu/npu-chat", b"qwen3:4b", 1)
         assert b.engine.requests[0].head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
 
 
@@ -116,6 +114,33 @@ async def test_a_path_of_the_engines_own_is_taken(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await client.ask(body=chat("npu-chat"))).status == 200
         assert {r.head.split(b" ")[1] for r in b.engine.requests} == {b"/api/v1/chat/completions"}
+
+
+@on_both_loops
+async def test_A_how_it_is_asked_is_what_its_load_has_shown(tmp_path: Path) -> None:
+    """Lemonade: whether a model's own server is asked, and by which name, is known once it runs."""
+    async with table(tmp_path) as b, await b.client() as client:
+        b.instances.hold = True
+        client.send(request(body=chat("npu-chat")))
+        await until(lambda: b.scheduler.queued, "it waits")
+        b.engines["flm"].says = Traits(frozenset(("chat",)), wire_name="seen", paths={CHAT: "/api/v1/chat"})
+        b.instances.let_go()
+        assert (await client.response()).status == 200
+        asked = b.engine.requests[0]
+        assert (asked.json()["model"], asked.head.split(b" ")[1]) == ("seen", b"/api/v1/chat")
+
+
+@on_both_loops
+async def test_A_what_its_load_shows_it_lacks_is_refused_then(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        b.instances.hold = True
+        client.send(request(body=chat("npu-chat")))
+        await until(lambda: b.scheduler.queued, "it waits")
+        b.engines["flm"].says = Traits(frozenset(("transcription",)))
+        b.instances.let_go()
+        assert (await client.response()).code == "not_supported_by_model"
+        assert not b.engine.requests
+        await b.settled()
 
 
 @on_both_loops

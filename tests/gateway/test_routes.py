@@ -10,7 +10,7 @@ import pytest
 
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Dialect, Traits
-from tests.gateway.bench import ALL, Speaker, bench, on_both_loops, until
+from tests.gateway.bench import ALL, Bench, Speaker, bench, on_both_loops, until
 from tests.gateway.client import CHAT, chat, request
 
 BIG = ModelSpec("big", path="/m.gguf", context=8192)
@@ -20,7 +20,7 @@ TOOL = [{"type": "function", "function": {"name": "f"}}]
 
 
 def table(tmp_path: Path, **more: Any) -> Any:
-    """Both on one device for the scheduler of the bench, which knows no GPU: a request of one keeps the other busy."""
+    """One on the processor, as far as the bench's scheduler knows, and one on an NPU."""
     npu = Speaker(Dialect(), Traits(frozenset(("chat", "transcription")), wire_name="qwen3:4b", device="npu"))
     gpu = Speaker(says=Traits(ALL - {"transcription"}))
     return bench(
@@ -40,15 +40,22 @@ async def test_the_header_tells_who_answered(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_while_the_first_is_busy_the_request_goes_where_fewer_wait(tmp_path: Path) -> None:
-    async with table(tmp_path) as b, await b.client() as first, await b.client() as second:
+async def test_the_npu_answers_while_the_other_device_is_busy_and_then_the_shorter_queue(tmp_path: Path) -> None:
+    async with table(tmp_path) as b:
         b.engine.script = b.engine.never
-        first.send(request(body=chat("big")))
-        await b.engine.asked()
-        second.send(request(body=chat("assistant")))
-        await until(lambda: b.leases("small") == 1 or b.scheduler.queued, "it is somewhere")
-        # One request is before it wherever it goes: of equals the first in order.
-        assert b.scheduler.snapshot("big").queue == 1
+        clients = [await b.client() for _ in range(4)]
+        # Who runs or waits at (big, small) after each request.
+        for client, expected in zip(clients, ((1, 0), (1, 1), (2, 1), (2, 2)), strict=True):
+            client.send(request(body=chat("assistant")))
+            await until(lambda expected=expected: at_work(b) == expected, f"{expected}")
+        for client in clients:
+            await client.close()
+        await b.settled()
+
+
+def at_work(b: Bench) -> tuple[int, ...]:
+    seen = [b.scheduler.snapshot(name) for name in ("big", "small")]
+    return tuple(one.leases + one.queue for one in seen)
 
 
 @on_both_loops

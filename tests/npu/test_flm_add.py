@@ -117,6 +117,31 @@ def test_whisper_and_embeddings_are_added_as_what_they_are(daemons: DaemonFactor
     }
 
 
+def test_what_is_there_is_not_fetched_a_second_time_under_another_name(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    daemon = running(daemons, flm, flm_model("mine", "qwen3-4b-FLM"))
+    done = accelctl(daemon.env, "--json", "add", "npu/qwen3-4b")
+    assert done.json()["error"]["code"] == "exists"
+    assert pulls(flm) == []
+    dry = accelctl(daemon.env, "--json", "add", "npu/llama3.2-1b", "--dry-run")
+    assert dry.json()["table"] == {"engine": "flm", "model": "llama3.2:1b"}
+    assert pulls(flm) == []
+
+
+def test_who_fetches_gigabytes_hears_first_that_they_will_not_run(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    flm.set(kernel="6.14.0")
+    daemon = running(daemons, flm)
+    done = accelctl(daemon.env, "add", "npu/qwen3-4b")
+    assert done.status == 0
+    assert "the kernel 6.14.0 is too old for FastFlowLM" in done.err
+
+
+def test_fit_names_who_knows_what_such_a_model_needs(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    daemon = running(daemons, flm, flm_model())
+    done = accelctl(daemon.env, "--json", "fit", "npu/qwen3-4b")
+    assert done.status == 1
+    assert done.json()["error"]["hint"] == "what it needs and where: accelctl explain npu/qwen3-4b"
+
+
 def test_without_the_program_add_says_how_to_get_it(daemons: DaemonFactory, tmp_path: Path) -> None:
     daemon = daemons.start("", env={"PATH": str(tmp_path)})
     done = accelctl(daemon.env, "add", "npu/qwen3-4b")

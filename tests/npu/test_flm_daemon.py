@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.daemon.kit import QUICK, marked, side_by_side, whole_stream
+from tests.daemon.kit import QUICK, Site, marked, rest_of, side_by_side, sse, whole_stream
 from tests.harness import Daemon, DaemonFactory, eventually, streaming
 from tests.npu.kit import FlmOnPath, flm_model
 
@@ -19,6 +19,11 @@ NAME = "npu/qwen3-4b"
 @pytest.fixture
 def flm(tmp_path: Path) -> FlmOnPath:
     return FlmOnPath(tmp_path).pulled("qwen3:4b")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
 
 
 def started(daemons: DaemonFactory, flm: FlmOnPath, toml: str = "", **settings: Any) -> Daemon:
@@ -36,6 +41,7 @@ def test_a_request_loads_a_model_on_the_npu_and_is_answered(daemons: DaemonFacto
     assert answer.headers["x-accelerd-model"] == NAME
     assert answer.json()["choices"][0]["message"]["content"].startswith("The NPU says")
     assert daemon.state(NAME) == "ready"
+    assert "access-control-allow-origin" not in answer.headers, "it lets every web page read its answers"
     status, events, complete = whole_stream(daemon, NAME)
     assert (status, complete) == (200, True)
     assert events[-1] == "[DONE]"
@@ -186,6 +192,24 @@ def test_B_a_port_of_somebody_else_is_never_used(daemons: DaemonFactory, flm: Fl
     ports = [record["serving"] for record in flm.noted("serving")]
     assert len(set(ports)) == 2
     assert 52625 not in ports
+
+
+def test_a_model_on_the_npu_and_one_beside_it_stream_at_once_and_neither_minds_the_other(
+    daemons: DaemonFactory, flm: FlmOnPath, site: Site
+) -> None:
+    daemon = started(daemons, flm, flm_model() + site.model("big"))
+    assert load(daemon)["event"] == "ready"
+    assert load(daemon, "big")["event"] == "ready"
+    flm.set(token_seconds=0.05, tokens=40)
+    with streaming(daemon, NAME) as slow:
+        assert slow.readline(), "it has begun"
+        status, events, complete = whole_stream(daemon, "big")
+        assert (status, complete, events[-1]) == (200, True, "[DONE]")
+        assert daemon.events("unload?model=big")[-1]["event"] == "stopped"
+        text, complete = rest_of(slow)
+    assert complete
+    assert sse(text)[-1] == "[DONE]"
+    assert (daemon.state(NAME), daemon.state("big")) == ("ready", "stopped")
 
 
 def test_explain_says_what_a_context_becomes(daemons: DaemonFactory, flm: FlmOnPath) -> None:

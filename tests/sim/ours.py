@@ -13,7 +13,7 @@ from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
 from accelerd.memory.pressure import Pressure
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.placement import Limits
@@ -21,7 +21,8 @@ from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 from tests.sim.machine import SPARE, Machine, Request
 from tests.sim.trace import GB, Model
 
-GPU = "0000:c5:00.0"
+GPU, NPU = "0000:c5:00.0", "0000:c6:00.1"
+MADE_ROOM = "made room for "
 DESKTOP = 4 * GB  # of main memory, in use by others all day
 LOOKING = 0.05  # s that a look takes
 WATCH = 1.0  # s between looks by itself …
@@ -31,8 +32,13 @@ WATCHED = 90.0  # … for so long after others' use has changed
 class Ours:
     """See the module's text."""
 
-    def __init__(self, machine: Machine, settings: SchedulerSettings | None = None) -> None:
+    def __init__(
+        self, machine: Machine, settings: SchedulerSettings | None = None, npu: frozenset[str] = frozenset()
+    ) -> None:
+        """`npu`: models that are placed on an NPU, whose memory is the same."""
         self.machine = machine
+        self.npu = npu
+        self.made_room: list[tuple[str, str]] = []  # (who left, for whom)
         self.core = Core(machine.clock, self, settings or SchedulerSettings(), Limits(None, "no limit", None))
         self._pressure = Pressure(MemorySettings())
         self._leases: dict[Request, Lease] = {}
@@ -97,10 +103,13 @@ class Ours:
         capacity = machine.trace.capacity
         gpu = Pool(GPU, "GPU", capacity, foreign=machine.foreign, backed_by=RAM)
         ram = Pool(RAM, "main memory", capacity + DESKTOP + SPARE, SPARE, DESKTOP + machine.foreign)
+        npu = Pool(NPU, "NPU", capacity, backed_by=RAM, contexts=16, columns=8)
         used = {
-            instance: {GPU: machine.held[name]} for name, instance in self._instances.items() if name in machine.held
+            instance: {NPU if name in self.npu else GPU: machine.held[name]}
+            for name, instance in self._instances.items()
+            if name in machine.held
         }
-        seen = Seen(machine.now, (ram, gpu), used)
+        seen = Seen(machine.now, (ram, gpu, npu) if self.npu else (ram, gpu), used)
         self.core.memory.seen(seen)
         for order in self._pressure.look(seen, self.core.memory.ledger().balances(), machine.now):
             coming = self.core.memory.make_room(order.pool, order.size, order.why, busy=order.hard)
@@ -152,13 +161,18 @@ class Ours:
         raise AssertionError(f"no model needs more than is known here: {spec.name}")
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
-        return Forecast((Need({GPU: self.machine.models[spec.name].size}, "known"),))
+        size = self.machine.models[spec.name].size
+        if spec.name in self.npu:
+            return Forecast((Need({NPU: size}, "known", (NPU,), claims=(Claim(NPU, "flm", "llm"),)),))
+        return Forecast((Need({GPU: size}, "known"),))
 
     def device(self, spec: ModelSpec) -> str:
-        return GPU
+        return NPU if spec.name in self.npu else GPU
 
     def moved(self, record: Record, transition: Transition) -> None:
-        return
+        if transition.reason.startswith(MADE_ROOM):
+            target = transition.reason.removeprefix(MADE_ROOM).partition(":")[0]
+            self.made_room.append((record.spec.name, target))
 
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
         return

@@ -93,3 +93,19 @@ def test_the_machine_holds_an_eviction_at_work_against_its_manager() -> None:
     model = machine.models[first.steps[0].model]
     machine.at(first.start + model.load_time + first.steps[0].service / 2, lambda: machine.unload(model.name))
     assert machine.run(Ours(machine)).evicted_in_use == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_models_on_an_npu_and_the_others_live_beside_each_other(seed: int) -> None:
+    day = trace("day", seed)
+    npu = frozenset(model.name for model in sorted(day.models, key=lambda model: model.size)[:5])
+    machine = Machine(day, "accelerd")
+    ours = Ours(machine, npu=npu)
+    result = machine.run(ours)
+    assert ours.made_room, "it is a machine where models have to make room"
+    assert [pair for pair in ours.made_room if (pair[0] in npu) != (pair[1] in npu)] == []
+    assert result.failed_loads == 0
+    assert result.evicted_in_use == 0
+    assert result.peak <= day.capacity
+    assert all("are not put away for a model on" in why for why in result.failed), result.failed
+    assert len(result.failed) <= result.requests // 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -97,3 +98,16 @@ def test_what_a_control_group_tells(tmp_path: Path) -> None:
     assert cgroup_of(kernel.proc, kernel.sys, 12345) is None
     assert find_cgroup(kernel.sys, "") is None
     assert find_cgroup(kernel.sys, "/elsewhere") is None
+
+
+async def test_a_child_may_lock_as_much_memory_as_its_user_may(house: House) -> None:
+    """An NPU's buffers count as locked, and what a login gives at first is far too little."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 1024, before[1]))
+    try:
+        async with house:
+            number = house.start()
+            await house.ready(number)
+            assert resource.prlimit(house.pid(number), resource.RLIMIT_MEMLOCK) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)

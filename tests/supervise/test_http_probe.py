@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from accelerd.engines.base import Endpoint
-from accelerd.supervise.http_probe import ProbeError, status
+from accelerd.supervise.http_probe import ProbeError, answer, status
 from tests.supervise.house import free_port
 
 
@@ -44,6 +44,22 @@ async def test_get_and_post() -> None:
     assert seen[1].startswith(b"POST /b HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer geheim\r\n" in seen[1]
     assert seen[1].endswith(b"Content-Length: 2\r\n\r\n{}")
+
+
+@pytest.mark.parametrize(
+    ("sent", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull", b"null"),
+        (b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length:2\r\nZ: y\r\n\r\n{}and more", b"{}"),
+        (b"HTTP/1.0 200 OK\r\n\r\nuntil its end", b"until its end"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000, b"x" * 16),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut", b"cut"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+    ],
+)
+async def test_a_body_is_read_to_its_end_or_as_far_as_wanted(sent: bytes, body: bytes) -> None:
+    async with answering(sent) as endpoint:
+        assert await answer(endpoint, "/", within=5, most=16) == (200, body)
 
 
 async def test_interim_answers_are_passed_over() -> None:

@@ -55,9 +55,10 @@ def run(context: Context, args: argparse.Namespace) -> int:
             exit=Exit.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
         )  # fmt: skip
     if args.source.startswith(npu_models.PREFIX):
-        pull = not (args.no_pull or args.dry_run)
-        table, guess = npu_models.look_up(context, args.source, found.flm.binary, pull=pull)
+        wanted = npu_models.look_up(context, args.source, found.flm.binary)
+        table, guess = wanted.table, wanted.name
     else:
+        wanted = None
         table, guess = look_up(context, args.source)
     taken = {name for spec in found.models.values() for name in (spec.name, *spec.aliases)}
     if not args.name:
@@ -66,6 +67,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     table |= settings(args)
     if args.dry_run:
         return dry_run(context, name, table)
+    if wanted is not None and not args.no_pull:
+        npu_models.fetch(context, wanted)
     document = {"models": {name: table}}
     try:
         file = config.write_dropin(
@@ -104,7 +107,9 @@ def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
     """The same model under a second name is rarely meant."""
     for spec in models:
         same = spec.path == table["path"] if "path" in table else spec.model == table["model"]
-        if same and spec.engine == table.get("engine", spec.engine) and not replace:
+        if "engine" in table:
+            same = spec.engine == table["engine"] and npu_models.same(spec.model or "", table["model"])
+        if same and not replace:
             origin = spec.origin("path" if spec.path else "model")
             raise Failure(
                 f"{spec.name} is that model already ({origin.file}:{origin.line})", code="exists",
@@ -153,4 +158,5 @@ def report(context: Context, name: str, table: dict[str, Any], file: Path, reloa
         out.line("llama-server fetches it when it is loaded first, which may take long")
     if not reloaded:
         out.line(f"start the daemon: {START_COMMANDS}")
-    out.line(f"try it: accelctl chat {name} 'Say hello'")
+    if not table.keys() & {"embeddings", "transcription"}:  # there is no command for these
+        out.line(f"try it: accelctl chat {name} 'Say hello'")

@@ -34,7 +34,8 @@ HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
 EPILOG = """\
 MODEL is one of
   a GGUF file, any part of a split one, or a directory with one model
-  a model of the configuration
+  a model of the configuration, of whatever engine
+  npu/NAME, a model that FastFlowLM runs on the NPU
   an address: https://…/model.gguf, hf:ORG/REPO or hf:ORG/REPO:QUANT; only its
     header is read ($HF_ENDPOINT and $HF_TOKEN are heeded)
 The speed is an estimate, from how fast memory is read: fast is 30 tokens a second and
@@ -73,14 +74,24 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 def fit(context: Context, args: argparse.Namespace, here: Machine) -> int:
     from accelerd import config
+    from accelerd.cli import fit_elsewhere
     from accelerd.cli.fit_subject import find
     from accelerd.cli.fit_view import show
 
     devices = tuple(here.devices())
     settings = here.config or config.Config()
     given = wanted(args, devices)
+    if (other := fit_elsewhere.find(context, args.model, settings)) is not None:
+        if set(given) - {"context"}:
+            text = f"{other.name} runs with {other.engine}: of these options it has --ctx alone"
+            raise Failure(text, exit=Exit.USAGE, code="usage")
+        report, told = ask_daemon(
+            context, other.name if other.name in settings.models else None, overridden=bool(given)
+        )
+        other = replace(other, **given)
+        return fit_elsewhere.fit(context, other, report or here.look(), told, devices, settings)
     subject = find(context, args.model, given, settings)
-    report, told = ask_daemon(context, subject, overridden=bool(given))
+    report, told = ask_daemon(context, subject.spec.name if subject.configured else None, overridden=bool(given))
     report = report or here.look()
     fitting, notes = judged(context, subject, settings, report, told, devices)
     if report.get("yielded"):
@@ -123,7 +134,7 @@ def slot_of(text: str, devices: tuple[Device, ...]) -> str:
 
 
 def ask_daemon(
-    context: Context, subject: Subject, *, overridden: bool
+    context: Context, configured: str | None, *, overridden: bool
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Who holds what, and what is known there of a configured model; None: there is no daemon, or it does not know."""
     try:
@@ -132,10 +143,10 @@ def ask_daemon(
         if failure.code not in ITSELF:
             raise
         return None, None
-    if not subject.configured or overridden:
+    if configured is None or overridden:
         return report, None
     try:
-        return report, context.client.get("fit", model=subject.spec.name)
+        return report, context.client.get("fit", model=configured)
     except Failure as failure:
         if failure.code not in ("model_not_found", "not_found"):
             raise
@@ -181,9 +192,10 @@ def judged(
 
 
 def need_of(option: Mapping[str, Any]) -> Need:
-    from accelerd.memory.model import Need
+    from accelerd.memory.model import Claim, Need
 
-    return Need(option["amounts"], option["source"], tuple(option["devices"]), option["parts"])
+    claims = tuple(Claim(**claim) for claim in option.get("claims") or ())
+    return Need(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
 
 
 def settled(

@@ -1,0 +1,46 @@
+"""The real daemon where udev tells of a GPU in the processor and an NPU: python -m tests.npu.halo_daemon"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerd import names
+from accelerd.app import build
+from accelerd.config import check
+from accelerd.devices.udev import Entry, PciFunction
+from accelerd.ports import Roots
+from accelerd.system import logs
+from accelerd.system.lock import InstanceLock
+
+GPU, NPU = "0000:c1:00.0", "0000:c2:00.1"
+FUNCTIONS = (
+    PciFunction(GPU, "amdgpu", "1002", "1586", 0x038000, Path("/sys/devices/none", GPU), ("AMD", "Radeon 8060S")),
+    PciFunction(NPU, "amdxdna", "1022", "17f0", 0x118000, Path("/sys/devices/none", NPU), ("AMD", "RyzenAI-npu5")),
+)
+
+
+class Udev:
+    """Both devices with nodes that anybody may open."""
+
+    def entries(self, subsystem: str) -> Iterable[Entry]:
+        gpu, npu = FUNCTIONS
+        if subsystem == "pci":
+            yield from (Entry("pci", one.slot, None, one.driver, one.path, one) for one in FUNCTIONS)
+        elif subsystem == "drm":
+            yield Entry("drm", "renderD128", "/dev/null", "amdgpu", gpu.path / "drm/renderD128", gpu)
+        elif subsystem == "accel":
+            yield Entry("accel", "accel0", "/dev/null", "amdxdna", npu.path / "accel/accel0", npu)
+
+
+async def serve(roots: Roots) -> None:
+    config, problems = check(roots.config_file, roots.home)
+    assert config is not None, problems
+    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
+        await build(roots, config, problems, source=Udev()).run()
+
+
+if __name__ == "__main__":
+    logs.configure()
+    asyncio.run(serve(Roots.from_env()))
