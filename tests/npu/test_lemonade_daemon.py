@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from tests.harness import Daemon, DaemonFactory, eventually, streaming
-from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, Standin, foreign
+from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, Foreign, Standin, foreign
 
 Start = Callable[..., Daemon]
 
@@ -142,5 +143,60 @@ def test_A5_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: S
     daemon = start(model("npu", "qwen3-4b-FLM"))
     answer = daemon.chat("npu")
     assert answer.status == 200, answer.body
+    assert answer.json()["model"] == "qwen3:4b", "its own name: for another one it would switch"
     pid = daemon.status("npu")["pid"]
     assert "flm" in " ".join(psutil.Process(pid).cmdline())
+
+
+def test_audio_and_rerank_are_reached_on_the_same_port(start: Start) -> None:
+    daemon = start(model("whisper", "Whisper-Large-v3-Turbo", transcription=True)
+                   + model("ranks", "bge-reranker-v2-m3-GGUF", rerank=True))  # fmt: skip
+    asked = {"model": "ranks", "query": "a", "documents": ["b"]}
+    answer = daemon.send("POST", "/v1/rerank", asked)
+    assert answer.status == 200, answer.body
+    assert answer.json()["results"]
+    parts = ['Content-Disposition: form-data; name="model"\r\n\r\nwhisper',
+             'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF']  # fmt: skip
+    body = "".join(f"--b\r\n{part}\r\n" for part in parts) + "--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = daemon.send("POST", "/v1/audio/transcriptions", body.encode(), headers)
+    assert answer.status == 200, answer.body
+    assert answer.json() == {"text": "hello"}
+
+
+def test_what_a_model_cannot_do_is_refused_with_a_reason(start: Start) -> None:
+    daemon = start(model("nomic", EMBED))
+    first = daemon.send("POST", "/v1/embeddings", {"model": "nomic", "input": "hello"})
+    assert first.status == 200, "no server has told what it is: nothing is refused"
+    refused = daemon.chat("nomic")
+    assert refused.status == 400, refused.body
+    assert refused.code == "not_supported_by_model"
+    assert "it is no chat model" in refused.json()["error"]["message"]
+    listed = daemon.send("GET", "/v1/models").json()["data"]
+    assert listed[0]["labels"] == ["embeddings"]
+    assert listed[0]["recipe"] == "llamacpp"
+
+
+def test_A4_a_busy_model_of_somebody_elses_server_is_not_thrown_out(start: Start, standin: Standin) -> None:
+    """It has room for one model and knows who is busy, since it is not asked behind its back."""
+    with foreign(standin, max_loaded=1) as server:
+        used = f"[engines.lemonade]\nurl = {json.dumps(server.url)}\n"
+        daemon = start(used + model("qwen", QWEN) + model("gemma", GEMMA))
+        assert daemon.chat("qwen").status == 200
+        standin.say(token_seconds=0.1)
+        daemon.events("unload?model=qwen")
+        assert daemon.chat("qwen", max_tokens=1).status == 200
+        with ThreadPoolExecutor(2) as pool:
+            slow = pool.submit(daemon.chat, "qwen")
+            eventually(lambda: busy(server, QWEN), "a request on its way")
+            other = pool.submit(daemon.chat, "gemma")
+            assert slow.result().status == 200
+            assert other.result().status == 200
+        eventually(lambda: daemon.state("qwen") == "stopped", "its end is noticed")
+        assert server.loaded() == [GEMMA]
+
+
+def busy(server: Foreign, name: str) -> bool:
+    """Does the server take it for busy?"""
+    found = server.ask("/api/v1/health")["all_models_loaded"]
+    return any(one["model_name"] == name and one["is_busy"] for one in found)

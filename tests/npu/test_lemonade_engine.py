@@ -88,6 +88,13 @@ def test_rerank_is_spelled_as_the_one_who_is_asked_spells_it(catalogue: Catalogu
     assert engine(catalogue).traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
 
 
+def test_A4_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> None:
+    """It throws out what it takes for idle."""
+    theirs = Lemonade(LemonadeSettings(url="http://127.0.0.1:13305"), catalogue, environ={})
+    assert theirs.traits(spec("qwen3-4b-FLM")).wire_name == "qwen3-4b-FLM"
+    assert theirs.traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
+
+
 def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     found = engine(catalogue).traits(spec("qwen3-4b-FLM"))
     assert "chat completions only" in found.why_not["messages"]
@@ -95,7 +102,9 @@ def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     assert "no label vision" in found.why_not["vision"]
 
 
-def test_of_an_unknown_model_the_settings_tell() -> None:
+def test_of_an_unknown_model_the_settings_tell_and_nothing_is_refused_that_it_may_do() -> None:
+    assert {"chat", "embeddings", "rerank"} <= engine(Catalogue()).traits(spec("x")).tasks
+    assert engine(Catalogue()).traits(spec("qwen3-4b-FLM")).wire_name == "qwen3:4b", "before any server has told it"
     assert engine(Catalogue()).traits(spec("x", embeddings=True)).tasks == {"embeddings"}
     assert engine(Catalogue()).traits(spec("x", transcription=True)).tasks == {"transcription"}
     assert engine(Catalogue()).traits(spec("x-FLM")).device == "npu"
@@ -186,3 +195,10 @@ def test_an_argument_with_spaces_stays_one_and_one_with_quotes_is_refused() -> N
 @pytest.mark.parametrize(("text", "numbers"), [("11.7.0", (11, 7, 0)), ("v10.0", (10, 0)), ("unknown", ())])
 def test_versions(text: str, numbers: tuple[int, ...]) -> None:
     assert release(text) == numbers
+
+
+def test_what_was_known_is_known_to_the_next_daemon(catalogue: Catalogue) -> None:
+    catalogue.loaded("Whisper-Large-v3-Turbo", "whispercpp", "ck", "npu", direct=False)
+    again = Catalogue(catalogue.dump())
+    assert again.of("whisper-large-v3-turbo") == catalogue.of("Whisper-Large-v3-Turbo")
+    assert Catalogue(b'{"x": 1}').of("x").recipe == "", "of another version"

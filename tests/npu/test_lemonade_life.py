@@ -175,6 +175,18 @@ async def test_A4_the_npu_takes_only_one_of_two(house: LemonadeHouse) -> None:
         assert alive(house.pid(whisper))
 
 
+async def test_A4_flm_models_of_different_kinds_live_side_by_side(house: LemonadeHouse) -> None:
+    """And of one kind, the next one takes the place of the first."""
+    async with house:
+        first, embeds = await house.loaded("qwen3-4b-FLM", "embed-gemma-300m-FLM")
+        assert "gone" not in house.heard.of(first)
+        await house.loaded("llama3.2-1b-FLM")
+        exit = await house.gone(first)
+        assert exit.cause is Cause.PUT_AWAY
+        assert "the NPU takes only one of the two" in exit.message
+        assert house.heard.of(embeds) == ["ready"]
+
+
 async def test_a_backend_that_dies_is_noticed_at_once_and_called_dead(house: LemonadeHouse) -> None:
     async with house:
         first, second = await house.loaded(QWEN, EMBED)
@@ -365,3 +377,12 @@ async def test_what_flm_prints_is_kept_by_nobody(house: LemonadeHouse) -> None:
         house.own._printed(b"[Prompt] a secret\n")
         assert house.supervisor.output("qwen3-4b-FLM").total == before
         await house.stopped(number)
+
+
+async def test_the_next_daemon_knows_the_models_before_a_server_runs(house: LemonadeHouse) -> None:
+    async with house:
+        await house.loaded(QWEN)
+    async with house:
+        found = house.engine.traits(house.spec("qwen3-4b-FLM"))
+        assert found.labels == ("reasoning", "tool-calling")
+        assert len(house.standin.requests("start")) == 1

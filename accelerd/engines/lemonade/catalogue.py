@@ -1,6 +1,7 @@
 """What is known of Lemonade's models by now: what servers listed, and how the loaded ones are reached.
 
-Shared by the engine, which describes models, and the home, which loads them. Pure memory: asks nobody.
+Shared by the engine, which describes models, and the home, which loads them. Asks nobody; what was known is kept in a
+file, since a model is described long before a server runs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.client import Address, Listed
@@ -34,8 +37,9 @@ class Known:
 class Catalogue:
     """See the module's text. Names are compared without regard to case, as Lemonade's own have changed in it."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Known] = {}
+    def __init__(self, kept: bytes = b"") -> None:
+        """`kept`: what an earlier daemon knew, its `dump`."""
+        self._known: dict[str, Known] = _parsed(kept)
         self.address: Address | None = None  # of the server that accelerd runs, while it runs
 
     def note(self, listed: Iterable[Listed]) -> None:
@@ -69,6 +73,10 @@ class Catalogue:
             ),
         )
 
+    def dump(self) -> bytes:
+        """All that is known, to be kept."""
+        return msgspec.json.encode(self._known)
+
     def of(self, model: str) -> Known:
         return self._known.get(model.casefold(), Known())
 
@@ -86,3 +94,10 @@ class Catalogue:
         while len(self._known) >= MOST_KNOWN and model.casefold() not in self._known:
             self._known.pop(next(iter(self._known)))
         self._known[model.casefold()] = known
+
+
+def _parsed(kept: bytes) -> dict[str, Known]:
+    try:
+        return msgspec.json.decode(kept, type=dict[str, Known]) if kept else {}
+    except msgspec.MsgspecError:
+        return {}  # of another version: servers tell it again

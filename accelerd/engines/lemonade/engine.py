@@ -40,7 +40,7 @@ INHERITED = (
 class Lemonade(Engine):
     """See the module's text. One object for all models of one configuration."""
 
-    dialect = Dialect(streams_notice_disconnect=True)
+    dialect = Dialect(streams_notice_disconnect=True, busy=frozenset((503,)))
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Lemonade(Engine):
         return ""
 
     def traits(self, spec: ModelSpec) -> Traits:
-        return traits(spec, self._catalogue)
+        return traits(spec, self._catalogue, own=self._settings.url is None)
 
     async def _ask(self) -> None:
         """Have the list of the server that runs, if one does. Never raises."""

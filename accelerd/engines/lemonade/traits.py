@@ -7,6 +7,7 @@ from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Task, Traits
+from accelerd.engines.flm import names
 from accelerd.engines.lemonade.catalogue import DIRECT, Catalogue, Known
 
 GENERATES: Final[tuple[Task, ...]] = ("chat", "completions")
@@ -16,6 +17,7 @@ DEPLOYMENTS: Final[Mapping[str, tuple[Task, ...]]] = {
     "transcription": ("transcription",), "audio": ("transcription",), "realtime-transcription": ("transcription",),
     "image": (), "tts": (), "audio-generation": (), "classification": (), "3d": (),
 }  # fmt: skip
+UNKNOWN: Final[frozenset[Task]] = frozenset(("embeddings", "rerank", "transcription", "tools", "vision"))
 # Recipes that do one thing whatever the labels say.
 SINGLE: Final[Mapping[str, tuple[Task, ...]]] = {
     "whispercpp": ("transcription",), "moonshine": ("transcription",), "kokoro": (), "sd-cpp": (),
@@ -31,16 +33,18 @@ NAMES: Final[Mapping[Task, str]] = {
 }  # fmt: skip
 
 
-def traits(spec: ModelSpec, catalogue: Catalogue) -> Traits:
-    """By what is known now."""
+def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits:
+    """By what is known now. `own`: in a server that accelerd runs, past which its backends are asked."""
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
-    direct = recipe in DIRECT if known.direct is None else known.direct
+    direct = own and (recipe in DIRECT if known.direct is None else known.direct)
     tasks = _tasks(spec, recipe, known)
+    if not (known.recipe or spec.embeddings or spec.rerank or spec.transcription):
+        tasks |= UNKNOWN  # no server has told of it yet: nothing is refused that it may do
     why_not: dict[str, str] = {task: f"{spec.name}: {why}" for task, why in NAMES.items() if task not in tasks}
     if "chat" in tasks:
         extra, refused = _beyond(spec, recipe, known, direct)
         tasks |= extra
-        why_not |= refused
+        why_not |= {task: why for task, why in refused.items() if task not in tasks}
     return Traits(
         tasks=frozenset(tasks),
         why_not=why_not,
@@ -93,7 +97,10 @@ def _beyond(spec: ModelSpec, recipe: str, known: Known, direct: bool) -> tuple[s
 
 
 def _wire_name(spec: ModelSpec, recipe: str, known: Known, direct: bool) -> str | None:
-    """An flm that is asked for another name than its own throws its model out for that one."""
-    if recipe == "flm" and direct:
-        return known.checkpoint or None
-    return spec.model
+    """An flm that is asked for another name than its own throws its model out for that one; a llama-server minds none.
+
+    Known before the load, since the first request is put before that.
+    """
+    if not direct:
+        return spec.model
+    return (known.checkpoint or names.tag_of(spec.model or "")) if recipe == "flm" else None

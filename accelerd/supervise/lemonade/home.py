@@ -7,7 +7,9 @@ what an earlier daemon's server has left is found by its mark.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
@@ -18,6 +20,11 @@ from accelerd.supervise.lemonade.server import Server, Used
 from accelerd.supervise.lemonade.tenant import TenantLeader
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
+from accelerd.system.statefile import AtomicFile, Unreadable
+
+log = logging.getLogger(__name__)
+
+CATALOGUE_FILE: Final = "lemonade-models.json"
 
 
 class LemonadeHome:
@@ -37,7 +44,8 @@ class LemonadeHome:
         idle: float = IDLE,
     ) -> None:
         """`homes`: where the process of accelerd's own server may live; `idle`: s that it stays without a tenant."""
-        self.catalogue = Catalogue()
+        self._file = AtomicFile(roots.cache / CATALOGUE_FILE)
+        self.catalogue = Catalogue(self._kept())
         self._clock = clock
         self._roots = roots
         self._make_own = lambda: OwnServer(
@@ -59,12 +67,27 @@ class LemonadeHome:
         server = self._servers.get(url)
         if server is None:
             server = self._make_own() if url is None else Used(self.catalogue, self._clock, self._roots.proc)
+            server.remember = self._remember
             self._servers[url] = server
         return TenantLeader(order, server, on_output, on_exit)
 
     async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
         """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
         return None
+
+    def _kept(self) -> bytes:
+        try:
+            return self._file.read() or b""
+        except (OSError, Unreadable) as error:
+            log.info("cannot read what was known of Lemonade's models: %s", error)
+            return b""
+
+    def _remember(self, known: bytes) -> None:
+        """Blocking. A disk that is full costs the memory and nothing else."""
+        try:
+            self._file.write(known)
+        except OSError as error:
+            log.info("cannot keep what is known of Lemonade's models: %s", error)
 
     async def close(self) -> None:
         """End the own server, let go of the others. To be called when no tenant is left."""

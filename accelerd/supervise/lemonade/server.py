@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,7 @@ class Server(ABC):
         self.pid = 0  # of the server's own process; 0: not known
         self.unit: str | None = None
         self.tenants: list[TenantLeader] = []
+        self.remember: Callable[[bytes], None] = lambda known: None  # keeps what is known of models; blocking
         self.turn = asyncio.Lock()  # it loads one model at a time
         self._loads: list[str] = []  # models that it is told to load now, the last one last
         self._last_load: tuple[str, float, bool] | None = None  # the last one that ended, when, and whether it is there

@@ -267,7 +267,8 @@ class TenantLeader:
     async def _settle(self, entry: Loaded) -> None:
         """It is loaded: hold on to its backend, and say where it is to be reached."""
         self._entry = entry
-        direct = entry.recipe in DIRECT and entry.port is not None
+        # Somebody else's server may throw out what it takes for idle: it must see the requests.
+        direct = self._server.owned and entry.recipe in DIRECT and entry.port is not None
         self._backend = entry.pid
         if self._backend is None and entry.port is not None:
             self._backend = await self._server.backend(entry.port)
@@ -276,6 +277,7 @@ class TenantLeader:
         self._server.catalogue.loaded(self.model, entry.recipe, entry.checkpoint, entry.device, direct=direct)
         self.loaded = True
         self._server.watch()
+        await asyncio.to_thread(self._server.remember, self._server.catalogue.dump())
         if not self._settled.done():
             self._settled.set_result(self._reached(entry, direct))
 
