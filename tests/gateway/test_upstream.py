@@ -326,3 +326,13 @@ async def test_an_engine_that_takes_no_connection_is_a_502(tmp_path: Path) -> No
         assert (response.status, response.code) == (502, "upstream_failed")
         assert "cannot connect" in response.json()["error"]["message"]
         await b.settled()
+
+
+def test_a_request_has_its_kind_and_a_key_only_where_there_is_one() -> None:
+    pool = Pool(Endpoint(unix="/nowhere"))
+    head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\n%bContent-Length: 2\r\n\r\n{}"
+    key = b"Authorization: Bearer s\r\n"
+    assert pool.request("/v1/x", "s", b"{}") == head % (b"application/json", key)
+    assert pool.request_of("text/plain", "/v1/x", "s", b"{}") == head % (b"text/plain", key)
+    assert pool.request("/v1/x", "s", b"{}") == head % (b"application/json", key)
+    assert Pool(Endpoint(port=1)).request("/v1/x", "", b"{}") == head % (b"application/json", b"")

@@ -50,6 +50,7 @@ def test_B_flm_hears_its_own_name_whatever_the_client_says(daemons: DaemonFactor
         assert answer.status == 200, answer.body
         assert answer.headers["x-accelerd-model"] == NAME
     assert {record["model"] for record in posts(flm)} == {"qwen3:4b"}
+    assert not any(record["authorization"] for record in posts(flm)), "a key for who knows no keys"
     assert len(flm.noted("switch")) == 1
     assert daemon.chat(f"npu/{NAME}").code == "model_not_found"
 
