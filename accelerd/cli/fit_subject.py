@@ -84,9 +84,6 @@ def of_file(found: gguf_files.Found, given: Mapping[str, Any]) -> Subject:
 
 def of_spec(spec: ModelSpec, given: Mapping[str, Any], env: Mapping[str, str]) -> Subject:
     """A model of the configuration; one that llama-server fetches itself is looked up where it would fetch it."""
-    if spec.engine != "llama-server":
-        text = f"{spec.name} is a model of {spec.engine}: it has no file whose header could be read"
-        raise Failure(text, code="not_known", hint=f"what it needs and where: accelctl explain {spec.name}")
     if spec.path:
         return replace(local(spec, given), configured=True)
     if spec.model:

@@ -269,6 +269,7 @@ class Gateway:
                 limit = self._scheduler.settings.queue_timeout
                 patience = Patience(self._now, limit, self._settings.keepalive_after if ask.stream else None)
             await patience.pause(relay)
+            sink.ask_again()
 
     async def _attempt(
         self, lease: Lease, sink: Relay | Collector, ask: Ask, body: bytes, relay: Relay

@@ -137,7 +137,7 @@ class Relay:
         self._stream = False
         self._raw = False  # does the client get chunks?
         self._rechunk = False  # … although the engine sends none?
-        self._refusal: bytes | None = None  # what the engine says instead of streaming when our head is out already
+        self._refusal: bytes | None = None  # what the engine says that the client does not get as an answer
         self.committed = False  # is a head on the wire?
         self.complete = False  # is the whole response, and may the next one follow?
         self._finished: Outcome
@@ -170,7 +170,11 @@ class Relay:
 
     def begin(self, finished: Outcome) -> None:
         """An attempt begins. There may be another if nothing of an answer came."""
-        self._finished, self.unanswered, self.turned_away = finished, False, False
+        self._finished, self.unanswered = finished, False
+
+    def ask_again(self) -> None:
+        """After it was turned away: as if it had not been asked."""
+        self.turned_away, self._refusal = False, None
 
     def may_repeat(self, unanswered: bool) -> bool:
         """Does the attempt on a kept connection only show that it had died meanwhile? Then another can do no harm."""
@@ -235,8 +239,8 @@ class Relay:
     # --- Sink -------------------------------------------------------------------------------------------------
 
     def head(self, head: Head, more: bool) -> bool:
-        if head.status in self.busy:
-            self.turned_away = True
+        if head.status != 200 and head.status in self.busy:
+            self.turned_away, self._refusal = True, b""
             return True
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
@@ -260,18 +264,16 @@ class Relay:
         if self._held:
             self._transport.write(self._held + data)
             self._held = b""
-        elif self.turned_away:
-            return
         elif self._refusal is not None:
             self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
             self._transport.write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
-        if self.turned_away:
-            self._end(None)
-            return
         if self._refusal is not None:
+            if self.turned_away:
+                self._end(None)
+                return
             self._write_event(refusal_event(self._refusal, self._path))
             self._transport.close()
             self._end(None)
@@ -344,6 +346,9 @@ class Collector:
         """An attempt begins. There may be another if nothing of an answer came."""
         self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
         self.parts.clear()
+
+    def ask_again(self) -> None:
+        """After it was turned away: `begin` forgets what came."""
 
     @property
     def turned_away(self) -> bool:

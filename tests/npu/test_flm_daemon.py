@@ -102,6 +102,19 @@ def test_B_a_load_that_ends_in_a_segmentation_fault_is_no_riddle(daemons: Daemon
     assert "SIGSEGV" in json.dumps(error)
 
 
+def test_B_a_server_that_the_firmware_takes_down_comes_again_with_the_next_request(
+    daemons: DaemonFactory, flm: FlmOnPath
+) -> None:
+    flm.set(crash_on="kernel panic")
+    daemon = started(daemons, flm)
+    assert daemon.chat(NAME).status == 200
+    broken = daemon.chat(NAME, messages=[{"role": "user", "content": "kernel panic"}])
+    assert broken.status == 502
+    eventually(lambda: daemon.state(NAME) != "ready", "its end is noticed")
+    assert daemon.chat(NAME).status == 200
+    assert len(flm.served()) == 2
+
+
 def test_B_a_slow_first_token_is_no_refusal_and_is_asked_for_once(daemons: DaemonFactory, flm: FlmOnPath) -> None:
     flm.set(first_token_seconds=2.5)  # longer than one look at a server's health may take
     daemon = started(daemons, flm)

@@ -184,6 +184,12 @@ async def test_a_program_that_says_nothing_of_use_is_tried_with_a_warning(flm: F
     assert any("is not known: flm validate --json printed no JSON" in warning for warning in plan.warnings)
 
 
+async def test_a_refusal_without_a_reason_is_passed_on_as_a_warning(flm: FlmOnPath) -> None:
+    flm.set(ready=False)
+    plan = await planned(flm, spec())
+    assert any("not ready, and not why" in warning for warning in plan.warnings)
+
+
 async def test_the_program_is_not_asked_again_for_some_seconds(flm: FlmOnPath) -> None:
     at = [0.0]
     one = engine(flm, now=lambda: at[0])

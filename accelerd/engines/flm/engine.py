@@ -113,7 +113,8 @@ class Flm(Engine):
             return [f"whether the NPU works is not known: {error}"]
         wrong = stack.troubles(report, command_line=await to_thread(self._command_line), lockable=self._lockable())
         if not wrong:
-            return []
+            unsaid = report.get("ready") is not True and report.get("memlock_ok") is not False
+            return ["flm validate says that the NPU is not ready, and not why: see flm validate"] if unsaid else []
         said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
         raise AccelError("model_failed", f"cannot use the NPU for {spec.name}: {said}", cause=Cause.REFUSED.value)
 
