@@ -117,15 +117,23 @@ def test_a_crash_leaves_a_server_that_the_next_daemon_ends(start: Start, daemons
     assert daemon.chat("qwen").status == 200
     server = server_of(daemon)
     backend = psutil.Process(daemon.status("qwen")["pid"])
-    os.kill(daemon.process.pid, signal.SIGKILL)
-    daemon.process.wait()
-    eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "its server's end")
-    assert backend.is_running(), "left alone: nobody has told it"
-    env = {name: daemon.env[name] for name in ("PATH", "XDG_RUNTIME_DIR")}
-    (Path(env["XDG_RUNTIME_DIR"]) / "notify").unlink()
-    second = daemons.start(model("qwen", QWEN), env=env)
-    assert not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
-    assert second.chat("qwen").status == 200
+    try:
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.process.wait()
+        eventually(lambda: gone(server), "its server's end")
+        assert not gone(backend), "left alone: nobody has told it"
+        env = {name: daemon.env[name] for name in ("PATH", "XDG_RUNTIME_DIR")}
+        (Path(env["XDG_RUNTIME_DIR"]) / "notify").unlink()
+        second = daemons.start(model("qwen", QWEN), env=env)
+        assert gone(backend)
+        assert second.chat("qwen").status == 200
+    finally:
+        if not gone(backend):
+            backend.kill()
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_death_of_the_server_is_no_end_for_the_daemon(start: Start) -> None:

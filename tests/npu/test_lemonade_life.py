@@ -386,3 +386,16 @@ async def test_the_next_daemon_knows_the_models_before_a_server_runs(house: Lemo
         found = house.engine.traits(house.spec("qwen3-4b-FLM"))
         assert found.labels == ("reasoning", "tool-calling")
         assert len(house.standin.requests("start")) == 1
+
+
+async def test_stopped_while_the_server_starts(house: LemonadeHouse) -> None:
+    house.standin.say(start_seconds=30)
+    async with house:
+        number = house.start(QWEN)
+        await house.until(lambda: None in house.home._servers and house.own.pid)
+        pid = house.own.pid
+        exit = await house.stopped(number)
+        assert exit.cause is Cause.STOPPED
+        assert not alive(pid)
+        house.standin.say(start_seconds=0)
+        await house.loaded(QWEN)

@@ -159,7 +159,11 @@ class TenantLeader:
 
     async def _life(self) -> None:
         try:
-            client = await self._server.up(self._order)
+            raced = await race(self._server.up(self._order), self._changed.wait())
+            if raced is None or raced[0] == 1:  # told to go while the server starts: that is broken off
+                self._over(None)
+                return
+            client: LemonadeClient = raced[1]
             self.attached = True
             if await self._turn():
                 try:

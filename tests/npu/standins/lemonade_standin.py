@@ -38,6 +38,7 @@ SETTINGS = {
     "mib": 0,
     "helper_mib": 0,
     "stubborn": False,  # backends ignore SIGTERM
+    "start_seconds": 0.0,  # until it listens
     "start_fails": None,  # what it says before it ends at its start
     "conflict": [],  # names whose load is refused with router_residency_conflict
 }
@@ -428,6 +429,7 @@ def serve(version: str, config: dict[str, Any]) -> int:
     if said["start_fails"]:
         print(said["start_fails"], flush=True)
         return 1
+    time.sleep(said["start_seconds"])
     router = Router(version, config)
     stopping = threading.Event()
     Handler.router, Handler.key, Handler.stop = router, os.environ.get("LEMONADE_API_KEY", ""), stopping.set
