@@ -28,6 +28,7 @@ from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.endpoints import ASSEMBLED, FORMS, OTHER_NAMES, TASKS
 from accelerd.gateway.fast import FastPath
 from accelerd.gateway.form import FORM, Form, boundary_of, content_type, read_form
+from accelerd.gateway.masked import hidden_error
 from accelerd.gateway.peek import MAX_NAME, Peek, peek, renamed
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
 from accelerd.gateway.responses import cors_headers, error_response, json_response
@@ -233,8 +234,28 @@ class Gateway:
     async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
         if self.assembles(lease.record.spec, ask.path, ask.stream):
             return await self._assembled(lease, relay, ask)
+        if ask.way.masked and not ask.stream:
+            return await self._unmasked(lease, relay, ask)
+        relay.only_stream = ask.way.masked
         self.sweeper.watch(relay, stream=ask.stream)
         return await self._send(lease, relay, ask, ask.body(), relay)
+
+    async def _unmasked(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
+        """The whole answer of an engine whose errors may look like one."""
+        collector = Collector(lease, self._now, ask.way.busy)
+        self.sweeper.watch(relay, stream=False)
+        await self._send(lease, collector, ask, ask.body(), relay)
+        self.sweeper.forget(relay)  # what is left is ours to do
+        head, failure = collector.response, collector.failure
+        relay.ok = False
+        if head is None or failure is not None:
+            return relay.failure(failure or "no response")
+        content = b"".join(collector.parts)
+        if head.status == 200 and (error := hidden_error(content)) is not None:
+            return relay.failure(error)
+        relay.ok = head.status < 500
+        relay.reply(head.status, head.content_type, content)
+        return None
 
     async def _assembled(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
         collector = Collector(lease, self._now, ask.way.busy)

@@ -20,6 +20,7 @@ from accelerd import names
 from accelerd.errors import AccelError
 from accelerd.gateway.endpoints import ANTHROPIC, error_event, event_of
 from accelerd.gateway.framing import FramingError, Head, chunk
+from accelerd.gateway.masked import hidden_error
 from accelerd.gateway.responses import cors_headers
 from accelerd.gateway.upstream import Connection, Sink
 from accelerd.scheduler.record import Lease
@@ -112,6 +113,7 @@ class Relay:
         "complete",
         "lease",
         "ok",
+        "only_stream",
         "paused",
         "unanswered",
     )
@@ -129,6 +131,7 @@ class Relay:
         """`path`: what was asked, which decides how errors look."""
         self._path = path
         self.busy: frozenset[int] = frozenset()  # statuses that the client is not told
+        self.only_stream = False  # what is no stream is an error, whatever its status says
         self._transport = transport
         self._now = now
         self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
@@ -254,6 +257,9 @@ class Relay:
             self._rechunk = self._raw and not head.chunked
             return self._http10
         assert self.lease is not None
+        if self.only_stream and head.status == 200 and not head.content_type.startswith(EVENT_STREAM):
+            self._refusal, self.ok = b"", False
+            return True
         contents = head.chunked and self._http10
         raw = self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
         if more and not contents:
@@ -278,6 +284,9 @@ class Relay:
         if self._refusal is not None:
             if self.turned_away:
                 self._end(None)
+                return
+            if not self.committed:
+                self._end(self.failure(hidden_error(self._refusal) or "it answered with no stream"))
                 return
             self._write_event(refusal_event(self._refusal, self._path))
             self._transport.close()

@@ -41,6 +41,7 @@ class Way:
     path: str  # the engine's
     wire_name: str | None = None  # what `model` in the body must say; None: what the client wrote
     busy: frozenset[int] = frozenset()  # statuses that mean: ask again
+    masked: bool = False  # an error may come with status 200
 
 
 class Plain:
@@ -94,7 +95,7 @@ class Switchboard:
         else:
             spec = found
         way = self.worded(spec, path, wish)
-        own_words = way.wire_name is None and way.path == path and not way.busy
+        own_words = way.wire_name is None and way.path == path and not way.busy and not way.masked
         if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
             self.plain.setdefault(wish.model, Plain(spec.name)).ways[path] = way
         return way
@@ -105,8 +106,8 @@ class Switchboard:
         missing = _missing(traits, TASKS[path], wish)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
-        busy = self._engines[spec.engine].dialect.busy
-        return Way(spec.name, traits.paths.get(path, path), traits.wire_name, busy)
+        dialect = self._engines[spec.engine].dialect
+        return Way(spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors)
 
     def decision(self, route: Route) -> Decision:
         """Which model of the route would answer now, whatever it is asked for."""

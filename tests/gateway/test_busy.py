@@ -142,3 +142,41 @@ async def test_B_a_client_that_goes_is_not_waited_for(tmp_path: Path, stream: bo
         for _ in range(3):
             await asyncio.sleep(0)
         assert len(b.engine.requests) == asked
+
+
+# --- errors with status 200 ---------------------------------------------------------------------------------------
+
+
+def masking(tmp_path: Path) -> Any:
+    dialect = Dialect(busy=frozenset({503}), masks_errors=True)
+    models = [ModelSpec("m", engine="flm", model="tag")]
+    return bench(tmp_path, models=models, others={"flm": Speaker(dialect, Traits(ALL, wire_name="tag"))})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"error":"Failed to load m model!"}', "Failed to load m model!"),
+        (b'{"error":{"message":"key messages not found","code":500}}', "key messages not found"),
+        (b"null", "it answered nothing"),
+    ],
+)
+@on_both_loops
+async def test_B_an_error_with_status_200_is_an_error_for_the_client(
+    tmp_path: Path, body: bytes, says: str, stream: bool
+) -> None:
+    async with masking(tmp_path) as b, await b.client() as client:
+        b.engine.script = answering(plain(body))
+        response = await client.ask(body=chat(stream=stream))
+        assert (response.status, response.json()["error"]["code"]) == (502, "upstream_failed")
+        assert says in response.json()["error"]["message"]
+        b.engine.script = answering(SSE_HEAD + token("a") + DONE if stream else plain(b'{"choices":[]}'))
+        assert (await client.ask(body=chat(stream=stream))).status == 200
+
+
+def answering(raw: bytes) -> Any:
+    async def script(asked: Asked) -> None:
+        asked.writer.write(raw)
+
+    return script

@@ -46,7 +46,7 @@ def lockable() -> int | None:
 class Flm(Engine):
     """Plans for FastFlowLM's server. One object for all models: it remembers what the program said."""
 
-    dialect = Dialect(busy=frozenset({503}))
+    dialect = Dialect(busy=frozenset({503}), masks_errors=True)
 
     def __init__(
         self,

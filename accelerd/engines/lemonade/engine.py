@@ -40,7 +40,7 @@ INHERITED = (
 class Lemonade(Engine):
     """See the module's text. One object for all models of one configuration."""
 
-    dialect = Dialect(streams_notice_disconnect=True, busy=frozenset((503,)))
+    dialect = Dialect(streams_notice_disconnect=True, busy=frozenset((503,)), masks_errors=True)
 
     def __init__(
         self,
