@@ -306,7 +306,7 @@ class Daemon:
 
     def loaded(self, spec: ModelSpec) -> None:
         """A load has come to its end."""
-        if spec.contained:  # its plan has seen the program
+        if spec.contained or spec.engine == "lemonade":  # only now its program, or its server, has told what it is
             self._survey.set()
 
     # --- end --------------------------------------------------------------------------------------------------

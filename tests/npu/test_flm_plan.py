@@ -148,7 +148,7 @@ async def test_B_a_hard_limit_below_the_model_is_named(flm: FlmOnPath) -> None:
 async def test_a_model_that_is_not_here_is_not_fetched_by_a_start(flm: FlmOnPath) -> None:
     assert await refusal(flm, spec("qwen3:8b")) == (
         "no-model",
-        "cannot load npu/m: qwen3:8b is not on this machine; run: flm pull qwen3:8b",
+        "qwen3:8b is not on this machine; run: flm pull qwen3:8b",
     )
     cause, message = await refusal(flm, spec(transcription=True))
     assert cause == "no-model"

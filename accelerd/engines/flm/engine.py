@@ -129,7 +129,7 @@ class Flm(Engine):
         if tag is None:
             near = names.near(wanted, models)
             hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
-            text = f"cannot load {spec.name}: FastFlowLM knows no model {wanted!r}; {hint}"
+            text = f"FastFlowLM knows no model {wanted!r}; {hint}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
         own, hears, embeds = argv.parts(spec, tag)
         wants = [one for one, yes in ((own, True), (argv.WHISPER, hears), (argv.EMBEDDER, embeds)) if one and yes]
@@ -138,7 +138,7 @@ class Flm(Engine):
             self._program.forget()  # as soon as it is fetched it can be used
             here = "is not on this machine" if len(missing) == 1 else "are not on this machine"
             command = " && ".join(f"flm pull {one}" for one in missing)
-            text = f"cannot load {spec.name}: {' and '.join(missing)} {here}; run: {command}"
+            text = f"{' and '.join(missing)} {here}; run: {command}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
         return models[tag], []
 
