@@ -160,11 +160,14 @@ class Control:
     async def _model(self, snapshot: Snapshot) -> dict[str, Any]:
         spec, instance = snapshot.spec, snapshot.instance
         facts = self._insight.facts(instance) if instance is not None else None
+        traits = self._board.traits(spec)
         return {
             "name": spec.name,
             "aliases": list(spec.aliases),
             "prefixed": self._board.directory.generated(spec) or None,
             "engine": spec.engine,
+            "recipe": traits.recipe,
+            "labels": list(traits.labels),
             "state": snapshot.state,
             "since": snapshot.since,
             "reason": snapshot.reason,

@@ -141,7 +141,8 @@ def one_by_one(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
 def model(name: str, state: str = "stopped", **changes: Any) -> dict[str, Any]:
     """One model of a status, as docs/control.md shows it."""
     return {
-        "name": name, "aliases": [], "engine": "llama-server", "state": state, "since": 12.0, "reason": "requested",
+        "name": name, "aliases": [], "engine": "llama-server", "recipe": "", "labels": [],
+        "state": state, "since": 12.0, "reason": "requested",
         "pid": None, "leases": 0, "queue": 0, "idle": None, "idle_timeout": 600.0, "pin": False, "preload": False,
         "memory": 5 << 30, "memory_source": "file size + 10 %", "memory_used": None, "device": None,
         "retry_in": None, "load_seconds": None, "outdated": False, "error": None,

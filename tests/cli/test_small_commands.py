@@ -7,7 +7,7 @@ import json
 from accelerd import __version__
 
 from .conftest import Ctl
-from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, delta, error, sse, status
+from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, delta, error, model, sse, status
 
 WAYS = ("socket", "bus")
 
@@ -31,6 +31,16 @@ def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> Non
     assert "has printed nothing yet" in ctl("logs", "embed").err
     daemon.answers["GET logs"] = error(404, "model_not_found", "cannot find it")
     assert ctl("logs", "embd").status == 5
+
+
+def test_models_show_the_engine_s_own_words_where_it_has_some(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert "LABELS" not in ctl("models").out
+    tenant = model("npu", engine="lemonade", recipe="flm", labels=["reasoning", "tool-calling"])
+    daemon.answers["GET status"] = Reply(status(model("qwen"), tenant))
+    head, plain, other = (line.split() for line in ctl("models").out.splitlines())
+    assert head[-1] == "LABELS"
+    assert plain[-3:] == ["llama-server", "-", "-"]
+    assert " ".join(other).endswith("lemonade: flm - reasoning, tool-calling")
 
 
 def test_names_are_those_that_the_daemon_knows(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
 from accelerd.cli.known_names import model_names, print_names
 from accelerd.cli.text import size, span
 
-HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES")
+HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES", "LABELS")
 ROUTES = ("ROUTE", "MODELS, IN ORDER", "DESCRIPTION")
 
 
@@ -36,12 +37,18 @@ def run(context: Context, args: argparse.Namespace) -> int:
         kept = "always" if model.get("pin") or limit is None else f"{span(limit)} idle"
         kept += ", preloaded" if model.get("preload") else ""
         aliases = ", ".join(model.get("aliases") or ()) or "-"
-        rows.append(
-            (model["name"], model["state"], size(model.get("memory")), kept, model.get("engine") or "-", aliases)
-        )
-    out.table(HEAD, rows, [("bold", "", "", "", "", "")] * len(rows))
+        labels = ", ".join(model.get("labels") or ()) or "-"
+        rows.append((model["name"], model["state"], size(model.get("memory")), kept, engine(model), aliases, labels))
+    shown = len(HEAD) if any(row[-1] != "-" for row in rows) else len(HEAD) - 1
+    out.table(HEAD[:shown], [row[:shown] for row in rows], [("bold", *[""] * (shown - 1))] * len(rows))
     if routes:
         out.line()
         lines = [(route["name"], ", ".join(route["models"]), route.get("description") or "-") for route in routes]
         out.table(ROUTES, lines, [("bold", "", "")] * len(lines))
     return Exit.OK
+
+
+def engine(model: dict[str, Any]) -> str:
+    """Who runs it, "lemonade: llamacpp" where that has engines of its own."""
+    name, recipe = model.get("engine") or "-", model.get("recipe")
+    return f"{name}: {recipe}" if recipe and recipe != name else name
