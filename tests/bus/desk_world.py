@@ -15,7 +15,7 @@ from accelerd.chronicle import Witnesses
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.config.problems import Problem
 from accelerd.devices.model import Device
-from accelerd.engines.base import Endpoint
+from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.control import Control
 from accelerd.gateway.control_fit import FitRoutes
 from accelerd.gateway.control_memory import MemoryRoutes
@@ -215,7 +215,9 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     trials = SimpleNamespace(run=None)
-    control = Control(scheduler, world, world, trials, Switchboard(scheduler, {}))  # type: ignore[arg-type]
+    engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
+    board = Switchboard(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
+    control = Control(scheduler, world, world, trials, board)  # type: ignore[arg-type]
     fit = FitRoutes(scheduler, lambda: Ledger([]), seen, learned, forecast)
     giving = MemoryRoutes(world, scheduler)
     evicting = Evicting(scheduler, lambda: world.devices)
