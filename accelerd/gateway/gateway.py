@@ -232,47 +232,32 @@ class Gateway:
         return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
 
     async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
-        if self.assembles(lease.record.spec, ask.path, ask.stream):
-            return await self._assembled(lease, relay, ask)
-        if ask.way.masked and not ask.stream:
-            return await self._unmasked(lease, relay, ask)
+        assembled = self.assembles(lease.record.spec, ask.path, ask.stream)
+        if assembled or (ask.way.masked and not ask.stream):
+            return await self._whole(lease, relay, ask, assembled=assembled)
         relay.only_stream = ask.way.masked
         self.sweeper.watch(relay, stream=ask.stream)
         return await self._send(lease, relay, ask, ask.body(), relay)
 
-    async def _unmasked(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
-        """The whole answer of an engine whose errors may look like one."""
+    async def _whole(self, lease: Lease, relay: Relay, ask: Ask, *, assembled: bool) -> AccelError | None:
+        """An answer that is here as a whole before the client gets it: put together of a stream, or looked at."""
         collector = Collector(lease, self._now, ask.way.busy)
-        self.sweeper.watch(relay, stream=False)
-        await self._send(lease, collector, ask, ask.body(), relay)
+        self.sweeper.watch(relay, stream=assembled)
+        await self._send(lease, collector, ask, ask_for_stream(ask.body()) if assembled else ask.body(), relay)
         self.sweeper.forget(relay)  # what is left is ours to do
         head, failure = collector.response, collector.failure
         relay.ok = False
         if head is None or failure is not None:
             return relay.failure(failure or "no response")
-        content = b"".join(collector.parts)
-        if head.status == 200 and (error := hidden_error(content)) is not None:
+        status, kind, content = head.status, head.content_type, b"".join(collector.parts)
+        if assembled and status == 200:
+            if kind.startswith(EVENT_STREAM):
+                status, content = assemble(content)
+                kind = b"application/json; charset=utf-8"
+            elif not kind.startswith(b"application/json"):
+                raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
+        if status == 200 and ask.way.masked and (error := hidden_error(content)) is not None:
             return relay.failure(error)
-        relay.ok = head.status < 500
-        relay.reply(head.status, head.content_type, content)
-        return None
-
-    async def _assembled(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
-        collector = Collector(lease, self._now, ask.way.busy)
-        self.sweeper.watch(relay, stream=True)
-        await self._send(lease, collector, ask, ask_for_stream(ask.body()), relay)
-        self.sweeper.forget(relay)  # what is left is ours to do
-        head, failure = collector.response, collector.failure
-        relay.ok = False
-        if head is None or failure is not None:
-            return relay.failure(failure or "no response")
-        content, kind = b"".join(collector.parts), head.content_type
-        status = head.status
-        if status == 200 and kind.startswith(EVENT_STREAM):
-            status, content = assemble(content)
-            kind = b"application/json; charset=utf-8"
-        elif status == 200 and not kind.startswith(b"application/json"):
-            raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
         relay.ok = status < 500
         relay.reply(status, kind, content)
         return None
