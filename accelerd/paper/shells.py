@@ -238,35 +238,12 @@ def zsh_text(text: str) -> str:
 FISH: Final = r"""# fish completion for accelctl
 # {mark}
 
-# What was typed before the word at the cursor, as a path: "toolbox pin".
-function __accelctl_path
+# What was typed before the word at the cursor: the commands as a path, "toolbox pin", and on a second line how many
+# words that are no options follow them.
+function __accelctl_typed
     set -l path
-    set -l skip 0
-    for word in (commandline -opc)[2..-1]
-        if test $skip = 1
-            set skip 0
-            continue
-        end
-        switch "$path $word"
-            case {values}
-                set skip 1
-            case {commands}
-                set -a path $word
-        end
-    end
-    echo "$path"
-end
-
-function __accelctl_at
-    set -l path (__accelctl_path); and test "$path" = "$argv"
-end
-
-# How many words that are no options follow the commands: fails unless there are as many as the first argument says.
-function __accelctl_word
-    __accelctl_at $argv[2..-1]; or return
     set -l count 0
     set -l skip 0
-    set -l path
     for word in (commandline -opc)[2..-1]
         if test $skip = 1
             set skip 0
@@ -282,7 +259,19 @@ function __accelctl_word
                 set count (math $count + 1)
         end
     end
-    test $count = $argv[1]
+    echo "$path"
+    echo $count
+end
+
+function __accelctl_at
+    set -l typed (__accelctl_typed); and test "$typed[1]" = "$argv"
+end
+
+# Do so many words that are no options, the first argument, follow the commands, the others?
+function __accelctl_word
+    set -l wanted $argv[1]
+    set -e argv[1]
+    set -l typed (__accelctl_typed); and test "$typed[1]" = "$argv"; and test $typed[2] = $wanted
 end
 
 complete -c accelctl -f

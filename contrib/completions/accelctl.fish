@@ -1,35 +1,12 @@
 # fish completion for accelctl
 # accelerd: made by python -m accelerd.paper; installed and removed by packaging/install and uninstall
 
-# What was typed before the word at the cursor, as a path: "toolbox pin".
-function __accelctl_path
+# What was typed before the word at the cursor: the commands as a path, "toolbox pin", and on a second line how many
+# words that are no options follow them.
+function __accelctl_typed
     set -l path
-    set -l skip 0
-    for word in (commandline -opc)[2..-1]
-        if test $skip = 1
-            set skip 0
-            continue
-        end
-        switch "$path $word"
-            case ' --socket' 'status --socket' 'models --socket' 'load --socket' 'unload --socket' 'yield --socket' 'yield --for' 'yield --until' 'resume --socket' 'reset --socket' 'monitor --socket' 'logs --socket' 'logs -n' 'logs --lines' 'explain --socket' 'chat --socket' 'chat --system' 'chat --max-tokens' 'chat --temperature' 'add --socket' 'add --name' 'add --alias' 'add --context' 'add --parallel' 'add --memory' 'add --idle-timeout' 'remove --socket' 'tune --socket' 'toolbox --socket' 'config --socket' 'reload --socket' 'memory --socket' 'fit --socket' 'fit --ctx' 'fit --kv' 'fit --parallel' 'fit --gpu' 'devices --socket' 'doctor --socket' 'version --socket'
-                set skip 1
-            case ' status' ' models' ' load' ' unload' ' yield' ' resume' ' reset' ' monitor' ' logs' ' explain' ' chat' ' add' ' remove' ' tune' ' toolbox' ' config' ' reload' ' memory' ' fit' ' devices' ' doctor' ' version' 'toolbox list' 'toolbox refresh' 'toolbox pin' 'toolbox unpin' 'config check' 'config show' 'config schema' 'memory learned' 'memory forget'
-                set -a path $word
-        end
-    end
-    echo "$path"
-end
-
-function __accelctl_at
-    set -l path (__accelctl_path); and test "$path" = "$argv"
-end
-
-# How many words that are no options follow the commands: fails unless there are as many as the first argument says.
-function __accelctl_word
-    __accelctl_at $argv[2..-1]; or return
     set -l count 0
     set -l skip 0
-    set -l path
     for word in (commandline -opc)[2..-1]
         if test $skip = 1
             set skip 0
@@ -45,7 +22,19 @@ function __accelctl_word
                 set count (math $count + 1)
         end
     end
-    test $count = $argv[1]
+    echo "$path"
+    echo $count
+end
+
+function __accelctl_at
+    set -l typed (__accelctl_typed); and test "$typed[1]" = "$argv"
+end
+
+# Do so many words that are no options, the first argument, follow the commands, the others?
+function __accelctl_word
+    set -l wanted $argv[1]
+    set -e argv[1]
+    set -l typed (__accelctl_typed); and test "$typed[1]" = "$argv"; and test $typed[2] = $wanted
 end
 
 complete -c accelctl -f
