@@ -9,20 +9,15 @@ import pytest
 
 from tests.bus.world import Client
 from tests.settled import pytest_pyfunc_call, settled
+from tests.system.buses import glib_worker
 from tests.system.fake_services import Bus, private_bus
 
-__all__ = ["pytest_pyfunc_call", "settled"]
+__all__ = ["glib_worker", "pytest_pyfunc_call", "settled"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def glib_worker(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """GLib's own thread for D-Bus begins with the first connection and ends with the process: no test's fault."""
-    from gi.repository import Gio
-
-    kind = Gio.DBusConnectionFlags
-    with private_bus(tmp_path_factory.mktemp("first")) as bus:
-        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
-        Gio.DBusConnection.new_for_address_sync(bus.address, flags, None, None).close_sync(None)
+def begun(glib_worker: None) -> None:
+    """Every test here has it, asked for or not."""
 
 
 @pytest.fixture

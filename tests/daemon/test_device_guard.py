@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from accelerd.config.model import ModelSpec
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.model import Device
-from accelerd.devices.watch import Diff, compare
 from accelerd.instances import Cause
 from accelerd.memory.model import Need
 from accelerd.scheduler.lifecycle import State
+from tests.devices.told import Told
 
 APU = Device("gpu", "8060S", "amdgpu", "0000:c1:00.0", apu=True)
 CARD = Device("gpu", "9070", "amdgpu", "0000:03:00.0", apu=False)
@@ -21,39 +20,20 @@ CPU = Device("cpu", "cpu")
 
 
 @dataclass
-class World:
+class World(Told):
     """Scheduler and watch in one."""
 
     models: dict[int, ModelSpec] = field(default_factory=dict)
     placed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # where the scheduler has made room for them
-    told: list[tuple[str, ...]] = field(default_factory=list)
-    heard: Callable[[Diff], None] = lambda diff: None
 
     def __post_init__(self) -> None:
         self.guard: Any = DeviceGuard(self, self)  # type: ignore[arg-type]
-
-    def listen(self, listener: Callable[[Diff], None]) -> None:
-        self.heard = listener
 
     def snapshots(self) -> list[Any]:
         return [
             SimpleNamespace(spec=s, instance=i, state=State.READY, need=Need({}, "test", self.placed.get(i, ())))
             for i, s in self.models.items()
         ]
-
-    def device_lost(self, name: str, cause: Cause, why: str) -> None:
-        self.told.append(("lost", name, cause))
-
-    def device_back(self, name: str) -> None:
-        self.told.append(("back", name))
-
-    def suspect(self, name: str) -> None:
-        self.told.append(("suspect", name))
-
-    def change(self, before: tuple[Device, ...], after: tuple[Device, ...], **more: Any) -> list[tuple[str, ...]]:
-        self.told = []
-        self.heard(compare(before, after, **more))
-        return self.told
 
 
 def model(name: str, **settings: Any) -> ModelSpec:

@@ -20,7 +20,6 @@ from accelerd.cli.output import Output
 from accelerd.config.model import Config, ModelSpec
 from accelerd.device_guard import DeviceGuard
 from accelerd.devices.model import Device
-from accelerd.devices.watch import Diff, compare
 from accelerd.hazards import RULES, Hazards, Seat, found, taking_turns
 from accelerd.insight import device_of
 from accelerd.instances import Cause, Facts
@@ -30,6 +29,7 @@ from accelerd.memory.report import ledger_of, report
 from accelerd.npu_report import claims_of, use_of
 from accelerd.performance import Performance
 from accelerd.scheduler.lifecycle import State
+from tests.devices.told import Told
 
 GIB = 1 << 30
 APU_ID, NPU_ID = "0000:c1:00.0", "0000:c2:00.1"
@@ -185,17 +185,13 @@ def test_work_on_the_npu_raises_no_gpus_level(where: str) -> None:
     assert keeper.used == [APU_ID]
 
 
-class Scheduler:
+class Scheduler(Told):
     """Scheduler and watch in one, for the guard."""
 
     def __init__(self, **models: Need) -> None:
+        super().__init__()
         self.models = models
-        self.told: list[tuple[object, ...]] = []
-        self.heard: Callable[[Diff], None] = lambda diff: None
         DeviceGuard(self, self)  # type: ignore[arg-type]
-
-    def listen(self, listener: Callable[[Diff], None]) -> None:
-        self.heard = listener
 
     def snapshots(self) -> list[Any]:
         engines = {name: "flm" if need.claims else "llama-server" for name, need in self.models.items()}
@@ -203,20 +199,6 @@ class Scheduler:
             there(name, need, number, spec=ModelSpec(name, engine=engines[name]))
             for number, (name, need) in enumerate(self.models.items(), 1)
         ]
-
-    def device_lost(self, name: str, cause: Cause, why: str) -> None:
-        self.told.append(("lost", name, cause))
-
-    def device_back(self, name: str) -> None:
-        self.told.append(("back", name))
-
-    def suspect(self, name: str) -> None:
-        self.told.append(("suspect", name))
-
-    def change(self, before: tuple[Device, ...], after: tuple[Device, ...], **more: Any) -> list[tuple[object, ...]]:
-        self.told = []
-        self.heard(compare(before, after, **more))
-        return self.told
 
 
 def test_the_npu_that_goes_takes_its_models_with_it_and_the_gpu_its_own() -> None:

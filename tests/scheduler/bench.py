@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,3 +194,23 @@ class Bench:
 
     def loads(self) -> list[str]:
         return [name for _, name in self.started]
+
+
+class Watched(Bench, ABC):
+    """A bench whose memory somebody looks at once a second."""
+
+    @abstractmethod
+    def look_now(self) -> None:
+        """Somebody looks, and tells."""
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            super().pass_time(min(1.0, until - self.clock.now))
+            self.look_now()
+
+
+def refusal(request: Request) -> tuple[str, str]:
+    """Code and message of what a request was refused with."""
+    assert request.error is not None
+    return request.error.code, request.error.message

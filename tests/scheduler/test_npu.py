@@ -10,7 +10,7 @@ from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
-from tests.scheduler.bench import Bench, Request, model
+from tests.scheduler.bench import Watched, model, refusal
 
 GIB = 1 << 30
 APU, NPU, OTHER_NPU = "0000:c1:00.0", "0000:c2:00.1", "0000:c6:00.1"
@@ -29,12 +29,10 @@ def on_npu(
     return Forecast((Need({RAM: int(size * GIB)}, "estimated", (device,), claims=(claim,)),))
 
 
-class Halo(Bench):
+class Halo(Watched):
     """A Strix Halo with 128 GiB: all of it is the processor's, the GPU's and the NPU's."""
 
-    def __init__(
-        self, limits: Limits | None = None, settings: SchedulerSettings = SETTINGS, **models: Forecast
-    ) -> None:
+    def __init__(self, limits: Limits | None = None, **models: Forecast) -> None:
         specs = [model(name) for name in models]
         super().__init__(specs, SETTINGS, limits or Limits(None, "no limit", None), forecasts=models)
         self.foreign = 0
@@ -47,18 +45,6 @@ class Halo(Bench):
             Pool(NPU, "RyzenAI-npu5", 128 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
         )
         self.core.memory.seen(Seen(self.clock.now, pools, {}))
-
-    def pass_time(self, seconds: float) -> None:
-        """Somebody looks once a second."""
-        until = self.clock.now + seconds
-        while self.clock.now < until:
-            super().pass_time(min(1.0, until - self.clock.now))
-            self.look_now()
-
-
-def refusal(request: Request) -> tuple[str, str]:
-    assert request.error is not None
-    return request.error.code, request.error.message
 
 
 @pytest.mark.parametrize(("first", "second"), [("gpu", "npu"), ("npu", "gpu")])

@@ -10,7 +10,7 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import State
-from tests.scheduler.bench import Bench, Request, model
+from tests.scheduler.bench import Bench, Watched, model, refusal
 
 GIB = 1 << 30
 APU, CARD, NPU = "0000:c1:00.0", "0000:03:00.0", "0000:c2:00.1"
@@ -24,7 +24,7 @@ def on(pool: str, size: float, **more: float) -> Forecast:
     return Forecast((Need(amounts, "estimated", devices),))
 
 
-class Machine(Bench):
+class Machine(Watched):
     """A bench whose memory somebody looks at."""
 
     def __init__(self, models: dict[str, Forecast], settings: SchedulerSettings = SETTINGS, **more: ModelSpec) -> None:
@@ -49,18 +49,6 @@ class Machine(Bench):
             Pool(NPU, "NPU", 128 * GIB, 0, foreign.get(NPU, 0), backed_by=RAM),
         )
         self.core.memory.seen(Seen(self.clock.now, pools, used))
-
-    def pass_time(self, seconds: float) -> None:
-        """Somebody looks once a second."""
-        until = self.clock.now + seconds
-        while self.clock.now < until:
-            super().pass_time(min(1.0, until - self.clock.now))
-            self.look_now()
-
-
-def refusal(request: Request) -> tuple[str, str]:
-    assert request.error is not None
-    return request.error.code, request.error.message
 
 
 def test_what_fits_is_loaded_beside_what_is_there() -> None:
