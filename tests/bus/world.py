@@ -197,8 +197,12 @@ async def monitor(broker: Bus) -> AsyncIterator[Monitor]:
         "busctl", f"--address={broker.address}", "--json=short", "monitor", stdout=pipe, stderr=pipe, limit=1 << 22
     )
     try:
-        assert child.stderr is not None
-        await asyncio.wait_for(child.stderr.readline(), PATIENCE)
+        assert child.stdout is not None
+        first = asyncio.ensure_future(child.stdout.readline())
+        async with asyncio.timeout(PATIENCE):
+            while not first.done():  # not every busctl says when it begins
+                await busctl(broker, "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus", "GetId")
+                await asyncio.wait((first,), timeout=0.05)
         yield Monitor(child)
     finally:
         child.kill()
