@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from accelerd import __version__
-from accelerd.ports import Roots
+from accelerd.base.ports import Roots
 from accelerd.system import logs
 from accelerd.system.startup import StartError
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from accelerd import names, takeover
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.desk import Desk, Wares
-from accelerd.chronicle import Chronicle, Witnesses, status_line
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import MemorySettings, ModelSpec
+from accelerd.control.devices import DeviceRoutes
+from accelerd.control.evict import Evicting
+from accelerd.control.fit import FitRoutes
+from accelerd.control.known_conflicts import Hazards
+from accelerd.control.model_info import Insight
+from accelerd.control.operations import rescanning
+from accelerd.control.remembered import StateStore
+from accelerd.control.routes import Control
+from accelerd.control.toolboxes import ToolboxRoutes
+from accelerd.control.tuning_runs import Trials
+from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.daemon import Daemon, Parts, limits_of
-from accelerd.desktop import Battery, Desktop, Sleep
-from accelerd.desktop_news import DesktopNews
-from accelerd.device_guard import DeviceGuard
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper
@@ -29,50 +38,47 @@ from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
-from accelerd.errors import AccelError
-from accelerd.gateway.control import Control
-from accelerd.gateway.control_devices import DeviceRoutes
-from accelerd.gateway.control_fit import FitRoutes
-from accelerd.gateway.control_memory import MemoryRoutes
-from accelerd.gateway.control_toolboxes import ToolboxRoutes
-from accelerd.gateway.evicting import Evicting
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.hazards import Hazards
-from accelerd.insight import Insight
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import Need, Seen
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
-from accelerd.operations import rescanning
-from accelerd.performance import Performance
-from accelerd.ports import Clock, Roots, SystemClock
-from accelerd.pressure_relief import PressureRelief
+from accelerd.policy import takeover
+from accelerd.policy.clock_boost import Performance
+from accelerd.policy.device_loss import DeviceGuard
+from accelerd.policy.event_log import Chronicle, Witnesses, status_line
+from accelerd.policy.memory_pressure import PressureRelief
+from accelerd.policy.notifications import DesktopNews
+from accelerd.policy.sleep_and_power import Battery, Desktop, Sleep
+from accelerd.policy.takeover import NoSuccessor, UnitSuccessor
+from accelerd.policy.toolbox_models import ToolboxModels
+from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.containers.builds import Builds
-from accelerd.supervise.containers.door import Doors
-from accelerd.supervise.containers.engine import ContainerEngine
-from accelerd.supervise.containers.existing import ExistingHome
-from accelerd.supervise.containers.people import People
-from accelerd.supervise.containers.places import HomePlaces
-from accelerd.supervise.containers.refresh_kit import Kit
-from accelerd.supervise.containers.refresh_record import RefreshRecord
-from accelerd.supervise.containers.run import RunHome
-from accelerd.supervise.containers.tool import Tools
-from accelerd.supervise.containers.toolbox import DistroboxHome, ToolboxHome
-from accelerd.supervise.containers.upkeep import ToolboxUpkeep
-from accelerd.supervise.home import Home
-from accelerd.supervise.homes import HomeChoice
-from accelerd.supervise.lemonade import LemonadeHome
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.door import Doors
+from accelerd.supervise.homes.containers.engine import ContainerEngine
+from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.people import People
+from accelerd.supervise.homes.containers.places import HomePlaces
+from accelerd.supervise.homes.containers.refresh_kit import Kit
+from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
+from accelerd.supervise.homes.containers.run import RunHome
+from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.toolbox import DistroboxHome, ToolboxHome
+from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
+from accelerd.supervise.homes.home import Home
+from accelerd.supervise.homes.homes import HomeChoice
+from accelerd.supervise.homes.lemonade import LemonadeHome
+from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.limits import Limits as SupervisorLimits
-from accelerd.supervise.processes import ProcTable
+from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.systemd import SystemdHome
-from accelerd.supervise.user_manager_bus import BusUserManager
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.battery import watch_battery
 from accelerd.system.gamemode import watch_games
@@ -82,15 +88,10 @@ from accelerd.system.notifications import Notifications
 from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.property_watch import session_bus
 from accelerd.system.startup import EXIT_CONFIG, StartError
-from accelerd.system.state import StateStore
 from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
 from accelerd.system.system_bus import SystemBus, system_bus
-from accelerd.takeover import NoSuccessor, UnitSuccessor
-from accelerd.toolboxes import ToolboxModels
-from accelerd.trials import Trials
 from accelerd.tuning.tuner import RuleTuner
-from accelerd.yielding import Yielding, boot_id, gpu_pools
 
 BUS_PATIENCE = 2.0  # s for what the desktop answers: it stops nobody
 

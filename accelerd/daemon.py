@@ -17,35 +17,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerd import __version__, names
+from accelerd import __version__
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock, Roots
 from accelerd.bus.desk import Desk
-from accelerd.chronicle import status_line
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.config.model import MemorySettings
-from accelerd.desktop import Desktop
+from accelerd.control.model_info import Insight
+from accelerd.control.remembered import StateStore
+from accelerd.control.tuning_runs import Trials
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
-from accelerd.errors import AccelError
 from accelerd.gateway.access import read_keys
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.insight import Insight
 from accelerd.memory.model import Forecast
 from accelerd.memory.watch import MemoryWatch
-from accelerd.performance import Performance
-from accelerd.ports import Clock, Roots
+from accelerd.policy.clock_boost import Performance
+from accelerd.policy.event_log import status_line
+from accelerd.policy.sleep_and_power import Desktop
+from accelerd.policy.takeover import Successor, take_over
+from accelerd.policy.yielding import Yielding
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.containers.upkeep import ToolboxUpkeep
-from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
+from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
 from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.records import NOTICE, event
-from accelerd.system.state import StateStore
-from accelerd.takeover import Successor, take_over
-from accelerd.trials import Trials
-from accelerd.yielding import Yielding
 
 log = logging.getLogger(__name__)
 

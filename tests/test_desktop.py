@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec
-from accelerd.desktop import Battery, Sleep, modest
-from accelerd.desktop_news import CAUSES, DesktopNews
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
+from accelerd.policy.notifications import CAUSES, DesktopNews
+from accelerd.policy.sleep_and_power import Battery, Sleep, modest
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition, snapshot
 from accelerd.system.notifications import Note
@@ -115,7 +115,7 @@ async def test_a_sleep_that_is_not_held_up_waits_for_nothing() -> None:
 
 
 async def test_a_driver_that_does_not_answer_after_the_sleep_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerd.desktop.RESCAN", 0.01)
+    monkeypatch.setattr("accelerd.policy.sleep_and_power.RESCAN", 0.01)
     world = World(answers=False)
     await world.sleep.after()
     assert world.told == ["looked", "taken back", "served"]
@@ -179,7 +179,7 @@ async def test_who_ignores_the_battery_saves_nothing_from_now_on() -> None:
 
 
 async def test_a_battery_that_nobody_tells_of_is_waited_for_only_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerd.desktop.FIRST_WORD", 0.01)
+    monkeypatch.setattr("accelerd.policy.sleep_and_power.FIRST_WORD", 0.01)
     told = Told()
     told.battery.configure("save")
     await told.battery.mains()

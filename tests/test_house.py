@@ -40,7 +40,7 @@ FORBIDDEN = {
         "errors",
         "ports",
         "performance",
-    ),  # it runs as root: accelerd.names and nothing else
+    ),  # it runs as root: accelerd.base.names and nothing else
     "tuning": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines.llama_server"),
     "memory": ("gateway", "scheduler", "supervise", "bus", "system", "cli", "daemon", "app", "engines"),
     "routing": ("gateway", "supervise", "bus", "system", "devices", "cli", "daemon", "app"),

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.errors import AccelError
-from accelerd.jobs import KEPT_MOST, LINGER, UNFINISHED_MOST, Job, Jobs
+from accelerd.base.errors import AccelError
+from accelerd.control.jobs import KEPT_MOST, LINGER, UNFINISHED_MOST, Job, Jobs
 from tests.fakes.clock import FakeClock
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.jobs import UNKNOWN
-from accelerd.load_progress import ALMOST, load_progress
+from accelerd.control.jobs import UNKNOWN
+from accelerd.control.load_progress import ALMOST, load_progress
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import MIB, Bench, model

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from accelerd import names
-from accelerd.errors import AccelError
-from accelerd.pins import MOST, OWNER_MOST, Cause, Pin, Pins
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.policy.pins import MOST, OWNER_MOST, Cause, Pin, Pins
 from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits

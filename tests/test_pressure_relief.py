@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Pool, Seen
-from accelerd.pressure_relief import PressureRelief
+from accelerd.policy.memory_pressure import PressureRelief
 from tests.fakes.clock import FakeClock
 
 GIB = 1 << 30

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from accelerd.devices.model import Device
+from accelerd.policy.yielding import Watch, Yielding, boot_id, gpu_pools
 from accelerd.system.statefile import AtomicFile
-from accelerd.yielding import Watch, Yielding, boot_id, gpu_pools
 from tests.fakes.clock import FakeClock
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 

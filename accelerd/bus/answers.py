@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.bus.paths import error_name
-from accelerd.errors import AccelError
 
 BUG: Final = "accelerd has a bug, see its journal: journalctl --user -u accelerd"
 

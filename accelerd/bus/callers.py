@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.bus.owners import ask_owner, subscribe
-from accelerd.errors import AccelError
 
 EACH: Final = 64  # calls under way for one client
 ALL: Final = 1024

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.bus.answers import BUG
 from accelerd.bus.port import Bus, Call, Handler, Variant
-from accelerd.errors import AccelError
 from accelerd.system.property_watch import session_bus
 from accelerd.system.records import NOTICE, event
 

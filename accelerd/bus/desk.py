@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from accelerd import __version__
+from accelerd.base.names import BUS_MANAGER, BUS_PATH
+from accelerd.base.ports import Clock
 from accelerd.bus.devices import DeviceObjects
 from accelerd.bus.launcher import Launcher
 from accelerd.bus.manager import Manager
@@ -18,13 +20,11 @@ from accelerd.bus.paths import device_path, model_path
 from accelerd.bus.port import Bus, Variant
 from accelerd.bus.tree import Tree
 from accelerd.config.problems import Problem
+from accelerd.control.jobs import Job, Jobs
+from accelerd.control.operations import Answer, Operation, Query
 from accelerd.devices.model import Device
-from accelerd.jobs import Job, Jobs
 from accelerd.memory.model import Seen
-from accelerd.names import BUS_MANAGER, BUS_PATH
-from accelerd.operations import Answer, Operation, Query
-from accelerd.pins import Cause, Pin, Pins
-from accelerd.ports import Clock
+from accelerd.policy.pins import Cause, Pin, Pins
 from accelerd.scheduler.service import Scheduler
 
 CAUSES: Mapping[str, str] = {"unpinned": "released"}  # of the end of a pin, where the bus has another word for it

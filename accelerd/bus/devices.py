@@ -8,11 +8,11 @@ from typing import Any, Final
 from accelerd.bus.options import options
 from accelerd.bus.paths import job_path, model_path
 from accelerd.bus.port import Call, Handler, Variant
+from accelerd.control.jobs import Job
+from accelerd.control.npu_usage import use_of
 from accelerd.devices.model import Device
-from accelerd.jobs import Job
 from accelerd.memory.ledger import ENDED, Balance
 from accelerd.memory.model import RAM
-from accelerd.npu_report import use_of
 from accelerd.scheduler.lifecycle import Event
 from accelerd.scheduler.record import Snapshot
 

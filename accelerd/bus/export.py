@@ -13,11 +13,11 @@ from typing import Any
 
 from gi.repository import GLib
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.bus.answers import BUG, Answers
 from accelerd.bus.callers import Callers
 from accelerd.bus.xml import OBJECT_MANAGER, PROPERTIES, interfaces, object_manager
-from accelerd.errors import AccelError
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)

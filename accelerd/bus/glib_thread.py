@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gi.repository import GLib
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)

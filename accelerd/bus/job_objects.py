@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
+from accelerd.base.errors import AccelError
+from accelerd.base.names import BUS_JOB
 from accelerd.bus.paths import error_name, job_path
 from accelerd.bus.port import Bus, Call
-from accelerd.errors import AccelError
-from accelerd.jobs import Job, Jobs
-from accelerd.names import BUS_JOB
+from accelerd.control.jobs import Job, Jobs
 
 ENDLESS: Final = frozenset({"reload", "resume", "rescan"})  # kinds that are carried out whatever becomes of the job
 

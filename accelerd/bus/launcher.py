@@ -1,6 +1,6 @@
 """Makes jobs of long operations: the events that the control socket streams become the job's.
 
-Owns nothing: the jobs are those of accelerd.jobs, the operations were given. Same key while one is under way: that job.
+Owns nothing: the jobs are those of accelerd.control.jobs, the operations were given. Same key while one is under way: that job.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from accelerd.errors import AccelError
-from accelerd.jobs import Job, Jobs
-from accelerd.operations import Operation, Query
+from accelerd.base.errors import AccelError
+from accelerd.control.jobs import Job, Jobs
+from accelerd.control.operations import Operation, Query
 
 WAITING: Final = frozenset({"queued", "stopped", "backoff"})  # states of a model that somebody waits to be loaded
 

@@ -10,15 +10,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from accelerd.base.errors import AccelError
+from accelerd.base.names import BUS_NO_OBJECT
 from accelerd.bus.launcher import Launcher
 from accelerd.bus.options import flags, options
 from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.bus.port import Call, Variant
 from accelerd.config.problems import Problem
-from accelerd.errors import AccelError
-from accelerd.jobs import Job
-from accelerd.names import BUS_NO_OBJECT
-from accelerd.operations import Answer, Query
+from accelerd.control.jobs import Job
+from accelerd.control.operations import Answer, Query
 from accelerd.scheduler.record import Snapshot
 
 TOPICS: Final[dict[str, frozenset[str]]] = {  # what may be asked, and with which arguments

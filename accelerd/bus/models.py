@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from accelerd.base.errors import AccelError
+from accelerd.base.names import BUS_NO_OBJECT
 from accelerd.bus.job_objects import usec
 from accelerd.bus.paths import device_path, job_path
 from accelerd.bus.port import Call, Handler
 from accelerd.config.model import ModelSpec
-from accelerd.errors import AccelError
+from accelerd.control.jobs import Job
 from accelerd.instances import Facts
-from accelerd.jobs import Job
-from accelerd.names import BUS_NO_OBJECT
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 
 WORDS = {bool: "true or false", int: "a number", str: "a text"}
 

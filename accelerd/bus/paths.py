@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from accelerd.errors import BUS_NAMES, AccelError
-from accelerd.names import BUS_DEVICES, BUS_ERROR, BUS_JOBS, BUS_MODELS
+from accelerd.base.errors import BUS_NAMES, AccelError
+from accelerd.base.names import BUS_DEVICES, BUS_ERROR, BUS_JOBS, BUS_MODELS
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 

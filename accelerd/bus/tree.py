@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from accelerd.base.errors import AccelError
+from accelerd.base.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
 from accelerd.bus import devices, models
 from accelerd.bus.devices import DeviceObjects
 from accelerd.bus.job_objects import JobObjects
@@ -20,13 +22,11 @@ from accelerd.bus.models import ModelObjects
 from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.bus.port import Bus, Handler
 from accelerd.config.model import ModelSpec
+from accelerd.control.jobs import Job, Jobs
+from accelerd.control.operations import Answer
 from accelerd.devices.model import Device
-from accelerd.errors import AccelError
-from accelerd.jobs import Job, Jobs
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Seen
-from accelerd.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
-from accelerd.operations import Answer
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.outside import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gi.repository import Gio
 
-from accelerd import names
+from accelerd.base import names
 
 DIRECTORY: Final = Path(__file__).parent / "interfaces"
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"

@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import NoReturn, TextIO, cast
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Roots
 from accelerd.cli.client import EXITS
 from accelerd.cli.context import Command, Context
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.output import Output
 from accelerd.cli.text import nearest
 from accelerd.cli.way import Chooser
-from accelerd.errors import AccelError
-from accelerd.ports import Roots
 
 COMMANDS = {
     "status": "what is loaded, what it takes, who waits",

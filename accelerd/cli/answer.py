@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from accelerd.base.ports import Clock
 from accelerd.cli.client import Reach, failure_of
 from accelerd.cli.failure import Failure
 from accelerd.cli.sse import Comment, parse
-from accelerd.ports import Clock
 
 ROUTE = "/v1/chat/completions"
 

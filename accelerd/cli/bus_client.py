@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import BUS_NAMES
 from accelerd.cli.bus_link import ABSENT, BUS, ERROR, LATE, LOST, Link, LinkError, Pending, Signal
 from accelerd.cli.client import (
     ANSWER_TIMEOUT,
@@ -31,7 +32,6 @@ from accelerd.cli.client import (
     not_running,
 )
 from accelerd.cli.failure import Exit, Failure
-from accelerd.errors import BUS_NAMES
 
 OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 GIVE_UP_WITHIN: Final = 2.0  # s for a Cancel: whoever pressed Ctrl-C waits

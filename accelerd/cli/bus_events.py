@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from accelerd.base.names import BUS_DEVICE, BUS_JOB, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH
 from accelerd.cli.bus_link import PROPERTIES, Signal
-from accelerd.names import BUS_DEVICE, BUS_JOB, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH
 
 MANAGER_OF_OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
 INTERFACES: Final = (BUS_MANAGER, BUS_MODEL, BUS_DEVICE, BUS_JOB)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlencode
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.cli.failure import Exit, Failure
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
+from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.cli.client import Reach
 from accelerd.cli.failure import Failure
 from accelerd.cli.output import Output
 from accelerd.cli.text import nearest
-from accelerd.ports import Clock, Roots, SystemClock
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from accelerd.cli.text import nearest
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.engines.llama_server.forecast import Read
-from accelerd.memory import remote
-from accelerd.memory.facts import facts
-from accelerd.memory.gguf import GgufError
-from accelerd.memory.tensors import Model, ModelReader, identity, parts
+from accelerd.estimate import remote
+from accelerd.estimate.facts import facts
+from accelerd.estimate.gguf import GgufError
+from accelerd.estimate.tensors import Model, ModelReader, identity, parts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 ASKED = Origin("command line")

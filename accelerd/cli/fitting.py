@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from accelerd.devices.model import Device
 from accelerd.engines.llama_server.forecast import FROM_HEADER, Known, ways
-from accelerd.memory import bandwidth, offers, placing
-from accelerd.memory.bandwidth import Rate, Speed
-from accelerd.memory.estimate import Estimate, Share, estimate
+from accelerd.estimate import bandwidth, offers, placing
+from accelerd.estimate.bandwidth import Rate, Speed
+from accelerd.estimate.estimate import Estimate, Share, estimate
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Need
 

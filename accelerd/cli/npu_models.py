@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.progress import FETCHING, follow
-from accelerd.errors import AccelError
 
 PREFIX: Final = "npu/"
 TAIL: Final = 5  # lines of a failed download

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.cli.client import Client, Reach, Way
-from accelerd.ports import Roots
 
 if TYPE_CHECKING:
     from accelerd.cli.bus_client import BusClient

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.config import sources
 from accelerd.config.load import evaluate
 from accelerd.config.problems import ConfigErrors, Problem
 from accelerd.config.values import check_name
-from accelerd.errors import AccelError
 
 HEADER: Final = "# Written by "  # the first line of every drop-in of ours; others are never replaced
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")

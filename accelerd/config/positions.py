@@ -10,7 +10,7 @@ import re
 import tomllib
 from typing import Final
 
-from accelerd.errors import InternalError
+from accelerd.base.errors import InternalError
 
 KeyPath = tuple[str | int, ...]  # ("models", "qwen", "aliases", 0)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from accelerd.base.errors import AccelError
 from accelerd.config.positions import KeyPath
-from accelerd.errors import AccelError
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN: Final = 60  # characters of a wrong value that are quoted back

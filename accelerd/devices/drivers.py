@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from accelerd.base.ports import Clock
 from accelerd.devices import amdgpu, dpm, gpu_metrics, hwmon
 from accelerd.devices.files import MOST_BYTES, Files, Unreadable, names
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.readings import Frequency, Readings, Values
-from accelerd.ports import Clock
 
 LEVEL = re.compile(r"[a-z_]{2,24}$")
 MOST_MHZ = 20_000

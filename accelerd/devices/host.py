@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerd.base.ports import Roots
 from accelerd.devices.files import lines, text
-from accelerd.ports import Roots
 
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/xilinx/xrt/lib", "/usr/lib/x86_64-linux-gnu")
 RUNTIMES = {  # driver of an NPU → a program or library through which models reach it

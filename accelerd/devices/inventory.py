@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from accelerd.base.ports import Roots
 from accelerd.devices import amdgpu, intel, npu, nvidia, troubles
 from accelerd.devices.files import text
 from accelerd.devices.host import Host, machine_memory, processor_name, read_host
@@ -21,7 +22,6 @@ from accelerd.devices.model import Device, MemoryPool, Trouble
 from accelerd.devices.sysfs import SysfsSource
 from accelerd.devices.troubles import Node
 from accelerd.devices.udev import Entry, PciFunction, Pyudev, UdevSource
-from accelerd.ports import Roots
 
 __all__ = ["Inventory", "inventory", "machine_memory", "may_open"]
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.ports import Clock
 from accelerd.devices.level import HIGH, Governor, Note, Order, Reading, Rules
 from accelerd.devices.model import Device
 from accelerd.helper.gpu import DRIVER, LevelError
-from accelerd.ports import Clock
 from accelerd.system.bus_thread import BusThread
 from accelerd.system.records import event
 

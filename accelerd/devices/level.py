@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from accelerd.ports import Clock
+from accelerd.base.ports import Clock
 
 HIGH: Final = "high"
 ORDINARY: Final = ("auto", "low", HIGH)

@@ -5,8 +5,8 @@ Reading them wakes nothing. Memory and load need NVML (nvml.py).
 
 from __future__ import annotations
 
+from accelerd.base.ports import Roots
 from accelerd.devices.files import lines
-from accelerd.ports import Roots
 
 
 def information(roots: Roots, slot: str) -> dict[str, str]:

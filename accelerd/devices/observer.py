@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.ports import Clock, Roots
 from accelerd.devices import fdinfo, kfd, nvml
 from accelerd.devices.fdinfo import Holder
 from accelerd.devices.files import text
@@ -20,7 +21,6 @@ from accelerd.devices.host import machine_memory
 from accelerd.devices.model import Device
 from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import Readings
-from accelerd.ports import Clock, Roots
 
 CARDS_EVERY = 0.9  # s between two questions to NVIDIA's library about memory
 UNKNOWN_LOAD = "is known from the second look on, while a program of this user uses it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from accelerd.base.ports import Clock, Roots
 from accelerd.devices import intel
 from accelerd.devices.drivers import Driver, reader_of
 from accelerd.devices.files import Files, Unreadable
@@ -15,7 +16,6 @@ from accelerd.devices.host import machine_memory
 from accelerd.devices.inventory import below_sys
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.readings import Readings, Values
-from accelerd.ports import Clock, Roots
 
 ASLEEP = frozenset({"suspended", "suspending"})
 

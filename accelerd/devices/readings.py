@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from accelerd.base.ports import Clock
 from accelerd.devices.files import Unreadable
 from accelerd.devices.model import MemoryPool
-from accelerd.ports import Clock
 
 KEEP = 30.0  # s that a last value is shown for one that cannot be read now
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.helper.book import Book
 from accelerd.helper.gpu import FILE, LevelError
 from accelerd.system.bus_thread import BusThread

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.devices.model import Device
 from accelerd.devices.monitor import Monitor, Uevent
 from accelerd.system.records import NOTICE, event

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 
 Json = dict[str, Any]
 MAX_INDEX = 1024  # choices, or tool calls of one

@@ -6,8 +6,8 @@ import asyncio
 
 from aiohttp import StreamReader, web
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.errors import AccelError
 
 BODY_RATE = 4096  # bytes/s: a body that comes slower for longer than server.body_timeout is given up
 

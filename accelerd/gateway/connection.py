@@ -15,8 +15,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.errors import AccelError
 from accelerd.gateway.fast import Exchange, FastPath, Heads
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.responses import error_response

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from accelerd.base.errors import AccelError
 from accelerd.engines.base import Task
-from accelerd.errors import AccelError
 
 TASKS: Final[dict[str, Task]] = {
     "/v1/chat/completions": "chat",

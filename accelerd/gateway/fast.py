@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
-from accelerd.errors import AccelError
 from accelerd.gateway.peek import DECODERS, peek
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.sweeper import Sweeper

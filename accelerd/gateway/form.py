@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.gateway.peek import MAX_NAME
 
 MAX_PARTS = 64

@@ -16,9 +16,10 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
-from accelerd.errors import AccelError
 from accelerd.gateway.access import Access
 from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.bodies import read_body
@@ -35,7 +36,6 @@ from accelerd.gateway.responses import cors_headers, error_response, json_respon
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.switchboard import Switchboard, Way
 from accelerd.gateway.upstream import JSON, Upstreams
-from accelerd.ports import Clock
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler, Ticket

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import msgspec
 
-from accelerd.errors import AccelError
-from accelerd.names import TRIAL_SUFFIX
+from accelerd.base.errors import AccelError
+from accelerd.base.names import TRIAL_SUFFIX
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter

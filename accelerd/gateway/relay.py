@@ -16,8 +16,8 @@ from typing import Protocol
 import msgspec
 from aiohttp import web
 
-from accelerd import names
-from accelerd.errors import AccelError
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.gateway.endpoints import ANTHROPIC, error_event, event_of
 from accelerd.gateway.framing import FramingError, Head, chunk
 from accelerd.gateway.masked import hidden_error

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from accelerd import names
-from accelerd.errors import AccelError
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.gateway.endpoints import error_body
 
 

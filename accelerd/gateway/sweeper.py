@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from accelerd.base.ports import Clock
 from accelerd.gateway.relay import Relay
-from accelerd.ports import Clock
 
 PERIOD = 5.0  # s: the longest a deadline is missed by
 WHOLE_ANSWER_TIMEOUT = 3600.0  # s: an engine that sends nothing before its plain answer is complete

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerd import names
+from accelerd.base import names
 
 log = logging.getLogger(__name__)
 

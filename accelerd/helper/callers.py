@@ -10,7 +10,7 @@ from typing import Any
 
 from gi.repository import Gio, GLib
 
-from accelerd import names
+from accelerd.base import names
 
 BUS = "org.freedesktop.DBus"
 POLKIT = "org.freedesktop.PolicyKit1"

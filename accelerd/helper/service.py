@@ -11,7 +11,7 @@ from typing import Any
 
 from gi.repository import Gio, GLib
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.helper.book import Book
 from accelerd.helper.callers import Callers
 from accelerd.helper.gpu import LevelError, check_arguments

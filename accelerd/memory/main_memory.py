@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from accelerd.base.ports import Roots
 from accelerd.devices.files import MOST_BYTES, lines, names, text
 from accelerd.devices.host import meminfo
 from accelerd.memory.model import RAM, ForeignUser
 from accelerd.memory.resident import rss
-from accelerd.ports import Roots
 
 GIB: Final = 1 << 30
 MOST_RESERVE: Final = 8 * GIB

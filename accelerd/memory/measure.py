@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from accelerd.base.ports import Clock, Roots
 from accelerd.devices.fdinfo import Holder
 from accelerd.devices.model import Device
 from accelerd.devices.observer import Look, Observer
@@ -22,7 +23,6 @@ from accelerd.memory.model import RAM, ForeignUser, Pool, Seen
 from accelerd.memory.regions import Part, Shape, part, pool_of, shape_of
 from accelerd.memory.resident import Held, Residents
 from accelerd.memory.stall import read_stall
-from accelerd.ports import Clock, Roots
 
 GPU_RESERVE: Final = 256 << 20
 MOST_NAMED: Final = 20

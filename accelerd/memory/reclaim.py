@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from accelerd.base.ports import Clock
 from accelerd.memory.model import RAM, Seen
-from accelerd.ports import Clock
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from accelerd.cgroup import cgroup_of
-from accelerd.ports import Clock, Roots
+from accelerd.base.cgroup import cgroup_of
+from accelerd.base.ports import Clock, Roots
 
 AGAIN: Final = 5.0  # s until the PSS of a process is read again at the earliest …
 SHARE: Final = 100  # … and at least so many times what reading it took: page tables of a large model are long

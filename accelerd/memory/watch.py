@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from accelerd.base.ports import Clock
 from accelerd.devices.model import Device
 from accelerd.memory.model import Pool, Seen
-from accelerd.ports import Clock
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from accelerd import names
 from accelerd.__main__ import command_line
+from accelerd.base import names
 from accelerd.cli import EXIT_STATUSES
 from accelerd.paper.roff import Page, bold, escape, italic
 from accelerd.paper.tree import Node, Option, Word, options_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
-from accelerd.errors import AccelError
 
 NPU, LOCAL = "npu/", "local/"
 

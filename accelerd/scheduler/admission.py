@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import Forecast, Need, Seen
-from accelerd.ports import Clock
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import Limits, Yielded, fitting, lasting_obstacle, never_for, obstacle, outgrown

@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Iterable
 
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast
 from accelerd.memory.npu_rules import first_device
-from accelerd.ports import Clock
 from accelerd.scheduler.admission import Admission, Effects
 from accelerd.scheduler.device_news import DeviceNews
 from accelerd.scheduler.endings import STUCK_AFTER, Endings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from accelerd.errors import InternalError
+from accelerd.base.errors import InternalError
 
 
 class State(StrEnum):

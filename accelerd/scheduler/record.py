@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.instances import Exit
 from accelerd.memory.ledger import Holding, Phase
 from accelerd.memory.model import RAM, Forecast, Need

@@ -11,13 +11,13 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Supervisor
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, Need, Seen
-from accelerd.ports import Clock
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.holds import Dropped

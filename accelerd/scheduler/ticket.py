@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.scheduler.record import Lease, Waiter
 
 

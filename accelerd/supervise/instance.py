@@ -15,27 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit, Facts, Listener
-from accelerd.ports import Clock, Roots
 from accelerd.supervise import outcome, words
-from accelerd.supervise.discreet import Discreet
-from accelerd.supervise.groups import Origin
-from accelerd.supervise.home import Home, HomeError, Leader, Order, Tenant
+from accelerd.supervise.homes.home import Home, HomeError, Leader, Order, Tenant
 from accelerd.supervise.http_probe import ProbeError
 from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.loading import Loading
-from accelerd.supervise.output import TAIL_LINES, JournalFeed, OutputRing
-from accelerd.supervise.processes import Mark, ProcessTable, describe
+from accelerd.supervise.process.discreet import Discreet
+from accelerd.supervise.process.groups import Origin
+from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRing
+from accelerd.supervise.process.processes import Mark, ProcessTable, describe
+from accelerd.supervise.process.race import race
+from accelerd.supervise.process.shortage import LINES, Shortage, shortage
+from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
 from accelerd.supervise.proof import prove
-from accelerd.supervise.race import race
-from accelerd.supervise.shortage import LINES, Shortage, shortage
-from accelerd.supervise.spawn import NoProgram
-from accelerd.supervise.sweep import prepare_socket, remove_socket, sweep
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)

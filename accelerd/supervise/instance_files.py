@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from accelerd.supervise.processes import Mark
+from accelerd.supervise.process.processes import Mark
 from accelerd.system.private import open_private_dir
 
 PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, before it waits

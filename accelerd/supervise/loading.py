@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Cause
 from accelerd.memory.resident import resident, taken_in
-from accelerd.ports import Clock
 from accelerd.supervise import words
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.listen_owner import Owner, tcp_owner
-from accelerd.supervise.output import OutputRing
-from accelerd.supervise.race import race
+from accelerd.supervise.process.listen_owner import Owner, tcp_owner
+from accelerd.supervise.process.output import OutputRing
+from accelerd.supervise.process.race import race
 from accelerd.supervise.ready import Outcome, Verdict, wait_ready
 
 

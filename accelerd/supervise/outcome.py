@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from accelerd.base.errors import AccelError
 from accelerd.engines.base import LaunchPlan
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.supervise import words
-from accelerd.supervise.home import HomeError
-from accelerd.supervise.output import TAIL_LINES
-from accelerd.supervise.spawn import NoProgram
+from accelerd.supervise.homes.home import HomeError
+from accelerd.supervise.process.output import TAIL_LINES
+from accelerd.supervise.process.spawn import NoProgram
 
 BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
-from accelerd.ports import Clock
 from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
-from accelerd.supervise.listen_owner import Owner
+from accelerd.supervise.process.listen_owner import Owner
 from accelerd.supervise.proof import BUSY, prove
 
 FIRST_DELAY: Final = 0.01  # s between looks at the start …

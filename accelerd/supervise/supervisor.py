@@ -12,21 +12,21 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.memory.resident import proportional
-from accelerd.ports import Clock, Roots
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.groups import ProcessGroups
-from accelerd.supervise.home import Closing, Home, HomeError, Unmarked, Untidy
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import Closing, Home, HomeError, Unmarked, Untidy
 from accelerd.supervise.instance import House, Instance
 from accelerd.supervise.kept import Phase, RecordStore, Survivor
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.output import OutputRing
-from accelerd.supervise.processes import Mark, ProcessTable, ProcTable
-from accelerd.supervise.sweep import end_kept, remove_files, remove_sockets, sweep_leftovers
+from accelerd.supervise.process.groups import ProcessGroups
+from accelerd.supervise.process.output import OutputRing
+from accelerd.supervise.process.processes import Mark, ProcessTable, ProcTable
+from accelerd.supervise.process.sweep import end_kept, remove_files, remove_sockets, sweep_leftovers
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.system import records
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")

@@ -16,8 +16,8 @@ from typing import Final
 
 from aiohttp.http_exceptions import HttpProcessingError
 
-from accelerd import names
-from accelerd.ports import Clock, SystemClock
+from accelerd.base import names
+from accelerd.base.ports import Clock, SystemClock
 from accelerd.system.journal import JOURNAL_SOCKET, JournalClient, JournalHandler, is_journal_stream
 from accelerd.system.records import NOTICE, escape, event
 from accelerd.system.terminal import TerminalHandler, wants_colour

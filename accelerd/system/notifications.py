@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from accelerd.ports import Clock
+from accelerd.base.ports import Clock
 from accelerd.system.system_bus import BusError, SystemBus
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import sdnotify
 
-from accelerd.ports import Clock, SystemClock
+from accelerd.base.ports import Clock, SystemClock
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.system import records
 
 PIECE: Final = 4096  # PIPE_BUF: a pipe or terminal that polls writable takes this much without blocking

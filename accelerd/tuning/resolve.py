@@ -15,7 +15,7 @@ from accelerd.config import flags
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Advice, Build, Tuned
-from accelerd.memory.gguf import Header
+from accelerd.estimate.gguf import Header
 from accelerd.tuning.rules import Rule
 from accelerd.tuning.schema import PHYSICAL
 

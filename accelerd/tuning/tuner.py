@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Build, Tuned
-from accelerd.memory.gguf import GgufError, Header, read_header
+from accelerd.estimate.gguf import GgufError, Header, read_header
 from accelerd.tuning import rules as rule_files
 from accelerd.tuning.resolve import situation, tune
 from accelerd.tuning.rules import Rules

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.paths import device_path, model_path
 from tests.bus.world import Client, Desk, blank, furnish

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from accelerd.base.names import BUS_PATH
+from accelerd.base.ports import SystemClock
 from accelerd.bus.desk import Desk, Wares
 from accelerd.bus.paths import model_path
-from accelerd.chronicle import Witnesses
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.config.problems import Problem
+from accelerd.control.evict import Evicting
+from accelerd.control.fit import FitRoutes
+from accelerd.control.operations import rescanning
+from accelerd.control.routes import Control
+from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.devices.model import Device
 from accelerd.engines.base import Endpoint, Traits
-from accelerd.gateway.control import Control
-from accelerd.gateway.control_fit import FitRoutes
-from accelerd.gateway.control_memory import MemoryRoutes
-from accelerd.gateway.evicting import Evicting
 from accelerd.gateway.switchboard import Switchboard
 from accelerd.instances import Cause, Exit, Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen, in_ram
-from accelerd.names import BUS_PATH
-from accelerd.operations import rescanning
-from accelerd.ports import SystemClock
+from accelerd.policy.event_log import Witnesses
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.scheduler.service import Scheduler

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.paths import model_path
 from tests.harness import PATIENCE, Daemon, eventually
 from tests.system.fake_services import Bus

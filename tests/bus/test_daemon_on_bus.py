@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.paths import model_path
 from tests.bus.live import Live, environment
 from tests.daemon.conftest import site

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.errors import BUS_NAMES
+from accelerd.base.names import BUS_ERROR
 from accelerd.bus.xml import interfaces
-from accelerd.errors import BUS_NAMES
-from accelerd.names import BUS_ERROR
 from tests.harness import Daemon, DaemonFactory, dummy_gguf, eventually, fake_model
 from tests.system.fake_services import Bus, private_bus
 

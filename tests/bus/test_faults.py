@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call

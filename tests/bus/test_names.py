@@ -11,9 +11,10 @@ from gi.repository import GLib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd import bus, names
+from accelerd import bus
+from accelerd.base import names
+from accelerd.base.errors import BUS_NAMES, KINDS, AccelError
 from accelerd.bus.paths import device_path, error_name, escape, job_path, model_path, unescape
-from accelerd.errors import BUS_NAMES, KINDS, AccelError
 
 INTERFACES = sorted((Path(bus.__file__).parent / "interfaces").glob("*.xml"))
 SINCE = re.compile(r"^\s*Since: \d+\.\d+$", re.MULTILINE)

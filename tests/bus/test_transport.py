@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call, Variant
 from accelerd.bus.xml import DIRECTORY, interfaces
-from accelerd.errors import AccelError
 from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus

@@ -13,7 +13,7 @@ from typing import Any
 
 from gi.repository import Gio, GLib
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.paths import job_path, model_path
 from accelerd.bus.port import Call

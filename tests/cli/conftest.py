@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.cli import run
 from accelerd.cli.way import Chooser
-from accelerd.ports import Roots
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus, private_bus
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import accelerd.bus
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import BUS_NAMES
 from accelerd.bus.paths import job_path, model_path
-from accelerd.errors import BUS_NAMES
 
 from .fake_daemon import FakeDaemon, Reply, Request, error
 

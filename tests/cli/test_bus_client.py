@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import BUS_NAMES
 from accelerd.bus.paths import job_path
 from accelerd.cli import run
 from accelerd.cli.bus_client import CODES, ERRANDS, BusClient, failure
 from accelerd.cli.bus_link import ERROR, Link, LinkError
 from accelerd.cli.client import Client
 from accelerd.cli.failure import Exit, Failure
-from accelerd.errors import BUS_NAMES
 from tests.harness import eventually
 from tests.system.fake_services import Bus, private_bus
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.cli.commands import devices
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
 from accelerd.cli.output import Output
-from accelerd.ports import Roots
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from accelerd import __version__
+from accelerd.base.ports import Roots
 from accelerd.cli.checks import engine, host, memory, run_all, service
 from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
 from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
@@ -22,7 +23,6 @@ from accelerd.cli.client import Client, Way
 from accelerd.cli.failure import Failure
 from accelerd.devices.troubles import MEMLOCK_FIX
 from accelerd.devices.udev import Entry, PciFunction
-from accelerd.ports import Roots
 
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, status

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.cli.checks import containers, engine, run_all
 from accelerd.cli.checks.base import Check, Outcome, Surroundings
 from accelerd.cli.client import Client
-from accelerd.ports import Roots
 
 from .conftest import Ctl
 from .test_config import gguf

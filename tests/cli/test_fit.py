@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from accelerd import cli
+from accelerd.base.ports import Roots
 from accelerd.cli.commands import fit
 from accelerd.cli.context import Context
 from accelerd.cli.machine import Machine
 from accelerd.cli.output import Output
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.sysfs import SysfsSource
-from accelerd.ports import Roots
 from tests.devices.recorded import fixture, lay_out, machine
 from tests.memory import zoo
 from tests.memory.web import Web, serving

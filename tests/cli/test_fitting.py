@@ -12,11 +12,11 @@ from accelerd.cli.fitting import Fitting, Machine
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.llama_server.forecast import Known, Read, settings_of
-from accelerd.memory.bandwidth import Rate
+from accelerd.estimate.bandwidth import Rate
+from accelerd.estimate.placing import usable
+from accelerd.estimate.tensors import read_model
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Need, Pool
-from accelerd.memory.placing import usable
-from accelerd.memory.tensors import read_model
 from tests.memory import zoo
 
 MIB, GIB = 1 << 20, 1 << 30

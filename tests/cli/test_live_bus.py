@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.cli import run
 from accelerd.cli.way import Chooser
-from accelerd.ports import Roots
 from tests.bus.live import environment
 from tests.daemon.conftest import site
 from tests.daemon.kit import QUICK, Site

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.cli.commands import memory
 from accelerd.cli.context import Context
 from accelerd.cli.memory_view import shared, show
 from accelerd.cli.output import Output
 from accelerd.cli.text import width
-from accelerd.ports import Roots
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error

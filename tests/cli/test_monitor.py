@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.cli import run
 from accelerd.cli.commands.monitor import ordinal

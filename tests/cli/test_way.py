@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.cli.bus_link import BUS, BUS_PATH, Link
 from accelerd.cli.way import Chooser
-from accelerd.ports import Roots
 from tests.harness import ROOT, eventually
 from tests.system.fake_services import Bus, private_bus
 

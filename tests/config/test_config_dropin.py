@@ -12,9 +12,9 @@ import pytest
 from config_home import Home
 
 from accelerd import config
+from accelerd.base.errors import AccelError
 from accelerd.config import ConfigErrors, write_dropin
 from accelerd.config.dropin import file_name
-from accelerd.errors import AccelError
 
 
 def add(home: Home, name: str, overwrite: bool = False, **table: Any) -> Path:

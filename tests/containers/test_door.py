@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from accelerd.supervise.containers.door import Doors
+from accelerd.supervise.homes.containers.door import Doors
 
 
 class House:

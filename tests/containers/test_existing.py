@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint
-from accelerd.ports import SystemClock
-from accelerd.supervise.containers.engine import ContainerEngine
-from accelerd.supervise.containers.existing import ExistingHome
-from accelerd.supervise.containers.tool import Tools
-from accelerd.supervise.containers.toolbox import DistroboxHome
-from accelerd.supervise.home import HomeError
+from accelerd.supervise.homes.containers.engine import ContainerEngine
+from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.toolbox import DistroboxHome
+from accelerd.supervise.homes.home import HomeError
 
 from .standins import install
 from .world import Life, World, find, read, reap

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Fixed, Place
-from accelerd.errors import AccelError
-from accelerd.ports import SystemClock
-from accelerd.supervise.containers import images
-from accelerd.supervise.containers.engine import ContainerEngine
-from accelerd.supervise.containers.existing import ExistingHome
-from accelerd.supervise.containers.places import HomePlaces
-from accelerd.supervise.containers.run import RunHome
-from accelerd.supervise.home import Home, HomeError
+from accelerd.supervise.homes.containers import images
+from accelerd.supervise.homes.containers.engine import ContainerEngine
+from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.places import HomePlaces
+from accelerd.supervise.homes.containers.run import RunHome
+from accelerd.supervise.homes.home import Home, HomeError
 
 from .test_pull import registry_with
 from .world import World

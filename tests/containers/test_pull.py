@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from accelerd.errors import AccelError
-from accelerd.supervise.containers.engine import ContainerEngine
-from accelerd.supervise.containers.pull import Pulled, PullScreen, pull, told_in_lines
-from accelerd.supervise.home import HomeError
+from accelerd.base.errors import AccelError
+from accelerd.supervise.homes.containers.engine import ContainerEngine
+from accelerd.supervise.homes.containers.pull import Pulled, PullScreen, pull, told_in_lines
+from accelerd.supervise.homes.home import HomeError
 from tests.fakes.clock import FakeClock
 
 from .registry import Registry

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.containers.refresh_record import Begun, Left, RefreshRecord
-from accelerd.supervise.home import HomeError
+from accelerd.supervise.homes.containers.refresh_record import Begun, Left, RefreshRecord
+from accelerd.supervise.homes.home import HomeError
 
 BEGUN = Begun("radv", "a" * 64, "swap", ("qwen",), "boot")
 

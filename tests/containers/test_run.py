@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from accelerd.ports import SystemClock
-from accelerd.supervise.containers.engine import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
-from accelerd.supervise.containers.run import RunHome, container_name, groups
-from accelerd.supervise.containers.tool import Tools
-from accelerd.supervise.home import HomeError, Order
+from accelerd.base.ports import SystemClock
+from accelerd.supervise.homes.containers.engine import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
+from accelerd.supervise.homes.containers.run import RunHome, container_name, groups
+from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.home import HomeError, Order
 
 from .standins import install
 from .world import Life, World, find, read, reap

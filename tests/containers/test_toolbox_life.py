@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.containers.handover import inner_environment
-from accelerd.supervise.home import HomeError
-from accelerd.supervise.spawn import NoProgram
+from accelerd.supervise.homes.containers.handover import inner_environment
+from accelerd.supervise.homes.home import HomeError
+from accelerd.supervise.process.spawn import NoProgram
 
 from .world import Life, World, find, parent, read
 
@@ -129,7 +129,7 @@ async def test_working_directory_and_a_login_shell_that_talks(containers: World)
 
 
 async def test_a_login_shell_that_never_comes_to_it(containers: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerd.supervise.containers.toolbox.START_PATIENCE", 1.5)
+    monkeypatch.setattr("accelerd.supervise.homes.containers.toolbox.START_PATIENCE", 1.5)
     with containers.at_login("echo waiting for godot; sleep 61\n"):
         life = Life(containers, containers.toolbox_home(), containers.order())
         with pytest.raises(HomeError, match=r"login shell wait.*waiting for godot"):

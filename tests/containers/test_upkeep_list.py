@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerd.supervise.containers import images
+from accelerd.supervise.homes.containers import images
 
 from .upkeep_world import Upkeep, image
 from .world import World

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from accelerd.errors import AccelError
-from accelerd.supervise.containers.people import People
+from accelerd.base.errors import AccelError
+from accelerd.supervise.homes.containers.people import People
 
 from .upkeep_world import Session, Upkeep, first_name, image
 from .world import World, parent, read

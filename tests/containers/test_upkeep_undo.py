@@ -8,8 +8,8 @@ import logging
 
 import pytest
 
-from accelerd.errors import AccelError
-from accelerd.supervise.containers.refresh import Refresh
+from accelerd.base.errors import AccelError
+from accelerd.supervise.homes.containers.refresh import Refresh
 
 from .upkeep_world import BROKEN, DeadEngine, Died, Session, Upkeep, image
 from .world import World

@@ -13,15 +13,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from accelerd.errors import AccelError
-from accelerd.ports import SystemClock
-from accelerd.supervise.containers.builds import Builds
-from accelerd.supervise.containers.engine import Container, ContainerEngine
-from accelerd.supervise.containers.people import People
-from accelerd.supervise.containers.refresh_kit import Kit, Used
-from accelerd.supervise.containers.refresh_record import RefreshRecord
-from accelerd.supervise.containers.toolbox import ToolboxHome
-from accelerd.supervise.containers.upkeep import ToolboxUpkeep
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import SystemClock
+from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
+from accelerd.supervise.homes.containers.people import People
+from accelerd.supervise.homes.containers.refresh_kit import Kit, Used
+from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
+from accelerd.supervise.homes.containers.toolbox import ToolboxHome
+from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
 
 from .world import PATIENCE, Life, World
 

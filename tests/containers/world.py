@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.containers.held import HeldLeader
-from accelerd.supervise.containers.tool import Tools
-from accelerd.supervise.containers.toolbox import ToolboxHome
-from accelerd.supervise.home import Home, Kept, Order
+from accelerd.supervise.homes.containers.held import HeldLeader
+from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.toolbox import ToolboxHome
+from accelerd.supervise.homes.home import Home, Kept, Order
 from accelerd.supervise.http_probe import ProbeError, status
-from accelerd.supervise.processes import Mark, ProcTable
+from accelerd.supervise.process.processes import Mark, ProcTable
 from tests.system.containers import IMAGE
 from tests.system.systemd_user import REPO
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 
-from accelerd import names
 from accelerd.app import build
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.config import check
 from accelerd.config.model import LlamaServerSettings
+from accelerd.control.routes import Control
 from accelerd.daemon import Daemon
 from accelerd.engines.llama_server import LlamaServer
-from accelerd.gateway.control import Control
-from accelerd.ports import Roots
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 

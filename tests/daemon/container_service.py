@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from accelerd import names
+from accelerd.base import names
 from tests.containers import standins
 from tests.daemon.kit import Site, marked
 from tests.daemon.service import Service, ended

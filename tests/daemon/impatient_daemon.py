@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
-from accelerd import names
 from accelerd.app import build
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.ports import Roots
 from accelerd.supervise.limits import Limits
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock

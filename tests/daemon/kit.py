@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from accelerd import names
+from accelerd.base import names
 from tests.harness import FAKE, Daemon, dummy_gguf, eventually, fake_model, streaming
 
 # A retry that a test can wait for, and a client that hears at once that it waits.

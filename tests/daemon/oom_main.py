@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.app import make_homes, serve
-from accelerd.ports import Roots
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.home import Home, Leader, Order
-from accelerd.supervise.systemd import SystemdHome
+from accelerd.base.ports import Roots
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import Home, Leader, Order
+from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.system import logs
 from accelerd.system.journal import JournalClient, JournalHandler
 

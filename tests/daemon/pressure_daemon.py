@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from accelerd import names
 from accelerd.app import build
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.config import check
 from accelerd.devices.udev import Entry
-from accelerd.ports import Roots
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from accelerd import names
+from accelerd.base import names
 from tests.daemon.kit import Site, marked
 from tests.harness import Daemon, eventually
 from tests.system.systemd_user import REPO, UserManager, free_port

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from accelerd import __version__, names
+from accelerd import __version__
+from accelerd.base import names
 from tests.daemon.service import SERVICE, Service, installed
 from tests.harness import eventually
 from tests.system.systemd_user import REPO, UserManager

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from accelerd import __version__
-from accelerd.errors import AccelError
-from accelerd.gateway.control import Control
+from accelerd.base.errors import AccelError
+from accelerd.control.routes import Control
 from tests.daemon.kit import QUICK, Site, side_by_side
 from tests.harness import ROOT, Daemon, DaemonFactory, UnixConnection, eventually
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from accelerd.config.model import ModelSpec
-from accelerd.device_guard import DeviceGuard
 from accelerd.devices.model import Device
 from accelerd.instances import Cause
 from accelerd.memory.model import Need
+from accelerd.policy.device_loss import DeviceGuard
 from accelerd.scheduler.lifecycle import State
 from tests.devices.told import Told
 

@@ -6,13 +6,13 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+from accelerd.base.ports import SystemClock
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
+from accelerd.control.model_info import Insight
 from accelerd.daemon import Daemon
-from accelerd.insight import Insight
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
-from accelerd.ports import SystemClock
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
 

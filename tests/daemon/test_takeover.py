@@ -13,12 +13,12 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.home import Kept
+from accelerd.policy.takeover import NoSuccessor, UnitSuccessor, reap, take_over
+from accelerd.supervise.homes.home import Kept
+from accelerd.supervise.homes.user_manager import ManagerError
 from accelerd.supervise.kept import Phase, Record, Survivor, fingerprint
-from accelerd.supervise.processes import Mark
-from accelerd.supervise.user_manager import ManagerError
+from accelerd.supervise.process.processes import Mark
 from accelerd.system.lock import InstanceLock
-from accelerd.takeover import NoSuccessor, UnitSuccessor, reap, take_over
 
 
 class Answers:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
 from tests.daemon.kit import QUICK
 from tests.harness import eventually

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from tests.daemon.container_service import ContainerService, container_service
 from tests.daemon.kit import QUICK, marked
 from tests.daemon.service import SERVICE

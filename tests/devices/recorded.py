@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.ports import Roots
+from accelerd.base.ports import Roots
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {

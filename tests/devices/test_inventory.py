@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.devices import Device, MemoryPool, Trouble, inventory
 from accelerd.devices.host import Host, machine_memory
 from accelerd.devices.inventory import Inventory, device_name
 from accelerd.devices.troubles import ACCEL_FIX, GROUPS_FIX
 from accelerd.devices.udev import Entry, PciFunction
-from accelerd.ports import Roots
 
 AMD = PciFunction("0000:c1:00.0", "amdgpu", "1002", "1586", 0x038000, Path("/sys/devices/pci0/c1"))
 NPU = PciFunction("0000:c2:00.1", "amdxdna", "1022", "17f0", 0x118000, Path("/sys/devices/pci0/c2"))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, PerformanceSettings
+from accelerd.control.model_info import device_of
 from accelerd.devices import Device
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.keeper import LevelKeeper
@@ -20,9 +22,7 @@ from accelerd.devices.level import Reading, Rules
 from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.helper.gpu import LevelError
-from accelerd.insight import device_of
-from accelerd.performance import Performance
-from accelerd.ports import SystemClock
+from accelerd.policy.clock_boost import Performance
 from accelerd.system.system_bus import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
 

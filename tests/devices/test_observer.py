@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.devices import nvml
 from accelerd.devices.choice import first_gpu
 from accelerd.devices.fdinfo import Holder
@@ -17,7 +18,6 @@ from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.observer import Observer, rest
 from accelerd.devices.readings import Frequency, Readings
 from accelerd.devices.sysfs import SysfsSource
-from accelerd.ports import Roots
 from tests.devices.recorded import link, machine
 from tests.devices.strix_halo import NPU_LOAD, metrics
 from tests.devices.test_fdinfo import AMDGPU, process

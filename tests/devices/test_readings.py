@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.devices.files import TRIES, Files, Unreadable, read_bytes
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import KEEP, Frequency
-from accelerd.ports import Roots
 from tests.devices.recorded import machine
 from tests.devices.strix_halo import metrics
 from tests.fakes.clock import FakeClock

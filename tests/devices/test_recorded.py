@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.devices.host import read_host
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device
 from accelerd.devices.reader import DeviceReader
 from accelerd.devices.sysfs import SysfsSource
-from accelerd.ports import Roots
 from tests.devices.recorded import TREES, fixture, lay_out, machine
 from tests.fakes.clock import FakeClock
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import Observer
 from accelerd.devices.watch import DeviceWatch, Diff
 from accelerd.memory.measure import Meter
-from accelerd.ports import Roots, SystemClock
 from tests.devices import strix_halo
 from tests.devices.strix_halo import GIB, GPU, GPU_SLOT, GTT, GTT_USED, NPU_LOAD, NPU_SLOT, VRAM, VRAM_USED
 from tests.devices.umock import testbed

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec, Origin, Sampling
 from accelerd.engines.base import Endpoint
 from accelerd.engines.llama_server.argv import CommandLine, build
 from accelerd.engines.llama_server.features import Features, parse_help
-from accelerd.errors import AccelError
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR
 
 UNIX = Endpoint(unix="/run/user/1000/accelerd/instances/m-1.sock")

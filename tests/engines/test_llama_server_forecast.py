@@ -16,7 +16,7 @@ from accelerd.engines.base import Build, Endpoint, Fixed
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
 from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, settings_of
-from accelerd.memory.estimate import REPACKED, Settings
+from accelerd.estimate.estimate import REPACKED, Settings
 from accelerd.memory.model import RAM, Forecast
 from tests.memory.gguf_maker import string, u32, write
 from tests.models import make_model

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.engines.base import LaunchPlan
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.files import footprint
-from accelerd.errors import AccelError
 from tests.engines.helps import OLDER, THIS_YEAR, model_file, program
 
 SYSTEM_PATH = os.environ["PATH"]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from accelerd.supervise.user_manager import UNIT_EXISTS, ManagerError, Property
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError, Property
 
 
 class FakeUnit:

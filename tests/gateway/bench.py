@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import uvloop
 
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, Route, SchedulerSettings, ServerSettings
 from accelerd.engines.base import Dialect, Endpoint, Task, Traits
 from accelerd.gateway.connection import ClientConnection
@@ -25,7 +26,6 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, Need, in_ram
-from accelerd.ports import SystemClock
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.scheduler.service import Scheduler

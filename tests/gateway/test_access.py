@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.errors import AccelError
 from accelerd.gateway.access import Access, host_name, read_keys
 
 GOOD = {"Host": "localhost:4000"}

@@ -20,11 +20,11 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 import accelerd.gateway.connection as connection_module
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.connection import ClientConnection, Server
 from accelerd.gateway.relay import Sent
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.ports import SystemClock
 from tests.gateway.bench import on_both_loops, until
 from tests.gateway.client import Client, request
 

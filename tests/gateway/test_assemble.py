@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.gateway.assemble import ask_for_stream, assemble
 
 DONE = b"data: [DONE]\n\n"

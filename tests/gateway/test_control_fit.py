@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
-from accelerd.errors import AccelError
-from accelerd.gateway.control_fit import FitRoutes
+from accelerd.control.fit import FitRoutes
 from accelerd.memory.learned import Entry, Learned
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen, Stall

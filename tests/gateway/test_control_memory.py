@@ -11,8 +11,8 @@ from typing import Any
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import RawTestServer
 
-from accelerd.errors import AccelError
-from accelerd.gateway.control_memory import MemoryRoutes
+from accelerd.base.errors import AccelError
+from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool
 from accelerd.scheduler.endings import STUCK_AFTER

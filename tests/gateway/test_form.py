@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.gateway.form import MAX_PARTS, boundary_of, content_type, read_form
 from accelerd.gateway.peek import MAX_NAME
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import KINDS, AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Traits
-from accelerd.errors import KINDS, AccelError
 from tests.gateway.bench import SSE_HEAD, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import Response, request
 

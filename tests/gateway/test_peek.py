@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.gateway.peek import MAX_ITEMS, peek
 
 CHAT = "/v1/chat/completions"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN, Collector, Relay, response_head
 from accelerd.scheduler.record import Lease, Record

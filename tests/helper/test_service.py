@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from tests.harness import eventually
 from tests.helper.world import APU, CARD, Caller, Refused, World, world
 

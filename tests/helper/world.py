@@ -23,7 +23,7 @@ import psutil
 import pytest
 from gi.repository import Gio, GLib
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.helper.gpu import FILE
 from tests.harness import eventually
 

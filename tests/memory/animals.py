@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerd.memory.gguf import Header
-from accelerd.memory.tensors import TYPES, Model, Tensor
+from accelerd.estimate.gguf import Header
+from accelerd.estimate.tensors import TYPES, Model, Tensor
 
 MIB = 1 << 20
 NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}

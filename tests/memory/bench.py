@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices import fdinfo
 from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import Observer
 from accelerd.memory.main_memory import largest
 from accelerd.memory.measure import Meter
 from accelerd.memory.resident import shared
-from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.groups import Origin, ProcessGroups
-from accelerd.supervise.processes import Mark
+from accelerd.supervise.process.groups import Origin, ProcessGroups
+from accelerd.supervise.process.processes import Mark
 
 SLEEPER = """
 import mmap, os, sys

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from accelerd.memory.estimate import Settings, estimate
-from accelerd.memory.tensors import read_model
+from accelerd.estimate.estimate import Settings, estimate
+from accelerd.estimate.tensors import read_model
 from tests.memory import zoo
 
 ROUNDS = 9

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerd.base.ports import Roots
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.observer import Observer
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import Pool, Seen
-from accelerd.ports import Roots
 from tests.devices.recorded import machine
 from tests.devices.test_fdinfo import process
 from tests.fakes.clock import FakeClock

@@ -10,9 +10,9 @@ import pytest
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.sysfs import SysfsSource
-from accelerd.memory import bandwidth
-from accelerd.memory.bandwidth import Rate, Reads, of_device, of_processor, reads, speed, table
-from accelerd.memory.copy_speed import CopySpeed, copy_speed
+from accelerd.estimate import bandwidth
+from accelerd.estimate.bandwidth import Rate, Reads, of_device, of_processor, reads, speed, table
+from accelerd.estimate.copy_speed import CopySpeed, copy_speed
 from tests.devices.recorded import TREES, fixture, lay_out, machine
 
 GIB, GB = 1 << 30, 1e9

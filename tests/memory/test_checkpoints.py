@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.memory.estimate import Settings, estimate
-from accelerd.memory.placing import options
-from accelerd.memory.tensors import read_model
+from accelerd.estimate.estimate import Settings, estimate
+from accelerd.estimate.placing import options
+from accelerd.estimate.tensors import read_model
 from tests.memory import zoo
 
 

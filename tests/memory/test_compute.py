@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from accelerd.memory.compute import build
-from accelerd.memory.compute.graph import Graph
-from accelerd.memory.compute.place import Buffer, sizes
-from accelerd.memory.estimate import Settings, estimate
+from accelerd.estimate.compute import build
+from accelerd.estimate.compute.graph import Graph
+from accelerd.estimate.compute.place import Buffer, sizes
+from accelerd.estimate.estimate import Settings, estimate
 from tests.memory.animals import MIB, animal
 
 

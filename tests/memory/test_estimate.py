@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from accelerd.memory.estimate import PROGRAM, Settings, estimate
-from accelerd.memory.facts import facts
-from accelerd.memory.gguf import Header
-from accelerd.memory.tensors import Model, Tensor
+from accelerd.estimate.estimate import PROGRAM, Settings, estimate
+from accelerd.estimate.facts import facts
+from accelerd.estimate.gguf import Header
+from accelerd.estimate.tensors import Model, Tensor
 from tests.memory.animals import MIB, animal, tensor
 
 NOTHING = Model(Header(3, 0), {}, ())

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.memory.estimate import Estimate, Settings, estimate
-from accelerd.memory.gguf import Header
-from accelerd.memory.tensors import Model, Tensor
+from accelerd.estimate.estimate import Estimate, Settings, estimate
+from accelerd.estimate.gguf import Header
+from accelerd.estimate.tensors import Model, Tensor
 from tests.memory.animals import animal
 
 QUICK = settings(max_examples=60, deadline=None)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.memory.estimate import REPACKED, Settings, estimate
-from accelerd.memory.tensors import read_model
+from accelerd.estimate.estimate import REPACKED, Settings, estimate
+from accelerd.estimate.tensors import read_model
 from tests.memory import reported, zoo, zoo_report
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.memory.gguf import LONGEST_ARRAY, GgufError, Header, read_header
+from accelerd.estimate.gguf import LONGEST_ARRAY, GgufError, Header, read_header
 from tests.memory.gguf_maker import header, model, numbers, string, strings, text, u32, value
 from tests.models import make_model
 

@@ -11,9 +11,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.control.remembered import StateStore
 from accelerd.memory.learned import KEPT, Entry, Learned, improved
 from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
-from accelerd.system.state import StateStore
 
 MIB = 1 << 20
 GIB = 1 << 30

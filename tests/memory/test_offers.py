@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelerd.estimate.offers import Offer, clause, fits, largest_context, offers
 from accelerd.memory.model import RAM, Need
-from accelerd.memory.offers import Offer, clause, fits, largest_context, offers
 
 MIB = 1 << 20
 PER_TOKEN = {None: 4096, "q8_0": 2176, "q4_0": 1152}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from accelerd.devices.model import Device, MemoryPool, Trouble
-from accelerd.memory.estimate import Settings, estimate
+from accelerd.estimate.estimate import Settings, estimate
+from accelerd.estimate.placing import divided, options, room, usable
 from accelerd.memory.model import RAM, Need
-from accelerd.memory.placing import divided, options, room, usable
 from tests.memory.animals import MIB, animal
 
 GIB = 1 << 30

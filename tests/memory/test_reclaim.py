@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
 from accelerd.memory.watch import MemoryWatch
-from accelerd.ports import SystemClock
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.reclaim import Reclaim, Watch
 from tests.fakes.clock import FakeClock

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.memory import remote
-from accelerd.memory.remote import BUDGET, RangeFile, RemoteError, choose, page, part_urls, read_remote
-from accelerd.memory.tensors import read_model
+from accelerd.estimate import remote
+from accelerd.estimate.remote import BUDGET, RangeFile, RemoteError, choose, page, part_urls, read_remote
+from accelerd.estimate.tensors import read_model
 from tests.memory import zoo
 from tests.memory.web import Web, serving
 

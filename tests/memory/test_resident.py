@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.memory.model import Stall
 from accelerd.memory.resident import AGAIN, Held, Residents, counted, proportional, resident, shared, taken_in
 from accelerd.memory.stall import read_stall
-from accelerd.ports import Roots, SystemClock
 from tests.memory.machines import GIB, MIB, Machine
 
 ME = os.getpid()

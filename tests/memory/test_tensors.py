@@ -11,8 +11,8 @@ from pathlib import Path
 import gguf
 import pytest
 
-from accelerd.memory.gguf import GgufError
-from accelerd.memory.tensors import TYPES, ModelReader, Tensor, identity, read_model, read_part, row_bytes
+from accelerd.estimate.gguf import GgufError
+from accelerd.estimate.tensors import TYPES, ModelReader, Tensor, identity, read_model, read_part, row_bytes
 from tests.memory import zoo
 from tests.memory.gguf_maker import file_of, string, strings, u32, value, write
 from tests.models import make_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.memory import gguf
+from accelerd.estimate import gguf
 from tests.memory.reported import MIB, Report, Settings, parse, projected, reported
 from tests.memory.zoo import LOADABLE, ZOO, Model, make
 from tests.memory.zoo_report import rows, settings_of

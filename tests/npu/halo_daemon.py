@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
-from accelerd import names
 from accelerd.app import build
+from accelerd.base import names
+from accelerd.base.ports import Roots
 from accelerd.config import check
 from accelerd.devices.udev import Entry, PciFunction
-from accelerd.ports import Roots
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 

@@ -20,15 +20,15 @@ from typing import Any
 
 import psutil
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.engines.lemonade import Lemonade
 from accelerd.instances import Cause, Exit
-from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.home import Home
-from accelerd.supervise.homes import HomeChoice
-from accelerd.supervise.lemonade import LemonadeHome
-from accelerd.supervise.lemonade.own import OwnServer
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import Home
+from accelerd.supervise.homes.homes import HomeChoice
+from accelerd.supervise.homes.lemonade import LemonadeHome
+from accelerd.supervise.homes.lemonade.own import OwnServer
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.harness import eventually, free_port
 from tests.supervise.house import PATIENCE, Heard

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan
 from accelerd.engines.flm.engine import Flm
-from accelerd.errors import AccelError
 from accelerd.memory.model import RAM
 from tests.npu.kit import FlmOnPath
 

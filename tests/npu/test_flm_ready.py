@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.ports import SystemClock
-from accelerd.supervise.discreet import LONGEST, Discreet
-from accelerd.supervise.listen_owner import Owner
+from accelerd.supervise.process.discreet import LONGEST, Discreet
+from accelerd.supervise.process.listen_owner import Owner
 from accelerd.supervise.ready import Outcome, Verdict, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}

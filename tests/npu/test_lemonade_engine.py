@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import LemonadeSettings, ModelSpec, Sampling
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.lemonade import Lemonade, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Listed, release
-from accelerd.errors import AccelError
 from accelerd.memory.model import RAM, Claim
 
 NPU = Device("npu", "RyzenAI-npu5", driver="amdxdna", slot="0000:c6:00.1", columns=8)

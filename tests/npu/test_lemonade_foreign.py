@@ -13,7 +13,7 @@ import pytest
 
 from accelerd.config.model import LemonadeSettings
 from accelerd.instances import Cause
-from accelerd.supervise.processes import ProcTable
+from accelerd.supervise.process.processes import ProcTable
 from tests.harness import eventually, free_port
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeHouse, foreign
 

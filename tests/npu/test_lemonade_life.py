@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause
 from accelerd.supervise.http_probe import status
-from accelerd.supervise.processes import ProcTable
+from accelerd.supervise.process.processes import ProcTable
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, LemonadeHouse
 from tests.supervise.house import alive
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import Roots
 from accelerd.instances import Cause
-from accelerd.ports import Roots
-from accelerd.supervise.lemonade import program
-from accelerd.supervise.processes import ProcTable
-from accelerd.supervise.spawn import NoProgram
+from accelerd.supervise.homes.lemonade import program
+from accelerd.supervise.process.processes import ProcTable
+from accelerd.supervise.process.spawn import NoProgram
 from tests.npu.lemonade_kit import EMBED, QWEN, REAL, LemonadeHouse
 from tests.supervise.house import alive
 

@@ -18,16 +18,16 @@ from accelerd.cli.device_view import show as show_devices
 from accelerd.cli.memory_view import show as show_memory
 from accelerd.cli.output import Output
 from accelerd.config.model import Config, ModelSpec
-from accelerd.device_guard import DeviceGuard
+from accelerd.control.known_conflicts import RULES, Hazards, Seat, found, taking_turns
+from accelerd.control.model_info import device_of
+from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.model import Device
-from accelerd.hazards import RULES, Hazards, Seat, found, taking_turns
-from accelerd.insight import device_of
 from accelerd.instances import Cause, Facts
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, Need, Pool, Seen
 from accelerd.memory.report import ledger_of, report
-from accelerd.npu_report import claims_of, use_of
-from accelerd.performance import Performance
+from accelerd.policy.clock_boost import Performance
+from accelerd.policy.device_loss import DeviceGuard
 from accelerd.scheduler.lifecycle import State
 from tests.devices.told import Told
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
 from tests.packaging.test_scripts import Machine
 
 __all__ = ["machine"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from accelerd.app import serve
-from accelerd.ports import Roots
+from accelerd.base.ports import Roots
 from accelerd.system import logs
 from tests.harness import Daemon
 

@@ -279,7 +279,7 @@ def test_D20_secret_is_in_the_environment_only(tiny: str, tmp_path: Path) -> Non
 
 def test_D24_underscores_do_not_smuggle_a_key_past_the_refusal(tiny: str, tmp_path: Path) -> None:
     """llama-server reads --api_key as --api-key; so do we."""
-    from accelerd.errors import AccelError
+    from accelerd.base.errors import AccelError
 
     async def scenario() -> None:
         with pytest.raises(AccelError, match="extra_args --api-key"):

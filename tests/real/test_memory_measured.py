@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import Observer
@@ -17,7 +18,6 @@ from accelerd.memory.measure import Meter
 from accelerd.memory.model import RAM, Seen
 from accelerd.memory.resident import proportional
 from accelerd.memory.watch import MemoryWatch
-from accelerd.ports import Roots, SystemClock
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine

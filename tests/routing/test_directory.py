@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
-from accelerd.errors import AccelError
 from accelerd.routing.directory import Directory
 
 ON_NPU = {"small", "npu/tiny", "clash"}

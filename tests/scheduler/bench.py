@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, Need, in_ram
 from accelerd.scheduler.core import Core

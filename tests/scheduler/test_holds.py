@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import SchedulerSettings
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import State

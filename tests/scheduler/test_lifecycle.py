@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.errors import InternalError
+from accelerd.base.errors import InternalError
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, TABLE, Event, State, mermaid, step
 
 DOC = Path(__file__).parents[2] / "docs" / "lifecycle.md"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import SchedulerSettings
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import State

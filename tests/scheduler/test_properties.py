@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State

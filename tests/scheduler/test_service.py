@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import RAM, Forecast, Need, in_ram
-from accelerd.ports import SystemClock
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.reclaim import Changed, MainMemory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelerd.errors import AccelError
+from accelerd.base.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.scheduler.endings import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State

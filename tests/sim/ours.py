@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.errors import AccelError
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
 from accelerd.memory.pressure import Pressure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.processes import ProcTable
+from accelerd.supervise.process.processes import ProcTable
 from tests.settled import pytest_pyfunc_call, settled
 from tests.supervise.house import House
 from tests.supervise.units import Units

@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.instances import Exit
-from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.home import Home, Leader, Order
-from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import Home, Leader, Order
+from accelerd.supervise.homes.homes import HomeChoice
+from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.systemd import SystemdHome
-from accelerd.supervise.user_manager_bus import BusUserManager
 from tests.supervise.house import FakeEngine
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan, Traits
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
-from accelerd.ports import Roots, SystemClock
 from accelerd.supervise.supervisor import ProcessSupervisor
 
 FAKE_SERVER = Path(__file__).parent.parent / "fakes" / "fake_server.py"

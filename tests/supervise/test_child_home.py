@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.cgroup import Cgroup, cgroup_of, find_cgroup
+from accelerd.base.cgroup import Cgroup, cgroup_of, find_cgroup
 from accelerd.instances import Cause
-from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.homes.child_home import ChildHome
 from tests.supervise.house import House
 
 

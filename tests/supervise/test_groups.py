@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd import names
-from accelerd.supervise.groups import Origin, ProcessGroups
-from accelerd.supervise.processes import Mark
+from accelerd.base import names
+from accelerd.supervise.process.groups import Origin, ProcessGroups
+from accelerd.supervise.process.processes import Mark
 from tests.supervise.house import House
 
 

@@ -17,11 +17,11 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.containers.held import Gone, hold
-from accelerd.supervise.home import Kept
+from accelerd.supervise.homes.containers.held import Gone, hold
+from accelerd.supervise.homes.home import Kept
 from accelerd.supervise.kept import KeptRecord, Phase, Record, RecordStore, Survivor, fingerprint
-from accelerd.supervise.processes import Mark, ProcTable
-from accelerd.supervise.sweep import remove_files
+from accelerd.supervise.process.processes import Mark, ProcTable
+from accelerd.supervise.process.sweep import remove_files
 
 OWNER = "/run/user/1000/accelerd"
 SPEC = ModelSpec("m", path="/models/m.gguf")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from accelerd.supervise.output import CUT_MARK, LINE_BYTES, RING_BYTES, JournalFeed, OutputRing, printable
+from accelerd.supervise.process.output import CUT_MARK, LINE_BYTES, RING_BYTES, JournalFeed, OutputRing, printable
 from tests.supervise.house import House
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.instances import Cause
-from accelerd.supervise.listen_owner import Owner, tcp_owner
+from accelerd.supervise.process.listen_owner import Owner, tcp_owner
 from tests.supervise.house import FAKE_SERVER, House, alive, free_port
 
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 import uvloop
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
-from accelerd.errors import AccelError
 from accelerd.instances import PERMANENT, Cause
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.spawn import Child, Spawner
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.process.spawn import Child, Spawner
 from tests.supervise.house import House, alive
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.ports import SystemClock
 from accelerd.instances import Cause
-from accelerd.ports import SystemClock
-from accelerd.supervise.child_home import ChildHome
+from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.processes import Mark, Process, ProcTable
-from accelerd.supervise.spawn import Child, Spawner
+from accelerd.supervise.process.processes import Mark, Process, ProcTable
+from accelerd.supervise.process.spawn import Child, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.supervise.house import Heard, House, alive
 

@@ -15,8 +15,8 @@ from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.instances import Cause
 from accelerd.supervise.kept import Record, RecordStore, record_of
-from accelerd.supervise.processes import Mark
-from accelerd.supervise.shortage import LINES, Shortage, shortage
+from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.process.shortage import LINES, Shortage, shortage
 from accelerd.supervise.words import got_no_memory
 from tests.models import make_model
 from tests.supervise.house import House

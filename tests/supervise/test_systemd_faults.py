@@ -13,14 +13,14 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.home import HomeError
-from accelerd.supervise.homes import HomeChoice
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import HomeError
+from accelerd.supervise.homes.homes import HomeChoice
+from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.transient_unit import second_name, unit_name
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError
 from accelerd.supervise.kept import Record, RecordStore, Survivor
-from accelerd.supervise.processes import Mark
-from accelerd.supervise.systemd import SystemdHome
-from accelerd.supervise.transient_unit import second_name, unit_name
-from accelerd.supervise.user_manager import UNIT_EXISTS, ManagerError
+from accelerd.supervise.process.processes import Mark
 from tests.fakes.user_manager import FakeUserManager
 from tests.supervise.house import House, alive
 
@@ -117,7 +117,7 @@ async def test_start_that_is_refused_leaves_nothing(house: House, manager: FakeU
 
 
 async def test_unit_that_never_begins(house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerd.supervise.systemd.START_TIMEOUT", 0.3)
+    monkeypatch.setattr("accelerd.supervise.homes.systemd.START_TIMEOUT", 0.3)
     manager.edit = lambda properties: properties | {"ActiveState": "activating"}
     async with house:
         exit = await house.gone(house.start())

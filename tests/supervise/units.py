@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerd import names
+from accelerd.base import names
 from tests.system.systemd_user import UserManager, wait_until
 
 PATIENCE = 20.0  # s

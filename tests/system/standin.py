@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from accelerd.ports import Roots
+from accelerd.base.ports import Roots
 from accelerd.system import activation, logs
 from accelerd.system.lock import InstanceLock
 from accelerd.system.notify import Notifier, Watchdog

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from accelerd.ports import SystemClock
+from accelerd.base.ports import SystemClock
 from accelerd.system.battery import watch_battery
 from accelerd.system.inhibitor import LOGIND, MANAGER, PATH, SleepGuard, watch_sleep
 from accelerd.system.notifications import Note, Notifications

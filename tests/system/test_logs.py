@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp.http_exceptions import BadStatusLine
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.system.journal import JournalClient, JournalHandler, is_journal_stream, priority, serialize
 from accelerd.system.logs import NOTICE, PeerLimit, configure, escape, event
 from accelerd.system.terminal import TerminalHandler, wants_colour

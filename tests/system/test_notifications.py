@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerd.ports import SystemClock
+from accelerd.base.ports import SystemClock
 from accelerd.system.notifications import AT_ONCE, Note, Notifications, condensed, plain
 from accelerd.system.system_bus import SystemBus
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.control.remembered import MODELS_KEPT, StateStore
 from accelerd.memory.learned import Entry
-from accelerd.system.state import MODELS_KEPT, StateStore
 from accelerd.system.statefile import AtomicFile
 
 

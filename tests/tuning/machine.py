@@ -7,7 +7,7 @@ from typing import Any
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Build, Tuned
-from accelerd.memory.gguf import Header
+from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import situation, tune
 from accelerd.tuning.rules import Rule, packaged
 

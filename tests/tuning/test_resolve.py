@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec, Origin
-from accelerd.memory.gguf import Header
+from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import holds, situation
 from accelerd.tuning.rules import Rule
 from tests.tuning.machine import CORES, CPU, DENSE, GEFORCE, GIB, MOE, RADEON, STRIX_HALO, build, changes, own, tuned

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import accelerd
+from accelerd.base.ports import Roots
 from accelerd.cli.client import Reach
 from accelerd.cli.failure import Failure
 from accelerd.devices.udev import UdevSource
-from accelerd.ports import Roots
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from accelerd.base.errors import AccelError
 from accelerd.cli.checks.base import Check, Surroundings
 from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
-from accelerd.errors import AccelError
 
 ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own
 

@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import Iterator
 
+from accelerd.base.errors import AccelError
 from accelerd.cli.checks.base import Check, Surroundings
 from accelerd.cli.text import printable
-from accelerd.errors import AccelError
 
 MIB = 1 << 20
 

@@ -15,12 +15,12 @@ MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss 
 
 
 def memory(s: Surroundings) -> Iterator[Check]:
+    from accelerd.base.ports import SystemClock
     from accelerd.devices.observer import Observer
     from accelerd.engines.llama_server.forecast import Forecaster
     from accelerd.memory.ledger import Ledger
     from accelerd.memory.measure import Meter
     from accelerd.memory.model import RAM
-    from accelerd.ports import SystemClock
 
     found = machine_memory(s.roots)
     if found is None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from accelerd.cli.checks.base import Check, Surroundings
 from accelerd.cli.failure import Failure
+from accelerd.control.known_conflicts import RULES
 from accelerd.devices import kfd
 from accelerd.devices.files import text
-from accelerd.hazards import RULES
 from accelerd.memory.npu_rules import NPU_ENGINES
 
 ROCM = next(rule for rule in RULES if rule.id == "rocm-beside-flm")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import accelerd
-from accelerd import __version__, names
+from accelerd import __version__
+from accelerd.base import names
 from accelerd.cli.checks.base import Check, Level, Surroundings
 from accelerd.cli.checks.units import manager
 from accelerd.cli.failure import Failure

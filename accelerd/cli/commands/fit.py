@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerd.config.model import ModelSpec
     from accelerd.devices.model import Device
     from accelerd.engines.base import Build
-    from accelerd.memory.bandwidth import Rate
+    from accelerd.estimate.bandwidth import Rate
     from accelerd.memory.model import Need
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -122,7 +122,7 @@ def wanted(args: argparse.Namespace, devices: tuple[Device, ...]) -> dict[str, A
 
 def slot_of(text: str, devices: tuple[Device, ...]) -> str:
     """The id of a usable GPU. Failure with those that there are."""
-    from accelerd.memory.placing import usable
+    from accelerd.estimate.placing import usable
 
     here = {gpu.id: gpu for gpu in usable(devices)}
     found = next((id for id in here if text.lower() in (id, id.removeprefix("0000:"))), None)
@@ -166,7 +166,7 @@ def judged(
 
     from accelerd.cli import fitting
     from accelerd.engines.llama_server.forecast import Forecaster, Known, settings_of
-    from accelerd.memory.placing import usable
+    from accelerd.estimate.placing import usable
     from accelerd.memory.report import ledger_of
 
     spec, build, notes = settled(context, subject, settings, devices)
@@ -202,9 +202,9 @@ def settled(
     context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
 ) -> tuple[ModelSpec, Build | None, list[str]]:
     """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
+    from accelerd.base.errors import AccelError
     from accelerd.engines.base import Tuned
     from accelerd.engines.llama_server.engine import LlamaServer
-    from accelerd.errors import AccelError
     from accelerd.tuning.resolve import situation, tune
     from accelerd.tuning.tuner import RuleTuner, device_for
 
@@ -238,8 +238,8 @@ def settled(
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:
     """How fast a pool is read; main memory is measured when that is first asked."""
     from accelerd.devices.host import machine_memory
-    from accelerd.memory import bandwidth
-    from accelerd.memory.copy_speed import CopySpeed
+    from accelerd.estimate import bandwidth
+    from accelerd.estimate.copy_speed import CopySpeed
     from accelerd.memory.model import RAM
     from accelerd.tuning.tuner import physical_cores
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from accelerd import names
+from accelerd.base import names
 from accelerd.cli.client import Reach, not_running
 from accelerd.cli.context import Context
 from accelerd.cli.daytime import moment

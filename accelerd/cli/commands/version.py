@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from accelerd import __version__, names
+from accelerd import __version__
+from accelerd.base import names
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag
 from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 LEAST_CONTEXT: Final = 512

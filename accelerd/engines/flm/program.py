@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.engines.flm.catalogue import Known, of_listing
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 Which = Callable[[str, str], str | None]  # name, search path → file

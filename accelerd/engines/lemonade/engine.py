@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits
@@ -21,7 +22,6 @@ from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
 from accelerd.engines.lemonade.traits import traits
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
 

@@ -13,8 +13,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.lemonade.catalogue import Catalogue, Known
 from accelerd.engines.lemonade.traits import device, traits
+from accelerd.estimate.placing import usable
 from accelerd.memory.model import RAM, Claim, Forecast, Need
-from accelerd.memory.placing import usable
 
 # Recipe → the family of the NPU's contexts.
 FAMILY: Final[Mapping[str, str]] = {"flm": "flm", "ryzenai-llm": "ryzenai-llm", "whispercpp": "whispercpp"}

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 # What Lemonade writes on the command line of a llama-server itself, and how accelerd is told instead.

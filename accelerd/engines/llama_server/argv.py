@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Advice, Endpoint, Flag
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
 from accelerd.engines.llama_server.features import Features, Option
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 BUILT_IN: Final = "built-in"

@@ -13,8 +13,8 @@ import signal
 from collections.abc import Mapping
 from typing import Final
 
+from accelerd.base.errors import AccelError
 from accelerd.engines.base import Answer
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 log = logging.getLogger(__name__)

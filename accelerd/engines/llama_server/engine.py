@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from accelerd import names
+from accelerd.base import names
+from accelerd.base.errors import AccelError
 from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import (
@@ -43,7 +44,6 @@ from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.fit_params import FitAnswer, FitParams
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
 

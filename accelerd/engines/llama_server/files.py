@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 Which = Callable[[str, str], str | None]  # name, search path → file

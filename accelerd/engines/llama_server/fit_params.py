@@ -19,13 +19,13 @@ from typing import Final
 
 import msgspec
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Answer, Inside, Place
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.features import DRIVER_VARIABLES, FeatureReader, Features
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways
-from accelerd.errors import AccelError
 from accelerd.instances import Cause
 
 __all__ = ["FitAnswer", "FitParams", "FitRow"]

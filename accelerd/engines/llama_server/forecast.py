@@ -21,12 +21,12 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import Build
 from accelerd.engines.llama_server import argv, files
 from accelerd.engines.llama_server.fit_command import FitAnswer
-from accelerd.memory import offers
-from accelerd.memory.estimate import REPACKED, Estimate, Settings, estimate
-from accelerd.memory.gguf import GgufError
+from accelerd.estimate import offers
+from accelerd.estimate.estimate import REPACKED, Estimate, Settings, estimate
+from accelerd.estimate.gguf import GgufError
+from accelerd.estimate.placing import options, usable
+from accelerd.estimate.tensors import Identity, Model, ModelReader, identity
 from accelerd.memory.model import RAM, Forecast, Need, in_ram
-from accelerd.memory.placing import options, usable
-from accelerd.memory.tensors import Identity, Model, ModelReader, identity
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,250 @@
+"""Jobs: long operations that several may watch, join and cancel, and whose end nobody misses.
+
+Owns the list of them and their tasks. What a job does is the work it was given; who shows it (the bus) hears of every
+change. A job ends exactly once; how it ended stays readable for a minute. Must never know the bus or a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal
+
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_MOST: Final = 256  # jobs under way, of all clients together
+KEPT_MOST: Final = 1024  # finished ones that are still shown: past it the oldest go before their minute is over
+LINGER = 60.0  # s that a finished job can still be asked how it ended
+UNKNOWN: Final = -1.0  # of `progress`
+
+State = Literal["waiting", "running", "done"]
+Result = Literal["", "done", "failed", "canceled", "timeout", "superseded"]
+
+# How a job ended that did not do what it was for; "failed" for every other error.
+RESULTS: Final[dict[str, Result]] = {
+    "queue_timeout": "timeout",
+    "request_timeout": "timeout",
+    "upstream_timeout": "timeout",
+    "model_unloaded": "superseded",  # somebody wanted the opposite, later
+}
+
+
+class Job:
+    """One operation. Its work alone calls `report` and `tell`; everybody else reads. Times: monotonic seconds."""
+
+    def __init__(self, id: int, kind: str, subject: str, key: str | None, created: float, owner: Jobs) -> None:
+        self.id = id
+        self.key = key  # what may join it
+        self.kind = kind
+        self.subject = subject  # the name of a model, device or toolbox, or ""
+        self.state: State = "waiting"
+        self.result: Result = ""
+        self.progress = UNKNOWN  # 0 to 1, never less than it was; -1: not known
+        self.phase = ""  # a word for programs
+        self.error: AccelError | None = None
+        self.created = created
+        self.finished: float | None = None
+        self.last: Mapping[str, Any] = {}  # the last event that was told
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.kind} {self.subject!r} {self.result or self.state}>"
+
+    def report(self, *, progress: float | None = None, phase: str | None = None, waiting: bool = False) -> None:
+        """How far it is. `waiting`: for its turn, for room, for somebody. Said after its end it changes nothing.
+
+        `progress` below what was said before, or that is no number, is left out: it never goes back.
+        """
+        if self.finished is not None:
+            return
+        before = (self.state, self.progress, self.phase)
+        self.state = "waiting" if waiting else "running"
+        if progress is not None and not math.isnan(progress):
+            self.progress = max(self.progress, min(1.0, progress)) if progress >= 0 else self.progress
+        self.phase = self.phase if phase is None else phase
+        if (self.state, self.progress, self.phase) != before:
+            self._owner.changed(self)
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """One event of it, for whoever follows in detail: facts that JSON can hold, never prompts or secrets."""
+        if self.finished is None:
+            self.last = event
+            if self._owner.told is not None:
+                self._owner.told(self, event)
+
+
+Work = Callable[[Job], Awaitable[None]]
+
+
+class Jobs:
+    """All jobs of this daemon. Every method runs on the event loop's thread and, but for `wait`, returns at once."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        changed: Callable[[Job], None],
+        gone: Callable[[Job], None],
+        told: Callable[[Job, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """`changed` hears of a new job before `start` returns, and of its end before anybody who waits for it does;
+        `gone`, once, when it is no longer shown. They must not raise."""
+        self.changed = changed
+        self.told = told
+        self._gone = gone
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[int, Job] = {}  # in the order of their ids
+        self._keys: dict[str, Job] = {}  # of unfinished jobs that can be joined
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # of unfinished jobs
+        self._canceled: set[int] = set()  # of them, those that were told to end
+        self._over: dict[int, asyncio.Event] = {}
+        self._finished: dict[int, None] = {}  # in the order of their ends
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = 1
+        self._closing = False
+
+    # --- doing ------------------------------------------------------------------------------------------------
+
+    def start(self, kind: str, subject: str, work: Work, *, key: str | None = None) -> Job:
+        """A job that does `work`; or, where one with this `key` is under way, that one. AccelError queue_full.
+
+        One that was cancelled, and is not over yet, is not joined but waited for.
+        """
+        same = self._keys.get(key) if key is not None else None
+        if same is not None and same.id not in self._canceled:
+            return same
+        if self._closing:
+            raise AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
+        if len(self._tasks) >= UNFINISHED_MOST:
+            text = f"{len(self._tasks)} jobs are under way already; wait for some of them, or cancel some"
+            raise AccelError("queue_full", text, retry_after=5)
+        job = Job(self._next, kind, subject, key, self._clock.monotonic(), self)
+        self._next += 1
+        self._jobs[job.id] = job
+        self._over[job.id] = asyncio.Event()
+        if key is not None:
+            self._keys[key] = job
+        after = self._over[same.id] if same is not None else None
+        task = self._loop.create_task(self._run(job, work, after), name=f"job {job.id} {kind}")
+        self._tasks[job.id] = task
+        # A task that is cancelled before its first step runs nothing of its coroutine.
+        task.add_done_callback(lambda _: self._finish(job, "canceled"))
+        self.changed(job)
+        return job
+
+    def cancel(self, id: int) -> None:
+        """End a job, for everybody who watches it; it is over when its work has let go. Nothing if it was over.
+
+        AccelError job_not_found.
+        """
+        self.find(id)
+        task = self._tasks.get(id)
+        if task is not None:
+            self._canceled.add(id)
+            task.cancel()
+
+    async def wait(self, id: int) -> Job:
+        """The job, when it is over. Whoever gives up waiting leaves it alone. AccelError job_not_found."""
+        job = self.find(id)
+        await self._over[id].wait()
+        return job
+
+    async def close(self) -> None:
+        """Cancel what is under way, wait for it, forget all. No job can be started from now on."""
+        self._closing = True
+        while self._tasks:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # their callbacks
+        for id in list(self._jobs):
+            self._forget(id)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def find(self, id: int) -> Job:
+        """AccelError job_not_found: there never was such a job, or it has been over for too long."""
+        try:
+            return self._jobs[id]
+        except KeyError:
+            raise AccelError("job_not_found", f"there is no job {id}; finished ones go after a minute") from None
+
+    def under_way(self, key: str) -> Job | None:
+        """The job that has this key and is not over."""
+        return self._keys.get(key)
+
+    def all(self) -> list[Job]:
+        """Those under way and those whose end is still shown, the oldest first."""
+        return list(self._jobs.values())
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    async def _run(self, job: Job, work: Work, after: asyncio.Event | None) -> None:
+        try:
+            if after is not None:
+                await after.wait()
+            job.report()
+            await work(job)
+        except asyncio.CancelledError:
+            self._finish(job, "canceled")
+        except AccelError as error:
+            self._finish(job, RESULTS.get(error.code, "failed"), error)
+        except TimeoutError:
+            text = f"{job.kind} {job.subject}".rstrip() + " took too long"
+            self._finish(job, "timeout", AccelError("request_timeout", text))
+        except Exception:
+            log.exception("job %d (%s %s) ended by a mistake in accelerd", job.id, job.kind, job.subject)
+            text = f"cannot {job.kind} {job.subject}".rstrip() + ": a mistake in accelerd; its journal says more"
+            self._finish(job, "failed", AccelError("internal", text))
+        else:
+            self._finish(job, "done")
+
+    def _finish(self, job: Job, result: Result, error: AccelError | None = None) -> None:
+        if job.finished is not None:
+            return
+        del self._tasks[job.id]
+        self._canceled.discard(job.id)
+        if job.key is not None and self._keys.get(job.key) is job:
+            del self._keys[job.key]
+        job.progress = 1.0 if result == "done" else job.progress
+        job.state, job.result, job.error = "done", result, error
+        job.finished = self._clock.monotonic()
+        self._finished[job.id] = None
+        self.changed(job)
+        self._over[job.id].set()
+        while len(self._finished) > KEPT_MOST:
+            self._forget(next(iter(self._finished)))
+        if self._timer is None:
+            self._rearm()
+
+    def sweep(self) -> None:
+        """Forget what has been over for long enough. Called by a timer of its own; harmless at any time."""
+        due = self._clock.monotonic() - LINGER
+        for id in list(self._finished):
+            ended = self._jobs[id].finished
+            if ended is None or ended > due:
+                break
+            self._forget(id)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rearm()
+
+    def _forget(self, id: int) -> None:
+        job = self._jobs.pop(id)
+        del self._over[id]
+        self._finished.pop(id, None)
+        self._gone(job)
+
+    def _rearm(self) -> None:
+        oldest = next((self._jobs[id].finished for id in self._finished), None)
+        self._timer = None
+        if oldest is not None:
+            self._timer = self._loop.call_later(max(0.0, oldest + LINGER - self._clock.monotonic()), self.sweep)

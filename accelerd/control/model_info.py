@@ -1,0 +1,161 @@
+"""What is known about models beside their lifecycle: what they need, plans, how long they took, what they printed.
+
+The read side for the control socket (and the bus, later), and the memory of what models turned out to need. Decides
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from accelerd.base.ports import Roots
+from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
+from accelerd.control.remembered import StateStore
+from accelerd.devices.choice import first_gpu, first_npu
+from accelerd.devices.model import Device
+from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.instances import Facts
+from accelerd.memory.learned import Learned
+from accelerd.memory.model import Forecast, Need, in_ram
+from accelerd.memory.npu_rules import NPU_ENGINES
+from accelerd.supervise.process.output import OutputRing
+from accelerd.supervise.supervisor import ProcessSupervisor, Progress
+
+AT_ONCE = 4  # models whose files are looked into at a time
+PATIENCE = 10.0  # s for all of them
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """Names one way of running one model in the state file. Says nothing about its environment, which may be secret."""
+    launch = {name: getattr(spec, name) for name in LAUNCH_FIELDS if name != "env"}
+    return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
+
+
+def device_of(spec: ModelSpec, devices: Sequence[Device]) -> str:
+    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, or "cpu".
+
+    For where nobody has placed it: what a Need says of devices is the truth.
+    """
+    if spec.engine in NPU_ENGINES:
+        npu = first_npu(devices)
+        return npu.id if npu is not None else "cpu"
+    found = first_gpu(devices) if spec.gpu_layers != 0 else None
+    return found.id if found is not None else "cpu"
+
+
+class Insight:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        supervisor: ProcessSupervisor,
+        engines: Mapping[str, Engine],
+        state: StateStore,
+        roots: Roots,
+        devices: Callable[[], Sequence[Device]],
+        learned: Learned,
+        patience: float = PATIENCE,
+    ) -> None:
+        """`patience`: see `forecasts`."""
+        self._patience = patience
+        self._supervisor = supervisor
+        self._engines = engines
+        self._state = state
+        self._roots = roots
+        self._devices = devices
+        self._learned = learned
+        self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
+
+    def facts(self, instance: int) -> Facts | None:
+        return self._supervisor.facts(instance)
+
+    def progress(self, instance: int) -> Progress | None:
+        return self._supervisor.progress(instance)
+
+    def output(self, model: str) -> OutputRing:
+        return self._supervisor.output(model)
+
+    async def memory(self, instance: int) -> int | None:
+        """Bytes that the instance uses now."""
+        return await self._supervisor.memory(instance)
+
+    async def plan(self, spec: ModelSpec) -> LaunchPlan:
+        """How the model would be started now. AccelError when it could not."""
+        return await self._engines[spec.engine].plan(spec, self._roots.runtime)
+
+    async def forecasts(self, specs: Iterable[ModelSpec], *, ask: bool = False) -> list[tuple[ModelSpec, Forecast]]:
+        """What each will need: estimated, unless it was measured. `ask`: see Engine.forecast.
+
+        A disk that does not answer holds nobody up for longer than the patience: what lies on it is not known then.
+        """
+        few = asyncio.Semaphore(AT_ONCE)
+        until = asyncio.get_running_loop().time() + self._patience
+
+        async def one(spec: ModelSpec) -> tuple[ModelSpec, Forecast]:
+            try:
+                async with asyncio.timeout_at(until), few:
+                    return spec, await self.forecast(spec, ask=ask)
+            except TimeoutError:
+                silent = Forecast((in_ram(0, f"unknown: its files did not answer in {self._patience:g} s"),))
+                return spec, self._estimates.setdefault(spec.name, silent)
+
+        return await asyncio.gather(*map(one, specs))
+
+    async def forecast(self, spec: ModelSpec, *, ask: bool = False) -> Forecast:
+        """What one model will need."""
+        estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
+        # What a person has declared, and files that nobody can read, have no key: then the settings are one.
+        key = estimate.key or fingerprint(spec)
+        self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
+        return self._learned.apply(estimate)
+
+    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+        """The most, by pool, that the loaded model was seen to use."""
+        self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
+
+    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+        """It ran out of memory: from now on it needs so much."""
+        self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
+
+    def forget(self, spec: ModelSpec) -> Forecast:
+        """The estimate, whatever happened in the past."""
+        self._learned.forget(self._key(spec))
+        return self._estimates[spec.name]
+
+    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """What of the model would fit into so much of each pool: one clause, or nothing."""
+        return self._engines[spec.engine].offer(spec, room)
+
+    def loaded(self, spec: ModelSpec, need: Need, seconds: float) -> None:
+        """A load has come to its end."""
+        self._state.remember_load(fingerprint(spec), seconds)
+        self._learned.loaded(self._key(spec), need)
+
+    @property
+    def learned(self) -> Learned:
+        """What models were measured to need."""
+        return self._learned
+
+    def _key(self, spec: ModelSpec) -> str:
+        estimate = self._estimates.get(spec.name)
+        return estimate.key if estimate is not None else ""
+
+    def load_seconds(self, spec: ModelSpec) -> float | None:
+        """How long the last load took."""
+        return self._state.load_seconds(fingerprint(spec))
+
+    def device(self, spec: ModelSpec) -> str:
+        """The id of the device that the model runs on, or would now."""
+        estimate = self._estimates.get(spec.name)
+        placed = estimate.options[0].devices if estimate is not None else ()
+        return next((id for id in placed), "") or device_of(spec, self._devices())
+
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing can be remembered right now."""
+        return self._state.degraded

@@ -1,0 +1,235 @@
+"""Measures a model in several ways of running it: `accelctl tune`.
+
+Each way is a model of its own, under a name that no configuration can have, which the scheduler loads like any other:
+its memory is on the ledger, what is in use is not pushed out. Whatever happens, nothing of it is left, and the model is
+loaded afterwards if it was before. Chooses nothing: tuning/search.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from accelerd.base.errors import AccelError
+from accelerd.base.names import TRIAL_SUFFIX
+from accelerd.config.model import ModelSpec, Origin
+from accelerd.devices.model import Device
+from accelerd.engines.base import Build, Endpoint, Tuned
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
+from accelerd.tuning.meter import Load, MeterError, load_for, measure
+from accelerd.tuning.search import Candidate, Row, Search, Series, written
+
+log = logging.getLogger(__name__)
+
+TRIED = Origin("accelctl tune")
+Tell = Callable[[dict[str, Any]], None]
+TryOut = Callable[[ModelSpec | None], Awaitable[None]]  # see Daemon.try_out
+Measure = Callable[[Endpoint, str, Load, Callable[[int], None]], Awaitable[tuple[Series, Series]]]
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """An engine that can say what rules and images make of a model."""
+
+    async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]: ...
+
+
+class Machine(Protocol):
+    """What models are tuned for."""
+
+    async def device(self, spec: ModelSpec, build: Build) -> Device | None: ...
+    def cores(self) -> tuple[int, int]:
+        """Physical ones, and hardware threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the model is, before anything is tried."""
+
+    tuned: Tuned
+    build: Build
+    device: Device | None
+    physical: int  # cores
+    logical: int
+
+
+class Trials:
+    """One measurement at a time."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        try_out: TryOut,
+        engines: Mapping[str, object],
+        machine: Machine,
+        measure: Measure = measure,
+    ) -> None:
+        self._scheduler = scheduler
+        self._try_out = try_out
+        self._engines = engines
+        self._machine = machine
+        self._measure = measure
+        self._running: asyncio.Task[Any] | None = None
+        self._restoring: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """The daemon ends: give up what is being measured."""
+        for task in (self._running, *self._restoring):
+            if task is not None:
+                task.cancel()
+
+    async def run(self, name: str, *, quick: bool, force: bool, tell: Tell) -> dict[str, Any]:
+        """Measure; `tell` hears of each step and each row. AccelError; may be cancelled at any time."""
+        if self._running is not None:
+            raise AccelError("busy", "another model is being measured: one at a time")
+        self._running = asyncio.current_task()
+        try:
+            return await self._run(self._scheduler.snapshot(name), quick=quick, force=force, tell=tell)
+        finally:
+            self._running = None
+
+    async def _run(self, snapshot: Snapshot, *, quick: bool, force: bool, tell: Tell) -> dict[str, Any]:
+        spec = snapshot.spec
+        if spec.embeddings or spec.rerank:
+            raise AccelError("bad_request", f"cannot measure {spec.name}: only models that generate text can be")
+        if not force:
+            self._refuse_if_busy(spec.name)
+        setting = await self._setting(spec)
+        load = load_for(spec.context, quick=quick)
+        gpu = setting.device is not None and setting.device.kind == "gpu"
+        search = Search(setting.tuned.spec, gpu, setting.physical, setting.logical, quick)
+        was_loaded = snapshot.state in (State.STARTING, State.READY)
+        try:
+            if snapshot.instance is not None:
+                tell({"phase": "unloading", "label": spec.name})
+                await self._scheduler.unload(spec.name)
+            while (candidate := search.next()) is not None:
+                row = await self._try(spec, candidate, load, tell)
+                if not search.rows and row.failed:
+                    raise AccelError("model_failed", f"cannot measure {spec.name}: {row.failed}")
+                search.done(row)
+                tell({"row": row.json() | {"best": search.best is row}})
+        finally:
+            await self._try_out(None)
+            if was_loaded:
+                self._restore(spec.name)
+        return report(spec, setting, load, search)
+
+    async def _setting(self, spec: ModelSpec) -> Setting:
+        """AccelError when the model could not be started, or its engine has nothing to set."""
+        engine = self._engines[spec.engine]
+        if not isinstance(engine, Settles):
+            raise AccelError("bad_request", f"cannot measure {spec.name}: {spec.engine} has nothing that could be set")
+        tuned, build = await engine.settled(spec)
+        device = await self._machine.device(spec, build)
+        return Setting(tuned, build, device, *self._machine.cores())
+
+    def _refuse_if_busy(self, name: str) -> None:
+        moving = (State.STARTING, State.DRAINING, State.STOPPING, State.KILLING)
+        busy = [s for s in self._scheduler.snapshots() if s.leases or s.queue or s.state in moving]
+        if busy:
+            what = ", ".join(
+                f"{s.spec.name} ({f'{s.leases} running, {s.queue} waiting' if s.leases or s.queue else s.state})"
+                for s in busy
+            )
+            raise AccelError(
+                "busy",
+                f"cannot measure {name} now, other work would falsify the numbers: {what};"
+                " try again later, or measure all the same with --force",
+                retry_after=30,
+            )
+
+    # --- one candidate ----------------------------------------------------------------------------------------
+
+    async def _try(self, spec: ModelSpec, candidate: Candidate, load: Load, tell: Tell) -> Row:
+        trial = replace(
+            spec,
+            name=f"{spec.name}{TRIAL_SUFFIX}",
+            aliases=(),
+            preload=False,
+            pin=False,
+            survive=False,
+            idle_timeout=None,
+            concurrency=1,
+            **candidate.settings,
+            origins={**spec.origins, **dict.fromkeys(candidate.settings, TRIED)},
+        )
+        tell({"phase": "loading", "label": candidate.label})
+        await self._try_out(trial)
+        try:
+            await self._scheduler.load(trial.name)
+            row = await self._measured(trial.name, candidate, load, tell)
+        except AccelError as error:
+            row = Row(candidate, failed=_why(error))
+        except MeterError as error:
+            row = Row(candidate, failed=str(error))
+        await self._scheduler.unload(trial.name, force=True)
+        return row
+
+    async def _measured(self, name: str, candidate: Candidate, load: Load, tell: Tell) -> Row:
+        lease = await self._scheduler.wait(name)
+        disturbed = False
+
+        def step(number: int) -> None:
+            nonlocal disturbed
+            disturbed = disturbed or self._others_work(name)
+            tell({"phase": "measuring" if number else "warming up", "label": candidate.label, "repeat": number,
+                  "repeats": load.repeats})  # fmt: skip
+
+        try:
+            prompt, generation = await self._measure(lease.endpoint, lease.secret, load, step)
+            disturbed = disturbed or self._others_work(name)
+            return Row(candidate, prompt, generation, disturbed=disturbed)
+        finally:
+            self._scheduler.release(lease, None)
+
+    def _others_work(self, name: str) -> bool:
+        return any(s.leases or s.state is State.STARTING for s in self._scheduler.snapshots() if s.spec.name != name)
+
+    # --- afterwards -------------------------------------------------------------------------------------------
+
+    def _restore(self, name: str) -> None:
+        """Have the model again, pushing nobody out. Nobody waits for it."""
+        task = asyncio.get_running_loop().create_task(self._load(name), name=f"{name} after it was measured")
+        self._restoring.add(task)
+        task.add_done_callback(self._restoring.discard)
+
+    async def _load(self, name: str) -> None:
+        try:
+            await self._scheduler.load(name, evict=False)
+        except AccelError as error:
+            log.warning("%s was loaded before it was measured and cannot be now: %s", name, error.message)
+
+
+def _why(error: AccelError) -> str:
+    """The reason, with the engine's last words where it said any."""
+    tail = error.fields.get("tail") or ()
+    return f"{error.message}: {tail[-1]}" if isinstance(tail, list | tuple) and tail else error.message
+
+
+def report(spec: ModelSpec, setting: Setting, load: Load, search: Search) -> dict[str, Any]:
+    """The outcome, for JSON."""
+    changes = search.changes()
+    own = spec.origins
+    return {
+        "model": spec.name,
+        "device": _device(setting.device),
+        "program": f"{setting.build.engine} {setting.build.version}"
+        + (f", {setting.build.backend}" if setting.build.backend else ""),
+        "load": {"prompt": load.prompt, "answer": load.answer, "repeats": load.repeats},
+        "rows": [row.json() | {"best": row is search.best} for row in search.rows],
+        "settings": written(changes),
+        "replaces": [f"{key} = {getattr(spec, key)} ({own[key]})" for key in changes if key in own],
+    }
+
+
+def _device(device: Device | None) -> str:
+    if device is None:
+        return "unknown"
+    return f"{device.name} ({device.gfx})" if device.gfx else device.name

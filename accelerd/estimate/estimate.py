@@ -1,0 +1,314 @@
+"""How much memory a model will take, from its header and the settings alone: weights, caches, buffers, by place.
+
+Exact where llama.cpp's own rules are known; where a model's kind is not, more than it will take, and a note says so.
+Pure and quick: some milliseconds, so that it can be asked again and again with another context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Final, Literal
+
+from accelerd.estimate import kv
+from accelerd.estimate.compute.build import buffers
+from accelerd.estimate.compute.layers import Batch
+from accelerd.estimate.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, Facts, facts
+from accelerd.estimate.tensors import BLOCKS, Model, Tensor
+
+MIB: Final = 1 << 20
+INDEXED: Final = 24  # bytes, for each token and each it may look at, of choosing some of them
+UNQUANTISED: Final = frozenset({"f32", "f16", "bf16"})
+MOST: Final = 1 << 31  # of a context
+ALIGNMENT: Final = 32  # bytes; weights begin at multiples of it
+# Types that are repacked, by what platform.machine() says, and the rows that are taken together.
+REPACKED: Final = {"x86_64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q2_k"}),
+                   "aarch64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q5_k", "q6_k", "q8_0"})}  # fmt: skip
+REPACKED_ROWS: Final = 8
+TURNS: Final = 4  # copies of what crosses between several GPUs, which work in turns
+UNKNOWN_EXTRA: Final = (5, 4)  # buffers of a model whose kind is not known count so many fourths
+# Bytes that a backend takes of a device for itself: its context, its kernels.
+BACKEND: Final = {"cuda": 400 * MIB, "rocm": 320 * MIB, "vulkan": 300 * MIB, "radv": 300 * MIB, "amdvlk": 300 * MIB,
+                  "sycl": 300 * MIB, "metal": 64 * MIB, "cpu": 0}  # fmt: skip
+BACKEND_ELSE: Final = 300 * MIB
+PROGRAM: Final = 48 * MIB  # llama-server itself: code, heap, threads; the vocabulary beside
+TOKEN: Final = 160  # bytes of one word of a vocabulary in the program's tables
+PICTURE_TOKENS: Final = 4096  # patches that a projector for pictures of any size computes at once, at least
+PROJECTOR_LEAST: Final = 32 * MIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: all it was trained for."""
+
+    context: int = 4096
+    slots: int = 1
+    unified: bool = False  # the slots share one cache
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash: Literal["on", "off", "auto"] = "auto"
+    batch: int = 2048
+    ubatch: int = 512
+    mmap: bool = True  # what is mapped counts, too: it must be in memory to be quick
+    embeddings: bool = False
+    rerank: bool = False
+    offload_cache: bool = True
+    window_full: bool = False
+    few_outputs: bool = True  # only tokens that are asked for get scores; earlier programs reserve for all of a batch
+    drafted: int = 0  # tokens that another model guesses at once
+    checkpoints: int = 0  # places in a conversation that each slot may go back to, where a cache forgets
+    host_experts: int = 0  # so many of the first layers keep their experts in main memory
+    repacked: frozenset[str] = frozenset()  # types of weights that this machine's processor wants in another order
+    backend: str = ""  # of engines.base.Build
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes in one place."""
+
+    weights: int = 0
+    cache: int = 0
+    compute: int = 0
+    output: int = 0
+    projector: int = 0
+    draft: int = 0
+    checkpoints: int = 0
+    program: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """For people; what is nothing is left out."""
+        named = {"weights": self.weights, "kv cache": self.cache, "compute": self.compute, "output": self.output,
+                 "projector": self.projector, "draft model": self.draft, "checkpoints": self.checkpoints,
+                 "program": self.program}  # fmt: skip
+        return {name: size for name, size in named.items() if size}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One model with one set of settings, not yet placed."""
+
+    facts: Facts = field(repr=False)
+    settings: Settings
+    batch: Batch = field(repr=False)
+    layers: tuple[tuple[int, int], ...] = field(repr=False)  # bytes of weights and of cache
+    embedding: int  # bytes of weights that are always in main memory
+    head: int  # bytes of weights behind the last layer
+    tied: int  # bytes of the embedding that a GPU takes once more, as there is no head
+    tied_repacked: int  # and that the processor does, in its own order
+    output: int  # bytes: scores and the like for the program to read
+    checkpoints: int  # bytes of all of them, in main memory wherever the model is
+    projector: tuple[int, int] = (0, 0)  # bytes of weights, of its buffer
+    draft: Estimate | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Bytes when all of them are in main memory."""
+        return sum(weights for weights, _ in self.layers) + self.embedding + self.head + self.tied_repacked
+
+    @property
+    def cache(self) -> int:
+        return sum(cache for _, cache in self.layers)
+
+    @cached_property
+    def compute(self) -> int:
+        """Bytes of the buffer when all of it is in main memory."""
+        return self._buffers((0,) * len(self.layers), 0)[0]
+
+    @property
+    def total(self) -> int:
+        """Bytes when all of it is in main memory, what the program keeps for itself left out."""
+        return sum(share.total - share.program - share.checkpoints for share in self.placed(()))
+
+    def placed(self, counts: Sequence[int]) -> tuple[Share, ...]:
+        """The share of main memory, then of each GPU. `counts`: layers on each, the last ones of the model and, where
+        all are, what comes behind them; what is left over stays in main memory."""
+        counts = [max(0, count) for count in counts]
+        whole = len(self.layers) + 1
+        counts = _at_most(counts, whole)
+        rest = whole - sum(counts)
+        where = [0] * rest + [place for place, count in enumerate(counts, 1) for _ in range(count)]
+        places, out = where[:-1], where[-1] if len(where) == whole else 0
+        computing = self._buffers(tuple(places), out)
+        first = next((place for place in where if place), 0)
+        moved = [0] * (len(counts) + 1)
+        for layer, at in zip(self.facts.layers[: self.settings.host_experts], places, strict=False):
+            moved[at] -= layer.experts
+            moved[0] += layer.experts
+        shares = []
+        for place in range(len(counts) + 1):
+            own = [self.layers[i] for i, at in enumerate(places) if at == place]
+            weights = sum(one for one, _ in own) + (self.head if out == place else 0) + moved[place]
+            weights += self.embedding if place == 0 else 0
+            if out == place:
+                weights += self.tied if place else self.tied_repacked
+            cache_here = self.settings.offload_cache or not counts
+            cache = sum(one for _, one in own) if cache_here else self.cache if place == 0 else 0
+            share = Share(
+                weights=weights,
+                cache=cache,
+                compute=computing[place] if place < len(computing) else 0,
+                output=self.output if place == 0 else 0,
+                checkpoints=self.checkpoints if place == 0 else 0,
+                projector=sum(self.projector) if place == first else 0,
+                program=self._program(place, bool(own) or out == place),
+            )
+            shares.append(share)
+        return self._with_draft(shares)
+
+    def _program(self, place: int, used: bool) -> int:
+        if place == 0:
+            return PROGRAM + TOKEN * self.facts.vocabulary
+        return BACKEND.get(self.settings.backend, BACKEND_ELSE) if used else 0
+
+    def _with_draft(self, shares: list[Share]) -> tuple[Share, ...]:
+        """The draft model goes where the first layers on a GPU are."""
+        if self.draft is None:
+            return tuple(shares)
+        device = next((place for place in range(1, len(shares)) if shares[place].weights), 0)
+        counts = [len(self.draft.layers) + 1 if place == device else 0 for place in range(1, len(shares))]
+        for place, share in enumerate(self.draft.placed(counts)):
+            shares[place] = replace(shares[place], draft=share.total - share.program)
+        return tuple(shares)
+
+    def _buffers(self, places: tuple[int, ...], out: int) -> list[int]:
+        if not self.settings.offload_cache:
+            places, out = (0,) * len(places), 0  # the largest part is computed where the cache is
+        used = sorted({place for place in (*places, out) if place})
+        whole = all(places) and out != 0 and not self.settings.host_experts
+        found = buffers(self.facts, self.batch, places, out, TURNS if len(used) > 1 and whole else 1)
+        if len(used) > 1 and any(layer.has("ssm_x") for layer in self.facts.layers):
+            for place in used:  # parts of such a layer cross once more
+                found[place] += 2 * TURNS * 4 * self.facts.inner * self.batch.tokens
+        if used and not whole:
+            found[used[0]] = max(found[used[0]], self._brought(used[0], places))
+        if self.facts.indexer:  # the chosen tokens' masks, made anew in every layer
+            for place in used or [0]:
+                found[place] += INDEXED * self.batch.cells * self.batch.tokens
+        if not self.facts.known:
+            found = [size * UNKNOWN_EXTRA[0] // UNKNOWN_EXTRA[1] for size in found]
+        return found
+
+    def _brought(self, place: int, places: tuple[int, ...]) -> int:
+        """Bytes of the buffer of a GPU that computes large batches of what lies in main memory, too: it is brought."""
+        everything = buffers(self.facts, self.batch, (place,) * len(places), place)[place]
+        there = [layer for layer, at in zip(self.facts.layers, places, strict=True)
+                 if at == 0 or layer.index < self.settings.host_experts]  # fmt: skip
+        return everything + max((layer.largest for layer in there), default=0)
+
+
+def _at_most(counts: list[int], whole: int) -> list[int]:
+    """Not more layers than there are, the last places first."""
+    left, found = whole, []
+    for count in counts:
+        found.append(min(count, left))
+        left -= found[-1]
+    return found
+
+
+def estimate(model: Model, settings: Settings, projector: Model | None = None, draft: Model | None = None) -> Estimate:
+    """What `model` will take. Never fails, whatever its header claims."""
+    known = _facts(model)
+    context = min(settings.context or known.trained or 4096, MOST)
+    slots = max(1, settings.slots)
+    batch_size = max(1, min(context, settings.batch) if known.causal and not known.encoder else settings.batch)
+    ubatch = max(1, min(batch_size, settings.ubatch))
+    flash = settings.flash != "off" and known.architecture not in NO_FLASH
+    held = kv.cells(known, context, slots, ubatch, unified=settings.unified, window_full=settings.window_full)
+    batch = _batch(known, settings, held, batch_size, ubatch, flash)
+    widest = 0 if flash else kv.widest_value(known)
+    layers = tuple(
+        (_padded(layer.tensors.values()), kv.layer_bytes(known, layer, held, settings.type_k, settings.type_v, widest))
+        for layer in known.layers
+    )
+    drafting = sum(_padded(layer.tensors.values()) for layer in known.drafting)
+    if known.architecture in SKIPS_DRAFT_LAYERS:
+        drafting = 0
+    head = {name: one for name, one in known.outside.items() if name.startswith(HEAD)}
+    first = [one for name, one in known.outside.items() if name not in head]
+    embedding = known.outside.get("token_embd.weight")
+    notes = [] if known.known else [_unknown(known)]
+    tied = embedding if embedding is not None and "output.weight" not in head and not known.encoder else None
+    again = tied is not None and tied.type in settings.repacked and tied.shape[-1] % REPACKED_ROWS == 0
+    again = again or (known.architecture in TWICE and not settings.mmap)
+    wide = known.width if settings.embeddings or settings.rerank else 0
+    return Estimate(
+        facts=known,
+        settings=settings,
+        batch=batch,
+        layers=layers,
+        embedding=_padded(first),
+        head=_padded(head.values()) + drafting,
+        tied=tied.size if tied is not None else 0,
+        tied_repacked=tied.size if tied is not None and again else 0,
+        output=4 * (known.vocabulary + wide) * max(slots, batch.outputs if wide else slots),
+        checkpoints=settings.checkpoints * slots * kv.rewind_bytes(known, held, settings.type_k, settings.type_v),
+        projector=_projector(projector) if projector is not None else (0, 0),
+        draft=_draft(draft, settings, slots) if draft is not None else None,
+        notes=tuple(notes),
+    )
+
+
+HEAD: Final = ("output", "cls", "dense_")
+
+
+_facts = lru_cache(maxsize=32)(facts)
+
+
+def _padded(tensors: Iterable[Tensor]) -> int:
+    return sum(-(-one.size // ALIGNMENT) * ALIGNMENT for one in tensors)
+
+
+def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch: int, flash: bool) -> Batch:
+    tokens = min(held.full * held.streams, ubatch)
+    tokens = -(-tokens // held.sequences) * held.sequences
+    pooling = 4 if settings.rerank else max(0, known.pooling)
+    every = settings.embeddings or settings.rerank or not settings.few_outputs
+    wanted = batch if every else min(batch, held.sequences * (1 + settings.drafted))
+    return Batch(
+        tokens=tokens,
+        sequences=held.sequences,
+        outputs=max(1, min(tokens, wanted)),
+        cells=held.full,
+        window_cells=held.window,
+        streams=held.streams,
+        flash=flash,
+        quantised_k=settings.type_k not in UNQUANTISED and settings.type_k in BLOCKS,
+        quantised_v=settings.type_v not in UNQUANTISED and settings.type_v in BLOCKS,
+        embeddings=settings.embeddings or settings.rerank,
+        pooling=pooling,
+        kept="f32" if settings.type_k == "f32" else "f16",
+        host_experts=settings.host_experts,
+    )
+
+
+def _unknown(known: Facts) -> str:
+    kind = "a model of layers with a state of fixed size" if any(one.state for one in known.layers) else "a transformer"
+    what = f"{kind} with {known.experts} experts" if known.experts else kind
+    return f"the architecture {known.architecture or '(none given)'} is not known: estimated as {what}"
+
+
+def _projector(model: Model) -> tuple[int, int]:
+    """Weights and buffer of what turns pictures or sound into tokens."""
+    value = model.header.values
+    size = 0
+    for kind in ("clip.vision", "clip.audio"):
+        width, inner = (value.get(f"{kind}.{name}", 0) for name in ("embedding_length", "feed_forward_length"))
+        side, patch = value.get(f"{kind}.image_size", 0), value.get(f"{kind}.patch_size", 1)
+        numbers = [one if isinstance(one, int) and 0 < one < 1 << 20 else 0 for one in (width, inner, side, patch)]
+        if not numbers[0]:
+            continue
+        patches = max(PICTURE_TOKENS, (numbers[2] // max(1, numbers[3])) ** 2)
+        size += patches * 4 * (6 * numbers[0] + 2 * numbers[1]) + 12 * numbers[2] ** 2
+    return _padded(model.tensors.values()), max(PROJECTOR_LEAST, size)
+
+
+def _draft(model: Model, settings: Settings, slots: int) -> Estimate:
+    """The model that guesses: the same context, its own cache in f16."""
+    own = replace(settings, type_k="f16", type_v="f16", embeddings=False, rerank=False, drafted=0)
+    return estimate(model, own)

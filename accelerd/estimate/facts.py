@@ -1,0 +1,251 @@
+"""What decides about a model's memory, out of its header: layers and their kinds, heads, windows, states, experts.
+
+Where header and tensors say the same, the tensors are believed. What only an architecture's name tells is in the tables
+here. Pure: never fails, whatever a header claims; what is missing counts 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from accelerd.estimate.tensors import Model, Tensor
+
+MOST_LAYERS: Final = 2048
+LARGEST: Final = 1 << 31  # of any number in a header that means a size; a larger one is nonsense
+
+# No cache: a whole input is computed at once.
+ENCODERS: Final = frozenset({
+    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
+    "gemma-embedding", "dream", "llada", "llada-moe", "rnd1", "t5encoder", "llama-embed",
+})  # fmt: skip
+# Their layers have a sliding window but for one of n: the first (True) or the last. A header may say otherwise.
+WINDOWS: Final[Mapping[str, tuple[int, bool]]] = {
+    "afmoe": (4, False), "cohere2": (4, False), "cohere2moe": (4, True), "exaone-moe": (4, False),
+    "exaone4": (4, False), "gemma-embedding": (6, False), "gemma2": (2, False), "gemma3": (6, False),
+    "gemma3n": (5, False), "gemma4": (6, False), "gpt-oss": (2, False), "granite-swa": (4, False),
+    "laguna": (4, True), "lfm2": (0, False), "llama4": (4, False), "maple": (4, False), "mellum": (4, False),
+    "mimo2": (0, False), "modern-bert": (3, True), "muse-glimmer": (4, False), "olmo2": (4, False),
+    "plamo3": (8, False), "smallthinker": (4, True), "spark2-5": (4, False), "step35": (4, False),
+}  # fmt: skip
+WINDOW_ANYWAY: Final = {"llama4": 8192, "gpt-oss": 128, "smallthinker": 4096, "gemma2": 4096, "cohere2": 4096}
+# A layer whose state is of one size whatever the context.
+RECURRENT: Final = re.compile(r"ssm_|time_mix_|shortcon|channel_mix_")
+BOTH: Final = frozenset({"falcon-h1"})  # attention and state in every layer
+NO_FLASH: Final = frozenset({"grok"})
+# Layers that only draft tokens are not loaded.
+SKIPS_DRAFT_LAYERS: Final = frozenset({
+    "bailingmoe2", "cohere2moe", "deepseek2", "deepseek32", "exaone-moe", "glm-dsa", "glm4", "glm4moe", "hy-v3",
+    "kimi-linear", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
+})  # fmt: skip
+# Their layers have parts of which nothing is known here.
+UNLIKE: Final = frozenset({"gemma3n", "kimi-linear", "deepseek32", "glm-dsa", "t5encoder", "mimo2", "granite-swa"})
+# The embedding is read into memory twice where the file is not mapped, as it is the head as well.
+TWICE: Final = frozenset({"gemma4"})
+KNOWN: Final = (ENCODERS | WINDOWS.keys() | SKIPS_DRAFT_LAYERS | BOTH) - UNLIKE | frozenset({
+    "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bitnet", "bloom", "chatglm", "codeshell", "command-r",
+    "dbrx", "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "gpt2", "gptneox",
+    "granite", "granitehybrid", "granitemoe", "grok", "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "jamba",
+    "lfm2moe", "llama", "mamba", "mamba2", "minicpm", "minicpm3", "minimax-m2", "mistral3", "mpt", "nemotron",
+    "nemotron_h", "olmo", "olmoe", "openelm", "orion", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "plm",
+    "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "arwkv7", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer. Its tensors by the part of their name behind "blk.N."."""
+
+    index: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    attends: bool  # it has keys and values
+    state: bool  # it has a state of fixed size
+    window: bool
+    heads: int
+    kv_heads: int
+    key: int  # numbers of one head's key
+    value: int
+
+    def has(self, *names: str) -> bool:
+        """Any of those weights?"""
+        return any(f"{name}.weight" in self.tensors for name in names)
+
+    def out(self, *names: str) -> int:
+        """Numbers that come out of the first of those weights that is there; 0: none is."""
+        for name in names:
+            if (found := self.tensors.get(f"{name}.weight")) is not None and len(found.shape) > 1:
+                return found.shape[1]
+        return 0
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Layers in which this is equal compute alike."""
+        shapes = tuple(sorted((name, tensor.shape) for name, tensor in self.tensors.items()))
+        return self.attends, self.state, self.window, self.heads, self.kv_heads, self.key, self.value, shapes
+
+    @property
+    def experts(self) -> int:
+        """Bytes of its experts."""
+        return sum(tensor.size for name, tensor in self.tensors.items() if "_exps." in name)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of its largest tensor."""
+        return max((tensor.size for tensor in self.tensors.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """See the module's text. Numbers are counts of numbers or tokens unless they say bytes."""
+
+    architecture: str
+    known: bool
+    width: int  # numbers of one token between layers
+    vocabulary: int
+    trained: int  # context
+    layers: tuple[Layer, ...]
+    drafting: tuple[Layer, ...]  # that only draft tokens
+    outside: Mapping[str, Tensor] = field(repr=False)  # tensors of no layer
+    encoder: bool
+    causal: bool
+    pooling: int  # 0 none, 1 mean, 2 first, 3 last, 4 rank; -1: not said
+    window: int  # tokens; 0: none
+    rank: int  # of compressed keys and values that are kept instead of them; 0: they are not
+    rotated: int  # numbers of a head that tell the position
+    key_full: int  # of a head whose keys are compressed, unpacked
+    value_full: int
+    shared_from: int  # layers from here on use the keys of earlier ones; -1: none
+    indexer: int  # numbers of a key that only chooses tokens; 0: none
+    experts: int
+    used: int  # experts for a token
+    groups: int  # of experts
+    convolution: int  # of states: tokens looked back at, with its own
+    inner: int
+    state: int
+    step_rank: int
+    state_groups: int
+    wkv: int  # size of a head of a time mix
+    shifts: int
+    short: int  # tokens of a short convolution
+    own: int  # numbers of a token that each layer gets beside; 0: none
+    parallel: bool  # attention and feed-forward side by side
+
+    @property
+    def row_state(self) -> tuple[int, int]:
+        """Numbers of one sequence's state in one layer: what was seen last, and the state itself."""
+        if self.wkv:
+            return self.shifts * self.width, self.width * self.wkv
+        if self.short:
+            return self.width * (self.short - 1), 0
+        seen = max(0, self.convolution - 1) * (self.inner + 2 * self.state_groups * self.state)
+        return seen, self.state * self.inner
+
+
+def facts(model: Model) -> Facts:
+    """What decides about the memory of `model`."""
+    return _Reader(model).facts()
+
+
+class _Reader:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def number(self, key: str, default: int = 0) -> int:
+        return min(self._model.number(key, default), LARGEST)
+
+    def each(self, key: str, index: int, default: int) -> int:
+        """Of layer `index`, where a header has one number for each or one for all."""
+        value = self._model.header.of_architecture(key)
+        if isinstance(value, tuple):
+            value = value[index] if index < len(value) else default
+        return min(value, LARGEST) if isinstance(value, int) and value >= 0 else default
+
+    def facts(self) -> Facts:
+        model = self._model
+        name = model.architecture
+        by_layer: dict[int, dict[str, Tensor]] = {}
+        outside: dict[str, Tensor] = {}
+        for full, tensor in model.tensors.items():
+            head, _, rest = full.partition(".")
+            number, _, short = rest.partition(".")
+            if head == "blk" and number.isdigit() and len(number) < 6 and int(number) < MOST_LAYERS:
+                by_layer.setdefault(int(number), {})[short] = tensor
+            else:
+                outside[full] = tensor
+        count = min(self.number("block_count") or max(by_layer, default=-1) + 1, MOST_LAYERS)
+        drafting = min(self.number("nextn_predict_layers"), count)
+        window, windowed = self.windows(count - drafting)
+        mla = bool(self.number("attention.key_length_mla") and self.number("attention.value_length_mla"))
+        layers = [self.layer(i, by_layer.get(i, {}), i < len(windowed) and windowed[i], mla) for i in range(count)]
+        shared = self.number("attention.shared_kv_layers")
+        return Facts(
+            architecture=name,
+            known=name in KNOWN,
+            width=self.number("embedding_length"),
+            vocabulary=min(model.vocabulary, LARGEST),
+            trained=self.number("context_length"),
+            layers=tuple(layers[: count - drafting]),
+            drafting=tuple(layers[count - drafting :]),
+            outside=outside,
+            encoder=name in ENCODERS,
+            causal=model.header.of_architecture("attention.causal") is not False,
+            pooling=self.each("pooling_type", 0, -1),
+            window=window if any(windowed) else 0,
+            rank=self.number("attention.kv_lora_rank") if mla else 0,
+            rotated=self.number("rope.dimension_count"),
+            key_full=self.number("attention.key_length_mla") or self.number("attention.key_length"),
+            value_full=self.number("attention.value_length_mla") or self.number("attention.value_length"),
+            shared_from=20 if name == "gemma3n" else count - shared if shared else -1,
+            indexer=self.number("attention.indexer.key_length"),
+            experts=self.number("expert_count"),
+            used=self.number("expert_used_count"),
+            groups=self.number("expert_group_count"),
+            convolution=self.number("ssm.conv_kernel"),
+            inner=self.number("ssm.inner_size"),
+            state=self.number("ssm.state_size"),
+            step_rank=self.number("ssm.time_step_rank"),
+            state_groups=self.number("ssm.group_count"),
+            wkv=self.number("wkv.head_size"),
+            shifts=self.number("token_shift_count", 2),
+            short=self.number("shortconv.l_cache"),
+            own=self.number("embedding_length_per_layer_input"),
+            parallel=model.header.of_architecture("use_parallel_residual") is True,
+        )
+
+    def windows(self, count: int) -> tuple[int, list[bool]]:
+        """Tokens of the window, and which layers have it."""
+        name = self._model.architecture
+        window = self.number("attention.sliding_window") or (
+            WINDOW_ANYWAY.get(name, 0) if name != "smallthinker" else 0
+        )
+        if name not in WINDOWS or not window:
+            return 0, []
+        every, first = WINDOWS[name]
+        said = self._model.header.of_architecture("attention.sliding_window_pattern")
+        if isinstance(said, tuple):
+            return window, [bool(said[i]) if i < len(said) else False for i in range(count)]
+        if isinstance(said, int) and not isinstance(said, bool) and said >= 0:
+            every = said
+        if every == 0:
+            return window, [True] * count
+        return window, [(i % every != 0) if first else (i % every < every - 1) for i in range(count)]
+
+    def layer(self, index: int, tensors: Mapping[str, Tensor], window: bool, mla: bool) -> Layer:
+        name = self._model.architecture
+        width = self.number("embedding_length")
+        heads = self.each("attention.head_count", index, 0)
+        kv_heads = self.each("attention.head_count_kv", index, heads)
+        usual = width // heads if heads else width // max(1, self.number("attention.head_count"))
+        key, value = self.number("attention.key_length", usual), self.number("attention.value_length", usual)
+        if window:
+            key = self.number("attention.key_length_swa", key)
+            value = self.number("attention.value_length_swa", value)
+        state = any(RECURRENT.match(one) for one in tensors)
+        attention = any(one.startswith("attn_") and not one.startswith(("attn_norm", "attn_gate")) for one in tensors)
+        attends = attention and (not state or name in BOTH)
+        if attends and kv_heads:
+            kv_heads = 1 if mla else kv_heads
+        return Layer(index, tensors, attends, state, window, heads, kv_heads, key, value)

@@ -1,0 +1,96 @@
+"""The ways to place an estimated model on this machine's pools, the best first.
+
+A GPU alone comes before several, a card before the GPU in the processor; several share the layers in proportion to
+their memory, as llama.cpp divides them. Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Final
+
+from accelerd.devices.choice import COMPUTE
+from accelerd.devices.model import Device
+from accelerd.estimate.estimate import Estimate, Share
+from accelerd.memory.model import RAM, Need
+
+ALL: Final = 1 << 16  # layers
+
+
+def usable(devices: Iterable[Device]) -> tuple[Device, ...]:
+    """The GPUs a model can be placed on: cards, the largest first, then those in the processor."""
+    found = [d for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE
+             and not any(trouble.blocks for trouble in d.troubles)]  # fmt: skip
+    return tuple(sorted(found, key=lambda d: (d.apu is True, -room(d))))
+
+
+def room(device: Device) -> int:
+    """Bytes a device has for models; 0: not known."""
+    pools = {pool.name: pool.total for pool in device.pools}
+    return pools.get("unified", 0) if device.unified else pools.get("vram", max(pools.values(), default=0))
+
+
+def options(
+    estimate: Estimate,
+    gpus: Sequence[Device],
+    *,
+    gpu_layers: int | str | None,
+    wanted_gpus: Sequence[str] | None,
+    source: str,
+) -> tuple[Need, ...]:
+    """The ways to place the model; never empty. `gpus`: as `usable` orders them; `wanted_gpus`: slots it may use."""
+    count = gpu_layers if isinstance(gpu_layers, int) and gpu_layers >= 0 else ALL
+    allowed = _allowed(gpus, wanted_gpus)
+    if count == 0 or not allowed or estimate.settings.backend == "cpu":
+        return (_need(estimate.placed(()), (), source),)
+    found = [_on((gpu,), estimate, count, source) for gpu in allowed]
+    for group in _groups(allowed):
+        found += [_on(group[:size], estimate, count, source) for size in range(2, len(group) + 1)]
+    return tuple(found)
+
+
+def _allowed(gpus: Sequence[Device], wanted: Sequence[str] | None) -> list[Device]:
+    """Those that are asked for, in that order; else the cards, or without one what the processor has."""
+    if wanted:
+        by_id = {gpu.id: gpu for gpu in gpus}
+        return [by_id[slot] for slot in wanted if slot in by_id]
+    cards = [gpu for gpu in gpus if gpu.apu is not True]
+    return cards or list(gpus[:1])
+
+
+def _groups(gpus: Sequence[Device]) -> list[list[Device]]:
+    """Cards that can share a model: of one driver."""
+    groups: dict[str | None, list[Device]] = {}
+    for gpu in gpus:
+        if gpu.apu is not True:
+            groups.setdefault(gpu.driver, []).append(gpu)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def divided(layers: int, rooms: Sequence[int]) -> list[int]:
+    """How many of so many layers each gets, as llama.cpp divides them by what each has."""
+    if not any(rooms):
+        rooms = [1] * len(rooms)
+    shares = [total / sum(rooms) for total in accumulate(rooms)]
+    counts = [0] * len(rooms)
+    for index in range(layers):
+        counts[min(bisect_right(shares, index / layers), len(rooms) - 1)] += 1
+    return counts
+
+
+def _on(gpus: Sequence[Device], estimate: Estimate, count: int, source: str) -> Need:
+    layers = min(count, len(estimate.layers) + 1)
+    counts = divided(layers, [room(gpu) for gpu in gpus])
+    return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus), source)
+
+
+def _need(shares: Sequence[Share], slots: tuple[str, ...], source: str) -> Need:
+    amounts: dict[str, int] = {}
+    parts: dict[str, int] = {}
+    for pool, share in zip((RAM, *slots), shares, strict=True):
+        amounts[pool] = amounts.get(pool, 0) + share.total
+        for name, size in share.parts().items():
+            parts[name] = parts.get(name, 0) + size
+    return Need(amounts, source, slots, parts)

@@ -1,0 +1,4 @@
+"""What reacts to the world: memory pressure, lost devices, sleep and battery, clock boost, notifications, the event log.
+
+Never on the path of a request.
+"""

@@ -1,0 +1,134 @@
+"""Pins: what programs ask to have kept in memory, why, and for how long: until they let go, or are gone.
+
+Owns the cookies. Tells the scheduler, which alone keeps models, and the journal. Knows owners by a name that somebody
+else watches (a connection to the bus): `owner_gone` is how their end is heard of.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from accelerd.base import names
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
+from accelerd.scheduler.holds import Dropped
+from accelerd.system.records import NOTICE, event
+
+log = logging.getLogger(__name__)
+
+OWNER_MOST: Final = 64  # pins of one owner
+MOST: Final = 1024  # pins of all of them
+REASON_MOST: Final = 256  # characters
+_APPLICATION: Final = re.compile(r"[A-Za-z0-9_.-]{0,255}")
+
+Cause = Literal["unpinned", "owner-gone", "model-removed", "shutdown"]
+
+
+class Scheduler(Protocol):
+    """What is asked of it."""
+
+    def hold(self, name: str, key: str, *, load: bool) -> str:
+        """Keep a model; its configured name. AccelError, and then nothing is kept."""
+        ...
+
+    def unhold(self, name: str, key: str) -> bool: ...
+    def on_dropped(self, dropped: Dropped) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One wish. `hold`: the model stays when it is loaded, but is not loaded for this."""
+
+    cookie: int
+    model: str
+    reason: str
+    application_id: str
+    owner: str
+    hold: bool
+    since: float  # monotonic seconds
+
+    @property
+    def who(self) -> str:
+        """For people."""
+        return self.application_id or self.owner
+
+    @property
+    def key(self) -> str:
+        return f"pin {self.cookie}"
+
+
+class Pins:
+    """See the module's text. All methods on the loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, clock: Clock, changed: Callable[[Pin, Cause | None], None]) -> None:
+        """`changed(pin, cause)` hears of every pin when it holds (None), and once when it ends. It must not raise."""
+        self._scheduler = scheduler
+        self._clock = clock
+        self._changed = changed
+        self._pins: dict[int, Pin] = {}
+        self._next = 1
+        scheduler.on_dropped(self._dropped)
+
+    def pin(self, model: str, reason: str, application_id: str, owner: str, *, hold: bool) -> int:
+        """A cookie for `unpin`. AccelError, and nothing is pinned: bad_request, too_many_pins, model_not_found,
+        does_not_fit, pin_conflict."""
+        if not reason.strip() or len(reason) > REASON_MOST or not reason.isprintable():
+            text = f"a pin needs a reason for people to read: one line of at most {REASON_MOST} characters"
+            raise AccelError("bad_request", text, param="reason")
+        if not _APPLICATION.fullmatch(application_id):
+            text = "an application id has letters, digits, '.', '_' and '-' (org.example.App), or is empty"
+            raise AccelError("bad_request", text, param="application_id")
+        if sum(one.owner == owner for one in self._pins.values()) >= OWNER_MOST or len(self._pins) >= MOST:
+            raise AccelError("too_many_pins", f"there are {len(self._pins)} pins already; unpin some of them")
+        cookie, self._next = self._next, self._next + 1
+        asked = Pin(cookie, model, reason, application_id, owner, hold, self._clock.monotonic())
+        name = self._scheduler.hold(model, asked.key, load=not hold)
+        self._pins[cookie] = pin = Pin(cookie, name, reason, application_id, owner, hold, asked.since)
+        what = "held" if hold else "pinned"
+        event(log, NOTICE, f"{name} is {what} for {pin.who}: {reason}", message_id=names.MSG_PIN,
+              model=name, reason=reason)  # fmt: skip
+        self._changed(pin, None)
+        return cookie
+
+    def unpin(self, cookie: int, owner: str) -> None:
+        """Let go. AccelError pin_not_found: not a pin of this owner, or no more."""
+        pin = self._pins.get(cookie)
+        if pin is None or pin.owner != owner:
+            raise AccelError(
+                "pin_not_found", f"you have no pin {cookie}; it ends with the connection that asked for it"
+            )
+        self._end(pin, "unpinned")
+
+    def owner_gone(self, owner: str) -> None:
+        """It left without letting go. Nothing happens for one that had no pins."""
+        for pin in [one for one in self._pins.values() if one.owner == owner]:
+            self._end(pin, "owner-gone")
+
+    def close(self) -> None:
+        """Nobody holds anything any more."""
+        for pin in list(self._pins.values()):
+            self._end(pin, "shutdown")
+
+    def all(self) -> list[Pin]:
+        """The oldest first."""
+        return list(self._pins.values())
+
+    def of(self, model: str) -> list[Pin]:
+        """Those of one model, by its configured name."""
+        return [pin for pin in self._pins.values() if pin.model == model]
+
+    def _dropped(self, model: str, keys: tuple[str, ...], why: str) -> None:
+        for pin in [one for one in self.of(model) if one.key in keys]:
+            self._end(pin, "model-removed", f": {why}", held=False)
+
+    def _end(self, pin: Pin, cause: Cause, why: str = "", *, held: bool = True) -> None:
+        del self._pins[pin.cookie]
+        if held:
+            self._scheduler.unhold(pin.model, pin.key)
+        text = f"{pin.model} is no longer {'held' if pin.hold else 'pinned'} for {pin.who} ({cause}){why}"
+        event(log, NOTICE, text, message_id=names.MSG_PIN, model=pin.model, reason=cause)
+        self._changed(pin, cause)

@@ -1,0 +1,103 @@
+"""One daemon after the other: what is left of an earlier one, what is left to a later one, and what is left to nobody.
+
+Takes over the models that an earlier daemon left before anything else is admitted; finds out whether a later daemon
+will want those that run now; `accelerd --reap` ends what no daemon will ever want. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from accelerd.base import names
+from accelerd.config.model import ModelSpec
+from accelerd.supervise.homes.user_manager import ManagerError, UserManager
+from accelerd.supervise.kept import Survivor
+from accelerd.system.lock import InstanceLock
+from accelerd.system.records import NOTICE, event
+from accelerd.system.startup import StartError
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 1.0  # s for systemd's answer; a manager that is going down gives none
+
+
+class Adopter(Protocol):
+    """The scheduler, as far as this needs it."""
+
+    def adopt(self, name: str, found: object, *, fits: bool) -> bool: ...
+
+
+def take_over(found: list[Survivor], models: Mapping[str, ModelSpec], scheduler: Adopter) -> list[Survivor]:
+    """Adopt what is still configured: pinned models first, then those that were ready. Returned: what was adopted."""
+
+    def importance(one: Survivor) -> tuple[bool, bool]:
+        spec = models.get(one.kept.model)
+        return (spec is not None and (spec.pin or spec.preload), one.was_ready)
+
+    adopted = []
+    for one in sorted(found, key=importance, reverse=True):
+        spec = models.get(one.kept.model)
+        if spec is None:
+            text = f"{one.kept.model} is not configured any more: what an earlier accelerd left of it is ended"
+            event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.kept.model)
+        elif scheduler.adopt(spec.name, one, fits=one.fits(spec)):
+            adopted.append(one)
+    return adopted
+
+
+class Successor(Protocol):
+    """Will there be a later daemon that wants the models?"""
+
+    async def expected(self, *, crashed: bool) -> bool:
+        """Is this daemon being restarted (or, if `crashed`, about to be)? False where nobody knows."""
+        ...
+
+
+class UnitSuccessor:
+    """The Successor that systemd gives a service: the job on its unit says whether it is stopped or restarted."""
+
+    def __init__(self, manager: UserManager, patience: float = PATIENCE) -> None:
+        self._manager = manager
+        self._patience = patience
+
+    async def expected(self, *, crashed: bool) -> bool:
+        try:
+            async with asyncio.timeout(self._patience):
+                unit = await self._manager.unit_of(os.getpid())
+                if unit is None or not unit.endswith(".service"):
+                    return False  # started by hand
+                job = await self._manager.job_type(unit)
+        except (ManagerError, TimeoutError) as error:
+            log.info("cannot ask systemd whether accelerd is restarted (%s): models are ended", error or "no answer")
+            return False
+        # Nobody asked for the end: Restart= brings the next daemon, or the reaper comes when it does not.
+        return job == "restart" or (crashed and job in (None, "start"))
+
+
+class NoSuccessor:
+    """Where there is no systemd: what this daemon started ends with it."""
+
+    async def expected(self, *, crashed: bool) -> bool:
+        return False
+
+
+async def reap(lock_file: Path, sweep: Callable[[], Awaitable[int]]) -> int:
+    """Have everything ended that accelerd left in its runtime directory. How many processes there were.
+
+    Does nothing while an accelerd runs there: then it is not ours to judge.
+    """
+    try:
+        lock = InstanceLock.acquire(lock_file)
+    except StartError as error:
+        log.info("nothing is reaped: %s", error.message)
+        return 0
+    with lock:
+        count = await sweep()
+    if count:
+        event(log, NOTICE, f"accelerd has ended for good: ended {count} processes of it", message_id=names.MSG_REAPED)
+    return count

@@ -1,0 +1,43 @@
+"""Models in toolboxes, as the upkeep of toolboxes sees and moves them: the scheduler behind refresh_kit.Models.
+
+Asks the scheduler like everybody else; knows no container.
+"""
+
+from __future__ import annotations
+
+from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
+from accelerd.supervise.homes.containers.refresh_kit import Used
+from accelerd.supervise.supervisor import ProcessSupervisor
+
+LOADED = (State.STARTING, State.READY)
+
+
+class ToolboxModels:
+    """See the module's text."""
+
+    def __init__(self, scheduler: Scheduler, supervisor: ProcessSupervisor) -> None:
+        self._scheduler = scheduler
+        self._supervisor = supervisor
+
+    def used(self) -> dict[str, list[Used]]:
+        """By the name of their toolbox, in the order of the configuration."""
+        found: dict[str, list[Used]] = {}
+        for snapshot in self._scheduler.snapshots():
+            if snapshot.spec.home == "toolbox" and snapshot.spec.container:
+                found.setdefault(snapshot.spec.container, []).append(self._used(snapshot))
+        return found
+
+    def _used(self, snapshot: Snapshot) -> Used:
+        facts = self._supervisor.facts(snapshot.instance) if snapshot.instance is not None else None
+        pid = facts.pid if facts is not None else None
+        return Used(snapshot.spec.name, str(snapshot.state), snapshot.state in LOADED, pid)
+
+    async def unload(self, model: str) -> None:
+        """Let its running requests end and stop it. AccelError."""
+        await self._scheduler.unload(model)
+
+    async def load(self, model: str) -> None:
+        """Have it ready. AccelError."""
+        await self._scheduler.load(model)

@@ -1,0 +1,237 @@
+"""What follows from the end of an instance: memory that must come back, then stopped, back-off, failed or a raise.
+
+Owns failures, out-of-memory and residues of memory; driven by Core, pure like it. An end that accelerd wanted is no
+failure; an end for want of memory is no crash: the model asks for more the next time instead of being tried as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from accelerd.base.errors import AccelError
+from accelerd.instances import PERMANENT, Cause, Exit
+from accelerd.memory.model import OUTGROWN, RAM
+from accelerd.memory.text import gib
+from accelerd.scheduler.admission import CPU, Admission
+from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.record import Ending, Record, Residue
+
+UNHEALTHY_BEFORE_QUARANTINE: Final = 2
+OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
+GROWTH: Final = (5, 4)  # of the reserved memory after an end for want of memory, unless more was seen
+STUCK_AFTER: Final = 30.0  # s after SIGKILL; a driver may take long to let go of 100 GB
+RECLAIM_PATIENCE: Final = 10.0  # s until the model may start again although memory of it is missing
+
+
+class Endings:
+    """See the module's text. `over(record, unloaded)` is called when a model has left OCCUPIED."""
+
+    def __init__(
+        self, admission: Admission, over: Callable[[Record, bool], None], stuck_after: float = STUCK_AFTER
+    ) -> None:
+        self.stuck_after = stuck_after
+        self._admission = admission
+        self._effects = admission.effects
+        self._over = over
+        self._reclaiming: dict[int, Record] = {}  # every instance whose memory is not back
+
+    def gone(self, instance: int, exit: Exit) -> None:
+        """Nothing of an instance lives any more."""
+        record = self._admission.instances.pop(instance)
+        if record.active:
+            record.active.clear()
+            self._effects.in_use(record.spec, False)
+        record.probing = record.stuck = False
+        record.ending = Ending(instance, record.state, exit)
+        if self._effects.reclaim(instance, record.spec, record.held()):
+            self._reclaiming[instance] = record
+            record.reclaim_until = self._admission.clock.monotonic() + RECLAIM_PATIENCE
+            self._admission.move(record, Event.RECLAIM, "no process is left; its memory is not back yet")
+            record.instance = record.endpoint = None
+            record.secret = ""
+        else:
+            self._finish(record)
+
+    def stuck(self, record: Record) -> None:
+        """SIGKILL has not ended it: say so to whoever waits for its end or its return, and go on waiting."""
+        record.stuck = True
+        device = f", and the {record.device} takes no other model" if record.device != CPU else ""
+        text = f"does not end, {self.stuck_after:.0f} s after SIGKILL: its memory stays counted{device}"
+        self._admission.move(record, Event.STUCK, text)
+        error = self.stuck_error(record)
+        self._admission.reject_all(record, error)
+        watchers, record.stop_watchers = record.stop_watchers, []
+        for watcher in watchers:
+            watcher.failed(error)
+
+    def stuck_error(self, record: Record) -> AccelError:
+        """What people hear who want a stuck model stopped or loaded."""
+        text = f"{record.spec.name} {record.reason} (it hangs in a driver: only that, or a reboot, ends it)"
+        return AccelError("model_stuck", text, retry_after=self.stuck_after, param="model")
+
+    def residue(self, instance: int, size: int, where: str) -> None:
+        """`size` bytes of what an ended instance used are not back; 0: all is. Unknown instances are ignored."""
+        record = self._reclaiming.get(instance)
+        if record is None:
+            return
+        waits = record.ending is not None and record.ending.instance == instance
+        if size > 0:
+            known = self._admission.residues.get(instance)
+            most = known.most if known is not None else sum(record.held().values())
+            pool = known.pool if known is not None else _pool(record)
+            self._admission.residues[instance] = Residue(record.spec.name, min(size, most), where, most, waits, pool)
+            return
+        del self._reclaiming[instance]
+        self._admission.residues.pop(instance, None)
+        if waits:
+            self._finish(record)
+
+    def tick(self, now: float) -> None:
+        """Let models go on whose memory does not come back: it stays on the ledger, by name."""
+        for instance, record in list(self._reclaiming.items()):
+            if record.ending is None or record.ending.instance != instance or record.reclaim_until > now:
+                continue
+            known = self._admission.residues.get(instance)
+            most = sum(record.held().values())
+            size, where = (known.size, known.where) if known else (most, "device memory")
+            residue = Residue(record.spec.name, size, where, most, waited_for=False, pool=_pool(record))
+            self._admission.residues[instance] = residue
+            self._effects.lost(residue)
+            self._finish(record, f"; {gib(size)} of {where} are not back")
+
+    def deadline(self) -> float:
+        """When `tick` is due."""
+        return min((r.reclaim_until for r in self._reclaiming.values() if r.ending is not None), default=math.inf)
+
+    def failure(self, record: Record, now: float) -> AccelError:
+        """What a request hears that cannot be served because of earlier ends."""
+        exit = record.error
+        name = record.spec.name
+        why = exit.message if exit else record.reason
+        tail = list(exit.tail) if exit else []
+        if record.state is State.BACKOFF and record.retry_at is not None:
+            wait = max(1.0, record.retry_at - now)
+            text = f"cannot load {name}: {why}; tried again in {wait:.0f} s"
+            return AccelError("model_backing_off", text, retry_after=wait, param="model", tail=tail)
+        if exit is not None and exit.cause is Cause.OOM_KILLED:
+            after = f"; after making room: accelctl reset {name}"
+            return AccelError("model_out_of_memory", f"cannot load {name}: {why}{after}", param="model", tail=tail)
+        after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
+        return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _finish(self, record: Record, residue: str = "") -> None:
+        """The model leaves OCCUPIED."""
+        assert record.ending is not None
+        before = record.ending.before
+        exit = replace(record.ending.exit, message=record.ending.exit.message + residue)
+        record.ending, record.reclaim_until = None, math.inf
+        record.used, record.cut_at = {}, math.inf
+        now = self._admission.clock.monotonic()
+        if exit.cause is Cause.OOM_KILLED:
+            record.error = exit
+            self._out_of_memory(record, before, exit, now)
+        elif exit.cause is Cause.STOPPED or before is State.DRAINING:
+            # An engine that ends while it drains has only been quicker than the order to stop.
+            why = record.stop_reason or (record.reason if before is State.DRAINING else "")
+            self._admission.move(record, Event.GONE, why + residue if why else exit.message)
+        elif record.adopted and before is State.STARTING:
+            # What an earlier daemon left is not a failure of what this one would start.
+            self._admission.move(record, Event.GONE, f"could not be taken over: {exit.message}")
+            self._come_back(record)
+        else:
+            record.error = exit
+            self._failed(record, before, exit, now)
+        record.instance = record.endpoint = None
+        record.secret = record.stop_reason = ""
+        watchers, record.stop_watchers = record.stop_watchers, []
+        for watcher in watchers:
+            watcher.done()
+        self._over(record, bool(watchers))
+
+    def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:
+        settings = self._admission.settings
+        if exit.cause in (Cause.UNHEALTHY, Cause.DEVICE_RESET):
+            _remember(record.unhealthy, now, settings.failure_window)
+            if len(record.unhealthy) < UNHEALTHY_BEFORE_QUARANTINE:
+                self._admission.move(record, Event.GONE, exit.message)
+                self._come_back(record, wanted=exit.cause is Cause.DEVICE_RESET)
+                return
+            record.retry_at = None
+            self._admission.move(record, Event.GIVE_UP, f"quarantined: {exit.message} again after a reload")
+        elif exit.cause is Cause.DEVICE_REMOVED:
+            record.retry_at = None  # until the device is back: elsewhere it would be another model
+            self._admission.move(record, Event.GIVE_UP, exit.message)
+        elif exit.cause in PERMANENT:
+            # A request may look again soon (the file may be there by then); nothing loops.
+            record.retry_at = now + settings.backoff_first
+            self._admission.move(record, Event.GIVE_UP, exit.message)
+        else:
+            _remember(record.failures, now, settings.failure_window)
+            count = len(record.failures)
+            if count >= settings.max_failures:
+                record.retry_at = None
+                self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
+            elif before is State.READY and count == 1 and not record.keep:
+                self._admission.move(record, Event.GONE, exit.message)
+                return
+            else:
+                delay = min(settings.backoff_cap, settings.backoff_first * 2 ** (count - 1))
+                record.retry_at = now + delay * (1 + self._effects.jitter() / 10)
+                self._admission.move(record, Event.BACK_OFF, exit.message)
+        self._admission.reject_all(record, self.failure(record, now))
+
+    def _out_of_memory(self, record: Record, before: State, exit: Exit, now: float) -> None:
+        """Reserve more from now on. Who waits is served with that, once; who waited for such a load already is told."""
+        settings, old = self._admission.settings, record.memory
+        _remember(record.out_of_memory, now, settings.failure_window)
+        count = len(record.out_of_memory)
+        new = max(old * GROWTH[0] // GROWTH[1], exit.peak or 0, sum(record.peak.values()))
+        given_up = count >= OUT_OF_MEMORY_BEFORE_FAILED
+        if given_up:
+            record.retry_at = None
+            self._admission.move(record, Event.GIVE_UP, f"{exit.message}; {count} times, given up")
+        else:
+            more = f"; from now on it reserves {gib(new)} instead of {gib(old)}" if new > old else ""
+            self._admission.move(record, Event.OUT_OF_MEMORY, exit.message + more)
+        if new > old:
+            source = f"{OUTGROWN} {gib(old)}"
+            options = tuple(need.scaled(need.total * new // old if old else new, source)
+                            for need in record.forecast.options)  # fmt: skip
+            record.forecast = replace(record.forecast, options=options)
+            record.need = record.need.scaled(new, source)
+            self._effects.outgrown(record.spec, record.need)
+        error = self.failure(record, now)
+        if given_up:
+            self._admission.reject_all(record, error)
+            return
+        if before is State.STARTING:
+            for waiter in [w for w in record.waiting if w.retried]:
+                self._admission.remove(record, waiter)
+                waiter.resolve(error)
+            for waiter in record.waiting:
+                waiter.retried = True
+        self._come_back(record)
+
+    def _come_back(self, record: Record, *, wanted: bool = False) -> None:
+        """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
+        if (record.keep or wanted) and not record.waiting and not self._admission.closing and not record.away:
+            self._admission.wish(record)
+
+
+def _pool(record: Record) -> str:
+    """Where most of a device's memory was that the model held; main memory is back with the process."""
+    held = {pool: size for pool, size in record.held().items() if pool != RAM}
+    return max(held, key=lambda pool: held[pool], default=RAM)
+
+
+def _remember(times: deque[float], now: float, window: float) -> None:
+    """Append `now` and drop what is older than `window` seconds."""
+    times.append(now)
+    while times[0] < now - window:
+        times.popleft()

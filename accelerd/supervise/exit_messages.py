@@ -1,0 +1,87 @@
+"""The sentences about an instance's end, each one line that says what happened and, where it helps, what to do."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import PurePath
+
+from accelerd.engines.base import LaunchPlan
+from accelerd.instances import Cause
+from accelerd.memory.text import gib
+from accelerd.supervise.process.shortage import Shortage
+from accelerd.supervise.process.spawn import spawn_trouble
+from accelerd.supervise.ready import Verdict
+
+
+def program(plan: LaunchPlan) -> str:
+    return PurePath(plan.argv[0]).name
+
+
+def spawn_failed(plan: LaunchPlan, error: OSError) -> str:
+    about = f" {error.filename!r}" if error.filename else ""
+    return f"cannot start {program(plan)}:{about} {spawn_trouble(error)}"
+
+
+def key_trouble(plan: LaunchPlan, verdict: Verdict) -> str:
+    if verdict is Verdict.KEY_REFUSED:
+        return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
+    return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
+
+
+def without_model(plan: LaunchPlan, said: str) -> str:
+    return f"{program(plan)} is up, but without its model ({plan.model}): {said}"
+
+
+def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
+    """An end that accelerd wanted."""
+    if cause is Cause.STOPPED:
+        return f"{program(plan)} was stopped after {age:.1f} s"
+    if cause is Cause.UNHEALTHY:
+        return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
+    if cause is Cause.DEVICE_REMOVED:
+        return f"the device that {program(plan)} ran on has gone"
+    if cause is Cause.DEVICE_RESET:
+        return f"the device that {program(plan)} ran on was reset"
+    if cause is Cause.LOAD_TIMEOUT:
+        return f"{program(plan)} was ended: {detail or 'not ready in time'} (start_timeout)"
+    return detail or f"{program(plan)} was ended: {cause}"
+
+
+def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool, strays: str) -> str:
+    """An end that nobody here wanted. `status` None: it is not known."""
+    when = _when(age, was_ready)
+    if status is None:
+        return f"{program(plan)} ended {when}"
+    if status >= 0:
+        hint = f"; it left {strays} behind: it must stay in the foreground" if strays and status == 0 else ""
+        return f"{program(plan)} exited with status {status} {when}{hint}"
+    hint = " (out of memory, or killed by a person)" if -status == signal.SIGKILL else ""
+    return f"{program(plan)} was ended by {_signal_name(-status)} {when}{hint}"
+
+
+def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: float, was_ready: bool) -> str:
+    """The kernel or systemd-oomd ended it. `limit`: its memory_max, `peak`: what it was seen to use; bytes."""
+    why = f"it reached its memory_max of {gib(limit)}, or " if limit is not None else ""
+    text = f"{program(plan)} was killed {_when(age, was_ready)}, out of memory: {why}the system had too little left"
+    return text + _used(peak)
+
+
+def got_no_memory(plan: LaunchPlan, lack: Shortage, peak: int | None, age: float, was_ready: bool) -> str:
+    """It ended by itself, since it was refused what it asked for. `peak`: as above."""
+    asked = f"it asked for {gib(lack.wanted)} more and did not get it" if lack.wanted is not None else "it got no more"
+    return f"{program(plan)} ran out of memory {_when(age, was_ready)}: {asked} ({lack.said}){_used(peak)}"
+
+
+def _used(peak: int | None) -> str:
+    return f"; it had {gib(peak)} of main memory" if peak else ""
+
+
+def _when(age: float, was_ready: bool) -> str:
+    return f"after {age:.1f} s" + ("" if was_ready else ", before it was ready")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

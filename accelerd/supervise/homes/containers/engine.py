@@ -1,0 +1,166 @@
+"""podman and docker as engines of containers: inspect, start, stop, kill, remove, in words that both know.
+
+Knows no models and decides nothing. HomeError says what the engine said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from accelerd.supervise.homes.containers.tool import PATIENCE, Done, Tools
+from accelerd.supervise.homes.home import HomeError
+
+log = logging.getLogger(__name__)
+
+LABEL_INSTANCE: Final = "io.accelerd.instance"
+LABEL_OWNER: Final = "io.accelerd.owner"
+LABELS_TOOLBOX: Final = ("com.github.containers.toolbox", "com.github.debarshiray.toolbox")
+PULL_PATIENCE: Final = 6 * 3600.0  # s; images have tens of gigabytes, and a person may stop it
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the engine says of one container."""
+
+    id: str
+    name: str
+    running: bool
+    status: str  # "running", "exited", "stopping", …
+    pid: int  # on the host; 0: none
+    exit_code: int
+    oom_killed: bool
+    image: str  # as it was named
+    image_id: str
+    exec_ids: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[tuple[str, int], ...] = ()  # published: host address, host port; TCP only
+    created: str = ""  # in the words of RFC 3339
+
+    @property
+    def toolbox(self) -> bool:
+        return any(label in self.labels for label in LABELS_TOOLBOX)
+
+
+class ContainerEngine:
+    """`name` is podman or docker."""
+
+    def __init__(self, name: str, tools: Tools) -> None:
+        self.name = name
+        self.tools = tools
+
+    async def call(self, *args: str, within: float = PATIENCE, check: bool = True, output: int | None = None) -> Done:
+        """One call. HomeError when `check` and it fails."""
+        done = await self.tools.call(self.name, *args, within=within, output=output)
+        if check and done.status != 0:
+            raise HomeError(f"{self.name} {args[0]}: {done.why()}")
+        return done
+
+    async def inspect(self, container: str) -> Container | None:
+        """None: there is none of that name."""
+        done = await self.call("container", "inspect", container, check=False)
+        if done.status != 0:
+            if "no such" in (done.err + done.out).lower():
+                return None
+            raise HomeError(f"{self.name} does not tell about container {container}: {done.why()}")
+        return _container(json.loads(done.out)[0])
+
+    async def containers(self) -> list[Container]:
+        """All of this user's, running or not."""
+        ids = (await self.call("ps", "--all", "--quiet", "--no-trunc")).out.split()
+        # Not checked: one that went meanwhile is an error, beside the others' descriptions.
+        found = json.loads((await self.call("container", "inspect", *ids, check=False)).out or "[]") if ids else []
+        return [_container(one) for one in found]
+
+    async def start(self, container: str) -> None:
+        """Start it in a scope of its own: it must not end with the daemon's unit."""
+        argv = (*self.tools.outside(), self.tools.find(self.name), "start", container)
+        done = await self.tools.call(*argv)
+        if done.status != 0:
+            raise HomeError(f"cannot start container {container}: {done.why()}")
+
+    async def stop(self, container: str, grace: float) -> None:
+        """Its stop signal, and SIGKILL after `grace` seconds."""
+        await self.call("stop", "--time", str(math.ceil(grace)), container, within=grace + PATIENCE, check=False)
+
+    async def kill(self, container: str, number: int) -> None:
+        await self.call("kill", "--signal", str(number), container, check=False)
+
+    async def remove(self, container: str) -> None:
+        """Remove it, running or not; it may be gone already. HomeError when it is still there afterwards."""
+        time = ("--time", "0") if self.name == "podman" else ()
+        done = await self.call("rm", "--force", *time, container, check=False)
+        if done.status != 0 and await self.inspect(container) is not None:
+            raise HomeError(f"cannot remove container {container}: {done.why()}")
+
+    async def rename(self, container: str, name: str) -> None:
+        """Running or not."""
+        await self.call("rename", container, name)
+
+    async def end_session(self, container: str, session: str) -> bool:
+        """Forget an exec session whose program has ended. Only podman leaves them behind."""
+        done = await self.call("container", "cleanup", "--exec", session, "--rm", container, check=False)
+        return done.status == 0
+
+    async def write_exit(self, file: str) -> None:
+        """What a killed conmon can write no more: without that podman takes its session for a running one for ever."""
+        enter = ("podman", "unshare") if os.getuid() else ()
+        await self.tools.call(*enter, "sh", "-c", '[ -e "$1" ] || printf 137 >"$1"', "sh", file)
+
+    async def image(self, image: str) -> dict[str, Any] | None:
+        """What the engine knows of an image that is here; None: it must be pulled first."""
+        done = await self.call("image", "inspect", image, check=False)
+        if done.status != 0:
+            return None
+        return dict(json.loads(done.out)[0])
+
+    async def images(self) -> dict[str, str]:
+        """Ids of the images that are here, by each of their names."""
+        lines = (
+            await self.call("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
+        ).out.splitlines()
+        found = dict(line.split() for line in lines if " " in line)
+        return {name: id.removeprefix("sha256:") for name, id in found.items() if "<none>" not in name}
+
+
+def entrypoint(image: Mapping[str, Any]) -> tuple[str, ...]:
+    """The program that an image runs whatever it is told; empty for most."""
+    return tuple((image.get("Config") or {}).get("Entrypoint") or ())
+
+
+def only_ours(container: Container | None, owner: str) -> bool:
+    """Was it made by a daemon with this runtime directory?"""
+    return container is not None and container.labels.get(LABEL_OWNER) == owner
+
+
+def _container(raw: Mapping[str, Any]) -> Container:
+    state, config = raw.get("State") or {}, raw.get("Config") or {}
+    published: Mapping[str, Sequence[Mapping[str, str]] | None] = (
+        (raw.get("NetworkSettings") or {}).get("Ports") or (raw.get("HostConfig") or {}).get("PortBindings") or {}
+    )
+    return Container(
+        id=str(raw["Id"]),
+        name=str(raw.get("Name", "")).removeprefix("/"),  # docker writes a slash
+        running=bool(state.get("Running")),
+        status=str(state.get("Status", "")),
+        pid=int(state.get("Pid") or 0),
+        exit_code=int(state.get("ExitCode") or 0),
+        oom_killed=bool(state.get("OOMKilled")),
+        created=str(raw.get("Created", "")),
+        image=str(raw.get("ImageName") or config.get("Image") or ""),
+        image_id=str(raw.get("Image", "")).removeprefix("sha256:"),
+        exec_ids=tuple(raw.get("ExecIDs") or ()),
+        labels=dict(config.get("Labels") or {}),
+        ports=tuple(
+            (binding.get("HostIp") or "0.0.0.0", int(binding["HostPort"]))
+            for port, bindings in published.items()
+            if not port.endswith(("/udp", "/sctp"))
+            for binding in bindings or ()
+            if binding.get("HostPort")
+        ),
+    )

@@ -1,0 +1,199 @@
+"""What every step of a refresh needs: the tools, the models, names; and how an unfinished one is put back.
+
+Putting back works on what is really there, by the ids of containers, so that the next daemon can do it as well as the
+one that began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock
+from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.door import Doors
+from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
+from accelerd.supervise.homes.containers.people import People, Visitor
+from accelerd.supervise.homes.containers.refresh_record import Begun, Left, RefreshRecord
+from accelerd.supervise.homes.containers.tool import Tools
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")  # podman's own rule
+GRACE: Final = 5.0  # s for a toolbox's own processes
+# A model that a person unloads or removes meanwhile says nothing of the new toolbox.
+NO_FAULT: Final = ("model_not_found", "model_unloaded")
+
+
+@dataclass(frozen=True)
+class Used:
+    """A model that is configured to run in a toolbox."""
+
+    name: str
+    state: str
+    loaded: bool  # ready, or on the way there
+    pid: int | None
+
+
+class Models(Protocol):
+    """The scheduler, as far as toolboxes need it. AccelError."""
+
+    def used(self) -> Mapping[str, list[Used]]:
+        """All models whose home is a toolbox, by its name."""
+        ...
+
+    async def unload(self, model: str) -> None:
+        """Let its running requests end and stop it."""
+        ...
+
+    async def load(self, model: str) -> None:
+        """Have it ready."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a refresh works with."""
+
+    tools: Tools
+    engine: ContainerEngine
+    builds: Builds
+    people: People
+    doors: Doors
+    models: Models
+    record: RefreshRecord
+    clock: Clock
+    patience: float = 3.0  # s for what leaves a toolbox by itself, such as a question to llama-server
+
+    async def find(self, name: str) -> Container:
+        """The toolbox of that name. AccelError toolbox_not_found, HomeError."""
+        found = await self.engine.inspect(name) if NAME.match(name) else None
+        if found is None or found.name != name or not found.toolbox:
+            there = [container.name for container in await self.engine.containers() if container.toolbox]
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see: accelctl toolbox list"
+            raise AccelError("toolbox_not_found", f"there is no toolbox called {name[:80]!r}; {hint}")
+        return found
+
+    async def visitors(self, container: Container) -> list[Visitor]:
+        """Who is inside and stays."""
+        deadline = self.clock.monotonic() + self.patience
+        while True:
+            found = await asyncio.to_thread(self.people.visitors, container)
+            if not found or self.clock.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.1)
+
+    def on(self, toolbox: str) -> list[Used]:
+        return list(self.models.used().get(toolbox, ()))
+
+    async def running_in(self, toolbox: str, container: Container) -> list[Used]:
+        """The models of a toolbox whose processes are in this very container."""
+        pids = await asyncio.to_thread(self.people.pids, container)
+        return [model for model in self.on(toolbox) if model.pid in pids]
+
+    async def remove(self, container: Container) -> str:
+        """Remove it; or what is to be said when somebody is inside: then it goes later."""
+        visitors = await self.visitors(container) if container.running else []
+        if visitors:
+            await self.record.leave((*self.record.left, Left(container.id, container.name)))
+            return f"{container.name} stays until {described(visitors)} is gone: the next refresh removes it"
+        if container.running:
+            await self.engine.stop(container.id, GRACE)
+        await self.engine.remove(container.id)
+        return ""
+
+
+Say = Callable[..., None]  # (step, *, model="", line="", done=None, total=None)
+
+
+def beside(name: str) -> str:
+    return f"{name}-new"
+
+
+def before(name: str) -> str:
+    return f"{name}-old"
+
+
+def described(visitors: list[Visitor]) -> str:
+    return ", ".join(map(str, visitors))
+
+
+def failed(name: str, error: Exception, what: str) -> AccelError:
+    """As people see it. What is refused stays what it is."""
+    message = error.message if isinstance(error, AccelError) else str(error)
+    if isinstance(error, AccelError) and error.code.startswith("toolbox_"):
+        return error
+    fields = {"tail": error.fields["tail"]} if isinstance(error, AccelError) and "tail" in error.fields else {}
+    return AccelError("toolbox_failed", f"cannot refresh {name}: {message}; {what}", **fields)
+
+
+async def load(kit: Kit, model: str) -> None:
+    try:
+        await kit.models.load(model)
+    except AccelError as error:
+        if error.code not in NO_FAULT:
+            raise
+
+
+async def sweep(kit: Kit) -> None:
+    """Remove what earlier refreshes had to leave, where nobody is inside any more. HomeError."""
+    left = []
+    for one in kit.record.left:
+        there = await kit.engine.inspect(one.id)
+        if there is None:
+            continue
+        visitors = await kit.visitors(there) if there.running else []
+        if visitors:
+            left.append(one)
+        else:
+            await kit.engine.remove(there.id)
+    await kit.record.leave(tuple(left))
+
+
+async def put_back(kit: Kit, begun: Begun, say: Say, *, again: bool = True) -> list[str]:
+    """The old toolbox under its name and each model in it; the new one gone. What else is to be said. Without `again`
+    no model is loaded. HomeError: the record stays, and this can be called again."""
+    name, notes = begun.name, []
+    old = await kit.engine.inspect(begun.old)
+    if old is None:
+        notes.append(f"the old toolbox {name} was removed by somebody")
+    elif begun.stage == "proved":
+        notes += filter(None, [await kit.remove(old)])
+    else:
+        if old.name != name:
+            await _take_back_name(kit, name, old)
+        new = await kit.engine.inspect(beside(name))
+        if new is not None and new.name == beside(name) and new.id != old.id:
+            for model in await kit.running_in(name, new):
+                say("drain", model=model.name)
+                await kit.models.unload(model.name)
+                if model.loaded and model.name not in begun.loaded:
+                    begun = msgspec.structs.replace(begun, loaded=(*begun.loaded, model.name))
+            notes += filter(None, [await kit.remove(new)])
+    for model_name in begun.loaded if again and begun.boot == kit.record.boot() else ():
+        if any(model.name == model_name and not model.loaded for model in kit.on(name)):
+            say("load", model=model_name)
+            try:
+                await load(kit, model_name)
+            except AccelError as error:
+                notes.append(f"{model_name} is not loaded again: {error.message}")
+    await kit.record.end()
+    return notes
+
+
+async def _take_back_name(kit: Kit, name: str, old: Container) -> None:
+    """Only names change hands here: the models follow once the door is open again."""
+    async with kit.doors.closed(name):
+        there = await kit.engine.inspect(name)
+        if there is not None and there.name == name and there.id != old.id:
+            trial = await kit.engine.inspect(beside(name))
+            if trial is not None and trial.name == beside(name):
+                await kit.engine.remove(trial.id)
+            await kit.engine.rename(there.id, beside(name))
+        await kit.engine.rename(old.id, name)

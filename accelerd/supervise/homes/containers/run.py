@@ -1,0 +1,379 @@
+"""The homes "podman" and "docker": a container of its own for every start of a model, made from an image.
+
+The container is named after the model and labelled with its mark; one that is not labelled so is somebody else's and
+never touched. It runs in the host's network, so that a unix socket or a port on loopback is the same inside and out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from accelerd.base.ports import Clock, Roots
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Inside
+from accelerd.supervise.homes.containers import images, tree
+from accelerd.supervise.homes.containers.engine import (
+    LABEL_INSTANCE,
+    LABEL_OWNER,
+    Container,
+    ContainerEngine,
+    entrypoint,
+    only_ours,
+)
+from accelerd.supervise.homes.containers.handover import Handover, as_env_file, inner_environment
+from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
+from accelerd.supervise.homes.containers.pull import pull, told_in_lines
+from accelerd.supervise.homes.containers.tool import ENV_COURIER, Courier, Done, Tools
+from accelerd.supervise.homes.home import HomeError, Kept, Order
+from accelerd.supervise.process.processes import Mark, Process, ProcessTable
+from accelerd.supervise.process.reader import OutputReader
+from accelerd.supervise.process.spawn import NoProgram
+
+log = logging.getLogger(__name__)
+
+APPEAR_PATIENCE: Final = 20.0  # s from the container to the program in it
+POLL: Final = 0.02  # s
+INITS: Final = ("podman-init", "docker-init", "catatonit", "tini", "dumb-init")
+FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could not be executed
+
+
+@dataclass
+class _Start:
+    """One instance, as this home holds it."""
+
+    mark: Mark
+    name: str
+    handover: Handover
+    logs: Courier | None = None  # docker: `docker logs --follow`
+
+
+class RunHome:
+    """See home.Home. Containers stay when the daemon goes; `survives` says whether the next one may take them over."""
+
+    def __init__(
+        self, engine: ContainerEngine, roots: Roots, clock: Clock, table: ProcessTable, *, survives: bool
+    ) -> None:
+        self.kind = engine.name
+        self.survives = survives
+        self._engine = engine
+        self._tools: Tools = engine.tools
+        self._roots = roots
+        self._clock = clock
+        self._table = table
+
+    def place(self, spec: ModelSpec, mark: Mark) -> str:
+        return container_name(spec.name)
+
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+        """The program of the image; the model's files will be mounted where they are. HomeError."""
+        image = spec.image or ""
+        known = await self._engine.image(image)
+        if known is None:
+            raise HomeError(f"{image} is not here yet: it is pulled when the model is loaded, or by: {self.kind} pull")
+        own = _server(spec, entrypoint(known))
+        name = own[0] if own else program
+        return Inside(name, f"{known.get('Id', '')} {name}", dict(zip(files, files, strict=True)),
+                      images.settings(image), f"image {image}")  # fmt: skip
+
+    async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> Done:
+        """Run a short command in a container of the image, such as `llama-server --help`. HomeError."""
+        image = spec.image or ""
+        _, command = await self._program(spec, argv)
+        mounts = ("--security-opt=label=disable", *(f"--volume={mount}" for mount in _own_mounts(spec).values()))
+        flags = ("--rm", "--network=none", *images.flags(image, self.kind, self._roots.dev), *mounts)
+        return await self._engine.call("run", *flags, *command, within=within, check=False)
+
+    # --- the Protocol -----------------------------------------------------------------------------------------
+
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """The image is here."""
+        image = spec.image or ""
+        if await self._engine.image(image) is None:
+            on_output(f"pulling {image}\n".encode())
+            await pull(self._engine, image, told_in_lines(on_output, self._clock))
+
+    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
+        spec, engine = order.spec, self._engine
+        start = _Start(order.mark, container_name(spec.name), Handover(self._roots, order.mark))
+        there = await engine.inspect(start.name)
+        if there is not None and not only_ours(there, order.mark.owner):
+            raise HomeError(
+                f"there is a {self.kind} container {start.name} already that accelerd did not make: rename or remove it"
+            )
+        env = as_env_file(inner_environment(spec, order.env))
+        said = bytearray()
+
+        def printed(chunk: bytes) -> None:
+            said[:] = (said + chunk)[-2000:]
+            on_output(chunk)
+
+        reader: OutputReader | None = None
+        try:
+            reader = OutputReader(start.handover.prepare(env, life=False), printed)
+            output = start.handover.writer()
+            try:
+                if there is not None:
+                    await engine.remove(start.name)
+                options = [*self._options(order, start), *await asyncio.to_thread(self._mounts, order)]
+                _, command = await self._program(spec, order.argv)
+                argv = (*self._tools.outside(), self._tools.find(self.kind), "run", *options, *command)
+                # podman hands its own output on to the container (passthrough); docker's is fetched with `logs`.
+                to = output if self.kind == "podman" else None
+                done = await self._tools.call(*argv, output=to, instance=order.mark.instance)
+                if self.kind == "docker":
+                    follow = (self._tools.find(self.kind), "logs", "--follow", start.name)
+                    start.logs = self._tools.courier(follow, order.mark.instance, output)
+            finally:
+                os.close(output)
+            if done.status != 0:
+                reader.finish()
+                why = _last(bytes(said)) or done.why()
+                if done.status in (126, 127):
+                    raise NoProgram(f"cannot start {order.argv[0]} in {spec.image}: {why}")
+                raise HomeError(f"cannot run {spec.image}: {why}")
+            start.handover.revoke()  # the engine has read it
+            return await self._held(start, reader, on_exit)
+        except BaseException as error:
+            if reader is not None:
+                reader.finish()
+            await asyncio.shield(self._abandon(start))
+            if isinstance(error, OSError):
+                raise HomeError(f"cannot hand {spec.name} to {self.kind}: {error.strerror or error}") from error
+            raise
+
+    async def adopt(
+        self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> HeldLeader | None:
+        start = _Start(kept.mark, kept.place, Handover(self._roots, kept.mark))
+        await asyncio.to_thread(self._kill_couriers, kept.mark)
+        found = await self._engine.inspect(start.name)
+        if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == kept.mark.instance:
+            reader = None
+            try:
+                reader = OutputReader(start.handover.open_output(), on_output)
+                if self.kind == "docker":
+                    output = start.handover.writer()
+                    try:
+                        follow = (self._tools.find(self.kind), "logs", "--follow", "--tail=20", start.name)
+                        start.logs = self._tools.courier(follow, kept.mark.instance, output)
+                    finally:
+                        os.close(output)
+            except OSError as error:
+                log.warning("what %s prints is lost: %s", kept.model, error)
+            return await self._held(start, reader, on_exit)
+        await self._abandon(start)
+        return None
+
+    async def tidy(self, owner: str, spared: Collection[str]) -> int:
+        """Remove the containers that an earlier daemon of this runtime directory left, running or not; how many.
+        Those of the instances (Mark.instance) in `spared` stay. HomeError."""
+        if not self._tools.has(self.kind):
+            return 0
+        left = [one for one in await self._engine.containers() if only_ours(one, owner)]
+        left = [one for one in left if one.labels.get(LABEL_INSTANCE) not in spared]
+        for one in left:
+            await self._engine.remove(one.id)
+        return len(left)
+
+    # --- beginning --------------------------------------------------------------------------------------------
+
+    async def _program(self, spec: ModelSpec, argv: Sequence[str]) -> tuple[bool, list[str]]:
+        """The end of a `run` command line: the image and what it is told. True: the image's own program is used."""
+        image = spec.image or ""
+        known = await self._engine.image(image)
+        if known and _server(spec, entrypoint(known)):
+            return True, [image, *argv[1:]]
+        program = spec.binary or argv[0]
+        return False, [f"--entrypoint={program}", image, *argv[1:]]
+
+    def _options(self, order: Order, start: _Start) -> Iterator[str]:
+        """What comes before the mounts."""
+        spec, podman = order.spec, self.kind == "podman"
+        yield from ("--detach", "--init", f"--name={start.name}", "--network=host", f"--env-file={start.handover.env}")
+        yield from (f"--label={LABEL_INSTANCE}={order.mark.instance}", f"--label={LABEL_OWNER}={order.mark.owner}")
+        # Neither --rm nor --restart: how it ended is read from the container, then it is removed.
+        if podman:
+            yield from ("--replace", "--log-driver=passthrough", "--sdnotify=ignore")
+            if os.getuid():
+                yield "--userns=keep-id"
+        else:
+            yield from ("--log-driver=local", "--log-opt=max-size=1m", "--log-opt=max-file=2")
+        yield f"--user={os.getuid()}:{os.getgid()}"  # so that its processes can be seen and signalled as any other
+        known = tuple(images.flags(spec.image or "", self.kind, self._roots.dev))
+        yield from known
+        for device in spec.devices:
+            yield f"--device={device}"
+        if spec.devices and not any(flag.startswith("--group-add") for flag in known):
+            yield from groups(self.kind, [Path(device.partition(":")[0]) for device in spec.devices])
+        if spec.memory_max is not None:
+            yield f"--memory={spec.memory_max}"
+        if spec.memory_high is not None:
+            yield f"--memory-reservation={spec.memory_high}"
+        if spec.cpu_weight is not None:
+            yield f"--cpu-shares={min(max(spec.cpu_weight * 1024 // 100, 2), 262144)}"
+        if spec.tasks_max is not None:
+            yield f"--pids-limit={spec.tasks_max}"
+        if spec.oom_score_adjust:
+            yield f"--oom-score-adj={spec.oom_score_adjust}"
+
+    def _mounts(self, order: Order) -> list[str]:
+        """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
+        spec = order.spec
+        found = _own_mounts(spec)
+        for file in filter(None, (spec.path, spec.mmproj, spec.draft_model, spec.chat_template_file)):
+            for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
+                found.setdefault(str(folder), f"{folder}:{folder}:ro")
+        if spec.model:
+            cache = Path(order.env.get("XDG_CACHE_HOME") or self._roots.home / ".cache")
+            for folder in (cache / "llama.cpp", Path(order.env.get("HF_HOME") or cache / "huggingface")):
+                folder.mkdir(parents=True, exist_ok=True)
+                found.setdefault(str(folder), f"{folder}:{folder}")
+        for word in order.argv:
+            if word.startswith("/") and word.endswith(".sock"):
+                folder = Path(word).parent
+                found.setdefault(str(folder), f"{folder}:{folder}")
+        # A label would be written on the user's own files; they keep theirs.
+        return ["--security-opt=label=disable", *(f"--volume={mount}" for mount in found.values())]
+
+    async def _held(self, start: _Start, reader: OutputReader | None, on_exit: Callable[[], None]) -> HeldLeader:
+        process, above = await self._appears(start)
+        pidfd, init, oom = None, None, None
+        if process is not None:
+            oom = OomWatch.of(self._roots, process.pid)
+            try:
+                init = hold(self._roots.proc, above) if above is not None else None
+                pidfd = hold(self._roots.proc, process)
+            except Gone:
+                log.debug("%s ended at once", start.name)
+
+        async def deputy(number: int) -> None:
+            await self._engine.kill(start.name, number)
+
+        return HeldLeader(
+            process.pid if process is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
+            close=lambda: _close(start), reader=reader, deputy=deputy, oom=oom, init=init,
+        )  # fmt: skip
+
+    async def _appears(self, start: _Start) -> tuple[Process | None, Process | None]:
+        """The program's own process, and the container's init above it; None: it has ended already. HomeError."""
+        deadline = self._clock.monotonic() + APPEAR_PATIENCE
+        while True:
+            found = await self._engine.inspect(start.name)
+            if found is None or not found.running:
+                return None, None
+            process, init = await asyncio.to_thread(self._behind_init, found)
+            if process is not None:
+                return process, init
+            if self._clock.monotonic() > deadline:
+                raise HomeError(f"container {start.name} runs, but its program does not begin")
+            await asyncio.sleep(POLL)
+
+    def _behind_init(self, container: Container) -> tuple[Process | None, Process | None]:
+        """The program and the init above it, where it has one."""
+        link = tree.look(self._roots.proc, container.pid) if container.pid else None
+        if link is None or link.process.name not in INITS:
+            return (link.process if link is not None else None), None
+        return next(iter(tree.children(self._roots.proc, container.pid)), None), link.process
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    async def _finish(self, start: _Start) -> Ending:
+        """The program has ended: read how, take the rest of its output, remove the container."""
+        deadline = self._clock.monotonic() + 2.0
+        found = await self._engine.inspect(start.name)
+        while found is not None and found.running and self._clock.monotonic() < deadline:
+            await asyncio.sleep(POLL)
+            found = await self._engine.inspect(start.name)
+        ending = Ending(None)
+        if found is not None and not found.running:
+            code = found.exit_code
+            ending = Ending(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
+        if start.logs is not None:
+            await start.logs.end(1.0)
+        await self._engine.remove(start.name)
+        await asyncio.to_thread(start.handover.remove)
+        return ending
+
+    async def _abandon(self, start: _Start) -> None:
+        """Nothing came of it: nothing of it stays."""
+        try:
+            found = await self._engine.inspect(start.name)
+            if found is not None and found.labels.get(LABEL_INSTANCE) == start.mark.instance:
+                await self._engine.remove(start.name)
+        except HomeError as error:
+            log.error("container %s may be left: %s", start.name, error)
+        if start.logs is not None:
+            await start.logs.end()
+        await asyncio.to_thread(start.handover.remove)
+
+    def _kill_couriers(self, mark: Mark) -> None:
+        """A `run` of a daemon that was killed in the middle of it: it must not make a container behind our back."""
+        wanted = f"{ENV_COURIER}={mark.instance}".encode()
+        for entry in os.scandir(self._roots.proc):
+            if not entry.name.isdigit():
+                continue
+            link = tree.look(self._roots.proc, int(entry.name))
+            try:
+                carries = wanted in Path(entry.path, "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # ended, or not ours
+            # conmon inherits it too, and is what keeps a living container's record
+            if link is not None and carries and link.process.name in (self.kind, "systemd-run"):
+                self._table.signal(link.process, signal.SIGKILL)
+
+
+def _server(spec: ModelSpec, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The image's own program, when it is a server: it needs only arguments and may not even be in its PATH."""
+    return own if spec.binary is None and own and not own[0].endswith(("sh", "entrypoint.sh", "tini", "env")) else ()
+
+
+def container_name(model: str) -> str:
+    """The name of a model's container: what podman and docker allow, and a person recognises."""
+    return "accelerd-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
+
+
+def _own_mounts(spec: ModelSpec) -> dict[str, str]:
+    """The `mounts` of a model's settings as the engine wants them, by their place inside."""
+    found: dict[str, str] = {}
+    for mount in spec.mounts:
+        source, _, rest = mount.partition(":")
+        target, _, mode = rest.partition(":")
+        found[target or source] = f"{source}:{target or source}" + (f":{mode}" if mode else "")
+    return found
+
+
+def groups(kind: str, devices: Sequence[Path]) -> list[str]:
+    """How a container may open device nodes that this user may open through a group (video, render)."""
+    if kind == "podman":
+        return ["--group-add=keep-groups"]  # of crun: the user's own groups, which have no name inside
+    ids = set()
+    for device in devices:
+        for node in [device, *device.iterdir()] if device.is_dir() else [device]:
+            try:
+                status = node.stat()
+            except OSError:
+                continue  # a device that is not there: the engine says so better
+            if stat.S_ISCHR(status.st_mode) and status.st_gid:
+                ids.add(status.st_gid)
+    return [f"--group-add={number}" for number in sorted(ids)]
+
+
+def _close(start: _Start) -> None:
+    start.handover.let_go()
+    if start.logs is not None:
+        start.logs.kill()  # nobody reads what it fetches; the next daemon begins another
+        start.logs.close()
+
+
+def _last(said: bytes) -> str:
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ").strip() if lines else ""

@@ -1,0 +1,94 @@
+"""The home "lemonade": what lives here is no process of its own but a model inside a Lemonade Server, a tenant.
+
+Owns the servers: the one that accelerd runs, and those that run already and are used. Nothing here outlives the daemon;
+what an earlier daemon's server has left is found by its mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from accelerd.base.ports import Clock, Roots
+from accelerd.config.model import ModelSpec
+from accelerd.engines.lemonade.catalogue import Catalogue
+from accelerd.supervise.homes.home import Home, HomeError, Kept, Leader, Order
+from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
+from accelerd.supervise.homes.lemonade.server import Server, Used
+from accelerd.supervise.homes.lemonade.tenant import TenantLeader
+from accelerd.supervise.limits import Limits
+from accelerd.supervise.process.processes import Mark, ProcessTable, ProcTable
+from accelerd.system.statefile import AtomicFile, Unreadable
+
+log = logging.getLogger(__name__)
+
+CATALOGUE_FILE: Final = "lemonade-models.json"
+
+
+class LemonadeHome:
+    """See the module's text. A Home."""
+
+    kind = "lemonade"
+    survives = False
+
+    def __init__(
+        self,
+        roots: Roots,
+        clock: Clock,
+        homes: Mapping[str, Home],
+        *,
+        table: ProcessTable | None = None,
+        limits: Limits | None = None,
+        idle: float = IDLE,
+    ) -> None:
+        """`homes`: where the process of accelerd's own server may live; `idle`: s that it stays without a tenant."""
+        self._file = AtomicFile(roots.cache / CATALOGUE_FILE)
+        self.catalogue = Catalogue(self._kept())
+        self._clock = clock
+        self._roots = roots
+        self._make_own = lambda: OwnServer(
+            self.catalogue, clock, roots, table or ProcTable(roots.proc), homes, limits, idle
+        )
+        self._servers: dict[str | None, Server] = {}  # by address; None: accelerd's own
+
+    def place(self, spec: ModelSpec, mark: Mark) -> str:
+        return spec.model or spec.name
+
+    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+        """Nothing to do: a plan asks whatever server runs."""
+
+    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+        """The load begins; it has come to its end when the tenant is settled or has exited."""
+        if order.tenancy is None:
+            raise HomeError(f"cannot start {order.spec.name}: its plan is none for a Lemonade Server")
+        url = order.tenancy.url
+        server = self._servers.get(url)
+        if server is None:
+            server = self._make_own() if url is None else Used(self.catalogue, self._clock, self._roots.proc)
+            server.remember = self._remember
+            self._servers[url] = server
+        return TenantLeader(order, server, on_output, on_exit)
+
+    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+        """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
+        return None
+
+    def _kept(self) -> bytes:
+        try:
+            return self._file.read() or b""
+        except (OSError, Unreadable) as error:
+            log.info("cannot read what was known of Lemonade's models: %s", error)
+            return b""
+
+    def _remember(self, known: bytes) -> None:
+        """Blocking. A disk that is full costs the memory and nothing else."""
+        try:
+            self._file.write(known)
+        except OSError as error:
+            log.info("cannot keep what is known of Lemonade's models: %s", error)
+
+    async def close(self) -> None:
+        """End the own server, let go of the others. To be called when no tenant is left."""
+        await asyncio.gather(*(server.close() for server in self._servers.values()))

@@ -1,0 +1,294 @@
+"""The Lemonade Server that accelerd runs for itself: started with its first tenant, ended a while after its last.
+
+Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves
+is found by that. Its own memory is in no model's account but in that of other programs, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from accelerd.base.errors import AccelError
+from accelerd.base.ports import Clock, Roots
+from accelerd.config.model import ModelSpec
+from accelerd.engines.lemonade.catalogue import Catalogue
+from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
+from accelerd.instances import Cause
+from accelerd.supervise.homes.home import Home, HomeError, Leader, Order
+from accelerd.supervise.homes.lemonade import program
+from accelerd.supervise.homes.lemonade.server import Fate, Server
+from accelerd.supervise.limits import Limits
+from accelerd.supervise.process.listen_owner import Owner, tcp_owner
+from accelerd.supervise.process.output import TAIL_LINES, OutputRing
+from accelerd.supervise.process.processes import Mark, ProcessTable
+from accelerd.supervise.process.race import race
+from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
+from accelerd.supervise.process.sweep import sweep
+from accelerd.system.records import NOTICE, event
+
+if TYPE_CHECKING:
+    from accelerd.supervise.homes.lemonade.tenant import TenantLeader
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "lemonade-server"  # of its unit, and in the log
+START_PATIENCE: Final = 60.0  # s until it answers
+STOP_PATIENCE: Final = 10.0  # s from the order to end until it is killed
+IDLE: Final = 60.0  # s without a tenant until it is ended
+TRIES: Final = 4  # ports
+LOOK: Final = 0.05  # s between two looks at one that starts
+
+
+class PortTaken(Exception):
+    """Somebody else listens where it should."""
+
+
+class OwnServer(Server):
+    """See the module's text."""
+
+    owned = True
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        clock: Clock,
+        roots: Roots,
+        table: ProcessTable,
+        homes: Mapping[str, Home],
+        limits: Limits | None = None,
+        idle: float = IDLE,
+    ) -> None:
+        """`homes`: those that its process may live in, by kind."""
+        super().__init__(catalogue, clock, roots.proc)
+        self._roots = roots
+        self._table = table
+        self._homes = homes
+        self._limits = limits or Limits()
+        self._idle = idle
+        self._folders = program.Folders.of(roots)
+        self._ring = OutputRing()
+        self._lock = asyncio.Lock()
+        self._leader: Leader | None = None
+        self._mark: Mark | None = None
+        self._stopping = False
+        self._ending: asyncio.Task[None] | None = None
+        self._idling: asyncio.Task[None] | None = None
+        self._fate: Fate | None = None
+        self._wanted: str | None = None  # the program, as the configuration names it
+
+    async def up(self, order: Order) -> LemonadeClient:
+        async with self._lock:
+            await self._until_ended()
+            await self._renew(order)
+            if self._leader is None or self.client is None:
+                await self._begin(order)
+            assert self.client is not None
+            return self.client
+
+    async def _renew(self, order: Order) -> None:
+        """End it where another program is wanted now and nobody needs the one that runs."""
+        assert order.tenancy is not None
+        wanted, self._wanted = self._wanted, order.tenancy.program
+        if self._leader is not None and wanted != self._wanted:
+            if any(tenant.attached for tenant in self.tenants):
+                self._wanted = wanted
+            else:
+                await self._stop(self._leader)
+
+    # --- start ------------------------------------------------------------------------------------------------
+
+    async def _begin(self, order: Order) -> None:
+        assert order.tenancy is not None
+        try:
+            found = await program.find(order.tenancy.program, order.env)
+            for _ in range(TRIES):
+                try:
+                    await self._start(found, order)
+                    return
+                except PortTaken as error:
+                    log.warning("%s; trying another port", error)
+        except NoProgram as error:
+            raise AccelError("model_failed", str(error), cause=Cause.NO_PROGRAM.value) from None
+        except HomeError as error:
+            raise AccelError("model_failed", str(error), cause=Cause.SPAWN_FAILED.value) from None
+        except OSError as error:
+            about = f" ({error.filename})" if error.filename else ""
+            text = f"cannot start the Lemonade Server: {spawn_trouble(error)}{about}"
+            raise AccelError("model_failed", text, cause=Cause.SPAWN_FAILED.value) from None
+        text = "cannot start the Lemonade Server: other programs take every port that is free"
+        raise AccelError("model_failed", text, cause=Cause.PORT_UNAVAILABLE.value)
+
+    async def _start(self, found: program.Program, order: Order) -> None:
+        """PortTaken, HomeError, NoProgram, OSError, AccelError; then nothing is left."""
+        port, key = _free_port(), secrets.token_hex(32)
+        await asyncio.to_thread(program.prepare, found, self._folders, port, order.env)
+        mark = Mark(f"lemonade-{secrets.token_hex(8)}", order.mark.owner)
+        env = program.environment(found, self._folders, order.env, key) | mark.environment()
+        # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
+        spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
+        argv = program.command(found, self._folders, port)
+        self._ring, self._fate, self._stopping = OutputRing(), None, False
+        self._mark = mark
+        self._leader = leader = await self._spawn(Order(spec, argv, env, order.cwd, mark))
+        self.pid, self.unit = leader.pid, leader.unit
+        client = LemonadeClient(Address(f"http://{program.HOST}:{port}", key))
+        try:
+            await self._until_ready(leader, mark, client, port)
+        except BaseException:
+            await client.close()
+            self._stopping = True
+            leader.kill_group()
+            self._end_of(leader, mark)
+            await self._until_ended()
+            raise
+        self.client, self.catalogue.address = client, client.address
+        text = f"Lemonade Server started: process {leader.pid}, listens at {program.HOST}:{port}"
+        event(log, NOTICE, text, child_pid=leader.pid)
+
+    async def _spawn(self, order: Order) -> Leader:
+        """A unit, where there is a systemd that answers; else a child."""
+        unit = self._homes.get("systemd")
+        if unit is not None:
+            try:
+                return await unit.start(order, self._printed, self._exit_seen)
+            except HomeError as error:
+                log.warning("the Lemonade Server becomes a child of accelerd: %s", error)
+        return await self._homes["child"].start(order, self._printed, self._exit_seen)
+
+    async def _until_ready(self, leader: Leader, mark: Mark, client: LemonadeClient, port: int) -> None:
+        """PortTaken; AccelError when it ends or does not answer. Its key goes to no other program."""
+        foreign, deadline = 0, self.clock.monotonic() + START_PATIENCE
+        while True:
+            if leader.exited.is_set():
+                line = self._ring.last_line()
+                if "in use" in line or "bind" in line.lower():
+                    raise PortTaken(f"the Lemonade Server cannot listen at port {port}: {line}")
+                text = "the Lemonade Server ended as soon as it was started" + (f": {line}" if line else "")
+                tail = self._ring.lines(TAIL_LINES)
+                raise AccelError("model_failed", text, cause=Cause.EXITED.value, tail=tail)
+            owner = await asyncio.to_thread(self._owner, mark, leader.session, port)
+            foreign = foreign + 1 if owner is Owner.FOREIGN else 0
+            if foreign >= 3:
+                raise PortTaken(f"another program listens at port {port}")
+            if owner is Owner.OURS:
+                with suppress(LemonadeError):
+                    await client.health()
+                    return
+            if self.clock.monotonic() > deadline:
+                text = f"the Lemonade Server does not answer {START_PATIENCE:g} s after its start"
+                raise AccelError("model_failed", text, cause=Cause.LOAD_TIMEOUT.value)
+            await race(leader.exited.wait(), within=LOOK)
+
+    def _owner(self, mark: Mark, session: int | None, port: int) -> Owner:
+        return tcp_owner(self.proc, port, [one.pid for one in self._table.members(mark, session)])
+
+    async def backend(self, port: int) -> int | None:
+        def find() -> int | None:
+            members = self._table.members(self._mark, None) if self._mark is not None else []
+            return next((one.pid for one in members if tcp_owner(self.proc, port, [one.pid]) is Owner.OURS), None)
+
+        return await asyncio.to_thread(find)
+
+    def _printed(self, chunk: bytes) -> None:
+        """What it and its backends print, as one: for who loads, or for the only one there is."""
+        self._ring.write(chunk)
+        if any(tenant.loaded and self.catalogue.of(tenant.model).recipe == "flm" for tenant in self.tenants):
+            return  # flm prints what it is asked: that is nobody's to keep
+        loading = [tenant for tenant in self.tenants if not tenant.loaded]
+        for tenant in loading or (self.tenants if len(self.tenants) == 1 else []):
+            tenant.printed(chunk)
+
+    # --- end --------------------------------------------------------------------------------------------------
+
+    def leave(self, tenant: TenantLeader) -> None:
+        super().leave(tenant)
+        if not self.tenants and self._leader is not None and (self._idling is None or self._idling.done()):
+            self._idling = asyncio.create_task(self._rest(), name="Lemonade Server without a model")
+
+    async def _rest(self) -> None:
+        """End it when it has had no tenant for a while."""
+        await asyncio.sleep(self._idle)
+        async with self._lock:
+            if not self.tenants and self._leader is not None:
+                log.info("the Lemonade Server has held no model for %g s: ending it", self._idle)
+                await self._stop(self._leader)
+
+    async def close(self) -> None:
+        await self._close_tasks(self._idling)
+        async with self._lock:
+            if self._leader is not None:
+                await self._stop(self._leader)
+
+    async def _stop(self, leader: Leader) -> None:
+        """Ask it to end, wait, kill it; returns when nothing of it is left."""
+        self._stopping = True
+        leader.signal(signal.SIGTERM)
+        await race(leader.exited.wait(), within=STOP_PATIENCE)
+        if not leader.exited.is_set():
+            leader.kill_group()
+        await leader.exited.wait()
+        await self._until_ended()
+
+    def _exit_seen(self) -> None:
+        if self._leader is not None and self._mark is not None:
+            self._end_of(self._leader, self._mark)
+
+    def _end_of(self, leader: Leader, mark: Mark) -> None:
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._ended(leader, mark), name="end of the Lemonade Server")
+
+    async def _until_ended(self) -> None:
+        """Nothing of one that ends is left."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def _ended(self, leader: Leader, mark: Mark) -> None:
+        """Its process has exited, or is being killed: end what it leaves, then tell its tenants."""
+        try:
+            await sweep(leader, mark, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
+            await leader.release()
+            self._leader, self.pid, self.catalogue.address = None, 0, None
+            client, self.client = self.client, None
+            if client is not None:
+                await client.close()
+            self._fate = fate = self._verdict(leader)
+            if not self._stopping:
+                event(log, logging.WARNING, fate[1], child_pid=leader.pid)
+            self.gone(fate)
+        finally:
+            self._ending = None
+
+    def _verdict(self, leader: Leader) -> Fate:
+        if self._stopping:
+            return Cause.STOPPED, "the Lemonade Server was ended"
+        if leader.result == "oom-kill":
+            return Cause.OOM_KILLED, "the Lemonade Server that held it was killed, out of memory"
+        status = leader.status
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name
+            return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
+        return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}"
+
+    async def fate(self) -> Fate:
+        """A broken connection may be its end: then it is known in a moment."""
+        if self._ending is None and self._leader is not None:
+            await race(self._leader.exited.wait(), within=1.0)
+            await asyncio.sleep(0)
+        await self._until_ended()
+        if self._leader is None and self._fate is not None:
+            return self._fate
+        return Cause.EXITED, "the connection to the Lemonade Server broke"
+
+
+def _free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind((program.HOST, 0))
+        return int(sock.getsockname()[1])

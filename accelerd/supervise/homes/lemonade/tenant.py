@@ -1,0 +1,425 @@
+"""A model inside a Lemonade Server, as a Leader: loaded, watched and unloaded through the server's HTTP.
+
+Its pid is its backend's as soon as the server tells, until then the server's own. What it did not ask for, the server
+did by itself, and is told so. Never unloads a model that was there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from accelerd.base.errors import AccelError
+from accelerd.engines.base import Endpoint
+from accelerd.engines.lemonade.catalogue import DIRECT
+from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
+from accelerd.instances import Cause
+from accelerd.supervise.homes.home import Order, Settled
+from accelerd.supervise.homes.lemonade.server import Fate, Server
+from accelerd.supervise.outcome import cause_of
+from accelerd.supervise.process.race import race
+
+log = logging.getLogger(__name__)
+
+PINS_SINCE: Final = (10, 10)
+SURE_WITHIN: Final = 1.0  # s for the server to say whether a model is still there
+SIGN: Final = 5.0  # s between two signs of life of one that waits
+AGAIN: Final = 0.1  # s between two orders to unload
+LOAD_GRACE: Final = 20.0  # s that a load which is not wanted any more may still take: to end it costs the other tenants
+HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends that are asked directly
+
+
+class TenantLeader:
+    """See the module's text. A Leader and a Tenant (home.py)."""
+
+    session: int | None = None
+
+    def __init__(
+        self, order: Order, server: Server, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> None:
+        assert order.tenancy is not None
+        self.mark = order.mark
+        self.model = order.tenancy.model
+        self.exited = asyncio.Event()
+        self.status: int | None = None
+        self.result: str | None = None
+        self.ended: Fate | None = None
+        self.attached = False  # to the server that runs now
+        self.loaded = False
+        self._order = order
+        self._tenancy = order.tenancy
+        self._server = server
+        self._on_output = on_output
+        self._on_exit = on_exit
+        self._entry: Loaded | None = None
+        self._backend: int | None = None  # pid
+        self._pidfd: int | None = None
+        self._backend_gone = asyncio.Event()
+        self._unlisted = False  # seen by a look while its backend lived
+        self._other_pid: int | None = None
+        self._taken = False  # it was there before
+        self._in_turn = False  # to be loaded
+        self._leaving = False
+        self._killed_at: float | None = None
+        self._changed = asyncio.Event()
+        self._settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        server.join(self)
+        self._task = asyncio.create_task(self._life(), name=f"tenant {self.model}")
+
+    # --- a Tenant ---------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """While it is being loaded, the server's: the backend is one of that one's children by then."""
+        return self._backend or (self._server.pid if self._in_turn else 0)
+
+    @property
+    def unit(self) -> str | None:
+        return self._server.unit
+
+    async def settled(self) -> Settled:
+        return await asyncio.shield(self._settled)
+
+    def living(self) -> Sequence[int]:
+        return self._server.processes_of(self)
+
+    # --- a Leader ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Whatever the signal: it is unloaded."""
+        self._leaving = True
+        self._changed.set()
+
+    def kill_group(self) -> None:
+        """Unload it, and end its backend where the server is accelerd's own. The server itself lives on."""
+        if self.exited.is_set():
+            return
+        now = self._server.clock.monotonic()
+        first = self._killed_at is None
+        if self._killed_at is None:
+            self._killed_at = now
+        self.signal(signal.SIGKILL)
+        # A load that is broken off makes the server throw out all others: it gets a while to come to its end.
+        if self._server.owned and (self.loaded or now - self._killed_at > LOAD_GRACE):
+            if first or self._pidfd is None:
+                self._kill(self._server.spare(self._server.processes_of(self)))
+            else:
+                self._kill([])
+
+    def _kill(self, pids: Sequence[int]) -> None:
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        for pid in pids:
+            if pid != self._backend:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+
+    async def release(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        self._server.leave(self)
+        self._drop_pidfd()
+        if not self._task.done() and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def unexecuted(self, last_line: str) -> str | None:
+        return None
+
+    # --- what the server tells --------------------------------------------------------------------------------
+
+    def printed(self, chunk: bytes) -> None:
+        self._on_output(chunk)
+
+    def seen(self, health: Health) -> None:
+        """One look at what the server holds."""
+        if not self.loaded or self._entry is None or self.exited.is_set():
+            return
+        entry = health.of(self._entry.model)
+        if entry is None:
+            self._unlisted = True
+            self._changed.set()
+        elif entry.pid is not None and self._entry.pid is not None and entry.pid != self._entry.pid:
+            self._other_pid = entry.pid
+            self._changed.set()
+
+    def server_gone(self, fate: Fate) -> None:
+        """With the server it is gone too."""
+        self._over(None if self._leaving else fate)
+
+    # --- the life ---------------------------------------------------------------------------------------------
+
+    async def _life(self) -> None:
+        try:
+            raced = await race(self._server.up(self._order), self._changed.wait())
+            if raced is None or raced[0] == 1:  # told to go while the server starts: that is broken off
+                self._over(None)
+                return
+            client: LemonadeClient = raced[1]
+            self.attached = True
+            if await self._turn():
+                try:
+                    self._in_turn = True
+                    await self._load(client)
+                finally:
+                    self._in_turn = False
+                    self._server.turn.release()
+        except AccelError as error:
+            self._over(None if self._leaving else (cause_of(error, Cause.EXITED), error.message))
+            return
+        except Exception as error:
+            log.exception("a bug in accelerd ended a model in Lemonade")
+            self._over((Cause.EXITED, f"a bug in accelerd, see its log: {error.__class__.__name__}"))
+            return
+        await self._stay(client)
+
+    async def _turn(self) -> bool:
+        """Wait until no other model is being loaded; False: it is not wanted any more."""
+        while not self._leaving:
+            raced = await race(self._server.turn.acquire(), self._changed.wait(), within=SIGN)
+            if raced is None:
+                self.printed(b"waits: Lemonade is loading another model\n")  # a sign of life, for who waits for it
+            elif raced[0] == 0:
+                return True
+        return False
+
+    async def _load(self, client: LemonadeClient) -> None:
+        """Until it is loaded, or cannot be. AccelError('model_failed')."""
+        try:
+            if (pending := self._server.unloads.get(self.model)) is not None:
+                await asyncio.gather(pending, return_exceptions=True)  # or it would hit what is loaded now
+            health = await client.health(within=30.0)
+            before = health.of(self.model)
+            if before is not None and not self._server.owned:
+                self._taken = True
+                await self._settle(before)
+                return
+            if before is not None:  # of an earlier life: it must not be taken for the new one
+                with suppress(Refused):
+                    await client.unload(self.model)
+            await self._check(client)
+            if self._leaving:
+                return
+            body: dict[str, Any] = dict(self._tenancy.load)
+            if self._tenancy.pin and health.release >= PINS_SINCE:
+                body["pinned"] = True
+            await self._put_to_it(client, body)
+            after = await client.health(within=30.0)
+        except Refused as error:
+            raise self._refusal(error) from None
+        except Unreachable:
+            cause, text = await self._server.fate()
+            raise AccelError("model_failed", text, cause=cause.value) from None
+        except LemonadeError as error:
+            raise AccelError("model_failed", f"the Lemonade Server: {error}", cause=Cause.EXITED.value) from None
+        entry = after.of(self.model) or _new_in(health, after)
+        if entry is None:
+            cause, text = self._server.why_gone(self.model, None, alive=True)
+            raise AccelError("model_failed", text, cause=cause.value)
+        await self._settle(entry)
+
+    async def _put_to_it(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
+        """Returns when it is loaded. LemonadeError."""
+        self._server.begins(self.model)
+        loaded = False
+        try:
+            await client.load(body)
+            loaded = True
+        finally:
+            self._server.ends(self.model, loaded=loaded)
+
+    async def _check(self, client: LemonadeClient) -> None:
+        """A load of what is not here would download it first, for hours. AccelError('model_failed')."""
+        catalogue = self._server.catalogue
+        listed = await client.models()
+        catalogue.note(listed)
+        one = next((one for one in listed if one.model.casefold() == self.model.casefold()), None)
+        if one is None and listed:
+            near = difflib.get_close_matches(self.model, [found.model for found in listed], n=1)
+            hint = f": did you mean {near[0]}?" if near else ": see lemonade list"
+            text = f"Lemonade knows no model {self.model}{hint}"
+            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+        if one is not None and one.downloaded is False:
+            text = f"{self.model} is not downloaded: run lemonade pull {self.model}"
+            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+
+    def _refusal(self, error: Refused) -> AccelError:
+        said = error.message.rstrip(".")
+        if error.code == "model_not_found":
+            return AccelError("model_failed", f"Lemonade knows no model {self.model}", cause=Cause.NO_MODEL.value)
+        if error.code == "model_not_supported":
+            return AccelError("model_failed", f"Lemonade cannot run it here: {said}", cause=Cause.REFUSED.value)
+        if error.code == "slots_pinned_error":
+            text = f"Lemonade has no place for {self.model}, what is there is pinned: unpin one, or raise its "
+            return AccelError("model_failed", f"{text}max_loaded_models ({said})", cause=Cause.SPAWN_FAILED.value)
+        if error.code == "router_residency_conflict":
+            text = f"Lemonade may not displace what it holds for {self.model}: unload that first ({said})"
+            return AccelError("model_failed", text, cause=Cause.SPAWN_FAILED.value)
+        if error.status in (401, 403):
+            text = "the Lemonade Server refuses the key: write its LEMONADE_API_KEY into engines.lemonade.key_file"
+            return AccelError("model_failed", text, cause=Cause.REFUSED.value)
+        return AccelError("model_failed", f"Lemonade did not load it: {said}", cause=Cause.EXITED.value)
+
+    async def _settle(self, entry: Loaded) -> None:
+        """It is loaded: hold on to its backend, and say where it is to be reached."""
+        self._entry = entry
+        # Somebody else's server may throw out what it takes for idle: it must see the requests.
+        direct = self._server.owned and entry.recipe in DIRECT and entry.port is not None
+        self._backend = entry.pid
+        if self._backend is None and entry.port is not None:
+            self._backend = await self._server.backend(entry.port)
+        if self._backend is not None:
+            self._hold(self._backend)
+        self._server.catalogue.loaded(self.model, entry.recipe, entry.checkpoint, entry.device, direct=direct)
+        self.loaded = True
+        self._server.watch()
+        await asyncio.to_thread(self._server.remember, self._server.catalogue.dump())
+        if not self._settled.done():
+            self._settled.set_result(self._reached(entry, direct))
+
+    def _reached(self, entry: Loaded, direct: bool) -> Settled:
+        assert self._server.client is not None
+        address = self._server.client.address
+        wire = entry.checkpoint if direct and entry.recipe == "flm" else self.model
+        path, body = _probe(entry.type, wire, direct)
+        if direct:
+            # Its own server has no key: what is sent to it must not be the other one's.
+            health = HEALTHS[entry.recipe]
+            return Settled(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
+        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
+
+    def _hold(self, pid: int) -> None:
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            self._backend_died()  # it has ended already
+            return
+        asyncio.get_running_loop().add_reader(self._pidfd, self._backend_died)
+
+    def _backend_died(self) -> None:
+        self._drop_pidfd()
+        self._backend_gone.set()
+        self._changed.set()
+
+    def _drop_pidfd(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    async def _stay(self, client: LemonadeClient) -> None:
+        """Until it is told to go, or has gone."""
+        while not self.exited.is_set():
+            if self._leaving:
+                await self._go(client, None)
+            elif self._unlisted or self._other_pid is not None or self._backend_gone.is_set():
+                await self._lost(client)
+            else:
+                await self._changed.wait()
+                self._changed.clear()
+
+    async def _lost(self, client: LemonadeClient) -> None:
+        """It is not there any more, or not the same: nobody here has asked for that."""
+        assert self._entry is not None
+        entry: Loaded | None = None
+        alive = self._unlisted and not self._backend_gone.is_set()
+        try:
+            entry = (await client.health(within=SURE_WITHIN)).of(self._entry.model)
+        except Unreachable:
+            fate = await self._server.fate()
+            await self._go(client, fate)
+            return
+        except LemonadeError:
+            entry = None
+        fate = self._server.why_gone(self.model, self._backend, alive=alive)
+        if entry is not None and entry.pid != self._entry.pid:
+            anew = f"it started it anew, as process {entry.pid} instead of {self._backend}"
+            fate = Cause.PUT_AWAY, f"lemonade unloaded it by itself: {anew}"
+        await self._go(client, fate)
+
+    async def _go(self, client: LemonadeClient, fate: Fate | None) -> None:
+        """Have it unloaded, and return when that is proven."""
+        name = self._entry.model if self._entry is not None else self.model
+        while not (self._taken or self.exited.is_set()):
+            try:
+                listed = (await client.health()).of(name) is not None
+            except Unreachable:
+                listed = False  # a server that is no more says so to its tenants, once nothing of it is left
+            except LemonadeError:
+                listed = True
+            dead = self._pidfd is None
+            if dead and (not listed or self._killed_at is not None):
+                break
+            if listed:
+                await self._unload(client)
+            else:
+                await self._until_dead()
+        self._over(fate)
+
+    async def _unload(self, client: LemonadeClient) -> None:
+        """One order to unload it. While another model is loaded it is not followed: a kill does not wait for it."""
+        pending = self._server.unloads.get(self.model)
+        if pending is None:
+
+            async def unload() -> None:
+                try:
+                    await client.unload(self.model)
+                except LemonadeError as error:  # 404: it is not there any more; else it is asked again
+                    log.debug("%s: %s", self.model, error)
+                    await asyncio.sleep(AGAIN)
+                finally:
+                    self._server.unloads.pop(self.model, None)
+
+            pending = self._server.unloads[self.model] = asyncio.create_task(unload(), name=f"unload of {self.model}")
+        dying = asyncio.create_task(self._backend_gone.wait())
+        await asyncio.wait((pending, dying), return_when=asyncio.FIRST_COMPLETED)
+        if not dying.done():
+            dying.cancel()
+        elif not pending.done() and self._killed_at is None:
+            await asyncio.shield(pending)  # it dies of the order: the answer comes in a moment
+
+    async def _until_dead(self) -> None:
+        """The server has let go of it: its backend ends, or is ended."""
+        try:
+            async with asyncio.timeout(self._order.spec.stop_timeout):
+                await self._backend_gone.wait()
+        except TimeoutError:
+            self._kill(await asyncio.to_thread(lambda: self._server.spare(self._server.processes_of(self))))
+
+    def _over(self, fate: Fate | None) -> None:
+        if self.exited.is_set():
+            return
+        self.ended = fate
+        self.result = fate[0].value if fate is not None else None
+        self._drop_pidfd()
+        self.exited.set()
+        self._server.leave(self)
+        self._on_exit()
+
+
+def _new_in(before: Health, after: Health) -> Loaded | None:
+    """The one model that a load has brought: its public name may be another than the one that was asked for."""
+    new = [one for name, one in after.loaded.items() if name not in before.loaded]
+    return new[0] if len(new) == 1 else None
+
+
+def _probe(kind: str, wire: str, direct: bool) -> tuple[str, bytes | None]:
+    """The smallest request that only a working model answers; for what has none, the server's own word."""
+    match kind:
+        case "llm" | "":
+            return "/v1/completions", json.dumps({"model": wire, "prompt": " ", "max_tokens": 1}).encode()
+        case "embedding":
+            return "/v1/embeddings", json.dumps({"model": wire, "input": " "}).encode()
+        case "reranking":
+            path = "/v1/rerank" if direct else "/v1/reranking"
+            return path, json.dumps({"model": wire, "query": " ", "documents": [" "]}).encode()
+        case _:
+            return "/v1/models" if direct else "/live", None

@@ -1,5 +1,0 @@
-"""The home "lemonade": an instance is a model inside a Lemonade Server."""
-
-from accelerd.supervise.lemonade.home import LemonadeHome
-
-__all__ = ["LemonadeHome"]

@@ -1,0 +1,205 @@
+"""What an engine printed: a bounded ring of raw bytes per model, readers that follow it, and the feed to the journal.
+
+Writing costs a memcpy; decoding, escaping and cutting lines happen when somebody reads. Never blocks on a reader and
+never grows with what an engine prints. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from accelerd.base.ports import Clock
+
+RING_BYTES: Final = 100_000
+FOLLOW_BYTES: Final = 256 * 1024  # what one reader may lag behind
+LINE_BYTES: Final = 4096
+CUT_MARK: Final = " [… line cut]"
+TAIL_LINES: Final = 20
+
+# C0 but the tab, DEL, C1, line and paragraph separators, and the marks that reorder text on a terminal.
+_CONTROL = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES: Final = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROL}
+
+
+def printable(raw: bytes) -> str:
+    """One line of output as text that is safe on a terminal and in a log: at most LINE_BYTES, controls escaped."""
+    cut = len(raw) > LINE_BYTES
+    text = raw[:LINE_BYTES].removesuffix(b"\r").decode("utf-8", "replace").translate(_ESCAPES)
+    return text + CUT_MARK if cut else text
+
+
+class OutputRing:
+    """The newest RING_BYTES that the instances of one model printed. Survives them; used on the loop's thread."""
+
+    def __init__(self, limit: int = RING_BYTES) -> None:
+        self._limit = limit
+        self._data = bytearray()
+        self._followers: set[Follower] = set()
+        self.total = 0  # bytes ever written: a position for `lines(since=…)`, and a sign of life
+
+    def write(self, chunk: bytes) -> None:
+        """Append, forgetting the oldest bytes."""
+        self.total += len(chunk)
+        self._data += chunk[-self._limit :]
+        if len(self._data) > 2 * self._limit:  # trimmed only now and then, so that a byte costs O(1)
+            del self._data[: -self._limit]
+        for follower in self._followers:
+            follower.feed(chunk)
+
+    def lines(self, last: int | None = None, since: int = 0) -> list[str]:
+        """The lines kept, oldest first: only the `last` ones, only what was written after position `since`."""
+        want = min(self._limit, self.total - since, len(self._data))
+        raw = bytes(self._data[len(self._data) - want :])
+        pieces = raw.split(b"\n")
+        if pieces[-1] == b"":
+            pieces.pop()
+        if want < self.total - since and len(pieces) > 1:
+            del pieces[0]  # its beginning is forgotten
+        if last is not None:
+            pieces = pieces[-last:] if last > 0 else []
+        return [printable(piece) for piece in pieces]
+
+    def last_line(self) -> str:
+        """The newest line with something on it, finished or not; empty when nothing was printed."""
+        for piece in reversed(bytes(self._data[-2 * LINE_BYTES :]).split(b"\n")):
+            if piece.strip():
+                return printable(piece)
+        return ""
+
+    def follow(self, last: int = 0) -> Follower:
+        """A reader of lines as they come, after the `last` ones: `with ring.follow() as lines: async for line in …`."""
+        return Follower(self._followers, self.lines(last))
+
+    def close(self) -> None:
+        """End every reader after what it still has to say. The daemon is going."""
+        for follower in tuple(self._followers):
+            follower.finish()
+
+
+class Follower:
+    """One reader of a ring: an async iterator of printable lines. What it cannot keep up with is skipped, and noted."""
+
+    def __init__(self, registry: set[Follower], backlog: list[str], limit: int = FOLLOW_BYTES) -> None:
+        self._registry = registry
+        self._ready = backlog[::-1]  # lines to hand out, the next one last
+        self._limit = limit
+        self._data = bytearray()
+        self._skipped = 0
+        self._ended = False
+        self._wake = asyncio.Event()
+        registry.add(self)
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening; may be called twice."""
+        self._registry.discard(self)
+        self.finish()
+
+    def finish(self) -> None:
+        self._ended = True
+        self._wake.set()
+
+    def feed(self, chunk: bytes) -> None:
+        """From the ring: never blocks, drops when the reader lags."""
+        if self._skipped or len(self._data) + len(chunk) > self._limit:  # one gap, not many small ones
+            self._skipped += len(chunk)
+        else:
+            self._data += chunk
+        self._wake.set()
+
+    def __aiter__(self) -> Follower:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._ready:
+            self._take_lines()
+            if self._ready:
+                break
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._ready.pop()
+
+    def _take_lines(self) -> None:
+        end = self._data.rfind(b"\n") + 1
+        if not end and (self._ended or self._skipped or len(self._data) > LINE_BYTES):
+            end = len(self._data)  # nothing more will come of this line, or too much
+        if end:
+            raw = bytes(self._data[:end])
+            del self._data[:end]
+            self._ready = [printable(piece) for piece in reversed(raw.removesuffix(b"\n").split(b"\n"))]
+        if self._skipped and not self._data:
+            self._ready.insert(0, f"[… {self._skipped} bytes of output skipped: this reader was too slow]")
+            self._skipped = 0
+
+
+class JournalFeed:
+    """Lines of one model's output to a sink, at most `rate` a second; the rest is counted and said."""
+
+    def __init__(self, sink: Callable[[str, str], None], model: str, clock: Clock, rate: int) -> None:
+        self._sink = sink
+        self._model = model
+        self._clock = clock
+        self._rate = rate
+        self._window = clock.monotonic()
+        self._sent = 0  # lines in this window
+        self._suppressed = 0
+        self._partial = b""
+        self._skip = False  # until the end of a line that was cut or suppressed
+
+    def feed(self, chunk: bytes) -> None:
+        """Take a piece of output. A flood costs one count of its newlines."""
+        start = 0
+        while start < len(chunk):
+            if not self._open_window():
+                self._suppress(chunk[start:])
+                return
+            end = chunk.find(b"\n", start)
+            piece = chunk[start:] if end < 0 else chunk[start:end]
+            start = len(chunk) if end < 0 else end + 1
+            if self._skip:
+                self._skip = end < 0
+                continue
+            # A line longer than the cap is sent once, cut; its rest is not looked at.
+            self._partial += piece[: LINE_BYTES + 1 - len(self._partial)]
+            if end >= 0 or len(self._partial) > LINE_BYTES:
+                self._skip = end < 0
+                self._send(self._partial)
+                self._partial = b""
+
+    def flush(self) -> None:
+        """The instance has ended: say what is left."""
+        if self._partial:
+            self._send(self._partial)
+        self._partial, self._skip = b"", False
+        self._note()
+
+    def _open_window(self) -> bool:
+        now = self._clock.monotonic()
+        if now - self._window >= 1.0:
+            self._window, self._sent = now, 0
+            self._note()
+        return self._sent < self._rate
+
+    def _suppress(self, rest: bytes) -> None:
+        self._suppressed += rest.count(b"\n")
+        self._partial = b""
+        self._skip = not rest.endswith(b"\n")
+
+    def _send(self, raw: bytes) -> None:
+        if raw.strip():
+            self._sent += 1
+            self._sink(self._model, printable(raw))
+
+    def _note(self) -> None:
+        if self._suppressed:
+            self._sink(self._model, f"[… {self._suppressed} lines of output suppressed here]")
+            self._suppressed = 0

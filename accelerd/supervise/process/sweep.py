@@ -1,0 +1,186 @@
+"""Ending processes for certain: what is left of one instance, and what an earlier daemon left behind.
+
+Kills by process group and by pidfd until nothing is found; says loudly what cannot be killed. Never believes a signal
+to be an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import stat
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from accelerd.base import names
+from accelerd.base.ports import Clock
+from accelerd.supervise.homes.home import Home, HomeError, Kept, Leader
+from accelerd.supervise.instance_files import InstanceFiles
+from accelerd.supervise.limits import Limits
+from accelerd.supervise.process.processes import Mark, Process, ProcessTable, describe
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
+
+
+async def sweep(
+    leader: Leader | None,
+    mark: Mark,
+    model: str,
+    table: ProcessTable,
+    clock: Clock,
+    limits: Limits,
+    slow: Callable[[], None],
+) -> list[Process]:
+    """SIGKILL all that is left of an instance; returns, when nothing is, the processes found beside its own.
+
+    `slow` is called once when that takes longer than limits.slow_after. The leader must not be released before.
+    """
+    began = clock.monotonic()
+    found: dict[int, Process] = {}
+    empty, delay, told, loud_at = 0, 0.005, False, began + limits.loud_after
+    while True:
+        left = await asyncio.to_thread(_kill_members, table, mark, leader.session if leader is not None else None)
+        if leader is not None:
+            leader.kill_group()  # and what they forked meanwhile
+        if left or not (leader is None or leader.exited.is_set()):
+            found |= {process.pid: process for process in left if leader is None or process.pid != leader.pid}
+            empty = 0
+        else:
+            # A scan can miss what is forked behind its back: where something was found, look twice.
+            empty += 1
+            if empty >= (2 if found else 1):
+                return list(found.values())
+        now = clock.monotonic()
+        if now - began > limits.slow_after and not told:
+            told = True
+            slow()
+        if now > loud_at:
+            loud_at = now + limits.loud_every
+            pid = leader.pid if leader is not None else None
+            who = describe(left) or f"process {pid}"
+            text = (
+                f"cannot end {model}: still there {now - began:.0f} s after SIGKILL: {who}; its memory stays counted "
+                "(a process that hangs in a driver ends only with the driver or a reboot)"
+            )
+            event(log, logging.ERROR, text, model=model, child_pid=pid)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 1.0)
+
+
+def _kill_members(table: ProcessTable, mark: Mark, session: int | None) -> list[Process]:
+    """SIGKILL to every member found; all of them are returned, killed or not. Blocking."""
+    members = table.members(mark, session)
+    for process in members:
+        with suppress(PermissionError):  # it took another uid: it stays in the list and the log names it
+            table.signal(process, signal.SIGKILL)
+    return members
+
+
+async def end_kept(homes: Mapping[str, Home], kept: Kept, limits: Limits) -> None:
+    """End an instance of an earlier daemon that nobody wants any more, and what its home has of it.
+
+    What the home does not know (any more) is left to sweep_leftovers.
+    """
+    home = homes.get(kept.home)
+    try:
+        leader = await home.adopt(kept, lambda _: None, lambda: None) if home is not None else None
+    except (HomeError, OSError) as error:
+        event(log, logging.WARNING, str(error), model=kept.model)
+        return
+    if leader is None:
+        return
+    try:
+        text = f"{kept.model}: process {leader.pid} of an earlier accelerd is not wanted any more: ending it"
+        event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, model=kept.model, child_pid=leader.pid)
+        leader.signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limits.leftover_grace):
+                await leader.exited.wait()
+        leader.kill_group()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limits.leftover_patience):
+                await leader.exited.wait()
+                await leader.release()
+    finally:
+        leader.let_go()
+
+
+async def sweep_leftovers(
+    table: ProcessTable, owner: str, clock: Clock, limits: Limits, spared: Collection[str] = ()
+) -> int:
+    """End the processes that an earlier daemon with this runtime directory left. How many there were.
+
+    Those of the instances (Mark.instance) in `spared` live on.
+    """
+    left = await asyncio.to_thread(table.owned, owner, spared)
+    count = len(left)
+    for process in left:
+        _log_leftover(process, "SIGTERM: it belongs to an earlier run of this daemon")
+    look = partial(table.owned, owner, spared)
+    await _signal_until_gone(table, look, left, signal.SIGTERM, clock.monotonic() + limits.leftover_grace, clock)
+    left = await asyncio.to_thread(look)
+    for process in left:
+        _log_leftover(process, "SIGKILL: it did not end when told")
+    await _signal_until_gone(table, look, left, signal.SIGKILL, clock.monotonic() + limits.leftover_patience, clock)
+    for process in await asyncio.to_thread(look):
+        _log_leftover(process, "left alone: it does not end; its memory is not counted")
+    return count
+
+
+async def _signal_until_gone(
+    table: ProcessTable,
+    look: Callable[[], list[Process]],
+    told: Sequence[Process],
+    number: int,
+    deadline: float,
+    clock: Clock,
+) -> None:
+    """Signal each process once (also those that appear meanwhile); wait until none is left or the deadline passes."""
+    left, signalled = list(told), set[Process]()
+    delay = 0.01
+    while left and clock.monotonic() < deadline:
+        for process in set(left) - signalled:
+            signalled.add(process)
+            table.signal(process, number)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.25)
+        left = await asyncio.to_thread(look)
+
+
+def _log_leftover(process: Process, decision: str) -> None:
+    text = f"leftover process {process}: {decision}"
+    event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, child_pid=process.pid)
+
+
+def prepare_socket(path: Path) -> None:
+    """Make the directory of an engine's socket (0700) and remove a stale socket. OSError. Blocking."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    remove_socket(path)
+
+
+def remove_socket(path: Path) -> None:
+    """Remove a unix socket that nobody listens on any more; anything else of that name stays. Blocking."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+
+
+def remove_sockets(folder: Path, spared: Collection[str] = ()) -> None:
+    """Remove all sockets in the directory of the instances but these paths. Blocking."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if str(path) not in spared:
+                remove_socket(path)
+
+
+def remove_files(folder: Path, spared: Collection[str] = ()) -> None:
+    """Remove the other files of instances, but for those (Mark.instance) in `spared`. Blocking."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            instance = InstanceFiles.instance_of(path.name)
+            if instance is not None and instance not in spared:
+                path.unlink(missing_ok=True)
