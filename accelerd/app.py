@@ -9,19 +9,19 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.connection import SessionBus
-from accelerd.bus.desk import Desk, Wares
+from accelerd.bus.desk import BusService, ControlApi
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import MemorySettings, ModelSpec
 from accelerd.control.devices import DeviceRoutes
 from accelerd.control.evict import Evicting
 from accelerd.control.fit import FitRoutes
-from accelerd.control.known_conflicts import Hazards
-from accelerd.control.model_info import Insight
+from accelerd.control.known_conflicts import KnownConflicts
+from accelerd.control.model_info import ModelInfo
 from accelerd.control.operations import rescanning
 from accelerd.control.remembered import StateStore
 from accelerd.control.routes import Control
 from accelerd.control.toolboxes import ToolboxRoutes
-from accelerd.control.tuning_runs import Trials
+from accelerd.control.tuning_runs import TuningRuns
 from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.daemon import Daemon, Parts, limits_of
 from accelerd.devices.gauge import Gauge
@@ -43,26 +43,26 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Need, Seen
+from accelerd.memory.model import MemoryRequirement, MemorySnapshot
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
-from accelerd.policy.clock_boost import Performance
-from accelerd.policy.device_loss import DeviceGuard
-from accelerd.policy.event_log import Chronicle, Witnesses, status_line
-from accelerd.policy.memory_pressure import PressureRelief
-from accelerd.policy.notifications import DesktopNews
+from accelerd.policy.clock_boost import ClockBoost
+from accelerd.policy.device_loss import DeviceLoss
+from accelerd.policy.event_log import EventLog, Witnesses, status_line
+from accelerd.policy.memory_pressure import MemoryPressureRelief
+from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.sleep_and_power import Battery, Desktop, Sleep
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor
 from accelerd.policy.toolbox_models import ToolboxModels
 from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.containers.builds import Builds
-from accelerd.supervise.homes.containers.door import Doors
 from accelerd.supervise.homes.containers.engine import ContainerEngine
 from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
 from accelerd.supervise.homes.containers.people import People
 from accelerd.supervise.homes.containers.places import HomePlaces
 from accelerd.supervise.homes.containers.refresh_kit import Kit
@@ -159,7 +159,7 @@ def build(
 
     engines = make_engines(config)
 
-    def loaded(spec: ModelSpec, need: Need, seconds: float) -> None:
+    def loaded(spec: ModelSpec, need: MemoryRequirement, seconds: float) -> None:
         insight.loaded(spec, need, seconds)
         daemon.loaded(spec)
         hazards.loaded(spec)
@@ -168,7 +168,7 @@ def build(
         performance.in_use(spec, busy)
         desktop.in_use(busy)
 
-    chronicle = Chronicle(
+    chronicle = EventLog(
         notifier,
         status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
         loaded=loaded,
@@ -192,18 +192,18 @@ def build(
     supervisor = ProcessSupervisor(
         scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
     )
-    insight = Insight(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
-    hazards = Hazards(scheduler.snapshots, insight, lambda: devices.devices)
+    insight = ModelInfo(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
+    hazards = KnownConflicts(scheduler.snapshots, insight, lambda: devices.devices)
     reserves = config.memory
     measured = memory_roots or roots
     meter = Meter(
         measured, clock, Observer(measured, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
     )
-    relief = PressureRelief(scheduler, clock, config.memory)
+    relief = MemoryPressureRelief(scheduler, clock, config.memory)
     yielding = make_yielding(roots, clock, scheduler, devices)
     desktop = make_desktop(clock, scheduler, yielding, devices, lambda: daemon.configure_models())
 
-    def seen(look: Seen) -> None:
+    def seen(look: MemorySnapshot) -> None:
         reclaimer.seen(look)
         scheduler.seen(look)
         relief.heard(look)
@@ -218,8 +218,8 @@ def build(
         meter, lambda: devices.devices, supervisor.processes, seen, clock, moving=scheduler.memory_moves
     )
     scheduler.attach(supervisor, insight, memory.want)
-    DeviceGuard(devices, scheduler)
-    desk = Desk(
+    DeviceLoss(devices, scheduler)
+    desk = BusService(
         session_bus_of(lambda: desk.changed()),
         clock,
         scheduler,
@@ -233,7 +233,7 @@ def build(
     yielding.listen(desk.changed)
     gateway = Gateway(clock, scheduler, engines)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
-    trials = Trials(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
+    trials = TuningRuns(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -277,7 +277,7 @@ def build(
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
     gateway.control = control = Control(scheduler, insight, daemon, trials, gateway.board, routes, hazards)
     evicting = Evicting(scheduler, lambda: devices.devices)
-    wares = Wares(
+    wares = ControlApi(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
         actions={**control.actions, **fit.actions, **boxes.actions},
         operations={
@@ -322,19 +322,19 @@ def make_desktop(
 ) -> Desktop:
     """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
     bus = SystemBus(system_bus(), BUS_PATIENCE)
-    news = DesktopNews(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
+    news = DesktopNotifications(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
     sleep = Sleep(scheduler, yielding, devices.rescan)
     devices.listen(news.devices)
     return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, again), news, bus.close)
 
 
-def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> Performance:
+def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> ClockBoost:
     """Levels are set by the helper, else by the daemon itself where it may. `where`: see Performance."""
     bus = SystemBus.from_env()
     gauge = Gauge(roots.sys)
     direct = Direct(roots.sys, roots.runtime)
     keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), gauge, Rivals(bus))
-    performance = Performance(keeper, direct, lambda: devices.devices, where)
+    performance = ClockBoost(keeper, direct, lambda: devices.devices, where)
     devices.listen(lambda diff: performance.devices(diff.after))
     return performance
 
@@ -373,7 +373,7 @@ def toolbox_upkeep(
         engine,
         Builds(engine, tools),
         People(roots.proc, str(roots.runtime)),
-        toolbox.doors if isinstance(toolbox, ToolboxHome) else Doors(),
+        toolbox.doors if isinstance(toolbox, ToolboxHome) else MaintenanceLocks(),
         models,
         RefreshRecord(roots.state / names.TOOLBOX_FILE, roots.proc),
         clock,

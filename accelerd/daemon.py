@@ -21,12 +21,12 @@ from accelerd import __version__
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock, Roots
-from accelerd.bus.desk import Desk
+from accelerd.bus.desk import BusService
 from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
 from accelerd.config.model import MemorySettings
-from accelerd.control.model_info import Insight
+from accelerd.control.model_info import ModelInfo
 from accelerd.control.remembered import StateStore
-from accelerd.control.tuning_runs import Trials
+from accelerd.control.tuning_runs import TuningRuns
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.gateway.access import read_keys
@@ -34,7 +34,7 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.model import Forecast
 from accelerd.memory.watch import MemoryWatch
-from accelerd.policy.clock_boost import Performance
+from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.event_log import status_line
 from accelerd.policy.sleep_and_power import Desktop
 from accelerd.policy.takeover import Successor, take_over
@@ -76,18 +76,18 @@ class Parts:
     homes: HomeChoice
     successor: Successor
     close: Callable[[], None]  # what else holds on to something, at the very end
-    insight: Insight
+    insight: ModelInfo
     upkeep: ToolboxUpkeep
     devices: DeviceWatch
-    performance: Performance
+    performance: ClockBoost
     memory: MemoryWatch
     configure_memory: Callable[[MemorySettings], None]
     yielding: Yielding
     desktop: Desktop
     gateway: Gateway
     listeners: Listeners
-    desk: Desk
-    trials: Trials
+    desk: BusService
+    trials: TuningRuns
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
 

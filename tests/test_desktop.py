@@ -14,7 +14,7 @@ from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff
 from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
-from accelerd.policy.notifications import CAUSES, DesktopNews
+from accelerd.policy.notifications import CAUSES, DesktopNotifications
 from accelerd.policy.sleep_and_power import Battery, Sleep, modest
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition, snapshot
@@ -222,8 +222,8 @@ def wall() -> Wall:
 
 
 @pytest.fixture
-def news(wall: Wall) -> DesktopNews:
-    return DesktopNews(wall)  # type: ignore[arg-type]
+def news(wall: Wall) -> DesktopNotifications:
+    return DesktopNotifications(wall)  # type: ignore[arg-type]
 
 
 def record(cause: Cause | None = None, *, name: str = "qwen", retry_at: float | None = None) -> Record:
@@ -238,7 +238,9 @@ def moved(event: Event, after: State, before: State = State.STARTING) -> Transit
 
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if cause not in (Cause.STOPPED, Cause.DEVICE_REMOVED)])
-def test_a_model_that_is_given_up_is_told_in_words_of_our_own(wall: Wall, news: DesktopNews, cause: Cause) -> None:
+def test_a_model_that_is_given_up_is_told_in_words_of_our_own(
+    wall: Wall, news: DesktopNotifications, cause: Cause
+) -> None:
     news.moved(record(cause), moved(Event.GIVE_UP, State.FAILED))
     note = wall.notes["model qwen"]
     assert note.summary == f"qwen failed: {CAUSES[cause]}"
@@ -248,14 +250,14 @@ def test_a_model_that_is_given_up_is_told_in_words_of_our_own(wall: Wall, news: 
     assert not wall.notes
 
 
-def test_what_the_next_request_tries_again_is_said_so(wall: Wall, news: DesktopNews) -> None:
+def test_what_the_next_request_tries_again_is_said_so(wall: Wall, news: DesktopNotifications) -> None:
     news.moved(record(Cause.NO_MODEL, retry_at=5.0), moved(Event.GIVE_UP, State.FAILED))
     assert wall.notes["model qwen"].body.startswith("The next request tries it again")
     news.moved(record(), moved(Event.LOADED, State.READY))
     assert not wall.notes
 
 
-def test_nobody_is_told_what_comes_right_by_itself(wall: Wall, news: DesktopNews) -> None:
+def test_nobody_is_told_what_comes_right_by_itself(wall: Wall, news: DesktopNotifications) -> None:
     news.moved(record(Cause.EXITED), moved(Event.BACK_OFF, State.BACKOFF))
     news.moved(record(Cause.OOM_KILLED), moved(Event.OUT_OF_MEMORY, State.STOPPED))
     news.moved(record(Cause.DEVICE_REMOVED), moved(Event.GIVE_UP, State.FAILED))
@@ -263,7 +265,7 @@ def test_nobody_is_told_what_comes_right_by_itself(wall: Wall, news: DesktopNews
     assert not wall.notes
 
 
-def test_what_cannot_be_ended_and_memory_that_is_not_back(wall: Wall, news: DesktopNews) -> None:
+def test_what_cannot_be_ended_and_memory_that_is_not_back(wall: Wall, news: DesktopNotifications) -> None:
     news.moved(record(), moved(Event.STUCK, State.KILLING, State.KILLING))
     news.lost(Residue("qwen", 3 << 30, "VRAM of card0", 4 << 30, waited_for=False))
     assert wall.notes["model qwen"].urgent
@@ -274,7 +276,7 @@ def device(name: str) -> Device:
     return Device("gpu", name, "amdgpu", slot=GPU)
 
 
-def test_a_device_that_goes_and_comes(wall: Wall, news: DesktopNews) -> None:
+def test_a_device_that_goes_and_comes(wall: Wall, news: DesktopNotifications) -> None:
     card = device("Radeon")
     news.devices(Diff((card,), (), removed=(card,)))
     assert wall.notes[f"device {GPU}"].summary == "Radeon has gone"

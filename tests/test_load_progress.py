@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from accelerd.control.jobs import UNKNOWN
 from accelerd.control.load_progress import ALMOST, load_progress
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import MIB, Bench, model
 
@@ -30,14 +30,14 @@ class Load:
     """One model that loads."""
 
     def __init__(self, amounts: dict[str, int] = ON_CARD, parts: dict[str, int] = PARTS) -> None:
-        need = Need(amounts, "test", (CARD,), parts)
+        need = MemoryRequirement(amounts, "test", (CARD,), parts)
         self.bench = Bench([model("a")], forecasts={"a": Forecast((need,))})
-        self.bench.wish("a")
+        self.bench.request_load("a")
 
     def seen(self, **used: int) -> None:
         pools = (Pool(RAM, "main memory", 512 * MIB), Pool(CARD, "a card", 512 * MIB))
         sizes = {name: size * MIB for name, size in used.items()}
-        self.bench.core.memory.seen(Seen(self.bench.clock.now, pools, {self.bench.instance("a"): sizes}))
+        self.bench.core.memory.seen(MemorySnapshot(self.bench.clock.now, pools, {self.bench.instance("a"): sizes}))
 
     def progress(self, shown: Shown | None = None, before: float = UNKNOWN) -> float:
         return load_progress(self.bench.core.snapshot("a"), shown, before)

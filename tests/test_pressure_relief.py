@@ -10,8 +10,8 @@ import pytest
 from accelerd.base import names
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Pool, Seen
-from accelerd.policy.memory_pressure import PressureRelief
+from accelerd.memory.model import RAM, MemorySnapshot, Pool
+from accelerd.policy.memory_pressure import MemoryPressureRelief
 from tests.fakes.clock import FakeClock
 
 GIB = 1 << 30
@@ -47,12 +47,12 @@ class World:
     def __init__(self, idle: int, busy: int = 0) -> None:
         self.clock = FakeClock()
         self.scheduler = Scheduler(idle, busy)
-        self.relief = PressureRelief(self.scheduler, self.clock, MemorySettings(soft_grace=3))
+        self.relief = MemoryPressureRelief(self.scheduler, self.clock, MemorySettings(soft_grace=3))
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):
             self.clock.advance(1)
-            self.relief.heard(Seen(self.clock.now, tuple(self.scheduler.ledger().pools.values()), {}))
+            self.relief.heard(MemorySnapshot(self.clock.now, tuple(self.scheduler.ledger().pools.values()), {}))
 
 
 @pytest.fixture(autouse=True)

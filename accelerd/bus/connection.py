@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerd.bus.callers import Callers
     from accelerd.bus.export import Exports
     from accelerd.bus.glib_thread import GLibThread
-    from accelerd.bus.line import Line
+    from accelerd.bus.line import BusConnection
 
 __all__ = ["Bus", "Call", "Handler", "SessionBus", "Variant"]
 
@@ -229,7 +229,7 @@ class _Kit:
         from accelerd.bus.callers import Callers
         from accelerd.bus.export import Exports
         from accelerd.bus.glib_thread import GLibThread
-        from accelerd.bus.line import Line
+        from accelerd.bus.line import BusConnection
         from accelerd.bus.values import pack, unpack
         from accelerd.bus.xml import interfaces
 
@@ -243,7 +243,9 @@ class _Kit:
         self.answers: Answers = Answers(self.thread.later)
         self.exports: Exports = Exports(self._called, self.callers, self.answers, self.thread.later)
         told, milliseconds = partial(tell, bus.told), round(patience * 1000)
-        self.line: Line = Line(self.thread, address, name, self.exports, self.callers, told, milliseconds)
+        self.line: BusConnection = BusConnection(
+            self.thread, address, name, self.exports, self.callers, told, milliseconds
+        )
 
     def pack_all(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """A value for every property. ValueError."""

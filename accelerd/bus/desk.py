@@ -15,7 +15,7 @@ from accelerd.base.ports import Clock
 from accelerd.bus.devices import DeviceObjects
 from accelerd.bus.launcher import Launcher
 from accelerd.bus.manager import Manager
-from accelerd.bus.models import Insight, ModelObjects
+from accelerd.bus.models import ModelInfo, ModelObjects
 from accelerd.bus.paths import device_path, model_path
 from accelerd.bus.port import Bus, Variant
 from accelerd.bus.tree import Tree
@@ -23,7 +23,7 @@ from accelerd.config.problems import Problem
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import Answer, Operation, Query
 from accelerd.devices.model import Device
-from accelerd.memory.model import Seen
+from accelerd.memory.model import MemorySnapshot
 from accelerd.policy.pins import Cause, Pin, Pins
 from accelerd.scheduler.service import Scheduler
 
@@ -64,7 +64,7 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True)
-class Wares:
+class ControlApi:
     """What there is to ask for: the same that the control socket has."""
 
     answers: Mapping[str, Answer]
@@ -74,7 +74,7 @@ class Wares:
     what_yields: Callable[[], str]  # for people
 
 
-class Desk:
+class BusService:
     """See the module's text. `owner` is the daemon, which is made later."""
 
     def __init__(
@@ -82,10 +82,10 @@ class Desk:
         bus: SessionBus | None,
         clock: Clock,
         scheduler: Scheduler,
-        insight: Insight,
+        insight: ModelInfo,
         devices: Callable[[], tuple[Device, ...]],
         owner: Callable[[], Owner],
-        wares: Callable[[], Wares],
+        wares: Callable[[], ControlApi],
         runtime: str,
     ) -> None:
         """`runtime`: the daemon's directory there."""
@@ -141,7 +141,7 @@ class Desk:
         if self.tree is not None:
             self.tree.changed()
 
-    def seen(self, look: Seen) -> None:
+    def seen(self, look: MemorySnapshot) -> None:
         """Somebody has looked at memory."""
         if self.tree is not None:
             self.tree.seen(look)

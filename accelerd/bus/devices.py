@@ -20,7 +20,7 @@ CONSTANT: Final = frozenset({"Id", "Kind"})
 OFTEN: Final = frozenset({"MemoryUsed", "MemoryReserved", "MemoryForeign", "Temperature", "Readings"})
 MUCH: Final = 0.5  # the part of a device's memory that others use when it counts as busy
 
-Seen = Mapping[str, Any]  # one device of GET /accelerd/v1/devices, see docs/devices.md; {}: nobody has looked
+MemorySnapshot = Mapping[str, Any]  # one device of GET /accelerd/v1/devices, see docs/devices.md; {}: nobody has looked
 
 
 class DeviceObjects:
@@ -30,7 +30,7 @@ class DeviceObjects:
         self._rescan = rescan
 
     def properties(
-        self, device: Device, balances: Mapping[str, Balance], models: Iterable[Snapshot], seen: Seen
+        self, device: Device, balances: Mapping[str, Balance], models: Iterable[Snapshot], seen: MemorySnapshot
     ) -> dict[str, Any]:
         """All of them. `balances` of the ledger, by pool."""
         balance = balances.get(pool_of(device))

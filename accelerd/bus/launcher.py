@@ -1,6 +1,7 @@
 """Makes jobs of long operations: the events that the control socket streams become the job's.
 
-Owns nothing: the jobs are those of accelerd.control.jobs, the operations were given. Same key while one is under way: that job.
+Owns nothing: the jobs are those of accelerd.control.jobs, the operations were given. Same key while one is under way:
+that job.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ FLUSH: Final = 1_000  # ms for what is still to be sent
 OWNER: Final = (1, 4)  # answers of RequestName: it is ours, or was already
 
 
-class Line:
+class BusConnection:
     """See the module's text."""
 
     def __init__(

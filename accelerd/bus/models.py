@@ -1,6 +1,6 @@
 """Models on the bus: what a Snapshot says, as properties, and the few methods of a model.
 
-Asks the scheduler's snapshots and Insight; what a method starts is started as the Manager starts it.
+Asks the scheduler's snapshots and ModelInfo; what a method starts is started as the Manager starts it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Output(Protocol):
     def lines(self, last: int | None = None) -> list[str]: ...
 
 
-class Insight(Protocol):
+class ModelInfo(Protocol):
     """What may be told of a model's process."""
 
     def facts(self, instance: int) -> Facts | None: ...
@@ -50,7 +50,7 @@ class ModelObjects:
 
     def __init__(
         self,
-        insight: Insight,
+        insight: ModelInfo,
         doing: Doing,
         devices: Callable[[], Sequence[str]],
         pinned: Callable[[], frozenset[str]],

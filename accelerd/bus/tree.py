@@ -26,9 +26,9 @@ from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import Answer
 from accelerd.devices.model import Device
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import Seen
+from accelerd.memory.model import MemorySnapshot
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.outside import Witness
+from accelerd.scheduler.ports import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
 from accelerd.system.records import event
 
@@ -134,7 +134,7 @@ class Tree(Witness):
 
     # --- what is heard: others --------------------------------------------------------------------------------
 
-    def seen(self, look: Seen) -> None:
+    def seen(self, look: MemorySnapshot) -> None:
         """Somebody has looked at memory."""
         self._often()
 

@@ -20,7 +20,7 @@ from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import RAM, Need
+from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES, apart, apart_in_words, clash, lacking, on_npu
 from accelerd.memory.text import gib
 
@@ -42,7 +42,7 @@ def find(context: Context, text: str, config: Config) -> ModelSpec | None:
 
 def needs(
     context: Context, spec: ModelSpec, told: Mapping[str, Any] | None, devices: Sequence[Device], config: Config
-) -> tuple[Need, ...]:
+) -> tuple[MemoryRequirement, ...]:
     """The ways to place it. `told`: the daemon's answer, if it knows the model. Failure when nobody knows."""
     from accelerd.cli.commands.fit import need_of
 
@@ -62,15 +62,15 @@ class Verdict:
     """One model against the machine."""
 
     spec: ModelSpec
-    need: Need
+    need: MemoryRequirement
     ledger: Ledger
     pinned: frozenset[str]  # models that leave for nobody
 
     @cached_property
-    def others(self) -> dict[str, Need]:
+    def others(self) -> dict[str, MemoryRequirement]:
         """Who is there beside it."""
         return {
-            held.model: Need(held.amounts, "", claims=held.claims)
+            held.model: MemoryRequirement(held.amounts, "", claims=held.claims)
             for held in self.ledger.holdings
             if held.model != self.spec.name
         }
@@ -135,7 +135,7 @@ class Verdict:
         return f"on {', '.join(labels)}" if labels else "on the NPU" if on_npu(self.need) else "in main memory"
 
 
-def judged(spec: ModelSpec, ways: Sequence[Need], ledger: Ledger, report: Mapping[str, Any]) -> Verdict:
+def judged(spec: ModelSpec, ways: Sequence[MemoryRequirement], ledger: Ledger, report: Mapping[str, Any]) -> Verdict:
     """By the best of the ways that fits, else the best."""
     pinned = frozenset(
         held["model"] for pool in report.get("pools") or () for held in pool["holdings"] if held.get("pin")

@@ -17,7 +17,7 @@ from accelerd.estimate import bandwidth, offers, placing
 from accelerd.estimate.bandwidth import Rate, Speed
 from accelerd.estimate.estimate import Estimate, Share, estimate
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Need
+from accelerd.memory.model import RAM, MemoryRequirement
 
 KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
 
@@ -30,7 +30,7 @@ class Room:
     backing: offers.Backing
     total: int | None = None  # of all pools together; None: no limit
 
-    def takes(self, need: Need) -> bool:
+    def takes(self, need: MemoryRequirement) -> bool:
         within = self.total is None or need.total <= self.total
         return within and offers.fits(need, self.free, self.backing)
 
@@ -67,7 +67,7 @@ class Machine:
 class Fitting:
     """One model on one machine."""
 
-    def __init__(self, known: Known, machine: Machine, measured: Sequence[Need] = ()) -> None:
+    def __init__(self, known: Known, machine: Machine, measured: Sequence[MemoryRequirement] = ()) -> None:
         """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
         self.known = known
         self.machine = machine
@@ -79,7 +79,7 @@ class Fitting:
         return estimate(read.model, self.known.settings, read.projector, read.draft)
 
     @cached_property
-    def options(self) -> tuple[Need, ...]:
+    def options(self) -> tuple[MemoryRequirement, ...]:
         known, source = self.known, FROM_HEADER
         return self.measured or placing.options(
             self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=source
@@ -121,7 +121,7 @@ class Fitting:
         return self.machine.room([*self.itself, *(one.model for one in self.movable)])
 
     @cached_property
-    def need(self) -> Need:
+    def need(self) -> MemoryRequirement:
         """The way that is taken: the best that fits now, else the best that fits at all, else the best."""
         for room in (self.now, self.alone):
             for need in self.options:

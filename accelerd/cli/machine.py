@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Failure
-from accelerd.cli.watching import Ask
+from accelerd.cli.watching import InferenceRequest
 
 if TYPE_CHECKING:
     from accelerd.devices.inventory import Inventory
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ITSELF = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
 
 
-def source(context: Context, route: str, directly: Ask) -> Ask:
+def source(context: Context, route: str, directly: InferenceRequest) -> InferenceRequest:
     """The daemon's answer to `route`; from the first time that there is no daemon on, what `directly` says."""
     daemon = True
 

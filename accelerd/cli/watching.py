@@ -15,11 +15,11 @@ from accelerd.cli.output import Output
 
 EVERY = 1.0  # s
 
-Ask = Callable[[], dict[str, Any]]
+InferenceRequest = Callable[[], dict[str, Any]]
 Show = Callable[[Output, dict[str, Any]], None]
 
 
-def watch(context: Context, ask: Ask, show: Show, pause: Callable[[float], None] = time.sleep) -> int:
+def watch(context: Context, ask: InferenceRequest, show: Show, pause: Callable[[float], None] = time.sleep) -> int:
     """Until Ctrl-C, which is how one leaves it and no failure."""
     out = context.out
     try:
@@ -38,7 +38,7 @@ def watch(context: Context, ask: Ask, show: Show, pause: Callable[[float], None]
         return Exit.OK
 
 
-def on_screen(out: Output, context: Context, ask: Ask, show: Show, pause: Callable[[float], None]) -> int:
+def on_screen(out: Output, context: Context, ask: InferenceRequest, show: Show, pause: Callable[[float], None]) -> int:
     """The terminal's own page, drawn anew."""
     from rich.console import Console
     from rich.live import Live

@@ -40,7 +40,7 @@ class Observer(Protocol):
         ...
 
 
-class Insight(Protocol):
+class ModelInfo(Protocol):
     def facts(self, instance: int) -> Facts | None: ...
 
 
@@ -56,7 +56,7 @@ class DeviceRoutes:
         watch: Watch,
         observer: Observer,
         scheduler: Scheduler,
-        insight: Insight,
+        insight: ModelInfo,
         owner: Callable[[str], str | None] = nobody,
     ) -> None:
         """`owner(device id)`: who has set its performance level."""

@@ -16,7 +16,7 @@ from accelerd.devices.model import Device
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM
 from accelerd.memory.text import gib
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.record import Snapshot
 
@@ -69,7 +69,7 @@ class Evicting:
     def _gain(self, snapshot: Snapshot, pool: str, *, busy: bool) -> int:
         """Bytes of the pool that come back when it leaves; 0: it stays."""
         working = snapshot.leases or snapshot.queue
-        leaves = snapshot.state is State.READY and not snapshot.fixed and (busy or not working)
+        leaves = snapshot.state is State.READY and not snapshot.unevictable and (busy or not working)
         if not leaves and snapshot.state not in LEAVING:
             return 0
         return self._models.ledger().counted(snapshot.used or snapshot.held, pool)

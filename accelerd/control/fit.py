@@ -15,7 +15,7 @@ from accelerd.control.http import Routes, doings, looks
 from accelerd.control.operations import Answer, Query, model_of
 from accelerd.memory.learned import Entry
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.report import report
 from accelerd.scheduler.record import Snapshot
 
@@ -47,7 +47,7 @@ class FitRoutes:
         self,
         models: Models,
         ledger: Callable[[], Ledger],
-        seen: Callable[[], Awaitable[Seen]],
+        seen: Callable[[], Awaitable[MemorySnapshot]],
         learned: Learned,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
         yielded: Callable[[], dict[str, Any] | None] = lambda: None,
@@ -78,7 +78,12 @@ class FitRoutes:
             """What decides about who leaves; a model that is configured no more may still hold memory."""
             if (known := snapshots.get(name)) is None:
                 return {"leases": 0, "idle": None, "pin": False, "priority": 0}
-            return {"leases": known.leases, "idle": known.idle, "pin": known.fixed, "priority": known.spec.priority}
+            return {
+                "leases": known.leases,
+                "idle": known.idle,
+                "pin": known.unevictable,
+                "priority": known.spec.priority,
+            }
 
         return {
             **report(self._ledger(), seen, facts),
@@ -141,7 +146,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _need(need: Need) -> dict[str, Any]:
+def _need(need: MemoryRequirement) -> dict[str, Any]:
     return {
         "amounts": dict(need.amounts),
         "devices": list(need.devices),

@@ -16,7 +16,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Facts
-from accelerd.memory.model import Need
+from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import clash
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.record import Snapshot
@@ -54,12 +54,12 @@ class Seat:
     """A model, as far as it matters here."""
 
     model: str
-    need: Need
+    need: MemoryRequirement
     backend: str = ""  # "": not known
 
 
 @dataclass(frozen=True)
-class Hazard:
+class KnownConflict:
     """Something that a person should know."""
 
     id: str
@@ -76,7 +76,7 @@ class Hazard:
         return f"{self.message}: {self.fix} ({self.source})"
 
 
-def found(seats: Sequence[Seat]) -> Iterator[Hazard]:
+def found(seats: Sequence[Seat]) -> Iterator[KnownConflict]:
     """What threatens models that work together, each pair once. Pure."""
     for rule in RULES:
         for one in seats:
@@ -85,29 +85,31 @@ def found(seats: Sequence[Seat]) -> Iterator[Hazard]:
             for other in seats:
                 if other.backend == rule.backend and other is not one:
                     words = {"npu": one.model, "other": other.model}
-                    yield Hazard(rule.id, (one.model, other.model), rule.message.format(**words),
+                    yield KnownConflict(rule.id, (one.model, other.model), rule.message.format(**words),
                                  rule.fix.format(**words), rule.source)  # fmt: skip
 
 
-def taking_turns(model: str, need: Need, others: Iterable[Seat]) -> Iterator[Hazard]:
+def taking_turns(model: str, need: MemoryRequirement, others: Iterable[Seat]) -> Iterator[KnownConflict]:
     """Configured models that can never be on the NPU beside this one. Pure."""
     for other in others:
         if other.model != model and (why := clash(need, other.need)):
             text = f"{other.model} leaves when {model} is loaded, and the other way round: {why}"
-            yield Hazard("npu-exclusive", (model, other.model), text, "ask for one of them only", "memory.md, NPUs")
+            yield KnownConflict(
+                "npu-exclusive", (model, other.model), text, "ask for one of them only", "memory.md, NPUs"
+            )
 
 
-class Insight(Protocol):
+class ModelInfo(Protocol):
     def facts(self, instance: int) -> Facts | None: ...
 
 
-class Hazards:
+class KnownConflicts:
     """The same, of this machine's models and devices as they are now."""
 
     def __init__(
         self,
         snapshots: Callable[[], Sequence[Snapshot]],
-        insight: Insight,
+        insight: ModelInfo,
         devices: Callable[[], Sequence[Device]],
     ) -> None:
         self._snapshots = snapshots
@@ -115,7 +117,7 @@ class Hazards:
         self._devices = devices
         self._told: set[tuple[str, tuple[str, ...]]] = set()
 
-    def now(self) -> list[Hazard]:
+    def now(self) -> list[KnownConflict]:
         """What threatens the models that are loaded."""
         return list(found([self._seat(s) for s in self._snapshots() if s.state in OCCUPIED]))
 

@@ -21,7 +21,7 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
-from accelerd.memory.model import Forecast, Need, in_ram
+from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.memory.npu_rules import NPU_ENGINES
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
@@ -48,7 +48,7 @@ def device_of(spec: ModelSpec, devices: Sequence[Device]) -> str:
     return found.id if found is not None else "cpu"
 
 
-class Insight:
+class ModelInfo:
     """See the module's text."""
 
     def __init__(
@@ -114,11 +114,11 @@ class Insight:
         self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
         return self._learned.apply(estimate)
 
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""
         self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """It ran out of memory: from now on it needs so much."""
         self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
 
@@ -131,7 +131,7 @@ class Insight:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
         return self._engines[spec.engine].offer(spec, room)
 
-    def loaded(self, spec: ModelSpec, need: Need, seconds: float) -> None:
+    def loaded(self, spec: ModelSpec, need: MemoryRequirement, seconds: float) -> None:
         """A load has come to its end."""
         self._state.remember_load(fingerprint(spec), seconds)
         self._learned.loaded(self._key(spec), need)

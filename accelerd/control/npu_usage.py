@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerd.devices.model import Device
 from accelerd.memory import npu_rules
-from accelerd.memory.model import Need, Pool
+from accelerd.memory.model import MemoryRequirement, Pool
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.record import Snapshot
 
@@ -68,7 +68,7 @@ def use_of(device: Device, snapshots: Iterable[Snapshot]) -> NpuUse | None:
     )  # fmt: skip
 
 
-def claims_of(need: Need, pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
+def claims_of(need: MemoryRequirement, pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
     """The places that a model placed like this takes, with how many there are."""
     found = []
     for claim in need.claims:

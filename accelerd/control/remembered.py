@@ -31,7 +31,7 @@ RETRY_CAP: Final = 300.0
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
-class ModelRecord(msgspec.Struct, omit_defaults=True):
+class RememberedModel(msgspec.Struct, omit_defaults=True):
     """What was seen of one model fingerprint."""
 
     load_seconds: Seconds | None = None
@@ -43,7 +43,7 @@ class _Header(msgspec.Struct):
 
 class _Content(msgspec.Struct):
     version: int = VERSION
-    models: dict[str, ModelRecord] = {}
+    models: dict[str, RememberedModel] = {}
     pins: dict[str, str] = {}  # image ids by toolbox
     learned: list[Entry] = []  # what models were measured to need; absent in older files
 
@@ -68,7 +68,7 @@ class StateStore:
         self._retry_first = retry_first
         self._retry_cap = retry_cap
         self._on_degraded = on_degraded
-        self._models: dict[str, ModelRecord] = {}
+        self._models: dict[str, RememberedModel] = {}
         self._pins: dict[str, str] = {}
         self._learned: tuple[Entry, ...] = ()
         self._persist = True
@@ -99,7 +99,7 @@ class StateStore:
 
     def remember_load(self, key: str, seconds: float) -> None:
         """A load took `seconds`."""
-        old = self._models.pop(key, ModelRecord())  # and to the end: the oldest falls out first
+        old = self._models.pop(key, RememberedModel())  # and to the end: the oldest falls out first
         self._models[key] = new = msgspec.structs.replace(old, load_seconds=round(max(0.0, seconds), 3))
         if new == old:
             return

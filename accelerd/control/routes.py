@@ -1,6 +1,6 @@
 """The control routes of the unix socket, as docs/control.md describes them.
 
-Asks the scheduler like everybody else; reads processes only through Insight. Never served on a TCP port. What it
+Asks the scheduler like everybody else; reads processes only through ModelInfo. Never served on a TCP port. What it
 answers, the bus answers too: `answers` and `operations` are without HTTP.
 """
 
@@ -21,7 +21,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.config.model import ModelSpec, Route
 from accelerd.control.http import Routes, doings, look, looks, streams
-from accelerd.control.known_conflicts import Hazards
+from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.load_progress import Progress, load_progress
 from accelerd.control.npu_usage import claims_of
 from accelerd.control.operations import (
@@ -37,7 +37,7 @@ from accelerd.control.operations import (
     watched,
 )
 from accelerd.engines.base import LaunchPlan
-from accelerd.gateway.switchboard import Switchboard
+from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import Exit, Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.scheduler.lifecycle import State
@@ -53,7 +53,7 @@ class Output(Protocol):
     def follow(self, last: int = 0) -> contextlib.AbstractContextManager[AsyncIterator[str]]: ...
 
 
-class Insight(Protocol):
+class ModelInfo(Protocol):
     """What the control routes may know of processes."""
 
     def facts(self, instance: int) -> Facts | None: ...
@@ -68,7 +68,7 @@ class Insight(Protocol):
     def device(self, spec: ModelSpec) -> str: ...
 
 
-class Trials(Protocol):
+class TuningRuns(Protocol):
     """Measures models."""
 
     async def run(
@@ -96,12 +96,12 @@ class Control:
     def __init__(
         self,
         scheduler: Scheduler,
-        insight: Insight,
+        insight: ModelInfo,
         owner: Owner,
-        trials: Trials,
-        board: Switchboard,
+        trials: TuningRuns,
+        board: RequestRouter,
         more: Routes | None = None,
-        hazards: Hazards | None = None,
+        hazards: KnownConflicts | None = None,
     ) -> None:
         """`more`: control routes of other modules; `hazards`: what is known to go wrong with models."""
         self._board = board

@@ -59,7 +59,7 @@ class Setting:
     logical: int
 
 
-class Trials:
+class TuningRuns:
     """One measurement at a time."""
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from accelerd.base.errors import AccelError
 from accelerd.control.http import Routes, look, streams
 from accelerd.control.operations import PROGRESS_EVERY, Event, Events, Operation, Query, at_once, flag
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
@@ -47,7 +47,7 @@ class MemoryRoutes:
 
     async def _resume(self, query: Query) -> dict[str, Any]:
         report = self._yielding.report() or {}
-        back = [snapshot.spec.name for snapshot in self._scheduler.snapshots() if snapshot.away]
+        back = [snapshot.spec.name for snapshot in self._scheduler.snapshots() if snapshot.displaced]
         resumed = await self._yielding.resume()
         return {"resumed": resumed, "what": report.get("what"), "why": report.get("why"), "back": back}
 

@@ -161,10 +161,10 @@ class Governor:
     def order(self) -> Order | None:
         """What is to be done now."""
         now = self._clock.monotonic()
-        wish = self._wanted(now) and not self._hot and now >= self._truce_until
-        if wish and (not self.held or self._lost):
+        request_load = self._wanted(now) and not self._hot and now >= self._truce_until
+        if request_load and (not self.held or self._lost):
             return Order.RAISE if now >= self._retry_at else None
-        return Order.RESTORE if self.held and not wish else None
+        return Order.RESTORE if self.held and not request_load else None
 
     def look_due(self) -> bool:
         now = self._clock.monotonic()

@@ -30,7 +30,7 @@ OF_THE_DEVICE: Final = ("Owned", "Refused", "NoDevice", "Unsupported", "Busy")  
 class Setter(Protocol):
     kind: str
 
-    async def obstacle(self, slot: str) -> str | None:
+    async def why_not_resident(self, slot: str) -> str | None:
         """Why there is no point in asking it."""
         ...
 
@@ -62,7 +62,7 @@ class Setters:
         """Who has done it. LevelError with every reason when nobody could."""
         reasons = []
         for setter in self._setters:
-            why = await setter.obstacle(slot)
+            why = await setter.why_not_resident(slot)
             if why is None:
                 try:
                     await self._hand_over(slot, setter)
@@ -104,7 +104,7 @@ class Helper:
         self._bus = bus
         self._leases: dict[str, int] = {}
 
-    async def obstacle(self, slot: str) -> str | None:
+    async def why_not_resident(self, slot: str) -> str | None:
         try:
             if await self._bus.reachable(names.HELPER_NAME):
                 return None
@@ -164,7 +164,7 @@ class Direct:
         self._thread = BusThread("level")
         self._leases: dict[str, int] = {}
 
-    async def obstacle(self, slot: str) -> str | None:
+    async def why_not_resident(self, slot: str) -> str | None:
         path = self._sys / "bus/pci/devices" / slot / FILE
         return None if os.access(path, os.W_OK) else f"you may not write {path}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from accelerd.memory.model import Need
+from accelerd.memory.model import MemoryRequirement
 
 STEP: Final = 1024  # tokens
 SMALLER: Final = ("q8_0", "q4_0")  # types of the cache that are offered, the best first
@@ -14,7 +14,7 @@ BITS: Final = {"f32": 32, "bf16": 16, "f16": 16, "q8_0": 8, "q5_1": 6, "q5_0": 5
 LARGEST: Final = 1 << 24  # tokens
 
 # The ways to place the model with this context of one request and this type of its cache; None: as it is.
-Ways = Callable[[int, str | None], Sequence[Need]]
+Ways = Callable[[int, str | None], Sequence[MemoryRequirement]]
 # Pools that are part of another one: whose, and how many bytes they have for themselves.
 Backing = Mapping[str, tuple[str, int]]
 
@@ -27,7 +27,7 @@ class Offer:
     type: str | None = None
 
 
-def fits(need: Need, room: Mapping[str, int], backing: Backing | None = None) -> bool:
+def fits(need: MemoryRequirement, room: Mapping[str, int], backing: Backing | None = None) -> bool:
     """Is there so much in every pool? What is not in `room` is not there."""
     wanted = dict(need.amounts)
     for pool, (other, own) in (backing or {}).items():

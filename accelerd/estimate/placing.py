@@ -14,7 +14,7 @@ from typing import Final
 from accelerd.devices.choice import COMPUTE
 from accelerd.devices.model import Device
 from accelerd.estimate.estimate import Estimate, Share
-from accelerd.memory.model import RAM, Need
+from accelerd.memory.model import RAM, MemoryRequirement
 
 ALL: Final = 1 << 16  # layers
 
@@ -39,7 +39,7 @@ def options(
     gpu_layers: int | str | None,
     wanted_gpus: Sequence[str] | None,
     source: str,
-) -> tuple[Need, ...]:
+) -> tuple[MemoryRequirement, ...]:
     """The ways to place the model; never empty. `gpus`: as `usable` orders them; `wanted_gpus`: slots it may use."""
     count = gpu_layers if isinstance(gpu_layers, int) and gpu_layers >= 0 else ALL
     allowed = _allowed(gpus, wanted_gpus)
@@ -80,17 +80,17 @@ def divided(layers: int, rooms: Sequence[int]) -> list[int]:
     return counts
 
 
-def _on(gpus: Sequence[Device], estimate: Estimate, count: int, source: str) -> Need:
+def _on(gpus: Sequence[Device], estimate: Estimate, count: int, source: str) -> MemoryRequirement:
     layers = min(count, len(estimate.layers) + 1)
     counts = divided(layers, [room(gpu) for gpu in gpus])
     return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus), source)
 
 
-def _need(shares: Sequence[Share], slots: tuple[str, ...], source: str) -> Need:
+def _need(shares: Sequence[Share], slots: tuple[str, ...], source: str) -> MemoryRequirement:
     amounts: dict[str, int] = {}
     parts: dict[str, int] = {}
     for pool, share in zip((RAM, *slots), shares, strict=True):
         amounts[pool] = amounts.get(pool, 0) + share.total
         for name, size in share.parts().items():
             parts[name] = parts.get(name, 0) + size
-    return Need(amounts, source, slots, parts)
+    return MemoryRequirement(amounts, source, slots, parts)

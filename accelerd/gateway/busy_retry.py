@@ -15,7 +15,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # s
 COMMENT_EVERY = 5.0  # s: to a streaming client that waits
 
 
-class Patience:
+class BusyRetry:
     """Of one request, from its arrival on."""
 
     def __init__(self, now: Callable[[], float], limit: float, comment_after: float | None) -> None:

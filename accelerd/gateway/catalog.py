@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerd.config.model import Route
 from accelerd.engines.base import Traits
-from accelerd.gateway.switchboard import Switchboard
+from accelerd.gateway.request_router import RequestRouter
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
@@ -18,7 +18,7 @@ CPU = "cpu"
 class Catalog:
     """Answers as it is now."""
 
-    def __init__(self, scheduler: Scheduler, board: Switchboard, created: int) -> None:
+    def __init__(self, scheduler: Scheduler, board: RequestRouter, created: int) -> None:
         """`created`: OpenAI's model objects carry a date, in seconds since 1970."""
         self._scheduler = scheduler
         self._board = board

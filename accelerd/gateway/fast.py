@@ -17,8 +17,8 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.gateway.peek import DECODERS, peek
 from accelerd.gateway.relay import Relay
+from accelerd.gateway.request_router import PassThrough
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.switchboard import Plain
 from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.service import Scheduler
 
@@ -203,9 +203,9 @@ class FastPath:
         upstreams: Upstreams,
         sweeper: Sweeper,
         desk: Desk,
-        plain: Mapping[str, Plain],
+        plain: Mapping[str, PassThrough],
     ) -> None:
-        """`plain`: see Switchboard."""
+        """`plain`: see RequestRouter."""
         self._plain = plain
         self._now = now
         self._scheduler = scheduler

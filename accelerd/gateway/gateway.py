@@ -23,7 +23,7 @@ from accelerd.engines.base import Engine
 from accelerd.gateway.access import Access
 from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.bodies import read_body
-from accelerd.gateway.busy import COMMENT_EVERY, Patience
+from accelerd.gateway.busy_retry import COMMENT_EVERY, BusyRetry
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.endpoints import ASSEMBLED, FORMS, OTHER_NAMES, TASKS
@@ -32,9 +32,9 @@ from accelerd.gateway.form import FORM, Form, boundary_of, content_type, read_fo
 from accelerd.gateway.masked import hidden_error
 from accelerd.gateway.peek import MAX_NAME, Peek, peek, renamed
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
+from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.switchboard import Switchboard, Way
 from accelerd.gateway.upstream import JSON, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
@@ -46,25 +46,29 @@ Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
 
 
 @dataclass(slots=True)
-class Ask:
+class InferenceRequest:
     """A request as it goes to its engine."""
 
-    way: Way
+    way: UpstreamTarget
     path: str  # the client's
-    wish: Peek | Form
+    request_load: Peek | Form
     said: bytes  # the body as it came
     kind: str  # its Content-Type
 
     @property
     def stream(self) -> bool:
-        return bool(self.wish.stream)
+        return bool(self.request_load.stream)
 
     def body(self) -> bytes:
         """In the engine's words."""
         name = self.way.wire_name
         if name is None:
             return self.said
-        return self.wish.renamed(self.said, name) if isinstance(self.wish, Form) else renamed(self.said, name)
+        return (
+            self.request_load.renamed(self.said, name)
+            if isinstance(self.request_load, Form)
+            else renamed(self.said, name)
+        )
 
 
 class Gateway:
@@ -74,7 +78,7 @@ class Gateway:
         """`engines` is live. `fast`: with the fast path; nothing outside depends on it but time."""
         self._now = clock.monotonic
         self._scheduler = scheduler
-        self.board = Switchboard(scheduler, engines)
+        self.board = RequestRouter(scheduler, engines)
         self._catalog = Catalog(scheduler, self.board, created=int(time.time()))
         self._loop = asyncio.get_running_loop()
         self._access: Access
@@ -180,7 +184,7 @@ class Gateway:
             relay.lease = lease = self._scheduler.acquire(ask.way.model)
             if lease is None:
                 relay.lease = lease = await self._wait(ask, relay)
-                ask.way = self.board.worded(lease.record.spec, path, ask.wish)  # as it is once loaded
+                ask.way = self.board.worded(lease.record.spec, path, ask.request_load)  # as it is once loaded
             relay.busy = ask.way.busy
             connection.accepted()
             error = await self._exchange(lease, relay, ask)
@@ -200,18 +204,18 @@ class Gateway:
         if relay.lease is not None:
             self._scheduler.release(relay.lease, relay.ok)
 
-    async def _ask(self, request: web.BaseRequest, path: str) -> Ask:
+    async def _ask(self, request: web.BaseRequest, path: str) -> InferenceRequest:
         """Read the request and find its model. AccelError."""
         if path in FORMS:
             body = await read_body(request, self._settings, FORM)
             boundary = boundary_of(request.headers["Content-Type"])
             form = read_form(body, boundary)
-            return Ask(self.board.way(path, form), path, form, body, content_type(boundary))
+            return InferenceRequest(self.board.way(path, form), path, form, body, content_type(boundary))
         body = await read_body(request, self._settings, JSON)
         peeked = peek(path, body)
-        return Ask(self.board.way(path, peeked), path, peeked, body, JSON)
+        return InferenceRequest(self.board.way(path, peeked), path, peeked, body, JSON)
 
-    async def _wait(self, ask: Ask, relay: Relay) -> Lease:
+    async def _wait(self, ask: InferenceRequest, relay: Relay) -> Lease:
         """A place in the queue; a streaming client hears that it is alive."""
         ticket: Ticket = self._scheduler.enqueue(ask.way.model)
         try:
@@ -231,7 +235,7 @@ class Gateway:
         """Is the answer to be asked as a stream and put together here? See assemble.py."""
         return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
 
-    async def _exchange(self, lease: Lease, relay: Relay, ask: Ask) -> AccelError | None:
+    async def _exchange(self, lease: Lease, relay: Relay, ask: InferenceRequest) -> AccelError | None:
         assembled = self.assembles(lease.record.spec, ask.path, ask.stream)
         if assembled or (ask.way.masked and not ask.stream):
             return await self._whole(lease, relay, ask, assembled=assembled)
@@ -239,7 +243,7 @@ class Gateway:
         self.sweeper.watch(relay, stream=ask.stream)
         return await self._send(lease, relay, ask, ask.body(), relay)
 
-    async def _whole(self, lease: Lease, relay: Relay, ask: Ask, *, assembled: bool) -> AccelError | None:
+    async def _whole(self, lease: Lease, relay: Relay, ask: InferenceRequest, *, assembled: bool) -> AccelError | None:
         """An answer that is here as a whole before the client gets it: put together of a stream, or looked at."""
         collector = Collector(lease, self._now, ask.way.busy)
         self.sweeper.watch(relay, stream=assembled)
@@ -263,22 +267,22 @@ class Gateway:
         return None
 
     async def _send(
-        self, lease: Lease, sink: Relay | Collector, ask: Ask, body: bytes, relay: Relay
+        self, lease: Lease, sink: Relay | Collector, ask: InferenceRequest, body: bytes, relay: Relay
     ) -> AccelError | None:
         """One answer of the engine. Asked again while it says that it is busy, so that no client is told so."""
-        patience: Patience | None = None
+        patience: BusyRetry | None = None
         while True:
             outcome = await self._attempt(lease, sink, ask, body, relay)
             if not sink.turned_away:
                 return outcome
             if patience is None:
                 limit = self._scheduler.settings.queue_timeout
-                patience = Patience(self._now, limit, self._settings.keepalive_after if ask.stream else None)
+                patience = BusyRetry(self._now, limit, self._settings.keepalive_after if ask.stream else None)
             await patience.pause(relay)
             sink.ask_again()
 
     async def _attempt(
-        self, lease: Lease, sink: Relay | Collector, ask: Ask, body: bytes, relay: Relay
+        self, lease: Lease, sink: Relay | Collector, ask: InferenceRequest, body: bytes, relay: Relay
     ) -> AccelError | None:
         """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
         pool = self.upstreams.pool(lease.instance, lease.endpoint)

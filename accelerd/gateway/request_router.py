@@ -25,7 +25,7 @@ CPU, NPU = "cpu", "npu"
 log = logging.getLogger(__name__)
 
 
-class Wish(Protocol):
+class RequestInfo(Protocol):
     """What a request says of itself: a Peek or a Form."""
 
     @property
@@ -34,7 +34,7 @@ class Wish(Protocol):
 
 
 @dataclass(frozen=True)
-class Way:
+class UpstreamTarget:
     """How a request gets to its model."""
 
     model: str
@@ -44,23 +44,23 @@ class Way:
     masked: bool = False  # an error may come with status 200
 
 
-class Plain:
+class PassThrough:
     """A model that is asked in the client's own words, and the ways to the paths that it was found to answer."""
 
     __slots__ = ("model", "ways")
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.ways: dict[str, Way] = {}
+        self.ways: dict[str, UpstreamTarget] = {}
 
 
-class Switchboard:
+class RequestRouter:
     """See the module's text. `engines` is live: they are made anew at a reload."""
 
     def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine]) -> None:
         self._scheduler = scheduler
         self._engines = engines
-        self.plain: dict[str, Plain] = {}  # by the name that clients use
+        self.plain: dict[str, PassThrough] = {}  # by the name that clients use
         self.directory = Directory()
 
     def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route]) -> None:
@@ -80,34 +80,36 @@ class Switchboard:
         """See Dialect.streams_notice_disconnect."""
         return self._engines[spec.engine].dialect.streams_notice_disconnect
 
-    def way(self, path: str, wish: Wish) -> Way:
+    def way(self, path: str, request_load: RequestInfo) -> UpstreamTarget:
         """Where a request to that path of ours goes. AccelError model_not_found, not_supported_by_model."""
-        plain = self.plain.get(wish.model)
+        plain = self.plain.get(request_load.model)
         if plain is not None and path in plain.ways:
             return plain.ways[path]
         task = TASKS[path]
-        found = self.directory.find(wish.model)
+        found = self.directory.find(request_load.model)
         if isinstance(found, Route):
-            lacking = self._lacking_of(found, task, wish)
+            lacking = self._lacking_of(found, task, request_load)
             decision = self._decide(found, lacking)
             log.debug("%s is answered by %s: %s", found.name, decision.model, decision.reason)
             spec = self.directory.models[decision.model]
         else:
             spec = found
-        way = self.worded(spec, path, wish)
+        way = self.worded(spec, path, request_load)
         own_words = way.wire_name is None and way.path == path and not way.busy and not way.masked
         if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
-            self.plain.setdefault(wish.model, Plain(spec.name)).ways[path] = way
+            self.plain.setdefault(request_load.model, PassThrough(spec.name)).ways[path] = way
         return way
 
-    def worded(self, spec: ModelSpec, path: str, wish: Wish) -> Way:
+    def worded(self, spec: ModelSpec, path: str, request_load: RequestInfo) -> UpstreamTarget:
         """How the model is asked, by what is known now: a load may tell more. AccelError not_supported_by_model."""
         traits = self.traits(spec)
-        missing = _missing(traits, TASKS[path], wish)
+        missing = _missing(traits, TASKS[path], request_load)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
         dialect = self._engines[spec.engine].dialect
-        return Way(spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors)
+        return UpstreamTarget(
+            spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors
+        )
 
     def decision(self, route: Route) -> Decision:
         """Which model of the route would answer now, whatever it is asked for."""
@@ -123,17 +125,17 @@ class Switchboard:
             return frozenset((NPU,))
         return placed(snapshot)
 
-    def _lacking_of(self, route: Route, task: Task, wish: Wish) -> dict[str, str]:
+    def _lacking_of(self, route: Route, task: Task, request_load: RequestInfo) -> dict[str, str]:
         """The models of a route that cannot do it. AccelError not_supported_by_model when none can."""
         lacking: dict[str, str] = {}
         for name in route.models:
             spec = self.directory.models[name]
-            missing = _missing(self.traits(spec), task, wish)
+            missing = _missing(self.traits(spec), task, request_load)
             if missing is not None:
                 lacking[name] = f"cannot {PHRASES[missing]}"
         if len(lacking) == len(route.models):
             text = "; ".join(f"{name} {why}" for name, why in lacking.items())
-            missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, wish) or task
+            missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, request_load) or task
             raise _unsupported(f"no model of {route.name} can do that: {text}; {self._others(missing)}", missing)
         return lacking
 
@@ -147,10 +149,10 @@ class Switchboard:
         return f"these can: {', '.join(able)}" if able else "no configured model can"
 
 
-def _missing(traits: Traits, task: Task, wish: Wish) -> Task | None:
+def _missing(traits: Traits, task: Task, request_load: RequestInfo) -> Task | None:
     if task not in traits.tasks:
         return task
-    return "tools" if task in TOOLED and "tools" not in traits.tasks and wish.wants_tools() else None
+    return "tools" if task in TOOLED and "tools" not in traits.tasks and request_load.wants_tools() else None
 
 
 def _unsupported(text: str, missing: Task) -> AccelError:

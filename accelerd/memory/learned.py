@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
-from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
+from accelerd.memory.model import OUTGROWN, RAM, Forecast, MemoryRequirement
 from accelerd.memory.text import gib
 
 KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
@@ -80,7 +80,7 @@ class Learned:
             return forecast
         return replace(forecast, options=tuple(self._improved(forecast.key, need) for need in forecast.options))
 
-    def loaded(self, key: str, need: Need) -> None:
+    def loaded(self, key: str, need: MemoryRequirement) -> None:
         """A load has come to its end; what is seen from now on is another run's."""
         if key:
             self._begun[_ident(key, need)] = None
@@ -89,7 +89,7 @@ class Learned:
     def saw(
         self,
         key: str,
-        need: Need,
+        need: MemoryRequirement,
         peak: Mapping[str, int],
         *,
         settled: bool,
@@ -121,7 +121,7 @@ class Learned:
             ),
         )
 
-    def outgrown(self, key: str, need: Need, total: int, *, model: str = "", file: str = "") -> None:
+    def outgrown(self, key: str, need: MemoryRequirement, total: int, *, model: str = "", file: str = "") -> None:
         """It ran out of memory placed as `need` says: from now on it needs `total` bytes at least, in all pools."""
         if not key:
             return
@@ -160,7 +160,7 @@ class Learned:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _improved(self, key: str, need: Need) -> Need:
+    def _improved(self, key: str, need: MemoryRequirement) -> MemoryRequirement:
         ident = _ident(key, need)
         self._estimates.pop(ident, None)
         self._estimates[ident] = need.amounts
@@ -168,7 +168,7 @@ class Learned:
         entry = self._entries.get(ident)
         return need if entry is None else improved(need, entry)
 
-    def _estimate(self, ident: Ident, need: Need) -> dict[str, int]:
+    def _estimate(self, ident: Ident, need: MemoryRequirement) -> dict[str, int]:
         """What was estimated, although `need` may be what was learned before."""
         known = self._entries.get(ident)
         if ident in self._estimates:
@@ -194,7 +194,7 @@ class Learned:
         self._store.learn(tuple(self._entries.values()))
 
 
-def improved(need: Need, entry: Entry) -> Need:
+def improved(need: MemoryRequirement, entry: Entry) -> MemoryRequirement:
     """An estimate with what is known of it. Pure."""
     declared = need.source.startswith(DECLARED)
     amounts = dict(need.amounts)
@@ -231,7 +231,7 @@ def _bound(found: dict[Ident, Any]) -> None:
         del found[next(iter(found))]
 
 
-def _ident(key: str, need: Need) -> Ident:
+def _ident(key: str, need: MemoryRequirement) -> Ident:
     return _storable(key), need.devices
 
 

@@ -19,7 +19,7 @@ from accelerd.devices.fdinfo import Holder
 from accelerd.devices.model import Device
 from accelerd.devices.observer import Look, Observer
 from accelerd.memory.main_memory import MainMemory, largest, read_main_memory, usual_reserve
-from accelerd.memory.model import RAM, ForeignUser, Pool, Seen
+from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
 from accelerd.memory.regions import Part, Shape, part, pool_of, shape_of
 from accelerd.memory.resident import Held, Residents
 from accelerd.memory.stall import read_stall
@@ -78,7 +78,7 @@ class Meter:
         """From the next look on."""
         self._reserve, self._gpu_reserve = reserve, gpu_reserve
 
-    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> Seen:
+    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
         """`processes`: the live processes of every instance."""
         now = self._clock.monotonic()
         others_than_cpu = [device for device in devices if device.kind != "cpu"]
@@ -93,7 +93,7 @@ class Meter:
         if main is not None:
             parts = [one for device in found for one in device.parts.values()]
             pools.insert(0, self._main(main, held.values(), parts))
-        return Seen(
+        return MemorySnapshot(
             at=now,
             pools=tuple(pools),
             used={instance: _used(instance, held.get(instance), found, main) for instance in processes},

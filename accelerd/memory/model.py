@@ -49,7 +49,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryRequirement:
     """What one way of running a model takes, by pool."""
 
     amounts: Mapping[str, int]
@@ -64,7 +64,7 @@ class Need:
     def total(self) -> int:
         return sum(self.amounts.values())
 
-    def scaled(self, total: int, source: str) -> Need:
+    def scaled(self, total: int, source: str) -> MemoryRequirement:
         """The same need with `total` bytes, every pool in proportion."""
         old = self.total
         if old <= 0:
@@ -76,16 +76,16 @@ class Need:
         return replace(self, amounts=amounts, source=source, parts={})
 
 
-def in_ram(size: int, source: str) -> Need:
+def in_ram(size: int, source: str) -> MemoryRequirement:
     """A need of main memory alone."""
-    return Need({RAM: size}, source)
+    return MemoryRequirement({RAM: size}, source)
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What is known before a model is loaded: the ways to place it, the best first. Never empty."""
 
-    options: tuple[Need, ...]
+    options: tuple[MemoryRequirement, ...]
     key: str = (
         ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
     )
@@ -111,7 +111,7 @@ class Stall:
 
 
 @dataclass(frozen=True)
-class Seen:
+class MemorySnapshot:
     """One look at all memory."""
 
     at: float  # monotonic seconds

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from accelerd.devices.model import Device
-from accelerd.memory.model import Claim, Need, Pool
+from accelerd.memory.model import Claim, MemoryRequirement, Pool
 
 
 @dataclass(frozen=True)
@@ -79,27 +79,27 @@ def conflict(a: Claim, b: Claim) -> str | None:
     return None
 
 
-def clash(a: Need, b: Need) -> str | None:
+def clash(a: MemoryRequirement, b: MemoryRequirement) -> str | None:
     """Why two models placed like this cannot be resident together, as far as NPUs decide it."""
     return next((why for one in a.claims for other in b.claims if (why := conflict(one, other))), None)
 
 
-def on_npu(need: Need) -> bool:
+def on_npu(need: MemoryRequirement) -> bool:
     return bool(need.claims)
 
 
-def first_device(need: Need) -> str:
+def first_device(need: MemoryRequirement) -> str:
     """What a model placed like this works on first: of both a GPU and an NPU the GPU; "": nothing was decided."""
     claimed = {claim.device for claim in need.claims}
     return next((id for id in (*(id for id in need.devices if id not in claimed), *need.devices)), "")
 
 
-def apart(a: Need, b: Need) -> bool:
+def apart(a: MemoryRequirement, b: MemoryRequirement) -> bool:
     """Is one on an NPU, and the other not? Then neither makes room for the other, although main memory is shared."""
     return on_npu(a) != on_npu(b)
 
 
-def apart_in_words(own: Need) -> str:
+def apart_in_words(own: MemoryRequirement) -> str:
     """The clause for a model that lacks what the others hold."""
     here, there = (NPU, OTHER) if on_npu(own) else (OTHER, NPU)
     return APART.format(own=here, theirs=there)
@@ -108,12 +108,14 @@ def apart_in_words(own: Need) -> str:
 # --- contexts -------------------------------------------------------------------------------------------------
 
 
-def claimed(needs: Iterable[Need], device: str) -> int:
+def claimed(needs: Iterable[MemoryRequirement], device: str) -> int:
     """Hardware contexts of a device that these take together."""
     return sum(claim.contexts for need in needs for claim in need.claims if claim.device == device)
 
 
-def lacking(need: Need, others: Iterable[Need], pools: Iterable[Pool]) -> Iterator[tuple[Pool, int, int]]:
+def lacking(
+    need: MemoryRequirement, others: Iterable[MemoryRequirement], pools: Iterable[Pool]
+) -> Iterator[tuple[Pool, int, int]]:
     """(pool, contexts asked of it, contexts that others have) where they are too many together."""
     others = list(others)
     for pool in pools:

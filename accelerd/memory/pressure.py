@@ -14,7 +14,7 @@ from typing import Final
 
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Balance, Held
-from accelerd.memory.model import RAM, Seen, Stall
+from accelerd.memory.model import RAM, MemorySnapshot, Stall
 
 NOISE: Final = 16  # a shortage of less than this part of the reserve is what the reserve is for
 LEAST: Final = 256 << 20  # to be free beyond the reserve afterwards …
@@ -95,7 +95,7 @@ class Pressure:
     def configure(self, settings: MemorySettings) -> None:
         self._settings = settings
 
-    def look(self, seen: Seen, balances: Sequence[Balance], now: float) -> tuple[Order, ...]:
+    def look(self, seen: MemorySnapshot, balances: Sequence[Balance], now: float) -> tuple[Order, ...]:
         """What shall make room now. Each order must be answered."""
         books = {balance.pool.id: balance for balance in balances}
         self._states = {id: self._states.get(id) or _State() for id in books}
@@ -121,7 +121,7 @@ class Pressure:
 
     # --- one pool ---------------------------------------------------------------------------------------------
 
-    def _pool(self, figures: _Figures, seen: Seen, now: float) -> Order | None:
+    def _pool(self, figures: _Figures, seen: MemorySnapshot, now: float) -> Order | None:
         pool, foreign = figures.balance.pool, figures.balance.foreign
         state = self._states[pool.id]
         if figures.loading:
@@ -227,7 +227,7 @@ def _sum(holdings: Iterable[Held], phases: Sequence[str]) -> int:
     return sum(_use(held) for held in holdings if held.phase in phases)
 
 
-def _why(figures: _Figures, before: int, grown: int, seen: Seen, stalled: bool) -> str:
+def _why(figures: _Figures, before: int, grown: int, seen: MemorySnapshot, stalled: bool) -> str:
     balance = figures.balance
     pool, more = balance.pool, balance.foreign - before
     others = f"others use {_gib(balance.foreign)}"

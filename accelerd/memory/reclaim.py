@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from accelerd.base.ports import Clock
-from accelerd.memory.model import RAM, Seen
+from accelerd.memory.model import RAM, MemorySnapshot
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ SLACK_SHARE: Final = 20  # or this part of what was held
 ALIVE_KEPT: Final = 256  # instances of which is known what others used beside them
 
 Changed = Callable[[int, str], None]
-Look = Callable[[], Awaitable[Seen]]
+Look = Callable[[], Awaitable[MemorySnapshot]]
 Pause = Callable[[float], Awaitable[None]]
 
 
@@ -96,7 +96,7 @@ class Reclaimer:
         self._look = look
         self._clock = clock
         self._pause = pause
-        self._last: Seen | None = None
+        self._last: MemorySnapshot | None = None
         self._alive: dict[int, dict[str, Others]] = {}  # what others used beside an instance, by pool
         self._debts: list[Debt] = []  # the oldest first
         self._accounts: dict[str, Account] = {}  # by pool; of pools with debts
@@ -118,7 +118,7 @@ class Reclaimer:
             self._poller = asyncio.get_running_loop().create_task(self._poll(), name="reclaim")
         return debt
 
-    def seen(self, seen: Seen) -> None:
+    def seen(self, seen: MemorySnapshot) -> None:
         """A look at memory, whoever took it. Those at live instances must come here too: they are compared with."""
         if seen is self._last or not seen.pools:
             return  # known, or of somebody who could not look
@@ -160,7 +160,7 @@ class Reclaimer:
             if self._poller is me:
                 await self._pause(QUICK if self._clock.monotonic() - newest < QUICK_FOR else SLOW)
 
-    def _note_living(self, seen: Seen) -> None:
+    def _note_living(self, seen: MemorySnapshot) -> None:
         """Keep what others use beside each instance, as long as it has most of its memory.
 
         One that is just ending may still be there, while its memory counts as others' already.
@@ -177,7 +177,7 @@ class Reclaimer:
         while len(self._alive) > ALIVE_KEPT:
             del self._alive[next(iter(self._alive))]
 
-    def _settle(self, pool: str, seen: Seen) -> None:
+    def _settle(self, pool: str, seen: MemorySnapshot) -> None:
         """What is missing in a pool, shared out: the latest end is the likeliest not to be over."""
         debts = [debt for debt in self._debts if pool in debt.held]
         if any(debt.since > seen.at or seen.used.get(debt.instance, {}).get(pool) for debt in debts):
@@ -210,7 +210,7 @@ class Reclaimer:
         debt.changed(total, where)
 
 
-def _others(seen: Seen | None, pool: str, beside: int = 0) -> Others:
+def _others(seen: MemorySnapshot | None, pool: str, beside: int = 0) -> Others:
     if seen is None:
         return Others(0, 0, beside)
     foreign = sum(one.foreign for one in seen.pools if one.id == pool)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from accelerd.memory.ledger import ENDED, Balance, Holding, Ledger, Phase
-from accelerd.memory.model import Claim, ForeignUser, Pool, Seen
+from accelerd.memory.model import Claim, ForeignUser, MemorySnapshot, Pool
 
 NAMED: Final = 5  # others' processes that are named of a pool
 
@@ -18,7 +18,7 @@ def nothing(model: str) -> Mapping[str, Any]:
     return {}
 
 
-def report(ledger: Ledger, seen: Seen, facts: Facts = nothing) -> dict[str, Any]:
+def report(ledger: Ledger, seen: MemorySnapshot, facts: Facts = nothing) -> dict[str, Any]:
     """Who holds what, and whether programs wait for memory."""
     return {
         "pools": [_pool(balance, seen.foreign, facts, ledger.holdings) for balance in ledger.balances()],

@@ -18,7 +18,7 @@ from typing import Final, Protocol, TypeVar
 
 from accelerd.base.ports import Clock
 from accelerd.devices.model import Device
-from accelerd.memory.model import Pool, Seen
+from accelerd.memory.model import MemorySnapshot, Pool
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ TOGETHER: Final = 0.05  # s: who asks within this time after a look gets one loo
 class Measure(Protocol):
     """`Meter`, to the watch."""
 
-    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> Seen: ...
+    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MemoryWatch:
         meter: Measure,
         devices: Callable[[], Iterable[Device]],
         processes: Callable[[], Awaitable[Mapping[int, Sequence[int]]]],
-        tell: Callable[[Seen], None],
+        tell: Callable[[MemorySnapshot], None],
         clock: Clock,
         *,
         moving: Callable[[], bool] = lambda: False,
@@ -68,9 +68,9 @@ class MemoryWatch:
         self._moving = moving
         self._rhythm = rhythm
         self._wanted = asyncio.Event()
-        self._readers: list[asyncio.Future[Seen]] = []
+        self._readers: list[asyncio.Future[MemorySnapshot]] = []
         self._task: asyncio.Task[None] | None = None
-        self.last: Seen | None = None
+        self.last: MemorySnapshot | None = None
         self.degraded: str | None = None  # why nothing new is known
 
     # --- from outside -----------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class MemoryWatch:
         self._wanted.set()
         return self._task is not None and self.degraded is None
 
-    async def look(self) -> Seen:
+    async def look(self) -> MemorySnapshot:
         """A look that began after this call; the last one when looks hang or the watch does not run.
 
         With no pools when there has been none.
@@ -129,7 +129,7 @@ class MemoryWatch:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wanted.wait(), delay)
 
-    async def _one_look(self, asked: Iterable[asyncio.Future[Seen]]) -> float | None:
+    async def _one_look(self, asked: Iterable[asyncio.Future[MemorySnapshot]]) -> float | None:
         """Seconds until the next; None: when somebody wants it."""
         looking = asyncio.ensure_future(self._look())
         try:
@@ -149,7 +149,7 @@ class MemoryWatch:
         self._tell(seen)
         return next_look(seen, lives=lives, moving=self._moving(), rhythm=self._rhythm)
 
-    async def _look(self) -> tuple[Seen, bool]:
+    async def _look(self) -> tuple[MemorySnapshot, bool]:
         processes = await self._processes()
         devices = list(self._devices())
         seen = await in_thread(lambda: self._meter.look(devices, processes))
@@ -171,16 +171,16 @@ class MemoryWatch:
             log.error("%s", why, exc_info=error)
         self.degraded = why
 
-    def _latest(self) -> Seen:
-        return self.last or Seen(self._clock.monotonic(), (), {})
+    def _latest(self) -> MemorySnapshot:
+        return self.last or MemorySnapshot(self._clock.monotonic(), (), {})
 
-    def _answer(self, readers: Iterable[asyncio.Future[Seen]]) -> None:
+    def _answer(self, readers: Iterable[asyncio.Future[MemorySnapshot]]) -> None:
         for reader in readers:
             if not reader.done():
                 reader.set_result(self._latest())
 
 
-def next_look(seen: Seen, *, lives: bool, moving: bool, rhythm: Rhythm = USUAL) -> float | None:
+def next_look(seen: MemorySnapshot, *, lives: bool, moving: bool, rhythm: Rhythm = USUAL) -> float | None:
     """Seconds until memory is to be looked at again; None: not until somebody wants it."""
     if moving:
         return rhythm.quick
@@ -189,7 +189,7 @@ def next_look(seen: Seen, *, lives: bool, moving: bool, rhythm: Rhythm = USUAL) 
     return rhythm.quick if any(is_short(pool, seen) for pool in seen.pools) else rhythm.usual
 
 
-def is_short(pool: Pool, seen: Seen) -> bool:
+def is_short(pool: Pool, seen: MemorySnapshot) -> bool:
     """Do we use this pool, with less free in it than twice what nobody is to be given?"""
     ours = sum(used.get(pool.id, 0) for used in seen.used.values())
     if not ours:

@@ -1,4 +1,4 @@
-"""What reacts to the world: memory pressure, lost devices, sleep and battery, clock boost, notifications, the event log.
+"""What reacts to the world: memory pressure, lost devices, sleep and battery, clock boost, notifications, event log.
 
 Never on the path of a request.
 """

@@ -16,7 +16,7 @@ from accelerd.devices.model import Device
 from accelerd.devices.setters import Direct
 
 
-class Performance:
+class ClockBoost:
     """See the module's text."""
 
     def __init__(

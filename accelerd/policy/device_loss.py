@@ -17,7 +17,7 @@ from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.service import Scheduler
 
 
-class DeviceGuard:
+class DeviceLoss:
     """Listens from its construction on."""
 
     def __init__(self, watch: DeviceWatch, scheduler: Scheduler) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
-from accelerd.memory.model import Need
+from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.outside import Witness
+from accelerd.scheduler.ports import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
 from accelerd.system.notify import Notifier
 from accelerd.system.records import NOTICE, event
@@ -68,7 +68,7 @@ class Witnesses(Witness):
             second.in_use(spec, busy)
 
 
-class Chronicle(Witness):
+class EventLog(Witness):
     """See the module's text."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Chronicle(Witness):
         notifier: Notifier,
         *,
         status: Callable[[], str],
-        loaded: Callable[[ModelSpec, Need, float], None],
+        loaded: Callable[[ModelSpec, MemoryRequirement, float], None],
         retire: Callable[[int], None],
         in_use: Callable[[ModelSpec, bool], None],
         moved: Callable[[Record, Transition], None],

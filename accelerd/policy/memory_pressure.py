@@ -13,7 +13,7 @@ from accelerd.base import names
 from accelerd.base.ports import Clock
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import Seen
+from accelerd.memory.model import MemorySnapshot
 from accelerd.memory.pressure import Pressure
 from accelerd.system.records import NOTICE, event
 
@@ -29,7 +29,7 @@ class Scheduler(Protocol):
         ...
 
 
-class PressureRelief:
+class MemoryPressureRelief:
     """See the module's text."""
 
     def __init__(self, scheduler: Scheduler, clock: Clock, settings: MemorySettings) -> None:
@@ -41,7 +41,7 @@ class PressureRelief:
     def configure(self, settings: MemorySettings) -> None:
         self._pressure.configure(settings)
 
-    def heard(self, seen: Seen) -> None:
+    def heard(self, seen: MemorySnapshot) -> None:
         """A look, which the scheduler has heard of already."""
         orders = self._pressure.look(seen, self._scheduler.ledger().balances(), self._clock.monotonic())
         for order in orders:

@@ -35,7 +35,7 @@ CAUSES: Final = {
 }
 
 
-class DesktopNews:
+class DesktopNotifications:
     """See the module's text. Hears models and devices; all methods on the loop's thread."""
 
     def __init__(self, notifications: Notifications) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from accelerd.base import names
 from accelerd.config.model import DesktopSettings, ModelSpec
 from accelerd.memory.model import Forecast
-from accelerd.policy.notifications import DesktopNews
+from accelerd.policy.notifications import DesktopNotifications
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
 from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.records import NOTICE, event
@@ -157,7 +157,7 @@ class Desktop:
     """See the module's text. All methods on the loop's thread."""
 
     def __init__(
-        self, sleep: Sleep, guard: SleepGuard, battery: Battery, news: DesktopNews, close: Callable[[], None]
+        self, sleep: Sleep, guard: SleepGuard, battery: Battery, news: DesktopNotifications, close: Callable[[], None]
     ) -> None:
         """`close()` lets go of the buses, at the very end."""
         self._sleep = sleep

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.user_manager import ManagerError, UserManager
-from accelerd.supervise.kept import Survivor
+from accelerd.supervise.instance_records import Adoptable
 from accelerd.system.lock import InstanceLock
 from accelerd.system.records import NOTICE, event
 from accelerd.system.startup import StartError
@@ -32,10 +32,10 @@ class Adopter(Protocol):
     def adopt(self, name: str, found: object, *, fits: bool) -> bool: ...
 
 
-def take_over(found: list[Survivor], models: Mapping[str, ModelSpec], scheduler: Adopter) -> list[Survivor]:
+def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler: Adopter) -> list[Adoptable]:
     """Adopt what is still configured: pinned models first, then those that were ready. Returned: what was adopted."""
 
-    def importance(one: Survivor) -> tuple[bool, bool]:
+    def importance(one: Adoptable) -> tuple[bool, bool]:
         spec = models.get(one.kept.model)
         return (spec is not None and (spec.pin or spec.preload), one.was_ready)
 

@@ -19,10 +19,18 @@ from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import Limits, Yielded, fitting, lasting_obstacle, never_for, obstacle, outgrown
+from accelerd.scheduler.placement import (
+    Limits,
+    Yielded,
+    fitting,
+    lasting_reason_not_resident,
+    never_for,
+    outgrown,
+    why_not_resident,
+)
 from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
 
 CPU = "cpu"
@@ -33,7 +41,7 @@ LOOK_PATIENCE = 2.0  # s that a start waits for a fresh look
 class Effects(Protocol):
     """What Core asks of the outside. No call may re-enter Core before it returns."""
 
-    def start(self, instance: int, spec: ModelSpec, need: Need) -> None: ...
+    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None: ...
     def stop(self, instance: int, cause: Cause) -> None: ...
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None: ...
     def probe(self, instance: int) -> None: ...
@@ -53,7 +61,7 @@ class Effects(Protocol):
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back in time."""
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """Remember that the model needs at least so much."""
         ...
 
@@ -90,7 +98,7 @@ class Admission:
         self.residues: dict[int, Residue] = {}  # by instance
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
-        self.view: Seen | None = None  # the last look at memory
+        self.view: MemorySnapshot | None = None  # the last look at memory
         self.yielded: Yielded | None = None
         self._looking_since: float | None = None
         self._next_instance = 1
@@ -112,7 +120,7 @@ class Admission:
     def occupied(self) -> list[Record]:
         return [record for record in self.records.values() if record.occupied]
 
-    def looked(self, seen: Seen) -> None:
+    def looked(self, seen: MemorySnapshot) -> None:
         """A fresh look is here."""
         self.view, self._looking_since = seen, None
 
@@ -199,7 +207,7 @@ class Admission:
             occupied = self.occupied()
             future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
             may_evict = any(w.may_evict for w in target.waiting)
-            movable = [r for r in future if r.state is State.READY and not r.fixed and may_evict]
+            movable = [r for r in future if r.state is State.READY and not r.unevictable and may_evict]
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
             if choice is None:
@@ -225,7 +233,7 @@ class Admission:
             stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
             free_at = min(stays, head + self.settings.max_overtake)
             if free_at <= now:
-                why = obstacle(target, self.occupied(), self.room)
+                why = why_not_resident(target, self.occupied(), self.room)
                 self.evict(victim, f"made room for {target.spec.name}" + (f": {why}" if why else ""))
             else:
                 self.wake = min(self.wake, free_at)
@@ -247,17 +255,17 @@ class Admission:
         `there`: who is not leaving. Where others have the memory, programs or models that do not leave for this one,
         people wait a while for it, and nobody behind them has to.
         """
-        fixed = [r for r in there if r.fixed] if may_evict else there
+        fixed = [r for r in there if r.unevictable] if may_evict else there
         room, name = self.room, target.spec.name
         for need in target.forecast.options or (target.need,):
             stays = [r for r in there if r in fixed or never_for(target, need, r)]
-            why = lasting_obstacle(target, stays, room, need)
+            why = lasting_reason_not_resident(target, stays, room, need)
             if why is None:
                 return False
-        if (first := obstacle(target, fixed, room)) is not None:
+        if (first := why_not_resident(target, fixed, room)) is not None:
             why = first
         code, retry_after, alone = "does_not_fit", None, room.undisturbed()
-        never = obstacle(target, fixed, alone)
+        never = why_not_resident(target, fixed, alone)
         if target.device in room.quarantined:
             code = "device_quarantined"
         elif room.yielded is not None and room.yielded.covers(target.need):
@@ -276,7 +284,10 @@ class Admission:
             offer = self.effects.offer(target.spec, free)
             text += f"; {offer}" if offer else ""
         # A model that shall be there at all times comes by itself when there is room.
-        target.away = (target.keep or any(w.held for w in target.waiting)) and code in ("yielded", "memory_in_use")
+        target.displaced = (target.keep_loaded or any(w.held for w in target.waiting)) and code in (
+            "yielded",
+            "memory_in_use",
+        )
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
 
@@ -313,7 +324,7 @@ class Admission:
 
     # --- small moves ------------------------------------------------------------------------------------------
 
-    def start(self, record: Record, need: Need) -> None:
+    def start(self, record: Record, need: MemoryRequirement) -> None:
         instance = self._new_instance(record, adopted=False)
         record.need = need
         if need.devices:
@@ -333,7 +344,7 @@ class Admission:
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
         record.used, record.peak, record.settled = {}, {}, False
-        record.away, record.cut_at = False, math.inf
+        record.displaced, record.cut_at = False, math.inf
         return instance
 
     def evict(self, record: Record, reason: str) -> None:
@@ -347,10 +358,10 @@ class Admission:
         record.stop_reason = reason
         self.effects.stop(record.instance, cause)
 
-    def wish(self, record: Record, *, held: bool = False) -> None:
+    def request_load(self, record: Record, *, held: bool = False) -> None:
         """Have the model loaded by itself, evicting nobody unless it is pinned or held. `held`: see Waiter."""
         now = self.clock.monotonic()
-        waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.fixed, held=held)
+        waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.unevictable, held=held)
         self.enqueue(record, waiter)
 
     def reject_all(self, record: Record, error: AccelError) -> None:

@@ -18,13 +18,13 @@ from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast
 from accelerd.memory.npu_rules import first_device
 from accelerd.scheduler.admission import Admission, Effects
-from accelerd.scheduler.device_news import DeviceNews
-from accelerd.scheduler.endings import STUCK_AFTER, Endings
+from accelerd.scheduler.device_events import DeviceEvents
+from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
+from accelerd.scheduler.feasibility import placement
 from accelerd.scheduler.holds import Holds
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.memory_news import MemoryNews
-from accelerd.scheduler.placement import Limits, obstacle
-from accelerd.scheduler.prospects import placement
+from accelerd.scheduler.memory_events import MemoryEvents
+from accelerd.scheduler.placement import Limits, why_not_resident
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -46,10 +46,10 @@ class Core:
         self._clock = clock
         self._effects = effects
         self._admission = Admission(clock, effects, settings, limits)
-        self._endings = Endings(self._admission, self._over, stuck_after)
+        self._endings = ExitHandling(self._admission, self._over, stuck_after)
         self._names: dict[str, Record] = {}  # names and aliases
-        self.devices = DeviceNews(self._admission, self._find, self.reset)
-        self.memory = MemoryNews(self._admission, self._names)
+        self.devices = DeviceEvents(self._admission, self._find, self.reset)
+        self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
 
     # --- requests ---------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Core:
         record.out_of_memory.clear()
         if memory and not record.occupied:
             record.expect(self._effects.estimate_anew(record.spec))
-        record.keep = record.lasting
+        record.keep_loaded = record.wants_loaded
         if record.state in (State.BACKOFF, State.FAILED):
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "reset")
@@ -158,7 +158,7 @@ class Core:
         """Let running requests end (unless `force`), then stop. `done` is called when it is stopped, or `failed` when
         it cannot be."""
         record = self._find(name)
-        record.keep = record.away = False
+        record.keep_loaded = record.displaced = False
         self._admission.reject_all(
             record, AccelError("model_unloaded", f"{record.spec.name} was unloaded", retry_after=1)
         )
@@ -198,7 +198,7 @@ class Core:
             record = self._admission.records.get(spec.name)
             if record is None:
                 keep = spec.preload or spec.pin
-                record = Record(spec, forecast, since=now, keep=keep, device=self._effects.device(spec))
+                record = Record(spec, forecast, since=now, keep_loaded=keep, device=self._effects.device(spec))
                 self._admission.records[spec.name] = record
                 continue
             record.removed = False
@@ -229,7 +229,7 @@ class Core:
         record.expect(forecast)
         if redeclared:
             record.redeclared()
-        record.keep = record.lasting
+        record.keep_loaded = record.wants_loaded
         if changed and record.state in (State.BACKOFF, State.FAILED):
             record.failures.clear()
             record.unhealthy.clear()
@@ -247,7 +247,7 @@ class Core:
         if record is None or record.state is not State.STOPPED:
             return False
         # What others use of the pools now includes what it has: only our own models count here.
-        no_room = obstacle(record, self._admission.occupied(), self._admission.room.undisturbed())
+        no_room = why_not_resident(record, self._admission.occupied(), self._admission.room.undisturbed())
         self._admission.adopt(record, found)
         if no_room is not None:
             self._admission.stop(record, f"no longer fits: {no_room}")
@@ -337,7 +337,7 @@ class Core:
         record.next_spec = record.next_forecast = None
         self._adopt_spec(record, spec, forecast)
         if reload and not record.waiting:
-            self._admission.wish(record)
+            self._admission.request_load(record)
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -359,8 +359,10 @@ class Core:
                     continue  # it has its chance in `schedule`
                 record.retry_at = None
                 self._admission.move(record, Event.RESET, "may be tried again")
-                if record.keep and not self._admission.closing:
-                    self._admission.wish(record)  # refused where memory is given up: then it is away, and comes back
+                if record.keep_loaded and not self._admission.closing:
+                    self._admission.request_load(
+                        record
+                    )  # refused where memory is given up: then it is away, and comes back
             elif (due := self._idle_deadline(record)) is not None and due <= now:
                 assert record.spec.idle_timeout is not None
                 self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")
@@ -384,7 +386,7 @@ class Core:
 
     def _idle_deadline(self, record: Record) -> float | None:
         timeout = record.spec.idle_timeout
-        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.fixed:
+        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.unevictable:
             return None
         return record.last_used + timeout
 

@@ -13,7 +13,7 @@ from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Record, StopWatcher
 
 
-class DeviceNews:
+class DeviceEvents:
     """See the module's text."""
 
     def __init__(self, admission: Admission, find: Callable[[str], Record], reset: Callable[[str], None]) -> None:
@@ -54,6 +54,6 @@ class DeviceNews:
             record.stop_watchers.append(StopWatcher(lambda: self.back(name), lambda error: None))
         elif record.state is State.FAILED and record.error and record.error.cause is Cause.DEVICE_REMOVED:
             self._reset(name)
-            if record.keep and not self._admission.closing:
-                self._admission.wish(record)
+            if record.keep_loaded and not self._admission.closing:
+                self._admission.request_load(record)
                 self._admission.schedule()

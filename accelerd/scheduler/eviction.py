@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from accelerd.memory.model import Need
+from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import lacking
-from accelerd.scheduler.placement import Limits, alike, never_for, obstacle, rules_out
+from accelerd.scheduler.placement import Limits, alike, never_for, rules_out, why_not_resident
 from accelerd.scheduler.record import Record
 
 MOST_PAIRS: Final = 16  # candidates of whom every pair is looked at; of more the greedy choice must do
@@ -26,7 +26,7 @@ Cost = tuple[bool, int, float, int, float]  # one works; highest priority; its c
 class Choice:
     """How room is made."""
 
-    need: Need  # where the model goes
+    need: MemoryRequirement  # where the model goes
     victims: tuple[Record, ...]
 
 
@@ -66,14 +66,19 @@ def _cost(victims: Collection[Record], worth: Mapping[int, float]) -> Cost:
 
 
 def _victims(
-    target: Record, need: Need, staying: Sequence[Record], candidates: Sequence[Record], limits: Limits, now: float
+    target: Record,
+    need: MemoryRequirement,
+    staying: Sequence[Record],
+    candidates: Sequence[Record],
+    limits: Limits,
+    now: float,
 ) -> list[Record] | None:
     forced = [c for c in candidates if rules_out(target, need, c)]
     free = [c for c in candidates if c not in forced and not never_for(target, need, c)]
     staying = [*staying, *(c for c in candidates if c not in forced and c not in free)]
-    if obstacle(target, [*staying, *free], limits, need) is None:
+    if why_not_resident(target, [*staying, *free], limits, need) is None:
         return forced
-    if obstacle(target, staying, limits, need) is not None:
+    if why_not_resident(target, staying, limits, need) is not None:
         return None
     # From here on only memory, contexts and the number of models decide.
     held = {id(record): record.held() for record in (*staying, *free)}
@@ -100,17 +105,17 @@ def _victims(
     return [*forced, *min(sets, key=lambda one: _cost(one, worth))]
 
 
-def _has_contexts(need: Need, others: Sequence[Record], limits: Limits) -> bool:
+def _has_contexts(need: MemoryRequirement, others: Sequence[Record], limits: Limits) -> bool:
     return not need.claims or next(lacking(need, (r.need for r in others), limits.pools), None) is None
 
 
-def _on_its_device(need: Need, record: Record) -> bool:
+def _on_its_device(need: MemoryRequirement, record: Record) -> bool:
     """Does it hold places on a device where some are wanted?"""
     wanted = {claim.device for claim in need.claims}
     return any(claim.device in wanted for claim in record.need.claims)
 
 
-def _helps(held: Mapping[str, int], need: Need, limits: Limits) -> bool:
+def _helps(held: Mapping[str, int], need: MemoryRequirement, limits: Limits) -> bool:
     """Is anything of what a candidate holds in a pool that is wanted?"""
     if limits.memory is not None or limits.max_loaded is not None:
         return True

@@ -27,7 +27,7 @@ STUCK_AFTER: Final = 30.0  # s after SIGKILL; a driver may take long to let go o
 RECLAIM_PATIENCE: Final = 10.0  # s until the model may start again although memory of it is missing
 
 
-class Endings:
+class ExitHandling:
     """See the module's text. `over(record, unloaded)` is called when a model has left OCCUPIED."""
 
     def __init__(
@@ -177,7 +177,7 @@ class Endings:
             if count >= settings.max_failures:
                 record.retry_at = None
                 self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
-            elif before is State.READY and count == 1 and not record.keep:
+            elif before is State.READY and count == 1 and not record.keep_loaded:
                 self._admission.move(record, Event.GONE, exit.message)
                 return
             else:
@@ -220,8 +220,13 @@ class Endings:
 
     def _come_back(self, record: Record, *, wanted: bool = False) -> None:
         """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
-        if (record.keep or wanted) and not record.waiting and not self._admission.closing and not record.away:
-            self._admission.wish(record)
+        if (
+            (record.keep_loaded or wanted)
+            and not record.waiting
+            and not self._admission.closing
+            and not record.displaced
+        ):
+            self._admission.request_load(record)
 
 
 def _pool(record: Record) -> str:

@@ -12,11 +12,18 @@ from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import Need
+from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import clash, lacking, on_npu
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.eviction import choose
-from accelerd.scheduler.placement import Limits, excludes, fitting, lasting_obstacle, never_for, obstacle
+from accelerd.scheduler.placement import (
+    Limits,
+    excludes,
+    fitting,
+    lasting_reason_not_resident,
+    never_for,
+    why_not_resident,
+)
 from accelerd.scheduler.record import Record
 
 MOST_STEPS: Final = 2000  # of the search for places; what is not refuted by then may fit
@@ -29,13 +36,13 @@ def placement(record: Record, admission: Admission) -> tuple[bool, str]:
     room, others = admission.room, admission.occupied()
     if fitting(record, others, room) is not None:
         return True, "it fits beside what is loaded now"
-    why = obstacle(record, others, room) or ""
-    movable = [r for r in others if not r.fixed]
-    choice = choose(record, [r for r in others if r.fixed], movable, room, admission.clock.monotonic())
+    why = why_not_resident(record, others, room) or ""
+    movable = [r for r in others if not r.unevictable]
+    choice = choose(record, [r for r in others if r.unevictable], movable, room, admission.clock.monotonic())
     if choice is None:
-        staying = [r for r in others if r.fixed or never_for(record, record.need, r)]
-        lasting = lasting_obstacle(record, staying, room)
-        return False, lasting if lasting is not None and any(not r.fixed for r in staying) else why
+        staying = [r for r in others if r.unevictable or never_for(record, record.need, r)]
+        wants_loaded = lasting_reason_not_resident(record, staying, room)
+        return False, wants_loaded if wants_loaded is not None and any(not r.unevictable for r in staying) else why
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 
@@ -45,16 +52,16 @@ def check_hold(record: Record, admission: Admission) -> None:
     What other programs have, what is given up and what has not come back is left out: all that passes.
     """
     room = replace(admission.room.undisturbed(), lost=(), quarantined={})
-    fixed = [r for r in admission.records.values() if r.fixed and not r.removed and r is not record]
+    fixed = [r for r in admission.records.values() if r.unevictable and not r.removed and r is not record]
     if not together(fixed, room):
         fixed = [r for r in fixed if r.occupied]  # those who pinned the others have been told, or will be
     name = record.spec.name
     if not together([record], room):
-        why = obstacle(record, [], room) or "it does not fit"
+        why = why_not_resident(record, [], room) or "it does not fit"
         raise AccelError("does_not_fit", f"cannot pin {name}: {why}", param="model")
     if not together([record, *fixed], room):
         others = ", ".join(r.spec.name for r in fixed)
-        why = obstacle(record, fixed, room) or "their memory together is more than there is"
+        why = why_not_resident(record, fixed, room) or "their memory together is more than there is"
         text = f"cannot pin {name} beside {others}, which must stay too: {why}; unpin one of them first"
         raise AccelError("pin_conflict", text, param="model", pinned=[r.spec.name for r in fixed])
 
@@ -73,7 +80,7 @@ def together(records: Sequence[Record], limits: Limits) -> bool:
     names = [str(index) for index in range(len(ways))]
     steps = 0
 
-    def place(placed: list[Need]) -> bool:
+    def place(placed: list[MemoryRequirement]) -> bool:
         nonlocal steps
         if len(placed) == len(ways) or steps > MOST_STEPS:
             return True
@@ -91,7 +98,7 @@ def together(records: Sequence[Record], limits: Limits) -> bool:
     return place([])
 
 
-def _ways(record: Record) -> list[Need]:
+def _ways(record: Record) -> list[MemoryRequirement]:
     """Each way to have the model resident; of one that is, with what it holds."""
     if record.occupied:
         return [replace(record.need, amounts=record.held())]

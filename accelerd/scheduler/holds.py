@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from accelerd.scheduler.admission import Admission
+from accelerd.scheduler.feasibility import check_hold
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.prospects import check_hold
 from accelerd.scheduler.record import Record
 
 Dropped = Callable[[str, tuple[str, ...], str], None]  # model, keys, one clause that says why
@@ -38,10 +38,10 @@ class Holds:
         before = record.holds.get(key)
         record.holds[key] = load
         if load:
-            record.keep = True
-            coming = record.state in COMING_BY_ITSELF or record.waiting or record.stuck or record.away
+            record.keep_loaded = True
+            coming = record.state in COMING_BY_ITSELF or record.waiting or record.stuck or record.displaced
             if not coming and not self._admission.closing:
-                self._admission.wish(record, held=True)
+                self._admission.request_load(record, held=True)
         elif before:
             self._let_go(record)
         self._admission.schedule()
@@ -67,7 +67,7 @@ class Holds:
     def abandon(self, name: str, why: str) -> bool:
         """Stop a load that nobody waits for and nobody wants kept. False: somebody does, or it is no load."""
         record = self._admission.records.get(name)
-        if record is None or record.state is not State.STARTING or record.waiting or record.keep or record.holds:
+        if record is None or record.state is not State.STARTING or record.waiting or record.keep_loaded or record.holds:
             return False
         self._admission.stop(record, why)
         self._admission.schedule()
@@ -75,9 +75,9 @@ class Holds:
 
     def _let_go(self, record: Record) -> None:
         """Nothing is asked for any more that only holds wanted."""
-        record.keep = record.keep and record.lasting
-        if not (record.keep or record.fixed):
-            record.away = False
-        if not record.keep:
+        record.keep_loaded = record.keep_loaded and record.wants_loaded
+        if not (record.keep_loaded or record.unevictable):
+            record.displaced = False
+        if not record.keep_loaded:
             for waiter in [w for w in record.waiting if w.held]:
                 self._admission.remove(record, waiter)

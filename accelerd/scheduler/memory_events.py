@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import RAM, Forecast, Seen
+from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
 from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.placement import Yielded, fitting, outgrown
@@ -20,7 +20,7 @@ YIELD_GRACE = 10.0  # s that requests may go on for, when the memory is wanted
 LOOK_EVERY = 5.0  # s between looks for room, while somebody is away
 
 
-class MemoryNews:
+class MemoryEvents:
     """See the module's text."""
 
     def __init__(self, admission: Admission, names: Mapping[str, Record]) -> None:
@@ -40,7 +40,7 @@ class MemoryNews:
             record.expect(forecast)
             self._admission.schedule()
 
-    def seen(self, seen: Seen) -> None:
+    def seen(self, seen: MemorySnapshot) -> None:
         """Somebody has looked at memory."""
         self._admission.looked(seen)
         for instance, used in seen.used.items():
@@ -62,7 +62,7 @@ class MemoryNews:
         return self._admission.room.ledger(self._admission.occupied())
 
     @property
-    def view(self) -> Seen | None:
+    def view(self) -> MemorySnapshot | None:
         """The last look."""
         return self._admission.view
 
@@ -82,14 +82,14 @@ class MemoryNews:
             return ledger.counted(record.used or record.held(), pool)  # what was only reserved does not come back
 
         coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
-        ready = [r for r in admission.records.values() if r.state is State.READY and not r.fixed and gain(r) > 0]
+        ready = [r for r in admission.records.values() if r.state is State.READY and not r.unevictable and gain(r) > 0]
         idle = [r for r in ready if not r.active and not r.waiting]
         working = [r for r in ready if r not in idle] if busy else []
         for record in (*sorted(idle, key=gain, reverse=True), *sorted(working, key=gain, reverse=True)):
             if coming >= size:
                 break
             coming += gain(record)
-            record.away = record.keep
+            record.displaced = record.keep_loaded
             admission.evict(record, why)
         admission.schedule()
         return coming
@@ -103,7 +103,7 @@ class MemoryNews:
         for record in list(admission.records.values()):
             if not record.occupied or not _holds(record, wanted):
                 continue
-            record.away = record.keep or bool(record.holds)
+            record.displaced = record.keep_loaded or bool(record.holds)
             if record.state is State.STARTING or (now and record.state in (State.READY, State.DRAINING)):
                 admission.stop(record, why)
             elif record.state is State.READY:
@@ -148,7 +148,9 @@ class MemoryNews:
         return min(due, self._look_due()) if self._away() else due
 
     def _away(self) -> list[Record]:
-        return [r for r in self._admission.records.values() if r.away and r.state is State.STOPPED and not r.waiting]
+        return [
+            r for r in self._admission.records.values() if r.displaced and r.state is State.STOPPED and not r.waiting
+        ]
 
     def _look_due(self) -> float:
         return max(self._looked_at + LOOK_EVERY, self._calm_from + self._admission.settings.cool_down)
@@ -162,8 +164,8 @@ class MemoryNews:
             return  # its look is on the way
         for record in self._away():
             if fitting(record, admission.occupied(), admission.room) is not None:
-                record.away = False
-                admission.wish(record, held=True)
+                record.displaced = False
+                admission.request_load(record, held=True)
 
 
 def _holds(record: Record, wanted: Yielded) -> bool:

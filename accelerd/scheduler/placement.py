@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
-from accelerd.memory.model import OUTGROWN, RAM, Need, Pool
+from accelerd.memory.model import OUTGROWN, RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.memory.text import gib
 from accelerd.scheduler.record import Record, Residue
@@ -24,7 +24,7 @@ class Yielded:
     until: float | None  # monotonic seconds; None: until `resume`
     why: str  # "accelctl yield", "GameMode: 1 game"
 
-    def covers(self, need: Need) -> bool:
+    def covers(self, need: MemoryRequirement) -> bool:
         return self.pools is None or any(size > 0 and pool in self.pools for pool, size in need.amounts.items())
 
 
@@ -60,7 +60,7 @@ def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
     return None
 
 
-def rules_out(target: Record, need: Need, other: Record) -> str | None:
+def rules_out(target: Record, need: MemoryRequirement, other: Record) -> str | None:
     """Why `target`, placed as `need` says, can never be resident beside `other`, by anybody's rule; None if it can."""
     if why := excludes(target.spec, other.spec):
         return why
@@ -69,7 +69,7 @@ def rules_out(target: Record, need: Need, other: Record) -> str | None:
     return None
 
 
-def never_for(target: Record, need: Need, other: Record) -> bool:
+def never_for(target: Record, need: MemoryRequirement, other: Record) -> bool:
     """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
 
     Unless a person's own words, `group` or `exclusive`, say that the two are never loaded together.
@@ -82,15 +82,17 @@ def outgrown(record: Record) -> bool:
     return record.memory_source.startswith(OUTGROWN)
 
 
-def fitting(target: Record, others: Iterable[Record], limits: Limits) -> Need | None:
+def fitting(target: Record, others: Iterable[Record], limits: Limits) -> MemoryRequirement | None:
     """The best way to place `target` beside `others`; None: there is none."""
     others = list(others)
     if not target.forecast.options or len(target.forecast.options) == 1:
-        return target.need if obstacle(target, others, limits) is None else None
-    return next((n for n in target.forecast.options if obstacle(target, others, limits, n) is None), None)
+        return target.need if why_not_resident(target, others, limits) is None else None
+    return next((n for n in target.forecast.options if why_not_resident(target, others, limits, n) is None), None)
 
 
-def obstacle(target: Record, others: Iterable[Record], limits: Limits, need: Need | None = None) -> str | None:
+def why_not_resident(
+    target: Record, others: Iterable[Record], limits: Limits, need: MemoryRequirement | None = None
+) -> str | None:
     """Why `target`, placed as `need` says, cannot be resident beside `others`, with the arithmetic; None if it can."""
     others, need = list(others), need or target.need
     stuck = next((limits.quarantined[d] for d in (*need.devices, target.device) if d in limits.quarantined), None)
@@ -124,7 +126,7 @@ def obstacle(target: Record, others: Iterable[Record], limits: Limits, need: Nee
     return None
 
 
-def alike(need: Need, others: Iterable[Record]) -> int:
+def alike(need: MemoryRequirement, others: Iterable[Record]) -> int:
     """How many of them count against the same max_loaded: models on NPUs are counted apart from all others."""
     return sum(not apart(need, other.need) for other in others)
 
@@ -136,17 +138,19 @@ def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[Record]) -
     return f"{text}, {taken} held by {', '.join(names)}" if names else text
 
 
-def lasting_obstacle(target: Record, staying: Iterable[Record], limits: Limits, need: Need | None = None) -> str | None:
+def lasting_reason_not_resident(
+    target: Record, staying: Iterable[Record], limits: Limits, need: MemoryRequirement | None = None
+) -> str | None:
     """`obstacle` by those who stay and those of `staying` who never leave for it; says so where that is the reason."""
     staying, need = list(staying), need or target.need
-    why = obstacle(target, staying, limits, need)
+    why = why_not_resident(target, staying, limits, need)
     others = [other for other in staying if not never_for(target, need, other)]
-    if why is not None and len(others) < len(staying) and obstacle(target, others, limits, need) is None:
+    if why is not None and len(others) < len(staying) and why_not_resident(target, others, limits, need) is None:
         return f"{why}; {apart_in_words(need)}"
     return why
 
 
-def in_words(short: Shortage, need: Need) -> str:
+def in_words(short: Shortage, need: MemoryRequirement) -> str:
     """The arithmetic of one pool."""
     balance, pool = short.balance, short.balance.pool
     where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from accelerd.config.model import ModelSpec
-from accelerd.memory.model import Forecast, Need
+from accelerd.memory.model import Forecast, MemoryRequirement
 from accelerd.scheduler.record import Record, Residue, Transition
 
 
@@ -27,10 +27,10 @@ class Witness(Protocol):
         """The model's first lease was given, or its last has ended. On the path of requests: must be cheap."""
 
 
-class Needs(Protocol):
+class ModelNeeds(Protocol):
     """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """It ran out of memory: from now on it needs so much."""
         ...
 
@@ -38,7 +38,7 @@ class Needs(Protocol):
         """What is estimated, whatever was measured."""
         ...
 
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that a loaded model was seen to use; told after every look."""
         ...
 

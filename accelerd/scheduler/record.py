@@ -15,7 +15,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Exit
 from accelerd.memory.ledger import Holding, Phase
-from accelerd.memory.model import RAM, Forecast, Need
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State
 from accelerd.scheduler.value import Usage, reload_cost
 
@@ -101,7 +101,7 @@ class Record:
 
     spec: ModelSpec
     forecast: Forecast  # ways to place it, the best first
-    need: Need = field(init=False)  # the way that was chosen, or would be
+    need: MemoryRequirement = field(init=False)  # the way that was chosen, or would be
     state: State = State.STOPPED
     since: float = 0.0
     reason: str = ""
@@ -136,12 +136,12 @@ class Record:
     load_seconds: float | None = field(init=False)  # what the last load took
     # configuration
     device: str = ""  # what it runs on
-    keep: bool = False  # preload, pin or a hold that loads: comes back by itself after a crash
+    keep_loaded: bool = False  # preload, pin or a hold that loads: comes back by itself after a crash
     holds: dict[str, bool] = field(default_factory=dict)  # for whom it is held, and whether they want it loaded
     next_spec: ModelSpec | None = None  # takes over when the running instance is gone
     next_forecast: Forecast | None = None
     removed: bool = False
-    away: bool = False  # it is kept, but had to give way; comes back when there is room again
+    displaced: bool = False  # it is kept, but had to give way; comes back when there is room again
     cut_at: float = math.inf  # when its requests are ended, although it drains
     history: deque[Transition] = field(default_factory=lambda: deque(maxlen=32))
 
@@ -171,12 +171,12 @@ class Record:
         return self.state in OCCUPIED
 
     @property
-    def fixed(self) -> bool:
+    def unevictable(self) -> bool:
         """Does nobody get its place, and pressure or idleness not end it?"""
         return self.spec.pin or bool(self.holds)
 
     @property
-    def lasting(self) -> bool:
+    def wants_loaded(self) -> bool:
         """Is it wanted there at all times? A person's unload overrules that: see `keep`."""
         return self.spec.preload or self.spec.pin or any(self.holds.values())
 
@@ -231,10 +231,10 @@ class Snapshot:
     leases: int
     queue: int
     idle: float | None
-    need: Need
+    need: MemoryRequirement
     held: Mapping[str, int]  # bytes that count, by pool
     used: Mapping[str, int]  # bytes seen in use, by pool
-    away: bool
+    displaced: bool
     device: str
     retry_in: float | None
     error: Exit | None
@@ -245,7 +245,7 @@ class Snapshot:
     holds: tuple[str, ...] = ()  # for whom it is held
 
     @property
-    def fixed(self) -> bool:
+    def unevictable(self) -> bool:
         """Does it stay when others want its place?"""
         return self.spec.pin or bool(self.holds)
 
@@ -274,7 +274,7 @@ def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snaps
         need=record.need,
         held=record.held() if record.occupied else {},
         used=record.used,
-        away=record.away,
+        displaced=record.displaced,
         device=record.device,
         retry_in=max(0.0, record.retry_at - now) if record.retry_at is not None else None,
         error=record.error,

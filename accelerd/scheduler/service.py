@@ -17,13 +17,13 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit, Supervisor
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import Forecast, Need, Seen
+from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.core import Core
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.outside import Needs, Witness
 from accelerd.scheduler.placement import Limits, Yielded
+from accelerd.scheduler.ports import ModelNeeds, Witness
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
 from accelerd.scheduler.ticket import Ticket
@@ -65,13 +65,13 @@ class Scheduler:
         self._slept = asleep()
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
-        self._needs: Needs | None = None
+        self._needs: ModelNeeds | None = None
         self._look: Callable[[], bool] = nobody_looks
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor, needs: Needs, look: Callable[[], bool] = nobody_looks) -> None:
+    def attach(self, supervisor: Supervisor, needs: ModelNeeds, look: Callable[[], bool] = nobody_looks) -> None:
         """The home of the processes and the memory of memory; before the first request.
 
         `look()` has somebody look at memory soon: `seen` follows. False: nobody does.
@@ -160,21 +160,21 @@ class Scheduler:
         self._rearm()
 
     def device_lost(self, name: str, cause: Cause, why: str) -> None:
-        """See DeviceNews.lost."""
+        """See DeviceEvents.lost."""
         self._core.devices.lost(name, cause, why)
         self._rearm()
 
     def device_back(self, name: str) -> None:
-        """See DeviceNews.back."""
+        """See DeviceEvents.back."""
         self._core.devices.back(name)
         self._rearm()
 
     def suspect(self, name: str) -> None:
-        """See DeviceNews.suspect."""
+        """See DeviceEvents.suspect."""
         self._core.devices.suspect(name)
 
     def pause(self, paused: bool) -> None:
-        """See DeviceNews.pause. Who is served again is asked first, if the machine has slept."""
+        """See DeviceEvents.pause. Who is served again is asked first, if the machine has slept."""
         if not paused:
             self._notice_sleep()
         self._core.devices.pause(paused)
@@ -201,9 +201,9 @@ class Scheduler:
         self._rearm()
         return stopped
 
-    # --- memory, see MemoryNews -------------------------------------------------------------------------------
+    # --- memory, see MemoryEvents -------------------------------------------------------------------------------
 
-    def seen(self, seen: Seen) -> None:
+    def seen(self, seen: MemorySnapshot) -> None:
         memory = self._core.memory
         memory.seen(seen)
         if self._needs is not None:
@@ -305,7 +305,7 @@ class Scheduler:
 
     # --- Effects ----------------------------------------------------------------------------------------------
 
-    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         assert self._supervisor is not None
         self._supervisor.start(instance, spec, need.devices)
         self._look()  # while nothing lives nobody looks: from now on there is something to see
@@ -342,7 +342,7 @@ class Scheduler:
         assert self._needs is not None
         return self._needs.offer(spec, room)
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         assert self._needs is not None
         self._needs.outgrown(spec, need)
 

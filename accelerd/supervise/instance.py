@@ -21,16 +21,17 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import Cause, Exit, Facts, Listener
-from accelerd.supervise import outcome, words
+from accelerd.supervise import exit_messages as words
+from accelerd.supervise import outcome
 from accelerd.supervise.homes.home import Home, HomeError, Leader, Order, Tenant
 from accelerd.supervise.http_probe import ProbeError
-from accelerd.supervise.kept import KeptRecord, Phase, RecordStore, Survivor, record_of
+from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.loading import Loading
-from accelerd.supervise.process.discreet import Discreet
 from accelerd.supervise.process.groups import Origin
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRing
-from accelerd.supervise.process.processes import Mark, ProcessTable, describe
+from accelerd.supervise.process.output_redactor import OutputRedactor
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable, describe
 from accelerd.supervise.process.race import race
 from accelerd.supervise.process.shortage import LINES, Shortage, shortage
 from accelerd.supervise.process.spawn import NoProgram
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class House:
+class InstanceContext:
     """What all instances share."""
 
     listener: Listener
@@ -73,10 +74,10 @@ class Instance:
         number: int,
         spec: ModelSpec,
         engine: Engine,
-        mark: Mark,
+        mark: InstanceTag,
         ring: OutputRing,
-        house: House,
-        found: Survivor | None = None,
+        house: InstanceContext,
+        found: Adoptable | None = None,
         gpus: Sequence[str] = (),
     ) -> None:
         """`found`: it is not started but taken over. `gpus`: PCI slots of those it shall use, where that is decided."""
@@ -95,9 +96,9 @@ class Instance:
         self._leader: Leader | None = None
         self._home: str | None = None  # what people may know of where it lives
         self._place: str | None = None
-        self._record = KeptRecord(house.records, mark, found.record if found is not None else None, self._log)
+        self._record = InstanceRecordFile(house.records, mark, found.record if found is not None else None, self._log)
         self._loading: Loading | None = None
-        self._discreet: Discreet | None = None
+        self._discreet: OutputRedactor | None = None
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # told to stop, or the child has exited
         self._kill = asyncio.Event()
@@ -228,7 +229,7 @@ class Instance:
         strays = await self._end(leader, plan)
         return self._verdict(plan, leader, ending, strays)
 
-    async def _resume(self, found: Survivor) -> Exit:
+    async def _resume(self, found: Adoptable) -> Exit:
         """The life of an instance that another daemon started."""
         self._plan = plan = found.plan
         home = self._house.homes[found.kept.home]
@@ -236,7 +237,7 @@ class Instance:
         age = max(process.age() for process in found.processes)
         self._started = self._spawned = self._house.clock.monotonic() - age
         self._open_feed()
-        self._discreet = Discreet(plan.discreet) if plan.discreet and found.was_ready else None
+        self._discreet = OutputRedactor(plan.discreet) if plan.discreet and found.was_ready else None
         try:
             self._leader = leader = await home.adopt(found.kept, self._printed, self._wake.set)
         except (HomeError, OSError) as error:
@@ -301,7 +302,7 @@ class Instance:
             return ending
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
-        self._discreet = Discreet(plan.discreet) if plan.discreet else None
+        self._discreet = OutputRedactor(plan.discreet) if plan.discreet else None
         self._house.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
         while not self._wake.is_set():

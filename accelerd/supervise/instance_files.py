@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.private import open_private_dir
 
 PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, before it waits
@@ -27,7 +27,7 @@ class InstanceFiles:
         ".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec",
     )  # fmt: skip
 
-    def __init__(self, folder: Path, mark: Mark) -> None:
+    def __init__(self, folder: Path, mark: InstanceTag) -> None:
         self.folder = folder
         self.environment = folder / f"{mark.instance}.env"
         self.output = folder / f"{mark.instance}.out"

@@ -21,9 +21,9 @@ import msgspec
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.home import Home, Kept
+from accelerd.supervise.homes.home import Home, InstanceRecord
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.process.processes import Mark, Process
+from accelerd.supervise.process.processes import InstanceTag, Process
 from accelerd.system.records import event
 from accelerd.system.statefile import AtomicFile, Unreadable
 
@@ -44,7 +44,7 @@ class Phase(StrEnum):
 class Record:
     """One file. The plan is without its environment and its secret (that is in `kept`)."""
 
-    kept: Kept
+    kept: InstanceRecord
     plan: LaunchPlan
     phase: Phase = Phase.STARTING
     survives: bool = True  # False: the next daemon only ends it, and what its home has of it
@@ -52,14 +52,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Survivor:
+class Adoptable:
     """An instance of an earlier daemon that lives."""
 
     record: Record
     processes: tuple[Process, ...]
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> InstanceRecord:
         return self.record.kept
 
     @property
@@ -80,11 +80,11 @@ def fingerprint(spec: ModelSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec.launch_key(), order="sorted")).hexdigest()
 
 
-def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, mark: Mark) -> Record | None:
+def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, mark: InstanceTag) -> Record | None:
     """What is to be kept of an instance that is about to start; None: of a plain child, which leaves nothing."""
     if home.kind == ChildHome.kind:
         return None
-    kept = Kept(
+    kept = InstanceRecord(
         model=spec.name,
         home=home.kind,
         fingerprint=fingerprint(spec),
@@ -112,7 +112,7 @@ class RecordStore:
         """Durable before it returns. OSError."""
         AtomicFile(self._path(record.kept.mark)).write(msgspec.json.format(msgspec.json.encode(record), indent=1))
 
-    def remove(self, mark: Mark) -> None:
+    def remove(self, mark: InstanceTag) -> None:
         """The record, and what else lies there of an instance that is gone. OSError."""
         files = InstanceFiles(self._folder, mark)
         for path in (files.environment, files.output, files.record):
@@ -138,7 +138,7 @@ class RecordStore:
             if version != VERSION:
                 raise Unreadable(f"another version of accelerd wrote it (format {version}, known is {VERSION})")
             record = msgspec.json.decode(data, type=Record)
-            if record.kept.mark != Mark(path.stem, self._owner):
+            if record.kept.mark != InstanceTag(path.stem, self._owner):
                 raise Unreadable("it is not about the instance that its name says")
         except (Unreadable, msgspec.DecodeError, OSError) as error:
             self._set_aside(path, file, error)
@@ -153,14 +153,16 @@ class RecordStore:
             text += f"; cannot rename it: {trouble.strerror}"
         event(log, logging.WARNING, text)
 
-    def _path(self, mark: Mark) -> Path:
+    def _path(self, mark: InstanceTag) -> Path:
         return InstanceFiles(self._folder, mark).record
 
 
-class KeptRecord:
+class InstanceRecordFile:
     """The record of one instance, off the loop's thread. A disk that is full costs the survival and nothing else."""
 
-    def __init__(self, store: RecordStore, mark: Mark, record: Record | None, log: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, store: RecordStore, mark: InstanceTag, record: Record | None, log: Callable[[int, str], None]
+    ) -> None:
         self._store = store
         self._mark = mark
         self._record = record

@@ -13,7 +13,7 @@ from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Cause
 from accelerd.memory.resident import resident, taken_in
-from accelerd.supervise import words
+from accelerd.supervise import exit_messages as words
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.process.listen_owner import Owner, tcp_owner
 from accelerd.supervise.process.output import OutputRing

@@ -20,12 +20,12 @@ from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Closing, Home, HomeError, Unmarked, Untidy
-from accelerd.supervise.instance import House, Instance
-from accelerd.supervise.kept import Phase, RecordStore, Survivor
+from accelerd.supervise.instance import Instance, InstanceContext
+from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.process.groups import ProcessGroups
 from accelerd.supervise.process.output import OutputRing
-from accelerd.supervise.process.processes import Mark, ProcessTable, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
 from accelerd.supervise.process.sweep import end_kept, remove_files, remove_sockets, sweep_leftovers
 from accelerd.system.records import NOTICE, event
 
@@ -71,7 +71,7 @@ class ProcessSupervisor(Supervisor):
         self._closing = False
         self._groups = ProcessGroups(roots.proc)
         self._walk = asyncio.Lock()
-        self._house = House(
+        self._house = InstanceContext(
             listener=listener,
             roots=roots,
             clock=clock,
@@ -89,12 +89,12 @@ class ProcessSupervisor(Supervisor):
         if instance in self._instances:
             log.debug("instance %d is started already", instance)
             return
-        mark = Mark(f"{instance}-{secrets.token_hex(8)}", self._owner)
+        mark = InstanceTag(f"{instance}-{secrets.token_hex(8)}", self._owner)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
         self._begin(Instance(instance, spec, engine, mark, ring, self._house, gpus=devices))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
-        assert isinstance(found, Survivor)
+        assert isinstance(found, Adoptable)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
         self._begin(Instance(instance, spec, engine, found.kept.mark, ring, self._house, found))
 
@@ -149,7 +149,7 @@ class ProcessSupervisor(Supervisor):
 
     # --- begin and end of the daemon --------------------------------------------------------------------------
 
-    async def survivors(self) -> list[Survivor]:
+    async def survivors(self) -> list[Adoptable]:
         """At start-up: what an earlier daemon of this runtime directory left running to be taken over."""
         records = await asyncio.to_thread(self._house.records.read_all)
         found = []
@@ -163,7 +163,7 @@ class ProcessSupervisor(Supervisor):
                 else:
                     members = await asyncio.to_thread(self._house.table.members, kept.mark, None)
                 if members:
-                    found.append(Survivor(record, tuple(members)))
+                    found.append(Adoptable(record, tuple(members)))
         return found
 
     async def sweep_leftovers(self) -> int:

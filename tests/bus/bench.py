@@ -20,7 +20,7 @@ from typing import Any
 from accelerd.base import names
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.paths import device_path, model_path
-from tests.bus.world import Client, Desk, blank, furnish
+from tests.bus.world import BusService, Client, blank, furnish
 from tests.system.fake_services import Bus, private_bus
 
 MODELS = 40
@@ -147,10 +147,12 @@ def wakeups() -> int:
 
 async def measure(broker: Bus, count: int, seconds: float) -> None:
     bus = SessionBus(broker.address)
-    furnish(bus, Desk())
+    furnish(bus, BusService())
     for number in range(MODELS):
         name = f"m{number}"
-        bus.publish(model_path(name), {names.BUS_MODEL: blank(names.BUS_MODEL, Name=name, State="stopped")}, Desk())
+        bus.publish(
+            model_path(name), {names.BUS_MODEL: blank(names.BUS_MODEL, Name=name, State="stopped")}, BusService()
+        )
     assert await bus.start() is None
     await latency(broker)
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerd.base.names import BUS_PATH
 from accelerd.base.ports import SystemClock
-from accelerd.bus.desk import Desk, Wares
+from accelerd.bus.desk import BusService, ControlApi
 from accelerd.bus.paths import model_path
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.config.problems import Problem
@@ -22,10 +22,10 @@ from accelerd.control.routes import Control
 from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.devices.model import Device
 from accelerd.engines.base import Endpoint, Traits
-from accelerd.gateway.switchboard import Switchboard
+from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import Cause, Exit, Facts
 from accelerd.memory.ledger import Ledger
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen, in_ram
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
 from accelerd.policy.event_log import Witnesses
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
@@ -46,7 +46,7 @@ def model(name: str, **settings: Any) -> ModelSpec:
 
 @dataclass
 class World:
-    """Supervisor, Needs, Witness, Insight and the daemon in one."""
+    """Supervisor, Needs, Witness, ModelInfo and the daemon in one."""
 
     bus: FakeBus = field(default_factory=FakeBus)
     devices: tuple[Device, ...] = (CPU, GPU)
@@ -62,7 +62,7 @@ class World:
     unloads: asyncio.Event | None = None  # set: what is told to stop ends at once
 
     scheduler: Scheduler = field(init=False)
-    desk: Desk = field(init=False)
+    desk: BusService = field(init=False)
 
     # --- Supervisor ---
 
@@ -77,11 +77,11 @@ class World:
 
     # --- Needs, Witness ---
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None: ...
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
     def forget(self, spec: ModelSpec) -> Forecast:
         return Forecast((in_ram(GIB, "test"),))
 
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None: ...
+    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
@@ -93,7 +93,7 @@ class World:
     def woken(self, slept: float) -> None: ...
     def in_use(self, spec: ModelSpec, busy: bool) -> None: ...
 
-    # --- Insight ---
+    # --- ModelInfo ---
 
     def facts(self, instance: int) -> Facts | None:
         return Facts("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
@@ -187,7 +187,7 @@ class World:
         numbers = dict(self.started)
         pools = (Pool(RAM, "main memory", 64 * GIB),)
         used = {numbers[name]: {RAM: size} for name, size in sizes.items()}
-        seen = Seen(SystemClock().monotonic(), pools, used)
+        seen = MemorySnapshot(SystemClock().monotonic(), pools, used)
         self.scheduler.seen(seen)
         self.desk.seen(seen)
 
@@ -207,8 +207,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     world.scheduler = scheduler = Scheduler(clock, SETTINGS, LIMITS, witness=Witnesses(world, lambda: desk.tree))
     scheduler.attach(world, world)
 
-    async def seen() -> Seen:
-        return Seen(clock.monotonic(), (), {})
+    async def seen() -> MemorySnapshot:
+        return MemorySnapshot(clock.monotonic(), (), {})
 
     async def forecast(spec: ModelSpec) -> Forecast:
         return world.forget(spec)
@@ -216,12 +216,12 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     trials = SimpleNamespace(run=None)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
-    board = Switchboard(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
+    board = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
     control = Control(scheduler, world, world, trials, board)  # type: ignore[arg-type]
     fit = FitRoutes(scheduler, lambda: Ledger([]), seen, learned, forecast)
     giving = MemoryRoutes(world, scheduler)
     evicting = Evicting(scheduler, lambda: world.devices)
-    wares = Wares(
+    wares = ControlApi(
         answers={**control.answers, **fit.answers, "devices": world.look, "toolboxes": world.look},
         actions={**control.actions, **fit.actions},
         operations={
@@ -230,7 +230,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         check_evict=evicting.check,
         what_yields=lambda: "the GPU",
     )  # fmt: skip
-    world.desk = desk = Desk(
+    world.desk = desk = BusService(
         world.bus,
         clock,
         scheduler,

@@ -15,13 +15,13 @@ from accelerd.base import names
 from accelerd.bus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call
-from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, furnish, on_bus, run, until
+from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, furnish, on_bus, run, until
 from tests.system.fake_services import Bus
 
 LIMITS = "org.accelerd1.Error.LimitsExceeded"
 
 
-class Slow(Desk):
+class Slow(BusService):
     """Answers when it is let."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ async def test_B20_the_broker_dies_and_the_name_and_the_objects_come_back(
 ) -> None:
     changes: list[str | None] = []
     bus = SessionBus(broker.address, changed=lambda: changes.append(bus.degraded))
-    furnish(bus, Desk())
+    furnish(bus, BusService())
     assert await bus.start() is None
     gone: list[str] = []
     assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
@@ -113,7 +113,7 @@ async def test_B20_calls_under_way_when_the_broker_dies_hurt_nobody(broker: Bus,
 async def test_B20_a_bus_that_comes_later(broker: Bus) -> None:
     broker.stop()
     bus = SessionBus(broker.address)
-    furnish(bus, Desk())
+    furnish(bus, BusService())
     assert "cannot reach the session bus" in (await bus.start() or "")
     broker.start()
     await until(lambda: bus.degraded is None, "it is found")
@@ -125,7 +125,7 @@ async def test_B20_a_broker_that_hangs_holds_up_nobody(broker: Bus) -> None:
     process = daemon(broker)
     process.send_signal(signal.SIGSTOP)
     bus = SessionBus(broker.address, patience=0.2)
-    furnish(bus, Desk())
+    furnish(bus, BusService())
     try:
         assert "does not answer" in (await bus.start() or "")
     finally:
@@ -140,9 +140,9 @@ async def test_B20_a_broker_that_hangs_holds_up_nobody(broker: Bus) -> None:
 
 
 async def test_B21_the_name_is_taken_and_not_queued_for(broker: Bus, caplog: pytest.LogCaptureFixture) -> None:
-    async with on_bus(broker, Desk()) as first:
+    async with on_bus(broker, BusService()) as first:
         second = SessionBus(broker.address)
-        furnish(second, Desk())
+        furnish(second, BusService())
         with caplog.at_level(logging.INFO, "accelerd"):
             trouble = await second.start()
         assert trouble == "another program has the name org.accelerd1 on the session bus"
@@ -162,7 +162,7 @@ async def test_B21_the_name_is_taken_and_not_queued_for(broker: Bus, caplog: pyt
 
 async def test_B22_who_vanishes_is_told_of_once(broker: Bus, client: Client) -> None:
     gone: list[str] = []
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
         assert bus.listeners == 1
         bus.watch(client.name, gone.append)
@@ -176,7 +176,7 @@ async def test_B22_who_vanishes_is_told_of_once(broker: Bus, client: Client) -> 
 
 async def test_B22_a_client_that_is_there_at_the_end(broker: Bus, client: Client) -> None:
     gone: list[str] = []
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
         bus.watch(client.name, gone.append)
     assert gone == [client.name]
@@ -240,7 +240,7 @@ def test_B23_who_calls_without_end_is_slowed_and_others_are_not() -> None:
 
 
 async def test_B23_slowed_calls_are_answered_in_their_order(broker: Bus, client: Client) -> None:
-    desk = Desk()
+    desk = BusService()
     async with on_bus(broker, desk) as bus:
         get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "InFlight")
         for _ in range(BURST // 50):
@@ -256,7 +256,7 @@ async def test_B23_slowed_calls_are_answered_in_their_order(broker: Bus, client:
 
 
 async def test_B23_large_arguments(broker: Bus, client: Client) -> None:
-    desk = Desk()
+    desk = BusService()
     async with on_bus(broker, desk):
         answer = await client.ask(names.BUS_PATH, names.BUS_MANAGER, "GetModel", "(s)", "x" * LARGEST)
         assert answer == LIMITS
@@ -272,8 +272,8 @@ async def test_who_waits_at_the_end_is_told(broker: Bus, client: Client) -> None
 
 
 async def test_an_object_that_is_published_again_is_another(broker: Bus, client: Client) -> None:
-    async with on_bus(broker, Desk()) as bus:
-        bus.publish(MODEL, {names.BUS_MODEL: blank(names.BUS_MODEL, Name="other")}, Desk())
+    async with on_bus(broker, BusService()) as bus:
+        bus.publish(MODEL, {names.BUS_MODEL: blank(names.BUS_MODEL, Name="other")}, BusService())
         get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "Name")
         assert await client.ask(MODEL, *get) == ("other",)
         bus.remove(MODEL)

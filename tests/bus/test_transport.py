@@ -18,7 +18,7 @@ from accelerd.base.errors import AccelError
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call, Variant
 from accelerd.bus.xml import DIRECTORY, interfaces
-from tests.bus.world import JOB, MODEL, Client, Desk, blank, busctl, call, monitor, on_bus, refusal, run, until
+from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, monitor, on_bus, refusal, run, until
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 
@@ -35,7 +35,7 @@ INVALID = "org.freedesktop.DBus.Error.InvalidArgs"
 
 
 async def test_busctl_shows_the_whole_tree(broker: Bus) -> None:
-    async with on_bus(broker, Desk()):
+    async with on_bus(broker, BusService()):
         found = (await busctl(broker, "tree", "--list", names.BUS_NAME)).split()
     for path in (*PATHS.values(), names.BUS_MODELS, names.BUS_DEVICES, names.BUS_JOBS):
         assert path in found
@@ -43,7 +43,7 @@ async def test_busctl_shows_the_whole_tree(broker: Bus) -> None:
 
 @pytest.mark.parametrize("interface", PATHS)
 async def test_the_live_introspection_is_the_xml(broker: Bus, interface: str) -> None:
-    async with on_bus(broker, Desk()):
+    async with on_bus(broker, BusService()):
         answer = await busctl(
             broker, "--json=short", "call", names.BUS_NAME, PATHS[interface],
             "org.freedesktop.DBus.Introspectable", "Introspect",
@@ -64,7 +64,7 @@ def shape(element: ElementTree.Element) -> Any:
 
 
 async def test_every_method_with_right_arguments(broker: Bus) -> None:
-    desk = Desk()
+    desk = BusService()
     async with on_bus(broker, desk):
         for name, path in PATHS.items():
             for method in interfaces()[name].info.methods:
@@ -78,7 +78,7 @@ async def test_every_method_with_right_arguments(broker: Bus) -> None:
 
 
 async def test_every_method_with_wrong_arguments_calls_nobody(broker: Bus) -> None:
-    desk = Desk()
+    desk = BusService()
     async with on_bus(broker, desk):
         for name, path in PATHS.items():
             for method in interfaces()[name].info.methods:
@@ -121,7 +121,7 @@ async def test_errors_have_names_and_no_traceback(broker: Bus, caplog: pytest.Lo
 
 
 async def test_objects_and_properties(broker: Bus) -> None:
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         bus.update(MODEL, names.BUS_MODEL, {"MemoryPools": {"ram": 5 << 30}, "LastError": ("exited", "it\0 ended")})
         options = {"what": "the GPU", "devices": Variant("ao", [MODEL]), "until-monotonic-usec": Variant("t", 5)}
         bus.update(names.BUS_PATH, names.BUS_MANAGER, {"Yield": options, "Pins": [(1, MODEL, "pin", "why", "")]})
@@ -144,7 +144,7 @@ async def test_objects_and_properties(broker: Bus) -> None:
 
 
 async def test_signals_and_replies_come_in_the_order_they_were_given(broker: Bus) -> None:
-    async with on_bus(broker, Desk()) as bus, monitor(broker) as ear:
+    async with on_bus(broker, BusService()) as bus, monitor(broker) as ear:
 
         async def finish(asked: Call) -> tuple[Any, ...]:
             bus.update(JOB, names.BUS_JOB, {"State": "done", "Result": "done"})
@@ -173,15 +173,15 @@ async def test_signals_and_replies_come_in_the_order_they_were_given(broker: Bus
 async def test_properties_are_read_while_the_loop_hangs(broker: Bus) -> None:
     """The program's loop stands still; whoever looks at properties does not notice."""
     command = ["busctl", f"--address={broker.address}", "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL, "Name"]
-    async with on_bus(broker, Desk()):
+    async with on_bus(broker, BusService()):
         hung = subprocess.run(command, capture_output=True, timeout=PATIENCE)  # noqa: ASYNC221  (it is the point)
     assert hung.stdout == b's "qwen3-8b"\n'
 
 
 async def test_wrong_values_are_refused_where_they_are_given(broker: Bus) -> None:
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         with pytest.raises(ValueError, match="MemoryUsed"):
-            bus.publish(MODEL, {names.BUS_MODEL: {"Name": "x"}}, Desk())
+            bus.publish(MODEL, {names.BUS_MODEL: {"Name": "x"}}, BusService())
         for changed in ({"InFlight": "many"}, {"InFlight": -1}, {"Device": "cpu"}, {"Nope": 1}, {"Name": "other"}):
             with pytest.raises(ValueError, match="cannot"):
                 bus.update(MODEL, names.BUS_MODEL, changed)
@@ -192,7 +192,7 @@ async def test_wrong_values_are_refused_where_they_are_given(broker: Bus) -> Non
 
 
 async def test_listeners_are_counted(broker: Bus) -> None:
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         assert bus.listeners == 0
         async with monitor(broker):
             assert bus.listeners == 0, "who only listens is not known"
@@ -213,7 +213,7 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
                 found[f"{name} {status.parent.name}"] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
         return found
 
-    async with on_bus(broker, Desk()) as bus:
+    async with on_bus(broker, BusService()) as bus:
         assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
         bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
         before: dict[str, int] = {}
@@ -230,7 +230,7 @@ async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.Monk
     for module in ("accelerd.bus.callers", "accelerd.bus.export", "gi.repository"):
         monkeypatch.setitem(sys.modules, module, None)
     bus = SessionBus(broker.address)
-    bus.publish(names.BUS_PATH, {names.BUS_MANAGER: {}}, Desk())
+    bus.publish(names.BUS_PATH, {names.BUS_MANAGER: {}}, BusService())
     bus.update(names.BUS_PATH, names.BUS_MANAGER, {"State": "running"})
     bus.signal(JOB, names.BUS_JOB, "Event", ("{}",))
     bus.remove(names.BUS_PATH)
@@ -239,7 +239,7 @@ async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.Monk
 
 
 async def test_what_is_quiet_is_told_to_listeners_only_and_read_by_all(broker: Bus) -> None:
-    async with on_bus(broker, Desk()) as bus, monitor(broker) as heard:
+    async with on_bus(broker, BusService()) as bus, monitor(broker) as heard:
         bus.update(MODEL, names.BUS_MODEL, {"InFlight": 1}, quiet=True)
         bus.update(MODEL, names.BUS_MODEL, {"State": "ready"})
         first = await heard.until(lambda one: one.get("member") == "PropertiesChanged")

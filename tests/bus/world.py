@@ -43,7 +43,7 @@ def blank(interface: str, **given: Any) -> dict[str, Any]:
     return {name: given.get(name, BLANK.get(one.signature, [])) for name, one in properties.items()}
 
 
-class Desk:
+class BusService:
     """Answers every method with something of the right type, and notes the calls."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerd.cli.fit_elsewhere import judged
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Claim, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.report import report
 from tests.npu.kit import FlmOnPath, flm_model
 
@@ -27,8 +27,9 @@ def claims(family: str = "flm", contexts: int = 1) -> tuple[Claim, ...]:
     return (Claim(NPU, family, "llm", contexts),)
 
 
-def need(size: int = 4, family: str = "flm", contexts: int = 1) -> Need:
-    return Need({RAM: size * GIB}, "estimated from FastFlowLM's list of models", (NPU,), {"weights": size * GIB},
+def need(size: int = 4, family: str = "flm", contexts: int = 1) -> MemoryRequirement:
+    return MemoryRequirement({RAM: size * GIB}, "estimated from FastFlowLM's list of models", (NPU,),
+        {"weights": size * GIB},
                 claims(family, contexts))  # fmt: skip
 
 
@@ -37,7 +38,9 @@ def told(*holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60) -> di
         Pool(RAM, "main memory", 64 * GIB, 0, 64 * GIB - free * GIB),
         Pool(NPU, "RyzenAI-npu5", 64 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
     )
-    found = report(Ledger(pools, holdings), Seen(0.0, pools, {}), lambda model: {"pin": model in pinned, "leases": 0})
+    found = report(
+        Ledger(pools, holdings), MemorySnapshot(0.0, pools, {}), lambda model: {"pin": model in pinned, "leases": 0}
+    )
     return {**found, "waiting": [], "yielded": None, "degraded": None}
 
 
@@ -45,7 +48,9 @@ def held(name: str, size: int, family: str = "flm", contexts: int = 1) -> Holdin
     return Holding(name, "resident", {RAM: size * GIB}, {}, claims(family, contexts))
 
 
-def verdict(wanted: Need, *holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60) -> tuple[bool, bool, str]:
+def verdict(
+    wanted: MemoryRequirement, *holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60
+) -> tuple[bool, bool, str]:
     answer = told(*holdings, pinned=pinned, free=free)
     pools = [Pool(p["id"], p["label"], p["capacity"], 0, p["foreign"], p["backed_by"],
                   contexts=p.get("npu", {}).get("contexts")) for p in answer["pools"]]  # fmt: skip
@@ -80,7 +85,7 @@ def test_the_rules_of_the_npu_count() -> None:
 
 
 def test_without_an_npu() -> None:
-    nowhere = Need({RAM: GIB}, "estimated", (), {}, (Claim("npu", "flm", "llm"),))
+    nowhere = MemoryRequirement({RAM: GIB}, "estimated", (), {}, (Claim("npu", "flm", "llm"),))
     assert verdict(nowhere)[2] == "does not fit on the NPU: this machine has no NPU that works: accelctl doctor"
 
 

@@ -16,7 +16,7 @@ from accelerd.estimate.bandwidth import Rate
 from accelerd.estimate.placing import usable
 from accelerd.estimate.tensors import read_model
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Need, Pool
+from accelerd.memory.model import RAM, MemoryRequirement, Pool
 from tests.memory import zoo
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -45,7 +45,7 @@ def machine(*pools: Pool, devices: tuple[Device, ...] = (), holdings: tuple[Hold
     return Machine(Ledger([main, *pools], holdings), facts, devices, more.pop("rate", lambda pool: rate), **more)
 
 
-def fitting(path: Path, here: Machine, measured: tuple[Need, ...] = (), **settings: Any) -> Fitting:
+def fitting(path: Path, here: Machine, measured: tuple[MemoryRequirement, ...] = (), **settings: Any) -> Fitting:
     model = read_model(path)
     spec = ModelSpec(name="m", path=str(path), **settings)
     gpus = usable(here.devices)
@@ -169,7 +169,7 @@ def test_a_limit_on_all_models_together_holds(models: Path) -> None:
 
 def test_what_was_measured_replaces_the_estimate(models: Path) -> None:
     path = zoo.make("llama-gqa", models).path
-    measured = Need({RAM: 61 * GIB}, "measured in an earlier run")
+    measured = MemoryRequirement({RAM: 61 * GIB}, "measured in an earlier run")
     found = fitting(path, machine(), (measured,))
     assert (found.need, found.fits) == (measured, False)
 

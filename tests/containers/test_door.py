@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from accelerd.supervise.homes.containers.door import Doors
+from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
 
 
-class House:
+class InstanceContext:
     """Whoever goes through the door of "a", and what they did, in order."""
 
     def __init__(self) -> None:
-        self.doors = Doors()
+        self.doors = MaintenanceLocks()
         self.said: list[str] = []
         self.go_on = asyncio.Event()
 
@@ -36,7 +36,7 @@ async def turn() -> None:
 
 
 async def test_starts_do_not_wait_for_each_other() -> None:
-    house = House()
+    house = InstanceContext()
     async with asyncio.TaskGroup() as tasks:
         for who in "xyz":
             tasks.create_task(house.start(who))
@@ -46,7 +46,7 @@ async def test_starts_do_not_wait_for_each_other() -> None:
 
 
 async def test_a_change_waits_for_those_inside_and_lets_nobody_in() -> None:
-    house = House()
+    house = InstanceContext()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(house.start("x"))
         await turn()
@@ -64,7 +64,7 @@ async def test_a_change_waits_for_those_inside_and_lets_nobody_in() -> None:
 
 
 async def test_changes_come_one_after_the_other() -> None:
-    house = House()
+    house = InstanceContext()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(house.change())
         tasks.create_task(house.change())
@@ -72,7 +72,7 @@ async def test_changes_come_one_after_the_other() -> None:
 
 
 async def test_whoever_gives_up_leaves_the_door_as_it_should_be() -> None:
-    house = House()
+    house = InstanceContext()
     inside = asyncio.create_task(house.start("x"))
     await turn()
     closing = asyncio.create_task(house.change())
@@ -90,7 +90,7 @@ async def test_whoever_gives_up_leaves_the_door_as_it_should_be() -> None:
 
 
 async def test_a_change_that_fails_opens_the_door() -> None:
-    house = House()
+    house = InstanceContext()
     with pytest.raises(OSError, match="no"):
         async with house.doors.closed("a"):
             raise OSError("no")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.homes.containers.handover import inner_environment
+from accelerd.supervise.homes.containers.handoff import inner_environment
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.process.spawn import NoProgram
 
@@ -248,9 +248,9 @@ async def test_adopting_what_has_ended_cleans_up(containers: World) -> None:
 
 
 @pytest.mark.parametrize("wish", ["home", "model"])
-async def test_without_survival_it_ends_with_the_daemon(containers: World, wish: str) -> None:
-    home = containers.toolbox_home(survives=wish != "home")
-    life = await Life(containers, home, containers.order(survive=wish != "model")).start()
+async def test_without_survival_it_ends_with_the_daemon(containers: World, request_load: str) -> None:
+    home = containers.toolbox_home(survives=request_load != "home")
+    life = await Life(containers, home, containers.order(survive=request_load != "model")).start()
     await life.ready()
     await life.daemon_dies()  # closes what the guard inside waits for
     await life.until(lambda: not life.members())

@@ -25,9 +25,9 @@ from accelerd.engines.base import Endpoint
 from accelerd.supervise.homes.containers.held import HeldLeader
 from accelerd.supervise.homes.containers.tool import Tools
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
-from accelerd.supervise.homes.home import Home, Kept, Order
+from accelerd.supervise.homes.home import Home, InstanceRecord, Order
 from accelerd.supervise.http_probe import ProbeError, status
-from accelerd.supervise.process.processes import Mark, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcTable
 from tests.system.containers import IMAGE
 from tests.system.systemd_user import REPO
 
@@ -89,7 +89,7 @@ class World:
 
     def order(self, mode: str = "", argv: tuple[str, ...] = (), **settings: Any) -> Order:
         """A fake server, listening on a socket of its own; or another program."""
-        mark = Mark(f"{next(self._numbers)}-{secrets.token_hex(4)}", str(self.roots.runtime))
+        mark = InstanceTag(f"{next(self._numbers)}-{secrets.token_hex(4)}", str(self.roots.runtime))
         sock = self.roots.instances / f"{mark.instance}.sock"
         argv = argv or ("python3", "-S", "-E", str(self.fakes / "fake_server.py"), "--host", str(sock))
         env = {"FAKE_MODE": mode, "LLAMA_API_KEY": f"secret-{mark.instance}", "PATH": "/nowhere", **mark.environment()}
@@ -115,10 +115,10 @@ class Life:
         self.ended = asyncio.Event()
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> InstanceRecord:
         mark, spec = self.order.mark, self.order.spec
         place = self.home.place(spec, mark)
-        return Kept(spec.name, self.home.kind, "", mark, place, str(self.socket), None, "")
+        return InstanceRecord(spec.name, self.home.kind, "", mark, place, str(self.socket), None, "")
 
     @property
     def socket(self) -> Path:

@@ -50,7 +50,7 @@ class Kind:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Endings of what lies in the directory of the instances while it is loaded."""
+        """ExitHandling of what lies in the directory of the instances while it is loaded."""
         guard = ("life",) if self.home in ("toolbox", "distrobox") and not self.survives else ()
         return (*FILES[self.home], *guard)
 

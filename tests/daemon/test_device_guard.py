@@ -9,8 +9,8 @@ from typing import Any
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.instances import Cause
-from accelerd.memory.model import Need
-from accelerd.policy.device_loss import DeviceGuard
+from accelerd.memory.model import MemoryRequirement
+from accelerd.policy.device_loss import DeviceLoss
 from accelerd.scheduler.lifecycle import State
 from tests.devices.told import Told
 
@@ -27,11 +27,13 @@ class World(Told):
     placed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # where the scheduler has made room for them
 
     def __post_init__(self) -> None:
-        self.guard: Any = DeviceGuard(self, self)  # type: ignore[arg-type]
+        self.guard: Any = DeviceLoss(self, self)  # type: ignore[arg-type]
 
     def snapshots(self) -> list[Any]:
         return [
-            SimpleNamespace(spec=s, instance=i, state=State.READY, need=Need({}, "test", self.placed.get(i, ())))
+            SimpleNamespace(
+                spec=s, instance=i, state=State.READY, need=MemoryRequirement({}, "test", self.placed.get(i, ()))
+            )
             for i, s in self.models.items()
         ]
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerd.base.ports import SystemClock
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
-from accelerd.control.model_info import Insight
+from accelerd.control.model_info import ModelInfo
 from accelerd.daemon import Daemon
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
@@ -18,7 +18,7 @@ HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.ggu
 
 
 class World:
-    """Insight and scheduler in one, noting what they hear."""
+    """ModelInfo and scheduler in one, noting what they hear."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
@@ -72,7 +72,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
             return Forecast((in_ram(7, "estimated"),))
 
     store: Any = SimpleNamespace(learned=(), learn=lambda entries: None, load_seconds=lambda key: None)
-    one: Any = Insight(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), 0.05)  # type: ignore[arg-type,dict-item]
+    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), 0.05)  # type: ignore[arg-type,dict-item]
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source

@@ -14,10 +14,10 @@ import pytest
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor, reap, take_over
-from accelerd.supervise.homes.home import Kept
+from accelerd.supervise.homes.home import InstanceRecord
 from accelerd.supervise.homes.user_manager import ManagerError
-from accelerd.supervise.kept import Phase, Record, Survivor, fingerprint
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.instance_records import Adoptable, Phase, Record, fingerprint
+from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.lock import InstanceLock
 
 
@@ -78,19 +78,19 @@ def spec(name: str, **settings: Any) -> ModelSpec:
     return ModelSpec(name=name, path=f"/models/{name}.gguf", **settings)
 
 
-def left(model: ModelSpec, phase: Phase = Phase.READY, number: int = 1) -> Survivor:
+def left(model: ModelSpec, phase: Phase = Phase.READY, number: int = 1) -> Adoptable:
     plan = LaunchPlan(model.name, ("/bin/engine",), {}, Endpoint(unix="/run/x.sock"), "", ())
-    kept = Kept(
+    kept = InstanceRecord(
         model=model.name,
         home="systemd",
         fingerprint=fingerprint(model),
-        mark=Mark(f"{number}-{model.name}", "/run/a"),
+        mark=InstanceTag(f"{number}-{model.name}", "/run/a"),
         place=f"accelerd-{model.name}.service",
         unix="/run/x.sock",
         port=None,
         secret="secret",
     )
-    return Survivor(Record(kept, plan, phase), ())
+    return Adoptable(Record(kept, plan, phase), ())
 
 
 class Scheduler:

@@ -22,7 +22,7 @@ from accelerd.devices.level import Reading, Rules
 from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.helper.gpu import LevelError
-from accelerd.policy.clock_boost import Performance
+from accelerd.policy.clock_boost import ClockBoost
 from accelerd.system.system_bus import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
 
@@ -35,15 +35,15 @@ QUICK = Rules("busy", tail=0.0)
 class FakeSetter:
     """A setter that notes what it is asked."""
 
-    def __init__(self, kind: str = "fake", obstacle: str | None = None) -> None:
+    def __init__(self, kind: str = "fake", why_not_resident: str | None = None) -> None:
         self.kind = kind
-        self.why = obstacle
+        self.why = why_not_resident
         self.error: LevelError | None = None
         self.levels: dict[str, str] = {}
         self.calls: list[str] = []
         self.closed = False
 
-    async def obstacle(self, slot: str) -> str | None:
+    async def why_not_resident(self, slot: str) -> str | None:
         return self.why
 
     async def set(self, slot: str, level: str) -> None:
@@ -177,7 +177,7 @@ async def test_C03_a_reading_that_hangs_holds_up_neither_the_level_nor_the_end()
 
 
 async def test_a_failure_is_reported_with_every_reason() -> None:
-    setter = FakeSetter(obstacle="no helper")
+    setter = FakeSetter(why_not_resident="no helper")
     async with keeping(setter) as keeper:
         keeper.begin(APU)
         await until(lambda: keeper.report()[0]["state"] == "unable")
@@ -191,7 +191,7 @@ async def test_a_failure_is_reported_with_every_reason() -> None:
 
 
 async def test_the_first_setter_that_can_does_it() -> None:
-    first, second = FakeSetter("first", obstacle="not there"), FakeSetter("second")
+    first, second = FakeSetter("first", why_not_resident="not there"), FakeSetter("second")
     setters = Setters([first, second])
     assert await setters.set(APU, "high") == "second"
     first.why = None
@@ -221,7 +221,7 @@ async def test_what_lies_with_the_device_is_asked_of_nobody_else() -> None:
 async def test_without_a_bus_the_helper_is_an_obstacle_and_no_rival_is_seen(tmp_path: Path) -> None:
     bus = SystemBus(f"unix:path={tmp_path}/nowhere")
     helper, rivals = Helper(bus), Rivals(bus, tmp_path / "lact.sock")
-    assert "cannot be asked" in (await helper.obstacle(APU) or "")
+    assert "cannot be asked" in (await helper.why_not_resident(APU) or "")
     with pytest.raises(LevelError, match="does not answer"):
         await helper.set(APU, "high")
     assert not await helper.holds(APU)
@@ -273,8 +273,8 @@ async def test_direct_writes_repairs_and_closes(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
     direct = Direct(sysfs.path, tmp_path)
-    assert await direct.obstacle(APU) is None
-    assert "you may not write" in (await direct.obstacle(CARD) or "")
+    assert await direct.why_not_resident(APU) is None
+    assert "you may not write" in (await direct.why_not_resident(CARD) or "")
     await direct.set(APU, "high")
     assert sysfs.level() == "high"
     after_a_crash = Direct(sysfs.path, tmp_path)
@@ -337,7 +337,7 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     direct = Direct(sysfs.path, tmp_path)
     keeper = LevelKeeper(SystemClock(), Setters([setter, direct]), Sensors(), Nobody())
     here: list[Device] = []
-    performance = Performance(keeper, direct, lambda: here)
+    performance = ClockBoost(keeper, direct, lambda: here)
     performance.configure(PerformanceSettings(tail=0.0))
     task = asyncio.create_task(performance.run())
     performance.in_use(ModelSpec("m"), True)

@@ -1,4 +1,4 @@
-"""A scheduler and a watch of devices in one, for DeviceGuard: notes what the guard tells of models."""
+"""A scheduler and a watch of devices in one, for DeviceLoss: notes what the guard tells of models."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import Forecast, Need, in_ram
+from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.scheduler.service import Scheduler
@@ -272,8 +272,8 @@ class Unheard:
 class Needless:
     """The scheduler's Needs where memory does not count."""
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None: ...
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None: ...
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
+    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
     def forget(self, spec: ModelSpec) -> Forecast:
         return ONE_BYTE
 

@@ -14,7 +14,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.control.fit import FitRoutes
 from accelerd.memory.learned import Entry, Learned
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen, Stall
+from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool, Stall
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 
@@ -26,7 +26,8 @@ def snapshot(name: str, **changes: Any) -> Snapshot:
     spec = ModelSpec(name, path=f"/m/{name}.gguf", **changes.pop("spec", {}))
     known: dict[str, Any] = {
         "state": State.STOPPED, "since": 1.0, "reason": "", "instance": None, "started_at": 0.0, "leases": 0,
-        "queue": 0, "idle": None, "need": Need({RAM: 3 * GIB}, "estimated"), "held": {}, "used": {}, "away": False,
+        "queue": 0, "idle": None, "need": MemoryRequirement({RAM: 3 * GIB}, "estimated"), "held": {}, "used": {},
+        "displaced": False,
         "device": "", "retry_in": None, "error": None, "outdated": False, "residues": (), "history": (),
     }  # fmt: skip
     return Snapshot(spec=spec, **(known | changes))
@@ -65,7 +66,7 @@ def learned(*names: str) -> Learned:
     found = Learned(Store(), lambda: 1e9)
     for name in names:
         for device in ((), ("0000:c4:00.0",)):
-            need = Need({RAM: 2 * GIB}, "estimated", device)
+            need = MemoryRequirement({RAM: 2 * GIB}, "estimated", device)
             found.saw(f"key of {name}", need, {RAM: GIB}, settled=True, model=name, file=f"/m/{name}.gguf")
     return found
 
@@ -78,17 +79,17 @@ class Site:
         self.learned = known or learned()
         self.yielded: dict[str, Any] | None = None
         self.degraded: str | None = None
-        self.seen = Seen(1.0, (POOL,), {}, (ForeignUser(RAM, 7, "firefox", 5 * GIB),), Stall(0.5, 0.0))
+        self.seen = MemorySnapshot(1.0, (POOL,), {}, (ForeignUser(RAM, 7, "firefox", 5 * GIB),), Stall(0.5, 0.0))
         self.routes = FitRoutes(
             self.models, lambda: Ledger([POOL], holdings), self.look, self.learned, self.forecast,
             yielded=lambda: self.yielded, degraded=lambda: self.degraded,
         ).routes  # fmt: skip
 
-    async def look(self) -> Seen:
+    async def look(self) -> MemorySnapshot:
         return self.seen
 
     async def forecast(self, spec: ModelSpec) -> Forecast:
-        return Forecast((Need({RAM: GIB}, f"estimated for {spec.name}", (), {"weights": GIB}),))
+        return Forecast((MemoryRequirement({RAM: GIB}, f"estimated for {spec.name}", (), {"weights": GIB}),))
 
     async def __call__(self, method: str, route: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         response = await self.routes[method, route](cast(web.BaseRequest, None), dict(query or {}))
@@ -100,7 +101,7 @@ class Site:
 async def test_memory() -> None:
     site = Site(
         snapshot("qwen", state=State.READY, leases=2, spec={"pin": True, "priority": 3}),
-        snapshot("glm", queue=4, need=Need({RAM: 70 * GIB}, "estimated")),
+        snapshot("glm", queue=4, need=MemoryRequirement({RAM: 70 * GIB}, "estimated")),
         holdings=(Holding("qwen", "resident", {RAM: 20 * GIB}, {RAM: 18 * GIB}), Holding("gone", "lost", {RAM: GIB})),
     )
     site.yielded, site.degraded = {"what": "the GPU"}, "a driver hangs"
@@ -124,7 +125,7 @@ async def test_memory() -> None:
 
 async def test_learned() -> None:
     known = learned("qwen")
-    known.outgrown("key of qwen", Need({RAM: 2 * GIB}, "estimated"), 3 * GIB, model="qwen")
+    known.outgrown("key of qwen", MemoryRequirement({RAM: 2 * GIB}, "estimated"), 3 * GIB, model="qwen")
     first, second = (await Site(known=known)("GET", "/memory/learned"))["learned"]
     assert first == {
         "model": "qwen", "file": "/m/qwen.gguf", "devices": [], "estimate": {RAM: 2 * GIB}, "measured": {RAM: GIB},

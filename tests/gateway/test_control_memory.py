@@ -15,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
@@ -31,7 +31,7 @@ class Model:
     state: State = State.READY
     since: float = 0.0
     leases: int = 0
-    away: bool = False
+    displaced: bool = False
     used: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -128,7 +128,7 @@ async def test_somebody_resumes_while_models_leave() -> None:
 
 
 async def test_resume_names_those_that_come_back() -> None:
-    world = World(Model("a", {}, State.STOPPED, away=True), Model("b", {}, State.STOPPED))
+    world = World(Model("a", {}, State.STOPPED, displaced=True), Model("b", {}, State.STOPPED))
     world.given = True
     assert await world.post("resume") == (200, [{"resumed": True, "what": "the GPU", "why": "w", "back": ["a"]}])
     assert await world.post("resume") == (200, [{"resumed": False, "what": None, "why": None, "back": ["a"]}])

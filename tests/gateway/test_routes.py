@@ -83,7 +83,7 @@ async def test_it_is_refused_when_none_can(tmp_path: Path) -> None:
 
 @on_both_loops
 async def test_each_decision_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "accelerd.gateway.switchboard")
+    caplog.set_level(logging.DEBUG, "accelerd.gateway.request_router")
     async with table(tmp_path) as b, await b.client() as client:
         assert (await client.ask(body=chat("assistant", secret="hush"))).status == 200
     assert "assistant is answered by big: big is not loaded, and its device is free" in caplog.text

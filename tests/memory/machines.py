@@ -10,7 +10,7 @@ from accelerd.base.ports import Roots
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.observer import Observer
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import Pool, Seen
+from accelerd.memory.model import MemorySnapshot, Pool
 from tests.devices.recorded import machine
 from tests.devices.test_fdinfo import process
 from tests.fakes.clock import FakeClock
@@ -113,11 +113,11 @@ class Machine:
             + "".join(f"{key}:{int(size) // KIB:16d} kB\n" for key, size in lines.items())
         )
 
-    def look(self, processes: Mapping[int, list[int]]) -> Seen:
+    def look(self, processes: Mapping[int, list[int]]) -> MemorySnapshot:
         return self.meter.look(self.devices, processes)
 
 
-def pool(seen: Seen, id: str) -> Pool:
+def pool(seen: MemorySnapshot, id: str) -> Pool:
     [found] = [one for one in seen.pools if one.id == id]
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Holding, Ledger, Phase
-from accelerd.memory.model import RAM, ForeignUser, Pool, Seen, Stall
+from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
 from accelerd.memory.pressure import Order, Pressure
 
 GIB = 1 << 30
@@ -53,7 +53,7 @@ class World:
         """One look, and what follows of it."""
         self.models = {n: m for n, m in self.models.items() if m.phase != "leaving" or m.back_at > self.now}
         ledger = self.ledger()
-        seen = Seen(self.now, tuple(ledger.pools.values()), {}, self.users, self.stall)
+        seen = MemorySnapshot(self.now, tuple(ledger.pools.values()), {}, self.users, self.stall)
         orders = self.pressure.look(seen, ledger.balances(), self.now)
         for order in orders:
             self.orders.append((self.now, order))

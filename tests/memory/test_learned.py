@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from accelerd.control.remembered import StateStore
 from accelerd.memory.learned import KEPT, Entry, Learned, improved
-from accelerd.memory.model import OUTGROWN, RAM, Forecast, Need
+from accelerd.memory.model import OUTGROWN, RAM, Forecast, MemoryRequirement
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -38,12 +38,14 @@ def learning(shelf: Shelf | None = None, now: Callable[[], float] = lambda: NOON
     return Learned(shelf or Shelf(), now)
 
 
-def forecast(*options: Need, key: str = "k") -> Forecast:
+def forecast(*options: MemoryRequirement, key: str = "k") -> Forecast:
     return Forecast(options, key)
 
 
-def on_gpu(device: int, ram: int = 0, *, gpu: str = GPU, source: str = "estimated from the file's header") -> Need:
-    return Need({gpu: device, RAM: ram}, source, (gpu,), {"weights": device})
+def on_gpu(
+    device: int, ram: int = 0, *, gpu: str = GPU, source: str = "estimated from the file's header"
+) -> MemoryRequirement:
+    return MemoryRequirement({gpu: device, RAM: ram}, source, (gpu,), {"weights": device})
 
 
 def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
@@ -59,7 +61,7 @@ def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
 
 def test_main_memory_is_only_raised_since_untouched_pages_do_not_count() -> None:
     learned = learning()
-    estimate = Need({RAM: 4 * GIB}, "estimated", parts={"kv cache": GIB})
+    estimate = MemoryRequirement({RAM: 4 * GIB}, "estimated", parts={"kv cache": GIB})
     learned.saw("k", estimate, {RAM: GIB}, settled=True)
     assert learned.apply(forecast(estimate)).options == (estimate,), "the estimate stays, its source and parts too"
     learned.saw("k", estimate, {RAM: 5 * GIB}, settled=True)
@@ -99,7 +101,7 @@ def test_what_a_person_has_declared_is_only_raised() -> None:
 
 def test_each_way_to_place_a_model_has_a_figure_of_its_own() -> None:
     learned = learning()
-    split = Need({GPU: 4 * GIB, "b": 4 * GIB}, "estimated", (GPU, "b"))
+    split = MemoryRequirement({GPU: 4 * GIB, "b": 4 * GIB}, "estimated", (GPU, "b"))
     learned.saw("k", on_gpu(8 * GIB), {GPU: 7 * GIB}, settled=True)
     first, second = learned.apply(forecast(on_gpu(8 * GIB), split)).options
     assert first.total == 7 * GIB
@@ -223,7 +225,7 @@ def test_A32_whatever_happens_no_figure_is_negative_or_below_what_was_outgrown(
     amounts: dict[str, int], devices: tuple[str, ...], steps: list[tuple[str, object, bool | None]]
 ) -> None:
     learned = learning()
-    estimate = Need(amounts, "estimated", devices)
+    estimate = MemoryRequirement(amounts, "estimated", devices)
     floor, highest = 0, {RAM: 0}
     for what, value, settled in steps:
         need = learned.apply(forecast(estimate)).options[0]
@@ -265,7 +267,7 @@ ENTRIES = st.builds(
 
 @given(ENTRIES, POOLS)
 def test_every_entry_that_a_file_may_have_makes_a_need(entry: Entry, amounts: dict[str, int]) -> None:
-    better = improved(Need(amounts, "estimated", entry.devices), entry)
+    better = improved(MemoryRequirement(amounts, "estimated", entry.devices), entry)
     assert all(size >= 0 for size in better.amounts.values())
     assert better.total >= entry.need
 

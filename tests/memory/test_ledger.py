@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.memory.ledger import ENDED, Holding, Ledger, Phase
-from accelerd.memory.model import RAM, Need, Pool
+from accelerd.memory.model import RAM, MemoryRequirement, Pool
 
 GIB = 1 << 30
 CARD = "0000:03:00.0"
@@ -116,7 +116,7 @@ def test_leaving_never_makes_it_worse(held: list[Holding], leaving: int, wanted:
 @given(amounts=st.dictionaries(st.sampled_from([RAM, CARD]), st.integers(0, 40 * GIB), max_size=2),
        total=st.integers(0, 100 * GIB))  # fmt: skip
 def test_a_scaled_need_is_as_large_as_it_says(amounts: dict[str, int], total: int) -> None:
-    scaled = Need(amounts, "estimate").scaled(total, "ran out of memory")
+    scaled = MemoryRequirement(amounts, "estimate").scaled(total, "ran out of memory")
     assert scaled.total == total
     assert all(size >= 0 for size in scaled.amounts.values())
     assert set(scaled.amounts) <= {*amounts, RAM}

@@ -12,7 +12,7 @@ import pytest
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.observer import Observer
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import RAM, ForeignUser, Pool, Seen
+from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
 from tests.devices.test_observer import FakeNvml
 from tests.memory.machines import (
     ARC,
@@ -372,7 +372,7 @@ def test_a_card_that_shares_the_machines_memory(tmp_path: Path) -> None:
 
 def test_a_look_has_no_more_than_the_ledger_can_bear(tmp_path: Path) -> None:
     m = Machine(tmp_path, HALO, CARD, TIGER, NPU, ARC)
-    seen: Seen = m.look({})
+    seen: MemorySnapshot = m.look({})
     assert len({one.id for one in seen.pools}) == len(seen.pools) == 5
     assert all(0 <= one.foreign <= one.capacity for one in seen.pools)
     assert seen.stall is None

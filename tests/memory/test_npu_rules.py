@@ -8,7 +8,7 @@ import pytest
 
 from accelerd.devices.model import Device
 from accelerd.devices.npu import KNOWN
-from accelerd.memory.model import RAM, Claim, Need, Pool
+from accelerd.memory.model import RAM, Claim, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import (
     FAMILIES,
     GENERATIONS,
@@ -28,8 +28,8 @@ KINDS = ("llm", "asr", "embed")
 HALO = Device("npu", "RyzenAI-npu5", "amdxdna", NPU, vendor="1022", device="17f0", columns=8)
 
 
-def need(*claims: Claim, devices: tuple[str, ...] = ()) -> Need:
-    return Need({RAM: 1}, "test", devices or tuple(claim.device for claim in claims), claims=claims)
+def need(*claims: Claim, devices: tuple[str, ...] = ()) -> MemoryRequirement:
+    return MemoryRequirement({RAM: 1}, "test", devices or tuple(claim.device for claim in claims), claims=claims)
 
 
 def test_every_row_has_its_source() -> None:
@@ -121,12 +121,12 @@ def test_contexts_are_summed_over_a_models_claims() -> None:
 
 
 def test_apart() -> None:
-    npu, gpu = need(Claim(NPU, "flm", "llm")), Need({GPU: 1}, "test", (GPU,))
+    npu, gpu = need(Claim(NPU, "flm", "llm")), MemoryRequirement({GPU: 1}, "test", (GPU,))
     assert (on_npu(npu), on_npu(gpu)) == (True, False)
     assert apart(npu, gpu)
     assert apart(gpu, npu)
     assert not apart(npu, npu)
-    assert not apart(gpu, Need({RAM: 1}, "test"))
+    assert not apart(gpu, MemoryRequirement({RAM: 1}, "test"))
     assert apart_in_words(npu) == "models on the GPU or the processor are not put away for a model on the NPU"
     assert apart_in_words(gpu) == "models on the NPU are not put away for a model on the GPU or the processor"
 
@@ -135,7 +135,7 @@ def test_a_model_on_both_works_on_the_gpu_first() -> None:
     claim = Claim(NPU, "ryzenai-llm", "llm")
     assert first_device(need(claim, devices=(NPU, GPU))) == GPU
     assert first_device(need(claim)) == NPU
-    assert first_device(Need({RAM: 1}, "test")) == ""
+    assert first_device(MemoryRequirement({RAM: 1}, "test")) == ""
 
 
 def test_what_is_scaled_keeps_its_place() -> None:

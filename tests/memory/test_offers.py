@@ -8,28 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelerd.estimate.offers import Offer, clause, fits, largest_context, offers
-from accelerd.memory.model import RAM, Need
+from accelerd.memory.model import RAM, MemoryRequirement
 
 MIB = 1 << 20
 PER_TOKEN = {None: 4096, "q8_0": 2176, "q4_0": 1152}
 GPU = "0000:01:00.0"
 
 
-def ways(context: int, kind: str | None) -> Sequence[Need]:
+def ways(context: int, kind: str | None) -> Sequence[MemoryRequirement]:
     """100 MiB, and the cache."""
-    return (Need({GPU: 100 * MIB + context * PER_TOKEN[kind], RAM: MIB}, "test"),)
+    return (MemoryRequirement({GPU: 100 * MIB + context * PER_TOKEN[kind], RAM: MIB}, "test"),)
 
 
 def test_a_need_fits_where_every_pool_has_enough() -> None:
-    need = Need({RAM: 10, GPU: 100}, "test")
+    need = MemoryRequirement({RAM: 10, GPU: 100}, "test")
     assert fits(need, {RAM: 10, GPU: 100})
     assert not fits(need, {RAM: 9, GPU: 100})
     assert not fits(need, {RAM: 10})  # a pool that is not there
-    assert fits(Need({RAM: 10, GPU: 0}, "test"), {RAM: 10})
+    assert fits(MemoryRequirement({RAM: 10, GPU: 0}, "test"), {RAM: 10})
 
 
 def test_what_a_unified_gpu_has_not_for_itself_counts_in_main_memory() -> None:
-    need = Need({RAM: 10, GPU: 100}, "test")
+    need = MemoryRequirement({RAM: 10, GPU: 100}, "test")
     assert fits(need, {RAM: 80, GPU: 100}, {GPU: (RAM, 30)})
     assert not fits(need, {RAM: 79, GPU: 100}, {GPU: (RAM, 30)})
     assert fits(need, {RAM: 10, GPU: 100}, {GPU: (RAM, 500)})

@@ -7,7 +7,7 @@ import pytest
 from accelerd.devices.model import Device, MemoryPool, Trouble
 from accelerd.estimate.estimate import Settings, estimate
 from accelerd.estimate.placing import divided, options, room, usable
-from accelerd.memory.model import RAM, Need
+from accelerd.memory.model import RAM, MemoryRequirement
 from tests.memory.animals import MIB, animal
 
 GIB = 1 << 30
@@ -27,7 +27,7 @@ NPU = Device("npu", "XDNA", "amdxdna", "0000:c6:00.1")
 
 def ways(
     gpus: list[Device], *, layers: int | str | None = None, wanted: list[str] | None = None, **settings: object
-) -> tuple[Need, ...]:
+) -> tuple[MemoryRequirement, ...]:
     found = estimate(animal(layers=9), Settings(context=8192, **settings))  # type: ignore[arg-type]
     return options(found, usable(gpus), gpu_layers=layers, wanted_gpus=wanted, source="test")
 

@@ -6,7 +6,7 @@ import pytest
 
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Balance, Held
-from accelerd.memory.model import RAM, ForeignUser, Pool, Seen, Stall
+from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
 from accelerd.memory.pressure import EFFECT, Order, Pressure
 from tests.memory.pressure_world import GIB, GPU, Model, World, card, ram, unified
 
@@ -345,8 +345,8 @@ def test_a_pool_that_goes_is_forgotten() -> None:
     pressure = Pressure(MemorySettings())
     pool = card()
     balance = Balance(pool, (Held("a", "resident", 23 * GIB, None),), 10 * GIB, 0, -10 * GIB)
-    [order] = pressure.look(Seen(1, (pool,), {}), (balance,), 1)
+    [order] = pressure.look(MemorySnapshot(1, (pool,), {}), (balance,), 1)
     assert pressure.pressed == (GPU,)
-    assert pressure.look(Seen(2, (), {}), (), 2) == ()
+    assert pressure.look(MemorySnapshot(2, (), {}), (), 2) == ()
     pressure.answered(order, GIB)
     assert pressure.pressed == ()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Forecast, ForeignUser, Need, Pool, Seen
+from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.scheduler.lifecycle import State
@@ -46,15 +46,17 @@ class Machine:
         self._waiting: tuple[float, asyncio.Future[None]] | None = None
         self.reclaimer = Reclaimer(self.look, self.clock, pause=self.pause)
 
-    def seen(self) -> Seen:
+    def seen(self) -> MemorySnapshot:
         named = [ForeignUser(pool, 1, name, size) for name, uses in self.games.items() for pool, size in uses.items()]
         foreign = {pool: self.nameless.get(pool, 0) for pool in self.pools}
         for user in named:
             foreign[user.pool] = foreign.get(user.pool, 0) + user.size
         pools = tuple(Pool(id, LABELS[id], 100 * GIB, foreign=foreign[id]) for id in self.pools)
-        return Seen(self.clock.now, pools, {number: dict(used) for number, used in self.ours.items()}, tuple(named))
+        return MemorySnapshot(
+            self.clock.now, pools, {number: dict(used) for number, used in self.ours.items()}, tuple(named)
+        )
 
-    async def look(self) -> Seen:
+    async def look(self) -> MemorySnapshot:
         self.looks.append(self.clock.now)
         if self.hangs:
             await asyncio.Event().wait()
@@ -372,7 +374,7 @@ async def test_A31_nobody_looks_twice_for_the_same_moment() -> None:
             await world.pass_time(QUICK / 2)
             world.reclaimer.seen(world.seen())
         assert len(world.looks) == before
-        world.reclaimer.seen(Seen(world.clock.now, (), {}))
+        world.reclaimer.seen(MemorySnapshot(world.clock.now, (), {}))
         assert len(world.told) == 1, "a look that saw nothing proves nothing"
 
 
@@ -380,13 +382,13 @@ async def test_A31_with_the_watch_of_memory_that_the_daemon_has() -> None:
     class Meter:
         """Looks in a thread, at whatever is the case."""
 
-        def look(self, devices: object, processes: Mapping[int, Sequence[int]]) -> Seen:
+        def look(self, devices: object, processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
             return replace(world.seen(), at=SystemClock().monotonic())
 
     async def processes() -> dict[int, list[int]]:
         return {instance: [] for instance in world.ours}
 
-    def tell(seen: Seen) -> None:
+    def tell(seen: MemorySnapshot) -> None:
         reclaimer.seen(seen)
 
     world = Machine()
@@ -424,11 +426,11 @@ def bench_on(world: Machine) -> BenchWithDevice:
     bench = BenchWithDevice([])
     bench.machine = world
     bench.clock.now = world.clock.now
-    need = Need({GPU: 8 * GIB}, "test", (GPU,))
+    need = MemoryRequirement({GPU: 8 * GIB}, "test", (GPU,))
     entries = [(model(name), Forecast((need,))) for name in ("a", "b")]
     pools = (Pool(RAM, "main memory", 100 * GIB), Pool(GPU, LABELS[GPU], 10 * GIB))
     bench.core.configure(entries, bench.settings, bench.limits)
-    bench.core.memory.seen(Seen(world.clock.now, pools, {}))
+    bench.core.memory.seen(MemorySnapshot(world.clock.now, pools, {}))
     return bench
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, ForeignUser, Pool, Seen, Stall
+from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
 from accelerd.memory.report import NAMED, ledger_of, report
 
 GIB = 1 << 30
@@ -19,8 +19,8 @@ POOLS = (
 )
 
 
-def seen(*users: ForeignUser, stall: Stall | None = None) -> Seen:
-    return Seen(0.0, POOLS, {}, users, stall)
+def seen(*users: ForeignUser, stall: Stall | None = None) -> MemorySnapshot:
+    return MemorySnapshot(0.0, POOLS, {}, users, stall)
 
 
 def test_what_is_told_of_a_pool() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from accelerd.devices.model import Device
-from accelerd.memory.model import RAM, Pool, Seen
+from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.memory.watch import USUAL, MemoryWatch, Rhythm, next_look
 from tests.fakes.clock import FakeClock
 from tests.memory.machines import CPU, GIB
@@ -31,7 +31,7 @@ class Drivers:
     trouble: Exception | None = None
     at_once: int = 0
 
-    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> Seen:
+    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
         assert list(devices) == [CPU]
         assert self.at_once == 0, "one at a time"
         self.at_once += 1
@@ -41,7 +41,7 @@ class Drivers:
         self.at_once -= 1
         if self.trouble is not None:
             raise self.trouble
-        return Seen(float(number), (), {instance: {RAM: 1} for instance in processes})
+        return MemorySnapshot(float(number), (), {instance: {RAM: 1} for instance in processes})
 
 
 class Stage:
@@ -52,7 +52,7 @@ class Stage:
         self.drivers.open.set()
         self.instances: dict[int, list[int]] = {}
         self.moving = False
-        self.told: list[Seen] = []
+        self.told: list[MemorySnapshot] = []
         self._heard = asyncio.Event()
         self.watch = MemoryWatch(
             self.drivers, lambda: [CPU], self.processes, self.hear, FakeClock(), moving=lambda: self.moving,
@@ -62,7 +62,7 @@ class Stage:
     async def processes(self) -> dict[int, list[int]]:
         return dict(self.instances)
 
-    def hear(self, seen: Seen) -> None:
+    def hear(self, seen: MemorySnapshot) -> None:
         self.told.append(seen)
         self._heard.set()
 
@@ -172,8 +172,8 @@ async def test_a_machine_beyond_belief_is_told_once_and_tried_again(caplog: pyte
 HALO, OTHER = "0000:c4:00.0", "0000:03:00.0"
 
 
-def seen(*pools: Pool, **used: int) -> Seen:
-    return Seen(0.0, pools, {1: {RAM if pool == "ram" else HALO: size for pool, size in used.items()}})
+def seen(*pools: Pool, **used: int) -> MemorySnapshot:
+    return MemorySnapshot(0.0, pools, {1: {RAM if pool == "ram" else HALO: size for pool, size in used.items()}})
 
 
 RAM_POOL = Pool(RAM, "main memory", 128 * GIB, 8 * GIB, 20 * GIB)
@@ -193,6 +193,6 @@ FULL = Pool(OTHER, "a card that no model uses", 16 * GIB, GIB, 16 * GIB)
     (seen(RAM_POOL, GPU, ram=10 * GIB, gpu=85 * GIB), True, False, USUAL.quick),  # the GPU's lies in main memory
 ])  # fmt: skip
 def test_A33_looks_are_quicker_while_memory_is_short(
-    look: Seen, lives: bool, moving: bool, pause: float | None
+    look: MemorySnapshot, lives: bool, moving: bool, pause: float | None
 ) -> None:
     assert next_look(look, lives=lives, moving=moving) == pause

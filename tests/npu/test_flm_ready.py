@@ -12,8 +12,8 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.process.discreet import LONGEST, Discreet
 from accelerd.supervise.process.listen_owner import Owner
+from accelerd.supervise.process.output_redactor import LONGEST, OutputRedactor
 from accelerd.supervise.ready import Outcome, Verdict, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}
@@ -123,7 +123,7 @@ async def test_without_the_wish_for_a_proof_nothing_is_asked_of_the_model() -> N
 
 
 def test_only_harmless_lines_get_through() -> None:
-    discreet = Discreet(r"\[(?:ERROR|Linux)\]")
+    discreet = OutputRedactor(r"\[(?:ERROR|Linux)\]")
     assert discreet(b"open sesame\n[ERR") == b""
     assert discreet(b"OR] no\nsecret [ERROR]\n[Linux]") == b"[ERROR] no\n"
     assert discreet(b" x\n") == b"[Linux] x\n"

@@ -18,16 +18,16 @@ from accelerd.cli.device_view import show as show_devices
 from accelerd.cli.memory_view import show as show_memory
 from accelerd.cli.output import Output
 from accelerd.config.model import Config, ModelSpec
-from accelerd.control.known_conflicts import RULES, Hazards, Seat, found, taking_turns
+from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found, taking_turns
 from accelerd.control.model_info import device_of
 from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.model import Device
 from accelerd.instances import Cause, Facts
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, Claim, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.report import ledger_of, report
-from accelerd.policy.clock_boost import Performance
-from accelerd.policy.device_loss import DeviceGuard
+from accelerd.policy.clock_boost import ClockBoost
+from accelerd.policy.device_loss import DeviceLoss
 from accelerd.scheduler.lifecycle import State
 from tests.devices.told import Told
 
@@ -44,15 +44,17 @@ POOLS = (
 LLM, ASR = Claim(NPU_ID, "flm", "llm"), Claim(NPU_ID, "flm", "asr", host="Lemonade")
 
 
-def placed(*claims: Claim, size: int = 4 * GIB) -> Need:
-    return Need({RAM: size}, "estimated", tuple(dict.fromkeys(c.device for c in claims)), claims=claims)
+def placed(*claims: Claim, size: int = 4 * GIB) -> MemoryRequirement:
+    return MemoryRequirement({RAM: size}, "estimated", tuple(dict.fromkeys(c.device for c in claims)), claims=claims)
 
 
-def on_gpu(size: int = 20 * GIB) -> Need:
-    return Need({APU_ID: size}, "estimated", (APU_ID,))
+def on_gpu(size: int = 20 * GIB) -> MemoryRequirement:
+    return MemoryRequirement({APU_ID: size}, "estimated", (APU_ID,))
 
 
-def there(name: str, need: Need, number: int = 1, used: Mapping[str, int] | None = None, **more: Any) -> Any:
+def there(
+    name: str, need: MemoryRequirement, number: int = 1, used: Mapping[str, int] | None = None, **more: Any
+) -> Any:
     """A snapshot of a loaded model, as far as reports read it."""
     spec = more.pop("spec", None) or ModelSpec(name)
     return SimpleNamespace(
@@ -95,7 +97,7 @@ def test_the_memory_report_has_its_models_although_their_bytes_are_in_main_memor
         Holding("qwen", "resident", {RAM: 4 * GIB}, {RAM: 3 * GIB}, (LLM,)),
         Holding("big", "resident", {APU_ID: 20 * GIB}),
     ]
-    told = report(Ledger(POOLS, holdings), Seen(0.0, POOLS, {}))
+    told = report(Ledger(POOLS, holdings), MemorySnapshot(0.0, POOLS, {}))
     main, gpu, npu = told["pools"]
     assert "npu" not in main
     assert "npu" not in gpu
@@ -175,7 +177,7 @@ class Keeper:
 @pytest.mark.parametrize("where", [NPU_ID, ""], ids=["placed", "not placed yet"])
 def test_work_on_the_npu_raises_no_gpus_level(where: str) -> None:
     keeper = Keeper()
-    performance = Performance(keeper, None, list, lambda name: where if name == "q" else APU_ID)  # type: ignore[arg-type]
+    performance = ClockBoost(keeper, None, list, lambda name: where if name == "q" else APU_ID)  # type: ignore[arg-type]
     performance.devices([APU, NPU, CPU])
     performance.in_use(ModelSpec("q", engine="flm"), True)
     assert keeper.used == []
@@ -188,10 +190,10 @@ def test_work_on_the_npu_raises_no_gpus_level(where: str) -> None:
 class Scheduler(Told):
     """Scheduler and watch in one, for the guard."""
 
-    def __init__(self, **models: Need) -> None:
+    def __init__(self, **models: MemoryRequirement) -> None:
         super().__init__()
         self.models = models
-        DeviceGuard(self, self)  # type: ignore[arg-type]
+        DeviceLoss(self, self)  # type: ignore[arg-type]
 
     def snapshots(self) -> list[Any]:
         engines = {name: "flm" if need.claims else "llama-server" for name, need in self.models.items()}
@@ -246,7 +248,7 @@ def test_B_ryzenai_beside_flm_take_turns() -> None:
     )
 
 
-class Insight:
+class ModelInfo:
     """Backends by instance."""
 
     def __init__(self, **backends: str) -> None:
@@ -259,7 +261,7 @@ class Insight:
 
 def test_it_is_told_once_in_the_journal(caplog: pytest.LogCaptureFixture) -> None:
     models = [there("npu", placed(LLM), 1), there("gpu", on_gpu(), 2)]
-    hazards = Hazards(lambda: models, Insight(npu="", gpu="rocm"), lambda: [APU, NPU])
+    hazards = KnownConflicts(lambda: models, ModelInfo(npu="", gpu="rocm"), lambda: [APU, NPU])
     with caplog.at_level(logging.WARNING):
         hazards.loaded(models[0].spec)
         hazards.loaded(models[1].spec)
@@ -276,7 +278,7 @@ def test_explain_warns_of_what_would_be_and_of_the_devices_own_troubles() -> Non
     gpu = Device("gpu", "8060S", "amdgpu", APU_ID, apu=True, troubles=(unstable,))
     asked = there("gpu", on_gpu(), 2)
     asked.instance, asked.state = None, State.STOPPED
-    hazards = Hazards(lambda: [there("npu", placed(LLM), 1), asked], Insight(npu=""), lambda: [gpu, NPU])
+    hazards = KnownConflicts(lambda: [there("npu", placed(LLM), 1), asked], ModelInfo(npu=""), lambda: [gpu, NPU])
     lines = hazards.of(asked, SimpleNamespace(backend="rocm"))  # type: ignore[arg-type]
     assert len(lines) == 2
     assert "gpu computes with ROCm beside npu" in lines[0]

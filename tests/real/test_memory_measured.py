@@ -15,7 +15,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import Observer
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import RAM, Seen
+from accelerd.memory.model import RAM, MemorySnapshot
 from accelerd.memory.resident import proportional
 from accelerd.memory.watch import MemoryWatch
 from accelerd.supervise.supervisor import ProcessSupervisor
@@ -46,12 +46,12 @@ class Scene:
         clock = SystemClock()
         self.supervisor = ProcessSupervisor(self.heard, {"llama-server": real_engine(roots.cache)}, roots, clock)
         devices = inventory(roots)
-        self.told: list[Seen] = []
+        self.told: list[MemorySnapshot] = []
         self._news = asyncio.Event()
         meter = Meter(roots, clock, Observer(roots, clock))
         self.watch = MemoryWatch(meter, lambda: devices, self.supervisor.processes, self._hear, clock)
 
-    def _hear(self, seen: Seen) -> None:
+    def _hear(self, seen: MemorySnapshot) -> None:
         self.told.append(seen)
         self._news.set()
 

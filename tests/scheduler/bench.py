@@ -11,7 +11,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import Forecast, Need, in_ram
+from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
@@ -66,7 +66,7 @@ class Bench:
         self.slow_pools = False  # does memory come back only when the test says so?
         self.waited_for: list[int] = []  # instances whose memory is not back
         self.needs: dict[str, int] = {}
-        self.placed: dict[str, Need] = {}  # where each model was started last
+        self.placed: dict[str, MemoryRequirement] = {}  # where each model was started last
         self.looks = 0  # that Core asked for
         self.somebody_looks = False
         self.offers: list[tuple[str, dict[str, int]]] = []
@@ -86,7 +86,7 @@ class Bench:
 
     # --- Effects ---
 
-    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.placed[spec.name] = need
         self.started.append((instance, spec.name))
 
@@ -115,7 +115,7 @@ class Bench:
     def lost(self, residue: Residue) -> None:
         self.lost_memory.append(residue)
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
@@ -145,7 +145,7 @@ class Bench:
             self.core.submit(name, request.waiter)
         return request
 
-    def wish(self, name: str, *, may_evict: bool = True) -> Request:
+    def request_load(self, name: str, *, may_evict: bool = True) -> Request:
         request = Request(name)
         request.waiter = Waiter(request.resolve, self.clock.now, None, wants_lease=False, may_evict=may_evict)
         self.core.submit(name, request.waiter)
@@ -165,7 +165,7 @@ class Bench:
 
     def loaded(self, name: str) -> None:
         """Load a model the way a person asks for it."""
-        self.wish(name)
+        self.request_load(name)
         self.ready(name)
 
     def end(self, request: Request, ok: bool | None = True) -> None:

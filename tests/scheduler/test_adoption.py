@@ -76,7 +76,7 @@ def test_a_preloaded_model_that_could_not_be_taken_over_is_loaded() -> None:
     bench = Bench([model("a", preload=True)])
     bench.core.adopt("a", "found", fits=True)
     bench.gone("a", Cause.STOPPED, "it had ended already")
-    bench.wish("a", may_evict=False)
+    bench.request_load("a", may_evict=False)
     assert bench.loads() == ["a"]
     bench = Bench([model("a", preload=True)])
     bench.core.adopt("a", "found", fits=True)
@@ -105,7 +105,7 @@ def test_a_crash_after_the_adoption_counts_like_any_other() -> None:
 def test_keeping_at_the_end_leaves_what_loads_and_what_is_ready_alone() -> None:
     bench = Bench([model("a"), model("b")])
     bench.loaded("a")
-    bench.wish("b")
+    bench.request_load("b")
     waiting = bench.request("b")
     bench.core.shutdown(keep=True)
     assert bench.stopped == []
@@ -118,7 +118,7 @@ def test_keeping_at_the_end_leaves_what_loads_and_what_is_ready_alone() -> None:
 def test_B19_after_a_suspend_nobody_is_served_before_the_model_has_answered() -> None:
     bench = Bench([model("a", parallel=2), model("b")], settings=SchedulerSettings())
     bench.loaded("a")
-    bench.wish("b")
+    bench.request_load("b")
     bench.core.devices.slept()
     assert bench.probed == [bench.instance("a")], "only what is ready has something to lose"
     request = bench.request("a")

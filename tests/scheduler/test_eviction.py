@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelerd.config.model import ModelSpec
-from accelerd.memory.model import RAM, Forecast, Need, Pool
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, Pool
 from accelerd.scheduler.eviction import choose, value
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits, obstacle
+from accelerd.scheduler.placement import Limits, why_not_resident
 from accelerd.scheduler.record import Record
 from tests.scheduler.bench import model
 
@@ -29,7 +29,7 @@ def resident(
     name: str, size: int, *, pool: str = RAM, load: float = 10, uses: tuple[float, ...] = (), **more: object
 ) -> Record:
     """A loaded model of `size` GiB, used so many seconds ago."""
-    forecast = Forecast((Need({pool: size * GIB}, "test"),), load_seconds=load)
+    forecast = Forecast((MemoryRequirement({pool: size * GIB}, "test"),), load_seconds=load)
     record = Record(model(name, **more), forecast)
     record.state = State.READY
     for ago in sorted(uses, reverse=True):
@@ -39,7 +39,7 @@ def resident(
 
 
 def wanted(size: int, pool: str = RAM) -> Record:
-    return Record(ModelSpec("new"), Forecast((Need({pool: size * GIB}, "test"),)))
+    return Record(ModelSpec("new"), Forecast((MemoryRequirement({pool: size * GIB}, "test"),)))
 
 
 def names(target: Record, candidates: list[Record], room: Limits, staying: tuple[Record, ...] = ()) -> list[str] | None:
@@ -86,7 +86,7 @@ def test_none_when_all_would_not_be_enough() -> None:
 
 def test_models_of_one_group_leave_for_each_other_whatever_they_are_worth() -> None:
     grouped = resident("grouped", 1, load=600, uses=(1, 2, 3), group="g")
-    target = Record(model("new", group="g"), Forecast((Need({RAM: GIB}, "test"),)))
+    target = Record(model("new", group="g"), Forecast((MemoryRequirement({RAM: GIB}, "test"),)))
     assert names(target, [grouped, resident("other", 10)], limits()) == ["grouped"]
 
 
@@ -112,7 +112,7 @@ def test_enough_leave_nobody_for_nothing_and_no_single_model_or_pair_would_be_ch
     choice = choose(target, (), records, room, NOW)
 
     def enough(leaving: tuple[Record, ...]) -> bool:
-        return obstacle(target, [r for r in records if r not in leaving], room) is None
+        return why_not_resident(target, [r for r in records if r not in leaving], room) is None
 
     if choice is None:
         assert not enough(tuple(records))

@@ -31,7 +31,7 @@ def test_A01_a_missing_program_fails_at_once_and_nothing_loops() -> None:
 
 def test_A02_a_failed_spawn_counts_as_an_attempt_and_ends_in_failed() -> None:
     bench = Bench([model("a", preload=True)], settings=SchedulerSettings(max_failures=4))
-    bench.wish("a", may_evict=False)
+    bench.request_load("a", may_evict=False)
     for _ in range(4):
         assert bench.state("a") is State.STARTING
         bench.gone("a", Cause.SPAWN_FAILED, "cannot start a process: EAGAIN")

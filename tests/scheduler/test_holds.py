@@ -9,7 +9,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, model
@@ -57,14 +57,14 @@ def test_each_key_counts_once_and_every_key_must_let_go() -> None:
     for key in ("x", "y", "x"):
         table.core.holds.hold("a", key, load=False)
     assert table.core.snapshot("a").holds == ("x", "y")
-    assert table.core.snapshot("a").fixed
+    assert table.core.snapshot("a").unevictable
     assert table.core.holds.unhold("a", "x")
     table.pass_time(100.0)
     assert table.state("a") is State.READY
     assert table.core.holds.unhold("a", "x") is False
     assert table.core.holds.unhold("nobody", "x") is False
     assert table.core.holds.unhold("a", "y")
-    assert not table.core.snapshot("a").fixed
+    assert not table.core.snapshot("a").unevictable
     table.pass_time(0.1)
     assert table.state("a") is State.STOPPING, "it was idle for longer than its time"
 
@@ -74,7 +74,7 @@ def test_pressure_leaves_it_alone() -> None:
     for name in ("a", "b"):
         table.loaded(name)
     table.core.holds.hold("a", "me", load=False)
-    table.core.memory.seen(Seen(table.clock.now, (Pool(RAM, "main memory", 16 * MIB),), {}))
+    table.core.memory.seen(MemorySnapshot(table.clock.now, (Pool(RAM, "main memory", 16 * MIB),), {}))
     table.core.memory.make_room(RAM, 9 * MIB, "a browser", busy=True)
     assert (table.state("a"), table.state("b")) == (State.READY, State.STOPPING)
 
@@ -87,7 +87,7 @@ def test_memory_that_is_given_up_takes_it_and_it_comes_back(load: bool) -> None:
     table.core.memory.yield_memory(None, None, "a game", now=True)
     assert table.state("a") is State.STOPPING
     table.gone("a")
-    assert table.core.snapshot("a").away
+    assert table.core.snapshot("a").displaced
     table.pass_time(60.0)
     assert table.state("a") is State.STOPPED
     table.core.memory.resume()
@@ -101,7 +101,7 @@ def test_what_nobody_holds_any_more_does_not_come_back() -> None:
     table.core.memory.yield_memory(None, None, "a game", now=True)
     table.gone("a")
     table.core.holds.unhold("a", "me")
-    assert not table.core.snapshot("a").away
+    assert not table.core.snapshot("a").displaced
     table.core.memory.resume()
     table.pass_time(60.0)
     assert table.loads() == ["a"]
@@ -111,7 +111,7 @@ def test_a_hold_that_loads_while_memory_is_given_up_waits_for_it() -> None:
     table = bench("a")
     table.core.memory.yield_memory(None, None, "a game", now=True)
     table.core.holds.hold("a", "me", load=True)
-    assert (table.state("a"), table.core.snapshot("a").away) == (State.STOPPED, True)
+    assert (table.state("a"), table.core.snapshot("a").displaced) == (State.STOPPED, True)
     table.core.memory.resume()
     assert table.state("a") is State.STARTING
 
@@ -147,7 +147,7 @@ def test_what_shall_be_tried_again_while_memory_is_given_up_waits_for_it() -> No
     table.gone("a", Cause.SIGNALED)
     table.core.memory.yield_memory(None, None, "a game", now=True)
     table.pass_time(30.0)
-    assert (table.state("a"), table.core.snapshot("a").away) == (State.STOPPED, True)
+    assert (table.state("a"), table.core.snapshot("a").displaced) == (State.STOPPED, True)
     table.core.memory.resume()
     assert table.state("a") is State.STARTING
 
@@ -205,14 +205,16 @@ def test_models_that_exclude_each_other_cannot_both_be_held() -> None:
 
 def test_a_conflict_is_found_by_places_not_by_sums() -> None:
     """Two cards of 4 MiB: three models of 3 MiB find no way, two do, whichever card each likes best."""
-    either = Forecast((Need({CARD: 3 * MIB}, "test", (CARD,)), Need({OTHER: 3 * MIB}, "test", (OTHER,))))
-    one = Forecast((Need({CARD: 3 * MIB}, "test", (CARD,)),))
+    either = Forecast(
+        (MemoryRequirement({CARD: 3 * MIB}, "test", (CARD,)), MemoryRequirement({OTHER: 3 * MIB}, "test", (OTHER,)))
+    )
+    one = Forecast((MemoryRequirement({CARD: 3 * MIB}, "test", (CARD,)),))
     table = Bench(
         [model("free"), model("bound"), model("third")],
         forecasts={"free": either, "bound": one, "third": either},
     )
     pools = tuple(Pool(name, name, 4 * MIB, foreign=3 * MIB) for name in (CARD, OTHER))
-    table.core.memory.seen(Seen(table.clock.now, pools, {}))
+    table.core.memory.seen(MemorySnapshot(table.clock.now, pools, {}))
     table.core.holds.hold("free", "me", load=False)  # what others have now passes
     table.core.holds.hold("bound", "me", load=False)
     with pytest.raises(AccelError) as error:
@@ -222,10 +224,10 @@ def test_a_conflict_is_found_by_places_not_by_sums() -> None:
 
 def test_a_load_that_nobody_wants_any_more_is_ended() -> None:
     table = bench("a", "b")
-    wish = table.wish("a")
+    request_load = table.request_load("a")
     assert table.core.holds.abandon("a", "cancelled") is False, "somebody waits"
-    assert wish.waiter is not None
-    table.core.cancel("a", wish.waiter)
+    assert request_load.waiter is not None
+    table.core.cancel("a", request_load.waiter)
     table.core.holds.hold("a", "me", load=False)
     assert table.core.holds.abandon("a", "cancelled") is False, "somebody holds it"
     table.core.holds.unhold("a", "me")
@@ -236,9 +238,11 @@ def test_a_load_that_nobody_wants_any_more_is_ended() -> None:
 
 def test_what_is_stopped_while_it_loads_keeps_its_reservation_on_a_device() -> None:
     """It may go on allocating until it hears that it is to end."""
-    table = Bench([model("a")], forecasts={"a": Forecast((Need({CARD: 4 * MIB}, "test", (CARD,)),))})
-    table.wish("a")
-    table.core.memory.seen(Seen(table.clock.now, (Pool(CARD, "a card", 8 * MIB),), {table.instance("a"): {CARD: MIB}}))
+    table = Bench([model("a")], forecasts={"a": Forecast((MemoryRequirement({CARD: 4 * MIB}, "test", (CARD,)),))})
+    table.request_load("a")
+    table.core.memory.seen(
+        MemorySnapshot(table.clock.now, (Pool(CARD, "a card", 8 * MIB),), {table.instance("a"): {CARD: MIB}})
+    )
     table.core.unload("a", force=True, done=lambda: None)
     assert table.state("a") is State.STOPPING
     assert table.core.snapshot("a").held == {CARD: 4 * MIB}

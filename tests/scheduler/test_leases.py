@@ -101,11 +101,11 @@ def test_A05_crash_while_loading_fails_all_waiters_with_one_error_and_frees_the_
 
 def test_A26_stop_during_start_cancels_once_and_answers_both_callers() -> None:
     bench = Bench([model("a")])
-    wish = bench.wish("a")
+    request_load = bench.request_load("a")
     unloaded: list[bool] = []
     bench.core.unload("a", force=False, done=lambda: unloaded.append(True))
-    assert wish.error is not None
-    assert wish.error.code == "model_unloaded"
+    assert request_load.error is not None
+    assert request_load.error.code == "model_unloaded"
     assert bench.stopped == [(1, Cause.STOPPED)]
     bench.core.unload("a", force=True, done=lambda: unloaded.append(True))
     assert bench.stopped == [(1, Cause.STOPPED)], "a second stop must not be sent"
@@ -129,7 +129,7 @@ def test_A27_start_during_stop_waits_then_starts_once() -> None:
 def test_A28_start_twice_and_stop_twice_are_idempotent() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
-    again = bench.wish("a")
+    again = bench.request_load("a")
     assert again.done
     assert bench.loads() == ["a"]
     done: list[bool] = []

@@ -104,7 +104,7 @@ def test_A32_a_load_that_runs_out_of_memory_is_tried_once_more_with_more_room() 
 
 def test_A32_a_kept_model_is_not_killed_again_and_again() -> None:
     bench = Bench([model("a", pin=True)], settings=SchedulerSettings(failure_window=600))
-    bench.wish("a")
+    bench.request_load("a")
     for _ in range(3):
         bench.gone("a", OOM, KILLED)
         bench.pass_time(30)

@@ -7,7 +7,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import Watched, model, refusal
@@ -18,7 +18,7 @@ SETTINGS = SchedulerSettings(min_resident=0, linger=0, cool_down=30, memory_wait
 
 
 def on_gpu(size: float) -> Forecast:
-    return Forecast((Need({APU: int(size * GIB)}, "estimated", (APU,)),))
+    return Forecast((MemoryRequirement({APU: int(size * GIB)}, "estimated", (APU,)),))
 
 
 def on_npu(
@@ -26,7 +26,7 @@ def on_npu(
 ) -> Forecast:
     """FastFlowLM's memory is the machine's: GTT is not touched (B)."""
     claim = Claim(device, family, kind, contexts, host)
-    return Forecast((Need({RAM: int(size * GIB)}, "estimated", (device,), claims=(claim,)),))
+    return Forecast((MemoryRequirement({RAM: int(size * GIB)}, "estimated", (device,), claims=(claim,)),))
 
 
 class Halo(Watched):
@@ -44,7 +44,7 @@ class Halo(Watched):
             Pool(APU, "Radeon 8060S", 116 * GIB, GIB, backed_by=RAM, own=GIB),
             Pool(NPU, "RyzenAI-npu5", 128 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
         )
-        self.core.memory.seen(Seen(self.clock.now, pools, {}))
+        self.core.memory.seen(MemorySnapshot(self.clock.now, pools, {}))
 
 
 @pytest.mark.parametrize(("first", "second"), [("gpu", "npu"), ("npu", "gpu")])
@@ -125,7 +125,7 @@ def test_group_and_exclusive_are_a_persons_words_and_hold_across(words: dict[str
     bench = Halo(gpu=on_gpu(8), npu=on_npu(4))
     bench.configure([model("gpu", **words), model("npu", **({} if "exclusive" in words else words))])
     bench.loaded("gpu")
-    bench.wish("npu")
+    bench.request_load("npu")
     assert bench.state("gpu") is State.STOPPING
     bench.gone("gpu")
     bench.ready("npu")
@@ -158,7 +158,7 @@ def test_A4_families_that_exclude_each_other_make_each_other_leave(family: str) 
     bench = Halo(flm=on_npu(4), asr=on_npu(1, kind="asr"), other=on_npu(4, family), gpu=on_gpu(8))
     for name in ("flm", "asr", "gpu"):
         bench.loaded(name)
-    bench.wish("other")
+    bench.request_load("other")
     assert [bench.state(name) for name in ("flm", "asr")] == [State.STOPPING] * 2
     assert bench.state("gpu") is State.READY
     assert bench.core.snapshot("flm").reason == (

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from accelerd.config.model import SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.npu_rules import FAMILIES, claimed, clash, on_npu
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import Limits
@@ -76,11 +76,11 @@ class World(RuleBasedStateMachine):
         for name, size in zip(NAMES, sizes, strict=True):
             if name in ON_NPU:
                 claim = claims[ON_NPU.index(name)]
-                need = Need({NPU if in_pool else RAM: size * MIB}, "test", (NPU,), claims=(claim,))
+                need = MemoryRequirement({NPU if in_pool else RAM: size * MIB}, "test", (NPU,), claims=(claim,))
             elif name in ON_GPU:
-                need = Need({APU: size * MIB}, "test", (APU,))
+                need = MemoryRequirement({APU: size * MIB}, "test", (APU,))
             else:
-                need = Need({RAM: size * MIB}, "test")
+                need = MemoryRequirement({RAM: size * MIB}, "test")
             forecasts[name] = Forecast((need,))
         rules = SchedulerSettings(
             max_queue=20, queue_timeout=900.0, max_failures=3, memory_wait=30.0, cool_down=5.0, min_resident=0
@@ -98,7 +98,7 @@ class World(RuleBasedStateMachine):
             Pool(APU, "a GPU", 10 * MIB, 0, backed_by=RAM, own=MIB),
             Pool(NPU, "an NPU", 12 * MIB, 0, backed_by=RAM, contexts=CONTEXTS),
         )
-        self.bench.core.memory.seen(Seen(self.bench.clock.now, pools, {}))
+        self.bench.core.memory.seen(MemorySnapshot(self.bench.clock.now, pools, {}))
 
     def holders(self) -> list[Request]:
         return [r for r in self.requests if r.lease and r.lease in r.lease.record.active]
@@ -108,8 +108,8 @@ class World(RuleBasedStateMachine):
         self.requests.append(self.bench.request(name))
 
     @rule(name=names, may_evict=st.booleans())
-    def wish(self, name: str, may_evict: bool) -> None:
-        self.bench.wish(name, may_evict=may_evict)
+    def request_load(self, name: str, may_evict: bool) -> None:
+        self.bench.request_load(name, may_evict=may_evict)
 
     @precondition(lambda self: self.holders())
     @rule(data=st.data())

@@ -8,7 +8,7 @@ import pytest
 
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import Bench, Watched, model, refusal
 
@@ -21,7 +21,7 @@ def on(pool: str, size: float, **more: float) -> Forecast:
     """A model that has one place."""
     devices = () if pool == RAM else (pool,)
     amounts = {pool: int(size * GIB), **{id: int(s * GIB) for id, s in more.items()}}
-    return Forecast((Need(amounts, "estimated", devices),))
+    return Forecast((MemoryRequirement(amounts, "estimated", devices),))
 
 
 class Machine(Watched):
@@ -48,7 +48,7 @@ class Machine(Watched):
             Pool(CARD, "RX 7900", 24 * GIB, GIB, foreign.get(CARD, 0)),
             Pool(NPU, "NPU", 128 * GIB, 0, foreign.get(NPU, 0), backed_by=RAM),
         )
-        self.core.memory.seen(Seen(self.clock.now, pools, used))
+        self.core.memory.seen(MemorySnapshot(self.clock.now, pools, used))
 
 
 def test_what_fits_is_loaded_beside_what_is_there() -> None:
@@ -145,7 +145,12 @@ def test_no_model_is_made_to_leave_in_vain() -> None:
 
 
 def test_the_first_of_several_gpus_that_has_room_is_taken() -> None:
-    ways = Forecast((Need({CARD: 20 * GIB}, "estimated", (CARD,)), Need({APU: 20 * GIB}, "estimated", (APU,))))
+    ways = Forecast(
+        (
+            MemoryRequirement({CARD: 20 * GIB}, "estimated", (CARD,)),
+            MemoryRequirement({APU: 20 * GIB}, "estimated", (APU,)),
+        )
+    )
     bench = Machine({"a": ways, "b": ways, "c": ways})
     bench.loaded("a")
     bench.loaded("b")
@@ -156,7 +161,12 @@ def test_the_first_of_several_gpus_that_has_room_is_taken() -> None:
 
 
 def test_when_all_gpus_are_full_the_cheapest_model_of_any_leaves() -> None:
-    ways = Forecast((Need({CARD: 20 * GIB}, "estimated", (CARD,)), Need({APU: 80 * GIB}, "estimated", (APU,))))
+    ways = Forecast(
+        (
+            MemoryRequirement({CARD: 20 * GIB}, "estimated", (CARD,)),
+            MemoryRequirement({APU: 80 * GIB}, "estimated", (APU,)),
+        )
+    )
     bench = Machine({"used": on(CARD, 20), "unused": on(APU, 80), "new": ways})
     bench.loaded("unused")
     bench.loaded("used")
@@ -173,7 +183,7 @@ def test_when_all_gpus_are_full_the_cheapest_model_of_any_leaves() -> None:
 
 
 def test_a_split_over_two_cards_counts_on_both() -> None:
-    split = Forecast((Need({CARD: 15 * GIB, APU: 15 * GIB}, "estimated", (CARD, APU)),))
+    split = Forecast((MemoryRequirement({CARD: 15 * GIB, APU: 15 * GIB}, "estimated", (CARD, APU)),))
     bench = Machine({"a": split, "b": on(CARD, 10)})
     bench.loaded("a")
     bench.request("b")
@@ -196,7 +206,7 @@ def test_what_is_measured_counts_instead_of_what_was_estimated() -> None:
 
 def test_what_is_seen_while_it_loads_is_not_all_that_it_will_take() -> None:
     bench = Machine({"a": on(CARD, 20)})
-    bench.wish("a")
+    bench.request_load("a")
     bench.used = {"a": {CARD: 6 * GIB}}
     bench.look_now()
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}
@@ -206,7 +216,7 @@ def test_what_is_seen_while_it_loads_is_not_all_that_it_will_take() -> None:
     bench.core.unload("a", force=True, done=lambda: None)
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}
     bench.gone("a")
-    bench.wish("a")
+    bench.request_load("a")
     bench.look_now()
     bench.core.unload("a", force=True, done=lambda: None)
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}, "it may go on allocating until it hears of that"
@@ -243,7 +253,7 @@ def test_a_start_waits_for_a_fresh_look_but_not_for_ever() -> None:
 def test_one_that_was_just_loaded_stays_as_long_as_its_load_took() -> None:
     settings = SchedulerSettings(max_overtake=60)
     bench = Machine({"a": on(CARD, 20), "b": on(CARD, 20)}, settings)
-    bench.wish("a")
+    bench.request_load("a")
     bench.pass_time(10)
     bench.ready("a")
     bench.request("b")

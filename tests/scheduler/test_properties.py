@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Cause
-from accelerd.memory.model import RAM, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Transition
@@ -34,11 +34,11 @@ class Books(Bench):
     def moved(self, record: Record, transition: Transition) -> None:
         super().moved(record, transition)
         leaves = transition.event in (Event.DRAIN, Event.STOP) and transition.before is State.READY
-        if leaves and record.fixed:
+        if leaves and record.unevictable:
             # Neither another model, nor pressure, nor idleness: only people, a hung engine, a new configuration.
             assert not transition.reason.startswith(("made room", "others waited", "idle", "a game")), transition
 
-    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         super().start(instance, spec, need)
         for balance in self.core.memory.ledger().balances():
             spills = any(size and balance.pool.id == RAM for id, size in need.amounts.items() if id == APU)
@@ -83,7 +83,7 @@ class World(RuleBasedStateMachine):
             max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0, memory_wait=450.0, cool_down=5.0
         )
         forecasts = {
-            name: Forecast(tuple(Need({place: memory[name]}, "test", (place,)) for place in PLACES[name]))
+            name: Forecast(tuple(MemoryRequirement({place: memory[name]}, "test", (place,)) for place in PLACES[name]))
             for name in NAMES
         }
         self.bench = Books(specs, self.rules, Limits(budget * MIB, "test", max_loaded), forecasts=forecasts)
@@ -121,8 +121,8 @@ class World(RuleBasedStateMachine):
     # --- people ---
 
     @rule(name=names, may_evict=st.booleans())
-    def wish(self, name: str, may_evict: bool) -> None:
-        self.bench.wish(name, may_evict=may_evict)
+    def request_load(self, name: str, may_evict: bool) -> None:
+        self.bench.request_load(name, may_evict=may_evict)
 
     @rule(name=names, force=st.booleans())
     def unload(self, name: str, force: bool) -> None:
@@ -153,7 +153,7 @@ class World(RuleBasedStateMachine):
     def abandon(self, name: str) -> None:
         before = self.bench.core.snapshot(name)
         stopped = self.bench.core.holds.abandon(name, "cancelled")
-        assert not stopped or (before.state is State.STARTING and not before.queue and not before.fixed)
+        assert not stopped or (before.state is State.STARTING and not before.queue and not before.unevictable)
 
     @rule(name=names)
     def reset(self, name: str) -> None:
@@ -219,7 +219,7 @@ class World(RuleBasedStateMachine):
         )
         seen = {s.instance: {pool: size * used // 12 for pool, size in s.need.amounts.items()}
                 for s in core.snapshots() if s.instance is not None}  # fmt: skip
-        core.memory.seen(Seen(self.bench.clock.now, pools, seen))
+        core.memory.seen(MemorySnapshot(self.bench.clock.now, pools, seen))
 
     @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(1, 8), busy=st.booleans())
     def press(self, pool: str, size: int, busy: bool) -> None:

@@ -10,7 +10,7 @@ from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import RAM, Forecast, Need, in_ram
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.reclaim import Changed, MainMemory
@@ -60,14 +60,14 @@ class World:
     def lost(self, residue: Residue) -> None:
         self.lost_memory.append(residue)
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
 
     def forget(self, spec: ModelSpec) -> Forecast:
         self.needs.pop(spec.name, None)
         return Forecast((in_ram(MIB, "test"),))
 
-    def saw(self, spec: ModelSpec, need: Need, peak: Mapping[str, int]) -> None:
+    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         self.peaks[spec.name] = dict(peak)
 
     def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelerd.base.errors import AccelError
 from accelerd.instances import Cause
-from accelerd.scheduler.endings import STUCK_AFTER
+from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, model
@@ -102,7 +102,7 @@ def test_A15_what_is_left_of_a_model_that_ended_by_itself_takes_it_out_of_servic
 
 def test_A15_a_loading_model_that_cannot_be_ended_is_as_stuck() -> None:
     bench = Bench([model("a"), model("b")])
-    bench.wish("a")
+    bench.request_load("a")
     bench.core.instance_killing(bench.instance("a"))
     bench.pass_time(STUCK_AFTER + 1)
     refused = bench.request("b").error

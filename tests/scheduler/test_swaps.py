@@ -153,7 +153,7 @@ def test_requests_of_the_same_moment_do_not_push_each_other_out() -> None:
 def test_a_model_that_was_only_waited_for_makes_room_after_linger() -> None:
     """Found by hypothesis: the wish that had it loaded must not make it look busy to those who need its room."""
     bench = one_at_a_time("a", "b")
-    bench.wish("a")
+    bench.request_load("a")
     bench.request("b")
     bench.ready("a")
     bench.pass_time(0.6)
@@ -264,16 +264,16 @@ def test_preloading_pushes_nobody_out() -> None:
     bench = one_at_a_time("a", "b")
     bench.loaded("a")
     bench.pass_time(5)
-    wish = bench.wish("b", may_evict=False)
-    assert wish.error is not None
-    assert wish.error.code == "does_not_fit"
+    request_load = bench.request_load("b", may_evict=False)
+    assert request_load.error is not None
+    assert request_load.error.code == "does_not_fit"
     assert bench.state("a") is State.READY
 
 
 def test_a_request_joins_a_preload_and_may_then_evict() -> None:
     bench = Bench([model("a"), model("b"), model("c")], limits=Limits(None, "test", 2), settings=SETTINGS)
     bench.loaded("a")
-    bench.wish("b", may_evict=False)
+    bench.request_load("b", may_evict=False)
     bench.pass_time(1)
     request = bench.request("c")
     assert request.error is None

@@ -13,7 +13,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Cause, Exit
-from accelerd.memory.model import RAM, Claim, Forecast, Need, Pool, Seen
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.pressure import Pressure
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.placement import Limits
@@ -109,7 +109,7 @@ class Ours:
             for name, instance in self._instances.items()
             if name in machine.held
         }
-        seen = Seen(machine.now, (ram, gpu, npu) if self.npu else (ram, gpu), used)
+        seen = MemorySnapshot(machine.now, (ram, gpu, npu) if self.npu else (ram, gpu), used)
         self.core.memory.seen(seen)
         for order in self._pressure.look(seen, self.core.memory.ledger().balances(), machine.now):
             coming = self.core.memory.make_room(order.pool, order.size, order.why, busy=order.hard)
@@ -131,7 +131,7 @@ class Ours:
 
     # --- Effects ---
 
-    def start(self, instance: int, spec: ModelSpec, need: Need) -> None:
+    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         self._instances[spec.name] = instance
         self.machine.load(spec.name)
 
@@ -157,14 +157,14 @@ class Ours:
     def lost(self, residue: Residue) -> None:
         raise AssertionError(f"all memory comes back here, not {residue}")
 
-    def outgrown(self, spec: ModelSpec, need: Need) -> None:
+    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         raise AssertionError(f"no model needs more than is known here: {spec.name}")
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
         size = self.machine.models[spec.name].size
         if spec.name in self.npu:
-            return Forecast((Need({NPU: size}, "known", (NPU,), claims=(Claim(NPU, "flm", "llm"),)),))
-        return Forecast((Need({GPU: size}, "known"),))
+            return Forecast((MemoryRequirement({NPU: size}, "known", (NPU,), claims=(Claim(NPU, "flm", "llm"),)),))
+        return Forecast((MemoryRequirement({GPU: size}, "known"),))
 
     def device(self, spec: ModelSpec) -> str:
         return NPU if spec.name in self.npu else GPU

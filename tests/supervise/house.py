@@ -111,7 +111,7 @@ class Heard:
                 await self.changed.wait()
 
 
-class House:
+class InstanceContext:
     """`async with house:` makes the supervisor and, at the end, closes it."""
 
     def __init__(self, tmp_path: Path, runtime: Path) -> None:
@@ -122,7 +122,7 @@ class House:
         self.options: dict[str, Any] = {}
         self._numbers = itertools.count(1)
 
-    async def __aenter__(self) -> House:
+    async def __aenter__(self) -> InstanceContext:
         self.heard = Heard()
         self.supervisor = ProcessSupervisor(
             self.heard,

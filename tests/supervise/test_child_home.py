@@ -12,7 +12,7 @@ import pytest
 from accelerd.base.cgroup import Cgroup, cgroup_of, find_cgroup
 from accelerd.instances import Cause
 from accelerd.supervise.homes.child_home import ChildHome
-from tests.supervise.house import House
+from tests.supervise.house import InstanceContext
 
 
 class MadeUpKernel:
@@ -32,14 +32,14 @@ class MadeUpKernel:
 
 
 @pytest.fixture
-def kernel(house: House, tmp_path: Path) -> MadeUpKernel:
+def kernel(house: InstanceContext, tmp_path: Path) -> MadeUpKernel:
     made = MadeUpKernel(tmp_path / "kernel")
     home = ChildHome(proc=made.proc, sys=made.sys)
     house.options |= {"homes": {"child": home}}
     return made
 
 
-async def test_A16_oom_kill_is_told_apart_from_a_kill(house: House, kernel: MadeUpKernel) -> None:
+async def test_A16_oom_kill_is_told_apart_from_a_kill(house: InstanceContext, kernel: MadeUpKernel) -> None:
     kernel.kills(4)  # before our time
     async with house:
         first, second = house.start(name="a"), house.start(name="b")
@@ -53,7 +53,7 @@ async def test_A16_oom_kill_is_told_apart_from_a_kill(house: House, kernel: Made
         assert (await house.gone(second)).cause is Cause.SIGNALED
 
 
-async def test_A16_our_own_kill_is_never_one(house: House, kernel: MadeUpKernel) -> None:
+async def test_A16_our_own_kill_is_never_one(house: InstanceContext, kernel: MadeUpKernel) -> None:
     async with house:
         number = house.start("ignore-term", stop_timeout=0.1)
         await house.ready(number)
@@ -61,7 +61,7 @@ async def test_A16_our_own_kill_is_never_one(house: House, kernel: MadeUpKernel)
         assert (await house.stopped(number)).cause is Cause.STOPPED
 
 
-async def test_machine_without_control_groups(house: House, tmp_path: Path) -> None:
+async def test_machine_without_control_groups(house: InstanceContext, tmp_path: Path) -> None:
     house.options |= {"homes": {"child": ChildHome(proc=tmp_path, sys=tmp_path)}}
     async with house:
         number = house.start()
@@ -74,7 +74,7 @@ def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def test_A17_a_model_goes_before_the_daemon(house: House) -> None:
+async def test_A17_a_model_goes_before_the_daemon(house: InstanceContext) -> None:
     async with house:
         number = house.start(nice=7, oom_score_adjust=400)
         await house.ready(number)
@@ -100,7 +100,7 @@ def test_what_a_control_group_tells(tmp_path: Path) -> None:
     assert find_cgroup(kernel.sys, "/elsewhere") is None
 
 
-async def test_a_child_may_lock_as_much_memory_as_its_user_may(house: House) -> None:
+async def test_a_child_may_lock_as_much_memory_as_its_user_may(house: InstanceContext) -> None:
     """An NPU's buffers count as locked, and what a login gives at first is far too little."""
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 1024, before[1]))

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from accelerd.base import names
 from accelerd.supervise.process.groups import Origin, ProcessGroups
-from accelerd.supervise.process.processes import Mark
-from tests.supervise.house import House
+from accelerd.supervise.process.processes import InstanceTag
+from tests.supervise.house import InstanceContext
 
 
 def origin(instance: str, session: int | None = None, leader: int | None = None) -> Origin:
-    return Origin(Mark(instance, "/run/x"), session, leader)
+    return Origin(InstanceTag(instance, "/run/x"), session, leader)
 
 
 def process(
@@ -77,7 +77,7 @@ def test_any_text_is_a_process_or_none(tmp_path_factory: pytest.TempPathFactory,
     assert ProcessGroups(folder.parent).look({1: origin("one", leader=8)}) == {1: []}
 
 
-async def test_the_processes_of_real_instances(house: House) -> None:
+async def test_the_processes_of_real_instances(house: InstanceContext) -> None:
     async with house:
         assert await house.supervisor.processes() == {}
         plain, forking = house.start(), house.start("fork-wrapper", name="n")

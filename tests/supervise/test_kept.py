@@ -18,9 +18,9 @@ import pytest
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.homes.containers.held import Gone, hold
-from accelerd.supervise.homes.home import Kept
-from accelerd.supervise.kept import KeptRecord, Phase, Record, RecordStore, Survivor, fingerprint
-from accelerd.supervise.process.processes import Mark, ProcTable
+from accelerd.supervise.homes.home import InstanceRecord
+from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, Record, RecordStore, fingerprint
+from accelerd.supervise.process.processes import InstanceTag, ProcTable
 from accelerd.supervise.process.sweep import remove_files
 
 OWNER = "/run/user/1000/accelerd"
@@ -34,7 +34,9 @@ def store(tmp_path: Path) -> RecordStore:
 
 def record(instance: str = "1-aa", **more: object) -> Record:
     plan = LaunchPlan("m", ("/bin/engine",), {}, Endpoint(unix="/run/m.sock"), "", ())
-    kept = Kept("m", "toolbox", fingerprint(SPEC), Mark(instance, OWNER), "tb", "/run/m.sock", None, "secret")
+    kept = InstanceRecord(
+        "m", "toolbox", fingerprint(SPEC), InstanceTag(instance, OWNER), "tb", "/run/m.sock", None, "secret"
+    )
     return replace(Record(kept, plan), **more)  # type: ignore[arg-type]
 
 
@@ -105,7 +107,7 @@ async def test_B10_a_disk_that_is_full_from_now_on_keeps_what_was_written_before
     store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    kept = KeptRecord(store, record().kept.mark, None, lambda level, text: said.append(text))
+    kept = InstanceRecordFile(store, record().kept.mark, None, lambda level, text: said.append(text))
     await kept.begin(record())
 
     def full(fd: int, data: object) -> int:
@@ -150,7 +152,7 @@ def test_B04_links_and_fifos_are_not_followed(store: RecordStore, tmp_path: Path
 
 
 def test_a_survivor_fits_only_what_would_be_started_now() -> None:
-    survivor = Survivor(record(), ())
+    survivor = Adoptable(record(), ())
     assert survivor.fits(SPEC)
     assert survivor.fits(replace(SPEC, idle_timeout=1.0))
     assert not survivor.fits(replace(SPEC, context=1))
@@ -166,7 +168,7 @@ def test_A34_only_the_very_process_is_held() -> None:
     """A pid of another start time is another process; one that is free is nobody's."""
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"ACCELERD_INSTANCE": "x"})
     try:
-        (found,) = ProcTable().members(Mark("x", OWNER), None)
+        (found,) = ProcTable().members(InstanceTag("x", OWNER), None)
         os.close(hold(Path("/proc"), found))
         with pytest.raises(Gone):
             hold(Path("/proc"), replace(found, started=found.started - 1))

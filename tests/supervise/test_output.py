@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from accelerd.supervise.process.output import CUT_MARK, LINE_BYTES, RING_BYTES, JournalFeed, OutputRing, printable
-from tests.supervise.house import House
+from tests.supervise.house import InstanceContext
 
 
 class Clock:
@@ -138,7 +138,7 @@ def test_A23_the_journal_gets_a_line_without_end_once() -> None:
 
 
 @pytest.mark.parametrize("mode", ["flood", "binary-output"])
-async def test_A23_flood_costs_a_bounded_share_of_the_loop(house: House, mode: str) -> None:
+async def test_A23_flood_costs_a_bounded_share_of_the_loop(house: InstanceContext, mode: str) -> None:
     async with house:
         number = house.start(mode)
         await house.ready(number)
@@ -158,7 +158,7 @@ async def test_A23_flood_costs_a_bounded_share_of_the_loop(house: House, mode: s
         assert len(house.journal) < 60 * (elapsed + 5)
 
 
-async def test_output_survives_the_instance_and_is_told_to_the_journal(house: House) -> None:
+async def test_output_survives_the_instance_and_is_told_to_the_journal(house: InstanceContext) -> None:
     house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", "echo out; echo err >&2; exit 1"))
     async with house:
         await house.gone(house.start())

@@ -16,7 +16,7 @@ import pytest
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.instances import Cause
 from accelerd.supervise.process.listen_owner import Owner, tcp_owner
-from tests.supervise.house import FAKE_SERVER, House, alive, free_port
+from tests.supervise.house import FAKE_SERVER, InstanceContext, alive, free_port
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ def on_port(plan: LaunchPlan, port: int) -> LaunchPlan:
     return replace(plan, argv=tuple(argv), endpoint=Endpoint(port=port))
 
 
-async def test_A24_port_taken_before_the_spawn(house: House) -> None:
+async def test_A24_port_taken_before_the_spawn(house: InstanceContext) -> None:
     house.engine.tcp = True
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -55,7 +55,7 @@ async def test_A24_port_taken_before_the_spawn(house: House) -> None:
             assert facts.plan is house.engine.plans[1]
 
 
-async def test_A24_no_port_can_be_had(house: House) -> None:
+async def test_A24_no_port_can_be_had(house: InstanceContext) -> None:
     async with house:
         number = house.start("bind-fail")
         exit = await house.gone(number)
@@ -64,7 +64,7 @@ async def test_A24_no_port_can_be_had(house: House) -> None:
     assert any("couldn't bind" in line for line in exit.tail)
 
 
-async def test_A24_stale_socket_file_is_removed(house: House) -> None:
+async def test_A24_stale_socket_file_is_removed(house: InstanceContext) -> None:
     path = house.roots.instances / "stale.sock"
 
     def stale(_: int, plan: LaunchPlan) -> LaunchPlan:
@@ -82,7 +82,7 @@ async def test_A24_stale_socket_file_is_removed(house: House) -> None:
     assert not path.exists()
 
 
-async def test_a_file_that_is_no_socket_is_never_removed(house: House, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_socket_is_never_removed(house: InstanceContext, tmp_path: Path) -> None:
     path = tmp_path / "precious.sock"
     path.write_text("not a socket")
     house.engine.edit = lambda _, plan: replace(
@@ -94,7 +94,7 @@ async def test_a_file_that_is_no_socket_is_never_removed(house: House, tmp_path:
     assert path.read_text() == "not a socket"
 
 
-async def test_A25_foreign_server_on_our_port_is_never_ready(house: House) -> None:
+async def test_A25_foreign_server_on_our_port_is_never_ready(house: InstanceContext) -> None:
     house.engine.tcp = True
     port = free_port()
     house.engine.edit = lambda _, plan: on_port(plan, port)
@@ -106,7 +106,7 @@ async def test_A25_foreign_server_on_our_port_is_never_ready(house: House) -> No
     assert "another program listens" in exit.message
 
 
-async def test_A25_foreign_server_costs_only_a_second_plan(house: House) -> None:
+async def test_A25_foreign_server_costs_only_a_second_plan(house: InstanceContext) -> None:
     house.engine.tcp = True
     port = free_port()
     house.engine.edit = lambda number, plan: (
@@ -118,7 +118,7 @@ async def test_A25_foreign_server_costs_only_a_second_plan(house: House) -> None
         assert endpoint.port != port
 
 
-async def test_A25_listener_of_another_instance_is_foreign(house: House) -> None:
+async def test_A25_listener_of_another_instance_is_foreign(house: InstanceContext) -> None:
     """On a unix socket too: the peer must be a process of this very instance."""
     async with house:
         first = house.start(name="first")
@@ -132,7 +132,7 @@ async def test_A25_listener_of_another_instance_is_foreign(house: House) -> None
     assert exit.cause in (Cause.PORT_UNAVAILABLE, Cause.LOAD_TIMEOUT)
 
 
-async def test_A25_engine_that_takes_any_key_is_refused(house: House) -> None:
+async def test_A25_engine_that_takes_any_key_is_refused(house: InstanceContext) -> None:
     async with house:
         number = house.start("foreign-ok")
         exit = await house.gone(number)
@@ -141,7 +141,7 @@ async def test_A25_engine_that_takes_any_key_is_refused(house: House) -> None:
     assert "any key" in exit.message
 
 
-async def test_A25_engine_that_refuses_our_key(house: House) -> None:
+async def test_A25_engine_that_refuses_our_key(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("wrong-key"))
     assert exit.cause is Cause.REFUSED
@@ -166,7 +166,7 @@ def test_A25_who_would_get_a_connection() -> None:
 
 
 @pytest.mark.parametrize(("mode", "ok"), [("", True), ("health-ok-infer-500", False), ("die-before-headers", False)])
-async def test_A12_probe_tells_whether_requests_are_answered(house: House, mode: str, ok: bool) -> None:
+async def test_A12_probe_tells_whether_requests_are_answered(house: InstanceContext, mode: str, ok: bool) -> None:
     async with house:
         number = house.start(mode)
         await house.ready(number)
@@ -178,7 +178,7 @@ async def test_A12_probe_tells_whether_requests_are_answered(house: House, mode:
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A12_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: House) -> None:
+async def test_A12_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: InstanceContext) -> None:
     async with house:
         number = house.start("infer-hang")
         await house.ready(number)
@@ -192,7 +192,7 @@ async def test_A12_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: House
     assert "answered health checks but no requests" in exit.message
 
 
-async def test_memory_of_all_processes(house: House) -> None:
+async def test_memory_of_all_processes(house: InstanceContext) -> None:
     async with house:
         number = house.start(f"alloc:{32 << 20},fork-wrapper")
         await house.ready(number)
@@ -204,7 +204,7 @@ async def test_memory_of_all_processes(house: House) -> None:
 
 
 async def test_a_bug_in_the_listener_ends_the_instance_and_is_logged(
-    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    house: InstanceContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with house:
 

@@ -20,13 +20,13 @@ from accelerd.base.ports import SystemClock
 from accelerd.instances import Cause
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.process.processes import Mark, Process, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
 from accelerd.supervise.process.spawn import Child, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
-from tests.supervise.house import Heard, House, alive
+from tests.supervise.house import Heard, InstanceContext, alive
 
 
-async def test_A18_many_deaths_at_once_leave_no_zombie(house: House) -> None:
+async def test_A18_many_deaths_at_once_leave_no_zombie(house: InstanceContext) -> None:
     before = psutil.Process().children()  # pytest's own, a PAM session's helper for one
     async with house:
         numbers = [house.start(name=f"m{i}") for i in range(6)]
@@ -42,7 +42,7 @@ async def test_A18_many_deaths_at_once_leave_no_zombie(house: House) -> None:
         assert psutil.Process().children() == before  # not even a zombie
 
 
-async def test_A19_wrapper_that_does_not_forward_the_signal(house: House) -> None:
+async def test_A19_wrapper_that_does_not_forward_the_signal(house: InstanceContext) -> None:
     async with house:
         number = house.start("fork-wrapper")
         await house.ready(number)  # the socket belongs to the wrapper's child: it counts as ours
@@ -53,7 +53,7 @@ async def test_A19_wrapper_that_does_not_forward_the_signal(house: House) -> Non
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A19_wrapper_that_exits(house: House) -> None:
+async def test_A19_wrapper_that_exits(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("fork-wrapper-exit"))
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
@@ -61,7 +61,7 @@ async def test_A19_wrapper_that_exits(house: House) -> None:
 
 
 @pytest.mark.parametrize("ends", ["stop", "crash"])
-async def test_A20_grandchild_in_a_session_of_its_own(house: House, ends: str) -> None:
+async def test_A20_grandchild_in_a_session_of_its_own(house: InstanceContext, ends: str) -> None:
     async with house:
         number = house.start("setsid-grandchild")
         await house.ready(number)
@@ -76,7 +76,7 @@ async def test_A20_grandchild_in_a_session_of_its_own(house: House, ends: str) -
         assert not alive(stranger)
 
 
-async def test_A21_grandchild_that_holds_stdout_does_not_delay_the_end(house: House) -> None:
+async def test_A21_grandchild_that_holds_stdout_does_not_delay_the_end(house: InstanceContext) -> None:
     async with house:
         number = house.start("hold-stdout")
         await house.ready(number)
@@ -88,7 +88,7 @@ async def test_A21_grandchild_that_holds_stdout_does_not_delay_the_end(house: Ho
     assert exit.cause is Cause.SIGNALED
 
 
-async def test_A21_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(house: House) -> None:
+async def test_A21_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(house: InstanceContext) -> None:
     """It has left the session and cleaned its environment, and holds the pipe."""
     script = "setsid env -i sleep 60 & echo $! ; wait"
     house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script))
@@ -112,12 +112,14 @@ class Undying(ProcTable):
         super().__init__()
         self.stuck = True
 
-    def members(self, mark: Mark, session: int | None) -> list[Process]:
+    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
         found = super().members(mark, session)
         return [*found, Process(2**22 - 1, 1, "hung")] if self.stuck else found
 
 
-async def test_A15_what_cannot_be_killed_is_never_gone(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_A15_what_cannot_be_killed_is_never_gone(
+    house: InstanceContext, caplog: pytest.LogCaptureFixture
+) -> None:
     house.options["limits"] = Limits(slow_after=0.1, loud_after=0.3)
     table = house.options["table"] = Undying()
     async with house:
@@ -134,7 +136,7 @@ async def test_A15_what_cannot_be_killed_is_never_gone(house: House, caplog: pyt
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A15_close_gives_up_in_time_and_says_so(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_A15_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
     house.options |= {"table": Undying(), "limits": Limits(close_patience=0.2)}
     await house.__aenter__()
     number = house.start()
@@ -152,7 +154,7 @@ def test_A34_only_the_very_process_is_signalled() -> None:
     child = subprocess.Popen(["sleep", "60"], env={names.ENV_MARK_INSTANCE: "a34-test", "PATH": os.environ["PATH"]})
     try:
         table = ProcTable()
-        found = table.members(Mark("a34-test", "/nowhere"), None)
+        found = table.members(InstanceTag("a34-test", "/nowhere"), None)
         assert [process.pid for process in found] == [child.pid]
         later = Process(child.pid, found[0].started + 1, found[0].name)  # as if the pid had been reused
         assert not table.signal(later, signal.SIGKILL)
@@ -190,7 +192,7 @@ class NotingSpawner(Spawner):
         return child
 
 
-async def test_close_stops_all_the_youngest_first(house: House) -> None:
+async def test_close_stops_all_the_youngest_first(house: InstanceContext) -> None:
     spawner = NotingSpawner()
     house.options["homes"] = {"child": ChildHome(spawner)}
     await house.__aenter__()
@@ -207,7 +209,7 @@ async def test_close_stops_all_the_youngest_first(house: House) -> None:
     assert exit.cause is Cause.STOPPED
 
 
-async def test_B02_kill_all_asks_nobody(house: House) -> None:
+async def test_B02_kill_all_asks_nobody(house: InstanceContext) -> None:
     async with house:
         numbers = [house.start("ignore-term", stop_timeout=60), house.start("health-503", name="n", stop_timeout=60)]
         await house.ready(numbers[0])
@@ -244,7 +246,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-async def test_B03_children_of_a_killed_daemon(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_B03_children_of_a_killed_daemon(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
     """PDEATHSIG takes the engine itself; the grandchild that escaped is found by its mark at the next start."""
     daemon = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DAEMON, str(house.roots.runtime), stdout=asyncio.subprocess.PIPE

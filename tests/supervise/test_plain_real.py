@@ -19,7 +19,7 @@ from accelerd.instances import Cause
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine
-from tests.supervise.house import Heard, House, alive
+from tests.supervise.house import Heard, InstanceContext, alive
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def real(house: House, transport: str = "auto") -> AsyncIterator[tuple[ProcessSupervisor, Heard]]:
+async def real(house: InstanceContext, transport: str = "auto") -> AsyncIterator[tuple[ProcessSupervisor, Heard]]:
     heard = Heard()
     engine = real_engine(house.roots.cache, transport)
     supervisor = ProcessSupervisor(heard, {"llama-server": engine}, house.roots, SystemClock())
@@ -43,7 +43,7 @@ def spec(path: Path, **settings: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-async def test_ready_probed_and_stopped(house: House, models: Path, transport: str) -> None:
+async def test_ready_probed_and_stopped(house: InstanceContext, models: Path, transport: str) -> None:
     async with real(house, transport) as (supervisor, heard):
         began = time.monotonic()
         supervisor.start(1, spec(make_model(models)))
@@ -59,7 +59,7 @@ async def test_ready_probed_and_stopped(house: House, models: Path, transport: s
     assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
 
 
-async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: House, models: Path) -> None:
+async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: InstanceContext, models: Path) -> None:
     """SIGTERM alone lasts as long as the stream's client or the next ping: up to half a minute."""
     async with real(house) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models), stop_timeout=0.5))
@@ -75,7 +75,7 @@ async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: House, m
         assert exit.cause is Cause.STOPPED
 
 
-async def test_A03_file_that_is_no_model(house: House, tmp_path: Path) -> None:
+async def test_A03_file_that_is_no_model(house: InstanceContext, tmp_path: Path) -> None:
     path = tmp_path / "garbage.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 4096)
     async with real(house) as (supervisor, heard):
@@ -85,7 +85,7 @@ async def test_A03_file_that_is_no_model(house: House, tmp_path: Path) -> None:
     assert exit.message
 
 
-async def test_A26_stop_while_it_loads(house: House, models: Path) -> None:
+async def test_A26_stop_while_it_loads(house: InstanceContext, models: Path) -> None:
     async with real(house) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models, size_mb=400), mmap=False))
         async with asyncio.timeout(10):
@@ -98,7 +98,7 @@ async def test_A26_stop_while_it_loads(house: House, models: Path) -> None:
     assert exit.cause is Cause.STOPPED
 
 
-async def test_killed_when_ready(house: House, models: Path) -> None:
+async def test_killed_when_ready(house: InstanceContext, models: Path) -> None:
     async with real(house) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models)))
         await heard.wait("ready", 1)

@@ -14,12 +14,12 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.instances import Cause
-from accelerd.supervise.kept import Record, RecordStore, record_of
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.exit_messages import got_no_memory
+from accelerd.supervise.instance_records import Record, RecordStore, record_of
+from accelerd.supervise.process.processes import InstanceTag
 from accelerd.supervise.process.shortage import LINES, Shortage, shortage
-from accelerd.supervise.words import got_no_memory
 from tests.models import make_model
-from tests.supervise.house import House
+from tests.supervise.house import InstanceContext
 from tests.supervise.test_plain_real import real
 
 MIB = 1 << 20
@@ -181,7 +181,7 @@ def saying(lines: Sequence[str], end: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("end", "status"), [("exit 1", 1), ("kill -ABRT $$", -signal.SIGABRT), ("kill -SEGV $$", -signal.SIGSEGV)]
 )
-async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: House, end: str, status: int) -> None:
+async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: InstanceContext, end: str, status: int) -> None:
     house.engine.edit = lambda _, made: plan(argv=saying(SAID["cuda weights"][0], end), endpoint=made.endpoint)
     async with house:
         exit = await house.gone(house.start())
@@ -191,7 +191,7 @@ async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: House, end
     assert exit.tail[0].startswith("ggml_backend_cuda")
 
 
-async def test_A32_a_backtrace_does_not_hide_it(house: House) -> None:
+async def test_A32_a_backtrace_does_not_hide_it(house: InstanceContext) -> None:
     lines = [*SAID["rocm, aborts"][0], *(f"#{number} 0x0000 in ?? ()" for number in range(LINES - 20))]
     house.engine.edit = lambda _, made: plan(argv=saying(lines, "kill -ABRT $$"), endpoint=made.endpoint)
     async with house:
@@ -200,14 +200,14 @@ async def test_A32_a_backtrace_does_not_hide_it(house: House) -> None:
     assert "ROCm error: out of memory" in exit.message
 
 
-async def test_an_end_without_failure_is_no_want_of_memory(house: House) -> None:
+async def test_an_end_without_failure_is_no_want_of_memory(house: InstanceContext) -> None:
     house.engine.edit = lambda _, made: plan(argv=saying(SAID["rocm, aborts"][0], "exit 0"), endpoint=made.endpoint)
     async with house:
         exit = await house.gone(house.start())
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
 
 
-async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(house: House, tmp_path: Path) -> None:
+async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(house: InstanceContext, tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("\n".join(SAID["cuda, tried again with less"][0]) + "\n")
     house.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
@@ -220,7 +220,7 @@ async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(house: Hous
     assert (again.cause, again.status) == (Cause.OOM_KILLED, 3)
 
 
-async def test_an_instance_that_is_stopped_was_stopped_whatever_it_said(house: House, tmp_path: Path) -> None:
+async def test_an_instance_that_is_stopped_was_stopped_whatever_it_said(house: InstanceContext, tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("CUDA error: out of memory\n")
     house.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
@@ -234,10 +234,10 @@ def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
     class Unit:
         kind, survives = "systemd", True
 
-        def place(self, spec: ModelSpec, mark: Mark) -> str:
+        def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
             return "accelerd-m.service"
 
-    mark = Mark("i1", "owner")
+    mark = InstanceTag("i1", "owner")
     store = RecordStore(tmp_path, "owner")
     record = record_of(ModelSpec("m"), plan(), Unit(), mark)  # type: ignore[arg-type]
     assert record is not None
@@ -261,7 +261,7 @@ def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
     ids=["weights", "kv", "compute", "huge context"],
 )
 async def test_A32_the_real_llama_server_is_understood(
-    house: House, llama_server: str, tmp_path: Path, settings: dict[str, int], limit: int | None, said: str
+    house: InstanceContext, llama_server: str, tmp_path: Path, settings: dict[str, int], limit: int | None, said: str
 ) -> None:
     """Under a hard limit of its address space malloc fails as it does when a machine has no more."""
     binary = tmp_path / "llama-server"

@@ -19,14 +19,14 @@ from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.transient_unit import second_name, unit_name
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError
-from accelerd.supervise.kept import Record, RecordStore, Survivor
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.instance_records import Adoptable, Record, RecordStore
+from accelerd.supervise.process.processes import InstanceTag
 from tests.fakes.user_manager import FakeUserManager
-from tests.supervise.house import House, alive
+from tests.supervise.house import InstanceContext, alive
 
 
 @pytest.fixture
-def manager(house: House) -> Iterator[FakeUserManager]:
+def manager(house: InstanceContext) -> Iterator[FakeUserManager]:
     """`house` with all models in units of a fake systemd."""
     made = FakeUserManager()
     home = SystemdHome(made, house.roots)
@@ -45,7 +45,7 @@ def killed_by(result: str) -> Any:
 
 @pytest.mark.parametrize("limit", [None, 8 << 30])
 async def test_A16_A17_killed_for_want_of_memory_is_told_apart(
-    house: House, manager: FakeUserManager, limit: int | None
+    house: InstanceContext, manager: FakeUserManager, limit: int | None
 ) -> None:
     manager.edit = killed_by("oom-kill")
     async with house:
@@ -60,7 +60,7 @@ async def test_A16_A17_killed_for_want_of_memory_is_told_apart(
     assert manager.units == {}
 
 
-async def test_A16_while_it_is_told_to_stop_it_is_a_stop(house: House, manager: FakeUserManager) -> None:
+async def test_A16_while_it_is_told_to_stop_it_is_a_stop(house: InstanceContext, manager: FakeUserManager) -> None:
     manager.edit = killed_by("oom-kill")
     async with house:
         number = house.start("ignore-term", stop_timeout=0.1)
@@ -70,7 +70,7 @@ async def test_A16_while_it_is_told_to_stop_it_is_a_stop(house: House, manager: 
 
 
 @pytest.mark.parametrize("result", ["signal", "timeout", "core-dump"])
-async def test_other_results_are_signals(house: House, manager: FakeUserManager, result: str) -> None:
+async def test_other_results_are_signals(house: InstanceContext, manager: FakeUserManager, result: str) -> None:
     manager.edit = killed_by(result)
     async with house:
         number = house.start()
@@ -80,7 +80,7 @@ async def test_other_results_are_signals(house: House, manager: FakeUserManager,
     assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
 
 
-async def test_A15_unit_that_does_not_end_is_not_gone(house: House, manager: FakeUserManager) -> None:
+async def test_A15_unit_that_does_not_end_is_not_gone(house: InstanceContext, manager: FakeUserManager) -> None:
     """Something without the mark hangs in its control group."""
     async with house:
         number = house.start()
@@ -96,7 +96,7 @@ async def test_A15_unit_that_does_not_end_is_not_gone(house: House, manager: Fak
     assert exit.cause is Cause.STOPPED
 
 
-async def test_silent_manager_is_an_error_that_may_pass(house: House, manager: FakeUserManager) -> None:
+async def test_silent_manager_is_an_error_that_may_pass(house: InstanceContext, manager: FakeUserManager) -> None:
     manager.silent = True
     async with house:
         exit = await house.gone(house.start())
@@ -108,7 +108,7 @@ async def test_silent_manager_is_an_error_that_may_pass(house: House, manager: F
         await house.stopped(number)
 
 
-async def test_start_that_is_refused_leaves_nothing(house: House, manager: FakeUserManager) -> None:
+async def test_start_that_is_refused_leaves_nothing(house: InstanceContext, manager: FakeUserManager) -> None:
     manager.refuse = ManagerError("cannot start a unit: Cannot set property", "org.freedesktop.DBus.Error.InvalidArgs")
     async with house:
         exit = await house.gone(house.start())
@@ -116,7 +116,9 @@ async def test_start_that_is_refused_leaves_nothing(house: House, manager: FakeU
     assert list(house.roots.instances.iterdir()) == []
 
 
-async def test_unit_that_never_begins(house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unit_that_never_begins(
+    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("accelerd.supervise.homes.systemd.START_TIMEOUT", 0.3)
     manager.edit = lambda properties: properties | {"ActiveState": "activating"}
     async with house:
@@ -126,7 +128,9 @@ async def test_unit_that_never_begins(house: House, manager: FakeUserManager, mo
         await house.until(lambda: manager.units["accelerd-m.service"].process.poll() is not None)
 
 
-async def test_both_names_taken(house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_both_names_taken(
+    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def taken(unit: str, properties: object) -> None:
         raise ManagerError(f"{unit} was already loaded", UNIT_EXISTS)
 
@@ -138,7 +142,7 @@ async def test_both_names_taken(house: House, manager: FakeUserManager, monkeypa
 
 
 async def test_bus_that_is_gone_when_it_ends(
-    house: House, manager: FakeUserManager, caplog: pytest.LogCaptureFixture
+    house: InstanceContext, manager: FakeUserManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with house:
         first, second = house.start(name="a"), house.start(name="b")
@@ -153,7 +157,7 @@ async def test_bus_that_is_gone_when_it_ends(
 
 
 @pytest.mark.parametrize("name", ["BAD-NAME", "1BAD", "É"])
-async def test_environment_that_a_file_cannot_say(house: House, manager: FakeUserManager, name: str) -> None:
+async def test_environment_that_a_file_cannot_say(house: InstanceContext, manager: FakeUserManager, name: str) -> None:
     async with house:
         exit = await house.gone(house.start(env={name: "t0ken"}))
     assert exit.cause is Cause.SPAWN_FAILED
@@ -162,7 +166,7 @@ async def test_environment_that_a_file_cannot_say(house: House, manager: FakeUse
 
 
 async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
-    house: House, manager: FakeUserManager
+    house: InstanceContext, manager: FakeUserManager
 ) -> None:
     manager.own_unit = "accelerd.service"
     async with house:
@@ -178,7 +182,7 @@ async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
 
 
 async def test_full_disk_costs_the_survival_and_nothing_else(
-    house: House, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(store: RecordStore, record: Record) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -192,7 +196,7 @@ async def test_full_disk_costs_the_survival_and_nothing_else(
         assert (await house.gone(number)).cause is Cause.STOPPED
 
 
-async def left_by_a_daemon(house: House) -> tuple[int, Survivor]:
+async def left_by_a_daemon(house: InstanceContext) -> tuple[int, Adoptable]:
     """A ready model whose daemon has gone."""
     async with house:
         number = house.start()
@@ -208,7 +212,7 @@ async def left_by_a_daemon(house: House) -> tuple[int, Survivor]:
     return pid, survivor
 
 
-async def test_A34_unit_of_another_process_is_not_taken_over(house: House, manager: FakeUserManager) -> None:
+async def test_A34_unit_of_another_process_is_not_taken_over(house: InstanceContext, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(house)
     manager.edit = lambda properties: properties | {"MainPID": os.getpid()}
     async with house:
@@ -219,7 +223,7 @@ async def test_A34_unit_of_another_process_is_not_taken_over(house: House, manag
     await house.until(lambda: not alive(pid))
 
 
-async def test_A34_process_that_ends_during_the_adoption(house: House, manager: FakeUserManager) -> None:
+async def test_A34_process_that_ends_during_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(house)
     looks = 0
 
@@ -238,7 +242,7 @@ async def test_A34_process_that_ends_during_the_adoption(house: House, manager: 
         assert (await house.gone(1)).cause is Cause.EXITED
 
 
-async def test_manager_that_is_silent_at_the_adoption(house: House, manager: FakeUserManager) -> None:
+async def test_manager_that_is_silent_at_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(house)
     manager.silent = True
     async with house:
@@ -247,7 +251,9 @@ async def test_manager_that_is_silent_at_the_adoption(house: House, manager: Fak
     await house.until(lambda: not alive(pid))
 
 
-async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(house: House, manager: FakeUserManager) -> None:
+async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(
+    house: InstanceContext, manager: FakeUserManager
+) -> None:
     pid, survivor = await left_by_a_daemon(house)
     async with house:
         endpoint = survivor.kept.unix
@@ -262,7 +268,7 @@ async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(house: Hous
         assert not alive(pid)
 
 
-async def test_record_says_no_secret_but_the_key(house: House, manager: FakeUserManager) -> None:
+async def test_record_says_no_secret_but_the_key(house: InstanceContext, manager: FakeUserManager) -> None:
     async with house:
         number = house.start(env={"TOKEN": "s3cret-t0ken"})
         _, secret = await house.heard.wait("ready", number)
@@ -273,7 +279,7 @@ async def test_record_says_no_secret_but_the_key(house: House, manager: FakeUser
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_choice_of_a_home(house: House) -> None:
+async def test_choice_of_a_home(house: InstanceContext) -> None:
     manager = FakeUserManager()
     homes = {"child": ChildHome(), "systemd": SystemdHome(manager, house.roots)}
     choice = HomeChoice(homes, manager)
@@ -293,7 +299,7 @@ async def test_choice_of_a_home(house: House) -> None:
     assert await HomeChoice(homes, None).look() == "this machine has none"
 
 
-async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: House) -> None:
+async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: InstanceContext) -> None:
     homes = {"child": ChildHome()}
     house.options |= {"homes": homes, "choose": HomeChoice(homes, None)}
     async with house:
@@ -309,4 +315,4 @@ def test_unit_names() -> None:
 
 
 def test_second_name_is_known_from_the_record() -> None:
-    assert second_name("qwen", Mark("3-abc", "/run")) == "accelerd-qwen-3-abc.service"
+    assert second_name("qwen", InstanceTag("3-abc", "/run")) == "accelerd-qwen-3-abc.service"

@@ -14,7 +14,7 @@ from accelerd.cli import machine, watching
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
 from accelerd.cli.failure import Exit
-from accelerd.cli.watching import Ask
+from accelerd.cli.watching import InferenceRequest
 
 EPILOG = "With --json and --watch: one JSON object a line, every second."
 
@@ -33,9 +33,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def source(context: Context) -> Ask:
+def source(context: Context) -> InferenceRequest:
     """The daemon, asked first now; or this process, when there is none."""
-    itself: Ask | None = None
+    itself: InferenceRequest | None = None
 
     def look() -> dict[str, Any]:
         nonlocal itself
@@ -45,7 +45,7 @@ def source(context: Context) -> Ask:
     return machine.source(context, "devices", look)
 
 
-def directly(context: Context) -> Ask:
+def directly(context: Context) -> InferenceRequest:
     """Looks at the machine; the same observer every time, because load and power are known from two looks."""
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.observer import Observer
@@ -59,6 +59,6 @@ def directly(context: Context) -> Ask:
     return ask
 
 
-def watch(context: Context, ask: Ask, pause: Callable[[float], None] = time.sleep) -> int:
+def watch(context: Context, ask: InferenceRequest, pause: Callable[[float], None] = time.sleep) -> int:
     """Until Ctrl-C."""
     return watching.watch(context, ask, show, pause)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accelerd.devices.model import Device
     from accelerd.engines.base import Build
     from accelerd.estimate.bandwidth import Rate
-    from accelerd.memory.model import Need
+    from accelerd.memory.model import MemoryRequirement
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 TOKENS = re.compile(r"(\d+)(k?)", re.IGNORECASE)
@@ -191,11 +191,11 @@ def judged(
     return found, [*notes, *found.estimate.notes, *remarks(found, told)]
 
 
-def need_of(option: Mapping[str, Any]) -> Need:
-    from accelerd.memory.model import Claim, Need
+def need_of(option: Mapping[str, Any]) -> MemoryRequirement:
+    from accelerd.memory.model import Claim, MemoryRequirement
 
     claims = tuple(Claim(**claim) for claim in option.get("claims") or ())
-    return Need(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
+    return MemoryRequirement(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
 
 
 def settled(

@@ -14,7 +14,7 @@ from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.machine import Machine, source
 from accelerd.cli.memory_view import show, show_learned
 from accelerd.cli.text import count, span
-from accelerd.cli.watching import Ask
+from accelerd.cli.watching import InferenceRequest
 
 EPILOG = """\
 In a bar every part begins with the letter of its line. What a model has reserved and does not use is drawn lighter.
@@ -52,7 +52,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def asking(context: Context) -> Ask:
+def asking(context: Context) -> InferenceRequest:
     """The daemon, or this process when there is none."""
     machine: Machine | None = None
 
@@ -64,7 +64,7 @@ def asking(context: Context) -> Ask:
     return source(context, "memory", directly)
 
 
-def watch(context: Context, ask: Ask, pause: Callable[[float], None] = time.sleep) -> int:
+def watch(context: Context, ask: InferenceRequest, pause: Callable[[float], None] = time.sleep) -> int:
     """Until Ctrl-C."""
     return watching.watch(context, ask, show, pause)
 

@@ -12,7 +12,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.flm import argv
 from accelerd.engines.flm.catalogue import EMBEDDER, KNOWN, WHISPER, Known
-from accelerd.memory.model import RAM, Claim, Need
+from accelerd.memory.model import RAM, Claim, MemoryRequirement
 
 MIB: Final = 1 << 20
 BESIDE: Final = 256 * MIB  # buffers and the program itself
@@ -26,7 +26,7 @@ def npu(devices: Sequence[Device]) -> Device | None:
     return min(found, key=lambda d: (d.problem is not None, d.driver != "amdxdna", d.id), default=None)
 
 
-def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> Need:
+def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> MemoryRequirement:
     """The one way to place it."""
     device = npu(devices)
     where = device.id if device is not None else NO_NPU
@@ -35,10 +35,10 @@ def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> Need:
     claims = tuple(Claim(where, FAMILY, kind) for kind in kinds)
     on = (where,) if device is not None else ()
     if spec.memory is not None:
-        return Need({RAM: spec.memory}, f"declared: {spec.origin('memory')}", on, claims=claims)
+        return MemoryRequirement({RAM: spec.memory}, f"declared: {spec.origin('memory')}", on, claims=claims)
     sizes = parts(spec, known)
     source = "estimated from FastFlowLM's list of models" if known.footprint else f"unknown: no list names {known.tag}"
-    return Need({RAM: sum(sizes.values())}, source, on, sizes, claims)
+    return MemoryRequirement({RAM: sum(sizes.values())}, source, on, sizes, claims)
 
 
 def parts(spec: ModelSpec, known: Known) -> dict[str, int]:

@@ -14,7 +14,7 @@ from accelerd.devices.model import Device
 from accelerd.engines.lemonade.catalogue import Catalogue, Known
 from accelerd.engines.lemonade.traits import device, traits
 from accelerd.estimate.placing import usable
-from accelerd.memory.model import RAM, Claim, Forecast, Need
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement
 
 # Recipe → the family of the NPU's contexts.
 FAMILY: Final[Mapping[str, str]] = {"flm": "flm", "ryzenai-llm": "ryzenai-llm", "whispercpp": "whispercpp"}
@@ -32,14 +32,14 @@ def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue, h
     if npu is not None and (kind == "npu" or (recipe == "whispercpp" and not known.device)):
         # It computes out of main memory: nothing of a GPU is touched.
         claim = Claim(npu.id, FAMILY.get(recipe, recipe), _kind(spec, catalogue), host=host)
-        return Forecast((Need({RAM: size}, source, devices=(npu.id,), claims=(claim,)),), key)
+        return Forecast((MemoryRequirement({RAM: size}, source, devices=(npu.id,), claims=(claim,)),), key)
     gpus = usable(devices)
     if kind == "gpu" and gpus and spec.gpu_layers != 0:
         wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
         # Lemonade chooses the GPU itself: the first that it would take is the one that is counted.
         chosen = wanted[:1] or [gpu for gpu in gpus if gpu.apu is not True][:1] or list(gpus[:1])
-        return Forecast((Need({chosen[0].id: size}, source, devices=(chosen[0].id,)),), key)
-    return Forecast((Need({RAM: size}, source),), key)
+        return Forecast((MemoryRequirement({chosen[0].id: size}, source, devices=(chosen[0].id,)),), key)
+    return Forecast((MemoryRequirement({RAM: size}, source),), key)
 
 
 def _size(spec: ModelSpec, known: Known) -> tuple[int, str]:

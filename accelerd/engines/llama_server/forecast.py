@@ -26,7 +26,7 @@ from accelerd.estimate.estimate import REPACKED, Estimate, Settings, estimate
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.placing import options, usable
 from accelerd.estimate.tensors import Identity, Model, ModelReader, identity
-from accelerd.memory.model import RAM, Forecast, Need, in_ram
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Forecaster:
         return Read(model, models[1], models[2], tuple(identity(name) for name in names))
 
     @staticmethod
-    def _unread(spec: ModelSpec, error: GgufError | OSError) -> Need:
+    def _unread(spec: ModelSpec, error: GgufError | OSError) -> MemoryRequirement:
         """The files' sizes where a header says nothing, 0 where there are no files."""
         size, source = files.footprint(spec)
         why = error.strerror if isinstance(error, OSError) else str(error)
@@ -158,7 +158,7 @@ class Forecaster:
         chosen = [] if spec.gpu_layers == 0 else wanted or ([gpu for gpu in gpus if gpu.apu is not True] or gpus[:1])
         if not chosen:
             return Forecast((in_ram(spec.memory, source),))
-        return Forecast(tuple(Need({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
+        return Forecast(tuple(MemoryRequirement({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
 
     @staticmethod
     def _key(known: Known, build: Build | None) -> str:
@@ -170,7 +170,7 @@ class Forecaster:
         return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
-def corrected(need: Need, found: Estimate, answer: FitAnswer) -> Need:
+def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> MemoryRequirement:
     """The need with what llama-fit-params knows better: weights and cache, and buffers of an unknown kind of model.
 
     Of buffers of a known kind it says an upper bound only, and all of it in whole MiB rounded down.
@@ -248,7 +248,7 @@ def _told(
 def ways(known: Known) -> offers.Ways:
     """How the model could be placed with another context and another type of its cache."""
 
-    def placed(context: int, kind: str | None) -> Sequence[Need]:
+    def placed(context: int, kind: str | None) -> Sequence[MemoryRequirement]:
         settings = replace(known.settings, context=context * known.settings.slots)
         if kind is not None:
             flash = "on" if settings.flash == "off" else settings.flash

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import Kept, Leader, Order
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.homes.home import InstanceRecord, Leader, Order
+from accelerd.supervise.process.processes import InstanceTag
 from accelerd.supervise.process.spawn import Spawner, find_program
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ChildHome:
         self._kills = OomKills(cgroup_of(proc, sys, "self"))
         self._living = 0
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return mark.instance
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
@@ -56,7 +56,9 @@ class ChildHome:
         self._weigh(child.pid, order.spec)
         return child
 
-    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+    async def adopt(
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> Leader | None:
         """Nothing here outlives the daemon that started it."""
         return None
 

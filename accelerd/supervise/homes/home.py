@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Tenancy
 from accelerd.instances import Cause
-from accelerd.supervise.process.processes import Mark, Process
+from accelerd.supervise.process.processes import InstanceTag, Process
 
 
 class HomeError(Exception):
@@ -31,7 +31,7 @@ class Order:
     argv: tuple[str, ...]  # argv[0] absolute, except in containers, whose PATH is their own
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
-    mark: Mark
+    mark: InstanceTag
     tenancy: Tenancy | None = None
 
 
@@ -109,13 +109,13 @@ class Closing(Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class InstanceRecord:
     """What must be known of a surviving instance to take it over: written before the spawn, read by the next daemon."""
 
     model: str
     home: str  # Home.kind
     fingerprint: str  # of the launch settings: another one means that it must be replaced
-    mark: Mark
+    mark: InstanceTag
     place: str  # the home's own name for it: the unit, the container
     unix: str | None
     port: int | None
@@ -128,7 +128,7 @@ class Home(Protocol):
     kind: str
     survives: bool  # does what lives here outlive the daemon?
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         """The home's own name for what is about to start, for Kept."""
         ...
 
@@ -143,7 +143,9 @@ class Home(Protocol):
         """Start it. HomeError, NoProgram or OSError; then nothing is left."""
         ...
 
-    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+    async def adopt(
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> Leader | None:
         """Hold on to what an earlier daemon started; None when it lives no more."""
         ...
 
@@ -152,7 +154,7 @@ class Home(Protocol):
 class Unmarked(Protocol):
     """A Home whose processes do not carry the mark: it alone knows them."""
 
-    async def living(self, kept: Kept) -> Sequence[Process]:
+    async def living(self, kept: InstanceRecord) -> Sequence[Process]:
         """Those that live of what an earlier daemon started; none when it cannot be told."""
         ...
 

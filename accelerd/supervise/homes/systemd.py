@@ -16,12 +16,12 @@ from typing import Final
 from accelerd.base.cgroup import find_cgroup
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import HomeError, Kept, Leader, Order
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, Leader, Order
 from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_name, unit_name, unit_properties
 from accelerd.supervise.homes.unit_leader import UnitLeader
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError, UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.process.processes import Mark, Process, ProcessTable, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, ProcTable
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram, find_program
 
@@ -52,7 +52,7 @@ class SystemdHome:
         self._roots = roots
         self._table = table or ProcTable(roots.proc)
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return unit_name(spec.name)
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
@@ -170,7 +170,9 @@ class SystemdHome:
 
     # --- adopt ------------------------------------------------------------------------------------------------
 
-    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+    async def adopt(
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> Leader | None:
         members = {process.pid: process for process in await self._members(kept.mark)}
         for unit in (kept.place, second_name(kept.model, kept.mark)):
             try:
@@ -191,7 +193,7 @@ class SystemdHome:
         state: UnitState,
         pidfd: int | None,
         process: Process,
-        kept: Kept,
+        kept: InstanceRecord,
         on_output: Callable[[bytes], None],
         on_exit: Callable[[], None],
     ) -> Leader | None:
@@ -211,7 +213,7 @@ class SystemdHome:
                 os.close(pidfd)
         return None
 
-    async def _members(self, mark: Mark) -> list[Process]:
+    async def _members(self, mark: InstanceTag) -> list[Process]:
         return await asyncio.to_thread(self._table.members, mark, None)
 
     # --- both -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.user_manager import Property
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.process.processes import InstanceTag
 
 PREFIX: Final = "accelerd-"
 SLICE: Final = "accelerd.slice"
@@ -49,7 +49,7 @@ def unit_name(model: str) -> str:
     return f"{PREFIX}{_escape(model)}.service"
 
 
-def second_name(model: str, mark: Mark) -> str:
+def second_name(model: str, mark: InstanceTag) -> str:
     """For when somebody else's unit has the name: never taken, and known from the record of the instance."""
     return f"{PREFIX}{_escape(model)}-{_escape(mark.instance)}.service"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerd.base import names
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.process.processes import InstanceTag
 
 _VARIABLE = names.ENV_MARK_INSTANCE.encode() + b"="
 
@@ -21,7 +21,7 @@ _VARIABLE = names.ENV_MARK_INSTANCE.encode() + b"="
 class Origin:
     """By what the processes of one start are known."""
 
-    mark: Mark
+    mark: InstanceTag
     session: int | None
     leader: int | None  # its descendants belong to it: in a container that was there before nothing carries the mark
 

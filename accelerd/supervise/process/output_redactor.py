@@ -11,7 +11,7 @@ from typing import Final
 LONGEST: Final = 64 * 1024  # bytes of a line without an end that are looked at
 
 
-class Discreet:
+class OutputRedactor:
     """A filter of one instance's output."""
 
     def __init__(self, harmless: str) -> None:

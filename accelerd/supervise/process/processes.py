@@ -37,7 +37,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Mark:
+class InstanceTag:
     """How the processes of one start are known: the session of its first process, and two environment variables."""
 
     instance: str  # unique per start, over all lives of the daemon
@@ -50,7 +50,7 @@ class Mark:
 class ProcessTable(Protocol):
     """The processes of this machine, as far as this user may look."""
 
-    def members(self, mark: Mark, session: int | None) -> list[Process]:
+    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
         """Live processes that carry `mark` or are in `session` (or its group). Zombies do not live. Blocking."""
         ...
 
@@ -70,7 +70,7 @@ class ProcTable:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
-    def members(self, mark: Mark, session: int | None) -> list[Process]:
+    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
         wanted = _entry(names.ENV_MARK_INSTANCE, mark.instance)
 
         def is_member(pid: int, stat: _Stat, mine: bool) -> bool:

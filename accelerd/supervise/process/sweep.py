@@ -17,10 +17,10 @@ from pathlib import Path
 
 from accelerd.base import names
 from accelerd.base.ports import Clock
-from accelerd.supervise.homes.home import Home, HomeError, Kept, Leader
+from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, Leader
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.process.processes import Mark, Process, ProcessTable, describe
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 async def sweep(
     leader: Leader | None,
-    mark: Mark,
+    mark: InstanceTag,
     model: str,
     table: ProcessTable,
     clock: Clock,
@@ -71,7 +71,7 @@ async def sweep(
         delay = min(delay * 2, 1.0)
 
 
-def _kill_members(table: ProcessTable, mark: Mark, session: int | None) -> list[Process]:
+def _kill_members(table: ProcessTable, mark: InstanceTag, session: int | None) -> list[Process]:
     """SIGKILL to every member found; all of them are returned, killed or not. Blocking."""
     members = table.members(mark, session)
     for process in members:
@@ -80,7 +80,7 @@ def _kill_members(table: ProcessTable, mark: Mark, session: int | None) -> list[
     return members
 
 
-async def end_kept(homes: Mapping[str, Home], kept: Kept, limits: Limits) -> None:
+async def end_kept(homes: Mapping[str, Home], kept: InstanceRecord, limits: Limits) -> None:
     """End an instance of an earlier daemon that nobody wants any more, and what its home has of it.
 
     What the home does not know (any more) is left to sweep_leftovers.

@@ -19,11 +19,11 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.supervise.homes.containers import tree
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
-from accelerd.supervise.homes.containers.handover import Handover
+from accelerd.supervise.homes.containers.handoff import ContainerHandoff
 from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
-from accelerd.supervise.homes.containers.tool import Courier, Done, Tools
-from accelerd.supervise.homes.home import HomeError, Kept, Order
-from accelerd.supervise.process.processes import Mark, Process
+from accelerd.supervise.homes.containers.tool import CliProcess, Done, Tools
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.process.processes import InstanceTag, Process
 from accelerd.supervise.process.reader import OutputReader
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ END_PATIENCE: Final = 5.0  # s until the engine has noticed the end
 class _Start:
     name: str
     engine: ContainerEngine
-    handover: Handover
+    handover: ContainerHandoff
     grace: float
     stopping: bool = False
-    logs: Courier | None = None
+    logs: CliProcess | None = None
 
 
 class ExistingHome:
@@ -62,7 +62,7 @@ class ExistingHome:
         self._tools = tools
         self._engines = list(engines or [ContainerEngine(name, tools) for name in ("podman", "docker")])
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return spec.container or ""
 
     async def endpoint(self, spec: ModelSpec) -> Endpoint:
@@ -100,18 +100,18 @@ class ExistingHome:
             raise
 
     async def adopt(
-        self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
     ) -> HeldLeader | None:
         try:
             engine, found = await self._find(kept.place)
         except HomeError:
             return None
         if not found.running:
-            await asyncio.to_thread(Handover(self._roots, kept.mark).remove)
+            await asyncio.to_thread(ContainerHandoff(self._roots, kept.mark).remove)
             return None
         return await self._held(kept.mark, found.name, engine, 10.0, on_output, on_exit)
 
-    async def living(self, kept: Kept) -> list[Process]:
+    async def living(self, kept: InstanceRecord) -> list[Process]:
         """Its main process, which carries no mark: the container was made before."""
         try:
             _, found = await self._find(kept.place)
@@ -135,10 +135,10 @@ class ExistingHome:
         raise HomeError(trouble)
 
     async def _held(
-        self, mark: Mark, name: str, engine: ContainerEngine, grace: float,
+        self, mark: InstanceTag, name: str, engine: ContainerEngine, grace: float,
         on_output: Callable[[bytes], None], on_exit: Callable[[], None],
     ) -> HeldLeader:  # fmt: skip
-        start = _Start(name, engine, Handover(self._roots, mark), grace)
+        start = _Start(name, engine, ContainerHandoff(self._roots, mark), grace)
         await asyncio.to_thread(start.handover.remove)  # an earlier daemon's
         reader = OutputReader(start.handover.prepare("", life=False), on_output)
         try:

@@ -22,7 +22,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.containers.tree import ExecSession
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.process.processes import Mark
+from accelerd.supervise.process.processes import InstanceTag
 
 NOT_FOUND: Final = 96  # the program is not there; toolbox turns 127 into 0
 NOT_HANDED: Final = 97  # the files cannot be seen inside, or were taken back
@@ -80,13 +80,13 @@ class End:
     status: int  # the exit status, or minus the signal
 
 
-class Handover:
+class ContainerHandoff:
     """The files of one start. All methods are blocking, in the sense of a local file system in memory.
 
     What returns a descriptor is called on the loop: from a thread nobody would close it when the caller is cancelled.
     """
 
-    def __init__(self, roots: Roots, mark: Mark) -> None:
+    def __init__(self, roots: Roots, mark: InstanceTag) -> None:
         self._files = InstanceFiles(roots.instances, mark)
         self.env = self._files.environment
         self.out = self._files.output

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
-class Doors:
+class MaintenanceLocks:
     """One door per name; open unless somebody holds it closed."""
 
     def __init__(self) -> None:

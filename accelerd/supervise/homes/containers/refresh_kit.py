@@ -18,8 +18,8 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.containers.builds import Builds
-from accelerd.supervise.homes.containers.door import Doors
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
+from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
 from accelerd.supervise.homes.containers.people import People, Visitor
 from accelerd.supervise.homes.containers.refresh_record import Begun, Left, RefreshRecord
 from accelerd.supervise.homes.containers.tool import Tools
@@ -64,7 +64,7 @@ class Kit:
     engine: ContainerEngine
     builds: Builds
     people: People
-    doors: Doors
+    doors: MaintenanceLocks
     models: Models
     record: RefreshRecord
     clock: Clock

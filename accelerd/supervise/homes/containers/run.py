@@ -29,12 +29,12 @@ from accelerd.supervise.homes.containers.engine import (
     entrypoint,
     only_ours,
 )
-from accelerd.supervise.homes.containers.handover import Handover, as_env_file, inner_environment
+from accelerd.supervise.homes.containers.handoff import ContainerHandoff, as_env_file, inner_environment
 from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
 from accelerd.supervise.homes.containers.pull import pull, told_in_lines
-from accelerd.supervise.homes.containers.tool import ENV_COURIER, Courier, Done, Tools
-from accelerd.supervise.homes.home import HomeError, Kept, Order
-from accelerd.supervise.process.processes import Mark, Process, ProcessTable
+from accelerd.supervise.homes.containers.tool import ENV_COURIER, CliProcess, Done, Tools
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
 
@@ -50,10 +50,10 @@ FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could 
 class _Start:
     """One instance, as this home holds it."""
 
-    mark: Mark
+    mark: InstanceTag
     name: str
-    handover: Handover
-    logs: Courier | None = None  # docker: `docker logs --follow`
+    handover: ContainerHandoff
+    logs: CliProcess | None = None  # docker: `docker logs --follow`
 
 
 class RunHome:
@@ -70,7 +70,7 @@ class RunHome:
         self._clock = clock
         self._table = table
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return container_name(spec.name)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
@@ -103,7 +103,7 @@ class RunHome:
 
     async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         spec, engine = order.spec, self._engine
-        start = _Start(order.mark, container_name(spec.name), Handover(self._roots, order.mark))
+        start = _Start(order.mark, container_name(spec.name), ContainerHandoff(self._roots, order.mark))
         there = await engine.inspect(start.name)
         if there is not None and not only_ours(there, order.mark.owner):
             raise HomeError(
@@ -151,9 +151,9 @@ class RunHome:
             raise
 
     async def adopt(
-        self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
     ) -> HeldLeader | None:
-        start = _Start(kept.mark, kept.place, Handover(self._roots, kept.mark))
+        start = _Start(kept.mark, kept.place, ContainerHandoff(self._roots, kept.mark))
         await asyncio.to_thread(self._kill_couriers, kept.mark)
         found = await self._engine.inspect(start.name)
         if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == kept.mark.instance:
@@ -315,7 +315,7 @@ class RunHome:
             await start.logs.end()
         await asyncio.to_thread(start.handover.remove)
 
-    def _kill_couriers(self, mark: Mark) -> None:
+    def _kill_couriers(self, mark: InstanceTag) -> None:
         """A `run` of a daemon that was killed in the middle of it: it must not make a container behind our back."""
         wanted = f"{ENV_COURIER}={mark.instance}".encode()
         for entry in os.scandir(self._roots.proc):

@@ -49,7 +49,7 @@ class Done:
         return said[-1].removeprefix("Error: ").strip() if said else f"it ended with status {self.status}"
 
 
-class Courier:
+class CliProcess:
     """A child that carries an instance in. Its end says nothing about the instance; its text is kept for errors."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, output: int | None = None) -> None:
@@ -145,10 +145,10 @@ class Tools:
         named = (f"--unit={unit}", "--slice=accelerd.slice", "--description=the way into a container") if unit else ()
         return (self.find("systemd-run"), "--user", "--scope", "--quiet", "--collect", *named, "--")
 
-    def courier(self, argv: Sequence[str], instance: str, output: int | None = None) -> Courier:
+    def courier(self, argv: Sequence[str], instance: str, output: int | None = None) -> CliProcess:
         """Start a program that carries `instance` in. HomeError, OSError."""
         env = {**self.env, ENV_COURIER: instance}
-        return Courier(argv, env, self.cwd, output)
+        return CliProcess(argv, env, self.cwd, output)
 
     async def call(
         self,

@@ -18,21 +18,21 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Inside
 from accelerd.supervise.homes.containers import images, tree
-from accelerd.supervise.homes.containers.door import Doors
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
-from accelerd.supervise.homes.containers.handover import (  # fmt: skip
+from accelerd.supervise.homes.containers.handoff import (  # fmt: skip
     NOT_FOUND,
     NOT_HANDED,
     SCRIPT,
+    ContainerHandoff,
     End,
-    Handover,
     as_shell,
     inner_environment,
 )
 from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
-from accelerd.supervise.homes.containers.tool import Courier, Done, Tools
-from accelerd.supervise.homes.home import HomeError, Kept, Order
-from accelerd.supervise.process.processes import Mark, Process, ProcessTable, describe
+from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
+from accelerd.supervise.homes.containers.tool import CliProcess, Done, Tools
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
 
@@ -63,10 +63,10 @@ done
 class _Start:
     """One instance, as this home holds it."""
 
-    mark: Mark
+    mark: InstanceTag
     container: str
-    handover: Handover
-    courier: Courier | None = None
+    handover: ContainerHandoff
+    courier: CliProcess | None = None
     session: tree.ExecSession | None = None
     end: End | None = None
 
@@ -98,9 +98,9 @@ class ToolboxHome:
         self._tools = tools
         self._engines = list(engines or [ContainerEngine("podman", tools)])
         self._starting: dict[str, asyncio.Lock] = {}
-        self.doors = Doors()  # closed while a container is replaced
+        self.doors = MaintenanceLocks()  # closed while a container is replaced
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return spec.container or ""
 
     def enter(self, container: str, command: Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class ToolboxHome:
 
     async def _start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
         container = (await self._up(order.spec.container or "")).name
-        start = _Start(order.mark, container, Handover(self._roots, order.mark))
+        start = _Start(order.mark, container, ContainerHandoff(self._roots, order.mark))
         reader: OutputReader | None = None
         survive = self.survives and order.spec.survive
         text = as_shell(inner_environment(order.spec, order.env))
@@ -162,9 +162,9 @@ class ToolboxHome:
             raise
 
     async def adopt(
-        self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
     ) -> HeldLeader | None:
-        start = _Start(kept.mark, kept.place, Handover(self._roots, kept.mark))
+        start = _Start(kept.mark, kept.place, ContainerHandoff(self._roots, kept.mark))
         process = await self._still_there(start)
         if process is not None:
             try:
@@ -238,7 +238,7 @@ class ToolboxHome:
                     f"(does its login shell wait for something?){why}"
                 )
 
-    async def _leader(self, mark: Mark) -> Process | None:
+    async def _leader(self, mark: InstanceTag) -> Process | None:
         def scan() -> Process | None:
             return tree.top(self._roots.proc, self._table.members(mark, None))
 

@@ -14,12 +14,12 @@ from typing import Final
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.supervise.homes.home import Home, HomeError, Kept, Leader, Order
+from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, Leader, Order
 from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
 from accelerd.supervise.homes.lemonade.server import Server, Used
 from accelerd.supervise.homes.lemonade.tenant import TenantLeader
 from accelerd.supervise.limits import Limits
-from accelerd.supervise.process.processes import Mark, ProcessTable, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
 from accelerd.system.statefile import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class LemonadeHome:
         )
         self._servers: dict[str | None, Server] = {}  # by address; None: accelerd's own
 
-    def place(self, spec: ModelSpec, mark: Mark) -> str:
+    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
         return spec.model or spec.name
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
@@ -71,7 +71,9 @@ class LemonadeHome:
             self._servers[url] = server
         return TenantLeader(order, server, on_output, on_exit)
 
-    async def adopt(self, kept: Kept, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader | None:
+    async def adopt(
+        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> Leader | None:
         """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
         return None
 

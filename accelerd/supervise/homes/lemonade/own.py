@@ -23,11 +23,11 @@ from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeEr
 from accelerd.instances import Cause
 from accelerd.supervise.homes.home import Home, HomeError, Leader, Order
 from accelerd.supervise.homes.lemonade import program
-from accelerd.supervise.homes.lemonade.server import Fate, Server
+from accelerd.supervise.homes.lemonade.server import ExitReason, Server
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.process.listen_owner import Owner, tcp_owner
 from accelerd.supervise.process.output import TAIL_LINES, OutputRing
-from accelerd.supervise.process.processes import Mark, ProcessTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable
 from accelerd.supervise.process.race import race
 from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.process.sweep import sweep
@@ -76,11 +76,11 @@ class OwnServer(Server):
         self._ring = OutputRing()
         self._lock = asyncio.Lock()
         self._leader: Leader | None = None
-        self._mark: Mark | None = None
+        self._mark: InstanceTag | None = None
         self._stopping = False
         self._ending: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
-        self._fate: Fate | None = None
+        self._fate: ExitReason | None = None
         self._wanted: str | None = None  # the program, as the configuration names it
 
     async def up(self, order: Order) -> LemonadeClient:
@@ -129,7 +129,7 @@ class OwnServer(Server):
         """PortTaken, HomeError, NoProgram, OSError, AccelError; then nothing is left."""
         port, key = _free_port(), secrets.token_hex(32)
         await asyncio.to_thread(program.prepare, found, self._folders, port, order.env)
-        mark = Mark(f"lemonade-{secrets.token_hex(8)}", order.mark.owner)
+        mark = InstanceTag(f"lemonade-{secrets.token_hex(8)}", order.mark.owner)
         env = program.environment(found, self._folders, order.env, key) | mark.environment()
         # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
         spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
@@ -162,7 +162,7 @@ class OwnServer(Server):
                 log.warning("the Lemonade Server becomes a child of accelerd: %s", error)
         return await self._homes["child"].start(order, self._printed, self._exit_seen)
 
-    async def _until_ready(self, leader: Leader, mark: Mark, client: LemonadeClient, port: int) -> None:
+    async def _until_ready(self, leader: Leader, mark: InstanceTag, client: LemonadeClient, port: int) -> None:
         """PortTaken; AccelError when it ends or does not answer. Its key goes to no other program."""
         foreign, deadline = 0, self.clock.monotonic() + START_PATIENCE
         while True:
@@ -186,7 +186,7 @@ class OwnServer(Server):
                 raise AccelError("model_failed", text, cause=Cause.LOAD_TIMEOUT.value)
             await race(leader.exited.wait(), within=LOOK)
 
-    def _owner(self, mark: Mark, session: int | None, port: int) -> Owner:
+    def _owner(self, mark: InstanceTag, session: int | None, port: int) -> Owner:
         return tcp_owner(self.proc, port, [one.pid for one in self._table.members(mark, session)])
 
     async def backend(self, port: int) -> int | None:
@@ -240,7 +240,7 @@ class OwnServer(Server):
         if self._leader is not None and self._mark is not None:
             self._end_of(self._leader, self._mark)
 
-    def _end_of(self, leader: Leader, mark: Mark) -> None:
+    def _end_of(self, leader: Leader, mark: InstanceTag) -> None:
         if self._ending is None:
             self._ending = asyncio.create_task(self._ended(leader, mark), name="end of the Lemonade Server")
 
@@ -249,7 +249,7 @@ class OwnServer(Server):
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
-    async def _ended(self, leader: Leader, mark: Mark) -> None:
+    async def _ended(self, leader: Leader, mark: InstanceTag) -> None:
         """Its process has exited, or is being killed: end what it leaves, then tell its tenants."""
         try:
             await sweep(leader, mark, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
@@ -265,7 +265,7 @@ class OwnServer(Server):
         finally:
             self._ending = None
 
-    def _verdict(self, leader: Leader) -> Fate:
+    def _verdict(self, leader: Leader) -> ExitReason:
         if self._stopping:
             return Cause.STOPPED, "the Lemonade Server was ended"
         if leader.result == "oom-kill":
@@ -276,7 +276,7 @@ class OwnServer(Server):
             return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
         return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}"
 
-    async def fate(self) -> Fate:
+    async def fate(self) -> ExitReason:
         """A broken connection may be its end: then it is known in a moment."""
         if self._ending is None and self._leader is not None:
             await race(self._leader.exited.wait(), within=1.0)

@@ -32,7 +32,7 @@ GONE_AFTER: Final = 3  # looks in a row at which nobody listens
 AFTERMATH: Final = 5.0  # s after a load in which what leaves does so because of it
 NPU_RECIPES: Final = frozenset(("flm", "ryzenai-llm", "whispercpp"))
 
-Fate = tuple[Cause, str]
+ExitReason = tuple[Cause, str]
 
 
 class Server(ABC):
@@ -61,7 +61,7 @@ class Server(ABC):
         """The running server. AccelError('model_failed') when it cannot be had."""
 
     @abstractmethod
-    async def fate(self) -> Fate:
+    async def fate(self) -> ExitReason:
         """After a connection to it broke: how it ended, or that it did not."""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Server(ABC):
             for tenant in list(self.tenants):
                 tenant.seen(health)
 
-    def gone(self, fate: Fate) -> None:
+    def gone(self, fate: ExitReason) -> None:
         """The server is no more: neither is any of its tenants."""
         for tenant in list(self.tenants):
             if tenant.attached:  # others wait for the next one
@@ -143,7 +143,7 @@ class Server(ABC):
     def _both_on_npu(self, *models: str) -> bool:
         return all(self.catalogue.of(model).recipe in NPU_RECIPES for model in models)
 
-    def why_gone(self, model: str, pid: int | None, *, alive: bool) -> Fate:
+    def why_gone(self, model: str, pid: int | None, *, alive: bool) -> ExitReason:
         """Why a model that nobody here has unloaded is not there any more. `alive`: its backend was, after that."""
         by_itself = "lemonade unloaded it by itself"
         other = self._blame(model)
@@ -203,7 +203,7 @@ class Used(Server):
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
         return self.client
 
-    async def fate(self) -> Fate:
+    async def fate(self) -> ExitReason:
         return Cause.EXITED, "the connection to the Lemonade Server broke"
 
     async def close(self) -> None:

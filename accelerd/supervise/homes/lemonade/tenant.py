@@ -22,7 +22,7 @@ from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
 from accelerd.instances import Cause
 from accelerd.supervise.homes.home import Order, Settled
-from accelerd.supervise.homes.lemonade.server import Fate, Server
+from accelerd.supervise.homes.lemonade.server import ExitReason, Server
 from accelerd.supervise.outcome import cause_of
 from accelerd.supervise.process.race import race
 
@@ -50,7 +50,7 @@ class TenantLeader:
         self.exited = asyncio.Event()
         self.status: int | None = None
         self.result: str | None = None
-        self.ended: Fate | None = None
+        self.ended: ExitReason | None = None
         self.attached = False  # to the server that runs now
         self.loaded = False
         self._order = order
@@ -151,7 +151,7 @@ class TenantLeader:
             self._other_pid = entry.pid
             self._changed.set()
 
-    def server_gone(self, fate: Fate) -> None:
+    def server_gone(self, fate: ExitReason) -> None:
         """With the server it is gone too."""
         self._over(None if self._leaving else fate)
 
@@ -345,7 +345,7 @@ class TenantLeader:
             fate = Cause.PUT_AWAY, f"lemonade unloaded it by itself: {anew}"
         await self._go(client, fate)
 
-    async def _go(self, client: LemonadeClient, fate: Fate | None) -> None:
+    async def _go(self, client: LemonadeClient, fate: ExitReason | None) -> None:
         """Have it unloaded, and return when that is proven."""
         name = self._entry.model if self._entry is not None else self.model
         while not (self._taken or self.exited.is_set()):
@@ -394,7 +394,7 @@ class TenantLeader:
         except TimeoutError:
             self._kill(await asyncio.to_thread(lambda: self._server.spare(self._server.processes_of(self))))
 
-    def _over(self, fate: Fate | None) -> None:
+    def _over(self, fate: ExitReason | None) -> None:
         if self.exited.is_set():
             return
         self.ended = fate
