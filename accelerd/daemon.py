@@ -356,7 +356,7 @@ class Daemon:
         """Do `work` for at most `patience` seconds or until told to stop again. Was it done to its end?"""
         task = asyncio.ensure_future(work)
         await asyncio.wait((task, hurry), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        done = task.done()
+        done: bool = task.done()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

@@ -34,7 +34,7 @@ class ClientConnection(RequestHandler):
 
     __slots__ = ("_begun", "_behind", "_failure", "_fast", "_heads", "_wire", "exchange", "relay")
 
-    _manager: Server | None  # type: ignore[assignment]
+    _manager: Server | None
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -38,7 +37,8 @@ from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import JSON, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
-from accelerd.scheduler.service import Scheduler, Ticket
+from accelerd.scheduler.service import Scheduler
+from accelerd.scheduler.ticket import Ticket
 
 HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 
@@ -172,7 +172,7 @@ class Gateway:
         if transport is None:
             return Sent(keep_alive=False)  # the client has gone
         relay = Relay(
-            cast(asyncio.Transport, transport),  # uvloop's transports are no subclasses of asyncio's
+            transport,
             self._now,
             keep_alive=request.keep_alive,
             http10=request.version < HttpVersion11,

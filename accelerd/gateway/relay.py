@@ -48,7 +48,7 @@ class Sent(web.StreamResponse):
         self._eof_sent = True
         self._keep_alive = keep_alive
 
-    async def prepare(self, request: web.BaseRequest) -> None:  # type: ignore[override]
+    async def prepare(self, request: web.BaseRequest) -> None:
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:

@@ -184,12 +184,12 @@ class Service:
         self._retry_timer = 0
         self._book.retry()
         self._after()
-        return GLib.SOURCE_REMOVE
+        return bool(GLib.SOURCE_REMOVE)
 
     def _idle_over(self) -> bool:
         self._idle_timer = 0
         self._end()
-        return GLib.SOURCE_REMOVE
+        return bool(GLib.SOURCE_REMOVE)
 
 
 def refuse(call: Any, error: LevelError) -> None:

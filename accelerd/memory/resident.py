@@ -189,7 +189,7 @@ class Residents:
             max(getattr(held, kind) for held in processes.values()) for kind in ("shmem", "file", "locked")
         )
         group = cgroup_of(self._roots.proc, self._roots.sys, next(iter(processes)))
-        if group is not None and group.processes() == processes.keys():
+        if group is not None and group.processes() == frozenset(processes):
             charged = group.charged()
             most = max(held.anon for held in processes.values())
             anon = max(most, min(anon, charged.get("anon", anon)))  # after a fork both have the same pages

@@ -103,7 +103,7 @@ class MemoryWatch:
         """
         if self._task is None or self.degraded is not None:
             return self._latest()
-        reader = asyncio.get_running_loop().create_future()
+        reader: asyncio.Future[MemorySnapshot] = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
         self.want()
         return await reader

@@ -60,7 +60,7 @@ class Usage:
         age = max(0.0, now - self._last) if self._last is not None else ONCE
         rate = sum(r * math.exp(-age / t) / t for r, t in zip(self._rates, RATES, strict=True)) / len(RATES)
         soon = sum(self._ends(age, horizon) / horizon for horizon in HORIZONS) / len(HORIZONS)
-        return max(3600.0 * soon * (3600.0 * rate) ** HABIT, 1e-12)
+        return max(3600.0 * soon * math.pow(3600.0 * rate, HABIT), 1e-12)
 
     def _count(self, pause: float) -> None:
         bucket = _bucket(pause)
@@ -76,7 +76,7 @@ class Usage:
         until = age + horizon
         doubt = DOUBT * self._weight
         lasted = doubt  # weight of the pauses that last as long as `age`
-        ended = doubt * (1.0 - ((age + SHORT) / (until + SHORT)) ** TAIL)
+        ended = doubt * (1.0 - math.pow((age + SHORT) / (until + SHORT), TAIL))
         for bucket in range(_bucket(age), len(self._pauses)):
             weight = self._pauses[bucket]
             begin, end = (1 << bucket) - 1.0, (2 << bucket) - 1.0

@@ -87,7 +87,7 @@ def _memlock(s: Surroundings, here: str) -> Check:
 
 async def _models(s: Surroundings, path: str) -> list[Check]:
     """Configured ones that are not on this machine."""
-    from accelerd.engines.flm import argv, names, program
+    from accelerd.engines.flm import argv, catalogue, names, program
 
     try:
         known = await program.Program(time.monotonic).models(path, program.environment(s.env))
@@ -104,7 +104,7 @@ async def _models(s: Surroundings, path: str) -> list[Check]:
             found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM knows no model {spec.model!r}", fix))
             continue
         own, hears, embeds = argv.parts(spec, tag)
-        for one in filter(None, (own, hears and argv.WHISPER, embeds and argv.EMBEDDER)):
+        for one in filter(None, (own, hears and catalogue.WHISPER, embeds and catalogue.EMBEDDER)):
             if one in known and not known[one].installed:
                 found.append(Check("npu-models", "fail", f"{spec.name}: {one} is not here", f"flm pull {one}"))
     here = sorted(tag for tag, one in known.items() if one.installed)

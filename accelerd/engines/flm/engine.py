@@ -20,7 +20,7 @@ from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
 from accelerd.engines.flm import argv, asks, footprint, names, program, stack
-from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, KNOWN, Known
+from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, Known
 from accelerd.engines.llama_server.engine import free_port
 from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
@@ -132,7 +132,7 @@ class Flm(Engine):
             text = f"FastFlowLM knows no model {wanted!r}; {hint}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
         own, hears, embeds = argv.parts(spec, tag)
-        wants = [one for one, yes in ((own, True), (argv.WHISPER, hears), (argv.EMBEDDER, embeds)) if one and yes]
+        wants = [one for one, yes in ((own, True), (WHISPER, hears), (EMBEDDER, embeds)) if one and yes]
         missing = [one for one in wants if one in models and not models[one].installed]
         if missing:
             self._program.forget()  # as soon as it is fetched it can be used

@@ -48,7 +48,7 @@ class LemonadeHome:
         self.catalogue = Catalogue(self._kept())
         self._clock = clock
         self._roots = roots
-        self._make_own = lambda: OwnServer(
+        self._make_own: Callable[[], Server] = lambda: OwnServer(
             self.catalogue, clock, roots, table or ProcTable(roots.proc), homes, limits, idle
         )
         self._servers: dict[str | None, Server] = {}  # by address; None: accelerd's own
