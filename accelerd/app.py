@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.connection import SessionBus
 from accelerd.bus.desk import BusService, ControlApi
@@ -40,7 +41,6 @@ from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.instances import Exit
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import MemoryRequirement, MemorySnapshot

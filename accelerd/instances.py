@@ -9,46 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-
-
-class Cause(StrEnum):
-    """Why an instance ended."""
-
-    STOPPED = "stopped"  # asked to stop, whatever the exit status
-    EXITED = "exited"  # by itself, with an exit status
-    SIGNALED = "signaled"  # by a signal that accelerd did not send
-    NO_PROGRAM = "no-program"  # binary missing or not executable
-    NO_MODEL = "no-model"  # model file missing or unreadable
-    REFUSED = "refused"  # the plan could not be made: a setting this engine build does not know
-    SPAWN_FAILED = "spawn-failed"  # fork/exec failed for want of something (EAGAIN, ENOMEM …)
-    LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
-    WITHOUT_MODEL = "without-model"  # killed: it came up, but refused the smallest request
-    UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
-    PORT_UNAVAILABLE = "port-unavailable"
-    DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone
-    DEVICE_RESET = "device-reset"  # killed: what it ran on was reset, and what it had there is lost
-    PUT_AWAY = "put-away"  # the server that held it, not accelerd, unloaded it
-    OOM_KILLED = "oom-kill"  # for want of memory: killed by the kernel or systemd-oomd, or it got none and said so
-
-
-# Trying again cannot help until somebody changes something.
-PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.REFUSED})
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How an instance ended, for people and for the restart policy."""
-
-    cause: Cause
-    message: str  # one line: "llama-server exited with status 1 after 0.4 s"
-    status: int | None = None  # exit status; negative: the signal
-    tail: tuple[str, ...] = ()  # the last lines of output, at most 20, printable
-    peak: int | None = None  # the most bytes it was seen to use, or asked for at once; None: not known
 
 
 class Listener(Protocol):

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.notifications import CAUSES, DesktopNotifications
 from accelerd.policy.sleep_and_power import Battery, Sleep, modest

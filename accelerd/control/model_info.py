@@ -16,13 +16,12 @@ import msgspec
 from accelerd.base.ports import Roots
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.remembered import StateStore
-from accelerd.devices.choice import first_gpu, first_npu
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.estimate.placing import default_device
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
-from accelerd.memory.npu_rules import NPU_ENGINES
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 
@@ -34,18 +33,6 @@ def fingerprint(spec: ModelSpec) -> str:
     """Names one way of running one model in the state file. Says nothing about its environment, which may be secret."""
     launch = {name: getattr(spec, name) for name in LAUNCH_FIELDS if name != "env"}
     return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
-
-
-def device_of(spec: ModelSpec, devices: Sequence[Device]) -> str:
-    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, or "cpu".
-
-    For where nobody has placed it: what a Need says of devices is the truth.
-    """
-    if spec.engine in NPU_ENGINES:
-        npu = first_npu(devices)
-        return npu.id if npu is not None else "cpu"
-    found = first_gpu(devices) if spec.gpu_layers != 0 else None
-    return found.id if found is not None else "cpu"
 
 
 class ModelInfo:
@@ -153,7 +140,7 @@ class ModelInfo:
         """The id of the device that the model runs on, or would now."""
         estimate = self._estimates.get(spec.name)
         placed = estimate.options[0].devices if estimate is not None else ()
-        return next((id for id in placed), "") or device_of(spec, self._devices())
+        return next((id for id in placed), "") or default_device(spec, self._devices())
 
     @property
     def degraded(self) -> str | None:

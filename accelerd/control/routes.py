@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Exit
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.config.model import ModelSpec, Route
 from accelerd.control.http import Routes, doings, look, looks, streams
@@ -38,7 +39,7 @@ from accelerd.control.operations import (
 )
 from accelerd.engines.base import LaunchPlan
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.instances import Exit, Facts
+from accelerd.instances import Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits

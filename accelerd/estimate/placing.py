@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Final
 
-from accelerd.devices.choice import COMPUTE
+from accelerd.config.model import ModelSpec
+from accelerd.devices.choice import COMPUTE, first_gpu, first_npu
 from accelerd.devices.model import Device
 from accelerd.estimate.estimate import Estimate, Share
 from accelerd.memory.model import RAM, MemoryRequirement
+from accelerd.memory.npu_rules import NPU_ENGINES
 
 ALL: Final = 1 << 16  # layers
 
@@ -94,3 +96,15 @@ def _need(shares: Sequence[Share], slots: tuple[str, ...], source: str) -> Memor
         for name, size in share.parts().items():
             parts[name] = parts.get(name, 0) + size
     return MemoryRequirement(amounts, source, slots, parts)
+
+
+def default_device(spec: ModelSpec, devices: Sequence[Device]) -> str:
+    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, or "cpu".
+
+    Where the model has no place yet; a MemoryRequirement's devices are the truth.
+    """
+    if spec.engine in NPU_ENGINES:
+        npu = first_npu(devices)
+        return npu.id if npu is not None else "cpu"
+    found = first_gpu(devices) if spec.gpu_layers != 0 else None
+    return found.id if found is not None else "cpu"

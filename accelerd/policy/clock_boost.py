@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerd.config.model import ModelSpec, PerformanceSettings
-from accelerd.control.model_info import device_of
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import Rules
 from accelerd.devices.model import Device
 from accelerd.devices.setters import Direct
+from accelerd.estimate.placing import default_device
 
 
 class ClockBoost:
@@ -49,7 +49,7 @@ class ClockBoost:
 
     def _slot(self, spec: ModelSpec) -> str | None:
         """Of the GPU that the model uses; None: none. What is done on an NPU makes no GPU faster."""
-        used = self._where(spec.name) or device_of(spec, self._devices)
+        used = self._where(spec.name) or default_device(spec, self._devices)
         return next((d.slot for d in self._devices if d.id == used and d.kind == "gpu"), None)
 
     def devices(self, devices: Sequence[Device]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.control.model_info import device_of
 from accelerd.devices.model import Device
 from accelerd.devices.watch import DeviceWatch, Diff
-from accelerd.instances import Cause
+from accelerd.estimate.placing import default_device
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.service import Scheduler
 
@@ -31,7 +31,7 @@ class DeviceLoss:
         snapshots = self._scheduler.snapshots()
         found = {s.instance: s for s in snapshots if s.instance is not None and s.state in OCCUPIED}
         self._on = {
-            instance: self._on.get(instance) or s.need.devices or (device_of(s.spec, diff.before),)
+            instance: self._on.get(instance) or s.need.devices or (default_device(s.spec, diff.before),)
             for instance, s in found.items()
         }
         living = {instance: s.spec for instance, s in found.items()}

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 from accelerd.base import names
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.instances import Cause
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from accelerd.base import names
+from accelerd.base.exits import Cause
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff
-from accelerd.instances import Cause
 from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Record, Residue, Transition

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step

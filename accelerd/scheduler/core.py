@@ -11,10 +11,10 @@ import difflib
 from collections.abc import Callable, Collection, Iterable
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast
 from accelerd.memory.npu_rules import first_device
 from accelerd.scheduler.admission import Admission, Effects

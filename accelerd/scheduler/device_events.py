@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accelerd.instances import Cause
+from accelerd.base.exits import Cause
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Record, StopWatcher

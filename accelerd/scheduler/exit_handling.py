@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from accelerd.base.errors import AccelError
-from accelerd.instances import PERMANENT, Cause, Exit
+from accelerd.base.exits import PERMANENT, Cause, Exit
 from accelerd.memory.model import OUTGROWN, RAM
 from accelerd.memory.text import gib
 from accelerd.scheduler.admission import CPU, Admission

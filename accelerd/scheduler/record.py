@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Exit
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Exit
 from accelerd.memory.ledger import Holding, Phase
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State

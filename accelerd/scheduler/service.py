@@ -12,10 +12,11 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause, Exit, Supervisor
+from accelerd.instances import Supervisor
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.core import Core

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import PurePath
 
+from accelerd.base.exits import Cause
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import Cause
 from accelerd.memory.text import gib
 from accelerd.supervise.process.shortage import Shortage
 from accelerd.supervise.process.spawn import spawn_trouble

@@ -17,10 +17,11 @@ from typing import Any
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
-from accelerd.instances import Cause, Exit, Facts, Listener
+from accelerd.instances import Facts, Listener
 from accelerd.supervise import exit_messages as words
 from accelerd.supervise import outcome
 from accelerd.supervise.homes.home import Home, HomeError, Leader, Order, Tenant

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import Cause
 from accelerd.memory.resident import resident, taken_in
 from accelerd.supervise import exit_messages as words
 from accelerd.supervise.limits import Limits

@@ -9,8 +9,8 @@ import re
 from typing import Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import Cause, Exit
 from accelerd.supervise import exit_messages as words
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.process.output import TAIL_LINES

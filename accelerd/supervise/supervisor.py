@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerd.base import names
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
-from accelerd.instances import Cause, Exit, Facts, Listener, Supervisor
+from accelerd.instances import Facts, Listener, Supervisor
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Closing, Home, HomeError, Unmarked, Untidy

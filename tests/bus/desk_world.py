@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.names import BUS_PATH
 from accelerd.base.ports import SystemClock
 from accelerd.bus.desk import BusService, ControlApi
@@ -23,7 +24,7 @@ from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.devices.model import Device
 from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.instances import Cause, Exit, Facts
+from accelerd.instances import Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
 from accelerd.policy.event_log import Witnesses

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.names import BUS_MANAGER, BUS_MODEL, BUS_PATH
 from accelerd.bus.paths import device_path, model_path
 from accelerd.config.problems import Problem
 from accelerd.control.jobs import UNFINISHED_MOST
-from accelerd.instances import Cause, Exit
 from accelerd.scheduler.lifecycle import State
 from tests.bus.desk_world import GIB, GPU, World, configure, desk_of, model, until
 from tests.bus.fake_bus import methods

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.instances import Cause
 from accelerd.memory.model import MemoryRequirement
 from accelerd.policy.device_loss import DeviceLoss
 from accelerd.scheduler.lifecycle import State

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from accelerd.base.exits import Cause
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff, compare
-from accelerd.instances import Cause
 
 
 @dataclass

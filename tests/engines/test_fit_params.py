@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Answer, Inside, Place
 from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways
 from accelerd.engines.llama_server.fit_params import FILE, FitParams
-from accelerd.instances import Cause
 from tests.engines.helps import THIS_YEAR, model_file
 from tests.memory.zoo import make
 

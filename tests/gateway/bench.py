@@ -18,13 +18,13 @@ import msgspec
 import pytest
 import uvloop
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, Route, SchedulerSettings, ServerSettings
 from accelerd.engines.base import Dialect, Endpoint, Task, Traits
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.record import Record, Residue, Transition

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
-from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
 from accelerd.memory.watch import MemoryWatch

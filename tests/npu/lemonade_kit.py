@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.engines.lemonade import Lemonade
-from accelerd.instances import Cause, Exit
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home
 from accelerd.supervise.homes.homes import HomeChoice

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings
-from accelerd.instances import Cause
 from accelerd.supervise.process.processes import ProcTable
 from tests.harness import eventually, free_port
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeHouse, foreign

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from accelerd.base import names
+from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause
 from accelerd.supervise.http_probe import status
 from accelerd.supervise.process.processes import ProcTable
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, LemonadeHouse

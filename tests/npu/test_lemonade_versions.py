@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Roots
-from accelerd.instances import Cause
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.process.spawn import NoProgram

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.bus.devices import DeviceObjects
 from accelerd.cli.checks import npu as checks
 from accelerd.cli.commands import explain, status
@@ -22,7 +23,7 @@ from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found,
 from accelerd.control.model_info import device_of
 from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.model import Device
-from accelerd.instances import Cause, Facts
+from accelerd.instances import Facts
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.report import ledger_of, report

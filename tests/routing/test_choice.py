@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec, Route
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.routing.choice import Decision, decide
 from accelerd.scheduler.lifecycle import State

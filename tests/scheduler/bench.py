@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelerd.instances import Cause
+from accelerd.base.exits import Cause
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import Bench, model
 

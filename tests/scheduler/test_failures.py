@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import Bench, Request, model
 

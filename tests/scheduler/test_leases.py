@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import Bench, model
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, Request, model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import Bench, Watched, model, refusal

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import Limits

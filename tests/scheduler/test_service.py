@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accelerd.base.errors import AccelError
-from accelerd.instances import Cause
+from accelerd.base.exits import Cause
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
-from accelerd.instances import Cause
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, Request, model

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.pressure import Pressure
 from accelerd.scheduler.core import Core

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.exits import Exit
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.instances import Exit
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, Leader, Order
 from accelerd.supervise.homes.homes import HomeChoice

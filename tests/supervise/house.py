@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan, Traits
-from accelerd.instances import Cause, Exit
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.supervise.supervisor import ProcessSupervisor
 

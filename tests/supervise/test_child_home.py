@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.cgroup import Cgroup, cgroup_of, find_cgroup
-from accelerd.instances import Cause
+from accelerd.base.exits import Cause
 from accelerd.supervise.homes.child_home import ChildHome
 from tests.supervise.house import InstanceContext
 

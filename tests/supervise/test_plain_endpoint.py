@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.instances import Cause
 from accelerd.supervise.process.listen_owner import Owner, tcp_owner
 from tests.supervise.house import FAKE_SERVER, InstanceContext, alive, free_port
 

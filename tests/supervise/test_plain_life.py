@@ -18,9 +18,9 @@ import uvloop
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import PERMANENT, Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import PERMANENT, Cause
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.process.spawn import Child, Spawner
 from tests.supervise.house import InstanceContext, alive

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from accelerd.base import names
+from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
-from accelerd.instances import Cause
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
-from accelerd.instances import Cause
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine

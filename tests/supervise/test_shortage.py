@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.instances import Cause
 from accelerd.supervise.exit_messages import got_no_memory
 from accelerd.supervise.instance_records import Record, RecordStore, record_of
 from accelerd.supervise.process.processes import InstanceTag

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.instances import Cause
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.homes.homes import HomeChoice

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag
 from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER
-from accelerd.instances import Cause
 
 LEAST_CONTEXT: Final = 512
 QUEUE: Final = 10  # requests that wait at one server, by default

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
 from accelerd.engines.flm import argv, asks, footprint, names, program, stack
 from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, Known
 from accelerd.engines.llama_server.engine import free_port
-from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)

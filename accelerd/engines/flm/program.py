@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.engines.flm.catalogue import Known, of_listing
-from accelerd.instances import Cause
 
 Which = Callable[[str, str], str | None]  # name, search path → file
 

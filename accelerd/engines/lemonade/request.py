@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag
-from accelerd.instances import Cause
 
 # What Lemonade writes on the command line of a llama-server itself, and how accelerd is told instead.
 ITS_OWN: Final[Mapping[str, str]] = {

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Advice, Endpoint, Flag
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
 from accelerd.engines.llama_server.features import Features, Option
-from accelerd.instances import Cause
 
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")

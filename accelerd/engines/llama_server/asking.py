@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.engines.base import Answer
-from accelerd.instances import Cause
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import (
@@ -44,7 +45,6 @@ from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.fit_params import FitAnswer, FitParams
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.instances import Cause
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)

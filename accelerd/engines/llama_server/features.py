@@ -21,10 +21,10 @@ from typing import Final
 import msgspec
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.engines.base import Answer, Inside
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.environment import DEVICES
-from accelerd.instances import Cause
 
 log = logging.getLogger(__name__)
 

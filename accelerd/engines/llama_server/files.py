@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.instances import Cause
 
 Which = Callable[[str, str], str | None]  # name, search path → file
 

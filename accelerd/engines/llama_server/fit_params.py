@@ -20,13 +20,13 @@ from typing import Final
 import msgspec
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Answer, Inside, Place
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.features import DRIVER_VARIABLES, FeatureReader, Features
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways
-from accelerd.instances import Cause
 
 __all__ = ["FitAnswer", "FitParams", "FitRow"]
 

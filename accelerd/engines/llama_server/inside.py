@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.engines.base import Fixed, Flag, Inside, LaunchPlan
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.files import fail, shards
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.instances import Cause
 
 FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Tenancy
-from accelerd.instances import Cause
 from accelerd.supervise.process.processes import InstanceTag, Process
 
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Answer, Endpoint, Fixed, Inside, Place
-from accelerd.instances import Cause
 from accelerd.supervise.homes.containers.tool import Done
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.process.spawn import NoProgram

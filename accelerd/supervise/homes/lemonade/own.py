@@ -16,11 +16,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
-from accelerd.instances import Cause
 from accelerd.supervise.homes.home import Home, HomeError, Leader, Order
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, Server

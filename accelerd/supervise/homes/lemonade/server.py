@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError, Silent, Unreachable
 from accelerd.engines.lemonade.engine import read_key
-from accelerd.instances import Cause
 from accelerd.supervise.homes.home import Order
 from accelerd.supervise.process.groups import Origin, ProcessGroups
 

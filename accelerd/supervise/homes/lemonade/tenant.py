@@ -17,10 +17,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
-from accelerd.instances import Cause
 from accelerd.supervise.homes.home import Order, Settled
 from accelerd.supervise.homes.lemonade.server import ExitReason, Server
 from accelerd.supervise.outcome import cause_of
