@@ -9,7 +9,6 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
-from accelerd.bus.connection import SessionBus
 from accelerd.bus.desk import BusService, ControlApi
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import MemorySettings, ModelSpec
@@ -81,16 +80,17 @@ from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.battery import watch_battery
+from accelerd.system.dbus.client import SystemBus, system_bus
+from accelerd.system.dbus.exporter import SessionBus
+from accelerd.system.dbus.properties import session_bus
 from accelerd.system.gamemode import watch_games
 from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.lock import InstanceLock
 from accelerd.system.notifications import Notifications
 from accelerd.system.notify import Notifier, Watchdog
-from accelerd.system.property_watch import session_bus
 from accelerd.system.startup import EXIT_CONFIG, StartError
 from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
-from accelerd.system.system_bus import SystemBus, system_bus
 from accelerd.tuning.tuner import RuleTuner
 
 BUS_PATIENCE = 2.0  # s for what the desktop answers: it stops nobody

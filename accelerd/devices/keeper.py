@@ -17,8 +17,8 @@ from accelerd.base.ports import Clock
 from accelerd.devices.level import HIGH, Governor, Note, Order, Reading, Rules
 from accelerd.devices.model import Device
 from accelerd.helper.gpu import DRIVER, LevelError
-from accelerd.system.bus_thread import BusThread
 from accelerd.system.records import event
+from accelerd.system.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class LevelKeeper:
         self._rivals = rivals
         self._rules = rules
         self._patience = patience
-        self._thread = BusThread("sensors")
+        self._thread = WorkerThread("sensors")
         self._governors: dict[str, Governor] = {}
         self._leaving: set[str] = set()  # of devices that are no more
         self._wake = asyncio.Event()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from accelerd.system.system_bus import BusError, SystemBus
+from accelerd.system.dbus.client import BusError, SystemBus
 
 LACT_SOCKET: Final = Path("/run/lactd.sock")
 # tuned comes with a part that answers for power-profiles-daemon: then it is tuned

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 from accelerd.base import names
 from accelerd.helper.book import Book
 from accelerd.helper.gpu import FILE, LevelError
-from accelerd.system.bus_thread import BusThread
-from accelerd.system.system_bus import BusError, SystemBus
+from accelerd.system.dbus.client import BusError, SystemBus
+from accelerd.system.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -161,7 +161,7 @@ class Direct:
     def __init__(self, sys: Path, runtime: Path) -> None:
         self._sys = sys
         self._book = Book(sys, runtime / names.LEVELS_FILE)
-        self._thread = BusThread("level")
+        self._thread = WorkerThread("level")
         self._leases: dict[str, int] = {}
 
     async def why_not_resident(self, slot: str) -> str | None:

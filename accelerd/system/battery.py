@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from accelerd.system.property_watch import PropertiesWatch, Property
-from accelerd.system.system_bus import system_bus
+from accelerd.system.dbus.client import system_bus
+from accelerd.system.dbus.properties import PropertiesWatch, Property
 
 UPOWER: Final = Property("org.freedesktop.UPower", "/org/freedesktop/UPower", "org.freedesktop.UPower", "OnBattery")
 PROFILES: Final = Property(

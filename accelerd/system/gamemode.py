@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from accelerd.system.property_watch import Property, PropertyWatch, session_bus
+from accelerd.system.dbus.properties import Property, PropertyWatch, session_bus
 
 GAMEMODE: Final = Property(
     "com.feralinteractive.GameMode",

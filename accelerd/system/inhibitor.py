@@ -14,8 +14,8 @@ from contextlib import suppress
 from io import FileIO
 from typing import Any, Final, Protocol
 
-from accelerd.system.property_watch import PROPERTIES, Property, PropertyWatch
-from accelerd.system.system_bus import BusError, SystemBus, system_bus
+from accelerd.system.dbus.client import BusError, SystemBus, system_bus
+from accelerd.system.dbus.properties import PROPERTIES, Property, PropertyWatch
 
 log = logging.getLogger(__name__)
 

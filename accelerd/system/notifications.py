@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from accelerd.base.ports import Clock
-from accelerd.system.system_bus import BusError, SystemBus
+from accelerd.system.dbus.client import BusError, SystemBus
 
 log = logging.getLogger(__name__)
 

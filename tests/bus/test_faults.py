@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from accelerd.base import names
-from accelerd.bus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
-from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call
+from accelerd.system.dbus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
+from accelerd.system.dbus.exporter import SessionBus
 from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, furnish, on_bus, run, until
 from tests.system.fake_services import Bus
 

@@ -15,9 +15,9 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.bus.connection import SessionBus
 from accelerd.bus.port import Call, Variant
-from accelerd.bus.xml import DIRECTORY, interfaces
+from accelerd.system.dbus.exporter import SessionBus
+from accelerd.system.dbus.xml import DIRECTORY, interfaces
 from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, monitor, on_bus, refusal, run, until
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
@@ -227,7 +227,7 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
 async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.MonkeyPatch, broker: Bus) -> None:
     import sys
 
-    for module in ("accelerd.bus.callers", "accelerd.bus.export", "gi.repository"):
+    for module in ("accelerd.system.dbus.callers", "accelerd.system.dbus.export", "gi.repository"):
         monkeypatch.setitem(sys.modules, module, None)
     bus = SessionBus(broker.address)
     bus.publish(names.BUS_PATH, {names.BUS_MANAGER: {}}, BusService())

@@ -14,10 +14,10 @@ from typing import Any
 from gi.repository import Gio, GLib
 
 from accelerd.base import names
-from accelerd.bus.connection import SessionBus
 from accelerd.bus.paths import job_path, model_path
 from accelerd.bus.port import Call
-from accelerd.bus.xml import interfaces
+from accelerd.system.dbus.exporter import SessionBus
+from accelerd.system.dbus.xml import interfaces
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 

@@ -23,7 +23,7 @@ from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
 from accelerd.helper.gpu import LevelError
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.system.system_bus import BusError, SystemBus
+from accelerd.system.dbus.client import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
 
 __all__ = ["glib_worker"]

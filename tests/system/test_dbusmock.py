@@ -19,9 +19,9 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.system.battery import watch_battery
+from accelerd.system.dbus.client import SystemBus
 from accelerd.system.inhibitor import LOGIND, MANAGER, PATH, SleepGuard, watch_sleep
 from accelerd.system.notifications import Note, Notifications
-from accelerd.system.system_bus import SystemBus
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus

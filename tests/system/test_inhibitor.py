@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from accelerd.system.dbus.client import SystemBus
 from accelerd.system.inhibitor import SleepGuard, watch_sleep
-from accelerd.system.system_bus import SystemBus
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.base.ports import SystemClock
+from accelerd.system.dbus.client import SystemBus
 from accelerd.system.notifications import AT_ONCE, Note, Notifications, condensed, plain
-from accelerd.system.system_bus import SystemBus
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until
 from tests.system.fake_services import Bus, Player

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerd.system.dbus.client import ADDRESS, system_bus
+from accelerd.system.dbus.properties import PropertiesWatch, PropertyWatch, session_bus
 from accelerd.system.gamemode import GAMEMODE, watch_games
 from accelerd.system.inhibitor import PREPARING, watch_sleep
-from accelerd.system.property_watch import PropertiesWatch, PropertyWatch, session_bus
-from accelerd.system.system_bus import ADDRESS, system_bus
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus

@@ -17,8 +17,8 @@ from accelerd.supervise.homes.user_manager import (
     ManagerError,
     Property,
 )
-from accelerd.system import glib
-from accelerd.system.bus_thread import BusThread
+from accelerd.system.dbus import glib
+from accelerd.system.worker_thread import WorkerThread
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class BusUserManager:
     def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
         self._address = address
         self._timeout = timeout
-        self._thread = BusThread("user manager")
+        self._thread = WorkerThread("user manager")
         self._bus: Any = None
         self._manager: Any = None
 

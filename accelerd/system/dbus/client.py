@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from io import FileIO
 from typing import Any, Final, TypeVar
 
-from accelerd.system import glib
-from accelerd.system.bus_thread import BusThread
+from accelerd.system.dbus import glib
+from accelerd.system.worker_thread import WorkerThread
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class SystemBus:
         self._address = address
         self._patience = patience
         self._bus = bus
-        self._thread = BusThread(bus)
+        self._thread = WorkerThread(bus)
         self._connection: Any = None
 
     @classmethod

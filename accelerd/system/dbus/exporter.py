@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.bus.answers import BUG
-from accelerd.bus.port import Bus, Call, Handler, Variant
-from accelerd.system.property_watch import session_bus
+from accelerd.system.dbus.answers import BUG
+from accelerd.system.dbus.port import Bus, Call, Handler, Variant
+from accelerd.system.dbus.properties import session_bus
 from accelerd.system.records import NOTICE, event
 
 if TYPE_CHECKING:
-    from accelerd.bus.answers import Answers
-    from accelerd.bus.callers import Callers
-    from accelerd.bus.export import Exports
-    from accelerd.bus.glib_thread import GLibThread
-    from accelerd.bus.line import BusConnection
+    from accelerd.system.dbus.answers import Answers
+    from accelerd.system.dbus.callers import Callers
+    from accelerd.system.dbus.connection import BusConnection
+    from accelerd.system.dbus.export import Exports
+    from accelerd.system.dbus.thread import GLibThread
 
 __all__ = ["Bus", "Call", "Handler", "SessionBus", "Variant"]
 
@@ -225,13 +225,13 @@ class _Kit:
     """All that needs PyGObject: the constructor raises ImportError where it, or pydbus, is missing."""
 
     def __init__(self, address: str, name: str, bus: SessionBus, patience: float) -> None:
-        from accelerd.bus.answers import Answers
-        from accelerd.bus.callers import Callers
-        from accelerd.bus.export import Exports
-        from accelerd.bus.glib_thread import GLibThread
-        from accelerd.bus.line import BusConnection
-        from accelerd.bus.values import pack, unpack
-        from accelerd.bus.xml import interfaces
+        from accelerd.system.dbus.answers import Answers
+        from accelerd.system.dbus.callers import Callers
+        from accelerd.system.dbus.connection import BusConnection
+        from accelerd.system.dbus.export import Exports
+        from accelerd.system.dbus.thread import GLibThread
+        from accelerd.system.dbus.values import pack, unpack
+        from accelerd.system.dbus.xml import interfaces
 
         self._pack = pack
         self._unpack = unpack

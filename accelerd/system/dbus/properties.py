@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from accelerd.system import glib
+from accelerd.system.dbus import glib
 
 log = logging.getLogger(__name__)
 

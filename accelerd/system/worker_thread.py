@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class BusThread:
+class WorkerThread:
     """Runs callables one after the other. The thread begins with the first call."""
 
     def __init__(self, name: str) -> None:

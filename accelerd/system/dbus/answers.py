@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from accelerd.base.errors import AccelError
-from accelerd.bus.paths import error_name
+from accelerd.base.errors import BUS_NAMES, AccelError
+from accelerd.base.names import BUS_ERROR
 
 BUG: Final = "accelerd has a bug, see its journal: journalctl --user -u accelerd"
 
@@ -30,7 +30,7 @@ class Answers:
         self._over(invocation)
 
     def refuse(self, invocation: Any, error: AccelError) -> None:
-        self.fail(invocation, error_name(error), error.message)
+        self.fail(invocation, BUS_ERROR + BUS_NAMES[error.code], error.message)
 
     def fail(self, invocation: Any, name: str, text: str) -> None:
         """With an error that is not ours."""

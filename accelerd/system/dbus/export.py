@@ -15,9 +15,9 @@ from gi.repository import GLib
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.bus.answers import BUG, Answers
-from accelerd.bus.callers import Callers
-from accelerd.bus.xml import OBJECT_MANAGER, PROPERTIES, interfaces, object_manager
+from accelerd.system.dbus.answers import BUG, Answers
+from accelerd.system.dbus.callers import Callers
+from accelerd.system.dbus.xml import OBJECT_MANAGER, PROPERTIES, interfaces, object_manager
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)

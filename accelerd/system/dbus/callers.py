@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from accelerd.base.errors import AccelError
-from accelerd.bus.owners import ask_owner, subscribe
+from accelerd.system.dbus.owners import ask_owner, subscribe
 
 EACH: Final = 64  # calls under way for one client
 ALL: Final = 1024

@@ -15,7 +15,7 @@ from gi.repository import Gio
 
 from accelerd.base import names
 
-DIRECTORY: Final = Path(__file__).parent / "interfaces"
+DIRECTORY: Final = Path(__file__).parents[2] / "bus" / "interfaces"
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"

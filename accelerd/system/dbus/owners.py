@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gi.repository import Gio, GLib
 
-from accelerd.bus.glib_thread import guarded
+from accelerd.system.dbus.thread import guarded
 
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"

@@ -10,7 +10,7 @@ from typing import Any
 
 from gi.repository import GLib
 
-from accelerd.bus.port import Variant
+from accelerd.system.dbus.port import Variant
 
 
 def pack(signature: str, value: Any) -> Any:

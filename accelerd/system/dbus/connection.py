@@ -14,10 +14,10 @@ from typing import Any, Final
 from gi.repository import Gio, GLib
 from pydbus.bus import Bus
 
-from accelerd.bus.callers import Callers
-from accelerd.bus.export import Exports
-from accelerd.bus.glib_thread import GLibThread, guarded
-from accelerd.bus.owners import BUS, BUS_PATH, subscribe
+from accelerd.system.dbus.callers import Callers
+from accelerd.system.dbus.export import Exports
+from accelerd.system.dbus.owners import BUS, BUS_PATH, subscribe
+from accelerd.system.dbus.thread import GLibThread, guarded
 
 log = logging.getLogger(__name__)
 
