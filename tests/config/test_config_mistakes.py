@@ -176,6 +176,19 @@ def test_B12_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: 
     ]
 
 
+def test_a_mistake_in_a_profile_is_reported_once_however_many_models_take_it(home: Home) -> None:
+    profile = "[profiles.p]\nubatch = 1024\n"
+    models = "".join(
+        f"[models.{name}]\npath = '/{name}'\nprofile = 'p'\nbatch = {batch}\n"
+        for name, batch in (("a", 512), ("b", 2048), ("c", 256))
+    )
+    own = "[models.d]\npath = '/d'\nbatch = 8\nubatch = 9\n"
+    assert home.errors(profile + models + own) == [
+        "accelerd.toml:2: profiles.p.ubatch: expected at most batch = 512 (model (accelerd.toml:6)), got 1024",
+        "accelerd.toml:18: models.d.ubatch: expected at most batch = 8 (model (accelerd.toml:17)), got 9",
+    ]
+
+
 def test_not_utf8_names_the_line(home: Home) -> None:
     assert home.errors(b"# fine\n[server]\nkey_file = '\xff'\n") == [
         "accelerd.toml:3: not UTF-8: cannot decode byte 0xff"

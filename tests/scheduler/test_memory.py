@@ -8,6 +8,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
+from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, Request, model
@@ -47,6 +48,16 @@ def test_A16_what_was_seen_in_use_counts_where_it_is_more() -> None:
     bench = bench_of(100, a=40)
     bench.loaded("a")
     bench.gone("a", OOM, KILLED, peak=70 * MIB)
+    assert bench.core.snapshot("a").memory == 70 * MIB
+
+
+def test_after_an_oom_kill_it_reserves_at_least_the_peak_that_was_measured_while_it_lived() -> None:
+    bench = bench_of(100, a=40)
+    bench.loaded("a")
+    pools = (Pool(RAM, "main memory", 128 * MIB),)
+    for used in (70 * MIB, 30 * MIB):
+        bench.core.memory.seen(MemorySnapshot(bench.clock.now, pools, {bench.instance("a"): {RAM: used}}))
+    bench.gone("a", OOM, KILLED)
     assert bench.core.snapshot("a").memory == 70 * MIB
 
 
@@ -208,6 +219,20 @@ def test_A31_what_does_not_come_back_is_named_and_stays_on_the_ledger() -> None:
     bench.back(1)
     assert bench.core.residues == ()
     assert bench.core.memory_held() == 60 * MIB
+
+
+def test_memory_that_does_not_come_back_counts_for_no_more_than_the_model_had() -> None:
+    bench = bench_of(100, a=60, b=40)
+    bench.slow_pools = True
+    bench.loaded("a")
+    bench.gone("a", Cause.EXITED)
+    bench.back(1, 90 * MIB)  # another program has taken memory of the same device meanwhile
+    assert [residue.size for residue in bench.core.snapshot("a").residues] == [60 * MIB]
+    bench.pass_time(11)
+    bench.back(1, 95 * MIB)
+    assert [residue.size for residue in bench.core.residues] == [60 * MIB]
+    bench.request("b")
+    assert bench.loads() == ["a", "b"], "40 MiB fit beside 60"
 
 
 def test_A31_an_unload_is_over_when_the_memory_is_back() -> None:

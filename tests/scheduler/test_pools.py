@@ -121,6 +121,22 @@ def test_A33_a_request_waits_a_while_for_memory_that_a_game_has() -> None:
     assert other.error is None
 
 
+def test_while_a_request_waits_for_memory_of_other_programs_it_has_somebody_look_again() -> None:
+    bench = Machine({"a": on(CARD, 20)})
+    bench.foreign = {CARD: 10}
+    bench.look_now()
+    request = bench.request("a")
+    assert (bench.looks, request.error) == (0, None)
+    for looks in (1, 2):
+        Bench.pass_time(bench, 2.5)  # nobody looks without being asked
+        assert bench.looks == looks
+        bench.look_now()
+    Bench.pass_time(bench, 2.5)
+    bench.foreign = {}
+    bench.look_now()
+    assert bench.loads() == ["a"]
+
+
 def test_A33_after_a_while_it_is_refused_and_may_come_again() -> None:
     bench = Machine({"a": on(CARD, 20)})
     bench.foreign = {CARD: 10}
@@ -346,6 +362,19 @@ def test_A33_a_kept_model_comes_back_when_it_has_been_calm_for_a_while() -> None
     assert len(bench.loads()) == 2, "a short calm is no calm"
     bench.pass_time(3)
     assert len(bench.loads()) == 3
+
+
+def test_a_displaced_model_that_a_request_loads_again_is_displaced_no_more() -> None:
+    bench = Machine({"a": on(CARD, 20)}, a=model("a", preload=True))
+    bench.loaded("a")
+    bench.core.memory.make_room(CARD, 7 * GIB, "a game needs it", busy=False)
+    bench.gone("a")
+    assert bench.core.snapshot("a").displaced
+    bench.request("a")
+    assert not bench.core.snapshot("a").displaced
+    bench.ready("a")
+    bench.gone("a", Cause.DEVICE_RESET)
+    assert bench.loads() == ["a", "a", "a"], "it comes back from a reset device at once, as any model to be kept loaded"
 
 
 def test_a_model_that_a_person_unloads_while_it_is_away_stays_away() -> None:
