@@ -1,4 +1,4 @@
-"""The helper where it is installed alone: /usr/bin/python3 -I /usr/local/lib/accelerd-helper"""
+"""Entry point of the installed helper: /usr/bin/python3 -I /usr/local/lib/accelerd-helper"""
 
 import sys
 

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What packaging/install, packaging/uninstall, packaging/build-llama-server and tests/run share: talking to the
-# user, operating-system packages (asked for once, never without consent), and Python environments.
-# It is sourced, after `set -euo pipefail`. It changes nothing by itself.
+# Functions shared by packaging/install, packaging/uninstall, packaging/build-llama-server and tests/run: messages,
+# operating-system packages (installed only with the user's consent) and Python environments.
+# Source it after `set -euo pipefail`. It changes nothing by itself.
 
 ASSUME_YES=${ASSUME_YES:-0}
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/accelerd
-# pip obeys the user's own configuration, with one exception: into an environment of ours nothing goes "--user".
+# pip uses the user's configuration, except that "--user" must not apply to our environments.
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '%s\n' "$*" >&2; }
@@ -21,22 +21,22 @@ die() {
 if [ -t 2 ] && [ "${TERM:-dumb}" != dumb ]; then BOLD=$'\e[1m' PLAIN=$'\e[0m'; fi
 
 have() { command -v "$1" >/dev/null 2>&1; }
-# A path as people write it: ~ for the home directory.
+# short PATH: the path with ~ for the home directory.
 short() { case $1 in "$HOME"/*) printf '~%s' "${1#"$HOME"}" ;; *) printf '%s' "$1" ;; esac }
 
-# log_try LOG CMD...: runs CMD quietly; its status.
+# log_try LOG CMD...: runs CMD with its output in LOG; returns its status.
 log_try() {
   mkdir -p "$(dirname "$1")"
   "${@:2}" >"$1" 2>&1 </dev/null
 }
 
-# log_run LOG CMD...: log_try; when CMD fails, shows the end of what it printed and where the rest is.
+# log_run LOG CMD...: like log_try; if CMD fails, shows the end of LOG and exits.
 log_run() {
   local log=$1
   log_try "$@" && return 0
   shift
   tail -n 25 "$log" >&2
-  die "this failed: $*" "all that it printed is in $log"
+  die "command failed: $*" "the full output is in $log"
 }
 
 # --- operating-system packages ---
@@ -47,7 +47,7 @@ package_manager() {
   else echo none; fi
 }
 
-# package_for NEED: what a need is called on this system.
+# package_for NEED: the packages that provide NEED on this system.
 package_for() {
   case $(package_manager):$1 in
     apt:python) echo python3 python3-venv ;;
@@ -73,15 +73,15 @@ package_for() {
     *:archive) echo tar gzip ;;
     apt:tools) echo util-linux findutils mawk ;;
     dnf:tools) echo util-linux findutils gawk ;;
-    *) die "no package is known for '$1' on this system" ;;
+    *) die "no known package provides '$1' on this system" ;;
   esac
 }
 
-# met NEED: is it on this machine already?
+# met NEED: is it already installed?
 met() {
   case $1 in
     python) find_python >/dev/null ;;
-    # wanted, but not at any price: only where a package can be had, which is for the distribution's own Python
+    # optional: required only if a package can be installed, which exists for the distribution's own Python
     gi) ! can_install || ! uses_own_python || { find_python >/dev/null && has_gi "$(find_python)"; } ;;
     cxx) find_cxx >/dev/null ;;
     archive) have tar && have gzip ;;
@@ -103,20 +103,20 @@ met() {
   esac
 }
 
-# has_typelib NAME: are there GObject bindings of a library?
+# has_typelib NAME: are the GObject bindings of a library installed?
 has_typelib() { compgen -G "/usr/lib*/girepository-1.0/$1.typelib" >/dev/null || compgen -G "/usr/lib/*/girepository-1.0/$1.typelib" >/dev/null; }
 
-# have_helper NAME: on $PATH, or where podman looks beside it?
+# have_helper NAME: is it on $PATH or in one of podman's directories?
 have_helper() {
   have "$1" || [ -x "/usr/libexec/podman/$1" ] || [ -x "/usr/lib/podman/$1" ]
 }
 
-# missing_packages NEED...: the packages that would meet the needs that are not met, in one line.
+# missing_packages NEED...: the packages that provide what is missing, on one line.
 missing_packages() {
   local need package out=""
   for need in "$@"; do
     met "$need" && continue
-    [ "$(package_manager)" = none ] && die "cannot find what is needed ($need), and this system has neither apt-get nor dnf" \
+    [ "$(package_manager)" = none ] && die "a requirement is missing ($need), and this system has neither apt-get nor dnf" \
       "install Python 3.11 or newer with its venv module, a C++ compiler, tar, gzip, awk, findutils and util-linux, then run this again"
     for package in $(package_for "$need"); do
       case "$out " in *" $package "*) ;; *) out+=" $package" ;; esac
@@ -125,7 +125,7 @@ missing_packages() {
   printf '%s' "${out# }"
 }
 
-# can_install: is there a way to packages at all?
+# can_install: can packages be installed at all?
 can_install() { [ "$(package_manager)" != none ] && { [ "$(id -u)" -eq 0 ] || have sudo; }; }
 
 as_root_prefix() {
@@ -133,7 +133,7 @@ as_root_prefix() {
   else echo "sudo "; fi
 }
 
-# package_commands PKG...: the shell commands that install them, one a line, exactly as they will be run.
+# package_commands PKG...: the shell commands that install the packages, one per line.
 package_commands() {
   local sudo
   sudo=$(as_root_prefix)
@@ -146,42 +146,42 @@ package_commands() {
   esac
 }
 
-# consent COMMANDS: may these be run? Asks on a terminal; without one, says what would be run and stops.
+# consent COMMANDS: asks for permission to run them. Without a terminal, prints them and exits.
 consent() {
   [ "$ASSUME_YES" = 1 ] && return 0
   if ! [ -t 0 ]; then
-    die "cannot ask for permission without a terminal; nothing has been changed" \
-      "run these yourself, or give --yes:" "${@/#/  }"
+    die "cannot ask for permission without a terminal; nothing was changed" \
+      "run these commands yourself, or use --yes:" "${@/#/  }"
   fi
-  say "These commands are needed:"
+  say "These commands need to be run:"
   local line answer
   for line in "$@"; do say "  $line"; done
   read -r -p "Run them? [Y/n] " answer || answer=n
   case $answer in
     "" | [Yy]*) ;;
-    *) die "stopped; nothing has been changed" ;;
+    *) die "cancelled; nothing was changed" ;;
   esac
 }
 
-# install_packages PKG...: asks, then installs. Stops with the command to run by hand when it cannot.
+# install_packages PKG...: asks, then installs them. If that is impossible, exits with the commands to run by hand.
 install_packages() {
   [ $# -gt 0 ] || return 0
   local commands line
   mapfile -t commands < <(package_commands "$@")
   if [ "$(id -u)" -ne 0 ] && ! have sudo; then
-    die "packages are missing, and there is no sudo; run this as root, then start again:" "${commands[@]/#/  }"
+    die "packages are missing, and sudo is not installed; run these commands as root, then try again:" "${commands[@]/#sudo /  }"
   fi
   consent "${commands[@]}"
   step "installing packages: $*"
   for line in "${commands[@]}"; do
-    # a stale or partly unreachable package list is no reason to stop: the installation decides
-    if [[ $line == *" update -q" ]]; then sh -c "$line" >"$(package_log)" 2>&1 || warn "the package lists could not be refreshed"
-    else sh -c "$line" >>"$(package_log)" 2>&1 || { tail -n 25 "$(package_log)" >&2; die "this failed: $line"; }; fi
+    # continue with a stale package list: the installation itself shows whether it works
+    if [[ $line == *" update -q" ]]; then sh -c "$line" >"$(package_log)" 2>&1 || warn "could not update the package lists"
+    else sh -c "$line" >>"$(package_log)" 2>&1 || { tail -n 25 "$(package_log)" >&2; die "command failed: $line"; }; fi
   done
   hash -r
 }
 
-# install_needs NEED...: asks for and installs the packages that would meet the needs that are not met.
+# install_needs NEED...: asks, then installs the packages that provide what is missing.
 install_needs() {
   local packages
   packages=$(missing_packages "$@") || exit 1
@@ -196,11 +196,11 @@ package_log() {
 
 # --- Python ---
 
-# The Python for which the distribution builds its modules. One thing is not on PyPI in a form that needs no compiler:
-# PyGObject, by which accelerd talks to systemd. So this Python goes before others on $PATH.
+# The Python that the distribution builds its modules for. It takes precedence over others on $PATH, because PyGObject,
+# which accelerd uses to talk to systemd, has no binary wheels on PyPI.
 OWN_PYTHON=${ACCELERD_SYSTEM_PYTHON:-/usr/bin/python3}
 
-# find_python: the first Python that is new enough and can make environments; status 1 when there is none.
+# find_python: prints the first Python that is new enough and can create environments; status 1 if there is none.
 find_python() {
   local name
   for name in ${ACCELERD_PYTHON:-"$OWN_PYTHON" python3 python3.14 python3.13 python3.12 python3.11}; do
@@ -212,27 +212,27 @@ find_python() {
   return 1
 }
 
-# require_python: find_python, or the reason why there is none.
+# require_python: like find_python, but exits with an error if there is none.
 require_python() {
   find_python && return 0
-  local found="no python3 at all"
+  local found="no python3"
   have python3 && found=$(python3 --version 2>&1)
   die "cannot find Python 3.11 or newer with its venv module (found: $found)" \
-    "install one from your distribution, or name one: ACCELERD_PYTHON=/path/to/python3.13"
+    "install it from your distribution, or set ACCELERD_PYTHON=/path/to/python3.13"
 }
 
-# uses_own_python: is the distribution's Python to be used (or would it be, once it is installed)?
+# uses_own_python: is the distribution's Python used (or will it be, once it is installed)?
 uses_own_python() {
   if [ -n "${ACCELERD_PYTHON:-}" ]; then [ "$(base_of "$ACCELERD_PYTHON")" = "$(base_of "$OWN_PYTHON")" ]
   else ! have "$OWN_PYTHON" || "$OWN_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; fi
 }
 
-# base_of PYTHON: which Python it is, whatever environment it belongs to; empty when it does not run.
+# base_of PYTHON: identifies the Python installation behind an environment; empty if it does not run.
 base_of() { "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])' 2>/dev/null || true; }
 
 has_gi() { "$1" -c 'from gi.repository import Gio, GLib' 2>/dev/null; }
 
-# make_venv DIR: an environment that works, made anew when the Python below it is another one.
+# make_venv DIR: creates the environment, or recreates it if it belongs to another Python.
 make_venv() {
   local python
   python=$(require_python) || exit 1
@@ -244,9 +244,9 @@ make_venv() {
   log_run "$CACHE/venv.log" "$python" -m venv "$1"
 }
 
-# lend_gi DIR: lets the environment see the PyGObject of the Python below it; status 1 when that has none. A link and
-# not --system-site-packages: then pip would take any package of the distribution for installed, and accelerd would
-# break when the distribution removes or changes it.
+# lend_gi DIR: links the system's PyGObject into the environment; status 1 if the system has none. This is a link rather than
+# --system-site-packages, because pip would then consider all packages of the distribution installed, and accelerd would
+# break when the distribution removes or changes one.
 lend_gi() {
   local python from to
   has_gi "$1/bin/python" && return 0
@@ -260,17 +260,17 @@ lend_gi() {
   return 1
 }
 
-# build_gi DIR: compiles PyGObject into the environment, where this machine can; newer ones want a newer GLib.
+# build_gi DIR: compiles PyGObject into the environment if possible; newer versions need a newer GLib.
 build_gi() {
   local wanted
-  step "compiling PyGObject for $(short "$1"), as $(short "$(find_python)") has none"
+  step "compiling PyGObject for $(short "$1"), because $(short "$(find_python)") has none"
   for wanted in PyGObject 'PyGObject<3.51'; do
     log_try "$CACHE/gi.log" "$1/bin/python" -m pip install "$wanted" && has_gi "$1/bin/python" && return 0
   done
   return 1
 }
 
-# build_venv REQUIREMENT...: prints the environment that builds things (never the daemon's own), with these in it.
+# build_venv REQUIREMENT...: prints the path of the environment for building (never the daemon's own) with these installed.
 build_venv() {
   local dir=$CACHE/build-venv wanted
   make_venv "$dir"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is set here is used by those who source it
-# Where packaging/install puts things, and where packaging/uninstall finds them; what the user's configuration says
-# about them. Sourced after lib.sh.
+# shellcheck disable=SC2034  # the scripts that source this file use the variables
+# Paths that packaging/install creates and packaging/uninstall removes, and what the user's configuration says about
+# them. Source it after lib.sh.
 
 REPO=$(dirname "$HERE")
 CONFIG_DIR=${XDG_CONFIG_HOME:-$HOME/.config}
@@ -12,10 +12,10 @@ HELLO=${XDG_DATA_HOME:-$HOME/.local/share}/accelerd/models/hello.gguf
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/accelerd
 
 DATA=${XDG_DATA_HOME:-$HOME/.local/share}
-EXTRA_MARK="packaging/install" # in the first lines of every file that install_extras puts somewhere
+EXTRA_MARK="packaging/install" # in the first lines of every file that install_extras creates
 
-# extras: what lies beside the programs for other programs to find, one a line: file in the checkout, place, file's name.
-# Shells, man and the session bus look in these places by themselves, but for zsh, which wants the directory in \$fpath.
+# extras: completions, manual pages and D-Bus files, one per line: file in the checkout, target directory, file name.
+# Shells, man and the session bus find them there; zsh needs the directory in \$fpath.
 extras() {
   local file
   printf '%s|%s|%s\n' contrib/completions/accelctl.bash "$DATA/bash-completion/completions" accelctl
@@ -31,26 +31,26 @@ extras() {
   printf '%s|%s|%s\n' packaging/dbus/org.accelerd1.service "$DATA/dbus-1/services" org.accelerd1.service
 }
 
-# extra_is_ours PATH: was it put there by install_extras? The names of our interfaces are nobody else's.
+# extra_is_ours PATH: did install_extras create it? The names of our interfaces are unique.
 extra_is_ours() {
   case $1 in */dbus-1/interfaces/org.accelerd1.*.xml) return 0 ;; esac
   head -n 4 "$1" 2>/dev/null | grep -qF "$EXTRA_MARK"
 }
 
-# reload_bus: a session bus that runs learns of the new file (some watch their directories, not all).
+# reload_bus: makes a running session bus read the new files (not every implementation watches its directories).
 reload_bus() {
   have busctl || return 0
   busctl --user --quiet call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig >/dev/null 2>&1 || true
 }
 
-# set_prefix DIR: the program goes below it.
+# set_prefix DIR: sets the installation prefix.
 set_prefix() {
   PREFIX=$(realpath -m -- "$1")
   VENV=$PREFIX/share/accelerd/venv
 }
 set_prefix "$HOME/.local"
 
-# config_query WHAT: "binary" or "models" as the user's files say, read without accelerd; empty where nothing is said.
+# config_query WHAT: "binary" or "models" from the user's configuration, read without accelerd; empty if not set.
 config_query() {
   local python files
   python=$(find_python) || return 0
@@ -67,7 +67,7 @@ for file in files:
         with open(file, "rb") as f:
             data = tomllib.load(f)
     except (OSError, tomllib.TOMLDecodeError):
-        continue  # `accelctl config check` reports it where it can be read
+        continue  # `accelctl config check` reports it
     binary = data.get("engines", {}).get("llama-server", {}).get("binary", binary)
     models += data.get("models", {})
 print(binary if what == "binary" else " ".join(models))
@@ -76,7 +76,7 @@ PY
 configured_binary() { config_query binary; }
 configured_models() { config_query models; }
 
-# user_manager: does systemd manage this user here? Finds its runtime directory when the session did not say.
+# user_manager: is a systemd user manager running? Sets XDG_RUNTIME_DIR if the session did not.
 user_manager() {
   if [ -z "${XDG_RUNTIME_DIR:-}" ] && [ -d "/run/user/$(id -u)" ]; then
     XDG_RUNTIME_DIR=/run/user/$(id -u)
@@ -85,7 +85,7 @@ user_manager() {
   have systemctl && systemctl --user show-environment >/dev/null 2>&1
 }
 
-# private_runtime: a runtime directory of our own where the session has none.
+# private_runtime: creates a runtime directory if the session has none.
 private_runtime() {
   [ -d "${XDG_RUNTIME_DIR:-/run/user/$(id -u)}" ] && return 0
   PRIVATE_RUNTIME=1
@@ -94,7 +94,7 @@ private_runtime() {
   chmod 700 "$XDG_RUNTIME_DIR"
 }
 
-# stop_background: ends the daemon that packaging/install started by hand, if it is still that one.
+# stop_background: stops the daemon that packaging/install started without systemd, if it is still running.
 stop_background() {
   local pid _
   pid=$(cat "$STATE/background.pid" 2>/dev/null) || return 0
@@ -105,5 +105,5 @@ stop_background() {
     [ -e "/proc/$pid" ] || return 0
     sleep 0.2
   done
-  die "the accelerd that was started by hand does not stop; end it with: kill -9 $pid"
+  die "accelerd (started in the background, pid $pid) does not stop; end it with: kill -9 $pid"
 }

@@ -73,7 +73,7 @@ def test_a_file_of_somebody_else_stays(machine: Machine) -> None:
     theirs.write_text("#compdef accelctl\n# my own\n")
     done = machine.run("bash", "-c", f". {PACKAGING}/install; install_extras")
     assert done.returncode == 0
-    assert "is not ours and stays as it is" in done.stderr
+    assert "was not written by this installer and is left unchanged" in done.stderr
     assert machine.run(PACKAGING / "uninstall").returncode == 0
     assert files(machine) == {str(theirs.relative_to(machine.home))}
     assert "my own" in theirs.read_text()

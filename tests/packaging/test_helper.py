@@ -101,10 +101,11 @@ def test_all_files_agree_on_the_names() -> None:
     assert f'action.id == "{names.HELPER_ACTION}"' in (PACKAGING / "polkit/60-accelerd.rules").read_text()
 
 
-def test_every_module_of_the_helper_is_installed() -> None:
-    script = (PACKAGING / "helper").read_text()
-    listed = set(re.findall(r"helper/(\w+\.py)", script)) | {"__init__.py"}
-    assert listed >= {path.name for path in (ROOT / "accelerd/helper").glob("*.py")}
+def test_every_module_that_the_helper_imports_is_installed(tmp_path: Path) -> None:
+    subprocess.run([PACKAGING / "helper", "install", "--root", tmp_path], check=True, capture_output=True)
+    installed = tmp_path / "usr/local/lib/accelerd-helper/accelerd"
+    for path in [*(ROOT / "accelerd/helper").glob("*.py"), ROOT / "accelerd/base/names.py"]:
+        assert (installed / path.relative_to(ROOT / "accelerd")).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("unit", ["accelerd-helper.service", "amdgpu-perf-high.service"])
