@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.output import Output
-from accelerd.cli.text import count, printable, size
+from accelerd.cli.text import count, printable
 
 HEAD = ("DEVICE", "NAME", "DRIVER", "BUSY", "CLOCK", "POWER", "TEMP", "LEVEL")
 BAR = 20  # characters
@@ -150,18 +151,23 @@ def claim(one: dict[str, Any]) -> str:
 def memory_of(one: dict[str, Any]) -> str:
     """Of the model as a whole."""
     used = one.get("memory_used")
-    return f"{size(used)} of memory in use" if used is not None else f"{size(one.get('memory'))} of memory reserved"
+    return (
+        f"{human_size(used)} of memory in use"
+        if used is not None
+        else f"{human_size(one.get('memory'))} of memory reserved"
+    )
 
 
 def bar(out: Output, pool: dict[str, Any]) -> str:
     """ "██████░░░░ 29.6 GiB of 106 GiB"."""
     total, used = pool.get("total") or 0, pool.get("used")
     if used is None or not total:
-        return f"{out.style(EMPTY * BAR, 'dim')}  {size(total)}"
+        return f"{out.style(EMPTY * BAR, 'dim')}  {human_size(total)}"
     share = min(1.0, used / total)
     full = max(round(share * BAR), 1 if used else 0)
     colour = "red" if share > 0.95 else "yellow" if share > 0.85 else "green"
-    return f"{out.style(FULL * full, colour)}{out.style(EMPTY * (BAR - full), 'dim')}  {size(used)} of {size(total)}"
+    drawn = out.style(FULL * full, colour) + out.style(EMPTY * (BAR - full), "dim")
+    return f"{drawn}  {human_size(used)} of {human_size(total)}"
 
 
 def users(out: Output, device: dict[str, Any]) -> None:
@@ -180,7 +186,7 @@ def users(out: Output, device: dict[str, Any]) -> None:
     if lines:
         longest = max(len(text) for text, _, _ in lines)
         for text, held, ours in lines:
-            out.line(f"    {out.style(printable(f'{text:<{longest}}'), 'cyan' if ours else '')}  {size(held)}")
+            out.line(f"    {out.style(printable(f'{text:<{longest}}'), 'cyan' if ours else '')}  {human_size(held)}")
 
 
 def remarks(seen: dict[str, Any]) -> list[str]:

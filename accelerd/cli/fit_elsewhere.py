@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.output import Output
-from accelerd.cli.text import count, size
+from accelerd.cli.text import count
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES, apart, apart_in_words, clash, lacking, on_npu
-from accelerd.memory.text import gib
 
 ITS_OWN = "llama-server"  # whose models are files, and judged by their headers
 
@@ -114,7 +114,7 @@ class Verdict:
         for short in self.ledger.shortages(self.need.amounts, away):
             pool = short.balance.pool
             where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"
-            text = f"it needs {gib(short.wanted)} of {where}, {gib(short.missing)} are missing"
+            text = f"it needs {human_size(short.wanted)} of {where}, {human_size(short.missing)} are missing"
             kept = any(apart(self.need, other) for other in there)
             return f"{text}; {apart_in_words(self.need)}" if kept else text
         return None
@@ -171,8 +171,8 @@ def show(out: Output, answer: Mapping[str, Any]) -> None:
     model = answer["model"]
     out.wrapped(f"{model['name']}: {model['engine']} {model['model'] or ''}, {answer['source']}.", indent="  ")
     out.line()
-    rows = [(name, size(held)) for name, held in answer["parts"].items() if held]
-    out.table(("", "MEMORY"), [*rows, ("in sum", size(sum(answer["amounts"].values())))])
+    rows = [(name, human_size(held)) for name, held in answer["parts"].items() if held]
+    out.table(("", "MEMORY"), [*rows, ("in sum", human_size(sum(answer["amounts"].values())))])
     for claim in answer["claims"]:
         of = f" of {claim['of']}" if claim["of"] else ""
         out.wrapped(f"{count(claim['contexts'], 'hardware context')}{of}, as {claim['family']} {claim['kind']}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.output import Output
-from accelerd.cli.text import printable, size
+from accelerd.cli.text import printable
 
 
 def show(out: Output, answer: dict[str, Any]) -> None:
@@ -49,8 +50,10 @@ def described(answer: dict[str, Any]) -> str:
     cache = "" if model["encoder"] else f", KV cache {k}" + (f" and {v}" if v != k else "")
     slots = f", {used['parallel']} requests at once" if used["parallel"] > 1 else ""
     context = "all of its context" if not used["context"] else f"context {used['context']}"
-    read = f"; {size(model['read'])} of {size(model['size'])} were read" if model["read"] is not None else ""
-    return f"{model['name']}: {kind}{experts}, {size(model['size'])}{read}. With {context}{slots}{cache}."
+    read = (
+        f"; {human_size(model['read'])} of {human_size(model['size'])} were read" if model["read"] is not None else ""
+    )
+    return f"{model['name']}: {kind}{experts}, {human_size(model['size'])}{read}. With {context}{slots}{cache}."
 
 
 def show_parts(out: Output, answer: dict[str, Any]) -> None:
@@ -58,12 +61,16 @@ def show_parts(out: Output, answer: dict[str, Any]) -> None:
     pools = answer["pools"]
     head = ("", *(pool["label"] for pool in pools))
     names = list(dict.fromkeys(name for pool in pools for name in pool["parts"]))
-    rows = [(name, *(size(pool["parts"][name]) if name in pool["parts"] else "-" for pool in pools)) for name in names]
+    rows = [
+        (name, *(human_size(pool["parts"][name]) if name in pool["parts"] else "-" for pool in pools)) for name in names
+    ]
     styles = [("", *[""] * len(pools)) for _ in rows]
     total = "in sum" if answer["source"].startswith("estimated") or not names else answer["source"].partition(":")[0]
-    rows.append((total, *(size(pool["amount"]) for pool in pools)))
+    rows.append((total, *(human_size(pool["amount"]) for pool in pools)))
     styles.append(("bold", *["bold"] * len(pools)))
-    rows.append(("free for it", *(size(max(0, pool["free"])) if pool["free"] is not None else "?" for pool in pools)))
+    rows.append(
+        ("free for it", *(human_size(max(0, pool["free"])) if pool["free"] is not None else "?" for pool in pools))
+    )
     styles.append(("", *["" if pool["free"] is None or pool["free"] >= pool["amount"] else "red" for pool in pools]))
     out.table(head, rows, styles)
 

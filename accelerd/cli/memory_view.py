@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.device_view import claim, places
 from accelerd.cli.output import Output
-from accelerd.cli.text import clip, count, printable, size, span, width
+from accelerd.cli.text import clip, count, printable, span, width
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVW"  # models; the same letter in every pool
 MODEL_STYLES = ("cyan", "green", "blue", "magenta")
@@ -109,8 +110,8 @@ def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill:
     found = [*parts(pool, letters, spill, glyphs)]
     slot = str(pool.get("id") or "").removeprefix("0000:")
     where = f" ({slot})" if ":" in slot else ""
-    state = f"{size(free)} free" if free >= 0 else f"{size(-free)} more than there should be"
-    figures = f"{state} of {size(capacity)}"
+    state = f"{human_size(free)} free" if free >= 0 else f"{human_size(-free)} more than there should be"
+    figures = f"{state} of {human_size(capacity)}"
     title = cut(out, str(pool.get("label") or slot), max(8, out.columns - len(figures) - len(where) - 2))
     styled = out.style(figures, "red") if free < 0 else figures
     out.line(f"{out.style(title, 'bold')}{where}  {styled}")
@@ -130,7 +131,7 @@ def show_claims(out: Output, pool: dict[str, Any], letters: dict[str, int]) -> N
     out.wrapped(places(told), indent="  ")
     for one in told.get("models") or ():
         number = letters.get(str(one.get("model")), 0)
-        text = f"{cut(out, str(one.get('model')), 32)}  {claim(one)}, {size(one.get('memory'))} of memory in all"
+        text = f"{cut(out, str(one.get('model')), 32)}  {claim(one)}, {human_size(one.get('memory'))} of memory in all"
         style = MODEL_STYLES[number % len(MODEL_STYLES)]
         out.wrapped(text, indent="    ", first=f"  {LETTERS[number % len(LETTERS)]} ", style=style)
 
@@ -156,8 +157,8 @@ def holding(held: dict[str, Any], number: int, glyphs: Glyphs) -> Part:
     notes = [WORDS[phase]] if phase in WORDS else []
     if used is None:
         notes.append("reserved, not seen in use yet" if phase == "loading" else "reserved")
-    elif size(used) != size(reserved):
-        notes.append(f"{size(used)} of it in use" if used < reserved else f"{size(used)} in use")
+    elif human_size(used) != human_size(reserved):
+        notes.append(f"{human_size(used)} of it in use" if used < reserved else f"{human_size(used)} in use")
     if held.get("pin"):
         notes.append("pinned")
     if held.get("leases"):
@@ -173,7 +174,7 @@ def holding(held: dict[str, Any], number: int, glyphs: Glyphs) -> Part:
 def others(pool: dict[str, Any]) -> str:
     """Who of them can be named, the largest first."""
     users = [user for user in pool.get("foreign_users") or () if user.get("size")]
-    return ", ".join(f"{user.get('process')} {size(user['size'])}" for user in users)
+    return ", ".join(f"{user.get('process')} {human_size(user['size'])}" for user in users)
 
 
 def bar(out: Output, found: Sequence[Part], capacity: int, cells: int, glyphs: Glyphs) -> str:
@@ -210,7 +211,7 @@ def rows(out: Output, found: Sequence[Part]) -> None:
     widest = max((width(name) for _, name in named), default=0)
     for part, name in named:
         letter = part.glyph if part.letter in (FREE, RESERVE) else part.letter
-        head = f"    {name}{' ' * (widest - width(name))}  {size(part.size):>9}"
+        head = f"    {name}{' ' * (widest - width(name))}  {human_size(part.size):>9}"
         lines = wrap(printable(part.note), out.columns - width(head) - 2) if part.note else [""]
         first = f"  {out.style(letter, part.style)} {head[4:]}"
         out.line(f"{first}  {out.style(lines[0], 'dim')}" if lines[0] else first)
@@ -257,7 +258,7 @@ def show_waiting(out: Output, entry: dict[str, Any]) -> None:
     name, requests = printable(str(entry.get("model"))), count(entry.get("requests") or 0, "request")
     reason = "it is being loaded" if entry.get("state") == "starting" else str(entry.get("reason") or "")
     wanted = sum((entry.get("wanted") or {}).values())
-    need = f" for {size(wanted)}" if wanted and entry.get("state") != "starting" else ""
+    need = f" for {human_size(wanted)}" if wanted and entry.get("state") != "starting" else ""
     out.wrapped(f"{name}: {requests}{need}{': ' if reason else ''}{reason}", indent="    ", first="  ")
 
 
@@ -272,11 +273,11 @@ def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
         estimate, measured = sum((entry.get("estimate") or {}).values()), sum((entry.get("measured") or {}).values())
         need = entry.get("need")
         times = count(entry.get("shortages") or 0, "time")
-        note = f"ran out of memory {times}; gets {size(need)}" if need else "-"
+        note = f"ran out of memory {times}; gets {human_size(need)}" if need else "-"
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
-            str(entry.get("model") or entry.get("file") or "?"), devices, size(estimate),
-            size(measured) if measured else "-", difference(entry), when(entry.get("at")), note,
+            str(entry.get("model") or entry.get("file") or "?"), devices, human_size(estimate),
+            human_size(measured) if measured else "-", difference(entry), when(entry.get("at")), note,
         ))  # fmt: skip
     head = ("MODEL", "ON", "ESTIMATE", "MEASURED", "OFF BY", "AGO", "NOTE")
     out.table(head, table, [("bold", "", "", "", "", "dim", "yellow")] * len(table))

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.output import Output
-from accelerd.cli.text import clip, printable, size, span
+from accelerd.cli.text import clip, printable, span
 
 PLAIN_INTERVAL = 5.0  # seconds of the daemon's time between two plain lines of one state
 
@@ -47,7 +48,7 @@ def amount(event: dict[str, Any]) -> str:
     if not event.get("memory"):
         return ""
     expected = event.get("memory_expected")
-    return size(event["memory"]) + (f" of {size(expected)}" if expected else "")
+    return human_size(event["memory"]) + (f" of {human_size(expected)}" if expected else "")
 
 
 def fraction(event: dict[str, Any]) -> float | None:

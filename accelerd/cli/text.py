@@ -6,18 +6,6 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def size(count: float | None) -> str:
-    """Bytes as "4.7 GiB"; unknown is "-"."""
-    if count is None:
-        return "-"
-    value, unit = float(count), 0
-    while abs(value) >= 1024 and unit < len(UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
-
 
 def span(seconds: float | None) -> str:
     """Seconds as "12 ms", "0.4 s", "12 s", "3 min", "1 h 33 min", "2 d 4 h"; unknown is "-"."""

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from accelerd.base.errors import AccelError
+from accelerd.base.sizes import human_size
 from accelerd.control.operations import PROGRESS_EVERY, Event, Events, Operation, Query, flag, number
 from accelerd.devices.choice import first_gpu
 from accelerd.devices.model import Device
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM
-from accelerd.memory.text import gib
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.record import Snapshot
@@ -56,7 +56,9 @@ class Evicting:
         there = sum(self._gain(snapshot, pool, busy=busy) for snapshot in self._models.snapshots())
         if size > there:
             who = "models that may leave" if busy else "idle models that may leave"
-            raise AccelError("does_not_fit", f"cannot free {gib(size)}: the {who} have {gib(there)} of it together")
+            raise AccelError(
+                "does_not_fit", f"cannot free {human_size(size)}: the {who} have {human_size(there)} of it together"
+            )
         return size, busy, pool
 
     def _pool(self, device: str) -> str:

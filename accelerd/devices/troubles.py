@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from accelerd.base.sizes import human_size
 from accelerd.devices.host import Host
 from accelerd.devices.kfd import KfdNode
 from accelerd.devices.model import Device, Trouble
@@ -88,8 +89,9 @@ def of_npu(device: Device, host: Host) -> Iterator[Trouble]:
             fix = "sudo dmesg | grep -i -e amdxdna -e amdnpu"
             yield Trouble("the driver knows no firmware version: its firmware may be missing", fix)
         if host.memlock is not None and host.memlock < ENOUGH_LOCKED:
-            limit = f"{host.memlock >> 20} MiB" if host.memlock < GIB else f"{host.memlock >> 30} GiB"
-            yield Trouble(f"only {limit} of memory may be locked: FastFlowLM cannot load a model", MEMLOCK_FIX)
+            yield Trouble(
+                f"only {human_size(host.memlock)} of memory may be locked: FastFlowLM cannot load a model", MEMLOCK_FIX
+            )
 
 
 def of_amdgpu(device: Device, kfd: KfdNode | None, host: Host) -> Iterator[Trouble]:
@@ -118,10 +120,10 @@ def of_gtt(device: Device, host: Host) -> Iterator[Trouble]:
         return
     fix = host.change_command_line(f"ttm.pages_limit={wanted // PAGE}")
     if gtt > total:
-        message = f"the GPU may take {gtt / GIB:.0f} GiB, but the machine has {total / GIB:.0f} GiB: it can run out"
+        message = f"the GPU may take {human_size(gtt)}, but the machine has {human_size(total)}: it can run out"
         yield Trouble(message, fix)
     elif gtt < wanted * TOO_LITTLE and sizes.get("vram", 0) < total:  # else most is carved out: on purpose
-        message = f"the GPU may use {gtt / GIB:.0f} of {total / GIB:.0f} GiB of memory (GTT limit)"
+        message = f"the GPU may use {human_size(gtt)} of {human_size(total)} of memory (GTT limit)"
         yield Trouble(message, fix)
 
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
+from accelerd.base.sizes import human_size
 from accelerd.memory.model import OUTGROWN, RAM, Forecast, MemoryRequirement
-from accelerd.memory.text import gib
 
 KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
 WORTH_WRITING: Final = 1.01  # a peak that grew by less does not have the file written
@@ -205,10 +205,11 @@ def improved(need: MemoryRequirement, entry: Entry) -> MemoryRequirement:
     when = f" ({date.fromtimestamp(entry.at).isoformat()})" if entry.at else ""
     better = need
     if amounts != need.amounts:
-        source = f"measured in an earlier run{when}: the {_kind(declared)} was {gib(need.total)}"
+        source = f"measured in an earlier run{when}: the {_kind(declared)} was {human_size(need.total)}"
         better = replace(need, amounts=amounts, source=source, parts={})
     if entry.need > better.total:
-        source = f"{OUTGROWN} {gib(entry.lacked)} in an earlier run{when}: the {_kind(declared)} was {gib(need.total)}"
+        source = f"{OUTGROWN} {human_size(entry.lacked)} in an earlier run{when}: "
+        source += f"the {_kind(declared)} was {human_size(need.total)}"
         better = better.scaled(entry.need, source)
     return better
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from accelerd.base.sizes import human_size
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Balance, Held
 from accelerd.memory.model import RAM, MemorySnapshot, Stall
@@ -230,25 +231,22 @@ def _sum(holdings: Iterable[Held], phases: Sequence[str]) -> int:
 def _why(figures: _Figures, before: int, grown: int, seen: MemorySnapshot, stalled: bool) -> str:
     balance = figures.balance
     pool, more = balance.pool, balance.foreign - before
-    others = f"others use {_gib(balance.foreign)}"
+    others = f"others use {human_size(balance.foreign)}"
     if before and more > 0:
-        others += f" ({_gib(more)} more than when there was room)"
+        others += f" ({human_size(more)} more than when there was room)"
     most = next((user for user in seen.foreign if user.pool == pool.id), None)
     if most is not None and most.size <= balance.foreign:
-        others += f", {most.process} alone {_gib(most.size)}"
-    ours = f"models {_gib(figures.ours)}"
+        others += f", {most.process} alone {human_size(most.size)}"
+    ours = f"models {human_size(figures.ours)}"
     if grown >= WORTH_SAYING:
-        ours += f", {_gib(grown)} more than was reserved for them"
-    text = f"{pool.label} is short: {_gib(figures.free)} of {_gib(pool.capacity)} free, {_gib(pool.reserve)} are to be"
+        ours += f", {human_size(grown)} more than was reserved for them"
+    text = f"{pool.label} is short: {human_size(figures.free)} of {human_size(pool.capacity)} free, "
+    text += f"{human_size(pool.reserve)} are to be"
     text += f"; {others}; {ours}"
     if figures.coming:
-        text += f", of which {_gib(figures.coming)} are on their way back"
+        text += f", of which {human_size(figures.coming)} are on their way back"
     if stalled and seen.stall is not None:
         full, some = seen.stall.full, seen.stall.some
         part = f"{full:.0f} % of the last 10 s" if full >= STALL_FULL else f"in {some:.0f} % of the last 10 s some"
         text += f"; programs stood still for want of it {part}"
     return text
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from accelerd.base import names
 from accelerd.base.exits import Cause
+from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec
 from accelerd.memory.model import MemoryRequirement
-from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.ports import Witness
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
@@ -36,7 +36,7 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
         if found:
             parts.append(f"{state}: {', '.join(found)}")
     if held:
-        parts.append(f"{gib(held)} reserved")
+        parts.append(f"{human_size(held)} reserved")
     return "; ".join(parts)
 
 
@@ -120,7 +120,8 @@ class EventLog(Witness):
 
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back."""
-        text = f"{residue.model} has ended, but {gib(residue.size)} of {residue.where} are not back: they stay counted"
+        lost = f"{human_size(residue.size)} of {residue.where}"
+        text = f"{residue.model} has ended, but {lost} are not back: they stay counted"
         event(log, logging.WARNING, text, message_id=names.MSG_RESIDUE, model=residue.model)
         self._lost(residue)
 

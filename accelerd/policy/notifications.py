@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from accelerd.base import names
 from accelerd.base.exits import Cause
+from accelerd.base.sizes import human_size
 from accelerd.devices.model import Device
 from accelerd.devices.watch import Diff
-from accelerd.memory.text import gib
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.system.notifications import Note, Notifications
@@ -68,7 +68,7 @@ class DesktopNotifications:
 
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back."""
-        summary = f"{gib(residue.size)} of {residue.where} do not come back"
+        summary = f"{human_size(residue.size)} of {residue.where} do not come back"
         body = f"{residue.model} has ended, its memory is still taken. Other models have that much less."
         self._notifications.say(Note(f"memory of {residue.model}", summary, body))
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit
+from accelerd.base.sizes import human_size
 from accelerd.memory.model import OUTGROWN, RAM
-from accelerd.memory.text import gib
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Ending, Record, Residue
@@ -101,7 +101,7 @@ class ExitHandling:
             residue = Residue(record.spec.name, size, where, most, waited_for=False, pool=_pool(record))
             self._admission.residues[instance] = residue
             self._effects.lost(residue)
-            self._finish(record, f"; {gib(size)} of {where} are not back")
+            self._finish(record, f"; {human_size(size)} of {where} are not back")
 
     def deadline(self) -> float:
         """When `tick` is due."""
@@ -197,10 +197,10 @@ class ExitHandling:
             record.retry_at = None
             self._admission.move(record, Event.GIVE_UP, f"{exit.message}; {count} times, given up")
         else:
-            more = f"; from now on it reserves {gib(new)} instead of {gib(old)}" if new > old else ""
+            more = f"; from now on it reserves {human_size(new)} instead of {human_size(old)}" if new > old else ""
             self._admission.move(record, Event.OUT_OF_MEMORY, exit.message + more)
         if new > old:
-            source = f"{OUTGROWN} {gib(old)}"
+            source = f"{OUTGROWN} {human_size(old)}"
             options = tuple(need.scaled(need.total * new // old if old else new, source)
                             for need in record.forecast.options)  # fmt: skip
             record.forecast = replace(record.forecast, options=options)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
 from accelerd.memory.model import OUTGROWN, RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
-from accelerd.memory.text import gib
 from accelerd.scheduler.record import Record, Residue
 
 
@@ -110,16 +110,16 @@ def why_not_resident(
         return of_contexts(pool, wanted, taken, others)
     own_limit = target.spec.memory_max
     if own_limit is not None and outgrown(target) and need.total > own_limit:
-        return f"it needs {gib(need.total)} ({need.source}) and its memory_max is {gib(own_limit)}"
+        return f"it needs {human_size(need.total)} ({need.source}) and its memory_max is {human_size(own_limit)}"
     if limits.memory is not None:
         held = sum(sum(other.held().values()) for other in others)
         lost = sum(residue.size for residue in limits.lost)
         if held + lost + need.total > limits.memory:
-            beside = f", {gib(held)} held by {', '.join(o.spec.name for o in others)}" if others else ""
-            beside += "".join(f", {gib(r.size)} of {r.where} not given back by {r.model}" for r in limits.lost)
+            beside = f", {human_size(held)} held by {', '.join(o.spec.name for o in others)}" if others else ""
+            beside += "".join(f", {human_size(r.size)} of {r.where} not given back by {r.model}" for r in limits.lost)
             return (
-                f"it needs {gib(need.total)} ({need.source}), "
-                f"{gib(limits.memory)} are there in all ({limits.memory_source}){beside}"
+                f"it needs {human_size(need.total)} ({need.source}), "
+                f"{human_size(limits.memory)} are there in all ({limits.memory_source}){beside}"
             )
     if limits.pools and (short := limits.ledger(others).shortages(need.amounts)):
         return in_words(short[0], need)
@@ -154,14 +154,14 @@ def in_words(short: Shortage, need: MemoryRequirement) -> str:
     """The arithmetic of one pool."""
     balance, pool = short.balance, short.balance.pool
     where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"
-    parts = [f"it needs {gib(short.wanted)} of {where} ({need.source}), which has {gib(pool.capacity)}"]
+    parts = [f"it needs {human_size(short.wanted)} of {where} ({need.source}), which has {human_size(pool.capacity)}"]
     if pool.reserve:
-        parts.append(f"{gib(pool.reserve)} kept free")
+        parts.append(f"{human_size(pool.reserve)} kept free")
     if balance.foreign:
-        parts.append(f"{gib(balance.foreign)} in use by other programs")
+        parts.append(f"{human_size(balance.foreign)} in use by other programs")
     if balance.spilled:
-        parts.append(f"{gib(balance.spilled)} held for GPUs")
+        parts.append(f"{human_size(balance.spilled)} held for GPUs")
     if balance.holdings:
         names = ", ".join(held.model for held in balance.holdings)
-        parts.append(f"{gib(balance.held)} held by {names}")
-    return f"{', '.join(parts)}: {gib(short.missing)} are missing"
+        parts.append(f"{human_size(balance.held)} held by {names}")
+    return f"{', '.join(parts)}: {human_size(short.missing)} are missing"

@@ -6,8 +6,8 @@ import signal
 from pathlib import PurePath
 
 from accelerd.base.exits import Cause
+from accelerd.base.sizes import human_size
 from accelerd.engines.base import LaunchPlan
-from accelerd.memory.text import gib
 from accelerd.supervise.process.shortage import Shortage
 from accelerd.supervise.process.spawn import spawn_trouble
 from accelerd.supervise.ready import Verdict
@@ -61,19 +61,23 @@ def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool,
 
 def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: float, was_ready: bool) -> str:
     """The kernel or systemd-oomd ended it. `limit`: its memory_max, `peak`: what it was seen to use; bytes."""
-    why = f"it reached its memory_max of {gib(limit)}, or " if limit is not None else ""
+    why = f"it reached its memory_max of {human_size(limit)}, or " if limit is not None else ""
     text = f"{program(plan)} was killed {_when(age, was_ready)}, out of memory: {why}the system had too little left"
     return text + _used(peak)
 
 
 def got_no_memory(plan: LaunchPlan, lack: Shortage, peak: int | None, age: float, was_ready: bool) -> str:
     """It ended by itself, since it was refused what it asked for. `peak`: as above."""
-    asked = f"it asked for {gib(lack.wanted)} more and did not get it" if lack.wanted is not None else "it got no more"
+    asked = (
+        f"it asked for {human_size(lack.wanted)} more and did not get it"
+        if lack.wanted is not None
+        else "it got no more"
+    )
     return f"{program(plan)} ran out of memory {_when(age, was_ready)}: {asked} ({lack.said}){_used(peak)}"
 
 
 def _used(peak: int | None) -> str:
-    return f"; it had {gib(peak)} of main memory" if peak else ""
+    return f"; it had {human_size(peak)} of main memory" if peak else ""
 
 
 def _when(age: float, was_ready: bool) -> str:

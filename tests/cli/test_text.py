@@ -6,9 +6,10 @@ import io
 
 import pytest
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.failure import Failure
 from accelerd.cli.output import Output
-from accelerd.cli.text import clip, count, nearest, printable, size, span, width
+from accelerd.cli.text import clip, count, nearest, printable, span, width
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from accelerd.cli.text import clip, count, nearest, printable, size, span, width
      (1 << 60, "1024 PiB")],
 )  # fmt: skip
 def test_size(value: float | None, text: str) -> None:
-    assert size(value) == text
+    assert human_size(value) == text
 
 
 @pytest.mark.parametrize(

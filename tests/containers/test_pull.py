@@ -179,4 +179,4 @@ def test_how_far_it_is_as_lines() -> None:
     show(Pulled(MIB, 9 * MIB, ""))
     clock.advance(1.0)
     show(Pulled(2 * MIB, 9 * MIB, ""))
-    assert said == b"pulling: Trying to pull\npulling: 2 of 9 MiB\n"
+    assert said == b"pulling: Trying to pull\npulling: 2.0 MiB of 9.0 MiB\n"

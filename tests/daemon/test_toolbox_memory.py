@@ -100,7 +100,7 @@ def test_A16_done_when_an_oom_kill_is_named_and_leaves_the_daemon_and_its_neighb
         # the control status and accelctl, for programs and for people
         seen = service.status(model)
         assert seen["error"]["cause"] == "oom-kill"
-        assert "reserves 125.0 MiB instead of 100.0 MiB" in seen["reason"]
+        assert "reserves 125 MiB instead of 100 MiB" in seen["reason"]
         assert (seen["memory"], seen["retry_in"]) == (125 * MIB, None)
         shown = json.loads(service.accelctl("status", "--json", model))["models"][0]
         assert (shown["error"]["cause"], shown["memory"]) == ("oom-kill", 125 * MIB)

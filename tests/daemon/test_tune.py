@@ -180,7 +180,7 @@ def test_memory_that_others_hold_is_respected(daemons: DaemonFactory, site: Site
     daemon.events("load?model=big")
     end = tune(daemon)[-1]
     assert end["event"] == "error"
-    assert "200.0 MiB held by big" in end["error"]["message"]
+    assert "200 MiB held by big" in end["error"]["message"]
     assert daemon.state("big") == "ready"
 
 

@@ -181,7 +181,7 @@ def test_B_doctor_says_what_flm_validate_says(daemons: DaemonFactory, flm: FlmOn
         ({"firmware": [1, 0, 1, 1]}, "npu-firmware", "1.1.0.0 is needed", "linux-firmware"),
         ({"device": False}, "npu-device", "no AMD NPU", "render"),
         ({"columns": 5}, "npu-columns", "has 5 columns", "no NPU"),
-        ({"memlock": 8 << 20}, "npu-memlock", "may lock 8 MiB", "DefaultLimitMEMLOCK=infinity"),
+        ({"memlock": 8 << 20}, "npu-memlock", "may lock 8.0 MiB", "DefaultLimitMEMLOCK=infinity"),
     ],
 )
 def test_B_doctor_names_what_is_wrong_and_its_remedy(
@@ -201,7 +201,7 @@ def test_B_doctor_knows_the_limit_of_the_user_s_systemd(daemons: DaemonFactory, 
     systemctl.chmod(0o755)
     found = checks(daemons.environment(PATH=flm.path))["npu-memlock"]
     assert found["level"] == "fail"
-    assert "models may lock 8 MiB" in found["detail"]
+    assert "models may lock 8.0 MiB" in found["detail"]
 
 
 def test_doctor_names_models_that_were_never_fetched(daemons: DaemonFactory, flm: FlmOnPath) -> None:

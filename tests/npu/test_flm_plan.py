@@ -119,7 +119,7 @@ async def test_the_server_gets_no_token_and_asks_no_internet(flm: FlmOnPath) -> 
         ({"drm": "0.5"}, "", r"amdxdna 0\.5 is too old.*0\.6"),
         ({"device": False}, "", r"finds no AMD NPU.*render"),
         ({"device": False}, "quiet amd_iommu=off", r"amd_iommu=off turns the NPU off.*iommu=pt"),
-        ({"memlock": 8 << 20}, "", r"may lock 8 MiB.*DefaultLimitMEMLOCK=infinity"),
+        ({"memlock": 8 << 20}, "", r"may lock 8.0 MiB.*DefaultLimitMEMLOCK=infinity"),
     ],
 )
 async def test_B_validate_says_what_is_wrong_before_a_start(
@@ -142,7 +142,7 @@ async def test_B_a_soft_limit_of_locked_memory_is_no_reason_where_more_may_be_as
 
 async def test_B_a_hard_limit_below_the_model_is_named(flm: FlmOnPath) -> None:
     plan = await planned(flm, spec(), lockable=lambda: 1 << 30)
-    assert any("may lock 1024 MiB" in warning and "qwen3:4b" in warning for warning in plan.warnings)
+    assert any("may lock 1.0 GiB" in warning and "qwen3:4b" in warning for warning in plan.warnings)
 
 
 async def test_a_model_that_is_not_here_is_not_fetched_by_a_start(flm: FlmOnPath) -> None:

@@ -189,7 +189,7 @@ def test_A31_the_next_admission_waits_until_the_memory_is_back() -> None:
     bench.back(1)
     assert bench.state("a") is State.STOPPED
     assert bench.core.snapshot("a").reason == (
-        "made room for b: it needs 60.0 MiB (test), 100.0 MiB are there in all (test), 60.0 MiB held by a"
+        "made room for b: it needs 60.0 MiB (test), 100 MiB are there in all (test), 60.0 MiB held by a"
     )
     assert bench.loads() == ["a", "b"]
     bench.ready("b")

@@ -58,8 +58,8 @@ def test_neither_kind_is_put_away_for_the_other_although_main_memory_is_shared(f
     code, text = refusal(request)
     assert code == "memory_in_use"
     if second == "npu":
-        assert "it needs 24.0 GiB of main memory (estimated), which has 128.0 GiB, 8.0 GiB kept free" in text
-        assert "109.0 GiB held for GPUs: 13.0 GiB are missing" in text
+        assert "it needs 24.0 GiB of main memory (estimated), which has 128 GiB, 8.0 GiB kept free" in text
+        assert "109 GiB held for GPUs: 13.0 GiB are missing" in text
         assert text.endswith("models on the GPU or the processor are not put away for a model on the NPU")
     else:
         assert "24.0 GiB held by npu" in text

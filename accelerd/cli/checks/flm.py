@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator
 
 from accelerd.base.errors import AccelError
+from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, Surroundings
 from accelerd.cli.text import printable
-
-MIB = 1 << 20
 
 
 def flm(s: Surroundings) -> Iterator[Check]:
@@ -77,10 +76,10 @@ def _memlock(s: Surroundings, here: str) -> Check:
     outcome = s.machine.run(argv)
     said = outcome.stdout.strip().partition("=")[2] if outcome.status == 0 else ""
     if said.isdigit() and int(said) < (1 << 63):
-        text = f"models may lock {int(said) // MIB} MiB of memory, FastFlowLM locks a whole model"
+        text = f"models may lock {human_size(int(said))} of memory, FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
     if not said and here.isdigit() and int(here) < stack.ENOUGH_LOCKED:
-        text = f"programs may lock {int(here) // MIB} MiB of memory here, FastFlowLM locks a whole model"
+        text = f"programs may lock {human_size(int(here))} of memory here, FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
     return Check("npu-memlock", "ok", "models may lock as much memory as they need")
 

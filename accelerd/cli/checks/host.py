@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, Surroundings
-from accelerd.cli.text import size
 from accelerd.devices.inventory import inventory
 
 OLDEST_PYTHON = (3, 11)
@@ -63,7 +63,7 @@ def devices(s: Surroundings) -> Iterator[Check]:
         yield Check("devices", "ok", "no GPU or NPU: models run on the processor")
     for device in found:
         words = [f"{device.kind} {device.name}", device.driver or "no driver", device.node or device.slot or ""]
-        words += [f"{size(pool.total)} {pool.name}" for pool in device.pools]
+        words += [f"{human_size(pool.total)} {pool.name}" for pool in device.pools]
         detail = ", ".join(word for word in words if word)
         if device.problem:
             yield Check("devices", "warn", f"{detail}: {device.problem}", device.fix or "")

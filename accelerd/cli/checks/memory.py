@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, Surroundings
-from accelerd.cli.text import count, size
+from accelerd.cli.text import count
 from accelerd.devices.inventory import inventory, machine_memory
 
 MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss it
@@ -34,15 +35,19 @@ def memory(s: Surroundings) -> Iterator[Check]:
     limit = s.config.scheduler.memory
     forecaster = Forecaster()
     options = {name: forecaster.forecast(spec, spec, None, devices).options for name, spec in s.config.models.items()}
-    kept = f"{size(limit)} for models" if limit is not None else f"{size(ledger.pools[RAM].reserve)} kept for others"
-    facts = f"{size(available)} of {size(total)} free, {kept}"
+    kept = (
+        f"{human_size(limit)} for models"
+        if limit is not None
+        else f"{human_size(ledger.pools[RAM].reserve)} kept for others"
+    )
+    facts = f"{human_size(available)} of {human_size(total)} free, {kept}"
     too_big = {
         name: ways[0].total
         for name, ways in options.items()
         if not any(ledger.fits(need.amounts) and (limit is None or need.total <= limit) for need in ways)
     }
     if too_big:
-        names = ", ".join(f"{name} ({size(needed)})" for name, needed in too_big.items())
+        names = ", ".join(f"{name} ({human_size(needed)})" for name, needed in too_big.items())
         fix = f"accelctl fit {next(iter(too_big))} says with what context it would fit; or take a smaller quantization"
         yield Check("memory", "warn", f"{facts}: too little for {names}", fix)
         return
@@ -53,7 +58,7 @@ def memory(s: Surroundings) -> Iterator[Check]:
                 together[pool] = together.get(pool, 0) + amount
         needed = sum(together.values())
         beside = ledger.fits(together) and (limit is None or needed <= limit)
-        facts += f"; {count(len(options), 'model')}: {size(needed)}" + ("" if beside else ", in turn")
+        facts += f"; {count(len(options), 'model')}: {human_size(needed)}" + ("" if beside else ", in turn")
     yield Check("memory", "ok", facts)
 
 
@@ -62,7 +67,7 @@ def swap(s: Surroundings) -> Iterator[Check]:
     if not total:
         yield Check("swap", "ok", "there is none")
     elif used > MUCH_SWAP:
-        text = f"{size(used)} of {size(total)} are in use: what of a model lies there is very slow"
+        text = f"{human_size(used)} of {human_size(total)} are in use: what of a model lies there is very slow"
         yield Check("swap", "warn", text, "accelctl memory  # shows who holds memory; close what is not needed")
     else:
-        yield Check("swap", "ok", f"{size(used)} of {size(total)} in use")
+        yield Check("swap", "ok", f"{human_size(used)} of {human_size(total)} in use")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
-from accelerd.cli.text import count, size
+from accelerd.cli.text import count
 
 if TYPE_CHECKING:
     from accelerd.cli.checks.base import Check
@@ -65,7 +66,7 @@ def devices(context: Context) -> int:
     out.result({"devices": [d.json() for d in found], "libraries": reasons})
     rows = []
     for device in found:
-        pools = ", ".join(f"{size(p.total)} {p.name}" for p in device.pools) or "-"
+        pools = ", ".join(f"{human_size(p.total)} {p.name}" for p in device.pools) or "-"
         rows.append((device.kind, device.name, device.driver or "-", device.slot or "-", device.node or "-", pools))
     out.table(("KIND", "NAME", "DRIVER", "SLOT", "NODE", "MEMORY"), rows)
     problems = [f"{d.name}: {d.problem} ({d.fix})" for d in found if d.problem]

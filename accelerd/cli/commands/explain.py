@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context, explain_name
 from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.text import count, size, span
+from accelerd.cli.text import count, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
         section(context, "Memory")
         fits = placement.get("fits")
         word = "; it does not fit" if fits is False else ""
-        out.wrapped(f"{size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  ")
+        out.wrapped(
+            f"{human_size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  "
+        )
         for claim in placement.get("claims") or ():
             out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):

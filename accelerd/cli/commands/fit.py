@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.machine import ITSELF, Machine
-from accelerd.cli.text import size
 
 if TYPE_CHECKING:
     from accelerd.cli.fit_subject import Subject
@@ -337,17 +337,17 @@ def verdict(found: Fitting, answer: dict[str, Any]) -> str:
     if not answer["fits"]:
         short = [pool for pool in answer["pools"] if (pool["spare"] or 0) < 0] or answer["pools"]
         needs = "; ".join(
-            f"{size(pool['amount'])} of {pool['label']}, of which {left(pool)} are free" for pool in short
+            f"{human_size(pool['amount'])} of {pool['label']}, of which {left(pool)} are free" for pool in short
         )
         if len(short) == 1 and short[0]["label"] in place:
-            needs = f"{size(short[0]['amount'])}, and {left(short[0])} are free for it"
+            needs = f"{human_size(short[0]['amount'])}, and {left(short[0])} are free for it"
         others = ", even when all other models have left" if found.movable else ""
         return f"does not fit {place}: it needs {needs}{others}"
     spare = min((size for size in found.spare.values()), default=0)
     parts = [f"fits {place}"]
     if found.leaving:
         parts[0] += f" when {' and '.join(found.leaving)} {'has' if len(found.leaving) == 1 else 'have'} left"
-    parts[0] += f" with {size(spare)} to spare"
+    parts[0] += f" with {human_size(spare)} to spare"
     if answer["contexts"]:
         first = answer["contexts"][0]
         most = first["now"] if answer["now"] else first["alone"]
@@ -358,4 +358,4 @@ def verdict(found: Fitting, answer: dict[str, Any]) -> str:
 
 
 def left(pool: dict[str, Any]) -> str:
-    return size(max(0, pool["amount"] + (pool["spare"] or 0)))
+    return human_size(max(0, pool["amount"] + (pool["spare"] or 0)))

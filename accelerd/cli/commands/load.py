@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.client import failure_of
 from accelerd.cli.context import Context, explain_name
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.progress import follow
-from accelerd.cli.text import size, span
+from accelerd.cli.text import span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     seconds = context.clock.monotonic() - started
     context.out.result({"model": args.model, "seconds": round(seconds, 3), **last})
     used = last.get("memory_used") or last.get("memory")
-    facts = span(seconds) + (f", {size(used)}" if used else "")
+    facts = span(seconds) + (f", {human_size(used)}" if used else "")
     ready = context.out.style("ready", "green")
     context.out.line(f"{args.model} is {ready} ({facts})")
     return Exit.OK

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
 from accelerd.cli.known_names import model_names, print_names
-from accelerd.cli.text import size, span
+from accelerd.cli.text import span
 
 HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES", "LABELS")
 ROUTES = ("ROUTE", "MODELS, IN ORDER", "DESCRIPTION")
@@ -38,7 +39,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
         kept += ", preloaded" if model.get("preload") else ""
         aliases = ", ".join(model.get("aliases") or ()) or "-"
         labels = ", ".join(model.get("labels") or ()) or "-"
-        rows.append((model["name"], model["state"], size(model.get("memory")), kept, engine(model), aliases, labels))
+        rows.append(
+            (model["name"], model["state"], human_size(model.get("memory")), kept, engine(model), aliases, labels)
+        )
     shown = len(HEAD) if any(row[-1] != "-" for row in rows) else len(HEAD) - 1
     out.table(HEAD[:shown], [row[:shown] for row in rows], [("bold", *[""] * (shown - 1))] * len(rows))
     if routes:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Exit
-from accelerd.cli.text import count, printable, size, span
+from accelerd.cli.text import count, printable, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
 STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
@@ -117,8 +118,8 @@ def yielded(report: dict[str, Any]) -> str:
 def share(used: int | None, limit: int | None) -> str:
     """ "9.0 of 20.0 GiB"; the unit stands once where it is the same."""
     if not limit:
-        return size(used)
-    (number, unit), (total, total_unit) = size(used or 0).split(" "), size(limit).split(" ")
+        return human_size(used)
+    (number, unit), (total, total_unit) = human_size(used or 0).split(" "), human_size(limit).split(" ")
     return f"{number} of {total} {unit}" if unit == total_unit else f"{number} {unit} of {total} {total_unit}"
 
 
@@ -137,9 +138,9 @@ def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
 def memory(model: dict[str, Any]) -> str:
     """What was measured; what is reserved, marked with "~", where nothing was measured."""
     if model.get("memory_used"):
-        return size(model["memory_used"])
+        return human_size(model["memory_used"])
     held = model["state"] not in ("stopped", "failed", "backoff")
-    return f"~{size(model['memory'])}" if model.get("memory") and held else "-"
+    return f"~{human_size(model['memory'])}" if model.get("memory") and held else "-"
 
 
 def device(model: dict[str, Any]) -> str:
@@ -174,7 +175,9 @@ def footnotes(model: dict[str, Any]) -> list[str]:
         todo = f"accelctl reset {name}" if model["state"] == "failed" else f"accelctl logs {name}"
         notes.append(f"{name}: {message} ({todo})")
     if model.get("residue"):
-        notes.append(f"{name}: {size(model['residue'])} that it used are not back from the device, and stay counted")
+        notes.append(
+            f"{name}: {human_size(model['residue'])} that it used are not back from the device, and stay counted"
+        )
     if model["state"] == "killing" and model.get("reason"):
         notes.append(f"{name}: {model['reason']}")
     if model.get("outdated"):

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.client import failure_of
 from accelerd.cli.context import Context
 from accelerd.cli.daytime import seconds_until, time_in
 from accelerd.cli.failure import Exit, Failure
 from accelerd.cli.output import Output
 from accelerd.cli.progress import WORDS
-from accelerd.cli.text import count, printable, size
+from accelerd.cli.text import count, printable
 from accelerd.config.units import parse_duration
 
 EPILOG = """\
@@ -78,7 +79,7 @@ def report(out: Output, last: dict[str, Any]) -> None:
         return
     what, freed = printable(str(last["what"])), sum(pool["size"] for pool in last["freed"])
     gone = [model["model"] for model in last["models"] if model["model"] not in last["stuck"]]
-    facts = f"{size(freed)} back from {', '.join(map(printable, gone))}" if gone else "no model was there"
+    facts = f"{human_size(freed)} back from {', '.join(map(printable, gone))}" if gone else "no model was there"
     until = f" until {time_in(last['remaining'])}" if last.get("remaining") is not None else ""
     out.line(f"{what} is {out.style('yours', 'green')}{until} ({facts}); take it back: accelctl resume")
     for name in last["stuck"]:

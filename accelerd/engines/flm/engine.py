@@ -17,6 +17,7 @@ from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.base.sizes import human_size
 from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
@@ -81,7 +82,7 @@ class Flm(Engine):
         warnings += doubt
         may, wants = self._lockable(), footprint.lockable_needed(spec, known)
         if may is not None and may < wants:
-            text = f"this user may lock {may >> 20} MiB of memory and {known.tag} wants {wants >> 20} MiB"
+            text = f"this user may lock {human_size(may)} of memory and {known.tag} wants {human_size(wants)}"
             warnings.append(f"{text}: {stack.MEMLOCK_FIX}")
         port = await to_thread(self._port)
         line = argv.build(spec, path, known.tag, port)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from accelerd.base.sizes import human_size
+
 MIB: Final = 1 << 20
 ENOUGH_LOCKED: Final = 100 * MIB  # bytes that must be lockable for anything at all
 OVERHEAD: Final = 512 * MIB  # beside a model
@@ -64,7 +66,7 @@ def _wrong(report: Mapping[str, Any], options: list[str], lockable: int | None) 
             found.append(Trouble("columns", text, "use an engine that needs no NPU for this model"))
     if report.get("memlock_ok") is False and lockable is not None and lockable < ENOUGH_LOCKED:
         text = (
-            f"this user may lock {_mib(report.get('memlock_limit'))} of memory, FastFlowLM needs as much as its model"
+            f"this user may lock {_limit(report.get('memlock_limit'))} of memory, FastFlowLM needs as much as its model"
         )
         found.append(Trouble("memlock", text, MEMLOCK_FIX))
     return found
@@ -84,6 +86,6 @@ def _devices(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
-def _mib(limit: object) -> str:
+def _limit(limit: object) -> str:
     text = str(limit)
-    return f"{int(text) // MIB} MiB" if text.isdigit() else "too little"
+    return human_size(int(text)) if text.isdigit() else "too little"

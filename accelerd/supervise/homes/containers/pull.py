@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from accelerd.base.ports import Clock
+from accelerd.base.sizes import human_size
 from accelerd.supervise.homes.containers.engine import PULL_PATIENCE, ContainerEngine
 from accelerd.supervise.homes.home import HomeError
 
@@ -79,7 +80,7 @@ def told_in_lines(on_output: Callable[[bytes], None], clock: Clock) -> Callable[
         nonlocal told
         if clock.monotonic() - told >= 1.0:
             told = clock.monotonic()
-            far = f"{pulled.done >> 20} of {pulled.total >> 20} MiB" if pulled.total else pulled.line
+            far = f"{human_size(pulled.done)} of {human_size(pulled.total)}" if pulled.total else pulled.line
             on_output(f"pulling: {far}\n".encode())
 
     return show
