@@ -1,6 +1,6 @@
 """How much memory a model will take, from its header and the settings alone: weights, caches, buffers, by place.
 
-Exact where llama.cpp's own rules are known; where a model's kind is not, more than it will take, and a note says so.
+Weights and caches follow llama.cpp's own rules; compute buffers are a closed form with a margin (`compute`).
 Pure and quick: some milliseconds, so that it can be asked again and again with another context.
 """
 
@@ -12,22 +12,17 @@ from functools import cached_property, lru_cache
 from typing import Final, Literal
 
 from accelerd.estimate import kv
-from accelerd.estimate.compute.build import buffers
-from accelerd.estimate.compute.layers import Batch
+from accelerd.estimate.compute import Batch, buffers
 from accelerd.estimate.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, Facts, facts
-from accelerd.estimate.tensors import BLOCKS, Model, Tensor
+from accelerd.estimate.tensors import Model, Tensor
 
 MIB: Final = 1 << 20
-INDEXED: Final = 24  # bytes, for each token and each it may look at, of choosing some of them
-UNQUANTISED: Final = frozenset({"f32", "f16", "bf16"})
 MOST: Final = 1 << 31  # of a context
 ALIGNMENT: Final = 32  # bytes; weights begin at multiples of it
 # Types that are repacked, by what platform.machine() says, and the rows that are taken together.
 REPACKED: Final = {"x86_64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q2_k"}),
                    "aarch64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q5_k", "q6_k", "q8_0"})}  # fmt: skip
 REPACKED_ROWS: Final = 8
-TURNS: Final = 4  # copies of what crosses between several GPUs, which work in turns
-UNKNOWN_EXTRA: Final = (5, 4)  # buffers of a model whose kind is not known count so many fourths
 # Bytes that a backend takes of a device for itself: its context, its kernels.
 BACKEND: Final = {"cuda": 400 * MIB, "rocm": 320 * MIB, "vulkan": 300 * MIB, "radv": 300 * MIB, "amdvlk": 300 * MIB,
                   "sycl": 300 * MIB, "metal": 64 * MIB, "cpu": 0}  # fmt: skip
@@ -104,7 +99,6 @@ class Estimate:
     checkpoints: int  # bytes of all of them, in main memory wherever the model is
     projector: tuple[int, int] = (0, 0)  # bytes of weights, of its buffer
     draft: Estimate | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -179,27 +173,7 @@ class Estimate:
     def _buffers(self, places: tuple[int, ...], out: int) -> list[int]:
         if not self.settings.offload_cache:
             places, out = (0,) * len(places), 0  # the largest part is computed where the cache is
-        used = sorted({place for place in (*places, out) if place})
-        whole = all(places) and out != 0 and not self.settings.host_experts
-        found = buffers(self.facts, self.batch, places, out, TURNS if len(used) > 1 and whole else 1)
-        if len(used) > 1 and any(layer.has("ssm_x") for layer in self.facts.layers):
-            for place in used:  # parts of such a layer cross once more
-                found[place] += 2 * TURNS * 4 * self.facts.inner * self.batch.tokens
-        if used and not whole:
-            found[used[0]] = max(found[used[0]], self._brought(used[0], places))
-        if self.facts.indexer:  # the chosen tokens' masks, made anew in every layer
-            for place in used or [0]:
-                found[place] += INDEXED * self.batch.cells * self.batch.tokens
-        if not self.facts.known:
-            found = [size * UNKNOWN_EXTRA[0] // UNKNOWN_EXTRA[1] for size in found]
-        return found
-
-    def _brought(self, place: int, places: tuple[int, ...]) -> int:
-        """Bytes of the buffer of a GPU that computes large batches of what lies in main memory, too: it is brought."""
-        everything = buffers(self.facts, self.batch, (place,) * len(places), place)[place]
-        there = [layer for layer, at in zip(self.facts.layers, places, strict=True)
-                 if at == 0 or layer.index < self.settings.host_experts]  # fmt: skip
-        return everything + max((layer.largest for layer in there), default=0)
+        return buffers(self.facts, self.batch, places, out, self.settings.host_experts)
 
 
 def _at_most(counts: list[int], whole: int) -> list[int]:
@@ -232,7 +206,6 @@ def estimate(model: Model, settings: Settings, projector: Model | None = None, d
     head = {name: one for name, one in known.outside.items() if name.startswith(HEAD)}
     first = [one for name, one in known.outside.items() if name not in head]
     embedding = known.outside.get("token_embd.weight")
-    notes = [] if known.known else [_unknown(known)]
     tied = embedding if embedding is not None and "output.weight" not in head and not known.encoder else None
     again = tied is not None and tied.type in settings.repacked and tied.shape[-1] % REPACKED_ROWS == 0
     again = again or (known.architecture in TWICE and not settings.mmap)
@@ -250,7 +223,6 @@ def estimate(model: Model, settings: Settings, projector: Model | None = None, d
         checkpoints=settings.checkpoints * slots * kv.rewind_bytes(known, held, settings.type_k, settings.type_v),
         projector=_projector(projector) if projector is not None else (0, 0),
         draft=_draft(draft, settings, slots) if draft is not None else None,
-        notes=tuple(notes),
     )
 
 
@@ -267,30 +239,9 @@ def _padded(tensors: Iterable[Tensor]) -> int:
 def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch: int, flash: bool) -> Batch:
     tokens = min(held.full * held.streams, ubatch)
     tokens = -(-tokens // held.sequences) * held.sequences
-    pooling = 4 if settings.rerank else max(0, known.pooling)
     every = settings.embeddings or settings.rerank or not settings.few_outputs
     wanted = batch if every else min(batch, held.sequences * (1 + settings.drafted))
-    return Batch(
-        tokens=tokens,
-        sequences=held.sequences,
-        outputs=max(1, min(tokens, wanted)),
-        cells=held.full,
-        window_cells=held.window,
-        streams=held.streams,
-        flash=flash,
-        quantised_k=settings.type_k not in UNQUANTISED and settings.type_k in BLOCKS,
-        quantised_v=settings.type_v not in UNQUANTISED and settings.type_v in BLOCKS,
-        embeddings=settings.embeddings or settings.rerank,
-        pooling=pooling,
-        kept="f32" if settings.type_k == "f32" else "f16",
-        host_experts=settings.host_experts,
-    )
-
-
-def _unknown(known: Facts) -> str:
-    kind = "a model of layers with a state of fixed size" if any(one.state for one in known.layers) else "a transformer"
-    what = f"{kind} with {known.experts} experts" if known.experts else kind
-    return f"the architecture {known.architecture or '(none given)'} is not known: estimated as {what}"
+    return Batch(tokens, max(1, min(tokens, wanted)), held.full, held.window, held.streams, flash)
 
 
 def _projector(model: Model) -> tuple[int, int]:

@@ -40,19 +40,8 @@ SKIPS_DRAFT_LAYERS: Final = frozenset({
     "bailingmoe2", "cohere2moe", "deepseek2", "deepseek32", "exaone-moe", "glm-dsa", "glm4", "glm4moe", "hy-v3",
     "kimi-linear", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
 })  # fmt: skip
-# Their layers have parts of which nothing is known here.
-UNLIKE: Final = frozenset({"gemma3n", "kimi-linear", "deepseek32", "glm-dsa", "t5encoder", "mimo2", "granite-swa"})
 # The embedding is read into memory twice where the file is not mapped, as it is the head as well.
 TWICE: Final = frozenset({"gemma4"})
-KNOWN: Final = (ENCODERS | WINDOWS.keys() | SKIPS_DRAFT_LAYERS | BOTH) - UNLIKE | frozenset({
-    "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bitnet", "bloom", "chatglm", "codeshell", "command-r",
-    "dbrx", "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "gpt2", "gptneox",
-    "granite", "granitehybrid", "granitemoe", "grok", "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "jamba",
-    "lfm2moe", "llama", "mamba", "mamba2", "minicpm", "minicpm3", "minimax-m2", "mistral3", "mpt", "nemotron",
-    "nemotron_h", "olmo", "olmoe", "openelm", "orion", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "plm",
-    "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "rwkv6",
-    "rwkv6qwen2", "rwkv7", "arwkv7", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,12 +70,6 @@ class Layer:
         return 0
 
     @property
-    def alike(self) -> tuple[object, ...]:
-        """Layers in which this is equal compute alike."""
-        shapes = tuple(sorted((name, tensor.shape) for name, tensor in self.tensors.items()))
-        return self.attends, self.state, self.window, self.heads, self.kv_heads, self.key, self.value, shapes
-
-    @property
     def experts(self) -> int:
         """Bytes of its experts."""
         return sum(tensor.size for name, tensor in self.tensors.items() if "_exps." in name)
@@ -102,7 +85,6 @@ class Facts:
     """See the module's text. Numbers are counts of numbers or tokens unless they say bytes."""
 
     architecture: str
-    known: bool
     width: int  # numbers of one token between layers
     vocabulary: int
     trained: int  # context
@@ -114,24 +96,18 @@ class Facts:
     pooling: int  # 0 none, 1 mean, 2 first, 3 last, 4 rank; -1: not said
     window: int  # tokens; 0: none
     rank: int  # of compressed keys and values that are kept instead of them; 0: they are not
-    rotated: int  # numbers of a head that tell the position
     key_full: int  # of a head whose keys are compressed, unpacked
-    value_full: int
     shared_from: int  # layers from here on use the keys of earlier ones; -1: none
     indexer: int  # numbers of a key that only chooses tokens; 0: none
     experts: int
     used: int  # experts for a token
-    groups: int  # of experts
     convolution: int  # of states: tokens looked back at, with its own
     inner: int
     state: int
-    step_rank: int
     state_groups: int
     wkv: int  # size of a head of a time mix
     shifts: int
     short: int  # tokens of a short convolution
-    own: int  # numbers of a token that each layer gets beside; 0: none
-    parallel: bool  # attention and feed-forward side by side
 
     @property
     def row_state(self) -> tuple[int, int]:
@@ -183,7 +159,6 @@ class _Reader:
         shared = self.number("attention.shared_kv_layers")
         return Facts(
             architecture=name,
-            known=name in KNOWN,
             width=self.number("embedding_length"),
             vocabulary=min(model.vocabulary, LARGEST),
             trained=self.number("context_length"),
@@ -195,24 +170,18 @@ class _Reader:
             pooling=self.each("pooling_type", 0, -1),
             window=window if any(windowed) else 0,
             rank=self.number("attention.kv_lora_rank") if mla else 0,
-            rotated=self.number("rope.dimension_count"),
             key_full=self.number("attention.key_length_mla") or self.number("attention.key_length"),
-            value_full=self.number("attention.value_length_mla") or self.number("attention.value_length"),
             shared_from=20 if name == "gemma3n" else count - shared if shared else -1,
             indexer=self.number("attention.indexer.key_length"),
             experts=self.number("expert_count"),
             used=self.number("expert_used_count"),
-            groups=self.number("expert_group_count"),
             convolution=self.number("ssm.conv_kernel"),
             inner=self.number("ssm.inner_size"),
             state=self.number("ssm.state_size"),
-            step_rank=self.number("ssm.time_step_rank"),
             state_groups=self.number("ssm.group_count"),
             wkv=self.number("wkv.head_size"),
             shifts=self.number("token_shift_count", 2),
             short=self.number("shortconv.l_cache"),
-            own=self.number("embedding_length_per_layer_input"),
-            parallel=model.header.of_architecture("use_parallel_residual") is True,
         )
 
     def windows(self, count: int) -> tuple[int, list[bool]]:

@@ -15,9 +15,11 @@ from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Build, Endpoint, Fixed
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
-from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, settings_of
-from accelerd.estimate.estimate import REPACKED, Settings
+from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, corrected, settings_of
+from accelerd.estimate.estimate import REPACKED, Settings, estimate
+from accelerd.estimate.placing import options
 from accelerd.memory.model import RAM, Forecast
+from tests.memory.animals import animal
 from tests.memory.gguf_maker import string, u32, write
 from tests.models import make_model
 
@@ -136,14 +138,6 @@ def test_what_cannot_be_read_counts_by_its_size_or_not_at_all(path: Path, tmp_pa
     assert "its header cannot be read: the file ends" in need.source
 
 
-def test_an_unknown_architecture_is_said(tmp_path: Path) -> None:
-    pairs = {"general.architecture": string("brand-new"), "brand-new.block_count": u32(1)}
-    odd = write(tmp_path / "odd.gguf", pairs, {"blk.0.attn_q.weight": ((64, 64), 1)})
-    assert expect(spec_of(odd)).options[0].source == (
-        f"{FROM_HEADER}; the architecture brand-new is not known: estimated as a transformer"
-    )
-
-
 def test_the_key_names_files_settings_and_program(path: Path, tmp_path: Path) -> None:
     spec = spec_of(path)
     key = expect(spec).key
@@ -175,7 +169,6 @@ def test_the_tool_is_believed_where_it_says_something_else(path: Path) -> None:
     spec = spec_of(path)
     (need,) = expect(spec).options
     assert expect(spec, answer=rows(need)).options == (need,)
-    assert expect(spec, answer=rows(need, compute=need.parts["compute"] * 9)).options == (need,)  # a bound only
     assert expect(spec, answer=FitAnswer(why_not="it is gone")).options == (need,)
     (other,) = expect(spec, answer=rows(need, more=100 * MIB)).options
     assert other.source == FROM_TOOL
@@ -189,6 +182,18 @@ def test_the_tool_knows_buffers_of_architectures_that_are_new(tmp_path: Path) ->
     answer = FitAnswer((FitRow("Host", "host", 0, 0, 300 * MIB),))
     (need,) = expect(spec, answer=answer).options
     assert (need.source, need.parts["compute"]) == (FROM_TOOL, 302 * MIB)
+
+
+@pytest.mark.parametrize(("said", "believed"), [(500, None), (3000, 3002), (20, 22)])
+def test_buffers_full_of_logits_that_a_server_does_not_reserve_are_an_upper_bound(
+    said: int, believed: int | None
+) -> None:
+    found = estimate(animal(vocabulary=200_000), Settings(context=4096))  # 390 MiB for 512 tokens' logits
+    (need,) = options(found, (), gpu_layers=0, wanted_gpus=None, source=FROM_HEADER)
+    answer = FitAnswer((FitRow("Host", "host", found.weights, found.cache, said * MIB),))
+    better = corrected(need, found, answer)
+    assert better.parts["compute"] == (need.parts["compute"] if believed is None else believed * MIB)
+    assert (better == need) == (believed is None)
 
 
 # --- offers ---
@@ -228,12 +233,12 @@ def test_the_real_programs_are_asked(path: Path, llama_server: str, tmp_path: Pa
     spec = spec_of(path, context=4096)
     quick, sure = asked(server, spec, ask=False), asked(server, spec)
     assert (quick.key, len(sure.key)) == ("", 64)
-    assert sure.options[0].source == FROM_HEADER  # the tool agrees
-    assert sure.options[0].total <= quick.options[0].total
+    assert sure.options[0].source == FROM_TOOL  # the margin is not needed for so small a model
+    assert sure.options[0].total < quick.options[0].total
     assert asked(server, spec, ask=False) == sure  # what was asked once is known
     assert asked(server, replace(spec, context=2048), ask=False).key == ""
     asked(server, spec)
-    assert server.offer(spec, {RAM: sure.options[0].total}) == "it would fit with context = 4096"
+    assert server.offer(spec, {RAM: quick.options[0].total}) == "it would fit with context = 4096"
 
 
 def test_a_program_that_cannot_be_asked_leaves_the_estimate(path: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def judged(
     found = fitting.Fitting(known, machine, measured)
     if gpus and build is not None and build.backend == "cpu" and layers != 0:
         notes.append(f"llama-server {build.version} computes on the processor alone, although there is {gpus[0].name}")
-    return found, [*notes, *found.estimate.notes, *remarks(found, told)]
+    return found, [*notes, *remarks(found, told)]
 
 
 def need_of(option: Mapping[str, Any]) -> MemoryRequirement:

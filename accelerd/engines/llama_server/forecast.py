@@ -22,6 +22,7 @@ from accelerd.engines.base import Build
 from accelerd.engines.llama_server import argv, files
 from accelerd.engines.llama_server.fit_command import FitAnswer
 from accelerd.estimate import offers
+from accelerd.estimate.compute import logits
 from accelerd.estimate.estimate import REPACKED, Estimate, Settings, estimate
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.placing import options, usable
@@ -76,6 +77,7 @@ class Known:
     gpu_layers: int | str | None
     told: ModelSpec | None = None  # as the configuration has it
     build: Build | None = None  # None: it was not asked
+    answer: FitAnswer | None = None
 
 
 class Forecaster:
@@ -105,19 +107,18 @@ class Forecaster:
         gpus = usable(devices)
         earlier = self._known.get(spec.name)
         if build is None and earlier is not None and earlier.told == spec:  # what was asked before still holds
-            settled, build = earlier.spec, earlier.build
+            settled, build, answer = earlier.spec, earlier.build, answer or earlier.answer
         settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
         try:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
-        known = Known(read, settings, settled, gpus, layers, spec, build)
+        known = Known(read, settings, settled, gpus, layers, spec, build, answer)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
         found = estimate(read.model, settings, read.projector, read.draft)
-        source = "; ".join([FROM_HEADER, *found.notes])
-        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=source)
+        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=FROM_HEADER)
         if answer is not None and answer.rows:
             placed = tuple(corrected(need, found, answer) for need in placed)
         return Forecast(placed, self._key(known, build) if build is not None else "")
@@ -171,15 +172,16 @@ class Forecaster:
 
 
 def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> MemoryRequirement:
-    """The need with what llama-fit-params knows better: weights and cache, and buffers of an unknown kind of model.
+    """The need with what llama-fit-params knows better, which rounds every size down to whole MiB.
 
-    Of buffers of a known kind it says an upper bound only, and all of it in whole MiB rounded down.
+    Its compute buffers hold the logits of every token of a batch, which newer servers do not reserve: where those
+    decide, they are an upper bound only.
     """
     doubt = MIB * (len(answer.rows) + 1)
-    told = {"weights": answer.model, "kv cache": answer.context}
-    if not found.facts.known:
-        told["compute"] = answer.compute
     parts = dict(need.parts)
+    told = {"weights": answer.model, "kv cache": answer.context}
+    if answer.compute + doubt < parts.get("compute", 0) or answer.compute > 2 * logits(found.facts, found.batch.tokens):
+        told["compute"] = answer.compute
     for name, size in told.items():
         if abs(size - parts.get(name, 0)) > doubt:
             parts[name] = size + doubt
