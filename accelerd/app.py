@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.events import DegradationChanged, EventStream
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.desk import BusService, ControlApi
 from accelerd.config import Config, Problem, check
-from accelerd.config.model import MemorySettings, ModelSpec
+from accelerd.config.model import ConfigApplied
 from accelerd.control.devices import DeviceRoutes
 from accelerd.control.evict import Evicting
 from accelerd.control.fit import FitRoutes
@@ -23,10 +25,11 @@ from accelerd.control.routes import Control
 from accelerd.control.toolboxes import ToolboxRoutes
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.control.yield_memory import MemoryRoutes
-from accelerd.daemon import Daemon, Parts, limits_of
+from accelerd.daemon import Daemon, Parts
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper
+from accelerd.devices.model import Device
 from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import Observer
 from accelerd.devices.rivals import Rivals
@@ -42,19 +45,21 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
-from accelerd.memory.model import MemoryRequirement, MemorySnapshot
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
+from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
+from accelerd.policy.configured_models import ConfiguredModels, limits_of
 from accelerd.policy.device_loss import DeviceLoss
-from accelerd.policy.event_log import EventLog, Witnesses, status_line
+from accelerd.policy.event_log import EventLog
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
-from accelerd.policy.sleep_and_power import Battery, Desktop, Sleep
+from accelerd.policy.sleep import SleepPolicy
+from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor
 from accelerd.policy.toolbox_models import ToolboxModels
-from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
+from accelerd.policy.yielding import Yielding, boot_id
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
@@ -123,7 +128,7 @@ def build(
     source: UdevSource | None = None,
     memory_roots: Roots | None = None,
 ) -> Daemon:
-    """Everything, wired.
+    """Everything, wired. Subscribers hear an event in the order in which they are made here.
 
     `patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices, instead of
     udev; `memory_roots`: where memory is measured, instead of `roots`.
@@ -131,153 +136,117 @@ def build(
     given = classify(sd_listen_fds())
     bound = None if given.tcp else bind_tcp(config.server.listen)
     unix = given.unix_sockets or [bind_unix(roots.control_socket)]
-    clock = SystemClock()
+    clock, events = SystemClock(), EventStream()
     notifier = Notifier.from_env()
     state = StateStore(roots.state / names.STATE_FILE)
     state.read()
+    event_log = EventLog(events)
+    devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor(), events)
+    tuner = RuleTuner(roots.config_file, devices.current, roots.sys)
+
+    # models and their processes
     manager = user_manager(roots)
     homes = (make or make_homes)(roots, manager)
     choice = HomeChoice(homes, manager)
-    places = HomePlaces(homes)
-
-    def make_engines(settings: Config) -> dict[str, Engine]:
-        built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
-        llama_server = LlamaServer(
-            settings.llama_server,
-            cache=roots.cache / "features",
-            search=(built,),
-            places=places,
-            tuner=tuner,
-            devices=lambda: devices.devices,
-        )
-        flm = Flm(settings.flm, devices=lambda: devices.devices, proc=roots.proc)
-        tenants = homes.get("lemonade")
-        catalogue = tenants.catalogue if isinstance(tenants, LemonadeHome) else Catalogue()
-        return {"llama-server": llama_server, "flm": flm, "lemonade": Lemonade(settings.lemonade, catalogue)}
-
-    tuner = RuleTuner(roots.config_file, lambda: devices.devices, roots.sys)
-
+    make_engines = partial(engines_of, roots, homes, tuner, devices.current)
     engines = make_engines(config)
-
-    def loaded(spec: ModelSpec, need: MemoryRequirement, seconds: float) -> None:
-        insight.loaded(spec, need, seconds)
-        daemon.loaded(spec)
-        hazards.loaded(spec)
-
-    def in_use(spec: ModelSpec, busy: bool) -> None:
-        performance.in_use(spec, busy)
-        desktop.in_use(busy)
-
-    chronicle = EventLog(
-        notifier,
-        status=lambda: status_line(scheduler.snapshots(), scheduler.memory_held()),
-        loaded=loaded,
-        retire=lambda instance: gateway.upstreams.retire(instance),
-        in_use=in_use,
-        moved=lambda record, transition: desktop.moved(record, transition),
-        lost=lambda residue: desktop.lost(residue),
-    )
-    devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor())
-    performance = make_performance(roots, clock, devices, lambda name: scheduler.placed(name))
-    reclaimer = Reclaimer(lambda: memory.look(), clock)
     scheduler = Scheduler(
-        clock,
-        config.scheduler,
-        limits_of(config),
-        witness=Witnesses(chronicle, lambda: desk.tree),
-        reclaim=reclaimer,
-        asleep=time_asleep,
-        stuck_after=stuck_after,
+        clock, config.scheduler, limits_of(config), events, asleep=time_asleep, stuck_after=stuck_after
     )
+    status_line = StatusLine(notifier, scheduler, events)
     supervisor = ProcessSupervisor(
-        scheduler, engines, roots, clock, homes=homes, choose=choice, sink=chronicle.engine_line, limits=patience
+        scheduler, engines, roots, clock, homes=homes, choose=choice, sink=event_log.engine_line, limits=patience
     )
-    insight = ModelInfo(supervisor, engines, state, roots, lambda: devices.devices, Learned(state))
-    hazards = KnownConflicts(scheduler.snapshots, insight, lambda: devices.devices)
-    reserves = config.memory
+    model_info = ModelInfo(supervisor, engines, state, roots, devices.current, Learned(state), events)
+    conflicts = KnownConflicts(scheduler.snapshots, model_info, devices.current, events)
+
+    # memory
     measured = memory_roots or roots
     meter = Meter(
-        measured, clock, Observer(measured, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
-    )
-    relief = MemoryPressureRelief(scheduler, clock, config.memory)
-    yielding = make_yielding(roots, clock, scheduler, devices)
-    desktop = make_desktop(clock, scheduler, yielding, devices, lambda: daemon.configure_models())
-
-    def seen(look: MemorySnapshot) -> None:
-        reclaimer.seen(look)
-        scheduler.seen(look)
-        relief.heard(look)
-        desk.seen(look)
-
-    def configure_memory(settings: MemorySettings) -> None:
-        meter.keep_free(settings.reserve, settings.gpu_reserve)
-        relief.configure(settings)
-        yielding.configure(settings.yield_on)
-
-    memory = MemoryWatch(
-        meter, lambda: devices.devices, supervisor.processes, seen, clock, moving=scheduler.memory_moves
-    )
-    scheduler.attach(supervisor, insight, memory.want)
-    DeviceLoss(devices, scheduler)
-    desk = BusService(
-        session_bus_of(lambda: desk.changed()),
+        measured,
         clock,
-        scheduler,
-        insight,
-        lambda: devices.devices,
-        lambda: daemon,
-        lambda: wares,
-        str(roots.runtime),
+        Observer(measured, clock),
+        reserve=config.memory.reserve,
+        gpu_reserve=config.memory.gpu_reserve,
     )
-    devices.listen(lambda diff: desk.changed())
-    yielding.listen(desk.changed)
-    gateway = Gateway(clock, scheduler, engines)
+    memory = MemoryWatch(meter, devices.current, supervisor.processes, events, clock, moving=scheduler.memory_moves)
+    reclaimer = Reclaimer(memory.look, clock, events)
+    scheduler.attach(supervisor, model_info, memory.want, reclaimer)
+    events.subscribe(ConfigApplied, meter.on_config)
+
+    # policies
+    MemoryPressureRelief(scheduler, clock, config.memory, events)
+    DeviceLoss(scheduler, events)
+    yielding = Yielding(
+        scheduler,
+        clock,
+        time_asleep,
+        devices.current,
+        AtomicFile(roots.runtime / names.YIELD_FILE),
+        boot_id(roots.proc),
+        watch_games,
+        events,
+    )
+    system = SystemBus(system_bus(), BUS_PATIENCE)
+    session = SystemBus(session_bus(), BUS_PATIENCE, "session bus")
+    notifications = DesktopNotifications(Notifications(session, clock), events)
+    sleep = SleepPolicy(scheduler, yielding, devices.rescan, partial(SleepGuard, system), events)
+    power = PowerSaving(watch_battery, events)
+    clock_boost = make_clock_boost(roots, clock, devices, scheduler, events)
+    models = ConfiguredModels(config, scheduler, model_info, power, events)
+
+    # control
+    trials = TuningRuns(scheduler, models.try_out, engines, tuner)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
-    trials = TuningRuns(scheduler, lambda spec: daemon.try_out(spec), engines, tuner)
+    gateway = Gateway(clock, scheduler, engines, events)
+    desk = BusService(session_bus_of(events), clock, scheduler, model_info, devices.current, str(roots.runtime), events)
     parts = Parts(
         roots=roots,
         clock=clock,
+        events=events,
         notifier=notifier,
         watchdog=Watchdog(notifier),
+        status_line=status_line,
         state=state,
         engines=engines,
         scheduler=scheduler,
         supervisor=supervisor,
         homes=choice,
         successor=UnitSuccessor(manager) if manager is not None else NoSuccessor(),
-        close=manager.close if manager is not None else lambda: None,
-        insight=insight,
+        models=models,
         upkeep=upkeep,
         devices=devices,
-        performance=performance,
+        clock_boost=clock_boost,
         memory=memory,
-        configure_memory=configure_memory,
         yielding=yielding,
-        desktop=desktop,
+        sleep=sleep,
+        power=power,
+        notifications=notifications,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
         desk=desk,
         trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
+        close=[system.close, *([manager.close] if manager is not None else [])],
     )
     daemon = Daemon(parts, config, [*problems], make_engines)
-    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, insight, performance.owner)
+    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, model_info, clock_boost.owner)
     fit = FitRoutes(
         scheduler,
         scheduler.ledger,
         memory.look,
-        insight.learned,
-        lambda spec: insight.forecast(spec, ask=True),
+        model_info.learned,
+        lambda spec: model_info.forecast(spec, ask=True),
         yielded=yielding.report,
         degraded=lambda: memory.degraded,
     )
     giving = MemoryRoutes(yielding, scheduler)
     boxes = ToolboxRoutes(upkeep)
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, insight, daemon, trials, gateway.board, routes, hazards)
-    evicting = Evicting(scheduler, lambda: devices.devices)
-    wares = ControlApi(
+    gateway.control = control = Control(scheduler, model_info, daemon, trials, gateway.board, routes, conflicts)
+    evicting = Evicting(scheduler, devices.current)
+    api = ControlApi(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
         actions={**control.actions, **fit.actions, **boxes.actions},
         operations={
@@ -290,53 +259,53 @@ def build(
         check_evict=evicting.check,
         what_yields=lambda: yielding.what,
     )
+    desk.attach(daemon, api)
     return daemon
 
 
-def session_bus_of(changed: Callable[[], None]) -> SessionBus | None:
-    """The bus of this user; None where there is none. `changed()`: its state is another."""
+def engines_of(
+    roots: Roots,
+    homes: Mapping[str, Home],
+    tuner: RuleTuner,
+    devices: Callable[[], Sequence[Device]],
+    settings: Config,
+) -> dict[str, Engine]:
+    """The engines for a configuration, by name."""
+    built = roots.cache / "llama-server" / "current" / "bin"  # where packaging/build-llama-server puts one
+    llama_server = LlamaServer(
+        settings.llama_server,
+        cache=roots.cache / "features",
+        search=(built,),
+        places=HomePlaces(homes),
+        tuner=tuner,
+        devices=devices,
+    )
+    lemonade = homes.get(LemonadeHome.kind)
+    catalogue = lemonade.catalogue if isinstance(lemonade, LemonadeHome) else Catalogue()
+    return {
+        "llama-server": llama_server,
+        "flm": Flm(settings.flm, devices=devices, proc=roots.proc),
+        "lemonade": Lemonade(settings.lemonade, catalogue),
+    }
+
+
+def session_bus_of(events: EventStream) -> SessionBus | None:
+    """The bus of this user; None where there is none."""
     address = session_bus()
     kind, _, path = address.partition("path=")
     if names.ENV_SESSION_BUS not in os.environ and kind == "unix:" and not os.path.exists(path):
         return None
-    return SessionBus.from_env(changed=changed)
+    return SessionBus.from_env(changed=partial(events.publish, DegradationChanged()))
 
 
-def make_yielding(roots: Roots, clock: Clock, scheduler: Scheduler, devices: DeviceWatch) -> Yielding:
-    """Asked by people, by GameMode, and before the machine sleeps."""
-    yielding = Yielding(
-        scheduler,
-        clock,
-        time_asleep,
-        lambda: gpu_pools(devices.devices),
-        AtomicFile(roots.runtime / names.YIELD_FILE),
-        boot_id(roots.proc),
-        lambda one: {"gamemode": lambda: watch_games(one.games)},
-    )
-    devices.listen(lambda diff: yielding.devices_changed())
-    return yielding
-
-
-def make_desktop(
-    clock: Clock, scheduler: Scheduler, yielding: Yielding, devices: DeviceWatch, again: Callable[[], None]
-) -> Desktop:
-    """logind, UPower and power-profiles-daemon on the system bus, notifications on the session bus."""
-    bus = SystemBus(system_bus(), BUS_PATIENCE)
-    news = DesktopNotifications(Notifications(SystemBus(session_bus(), BUS_PATIENCE, "session bus"), clock))
-    sleep = Sleep(scheduler, yielding, devices.rescan)
-    devices.listen(news.devices)
-    return Desktop(sleep, SleepGuard(bus, sleep.before, sleep.after), Battery(watch_battery, again), news, bus.close)
-
-
-def make_performance(roots: Roots, clock: Clock, devices: DeviceWatch, where: Callable[[str], str]) -> ClockBoost:
-    """Levels are set by the helper, else by the daemon itself where it may. `where`: see Performance."""
+def make_clock_boost(
+    roots: Roots, clock: Clock, devices: DeviceWatch, scheduler: Scheduler, events: EventStream
+) -> ClockBoost:
+    """Levels are set by the helper, else by the daemon itself where it may."""
     bus = SystemBus.from_env()
-    gauge = Gauge(roots.sys)
     direct = Direct(roots.sys, roots.runtime)
-    keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), gauge, Rivals(bus))
-    performance = ClockBoost(keeper, direct, lambda: devices.devices, where)
-    devices.listen(lambda diff: performance.devices(diff.after))
-    return performance
+    keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), Gauge(roots.sys), Rivals(bus))
+    return ClockBoost(keeper, direct, devices.current, scheduler.placed, events)
 
 
 def user_manager(roots: Roots) -> BusUserManager | None:
@@ -381,7 +350,7 @@ def toolbox_upkeep(
     return ToolboxUpkeep(kit, state)
 
 
-class Deaf:
+class NoListener:
     """The Listener of a supervisor that starts nothing."""
 
     def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None: ...
@@ -393,7 +362,7 @@ class Deaf:
 async def reap(roots: Roots) -> None:
     """`accelerd --reap`: end what an accelerd that is no more has left. Needs no configuration."""
     manager = user_manager(roots)
-    supervisor = ProcessSupervisor(Deaf(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
+    supervisor = ProcessSupervisor(NoListener(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
     direct = Direct(roots.sys, roots.runtime)
 
     async def sweep() -> int:

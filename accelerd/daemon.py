@@ -20,11 +20,11 @@ from typing import Any
 from accelerd import __version__
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.events import DaemonState, DaemonStateChanged, EventStream
 from accelerd.base.ports import Clock, Roots
 from accelerd.bus.desk import BusService
-from accelerd.config import Config, ConfigErrors, ModelSpec, Problem, check, diff
-from accelerd.config.model import MemorySettings
-from accelerd.control.model_info import ModelInfo
+from accelerd.config import Config, ConfigErrors, Problem, check, diff
+from accelerd.config.model import ConfigApplied
 from accelerd.control.remembered import StateStore
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.devices.watch import DeviceWatch
@@ -32,14 +32,15 @@ from accelerd.engines.base import Engine
 from accelerd.gateway.access import read_keys
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
-from accelerd.memory.model import Forecast
 from accelerd.memory.watch import MemoryWatch
+from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.policy.event_log import status_line
-from accelerd.policy.sleep_and_power import Desktop
+from accelerd.policy.configured_models import ConfiguredModels, Forecasts
+from accelerd.policy.notifications import DesktopNotifications
+from accelerd.policy.sleep import SleepPolicy
+from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import Successor, take_over
 from accelerd.policy.yielding import Yielding
-from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.homes.homes import HomeChoice
@@ -51,14 +52,8 @@ from accelerd.system.records import NOTICE, event
 log = logging.getLogger(__name__)
 
 MakeEngines = Callable[[Config], dict[str, Engine]]
-Forecasts = list[tuple[ModelSpec, Forecast]]
 
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
-
-
-def limits_of(config: Config) -> Limits:
-    """What all models share beside the pools of the machine."""
-    return Limits(config.scheduler.memory, "scheduler.memory", config.scheduler.max_loaded)
 
 
 @dataclass(frozen=True)
@@ -67,40 +62,43 @@ class Parts:
 
     roots: Roots
     clock: Clock
+    events: EventStream
     notifier: Notifier
     watchdog: Watchdog
+    status_line: StatusLine
     state: StateStore
     engines: dict[str, Engine]
     scheduler: Scheduler
     supervisor: ProcessSupervisor
     homes: HomeChoice
     successor: Successor
-    close: Callable[[], None]  # what else holds on to something, at the very end
-    insight: ModelInfo
+    models: ConfiguredModels
     upkeep: ToolboxUpkeep
     devices: DeviceWatch
-    performance: ClockBoost
+    clock_boost: ClockBoost
     memory: MemoryWatch
-    configure_memory: Callable[[MemorySettings], None]
     yielding: Yielding
-    desktop: Desktop
+    sleep: SleepPolicy
+    power: PowerSaving
+    notifications: DesktopNotifications
     gateway: Gateway
     listeners: Listeners
     desk: BusService
     trials: TuningRuns
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
+    close: Sequence[Callable[[], None]]  # connections, closed last
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.insight.degraded, self.devices.degraded, self.memory.degraded, self.desk.degraded
+        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.desk.degraded
 
 
 class Daemon:
     """One accelerd."""
 
     def __init__(self, parts: Parts, config: Config, problems: list[Problem], make_engines: MakeEngines) -> None:
-        """`make_engines` makes them anew when the configuration is another."""
+        """`make_engines` makes them anew when the configuration changes."""
         self._parts = parts
         self._make_engines = make_engines
         self._config, self._problems = config, problems
@@ -109,14 +107,9 @@ class Daemon:
         self._hurry = asyncio.Event()  # told to stop a second time
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
         self._listening: list[str] = []
-        self._running = self._ending = False
+        self._state = DaemonState.STARTING
         self._generation = 0
         self._degraded: str | None = None  # what this machine lacks
-        self._known: Forecasts = []  # every model, with what it will need
-        self._trial: tuple[ModelSpec, Forecast] | None = None  # what is tried out beside the configured models
-        self._survey = asyncio.Event()  # models or devices have changed
-        self._survey.set()
-        parts.devices.listen(lambda diff: self._survey.set())
 
     async def run(self) -> None:
         """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
@@ -136,7 +129,7 @@ class Daemon:
         keys = read_keys_of(self._config)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
         parts.memory.start()
-        self._apply(self._config, keys, await self._forecasts(self._config))
+        self._apply(self._config, keys, await parts.models.forecasts(self._config))
         # Before anything else may be admitted: what is there already takes memory.
         await parts.memory.look()
         found = await parts.supervisor.survivors()
@@ -159,8 +152,8 @@ class Daemon:
         if adopted:
             text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
         event(log, NOTICE, text, message_id=names.MSG_STARTED)
-        self._running = True
-        parts.desk.changed()
+        if not self._stop.is_set():
+            self._enter(DaemonState.RUNNING)
         parts.notifier.ready(self.status())
         parts.watchdog.register("scheduler", parts.scheduler.is_alive)
         parts.watchdog.start()
@@ -170,8 +163,13 @@ class Daemon:
         if why_not:
             self._degraded = f"no systemd user manager answers ({why_not}): models are children and end with accelerd"
 
+    def _enter(self, state: DaemonState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._parts.events.publish(DaemonStateChanged(state))
+
     def _on_stop(self) -> None:
-        self._parts.desk.changed()
+        self._enter(DaemonState.DRAINING)
         if self._stop.is_set():
             log.warning("told to stop again: killing the models at once")
             self._hurry.set()
@@ -186,28 +184,17 @@ class Daemon:
     async def _live(self) -> None:
         """Until told to stop. A background task that fails takes the daemon with it: systemd starts a whole one."""
         async with asyncio.TaskGroup() as tasks:
-            preload = tasks.create_task(self._preload(), name="preload")
+            preload = tasks.create_task(self._parts.models.preload(), name="preload")
             reload = tasks.create_task(self._reload_when_asked(), name="reload")
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
-            performance = tasks.create_task(self._parts.performance.run(), name="performance")
+            clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
             self._parts.watchdog.register("reload", lambda: not reload.done())
-            survey = tasks.create_task(self._survey_models(), name="survey")
+            survey = tasks.create_task(self._parts.models.survey(), name="survey")
             await self._stop.wait()
-            for task in (preload, reload, repair, performance, survey):
+            for task in (preload, reload, repair, clock_boost, survey):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
-
-    async def _preload(self) -> None:
-        """Load what shall be there from the start, one after the other, in the order of the configuration."""
-        for spec in list(self._config.models.values()):
-            await self._parts.desktop.may_preload()
-            if not (spec.preload or spec.pin) or spec.name not in self._config.models:
-                continue
-            try:
-                await self._parts.scheduler.load(spec.name, evict=False, reset=False)
-            except AccelError as error:
-                event(log, logging.WARNING, f"cannot preload {spec.name}: {error.message}", model=spec.name)
 
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration again: names of what changed, by kind. AccelError config_invalid changes nothing."""
@@ -247,9 +234,8 @@ class Daemon:
         if "server.listen" in changes.settings:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
         self._parts.engines.update(self._make_engines(config))
-        self._apply(config, keys, await self._forecasts(config), changes.relaunch)
+        self._apply(config, keys, await self._parts.models.forecasts(config), changes.relaunch)
         self._config, self._problems = config, problems
-        self._survey.set()
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
         event(log, NOTICE, f"configuration read: {what or 'nothing in it'}", message_id=names.MSG_CONFIG_LOADED)
@@ -263,52 +249,9 @@ class Daemon:
         parts = self._parts
         parts.gateway.configure(config.server, keys, config.models.values(), config.routes.values())
         parts.listeners.configure(config.server)
-        parts.performance.configure(config.performance)
-        parts.configure_memory(config.memory)
-        parts.desktop.configure(config.desktop, give_up="sleep" in config.memory.yield_on)
-        self._known = forecasts
         self._generation += 1
-        parts.scheduler.configure(self._entries(), config.scheduler, limits_of(config), relaunch)
-        parts.desk.changed()
-
-    async def _forecasts(self, config: Config) -> Forecasts:
-        return await self._parts.insight.forecasts(config.models.values())
-
-    def _entries(self) -> Forecasts:
-        """Every model, with what it will need."""
-        known = self._parts.desktop.fitted(self._known)
-        return known if self._trial is None else [*known, self._trial]
-
-    async def try_out(self, spec: ModelSpec | None) -> None:
-        """Have this model beside the configured ones; None: have it no more."""
-        self._trial = (spec, await self._parts.insight.forecast(spec, ask=True)) if spec is not None else None
-        self.configure_models()
-
-    def configure_models(self) -> None:
-        """Have the models as they are to be now; what is to be replaced stays so. Running requests notice nothing."""
-        scheduler, config = self._parts.scheduler, self._config
-        outdated = [one.spec.name for one in scheduler.snapshots() if one.outdated]
-        scheduler.configure(self._entries(), config.scheduler, limits_of(config), outdated)
-        self._parts.desk.changed()
-
-    async def _survey_models(self) -> None:
-        """Ask the models' programs what they would need, whenever models or devices have changed.
-
-        Containers are left alone: what a program in one says of itself is known once a model was started with it.
-        """
-        while True:
-            await self._survey.wait()
-            self._survey.clear()
-            for spec in list(self._config.models.values()):
-                forecast = await self._parts.insight.forecast(spec, ask=not spec.contained)
-                if self._config.models.get(spec.name) is spec:
-                    self._known = [(spec, forecast) if one is spec else (one, known) for one, known in self._known]
-                    self._parts.scheduler.forecast(spec.name, forecast)
-
-    def loaded(self, spec: ModelSpec) -> None:
-        """A load has come to its end."""
-        if spec.contained or spec.engine == "lemonade":  # only now its program, or its server, has told what it is
-            self._survey.set()
+        parts.events.publish(ConfigApplied(config))
+        parts.models.configure(config, forecasts, relaunch)
 
     # --- end --------------------------------------------------------------------------------------------------
 
@@ -319,8 +262,7 @@ class Daemon:
         """
         parts = self._parts
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
-        self._ending = True
-        parts.desk.changed()
+        self._enter(DaemonState.DRAINING)
         parts.notifier.stopping("stopping: waiting for requests in flight")
         await parts.upkeep.close()
         parts.listeners.stop_accepting()
@@ -330,9 +272,11 @@ class Daemon:
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
-        await parts.performance.close()
+        await parts.clock_boost.close()
         parts.yielding.close()
-        await parts.desktop.close()
+        parts.power.close()
+        await parts.sleep.close()
+        await parts.notifications.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
@@ -350,7 +294,8 @@ class Daemon:
         parts.scheduler.close()
         await parts.state.close()
         parts.watchdog.stop()
-        parts.close()
+        for close in parts.close:
+            close()
 
     async def _unless_hurried(self, work: Any, hurry: asyncio.Task[Any], patience: float | None) -> bool:
         """Do `work` for at most `patience` seconds or until told to stop again. Was it done to its end?"""
@@ -366,7 +311,7 @@ class Daemon:
 
     def status(self) -> str:
         """One line for people."""
-        return status_line(self._parts.scheduler.snapshots(), self._parts.scheduler.memory_held())
+        return self._parts.status_line.text()
 
     def overview(self) -> dict[str, Any]:
         """The part of `status` that is not about models, see docs/control.md."""
@@ -374,22 +319,24 @@ class Daemon:
             "version": __version__,
             "pid": os.getpid(),
             "uptime": self._parts.clock.monotonic() - self._began,
-            "state": "draining" if self._stop.is_set() else "running",
+            "state": self.state,
             "status": self.status(),
             "listen": self._listening,
             "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
             "yielded": self._parts.yielding.report(),
-            "performance": self._parts.performance.report(),
-            "desktop": self._parts.desktop.report(),
+            "performance": self._parts.clock_boost.report(),
+            "desktop": {
+                "sleep": self._parts.sleep.report(),
+                "saving": self._parts.power.reason or None,
+                "notifications": self._parts.notifications.report(),
+            },
             "degraded": "; ".join(self.degraded()) or None,
         }
 
     @property
     def state(self) -> str:
         """For the bus: "starting", "running", "draining"."""
-        if self._ending or self._stop.is_set():
-            return "draining"
-        return "running" if self._running else "starting"
+        return self._state
 
     @property
     def endpoints(self) -> list[str]:

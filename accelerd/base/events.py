@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -115,3 +117,23 @@ class EventReader:
         self.dropped += len(self._events) == self._events.maxlen
         self._events.append(event)
         self._arrived.set()
+
+
+class DaemonState(StrEnum):
+    """Where the daemon is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class DaemonStateChanged:
+    """Published by daemon.py, which no room may import; hence it is defined here."""
+
+    state: DaemonState
+
+
+@dataclass(frozen=True)
+class DegradationChanged:
+    """Published by whoever can no longer do, or can do again, what it is for: `status` says what."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from accelerd import __version__
+from accelerd.base.events import EventStream
 from accelerd.base.names import BUS_MANAGER, BUS_PATH
 from accelerd.base.ports import Clock
 from accelerd.bus.devices import DeviceObjects
@@ -23,8 +24,7 @@ from accelerd.config.problems import Problem
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import Answer, Operation, Query
 from accelerd.devices.model import Device
-from accelerd.memory.model import MemorySnapshot
-from accelerd.policy.pins import Cause, Pin, Pins
+from accelerd.policy.pins import PinChanged, Pins
 from accelerd.scheduler.service import Scheduler
 
 CAUSES: Mapping[str, str] = {"unpinned": "released"}  # of the end of a pin, where the bus has another word for it
@@ -75,7 +75,7 @@ class ControlApi:
 
 
 class BusService:
-    """See the module's text. `owner` is the daemon, which is made later."""
+    """See the module's text. `attach` before `begin`."""
 
     def __init__(
         self,
@@ -84,21 +84,26 @@ class BusService:
         scheduler: Scheduler,
         insight: ModelInfo,
         devices: Callable[[], tuple[Device, ...]],
-        owner: Callable[[], Owner],
-        wares: Callable[[], ControlApi],
         runtime: str,
+        events: EventStream,
     ) -> None:
         """`runtime`: the daemon's directory there."""
         self._bus = bus
         self._scheduler = scheduler
         self._insight = insight
         self._devices = devices
-        self._owner = owner
-        self._wares = wares
+        self._events = events
         self._runtime = runtime
         self.jobs = Jobs(clock, self._changed, self._gone, self._told)
-        self.pins = Pins(scheduler, clock, self._pinned)
+        self.pins = Pins(scheduler, clock, events)
         self.tree: Tree | None = None
+        self._owner: Owner
+        self._wares: ControlApi
+        events.subscribe(PinChanged, self.on_pin_changed)
+
+    def attach(self, owner: Owner, api: ControlApi) -> None:
+        """The daemon, and what there is to ask for."""
+        self._owner, self._wares = owner, api
 
     @property
     def degraded(self) -> str | None:
@@ -111,8 +116,8 @@ class BusService:
         """Lay everything out. Nobody is there yet."""
         if self._bus is None:
             return
-        wares = self._wares()
-        launcher = Launcher(self.jobs, wares.operations, lambda: self._owner().state == "draining", self._given_up)
+        wares = self._wares
+        launcher = Launcher(self.jobs, wares.operations, lambda: self._owner.state == "draining", self._given_up)
         manager = Manager(
             launcher,
             self._scheduler,
@@ -120,12 +125,18 @@ class BusService:
             wares.answers,
             wares.actions,
             self._ids,
-            lambda: self._owner().problems(),
+            lambda: self._owner.problems(),
             wares.check_evict,
             self._bus.watch,
         )
         self.tree = tree = Tree(
-            self._bus, self._scheduler, self._devices, self.properties, lambda: self.jobs, wares.answers["devices"]
+            self._bus,
+            self._scheduler,
+            self._devices,
+            self.properties,
+            lambda: self.jobs,
+            wares.answers["devices"],
+            self._events,
         )
         models = ModelObjects(self._insight, manager, self._ids, self._kept, tree.job_of)
         tree.begin(manager.handler, models, DeviceObjects(manager.rescan))
@@ -141,11 +152,6 @@ class BusService:
         if self.tree is not None:
             self.tree.changed()
 
-    def seen(self, look: MemorySnapshot) -> None:
-        """Somebody has looked at memory."""
-        if self.tree is not None:
-            self.tree.seen(look)
-
     async def close(self) -> None:
         """Nobody is served any more; whoever waits for a job hears that it was cancelled."""
         await self.jobs.close()
@@ -159,7 +165,7 @@ class BusService:
 
     def properties(self) -> dict[str, Any]:
         """The Manager's, but for its counts."""
-        owner = self._owner()
+        owner = self._owner
         reasons, state = owner.degraded(), owner.state
         return {
             "Version": __version__,
@@ -182,7 +188,7 @@ class BusService:
             return {}
         paths = [device_path(id) for id in self._ids() if given.pools is not None and id in given.pools]
         return {
-            "what": self._wares().what_yields(),
+            "what": self._wares.what_yields(),
             "why": given.why,
             "devices": Variant("ao", paths),
             "until-monotonic-usec": Variant("t", round(given.until * 1e6) if given.until is not None else 0),
@@ -214,8 +220,8 @@ class BusService:
         if job.kind == "load":
             self._scheduler.abandon(job.subject, "the load was cancelled")
 
-    def _pinned(self, pin: Pin, cause: Cause | None) -> None:
-        if self._bus is not None and cause is not None and cause != "owner-gone":
-            told = CAUSES.get(cause, cause)
-            self._bus.signal(BUS_PATH, BUS_MANAGER, "PinReleased", (pin.cookie, told), to=pin.owner)
-        self.changed()
+    def on_pin_changed(self, event: PinChanged) -> None:
+        pin, end = event.pin, event.end
+        if self._bus is not None and end is not None and end != "owner-gone":
+            cause = CAUSES.get(end, end)
+            self._bus.signal(BUS_PATH, BUS_MANAGER, "PinReleased", (pin.cookie, cause), to=pin.owner)

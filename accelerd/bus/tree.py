@@ -1,6 +1,6 @@
 """The tree of objects on the bus: mirrors models, devices, jobs and the daemon's own figures, and tells what changes.
 
-Hears transitions, devices, looks at memory and jobs; compares nothing and polls nothing: the Bus sends what differs.
+Subscribes to the event stream; compares nothing and polls nothing: the Bus sends what differs.
 While nothing happens no timer runs. Figures that change often are told once a second at most, while anybody listens.
 
 Of a job that ends with a model's change the job is told first: the model waits for it, for a moment at most.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import DaemonStateChanged, DegradationChanged, EventStream
 from accelerd.base.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
 from accelerd.bus import devices, models
 from accelerd.bus.devices import DeviceObjects
@@ -21,15 +22,23 @@ from accelerd.bus.job_objects import JobObjects
 from accelerd.bus.models import ModelObjects
 from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.bus.port import Bus, Handler
-from accelerd.config.model import ModelSpec
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import Answer
 from accelerd.devices.model import Device
+from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import MemorySnapshot
+from accelerd.policy.pins import PinChanged
+from accelerd.policy.yielding import YieldChanged
+from accelerd.scheduler.events import (
+    MemoryNotReturned,
+    ModelInUse,
+    ModelsConfigured,
+    ModelTransition,
+    SystemResumed,
+)
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.ports import Witness
-from accelerd.scheduler.record import Record, Residue, Snapshot, Transition
+from accelerd.scheduler.record import Snapshot
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -53,7 +62,7 @@ class Models(Protocol):
     def ledger(self) -> Ledger: ...
 
 
-class Tree(Witness):
+class Tree:
     """See the module's text. All methods on the event loop's thread; none waits."""
 
     def __init__(
@@ -64,6 +73,7 @@ class Tree(Witness):
         own: Callable[[], dict[str, Any]],
         jobs: Callable[[], Jobs],
         look: Answer,
+        events: EventStream,
     ) -> None:
         """`own()`: the Manager's properties but for its counts; `look`: GET /accelerd/v1/devices."""
         self._bus = bus
@@ -88,6 +98,14 @@ class Tree(Witness):
         self._ticked = -EVERY
         self._looking: asyncio.Task[None] | None = None
         self._looked = -LOOK_IDLE
+        events.subscribe(ModelTransition, self.on_transition)
+        for kind in (
+            MemoryNotReturned, SystemResumed, ModelsConfigured, DevicesChanged, YieldChanged, PinChanged,
+            DaemonStateChanged, DegradationChanged,
+        ):  # fmt: skip
+            events.subscribe(kind, self.on_change)
+        for often in (ModelInUse, MemorySnapshot):
+            events.subscribe(often, self.on_frequent_change)
 
     def begin(self, manager: Handler, of_models: ModelObjects, of_devices: DeviceObjects) -> None:
         """Show everything that is there; before the bus is started."""
@@ -110,32 +128,23 @@ class Tree(Witness):
         """Is nothing going to be told until something happens?"""
         return self._soon is None and self._tick is None and not self._later and self._looking is None
 
-    # --- what is heard: Witness -------------------------------------------------------------------------------
+    # --- subscriptions ----------------------------------------------------------------------------------------
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def on_transition(self, event: ModelTransition) -> None:
         if self._manager is None:
             return
-        name = record.spec.name
+        name = event.spec.name
         if not name.endswith(TRIAL_SUFFIX):
             self._moved.add(name)
         job = self.job_of(name)
-        if job is not None and transition.after in ENDS[job.kind] and name not in self._later:
+        if job is not None and event.transition.after in ENDS[job.kind] and name not in self._later:
             self._later[name] = asyncio.get_running_loop().call_later(FIRST, self._waited, name)
         self.changed()
 
-    def lost(self, residue: Residue) -> None:
+    def on_change(self, event: object) -> None:
         self.changed()
 
-    def woken(self, slept: float) -> None:
-        self.changed()
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        self._often()
-
-    # --- what is heard: others --------------------------------------------------------------------------------
-
-    def seen(self, look: MemorySnapshot) -> None:
-        """Somebody has looked at memory."""
+    def on_frequent_change(self, event: object) -> None:
         self._often()
 
     def changed(self) -> None:

@@ -246,3 +246,10 @@ class Config:
     routes: dict[str, Route] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)  # "server.listen" → …
+
+
+@dataclass(frozen=True)
+class ConfigApplied:
+    """Published when a configuration comes into force, at the start and after every reload."""
+
+    config: Config

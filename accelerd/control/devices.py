@@ -24,8 +24,7 @@ PATIENCE = 5.0  # s for a look
 class Watch(Protocol):
     """The current list."""
 
-    @property
-    def devices(self) -> tuple[Device, ...]: ...
+    def current(self) -> tuple[Device, ...]: ...
     @property
     def degraded(self) -> str | None:
         """Why changes are not noticed."""
@@ -84,7 +83,7 @@ class DeviceRoutes:
     async def _looks(self) -> list[Look]:
         """A look; who asks while one is under way gets that."""
         if self._look is None:
-            self._look = asyncio.ensure_future(asyncio.to_thread(self._observer.look, self._watch.devices))
+            self._look = asyncio.ensure_future(asyncio.to_thread(self._observer.look, self._watch.current()))
             self._look.add_done_callback(self._looked)
         try:
             return await asyncio.wait_for(asyncio.shield(self._look), PATIENCE)

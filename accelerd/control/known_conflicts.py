@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
+from accelerd.base.events import EventStream
 from accelerd.base.names import MSG_DEVICE
-from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan
 from accelerd.instances import Facts
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import clash
+from accelerd.scheduler.events import ModelLoaded
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.record import Snapshot
-from accelerd.system.records import event
+from accelerd.system.records import event as journal
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,13 @@ class KnownConflicts:
         snapshots: Callable[[], Sequence[Snapshot]],
         insight: ModelInfo,
         devices: Callable[[], Sequence[Device]],
+        events: EventStream,
     ) -> None:
         self._snapshots = snapshots
         self._insight = insight
         self._devices = devices
         self._told: set[tuple[str, tuple[str, ...]]] = set()
+        events.subscribe(ModelLoaded, self.on_model_loaded)
 
     def now(self) -> list[KnownConflict]:
         """What threatens the models that are loaded."""
@@ -134,13 +137,13 @@ class KnownConflicts:
                 lines += [f"{device.name}: {text}" for text in told]
         return lines
 
-    def loaded(self, spec: ModelSpec) -> None:
-        """A model was loaded: the journal has what is new, once in this daemon's life."""
+    def on_model_loaded(self, event: ModelLoaded) -> None:
+        """Write what is new to the journal, once in this daemon's life."""
         for hazard in self.now():
             key = hazard.id, hazard.models
-            if spec.name in hazard.models and key not in self._told:
+            if event.spec.name in hazard.models and key not in self._told:
                 self._told.add(key)
-                event(log, logging.WARNING, hazard.line, message_id=MSG_DEVICE, model=spec.name)
+                journal(log, logging.WARNING, hazard.line, message_id=MSG_DEVICE, model=event.spec.name)
 
     def _seat(self, snapshot: Snapshot) -> Seat:
         facts = self._insight.facts(snapshot.instance) if snapshot.instance is not None else None

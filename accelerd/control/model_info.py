@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import msgspec
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.remembered import StateStore
@@ -22,6 +23,7 @@ from accelerd.estimate.placing import default_device
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
+from accelerd.scheduler.events import ModelLoaded
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 
@@ -46,6 +48,7 @@ class ModelInfo:
         roots: Roots,
         devices: Callable[[], Sequence[Device]],
         learned: Learned,
+        events: EventStream,
         patience: float = PATIENCE,
     ) -> None:
         """`patience`: see `forecasts`."""
@@ -57,6 +60,7 @@ class ModelInfo:
         self._devices = devices
         self._learned = learned
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
+        events.subscribe(ModelLoaded, self.on_model_loaded)
 
     def facts(self, instance: int) -> Facts | None:
         return self._supervisor.facts(instance)
@@ -118,10 +122,9 @@ class ModelInfo:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
         return self._engines[spec.engine].offer(spec, room)
 
-    def loaded(self, spec: ModelSpec, need: MemoryRequirement, seconds: float) -> None:
-        """A load has come to its end."""
-        self._state.remember_load(fingerprint(spec), seconds)
-        self._learned.loaded(self._key(spec), need)
+    def on_model_loaded(self, event: ModelLoaded) -> None:
+        self._state.remember_load(fingerprint(event.spec), event.seconds)
+        self._learned.loaded(self._key(event.spec), event.need)
 
     @property
     def learned(self) -> Learned:

@@ -1,4 +1,4 @@
-"""The devices of this machine as they are now, and who wants to hear when that changes.
+"""The devices of this machine as they are now; publishes when that changes.
 
 One scan at the start, one after events have settled; nothing in between: while nothing happens no timer runs. Owns the
 current list. Must never know models, and never stop at a driver that does not answer: scans run in a thread.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerd.base import names
+from accelerd.base.events import EventStream
 from accelerd.devices.model import Device
 from accelerd.devices.monitor import Monitor, Uevent
 from accelerd.system.records import NOTICE, event
@@ -27,8 +28,8 @@ COMES = frozenset({"add", "bind"})
 
 
 @dataclass(frozen=True)
-class Diff:
-    """What has changed. A device that went and came back in one moment is in `removed` and in `added`."""
+class DevicesChanged:
+    """Devices came, went, changed or were reset. One that went and came back at once is in `removed` and in `added`."""
 
     before: tuple[Device, ...]
     after: tuple[Device, ...]
@@ -42,23 +43,25 @@ class Diff:
         return bool(self.added or self.removed or self.changed or self.reset or self.recovered)
 
 
-Listener = Callable[[Diff], None]
-
-
 class DeviceWatch:
     """See the module's text. All methods run on the event loop."""
 
     def __init__(
-        self, scan: Callable[[], Iterable[Device]], monitor: Monitor, *, settle: float = SETTLE,
+        self,
+        scan: Callable[[], Iterable[Device]],
+        monitor: Monitor,
+        events: EventStream,
+        *,
+        settle: float = SETTLE,
         first_scan: float = FIRST_SCAN,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`scan()` blocks and runs in a thread."""
         self._scan = scan
         self._monitor = monitor
+        self._events = events
         self._settle = settle
         self._first_scan = first_scan
         self._devices: tuple[Device, ...] = ()
-        self._listeners: list[Listener] = []
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._gone: dict[str, None] = {}  # ids of devices that events said go
@@ -66,13 +69,9 @@ class DeviceWatch:
         self._closed = False
         self.degraded: str | None = None  # why changes are not noticed
 
-    @property
-    def devices(self) -> tuple[Device, ...]:
+    def current(self) -> tuple[Device, ...]:
+        """The devices as they are known now."""
         return self._devices
-
-    def listen(self, listener: Listener) -> None:
-        """Called on the loop with every Diff that is not empty."""
-        self._listeners.append(listener)
 
     async def start(self) -> None:
         """Have the list, and hear events from now on. A scan that takes too long is heard of later, as a change."""
@@ -161,8 +160,7 @@ class DeviceWatch:
         if first or not diff:
             return
         tell(diff)
-        for listener in self._listeners:
-            listener(diff)
+        self._events.publish(diff)
 
     def _scan_all(self) -> list[Device]:
         return list(self._scan())
@@ -173,14 +171,14 @@ def compare(
     after: tuple[Device, ...],
     gone: Iterable[str] = (),
     wedged: dict[str, str] | None = None,
-) -> Diff:
+) -> DevicesChanged:
     """Identity is the id; how full a pool is makes no change."""
     old, new = {d.id: d for d in before}, {d.id: d for d in after}
     gone, wedged = set(gone), wedged or {}
     removed = tuple(d for d in before if d.id not in new or d.id in gone)
     went = {d.id for d in removed}
     stayed = [d for d in after if d.id in old and d.id not in went]
-    return Diff(
+    return DevicesChanged(
         before=before,
         after=after,
         added=tuple(d for d in after if d.id not in old or d.id in went),
@@ -195,7 +193,7 @@ def _lasting(device: Device) -> Device:
     return replace(device, pools=tuple(replace(pool, used=None) for pool in device.pools))
 
 
-def tell(diff: Diff) -> None:
+def tell(diff: DevicesChanged) -> None:
     """The journal's part."""
     for word, devices, level in (
         ("has gone", diff.removed, logging.WARNING),

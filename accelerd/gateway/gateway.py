@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
@@ -35,11 +36,13 @@ from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import JSON, Upstreams
+from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
 from accelerd.scheduler.ticket import Ticket
 
+ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
 HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
 
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
@@ -74,7 +77,15 @@ class InferenceRequest:
 class Gateway:
     """The HTTP surface of one daemon. `public` serves the TCP port, `local` the unix socket."""
 
-    def __init__(self, clock: Clock, scheduler: Scheduler, engines: Mapping[str, Engine], *, fast: bool = True) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        scheduler: Scheduler,
+        engines: Mapping[str, Engine],
+        events: EventStream,
+        *,
+        fast: bool = True,
+    ) -> None:
         """`engines` is live. `fast`: with the fast path; nothing outside depends on it but time."""
         self._now = clock.monotonic
         self._scheduler = scheduler
@@ -88,6 +99,7 @@ class Gateway:
         desk = (scheduler, self.upstreams, self.sweeper, self, self.board.plain)
         self.fast = FastPath(self._now, *desk) if fast else None
         self.control: Control | None = None
+        events.subscribe(ModelTransition, self.on_transition)
 
     def configure(
         self,
@@ -104,6 +116,10 @@ class Gateway:
             self.fast.configure(settings)
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
+
+    def on_transition(self, event: ModelTransition) -> None:
+        if event.instance is not None and event.transition.after in ENDING:
+            self.upstreams.retire(event.instance)
 
     def close(self) -> None:
         """After the last request."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from accelerd.base.ports import Clock, Roots
+from accelerd.config.model import ConfigApplied
 from accelerd.devices.fdinfo import Holder
 from accelerd.devices.model import Device
 from accelerd.devices.observer import Look, Observer
@@ -74,9 +75,9 @@ class Meter:
         self._in_main: tuple[float, list[ForeignUser]] | None = None
         self.untold: Mapping[str, str] = {}  # devices that make no pool, by id, and why
 
-    def keep_free(self, reserve: int | None, gpu_reserve: int) -> None:
-        """From the next look on."""
-        self._reserve, self._gpu_reserve = reserve, gpu_reserve
+    def on_config(self, event: ConfigApplied) -> None:
+        """Use its reserves from the next look on."""
+        self._reserve, self._gpu_reserve = event.config.memory.reserve, event.config.memory.gpu_reserve
 
     def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
         """`processes`: the live processes of every instance."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.memory.model import RAM, MemorySnapshot
 
@@ -91,7 +92,7 @@ class Account:
 class Reclaimer:
     """See the module's text. Used on the loop's thread."""
 
-    def __init__(self, look: Look, clock: Clock, *, pause: Pause = asyncio.sleep) -> None:
+    def __init__(self, look: Look, clock: Clock, events: EventStream, *, pause: Pause = asyncio.sleep) -> None:
         """`look` takes a look at all memory; `pause` waits so many seconds between looks."""
         self._look = look
         self._clock = clock
@@ -101,6 +102,7 @@ class Reclaimer:
         self._debts: list[Debt] = []  # the oldest first
         self._accounts: dict[str, Account] = {}  # by pool; of pools with debts
         self._poller: asyncio.Task[None] | None = None
+        events.subscribe(MemorySnapshot, self.on_memory_snapshot)
 
     def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Debt | None:
         """See the scheduler's Reclaim. None too when nobody has ever looked: then nothing can be compared."""
@@ -118,7 +120,7 @@ class Reclaimer:
             self._poller = asyncio.get_running_loop().create_task(self._poll(), name="reclaim")
         return debt
 
-    def seen(self, seen: MemorySnapshot) -> None:
+    def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
         """A look at memory, whoever took it. Those at live instances must come here too: they are compared with."""
         if seen is self._last or not seen.pools:
             return  # known, or of somebody who could not look
@@ -153,7 +155,7 @@ class Reclaimer:
             try:
                 last = self._last.at if self._last is not None else newest
                 if last <= newest or last < self._clock.monotonic() - QUICK / 2:  # nobody else has just looked
-                    self.seen(await self._look())
+                    self.on_memory_snapshot(await self._look())
             except Exception:  # a look that fails must not be the last
                 names = ", ".join(sorted({debt.model for debt in self._debts}))
                 log.warning("cannot look whether the memory of %s is back; trying again", names, exc_info=True)

@@ -1,8 +1,8 @@
 """When memory is looked at, and that nobody waits for a driver that does not answer.
 
 Looks while an instance lives, more often while memory is short or on its way; while nothing lives and nobody asks, no
-timer runs. Every look runs in a thread of its own, one at a time. Decides nothing and knows no models: what a look
-found goes to `tell`.
+timer runs. Every look runs in a thread of its own, one at a time. Decides nothing and knows no models: publishes what
+a look found, a MemorySnapshot.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.devices.model import Device
 from accelerd.memory.model import MemorySnapshot, Pool
@@ -53,7 +54,7 @@ class MemoryWatch:
         meter: Measure,
         devices: Callable[[], Iterable[Device]],
         processes: Callable[[], Awaitable[Mapping[int, Sequence[int]]]],
-        tell: Callable[[MemorySnapshot], None],
+        events: EventStream,
         clock: Clock,
         *,
         moving: Callable[[], bool] = lambda: False,
@@ -63,7 +64,7 @@ class MemoryWatch:
         self._meter = meter
         self._devices = devices
         self._processes = processes
-        self._tell = tell
+        self._events = events
         self._clock = clock
         self._moving = moving
         self._rhythm = rhythm
@@ -146,7 +147,7 @@ class MemoryWatch:
             self.degraded = None
             log.warning("memory can be measured again")
         self.last = seen
-        self._tell(seen)
+        self._events.publish(seen)
         return next_look(seen, lives=lives, moving=self._moving(), rhythm=self._rhythm)
 
     async def _look(self) -> tuple[MemorySnapshot, bool]:

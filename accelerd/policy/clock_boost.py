@@ -1,6 +1,6 @@
-"""Between models and devices: which device is in use because which model is.
+"""Clock boost: raises the performance level of a device while a model on it serves requests.
 
-Hears from the scheduler, tells the keeper of levels. Decides nothing about either.
+Knows which device is in use because a model is; when and to what level is decided by the LevelKeeper.
 """
 
 from __future__ import annotations
@@ -8,36 +8,42 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from accelerd.config.model import ModelSpec, PerformanceSettings
+from accelerd.base.events import EventStream
+from accelerd.config.model import ConfigApplied, ModelSpec, PerformanceSettings
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import Rules
 from accelerd.devices.model import Device
 from accelerd.devices.setters import Direct
+from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
+from accelerd.scheduler.events import ModelInUse
 
 
 class ClockBoost:
-    """See the module's text."""
+    """Subscribes to models in use, devices and the configuration. All methods on the event loop's thread."""
 
     def __init__(
         self,
         keeper: LevelKeeper,
         direct: Direct,
-        look: Callable[[], Sequence[Device]],
-        where: Callable[[str], str] = lambda name: "",
+        devices: Callable[[], Sequence[Device]],
+        placed: Callable[[str], str],
+        events: EventStream,
     ) -> None:
-        """`look()`: the devices of this machine, as they are known now. `where`: the device that a model was placed on,
-        by its name; "": it was not decided."""
-        self._where = where
+        """`devices()`: those of this machine; `placed(model)`: the device it was placed on, "" if that is open."""
         self._keeper = keeper
         self._direct = direct
-        self._look = look
+        self._list_devices = devices
+        self._placed = placed
         self._devices: Sequence[Device] = ()
         self._used: dict[str, tuple[ModelSpec, str | None]] = {}  # models in use, and the slot that counts as used
+        events.subscribe(ModelInUse, self.on_model_in_use)
+        events.subscribe(DevicesChanged, self.on_devices_changed)
+        events.subscribe(ConfigApplied, self.on_config)
 
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """A model's first lease was given, or its last has ended."""
-        if busy:
+    def on_model_in_use(self, event: ModelInUse) -> None:
+        spec = event.spec
+        if event.in_use:
             slot = self._slot(spec)
             self._used[spec.name] = (spec, slot)
             if slot is not None:
@@ -48,12 +54,18 @@ class ClockBoost:
                 self._keeper.end(slot)
 
     def _slot(self, spec: ModelSpec) -> str | None:
-        """Of the GPU that the model uses; None: none. What is done on an NPU makes no GPU faster."""
-        used = self._where(spec.name) or default_device(spec, self._devices)
+        """PCI slot of the GPU that the model uses; None: it uses none. An NPU's work makes no GPU faster."""
+        used = self._placed(spec.name) or default_device(spec, self._devices)
         return next((d.slot for d in self._devices if d.id == used and d.kind == "gpu"), None)
 
-    def devices(self, devices: Sequence[Device]) -> None:
-        """What there is now, the first time and whenever it has changed."""
+    def on_devices_changed(self, event: DevicesChanged) -> None:
+        self._use(event.after)
+
+    def on_config(self, event: ConfigApplied) -> None:
+        self.configure(event.config.performance)
+
+    def _use(self, devices: Sequence[Device]) -> None:
+        """Levels are kept for these devices from now on."""
         for _, slot in self._used.values():
             if slot is not None:
                 self._keeper.end(slot)
@@ -73,17 +85,17 @@ class ClockBoost:
         self._keeper.configure(rules)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Repair what an earlier daemon left, then keep the levels until cancelled."""
         await self._direct.repair()
-        self.devices(self._look())
+        self._use(self._list_devices())
         await self._keeper.run()
 
     async def close(self) -> None:
-        """Puts the levels back."""
+        """Restore the performance levels."""
         await self._keeper.close()
 
     def owner(self, device: str) -> str | None:
-        """Who has set the level of the device with this id; None: nobody that is known."""
+        """Who set the performance level of the device with this id; None: unknown."""
         return next((one["by"] for one in self.report() if one["slot"] == device), None)
 
     def report(self) -> list[dict[str, Any]]:

@@ -1,33 +1,34 @@
-"""What becomes of models when their device goes, comes back or is reset: hears the watch, tells the scheduler.
+"""What happens to models when their device disappears, comes back or is reset.
 
-Decides nothing about models beyond that; remembers which device each instance was started on, because the device that a
-new one would take may be another by now, and of what kind was what a model has lost: a GPU is no NPU's replacement.
+Tells the scheduler, which decides the rest. Remembers which device each instance was started on, because a new one
+might get another by now, and the kind of the lost device: a GPU does not replace an NPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DeviceWatch, Diff
+from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.service import Scheduler
 
 
 class DeviceLoss:
-    """Listens from its construction on."""
+    """Subscribes to DevicesChanged."""
 
-    def __init__(self, watch: DeviceWatch, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, events: EventStream) -> None:
         self._scheduler = scheduler
         self._on: dict[int, tuple[str, ...]] = {}  # instance → device ids, of those that lived through a change
         self._lost: dict[str, str] = {}  # model → kind of the device that it lost last
-        watch.listen(self.heard)
+        events.subscribe(DevicesChanged, self.on_devices_changed)
 
-    def heard(self, diff: Diff) -> None:
-        """Lists only change here: what lives now and is not remembered was started on the list before."""
+    def on_devices_changed(self, diff: DevicesChanged) -> None:
+        # The list changes here only: what runs now and is not remembered was started with the list before.
         snapshots = self._scheduler.snapshots()
         found = {s.instance: s for s in snapshots if s.instance is not None and s.state in OCCUPIED}
         self._on = {
@@ -40,7 +41,7 @@ class DeviceLoss:
             gone = device in diff.removed and device.id not in back  # else it was bound again: as after a reset
             cause = Cause.DEVICE_REMOVED if gone else Cause.DEVICE_RESET
             for name in self._models_on(device, living):
-                why = f"{device.name} ({device.id}) {'has gone' if gone else 'was reset'}"
+                why = f"{device.name} ({device.id}) {'has disappeared' if gone else 'was reset'}"
                 if gone:
                     self._lost[name] = device.kind
                 self._scheduler.device_lost(name, cause, why)

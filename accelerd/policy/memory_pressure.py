@@ -1,7 +1,6 @@
-"""Between looks at memory and models: when other programs need the memory, models make room.
+"""Memory pressure: when other programs need memory, models give theirs back.
 
-Hears each look after the scheduler has; asks it for room and tells the journal. Decides neither when (memory.pressure)
-nor who (the scheduler).
+Asks the scheduler for room and writes the journal. When is decided by memory.pressure, which models by the scheduler.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ import logging
 from typing import Protocol
 
 from accelerd.base import names
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
-from accelerd.config.model import MemorySettings
+from accelerd.config.model import ConfigApplied, MemorySettings
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import MemorySnapshot
 from accelerd.memory.pressure import Pressure
@@ -20,29 +20,30 @@ from accelerd.system.records import NOTICE, event
 log = logging.getLogger(__name__)
 
 
-class Scheduler(Protocol):
-    """What is asked of it."""
+class RoomMaker(Protocol):
+    """The scheduler, as far as it is needed here."""
 
     def ledger(self) -> Ledger: ...
     def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
-        """Bytes that will come back, with those that are on their way."""
+        """Bytes that will be freed, including those already being freed."""
         ...
 
 
 class MemoryPressureRelief:
-    """See the module's text."""
+    """Subscribes to memory snapshots; must do so after the scheduler, whose ledger it reads."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, settings: MemorySettings) -> None:
+    def __init__(self, scheduler: RoomMaker, clock: Clock, settings: MemorySettings, events: EventStream) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._pressure = Pressure(settings)
-        self._told: set[str] = set()  # pools whose want the journal has, until there is room again
+        self._told: set[str] = set()  # pools whose pressure is in the journal, until there is room again
+        events.subscribe(MemorySnapshot, self.on_memory_snapshot)
+        events.subscribe(ConfigApplied, self.on_config)
 
-    def configure(self, settings: MemorySettings) -> None:
-        self._pressure.configure(settings)
+    def on_config(self, event: ConfigApplied) -> None:
+        self._pressure.configure(event.config.memory)
 
-    def heard(self, seen: MemorySnapshot) -> None:
-        """A look, which the scheduler has heard of already."""
+    def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
         orders = self._pressure.look(seen, self._scheduler.ledger().balances(), self._clock.monotonic())
         for order in orders:
             coming = self._scheduler.make_room(order.pool, order.size, order.why, busy=order.hard)
@@ -51,18 +52,18 @@ class MemoryPressureRelief:
         pressed = self._pressure.pressed
         self._told.intersection_update(pressed)
         if pressed and not orders:
-            # nobody is to leave, but nobody comes back by itself either until this is over
+            # No model has to go, but none is reloaded by itself until this is over.
             self._scheduler.make_room(pressed[0], 0, "", busy=False)
 
     @property
     def pressed(self) -> tuple[str, ...]:
-        """The pools in which models had to make room and that have none to spare since."""
+        """The pools in which models had to make room and that are still short of memory."""
         return self._pressure.pressed
 
     def _tell(self, pool: str, why: str, coming: int) -> None:
         if coming > 0:
-            event(log, NOTICE, f"{why}; models make room", message_id=names.MSG_PRESSURE, reason=why)
+            event(log, NOTICE, f"{why}; models are being unloaded", message_id=names.MSG_PRESSURE, reason=why)
         elif pool not in self._told:
-            text = f"{why}; no model can make room now"
+            text = f"{why}; no model can be unloaded now"
             event(log, logging.WARNING, text, message_id=names.MSG_PRESSURE, reason=why)
         self._told.add(pool)

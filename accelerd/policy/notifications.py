@@ -1,7 +1,7 @@
-"""Which of what happens a person is told on their desktop, and in which words.
+"""Desktop notifications: what the user is told, and in which words.
 
-Few things: what does not come right by itself, or takes something away that they use. The words are accelerd's own:
-nothing that an engine printed and nothing of any request is ever in them.
+Only what does not recover by itself, or takes away something in use. Never contains engine output or anything from a
+request.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from accelerd.base import names
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
+from accelerd.config.model import ConfigApplied
 from accelerd.devices.model import Device
-from accelerd.devices.watch import Diff
+from accelerd.devices.watch import DevicesChanged
+from accelerd.scheduler.events import MemoryNotReturned, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.system.notifications import Note, Notifications
 
 CAUSES: Final = {
@@ -36,44 +38,44 @@ CAUSES: Final = {
 
 
 class DesktopNotifications:
-    """See the module's text. Hears models and devices; all methods on the loop's thread."""
+    """Subscribes to models, devices and the configuration."""
 
-    def __init__(self, notifications: Notifications) -> None:
+    def __init__(self, notifications: Notifications, events: EventStream) -> None:
         self._notifications = notifications
+        events.subscribe(ModelTransition, self.on_transition)
+        events.subscribe(MemoryNotReturned, self.on_memory_not_returned)
+        events.subscribe(DevicesChanged, self.on_devices_changed)
+        events.subscribe(ConfigApplied, self.on_config)
 
-    def configure(self, *, notify: bool) -> None:
-        self._notifications.enabled = notify
+    def on_config(self, event: ConfigApplied) -> None:
+        self._notifications.enabled = event.config.desktop.notify
 
-    def moved(self, record: Record, transition: Transition) -> None:
-        """A model changed its state."""
-        name = record.spec.name
+    def on_transition(self, event: ModelTransition) -> None:
+        name, transition = event.spec.name, event.transition
         if name.endswith(names.TRIAL_SUFFIX):
             return
         if transition.event is Event.STUCK:
             body = "Its process does not end, and keeps its memory and its device. accelctl status says more."
             self._notifications.say(Note(_model(name), f"{name} cannot be ended", body, urgent=True))
         elif transition.after is State.FAILED:
-            cause = record.error.cause if record.error is not None else None
+            cause = event.error.cause if event.error is not None else None
             if cause is Cause.DEVICE_REMOVED:
-                return  # comes back with its device, of which a note tells
+                return  # it comes back with its device, for which there is a notification
             what = CAUSES.get(cause, "it failed too often") if cause is not None else "it failed too often"
             summary = f"{name} failed: {what}"
-            again = (
-                "The next request tries it again" if record.retry_at is not None else "It is not tried again by itself"
-            )
+            again = "The next request tries again" if event.retry else "It is not retried automatically"
             body = f"{again}. accelctl explain {name} says why; accelctl reset {name} forgets it."
             self._notifications.say(Note(_model(name), summary, body))
         elif transition.after is State.READY or transition.event is Event.RESET:
             self._notifications.take_back(_model(name))
 
-    def lost(self, residue: Residue) -> None:
-        """Memory of an ended model does not come back."""
-        summary = f"{human_size(residue.size)} of {residue.where} do not come back"
-        body = f"{residue.model} has ended, its memory is still taken. Other models have that much less."
+    def on_memory_not_returned(self, event: MemoryNotReturned) -> None:
+        residue = event.residue
+        summary = f"{human_size(residue.size)} of {residue.where} were not freed"
+        body = f"{residue.model} has ended, but its memory is still in use. Other models have that much less."
         self._notifications.say(Note(f"memory of {residue.model}", summary, body))
 
-    def devices(self, diff: Diff) -> None:
-        """Devices went, came, or were reset."""
+    def on_devices_changed(self, diff: DevicesChanged) -> None:
         there = {device.id for device in diff.added}
         for device in diff.removed:
             if device.id not in there:

@@ -1,21 +1,21 @@
-"""Pins: what programs ask to have kept in memory, why, and for how long: until they let go, or are gone.
+"""Pins: which models programs keep in memory and why, until they unpin or disconnect.
 
-Owns the cookies. Tells the scheduler, which alone keeps models, and the journal. Knows owners by a name that somebody
-else watches (a connection to the bus): `owner_gone` is how their end is heard of.
+Owns the cookies. Tells the scheduler, which alone keeps models, and the journal. Owners are names that somebody else
+watches (connections to the bus), who calls `owner_gone`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
-from accelerd.scheduler.holds import Dropped
+from accelerd.scheduler.events import HoldsDropped
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -25,23 +25,22 @@ MOST: Final = 1024  # pins of all of them
 REASON_MOST: Final = 256  # characters
 _APPLICATION: Final = re.compile(r"[A-Za-z0-9_.-]{0,255}")
 
-Cause = Literal["unpinned", "owner-gone", "model-removed", "shutdown"]
+PinEnd = Literal["unpinned", "owner-gone", "model-removed", "shutdown"]
 
 
-class Scheduler(Protocol):
-    """What is asked of it."""
+class ModelHolder(Protocol):
+    """The scheduler, as far as it is needed here."""
 
     def hold(self, name: str, key: str, *, load: bool) -> str:
-        """Keep a model; its configured name. AccelError, and then nothing is kept."""
+        """Keep a model loaded; its configured name. AccelError: nothing is kept."""
         ...
 
     def unhold(self, name: str, key: str) -> bool: ...
-    def on_dropped(self, dropped: Dropped) -> None: ...
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One wish. `hold`: the model stays when it is loaded, but is not loaded for this."""
+    """`hold`: the model stays when it is loaded, but is not loaded for this."""
 
     cookie: int
     model: str
@@ -61,17 +60,24 @@ class Pin:
         return f"pin {self.cookie}"
 
 
-class Pins:
-    """See the module's text. All methods on the loop's thread."""
+@dataclass(frozen=True)
+class PinChanged:
+    """Published when a pin is made, and once when it ends."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, changed: Callable[[Pin, Cause | None], None]) -> None:
-        """`changed(pin, cause)` hears of every pin when it holds (None), and once when it ends. It must not raise."""
+    pin: Pin
+    end: PinEnd | None  # None: it is in force
+
+
+class Pins:
+    """Subscribes to dropped holds; publishes PinChanged. All methods on the event loop's thread."""
+
+    def __init__(self, scheduler: ModelHolder, clock: Clock, events: EventStream) -> None:
         self._scheduler = scheduler
         self._clock = clock
-        self._changed = changed
+        self._events = events
         self._pins: dict[int, Pin] = {}
         self._next = 1
-        scheduler.on_dropped(self._dropped)
+        events.subscribe(HoldsDropped, self.on_holds_dropped)
 
     def pin(self, model: str, reason: str, application_id: str, owner: str, *, hold: bool) -> int:
         """A cookie for `unpin`. AccelError, and nothing is pinned: bad_request, too_many_pins, model_not_found,
@@ -91,11 +97,11 @@ class Pins:
         what = "held" if hold else "pinned"
         event(log, NOTICE, f"{name} is {what} for {pin.who}: {reason}", message_id=names.MSG_PIN,
               model=name, reason=reason)  # fmt: skip
-        self._changed(pin, None)
+        self._events.publish(PinChanged(pin, None))
         return cookie
 
     def unpin(self, cookie: int, owner: str) -> None:
-        """Let go. AccelError pin_not_found: not a pin of this owner, or no more."""
+        """AccelError pin_not_found: not a pin of this owner, or no longer."""
         pin = self._pins.get(cookie)
         if pin is None or pin.owner != owner:
             raise AccelError(
@@ -104,12 +110,12 @@ class Pins:
         self._end(pin, "unpinned")
 
     def owner_gone(self, owner: str) -> None:
-        """It left without letting go. Nothing happens for one that had no pins."""
+        """End the pins of an owner that disconnected."""
         for pin in [one for one in self._pins.values() if one.owner == owner]:
             self._end(pin, "owner-gone")
 
     def close(self) -> None:
-        """Nobody holds anything any more."""
+        """End all pins."""
         for pin in list(self._pins.values()):
             self._end(pin, "shutdown")
 
@@ -121,14 +127,14 @@ class Pins:
         """Those of one model, by its configured name."""
         return [pin for pin in self._pins.values() if pin.model == model]
 
-    def _dropped(self, model: str, keys: tuple[str, ...], why: str) -> None:
-        for pin in [one for one in self.of(model) if one.key in keys]:
-            self._end(pin, "model-removed", f": {why}", held=False)
+    def on_holds_dropped(self, event: HoldsDropped) -> None:
+        for pin in [one for one in self.of(event.model) if one.key in event.keys]:
+            self._end(pin, "model-removed", f": {event.reason}", held=False)
 
-    def _end(self, pin: Pin, cause: Cause, why: str = "", *, held: bool = True) -> None:
+    def _end(self, pin: Pin, cause: PinEnd, why: str = "", *, held: bool = True) -> None:
         del self._pins[pin.cookie]
         if held:
             self._scheduler.unhold(pin.model, pin.key)
         text = f"{pin.model} is no longer {'held' if pin.hold else 'pinned'} for {pin.who} ({cause}){why}"
         event(log, NOTICE, text, message_id=names.MSG_PIN, model=pin.model, reason=cause)
-        self._changed(pin, cause)
+        self._events.publish(PinChanged(pin, cause))

@@ -1,15 +1,15 @@
-"""Who wants the memory of the GPUs for something else, and until when: a person, a game, a machine that goes to sleep.
+"""Yielding: who needs the GPUs' memory for something else, and until when: the user, a game, a suspend.
 
-Each of them has one hold; the memory is given up while there is any, and a person's `resume` ends them all. Tells the
-scheduler, which alone knows models. A person's hold survives a restart of accelerd, never one of the machine: it is
-kept in the runtime directory.
+Each has one hold; memory is yielded while there is any, and the user's `resume` ends them all. Tells the scheduler,
+which alone knows models. The user's hold survives a restart of accelerd but not of the machine: it is stored in the
+runtime directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,29 +17,39 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from accelerd.base import names
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
+from accelerd.config.model import ConfigApplied
 from accelerd.devices.choice import COMPUTE
 from accelerd.devices.model import Device
+from accelerd.devices.watch import DevicesChanged
 from accelerd.system.records import NOTICE, event
 from accelerd.system.statefile import FileStore, Unreadable
 
 log = logging.getLogger(__name__)
 
-PERSON: Final = "person"
+USER: Final = "person"
+GAMEMODE: Final = "gamemode"
+SLEEP: Final = "sleep"
 RECHECK: Final = 30.0  # s; timers stand still while the machine sleeps, an end by the clock on the wall does not
 
 
 @dataclass(frozen=True)
-class Hold:
-    """One wish."""
+class YieldChanged:
+    """Published when what is yielded may have changed."""
+
+
+@dataclass(frozen=True)
+class YieldHold:
+    """One reason to yield memory."""
 
     why: str  # one clause: "accelctl yield", "gamemode: 1 game"
-    until: float | None = None  # seconds since boot; None: until it is let go
+    until: float | None = None  # seconds since boot; None: until released
     everything: bool = False  # main memory too
 
 
-class _Kept(msgspec.Struct):
-    """A person's hold on disk."""
+class _StoredHold(msgspec.Struct):
+    """The user's hold on disk."""
 
     boot: str
     until: float | None
@@ -47,15 +57,15 @@ class _Kept(msgspec.Struct):
     version: int = 1
 
 
-class Scheduler(Protocol):
-    """What is asked of it. `until` in monotonic seconds; pools None: all."""
+class MemoryYielder(Protocol):
+    """The scheduler, as far as it is needed here. `until` in monotonic seconds; pools None: all."""
 
     def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None: ...
     def resume(self) -> None: ...
 
 
-class Watch(Protocol):
-    """A source of a hold that is not a person."""
+class GameWatch(Protocol):
+    """Reports how many games run, from `start` to `close`."""
 
     def start(self) -> None: ...
     def close(self) -> None: ...
@@ -67,7 +77,7 @@ def gpu_pools(devices: Iterable[Device]) -> frozenset[str]:
 
 
 def boot_id(proc: Path) -> str:
-    """Names this run of the machine; empty where the kernel does not tell."""
+    """Identifies this boot of the machine; empty where the kernel does not tell."""
     try:
         return (proc / "sys/kernel/random/boot_id").read_text().strip()
     except OSError as error:
@@ -76,49 +86,48 @@ def boot_id(proc: Path) -> str:
 
 
 class Yielding:
-    """See the module's text. All methods on the loop's thread."""
+    """Subscribes to devices and the configuration; publishes YieldChanged. All methods on the event loop's thread."""
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: MemoryYielder,
         clock: Clock,
         asleep: Callable[[], float],
-        gpus: Callable[[], frozenset[str]],
+        devices: Callable[[], Iterable[Device]],
         file: FileStore,
         boot: str,
-        sources: Callable[[Yielding], Mapping[str, Callable[[], Watch]]] = lambda yielding: {},
+        watch_games: Callable[[Callable[[int], None]], GameWatch],
+        events: EventStream,
     ) -> None:
-        """`asleep()`: seconds suspended since boot; `gpus()`: the pools of GPUs; `sources`: what may ask, by name."""
+        """`asleep()`: seconds suspended since boot; `boot`: names this boot; `watch_games(games)`: see GameWatch."""
         self._scheduler = scheduler
         self._clock = clock
         self._asleep = asleep
-        self._gpus = gpus
+        self._devices = devices
         self._file = file
         self._boot = boot
-        self._sources = sources(self)
-        self._watches: dict[str, Watch] = {}
-        self._holds: dict[str, Hold] = {}
+        self._watch_games = watch_games
+        self._events = events
+        self._game_watch: GameWatch | None = None
+        self._holds: dict[str, YieldHold] = {}
         self._given = False
         self._games = 0
-        self._ignored = 0  # games that a person has overruled
+        self._ignored = 0  # games that the user has overruled
         self._timer: asyncio.TimerHandle | None = None
-        self._listeners: list[Callable[[], None]] = []
+        events.subscribe(DevicesChanged, self.on_devices_changed)
+        events.subscribe(ConfigApplied, self.on_config)
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Called whenever what is given up may be something else."""
-        self._listeners.append(listener)
-
-    # --- a person ---------------------------------------------------------------------------------------------
+    # --- the user ---------------------------------------------------------------------------------------------
 
     async def ask(self, seconds: float | None = None, *, everything: bool = False, now: bool = False) -> None:
-        """A person wants the memory, for so long or until `resume`; replaces what they asked before."""
+        """Yield memory for so long or until `resume`; replaces what the user asked before."""
         until = self._now() + seconds if seconds is not None else None
-        self._holds[PERSON] = hold = Hold("accelctl yield", until, everything)
+        self._holds[USER] = hold = YieldHold("accelctl yield", until, everything)
         self._apply(now=now)
         await self._keep(hold)
 
     async def resume(self) -> bool:
-        """A person has the models back, whoever else holds the memory. False: nobody did."""
+        """End all holds, whoever has them. False: there were none."""
         held = bool(self._holds)
         self._ignored = self._games
         self._holds.clear()
@@ -130,57 +139,51 @@ class Yielding:
     # --- others -----------------------------------------------------------------------------------------------
 
     def games(self, count: int) -> None:
-        """So many games run. After a person's `resume` only a further one counts."""
+        """So many games run. After `resume` only a further one counts."""
         self._games = count
         if count == 0:
             self._ignored = 0
-            self._release("gamemode")
+            self._release(GAMEMODE)
         elif count > self._ignored:
             self._ignored = 0
-            self._hold("gamemode", Hold(f"gamemode: {count} {'game' if count == 1 else 'games'}"))
+            self._hold(GAMEMODE, YieldHold(f"gamemode: {count} {'game' if count == 1 else 'games'}"))
 
     def sleeping(self, asleep: bool) -> None:
-        """The machine is about to sleep, or has woken."""
+        """The machine is about to be suspended, or has resumed."""
         if asleep:
-            self._hold("sleep", Hold("the machine goes to sleep"), now=True)
+            self._hold(SLEEP, YieldHold("the machine is about to be suspended"), now=True)
         else:
-            self._release("sleep")
+            self._release(SLEEP)
 
-    def devices_changed(self) -> None:
-        """A GPU that has come is given up too."""
-        if self._holds:
+    def on_devices_changed(self, event: DevicesChanged) -> None:
+        if self._holds:  # a new GPU is yielded too
             self._apply()
 
     # --- life -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Go on with what a person asked of an accelerd before. Reads a file of a few bytes."""
+        """Restore the user's hold from before a restart. Reads a file of a few bytes."""
         kept = self._read()
         if kept is None or kept.boot != self._boot or (kept.until is not None and kept.until <= self._now()):
             return
-        self._holds[PERSON] = Hold("accelctl yield", kept.until, kept.everything)
+        self._holds[USER] = YieldHold("accelctl yield", kept.until, kept.everything)
         self._apply()
 
-    def configure(self, wanted: Iterable[str]) -> None:
-        """Watch these sources, and no other."""
-        wanted = set(wanted)
-        for name in [name for name in self._watches if name not in wanted]:
-            self._watches.pop(name).close()
-            self._release(name)
-        for name, make in self._sources.items():
-            if name in wanted and name not in self._watches:
-                self._watches[name] = watch = make()
-                watch.start()
+    def on_config(self, event: ConfigApplied) -> None:
+        if GAMEMODE not in event.config.memory.yield_on:
+            self._stop_watching_games()
+            self._release(GAMEMODE)
+        elif self._game_watch is None:
+            self._game_watch = self._watch_games(self.games)
+            self._game_watch.start()
 
     def close(self) -> None:
-        for watch in self._watches.values():
-            watch.close()
-        self._watches.clear()
+        self._stop_watching_games()
         if self._timer is not None:
             self._timer.cancel()
 
     def report(self) -> dict[str, Any] | None:
-        """For `status`: {"what", "pools", "remaining", "why", "holds"}; None while nothing is given up."""
+        """For `status`: {"what", "pools", "remaining", "why", "holds"}; None while nothing is yielded."""
         if not self._holds:
             return None
         pools = self._pools()
@@ -197,18 +200,23 @@ class Yielding:
 
     @property
     def what(self) -> str:
-        """What is given up, or would be: for people."""
+        """What is yielded, or would be: for people."""
         pools = self._pools()
         return "all memory" if pools is None else "the GPU" if len(pools) == 1 else f"{len(pools)} GPUs"
 
     def concerns(self, pool: str) -> bool:
-        """Is this pool given up?"""
+        """Is this pool yielded?"""
         pools = self._pools()
         return bool(self._holds) and (pools is None or pool in pools)
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _hold(self, who: str, hold: Hold, *, now: bool = False) -> None:
+    def _stop_watching_games(self) -> None:
+        if self._game_watch is not None:
+            self._game_watch.close()
+            self._game_watch = None
+
+    def _hold(self, who: str, hold: YieldHold, *, now: bool = False) -> None:
         if self._holds.get(who) != hold:
             self._holds[who] = hold
             self._apply(now=now)
@@ -218,10 +226,8 @@ class Yielding:
             self._apply()
 
     def _apply(self, *, now: bool = False) -> None:
-        """Tell the scheduler what holds, then whoever listens."""
         self._tell(now=now)
-        for listener in self._listeners:
-            listener()
+        self._events.publish(YieldChanged())
 
     def _tell(self, *, now: bool) -> None:
         if self._timer is not None:
@@ -230,12 +236,14 @@ class Yielding:
         if not self._holds:
             if self._given:
                 self._given = False
-                event(log, NOTICE, "the memory that was given up is accelerd's again", message_id=names.MSG_YIELD)
+                event(
+                    log, NOTICE, "memory is no longer yielded: models may be loaded again", message_id=names.MSG_YIELD
+                )
                 self._scheduler.resume()
             return
         until, why = self._until(), self._why()
         left = self._remaining(until)
-        text = f"{self.what} given up" + (f" for {left:.0f} s" if left is not None else "") + f": {why}"
+        text = f"{self.what} yielded" + (f" for {left:.0f} s" if left is not None else "") + f": {why}"
         event(log, NOTICE, text, message_id=names.MSG_YIELD, reason=why)
         self._given = True
         end = self._clock.monotonic() + left if left is not None else None
@@ -268,7 +276,7 @@ class Yielding:
 
     def _pools(self) -> frozenset[str] | None:
         """The GPUs; all memory where there is none, or somebody wants all."""
-        gpus = self._gpus()
+        gpus = gpu_pools(self._devices())
         return None if not gpus or any(hold.everything for hold in self._holds.values()) else gpus
 
     def _until(self) -> float | None:
@@ -280,18 +288,18 @@ class Yielding:
 
     # --- the file ---------------------------------------------------------------------------------------------
 
-    def _read(self) -> _Kept | None:
+    def _read(self) -> _StoredHold | None:
         try:
             data = self._file.read()
-            return msgspec.json.decode(data, type=_Kept | None) if data else None
+            return msgspec.json.decode(data, type=_StoredHold | None) if data else None
         except (OSError, Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("cannot read what an accelerd before was asked to give up: %s", error)
+            log.warning("cannot restore the yield from before the restart: %s", error)
             return None
 
-    async def _keep(self, hold: Hold | None) -> None:
-        """What fails here costs a restart's memory only."""
-        kept = _Kept(self._boot, hold.until, hold.everything) if hold is not None else None
+    async def _keep(self, hold: YieldHold | None) -> None:
+        """A failure only means that a restart forgets the hold."""
+        kept = _StoredHold(self._boot, hold.until, hold.everything) if hold is not None else None
         try:
             await asyncio.to_thread(self._file.write, msgspec.json.encode(kept) + b"\n")
         except OSError as error:
-            log.warning("what is given up will not survive a restart of accelerd: %s", error)
+            log.warning("the yield will not survive a restart of accelerd: %s", error)

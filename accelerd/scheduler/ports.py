@@ -1,7 +1,4 @@
-"""What the scheduler asks of the rest of the program beside processes: somebody to tell, somebody who remembers.
-
-Protocols only; the concrete ones are passed in by the composition root.
-"""
+"""What the scheduler asks about models beside their processes: what they need and what they run on."""
 
 from __future__ import annotations
 
@@ -10,21 +7,6 @@ from typing import Protocol
 
 from accelerd.config.model import ModelSpec
 from accelerd.memory.model import Forecast, MemoryRequirement
-from accelerd.scheduler.record import Record, Residue, Transition
-
-
-class Witness(Protocol):
-    """Who hears what becomes of models."""
-
-    def moved(self, record: Record, transition: Transition) -> None: ...
-    def lost(self, residue: Residue) -> None:
-        """Memory of an ended model does not come back; it stays on the ledger."""
-
-    def woken(self, slept: float) -> None:
-        """The machine was suspended for so many seconds."""
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """The model's first lease was given, or its last has ended. On the path of requests: must be cheap."""
 
 
 class ModelNeeds(Protocol):

@@ -12,7 +12,9 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
+from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
@@ -20,11 +22,19 @@ from accelerd.instances import Supervisor
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.core import Core
+from accelerd.scheduler.events import (
+    HoldsDropped,
+    MemoryNotReturned,
+    ModelInUse,
+    ModelLoaded,
+    ModelsConfigured,
+    ModelTransition,
+    SystemResumed,
+)
 from accelerd.scheduler.exit_handling import STUCK_AFTER
-from accelerd.scheduler.holds import Dropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits, Yielded
-from accelerd.scheduler.ports import ModelNeeds, Witness
+from accelerd.scheduler.ports import ModelNeeds
 from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
 from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
 from accelerd.scheduler.ticket import Ticket
@@ -50,17 +60,17 @@ class Scheduler:
         clock: Clock,
         settings: SchedulerSettings,
         limits: Limits,
+        events: EventStream,
         *,
-        witness: Witness,
-        reclaim: Reclaim | None = None,
         asleep: Callable[[], float] = never_asleep,
         stuck_after: float = STUCK_AFTER,
     ) -> None:
         """`asleep()`: seconds that this machine was suspended, since whenever. `stuck_after`: see Core."""
         self._clock = clock
         self._core = Core(clock, self, settings, limits, stuck_after)
-        self._witness = witness
-        self._reclaim = reclaim or MainMemory()
+        self._events = events
+        self._core.holds.dropped = self.holds_dropped
+        self._reclaim: Reclaim = MainMemory()
         self._watches: dict[int, Watch] = {}
         self._asleep = asleep
         self._slept = asleep()
@@ -72,12 +82,20 @@ class Scheduler:
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
 
-    def attach(self, supervisor: Supervisor, needs: ModelNeeds, look: Callable[[], bool] = nobody_looks) -> None:
+    def attach(
+        self,
+        supervisor: Supervisor,
+        needs: ModelNeeds,
+        look: Callable[[], bool] = nobody_looks,
+        reclaim: Reclaim | None = None,
+    ) -> None:
         """The home of the processes and the memory of memory; before the first request.
 
         `look()` has somebody look at memory soon: `seen` follows. False: nobody does.
         """
         self._supervisor, self._needs, self._look = supervisor, needs, look
+        self._reclaim = reclaim or self._reclaim
+        self._events.subscribe(MemorySnapshot, self.on_memory_snapshot)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -193,10 +211,6 @@ class Scheduler:
         self._rearm()
         return found
 
-    def on_dropped(self, dropped: Dropped) -> None:
-        """Have holds told that end although nobody lets go. `dropped` must not call the scheduler."""
-        self._core.holds.dropped = dropped
-
     def abandon(self, name: str, why: str) -> bool:
         stopped = self._core.holds.abandon(name, why)
         self._rearm()
@@ -204,9 +218,9 @@ class Scheduler:
 
     # --- memory, see MemoryEvents -------------------------------------------------------------------------------
 
-    def seen(self, seen: MemorySnapshot) -> None:
+    def on_memory_snapshot(self, snapshot: MemorySnapshot) -> None:
         memory = self._core.memory
-        memory.seen(seen)
+        memory.seen(snapshot)
         if self._needs is not None:
             for record in memory.measured():
                 self._needs.saw(record.spec, record.need, record.peak)
@@ -261,6 +275,7 @@ class Scheduler:
     ) -> None:
         """See Core.configure."""
         self._core.configure(entries, settings, limits, relaunch)
+        self._events.publish(ModelsConfigured())
         self._rearm()
 
     def shutdown(self, *, keep: bool = False) -> None:
@@ -356,13 +371,19 @@ class Scheduler:
         return self._needs.device(spec)
 
     def moved(self, record: Record, transition: Transition) -> None:
-        self._witness.moved(record, transition)
+        spec, retry = record.spec, record.retry_at is not None
+        self._events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
+        if transition.after is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):
+            self._events.publish(ModelLoaded(spec, record.need, transition.at - record.started_at))
 
     def lost(self, residue: Residue) -> None:
-        self._witness.lost(residue)
+        self._events.publish(MemoryNotReturned(residue))
 
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        self._witness.in_use(spec, busy)
+        self._events.publish(ModelInUse(spec, busy))
+
+    def holds_dropped(self, model: str, keys: tuple[str, ...], reason: str) -> None:
+        self._events.publish(HoldsDropped(model, keys, reason))
 
     def jitter(self) -> float:
         return random.random()
@@ -391,7 +412,7 @@ class Scheduler:
         slept = self._asleep() - self._slept
         if slept > SLEPT:
             self._slept += slept
-            self._witness.woken(slept)
+            self._events.publish(SystemResumed(slept))
             self._core.devices.slept()
 
     # --- readers ----------------------------------------------------------------------------------------------

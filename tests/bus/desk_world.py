@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.names import BUS_PATH
 from accelerd.base.ports import SystemClock
@@ -27,9 +28,7 @@ from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import Facts
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
-from accelerd.policy.event_log import Witnesses
 from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.scheduler.service import Scheduler
 from tests.bus.fake_bus import FakeBus
 
@@ -47,7 +46,7 @@ def model(name: str, **settings: Any) -> ModelSpec:
 
 @dataclass
 class World:
-    """Supervisor, Needs, Witness, ModelInfo and the daemon in one."""
+    """Supervisor, Needs, ModelInfo and the daemon in one."""
 
     bus: FakeBus = field(default_factory=FakeBus)
     devices: tuple[Device, ...] = (CPU, GPU)
@@ -62,6 +61,7 @@ class World:
     looks: int = 0
     unloads: asyncio.Event | None = None  # set: what is told to stop ends at once
 
+    events: EventStream = field(default_factory=EventStream)
     scheduler: Scheduler = field(init=False)
     desk: BusService = field(init=False)
 
@@ -76,7 +76,7 @@ class World:
     def probe(self, instance: int) -> None: ...
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None: ...
 
-    # --- Needs, Witness ---
+    # --- Needs ---
 
     def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
     def forget(self, spec: ModelSpec) -> Forecast:
@@ -88,11 +88,6 @@ class World:
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu"
-
-    def moved(self, record: Record, transition: Transition) -> None: ...
-    def lost(self, residue: Residue) -> None: ...
-    def woken(self, slept: float) -> None: ...
-    def in_use(self, spec: ModelSpec, busy: bool) -> None: ...
 
     # --- ModelInfo ---
 
@@ -189,8 +184,7 @@ class World:
         pools = (Pool(RAM, "main memory", 64 * GIB),)
         used = {numbers[name]: {RAM: size} for name, size in sizes.items()}
         seen = MemorySnapshot(SystemClock().monotonic(), pools, used)
-        self.scheduler.seen(seen)
-        self.desk.seen(seen)
+        self.events.publish(seen)
 
 
 async def until(condition: Callable[[], Any], every: float = 0.0) -> None:
@@ -205,7 +199,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     """A desk that is open, with these models."""
     world = World()
     clock = SystemClock()
-    world.scheduler = scheduler = Scheduler(clock, SETTINGS, LIMITS, witness=Witnesses(world, lambda: desk.tree))
+    world.scheduler = scheduler = Scheduler(clock, SETTINGS, LIMITS, world.events)
     scheduler.attach(world, world)
 
     async def seen() -> MemorySnapshot:
@@ -237,10 +231,10 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         scheduler,
         world,
         lambda: world.devices,
-        lambda: world,
-        lambda: wares,
         "/run/user/1000/accelerd",
+        world.events,
     )
+    desk.attach(world, wares)
     configure(world, *specs)
     if begin:
         desk.begin()

@@ -75,7 +75,7 @@ def test_B19_before_a_sleep_requests_end_and_memory_is_given_back(desk: Desk, si
         assert len(tokens(sse(text))) == 20, "the request that ran has ended by itself"
         slept(logind, "let")
         assert daemon.state("a") == "stopped", "its memory was back before the machine slept"
-        assert daemon.status()["yielded"]["why"] == "the machine goes to sleep"
+        assert daemon.status()["yielded"]["why"] == "the machine is about to be suspended"
         assert site.spawns("a") == 1, "nothing is started for the one that waits"
         assert not late.done()
         logind.ask("wake")
@@ -192,7 +192,7 @@ def test_a_person_is_told_of_a_model_that_failed_and_not_of_its_secrets(desk: De
     eventually(lambda: daemon.chat("a").code == "model_failed", "given up")
     [note] = eventually(lambda: service.ask("log"), "told")
     assert note["summary"] == "a failed: its program ended"
-    assert note["body"].startswith("It is not tried again by itself. accelctl explain a")
+    assert note["body"].startswith("It is not retried automatically. accelctl explain a")
     told = json.dumps(service.ask("log"))
     assert not any(secret in told for secret in ("hunter2", "secret", "prompt"))
     assert desktop(daemon)["notifications"] == {"enabled": True, "degraded": None}

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
-from accelerd.config.model import ModelSpec, PerformanceSettings
-from accelerd.control.model_info import device_of
+from accelerd.config.model import Config, ConfigApplied, ModelSpec, PerformanceSettings
 from accelerd.devices import Device
 from accelerd.devices.gauge import Gauge
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import Reading, Rules
 from accelerd.devices.rivals import Rivals
 from accelerd.devices.setters import Direct, Helper, Setters
+from accelerd.devices.watch import DevicesChanged
+from accelerd.estimate.placing import default_device
 from accelerd.helper.gpu import LevelError
 from accelerd.policy.clock_boost import ClockBoost
+from accelerd.scheduler.events import ModelInUse
 from accelerd.system.dbus.client import BusError, SystemBus
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
 
@@ -325,9 +328,9 @@ BROKEN = Device("gpu", "old", driver="amdgpu", slot="0000:01:00.0", problem="no 
 
 
 def test_the_device_of_a_model() -> None:
-    assert device_of(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
-    assert device_of(ModelSpec("m", gpu_layers=0), [GPU]) == "cpu"
-    assert device_of(ModelSpec("m"), [NPU, BROKEN]) == "cpu"
+    assert default_device(ModelSpec("m"), [NPU, BROKEN, GPU]) == APU
+    assert default_device(ModelSpec("m", gpu_layers=0), [GPU]) == "cpu"
+    assert default_device(ModelSpec("m"), [NPU, BROKEN]) == "cpu"
 
 
 async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Path) -> None:
@@ -337,21 +340,21 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     direct = Direct(sysfs.path, tmp_path)
     keeper = LevelKeeper(SystemClock(), Setters([setter, direct]), Sensors(), Nobody())
     here: list[Device] = []
-    performance = ClockBoost(keeper, direct, lambda: here)
-    performance.configure(PerformanceSettings(tail=0.0))
+    performance = ClockBoost(keeper, direct, lambda: here, lambda name: "", events := EventStream())
+    events.publish(ConfigApplied(Config(performance=PerformanceSettings(tail=0.0))))
     task = asyncio.create_task(performance.run())
-    performance.in_use(ModelSpec("m"), True)
+    events.publish(ModelInUse(ModelSpec("m"), True))
     await asyncio.sleep(0)
     here.append(Device("gpu", "Radeon", driver="amdgpu", slot=APU, apu=True))
-    performance.devices(here)
+    events.publish(DevicesChanged((), tuple(here)))
     await until(lambda: setter.levels)
-    performance.in_use(ModelSpec("m"), False)
+    events.publish(ModelInUse(ModelSpec("m"), False))
     await until(lambda: not setter.levels)
-    performance.in_use(ModelSpec("m"), True)
+    events.publish(ModelInUse(ModelSpec("m"), True))
     await until(lambda: setter.levels)
-    performance.devices([])
+    events.publish(DevicesChanged(tuple(here), ()))
     await until(lambda: not setter.levels)
-    performance.in_use(ModelSpec("m"), False)
+    events.publish(ModelInUse(ModelSpec("m"), False))
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.monitor import AT_ONCE, MOST_FAILURES, PyudevMonitor, Uevent
-from accelerd.devices.watch import DeviceWatch, Diff, compare
+from accelerd.devices.watch import DevicesChanged, DeviceWatch, compare
 
 PLACE = Path("/sys/devices/pci0000:00/0000:c1:00.0")
 GPU = Device("gpu", "8060S", "amdgpu", "0000:c1:00.0", "/dev/dri/renderD128", directory=PLACE)
@@ -51,15 +52,16 @@ class Bench:
         self.devices: list[Device] = list(devices)
         self.scans = 0
         self.monitor = FakeMonitor(error)
-        self.watch = DeviceWatch(self.scan, self.monitor, settle=SETTLE, first_scan=5)
-        self.diffs: asyncio.Queue[Diff] = asyncio.Queue()
-        self.watch.listen(self.diffs.put_nowait)
+        self.events = EventStream()
+        self.watch = DeviceWatch(self.scan, self.monitor, self.events, settle=SETTLE, first_scan=5)
+        self.diffs: asyncio.Queue[DevicesChanged] = asyncio.Queue()
+        self.events.subscribe(DevicesChanged, self.diffs.put_nowait)
 
     def scan(self) -> Iterable[Device]:
         self.scans += 1
         return list(self.devices)
 
-    async def next(self) -> Diff:
+    async def next(self) -> DevicesChanged:
         return await asyncio.wait_for(self.diffs.get(), 5)
 
 
@@ -74,7 +76,7 @@ async def running(*devices: Device, error: Exception | None = None) -> AsyncIter
 
 async def test_the_first_list_is_no_change() -> None:
     async with running(GPU, CPU) as bench:
-        assert bench.watch.devices == (GPU, CPU)
+        assert bench.watch.current() == (GPU, CPU)
         assert bench.diffs.empty()
 
 
@@ -102,7 +104,7 @@ async def test_C01_a_device_that_goes() -> None:
         bench.monitor.say("remove", PLACE / "drm/renderD128", "/dev/dri/renderD128")
         diff = await bench.next()
         assert (diff.removed, diff.added, diff.before) == ((GPU,), (), (GPU, CARD, CPU))
-        assert bench.watch.devices == (CARD, CPU)
+        assert bench.watch.current() == (CARD, CPU)
 
 
 async def test_a_device_that_is_there_again_before_anybody_looked() -> None:
@@ -173,11 +175,11 @@ async def test_lost_events_are_made_up_for_by_a_scan() -> None:
 @pytest.mark.parametrize("error", [ImportError("no libudev"), OSError(97, "no netlink")])
 async def test_without_events_the_list_is_still_there(error: Exception) -> None:
     async with running(GPU, CPU, error=error) as bench:
-        assert bench.watch.devices == (GPU, CPU)
+        assert bench.watch.current() == (GPU, CPU)
         assert "changes of devices are not noticed" in (bench.watch.degraded or "")
         bench.devices = [CPU]
         await bench.watch.rescan()
-        assert bench.watch.devices == (CPU,)
+        assert bench.watch.current() == (CPU,)
         assert (await bench.next()).removed == (GPU,)
 
 
@@ -208,12 +210,12 @@ async def test_a_driver_that_does_not_answer_does_not_hold_up_the_start() -> Non
         go.wait(5)
         return [GPU]
 
-    watch = DeviceWatch(scan, FakeMonitor(), first_scan=0.01)
+    watch = DeviceWatch(scan, FakeMonitor(), EventStream(), first_scan=0.01)
     await watch.start()
-    assert watch.devices == ()
+    assert watch.current() == ()
     go.set()
     await watch.rescan()
-    assert watch.devices == (GPU,)
+    assert watch.current() == (GPU,)
     await watch.close()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.devices.model import Device
-from accelerd.devices.watch import Diff, compare
+from accelerd.devices.watch import compare
 
 
 @dataclass
@@ -15,10 +15,7 @@ class Told:
     """Who has models says so in `snapshots`, which a subclass has."""
 
     told: list[tuple[object, ...]] = field(default_factory=list, kw_only=True)
-    heard: Callable[[Diff], None] = field(default=lambda diff: None, kw_only=True)
-
-    def listen(self, listener: Callable[[Diff], None]) -> None:
-        self.heard = listener
+    events: EventStream = field(default_factory=EventStream, kw_only=True)
 
     def device_lost(self, name: str, cause: Cause, why: str) -> None:
         self.told.append(("lost", name, cause))
@@ -32,5 +29,5 @@ class Told:
     def change(self, before: tuple[Device, ...], after: tuple[Device, ...], **more: bool) -> list[tuple[object, ...]]:
         """What the guard tells when the devices are others."""
         self.told = []
-        self.heard(compare(before, after, **more))
+        self.events.publish(compare(before, after, **more))
         return self.told

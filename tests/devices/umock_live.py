@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import Observer
-from accelerd.devices.watch import DeviceWatch, Diff
+from accelerd.devices.watch import DevicesChanged, DeviceWatch
 from accelerd.memory.measure import Meter
 from tests.devices import strix_halo
 from tests.devices.strix_halo import GIB, GPU, GPU_SLOT, GTT, GTT_USED, NPU_LOAD, NPU_SLOT, VRAM, VRAM_USED
@@ -42,19 +43,20 @@ class Stage:
 
     def __init__(self) -> None:
         self.bed = testbed()
-        self.diffs: list[Diff] = []
+        self.events = EventStream()
+        self.diffs: list[DevicesChanged] = []
         self._heard = asyncio.Event()
-        self.watch = DeviceWatch(Inventory(roots()).scan, PyudevMonitor(), settle=0.05)
-        self.watch.listen(self.hear)
+        self.watch = DeviceWatch(Inventory(roots()).scan, PyudevMonitor(), self.events, settle=0.05)
+        self.events.subscribe(DevicesChanged, self.hear)
 
-    def hear(self, diff: Diff) -> None:
+    def hear(self, diff: DevicesChanged) -> None:
         self.diffs.append(diff)
         self._heard.set()
 
     def has(self, text: str) -> None:
         assert self.bed.add_from_string(text)
 
-    async def until(self, condition: Callable[[Diff], Any]) -> Diff:
+    async def until(self, condition: Callable[[DevicesChanged], Any]) -> DevicesChanged:
         """The first diff of which it is true."""
         async with asyncio.timeout(10):
             while not (found := [diff for diff in self.diffs if condition(diff)]):
@@ -63,7 +65,7 @@ class Stage:
         return found[0]
 
 
-def ids(diff: Diff) -> dict[str, list[str]]:
+def ids(diff: DevicesChanged) -> dict[str, list[str]]:
     parts = ("added", "removed", "changed", "reset", "recovered")
     return {part: [d.id for d in getattr(diff, part)] for part in parts if getattr(diff, part)}
 
@@ -113,7 +115,7 @@ async def test_C05_a_driver_that_loads_later() -> None:
     bare = strix_halo.device(GPU, "pci", {"PCI_CLASS": "38000", "PCI_ID": "1002:1586", "PCI_SLOT_NAME": GPU_SLOT}, {})
     stage.has("\n".join(bare) + "\n")
     await stage.watch.start()
-    assert [(d.id, d.problem) for d in stage.watch.devices if d.kind == "gpu"] == [
+    assert [(d.id, d.problem) for d in stage.watch.current() if d.kind == "gpu"] == [
         (GPU_SLOT, "no driver is bound to it")
     ]
     stage.bed.remove_device(f"/sys{GPU}")
@@ -121,7 +123,7 @@ async def test_C05_a_driver_that_loads_later() -> None:
     # The description comes piece by piece: where that takes longer than the watch waits, it went and came back.
     diff = await stage.until(lambda diff: [d for d in (*diff.changed, *diff.added) if d.problem is None])
     assert [d.id for d in (*diff.changed, *diff.added)] == [GPU_SLOT]
-    assert stage.watch.devices[0].problem is None
+    assert stage.watch.current()[0].problem is None
     await stage.watch.close()
 
 
@@ -129,7 +131,7 @@ async def test_C06_a_card_with_another_number_is_the_same() -> None:
     stage = Stage()
     stage.has(strix_halo.description())
     await stage.watch.start()
-    before = stage.watch.devices[0]
+    before = stage.watch.current()[0]
     for path in (CARD, RENDER, f"/sys{GPU}/hwmon/hwmon5", f"/sys{GPU}"):
         stage.bed.uevent(path, "remove")
         stage.bed.remove_device(path)
@@ -180,8 +182,7 @@ async def test_a_monitor_that_is_plugged_in_changes_nothing() -> None:
         scans += 1
         return Inventory(roots()).scan()
 
-    stage.watch = DeviceWatch(scan, PyudevMonitor(), settle=0.01)
-    stage.watch.listen(stage.hear)
+    stage.watch = DeviceWatch(scan, PyudevMonitor(), stage.events, settle=0.01)
     await stage.watch.start()
     stage.bed.set_property(CARD, "HOTPLUG", "1")
     stage.bed.uevent(CARD, "change")

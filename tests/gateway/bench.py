@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import uvloop
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, Route, SchedulerSettings, ServerSettings
@@ -27,7 +28,6 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Record, Residue, Transition
 from accelerd.scheduler.service import Scheduler
 from tests.gateway.client import Client, chat
 
@@ -260,15 +260,6 @@ class Speaker:
         return self.of.get(spec.name, self.says)
 
 
-class Unheard:
-    """The scheduler's Witness where nobody wants to know."""
-
-    def moved(self, record: Record, transition: Transition) -> None: ...
-    def lost(self, residue: Residue) -> None: ...
-    def woken(self, slept: float) -> None: ...
-    def in_use(self, spec: ModelSpec, busy: bool) -> None: ...
-
-
 class Needless:
     """The scheduler's Needs where memory does not count."""
 
@@ -305,9 +296,9 @@ async def bench(
     settings, scheduling = settings or ServerSettings(), scheduling or SchedulerSettings()
     models = models or [ModelSpec("m", path="/m.gguf", parallel=4)]
     clock = SystemClock()
-    scheduler = Scheduler(clock, scheduling, limits, witness=Unheard())
+    scheduler = Scheduler(clock, scheduling, limits, events := EventStream())
     engines: dict[str, Any] = {"llama-server": Speaker(Dialect(streams_notice_disconnect=assembles)), **(others or {})}
-    gateway = Gateway(clock, scheduler, engines, fast=fast)
+    gateway = Gateway(clock, scheduler, engines, events, fast=fast)
     gateway.configure(settings, keys, models, routes)
     listeners = Listeners(gateway, settings)
     async with Engine(directory / "e.sock") as engine:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
@@ -44,7 +45,7 @@ class Machine:
         self.pauses: list[float] = []
         self.told: list[tuple[int, str]] = []
         self._waiting: tuple[float, asyncio.Future[None]] | None = None
-        self.reclaimer = Reclaimer(self.look, self.clock, pause=self.pause)
+        self.reclaimer = Reclaimer(self.look, self.clock, EventStream(), pause=self.pause)
 
     def seen(self) -> MemorySnapshot:
         named = [ForeignUser(pool, 1, name, size) for name, uses in self.games.items() for pool, size in uses.items()]
@@ -87,7 +88,7 @@ class Machine:
     def runs(self, instance: int, **used: int) -> None:
         """A model was seen alive with so much."""
         self.ours[instance] = {{"gpu": GPU, "card": CARD, "ram": RAM}[name]: size for name, size in used.items()}
-        self.reclaimer.seen(self.seen())
+        self.reclaimer.on_memory_snapshot(self.seen())
 
     def ends(self, instance: int, **missing: int) -> Debt | None:
         """It is gone, and the driver still has so much of it."""
@@ -278,13 +279,13 @@ async def test_A31_a_look_that_is_older_than_the_end_says_nothing_of_it() -> Non
         world.hangs = True
         world.ends(1, gpu=8 * GIB)
         await world.settle()
-        world.reclaimer.seen(before)
+        world.reclaimer.on_memory_snapshot(before)
         assert world.told == []
         world.ours[1] = {GPU: 8 * GIB}
-        world.reclaimer.seen(world.seen())
+        world.reclaimer.on_memory_snapshot(world.seen())
         assert world.told == [], "nor does one in which it is still there"
         del world.ours[1]
-        world.reclaimer.seen(world.seen())
+        world.reclaimer.on_memory_snapshot(world.seen())
         assert world.told == [(8 * GIB, "memory of AMD Radeon 8060S")]
 
 
@@ -343,7 +344,7 @@ async def test_A31_it_can_be_called_off_at_any_time(when: str) -> None:
         debt.cancel()
         world.hangs = False
         world.gives_back(8 * GIB)
-        world.reclaimer.seen(world.seen())
+        world.reclaimer.on_memory_snapshot(world.seen())
         await world.pass_time(60)
         assert world.told == told
         world.runs(2, gpu=GIB)
@@ -358,9 +359,9 @@ async def test_A31_a_look_of_somebody_else_will_do() -> None:
         world.hangs = True
         world.ends(1, gpu=8 * GIB)
         await world.settle()
-        world.reclaimer.seen(world.seen())
+        world.reclaimer.on_memory_snapshot(world.seen())
         world.gives_back(8 * GIB)
-        world.reclaimer.seen(world.seen())
+        world.reclaimer.on_memory_snapshot(world.seen())
         assert [size for size, _ in world.told] == [8 * GIB, 0]
 
 
@@ -372,9 +373,9 @@ async def test_A31_nobody_looks_twice_for_the_same_moment() -> None:
         before = len(world.looks)
         for _ in range(8):
             await world.pass_time(QUICK / 2)
-            world.reclaimer.seen(world.seen())
+            world.reclaimer.on_memory_snapshot(world.seen())
         assert len(world.looks) == before
-        world.reclaimer.seen(MemorySnapshot(world.clock.now, (), {}))
+        world.reclaimer.on_memory_snapshot(MemorySnapshot(world.clock.now, (), {}))
         assert len(world.told) == 1, "a look that saw nothing proves nothing"
 
 
@@ -388,12 +389,9 @@ async def test_A31_with_the_watch_of_memory_that_the_daemon_has() -> None:
     async def processes() -> dict[int, list[int]]:
         return {instance: [] for instance in world.ours}
 
-    def tell(seen: MemorySnapshot) -> None:
-        reclaimer.seen(seen)
-
-    world = Machine()
-    watch = MemoryWatch(Meter(), list, processes, tell, SystemClock())
-    reclaimer = Reclaimer(watch.look, SystemClock())
+    world, events = Machine(), EventStream()
+    watch = MemoryWatch(Meter(), list, processes, events, SystemClock())
+    reclaimer = Reclaimer(watch.look, SystemClock(), events)
     world.ours[1] = {GPU: 8 * GIB}
     told: asyncio.Queue[int] = asyncio.Queue()
     watch.start()
@@ -502,7 +500,7 @@ def test_A31_shares_add_up(held: list[int], readings: list[int]) -> None:
             usual = world.nameless[GPU]
             for missing in [*readings, 0]:
                 world.nameless[GPU] = usual + missing * GIB
-                world.reclaimer.seen(world.seen())
+                world.reclaimer.on_memory_snapshot(world.seen())
                 assert all(0 <= left <= held[instance] * GIB for instance, left in sizes.items())
                 assert sum(sizes.values()) <= missing * GIB
             assert set(sizes.values()) == {0}

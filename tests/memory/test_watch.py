@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.devices.model import Device
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.memory.watch import USUAL, MemoryWatch, Rhythm, next_look
@@ -54,8 +55,10 @@ class Stage:
         self.moving = False
         self.told: list[MemorySnapshot] = []
         self._heard = asyncio.Event()
+        events = EventStream()
+        events.subscribe(MemorySnapshot, self.hear)
         self.watch = MemoryWatch(
-            self.drivers, lambda: [CPU], self.processes, self.hear, FakeClock(), moving=lambda: self.moving,
+            self.drivers, lambda: [CPU], self.processes, events, FakeClock(), moving=lambda: self.moving,
             rhythm=rhythm,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.bus.devices import DeviceObjects
 from accelerd.cli.checks import npu as checks
@@ -20,15 +21,17 @@ from accelerd.cli.memory_view import show as show_memory
 from accelerd.cli.output import Output
 from accelerd.config.model import Config, ModelSpec
 from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found, taking_turns
-from accelerd.control.model_info import device_of
 from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.model import Device
+from accelerd.devices.watch import DevicesChanged
+from accelerd.estimate.placing import default_device
 from accelerd.instances import Facts
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.report import ledger_of, report
 from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.device_loss import DeviceLoss
+from accelerd.scheduler.events import ModelInUse, ModelLoaded
 from accelerd.scheduler.lifecycle import State
 from tests.devices.told import Told
 
@@ -155,9 +158,9 @@ def test_on_the_bus() -> None:
 
 def test_a_model_of_flm_is_on_the_npu_or_nowhere() -> None:
     flm = ModelSpec("q", engine="flm")
-    assert device_of(flm, [APU, NPU, CPU]) == NPU_ID
-    assert device_of(flm, [APU, CPU]) == "cpu", "never on a GPU, whose level it would raise"
-    assert device_of(ModelSpec("m"), [APU, NPU, CPU]) == APU_ID
+    assert default_device(flm, [APU, NPU, CPU]) == NPU_ID
+    assert default_device(flm, [APU, CPU]) == "cpu", "never on a GPU, whose level it would raise"
+    assert default_device(ModelSpec("m"), [APU, NPU, CPU]) == APU_ID
 
 
 class Keeper:
@@ -178,13 +181,13 @@ class Keeper:
 @pytest.mark.parametrize("where", [NPU_ID, ""], ids=["placed", "not placed yet"])
 def test_work_on_the_npu_raises_no_gpus_level(where: str) -> None:
     keeper = Keeper()
-    performance = ClockBoost(keeper, None, list, lambda name: where if name == "q" else APU_ID)  # type: ignore[arg-type]
-    performance.devices([APU, NPU, CPU])
-    performance.in_use(ModelSpec("q", engine="flm"), True)
+    performance = ClockBoost(keeper, None, list, lambda name: where if name == "q" else APU_ID, EventStream())  # type: ignore[arg-type]
+    performance.on_devices_changed(DevicesChanged((), (APU, NPU, CPU)))
+    performance.on_model_in_use(ModelInUse(ModelSpec("q", engine="flm"), True))
     assert keeper.used == []
-    performance.in_use(ModelSpec("m"), True)
+    performance.on_model_in_use(ModelInUse(ModelSpec("m"), True))
     assert keeper.used == [APU_ID]
-    performance.in_use(ModelSpec("q", engine="flm"), False)
+    performance.on_model_in_use(ModelInUse(ModelSpec("q", engine="flm"), False))
     assert keeper.used == [APU_ID]
 
 
@@ -194,7 +197,7 @@ class Scheduler(Told):
     def __init__(self, **models: MemoryRequirement) -> None:
         super().__init__()
         self.models = models
-        DeviceLoss(self, self)  # type: ignore[arg-type]
+        DeviceLoss(self, self.events)  # type: ignore[arg-type]
 
     def snapshots(self) -> list[Any]:
         engines = {name: "flm" if need.claims else "llama-server" for name, need in self.models.items()}
@@ -262,11 +265,10 @@ class ModelInfo:
 
 def test_it_is_told_once_in_the_journal(caplog: pytest.LogCaptureFixture) -> None:
     models = [there("npu", placed(LLM), 1), there("gpu", on_gpu(), 2)]
-    hazards = KnownConflicts(lambda: models, ModelInfo(npu="", gpu="rocm"), lambda: [APU, NPU])
+    hazards = KnownConflicts(lambda: models, ModelInfo(npu="", gpu="rocm"), lambda: [APU, NPU], EventStream())
     with caplog.at_level(logging.WARNING):
-        hazards.loaded(models[0].spec)
-        hazards.loaded(models[1].spec)
-        hazards.loaded(models[0].spec)
+        for index in (0, 1, 0):
+            hazards.on_model_loaded(ModelLoaded(models[index].spec, models[index].need, 1.0))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "gpu computes with ROCm beside npu" in caplog.text
     assert [one.json()["models"] for one in hazards.now()] == [["npu", "gpu"]]
@@ -279,7 +281,9 @@ def test_explain_warns_of_what_would_be_and_of_the_devices_own_troubles() -> Non
     gpu = Device("gpu", "8060S", "amdgpu", APU_ID, apu=True, troubles=(unstable,))
     asked = there("gpu", on_gpu(), 2)
     asked.instance, asked.state = None, State.STOPPED
-    hazards = KnownConflicts(lambda: [there("npu", placed(LLM), 1), asked], ModelInfo(npu=""), lambda: [gpu, NPU])
+    hazards = KnownConflicts(
+        lambda: [there("npu", placed(LLM), 1), asked], ModelInfo(npu=""), lambda: [gpu, NPU], EventStream()
+    )
     lines = hazards.of(asked, SimpleNamespace(backend="rocm"))  # type: ignore[arg-type]
     assert len(lines) == 2
     assert "gpu computes with ROCm beside npu" in lines[0]

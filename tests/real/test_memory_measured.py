@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.devices.inventory import inventory
@@ -49,7 +50,9 @@ class Scene:
         self.told: list[MemorySnapshot] = []
         self._news = asyncio.Event()
         meter = Meter(roots, clock, Observer(roots, clock))
-        self.watch = MemoryWatch(meter, lambda: devices, self.supervisor.processes, self._hear, clock)
+        events = EventStream()
+        self.watch = MemoryWatch(meter, lambda: devices, self.supervisor.processes, events, clock)
+        events.subscribe(MemorySnapshot, self._hear)
 
     def _hear(self, seen: MemorySnapshot) -> None:
         self.told.append(seen)

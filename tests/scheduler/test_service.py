@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
+from accelerd.scheduler.events import HoldsDropped, MemoryNotReturned, ModelInUse, SystemResumed
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.reclaim import Changed, MainMemory
-from accelerd.scheduler.record import Record, Residue, Transition
+from accelerd.scheduler.record import Residue
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.suspend import time_asleep
 from tests.scheduler.bench import MIB, model
@@ -23,7 +25,7 @@ ENDPOINT = Endpoint(unix="/run/a.sock")
 
 
 class World:
-    """Supervisor, Witness, Needs, Reclaim and clock of suspends in one, noting what it hears."""
+    """Supervisor, subscriber, Needs, Reclaim and clock of suspends in one, noting what it hears."""
 
     def __init__(self, *, slow: bool = False) -> None:
         self.slow = slow
@@ -40,6 +42,7 @@ class World:
         self.slept = 0.0
         self.naps: list[float] = []
         self.uses: list[tuple[str, bool]] = []
+        self.dropped: list[tuple[str, tuple[str, ...]]] = []
 
     def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         self.started.append(instance)
@@ -53,12 +56,6 @@ class World:
 
     def probe(self, instance: int) -> None:
         self.probed.append(instance)
-
-    def moved(self, record: Record, transition: Transition) -> None:
-        assert transition.after is record.state
-
-    def lost(self, residue: Residue) -> None:
-        self.lost_memory.append(residue)
 
     def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
@@ -88,19 +85,20 @@ class World:
     def asleep(self) -> float:
         return self.slept
 
-    def woken(self, slept: float) -> None:
-        self.naps.append(slept)
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        self.uses.append((spec.name, busy))
+    def hear(self, events: EventStream) -> None:
+        events.subscribe(MemoryNotReturned, lambda event: self.lost_memory.append(event.residue))
+        events.subscribe(SystemResumed, lambda event: self.naps.append(event.seconds))
+        events.subscribe(ModelInUse, lambda event: self.uses.append((event.spec.name, event.in_use)))
+        events.subscribe(HoldsDropped, lambda event: self.dropped.append((event.model, event.keys)))
 
 
 @asynccontextmanager
 async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Scheduler]:
     limits = Limits(None, "test", None)
     settings = SchedulerSettings()
-    scheduler = Scheduler(SystemClock(), settings, limits, witness=world, reclaim=world, asleep=world.asleep)
-    scheduler.attach(world, world)
+    scheduler = Scheduler(SystemClock(), settings, limits, events := EventStream(), asleep=world.asleep)
+    world.hear(events)
+    scheduler.attach(world, world, reclaim=world)
     scheduler.configure([(spec, Forecast((in_ram(MIB, "test"),))) for spec in specs], settings, limits)
     try:
         yield scheduler
@@ -249,9 +247,7 @@ async def test_B03_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
 
 async def test_a_hold_loads_and_letting_go_puts_away() -> None:
     world = World()
-    dropped: list[tuple[str, tuple[str, ...]]] = []
     async with scheduler_of(world, model("a", idle_timeout=0.02), model("b")) as scheduler:
-        scheduler.on_dropped(lambda name, keys, why: dropped.append((name, keys)))
         assert scheduler.hold("a", "me", load=True) == "a"
         assert world.started == [1]
         scheduler.instance_ready(1, ENDPOINT, "s")
@@ -262,7 +258,7 @@ async def test_a_hold_loads_and_letting_go_puts_away() -> None:
         assert not scheduler.unhold("a", "me")
         scheduler.hold("b", "me", load=False)
         scheduler.configure([], SchedulerSettings(), Limits(None, "test", None))
-        assert dropped == [("b", ("me",))]
+        assert world.dropped == [("b", ("me",))]
 
 
 async def test_a_cancelled_load_can_be_abandoned() -> None:

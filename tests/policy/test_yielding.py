@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from accelerd.base.events import EventStream
+from accelerd.config.model import Config, ConfigApplied, MemorySettings
 from accelerd.devices.model import Device
-from accelerd.policy.yielding import Watch, Yielding, boot_id, gpu_pools
+from accelerd.devices.watch import DevicesChanged
+from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
 from accelerd.system.statefile import AtomicFile
 from tests.fakes.clock import FakeClock
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
@@ -40,11 +43,16 @@ class Scheduler:
 
 
 class Source:
-    """A watch that a test drives."""
+    """A watch of games that a test drives."""
 
     def __init__(self) -> None:
+        self.report: Callable[[int], None] = lambda games: None
         self.runs = False
         self.starts = 0
+
+    def __call__(self, report: Callable[[int], None]) -> Source:
+        self.report = report
+        return self
 
     def start(self) -> None:
         self.runs, self.starts = True, self.starts + 1
@@ -60,20 +68,24 @@ class World:
         self.directory = directory
         self.clock = FakeClock()
         self.slept = 0.0
-        self.gpus = frozenset(gpus)
+        self.gpus = list(gpus)
         self.boot = "a boot"
-        self.sources = {"gamemode": Source(), "sleep": Source()}
+        self.games = Source()
         self.again()
 
     def again(self) -> None:
         self.scheduler = Scheduler(self.clock)
         file = AtomicFile(self.directory / "run" / "yield.json")
+        self.events = EventStream()
         self.yielding = Yielding(
-            self.scheduler, self.clock, lambda: self.slept, lambda: self.gpus, file, self.boot, self._sources
+            self.scheduler, self.clock, lambda: self.slept, self.devices, file, self.boot, self.games, self.events
         )
 
-    def _sources(self, yielding: Yielding) -> Mapping[str, Callable[[], Watch]]:
-        return {name: lambda source=source: source for name, source in self.sources.items()}  # type: ignore[misc]
+    def devices(self) -> list[Device]:
+        return [Device("gpu", id, "amdgpu", id) for id in self.gpus]
+
+    def yield_on(self, *sources: Literal["gamemode", "sleep"]) -> None:
+        self.events.publish(ConfigApplied(Config(memory=MemorySettings(yield_on=sources))))
 
     async def passes(self, seconds: float) -> None:
         """The clock goes on, and what is due is done."""
@@ -203,31 +215,34 @@ async def test_a_sleep_takes_the_memory_at_once(world: World) -> None:
     world.yielding.sleeping(False)
     assert world.scheduler.told == []
     world.yielding.sleeping(True)
-    assert world.scheduler.last == ({GPU}, None, "the machine goes to sleep", True)
+    assert world.scheduler.last == ({GPU}, None, "the machine is about to be suspended", True)
     world.yielding.sleeping(False)
     assert world.scheduler.last == ("resume",)
 
 
 async def test_a_gpu_that_comes_is_given_up_too(world: World) -> None:
-    world.yielding.devices_changed()
+    world.events.publish(DevicesChanged((), tuple(world.devices())))
     assert world.scheduler.told == []
     await world.yielding.ask()
-    world.gpus = frozenset({GPU, CARD})
-    world.yielding.devices_changed()
+    world.gpus.append(CARD)
+    world.events.publish(DevicesChanged((), tuple(world.devices())))
     assert world.scheduler.last[0] == {GPU, CARD}
 
 
-async def test_only_the_configured_sources_are_watched(world: World) -> None:
-    gamemode, sleep = world.sources["gamemode"], world.sources["sleep"]
-    world.yielding.configure(["gamemode"])
-    world.yielding.configure(["gamemode"])
-    assert (gamemode.runs, gamemode.starts, sleep.runs) == (True, 1, False)
-    world.yielding.games(1)
-    world.yielding.configure(["sleep"])
-    assert (gamemode.runs, sleep.runs) == (False, True)
-    assert world.scheduler.last == ("resume",), "who is not listened to holds nothing"
+async def test_games_are_watched_only_where_they_are_configured(world: World) -> None:
+    world.yield_on("sleep")
+    assert not world.games.runs
+    world.yield_on("gamemode")
+    world.yield_on("gamemode", "sleep")
+    assert (world.games.runs, world.games.starts) == (True, 1)
+    world.games.report(1)
+    assert world.scheduler.last[2] == "gamemode: 1 game"
+    world.yield_on("sleep")
+    assert not world.games.runs
+    assert world.scheduler.last == ("resume",), "a source that is not configured holds nothing"
+    world.yield_on("gamemode")
     world.yielding.close()
-    assert not sleep.runs
+    assert not world.games.runs
 
 
 # --- over restarts --------------------------------------------------------------------------------------------
@@ -274,7 +289,7 @@ def test_a_file_that_is_not_ours_is_no_wish(tmp_path: Path, content: bytes, capl
     (tmp_path / "run" / "yield.json").write_bytes(content)
     world.yielding.begin()
     assert world.scheduler.told == []
-    assert ("cannot read" in caplog.text) == bool(content)
+    assert ("cannot restore" in caplog.text) == bool(content)
 
 
 async def test_a_disk_that_is_full_costs_the_memory_of_it_only(

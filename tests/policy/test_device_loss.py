@@ -27,7 +27,7 @@ class World(Told):
     placed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # where the scheduler has made room for them
 
     def __post_init__(self) -> None:
-        self.guard: Any = DeviceLoss(self, self)  # type: ignore[arg-type]
+        self.guard: Any = DeviceLoss(self, self.events)  # type: ignore[arg-type]
 
     def snapshots(self) -> list[Any]:
         return [

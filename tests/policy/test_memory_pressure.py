@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from accelerd.base import names
-from accelerd.config.model import MemorySettings
+from accelerd.base.events import EventStream
+from accelerd.config.model import Config, ConfigApplied, MemorySettings
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.policy.memory_pressure import MemoryPressureRelief
@@ -47,12 +48,14 @@ class World:
     def __init__(self, idle: int, busy: int = 0) -> None:
         self.clock = FakeClock()
         self.scheduler = Scheduler(idle, busy)
-        self.relief = MemoryPressureRelief(self.scheduler, self.clock, MemorySettings(soft_grace=3))
+        self.relief = MemoryPressureRelief(self.scheduler, self.clock, MemorySettings(soft_grace=3), EventStream())
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):
             self.clock.advance(1)
-            self.relief.heard(MemorySnapshot(self.clock.now, tuple(self.scheduler.ledger().pools.values()), {}))
+            self.relief.on_memory_snapshot(
+                MemorySnapshot(self.clock.now, tuple(self.scheduler.ledger().pools.values()), {})
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +76,7 @@ def test_A33_idle_models_make_room_and_the_journal_says_why(caplog: pytest.LogCa
     assert (world.scheduler.idle, world.relief.pressed) == (1, (RAM,))
     [text] = told(caplog)
     assert text.startswith("main memory is short: 3.0 GiB of 64.0 GiB free, 4.0 GiB are to be; others use 41.0 GiB")
-    assert text.endswith("; models make room")
+    assert text.endswith("; models are being unloaded")
     world.run(1)
     assert world.relief.pressed == ()
 
@@ -93,7 +96,7 @@ def test_A33_what_cannot_be_helped_is_said_once(caplog: pytest.LogCaptureFixture
     world.scheduler.foreign = 51 * GIB
     world.run(40)
     assert len(told(caplog)) == 1
-    assert told(caplog)[0].endswith("; no model can make room now")
+    assert told(caplog)[0].endswith("; no model can be unloaded now")
     world.scheduler.foreign = 0
     world.run(5)
     world.scheduler.foreign = 51 * GIB
@@ -118,7 +121,7 @@ def test_A33_nobody_comes_back_by_itself_while_others_need_the_memory() -> None:
 def test_the_settings_may_change() -> None:
     world = World(idle=1)
     world.run(1)
-    world.relief.configure(MemorySettings(soft_grace=0))
+    world.relief.on_config(ConfigApplied(Config(memory=MemorySettings(soft_grace=0))))
     world.scheduler.foreign = 51 * GIB
     world.run(1)
     assert world.scheduler.idle == 0

@@ -8,8 +8,9 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.policy.pins import MOST, OWNER_MOST, Cause, Pin, Pins
-from accelerd.scheduler.holds import Dropped
+from accelerd.base.events import EventStream
+from accelerd.policy.pins import MOST, OWNER_MOST, PinChanged, PinEnd, Pins
+from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits
 from tests.scheduler.bench import MIB, Bench, model
@@ -27,9 +28,6 @@ class Keeper:
     def unhold(self, name: str, key: str) -> bool:
         return self.holds.unhold(name, key)
 
-    def on_dropped(self, dropped: Dropped) -> None:
-        self.holds.dropped = dropped
-
 
 class Table:
     """Pins over a bench, and what was told of them."""
@@ -38,11 +36,14 @@ class Table:
         specs = [model(name, aliases=(f"{name}-alias",), idle_timeout=30.0) for name in names or ("a", "b", "c")]
         sizes = {"a": 2 * MIB, "b": 4 * MIB, "c": 8 * MIB}
         self.bench = Bench(specs, limits=Limits(budget * MIB, "test", None), memory=sizes)
-        self.told: list[tuple[int, Cause | None]] = []
-        self.pins = Pins(Keeper(self.bench), self.bench.clock, self._changed)
+        events = EventStream()
+        events.subscribe(PinChanged, self._changed)
+        self.bench.core.holds.dropped = lambda *facts: events.publish(HoldsDropped(*facts))
+        self.told: list[tuple[int, PinEnd | None]] = []
+        self.pins = Pins(Keeper(self.bench), self.bench.clock, events)
 
-    def _changed(self, pin: Pin, cause: Cause | None) -> None:
-        self.told.append((pin.cookie, cause))
+    def _changed(self, event: PinChanged) -> None:
+        self.told.append((event.pin.cookie, event.end))
 
     def pin(self, name: str, owner: str = ":1.7", *, hold: bool = False) -> int:
         return self.pins.pin(name, "being used", "org.example.App", owner, hold=hold)

@@ -6,13 +6,15 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from accelerd.base.ports import SystemClock
+from accelerd.base.events import EventStream
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.control.model_info import ModelInfo
-from accelerd.daemon import Daemon
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
+from accelerd.policy.battery import PowerSaving
+from accelerd.policy.configured_models import ConfiguredModels
+from accelerd.scheduler.events import ModelLoaded
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
 
@@ -45,18 +47,15 @@ class World:
 async def test_no_program_in_a_container_is_asked() -> None:
     """Who would end with the daemon in the middle of an answer leaves podman with a session that never ends."""
     world = World()
-    parts: Any = SimpleNamespace(
-        clock=SystemClock(),
-        devices=SimpleNamespace(listen=lambda listener: None),
-        insight=world,
-        scheduler=SimpleNamespace(forecast=world.tell),
-    )
-    daemon = Daemon(parts, Config(models={"here": HERE, "boxed": BOXED}), [], None)
-    survey = asyncio.create_task(daemon._survey_models())
+    config, events = Config(models={"here": HERE, "boxed": BOXED}), EventStream()
+    scheduler: Any = SimpleNamespace(forecast=world.tell, configure=lambda *settings: None)
+    models = ConfiguredModels(config, scheduler, world, PowerSaving(None, events), events)  # type: ignore[arg-type]
+    models.configure(config, [])
+    survey = asyncio.create_task(models.survey())
     try:
         assert await world.surveyed() == [("here", True), ("boxed", False)]
-        daemon.loaded(HERE)
-        daemon.loaded(BOXED)
+        for spec in (HERE, BOXED):
+            events.publish(ModelLoaded(spec, in_ram(1, "test"), 1.0))
         assert await world.surveyed() == [("here", True), ("boxed", False)], "its plan has told what there is to know"
     finally:
         survey.cancel()
@@ -72,7 +71,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
             return Forecast((in_ram(7, "estimated"),))
 
     store: Any = SimpleNamespace(learned=(), learn=lambda entries: None, load_seconds=lambda key: None)
-    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), 0.05)  # type: ignore[arg-type,dict-item]
+    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), EventStream(), 0.05)  # type: ignore
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source

@@ -1,0 +1,112 @@
+"""What the scheduler is configured with: every configured model and what it needs, as it is to be run now.
+
+Reconfigures the scheduler when the configuration, power saving or a tuning trial changes; asks engines anew what models
+need when models or devices change; preloads. Decides nothing about the lifecycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
+from accelerd.config.model import Config, ModelSpec
+from accelerd.control.model_info import ModelInfo
+from accelerd.devices.watch import DevicesChanged
+from accelerd.memory.model import Forecast
+from accelerd.policy.battery import PowerSaving, PowerSavingChanged
+from accelerd.scheduler.events import ModelLoaded
+from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.service import Scheduler
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
+
+Forecasts = list[tuple[ModelSpec, Forecast]]
+
+
+def limits_of(config: Config) -> Limits:
+    """What all models share beside the pools of the machine."""
+    return Limits(config.scheduler.memory, "scheduler.memory", config.scheduler.max_loaded)
+
+
+class ConfiguredModels:
+    """Subscribes to loads, devices and power saving. All methods on the event loop's thread."""
+
+    def __init__(
+        self, config: Config, scheduler: Scheduler, model_info: ModelInfo, power: PowerSaving, events: EventStream
+    ) -> None:
+        self._config = config
+        self._scheduler = scheduler
+        self._model_info = model_info
+        self._power = power
+        self._forecasts: Forecasts = []  # of every configured model
+        self._trial: tuple[ModelSpec, Forecast] | None = None  # what a tuning run tries
+        self._survey_due = asyncio.Event()
+        events.subscribe(ModelLoaded, self.on_model_loaded)
+        events.subscribe(DevicesChanged, self.on_devices_changed)
+        events.subscribe(PowerSavingChanged, self.on_power_saving)
+
+    async def forecasts(self, config: Config) -> Forecasts:
+        """What the models of a configuration will need."""
+        return await self._model_info.forecasts(config.models.values())
+
+    def configure(self, config: Config, forecasts: Forecasts, relaunch: Sequence[str] = ()) -> None:
+        """Apply a configuration. Running requests go on; models in `relaunch` are replaced when idle."""
+        self._config, self._forecasts = config, forecasts
+        self._configure(relaunch)
+        self._survey_due.set()
+
+    async def try_out(self, spec: ModelSpec | None) -> None:
+        """Have this model beside the configured ones; None: have it no more."""
+        self._trial = (spec, await self._model_info.forecast(spec, ask=True)) if spec is not None else None
+        self._reconfigure()
+
+    async def preload(self) -> None:
+        """Load the models with `preload` or `pin` in the order of the configuration, one at a time."""
+        for spec in list(self._config.models.values()):
+            await self._power.mains()
+            if not (spec.preload or spec.pin) or spec.name not in self._config.models:
+                continue
+            try:
+                await self._scheduler.load(spec.name, evict=False, reset=False)
+            except AccelError as error:
+                event(log, logging.WARNING, f"cannot preload {spec.name}: {error.message}", model=spec.name)
+
+    async def survey(self) -> None:
+        """Until cancelled: ask the models' programs what they would need, whenever models or devices have changed.
+
+        Programs in containers are not asked before a model was started there.
+        """
+        while True:
+            await self._survey_due.wait()
+            self._survey_due.clear()
+            for spec in list(self._config.models.values()):
+                forecast = await self._model_info.forecast(spec, ask=not spec.contained)
+                if self._config.models.get(spec.name) is spec:
+                    self._forecasts = [(one, forecast if one is spec else known) for one, known in self._forecasts]
+                    self._scheduler.forecast(spec.name, forecast)
+
+    # --- subscriptions ----------------------------------------------------------------------------------------
+
+    def on_model_loaded(self, event: ModelLoaded) -> None:
+        if event.spec.contained or event.spec.engine == "lemonade":  # only now its program, or server, is known
+            self._survey_due.set()
+
+    def on_devices_changed(self, event: DevicesChanged) -> None:
+        self._survey_due.set()
+
+    def on_power_saving(self, event: PowerSavingChanged) -> None:
+        self._reconfigure()
+
+    def _reconfigure(self) -> None:
+        """Apply what has changed; models that are to be replaced stay so."""
+        self._configure([one.spec.name for one in self._scheduler.snapshots() if one.outdated])
+
+    def _configure(self, relaunch: Sequence[str]) -> None:
+        entries = [(self._power.adapted(spec), forecast) for spec, forecast in self._forecasts]
+        if self._trial is not None:
+            entries.append(self._trial)
+        self._scheduler.configure(entries, self._config.scheduler, limits_of(self._config), relaunch)

@@ -1,0 +1,128 @@
+"""Suspend: what is done before the machine sleeps and after it resumes.
+
+Lets requests end, frees GPU memory where `yield_on` says so, and looks at the devices anew after resuming. SleepGuard
+owns the inhibitor and logind's signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from accelerd.base import names
+from accelerd.base.events import EventStream
+from accelerd.config.model import ConfigApplied
+from accelerd.policy.yielding import SLEEP
+from accelerd.scheduler.events import ModelInUse, ModelTransition
+from accelerd.scheduler.record import Snapshot
+from accelerd.system.records import NOTICE, event
+
+log = logging.getLogger(__name__)
+
+Before = Callable[[float], Awaitable[None]]  # seconds until the suspend
+After = Callable[[], Awaitable[None]]
+
+DRAIN_SHARE: Final = 0.5  # of the time until the suspend: then requests are cut, where memory must be freed too
+RESCAN: Final = 5.0  # s for the drivers to answer after resuming
+
+
+class PausableModels(Protocol):
+    """The scheduler, as far as it is needed here."""
+
+    def pause(self, paused: bool) -> None: ...
+    def busy(self) -> bool: ...
+    def snapshots(self) -> list[Snapshot]: ...
+
+
+class SleepYield(Protocol):
+    """Yielding, as far as it is needed here."""
+
+    def sleeping(self, asleep: bool) -> None: ...
+    def concerns(self, pool: str) -> bool: ...
+
+
+class Guard(Protocol):
+    """SleepGuard, as far as it is needed here."""
+
+    def configure(self, *, hold: bool) -> None: ...
+    def report(self) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+class SleepPolicy:
+    """Subscribes to models and the configuration; owns the guard. All methods on the event loop's thread."""
+
+    def __init__(
+        self,
+        models: PausableModels,
+        memory: SleepYield,
+        rescan: Callable[[], Awaitable[None]],
+        make_guard: Callable[[Before, After], Guard],
+        events: EventStream,
+    ) -> None:
+        """`rescan()` looks at the devices anew; `make_guard(before, after)`: what calls them, see SleepGuard."""
+        self._models = models
+        self._memory = memory
+        self._rescan = rescan
+        self._changed = asyncio.Event()  # a model changed its state, or has no more requests
+        self._yields = False  # GPU memory too
+        self._guard = make_guard(self.before, self.after)
+        events.subscribe(ModelTransition, self.on_transition)
+        events.subscribe(ModelInUse, self.on_model_in_use)
+        events.subscribe(ConfigApplied, self.on_config)
+
+    def on_config(self, event: ConfigApplied) -> None:
+        self._yields = SLEEP in event.config.memory.yield_on
+        self._guard.configure(hold=event.config.desktop.delay_sleep)
+
+    def report(self) -> dict[str, Any]:
+        """For `status`."""
+        return self._guard.report()
+
+    async def close(self) -> None:
+        await self._guard.close()
+
+    async def before(self, seconds: float) -> None:
+        """Let requests end and free memory within this time; with 0 only free memory, at once."""
+        event(log, NOTICE, "the machine is about to be suspended: new requests wait", message_id=names.MSG_SLEEP)
+        self._models.pause(True)
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds * DRAIN_SHARE if self._yields else seconds):
+                    await self._until(lambda: not self._models.busy())
+        if self._yields:
+            self._memory.sleeping(True)
+            if seconds > 0:
+                await self._until(lambda: not self._occupied())
+
+    async def after(self) -> None:
+        """Serve again, with the devices as they are now. Models are checked before they serve, see Scheduler.pause."""
+        try:
+            async with asyncio.timeout(RESCAN):
+                await self._rescan()
+        except TimeoutError:
+            log.warning("the devices do not answer after the suspend: assuming that they are unchanged")
+        finally:
+            self._memory.sleeping(False)
+            self._models.pause(False)
+            event(log, NOTICE, "the machine has resumed: requests are served again", message_id=names.MSG_SLEEP)
+
+    def on_transition(self, event: ModelTransition) -> None:
+        self._changed.set()
+
+    def on_model_in_use(self, event: ModelInUse) -> None:
+        if not event.in_use:
+            self._changed.set()
+
+    def _occupied(self) -> bool:
+        """Is there still something in the memory to be freed?"""
+        held = [one.held for one in self._models.snapshots()]
+        return any(size > 0 and self._memory.concerns(pool) for pools in held for pool, size in pools.items())
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
