@@ -12,6 +12,7 @@ from accelerd.base.events import DegradationChanged, EventStream
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.desk import BusService, ControlApi
+from accelerd.bus.exporter import make_exporter
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import ConfigApplied
 from accelerd.control.devices import DeviceRoutes
@@ -84,11 +85,9 @@ from accelerd.supervise.limits import Limits as SupervisorLimits
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
-from accelerd.system.battery import watch_battery
-from accelerd.system.dbus.client import SystemBus, system_bus
-from accelerd.system.dbus.exporter import SessionBus
-from accelerd.system.dbus.properties import session_bus
-from accelerd.system.gamemode import watch_games
+from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
+from accelerd.system.dbus.exporter import ObjectExporter
+from accelerd.system.desktop_state import watch_battery, watch_games
 from accelerd.system.inhibitor import SleepGuard
 from accelerd.system.lock import InstanceLock
 from accelerd.system.notifications import Notifications
@@ -98,7 +97,6 @@ from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
 from accelerd.tuning.tuner import RuleTuner
 
-BUS_PATIENCE = 2.0  # s for what the desktop answers: it stops nobody
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -145,7 +143,8 @@ def build(
     tuner = RuleTuner(roots.config_file, devices.current, roots.sys)
 
     # models and their processes
-    manager = user_manager(roots)
+    buses = Buses.from_env()
+    manager = user_manager(roots, buses.session)
     homes = (make or make_homes)(roots, manager)
     choice = HomeChoice(homes, manager)
     make_engines = partial(engines_of, roots, homes, tuner, devices.current)
@@ -184,22 +183,21 @@ def build(
         devices.current,
         AtomicFile(roots.runtime / names.YIELD_FILE),
         boot_id(roots.proc),
-        watch_games,
+        partial(watch_games, buses.session),
         events,
     )
-    system = SystemBus(system_bus(), BUS_PATIENCE)
-    session = SystemBus(session_bus(), BUS_PATIENCE, "session bus")
-    notifications = DesktopNotifications(Notifications(session, clock), events)
-    sleep = SleepPolicy(scheduler, yielding, devices.rescan, partial(SleepGuard, system), events)
-    power = PowerSaving(watch_battery, events)
-    clock_boost = make_clock_boost(roots, clock, devices, scheduler, events)
+    notifications = DesktopNotifications(Notifications(buses.session, clock), events)
+    sleep = SleepPolicy(scheduler, yielding, devices.rescan, partial(SleepGuard, buses.system), events)
+    power = PowerSaving(partial(watch_battery, buses.system), events)
+    clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
     models = ConfiguredModels(config, scheduler, model_info, power, events)
 
     # control
     trials = TuningRuns(scheduler, models.try_out, engines, tuner)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     gateway = Gateway(clock, scheduler, engines, events)
-    desk = BusService(session_bus_of(events), clock, scheduler, model_info, devices.current, str(roots.runtime), events)
+    exporter = session_exporter(buses.session, events)
+    desk = BusService(exporter, clock, scheduler, model_info, devices.current, str(roots.runtime), events)
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -228,7 +226,7 @@ def build(
         trials=trials,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
-        close=[system.close, *([manager.close] if manager is not None else [])],
+        buses=buses,
     )
     daemon = Daemon(parts, config, [*problems], make_engines)
     looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, model_info, clock_boost.owner)
@@ -289,28 +287,26 @@ def engines_of(
     }
 
 
-def session_bus_of(events: EventStream) -> SessionBus | None:
-    """The bus of this user; None where there is none."""
-    address = session_bus()
-    kind, _, path = address.partition("path=")
+def session_exporter(bus: BusClient, events: EventStream) -> ObjectExporter | None:
+    """Our objects on the bus of this user; None where there is no bus."""
+    kind, _, path = session_bus_address().partition("path=")
     if names.ENV_SESSION_BUS not in os.environ and kind == "unix:" and not os.path.exists(path):
         return None
-    return SessionBus.from_env(changed=partial(events.publish, DegradationChanged()))
+    return make_exporter(bus, partial(events.publish, DegradationChanged()))
 
 
 def make_clock_boost(
-    roots: Roots, clock: Clock, devices: DeviceWatch, scheduler: Scheduler, events: EventStream
+    roots: Roots, clock: Clock, bus: BusClient, devices: DeviceWatch, scheduler: Scheduler, events: EventStream
 ) -> ClockBoost:
     """Levels are set by the helper, else by the daemon itself where it may."""
-    bus = SystemBus.from_env()
     direct = Direct(roots.sys, roots.runtime)
     keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), Gauge(roots.sys), Rivals(bus))
     return ClockBoost(keeper, direct, devices.current, scheduler.placed, events)
 
 
-def user_manager(roots: Roots) -> BusUserManager | None:
+def user_manager(roots: Roots, bus: BusClient) -> BusUserManager | None:
     """The user's systemd, where there is one; whether it answers is seen later."""
-    return BusUserManager.from_env() if (roots.runtime.parent / "systemd" / "private").exists() else None
+    return BusUserManager(bus) if (roots.runtime.parent / "systemd" / "private").exists() else None
 
 
 def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
@@ -361,7 +357,8 @@ class NoListener:
 
 async def reap(roots: Roots) -> None:
     """`accelerd --reap`: end what an accelerd that is no more has left. Needs no configuration."""
-    manager = user_manager(roots)
+    buses = Buses.from_env()
+    manager = user_manager(roots, buses.session)
     supervisor = ProcessSupervisor(NoListener(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
     direct = Direct(roots.sys, roots.runtime)
 
@@ -373,5 +370,4 @@ async def reap(roots: Roots) -> None:
         await takeover.reap(roots.runtime / names.LOCK_FILE, sweep)
     finally:
         await direct.close()
-        if manager is not None:
-            manager.close()
+        await buses.close()

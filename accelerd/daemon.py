@@ -46,6 +46,7 @@ from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
+from accelerd.system.dbus.client import Buses
 from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.records import NOTICE, event
 
@@ -87,7 +88,7 @@ class Parts:
     trials: TuningRuns
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
-    close: Sequence[Callable[[], None]]  # connections, closed last
+    buses: Buses  # closed last
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
@@ -294,8 +295,7 @@ class Daemon:
         parts.scheduler.close()
         await parts.state.close()
         parts.watchdog.stop()
-        for close in parts.close:
-            close()
+        await parts.buses.close()
 
     async def _unless_hurried(self, work: Any, hurry: asyncio.Task[Any], patience: float | None) -> bool:
         """Do `work` for at most `patience` seconds or until told to stop again. Was it done to its end?"""

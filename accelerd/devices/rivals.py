@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from accelerd.system.dbus.client import BusError, SystemBus
+from accelerd.system.dbus.client import BusClient, BusError
 
 LACT_SOCKET: Final = Path("/run/lactd.sock")
 # tuned comes with a part that answers for power-profiles-daemon: then it is tuned
@@ -21,7 +21,7 @@ NOBODY: Final = "somebody, who is not known,"
 class Rivals:
     """See the module's text."""
 
-    def __init__(self, bus: SystemBus, lact: Path = LACT_SOCKET) -> None:
+    def __init__(self, bus: BusClient, lact: Path = LACT_SOCKET) -> None:
         self._bus = bus
         self._lact = lact
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from accelerd.base import names
 from accelerd.helper.book import Book
 from accelerd.helper.gpu import FILE, LevelError
-from accelerd.system.dbus.client import BusError, SystemBus
+from accelerd.system.dbus.client import BusClient, BusError
 from accelerd.system.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,11 @@ class Setters:
 
 
 class Helper:
-    """org.accelerd1.Helper. Our leases end with our connection to the bus, however that ends."""
+    """org.accelerd1.Helper on the system bus. Our leases end with our connection to it, however that ends."""
 
     kind = "the helper"
 
-    def __init__(self, bus: SystemBus) -> None:
+    def __init__(self, bus: BusClient) -> None:
         self._bus = bus
         self._leases: dict[str, int] = {}
 
@@ -134,8 +135,9 @@ class Helper:
         return any(row[:2] == (self._leases.get(slot), slot) for row in rows)
 
     async def close(self) -> None:
-        self._leases.clear()
-        self._bus.close()
+        for slot in list(self._leases):
+            with suppress(LevelError):  # the end of the connection ends the lease as well
+                await self.restore(slot)
 
     async def _ask(self, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
         for last in (False, True):

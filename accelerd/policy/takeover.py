@@ -15,8 +15,9 @@ from typing import Final, Protocol
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.user_manager import ManagerError, UserManager
+from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.instance_records import Adoptable
+from accelerd.system.dbus.client import BusError
 from accelerd.system.lock import InstanceLock
 from accelerd.system.records import NOTICE, event
 from accelerd.system.startup import StartError
@@ -72,7 +73,7 @@ class UnitSuccessor:
                 if unit is None or not unit.endswith(".service"):
                     return False  # started by hand
                 job = await self._manager.job_type(unit)
-        except (ManagerError, TimeoutError) as error:
+        except (BusError, TimeoutError) as error:
             log.info("cannot ask systemd whether accelerd is restarted (%s): models are ended", error or "no answer")
             return False
         # Nobody asked for the end: Restart= brings the next daemon, or the reaper comes when it does not.

@@ -9,36 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from io import FileIO
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from accelerd.system.dbus.client import BusError, SystemBus, system_bus
-from accelerd.system.dbus.properties import PROPERTIES, Property, PropertyWatch
+from accelerd.system.dbus.client import BusClient, BusError
+from accelerd.system.dbus.properties import PropertyWatch, WatchedProperty
 
 log = logging.getLogger(__name__)
 
 LOGIND: Final = "org.freedesktop.login1"
 PATH: Final = "/org/freedesktop/login1"
 MANAGER: Final = "org.freedesktop.login1.Manager"
-PREPARING: Final = Property(LOGIND, PATH, MANAGER, "PreparingForSleep", signals=("PrepareForSleep",))
+PREPARING: Final = WatchedProperty(LOGIND, PATH, MANAGER, "PreparingForSleep", signals=("PrepareForSleep",))
 WHY: Final = "requests end and memory is given back first"
+CALL_TIMEOUT: Final = 2.0  # s
 USUAL_DELAY: Final = 5.0  # s; logind's own InhibitDelayMaxSec
 SHARE: Final = 0.8  # of logind's patience: then the inhibitor is let go of, whatever is not done
 AWAKE_AFTER: Final = 60.0  # s awake after letting go: the machine does not sleep after all, whatever logind says
-
-
-class Watch(Protocol):
-    """Tells the value of PREPARING; None while there is no logind."""
-
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-
-
-def watch_sleep(tell: Callable[[Any], None], env: Mapping[str, str] | None = None) -> PropertyWatch:
-    """`tell(value)` hears at first and with each change whether a sleep has begun and is not over; None: no logind."""
-    return PropertyWatch(system_bus(env), PREPARING, tell)
 
 
 class SleepGuard:
@@ -46,17 +35,16 @@ class SleepGuard:
 
     def __init__(
         self,
-        bus: SystemBus,
+        bus: BusClient,
         before: Callable[[float], Awaitable[None]],
         after: Callable[[], Awaitable[None]],
-        watch: Callable[[Callable[[Any], None]], Watch] = watch_sleep,
         awake_after: float = AWAKE_AFTER,
     ) -> None:
-        """`before(seconds)` is cut short after that time; `after()` once for each sleep that had begun."""
+        """`bus`: the system bus; `before(seconds)`: cancelled after that time; `after()`: once for each sleep."""
         self._bus = bus
         self._before = before
         self._after = after
-        self._watch = watch(self._heard)
+        self._watch = PropertyWatch(bus, (PREPARING,), lambda values: self._heard(values[0]))
         self._awake_after = awake_after
         self._hold = False
         self._there = False  # logind
@@ -149,15 +137,13 @@ class SleepGuard:
     async def _inhibit(self) -> None:
         """A new inhibitor in the place of the old one; a logind that was started again may not know that."""
         try:
-            lock = await self._bus.descriptor(
-                LOGIND, PATH, MANAGER, "Inhibit", "(ssss)", "sleep", "accelerd", WHY, "delay"
+            lock = await self._bus.call_for_file(
+                LOGIND, PATH, MANAGER, "Inhibit", "(ssss)", "sleep", "accelerd", WHY, "delay", within=CALL_TIMEOUT
             )
             self._release()
             self._lock = lock
-            told = await self._bus.call(
-                LOGIND, PATH, "Get", "(ss)", MANAGER, "InhibitDelayMaxUSec", interface=PROPERTIES
-            )
-            self._patience = max(0.1, told[0] / 1e6)
+            delay = await self._bus.get_property(LOGIND, PATH, MANAGER, "InhibitDelayMaxUSec", within=CALL_TIMEOUT)
+            self._patience = max(0.1, delay / 1e6)
             self.degraded = None
         except BusError as error:
             if self._lock is None:

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from accelerd.base.ports import Clock
-from accelerd.system.dbus.client import BusError, SystemBus
+from accelerd.system.dbus.client import BusClient, BusError
+from accelerd.system.dbus.port import Variant
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "org.freedesktop.Notifications"
 PATH: Final = "/org/freedesktop/Notifications"
 ICON: Final = "dialog-warning"
+CALL_TIMEOUT: Final = 2.0  # s
 SPACING: Final = 10.0  # s from showing something to showing something again
 AT_ONCE: Final = 3  # notes; more become one
 LONGEST: Final = 400  # characters
@@ -40,8 +42,8 @@ class Note:
 class Notifications:
     """See the module's text. All methods on the loop's thread."""
 
-    def __init__(self, bus: SystemBus, clock: Clock, spacing: float = SPACING) -> None:
-        """`bus`: the session bus; closed with this."""
+    def __init__(self, bus: BusClient, clock: Clock, spacing: float = SPACING) -> None:
+        """`bus`: the session bus."""
         self._bus = bus
         self._clock = clock
         self._spacing = spacing
@@ -83,7 +85,6 @@ class Notifications:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._bus.close()
 
     # --- inside -----------------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Notifications:
 
     async def _find(self) -> bool:
         """Is somebody there who shows them? Numbers of an earlier one mean nothing to them."""
-        owner = await self._bus.owner(SERVICE)
+        owner = await self._bus.owner(SERVICE, CALL_TIMEOUT)
         if owner != self._owner:
             self._owner = owner
             self._shown.clear()
@@ -124,10 +125,8 @@ class Notifications:
         return bool(owner)
 
     async def _notify(self, note: Note) -> None:
-        from gi.repository import GLib
-
         body = plain(note.body)
-        hints = {"urgency": GLib.Variant("y", 2 if note.urgent else 1), "desktop-entry": GLib.Variant("s", "accelerd")}
+        hints = {"urgency": Variant("y", 2 if note.urgent else 1), "desktop-entry": Variant("s", "accelerd")}
         number = (
             await self._call(
                 "Notify",
@@ -154,7 +153,9 @@ class Notifications:
 
     async def _call(self, method: str, signature: str = "()", *values: Any) -> tuple[Any, ...]:
         """To the very one that was found: a name that only its owner has starts nobody."""
-        return await self._bus.call(self._owner, PATH, method, signature, *values, interface=SERVICE)
+        return await self._bus.call(
+            self._owner, PATH, method, signature, *values, interface=SERVICE, within=CALL_TIMEOUT
+        )
 
 
 def condensed(notes: list[Note]) -> list[Note]:

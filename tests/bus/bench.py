@@ -19,8 +19,7 @@ from typing import Any
 
 from accelerd.base import names
 from accelerd.bus.paths import device_path, model_path
-from accelerd.system.dbus.exporter import SessionBus
-from tests.bus.world import BusService, Client, blank, furnish
+from tests.bus.world import BusService, Client, SessionBus, blank, furnish
 from tests.system.fake_services import Bus, private_bus
 
 MODELS = 40

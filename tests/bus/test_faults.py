@@ -13,9 +13,15 @@ import pytest
 
 from accelerd.base import names
 from accelerd.bus.port import Call
-from accelerd.system.dbus.callers import ALL, BURST, EACH, INTERVAL, LARGEST, Callers
-from accelerd.system.dbus.exporter import SessionBus
-from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, furnish, on_bus, run, until
+from accelerd.system.dbus.callers import (
+    BURST,
+    CALLS_IN_ALL,
+    CALLS_PER_CLIENT,
+    INTERVAL,
+    LARGEST_ARGUMENTS,
+    Callers,
+)
+from tests.bus.world import JOB, MODEL, BusService, Client, SessionBus, blank, busctl, call, furnish, on_bus, run, until
 from tests.system.fake_services import Bus
 
 LIMITS = "org.accelerd1.Error.LimitsExceeded"
@@ -124,7 +130,7 @@ async def test_B20_a_bus_that_comes_later(broker: Bus) -> None:
 async def test_B20_a_broker_that_hangs_holds_up_nobody(broker: Bus) -> None:
     process = daemon(broker)
     process.send_signal(signal.SIGSTOP)
-    bus = SessionBus(broker.address, patience=0.2)
+    bus = SessionBus(broker.address, connect_timeout=0.2)
     furnish(bus, BusService())
     try:
         assert "does not answer" in (await bus.start() or "")
@@ -196,25 +202,25 @@ async def test_B22_nobody_waits_for_a_job_for_one_who_has_gone(broker: Bus, clie
 async def test_B23_one_client_floods(broker: Bus, client: Client) -> None:
     slow = Slow()
     async with on_bus(broker, slow):
-        for _ in range(EACH):
+        for _ in range(CALLS_PER_CLIENT):
             client.send(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {})
         for _ in range(3):
             assert await client.ask(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {}) == LIMITS
-        assert len(slow.calls) == EACH, "what is refused is not done"
+        assert len(slow.calls) == CALLS_PER_CLIENT, "what is refused is not done"
         slow.let.set()
         assert await call(broker, MODEL, names.BUS_MODEL, "Load", "a{sv}", "0") == f'o "{JOB}"'
-        await until(lambda: len(slow.calls) == EACH + 1, "another client is served")
+        await until(lambda: len(slow.calls) == CALLS_PER_CLIENT + 1, "another client is served")
         assert await client.ask(MODEL, names.BUS_MODEL, "Load", "(a{sv})", {}) == (JOB,)
 
 
 async def test_B23_all_together_flood(broker: Bus, client: Client) -> None:
     slow = Slow()
-    flood = [Client(broker.address) for _ in range(ALL // EACH)]
+    flood = [Client(broker.address) for _ in range(CALLS_IN_ALL // CALLS_PER_CLIENT)]
     async with on_bus(broker, slow):
         for one in flood:
-            for _ in range(EACH):
+            for _ in range(CALLS_PER_CLIENT):
                 one.send(MODEL, names.BUS_MODEL, "ResetFailed")
-        await until(lambda: len(slow.calls) == ALL, "all are under way")
+        await until(lambda: len(slow.calls) == CALLS_IN_ALL, "all are under way")
         assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == LIMITS
         state = await client.ask(MODEL, "org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "State")
         assert state == ("stopped",), "properties are read all the same"
@@ -258,7 +264,7 @@ async def test_B23_slowed_calls_are_answered_in_their_order(broker: Bus, client:
 async def test_B23_large_arguments(broker: Bus, client: Client) -> None:
     desk = BusService()
     async with on_bus(broker, desk):
-        answer = await client.ask(names.BUS_PATH, names.BUS_MANAGER, "GetModel", "(s)", "x" * LARGEST)
+        answer = await client.ask(names.BUS_PATH, names.BUS_MANAGER, "GetModel", "(s)", "x" * LARGEST_ARGUMENTS)
         assert answer == LIMITS
         assert desk.calls == []
 

@@ -15,10 +15,23 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
+from accelerd.bus.exporter import DIRECTORY, interfaces
 from accelerd.bus.port import Call, Variant
-from accelerd.system.dbus.exporter import SessionBus
-from accelerd.system.dbus.xml import DIRECTORY, interfaces
-from tests.bus.world import JOB, MODEL, BusService, Client, blank, busctl, call, monitor, on_bus, refusal, run, until
+from tests.bus.world import (
+    JOB,
+    MODEL,
+    BusService,
+    Client,
+    SessionBus,
+    blank,
+    busctl,
+    call,
+    monitor,
+    on_bus,
+    refusal,
+    run,
+    until,
+)
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 
@@ -205,7 +218,7 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
 
     def woken() -> dict[str, int]:
         found = {}
-        [ours] = [str(thread.native_id) for thread in threading.enumerate() if thread.name == "session bus"]
+        [ours] = [str(thread.native_id) for thread in threading.enumerate() if thread.name == "D-Bus"]
         for status in Path("/proc/self/task").glob("*/status"):
             text = status.read_text()
             name = text.partition("Name:")[2].split("\n")[0].strip()
@@ -227,8 +240,7 @@ async def test_an_idle_bus_wakes_nobody(broker: Bus, client: Client) -> None:
 async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.MonkeyPatch, broker: Bus) -> None:
     import sys
 
-    for module in ("accelerd.system.dbus.callers", "accelerd.system.dbus.export", "gi.repository"):
-        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "gi.repository.GLib", None)
     bus = SessionBus(broker.address)
     bus.publish(names.BUS_PATH, {names.BUS_MANAGER: {}}, BusService())
     bus.update(names.BUS_PATH, names.BUS_MANAGER, {"State": "running"})

@@ -14,10 +14,11 @@ from typing import Any
 from gi.repository import Gio, GLib
 
 from accelerd.base import names
+from accelerd.bus.exporter import CANCELLED_WITH_CALLER, interfaces
 from accelerd.bus.paths import job_path, model_path
 from accelerd.bus.port import Call
-from accelerd.system.dbus.exporter import SessionBus
-from accelerd.system.dbus.xml import interfaces
+from accelerd.system.dbus.client import CONNECT_TIMEOUT, BusClient
+from accelerd.system.dbus.exporter import ObjectExporter
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus
 
@@ -55,7 +56,7 @@ class BusService:
         return (ANSWERS[reply],) if reply else ()
 
 
-def furnish(bus: SessionBus, handler: Callable[[Call], Any]) -> None:
+def furnish(bus: ObjectExporter, handler: Callable[[Call], Any]) -> None:
     """One object of each kind."""
     bus.publish(
         names.BUS_PATH, {names.BUS_MANAGER: blank(names.BUS_MANAGER, Version="0.6.0", State="running")}, handler
@@ -64,6 +65,20 @@ def furnish(bus: SessionBus, handler: Callable[[Call], Any]) -> None:
     device = f"{names.BUS_DEVICES}/cpu"
     bus.publish(device, {names.BUS_DEVICE: blank(names.BUS_DEVICE, Id="cpu", Kind="cpu", Name="a processor")}, handler)
     bus.publish(JOB, {names.BUS_JOB: blank(names.BUS_JOB, Id=17, Kind="load", State="running", Progress=-1.0)}, handler)
+
+
+class SessionBus(ObjectExporter):
+    """The transport, with a connection of its own."""
+
+    def __init__(
+        self, address: str, changed: Callable[[], None] = lambda: None, connect_timeout: float = CONNECT_TIMEOUT
+    ) -> None:
+        self.client = BusClient(address, connect_timeout=connect_timeout)
+        super().__init__(self.client, names.BUS_NAME, names.BUS_PATH, interfaces, changed, CANCELLED_WITH_CALLER)
+
+    async def close(self) -> None:
+        await super().close()
+        await self.client.close()
 
 
 @contextlib.asynccontextmanager

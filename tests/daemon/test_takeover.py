@@ -15,9 +15,9 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor, reap, take_over
 from accelerd.supervise.homes.home import InstanceRecord
-from accelerd.supervise.homes.user_manager import ManagerError
 from accelerd.supervise.instance_records import Adoptable, Phase, Record, fingerprint
 from accelerd.supervise.process.processes import InstanceTag
+from accelerd.system.dbus.client import BusError
 from accelerd.system.lock import InstanceLock
 
 
@@ -60,8 +60,8 @@ UNIT = "accelerd.service"
         (UNIT, "stop", True, False),
         ("vte-spawn-1.scope", "restart", False, False),  # in a terminal
         (None, None, True, False),
-        (ManagerError("the bus has gone"), None, True, False),
-        (UNIT, ManagerError("the bus has gone"), False, False),
+        (BusError("the bus has gone"), None, True, False),
+        (UNIT, BusError("the bus has gone"), False, False),
         (UNIT, silence, False, False),
     ],
 )

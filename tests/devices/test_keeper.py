@@ -26,7 +26,7 @@ from accelerd.estimate.placing import default_device
 from accelerd.helper.gpu import LevelError
 from accelerd.policy.clock_boost import ClockBoost
 from accelerd.scheduler.events import ModelInUse
-from accelerd.system.dbus.client import BusError, SystemBus
+from accelerd.system.dbus.client import BusClient, BusError
 from tests.helper.world import APU, CARD, Sysfs, glib_worker
 
 __all__ = ["glib_worker"]
@@ -222,7 +222,7 @@ async def test_what_lies_with_the_device_is_asked_of_nobody_else() -> None:
 
 
 async def test_without_a_bus_the_helper_is_an_obstacle_and_no_rival_is_seen(tmp_path: Path) -> None:
-    bus = SystemBus(f"unix:path={tmp_path}/nowhere")
+    bus = BusClient(f"unix:path={tmp_path}/nowhere", "system bus")
     helper, rivals = Helper(bus), Rivals(bus, tmp_path / "lact.sock")
     assert "cannot be asked" in (await helper.why_not_resident(APU) or "")
     with pytest.raises(LevelError, match="does not answer"):
@@ -232,6 +232,7 @@ async def test_without_a_bus_the_helper_is_an_obstacle_and_no_rival_is_seen(tmp_
     assert await rivals.present() == []
     assert await rivals.suspects() == "somebody, who is not known,"
     await helper.close()
+    await bus.close()
 
 
 class NamesOnly:

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError, Property
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitProperty
+from accelerd.system.dbus.client import BusError
 
 
 class FakeUnit:
@@ -27,18 +28,18 @@ class FakeUserManager:
         self.units: dict[str, FakeUnit] = {}
         self.calls: list[tuple[str, str]] = []
         self.silent = False
-        self.refuse: ManagerError | None = None  # the answer to the next start
+        self.refuse: BusError | None = None  # the answer to the next start
         self.edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda properties: properties
         self.own_unit: str | None = None
         self.job: str | None = None
 
-    async def start(self, unit: str, properties: Sequence[Property]) -> None:
+    async def start(self, unit: str, properties: Sequence[UnitProperty]) -> None:
         await self._called("start", unit)
         if self.refuse is not None:
             error, self.refuse = self.refuse, None
             raise error
         if unit in self.units:
-            raise ManagerError(f"{unit} was already loaded", UNIT_EXISTS)
+            raise BusError(f"{unit} was already loaded", UNIT_EXISTS)
         given = {name: value for name, _, value in properties}
         ((path, words, _),) = given["ExecStart"]
         argv = [word.replace("$$", "$") for word in words]
@@ -119,7 +120,7 @@ class FakeUserManager:
     async def _called(self, what: str, unit: str) -> None:
         await asyncio.sleep(0)
         if self.silent:
-            raise ManagerError(f"cannot {what}: systemd does not answer")
+            raise BusError(f"cannot {what}: systemd does not answer")
         self.calls.append((what, unit))
 
 

@@ -27,6 +27,7 @@ from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.supervisor import ProcessSupervisor
+from accelerd.system.dbus.client import Buses
 from tests.supervise.house import FakeEngine
 
 
@@ -62,7 +63,8 @@ class DyingHome(SystemdHome):
 class Driver:
     def __init__(self) -> None:
         self.roots = Roots.from_env()
-        self.manager = BusUserManager.from_env()
+        self.buses = Buses.from_env()
+        self.manager = BusUserManager(self.buses.session)
         kind = DyingHome if "--die-before-spawn" in sys.argv else SystemdHome
         self.homes: dict[str, Home] = {"child": ChildHome(), "systemd": kind(self.manager, self.roots)}
         self.choice = HomeChoice(self.homes, self.manager)
@@ -86,7 +88,7 @@ class Driver:
             order = json.loads(line)
             tell(reply=await getattr(self, "do_" + order.pop("do"))(**order))
         await self.supervisor.close(10)
-        self.manager.close()
+        await self.buses.close()
 
     def spec(self, name: str, mode: str = "", **settings: Any) -> ModelSpec:
         env = {"FAKE_MODE": mode, "FAKE_LOG": str(self.roots.home / "fake.log"), **settings.pop("env", {})}

@@ -18,9 +18,10 @@ from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.transient_unit import second_name, unit_name
-from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS
 from accelerd.supervise.instance_records import Adoptable, Record, RecordStore
 from accelerd.supervise.process.processes import InstanceTag
+from accelerd.system.dbus.client import BusError
 from tests.fakes.user_manager import FakeUserManager
 from tests.supervise.house import InstanceContext, alive
 
@@ -109,7 +110,7 @@ async def test_silent_manager_is_an_error_that_may_pass(house: InstanceContext, 
 
 
 async def test_start_that_is_refused_leaves_nothing(house: InstanceContext, manager: FakeUserManager) -> None:
-    manager.refuse = ManagerError("cannot start a unit: Cannot set property", "org.freedesktop.DBus.Error.InvalidArgs")
+    manager.refuse = BusError("cannot start a unit: Cannot set property", "org.freedesktop.DBus.Error.InvalidArgs")
     async with house:
         exit = await house.gone(house.start())
     assert exit.cause is Cause.SPAWN_FAILED
@@ -132,7 +133,7 @@ async def test_both_names_taken(
     house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def taken(unit: str, properties: object) -> None:
-        raise ManagerError(f"{unit} was already loaded", UNIT_EXISTS)
+        raise BusError(f"{unit} was already loaded", UNIT_EXISTS)
 
     monkeypatch.setattr(manager, "start", taken)
     async with house:

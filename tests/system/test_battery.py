@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.system.battery import watch_battery, why_save
+from accelerd.system.dbus.client import BusClient
+from accelerd.system.desktop_state import watch_battery, why_save
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus
@@ -18,11 +19,16 @@ class Ear:
 
     def __init__(self, bus: Bus) -> None:
         self.told: asyncio.Queue[str] = asyncio.Queue()
-        self.watch = watch_battery(self.told.put_nowait, {"DBUS_SYSTEM_BUS_ADDRESS": bus.address})
+        self.client = BusClient(bus.address, "system bus")
+        self.watch = watch_battery(self.client, self.told.put_nowait)
         self.watch.start()
 
     async def next(self) -> str:
         return await asyncio.wait_for(self.told.get(), PATIENCE)
+
+    async def close(self) -> None:
+        self.watch.close()
+        await self.client.close()
 
 
 async def test_the_plug_is_pulled_and_put_back(bus: Bus) -> None:
@@ -34,7 +40,7 @@ async def test_the_plug_is_pulled_and_put_back(bus: Bus) -> None:
         assert await ear.next() == why
     await asyncio.to_thread(upower.stop)
     assert await ear.next() == "", "an UPower that is gone tells of no battery"
-    ear.watch.close()
+    await ear.close()
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -49,7 +55,7 @@ async def test_a_person_chooses_to_save_power(bus: Bus, old: bool) -> None:
     await asyncio.to_thread(profiles.ask, "profile", "performance")
     await asyncio.to_thread(upower.ask, "battery", False)
     assert await ear.next() == ""
-    ear.watch.close()
+    await ear.close()
     assert ear.told.empty()
 
 
@@ -59,7 +65,7 @@ async def test_nobody_is_started_for_it(bus: Bus, tmp_path: Path) -> None:
         bus.activatable(name, mark)
     ear = Ear(bus)
     assert await ear.next() == ""
-    ear.watch.close()
+    await ear.close()
     assert not mark.exists()
 
 
@@ -67,7 +73,7 @@ async def test_B20_a_machine_without_a_system_bus_is_on_mains(bus: Bus) -> None:
     bus.stop()
     ear = Ear(bus)
     assert await ear.next() == ""
-    ear.watch.close()
+    await ear.close()
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from accelerd.base.ports import SystemClock
-from accelerd.system.battery import watch_battery
-from accelerd.system.dbus.client import SystemBus
-from accelerd.system.inhibitor import LOGIND, MANAGER, PATH, SleepGuard, watch_sleep
+from accelerd.system.dbus.client import BusClient
+from accelerd.system.desktop_state import watch_battery
+from accelerd.system.inhibitor import LOGIND, MANAGER, PATH, SleepGuard
 from accelerd.system.notifications import Note, Notifications
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
@@ -50,19 +50,23 @@ def mocked(bus: Bus, template: str) -> Iterator[None]:
         child.wait(PATIENCE)
 
 
-async def there(calls: SystemBus, name: str) -> None:
+async def there(calls: BusClient, name: str) -> None:
     async with asyncio.timeout(PATIENCE):
         while not await calls.owner(name):  # noqa: ASYNC110 - what another process does
             await asyncio.sleep(0.02)
 
 
-@contextlib.contextmanager
-def calling(bus: Bus) -> Iterator[SystemBus]:
-    calls = SystemBus(bus.address, 5.0)
-    try:
-        yield calls
-    finally:
-        calls.close()
+@contextlib.asynccontextmanager
+async def calling(bus: Bus, *templates: str) -> AsyncIterator[BusClient]:
+    """A client of the bus, on which these are mocked."""
+    with contextlib.ExitStack() as mocks:
+        for template in templates:
+            mocks.enter_context(mocked(bus, template))
+        client = BusClient(bus.address, "system bus")
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 def properties(interface: str, **values: Any) -> tuple[Any, ...]:
@@ -74,7 +78,7 @@ def properties(interface: str, **values: Any) -> tuple[Any, ...]:
 
 
 async def test_sleep(bus: Bus) -> None:
-    with mocked(bus, "logind"), calling(bus) as calls, calling(bus) as own:
+    async with calling(bus, "logind") as calls, calling(bus) as own:
         await there(calls, LOGIND)
         told: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -84,8 +88,7 @@ async def test_sleep(bus: Bus) -> None:
         async def after() -> None:
             told.put_nowait("awake")
 
-        env = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address}
-        guard = SleepGuard(own, before, after, lambda tell: watch_sleep(tell, env))
+        guard = SleepGuard(own, before, after)
         guard.configure(hold=True)
 
         async def inhibitors(count: int) -> None:
@@ -117,12 +120,12 @@ async def test_sleep(bus: Bus) -> None:
 
 
 async def test_battery(bus: Bus) -> None:
-    with mocked(bus, "upower"), mocked(bus, "power_profiles_daemon"), calling(bus) as calls:
+    async with calling(bus, "upower", "power_profiles_daemon") as calls:
         upower, profiles = "org.freedesktop.UPower", "net.hadess.PowerProfiles"
         for name in (upower, profiles):
             await there(calls, name)
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = watch_battery(told.put_nowait, {"DBUS_SYSTEM_BUS_ADDRESS": bus.address})
+        watch = watch_battery(calls, told.put_nowait)
         watch.start()
 
         async def set_(name: str, **values: Any) -> None:
@@ -143,10 +146,10 @@ async def test_battery(bus: Bus) -> None:
 
 
 async def test_notifications(bus: Bus) -> None:
-    with mocked(bus, "notification_daemon"), calling(bus) as calls:
+    async with calling(bus, "notification_daemon") as calls:
         name, path = "org.freedesktop.Notifications", "/org/freedesktop/Notifications"
         await there(calls, name)
-        notifications = Notifications(SystemBus(bus.address, 5.0, "session bus"), SystemClock(), 0.0)
+        notifications = Notifications(calls, SystemClock(), 0.0)
 
         async def made(method: str, count: int) -> list[Any]:
             async with asyncio.timeout(PATIENCE):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from accelerd.system.dbus.client import SystemBus
-from accelerd.system.inhibitor import SleepGuard, watch_sleep
+from accelerd.system.dbus.client import BusClient
+from accelerd.system.inhibitor import SleepGuard
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until
@@ -38,15 +38,14 @@ class Work:
 
 @asynccontextmanager
 async def guarding(bus: Bus, work: Work, *, hold: bool = True, awake_after: float = 60.0) -> AsyncIterator[SleepGuard]:
-    calls = SystemBus(bus.address, 5.0)
-    env = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address}
-    guard = SleepGuard(calls, work.before, work.after, lambda tell: watch_sleep(tell, env), awake_after)
+    client = BusClient(bus.address, "system bus")
+    guard = SleepGuard(client, work.before, work.after, awake_after)
     guard.configure(hold=hold)
     try:
         yield guard
     finally:
         await guard.close()
-        calls.close()
+        await client.close()
 
 
 def holders(logind: Player) -> Callable[[], bool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.base.ports import SystemClock
-from accelerd.system.dbus.client import SystemBus
+from accelerd.system.dbus.client import BusClient
 from accelerd.system.notifications import AT_ONCE, Note, Notifications, condensed, plain
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until
@@ -18,11 +18,13 @@ from tests.system.fake_services import Bus, Player
 
 @asynccontextmanager
 async def notifying(bus: Bus, spacing: float = 0.0) -> AsyncIterator[Notifications]:
-    notifications = Notifications(SystemBus(bus.address, 5.0, "session bus"), SystemClock(), spacing)
+    client = BusClient(bus.address)
+    notifications = Notifications(client, SystemClock(), spacing)
     try:
         yield notifications
     finally:
         await notifications.close()
+        await client.close()
 
 
 def shown(service: Player, *summaries: str) -> Any:

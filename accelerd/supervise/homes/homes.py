@@ -11,7 +11,8 @@ from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.home import Home, HomeError
-from accelerd.supervise.homes.user_manager import ManagerError, UserManager
+from accelerd.supervise.homes.user_manager import UserManager
+from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class HomeChoice:
             return self._why_not
         try:
             await self._manager.environment()
-        except ManagerError as error:
+        except BusError as error:
             self._why_not = str(error)
             log.warning("no systemd user manager answers: %s", error)
             return self._why_not

@@ -19,11 +19,12 @@ from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, Leader, Order
 from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_name, unit_name, unit_properties
 from accelerd.supervise.homes.unit_leader import UnitLeader
-from accelerd.supervise.homes.user_manager import UNIT_EXISTS, ManagerError, UnitState, UserManager
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, ProcTable
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram, find_program
+from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class SystemdHome:
             await self._undo(asked, files)
             if isinstance(error, TimeoutError):
                 raise HomeError(f"cannot start {order.spec.name}: systemd does not get on with its unit") from None
-            if isinstance(error, ManagerError):
+            if isinstance(error, BusError):
                 raise HomeError(f"cannot start {order.spec.name}: {error}") from None
             raise
         finally:
@@ -95,7 +96,7 @@ class SystemdHome:
             raise HomeError(f"cannot start {order.spec.name}: {error}") from None
 
     async def _launch(self, order: Order, program: str, files: InstanceFiles, asked: list[str]) -> str:
-        """Give systemd the unit; the name it got. ManagerError, HomeError."""
+        """Give systemd the unit; the name it got. BusError, HomeError."""
         inherited = {entry.partition("=")[0] for entry in await self._manager.environment()}
         properties = unit_properties(
             order.spec,
@@ -111,7 +112,7 @@ class SystemdHome:
                 asked.append(unit)
                 try:
                     await self._manager.start(unit, properties)
-                except ManagerError as error:
+                except BusError as error:
                     if error.name != UNIT_EXISTS:
                         raise
                 else:
@@ -161,7 +162,7 @@ class SystemdHome:
             try:
                 await self._manager.stop(unit)
                 await self._forget(unit)
-            except ManagerError as error:  # without its environment's file it cannot start any more
+            except BusError as error:  # without its environment's file it cannot start any more
                 log.warning("%s may be left: %s", unit, error)
 
     async def _forget(self, unit: str) -> None:
@@ -182,7 +183,7 @@ class SystemdHome:
                     continue
                 await self._manager.ref(unit)
                 pidfd = await self._hold(unit, state)
-            except ManagerError as error:
+            except BusError as error:
                 raise HomeError(f"cannot take over {kept.model}: {error}") from None
             return await self._take_over(unit, state, pidfd, members[state.main_pid], kept, on_output, on_exit)
         return None
@@ -239,7 +240,7 @@ class SystemdHome:
         )
 
     async def _hold(self, unit: str, state: UnitState) -> int | None:
-        """A pidfd of the unit's main process; None when that has exited, whoever has its pid now. ManagerError."""
+        """A pidfd of the unit's main process; None when that has exited, whoever has its pid now. BusError."""
         if state.main_pid is None:
             return None
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.user_manager import Property
+from accelerd.supervise.homes.user_manager import UnitProperty
 from accelerd.supervise.process.processes import InstanceTag
 
 PREFIX: Final = "accelerd-"
@@ -73,12 +73,12 @@ def unit_properties(
     unset: Iterable[str],
     output: Path,
     bound_to: str | None,
-) -> list[Property]:
+) -> list[UnitProperty]:
     """For StartTransientUnit. `argv[0]` is absolute; `bound_to`: the unit whose end shall be this one's too."""
     program = Path(argv[0]).name
     if spec.engine in READS_INPUT:
         argv = (*_WITHOUT_INPUT, *argv)
-    properties: list[Property] = [
+    properties: list[UnitProperty] = [
         ("Description", "s", f"model {spec.name} ({program})"),
         ("Slice", "s", SLICE),
         ("Type", "s", "exec"),  # started means: the program is executed and has read its environment

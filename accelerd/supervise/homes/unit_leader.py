@@ -15,9 +15,10 @@ from contextlib import suppress
 from typing import Final
 
 from accelerd.base.cgroup import Cgroup
-from accelerd.supervise.homes.user_manager import ManagerError, UnitState, UserManager
+from accelerd.supervise.homes.user_manager import UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.reader import OutputReader
+from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class UnitLeader:
     async def _kill_unit(self) -> None:
         try:
             await self._manager.kill(self._name, signal.SIGKILL)
-        except ManagerError as error:
+        except BusError as error:
             log.warning("%s: %s", self._name, error)
 
     async def _until_over(self) -> None:
@@ -117,7 +118,7 @@ class UnitLeader:
             try:
                 if await self._look():
                     return
-            except ManagerError as error:
+            except BusError as error:
                 if self._cgroup is None or not self._cgroup.populated():
                     log.warning("cannot learn how %s ended: %s", self._name, error)
                     return
@@ -130,7 +131,7 @@ class UnitLeader:
             delay = min(delay * 2, 1.0)
 
     async def _look(self) -> bool:
-        """Is the unit over? Then its end is noted and the unit let go. ManagerError."""
+        """Is the unit over? Then its end is noted and the unit let go. BusError."""
         properties = await self._manager.show(self._name)
         if properties is None:  # collected: the bus was away meanwhile, and with it the reference to the unit
             log.warning("cannot learn how %s ended: systemd has forgotten it", self._name)

@@ -12,21 +12,13 @@ from typing import Any, Final, Protocol
 UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 
-Property = tuple[str, str, Any]  # name, D-Bus signature, value
-
-
-class ManagerError(Exception):
-    """The manager refused (`name` is the D-Bus error) or did not answer (`name` is empty)."""
-
-    def __init__(self, text: str, name: str = "") -> None:
-        super().__init__(text)
-        self.name = name
+UnitProperty = tuple[str, str, Any]  # name, D-Bus signature, value
 
 
 class UserManager(Protocol):
-    """All raise ManagerError, within a few seconds. To be used on the event loop, which they never block."""
+    """All raise BusError, within a few seconds. To be used on the event loop, which they never block."""
 
-    async def start(self, unit: str, properties: Sequence[Property]) -> None:
+    async def start(self, unit: str, properties: Sequence[UnitProperty]) -> None:
         """Start a transient unit. Returns when the job is queued."""
         ...
 
@@ -59,8 +51,6 @@ class UserManager(Protocol):
     async def job_type(self, unit: str) -> str | None:
         """What is being done with a unit now: "start", "stop", "restart", …; None: nothing."""
         ...
-
-    def close(self) -> None: ...
 
 
 # Read one after the other, in this order: when there was no job any more, the state read after it is what came of it;

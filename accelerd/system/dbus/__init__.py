@@ -1,5 +1,6 @@
-"""D-Bus for the whole daemon: the client of other services, and the exporter of our own objects.
+"""D-Bus for the whole daemon: one GLib thread, and one connection for each bus, shared by everything that uses the bus.
 
-Knows no model and no service's meaning. PyGObject and pydbus are imported when there is a bus to talk to: without them
-the daemon runs, and says what is missing.
+`client.py` is what other rooms call; it and `exporter.py`, `properties.py` and `port.py` run on the event loop and
+import without PyGObject. `connection.py`, `export.py`, `callers.py`, `owners.py`, `values.py` and `xml.py` need it.
+Knows no models and no meaning of any service.
 """

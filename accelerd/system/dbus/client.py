@@ -1,29 +1,36 @@
-"""The system bus, or another, for the few calls that the daemon makes there: blocking, in one thread of their own.
+"""D-Bus services, called from the event loop. One `BusClient` for each bus and one GLib thread serve the whole daemon.
 
-Connects with the first call and again after the bus was away. PyGObject is imported then: a machine without it, or
-without a system bus, has only the reason why.
+A client connects with its first call and again after the bus was away. Where PyGObject or pydbus is missing every call
+raises a BusError that says so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from io import FileIO
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from accelerd.system.dbus import glib
-from accelerd.system.worker_thread import WorkerThread
+from accelerd.system.dbus.thread import GLibThread, tell
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from accelerd.system.dbus.connection import Attachment, BusConnection
 
-ADDRESS: Final = "unix:path=/run/dbus/system_bus_socket"
-BUS: Final = "org.freedesktop.DBus"
-NO_OWNER: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
-PATIENCE: Final = 15.0  # s; a service may have to be started first
+SYSTEM_BUS_ADDRESS: Final = "unix:path=/run/dbus/system_bus_socket"
+DBUS: Final = "org.freedesktop.DBus"  # the bus itself: name and interface
+DBUS_PATH: Final = "/org/freedesktop/DBus"
+PROPERTIES: Final = f"{DBUS}.Properties"
+NO_OWNER: Final = f"{DBUS}.Error.NameHasNoOwner"
+CONNECT_TIMEOUT: Final = 5.0  # s
+CALL_TIMEOUT: Final = 15.0  # s; a service may have to be started first
+CLOSE_TIMEOUT: Final = 2.0  # s
 
 
 class BusError(Exception):
-    """`name` is the D-Bus error's, empty when there was no answer."""
+    """A call failed. `name`: the D-Bus error's name; empty when there was no answer."""
 
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
@@ -31,119 +38,225 @@ class BusError(Exception):
         self.name = name
 
 
-def system_bus(env: Mapping[str, str] | None = None) -> str:
+def session_bus_address(env: Mapping[str, str] | None = None) -> str:
+    """The address of this user's bus, which the user's systemd is on as well."""
+    env = os.environ if env is None else env
+    runtime = env.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return env.get("DBUS_SESSION_BUS_ADDRESS") or f"unix:path={runtime}/bus"
+
+
+def system_bus_address(env: Mapping[str, str] | None = None) -> str:
     """The address of this machine's bus."""
     env = os.environ if env is None else env
-    return env.get("DBUS_SYSTEM_BUS_ADDRESS") or ADDRESS
+    return env.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS_ADDRESS
 
 
-class SystemBus:
-    """See the module's text."""
+class BusClient:
+    """The connection to one bus, shared by all that use it. All methods on the loop's thread."""
 
-    def __init__(self, address: str, patience: float = PATIENCE, bus: str = "system bus") -> None:
+    def __init__(
+        self,
+        address: str,
+        bus: str = "session bus",
+        thread: GLibThread | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
+        """`bus`: what messages call it; `thread`: a shared one, else the client has its own."""
+        self.bus = bus
+        self.connect_timeout = connect_timeout
         self._address = address
-        self._patience = patience
-        self._bus = bus
-        self._thread = WorkerThread(bus)
-        self._connection: Any = None
+        self._own_thread = thread is None
+        self.thread = thread or GLibThread()
+        self._connection: BusConnection | None = None
 
-    @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> SystemBus:
-        return cls(system_bus(env))
+    async def ready(self) -> None:
+        """Have the GLib thread run. BusError where PyGObject or pydbus is missing."""
+        try:
+            await asyncio.wrap_future(self.thread.start())
+        except (ImportError, ValueError) as error:  # ValueError: gi.require_version
+            missing = getattr(error, "name", None) or str(error)
+            raise BusError(f"{missing} is missing (packages python3-gi and python3-pydbus)") from None
+        if self._connection is None:
+            from accelerd.system.dbus.connection import BusConnection
+
+            self._connection = BusConnection(self.thread, self._address, self.connect_timeout)
 
     async def call(
-        self, name: str, path: str, method: str, signature: str = "()", *values: Any, interface: str = ""
+        self,
+        name: str,
+        path: str,
+        method: str,
+        signature: str = "()",
+        *values: Any,
+        interface: str = "",
+        within: float = CALL_TIMEOUT,
+        start: bool = True,
     ) -> tuple[Any, ...]:
-        """What `name` answers; the interface has its name unless another is given. BusError."""
+        """The answer of the service `name`, within so many seconds. BusError.
 
-        def work() -> tuple[Any, ...]:
-            from gi.repository import GLib
+        `interface`: unless it is `name`; variants in `values` are given as port.Variant; `start`: may the bus start
+        the service.
+        """
+        body, _ = await self._send(_Request(name, path, interface or name, method, signature, values, within, start))
+        return tuple(body.unpack())
 
-            arguments = GLib.Variant(signature, values)
-            milliseconds = int(self._patience * 1000)
-            answer = self._connection.call_sync(
-                name, path, interface or name, method, arguments, None, 0, milliseconds, None
-            )
-            return tuple(answer.unpack())
-
-        return await self._do(work)
-
-    async def descriptor(
-        self, name: str, path: str, interface: str, method: str, signature: str, *values: Any
+    async def call_for_file(
+        self, name: str, path: str, interface: str, method: str, signature: str, *values: Any, within: float
     ) -> FileIO:
-        """The file descriptor that `name` hands out, to be closed by the caller. BusError."""
+        """The file descriptor in the answer, to be closed by the caller. BusError."""
+        request = _Request(name, path, interface, method, signature, values, within, start=True, file=True)
+        _, file = await self._send(request)
+        assert file is not None
+        return file
 
-        def work() -> FileIO:
-            from gi.repository import GLib
+    async def get_property(
+        self, name: str, path: str, interface: str, key: str, *, within: float = CALL_TIMEOUT, start: bool = True
+    ) -> Any:
+        """The value of a property. BusError."""
+        arguments = (name, path, "Get", "(ss)", interface, key)
+        return (await self.call(*arguments, interface=PROPERTIES, within=within, start=start))[0]
 
-            arguments = GLib.Variant(signature, values)
-            milliseconds = int(self._patience * 1000)
-            answer, handed = self._connection.call_with_unix_fd_list_sync(
-                name, path, interface, method, arguments, None, 0, milliseconds, None, None
-            )
-            return FileIO(handed.get(answer.unpack()[0]), "wb")
-
-        return await self._do(work)
-
-    async def owner(self, name: str) -> str:
-        """The unique name of whoever is there under this one; empty: nobody. Starts nobody. BusError."""
+    async def owner(self, name: str, within: float = CALL_TIMEOUT) -> str:
+        """The unique name of the owner of `name`; empty without one. Starts no service. BusError."""
         try:
-            return str((await self.call(BUS, "/org/freedesktop/DBus", "GetNameOwner", "(s)", name))[0])
+            return str((await self.call(DBUS, DBUS_PATH, "GetNameOwner", "(s)", name, within=within))[0])
         except BusError as error:
             if error.name == NO_OWNER:
                 return ""
             raise
 
     async def has_owner(self, name: str) -> bool:
-        """Is somebody there under this name? Starts nobody. BusError."""
-        return bool((await self.call(BUS, "/org/freedesktop/DBus", "NameHasOwner", "(s)", name))[0])
+        """Does anybody own `name`? Starts no service. BusError."""
+        return bool((await self.call(DBUS, DBUS_PATH, "NameHasOwner", "(s)", name))[0])
 
     async def reachable(self, name: str) -> bool:
-        """Is somebody there under this name, or would the bus start them? BusError."""
-        if await self.has_owner(name):
-            return True
-        return name in (await self.call(BUS, "/org/freedesktop/DBus", "ListActivatableNames"))[0]
+        """Does anybody own `name`, or would the bus start the service? BusError."""
+        return await self.has_owner(name) or name in (await self.call(DBUS, DBUS_PATH, "ListActivatableNames"))[0]
 
-    def close(self) -> None:
-        """Ends the connection, and with it what others hold for it."""
-        self._thread.close()
+    def attach(self, attachment: Attachment) -> None:
+        """Keep it on the connection; after `ready`."""
         if self._connection is not None:
-            self._connection.close(None, None)
-            self._connection = None
+            self.thread.do(partial(self._connection.attach, attachment))
 
-    # --- in the thread ----------------------------------------------------------------------------------------
+    def detach(self, attachment: Attachment) -> None:
+        if self._connection is not None:
+            self.thread.do(partial(self._connection.detach, attachment))
 
-    def _connect(self) -> None:
-        if self._connection is not None and not self._connection.is_closed():
-            return
-        glib.load()
+    async def close(self) -> None:
+        """Disconnect: names, exported objects and references to units end. Nothing may be called afterwards."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            loop = asyncio.get_running_loop()
+            over: asyncio.Future[None] = loop.create_future()
+            self.thread.do(partial(connection.close, partial(tell, loop, settle, over)))
+            await asyncio.wait((over,), timeout=CLOSE_TIMEOUT)
+        if self._own_thread:
+            self.thread.stop()
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _send(self, request: _Request) -> _Answer:
+        await self.ready()
+        connection = self._connection
+        assert connection is not None
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_Answer] = loop.create_future()
+
+        def deliver(outcome: _Answer | BusError) -> None:
+            if isinstance(outcome, BusError):
+                if not answer.done():
+                    answer.set_exception(outcome)
+            elif not answer.done():
+                answer.set_result(outcome)
+            elif outcome[1] is not None:
+                outcome[1].close()  # nobody waits for it any more
+
+        def connected(bus: Any, reason: str) -> None:
+            if bus is None:
+                tell(loop, deliver, BusError(f"cannot reach the {self.bus}: {reason}"))
+            else:
+                request.send(bus, partial(tell, loop, deliver))
+
+        self.thread.do(partial(connection.connected, connected))
+        return await answer
+
+
+_Answer = tuple[Any, FileIO | None]  # the body, a GLib.Variant, and the file that came with it
+
+
+@dataclass(frozen=True)
+class _Request:
+    name: str
+    path: str
+    interface: str
+    method: str
+    signature: str
+    values: tuple[Any, ...]
+    within: float
+    start: bool
+    file: bool = False
+
+    def send(self, bus: Any, deliver: Callable[[_Answer | BusError], None]) -> None:
+        """In the GLib thread. `deliver` gets the outcome."""
         from gi.repository import Gio
 
-        kind = Gio.DBusConnectionFlags
-        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
-        # one of its own: GLib ends the program when the shared one breaks
-        self._connection = Gio.DBusConnection.new_for_address_sync(self._address, flags, None, None)
-
-    async def _do(self, work: Callable[[], T]) -> T:
-        def connected() -> T:
-            try:
-                self._connect()
-                return work()
-            except ImportError as error:
-                raise BusError(f"{error.name} is missing (package python3-gi)") from None
-            except Exception as error:
-                raise _explain(error) from error
+        from accelerd.system.dbus.values import pack
 
         try:
-            return await self._thread.call(connected, self._patience * 2)
-        except TimeoutError:
-            raise BusError(f"the {self._bus} does not answer") from None
+            arguments = pack(self.signature, self.values)
+        except ValueError as error:
+            deliver(BusError(str(error)))
+            return
+
+        def done(connection: Any, result: Any) -> None:
+            deliver(self._outcome(connection, result))
+
+        flags = Gio.DBusCallFlags.NONE if self.start else Gio.DBusCallFlags.NO_AUTO_START
+        milliseconds = max(1, round(self.within * 1000))
+        call = (self.name, self.path, self.interface, self.method, arguments, None, flags, milliseconds)
+        if self.file:
+            bus.con.call_with_unix_fd_list(*call, None, None, done)
+        else:
+            bus.con.call(*call, None, done)
+
+    def _outcome(self, connection: Any, result: Any) -> _Answer | BusError:
+        from gi.repository import Gio, GLib
+
+        try:
+            if not self.file:
+                return connection.call_finish(result), None
+            body, descriptors = connection.call_with_unix_fd_list_finish(result)
+            return body, FileIO(descriptors.get(body.unpack()[0]), "wb")
+        except GLib.Error as error:
+            remote = Gio.DBusError.get_remote_error(error) or ""
+            late = error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.TIMED_OUT)
+            text = f"{self.name} has not answered within {self.within:g} s" if late else error.message
+            return BusError(text.removeprefix(f"GDBus.Error:{remote}: "), remote)
+        except Exception as error:
+            return BusError(f"unexpected answer: {type(error).__name__}: {error}")
 
 
-def _explain(error: Exception) -> BusError:
-    from gi.repository import Gio, GLib
+@dataclass(frozen=True)
+class Buses:
+    """The two buses that a daemon uses, on one GLib thread."""
 
-    if isinstance(error, GLib.Error):
-        name = Gio.DBusError.get_remote_error(error) or ""
-        return BusError(error.message.removeprefix(f"GDBus.Error:{name}: "), name)
-    return BusError(f"{type(error).__name__}: {error}")
+    session: BusClient
+    system: BusClient
+    thread: GLibThread
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Buses:
+        thread = GLibThread()
+        session = BusClient(session_bus_address(env), "session bus", thread)
+        return cls(session, BusClient(system_bus_address(env), "system bus", thread), thread)
+
+    async def close(self) -> None:
+        """Disconnect from both, then end the thread."""
+        await self.session.close()
+        await self.system.close()
+        self.thread.stop()
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,95 +1,92 @@
-"""The connection itself: made through pydbus, named, lost, made again with a back-off.
+"""The connection to one bus: made when it is first needed, made again after a loss while anything is attached to it.
 
-Lives in the GLib thread and never waits there: reads of properties go on whatever the bus does. What is on the
-connection is for Exports and Callers. The name is never queued for: while another has it there is a reason why.
+Lives in the GLib thread and never blocks. What is attached (exported objects, subscriptions) is put on every new
+connection. A connection of its own, not GLib's shared one: GLib ends the program when that breaks.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 from gi.repository import Gio, GLib
-from pydbus.bus import Bus
+from pydbus.bus import Bus as PydbusBus
 
-from accelerd.system.dbus.callers import Callers
-from accelerd.system.dbus.export import Exports
-from accelerd.system.dbus.owners import BUS, BUS_PATH, subscribe
 from accelerd.system.dbus.thread import GLibThread, guarded
 
-log = logging.getLogger(__name__)
+FIRST_RETRY: Final = 500  # ms after a loss; the pause doubles with each failure
+LAST_RETRY: Final = 60_000
+FLUSH_TIMEOUT: Final = 1_000  # ms
 
-SOONEST: Final = 500  # ms until the first try after a loss; twice as long each time
-LATEST: Final = 10_000
-FLUSH: Final = 1_000  # ms for what is still to be sent
-OWNER: Final = (1, 4)  # answers of RequestName: it is ours, or was already
+
+class Attachment(Protocol):
+    """Something that is on the connection whenever there is one."""
+
+    def attach(self, bus: Any) -> None:
+        """There is a connection, pydbus's `Bus`."""
+        ...
+
+    def detach(self) -> None:
+        """The connection has ended or is about to."""
+        ...
+
+    def unreachable(self, reason: str) -> None:
+        """The bus cannot be reached, or the connection has ended; another attempt follows."""
+        ...
 
 
 class BusConnection:
-    """See the module's text."""
-
-    def __init__(
-        self,
-        thread: GLibThread,
-        address: str,
-        name: str,
-        exports: Exports,
-        callers: Callers,
-        told: Callable[[str | None], None],
-        patience: int,
-    ) -> None:
-        """`told(trouble)`: there is no bus for that reason; None: connected and named. `patience`: ms for an answer."""
+    def __init__(self, thread: GLibThread, address: str, timeout: float) -> None:
+        """`timeout`: seconds for one attempt to connect."""
         self._thread = thread
         self._address = address
-        self._name = name
-        self._exports = exports
-        self._callers = callers
-        self._told = told
-        self._patience = patience
-        self._connection: Any = None
-        self._handler = 0
-        self._owner_watch: Any = None
-        self._wait = SOONEST
-        self._timer: Any = None
-        self._trying: Any = None  # the Cancellable of a try to connect
+        self._timeout = round(timeout * 1000)
+        self._bus: Any = None
+        self._closed_handler = 0
+        self._attachments: list[Attachment] = []
+        self._waiting: list[Callable[[Any, str], None]] = []
+        self._attempt: Any = None  # its Gio.Cancellable
+        self._pause = FIRST_RETRY
+        self._retry: Any = None
         self._closing = False
 
-    def connect(self) -> None:
-        """Try once; again and again later when it is not there."""
-        self._timer = None
-        self._trying = trying = Gio.Cancellable.new()
-        given_up = self._thread.later(trying.cancel, self._patience)
-        kind = Gio.DBusConnectionFlags
-        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
+    def attach(self, attachment: Attachment) -> None:
+        """Keep it on the connection, from now on and after every loss."""
+        self._attachments.append(attachment)
+        if self._bus is not None:
+            guarded(partial(attachment.attach, self._bus))
+        else:
+            self._connect()
 
-        def done(_: Any, result: Any) -> None:
-            given_up.destroy()
-            self._trying = None
-            try:
-                connection = Gio.DBusConnection.new_for_address_finish(result)
-            except GLib.Error as error:
-                slow = error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.CANCELLED)
-                self._lost("it does not answer" if slow else error.message)
-            else:
-                self._connected(connection)
+    def detach(self, attachment: Attachment) -> None:
+        if attachment in self._attachments:
+            self._attachments.remove(attachment)
+            if self._bus is not None:
+                guarded(attachment.detach)
 
-        # one of its own: GLib ends the program when the shared one breaks
-        Gio.DBusConnection.new_for_address(self._address, flags, None, trying, _guard(done))
+    def connected(self, then: Callable[[Any, str], None]) -> None:
+        """`then(bus, "")` at once or when there is a connection; `then(None, reason)` when the attempt fails."""
+        if self._bus is not None:
+            then(self._bus, "")
+        elif self._closing:
+            then(None, "the connection is closed")
+        else:
+            self._waiting.append(then)
+            self._connect()
 
     def close(self, closed: Callable[[], None]) -> None:
-        """Send what is still to be sent, then leave. `closed()` is called soon, whatever the bus does."""
+        """Send what is still to be sent, then disconnect. `closed()` is called within FLUSH_TIMEOUT."""
         self._closing = True
-        if self._timer is not None:
-            self._timer.destroy()
-        if self._trying is not None:
-            self._trying.cancel()
-        connection = self._connection
-        if connection is None:
+        if self._retry is not None:
+            self._retry.destroy()
+            self._retry = None
+        if self._attempt is not None:
+            self._attempt.cancel()
+        if self._bus is None:
             closed()
             return
-
+        connection = self._bus.con
         over = False
 
         def ended(*_: Any) -> None:
@@ -97,80 +94,125 @@ class BusConnection:
             if not over:
                 over = True
                 late.destroy()
-                if self._connection is not None:
-                    self._leave()
+                self._leave()
                 closed()
 
         def flushed(*_: Any) -> None:
-            if self._connection is not None:
-                self._leave()
-                # to its end: what GLib has still to tell would keep the context
-                connection.close(None, _guard(ended))
+            self._leave()
+            connection.close(None, guard(ended))  # waited for: what GLib still has to report keeps its context alive
 
-        late = self._thread.later(ended, FLUSH)
-        connection.flush(None, _guard(flushed))
+        late = self._thread.later(ended, FLUSH_TIMEOUT)
+        connection.flush(None, guard(flushed))
 
-    # --- the connection ---------------------------------------------------------------------------------------
+    # --- connecting -------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self._attempt is not None or self._closing:
+            return
+        if self._retry is not None:
+            self._retry.destroy()
+            self._retry = None
+        self._attempt = attempt = Gio.Cancellable.new()
+        limit = self._thread.later(attempt.cancel, self._timeout)
+        kind = Gio.DBusConnectionFlags
+        flags = kind.AUTHENTICATION_CLIENT | kind.MESSAGE_BUS_CONNECTION
+
+        def done(_: Any, result: Any) -> None:
+            limit.destroy()
+            self._attempt = None
+            try:
+                connection = Gio.DBusConnection.new_for_address_finish(result)
+            except GLib.Error as error:
+                late = error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.CANCELLED)
+                self._unreachable("it does not answer" if late else error.message)
+            else:
+                self._connected(connection)
+
+        Gio.DBusConnection.new_for_address(self._address, flags, None, attempt, guard(done))
 
     def _connected(self, connection: Any) -> None:
         if self._closing:
             connection.close(None, None)
+            self._unreachable("the connection is closed")
             return
-        self._connection = connection
-        self._wait = SOONEST
-        bus = Bus(connection)
-        self._handler = connection.connect("closed", _guard(self._closed))
-        self._callers.attach(bus)
-        self._exports.attach(connection)
-        # the name last, so that no call comes too early
-        self._owner_watch = subscribe(bus, self._name, _guard(self._owner_changed))
-        self._request()
+        self._bus = bus = PydbusBus(connection)
+        self._pause = FIRST_RETRY
+        self._closed_handler = connection.connect("closed", guard(self._closed))
+        for attachment in list(self._attachments):
+            guarded(partial(attachment.attach, bus))
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then(bus, "")
 
     def _closed(self, *_: Any) -> None:
         self._leave()
-        self._lost("the connection to it has ended")
+        self._unreachable("the connection has ended")
 
     def _leave(self) -> None:
-        connection, self._connection = self._connection, None
-        connection.disconnect(self._handler)
-        self._owner_watch.unsubscribe()
-        self._owner_watch = None
-        self._exports.detach()
-        self._callers.detach()
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            bus.con.disconnect(self._closed_handler)
+            for attachment in self._attachments:
+                guarded(attachment.detach)
 
-    def _lost(self, why: str) -> None:
+    def _unreachable(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then(None, reason)
         if self._closing:
             return
-        self._told(f"cannot reach the session bus: {why}")
-        self._timer = self._thread.later(self.connect, self._wait)
-        self._wait = min(self._wait * 2, LATEST)
+        for attachment in list(self._attachments):
+            guarded(partial(attachment.unreachable, reason))
+        if self._attachments and self._attempt is None and self._retry is None:
+            self._retry = self._thread.later(self._try_again, self._pause)
+            self._pause = min(self._pause * 2, LAST_RETRY)
 
-    # --- the name ---------------------------------------------------------------------------------------------
-
-    def _request(self) -> None:
-        connection = self._connection
-
-        def done(_: Any, result: Any) -> None:
-            if self._connection is not connection:
-                return  # of a connection that has ended meanwhile
-            try:
-                answer = connection.call_finish(result).unpack()[0]
-            except GLib.Error as error:
-                self._told(f"the session bus does not let accelerd have the name {self._name}: {error.message}")
-            else:
-                taken = f"another program has the name {self._name} on the session bus"
-                self._told(None if answer in OWNER else taken)
-
-        # pydbus would ask without a time limit, and wait
-        arguments = GLib.Variant("(su)", (self._name, int(Gio.BusNameOwnerFlags.DO_NOT_QUEUE)))
-        none = Gio.DBusCallFlags.NONE
-        connection.call(BUS, BUS_PATH, BUS, "RequestName", arguments, None, none, self._patience, None, _guard(done))
-
-    def _owner_changed(self, owner: str) -> None:
-        if self._connection is not None and not owner:  # nobody has it any more
-            self._request()
+    def _try_again(self) -> None:
+        self._retry = None
+        if self._attachments:
+            self._connect()
 
 
-def _guard(function: Callable[..., None]) -> Callable[..., None]:
-    """For GLib to call."""
+class SignalRule(NamedTuple):
+    """Which signals: as in a match rule."""
+
+    sender: str
+    interface: str
+    member: str
+    path: str
+    arg0: str | None = None
+
+
+class Subscriptions:
+    """An Attachment: `heard(True)` after connecting and with every signal, `heard(False)` while there is no bus."""
+
+    def __init__(self, rules: Sequence[SignalRule], heard: Callable[[bool], None]) -> None:
+        self._rules = rules
+        self._heard = heard
+        self._held: list[Any] = []
+
+    def attach(self, bus: Any) -> None:
+        def fired(*_: Any) -> None:
+            guarded(partial(self._heard, True))
+
+        self._held = [
+            bus.subscribe(
+                sender=rule.sender, iface=rule.interface, signal=rule.member, object=rule.path, arg0=rule.arg0,
+                signal_fired=fired,
+            )
+            for rule in self._rules
+        ]  # fmt: skip
+        self._heard(True)
+
+    def detach(self) -> None:
+        held, self._held = self._held, []
+        for subscription in held:
+            subscription.unsubscribe()
+
+    def unreachable(self, reason: str) -> None:
+        self._heard(False)
+
+
+def guard(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` as a callback for GLib."""
     return lambda *arguments: guarded(partial(function, *arguments))

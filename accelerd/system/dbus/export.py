@@ -1,108 +1,116 @@
-"""The objects on the connection: registered with Gio, their properties answered from here, ObjectManager told.
+"""Exported objects, on the side of the GLib thread: registered with Gio, their properties answered, changes emitted.
 
-Lives in the GLib thread. Properties never wait for the event loop; method calls are handed on, whole. Keeps what is
-published while there is no connection, and has it all on the next one. Intermediate paths are introspected by GDBus.
+Reads of properties never wait for the event loop; method calls are handed on. What is published without a connection is
+registered on the next one. Never blocks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from gi.repository import GLib
 
 from accelerd.base import names
-from accelerd.base.errors import AccelError
-from accelerd.system.dbus.answers import BUG, Answers
+from accelerd.base.errors import BUS_NAMES, AccelError
 from accelerd.system.dbus.callers import Callers
-from accelerd.system.dbus.xml import OBJECT_MANAGER, PROPERTIES, interfaces, object_manager
+from accelerd.system.dbus.client import PROPERTIES
+from accelerd.system.dbus.values import dictionary
+from accelerd.system.dbus.xml import OBJECT_MANAGER, InterfaceInfo, object_manager
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
+BUG: Final = "internal error; see the journal: journalctl --user -u accelerd"
+
 Values = dict[str, Any]  # property → GLib.Variant
-Called = Callable[[str, str, str, str, Any, Any], None]
-"""(sender, path, interface, method, arguments, invocation): exactly one answer is owed to the invocation."""
+OnCall = Callable[[str, str, str, str, Any, Any], None]
+"""(sender, path, interface, method, arguments, invocation): the invocation must be answered exactly once."""
 
 
-class Exports:
-    """See the module's text."""
+class ExportedObjects:
+    """The objects below `root`, which is their ObjectManager."""
 
     def __init__(
-        self, called: Called, callers: Callers, answers: Answers, later: Callable[[Callable[[], None], int], object]
+        self,
+        root: str,
+        interfaces: Mapping[str, InterfaceInfo],
+        on_call: OnCall,
+        callers: Callers,
+        replies: Replies,
+        later: Callable[[Callable[[], None], int], object],
     ) -> None:
-        """`called`: the call counts as one under way, until Callers.end; `later(work, ms)`."""
-        self._called = called
+        """`on_call`: counts as a call under way until Callers.end; `later(work, ms)`."""
+        self._root = root
+        self._interfaces = interfaces
+        self._call = on_call
         self._callers = callers
-        self._answers = answers
+        self._replies = replies
         self._later = later
-        self._tree: dict[str, dict[str, Values]] = {}
-        self._told: dict[str, Any] = {}  # path → its part of GetManagedObjects, until something changes
+        self._objects: dict[str, dict[str, Values]] = {}
+        self._managed: dict[str, Any] = {}  # path → its part of GetManagedObjects, until something changes
         self._registered: dict[str, list[int]] = {}
-        self._root: int | None = None
+        self._manager: int | None = None
         self._connection: Any = None
 
-    def attach(self, connection: Any) -> None:
-        """All of it is on this connection."""
-        self._connection = connection
-        self._root = connection.register_object(names.BUS_PATH, object_manager().info, self._on_call, None, None)
-        for path, given in self._tree.items():
+    def attach(self, bus: Any) -> None:
+        self._connection = bus.con
+        self._manager = register(bus.con, self._root, object_manager().info, self._on_call)
+        for path, given in self._objects.items():
             self._register(path, given)
 
     def detach(self) -> None:
-        """The connection has gone, or is about to."""
         for path in list(self._registered):
             self._unregister(path)
-        if self._root is not None:
-            self._connection.unregister_object(self._root)
-            self._root = None
+        if self._manager is not None:
+            self._connection.unregister_object(self._manager)
+            self._manager = None
         self._connection = None
 
     def publish(self, path: str, given: dict[str, Values]) -> None:
-        """An object, instead of the one that was there. `given` is ours from now on."""
-        before = self._tree.get(path)
+        """Export an object, in the place of one that has the path. `given` belongs to this from now on."""
+        before = self._objects.get(path)
         if before is not None:
-            self._tell_gone(path, before)
+            self._emit_removed(path, before)
         if before is None or before.keys() != given.keys():  # else a call on its way would find nothing
             self._unregister(path)
             if self._connection is not None:
                 self._register(path, given)
-        self._tree[path] = given
-        self._told.pop(path, None)
-        if path != names.BUS_PATH:
-            self._tell_tree("InterfacesAdded", GLib.Variant.new_object_path(path), self._object(path))
+        self._objects[path] = given
+        self._managed.pop(path, None)
+        if path != self._root:
+            self._emit_managed("InterfacesAdded", GLib.Variant.new_object_path(path), self._object(path))
 
     def update(self, path: str, interface: str, changed: Values, *, silent: bool = False) -> None:
-        """These have changed. `silent`: they are there to be read, nobody is told."""
-        self._tree[path][interface].update(changed)
-        self._told.pop(path, None)
+        """Set properties; with `silent` nothing is emitted."""
+        self._objects[path][interface].update(changed)
+        self._managed.pop(path, None)
         if silent:
             return
-        known = interfaces()[interface].properties
-        told = {name: value for name, value in changed.items() if known[name].emits == "true"}
-        invalid = [name for name in changed if known[name].emits == "invalidates"]
-        if told or invalid:
+        known = self._interfaces[interface].properties
+        emitted = {name: value for name, value in changed.items() if known[name].emits == "true"}
+        invalidated = [name for name in changed if known[name].emits == "invalidates"]
+        if emitted or invalidated:
             body = GLib.Variant.new_tuple(
-                GLib.Variant.new_string(interface), _dictionary(told), GLib.Variant("as", invalid)
+                GLib.Variant.new_string(interface), dictionary(emitted), GLib.Variant("as", invalidated)
             )
             self.signal(path, PROPERTIES, "PropertiesChanged", body)
 
     def remove(self, path: str) -> None:
-        """It has gone."""
-        gone = self._tree.pop(path)
-        self._told.pop(path, None)
+        gone = self._objects.pop(path)
+        self._managed.pop(path, None)
         self._unregister(path)
-        self._tell_gone(path, gone)
+        self._emit_removed(path, gone)
 
     def signal(self, path: str, interface: str, member: str, body: Any, to: str | None = None) -> None:
-        """To everybody, or one; to nobody while there is no connection."""
+        """Emit to everybody, or to one unique name; nothing happens without a connection."""
         if self._connection is None:
             return
         try:
             self._connection.emit_signal(to, path, interface, member, body)
-        except GLib.Error as error:  # it closes just now
+        except GLib.Error as error:  # it is being closed
             log.debug("%s was not sent: %s", member, error.message)
 
     # --- calls ------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ class Exports:
     def _on_call(
         self, connection: Any, sender: str, path: str, interface: str, method: str, arguments: Any, invocation: Any
     ) -> None:
-        """GDBus has checked that all of it is in the XML, the arguments' types too."""
+        """GDBus has checked member and types against the XML."""
         callers = self._callers
         reads = interface in (PROPERTIES, OBJECT_MANAGER)
 
@@ -125,65 +133,64 @@ class Exports:
                 self._on_read(path, interface, method, arguments, invocation)
                 return
             callers.begin(sender, arguments.get_size())
-            call = partial(self._called, sender, path, interface, method, arguments, invocation)
+            call = partial(self._call, sender, path, interface, method, arguments, invocation)
             work = read_late if reads else call
             if wait:
                 self._later(work, wait)
             else:
                 work()
         except AccelError as error:
-            self._answers.refuse(invocation, error)
+            self._replies.refuse(invocation, error)
         except Exception:
             event(log, logging.ERROR, f"a call of {method} failed", message_id=names.MSG_BUG, exc_info=True)
-            self._answers.refuse(invocation, AccelError("internal", BUG))
+            self._replies.refuse(invocation, AccelError("internal", BUG))
 
     def _on_read(self, path: str, interface: str, method: str, arguments: Any, invocation: Any) -> None:
         if interface == OBJECT_MANAGER:
-            self._answers.give(invocation, GLib.Variant.new_tuple(self._objects()))
+            self._replies.give(invocation, GLib.Variant.new_tuple(self._managed_objects()))
         else:
             self._on_property(path, method, arguments.unpack(), invocation)
 
     def _on_property(self, path: str, method: str, arguments: tuple[str, ...], invocation: Any) -> None:
-        values = self._tree.get(path, {}).get(arguments[0])
-        if values is None:  # GDBus knew it a moment ago
-            self._answers.fail(invocation, "org.freedesktop.DBus.Error.UnknownObject", f"there is no object {path}")
+        values = self._objects.get(path, {}).get(arguments[0])
+        if values is None:  # withdrawn a moment ago
+            self._replies.fail(invocation, "org.freedesktop.DBus.Error.UnknownObject", f"there is no object {path}")
         elif method == "Get":
             value = GLib.Variant.new_variant(values[arguments[1]])
-            self._answers.give(invocation, GLib.Variant.new_tuple(value))
+            self._replies.give(invocation, GLib.Variant.new_tuple(value))
         else:
-            self._answers.give(invocation, GLib.Variant.new_tuple(_dictionary(values)))
+            self._replies.give(invocation, GLib.Variant.new_tuple(dictionary(values)))
 
-    # --- the tree ---------------------------------------------------------------------------------------------
+    # --- the object manager -----------------------------------------------------------------------------------
 
-    def _objects(self) -> Any:
+    def _managed_objects(self) -> Any:
         entries = [
             GLib.Variant.new_dict_entry(GLib.Variant.new_object_path(path), self._object(path))
-            for path in self._tree
-            if path != names.BUS_PATH
+            for path in self._objects
+            if path != self._root
         ]
         return GLib.Variant.new_array(GLib.VariantType("{oa{sa{sv}}}"), entries)
 
     def _object(self, path: str) -> Any:
         """The a{sa{sv}} of one object."""
-        if path not in self._told:
+        if path not in self._managed:
             entries = [
-                GLib.Variant.new_dict_entry(GLib.Variant.new_string(interface), _dictionary(values))
-                for interface, values in self._tree[path].items()
+                GLib.Variant.new_dict_entry(GLib.Variant.new_string(interface), dictionary(values))
+                for interface, values in self._objects[path].items()
             ]
-            self._told[path] = GLib.Variant.new_array(GLib.VariantType("{sa{sv}}"), entries)
-        return self._told[path]
+            self._managed[path] = GLib.Variant.new_array(GLib.VariantType("{sa{sv}}"), entries)
+        return self._managed[path]
 
-    def _tell_tree(self, member: str, path: Any, what: Any) -> None:
-        self.signal(names.BUS_PATH, OBJECT_MANAGER, member, GLib.Variant.new_tuple(path, what))
+    def _emit_managed(self, member: str, path: Any, what: Any) -> None:
+        self.signal(self._root, OBJECT_MANAGER, member, GLib.Variant.new_tuple(path, what))
 
-    def _tell_gone(self, path: str, gone: Iterable[str]) -> None:
-        if path != names.BUS_PATH:
-            self._tell_tree("InterfacesRemoved", GLib.Variant.new_object_path(path), GLib.Variant("as", list(gone)))
+    def _emit_removed(self, path: str, gone: Iterable[str]) -> None:
+        if path != self._root:
+            self._emit_managed("InterfacesRemoved", GLib.Variant.new_object_path(path), GLib.Variant("as", list(gone)))
 
     def _register(self, path: str, given: Iterable[str]) -> None:
         self._registered[path] = [
-            self._connection.register_object(path, interfaces()[interface].info, self._on_call, None, None)
-            for interface in given
+            register(self._connection, path, self._interfaces[interface].info, self._on_call) for interface in given
         ]
 
     def _unregister(self, path: str) -> None:
@@ -191,10 +198,45 @@ class Exports:
             self._connection.unregister_object(number)
 
 
-def _dictionary(values: Values) -> Any:
-    """An a{sv}."""
-    entries = [
-        GLib.Variant.new_dict_entry(GLib.Variant.new_string(name), GLib.Variant.new_variant(value))
-        for name, value in values.items()
-    ]
-    return GLib.Variant.new_array(GLib.VariantType("{sv}"), entries)
+class Replies:
+    """Answers method invocations, and frees them.
+
+    Before GLib 2.84 `register_object` leaks a reference to each invocation, and with it the message: `_drop` gives it
+    back once GDBus is through with the invocation.
+    """
+
+    def __init__(self, later: Callable[[Callable[[], None]], object]) -> None:
+        """`later(work)` runs it when the thread has returned from GDBus."""
+        self._later = later
+        self._answered: list[Any] = []
+
+    def give(self, invocation: Any, values: Any) -> None:
+        """`values`: a tuple of the method's out arguments."""
+        invocation.return_value(values)
+        self._free(invocation)
+
+    def refuse(self, invocation: Any, error: AccelError) -> None:
+        self.fail(invocation, names.BUS_ERROR + BUS_NAMES[error.code], error.message)
+
+    def fail(self, invocation: Any, name: str, text: str) -> None:
+        invocation.return_dbus_error(name, text.replace("\0", "").encode(errors="replace").decode())
+        self._free(invocation)
+
+    def _free(self, invocation: Any) -> None:
+        if not self._answered:
+            self._later(self._drop)
+        self._answered.append(invocation)
+
+    def _drop(self) -> None:
+        answered, self._answered = self._answered, []
+        for invocation in answered:
+            if invocation.__grefcount__ > 1 and hasattr(invocation, "_unref"):
+                invocation._unref()
+
+
+def register(connection: Any, path: str, info: Any, on_call: Callable[..., None]) -> int:
+    """Register an object; `on_call` gets its method calls, those of org.freedesktop.DBus.Properties among them."""
+    # register_object is deprecated since GLib 2.84, where this came
+    method = getattr(connection, "register_object_with_closures2", None) or connection.register_object
+    number: int = method(path, info, on_call, None, None)
+    return number

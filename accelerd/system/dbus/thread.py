@@ -1,70 +1,73 @@
-"""The one GLib thread: it owns the bus and nothing else. Others hand it work, which it does in order.
+"""The one GLib thread: a main context that all D-Bus connections live in. Nothing in it ever blocks.
 
-Never waits for the event loop. PyGObject is needed here, a machine without it does not come this far.
+It starts with the first use. PyGObject is imported in the thread, so that the import does not hold up the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
-
-from gi.repository import GLib
 
 from accelerd.base import names
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-JOIN: Final = 1.0  # s; a thread that hangs is left behind
+JOIN_TIMEOUT: Final = 1.0  # s; a thread that hangs is left behind
+_import_lock = threading.Lock()
+
+
+def import_gi() -> None:
+    """Import PyGObject's GLib, GObject and Gio, then pydbus. ImportError or ValueError where one is missing.
+
+    Under a lock: PyGObject creates modules, and with them types, twice when two threads import them at the same time.
+    """
+    with _import_lock:
+        for name in ("gi.repository.GLib", "gi.repository.GObject", "gi.repository.Gio", "pydbus.bus"):
+            importlib.import_module(name)
 
 
 class GLibThread:
-    """See the module's text."""
+    """`do`, `later` and `stop` may be used once the future of `start` has a result."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "D-Bus") -> None:
         self._name = name
         self._work: deque[Callable[[], None]] = deque()
-        self._awake = threading.Event()  # its source is attached
-        self._context = GLib.MainContext.new()
-        self._main = GLib.MainLoop.new(self._context, False)
+        self._scheduled = threading.Event()  # the source that does the work is attached
+        self._started: Future[None] | None = None
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: Any = None
+        self._main: Any = None
 
-    def start(self) -> None:
-        """Begin, on the running loop; what was handed over before is done first."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+    def start(self) -> Future[None]:
+        """Start unless it runs. The future is set when it runs, or to the ImportError or ValueError of PyGObject."""
+        if self._started is None:
+            self._started = Future()
+            self._started.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+            self._thread = threading.Thread(target=self._run, args=(self._started,), name=self._name, daemon=True)
+            self._thread.start()
+        return self._started
 
     def do(self, work: Callable[[], None]) -> None:
-        """From the loop's thread: have it done, after all that was handed over before."""
+        """Have `work` done in the thread, in the order of the calls. Nothing happens after `stop`."""
+        if self._context is None:
+            return
         self._work.append(work)
-        if not self._awake.is_set():
-            self._awake.set()
-            self.later(self._drain)
-
-    def join(self) -> None:
-        """Wait for the end of a thread that was told to `quit`."""
-        if self._thread is not None:
-            self._thread.join(JOIN)
-            self._thread = None
-
-    # --- in the thread ----------------------------------------------------------------------------------------
-
-    def tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have the loop call it, in order."""
-        loop = self._loop
-        if loop is not None:
-            with suppress(RuntimeError):  # it has ended meanwhile
-                loop.call_soon_threadsafe(function, *arguments)
+        if not self._scheduled.is_set():
+            self._scheduled.set()
+            self.later(self._do_work)
 
     def later(self, work: Callable[[], None], milliseconds: int = 0) -> Any:
-        """Do it once, after a time. `destroy()` of what this returns keeps it from being done."""
+        """Have `work` done in the thread once, after a time. `destroy()` of the result cancels it."""
+        from gi.repository import GLib
+
         source = GLib.timeout_source_new(milliseconds)
 
         def once(*_: Any) -> bool:
@@ -75,27 +78,52 @@ class GLibThread:
         source.attach(self._context)
         return source
 
-    def quit(self) -> None:
-        """End the thread once this returns."""
+    def stop(self) -> None:
+        """End the thread after the work that it has been given."""
+        if self._started is not None and self._started.done() and self._started.exception() is None:
+            self.do(self._quit)
+        if self._thread is not None:
+            self._thread.join(JOIN_TIMEOUT)
+            self._thread = self._started = None
+
+    # --- in the thread ----------------------------------------------------------------------------------------
+
+    def _quit(self) -> None:
         self._main.quit()
 
-    def _drain(self) -> None:
-        self._awake.clear()
+    def _do_work(self) -> None:
+        self._scheduled.clear()
         while self._work:
             guarded(self._work.popleft())
 
-    def _run(self) -> None:
-        context = self._context
+    def _run(self, started: Future[None]) -> None:
+        try:
+            import_gi()
+        except (ImportError, ValueError) as error:
+            started.set_exception(error)
+            return
+        from gi.repository import GLib
+
+        self._context = context = GLib.MainContext.new()
+        self._main = GLib.MainLoop.new(context, False)
         context.push_thread_default()
+        started.set_result(None)
         self._main.run()
-        while context.iteration(False):  # what is left to be freed keeps the connection
+        while context.iteration(False):  # callbacks that are still due keep connections alive
             continue
         context.pop_thread_default()
+        self._context = self._main = None
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Have the event loop call `function`, in the order of the calls; nothing happens when it has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def guarded(work: Callable[[], None]) -> None:
-    """A bug here must not end the thread, nor be printed by GLib."""
+    """Run `work`; log an exception, which would end the thread or be swallowed by GLib."""
     try:
         work()
     except Exception:
-        event(log, logging.ERROR, "a bug in the bus", message_id=names.MSG_BUG, exc_info=True)
+        event(log, logging.ERROR, "unexpected error in the D-Bus thread", message_id=names.MSG_BUG, exc_info=True)

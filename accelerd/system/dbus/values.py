@@ -1,11 +1,8 @@
-"""Plain Python to D-Bus values and back, by a signature. Pure; PyGObject's own checks say what does not fit.
-
-A variant is given as port.Variant, wherever it stands; see there for what needs none.
-"""
+"""Plain Python to D-Bus values, by a signature. A variant is given as port.Variant, wherever it stands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gi.repository import GLib
@@ -14,20 +11,24 @@ from accelerd.system.dbus.port import Variant
 
 
 def pack(signature: str, value: Any) -> Any:
-    """The value as a GLib.Variant of this type. ValueError when it is of another."""
+    """The value as a GLib.Variant of this type. ValueError when it is of another type."""
     try:
-        return GLib.Variant(signature, _ready(signature, value))
+        return GLib.Variant(signature, _prepare(signature, value))
     except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
         raise ValueError(f"cannot send {value!r:.200} as {signature}: {error}") from None
 
 
-def unpack(value: Any) -> tuple[Any, ...]:
-    """The members of a tuple, in plain Python. Variants inside have lost their types."""
-    return tuple(value.unpack())
+def dictionary(values: Mapping[str, Any]) -> Any:
+    """An a{sv} of values that are GLib.Variants."""
+    entries = [
+        GLib.Variant.new_dict_entry(GLib.Variant.new_string(name), GLib.Variant.new_variant(value))
+        for name, value in values.items()
+    ]
+    return GLib.Variant.new_array(GLib.VariantType("{sv}"), entries)
 
 
-def _ready(signature: str, value: Any) -> Any:
-    """As PyGObject wants it: with GLib.Variant where there is a v; object paths looked at, which GLib ends us for."""
+def _prepare(signature: str, value: Any) -> Any:
+    """As PyGObject takes it: GLib.Variant in the place of a v; object paths checked, since GLib aborts on a bad one."""
     if signature == "v":
         return _variant(value)
     if signature == "o":
@@ -39,32 +40,34 @@ def _ready(signature: str, value: Any) -> Any:
     if len(signature) == 1:
         return value
     if signature.startswith("a{"):
-        key, held = _parts(signature[2:-1])
-        return {_ready(key, name): _ready(held, item) for name, item in value.items()}
+        key, held = _types(signature[2:-1])
+        return {_prepare(key, name): _prepare(held, item) for name, item in value.items()}
     if signature.startswith("a"):
         if isinstance(value, str):
-            raise ValueError("a string is no list")
-        return [_ready(signature[1:], item) for item in value]
-    parts = list(_parts(signature[1:-1]))
-    return tuple(_ready(part, item) for part, item in zip(parts, value, strict=True))
+            raise ValueError("a string is not a list")
+        return [_prepare(signature[1:], item) for item in value]
+    types = list(_types(signature[1:-1]))
+    return tuple(_prepare(one, item) for one, item in zip(types, value, strict=True))
 
 
 def _variant(value: Any) -> Any:
+    if isinstance(value, GLib.Variant):
+        return value
     if isinstance(value, Variant):
-        return GLib.Variant(value.signature, _ready(value.signature, value.value))
+        return GLib.Variant(value.signature, _prepare(value.signature, value.value))
     if isinstance(value, bool):
         return GLib.Variant("b", value)
     if isinstance(value, str):
-        return GLib.Variant("s", _ready("s", value))
+        return GLib.Variant("s", _prepare("s", value))
     if isinstance(value, float):
         return GLib.Variant("d", value)
     if isinstance(value, list | tuple):
-        return GLib.Variant("as", _ready("as", value))
+        return GLib.Variant("as", _prepare("as", value))
     raise TypeError(f"{type(value).__name__} needs a Variant with its type")
 
 
-def _parts(signature: str) -> Iterator[str]:
-    """The complete types that follow each other."""
+def _types(signature: str) -> Iterator[str]:
+    """The complete types of a sequence of them."""
     start = depth = 0
     for at, letter in enumerate(signature):
         depth += (letter in "({") - (letter in ")}")

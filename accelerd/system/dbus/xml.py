@@ -1,24 +1,16 @@
-"""The interfaces as their XML files have them: the files are the only place that says what there is and of which type.
-
-Reads the files of the package once. Knows no connection.
-"""
+"""Interfaces, parsed from their introspection XML: the only place that says which members exist, and of which type."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 from gi.repository import Gio
 
-from accelerd.base import names
-
-DIRECTORY: Final = Path(__file__).parents[2] / "bus" / "interfaces"
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
-PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _OBJECT_MANAGER: Final = f"""<node><interface name="{OBJECT_MANAGER}">
   <method name="GetManagedObjects">
     <arg name="objects" type="a{{oa{{sa{{sv}}}}}}" direction="out"/>
@@ -35,50 +27,41 @@ _OBJECT_MANAGER: Final = f"""<node><interface name="{OBJECT_MANAGER}">
 
 
 @dataclass(frozen=True)
-class Property:
+class PropertyInfo:
     signature: str
-    emits: str  # "true", "invalidates", "const", "false"
+    emits: str  # EmitsChangedSignal: "true", "invalidates", "const", "false"
 
 
 @dataclass(frozen=True)
-class Interface:
-    """One of them, as the transport needs it."""
-
+class InterfaceInfo:
     name: str
     info: Any  # Gio.DBusInterfaceInfo
-    properties: Mapping[str, Property]
-    replies: Mapping[str, str]  # method → signature of its answer
+    properties: Mapping[str, PropertyInfo]
+    replies: Mapping[str, str]  # method → signature of its out arguments
     signals: Mapping[str, str]
 
 
 @cache
-def interfaces() -> Mapping[str, Interface]:
-    """All of them, by name."""
-    wanted = (names.BUS_MANAGER, names.BUS_MODEL, names.BUS_DEVICE, names.BUS_JOB)
-    return {name: parse((DIRECTORY / f"{name}.xml").read_text()) for name in wanted}
-
-
-@cache
-def object_manager() -> Interface:
-    """The standard's."""
+def object_manager() -> InterfaceInfo:
+    """org.freedesktop.DBus.ObjectManager."""
     return parse(_OBJECT_MANAGER)
 
 
-def parse(text: str) -> Interface:
+def parse(text: str) -> InterfaceInfo:
     """The one interface of a node."""
     [info] = Gio.DBusNodeInfo.new_for_xml(text).interfaces
     default = Gio.DBusAnnotationInfo.lookup(info.annotations, EMITS) or "true"
-    return Interface(
+    return InterfaceInfo(
         name=info.name,
         info=info,
         properties={
-            one.name: Property(one.signature, Gio.DBusAnnotationInfo.lookup(one.annotations, EMITS) or default)
+            one.name: PropertyInfo(one.signature, Gio.DBusAnnotationInfo.lookup(one.annotations, EMITS) or default)
             for one in info.properties
         },
-        replies={one.name: _together(one.out_args) for one in info.methods},
-        signals={one.name: _together(one.args) for one in info.signals},
+        replies={one.name: _tuple_of(one.out_args) for one in info.methods},
+        signals={one.name: _tuple_of(one.args) for one in info.signals},
     )
 
 
-def _together(arguments: Any) -> str:
+def _tuple_of(arguments: Any) -> str:
     return "(" + "".join(one.signature for one in arguments) + ")"
