@@ -97,7 +97,6 @@ from accelerd.system.statefile import AtomicFile
 from accelerd.system.suspend import time_asleep
 from accelerd.tuning.tuner import RuleTuner
 
-
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
 

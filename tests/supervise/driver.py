@@ -142,7 +142,9 @@ class Driver:
 
     async def do_break_bus(self) -> None:
         """As when dbus-daemon ends: whatever it kept for this connection is gone."""
-        self.manager._bus.con.close_sync(None)
+        connection = self.buses.session._connection
+        assert connection is not None
+        connection._bus.con.close_sync(None)
 
     async def do_close(self, keep: bool) -> bool:
         return await self.supervisor.close(10, keep=keep)
