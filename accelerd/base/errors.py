@@ -1,7 +1,7 @@
-"""The one error type: a code, what a person should do, and how each boundary shows it.
+"""The error type of the program: a code, a message that says what to do, and its form at each boundary.
 
-A code maps to an HTTP status, an OpenAI `error.type` and an error's name on the bus; the journal's field is the code
-itself. Nothing here knows an HTTP or D-Bus library.
+A code maps to an HTTP status, an OpenAI `error.type` and a D-Bus error name; the journal field is the code itself. Uses
+no HTTP or D-Bus library.
 """
 
 from __future__ import annotations
@@ -9,64 +9,80 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 
-class Kind(NamedTuple):
-    """How one error code looks from outside."""
+class ErrorKind(NamedTuple):
+    """How one error code appears over HTTP and D-Bus."""
 
-    status: int
-    type: str
-    retryable: bool = False  # may the same request succeed later without anybody changing anything?
+    status: int  # HTTP
+    bus_name: str  # last part of the D-Bus error name; several codes can share one
+    retryable: bool = False  # can the same request succeed later without a change by the user?
+
+    @property
+    def type(self) -> str:
+        """OpenAI's error.type."""
+        return OPENAI.get(self.status, "invalid_request_error")
 
 
-KINDS: Final[dict[str, Kind]] = {
+KINDS: Final[dict[str, ErrorKind]] = {
     # the client's request
-    "bad_request": Kind(400, "invalid_request_error"),
-    "unauthorized": Kind(401, "authentication_error"),
-    "host_not_allowed": Kind(403, "permission_error"),
-    "origin_not_allowed": Kind(403, "permission_error"),
-    "not_found": Kind(404, "invalid_request_error"),
-    "model_not_found": Kind(404, "invalid_request_error"),
-    "not_supported_by_model": Kind(400, "invalid_request_error"),  # or not by its engine: another model may do it
-    "method_not_allowed": Kind(405, "invalid_request_error"),
-    "request_timeout": Kind(408, "invalid_request_error", True),
-    "body_too_large": Kind(413, "invalid_request_error"),
-    "unsupported_media_type": Kind(415, "invalid_request_error"),
+    "bad_request": ErrorKind(400, "InvalidArgument"),
+    "unauthorized": ErrorKind(401, "Unauthorized"),
+    "host_not_allowed": ErrorKind(403, "HostNotAllowed"),
+    "origin_not_allowed": ErrorKind(403, "OriginNotAllowed"),
+    "not_found": ErrorKind(404, "NotFound"),
+    "model_not_found": ErrorKind(404, "NoSuchModel"),
+    "not_supported_by_model": ErrorKind(400, "NotSupportedByModel"),  # or by its engine; another model may support it
+    "method_not_allowed": ErrorKind(405, "NotSupported"),
+    "request_timeout": ErrorKind(408, "RequestTimeout", True),
+    "body_too_large": ErrorKind(413, "LimitsExceeded"),
+    "unsupported_media_type": ErrorKind(415, "InvalidArgument"),
     # waiting for a model
-    "queue_full": Kind(429, "rate_limit_error", True),
-    "queue_timeout": Kind(503, "service_unavailable_error", True),
-    "shutting_down": Kind(503, "service_unavailable_error", True),
-    "model_failed": Kind(503, "service_unavailable_error"),  # cannot start until somebody changes something
-    "model_backing_off": Kind(503, "service_unavailable_error", True),  # failed lately, will be tried again
-    "model_unloaded": Kind(503, "service_unavailable_error", True),  # unloaded by a person while this waited
-    "model_out_of_memory": Kind(503, "service_unavailable_error"),  # killed for want of memory, and there is no more
-    "does_not_fit": Kind(503, "service_unavailable_error"),
-    "memory_in_use": Kind(503, "service_unavailable_error", True),  # it would fit, but other programs have the memory
-    "yielded": Kind(503, "service_unavailable_error", True),  # a person, or a game, wants the memory now
-    "model_stuck": Kind(503, "service_unavailable_error", True),  # a process of it cannot be ended
-    "device_quarantined": Kind(503, "service_unavailable_error", True),  # such a process may hold its device
-    "too_many_connections": Kind(503, "service_unavailable_error", True),
-    # the engine behind
-    "upstream_failed": Kind(502, "upstream_error", True),
-    "upstream_timeout": Kind(504, "upstream_error", True),
+    "queue_full": ErrorKind(429, "LimitsExceeded", True),
+    "queue_timeout": ErrorKind(503, "LoadTimeout", True),
+    "shutting_down": ErrorKind(503, "Draining", True),
+    "model_failed": ErrorKind(503, "ModelFailed"),  # cannot start until the user changes something
+    "model_backing_off": ErrorKind(503, "ModelBackingOff", True),  # failed recently; will be tried again
+    "model_unloaded": ErrorKind(503, "ModelUnloaded", True),  # unloaded by a user while the request waited
+    "model_out_of_memory": ErrorKind(503, "ChildOom"),  # killed by the kernel because memory ran out
+    "does_not_fit": ErrorKind(503, "NotEnoughMemory"),
+    "memory_in_use": ErrorKind(503, "MemoryInUse", True),  # it would fit, but other programs use the memory
+    "yielded": ErrorKind(503, "Yielded", True),  # the user or a game needs the memory
+    "model_stuck": ErrorKind(503, "ModelStuck", True),  # one of its processes cannot be stopped
+    "device_quarantined": ErrorKind(503, "DeviceQuarantined", True),  # such a process may still use its device
+    "too_many_connections": ErrorKind(503, "LimitsExceeded", True),
+    # the engine
+    "upstream_failed": ErrorKind(502, "UpstreamFailed", True),
+    "upstream_timeout": ErrorKind(504, "UpstreamTimeout", True),
     # toolboxes
-    "toolbox_not_found": Kind(404, "invalid_request_error"),
-    "toolbox_busy": Kind(409, "invalid_request_error", True),  # somebody is inside, or a refresh runs already
-    "toolbox_pinned": Kind(409, "invalid_request_error"),
-    "toolbox_failed": Kind(502, "upstream_error"),  # podman, toolbox or the new image; what was changed is undone
+    "toolbox_not_found": ErrorKind(404, "NoSuchToolbox"),
+    "toolbox_busy": ErrorKind(409, "ToolboxBusy", True),  # in use, or a refresh is already running
+    "toolbox_pinned": ErrorKind(409, "ToolboxPinned"),
+    "toolbox_failed": ErrorKind(502, "ToolboxFailed"),  # podman, toolbox or the new image failed; changes are undone
     # jobs, pins, the session bus
-    "device_not_found": Kind(404, "invalid_request_error"),
-    "job_not_found": Kind(404, "invalid_request_error"),
-    "pin_not_found": Kind(404, "invalid_request_error"),  # ended already, or another client's
-    "pin_conflict": Kind(409, "invalid_request_error"),  # what is pinned already leaves no room for it, ever
-    "too_many_pins": Kind(429, "rate_limit_error"),
-    "not_supported": Kind(405, "invalid_request_error"),
-    "too_many_calls": Kind(429, "rate_limit_error", True),  # under way for one client, or for all together
+    "device_not_found": ErrorKind(404, "NoSuchDevice"),
+    "job_not_found": ErrorKind(404, "NoSuchJob"),
+    "pin_not_found": ErrorKind(404, "NoSuchPin"),  # already ended, or owned by another client
+    "pin_conflict": ErrorKind(409, "PinConflict"),  # the models that are already pinned leave too little memory
+    "too_many_pins": ErrorKind(429, "LimitsExceeded"),
+    "not_supported": ErrorKind(405, "NotSupported"),
+    "too_many_calls": ErrorKind(429, "LimitsExceeded", True),  # in progress for one client or for all clients
     # control
-    "busy": Kind(409, "invalid_request_error", True),  # it would disturb, or be disturbed by, what runs
-    "config_invalid": Kind(422, "invalid_request_error"),
-    "internal": Kind(500, "internal_error"),
+    "busy": ErrorKind(409, "Busy", True),  # conflicts with a running operation
+    "config_invalid": ErrorKind(422, "ConfigInvalid"),
+    "internal": ErrorKind(500, "Failed"),
 }
 
-# HTTP status → Anthropic's name for it; what is not here is an api_error
+# HTTP status → OpenAI's error type; all others are invalid_request_error
+OPENAI: Final[dict[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "internal_error",
+    502: "upstream_error",
+    503: "service_unavailable_error",
+    504: "upstream_error",
+}
+
+# HTTP status → Anthropic's error type; all others are api_error
 ANTHROPIC: Final[dict[int, str]] = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -82,56 +98,14 @@ ANTHROPIC: Final[dict[int, str]] = {
     504: "timeout_error",
 }
 
-# code → the last part of its name on the bus; several codes may share one
-BUS_NAMES: Final[dict[str, str]] = {
-    "bad_request": "InvalidArgument",
-    "unauthorized": "Unauthorized",
-    "host_not_allowed": "HostNotAllowed",
-    "origin_not_allowed": "OriginNotAllowed",
-    "not_found": "NotFound",
-    "model_not_found": "NoSuchModel",
-    "not_supported_by_model": "NotSupportedByModel",
-    "method_not_allowed": "NotSupported",
-    "request_timeout": "RequestTimeout",
-    "body_too_large": "LimitsExceeded",
-    "unsupported_media_type": "InvalidArgument",
-    "queue_full": "LimitsExceeded",
-    "queue_timeout": "LoadTimeout",
-    "shutting_down": "Draining",
-    "model_failed": "ModelFailed",
-    "model_backing_off": "ModelBackingOff",
-    "model_unloaded": "ModelUnloaded",
-    "model_out_of_memory": "ChildOom",
-    "does_not_fit": "NotEnoughMemory",
-    "memory_in_use": "MemoryInUse",
-    "yielded": "Yielded",
-    "model_stuck": "ModelStuck",
-    "device_quarantined": "DeviceQuarantined",
-    "too_many_connections": "LimitsExceeded",
-    "upstream_failed": "UpstreamFailed",
-    "upstream_timeout": "UpstreamTimeout",
-    "toolbox_not_found": "NoSuchToolbox",
-    "toolbox_busy": "ToolboxBusy",
-    "toolbox_pinned": "ToolboxPinned",
-    "toolbox_failed": "ToolboxFailed",
-    "device_not_found": "NoSuchDevice",
-    "job_not_found": "NoSuchJob",
-    "pin_not_found": "NoSuchPin",
-    "pin_conflict": "PinConflict",
-    "too_many_pins": "LimitsExceeded",
-    "not_supported": "NotSupported",
-    "too_many_calls": "LimitsExceeded",
-    "busy": "Busy",
-    "config_invalid": "ConfigInvalid",
-    "internal": "Failed",
-}
+BUS_NAMES: Final = {code: kind.bus_name for code, kind in KINDS.items()}
 
 
 class AccelError(Exception):
-    """An error that a person or a program outside is meant to see.
+    """An error that is shown to a user or a client.
 
-    `message` begins in lower case with "cannot …" or names what is wrong, and says what to do where there is something.
-    `retry_after` is in seconds. `fields` are extra JSON-ready facts (never prompts, keys or environment).
+    `message` starts in lower case, says what is wrong and, if possible, what to do. `retry_after` is in seconds.
+    `fields` are additional JSON-ready details (never prompts, keys or environment).
     """
 
     def __init__(
@@ -150,7 +124,7 @@ class AccelError(Exception):
         return self.kind.status
 
     def openai(self) -> dict[str, Any]:
-        """The body that OpenAI's clients parse: {"error": {message, type, param, code, …fields}}."""
+        """The body for OpenAI's clients: {"error": {message, type, param, code, …fields}}."""
         return {
             "error": {
                 "message": self.message,
@@ -162,10 +136,10 @@ class AccelError(Exception):
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """The body that Anthropic's clients parse: {"type": "error", "error": {type, message, code}}."""
+        """The body for Anthropic's clients: {"type": "error", "error": {type, message, code}}."""
         kind = ANTHROPIC.get(self.status, "api_error")
         return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code, **self.fields}}
 
 
 class InternalError(AssertionError):
-    """A bug in accelerd itself: an event that the lifecycle table does not allow, a broken invariant."""
+    """A bug in accelerd: an event that the lifecycle table does not allow, or a violated invariant."""

@@ -4,7 +4,7 @@ Reads accelerd.toml and accelerd.toml.d/*.toml into a Config of which every valu
 every mistake at once. Starts nothing, keeps no state, and imports neither the server nor the terminal libraries.
 """
 
-from accelerd.config.diff import Diff, diff
+from accelerd.config.diff import ConfigDiff, diff
 from accelerd.config.dropin import write_dropin
 from accelerd.config.jsonschema import json_schema
 from accelerd.config.load import check, load
@@ -14,8 +14,8 @@ from accelerd.config.show import show, show_dict
 
 __all__ = [
     "Config",
+    "ConfigDiff",
     "ConfigErrors",
-    "Diff",
     "ModelSpec",
     "Origin",
     "Problem",

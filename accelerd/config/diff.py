@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from accelerd.config.model import Config, ModelSpec
+from accelerd.config.model import Config, ModelSpec, sections
 
 
 @dataclass(frozen=True)
-class Diff:
+class ConfigDiff:
     """Names of models, in the order of the new configuration (`removed`: of the old one)."""
 
     added: tuple[str, ...] = ()
@@ -30,12 +30,12 @@ class Diff:
         return {field.name: list(getattr(self, field.name)) for field in fields(self)}
 
 
-def diff(old: Config, new: Config) -> Diff:
+def diff(old: Config, new: Config) -> ConfigDiff:
     """Compares two configurations; a model under another name is another model."""
     groups: dict[str, list[str]] = {"added": [], "relaunch": [], "updated": [], "unchanged": []}
     for name, spec in new.models.items():
         groups[_kind(old, new, old.models.get(name), spec)].append(name)
-    return Diff(
+    return ConfigDiff(
         removed=tuple(name for name in old.models if name not in new.models),
         settings=tuple(_settings(old, new)),
         **{kind: tuple(names) for kind, names in groups.items()},
@@ -62,19 +62,9 @@ def _engine_key(config: Config, spec: ModelSpec) -> tuple[Any, ...]:
 
 
 def _settings(old: Config, new: Config) -> list[str]:
-    sections = (
-        ("server", old.server, new.server),
-        ("scheduler", old.scheduler, new.scheduler),
-        ("memory", old.memory, new.memory),
-        ("performance", old.performance, new.performance),
-        ("desktop", old.desktop, new.desktop),
-        ("engines.llama-server", old.llama_server, new.llama_server),
-        ("engines.flm", old.flm, new.flm),
-        ("engines.lemonade", old.lemonade, new.lemonade),
-    )
     return [
         f"{section}.{field.name}"
-        for section, before, after in sections
+        for (section, before), (_, after) in zip(sections(old), sections(new), strict=True)
         for field in fields(before)
         if getattr(before, field.name) != getattr(after, field.name)
     ]

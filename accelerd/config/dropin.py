@@ -1,7 +1,7 @@
-"""Writes machine-made drop-ins: the only writer in this room, and never of the user's own files.
+"""Writes drop-ins for tools such as `accelctl add`; never writes the user's own files.
 
-A drop-in is written only if the whole configuration with it is valid, and whole or not at all (temporary file, fsync,
-rename). Concurrent writers take turns on a lock of the folder.
+A drop-in is written only if the whole configuration including it is valid, and atomically (temporary file, fsync,
+rename). A lock on the directory serialises concurrent writers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from accelerd.config.load import evaluate
 from accelerd.config.problems import ConfigErrors, Problem
 from accelerd.config.values import check_name
 
-HEADER: Final = "# Written by "  # the first line of every drop-in of ours; others are never replaced
+HEADER: Final = "# Written by "  # the first line of every generated drop-in; other files are never replaced
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def file_name(name: str) -> str:
     """A model's name as a file name; different names never share one."""
     safe = _UNSAFE.sub("-", name)
-    if safe != name or safe.lower() != name:  # some file systems take A and a for the same
+    if safe != name or safe.lower() != name:  # some file systems do not distinguish A and a
         safe = f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{safe}.toml"
 
@@ -76,7 +76,7 @@ def _text(table: dict[str, Any], tool: str, remarks: Sequence[str]) -> str:
         body = tomli_w.dumps(table)
     except (TypeError, ValueError) as error:
         raise AccelError("bad_request", f"cannot write the drop-in as TOML: {error}") from error
-    head = f"{HEADER}{tool}; it may be replaced by it. Put settings of your own into a file of your own.\n"
+    head = f"{HEADER}{tool}, which may replace it. Put your own settings into another file.\n"
     return head + "".join(f"# {_one_line(remark)}\n" for remark in remarks) + f"\n{body}"
 
 
@@ -103,10 +103,12 @@ def _may_write(target: Path, display: str, overwrite: bool) -> None:
         ours = file.read(len(HEADER)) == HEADER.encode()
     if not ours:
         raise AccelError(
-            "bad_request", f"cannot write {display}: it exists and was not written by a tool; move it away"
+            "bad_request", f"cannot write {display}: the file exists and was not written by a tool; move it away"
         )
     if not overwrite:
-        raise AccelError("bad_request", f"cannot write {display}: it exists; remove it first, or say to replace it")
+        raise AccelError(
+            "bad_request", f"cannot write {display}: the file exists; remove it first or allow replacing it"
+        )
 
 
 def _make_private(folder: Path) -> None:
@@ -127,9 +129,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Old or new, never half, also after a power cut."""
+    """Replaces the file atomically, even across a power failure."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # no *.toml: never loaded
-    temporary.unlink(missing_ok=True)  # ours, of a crash: the folder is locked
+    temporary.unlink(missing_ok=True)  # left by a crash; the directory is locked
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""Which of llama-server's flags and environment variables a configuration may not pass on, and why.
+"""The llama-server flags and environment variables that a configuration must not set, and why.
 
-Data and look-ups only. The lists follow llama-server's help text; flags that a build does not know do no harm here.
+Data and look-ups only. The lists follow llama-server's help text; flags that a build does not have do no harm here.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-_CHANNEL: Final = "accelerd chooses where the engine listens and how it is reached"
-_SECRET: Final = "accelerd gives every start of an engine its own key"
-_ALIAS: Final = "accelerd names the model itself; use aliases for further names"
-_WHICH: Final = "say which model it is with path or model"
+_CHANNEL: Final = "accelerd manages the address of the engine"
+_SECRET: Final = "accelerd generates a key for each start of an engine"
+_ALIAS: Final = "accelerd sets the name of the model; use `aliases` for additional names"
+_WHICH: Final = "select the model with `path` or `model`"
 _FILES: Final = "it would serve files of this machine over HTTP"
-_TOOLS: Final = "it lets whoever can send a prompt run commands and read files on this machine"
-_ROUTER: Final = "accelerd is what loads and unloads models; give each its own [models.NAME]"
-_ARGV: Final = "arguments can be read by every user of this machine; put the token into env as HF_TOKEN"
+_TOOLS: Final = "it lets everyone who can send a prompt run commands and read files on this machine"
+_ROUTER: Final = "accelerd loads and unloads models; give each one its own [models.NAME]"
+_ARGV: Final = "every user of this machine can read arguments; set HF_TOKEN in `env` instead"
 _PROMPTS: Final = "it writes prompts to disk"
-_CONTEXT: Final = "accelerd works it out; write context = … (tokens per request) instead"
-_PARALLEL: Final = "accelerd must know it to share out requests; write parallel = … instead"
-_EXITS: Final = "the engine would print and exit instead of serving"
+_CONTEXT: Final = "accelerd calculates it; set context = … (tokens per request) instead"
+_PARALLEL: Final = "accelerd must know it to distribute requests; set parallel = … instead"
+_EXITS: Final = "the engine would print something and exit"
 
 _OWNED_GROUPS: Final[Mapping[str, str]] = {
     "--host --port --reuse-port --api-prefix --ssl-key-file --ssl-cert-file": _CHANNEL,
@@ -66,7 +66,7 @@ _SETTINGS_GROUPS: Final[Mapping[str, str]] = {
 }
 _SETTINGS: Final = {flag: key for flags, key in _SETTINGS_GROUPS.items() for flag in flags.split()}
 
-# Flags whose setting has another name, or none of its own.
+# Flags whose setting has another name.
 _DECIDED: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--cache-type-k", "-ctk"), ("cache_type_k",)),
     **dict.fromkeys(("--cache-type-v", "-ctv"), ("cache_type_v",)),
@@ -76,45 +76,45 @@ _EXPANSION: Final = re.compile(r"^~/|\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*|\$\(|^`"
 
 
 def refused(argument: str) -> str | None:
-    """Why an element of extra_args is refused, naming the flag; None when it may pass."""
+    """Why an element of extra_args is refused, with the flag's name; None if it is allowed."""
     flag = _flag(argument)
     why = _OWNED.get(flag)
     if why is None:
         why = next((reason for prefix, reason in _OWNED_PREFIXES.items() if flag.startswith(prefix)), None)
-    return f"cannot pass {flag} on: {why}" if why else None
+    return f"{flag} is not allowed: {why}" if why else None
 
 
 def better(argument: str) -> str | None:
-    """Advice on an element of extra_args that has a setting of its own."""
+    """Advice for an element of extra_args that has its own setting."""
     flag = _flag(argument)
     key = _SETTINGS.get(flag)
-    return f"{flag} has a setting of its own: write {key} = … so that accelerd can plan with it" if key else None
+    return f"{flag} has its own setting: use {key} = … so that accelerd can take it into account" if key else None
 
 
 def settings_of(argument: str) -> tuple[str, ...]:
-    """The fields of ModelSpec that an element of extra_args decides in their stead."""
+    """The fields of ModelSpec that an element of extra_args overrides."""
     flag = _flag(argument)
     return _DECIDED.get(flag, (_SETTINGS[flag],) if flag in _SETTINGS else ())
 
 
 def refused_variable(name: str) -> str | None:
-    """Why an environment variable may not be set."""
+    """Why an environment variable is refused; None if it is allowed."""
     if name == "LLAMA_API_KEY":
         return f"cannot set {name}: {_SECRET}"
     if name.startswith("LLAMA_ARG_"):
-        return f"cannot set {name}: it is a flag of llama-server in disguise; use the setting, or extra_args"
+        return f"cannot set {name}: it is equivalent to a llama-server flag; use the setting or extra_args"
     if name.startswith("ACCELERD_"):
-        return f"cannot set {name}: accelerd finds its processes again by its own variables"
+        return f"cannot set {name}: accelerd uses its own variables to recognise its processes"
     return None
 
 
 def unexpanded(text: str) -> bool:
-    """Does it look as if a shell were expected to expand it? Nothing does."""
+    """Does it look as if the user expects shell expansion? Nothing is expanded."""
     return _EXPANSION.search(text) is not None
 
 
 def _flag(argument: str) -> str:
-    """The flag of "--api_key=x" as llama-server reads it: "--api-key". What is no flag comes back as given."""
+    """The flag of "--api_key=x" as llama-server reads it: "--api-key". Other text is returned unchanged."""
     if not argument.startswith("-"):
         return argument
     flag = argument.partition("=")[0]

@@ -1,6 +1,6 @@
-"""What a person probably meant by a key that does not exist.
+"""Suggestions for keys that do not exist.
 
-Owns the words that other programs use for accelerd's keys, and says which section a misplaced key belongs to. Data and
+Owns the names that other programs use for accelerd's keys, and knows which section a misplaced key belongs to. Data and
 look-ups only; must never accept such a key.
 """
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from accelerd.config.problems import closest, did_you_mean
 
-# llama-server's flags, and the words of llama-swap, Ollama and LiteLLM
+# names that llama-server, llama-swap, Ollama and LiteLLM use
 SYNONYMS: Final[Mapping[str, str]] = {
     "alias": "aliases", "args": "extra_args", "cmd": "path", "ctx": "context", "ctx_size": "context",
     "context_length": "context", "context_size": "context", "max_context": "context", "n_ctx": "context",
@@ -28,11 +28,12 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "default": "defaults", "engine": "engines", "repetition_penalty": "repeat_penalty",
     "ram": "memory", "vram": "memory", "llama_server": "llama-server", "llamacpp": "llama-server",
     "llama.cpp": "llama-server", "macros": "profiles", "templates": "profiles",
+    "backoff_first": "backoff_initial", "backoff_cap": "backoff_max", "tail": "hold_time",  # before 0.7.0
 }  # fmt: skip
 
 
 def hint(key: str, here: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> str:
-    """A suffix for "unknown key": the near word in this table, or the section that the key belongs to, or nothing.
+    """A suffix for "unknown key": a similar key of this table, or the section that the key belongs to, or nothing.
 
     `elsewhere` maps a key to the sections that know it.
     """

@@ -1,4 +1,4 @@
-"""From files to a Config, or to the list of everything that is wrong with them.
+"""Loads the files into a Config, or returns the list of all mistakes.
 
 Owns the order of work: read, parse, walk each file, merge, resolve, rules. Blocks on the disk: the daemon calls it on a
 worker thread. Must never change a file or keep state.
@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerd.config import positions, resolve, rules, sources
 from accelerd.config.model import Config
 from accelerd.config.problems import ConfigErrors, Problem
-from accelerd.config.walk import Base, Entries, Walker
+from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 
 def load(config_file: Path, home: Path) -> Config:
@@ -34,9 +34,9 @@ def check(config_file: Path, home: Path) -> tuple[Config | None, list[Problem]]:
 def evaluate(
     files: Sequence[sources.Source], config_file: Path, home: Path, *, with_warnings: bool
 ) -> tuple[Config | None, list[Problem]]:
-    """The configuration of files that were already read."""
-    base = Base(str(home.absolute()), str(config_file.parent.absolute()))
-    entries: Entries = {}
+    """The configuration from files that were already read."""
+    base = PathBase(str(home.absolute()), str(config_file.parent.absolute()))
+    entries: ConfigEntries = {}
     problems: list[Problem] = []
     readable = True
     for source in files:
@@ -45,13 +45,13 @@ def evaluate(
             readable = False
             problems += [problem] if problem else []
             continue
-        walker = Walker(source.name, positions.find(source.text), base)
+        walker = TreeWalker(source.name, positions.find(source.text), base)
         walker.walk(tree)
         entries |= walker.entries
         problems += walker.problems
     config = None
-    if readable:  # what a broken file would have said, the rules would miss
-        tables = resolve.Tables(entries)
+    if readable:  # with an unreadable file, the rules would report wrong problems
+        tables = resolve.ConfigTables(entries)
         config = resolve.resolve(tables, tuple(str(source.path.absolute()) for source in files))
         problems += rules.errors(entries, tables, config)
         if with_warnings:

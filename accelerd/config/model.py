@@ -1,12 +1,19 @@
-"""A model as the rest of the program sees it: every setting resolved, each with the place it came from.
+"""The configuration as the rest of the program sees it, and the declaration of every key of accelerd.toml.
 
-Pure data. `config.load` makes it; scheduler, engines and gateway read it.
+Each field that `key` declares is a key of the file; its type, range, description and default are written here and
+nowhere else. Times are in seconds, sizes in bytes. Pure data: `config.load` fills it; the other rooms read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from msgspec import Struct
+
+from accelerd.config import values as toml
+from accelerd.config.keys import about, key, launch_fields, named, table
 
 
 @dataclass(frozen=True)
@@ -23,87 +30,155 @@ class Origin:
 
     @property
     def by_rule(self) -> bool:
-        """Nobody asked for it: a tuning rule advises it."""
+        """Did a tuning rule set it, and not the user?"""
         return self.layer.startswith(TUNING_RULE)
 
 
 BUILT_IN = Origin("built-in")
-TUNING_RULE = "tuning rule "  # so begins the layer of what a rule set, its name follows
+TUNING_RULE = "tuning rule "  # the layer of what a rule set is this and the rule's name
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling defaults of a model; a request's own values win. None: the engine's default."""
+    """Default sampling parameters. Values in a request take precedence."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
+    temperature: float | None = key(float, None, "Randomness; 0 always selects the most likely token.", ge=0, le=10)
+    top_p: float | None = key(
+        float, None, "Consider only the most likely tokens that together reach this probability.", ge=0, le=1
+    )
+    top_k: int | None = key(
+        int, None, "Consider only this many of the most likely tokens; 0 means all.", ge=0, le=10**6
+    )
+    min_p: float | None = key(
+        float, None, "Consider only tokens with at least this probability, relative to the most likely one.", ge=0, le=1
+    )
+    repeat_penalty: float | None = key(float, None, "Penalty for repeated tokens; 1 means none.", ge=0, le=10)
+    presence_penalty: float | None = key(float, None, "Penalty for tokens that have already appeared.", ge=-2, le=2)
+    frequency_penalty: float | None = key(
+        float, None, "Penalty for tokens in proportion to how often they have appeared.", ge=-2, le=2
+    )
+    seed: int | None = key(int, None, "Random seed; -1 uses a new one for each request.", ge=-1, le=(1 << 32) - 1)
+    max_tokens: int | None = key(int, None, "Maximum length of an answer, in tokens.", ge=1, le=1 << 24)
+
+
+class KvCacheTable(Struct):
+    """Types of the two halves of the KV cache."""
+
+    k: Annotated[toml.CacheType, about("Type of the keys.")]
+    v: Annotated[toml.CacheType, about("Type of the values.")]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model, resolved. Times in seconds, sizes in bytes; None means "the engine's own default" or "no limit"."""
+    """One model. Set exactly one of path and model, except for an existing container."""
 
     name: str
-    engine: str = "llama-server"
-    path: str | None = None  # absolute; exactly one of path and model is set
-    model: str | None = None  # the engine's own id, "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
-    description: str = ""
-    aliases: tuple[str, ...] = ()
+    engine: str = key(Literal["llama-server", "flm", "lemonade"], "llama-server", "The engine that runs the model.")
+    path: str | None = key(
+        toml.FilePath,
+        None,
+        "The model file. ~ is expanded; relative paths start at the folder of accelerd.toml.",
+        model_only=True,
+    )
+    model: str | None = key(
+        toml.ModelId, None, 'The engine\'s own id, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M".', model_only=True
+    )
+    description: str = key(toml.TextLine, "", "A description for people, on one line.", model_only=True, live=True)
+    aliases: tuple[str, ...] = key(list[toml.Name], (), "Additional names for clients.", model_only=True, live=True)
     # what runs
-    binary: str | None = None
-    context: int | None = 8192  # tokens per request; None: all that the model was trained for
-    parallel: int = 1  # requests the engine runs at once
-    cache_type_k: str | None = None
-    cache_type_v: str | None = None
-    flash_attention: Literal["on", "off", "auto"] | None = None
-    mmap: bool | None = None
-    gpu_layers: int | Literal["all", "auto"] | None = None
-    batch: int | None = None
-    ubatch: int | None = None
-    threads: int | None = None
-    gpus: tuple[str, ...] | None = None  # PCI slots of the GPUs it may use; None: the one or those that it fits on
-    mmproj: str | None = None
-    draft_model: str | None = None  # a small model's file, for speculative decoding
-    chat_template_file: str | None = None
-    embeddings: bool = False
-    rerank: bool = False
-    transcription: bool = False
-    sampling: Sampling = Sampling()
-    extra_args: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold tokens: never shown
-    start_timeout: float = 120.0  # without progress
-    stop_timeout: float = 5.0  # SIGTERM to SIGKILL
+    binary: str | None = key(toml.Program, None, "The program to run instead of the engine's `binary`.")
+    context: int | None = key(
+        toml.Context, 8192, 'Context length of one request in tokens, or "model" for the whole trained context.'
+    )
+    parallel: int = key(int, 1, "Number of requests that the engine processes at the same time.", ge=1, le=1024)
+    cache_type_k: str | None = key(
+        toml.CacheType | KvCacheTable,
+        None,
+        'Data type of the KV cache: one for both halves, or {k = "q8_0", v = "f16"}.',
+        name="kv_cache_type",
+    )
+    cache_type_v: str | None = None  # from kv_cache_type, too
+    flash_attention: Literal["on", "off", "auto"] | None = key(toml.OnOffAuto, None, "Use flash attention.")
+    mmap: bool | None = key(bool, None, "Map the model file into memory instead of reading it.")
+    gpu_layers: int | Literal["all", "auto"] | None = key(toml.Layers, None, "Number of layers that run on the GPU.")
+    batch: int | None = key(int, None, "Logical batch size: prompt tokens per batch.", ge=1, le=1 << 20)
+    ubatch: int | None = key(int, None, "Physical batch size, in tokens; at most `batch`.", ge=1, le=1 << 20)
+    threads: int | None = key(int, None, "Number of CPU threads.", ge=1, le=4096)
+    gpus: tuple[str, ...] | None = key(
+        list[toml.Slot], None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
+    )
+    mmproj: str | None = key(toml.FilePath, None, "Multimodal projector file.")
+    draft_model: str | None = key(toml.FilePath, None, "File of a small draft model for speculative decoding.")
+    chat_template_file: str | None = key(toml.FilePath, None, "Jinja chat template to use instead of the model's own.")
+    embeddings: bool = key(bool, False, "The model computes embeddings.")
+    rerank: bool = key(bool, False, "The model reranks documents.")
+    transcription: bool = key(bool, False, "The model transcribes audio.")
+    sampling: Sampling = key(  # noqa: RUF009 - a dataclass field
+        table(Sampling), Sampling(), "Default sampling parameters; a request can override them."
+    )
+    extra_args: tuple[str, ...] = key(
+        list[toml.Argument], (), "Additional arguments for the engine, one string each, passed unchanged."
+    )
+    # may hold tokens: never shown
+    env: tuple[tuple[str, str], ...] = key(
+        dict[toml.EnvName, toml.EnvValue], (), "Additional environment variables, passed unchanged.", repr=False
+    )
+    start_timeout: float = key(toml.Duration, 120.0, "A start without progress fails after this time.", live=True)
+    stop_timeout: float = key(toml.Duration, 5.0, "Time between SIGTERM and SIGKILL.", live=True)
     # where it lives
-    home: Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"] = "auto"
-    container: str | None = None  # the name of a toolbox, a distrobox or an existing container
-    image: str | None = None  # podman and docker: what to run
-    devices: tuple[str, ...] = ()  # podman and docker: device nodes to hand in, "/dev/dri"
-    mounts: tuple[str, ...] = ()  # podman and docker: "HOST[:CONTAINER[:ro]]"; the model's folder is mounted anyway
-    survive: bool = True  # stay loaded when the daemon restarts, where the home can
-    memory_max: int | None = None  # bytes; the kernel kills the model beyond
-    memory_high: int | None = None  # bytes; it is slowed down beyond
-    cpu_weight: int | None = None  # 1 to 10000, 100 is usual
-    nice: int | None = None
-    io_class: Literal["idle", "best-effort"] | None = None
-    oom_score_adjust: int = 200  # a model goes before the desktop
-    tasks_max: int | None = None
+    home: Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"] = key(
+        toml.HomeKind,
+        "auto",
+        "Where the process runs: a child process of accelerd, a systemd unit, a toolbox, a distrobox, a new podman or "
+        'docker container, or an existing container. "auto": a unit if the user\'s systemd is available, else a child.',
+    )
+    container: str | None = key(toml.ContainerName, None, "Name of the toolbox, distrobox or existing container.")
+    image: str | None = key(toml.Image, None, "Image for podman or docker.")
+    devices: tuple[str, ...] = key(list[toml.Device], (), "Devices to pass to podman or docker.")
+    mounts: tuple[str, ...] = key(
+        list[toml.Mount], (), "Directories that podman or docker mounts, in addition to the directory of the model."
+    )
+    survive: bool = key(
+        bool, True, "Keep the model loaded while accelerd restarts, is upgraded or crashes, if its home supports it."
+    )
+    memory_max: int | None = key(
+        toml.MemoryLimit,
+        None,
+        "Hard memory limit (MemoryMax=): beyond it, the kernel kills the model and nothing else.",
+    )
+    memory_high: int | None = key(
+        toml.MemoryLimit, None, "Soft memory limit (MemoryHigh=): beyond it, the model is slowed down."
+    )
+    cpu_weight: int | None = key(int, None, "CPU weight (CPUWeight=); the system's default is 100.", ge=1, le=10_000)
+    nice: int | None = key(int, None, "Nice value; 19 is the lowest priority.", ge=0, le=19)
+    io_class: Literal["idle", "best-effort"] | None = key(toml.IoClass, None, "I/O scheduling class for disk access.")
+    oom_score_adjust: int = key(
+        int,
+        200,
+        "OOM score adjustment: the higher, the earlier the kernel kills the model when memory runs out. Desktop "
+        "programs have 200 or less.",
+        ge=0,
+        le=1000,
+    )
+    tasks_max: int | None = key(int, None, "Maximum number of processes and threads (TasksMax=).", ge=1, le=1 << 22)
     # how it is scheduled
-    concurrency: int | None = None  # requests sent to the engine at once; None: parallel
-    idle_timeout: float | None = 600.0  # None: never put away
-    preload: bool = False
-    pin: bool = False
-    group: str | None = None
-    exclusive: bool = False
-    memory: int | None = None  # declared bytes; None: estimated, then measured
-    priority: int = 0  # one with more leaves later
-    origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)
+    concurrency: int | None = key(
+        int, None, "Number of requests sent to the engine at once. Default: `parallel`.", live=True, ge=1, le=1024
+    )
+    idle_timeout: float | None = key(
+        toml.DurationOrNever, 600.0, 'Unload the model after this time without requests, or "never".', live=True
+    )
+    preload: bool = key(bool, False, "Load the model when the daemon starts.", live=True)
+    pin: bool = key(bool, False, "Never unload the model to make room for another one.", live=True)
+    group: str | None = key(toml.Name, None, "Only one model of a group is loaded at a time.", live=True)
+    exclusive: bool = key(bool, False, "Load no other model at the same time.", live=True)
+    memory: int | None = key(
+        toml.MemoryOrAuto, None, 'Memory to reserve; "auto" estimates it first and measures it later.', live=True
+    )
+    priority: int = key(
+        int, 0, "Models with a lower priority are unloaded first when memory is needed.", live=True, ge=-100, le=100
+    )
+    origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False, metadata={"live": True})
 
     @property
     def slots(self) -> int:
@@ -122,117 +197,217 @@ class ModelSpec:
         return tuple(getattr(self, name) for name in LAUNCH_FIELDS)
 
 
-LAUNCH_FIELDS = (
-    "name", "engine", "path", "model", "binary", "context", "parallel", "cache_type_k", "cache_type_v",
-    "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus", "mmproj", "draft_model",
-    "chat_template_file", "embeddings", "rerank", "transcription", "sampling", "extra_args", "env", "home",
-    "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight", "nice", "io_class",
-    "oom_score_adjust", "tasks_max",
-)  # fmt: skip
+LAUNCH_FIELDS = launch_fields(ModelSpec)
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """[server]: who may connect, from where, and how long they may take. Times in seconds, sizes in bytes."""
+    """Who may connect, from where, and time limits of connections."""
 
-    listen: tuple[str, ...] = ("127.0.0.1:4000", "[::1]:4000")
-    allowed_hosts: tuple[str, ...] = ()  # beside localhost, 127.0.0.1 and [::1]
-    allowed_origins: tuple[str, ...] = ()
-    key_file: str | None = None  # one API key a line; None: no key asked
-    max_body: int = 64 << 20
-    max_connections: int = 1024
-    header_timeout: float = 10.0  # a whole request head
-    body_timeout: float = 30.0  # between two pieces of a request body
-    write_timeout: float = 60.0  # a client that reads nothing
-    stall_timeout: float = 300.0  # an engine that sends nothing in a stream
-    keepalive_after: float = 2.0  # a streaming client hears the first comment after this
-    drain_timeout: float = 25.0  # requests in flight when the daemon stops
+    listen: tuple[str, ...] = key(
+        list[toml.Address],
+        ("127.0.0.1:4000", "[::1]:4000"),
+        "Addresses to listen on. An address that other machines can reach requires key_file.",
+    )
+    allowed_hosts: tuple[str, ...] = key(
+        list[toml.Host],
+        (),
+        "Host names that clients may use for this server, in addition to localhost, 127.0.0.1 and [::1].",
+    )
+    allowed_origins: tuple[str, ...] = key(list[toml.WebOrigin], (), "Web origins whose pages may use the API.")
+    key_file: str | None = key(
+        toml.FilePath,
+        None,
+        "File with API keys, one per line, that only you can read (mode 0600). Without it, clients need no key.",
+    )
+    max_body: int = key(toml.BodySize, 64 << 20, "Maximum size of a request body.")
+    max_connections: int = key(int, 1024, "Maximum number of open connections.", ge=1, le=1_000_000)
+    header_timeout: float = key(toml.Duration, 10.0, "Time limit for receiving the request headers.")
+    body_timeout: float = key(toml.Duration, 30.0, "Time limit for each pause while a request body is received.")
+    write_timeout: float = key(toml.Duration, 60.0, "Close the connection if the client reads nothing for this time.")
+    stall_timeout: float = key(
+        toml.Duration, 300.0, "End an answer with an error if the engine sends nothing for this time."
+    )
+    keepalive_after: float = key(
+        toml.Duration, 2.0, "While a model loads, streaming clients get the first keep-alive comment after this time."
+    )
+    drain_timeout: float = key(toml.DurationOrZero, 25.0, "Time for running requests to finish when the daemon stops.")
 
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """[scheduler]: what may be resident together and how long a request may wait."""
+    """Which models can be loaded together and how long requests wait."""
 
-    memory: int | None = None  # bytes for all models together; None: what the pools have
-    max_loaded: int | None = None
-    max_queue: int = 256
-    queue_timeout: float = 600.0
-    linger: float = 0.5  # a model stays this long after its last request although another waits
-    min_resident: float | None = None  # s that a model stays after its load; None: as long as the load took
-    memory_wait: float = 30.0  # s that a request waits for memory that other programs have
-    cool_down: float = 30.0  # s without pressure until a model that gave way comes back by itself
-    max_overtake: float = 20.0  # nobody is overtaken by later requests for longer than this
-    max_failures: int = 5  # in failure_window, then the model is failed until reset
-    failure_window: float = 600.0
-    backoff_first: float = 1.0
-    backoff_cap: float = 60.0
+    memory: int | None = key(
+        toml.MemoryOrAuto, None, 'Memory limit for all models together; "auto": no limit of its own.'
+    )
+    max_loaded: int | None = key(
+        int,
+        None,
+        "Maximum number of loaded models; NPU models are counted separately. Default: limited only by memory.",
+        ge=1,
+        le=10_000,
+    )
+    max_queue: int = key(int, 256, "Maximum number of waiting requests; more are refused.", ge=1, le=1_000_000)
+    queue_timeout: float = key(toml.Duration, 600.0, "Maximum time that a request waits for its model.")
+    linger: float = key(
+        toml.DurationOrZero,
+        0.5,
+        "Keep a model this long after its last request even if another model needs its memory.",
+    )
+    min_resident: float | None = key(
+        toml.DurationOrAuto, None, 'Keep a model at least this long after its load; "auto": as long as the load took.'
+    )
+    memory_wait: float = key(
+        toml.Duration, 30.0, "Maximum time that a request waits for memory that other programs use."
+    )
+    cool_down: float = key(
+        toml.DurationOrZero,
+        30.0,
+        "Time without memory pressure after which a pinned model that was unloaded for other programs is loaded again.",
+    )
+    max_overtake: float = key(toml.DurationOrZero, 20.0, "Maximum time that later requests can go first.")
+    max_failures: int = key(
+        int,
+        5,
+        "Number of failures within failure_window after which a model stays failed until it is reset.",
+        ge=1,
+        le=1000,
+    )
+    failure_window: float = key(toml.Duration, 600.0, "Period over which failures are counted.")
+    backoff_initial: float = key(toml.Duration, 1.0, "Delay after the first failure; it doubles with each further one.")
+    backoff_max: float = key(toml.Duration, 60.0, "Maximum delay between two attempts.")
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """[memory]: what is left to other programs, and when models make room for them. Sizes in bytes."""
+    """How much memory is kept free for other programs, and when models are unloaded for them."""
 
-    reserve: int | None = None  # of main memory; None: a tenth, from 512 MiB to 8 GiB
-    gpu_reserve: int = 256 << 20  # of each GPU
-    yield_on: tuple[Literal["gamemode", "sleep"], ...] = ("gamemode",)
-    soft_grace: float = 1.0  # s
-
-
-@dataclass(frozen=True)
-class LlamaServerSettings:
-    """[engines.llama-server]"""
-
-    binary: str = "llama-server"
-    transport: Literal["auto", "unix", "tcp"] = "auto"
-
-
-@dataclass(frozen=True)
-class FlmSettings:
-    """[engines.flm]"""
-
-    binary: str = "flm"
+    reserve: int | None = key(
+        toml.Reserve, None, 'Main memory to keep free of models; "auto" is a tenth of it, from 512 MiB to 8 GiB.'
+    )
+    gpu_reserve: int = key(toml.Size, 256 << 20, "Memory of each GPU to keep free of models.")
+    yield_on: tuple[Literal["gamemode", "sleep"], ...] = key(
+        list[toml.YieldSignal],
+        ("gamemode",),
+        'Free the GPUs, as `accelctl yield` does, while a game uses GameMode ("gamemode") or before the system sleeps '
+        '("sleep").',
+    )
+    soft_grace: float = key(
+        toml.DurationOrZero,
+        1.0,
+        "How long other programs can use part of the reserve before idle models are unloaded. If they use half of it, "
+        "models are unloaded at once.",
+    )
 
 
 @dataclass(frozen=True)
-class LemonadeSettings:
-    """[engines.lemonade]"""
+class DevicePerformanceSettings:
+    """One GPU."""
 
-    binary: str | None = None  # None: lemond, else lemonade-server of before 10.1
-    url: str | None = None  # of a server that runs already and is used, not owned
-    key_file: str | None = None  # with the key of that server
-
-
-@dataclass(frozen=True)
-class Route:
-    """One name for several models, the preferred one first."""
-
-    name: str
-    models: tuple[str, ...]  # names of models
-    description: str = ""
+    policy: Literal["busy", "always", "never"] | None = key(
+        toml.LevelPolicy, None, "As in [performance], for this GPU."
+    )
 
 
 @dataclass(frozen=True)
 class PerformanceSettings:
-    """[performance]: when the GPU in the processor runs at its highest clocks."""
+    """When an integrated GPU runs at its highest clocks."""
 
-    policy: Literal["busy", "always", "never"] = "busy"
-    tail: float = 10.0  # s after the last request
-    devices: dict[str, Literal["busy", "always", "never"]] = field(default_factory=dict)  # PCI slot → its own policy
+    policy: Literal["busy", "always", "never"] = key(
+        toml.LevelPolicy,
+        "busy",
+        'When the performance level of an integrated GPU is set to "high": while a model on it is in use, always, or '
+        "never. Dedicated cards are not changed.",
+    )
+    hold_time: float = key(toml.DurationOrZero, 10.0, "How long the level stays high after the last request.")
+    # PCI slot → policy
+    devices: dict[str, Literal["busy", "always", "never"]] = key(  # noqa: RUF009 - a dataclass field
+        named(toml.Slot, table(DevicePerformanceSettings)), {}, "GPUs with their own policy, by PCI slot."
+    )
 
 
 @dataclass(frozen=True)
 class DesktopSettings:
-    """[desktop]: what accelerd hears from the desktop and tells it."""
+    """How accelerd reacts to sleep and battery power, and whether it shows notifications."""
 
-    delay_sleep: bool = True
-    on_battery: Literal["save", "ignore"] = "save"
-    battery_idle_timeout: float = 60.0  # s
-    notify: bool = True
+    delay_sleep: bool = key(
+        bool,
+        True,
+        "Delay system sleep, as long as logind allows, until requests have finished and the memory that "
+        "memory.yield_on selects is free.",
+    )
+    on_battery: Literal["save", "ignore"] = key(
+        toml.BatteryPolicy,
+        "save",
+        'On battery or with the power profile "power-saver": "save" loads models only for requests and unloads them '
+        'after battery_idle_timeout; "ignore" changes nothing.',
+    )
+    battery_idle_timeout: float = key(
+        toml.Duration,
+        60.0,
+        "On battery, unload a model after this time without requests, unless its idle_timeout is shorter.",
+    )
+    notify: bool = key(
+        bool,
+        True,
+        "Show desktop notifications about important events: a model has failed permanently, memory is not released, a "
+        "device was removed.",
+    )
+
+
+@dataclass(frozen=True)
+class LlamaServerSettings:
+    """llama.cpp's llama-server."""
+
+    binary: str = key(toml.Program, "llama-server", "The program: a name in PATH, or a path.")
+    transport: Literal["auto", "unix", "tcp"] = key(
+        Literal["auto", "unix", "tcp"], "auto", "How accelerd connects to llama-server."
+    )
+
+
+@dataclass(frozen=True)
+class FlmSettings:
+    """FastFlowLM, for models on an AMD NPU."""
+
+    binary: str = key(toml.Program, "flm", "The program: a name in PATH, or a path.")
+
+
+@dataclass(frozen=True)
+class LemonadeSettings:
+    """Lemonade Server: one that accelerd runs, or one that is already running."""
+
+    binary: str | None = key(
+        toml.Program,
+        None,
+        "The program: a name in PATH, or a path. Default: lemond, or lemonade-server if there is no lemond.",
+    )
+    url: str | None = key(
+        toml.ServerUrl,
+        None,
+        "A Lemonade Server that is already running on this machine. accelerd never starts or stops it.",
+    )
+    key_file: str | None = key(
+        toml.FilePath, None, "File with that server's API key; only you can read it (mode 0600)."
+    )
+
+
+@dataclass(frozen=True)
+class Route:
+    """One name for several models."""
+
+    name: str
+    models: tuple[str, ...] = key(
+        list[toml.Name],
+        (),
+        "The models in order of preference. While the device of a model is busy, requests go to the next one.",
+    )
+    description: str = key(toml.TextLine, "", "A description for people, on one line.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole valid configuration. Order of models is the order in the files: preload follows it."""
+    """A whole valid configuration. Models are in the order of the files, which is also the order of preloading."""
 
     server: ServerSettings = ServerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
@@ -253,3 +428,20 @@ class ConfigApplied:
     """Published when a configuration comes into force, at the start and after every reload."""
 
     config: Config
+
+
+ENGINES = ("llama_server", "flm", "lemonade")  # fields of Config that are tables of [engines]
+SECTIONS: dict[str, str] = {  # table in the file → field of Config
+    (f"engines.{each.name.replace('_', '-')}" if each.name in ENGINES else each.name): each.name
+    for each in fields(Config)
+    if each.name not in ("models", "routes", "files", "origins")
+}
+
+
+def sections(config: Config) -> Iterator[tuple[str, Any]]:
+    """Every table that is not of a model or a route, with its settings."""
+    for section, name in SECTIONS.items():
+        yield section, getattr(config, name)
+
+
+LayerTable = table(ModelSpec, "LayerTable", model_only=False)  # allowed in [defaults], profiles and models

@@ -1,4 +1,4 @@
-"""Finds the line of every key in a TOML document: what tomllib does not tell.
+"""Finds the line of every key in a TOML document, which tomllib does not report.
 
 Owns a skeleton scanner over text that tomllib has already accepted; it follows keys, tables, arrays and inline tables
 and skips over values without reading them. Must never judge the document. Calls nobody.
@@ -146,7 +146,7 @@ class _Scanner:
     def _match(self, pattern: re.Pattern[str]) -> str:
         found = pattern.match(self.text, self.at)
         if found is None:
-            raise InternalError(f"the position finder lost its way at line {self._line_here()}")
+            raise InternalError(f"cannot find the positions of keys after line {self._line_here()}")
         self.at = found.end()
         return found[0]
 

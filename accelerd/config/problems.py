@@ -1,6 +1,6 @@
-"""Mistakes in a configuration, as people and programs see them.
+"""Mistakes in a configuration, for people and programs.
 
-Owns Problem and ConfigErrors and how keys and values are quoted in their text. Must never show a value of `env`.
+Owns Problem and ConfigErrors and the quoting of keys and values in their text. Must never show a value of `env`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.positions import KeyPath
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_SHOWN: Final = 60  # characters of a wrong value that are quoted back
+_SHOWN: Final = 60  # maximum characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,20 @@ def value_text(value: Any) -> str:
             text = json.dumps(value, ensure_ascii=not value.isprintable())
             return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + '…"'
         case int() | float():
-            return str(value) if isinstance(value, float) or abs(value) < 10**40 else "a huge number"
+            return str(value) if isinstance(value, float) or abs(value) < 10**40 else "a very large number"
         case _:
             return kind_text(value)
 
 
 def kind_text(value: Any) -> str:
-    """What sort of value it is, without the value."""
+    """The type of a value, without the value."""
     kinds = {bool: "true or false", str: "a string", int: "a whole number", float: "a number", dict: "a table",
              list: "an array"}  # fmt: skip
     return kinds.get(type(value), "a date or time")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The suffix "; did you mean 'x'?", or nothing when no known word is near."""
+    """The suffix "; did you mean 'x'?", or nothing when no known word is similar."""
     near = closest(word, known)
     return f"; did you mean '{near}'?" if near else ""
 

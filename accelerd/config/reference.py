@@ -1,6 +1,6 @@
-"""docs/configuration.md, made from the JSON Schema: every key with what it takes, its built-in value and its meaning.
+"""Generates docs/configuration.md from the schema: every key with its type, default and meaning.
 
-Pure. `python -m accelerd.config.reference` prints it; a test holds the file against it.
+Pure. `python -m accelerd.config.reference` prints the page; a test compares it with the file.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from accelerd.config.values import NAME
 INTRODUCTION: Final = """\
 # Configuration
 
-accelerd reads `$XDG_CONFIG_HOME/accelerd/accelerd.toml` (`~/.config/accelerd/accelerd.toml`) and then
-`accelerd.toml.d/*.toml` beside it, in the order of their names; what comes later wins, tables merge. `accelctl add`
-writes such drop-ins; your own file is never rewritten.
+accelerd reads `$XDG_CONFIG_HOME/accelerd/accelerd.toml` (`~/.config/accelerd/accelerd.toml`) and then the drop-ins
+`accelerd.toml.d/*.toml` in the same directory, in the order of their names. Tables are merged; later values take
+precedence. `accelctl add` writes drop-ins; accelerd never changes your own file.
 
-`accelctl config check` finds every mistake at once, with file, line and key, also when accelerd is not running.
-`accelctl config show` prints the result with the place each value came from. `accelctl config schema` prints a JSON
-Schema: name it in your editor (taplo, Even Better TOML) and keys complete themselves.
+`accelctl config check` reports all mistakes at once, with file, line and key, even if accelerd is not running.
+`accelctl config show` prints the resulting configuration and where each value was set. `accelctl config schema` prints
+a JSON Schema for completion in editors (taplo, Even Better TOML).
 
-After a change: `accelctl reload` or `systemctl --user reload accelerd`. Models whose process does not depend on what
-changed go on untouched; changed ones finish their requests and are replaced; a broken file changes nothing and says so.
+To apply a change, run `accelctl reload` or `systemctl --user reload accelerd`. Models that the change does not affect
+keep running. Affected models finish their requests and are restarted. If the files contain a mistake, nothing changes
+and the mistake is reported.
 
-A model takes each setting from its own table, else from its profiles (`profile = "big"` or a list, the later wins),
-else from `[defaults]`, else the built-in value below. `env` and `sampling` merge; everything else replaces.
+accelerd looks for each setting of a model in the model's own table, then in its profiles (`profile = "big"`, or a list
+in which later profiles take precedence), then in `[defaults]`, and finally uses the default listed below. `env` and
+`sampling` are merged; all other settings are replaced.
 
 ```toml
 [engines.llama-server]
@@ -76,14 +78,14 @@ A *name* is {NAME.removeprefix("a name of ")}.
 """
 
 
-Row = tuple[str, str, str, str]  # key, what it takes, built-in value as TOML, meaning
+ReferenceRow = tuple[str, str, str, str]  # key, type, default as TOML, meaning
 
 
 def reference() -> str:
     """The page, as Markdown."""
     parts = [INTRODUCTION, TERMS]
     for title, rows in tables():
-        parts.append(f"## {title}\n\n| key | takes | built-in | meaning |\n|---|---|---|---|")
+        parts.append(f"## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|")
         for key, takes, default, meaning in rows:
             cells = (f"`{key}`", takes, f"`{default}`" if default else "", meaning)
             parts[-1] += "\n| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -91,10 +93,10 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def tables() -> Iterator[tuple[str, list[Row]]]:
-    """Every table of the file: its title, and its keys."""
+def tables() -> Iterator[tuple[str, list[ReferenceRow]]]:
+    """Every table of the file: its title and its keys."""
     definitions = json_schema()["$defs"]
-    nodes: dict[str, shape.Node] = {}
+    nodes: dict[str, shape.SchemaNode] = {}
     _collect(shape.document(), nodes)
     for name, (title, without) in SECTIONS.items():
         table = definitions[name]
@@ -104,7 +106,7 @@ def tables() -> Iterator[tuple[str, list[Row]]]:
         yield title, [_row(key, schemas[key], node) for key, node in keys if key in schemas and key not in known]
 
 
-def _row(key: str, schema: dict[str, Any], node: shape.Node) -> Row:
+def _row(key: str, schema: dict[str, Any], node: shape.SchemaNode) -> ReferenceRow:
     default = schema.get("default", "")
     if default != "":
         default = toml(default) if isinstance(default, list) else value_text(default)
@@ -114,7 +116,7 @@ def _row(key: str, schema: dict[str, Any], node: shape.Node) -> Row:
     return key, takes, default, schema.get("description", "")
 
 
-def _collect(node: shape.Node, into: dict[str, shape.Node]) -> None:
+def _collect(node: shape.SchemaNode, into: dict[str, shape.SchemaNode]) -> None:
     if node.struct:
         into[node.struct] = node
     for child in (node.table or {}).values():

@@ -1,7 +1,7 @@
 """Turns the flat entries of all files into a Config: built-in values, then [defaults], profiles, the model's own table.
 
-Owns precedence, merging and origins. Judges nothing: values marked INVALID count as not written, and what must hold
-between keys is rules.py. Pure.
+Owns precedence, merging and origins. Checks nothing: values marked INVALID count as not written, and rules.py checks
+relations between keys. Pure.
 """
 
 from __future__ import annotations
@@ -10,35 +10,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from accelerd.config.model import (
-    Config,
-    DesktopSettings,
-    FlmSettings,
-    LemonadeSettings,
-    LlamaServerSettings,
-    MemorySettings,
-    ModelSpec,
-    Origin,
-    PerformanceSettings,
-    Route,
-    Sampling,
-    SchedulerSettings,
-    ServerSettings,
-)
-from accelerd.config.walk import Entries, Entry
+from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
+from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
-Table = Mapping[tuple[str | int, ...], Entry]  # entries of one table, paths relative to it
+EntryTable = Mapping[tuple[str | int, ...], ConfigEntry]  # entries of one table, paths relative to it
 
 
 @dataclass(frozen=True)
-class Layer:
+class SettingsLayer:
     """One table that a model takes settings from."""
 
     label: str  # as in Origin.layer
-    table: Table
+    table: EntryTable
 
-    def settings(self) -> Iterator[tuple[str, Entry]]:
+    def settings(self) -> Iterator[tuple[str, ConfigEntry]]:
         """("context", …), ("sampling.temperature", …), ("env.HOME", …): what was written and is valid."""
         for path, entry in self.table.items():
             if entry.usable and path[0] not in _NOT_SETTINGS:
@@ -48,14 +34,14 @@ class Layer:
                     yield ".".join(map(str, path)), entry
 
 
-class Tables:
+class ConfigTables:
     """The entries of all files, by table."""
 
-    def __init__(self, entries: Entries) -> None:
-        self._sections: dict[str, dict[tuple[str | int, ...], Entry]] = {}
-        self.profiles: dict[str, dict[tuple[str | int, ...], Entry]] = {}
-        self.models: dict[str, dict[tuple[str | int, ...], Entry]] = {}
-        self.routes: dict[str, dict[tuple[str | int, ...], Entry]] = {}
+    def __init__(self, entries: ConfigEntries) -> None:
+        self._sections: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
+        self.profiles: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
+        self.models: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
+        self.routes: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
         named = {"profiles": self.profiles, "models": self.models, "routes": self.routes}
         for path, entry in entries.items():
             section = str(path[0]) if path else ""
@@ -67,7 +53,7 @@ class Tables:
             else:
                 self._sections.setdefault(section, {})[path[1:]] = entry
 
-    def section(self, name: str) -> Table:
+    def section(self, name: str) -> EntryTable:
         return self._sections.get(name, {})
 
     def chosen(self, model: str) -> tuple[str, ...]:
@@ -77,26 +63,28 @@ class Tables:
             return ()
         return (entry.value,) if isinstance(entry.value, str) else entry.value
 
-    def layers(self, model: str) -> list[Layer]:
+    def layers(self, model: str) -> list[SettingsLayer]:
         """Where a model's settings come from, weakest first."""
         profiles = [
-            Layer(f"profile {name}", self.profiles[name]) for name in self.chosen(model) if name in self.profiles
+            SettingsLayer(f"profile {name}", self.profiles[name])
+            for name in self.chosen(model)
+            if name in self.profiles
         ]
-        return [Layer("defaults", self.section("defaults")), *profiles, Layer("model", self.models[model])]
+        return [
+            SettingsLayer("defaults", self.section("defaults")),
+            *profiles,
+            SettingsLayer("model", self.models[model]),
+        ]
 
 
-def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
+def resolve(tables: ConfigTables, files: tuple[str, ...]) -> Config:
     """The whole configuration; sound only if no problem was found."""
     origins: dict[str, Origin] = {}
+    settings = {
+        name: type(getattr(Config, name))(**_settings(tables, section, origins)) for section, name in SECTIONS.items()
+    }
     return Config(
-        server=ServerSettings(**_settings(tables, "server", origins)),
-        scheduler=SchedulerSettings(**_settings(tables, "scheduler", origins)),
-        memory=MemorySettings(**_settings(tables, "memory", origins)),
-        performance=_performance(tables, origins),
-        desktop=DesktopSettings(**_settings(tables, "desktop", origins)),
-        llama_server=LlamaServerSettings(**_settings(tables, "engines.llama-server", origins)),
-        flm=FlmSettings(**_settings(tables, "engines.flm", origins)),
-        lemonade=LemonadeSettings(**_settings(tables, "engines.lemonade", origins)),
+        **settings,
         models={name: _model(name, tables.layers(name)) for name in tables.models},
         routes={name: _route(name, table, origins) for name, table in tables.routes.items()},
         files=files,
@@ -104,36 +92,31 @@ def resolve(tables: Tables, files: tuple[str, ...]) -> Config:
     )
 
 
-def _settings(tables: Tables, section: str, origins: dict[str, Origin]) -> dict[str, Any]:
-    values = {}
-    for key, entry in Layer(section, tables.section(section)).settings():
-        values[key] = entry.value
-        origins[f"{section}.{key}"] = Origin(section, entry.file, entry.line)
+def _settings(tables: ConfigTables, section: str, origins: dict[str, Origin]) -> dict[str, Any]:
+    """What was written in a section. The only table inside one, performance.devices, becomes {slot: policy}."""
+    values: dict[str, Any] = {}
+    for path, entry in tables.section(section).items():
+        if entry.usable:
+            if len(path) == 1:
+                values[str(path[0])] = entry.value
+            else:
+                values.setdefault(str(path[0]), {})[str(path[1])] = entry.value
+            origins[f"{section}.{'.'.join(map(str, path))}"] = Origin(section, entry.file, entry.line)
     return values
 
 
-def _performance(tables: Tables, origins: dict[str, Origin]) -> PerformanceSettings:
-    values = _settings(tables, "performance", origins)
-    devices = {}
-    for path, entry in tables.section("performance").items():
-        if len(path) == 3 and path[0] == "devices" and entry.usable:
-            devices[str(path[1])] = entry.value
-    plain = {key: value for key, value in values.items() if not key.startswith("devices.")}
-    return PerformanceSettings(**plain, devices=devices)
-
-
-def _route(name: str, table: Table, origins: dict[str, Origin]) -> Route:
-    values = {}
-    for key, entry in Layer("route", table).settings():
+def _route(name: str, table: EntryTable, origins: dict[str, Origin]) -> Route:
+    values: dict[str, Any] = {}
+    for key, entry in SettingsLayer("route", table).settings():
         values[key] = entry.value
         origins[f"routes.{name}.{key}"] = Origin("route", entry.file, entry.line)
-    return Route(name, tuple(values.get("models", ())), values.get("description", ""))
+    return Route(name, **values)
 
 
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))
 
 
-def _model(name: str, layers: list[Layer]) -> ModelSpec:
+def _model(name: str, layers: list[SettingsLayer]) -> ModelSpec:
     values: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     env: dict[str, str] = {}

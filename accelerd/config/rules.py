@@ -1,7 +1,7 @@
-"""What must hold between keys: each rule looks at the resolved configuration and yields the problems it sees.
+"""Checks that involve several keys: each rule looks at the resolved configuration and yields the problems it finds.
 
-Owns uniqueness of names, exactly-one, references, safety of listening and of what is passed to engines. Errors first;
-`warnings` looks at the file system and is for `accelctl config check`. Must never change anything.
+Owns unique names, mutually exclusive keys, references, and the safety of addresses and of arguments for engines.
+`warnings` also looks at the file system and is for `accelctl config check`. Must never change anything.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from accelerd.config import flags, units
 from accelerd.config.model import Config, ModelSpec, Origin
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, did_you_mean, key_text
-from accelerd.config.resolve import Tables
-from accelerd.config.walk import INVALID, TABLE, Entries, Entry
+from accelerd.config.resolve import ConfigTables
+from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
 
 
-def errors(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem]:
-    """Every broken rule. Keys whose value was already found wrong break none."""
+def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
+    """Every violated rule. Keys with an invalid value violate none."""
     for name in tables.models:
         yield from _one_source(entries, name, config.models.get(name))
         yield from _profiles_exist(entries, tables, name)
@@ -34,15 +34,15 @@ def errors(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem
     for spec in config.models.values():
         for field, message in (*_consistent(spec), *_at_home(spec, wrong), *_of_engine(spec)):
             origin = spec.origin(field)
-            if (field, origin) not in seen:  # a profile's mistake is one mistake
+            if (field, origin) not in seen:  # a mistake in a profile is reported once
                 seen.add((field, origin))
                 yield _at(origin, spec, field, message)
     yield from _listening(entries, config)
     yield from _backoff(config)
 
 
-def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem]:
-    """What is allowed but probably not meant: missing files, models that never fit, flags that have a setting."""
+def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
+    """Probable mistakes: missing files, models that never fit, flags that have their own setting."""
     for path, entry in entries.items():
         yield from _engine_advice(path, entry)
     seen: set[tuple[str, Origin]] = set()
@@ -61,7 +61,9 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
                 yield _at(spec.origin(field), spec, field, message, "warning")
         limit = config.scheduler.memory
         if spec.memory is not None and limit is not None and spec.memory > limit:
-            text = f"{units.format_size(spec.memory)} never fits: scheduler.memory is {units.format_size(limit)}"
+            text = (
+                f"{units.format_size(spec.memory)} never fits, because scheduler.memory is {units.format_size(limit)}"
+            )
             yield _at(spec.origin("memory"), spec, "memory", text, "warning")
     key_file = config.server.key_file
     if key_file and not os.path.exists(key_file):
@@ -75,23 +77,23 @@ def warnings(entries: Entries, tables: Tables, config: Config) -> Iterator[Probl
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
 
 
-def _one_source(entries: Entries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
+def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
     table = entries[("models", name)]
     path, model = entries.get(("models", name, "path")), entries.get(("models", name, "model"))
     if table.value is not TABLE:
         return
     if path is None and model is None and not (spec and spec.home == "container"):
-        text = 'needs path = "…" (a file) or model = "…" (the engine\'s own id)'
+        text = 'set path = "…" (a file) or model = "…" (the engine\'s own id)'
         yield Problem(table.file, table.line, key_text(("models", name)), text)
     elif spec is not None and spec.engine != "llama-server" and path is not None:
-        text = f'{spec.engine} has models of its own: model = "…" names one ({spec.origin("engine")})'
+        text = f'{spec.engine} does not use model files; set model = "…" instead ({spec.origin("engine")})'
         yield Problem(path.file, path.line, key_text(("models", name, "path")), text)
     elif path is not None and model is not None:
-        text = f"path and model exclude each other, and path is set too ({_where(path)})"
+        text = f"set either path or model, not both; path is set, too ({_where(path)})"
         yield Problem(model.file, model.line, key_text(("models", name, "model")), text)
 
 
-def _profiles_exist(entries: Entries, tables: Tables, name: str) -> Iterator[Problem]:
+def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> Iterator[Problem]:
     entry = entries.get(("models", name, "profile"))
     if entry is None:
         return
@@ -103,7 +105,7 @@ def _profiles_exist(entries: Entries, tables: Tables, name: str) -> Iterator[Pro
             yield Problem(entry.file, line, key_text(path), text)
 
 
-def _unique_names(entries: Entries, tables: Tables) -> Iterator[Problem]:
+def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Problem]:
     taken: dict[str, tuple[KeyPath, str]] = {}  # name → key and place
     for name in tables.models:
         taken[name] = (("models", name), _where(entries[("models", name)]))
@@ -121,8 +123,8 @@ def _unique_names(entries: Entries, tables: Tables) -> Iterator[Problem]:
                 taken[alias] = (path, f"{entry.file}:{line}")
 
 
-def _routes(entries: Entries, tables: Tables, config: Config) -> Iterator[Problem]:
-    """A route is a name of its own, for models that exist."""
+def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
+    """A route has a unique name and refers to existing models."""
     aliases = {alias: spec.name for spec in config.models.values() for alias in spec.aliases}
     for name in config.routes:
         table = entries[("routes", name)]
@@ -132,17 +134,17 @@ def _routes(entries: Entries, tables: Tables, config: Config) -> Iterator[Proble
             yield Problem(table.file, table.line, key_text(path), f"the name '{name}' is already taken by {owner}")
         listed = entries.get((*path, "models"))
         if listed is None:
-            yield Problem(table.file, table.line, key_text(path), "needs models = […], the preferred one first")
+            yield Problem(table.file, table.line, key_text(path), "set models = […], in order of preference")
             continue
         if not listed.items:
-            yield Problem(listed.file, listed.line, key_text((*path, "models")), "expected one model at least")
+            yield Problem(listed.file, listed.line, key_text((*path, "models")), "expected at least one model")
         for index, (model, line) in enumerate(listed.items):
             if model is not INVALID and model not in tables.models:
                 text = f"there is no [models.{key_text((model,))}]{did_you_mean(model, list(tables.models))}"
                 yield Problem(listed.file, line, key_text((*path, "models", index)), text)
 
 
-def _engine_input(path: KeyPath, entry: Entry) -> Iterator[Problem]:
+def _engine_input(path: KeyPath, entry: ConfigEntry) -> Iterator[Problem]:
     for place, line, reason in _arguments(path, entry, flags.refused):
         yield Problem(entry.file, line, key_text(place), reason)
     if len(path) > 1 and path[-2] == "env":
@@ -151,10 +153,10 @@ def _engine_input(path: KeyPath, entry: Entry) -> Iterator[Problem]:
             yield Problem(entry.file, entry.line, key_text(path), refusal)
 
 
-def _engine_advice(path: KeyPath, entry: Entry) -> Iterator[Problem]:
+def _engine_advice(path: KeyPath, entry: ConfigEntry) -> Iterator[Problem]:
     for place, line, reason in _arguments(path, entry, flags.better):
         yield Problem(entry.file, line, key_text(place), reason, "warning")
-    literal = "is passed on literally: ~ and $ are not expanded"
+    literal = "is passed unchanged: ~ and $ are not expanded"
     for place, line, reason in _arguments(path, entry, lambda text: literal if flags.unexpanded(text) else None):
         yield Problem(entry.file, line, key_text(place), reason, "warning")
     if len(path) > 1 and path[-2] == "env" and entry.usable and flags.unexpanded(str(entry.value)):
@@ -162,7 +164,7 @@ def _engine_advice(path: KeyPath, entry: Entry) -> Iterator[Problem]:
 
 
 def _arguments(
-    path: KeyPath, entry: Entry, judge: Callable[[str], str | None]
+    path: KeyPath, entry: ConfigEntry, judge: Callable[[str], str | None]
 ) -> Iterator[tuple[KeyPath, int | None, str]]:
     if path and path[-1] == "extra_args":
         for index, (argument, line) in enumerate(entry.items):
@@ -177,37 +179,37 @@ def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     if spec.embeddings and spec.rerank:
         yield (
             "rerank",
-            f"a model makes embeddings or ranks, not both; embeddings is set too ({spec.origin('embeddings')})",
+            f"a model can have embeddings or rerank, not both; embeddings is set, too ({spec.origin('embeddings')})",
         )
     if spec.flash_attention == "off" and spec.cache_type_v not in (None, "f32", "f16", "bf16"):
         where = spec.origin("flash_attention")
-        yield "cache_type_v", f"a quantised V cache needs flash attention, which is off ({where})"
+        yield "cache_type_v", f"a quantised V cache requires flash attention, which is off ({where})"
 
 
-# What only llama-server can be told, by field.
+# Settings that only llama-server supports.
 LLAMA_SERVER_ONLY = (
     "cache_type_k", "cache_type_v", "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus",
     "mmproj", "draft_model", "chat_template_file",
 )  # fmt: skip
 
 
-# … and what Lemonade hands on to the llama-servers that it runs.
+# Of these, the settings that Lemonade passes on to its llama-servers.
 LEMONADE_TOO = ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads")
 
 
 def _of_engine(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """What an engine cannot do."""
+    """What an engine does not support."""
     if spec.engine == "llama-server":
         if spec.transcription:
             where = spec.origin("engine")
-            yield "transcription", f"llama-server writes nothing down, the engines flm and lemonade do ({where})"
+            yield "transcription", f"llama-server does not transcribe audio; use the engine flm or lemonade ({where})"
         return
     if spec.contained:
-        yield "home", f"{spec.engine} runs on this machine, in no container ({spec.origin('engine')})"
+        yield "home", f"{spec.engine} does not run in a container ({spec.origin('engine')})"
     if spec.engine == "flm" and spec.rerank:
-        yield "rerank", f"flm ranks nothing ({spec.origin('engine')})"
+        yield "rerank", f"flm does not support reranking ({spec.origin('engine')})"
     if spec.engine == "flm" and spec.parallel > 1:
-        yield "parallel", f"flm answers one request at a time ({spec.origin('engine')})"
+        yield "parallel", f"flm processes one request at a time ({spec.origin('engine')})"
 
 
 NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
@@ -216,30 +218,30 @@ UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_m
 
 
 def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[tuple[str, str]]:
-    """What the place where a model lives needs and cannot use. `wrong`: keys with a mistake of their own."""
+    """What a home requires and does not support. `wrong`: keys with an invalid value."""
     home = spec.home
     if home in NAMED_HOMES and spec.container is None and "container" not in wrong:
         what = "an existing container" if home == "container" else f"a {home}"
-        yield "home", f'the name of {what} is needed: container = "…"'
+        yield "home", f'set container = "…", the name of {what}'
     if spec.container is not None and home == "auto":
-        yield "container", 'say what it is: home = "toolbox", "distrobox" or "container"'
+        yield "container", 'set home = "toolbox", "distrobox" or "container", too'
     elif spec.container is not None and home not in NAMED_HOMES:
-        yield "container", f'home = "{home}" ({spec.origin("home")}) has no container to name'
+        yield "container", f'has no effect with home = "{home}" ({spec.origin("home")})'
     if home in IMAGE_HOMES and spec.image is None and "image" not in wrong:
-        yield "home", f'home = "{home}" needs an image: image = "…"'
+        yield "home", f'home = "{home}" requires image = "…"'
     for field in ("image", "devices", "mounts"):
         if getattr(spec, field) and home not in IMAGE_HOMES:
-            yield field, f'is for home = "podman" or "docker"; home is "{home}" ({spec.origin("home")})'
+            yield field, f'requires home = "podman" or "docker"; home is "{home}" ({spec.origin("home")})'
     if spec.memory_max is not None and spec.memory_high is not None and spec.memory_high > spec.memory_max:
         most = units.format_size(spec.memory_max)
         yield "memory_high", f"expected at most memory_max = {most} ({spec.origin('memory_max')})"
     if spec.memory_max is not None and spec.memory is not None and spec.memory > spec.memory_max:
         most = units.format_size(spec.memory_max)
-        yield "memory", f"the model is killed beyond memory_max = {most} ({spec.origin('memory_max')})"
+        yield "memory", f"expected at most memory_max = {most} ({spec.origin('memory_max')})"
 
 
 def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """Settings of a plain child that only a systemd unit could keep, and those that the engine has no use for."""
+    """Settings that require a systemd unit, and settings that the engine does not support."""
     if spec.engine != "llama-server":
         for field in LLAMA_SERVER_ONLY:
             if getattr(spec, field) is not None and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
@@ -249,10 +251,10 @@ def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
             if getattr(spec, field) is not None:
                 yield field, f'has no effect with home = "child" ({spec.origin("home")})'
         if spec.survive and "survive" in spec.origins:
-            yield "survive", f'a model with home = "child" ({spec.origin("home")}) ends with accelerd'
+            yield "survive", f'a model with home = "child" ({spec.origin("home")}) always stops with accelerd'
 
 
-def _listening(entries: Entries, config: Config) -> Iterator[Problem]:
+def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     server = config.server
     entry = entries.get(("server", "listen"))
     seen: set[str] = set()
@@ -273,11 +275,11 @@ def _listening(entries: Entries, config: Config) -> Iterator[Problem]:
 
 
 def _exposed(key_file: str | None, written: bool) -> str | None:
-    """Why listening beyond this machine is refused. A key_file with a mistake of its own is already reported."""
+    """Why an address that other machines can reach is refused. An invalid key_file is already reported."""
     if key_file is None:
-        advice = 'write key_file = "~/.config/accelerd/keys" (one key a line) or listen on 127.0.0.1'
-        return None if written else f"and no key would be asked; {advice}"
-    return None if os.path.exists(key_file) else f"and the file with the keys does not exist: {key_file}"
+        advice = 'set key_file = "~/.config/accelerd/keys" (one key per line) or listen on 127.0.0.1'
+        return None if written else f"without a key; {advice}"
+    return None if os.path.exists(key_file) else f"and the key file does not exist: {key_file}"
 
 
 def _key_file_reason(path: str) -> str | None:
@@ -286,20 +288,20 @@ def _key_file_reason(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return f"cannot look at {path}: {error.strerror}"
+        return f"cannot access {path}: {error.strerror}"
     if not stat.S_ISREG(status.st_mode):
         return f"expected a regular file at {path}"
     if status.st_mode & 0o077:
-        return f"the keys in {path} can be read by other users; run: chmod 600 {path}"
+        return f"other users can read the keys in {path}; run: chmod 600 {path}"
     return None
 
 
 def _backoff(config: Config) -> Iterator[Problem]:
     settings = config.scheduler
-    if settings.backoff_cap < settings.backoff_first:
-        key = "backoff_cap" if "scheduler.backoff_cap" in config.origins else "backoff_first"
-        first, cap = units.format_duration(settings.backoff_first), units.format_duration(settings.backoff_cap)
-        yield _global(config, f"scheduler.{key}", f"backoff_first ({first}) is longer than backoff_cap ({cap})")
+    if settings.backoff_max < settings.backoff_initial:
+        key = "backoff_max" if "scheduler.backoff_max" in config.origins else "backoff_initial"
+        first, cap = units.format_duration(settings.backoff_initial), units.format_duration(settings.backoff_max)
+        yield _global(config, f"scheduler.{key}", f"backoff_initial ({first}) is longer than backoff_max ({cap})")
 
 
 def _file_reason(value: str | None, *, program: bool) -> str | None:
@@ -308,22 +310,22 @@ def _file_reason(value: str | None, *, program: bool) -> str | None:
     path = Path(value)
     try:
         if path.is_dir():
-            return f"expected a file, found a folder: {value}"
+            return f"expected a file, found a directory: {value}"
         if not path.exists():
             return f"no such file: {value}"
     except OSError as error:
-        return f"cannot look at {value}: {error.strerror}"
+        return f"cannot access {value}: {error.strerror}"
     if not os.access(path, os.X_OK if program else os.R_OK):
         return f"cannot {'run' if program else 'read'} {value}: permission denied"
     return None
 
 
-def _where(entry: Entry) -> str:
+def _where(entry: ConfigEntry) -> str:
     return f"{entry.file}:{entry.line}"
 
 
 def _at(origin: Origin, spec: ModelSpec, field: str, message: str, severity: Any = "error") -> Problem:
-    """A problem at the place where a model's setting was written, whichever layer that was."""
+    """A problem at the place where a model's setting was written, in whatever table."""
     kind, _, profile = origin.layer.partition(" ")
     table: KeyPath = (
         ("profiles", profile) if profile else ("defaults",) if kind == "defaults" else ("models", spec.name)

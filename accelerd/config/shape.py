@@ -1,7 +1,7 @@
 """The schema as a tree that programs walk: what may stand at each key.
 
-Reflects the structs of schema.py once. Knows types and `Meta.extra`; must never know a particular key's meaning. Used
-by walk.py to validate, by show.py and jsonschema.py to write values the way people do.
+Builds the document from the settings classes of model.py and reflects it once. Knows types and `Meta.extra`; must never
+know a particular key's meaning. walk.py validates with it; show.py and jsonschema.py write values as in the file.
 """
 
 from __future__ import annotations
@@ -14,13 +14,38 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
+from accelerd.config.keys import described, named, table
+from accelerd.config.model import SECTIONS, Config, LayerTable, ModelSpec, Route
 from accelerd.config.problems import value_text
-from accelerd.config.schema import Document
-from accelerd.config.values import Parse
+from accelerd.config.values import Name, Parse
+
+_PROFILE = ("profile", described(Name | list[Name], "A profile, or several; later ones take precedence."))
+ModelTable = table(ModelSpec, "ModelTable", model_only=True, more=(_PROFILE,), bases=(LayerTable,))
+
+
+def _section(name: str) -> Any:
+    settings = type(getattr(Config, name))
+    return described(table(settings), settings.__doc__ or "")
+
+
+_ENGINES = [(name, _section(name)) for section, name in SECTIONS.items() if section.startswith("engines.")]
+_Engines = msgspec.defstruct("EnginesTable", _ENGINES, rename={"llama_server": "llama-server"})
+Document = msgspec.defstruct(
+    "Document",
+    [
+        *((name, _section(name)) for section, name in SECTIONS.items() if section == name),
+        ("engines", described(_Engines, "The programs that run models.")),
+        ("defaults", described(LayerTable, "Settings of all models, unless they set them otherwise.")),
+        ("profiles", described(named(Name, LayerTable), "Named groups of settings for `profile`.")),
+        ("models", described(named(Name, ModelTable), "The models, by the name that clients use.")),
+        ("routes", described(named(Name, table(Route)), "Names for several models.")),
+    ],
+    namespace={"__doc__": "accelerd's configuration."},
+)
 
 
 @dataclass(frozen=True)
-class Node:
+class SchemaNode:
     """What may stand at a key."""
 
     type: Any
@@ -29,20 +54,20 @@ class Node:
     path: Literal["file", "program"] | None = None
     secret: bool = False
     show: Parse | None = None  # the program's unit back to what is written
-    table: dict[str, Node] | None = None
-    names: tuple[Node, Node] | None = None  # a table with free keys
-    item: Node | None = None  # an array's element
+    table: dict[str, SchemaNode] | None = None
+    names: tuple[SchemaNode, SchemaNode] | None = None  # a table with free keys
+    item: SchemaNode | None = None  # an array's element
     leaf: bool = True
     struct: str = ""  # name of the table's struct
 
 
 @cache
-def document() -> Node:
+def document() -> SchemaNode:
     """The schema's root, reflected once."""
     return reflect(Document)
 
 
-def reflect(kind: Any) -> Node:
+def reflect(kind: Any) -> SchemaNode:
     """What may stand where a value of this type is expected."""
     plain, metas = kind, list[msgspec.Meta]()
     while get_origin(plain) is Annotated:
@@ -55,27 +80,27 @@ def reflect(kind: Any) -> Node:
     return replace(node, **{key: extra[key] for key in ("expects", "parse", "path", "secret", "show") if key in extra})
 
 
-def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> Node:
+def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> SchemaNode:
     origin, arguments = get_origin(plain), get_args(plain)
     if origin in (Union, types.UnionType):
         return _reflect_union([reflect(argument) for argument in arguments], kind)
     if origin is list:
         item = reflect(arguments[0])
-        return Node(kind, f"an array, each element {item.expects}", item=item, leaf=False)
+        return SchemaNode(kind, f"an array, each element {item.expects}", item=item, leaf=False)
     if origin is dict:
-        return Node(kind, "a table", names=(reflect(arguments[0]), reflect(arguments[1])), leaf=False)
+        return SchemaNode(kind, "a table", names=(reflect(arguments[0]), reflect(arguments[1])), leaf=False)
     if origin is Literal:
-        return Node(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
+        return SchemaNode(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         keys = {field.encode_name: reflect(field.type) for field in msgspec.structs.fields(plain)}
-        return Node(kind, "a table", table=keys, leaf=False, struct=plain.__name__)
+        return SchemaNode(kind, "a table", table=keys, leaf=False, struct=plain.__name__)
     words = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
-    return Node(kind, words[plain] + _limits(metas))
+    return SchemaNode(kind, words[plain] + _limits(metas))
 
 
-def _reflect_union(members: list[Node], kind: Any) -> Node:
+def _reflect_union(members: list[SchemaNode], kind: Any) -> SchemaNode:
     first = next((member for member in members if member.parse), None)
-    return Node(
+    return SchemaNode(
         kind,
         ", or ".join(member.expects for member in members),
         first.parse if first else None,
@@ -99,7 +124,7 @@ def homes() -> Mapping[str, list[str]]:
     root = document().table or {}
     found: dict[str, list[str]] = {}
 
-    def add(node: Node, section: str) -> None:
+    def add(node: SchemaNode, section: str) -> None:
         for key in node.table or {}:
             found.setdefault(key, []).append(section)
 

@@ -1,4 +1,4 @@
-"""The resolved configuration, written the way people write it, each value with the place it came from.
+"""The resolved configuration as TOML or JSON, each value with the place where it was set.
 
 For `accelctl config show`. Reads a Config and the schema's shape only. Must never show a value of `env`.
 """
@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
+from accelerd.config.keys import in_toml
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route, sections
 from accelerd.config.problems import key_text
-from accelerd.config.shape import Node
+from accelerd.config.shape import SchemaNode
 
 HIDDEN: Final = "***"
 NOT_SHOWN_EMPTY: Final = frozenset({"path", "model", "description", "mmproj", "draft_model", "gpus", "group"})
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-class Value(NamedTuple):
-    """One setting as a person would write it; `value` is None where nothing is set."""
+class SettingValue(NamedTuple):
+    """One setting as it is written in TOML; `value` is None if it is not set."""
 
     key: str  # "context", "sampling.temperature"
     value: Any
@@ -59,31 +60,26 @@ def show_dict(config: Config) -> dict[str, Any]:
     return {"files": list(config.files), "tables": tables}
 
 
-def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
+def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
     root = shape.document().table or {}
-    engines = root["engines"].table or {}
-    sections = (
-        ("server", root["server"], config.server),
-        ("scheduler", root["scheduler"], config.scheduler),
-        ("memory", root["memory"], config.memory),
-        ("performance", root["performance"], config.performance),
-        ("desktop", root["desktop"], config.desktop),
-        ("engines.llama-server", engines["llama-server"], config.llama_server),
-        ("engines.flm", engines["flm"], config.flm),
-        ("engines.lemonade", engines["lemonade"], config.lemonade),
-    )
-    for name, node, settings in sections:
+    for section, settings in sections(config):
+        name, _, engine = section.partition(".")
+        node = (root[name].table or {})[engine] if engine else root[name]
         yield (
-            name,
+            section,
             [
-                Value(key, written(child, getattr(settings, key)), config.origins.get(f"{name}.{key}", BUILT_IN))
+                SettingValue(
+                    key,
+                    in_toml(child.show, getattr(settings, key)),
+                    config.origins.get(f"{section}.{key}", BUILT_IN),
+                )
                 for key, child in (node.table or {}).items()
                 if child.names is None
             ],
         )
     for slot, policy in config.performance.devices.items():
         origin = config.origins.get(f"performance.devices.{slot}.policy", BUILT_IN)
-        yield key_text(("performance", "devices", slot)), [Value("policy", policy, origin)]
+        yield key_text(("performance", "devices", slot)), [SettingValue("policy", policy, origin)]
     models = root["models"].names
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}
@@ -92,13 +88,13 @@ def _tables(config: Config) -> Iterator[tuple[str, list[Value]]]:
         yield key_text(("routes", name)), list(_route(route, config))
 
 
-def _route(route: Route, config: Config) -> Iterator[Value]:
+def _route(route: Route, config: Config) -> Iterator[SettingValue]:
     for key, value in (("models", list(route.models)), ("description", route.description)):
         if value:
-            yield Value(key, value, config.origins.get(f"routes.{route.name}.{key}", BUILT_IN))
+            yield SettingValue(key, value, config.origins.get(f"routes.{route.name}.{key}", BUILT_IN))
 
 
-def _model(table: dict[str, Node], spec: ModelSpec) -> Iterator[Value]:
+def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingValue]:
     # What the model is comes first.
     first = ("path", "model", "description", "aliases")
     for key in (*first, *(key for key in table if key not in first)):
@@ -108,26 +104,19 @@ def _model(table: dict[str, Node], spec: ModelSpec) -> Iterator[Value]:
             case "kv_cache_type":
                 halves = {"k": spec.cache_type_k, "v": spec.cache_type_v}
                 for half, value in halves.items():
-                    yield Value(f"{key}.{half}", value, spec.origin(f"cache_type_{half}"))
+                    yield SettingValue(f"{key}.{half}", value, spec.origin(f"cache_type_{half}"))
             case "sampling":
                 for field in dataclasses.fields(spec.sampling):
                     value = getattr(spec.sampling, field.name)
                     if value is not None:
-                        yield Value(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
+                        yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
             case "env":
                 for name, _ in spec.env:
-                    yield Value(f"{key}.{name}", HIDDEN, spec.origin(f"{key}.{name}"))
+                    yield SettingValue(f"{key}.{name}", HIDDEN, spec.origin(f"{key}.{name}"))
             case _ if key in NOT_SHOWN_EMPTY and not getattr(spec, key):
                 continue
             case _:
-                yield Value(key, written(table[key], getattr(spec, key)), spec.origin(key))
-
-
-def written(node: Node, value: Any) -> Any:
-    """A value in the program's unit as it stands in TOML: 600.0 is "10m"."""
-    if node.show is not None:
-        return node.show(value)
-    return list(value) if isinstance(value, tuple) else value
+                yield SettingValue(key, in_toml(table[key].show, getattr(spec, key)), spec.origin(key))
 
 
 def toml(value: Any) -> str:

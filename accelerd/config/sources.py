@@ -1,4 +1,4 @@
-"""Finds and reads the files of a configuration, and refuses those that somebody else could have written.
+"""Finds and reads the files of a configuration, and refuses files that another user could have written.
 
 Owns which files belong together (the main file, then `*.toml` of its drop-in folder in order of name), their decoding
 and TOML syntax. Must never write. Calls tomllib only.
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from accelerd.config.problems import Problem
 
-_LARGEST: Final = 4 << 20  # bytes: a larger file is a mistake
+_LARGEST: Final = 4 << 20  # bytes; larger files are refused
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -24,7 +24,7 @@ _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 class Source:
     """One file: its text, or why it cannot be used."""
 
-    name: str  # for people: relative to the main file's folder
+    name: str  # for messages: relative to the main file's folder
     path: Path
     text: str | None
     problem: Problem | None = None
@@ -51,14 +51,14 @@ def read(config_file: Path) -> list[Source]:
         names = []
     except OSError as error:
         names = []
-        text = f"cannot read the folder: {error.strerror}"
+        text = f"cannot read the directory: {error.strerror}"
         sources.append(Source(folder.name, folder, None, Problem(folder.name, None, "", text)))
     sources += [_read_file(folder / name, f"{folder.name}/{name}") for name in names]
     return sources
 
 
 def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
-    """The file's nested tables, or the place where it stops being TOML."""
+    """The file's nested tables, or the syntax error."""
     if source.text is None:
         return None, source.problem
     try:
@@ -78,15 +78,15 @@ def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
 
 
 def trust_problem(status: os.stat_result, path: str, uid: int, gid: int) -> str | None:
-    """Why somebody other than user `uid` (primary group `gid`) or root may have written the file, with the remedy."""
+    """Why a user other than `uid` (primary group `gid`) or root could have written the file, and how to fix it."""
     if status.st_uid not in (uid, 0):
         return f"belongs to user {status.st_uid}, not to you; run: sudo chown {uid} {_quoted(path)}"
     sticky_folder = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if status.st_mode & stat.S_IWOTH and not sticky_folder:
-        return f"can be written by everybody; run: chmod o-w {_quoted(path)}"
-    # A group of one's own (Debian's and Fedora's default, with umask 002) is no stranger.
+        return f"is writable by everyone; run: chmod o-w {_quoted(path)}"
+    # The user's own group is trusted: Debian and Fedora create one per user, with umask 002.
     if status.st_mode & stat.S_IWGRP and status.st_gid not in (gid, 0) and not sticky_folder:
-        return f"can be written by group {status.st_gid}; run: chmod g-w {_quoted(path)}"
+        return f"is writable by group {status.st_gid}; run: chmod g-w {_quoted(path)}"
     return None
 
 
@@ -94,21 +94,21 @@ def _directory_problem(directory: Path, name: str) -> Problem | None:
     try:
         status = os.stat(directory)
     except OSError:
-        return None  # missing is fine, and what cannot be entered is reported with the file
+        return None  # a missing directory is no error; an inaccessible one is reported with the file
     if not stat.S_ISDIR(status.st_mode):
         return None
     reason = trust_problem(status, str(directory), os.geteuid(), os.getegid())
-    return Problem(name, None, "", f"the folder {reason}") if reason else None
+    return Problem(name, None, "", f"the directory {reason}") if reason else None
 
 
 def _exists(path: Path) -> bool:
-    """False only when it is certain: an unreadable folder must not pass for an empty configuration."""
+    """False only if it is certain: an unreadable directory must not look like an empty configuration."""
     try:
         os.lstat(path)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # reading it will say what is wrong
+        return True  # reading it reports the error
     return True
 
 
@@ -116,15 +116,15 @@ def _read_file(path: Path, name: str) -> Source:
     def refused(reason: str, line: int | None = None) -> Source:
         return Source(name, path, None, Problem(name, line, "", reason))
 
-    if not name.isprintable():  # also what is not UTF-8: neither a log nor JSON could show it
+    if not name.isprintable():  # includes names that are not UTF-8, which neither a log nor JSON can show
         name = ascii(name)
-        return refused("the file's name has characters that cannot be shown; rename it")
+        return refused("the file name contains unprintable characters; rename the file")
     try:
         # A FIFO must not stop the daemon. (An opener and not fdopen, which leaks the descriptor of a directory.)
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
             status = os.fstat(file.fileno())
             if stat.S_ISDIR(status.st_mode):
-                return refused("expected a file, found a folder")
+                return refused("expected a file, found a directory")
             if not stat.S_ISREG(status.st_mode):
                 return refused("expected a regular file")
             reason = trust_problem(status, str(path), os.geteuid(), os.getegid())
@@ -132,11 +132,11 @@ def _read_file(path: Path, name: str) -> Source:
                 return refused(f"the file {reason}")
             data = file.read(_LARGEST + 1)
     except IsADirectoryError:
-        return refused("expected a file, found a folder")
+        return refused("expected a file, found a directory")
     except OSError as error:
         return refused(f"cannot read the file: {error.strerror}")
     if len(data) > _LARGEST:
-        return refused(f"larger than {_LARGEST >> 20} MiB: not a configuration file")
+        return refused(f"the file is larger than {_LARGEST >> 20} MiB")
     try:
         return Source(name, path, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

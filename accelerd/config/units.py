@@ -1,7 +1,7 @@
-"""Durations, sizes and addresses as people write them, and back.
+"""Parses and formats durations, sizes and addresses.
 
 Owns the grammar of "1h30m", "12GiB" and "127.0.0.1:4000". Pure: no I/O, no clock, imports nothing of the program.
-Parsers raise ValueError whose text completes "expected …": the caller knows file, line and key.
+Parsers raise ValueError with a text that completes "expected …"; the caller adds file, line and key.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import re
 from decimal import Decimal
 from typing import Final
 
-DURATION: Final = 'a duration: seconds, or "500ms", "10m", "1h30m"'
-SIZE: Final = 'a size: bytes, or "500M", "12GiB" (K, M, G, T and KiB, MiB… are powers of 1024; KB, MB… of 1000)'
+DURATION: Final = 'a duration: a number of seconds, or text such as "500ms", "10m", "1h30m"'
+SIZE: Final = (
+    'a size: a number of bytes, or text such as "500M", "12GiB" '
+    "(K, M, G, T and KiB, MiB… are powers of 1024; KB, MB… of 1000)"
+)
 ADDRESS: Final = 'an address "HOST:PORT" such as "127.0.0.1:4000" or "[::1]:4000", port 1 to 65535'
 
-_LONGEST: Final = 100 * 365 * 86400  # seconds; a longer duration is a typing mistake
+_LONGEST: Final = 100 * 365 * 86400  # seconds; longer durations are typing mistakes
 _LARGEST: Final = 1 << 60  # bytes, one exbibyte
 
 _SECONDS: Final = {
@@ -75,7 +78,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: int | str) -> int:
-    """Bytes, not negative. A number counts bytes; a fraction of a byte is cut off."""
+    """Bytes, not negative. A number counts bytes; fractions of a byte are truncated."""
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
@@ -106,7 +109,7 @@ def parse_address(value: str) -> str:
 
 
 def split_address(value: str) -> tuple[str, int]:
-    """Host without brackets, and port. Names other than localhost are refused: what they mean changes with DNS."""
+    """Host without brackets, and port. Names other than localhost are refused, because DNS can change them."""
     match = _ADDRESS.fullmatch(value.strip())
     if match is None or not 1 <= int(match[3]) <= 65535:
         raise ValueError(ADDRESS)
@@ -124,6 +127,6 @@ def split_address(value: str) -> tuple[str, int]:
 
 
 def is_loopback(value: str) -> bool:
-    """Can only this machine reach the address?"""
+    """Is the address reachable only from this machine?"""
     host, _ = split_address(value)
     return host == "localhost" or ipaddress.ip_address(host).is_loopback

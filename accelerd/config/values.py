@@ -1,8 +1,8 @@
-"""The types of values in the user's TOML: what is written, how it is checked, what the program gets.
+"""The types of values in the user's TOML: syntax, validation and conversion.
 
-Each is an Annotated type for msgspec. `Meta.extra` carries what msgspec has no word for: `expects` completes
-"expected …" in messages, `parse` turns the written value into the program's unit and `show` back, `path` marks file
-names and `secret` hides the value. Pure; knows no key and no table.
+Each is an Annotated type for msgspec. `Meta.extra` contains what msgspec does not support: `expects` completes
+"expected …" in messages, `parse` converts the written value to the program's unit and `show` converts it back, `path`
+marks file names and `secret` hides the value. Pure; knows no key and no table.
 """
 
 import re
@@ -34,7 +34,7 @@ _SIZE_JSON: Final = r"^\s*[0-9.]+\s*([KMGTPkmgtp]([iI]?[bB])?|[bB])?\s*$"
 
 
 def check_name(value: str) -> str:
-    """A model's name or alias, or ValueError. The grammar keeps it safe in headers, logs, paths and argv."""
+    """Validates a model's name or alias; ValueError. The grammar keeps it safe in headers, logs, paths and argv."""
     if not _NAME.match(value) or ".." in value.split("/"):
         raise ValueError(NAME)
     return value
@@ -73,7 +73,7 @@ def _lower(parse: Parse) -> Parse:
 
 def _one_line(value: str) -> str:
     if not value or _CONTROL.search(value):
-        raise ValueError("a text without control characters, not empty")
+        raise ValueError("a text that is not empty and has no control characters")
     return value
 
 
@@ -109,12 +109,12 @@ _LIMIT = f'{units.SIZE}; at least 16MiB, or "none"'
 _CONTAINERS = "a container's name: letters, digits and _ . - (first a letter or digit)"
 _IMAGES = 'an image such as "ghcr.io/ggml-org/llama.cpp:server-vulkan"'
 _DEVICES = 'a device such as "/dev/dri", or a CDI name such as "nvidia.com/gpu=all"'
-_SLOTS = 'a PCI slot such as "0000:c1:00.0", in lower case (lspci -D shows it)'
+_SLOTS = 'a PCI slot such as "0000:c1:00.0", in lower case (see lspci -D)'
 _MOUNTS = '"HOST", "HOST:CONTAINER" or "HOST:CONTAINER:ro", both absolute paths'
-_CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole context that it was trained for'
-_HOSTS = 'a host name or address as clients write it, such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
+_CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole trained context'
+_HOSTS = 'a host name or address such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 _ORIGINS = 'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")'
-_URLS = 'the address of a server of this machine, such as "http://127.0.0.1:13305"'
+_URLS = 'the address of a server on this machine, such as "http://127.0.0.1:13305"'
 _MODEL = 'the engine\'s own id of a model, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", without spaces'
 _ENV = "a variable's name of letters, digits and _"
 
@@ -205,7 +205,7 @@ IoClass = Literal["idle", "best-effort"]
 Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = Annotated[str, _type(_ENV, _matching(_ENV_NAME, _ENV), r"^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
-Line = Annotated[str, _type("a text on one line", _one_line)]
+TextLine = Annotated[str, _type("a text on one line", _one_line)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]
 Layers = Annotated[int, Meta(ge=0, le=10_000)] | Literal["all", "auto"]

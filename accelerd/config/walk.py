@@ -1,13 +1,14 @@
-"""Holds one parsed file against the schema and collects every mistake in it.
+"""Validates one parsed file against the schema and collects every mistake in it.
 
-Turns nested tables into flat entries {path: value in the program's unit}, each with its file and line. Judges one key
-at a time: what needs several keys or files is rules.py. Does no I/O.
+Turns nested tables into flat entries {path: value in the program's unit}, each with its file and line. Checks one key
+at a time; rules.py checks what involves several keys or files. Does no I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -15,23 +16,22 @@ import msgspec
 from accelerd.config import hints, shape
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, key_text, kind_text, value_text
-from accelerd.config.shape import Node
+from accelerd.config.shape import SchemaNode
 
 
-class _Mark:
-    def __init__(self, name: str) -> None:
-        self._name = name
+class _NoValue(Enum):
+    """Instead of a value."""
 
-    def __repr__(self) -> str:
-        return self._name
+    TABLE = "TABLE"
+    INVALID = "INVALID"
 
 
-TABLE: Final = _Mark("TABLE")  # the entry of a table itself: it exists, maybe empty
-INVALID: Final = _Mark("INVALID")  # the key was written but its value is wrong: already reported
+TABLE: Final = _NoValue.TABLE  # the entry of a table itself: it exists, maybe empty
+INVALID: Final = _NoValue.INVALID  # the value of the key is wrong, and the problem has been reported
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ConfigEntry:
     """One key's value in the program's unit, and where it was written."""
 
     value: Any
@@ -44,12 +44,12 @@ class Entry:
         return self.value is not TABLE and self.value is not INVALID
 
 
-Entries = dict[KeyPath, Entry]
+ConfigEntries = dict[KeyPath, ConfigEntry]
 
 
 @dataclass(frozen=True)
-class Base:
-    """What paths in the file are relative to."""
+class PathBase:
+    """The directories that relative paths and ~ in the file refer to."""
 
     home: str
     directory: str
@@ -63,12 +63,12 @@ class Base:
         return value if value.startswith("/") else f"{self.directory}/{value.removeprefix('./')}"
 
 
-class Walker:
-    """One file on its way from nested tables to flat entries."""
+class TreeWalker:
+    """Turns the nested tables of one file into flat entries."""
 
-    def __init__(self, file: str, lines: Mapping[KeyPath, int], base: Base, root: Node | None = None) -> None:
-        """`root`: another schema than that of accelerd.toml."""
-        self.entries: Entries = {}
+    def __init__(self, file: str, lines: Mapping[KeyPath, int], base: PathBase, root: SchemaNode | None = None) -> None:
+        """`root`: the schema, if it is not that of accelerd.toml."""
+        self.entries: ConfigEntries = {}
         self.problems: list[Problem] = []
         self._file = file
         self._lines = lines
@@ -79,7 +79,7 @@ class Walker:
         """Fill `entries` and `problems` from what tomllib read."""
         self._visit(self._root or shape.document(), tree, ())
 
-    def _visit(self, node: Node, value: Any, path: KeyPath) -> None:
+    def _visit(self, node: SchemaNode, value: Any, path: KeyPath) -> None:
         if isinstance(value, dict) and node.table is not None:
             self._put(path, TABLE)
             for key, child in value.items():
@@ -98,14 +98,14 @@ class Walker:
             self._put(path, INVALID if INVALID in values else tuple(values), items)
         elif node.leaf:
             result = self._leaf(node, value, path)
-            # A plain value where a table may stand is short for all keys of the table.
+            # A plain value in place of a table sets all keys of the table.
             for place in [(*path, key) for key in node.table] if node.table else [path]:
                 self._put(place, result, line=self._line(path))
         else:
             self._put(path, INVALID)
             self._report(path, f"expected {node.expects}, got {_got(value, node)}")
 
-    def _leaf(self, node: Node, value: Any, path: KeyPath) -> Any:
+    def _leaf(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
         """The value in the program's unit, or INVALID after a report."""
         try:
             result = msgspec.convert(value, node.type)
@@ -130,7 +130,7 @@ class Walker:
     def _put(
         self, path: KeyPath, value: Any, items: tuple[tuple[Any, int | None], ...] = (), line: int | None = None
     ) -> None:
-        self.entries[path] = Entry(value, self._file, line or self._line(path), items)
+        self.entries[path] = ConfigEntry(value, self._file, line or self._line(path), items)
 
     def _line(self, path: KeyPath) -> int | None:
         while path and path not in self._lines:
@@ -141,5 +141,5 @@ class Walker:
         self.problems.append(Problem(self._file, self._line(path), key_text(path), message))
 
 
-def _got(value: Any, node: Node) -> str:
+def _got(value: Any, node: SchemaNode) -> str:
     return kind_text(value) if node.secret else value_text(value)

@@ -20,10 +20,10 @@ def config_page() -> str:
     for title, rows in tables():
         page.heading(title)
         for key, takes, default, meaning in rows:
-            page.item(bold(key), meaning, f"Takes {takes}." + (f" Built in: `{default}`." if default else ""))
+            page.item(bold(key), meaning, f"Type: {takes}." + (f" Default: `{default}`." if default else ""))
     page.heading("FILES")
-    page.item(bold("~/.config/accelerd/accelerd.toml"), "Your own file; accelerd never writes it.")
-    page.item(bold("~/.config/accelerd/accelerd.toml.d/*.toml"), "Read after it, in the order of their names.")
+    page.item(bold("~/.config/accelerd/accelerd.toml"), "Your own file; accelerd never changes it.")
+    page.item(bold("~/.config/accelerd/accelerd.toml.d/*.toml"), "Drop-ins, read after it in the order of their names.")
     page.heading("SEE ALSO")
     page.synopsis(f"{bold('accelctl')}(1), {bold('accelerd')}(8)")
     return page.text()

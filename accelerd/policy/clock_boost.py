@@ -80,7 +80,7 @@ class ClockBoost:
     def configure(self, settings: PerformanceSettings) -> None:
         def rules(slot: str) -> Rules:
             own = settings.devices.get(slot)
-            return Rules(own or settings.policy, settings.tail)
+            return Rules(own or settings.policy, settings.hold_time)
 
         self._keeper.configure(rules)
 

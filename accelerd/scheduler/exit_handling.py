@@ -169,7 +169,7 @@ class ExitHandling:
             self._admission.move(record, Event.GIVE_UP, exit.message)
         elif exit.cause in PERMANENT:
             # A request may look again soon (the file may be there by then); nothing loops.
-            record.retry_at = now + settings.backoff_first
+            record.retry_at = now + settings.backoff_initial
             self._admission.move(record, Event.GIVE_UP, exit.message)
         else:
             _remember(record.failures, now, settings.failure_window)
@@ -181,7 +181,7 @@ class ExitHandling:
                 self._admission.move(record, Event.GONE, exit.message)
                 return
             else:
-                delay = min(settings.backoff_cap, settings.backoff_first * 2 ** (count - 1))
+                delay = min(settings.backoff_max, settings.backoff_initial * 2 ** (count - 1))
                 record.retry_at = now + delay * (1 + self._effects.jitter() / 10)
                 self._admission.move(record, Event.BACK_OFF, exit.message)
         self._admission.reject_all(record, self.failure(record, now))

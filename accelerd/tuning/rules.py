@@ -16,7 +16,7 @@ from typing import Any, Final
 from accelerd.config import positions, shape, sources
 from accelerd.config.model import TUNING_RULE, Origin
 from accelerd.config.problems import Problem, key_text
-from accelerd.config.walk import TABLE, Base, Entries, Walker
+from accelerd.config.walk import TABLE, ConfigEntries, PathBase, TreeWalker
 from accelerd.tuning.schema import RulesDocument
 
 USER_FILE: Final = "tuning.toml"  # beside accelerd.toml; also its drop-in folder tuning.toml.d
@@ -84,7 +84,7 @@ def parse(files: Sequence[sources.Source]) -> tuple[list[Rule], list[Problem]]:
             problems += [problem] if problem else []
             continue
         folder = str(source.path.parent.absolute())
-        walker = Walker(source.name, positions.find(source.text), Base(folder, folder), _root())
+        walker = TreeWalker(source.name, positions.find(source.text), PathBase(folder, folder), _root())
         walker.walk(tree)
         found = _Found(walker.entries)
         problems += [*walker.problems, *found.problems()]
@@ -95,7 +95,7 @@ def parse(files: Sequence[sources.Source]) -> tuple[list[Rule], list[Problem]]:
 
 
 @cache
-def _root() -> shape.Node:
+def _root() -> shape.SchemaNode:
     return shape.reflect(RulesDocument)
 
 
@@ -107,7 +107,7 @@ def _key(name: str, *more: str) -> str:
 class _Found:
     """The entries of one file."""
 
-    entries: Entries
+    entries: ConfigEntries
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

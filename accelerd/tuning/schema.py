@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from accelerd.config import units
-from accelerd.config.schema import KvCacheTable, about
-from accelerd.config.values import CacheType, EnvName, Layers, Line, Name, OnOffAuto
+from accelerd.config.keys import about
+from accelerd.config.model import KvCacheTable
+from accelerd.config.values import CacheType, EnvName, Layers, Name, OnOffAuto, TextLine
 
 _WORDS: Final = 'a word, "*" and "?" stand for any characters'
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_.*?-]{1,64}\Z")
@@ -80,8 +81,8 @@ class RuleTable(Struct):
 
     when: Annotated[WhenTable, about("What must hold.")]
     set: Annotated[SetTable, about("What is set where nobody has set it.")]
-    source: Annotated[Line, about("Who found out: an address or a document.")]
-    reason: Annotated[Line, about("Why, in one clause.")]
+    source: Annotated[TextLine, about("Who found out: an address or a document.")]
+    reason: Annotated[TextLine, about("Why, in one clause.")]
     enabled: Annotated[bool, about("false switches the rule off.")]
 
 

@@ -6,7 +6,7 @@ import pytest
 from config_home import Home
 
 from accelerd.config import Config, diff
-from accelerd.config.diff import Diff
+from accelerd.config.diff import ConfigDiff
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 
 BASE = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
@@ -20,7 +20,7 @@ BASE = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
 def test_B13_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> None:
     old = home.load(BASE)
     home.write(f"[models.a]\n{line}", "accelerd.toml.d/x.toml")
-    assert diff(old, home.load()) == Diff(relaunch=("a",), unchanged=("b",))
+    assert diff(old, home.load()) == ConfigDiff(relaunch=("a",), unchanged=("b",))
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,15 @@ def test_B13_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> No
 )  # fmt: skip
 def test_B13_other_changes_leave_the_process_alone(home: Home, line: str) -> None:
     old = home.load(BASE)
-    assert diff(old, home.load(BASE + line)) == Diff(updated=("b",), unchanged=("a",))
+    assert diff(old, home.load(BASE + line)) == ConfigDiff(updated=("b",), unchanged=("a",))
 
 
 def test_B14_removed_and_added_models(home: Home) -> None:
     old = home.load(BASE)
     new = home.load('[models.c]\npath = "/c"\n[models.b]\npath = "/b"\n')
-    assert diff(old, new) == Diff(added=("c",), removed=("a",), unchanged=("b",))
-    assert diff(new, old) == Diff(added=("a",), removed=("c",), unchanged=("b",))
-    assert diff(old, Config()) == Diff(removed=("a", "b"))
+    assert diff(old, new) == ConfigDiff(added=("c",), removed=("a",), unchanged=("b",))
+    assert diff(new, old) == ConfigDiff(added=("a",), removed=("c",), unchanged=("b",))
+    assert diff(old, Config()) == ConfigDiff(removed=("a", "b"))
 
 
 def test_the_same_settings_written_elsewhere_are_no_change(home: Home) -> None:
@@ -60,13 +60,13 @@ def test_the_same_settings_written_elsewhere_are_no_change(home: Home) -> None:
     ],
 )
 def test_settings_outside_models(home: Home, text: str, keys: tuple[str, ...]) -> None:
-    assert diff(home.load(BASE), home.load(text + BASE)) == Diff(unchanged=("a", "b"), settings=keys)
+    assert diff(home.load(BASE), home.load(text + BASE)) == ConfigDiff(unchanged=("a", "b"), settings=keys)
 
 
 def test_another_binary_for_the_engine_relaunches_the_models_that_use_it(home: Home) -> None:
     base = BASE + 'binary = "own"\n'
     new = home.load('[engines.llama-server]\nbinary = "/opt/llama-server"\n' + base)
-    assert diff(home.load(base), new) == Diff(
+    assert diff(home.load(base), new) == ConfigDiff(
         relaunch=("a",), unchanged=("b",), settings=("engines.llama-server.binary",)
     )
 
@@ -80,6 +80,6 @@ def test_every_field_of_a_model_is_either_launched_with_or_updated(home: Home) -
 
 
 def test_for_json() -> None:
-    assert Diff(added=("a",)).as_dict() == {
+    assert ConfigDiff(added=("a",)).as_dict() == {
         "added": ["a"], "removed": [], "relaunch": [], "updated": [], "unchanged": [], "settings": [],
     }  # fmt: skip

@@ -35,7 +35,7 @@ def test_writes_a_private_file_that_loads(home: Home) -> None:
     assert path == home.dropins / "qwen.toml"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(home.dropins.stat().st_mode) == 0o700
-    assert path.read_text().startswith("# Written by accelctl; ")
+    assert path.read_text().startswith("# Written by accelctl, ")
     spec = home.load().models["qwen"]
     assert (spec.context, spec.aliases) == (4096, ("gpt-4o",))
     assert os.listdir(home.dropins) == ["qwen.toml"]
@@ -47,14 +47,14 @@ def test_makes_the_folders_of_a_first_start(tmp_path: Path) -> None:
     assert stat.S_IMODE(main.parent.stat().st_mode) == 0o700
     assert config.load(main, tmp_path).models["a"].model == "x/y"
     assert not main.exists()
-    assert "# Written by setup;" in (main.parent / "accelerd.toml.d" / "a.toml").read_text()
+    assert "# Written by setup," in (main.parent / "accelerd.toml.d" / "a.toml").read_text()
 
 
 @pytest.mark.parametrize(
     ("table", "says"),
     [
         ({"context": "big"}, "accelerd.toml.d/new.toml:5: models.new.context: expected a whole number"),
-        ({"model": "x/y"}, "path and model exclude each other"),
+        ({"model": "x/y"}, "set either path or model, not both"),
         ({"aliases": ["old"]}, "the name 'old' is already taken by models.old (accelerd.toml:1)"),
         ({"extra_args": ["--tools", "all"]}, "run commands"),
     ],
@@ -78,7 +78,7 @@ def test_mistakes_elsewhere_are_reported_and_nothing_is_written(home: Home) -> N
 
 def test_replaces_its_own_file_only_when_told(home: Home) -> None:
     add(home, "a", context=1024)
-    with pytest.raises(AccelError, match=r"cannot write accelerd\.toml\.d/a\.toml: it exists; remove it first"):
+    with pytest.raises(AccelError, match=r"cannot write accelerd\.toml\.d/a\.toml: the file exists; remove it first"):
         add(home, "a", context=2048)
     assert home.load().models["a"].context == 1024
     add(home, "a", overwrite=True, context=2048)

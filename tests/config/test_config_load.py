@@ -272,7 +272,7 @@ def test_thirty_models_load_fast_and_without_the_servers_libraries(home: Home) -
 
 def test_the_performance_policy_and_that_of_one_device(home: Home) -> None:
     config = home.load(
-        '[performance]\npolicy = "always"\ntail = 0\n[performance.devices."0000:c1:00.0"]\npolicy = "never"\n'
+        '[performance]\npolicy = "always"\nhold_time = 0\n[performance.devices."0000:c1:00.0"]\npolicy = "never"\n'
     )
     assert config.performance == PerformanceSettings("always", 0.0, {"0000:c1:00.0": "never"})
     assert config.origins["performance.devices.0000:c1:00.0.policy"].line == 5

@@ -102,7 +102,7 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
         (
             "[defaults]\ncontext = '4k'",
             "2: defaults.context: expected a whole number of tokens from 128 to 134217728, "
-            'or "model" for the whole context that it was trained for, got "4k"',
+            'or "model" for the whole trained context, got "4k"',
         ),
         (
             "[defaults]\nengine = 'vllm'",
@@ -113,8 +113,8 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
         ("[defaults]\nsampling = 1", "2: defaults.sampling: expected a table, got 1"),
         ("[[models]]\npath = '/x'", "1: models: expected a table, got an array"),
         (
-            "[scheduler]\nbackoff_first = '2m'",
-            "2: scheduler.backoff_first: backoff_first (2m) is longer than backoff_cap (1m)",
+            "[scheduler]\nbackoff_initial = '2m'",
+            "2: scheduler.backoff_initial: backoff_initial (2m) is longer than backoff_max (1m)",
         ),
         (
             "[defaults]\nbatch = 10\nubatch = 20\n[models.a]\npath='/a'\n[models.b]\npath='/b'",
@@ -122,13 +122,13 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
         ),
         (
             "[models.q]\npath='/q'\nembeddings=true\nrerank=true",
-            "4: models.q.rerank: a model makes embeddings or ranks, not both; "
-            "embeddings is set too (model (accelerd.toml:3))",
+            "4: models.q.rerank: a model can have embeddings or rerank, not both; "
+            "embeddings is set, too (model (accelerd.toml:3))",
         ),
         (
             "[models.q]\npath='/q'\nkv_cache_type='q8_0'\nflash_attention=false",
             "3: models.q.kv_cache_type.v: "
-            "a quantised V cache needs flash attention, which is off (model (accelerd.toml:4))",
+            "a quantised V cache requires flash attention, which is off (model (accelerd.toml:4))",
         ),
         (
             "[models.q]\npath='~bob/q'",
@@ -138,7 +138,7 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
             "[profiles.big]\n[models.q]\npath='/q'\nprofile='bgi'",
             "4: models.q.profile: there is no [profiles.bgi]; did you mean 'big'?",
         ),
-        ("[models.q]", '1: models.q: needs path = "…" (a file) or model = "…" (the engine\'s own id)'),
+        ("[models.q]", '1: models.q: set path = "…" (a file) or model = "…" (the engine\'s own id)'),
     ],
 )
 def test_what_a_mistake_says(home: Home, text: str, says: str) -> None:
@@ -201,7 +201,7 @@ def test_files_that_are_no_files(home: Home) -> None:
     os.mkfifo(home.dropins / "a.toml", 0o600)
     (home.dropins / "b.toml").symlink_to("nowhere")
     assert home.errors() == [
-        "accelerd.toml: expected a file, found a folder",
+        "accelerd.toml: expected a file, found a directory",
         "accelerd.toml.d/a.toml: expected a regular file",
         "accelerd.toml.d/b.toml: cannot read the file: No such file or directory",
     ]
@@ -214,12 +214,12 @@ def test_names_of_files_that_cannot_be_shown_are_refused(home: Home, name: bytes
     (error,) = home.errors()
     assert error.isprintable()
     assert error.isascii()
-    assert error.endswith("the file's name has characters that cannot be shown; rename it")
+    assert error.endswith("the file name contains unprintable characters; rename the file")
 
 
 def test_a_file_where_the_folder_of_drop_ins_should_be(home: Home) -> None:
     home.write("", "accelerd.toml.d")
-    assert home.errors() == ["accelerd.toml.d: cannot read the folder: Not a directory"]
+    assert home.errors() == ["accelerd.toml.d: cannot read the directory: Not a directory"]
 
 
 def test_what_cannot_be_reached_is_not_taken_for_an_empty_configuration(home: Home) -> None:
@@ -228,12 +228,12 @@ def test_what_cannot_be_reached_is_not_taken_for_an_empty_configuration(home: Ho
     assert found is None
     assert [problem.message for problem in problems] == [
         "cannot read the file: Not a directory",
-        "cannot read the folder: Not a directory",
+        "cannot read the directory: Not a directory",
     ]
 
 
 def test_a_huge_file_is_refused(home: Home) -> None:
-    assert home.errors(b"#" * (5 << 20)) == ["accelerd.toml: larger than 4 MiB: not a configuration file"]
+    assert home.errors(b"#" * (5 << 20)) == ["accelerd.toml: the file is larger than 4 MiB"]
 
 
 @pytest.mark.parametrize(
@@ -242,14 +242,14 @@ def test_a_huge_file_is_refused(home: Home) -> None:
 )
 def test_a_file_that_everybody_can_write_is_refused_with_the_remedy(home: Home, mode: int, remedy: str) -> None:
     home.write("").chmod(mode)
-    text = f"the file can be written by everybody; run: {remedy} {home.main}"
+    text = f"the file is writable by everyone; run: {remedy} {home.main}"
     assert home.errors() == [f"accelerd.toml: {text}"]
 
 
 def test_a_folder_that_everybody_can_write_is_refused(home: Home) -> None:
     home.write("", "accelerd.toml.d/a.toml")
     home.dropins.chmod(0o777)
-    text = f"the folder can be written by everybody; run: chmod o-w {home.dropins}"
+    text = f"the directory is writable by everyone; run: chmod o-w {home.dropins}"
     assert home.errors() == [f"accelerd.toml.d: {text}"]
 
 
@@ -306,12 +306,12 @@ def test_missing_files_are_warnings_of_check_only(home: Home) -> None:
         f"accelerd.toml:2: warning: server.key_file: no such file: {home.path}/keys",
         "accelerd.toml:4: warning: engines.llama-server.binary: no such file: /nowhere/llama-server",
         f"accelerd.toml:9: warning: models.a.mmproj: no such file: {home.path}/gone.gguf",
-        f"accelerd.toml:11: warning: models.b.path: expected a file, found a folder: {home.path}",
-        "accelerd.toml:12: warning: models.b.memory: 2GiB never fits: scheduler.memory is 1GiB",
-        "accelerd.toml:15: warning: models.c.extra_args[0]: -ngl has a setting of its own: "
-        "write gpu_layers = … so that accelerd can plan with it",
-        "accelerd.toml:15: warning: models.c.extra_args[2]: is passed on literally: ~ and $ are not expanded",
-        "accelerd.toml:16: warning: models.c.env.P: is passed on literally: ~ and $ are not expanded",
+        f"accelerd.toml:11: warning: models.b.path: expected a file, found a directory: {home.path}",
+        "accelerd.toml:12: warning: models.b.memory: 2GiB never fits, because scheduler.memory is 1GiB",
+        "accelerd.toml:15: warning: models.c.extra_args[0]: -ngl has its own setting: "
+        "use gpu_layers = … so that accelerd can take it into account",
+        "accelerd.toml:15: warning: models.c.extra_args[2]: is passed unchanged: ~ and $ are not expanded",
+        "accelerd.toml:16: warning: models.c.env.P: is passed unchanged: ~ and $ are not expanded",
     ]
     assert set(home.load().models) == {"a", "b", "c"}
 

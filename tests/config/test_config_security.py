@@ -82,18 +82,18 @@ def test_names_and_aliases_are_unique_and_the_error_names_both_places(home: Home
 @pytest.mark.parametrize(
     ("argument", "flag", "why"),
     [
-        ("--host", "--host", "where the engine listens"),
-        ("--host=0.0.0.0", "--host", "where the engine listens"),
-        ("--port", "--port", "where the engine listens"),
-        ("--api-key", "--api-key", "its own key"),
-        ("--api_key", "--api-key", "its own key"),  # llama-server takes _ for - in long flags
-        ("--api-key-file", "--api-key-file", "its own key"),
+        ("--host", "--host", "address of the engine"),
+        ("--host=0.0.0.0", "--host", "address of the engine"),
+        ("--port", "--port", "address of the engine"),
+        ("--api-key", "--api-key", "generates a key"),
+        ("--api_key", "--api-key", "generates a key"),  # llama-server takes _ for - in long flags
+        ("--api-key-file", "--api-key-file", "generates a key"),
         ("--alias", "--alias", "aliases"),
         ("-a", "-a", "aliases"),
         ("--path", "--path", "serve files"),
         ("--media-path", "--media-path", "serve files"),
-        ("-m", "-m", "path or model"),
-        ("-hf", "-hf", "path or model"),
+        ("-m", "-m", "select the model"),
+        ("-hf", "-hf", "select the model"),
         ("--tools", "--tools", "run commands"),
         ("--agent", "--agent", "run commands"),
         ("-ag", "-ag", "run commands"),
@@ -114,7 +114,7 @@ def test_D24_flags_that_accelerd_owns_or_that_open_a_shell_are_refused_with_the_
         text = text.replace("[models.m]", "[models.m]\npath = '/m'")
         (error,) = home.errors(text)
         line = 4 if table == "models.m" else 3
-        assert error.startswith(f"accelerd.toml:{line}: {table}.extra_args[1]: cannot pass {flag} on: ")
+        assert error.startswith(f"accelerd.toml:{line}: {table}.extra_args[1]: {flag} is not allowed: ")
         assert why in error
 
 
@@ -160,11 +160,11 @@ def test_D25_nul_in_an_argument_is_refused_and_not_quoted_back(home: Home) -> No
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("LLAMA_API_KEY", "its own key"),
-        ("LLAMA_ARG_HOST", "flag of llama-server in disguise"),
-        ("LLAMA_ARG_TOOLS", "flag of llama-server in disguise"),
-        ("ACCELERD_INSTANCE", "finds its processes"),
-        ("ACCELERD_ANYTHING", "finds its processes"),
+        ("LLAMA_API_KEY", "generates a key"),
+        ("LLAMA_ARG_HOST", "equivalent to a llama-server flag"),
+        ("LLAMA_ARG_TOOLS", "equivalent to a llama-server flag"),
+        ("ACCELERD_INSTANCE", "recognise its processes"),
+        ("ACCELERD_ANYTHING", "recognise its processes"),
     ],
 )
 def test_D24_environment_that_accelerd_owns_is_refused(home: Home, name: str, why: str) -> None:
@@ -192,8 +192,8 @@ def test_D20_values_of_env_are_never_shown(home: Home) -> None:
 def test_listening_beyond_the_machine_needs_a_key_file(home: Home, address: str) -> None:
     text = f'[server]\nlisten = ["127.0.0.1:4000",\n"{address}"]\n'
     assert home.errors(text) == [
-        f"accelerd.toml:3: server.listen[1]: {address} can be reached from other machines and no key would be asked; "
-        'write key_file = "~/.config/accelerd/keys" (one key a line) or listen on 127.0.0.1'
+        f"accelerd.toml:3: server.listen[1]: {address} can be reached from other machines without a key; "
+        'set key_file = "~/.config/accelerd/keys" (one key per line) or listen on 127.0.0.1'
     ]
     keys = home.path / "keys"
     with_keys = text + 'key_file = "~/keys"\n'
@@ -210,7 +210,7 @@ def test_a_key_file_that_others_can_read_is_refused_with_the_remedy(home: Home, 
     keys.write_text("hunter2")
     keys.chmod(mode)
     assert home.errors('[server]\nkey_file = "~/keys"') == [
-        f"accelerd.toml:2: server.key_file: the keys in {keys} can be read by other users; run: chmod 600 {keys}"
+        f"accelerd.toml:2: server.key_file: other users can read the keys in {keys}; run: chmod 600 {keys}"
     ]
 
 

@@ -20,7 +20,7 @@ from accelerd.base import names
 from tests.harness import FAKE, Daemon, dummy_gguf, eventually, fake_model, streaming
 
 # A retry that a test can wait for, and a client that hears at once that it waits.
-QUICK = '[scheduler]\nbackoff_first = "50ms"\nbackoff_cap = "200ms"\nlinger = "50ms"\n'
+QUICK = '[scheduler]\nbackoff_initial = "50ms"\nbackoff_max = "200ms"\nlinger = "50ms"\n'
 
 
 @dataclass

@@ -17,8 +17,8 @@ from tests.helper.world import APU, CARD, World, glib_worker, world
 
 __all__ = ["glib_worker"]
 
-SHORT = '[performance]\ntail = "300ms"\n'
-LONG = '[performance]\ntail = "60s"\n'
+SHORT = '[performance]\nhold_time = "300ms"\n'
+LONG = '[performance]\nhold_time = "60s"\n'
 MODULE = "tests.daemon.level_daemon"
 
 
@@ -147,7 +147,7 @@ def test_C04_without_the_helper_and_without_the_right_to_write_the_daemon_says_s
     with world(tmp_path) as machine:
         machine.deny()
         device = machine.sysfs.add(level=None)  # nothing there that could be written
-        daemon = start(daemons, machine, site, '[performance]\ntail = "0s"\n')
+        daemon = start(daemons, machine, site, '[performance]\nhold_time = "0s"\n')
         assert not (device / "power_dpm_force_performance_level").exists()
         for _ in range(3):
             with streaming(daemon, "m"):

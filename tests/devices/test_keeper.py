@@ -342,7 +342,7 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     keeper = LevelKeeper(SystemClock(), Setters([setter, direct]), Sensors(), Nobody())
     here: list[Device] = []
     performance = ClockBoost(keeper, direct, lambda: here, lambda name: "", events := EventStream())
-    events.publish(ConfigApplied(Config(performance=PerformanceSettings(tail=0.0))))
+    events.publish(ConfigApplied(Config(performance=PerformanceSettings(hold_time=0.0))))
     task = asyncio.create_task(performance.run())
     events.publish(ModelInUse(ModelSpec("m"), True))
     await asyncio.sleep(0)

@@ -43,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     toml += fake_model("vectors", gguf, embeddings=True)
     with DaemonFactory(directory) as factory:
         # A crash of an engine on purpose must not keep it away for long.
-        toml += "[scheduler]\nbackoff_first = 0.05\nbackoff_cap = 0.05\nmax_failures = 100\n"
+        toml += "[scheduler]\nbackoff_initial = 0.05\nbackoff_max = 0.05\nmax_failures = 100\n"
         yield Stage(factory.start(toml, server="stall_timeout = 0.5\nmax_body = 10485760"), mode)
 
 

@@ -71,7 +71,7 @@ def test_A08_an_end_while_draining_or_stopping_is_no_failure() -> None:
 
 
 def test_A09_a_crash_loop_backs_off_longer_and_longer_and_then_gives_up() -> None:
-    settings = SchedulerSettings(max_failures=5, backoff_first=1, backoff_cap=3, failure_window=600)
+    settings = SchedulerSettings(max_failures=5, backoff_initial=1, backoff_max=3, failure_window=600)
     bench = Bench([model("a")], settings=settings)
     delays = []
     for attempt in range(5):

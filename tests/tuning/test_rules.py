@@ -8,8 +8,7 @@ from typing import get_type_hints
 
 import pytest
 
-from accelerd.config.model import ModelSpec
-from accelerd.config.schema import LayerTable
+from accelerd.config.model import LayerTable, ModelSpec
 from accelerd.tuning.rules import Rules, load, packaged, user_file
 from accelerd.tuning.schema import SetTable, WhenTable
 
@@ -133,7 +132,7 @@ def test_D26_rules_that_somebody_else_could_write_are_not_read(tmp_path: Path) -
     user_file(tmp_path / "accelerd.toml").write_text(GOOD)
     user_file(tmp_path / "accelerd.toml").chmod(0o666)
     rules = load(tmp_path / "accelerd.toml")
-    assert "can be written by everybody" in str(rules.problems[0])
+    assert "is writable by everyone" in str(rules.problems[0])
     assert "mine" not in names(rules)
 
 
