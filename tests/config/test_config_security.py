@@ -198,7 +198,7 @@ def test_listening_beyond_the_machine_needs_a_key_file(home: Home, address: str)
     keys = home.path / "keys"
     with_keys = text + 'key_file = "~/keys"\n'
     (error,) = home.errors(with_keys)
-    assert f"and the file with the keys does not exist: {keys}" in error
+    assert f"and the key file does not exist: {keys}" in error
     keys.write_text("k")
     keys.chmod(0o600)
     assert home.load(with_keys).server.key_file == str(keys)
