@@ -1,70 +1,72 @@
-"""accelctl: the user's tool. Finds the command, gives it its context, turns what it raises into an exit status.
+"""accelctl, the command line: finds the command, gives it its context, turns what it raises into an exit status.
 
-Each command is a module of its own, imported only when it is the one asked for: start-up time is a feature here. Talks
-to nothing but the daemon, over the session bus or its unix socket, except for `config`, `add`, `devices`, `memory`,
-`fit` and `doctor`, which look at this machine, and for `fit` of an address.
+Command modules are imported only when they are asked for: accelctl must start fast. Commands talk to the daemon over
+its control socket and to nothing else, except `config`, `add`, `devices`, `memory`, `fit` and `doctor`, which look at
+this machine, and `fit` of an address.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import NoReturn, TextIO, cast
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
-from accelerd.cli.client import EXITS
+from accelerd.cli.connect import EXITS, DaemonClient
 from accelerd.cli.context import Command, Context
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.output import Output
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import nearest
-from accelerd.cli.way import Chooser
 
 COMMANDS = {
-    "status": "what is loaded, what it takes, who waits",
-    "models": "every configured model",
+    "status": "show what is loaded, how much memory it uses and what is waiting",
+    "models": "list all configured models",
     "load": "load a model and wait until it is ready",
-    "unload": "stop a model, after its running requests or with --force at once",
-    "yield": "empty the GPU for a game, or another program, until resume",
-    "resume": "end what yield began: models may use the GPU again",
-    "reset": "forget the failures of a model, so that it is tried again",
-    "monitor": "what happens, as it happens: models, devices, jobs, yields, pins",
-    "logs": "what a model's engine printed",
-    "explain": "why a model runs as it does: command line, placement, history",
-    "chat": "talk to a model",
+    "unload": "stop a model when its running requests have ended, or at once with --force",
+    "yield": "unload models from the GPU for a game or another program, until resume",
+    "resume": "let models use the GPU again after yield",
+    "reset": "clear the failures of a model so that it can be loaded again",
+    "monitor": "print events as they happen: models, devices, jobs, memory",
+    "logs": "print the output of a model's engine",
+    "explain": "explain how a model runs and why: command line, placement, history",
+    "chat": "chat with a model",
     "add": "add a model to the configuration",
     "remove": "remove a model that `accelctl add` added",
-    "tune": "measure a model in several ways of running it, and keep the best",
+    "tune": "benchmark a model with several settings and save the fastest",
     "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",
     "reload": "read the configuration again; unchanged models keep running",
-    "memory": "who holds which memory, what waits for some; what was learned of models",
-    "fit": "will a model run here, with what context, how fast; before it is downloaded",
-    "devices": "GPUs and NPUs: what they are, what they do, who uses their memory",
-    "doctor": "what is missing on this machine, and the command that fixes it",
-    "version": "versions of accelctl and of the daemon",
+    "memory": "show what uses memory, what waits for it, and what was measured",
+    "fit": "check whether a model would fit, with which context, and how fast it would be",
+    "devices": "show GPUs and NPUs, their load and the users of their memory",
+    "doctor": "find problems on this machine and show how to fix them",
+    "version": "print the versions of accelctl and of the daemon",
 }
+MODULES = {  # of commands that share one, or that are called like a keyword; all others have a module of their name
+    "load": "model", "unload": "model", "reset": "model", "logs": "model", "reload": "daemon", "version": "daemon",
+    "yield": "yield_", "resume": "yield_",
+}  # fmt: skip
 
 EXIT_STATUSES = """\
 exit status:
-  0  done                              4  the configuration is not valid
-  1  it failed                         5  no model, or toolbox, has that name
+  0  success                           4  the configuration is not valid
+  1  failure                           5  no model or toolbox of that name
   2  wrong usage                     130  interrupted (Ctrl-C)
-  3  accelerd is not reachable
+  3  accelerd cannot be reached
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one line on an error instead of a page."""
+class CommandParser(argparse.ArgumentParser):
+    """argparse, with usage errors raised as a Failure of one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise Failure(message, exit=Exit.USAGE, code="usage", hint=f"see: {self.prog} --help")
+        raise Failure(message, exit=ExitStatus.USAGE, code="usage", hint=f"see: {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: TextIO, stderr: TextIO) -> int:
-    """One run with everything it touches passed in."""
-    out = Output(stdout, stderr, env, json_mode="--json" in argv)
+    """One run of accelctl; everything it touches is passed in."""
+    out = CliOutput(stdout, stderr, env, json_mode="--json" in argv)
     try:
         status = dispatch(argv, env, stdin, out)
         stdout.flush()
@@ -83,43 +85,53 @@ def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: Text
         out.failure(failure)
         status = failure.exit
     except AccelError as error:  # from the rooms that `config`, `add` and `doctor` use directly
-        status = EXITS.get(error.code, Exit.FAILED)
+        status = EXITS.get(error.code, ExitStatus.FAILED)
         out.failure(Failure(error.message, exit=status, code=error.code, fields=dict(error.fields)))
     except KeyboardInterrupt:
         out.note("interrupted")
-        status = Exit.INTERRUPTED
+        status = ExitStatus.INTERRUPTED
     except BrokenPipeError:
         out.silence()
-        status = Exit.OK
+        status = ExitStatus.OK
     except SystemExit as end:  # argparse after --help and --version
-        return end.code if isinstance(end.code, int) else Exit.FAILED
+        return end.code if isinstance(end.code, int) else ExitStatus.FAILED
     return int(status)
 
 
-def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Output) -> int:
+def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: CliOutput) -> int:
     before, name, after = split(argv)
     first = overview()
     args = first.parse_args(before)
     if name is None:
         first.print_help(out.stdout)
-        return Exit.USAGE if argv else Exit.OK
+        return ExitStatus.USAGE if argv else ExitStatus.OK
     if name not in COMMANDS:
         guess = nearest(name, COMMANDS)
         hint = f"did you mean {guess}?" if guess else "see: accelctl --help"
-        raise Failure(f"there is no command {name}", exit=Exit.USAGE, code="usage", hint=hint)
+        raise Failure(f"there is no command {name}", exit=ExitStatus.USAGE, code="usage", hint=hint)
     command, parser = command_parser(name)
     rest = parser.parse_args(after)
     out.json_mode = args.json or rest.json
     roots = Roots.from_env(env)
-    with closing(Chooser(roots, env, rest.socket or args.socket)) as client:
+    named = rest.socket or args.socket or env.get(names.ENV_SOCKET)
+    client = DaemonClient(Path(named or roots.control_socket))
+    try:
         return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), rest)
+    except Failure as failure:
+        if not named and failure.code in ("not_running", "connection_lost"):
+            from accelerd.cli.programs import SystemPrograms, explain_unreachable
+
+            explain_unreachable(failure, SystemPrograms(env))
+        raise
 
 
-def command_parser(name: str) -> tuple[Command, Parser]:
-    """The module of a command and what it understands."""
-    module = f"{name}_" if keyword.iskeyword(name) else name
-    command = cast(Command, importlib.import_module(f"accelerd.cli.commands.{module}"))
-    parser = Parser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=getattr(command, "EPILOG", None),
+def command_parser(name: str) -> tuple[Command, CommandParser]:
+    """A command and the parser of its arguments."""
+    module = importlib.import_module(f"accelerd.cli.commands.{MODULES.get(name, name)}")
+    command: Command = getattr(module, "COMMANDS", {}).get(name) or Command(
+        module.add_arguments, module.run, getattr(module, "EPILOG", "")
+    )
+    parser = CommandParser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=command.epilog or None,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     shared_options(parser)
     command.add_arguments(parser)
@@ -135,13 +147,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
     return list(argv[:position]), name, list(argv[position + 1 :])
 
 
-def overview() -> Parser:
+def overview() -> CommandParser:
     """The parser of everything before the command's own arguments."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    parser = Parser(
+    parser = CommandParser(
         prog="accelctl", usage="accelctl [--socket PATH] [--json] COMMAND …", allow_abbrev=False,
-        description=f"Talk to accelerd, the daemon for the local AI models of this machine.\n\ncommands:\n{listing}",
+        description=f"Control accelerd, the daemon for the local AI models of this machine.\n\ncommands:\n{listing}",
         epilog=EXIT_STATUSES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     shared_options(parser)
@@ -150,12 +162,12 @@ def overview() -> Parser:
 
 
 def shared_options(parser: argparse.ArgumentParser) -> None:
-    """Options that may stand before and after the command."""
+    """Options that may be given before and after the command."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument(
         "--socket",
         metavar="PATH",
-        help=f"this socket, instead of the session bus, ${names.ENV_SOCKET} or the usual one",
+        help=f"the control socket of accelerd; default: ${names.ENV_SOCKET}, else that of this user's accelerd",
     )
 
 

@@ -7,18 +7,18 @@ piece and may be anything.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from accelerd.base.ports import Clock
-from accelerd.cli.client import Reach, failure_of
+from accelerd.cli.connect import DaemonClient, failure_of
 from accelerd.cli.failure import Failure
-from accelerd.cli.sse import Comment, parse
 
 ROUTE = "/v1/chat/completions"
 
 
-class Display(Protocol):
+class AnswerDisplay(Protocol):
     """Who shows an answer while it comes."""
 
     def waiting(self, why: str) -> None:
@@ -29,7 +29,7 @@ class Display(Protocol):
 
 
 @dataclass
-class Answer:
+class ChatAnswer:
     """What has arrived. Times in seconds since the request was sent."""
 
     model: str
@@ -75,21 +75,26 @@ class Answer:
 
 
 def ask(
-    client: Reach, clock: Clock, model: str, messages: list[dict[str, str]], options: dict[str, Any], display: Display
-) -> Answer:
+    client: DaemonClient,
+    clock: Clock,
+    model: str,
+    messages: list[dict[str, str]],
+    options: dict[str, Any],
+    display: AnswerDisplay,
+) -> ChatAnswer:
     """Stream one answer. Ctrl-C ends it with `interrupted` set and what has arrived; errors are raised as Failure."""
     body = {
         "model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, **options,
     }  # fmt: skip
-    answer = Answer(model)
+    answer = ChatAnswer(model)
     started = clock.monotonic()
     done = False
     try:
         display.waiting("waiting for the answer")
         with client.open("POST", ROUTE, body=json.dumps(body).encode(), timeout=None) as response:
-            for event in parse(client.stream(response)):
+            for event in parse_sse(client.stream(response)):
                 answer.seconds = clock.monotonic() - started
-                if isinstance(event, Comment):
+                if isinstance(event, SseComment):
                     if event.text and not answer.pieces:
                         display.waiting(event.text)
                     continue
@@ -105,7 +110,7 @@ def ask(
     return answer
 
 
-def take(answer: Answer, text: str, display: Display) -> None:
+def take(answer: ChatAnswer, text: str, display: AnswerDisplay) -> None:
     """Put one chunk into the answer; a chunk that is an error is raised."""
     try:
         chunk = json.loads(text)
@@ -133,3 +138,37 @@ def take(answer: Answer, text: str, display: Display) -> None:
             else:
                 answer.content += piece
             display.piece(piece, thinking=thinking)
+
+
+# --- server-sent events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SseData:
+    """The data of one event, its lines joined."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SseComment:
+    """A comment line without its colon. accelerd sends them while a model is loading."""
+
+    text: str
+
+
+def parse_sse(lines: Iterable[bytes]) -> Iterator[SseData | SseComment]:
+    """Server-sent events from lines: data and comments. An event that the end cuts off is dropped, as specified."""
+    data: list[str] = []
+    for raw in lines:
+        line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        if not line:
+            if data:
+                yield SseData("\n".join(data))
+                data = []
+        elif line.startswith(":"):
+            yield SseComment(line[1:].strip())
+        else:
+            name, _, value = line.partition(":")
+            if name == "data":
+                data.append(value.removeprefix(" "))

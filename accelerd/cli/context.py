@@ -1,16 +1,16 @@
-"""What every command is given: where the files are, the daemon's client, the output, the input. Holds no behaviour."""
+"""What every command is given (files, connection, output, input), and how a mistyped model name is explained."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from accelerd.base.ports import Clock, Roots, SystemClock
-from accelerd.cli.client import Reach
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.failure import Failure
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import nearest
 
 
@@ -19,34 +19,30 @@ class Context:
     """One run of accelctl."""
 
     roots: Roots
-    client: Reach
-    out: Output
+    client: DaemonClient
+    out: CliOutput
     stdin: TextIO
     env: Mapping[str, str]
     clock: Clock = field(default_factory=SystemClock)
 
 
-class Command(Protocol):
-    """The shape of a module that is one command."""
+@dataclass(frozen=True)
+class Command:
+    """One command. A module with several has them in `COMMANDS`; one with a single command has these as its names."""
 
-    HELP: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-    def run(self, context: Context, args: argparse.Namespace) -> int:
-        """The exit status; raises Failure."""
-        ...
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Context, argparse.Namespace], int]  # the exit status; raises Failure
+    epilog: str = ""
 
 
 def explain_name(context: Context, name: str, failure: Failure) -> Failure:
     """A model_not_found failure with the name that was probably meant, or the names that there are."""
-    if failure.code != "model_not_found" or "did you mean" in failure.message:
+    if failure.code != "model_not_found" or failure.hint:
         return failure
     known = model_names(context.client.get("status"))
     guess = nearest(name, known)
     some = ", ".join(known[:6]) + (" …" if len(known) > 6 else "")
-    failure.hint = (
-        f"did you mean {guess}?" if guess else f"there is: {some}" if some else "there is none yet: accelctl add"
-    )
+    failure.hint = f"did you mean {guess}?" if guess else f"known models: {some}" if some else "add one: accelctl add"
     failure.message = f"no model is called {name}"
     return failure
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count, printable
 
 HEAD = ("DEVICE", "NAME", "DRIVER", "BUSY", "CLOCK", "POWER", "TEMP", "LEVEL")
@@ -19,7 +19,7 @@ MOST_HOLDERS = 6
 ORDER = ("unified", "vram", "gtt", "ram")
 
 
-def show(out: Output, answer: dict[str, Any]) -> None:
+def show(out: CliOutput, answer: dict[str, Any]) -> None:
     """The whole page."""
     devices = answer.get("devices") or []
     if answer.get("source") == "direct":
@@ -96,7 +96,7 @@ def heat(device: dict[str, Any]) -> str:
     return "" if degrees is None or degrees < 85 else "yellow" if degrees < 95 else "red"
 
 
-def block(out: Output, device: dict[str, Any]) -> None:
+def block(out: CliOutput, device: dict[str, Any]) -> None:
     """One device: its pools, its users, its troubles."""
     pools = {pool["name"]: pool for pool in device.get("pools") or ()}
     troubles = list(device.get("troubles") or ())
@@ -122,7 +122,7 @@ def block(out: Output, device: dict[str, Any]) -> None:
             )  # whole: it is there to be copied
 
 
-def npu(out: Output, device: dict[str, Any]) -> None:
+def npu(out: CliOutput, device: dict[str, Any]) -> None:
     """The places on an NPU, and who has them."""
     told = device.get("npu")
     if not told:
@@ -158,7 +158,7 @@ def memory_of(one: dict[str, Any]) -> str:
     )
 
 
-def bar(out: Output, pool: dict[str, Any]) -> str:
+def bar(out: CliOutput, pool: dict[str, Any]) -> str:
     """ "██████░░░░ 29.6 GiB of 106 GiB"."""
     total, used = pool.get("total") or 0, pool.get("used")
     if used is None or not total:
@@ -170,7 +170,7 @@ def bar(out: Output, pool: dict[str, Any]) -> str:
     return f"{drawn}  {human_size(used)} of {human_size(total)}"
 
 
-def users(out: Output, device: dict[str, Any]) -> None:
+def users(out: CliOutput, device: dict[str, Any]) -> None:
     """Who holds its memory, the largest first."""
     holders = [holder for holder in device.get("holders") or () if holder.get("total")]
     lines = []

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Exit(IntEnum):
+class ExitStatus(IntEnum):
     """The exit statuses, documented in `accelctl --help`: scripts depend on them."""
 
     OK = 0
@@ -29,7 +29,7 @@ class Failure(Exception):
         self,
         message: str,
         *,
-        exit: Exit = Exit.FAILED,
+        exit: ExitStatus = ExitStatus.FAILED,
         code: str = "failed",
         hint: str = "",
         tail: Sequence[str] = (),

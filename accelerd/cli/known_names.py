@@ -1,7 +1,6 @@
-"""The names that a person may type: of models, of toolboxes. For shells that complete them, so quick, and never loud.
+"""Names of models and toolboxes for shell completion: fast, and without error messages.
 
-The daemon knows best which models there are; where none runs, the configuration does, as far as it can be read. Must
-never fail: a shell that waits for names is no place for an error.
+Models come from the daemon; where none runs, from the configuration as far as it can be read. Must never fail.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from accelerd.cli.context import Context
 from accelerd.cli.context import model_names as names_in
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.failure import ExitStatus, Failure
 
 BOXES = ("toolbox", "distrobox")
 LABEL = "label=com.github.containers.toolbox=true"
@@ -22,13 +21,13 @@ def print_names(context: Context, found: Iterable[str]) -> int:
     context.out.result(known)
     for name in known:
         context.out.line(name)
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def model_names(context: Context) -> Iterator[str]:
-    """Every name that a request may use: as the daemon says, else as the configuration says."""
+    """Every name that a request may use: from the daemon, else from the configuration."""
     try:
-        return iter(names_in(context.client.get("status", patience=2.0)))
+        return iter(names_in(context.client.get("status", timeout=2.0)))
     except Failure:
         return configured(context)
 
@@ -47,7 +46,7 @@ def configured(context: Context) -> Iterator[str]:
 
 def toolbox_names(context: Context) -> Iterator[str]:
     """The toolboxes that models are configured to run in, then whatever others podman has."""
-    from accelerd.cli.checks.base import ThisMachine
+    from accelerd.cli.programs import SystemPrograms
     from accelerd.config import check
 
     config, _ = check(context.roots.config_file, context.roots.home)
@@ -55,5 +54,5 @@ def toolbox_names(context: Context) -> Iterator[str]:
         if spec.home in BOXES and spec.container:
             yield spec.container
     command = ["podman", "container", "list", "--all", "--filter", LABEL, "--format", "{{.Names}}"]
-    outcome = ThisMachine(context.env).run(command)
+    outcome = SystemPrograms(context.env).run(command)
     yield from outcome.stdout.split() if outcome.status == 0 else ()

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.device_view import claim, places
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import clip, count, printable, span, width
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVW"  # models; the same letter in every pool
@@ -31,7 +31,7 @@ PHASE_STYLES = {"loading": "yellow", "leaving": "yellow", "reclaiming": "red", "
 
 
 @dataclass(frozen=True)
-class Glyphs:
+class BarGlyphs:
     """What a bar is drawn with."""
 
     used: str
@@ -42,8 +42,8 @@ class Glyphs:
     free: str
 
 
-BLOCK_GLYPHS = Glyphs("█", "▒", "░", "▚", "▁", "·")
-ASCII_GLYPHS = Glyphs("#", "+", "/", "%", "x", ".")
+BLOCK_GLYPHS = BarGlyphs("█", "▒", "░", "▚", "▁", "·")
+ASCII_GLYPHS = BarGlyphs("#", "+", "/", "%", "x", ".")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Part:
     unused: int = 0  # of `size`
 
 
-def show(out: Output, answer: dict[str, Any]) -> None:
+def show(out: CliOutput, answer: dict[str, Any]) -> None:
     """The whole page."""
     if answer.get("source") == "direct":
         out.line(out.style("accelerd is not running: measured directly, without the names of models", "dim"))
@@ -104,7 +104,7 @@ def spillers(pool: dict[str, Any], pools: Sequence[dict[str, Any]], labels: dict
 # --- one pool -------------------------------------------------------------------------------------------------
 
 
-def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill: str) -> None:
+def show_pool(out: CliOutput, pool: dict[str, Any], letters: dict[str, int], spill: str) -> None:
     glyphs = BLOCK_GLYPHS if out.blocks else ASCII_GLYPHS
     capacity, free = pool.get("capacity") or 0, pool.get("free") or 0
     found = [*parts(pool, letters, spill, glyphs)]
@@ -123,7 +123,7 @@ def show_pool(out: Output, pool: dict[str, Any], letters: dict[str, int], spill:
     rows(out, found)
 
 
-def show_claims(out: Output, pool: dict[str, Any], letters: dict[str, int]) -> None:
+def show_claims(out: CliOutput, pool: dict[str, Any], letters: dict[str, int]) -> None:
     """Of an NPU: how many of its places are taken, and by whom with how much memory, which lies in main memory."""
     told = pool.get("npu")
     if not told:
@@ -136,7 +136,7 @@ def show_claims(out: Output, pool: dict[str, Any], letters: dict[str, int]) -> N
         out.wrapped(text, indent="    ", first=f"  {LETTERS[number % len(LETTERS)]} ", style=style)
 
 
-def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Glyphs) -> Iterator[Part]:
+def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: BarGlyphs) -> Iterator[Part]:
     """Everything in a pool, as it stands in the bar from the left to the right."""
     for held in pool.get("holdings") or ():
         yield holding(held, letters.get(str(held.get("model")), 0), glyphs)
@@ -151,7 +151,7 @@ def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Gly
         yield Part(RESERVE, "reserve", pool["reserve"], glyphs.reserve, "dim", "given to no model")
 
 
-def holding(held: dict[str, Any], number: int, glyphs: Glyphs) -> Part:
+def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> Part:
     """One model."""
     reserved, used, phase = held.get("reserved") or 0, held.get("used"), str(held.get("phase"))
     notes = [WORDS[phase]] if phase in WORDS else []
@@ -177,7 +177,7 @@ def others(pool: dict[str, Any]) -> str:
     return ", ".join(f"{user.get('process')} {human_size(user['size'])}" for user in users)
 
 
-def bar(out: Output, found: Sequence[Part], capacity: int, cells: int, glyphs: Glyphs) -> str:
+def bar(out: CliOutput, found: Sequence[Part], capacity: int, cells: int, glyphs: BarGlyphs) -> str:
     """All parts beside each other."""
     text = ""
     for part, length in zip(found, shared([part.size for part in found], capacity, cells), strict=True):
@@ -204,7 +204,7 @@ def shared(sizes: Sequence[int], capacity: int, cells: int) -> list[int]:
     return found
 
 
-def rows(out: Output, found: Sequence[Part]) -> None:
+def rows(out: CliOutput, found: Sequence[Part]) -> None:
     """The line of every part: its letter, its name, its size, what else there is to say."""
     room = max(8, min(32, out.columns - 24))
     named = [(part, cut(out, part.name, room)) for part in found]
@@ -219,7 +219,7 @@ def rows(out: Output, found: Sequence[Part]) -> None:
             out.line(" " * (width(head) + 2) + out.style(line, "dim"))
 
 
-def cut(out: Output, text: str, columns: int) -> str:
+def cut(out: CliOutput, text: str, columns: int) -> str:
     """Text from outside, within so many columns."""
     found = clip(printable(text), columns)
     return found if out.blocks else found.replace("…", "~")
@@ -254,7 +254,7 @@ def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[st
         yield str(answer["degraded"]), "yellow"
 
 
-def show_waiting(out: Output, entry: dict[str, Any]) -> None:
+def show_waiting(out: CliOutput, entry: dict[str, Any]) -> None:
     name, requests = printable(str(entry.get("model"))), count(entry.get("requests") or 0, "request")
     reason = "it is being loaded" if entry.get("state") == "starting" else str(entry.get("reason") or "")
     wanted = sum((entry.get("wanted") or {}).values())
@@ -262,7 +262,7 @@ def show_waiting(out: Output, entry: dict[str, Any]) -> None:
     out.wrapped(f"{name}: {requests}{need}{': ' if reason else ''}{reason}", indent="    ", first="  ")
 
 
-def show_learned(out: Output, answer: dict[str, Any], when: Any) -> None:
+def show_learned(out: CliOutput, answer: dict[str, Any], when: Any) -> None:
     """What was measured of models; `when(seconds since 1970)` says how long ago that was."""
     entries = answer.get("learned") or []
     if not entries:

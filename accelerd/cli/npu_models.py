@@ -1,6 +1,6 @@
-"""A model for the NPU, by FastFlowLM's name: found in its list, fetched by its program, and what a drop-in says of it.
+"""A model for the NPU by FastFlowLM's name: found in its list, downloaded by `flm`, described for a drop-in.
 
-For `accelctl add npu/NAME`. Fetches with `flm pull` and nothing else; writes no configuration.
+For `accelctl add npu/NAME`. Downloads with `flm pull` and nothing else; writes no configuration.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import IO, Any, Final
 
 from accelerd.base.errors import AccelError
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.progress import FETCHING, follow
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.progress import follow
 
 PREFIX: Final = "npu/"
 TAIL: Final = 5  # lines of a failed download
@@ -25,7 +25,7 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NpuModel:
     """One model, as FastFlowLM knows it."""
 
     table: dict[str, Any]  # keys of a drop-in
@@ -35,8 +35,8 @@ class Wanted:
     here: bool  # it was fetched already
 
 
-def look_up(context: Context, source: str, binary: str) -> Wanted:
-    """What `npu/NAME` names. Failure."""
+def look_up(context: Context, source: str, binary: str) -> NpuModel:
+    """The model that `npu/NAME` names. Raises Failure."""
     from accelerd.engines.flm import names, program
 
     wanted = source.removeprefix(PREFIX)
@@ -48,16 +48,18 @@ def look_up(context: Context, source: str, binary: str) -> Wanted:
         message, _, hint = error.message.partition("; ")
         raise Failure(message, code="no_program", hint=hint) from None
     except program.Silent as error:
-        raise Failure(f"cannot ask {binary} for its models: {error}", hint="see: accelctl doctor") from None
+        raise Failure(f"{binary} did not list its models: {error}", hint="see: accelctl doctor") from None
     tag = names.find(wanted, known)
     if tag is None:
         near = names.near(wanted, known)
         hint = f"did you mean {' or '.join(PREFIX + names.plain(one) for one in near)}?" if near else "see: flm list"
-        raise Failure(f"FastFlowLM knows no model {wanted}", exit=Exit.NO_SUCH_MODEL, code="model_not_found", hint=hint)
+        raise Failure(
+            f"FastFlowLM has no model {wanted}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
+        )
     table: dict[str, Any] = {"engine": "flm", "model": tag}
     extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)
     table |= {extra: True} if extra else {}
-    return Wanted(table, names.model_name(tag), path, tag, known[tag].installed is True)
+    return NpuModel(table, names.model_name(tag), path, tag, known[tag].installed is True)
 
 
 def same(one: str, other: str) -> bool:
@@ -67,8 +69,8 @@ def same(one: str, other: str) -> bool:
     return names.plain(one) == names.plain(other)
 
 
-def fetch(context: Context, wanted: Wanted) -> None:
-    """What is not here is fetched, with its progress shown, and what keeps it from running is said before."""
+def fetch(context: Context, wanted: NpuModel) -> None:
+    """Download the model if it is missing, with progress; print first what would keep it from running."""
     if wanted.here:
         return
     for trouble in troubles(context, wanted.program):
@@ -77,13 +79,13 @@ def fetch(context: Context, wanted: Wanted) -> None:
 
 
 def troubles(context: Context, path: str) -> list[str]:
-    """What keeps the NPU from working, as far as `flm` says it."""
+    """What keeps the NPU from working, as `flm validate` reports it."""
     from accelerd.engines.flm import program, stack
 
     try:
         report = asyncio.run(program.Program(time.monotonic).validate(path, program.environment(context.env)))
     except program.Silent:
-        return []  # the doctor has a line for that
+        return []  # accelctl doctor reports that
     try:
         command_line = (context.roots.proc / "cmdline").read_text(errors="replace")
     except OSError:
@@ -119,7 +121,7 @@ def pull(context: Context, path: str, tag: str) -> None:
     if status != 0:
         raise Failure(
             f"flm pull {tag} ended with status {status}: nothing was added",
-            code="pull_failed", tail=lines[-TAIL:], hint=f"try again, or fetch it yourself: flm pull {tag}",
+            code="pull_failed", tail=lines[-TAIL:], hint=f"try again, or download it yourself: flm pull {tag}",
         )  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def progress(output: IO[bytes], now: Callable[[], float], lines: list[str]) -> I
     began = now()
     for line in pieces(output):
         found = _BYTES.search(line)
-        event: dict[str, Any] = {"event": "progress", "state": FETCHING, "elapsed": now() - began}
+        event: dict[str, Any] = {"event": "progress", "state": "fetching", "elapsed": now() - began}
         if found:
             event |= {"memory": _mb(found[1]), "memory_expected": _mb(found[2])}
         else:

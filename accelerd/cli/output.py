@@ -30,7 +30,7 @@ BLOCKS = "█▒░▚▁·"  # what a stream must be able to write for bars to 
 MAX_WIDTH = 120
 
 
-class Output:
+class CliOutput:
     """`json_mode` replaces every `line` and `table` by the one `result`."""
 
     def __init__(self, stdout: TextIO, stderr: TextIO, env: Mapping[str, str], *, json_mode: bool = False) -> None:
@@ -89,6 +89,17 @@ class Output:
         if self.json_mode:
             print(json.dumps(value, indent=2, ensure_ascii=False), file=self.stdout)
 
+    def problems(self, problems: Sequence[Mapping[str, Any]]) -> None:
+        """Mistakes of a configuration, in the form that editors jump to: "file:line: error: key: message"."""
+        for problem in problems:
+            file, line = problem.get("file"), problem.get("line")
+            where = f"{file}:{line}" if file and line else str(file or "configuration")
+            word = (
+                self.style("warning", "yellow") if problem.get("severity") == "warning" else self.style("error", "red")
+            )
+            key = f"{problem['key']}: " if problem.get("key") else ""
+            self.line(f"{printable(where)}: {word}: {printable(key + str(problem.get('message')))}")
+
     def json_line(self, value: Any) -> None:
         """One of several JSON values, on a line of its own."""
         if self.json_mode:
@@ -129,10 +140,6 @@ class Output:
             padded[-1] = clipped[-1]
             self.line("  ".join(self.style(cell, mark) for cell, mark in zip(padded, marks, strict=True)).rstrip())
 
-    def page(self, env: Mapping[str, str]) -> Page:
-        """An output that is kept instead of printed, as wide and as colourful as this one."""
-        return Page(self, env)
-
     def silence(self) -> None:
         """The reader of stdout has gone: let the interpreter's last flush go nowhere."""
         null = os.open(os.devnull, os.O_WRONLY)
@@ -140,24 +147,17 @@ class Output:
         os.close(null)
 
 
-class Page:
-    """What would have been printed."""
+class OutputPage(CliOutput):
+    """Output that is kept as text instead of printed, as wide and as colourful as that of a real one."""
 
-    def __init__(self, real: Output, env: Mapping[str, str]) -> None:
+    def __init__(self, real: CliOutput, env: Mapping[str, str]) -> None:
         self._buffer = io.StringIO()
-        self.out = PageOutput(self._buffer, real, env)
+        super().__init__(self._buffer, real.stderr, env)
+        self.tty = real.tty
+        self._real = real
 
     def text(self) -> str:
         return self._buffer.getvalue()
-
-
-class PageOutput(Output):
-    """An Output on paper: it has no terminal of its own and takes over what the real one can."""
-
-    def __init__(self, buffer: TextIO, real: Output, env: Mapping[str, str]) -> None:
-        super().__init__(buffer, real.stderr, env)
-        self.tty = real.tty
-        self._real = real
 
     @property
     def columns(self) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerd.cli.answer import Answer
-from accelerd.cli.output import Output
+from accelerd.cli.answer import ChatAnswer
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count, escape, printable, span
 
 
-class Screen:
+class AnswerPrinter:
     """Shows one answer; `close` must be called in the end."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: CliOutput) -> None:
         self._out = out
         self._spinner: Any = None
         self._said = ""
@@ -69,7 +69,7 @@ class Screen:
             self._at_line_start = True
 
 
-def summary(answer: Answer) -> str:
+def summary(answer: ChatAnswer) -> str:
     """The line of numbers below an answer."""
     parts = [count(answer.tokens, "token")]
     if answer.rate is not None:

@@ -1,4 +1,4 @@
-"""A page that is shown anew every second until Ctrl-C: on a terminal's own screen, as text, or as JSON a line.
+"""Shows a page again every second until Ctrl-C: full screen on a terminal, else as text, or as one JSON object a line.
 
 Knows neither what is shown nor where it comes from. Imports rich only where there is a terminal.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit
-from accelerd.cli.output import Output
+from accelerd.cli.failure import ExitStatus
+from accelerd.cli.output import CliOutput, OutputPage
 
 EVERY = 1.0  # s
 
-InferenceRequest = Callable[[], dict[str, Any]]
-Show = Callable[[Output, dict[str, Any]], None]
+Fetch = Callable[[], dict[str, Any]]
+Show = Callable[[CliOutput, dict[str, Any]], None]
 
 
-def watch(context: Context, ask: InferenceRequest, show: Show, pause: Callable[[float], None] = time.sleep) -> int:
-    """Until Ctrl-C, which is how one leaves it and no failure."""
+def watch(context: Context, ask: Fetch, show: Show, pause: Callable[[float], None] = time.sleep) -> int:
+    """Until Ctrl-C, which ends it with exit status 0."""
     out = context.out
     try:
         if out.json_mode:
@@ -35,11 +35,11 @@ def watch(context: Context, ask: InferenceRequest, show: Show, pause: Callable[[
                 pause(EVERY)
         return on_screen(out, context, ask, show, pause)
     except KeyboardInterrupt:
-        return Exit.OK
+        return ExitStatus.OK
 
 
-def on_screen(out: Output, context: Context, ask: InferenceRequest, show: Show, pause: Callable[[float], None]) -> int:
-    """The terminal's own page, drawn anew."""
+def on_screen(out: CliOutput, context: Context, ask: Fetch, show: Show, pause: Callable[[float], None]) -> int:
+    """Full screen, redrawn in place."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -47,7 +47,7 @@ def on_screen(out: Output, context: Context, ask: InferenceRequest, show: Show, 
     console = Console(file=out.stdout, highlight=False)
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
-            page = out.page(context.env)
-            show(page.out, ask())
+            page = OutputPage(out, context.env)
+            show(page, ask())
             live.update(Text.from_ansi(page.text()), refresh=True)
             pause(EVERY)

@@ -14,13 +14,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from accelerd import __version__
-
-if TYPE_CHECKING:
-    from .fake_bus import FakeBus
 
 
 @dataclass
@@ -76,7 +73,6 @@ class FakeDaemon:
     path: Path
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
-    bus: FakeBus | None = None  # where it is on a bus, too
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[FakeDaemon]:

@@ -12,8 +12,6 @@ from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error
 from .test_config import gguf
 
-WAYS = ("socket", "bus")
-
 RELOADED = Reply({"added": ["tiny-chat"], "removed": [], "relaunch": [], "updated": [], "unchanged": []})
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from accelerd.cli.answer import Answer, ask
-from accelerd.cli.client import Client
-from accelerd.cli.sse import Comment, Data, parse
+from accelerd.cli.answer import ChatAnswer, SseComment, SseData, ask, parse_sse
+from accelerd.cli.connect import DaemonClient
 
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, delta, error, sse
-
-WAYS = ("socket", "bus")
 
 CHAT = "POST /v1/chat/completions"
 TIMINGS = {"predicted_per_second": 41.25, "predicted_n": 3}
@@ -161,7 +158,7 @@ def test_mistyped_model(ctl: Ctl, daemon: FakeDaemon) -> None:
 def test_ask_tells_the_display_in_order(daemon: FakeDaemon) -> None:
     daemon.answers[CHAT] = sse("loading", delta("a"), delta("b"), delta(finish_reason="stop"))
     seen = Recorder()
-    answer = ask(Client(daemon.path), FakeClock(), "embed", [], {}, seen)
+    answer = ask(DaemonClient(daemon.path), FakeClock(), "embed", [], {}, seen)
     assert seen.seen == [
         ("waiting", "waiting for the answer"),
         ("waiting", "loading"),
@@ -179,13 +176,13 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_came(daemon: FakeDaemon) -> None:
             raise KeyboardInterrupt
 
     daemon.answers[CHAT] = sse(delta("a"), delta("b"), delta(finish_reason="stop"))
-    answer = ask(Client(daemon.path), FakeClock(), "embed", [], {}, Impatient())
+    answer = ask(DaemonClient(daemon.path), FakeClock(), "embed", [], {}, Impatient())
     assert (answer.content, answer.interrupted, answer.finish_reason) == ("a", True, "interrupted")
 
 
 def test_rate_without_enough_to_measure() -> None:
-    assert Answer("m").rate is None
-    assert Answer("m", pieces=1, seconds=1.0, first_token=1.0).rate is None
+    assert ChatAnswer("m").rate is None
+    assert ChatAnswer("m", pieces=1, seconds=1.0, first_token=1.0).rate is None
 
 
 def test_sse_fields_line_ends_and_cut_events() -> None:
@@ -199,4 +196,4 @@ def test_sse_fields_line_ends_and_cut_events() -> None:
         b"id: 7\n",
         b"data: tail\n",
     ]
-    assert list(parse(lines)) == [Comment("why"), Data("one\ntwo")]
+    assert list(parse_sse(lines)) == [SseComment("why"), SseData("one\ntwo")]

@@ -11,14 +11,13 @@ import pytest
 
 from accelerd.base.ports import Roots
 from accelerd.cli.commands import devices
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
-
-WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 GPU: dict[str, Any] = {
@@ -109,7 +108,7 @@ def test_another_failure_is_told(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 def test_a_device_of_which_nothing_is_known(tmp_path: Path) -> None:
     stream = Stream()
-    out = Output(stream, Stream(), {})
+    out = CliOutput(stream, Stream(), {})
     show(out, {"devices": [{"kind": "gpu", "name": "x\x1b[31m"}, {}], "degraded": "changes are not noticed"})
     assert "\x1b" not in stream.getvalue()
     assert "! changes are not noticed" in stream.getvalue()
@@ -129,9 +128,9 @@ class Pauses:
 
 def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Context, io.StringIO]:
     stream = Stream(tty=tty)
-    out = Output(stream, Stream(), ctl.env, json_mode=json_mode)
+    out = CliOutput(stream, Stream(), ctl.env, json_mode=json_mode)
     roots = Roots.from_env(ctl.env)
-    return Context(roots, ctl.client(), out, Stream(), ctl.env), stream
+    return Context(roots, DaemonClient(ctl.socket), out, Stream(), ctl.env), stream
 
 
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
@@ -151,9 +150,9 @@ def test_watching_for_programs_is_a_line_a_second(ctl: Ctl, knowing: FakeDaemon)
     assert [line["source"] for line in lines] == ["daemon", "daemon"]
 
 
-def test_a_daemon_that_goes_while_it_is_watched(ctl: Ctl, where: Path) -> None:
+def test_a_daemon_that_goes_while_it_is_watched(ctl: Ctl, short: Path) -> None:
     here, _ = context(ctl, json_mode=True)
-    with FakeDaemon(where, {"GET devices": Reply(ANSWER)}).serve():
+    with FakeDaemon(short / "s", {"GET devices": Reply(ANSWER)}).serve():
         ask = devices.source(here)
         assert ask()["source"] == "daemon"
     assert ask()["source"] == "direct"

@@ -6,21 +6,19 @@ import json
 import os
 import socket
 import stat
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from accelerd import __version__
 from accelerd.base.ports import Roots
-from accelerd.cli.checks import engine, host, memory, run_all, service
-from accelerd.cli.checks.base import Check, Outcome, Surroundings, ThisMachine
-from accelerd.cli.checks.units import Bus, Systemctl, Unit, manager
-from accelerd.cli.client import Client, Way
-from accelerd.cli.failure import Failure
+from accelerd.cli.checks import engine, host, memory, service
+from accelerd.cli.checks.base import Check, CheckContext
+from accelerd.cli.commands.doctor import run_checks
+from accelerd.cli.connect import DaemonClient
+from accelerd.cli.programs import ProgramResult, SystemPrograms
 from accelerd.devices.troubles import MEMLOCK_FIX
 from accelerd.devices.udev import Entry, PciFunction
 
@@ -33,16 +31,16 @@ ACTIVE = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n"
 MISSING = "LoadState=not-found\nUnitFileState=\nActiveState=inactive\n"
 
 
-class FakeMachine:
+class FakePrograms:
     """Programs that print what the test says; all others are not there."""
 
-    def __init__(self, **programs: Outcome) -> None:
+    def __init__(self, **programs: ProgramResult) -> None:
         self.programs = programs
         self.asked: list[Sequence[str]] = []
 
-    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome:
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
         self.asked.append(argv)
-        return self.programs.get(argv[0], Outcome(127, "", "no such program"))
+        return self.programs.get(argv[0], ProgramResult(127, "", "no such program"))
 
 
 class NoDevices:
@@ -51,18 +49,20 @@ class NoDevices:
 
 
 @pytest.fixture
-def here(ctl: Ctl, short: Path, tmp_path: Path) -> Surroundings:
+def here(ctl: Ctl, short: Path, tmp_path: Path) -> CheckContext:
     """A machine of 32 GiB with a user manager that knows the units, without a daemon."""
     proc = tmp_path / "proc"
     (proc / "net").mkdir(parents=True)
     (proc / "meminfo").write_text("MemTotal: 33554432 kB\nMemAvailable: 20971520 kB\n")
     roots = Roots.from_env(ctl.env)
-    machine = FakeMachine(
-        systemctl=Outcome(0, ACTIVE, ""), loginctl=Outcome(0, "yes\n", ""), journalctl=Outcome(0, "", "")
+    programs = FakePrograms(
+        systemctl=ProgramResult(0, ACTIVE, ""),
+        loginctl=ProgramResult(0, "yes\n", ""),
+        journalctl=ProgramResult(0, "", ""),
     )
-    return Surroundings(
+    return CheckContext(
         roots=Roots(roots.config_file, roots.runtime, roots.state, roots.cache, roots.home, proc, tmp_path / "sys"),
-        env=ctl.env, client=Client(short / "s"), machine=machine, udev=NoDevices(),
+        env=ctl.env, client=DaemonClient(short / "s"), programs=programs, udev=NoDevices(),
         swap=lambda: (0, 0),
     )  # fmt: skip
 
@@ -86,26 +86,26 @@ def program(folder: Path, text: str) -> Path:
 LLAMA = 'case $1 in --version) echo "version: 7777 (abc)" >&2;; *) echo "-lm, --load-mode MODE   how to load";; esac'
 
 
-def test_a_machine_that_is_well(here: Surroundings, ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
+def test_a_machine_that_is_well(here: CheckContext, ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
     daemon.path.chmod(0o600)
     server = program(tmp_path, LLAMA)
     ctl.configure(
         f'[engines.llama-server]\nbinary = "{server}"\n[models.tiny]\npath = "{gguf(tmp_path)}"\n'
     )  # fmt: skip
-    checks = run_all(here)
+    checks = run_checks(here)
     assert [check for check in checks if check.level != "ok"] == []
     assert {check.id for check in checks} == {
         "python", "runtime-dir", "config-dir", "state-dir", "cache-dir", "config", "model-files", "llama-server",
-        "memory", "swap", "devices", "daemon", "way", "units", "socket-activation", "linger", "port", "control-socket",
+        "memory", "swap", "devices", "daemon", "units", "socket-activation", "linger", "port", "control-socket",
         "journal",
     }  # fmt: skip
 
 
-def test_every_finding_that_is_not_ok_says_what_to_do(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+def test_every_finding_that_is_not_ok_says_what_to_do(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     ctl.configure('[engines.llama-server]\nbinary = "no-such-server"\n[models.a]\npath = "/nowhere/a.gguf"\n')
-    here.machine = FakeMachine()
+    here.programs = FakePrograms()
     here.python = (3, 9, 1)
-    checks = run_all(here)
+    checks = run_checks(here)
     bad = [check for check in checks if check.level != "ok"]
     assert {check.id for check in bad} >= {
         "python",
@@ -119,13 +119,13 @@ def test_every_finding_that_is_not_ok_says_what_to_do(here: Surroundings, ctl: C
     assert all(check.fix for check in bad)
 
 
-def test_python(here: Surroundings) -> None:
+def test_python(here: CheckContext) -> None:
     assert only(host.python(here)).level == "ok"
     here.python = (3, 10, 12)
     assert only(host.python(here)).level == "fail"
 
 
-def test_directories(here: Surroundings, tmp_path: Path) -> None:
+def test_directories(here: CheckContext, tmp_path: Path) -> None:
     assert set(levels(host.directories(here)).values()) == {"ok"}
     here.roots.runtime.mkdir(mode=0o755)
     here.roots.state.parent.mkdir(parents=True)
@@ -136,13 +136,13 @@ def test_directories(here: Surroundings, tmp_path: Path) -> None:
     assert "is not a directory" in found["state-dir"].detail
 
 
-def test_no_login_session(here: Surroundings, tmp_path: Path) -> None:
+def test_no_login_session(here: CheckContext, tmp_path: Path) -> None:
     here.roots = Roots.from_env({"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
     check = next(iter(host.directories(here)))
     assert (check.level, check.fix) == ("fail", "loginctl enable-linger")
 
 
-def test_configuration(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+def test_configuration(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     assert only(engine.configuration(here)).fix == "accelctl add PATH-OR-NAME"
     for text, level, words in (
         ("[models.a]\n", "fail", "1 mistake"),
@@ -156,7 +156,7 @@ def test_configuration(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
         assert words in check.detail
 
 
-def test_model_files_each_missing_one_is_named(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+def test_model_files_each_missing_one_is_named(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     ctl.configure(
         f'[models.a]\npath = "/nowhere/a.gguf"\n[models.b]\npath = "{gguf(tmp_path)}"\n[models.c]\npath = "/c.gguf"\n'
     )
@@ -167,7 +167,7 @@ def test_model_files_each_missing_one_is_named(here: Surroundings, ctl: Ctl, tmp
     assert "accelctl remove c" in second.fix
 
 
-def test_programs_of_the_configuration_and_of_models(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+def test_programs_of_the_configuration_and_of_models(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     server, old = (
         program(tmp_path, LLAMA),
@@ -185,7 +185,7 @@ def test_programs_of_the_configuration_and_of_models(here: Surroundings, ctl: Ct
     assert "--no-mmap" in checks[str(old)].detail
 
 
-def test_programs_that_do_not_work(here: Surroundings, ctl: Ctl, tmp_path: Path) -> None:
+def test_programs_that_do_not_work(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     broken = program(tmp_path, "echo libcuda.so.1: cannot open shared object file >&2; exit 127")
     ctl.configure(f'[engines.llama-server]\nbinary = "{broken}"\n')
     check = only(engine.programs(here))
@@ -194,14 +194,14 @@ def test_programs_that_do_not_work(here: Surroundings, ctl: Ctl, tmp_path: Path)
     assert check.fix
 
 
-def test_the_real_llama_server(here: Surroundings, ctl: Ctl) -> None:
+def test_the_real_llama_server(here: CheckContext, ctl: Ctl) -> None:
     ctl.configure(f'[engines.llama-server]\nbinary = "{os.environ["ACCELERD_TEST_LLAMA_SERVER"]}"\n')
     check = only(engine.programs(here))
     assert check.level == "ok", check.detail
     assert "options" in check.detail
 
 
-def test_memory(here: Surroundings, ctl: Ctl) -> None:
+def test_memory(here: CheckContext, ctl: Ctl) -> None:
     for sizes, level, words in (
         (("4GiB", "8GiB"), "ok", "2 models: 12.0 GiB"),
         (("20GiB", "20GiB"), "ok", "40.0 GiB, in turn"),
@@ -216,7 +216,7 @@ def test_memory(here: Surroundings, ctl: Ctl) -> None:
     assert "20.0 GiB of 32.0 GiB free, 3.2 GiB kept for others" in check.detail
 
 
-def test_swap(here: Surroundings) -> None:
+def test_swap(here: CheckContext) -> None:
     for found, level, words in (
         ((0, 0), "ok", "none"),
         ((100 << 20, 8 << 30), "ok", "100 MiB of 8.0 GiB in use"),
@@ -225,16 +225,16 @@ def test_swap(here: Surroundings) -> None:
         here.swap = lambda found=found: found  # type: ignore[misc]
         check = only(memory.swap(here))
         assert (check.level, words in check.detail) == (level, True)
-    used, total = Surroundings(here.roots, here.env, here.client, here.machine).swap()
+    used, total = CheckContext(here.roots, here.env, here.client, here.programs).swap()
     assert 0 <= used <= total
 
 
-def test_memory_unknown(here: Surroundings) -> None:
+def test_memory_unknown(here: CheckContext) -> None:
     (here.roots.proc / "meminfo").unlink()
     assert only(memory.memory(here)).level == "warn"
 
 
-def test_devices(here: Surroundings) -> None:
+def test_devices(here: CheckContext) -> None:
     assert "models run on the processor" in only(host.devices(here)).detail
 
     class Unreachable:
@@ -248,7 +248,7 @@ def test_devices(here: Surroundings) -> None:
     assert "amdgpu" in check.detail
 
 
-def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: Surroundings) -> None:
+def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: CheckContext) -> None:
     function = PciFunction("0000:c5:00.1", None, "1022", "17f0", 0x118000, Path("/sys/devices/x"))
 
     class Dark:
@@ -269,7 +269,7 @@ def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: Surroundings) ->
     assert [(line.level, line.fix) for line in lines] == [("warn", MEMLOCK_FIX)]
 
 
-def test_daemon_down_other_version_and_well(here: Surroundings, daemon: FakeDaemon) -> None:
+def test_daemon_down_other_version_and_well(here: CheckContext, daemon: FakeDaemon) -> None:
     assert only(service.daemon(here)).level == "ok"
     daemon.answers["GET status"] = Reply(status(version="0.0.1"))
     here.__dict__.pop("status")
@@ -277,11 +277,11 @@ def test_daemon_down_other_version_and_well(here: Surroundings, daemon: FakeDaem
     assert check.level == "warn"
     assert f"0.0.1 is running, {__version__} is installed" in check.detail
     here.__dict__.pop("status")
-    here.client = Client(Path("/nowhere"))
+    here.client = DaemonClient(Path("/nowhere"))
     assert only(service.daemon(here)).fix == "systemctl --user start accelerd"
 
 
-def test_what_the_daemon_lacks_is_told(here: Surroundings, daemon: FakeDaemon) -> None:
+def test_what_the_daemon_lacks_is_told(here: CheckContext, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(degraded="no systemd user manager answers (package python3-gi)"))
     found = {check.id: check for check in service.daemon(here)}
     assert (found["daemon"].level, found["degraded"].level) == ("ok", "warn")
@@ -293,7 +293,7 @@ def test_what_the_daemon_lacks_is_told(here: Surroundings, daemon: FakeDaemon) -
     ("state", "expected"), [("left", "ok"), ("raised", "ok"), ("unsuitable", "ok"), ("unable", "warn"), ("hot", "warn")]
 )
 def test_the_level_of_a_gpu_that_may_not_be_set(
-    here: Surroundings, daemon: FakeDaemon, state: str, expected: str
+    here: CheckContext, daemon: FakeDaemon, state: str, expected: str
 ) -> None:
     gpu = {"slot": "0000:c1:00.0", "name": "Radeon", "state": state, "reason": "because", "stuck": False}
     daemon.answers["GET status"] = Reply(status(performance=[gpu]))
@@ -302,7 +302,7 @@ def test_the_level_of_a_gpu_that_may_not_be_set(
     assert ("packaging/helper install" in found.fix) is (state == "unable")
 
 
-def test_all_units_are_installed_together_by_hand(here: Surroundings) -> None:
+def test_all_units_are_installed_together_by_hand(here: CheckContext) -> None:
     here.checkout_tool = lambda name: ""  # type: ignore[method-assign]  # as in an installed package
     words = service.install_command(here).split()
     assert {Path(word).name for word in words if "_units/user" in word} == {path.name for path in UNITS.iterdir()}
@@ -311,74 +311,34 @@ def test_all_units_are_installed_together_by_hand(here: Surroundings) -> None:
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
-        (Outcome(0, ACTIVE, ""), {"units": "ok", "socket-activation": "ok"}),
-        (Outcome(0, MISSING, ""), {"units": "warn"}),
-        (Outcome(0, ACTIVE.replace("enabled", "disabled"), ""), {"units": "ok", "socket-activation": "warn"}),
-        (Outcome(0, ACTIVE.replace("=active", "=failed"), ""), {"units": "ok", "socket-activation": "warn"}),
-        (Outcome(0, ACTIVE.replace("=loaded", "=bad-setting"), ""), {"units": "fail"}),
-        (Outcome(1, "", "Failed to connect to bus"), {"units": "warn"}),
-        (Outcome(127, "", ""), {"units": "warn"}),
+        (ProgramResult(0, ACTIVE, ""), {"units": "ok", "socket-activation": "ok"}),
+        (ProgramResult(0, MISSING, ""), {"units": "warn"}),
+        (ProgramResult(0, ACTIVE.replace("enabled", "disabled"), ""), {"units": "ok", "socket-activation": "warn"}),
+        (ProgramResult(0, ACTIVE.replace("=active", "=failed"), ""), {"units": "ok", "socket-activation": "warn"}),
+        (ProgramResult(0, ACTIVE.replace("=loaded", "=bad-setting"), ""), {"units": "fail"}),
+        (ProgramResult(0, ACTIVE.replace("=loaded", "=masked"), ""), {"units": "fail"}),
+        (ProgramResult(1, "", "Failed to connect to bus"), {"units": "warn"}),
+        (ProgramResult(127, "", ""), {"units": "warn"}),
     ],
 )
-def test_units(here: Surroundings, outcome: Outcome, expected: dict[str, str]) -> None:
-    here.machine = FakeMachine(systemctl=outcome)
+def test_units(here: CheckContext, outcome: ProgramResult, expected: dict[str, str]) -> None:
+    here.programs = FakePrograms(systemctl=outcome)
     assert levels(service.units(here)) == expected
 
 
-class FakeBus:
-    """A session bus with systemd on it."""
-
-    def __init__(self, broken: bool = False) -> None:
-        self._broken = broken
-
-    def get(self, name: str, path: str = "") -> Any:
-        if self._broken:
-            raise RuntimeError("GDBus.Error: no such service")
-        assert name == ".systemd1"
-        return self
-
-    def LoadUnit(self, unit: str) -> str:
-        return f"/unit/{unit}"
-
-    LoadState, UnitFileState, ActiveState = "loaded", "enabled", "inactive"
-
-
-def test_unit_states_from_the_bus(here: Surroundings) -> None:
-    here.bus = FakeBus()
-    assert manager(here).state("accelerd.socket") == Unit("loaded", "enabled", "inactive")
-    assert Bus(FakeBus(broken=True)).state("accelerd.socket") is None
-
-
-@pytest.fixture(scope="module")
-def glib() -> None:
-    """GLib warns as it loads, and keeps descriptors from its first connection on: not to be any test's fault."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pydbus
-    with pytest.raises(Exception, match="o such file"):
-        pydbus.connect("unix:path=/nowhere")
-
-
-@pytest.mark.usefixtures("glib")
-def test_unit_states_without_bus_come_from_systemctl(here: Surroundings) -> None:
-    for address in ("", "unix:path=/nowhere"):
-        here.env = {**here.env, "DBUS_SESSION_BUS_ADDRESS": address}
-        found = manager(here)
-        assert found.state("accelerd.socket") in (Unit("loaded", "enabled", "active"), None)
-    assert isinstance(manager(Surroundings(here.roots, {}, here.client, here.machine)), Systemctl)
-
-
-def test_linger(here: Surroundings) -> None:
+def test_linger(here: CheckContext) -> None:
     for outcome, level in (
-        (Outcome(0, "yes\n", ""), "ok"), (Outcome(0, "no\n", ""), "warn"), (Outcome(1, "", "no user"), "warn"),
-    ):  # fmt: skip
-        here.machine = FakeMachine(loginctl=outcome)
+        (ProgramResult(0, "yes\n", ""), "ok"),
+        (ProgramResult(0, "no\n", ""), "warn"),
+        (ProgramResult(1, "", "no user"), "warn"),
+    ):
+        here.programs = FakePrograms(loginctl=outcome)
         assert only(service.linger(here)).level == level
-    here.machine = FakeMachine()
+    here.programs = FakePrograms()
     assert "loginctl is not there" in only(service.linger(here)).detail
 
 
-def listen(here: Surroundings, *ports: int) -> None:
+def listen(here: CheckContext, *ports: int) -> None:
     """Somebody listens on these ports; one connection is established, which is no listening."""
     rows = [f"   {n}: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 00:0" for n, port in enumerate(ports)]
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr\n"
@@ -386,43 +346,24 @@ def listen(here: Surroundings, *ports: int) -> None:
     (here.roots.proc / "net/tcp").write_text(text)
 
 
-def test_ports_free_taken_and_ours(here: Surroundings, daemon: FakeDaemon) -> None:
-    elsewhere = Client(Path("/nowhere"))
+def test_ports_free_taken_and_ours(here: CheckContext, daemon: FakeDaemon) -> None:
+    elsewhere = DaemonClient(Path("/nowhere"))
     here.client, running = elsewhere, here.client
-    here.machine = FakeMachine()
+    here.programs = FakePrograms()
     listen(here)
     assert levels(service.ports(here)) == {"port": "ok"}
     listen(here, 4000)
     taken = list(service.ports(here))
     assert {check.level for check in taken} == {"fail"}
     assert taken[0].fix == "ss -ltnp 'sport = :4000'"
-    here.machine = FakeMachine(systemctl=Outcome(0, ACTIVE, ""))
+    here.programs = FakePrograms(systemctl=ProgramResult(0, ACTIVE, ""))
     assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"held for accelerd"}
     here.__dict__.pop("status")
     here.client = running
     assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"served by accelerd"}
 
 
-class Shy(Client):
-    """A daemon that could be on the bus, and is not."""
-
-    def way(self) -> Way:
-        return Way("socket", "nobody has the name", "systemctl --user restart accelerd")
-
-
-def test_the_way_that_is_used_and_why(here: Surroundings, ctl: Ctl, daemon: FakeDaemon) -> None:
-    here.client = ctl.client()
-    check = only(service.way(here))
-    assert (check.level, check.detail) == ("ok", "accelctl uses the control socket: $ACCELERD_SOCKET names it")
-    here.client = Shy(daemon.path)
-    assert only(service.way(here)) == Check(
-        "way", "warn", "accelctl uses the control socket: nobody has the name", "systemctl --user restart accelerd"
-    )
-    here.status = Failure("accelerd is not running", code="not_running")
-    assert only(service.way(here)).level == "ok", "why it is not running is said elsewhere"
-
-
-def test_control_socket(here: Surroundings, short: Path) -> None:
+def test_control_socket(here: CheckContext, short: Path) -> None:
     path = short / "s"
     assert list(service.control_socket(here)) == []
     path.touch()
@@ -440,9 +381,9 @@ def test_control_socket(here: Surroundings, short: Path) -> None:
     assert stat.S_ISSOCK(path.stat().st_mode)
 
 
-def test_journal(here: Surroundings) -> None:
+def test_journal(here: CheckContext) -> None:
     assert only(service.journal(here)).level == "ok"
-    here.machine = FakeMachine(journalctl=Outcome(1, "", "Hint: …\nNo journal files were opened.\n"))
+    here.programs = FakePrograms(journalctl=ProgramResult(1, "", "Hint: …\nNo journal files were opened.\n"))
     check = only(service.journal(here))
     assert check.level == "warn"
     assert "No journal files were opened." in check.detail
@@ -471,7 +412,7 @@ def test_devices_option(ctl: Ctl) -> None:
 
 
 def test_the_real_machine_runs_programs() -> None:
-    machine = ThisMachine({"PATH": "/usr/bin:/bin"})
-    assert machine.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == Outcome(3, "out\n", "err\n")
+    machine = SystemPrograms({"PATH": "/usr/bin:/bin"})
+    assert machine.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == ProgramResult(3, "out\n", "err\n")
     assert machine.run(["/nowhere/program"]).status == 127
     assert machine.run(["sleep", "10"], timeout=0.05).status == 124

@@ -14,9 +14,10 @@ import pytest
 from accelerd import cli
 from accelerd.base.ports import Roots
 from accelerd.cli.commands import fit
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
-from accelerd.cli.machine import Machine
-from accelerd.cli.output import Output
+from accelerd.cli.local_machine import LocalMachine
+from accelerd.cli.output import CliOutput
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.sysfs import SysfsSource
 from tests.devices.recorded import fixture, lay_out, machine
@@ -25,8 +26,6 @@ from tests.memory.web import Web, serving
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
-
-WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 
@@ -341,11 +340,11 @@ def with_gpu(ctl: Ctl, tmp_path: Path, *argv: str) -> tuple[int, str]:
     lay_out(fixture("lact-snapshots-amd-apu-dgpu.tgz"), "strixpoint", roots)
     inventory = Inventory(roots, SysfsSource(roots.sys), lambda node: True, ask_driver=lambda node: None)
     stream = Stream()
-    out = Output(stream, Stream(), ctl.env)
-    context = Context(roots, ctl.client(), out, Stream(), ctl.env)
-    parser = cli.Parser(prog="x")
+    out = CliOutput(stream, Stream(), ctl.env)
+    context = Context(roots, DaemonClient(ctl.socket), out, Stream(), ctl.env)
+    parser = cli.CommandParser(prog="x")
     fit.add_arguments(parser)
-    status = fit.fit(context, parser.parse_args(argv), Machine(context, inventory))
+    status = fit.judge(context, parser.parse_args(argv), LocalMachine(context, inventory))
     return status, stream.getvalue()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.cli.failure import Failure
-from accelerd.cli.gguf_files import Found, by_name, by_path, files_below, name_of, name_of_id, unique, well_known
+from accelerd.cli.fit.gguf_files import Found, by_name, by_path, files_below, name_of, name_of_id, unique, well_known
 
 from .test_config import gguf
 

@@ -11,8 +11,6 @@ from accelerd.cli.progress import amount, fraction
 from .conftest import Ctl
 from .fake_daemon import FAILED, FakeDaemon, Reply, error, events
 
-WAYS = ("socket", "bus")
-
 STEP = {"event": "progress", "state": "starting", "elapsed": 1.0, "expected": 4.0, "memory": 1 << 30,
         "memory_expected": 5 << 30, "line": "load_tensors: \x1b[2J"}  # fmt: skip
 READY = {"event": "ready", "model": "embed", "memory": 5 << 30}
@@ -27,7 +25,7 @@ def test_load_shows_progress_as_plain_lines(ctl: Ctl, daemon: FakeDaemon) -> Non
     assert result.out.startswith("embed is ready (")
     assert "5.0 GiB" in result.out
     lines = result.err.splitlines()
-    assert [line.split(" (")[0] for line in lines] == ["embed: waits for room", "embed: loading", "embed: loading"]
+    assert [line.split(" (")[0] for line in lines] == ["embed: waiting for memory", "embed: loading", "embed: loading"]
     assert "1.0 GiB of 5.0 GiB" in lines[1]
     assert "\\x1b[2J" in lines[1]
     assert "warming up" in lines[2]
@@ -75,7 +73,7 @@ def test_failed_load_as_json(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 @pytest.mark.parametrize("command", ["load", "unload", "reset"])
 @pytest.mark.parametrize(
-    ("typed", "words"), [("embd", "did you mean embed?"), ("BIG", "did you mean big?"), ("zzz", "there is: ")]
+    ("typed", "words"), [("embd", "did you mean embed?"), ("BIG", "did you mean big?"), ("zzz", "known models: ")]
 )
 def test_mistyped_names(ctl: Ctl, daemon: FakeDaemon, command: str, typed: str, words: str) -> None:
     daemon.answers[f"POST {command}"] = error(404, "model_not_found", "cannot find it")
@@ -100,7 +98,7 @@ def test_unload_waits_and_forces(ctl: Ctl, daemon: FakeDaemon) -> None:
     result = ctl("unload", "embed")
     assert result.status == 0
     assert "embed is stopped" in result.out
-    assert "waits for running requests" in result.err
+    assert "waiting for running requests" in result.err
     assert ctl("unload", "embed", "--force", "--json").status == 0
     assert [request.query for request in daemon.requests] == [{"model": "embed"}, {"model": "embed", "force": "1"}]
 

@@ -12,15 +12,14 @@ import pytest
 
 from accelerd.base.ports import Roots
 from accelerd.cli.commands import memory
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
 from accelerd.cli.memory_view import shared, show
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import width
 
 from .conftest import Ctl, Stream
 from .fake_daemon import FakeDaemon, Reply, error
-
-WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 SLOT = "0000:c4:00.0"
@@ -119,7 +118,7 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("blocks", [True, False])
 def test_every_line_fits_the_terminal(columns: int, blocks: bool) -> None:
-    class Narrow(Output):
+    class Narrow(CliOutput):
         @property
         def columns(self) -> int:
             return columns
@@ -149,7 +148,7 @@ def test_colours_on_a_terminal_only_and_never_the_only_sign(ctl: Ctl, knowing: F
 def test_a_pool_with_more_than_it_should_hold() -> None:
     pool = {**GPU, "free": -2 * GIB, "foreign": 46 * GIB}
     stream = Stream()
-    show(Output(stream, Stream(), {}), {"pools": [pool]})
+    show(CliOutput(stream, Stream(), {}), {"pools": [pool]})
     lines = stream.getvalue().splitlines()
     assert "2.0 GiB more than there should be of 96.0 GiB" in lines[0]
     assert width(lines[1]) <= 80
@@ -158,7 +157,7 @@ def test_a_pool_with_more_than_it_should_hold() -> None:
 def test_what_is_missing_is_no_failure() -> None:
     stream = Stream()
     for answer in ({}, {"pools": [{}]}, {"pools": [{"id": "x", "holdings": [{}]}], "waiting": [{}], "yielded": {}}):
-        show(Output(stream, Stream(), {}), answer)
+        show(CliOutput(stream, Stream(), {}), answer)
     assert "nothing is known about this machine's memory" in stream.getvalue()
 
 
@@ -221,9 +220,9 @@ class Pauses:
 
 def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Context, io.StringIO]:
     stream = Stream(tty=tty)
-    out = Output(stream, Stream(), ctl.env, json_mode=json_mode)
+    out = CliOutput(stream, Stream(), ctl.env, json_mode=json_mode)
     roots = Roots.from_env(ctl.env)
-    return Context(roots, ctl.client(), out, Stream(), ctl.env), stream
+    return Context(roots, DaemonClient(ctl.socket), out, Stream(), ctl.env), stream
 
 
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
@@ -235,10 +234,10 @@ def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemo
     assert len(knowing.requests) == 6
 
 
-def test_watching_for_programs_is_a_line_a_second_also_when_the_daemon_goes(ctl: Ctl, where: Path) -> None:
+def test_watching_for_programs_is_a_line_a_second_also_when_the_daemon_goes(ctl: Ctl, short: Path) -> None:
     here, stream = context(ctl, json_mode=True)
     ask = memory.asking(here)
-    with FakeDaemon(where, {"GET memory": Reply(ANSWER)}).serve():
+    with FakeDaemon(short / "s", {"GET memory": Reply(ANSWER)}).serve():
         assert memory.watch(here, ask, Pauses(2)) == 0
     assert memory.watch(here, ask, Pauses(1)) == 0
     assert [json.loads(line)["source"] for line in stream.getvalue().splitlines()] == ["daemon", "daemon", "direct"]

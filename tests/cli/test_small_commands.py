@@ -9,8 +9,6 @@ from accelerd import __version__
 from .conftest import Ctl
 from .fake_daemon import EXPLAINED, FLEET, FakeDaemon, Reply, delta, error, model, sse, status
 
-WAYS = ("socket", "bus")
-
 
 def test_logs_prints_lines_harmless(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET logs"] = Reply(chunks=[b"one\ntw", b"o \x1b[31m\n", b"last"])
@@ -70,7 +68,7 @@ def test_reload_says_what_changed(ctl: Ctl, daemon: FakeDaemon) -> None:
     changes = {"added": ["a"], "removed": ["b"], "relaunch": ["c"], "updated": ["d"], "unchanged": ["e", "f"]}
     daemon.answers["POST reload"] = Reply(changes)
     text = ctl("reload").out
-    for line in ("a: added", "b: removed", "c: restarted", "d: updated", "2 models unchanged"):
+    for line in ("a: added", "b: removed", "c: restarts", "d: updated", "2 models unchanged"):
         assert line in text
     assert json.loads(ctl("reload", "--json").out) == changes
 
@@ -80,8 +78,8 @@ def test_reload_without_changes(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert ctl("reload").out == "nothing has changed (1 model)\n"
     daemon.answers["POST reload"] = Reply({"unchanged": ["e"], "settings": ["memory.reserve", "server.listen"]})
     assert ctl("reload").out.splitlines() == [
-        "memory.reserve: in use from now on",
-        "server.listen: takes effect at the next start",
+        "memory.reserve: in effect now",
+        "server.listen: takes effect after a restart of accelerd",
         "1 model unchanged",
     ]
 

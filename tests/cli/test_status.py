@@ -11,8 +11,6 @@ from accelerd.cli.commands.status import telling
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, model, status
 
-WAYS = ("socket", "bus")
-
 
 def row(text: str, name: str) -> list[str]:
     """The cells of a model's row."""

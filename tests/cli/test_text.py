@@ -8,7 +8,7 @@ import pytest
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.failure import Failure
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import clip, count, nearest, printable, span, width
 
 
@@ -54,7 +54,7 @@ def test_nearest() -> None:
 
 def test_table_keeps_alignment_when_it_is_clipped() -> None:
     text = io.StringIO()
-    out = Output(text, io.StringIO(), {})
+    out = CliOutput(text, io.StringIO(), {})
     out.table(("A", "B"), [("x" * 200, "1"), ("y", "2")])
     head, first, second = text.getvalue().splitlines()
     assert len(first) <= 120
@@ -63,5 +63,5 @@ def test_table_keeps_alignment_when_it_is_clipped() -> None:
 
 def test_failure_is_one_line_with_the_remedy() -> None:
     errors = io.StringIO()
-    Output(io.StringIO(), errors, {}).failure(Failure("it broke\x07", hint="mend it"))
+    CliOutput(io.StringIO(), errors, {}).failure(Failure("it broke\x07", hint="mend it"))
     assert errors.getvalue() == "accelctl: it broke\\x07; mend it\n"

@@ -13,8 +13,6 @@ from accelerd.cli.commands.toolbox import age
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error, events
 
-WAYS = ("socket", "bus")
-
 RADV = {
     "tag": "vulkan-radv", "name": "docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv",
     "toolbox": "llama-vulkan-radv", "backend": "vulkan", "args": ["-fa", "1", "--no-mmap"], "note": "most stable",
@@ -62,10 +60,13 @@ def test_list_is_a_table_with_remarks(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert "  ?  " in lines[3]
     text = "\n".join(lines[4:])
     assert "! radv: vulkan-radv: most stable" in text
-    assert "! radv: a newer image is here (bbbbbbbbbbbb)\n  → accelctl toolbox refresh radv" in text
+    assert "! radv: a newer image has been pulled (bbbbbbbbbbbb)\n  → accelctl toolbox refresh radv" in text
     assert "mine: a newer image" not in text, "it is pinned"
     assert "odd does not say: \\x1b[31mgone" in text
-    assert "! odd: pinned to bbbbbbbbbbbb, but it was made anew by hand\n  → accelctl toolbox pin odd" in text
+    assert (
+        "! odd: pinned to bbbbbbbbbbbb, but created again by hand from another image\n  → accelctl toolbox pin odd"
+        in text
+    )
 
 
 def test_list_names_what_models_want_and_is_not_there(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -75,11 +76,11 @@ def test_list_names_what_models_want_and_is_not_there(ctl: Ctl, daemon: FakeDaem
     result = ctl("toolbox", "list")
     assert "No toolboxes" in result.out
     assert (
-        "llama-x: there is no such toolbox, and qwen would run in it\n  → toolbox create --image y:x llama-x"
+        "llama-x: there is no such toolbox, but qwen should run in it\n  → toolbox create --image y:x llama-x"
         in result.out
     )
     assert "toolbox create --image IMAGE other" in result.out
-    assert "radv is being refreshed just now" in result.out
+    assert "radv is being refreshed now" in result.out
     assert "a refresh was interrupted" in result.out
 
 
@@ -127,12 +128,13 @@ def test_refresh_shows_each_step(ctl: Ctl, daemon: FakeDaemon) -> None:
     result = ctl("toolbox", "refresh", "radv")
     assert result.status == 0
     assert [line.split(" (")[0] for line in result.err.splitlines()] == [
-        "radv: pulls the image", "radv: pulls the image", "radv: tries the new image", "radv: makes the new toolbox",
-        "radv: waits until qwen has stopped", "radv: loads qwen", "radv: removes the old toolbox",
+        "radv: pulling the image", "radv: pulling the image", "radv: testing the new image",
+        "radv: creating the new toolbox", "radv: waiting until qwen has stopped", "radv: loading qwen",
+        "radv: removing the old toolbox",
     ]  # fmt: skip
     assert "3.0 GiB of 10.0 GiB" in result.err
     assert result.out.startswith("radv is refreshed: llama.cpp 5412 (abc) → 5500 (def), docker.io/kyuz0/")
-    assert "in it again: qwen, glm" in result.out
+    assert "moved: qwen, glm" in result.out
     assert daemon.requests[0].query == {"name": "radv"}
 
 
@@ -174,7 +176,7 @@ def test_refresh_that_was_undone_shows_what_the_engine_said(ctl: Ctl, daemon: Fa
     daemon.answers["POST toolbox/refresh"] = events(step("undo"), {"event": "error", "error": body})
     result = ctl("toolbox", "refresh", "radv")
     assert (result.status, result.out) == (1, "")
-    assert "puts the old toolbox back" in result.err
+    assert "restoring the old toolbox" in result.err
     assert "  | ggml_vulkan: \\x1b[2Jno device" in result.err
     assert "the old one is in place as before" in result.err
 
@@ -206,8 +208,11 @@ def test_pin_and_unpin(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET toolboxes"] = listing(toolbox("radv", image="i:1"))
     daemon.answers["POST toolbox/pin"] = Reply({"toolbox": "radv", "image": "i:1", "pinned": OLD})
     daemon.answers["POST toolbox/unpin"] = Reply({"toolbox": "radv", "was": OLD, "pinned": None})
-    assert ctl("toolbox", "pin", "radv").out == "radv stays at i:1 (aaaaaaaaaaaa) until: accelctl toolbox unpin radv\n"
-    assert ctl("toolbox", "unpin", "radv").out == "radv may be refreshed again\n"
+    assert (
+        ctl("toolbox", "pin", "radv").out
+        == "radv stays at i:1 (aaaaaaaaaaaa); to change that: accelctl toolbox unpin radv\n"
+    )
+    assert ctl("toolbox", "unpin", "radv").out == "radv can be refreshed again\n"
     assert [r.query for r in daemon.requests if r.method == "POST"] == [{"name": "radv"}] * 2
     daemon.answers["POST toolbox/unpin"] = Reply({"toolbox": "radv", "was": None, "pinned": None})
     assert ctl("toolbox", "unpin", "radv").out == "radv was not pinned\n"

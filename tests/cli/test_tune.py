@@ -10,8 +10,6 @@ import pytest
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error, events
 
-WAYS = ("socket", "bus")
-
 OWN = '[models.qwen]\npath = "/models/qwen.gguf"\nubatch = 512\n'
 
 
@@ -60,7 +58,7 @@ def test_the_table_and_what_to_do(ctl: Ctl, measured: FakeDaemon) -> None:
     assert any(line.startswith("ubatch 256") and "812 ± 3" in line and line.endswith("best") for line in lines)
     assert any("failed: it exited: no \\x1b[31m" in line for line in lines)
     assert "takes the place of your own ubatch = 512 (model (accelerd.toml:3))" in " ".join(result.out.split())
-    assert lines[-1] == "nothing was written; to have it: accelctl tune qwen --yes"
+    assert lines[-1] == "nothing was written; to save the settings: accelctl tune qwen --yes"
     assert "qwen: measuring: as it is now (2 of 3)" in result.err
     assert not (ctl.config_file.parent / "accelerd.toml.d").exists()
 

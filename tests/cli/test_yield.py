@@ -14,8 +14,6 @@ from accelerd.cli.failure import Failure
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, error, events, status
 
-WAYS = ("socket", "bus")
-
 GIB = 1 << 30
 
 
@@ -39,9 +37,9 @@ def test_yield_tells_who_leaves_and_what_is_back(ctl: Ctl, daemon: FakeDaemon) -
     )
     result = ctl("yield")
     assert result.status == 0
-    assert result.out == "the GPU is yours (20.0 GiB back from qwen, embed); take it back: accelctl resume\n"
+    assert result.out == "the GPU is free (20.0 GiB freed by qwen, embed); to end this: accelctl resume\n"
     assert result.err.splitlines() == [
-        "qwen: waits for running requests (1 request)",
+        "qwen: waiting for running requests (1 request)",
         "embed: stopping",
         "qwen: stopping",
     ]
@@ -60,8 +58,8 @@ def test_what_is_asked(ctl: Ctl, daemon: FakeDaemon, argv: list[str], query: dic
     daemon.answers["POST yield"] = events(outcome(remaining=7200.0, models=[], freed=[]))
     result = ctl("yield", *argv)
     assert daemon.requests[-1].query == query
-    assert "the GPU is yours until " in result.out
-    assert "(no model was there)" in result.out
+    assert "the GPU is free until " in result.out
+    assert "(no model was using it)" in result.out
 
 
 def test_until_a_time_of_day(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -81,8 +79,8 @@ def test_a_model_that_cannot_be_ended(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST yield"] = events(outcome(stuck=["embed"]))
     result = ctl("yield")
     assert result.status == 1
-    assert "back from qwen)" in result.out
-    assert "! embed cannot be ended" in result.out
+    assert "freed by qwen)" in result.out
+    assert "! embed could not be stopped" in result.out
 
 
 def test_somebody_resumes_meanwhile(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -113,10 +111,10 @@ def test_an_error_of_the_daemon(ctl: Ctl, daemon: FakeDaemon) -> None:
 def test_resume_says_what_comes_back(ctl: Ctl, daemon: FakeDaemon) -> None:
     answer = {"resumed": True, "what": "the GPU", "why": "gamemode: 1 game", "back": ["qwen", "embed"]}
     daemon.answers["POST resume"] = Reply(answer)
-    assert ctl("resume").out == "models may use the GPU again; what shall always be loaded comes back: qwen, embed\n"
+    assert ctl("resume").out == "models may use the GPU again; loading again: qwen, embed\n"
     assert json.loads(ctl("resume", "--json").out) == answer
     daemon.answers["POST resume"] = Reply(answer | {"back": []})
-    assert "loaded when they are asked for" in ctl("resume").out
+    assert "loaded on the next request" in ctl("resume").out
 
 
 def test_resume_without_a_yield(ctl: Ctl, daemon: FakeDaemon) -> None:

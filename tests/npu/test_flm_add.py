@@ -80,7 +80,7 @@ def test_what_was_added_can_be_removed(daemons: DaemonFactory, flm: FlmOnPath) -
 def test_the_download_is_shown_and_what_is_here_is_not_fetched_again(daemons: DaemonFactory, flm: FlmOnPath) -> None:
     daemon = running(daemons, flm)
     done = accelctl(daemon.env, "add", "npu/llama3.2-1b")
-    assert "llama3.2:1b: fetches the model" in done.err
+    assert "llama3.2:1b: downloading the model" in done.err
     assert "llama-server" not in done.out
     flm.pulled("qwen3:4b")
     done = accelctl(daemon.env, "--json", "add", "npu/qwen3-4b")

@@ -18,7 +18,7 @@ from accelerd.cli.checks import npu as checks
 from accelerd.cli.commands import explain, status
 from accelerd.cli.device_view import show as show_devices
 from accelerd.cli.memory_view import show as show_memory
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.config.model import Config, ModelSpec
 from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found, taking_turns
 from accelerd.control.npu_usage import claims_of, use_of
@@ -67,9 +67,9 @@ def there(
     )  # fmt: skip
 
 
-def shown(show: Callable[[Output, dict[str, Any]], None], answer: dict[str, Any]) -> str:
+def shown(show: Callable[[CliOutput, dict[str, Any]], None], answer: dict[str, Any]) -> str:
     stream = io.StringIO()
-    show(Output(stream, stream, {}), answer)
+    show(CliOutput(stream, stream, {}), answer)
     return stream.getvalue()
 
 
@@ -299,7 +299,7 @@ def surroundings(tmp_path: Path, status: Any, *models: ModelSpec) -> Any:
 
 def test_doctor_tells_what_the_daemon_knows(tmp_path: Path) -> None:
     hazard = next(found([Seat("npu", placed(LLM)), Seat("gpu", on_gpu(), "rocm")]))
-    (check,) = checks.neighbours(surroundings(tmp_path, {"hazards": [hazard.json()]}))
+    (check,) = checks.conflicts(surroundings(tmp_path, {"hazards": [hazard.json()]}))
     assert (check.id, check.level) == ("npu", "warn")
     assert "gpu computes with ROCm beside npu" in check.detail
     assert check.fix == "run gpu with a llama-server built for Vulkan"
@@ -308,10 +308,10 @@ def test_doctor_tells_what_the_daemon_knows(tmp_path: Path) -> None:
 def test_doctor_sees_rocm_of_other_programs(tmp_path: Path) -> None:
     flm = ModelSpec("qwen", engine="flm")
     asked = surroundings(tmp_path, {"hazards": []}, flm)
-    assert list(checks.neighbours(asked)) == []
+    assert list(checks.conflicts(asked)) == []
     (tmp_path / "sys/class/kfd/kfd/proc/4712").mkdir(parents=True)
     (tmp_path / "proc/4712").mkdir(parents=True)
     (tmp_path / "proc/4712/comm").write_text("ollama\n")
-    (check,) = checks.neighbours(asked)
+    (check,) = checks.conflicts(asked)
     assert "ollama computes with ROCm beside qwen" in check.detail
-    assert list(checks.neighbours(surroundings(tmp_path, {"hazards": []}, ModelSpec("m")))) == [], "no model is there"
+    assert list(checks.conflicts(surroundings(tmp_path, {"hazards": []}, ModelSpec("m")))) == [], "no model is there"

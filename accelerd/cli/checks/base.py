@@ -1,19 +1,19 @@
-"""What a check is, what it may ask of the machine, and what several checks need to know once."""
+"""What a check of `accelctl doctor` is, what it may ask of the machine, and what several checks need to know once."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import accelerd
 from accelerd.base.ports import Roots
-from accelerd.cli.client import Reach
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.failure import Failure
+from accelerd.cli.programs import ProgramRunner
 from accelerd.devices.udev import UdevSource
 
 Level = Literal["ok", "warn", "fail"]
@@ -32,36 +32,6 @@ class Check:
         return {"id": self.id, "level": self.level, "detail": self.detail, "fix": self.fix or None}
 
 
-class Outcome(NamedTuple):
-    """How a program ended; status 127 means that there is no such program, 124 that it took too long."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Machine(Protocol):
-    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome: ...
-
-
-class ThisMachine:
-    """The real one."""
-
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = dict(env)
-
-    def run(self, argv: Sequence[str], timeout: float = 10.0) -> Outcome:
-        try:
-            done = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=self._env, check=False
-            )
-        except (FileNotFoundError, PermissionError) as error:
-            return Outcome(127, "", str(error))
-        except subprocess.TimeoutExpired:
-            return Outcome(124, "", f"took longer than {timeout:g} s")
-        return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
-
-
 def machine_swap() -> tuple[int, int]:
     """Bytes of swap in use, and of all there is."""
     import psutil
@@ -71,15 +41,14 @@ def machine_swap() -> tuple[int, int]:
 
 
 @dataclass
-class Surroundings:
-    """What the checks look at; asked once, remembered here."""
+class CheckContext:
+    """What the checks look at. What several of them need is asked once and kept."""
 
     roots: Roots
     env: Mapping[str, str]
-    client: Reach
-    machine: Machine
+    client: DaemonClient
+    programs: ProgramRunner
     udev: UdevSource | None = None
-    bus: Any = None  # a session bus as pydbus gives it; None: try pydbus, else systemctl
     python: tuple[int, int, int] | None = None
     uid: int = field(default_factory=os.getuid)
     swap: Callable[[], tuple[int, int]] = machine_swap

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count
 
 # What each home needs: one of these programs for every entry.
@@ -27,12 +27,12 @@ INSTALL = {
 }
 
 
-def living_in(s: Surroundings, *homes: str) -> list[Any]:
+def living_in(s: CheckContext, *homes: str) -> list[Any]:
     """The models whose home is one of these."""
     return [spec for spec in s.config.models.values() if spec.home in homes]
 
 
-def programs(s: Surroundings) -> Iterator[Check]:
+def programs(s: CheckContext) -> Iterator[Check]:
     """Is there what the configured homes need?"""
     for home, needed in NEEDED.items():
         models = living_in(s, home)
@@ -46,21 +46,21 @@ def programs(s: Surroundings) -> Iterator[Check]:
                 yield Check(home, "ok", f"{found}, for {count(len(models), 'model')}")
 
 
-def first_there(s: Surroundings, names: Iterable[str]) -> str | None:
+def first_there(s: CheckContext, names: Iterable[str]) -> str | None:
     """The first of these programs that answers, in its own words."""
     for name in names:
-        outcome = s.machine.run([name, "version" if name == "distrobox" else "--version"])
+        outcome = s.programs.run([name, "version" if name == "distrobox" else "--version"])
         if outcome.status != 127:
             return (outcome.stdout.strip().splitlines() or [name])[0]
     return None
 
 
-def rootless(s: Surroundings) -> Iterator[Check]:
+def rootless(s: CheckContext) -> Iterator[Check]:
     """May this user's podman make containers at all?"""
     homes = ("toolbox", "podman") if s.uid else ()
     if not living_in(s, *homes):
         return
-    outcome = s.machine.run(["podman", "unshare", "true"], timeout=30.0)
+    outcome = s.programs.run(["podman", "unshare", "true"], timeout=30.0)
     if outcome.status == 127:
         return  # said already
     if outcome.status == 0:
@@ -73,7 +73,7 @@ def rootless(s: Surroundings) -> Iterator[Check]:
     yield Check("rootless", "fail", f"podman does not work for this user: {reason}", fix if lacking else "podman info")
 
 
-def there(s: Surroundings) -> Iterator[Check]:
+def there(s: CheckContext) -> Iterator[Check]:
     """Does each container exist that a model lives in, and is each image here?"""
     good = 0
     for home, engines in (
@@ -82,7 +82,7 @@ def there(s: Surroundings) -> Iterator[Check]:
         ("container", ("podman", "docker")),
     ):
         for name, models in by_name(living_in(s, home)).items():
-            outcomes = [s.machine.run([engine, "container", "inspect", name]) for engine in engines]
+            outcomes = [s.programs.run([engine, "container", "inspect", name]) for engine in engines]
             if all(outcome.status == 127 for outcome in outcomes):
                 continue  # said already
             if any(outcome.status == 0 for outcome in outcomes):
@@ -93,7 +93,7 @@ def there(s: Surroundings) -> Iterator[Check]:
             yield Check("containers", "fail", f"there is no {kind} {name} ({', '.join(models)})", fix)
     for home in ("podman", "docker"):
         for spec in living_in(s, home):
-            outcome = s.machine.run([home, "image", "inspect", spec.image or ""])
+            outcome = s.programs.run([home, "image", "inspect", spec.image or ""])
             if outcome.status not in (0, 127):
                 detail = f"{spec.name}: the image {spec.image} is not here yet: its first load pulls it"
                 yield Check("containers", "warn", detail, f"{home} pull {spec.image}")

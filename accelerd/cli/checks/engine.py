@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Iterator
 
 from accelerd.base.errors import AccelError
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
 
 ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own
 
 
-def configuration(s: Surroundings) -> Iterator[Check]:
+def configuration(s: CheckContext) -> Iterator[Check]:
     found, problems = s.checked
     errors = [p for p in problems if p.severity == "error"]
     file = s.roots.config_file
@@ -29,7 +29,7 @@ def configuration(s: Surroundings) -> Iterator[Check]:
         yield Check("config", "ok", f"{count(len(found.models), 'model')} in {file}")
 
 
-def model_files(s: Surroundings) -> Iterator[Check]:
+def model_files(s: CheckContext) -> Iterator[Check]:
     """Is every file that a model names there, all shards of it, and what it should be?"""
     from accelerd.engines.llama_server import files
 
@@ -47,7 +47,7 @@ def model_files(s: Surroundings) -> Iterator[Check]:
         yield Check("model-files", "ok", f"{count(len(with_files), 'model file')} readable")
 
 
-def programs(s: Surroundings) -> Iterator[Check]:
+def programs(s: CheckContext) -> Iterator[Check]:
     """Every llama-server of this machine that the configuration names: does it run, which flags does it know?"""
     models = [spec for spec in s.config.models.values() if spec.home in ON_THE_HOST and spec.engine == "llama-server"]
     if not s.config.models:
@@ -56,7 +56,7 @@ def programs(s: Surroundings) -> Iterator[Check]:
         yield program(s, spec)
 
 
-def program(s: Surroundings, spec: ModelSpec) -> Check:
+def program(s: CheckContext, spec: ModelSpec) -> Check:
     """What the llama-server of one model says of itself."""
     from accelerd.engines.llama_server.engine import LlamaServer
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.devices.inventory import inventory
 
 OLDEST_PYTHON = (3, 11)
 
 
-def python(s: Surroundings) -> Iterator[Check]:
+def python(s: CheckContext) -> Iterator[Check]:
     version = s.python or sys.version_info[:3]
     text = ".".join(map(str, version))
     if version[:2] >= OLDEST_PYTHON:
@@ -26,7 +26,7 @@ def python(s: Surroundings) -> Iterator[Check]:
         )
 
 
-def directories(s: Surroundings) -> Iterator[Check]:
+def directories(s: CheckContext) -> Iterator[Check]:
     """May accelerd write where it must, and may nobody else?"""
     roots = s.roots
     if not roots.runtime.parent.is_dir():
@@ -56,7 +56,7 @@ def directory(id: str, path: Path, *, private: bool) -> Check:
     return Check(id, "ok", str(path) + ("" if path.is_dir() else " (will be made)"))
 
 
-def devices(s: Surroundings) -> Iterator[Check]:
+def devices(s: CheckContext) -> Iterator[Check]:
     """Which gpus and npus, and may this user use them?"""
     found = [d for d in inventory(s.roots, s.udev) if d.kind != "cpu"]
     if not found:

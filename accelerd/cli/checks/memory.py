@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count
 from accelerd.devices.inventory import inventory, machine_memory
 
 MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss it
 
 
-def memory(s: Surroundings) -> Iterator[Check]:
+def memory(s: CheckContext) -> Iterator[Check]:
     from accelerd.base.ports import SystemClock
     from accelerd.devices.observer import Observer
     from accelerd.engines.llama_server.forecast import Forecaster
@@ -62,7 +62,7 @@ def memory(s: Surroundings) -> Iterator[Check]:
     yield Check("memory", "ok", facts)
 
 
-def swap(s: Surroundings) -> Iterator[Check]:
+def swap(s: CheckContext) -> Iterator[Check]:
     used, total = s.swap()
     if not total:
         yield Check("swap", "ok", "there is none")

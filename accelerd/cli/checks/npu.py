@@ -1,31 +1,132 @@
-"""The NPU's neighbours: what works beside models on it and is known to disturb them. Each finding with its source.
+"""Models on an NPU: does FastFlowLM report that it has what it needs, may models lock memory, what conflicts with it.
 
-What the NPU itself lacks (driver, firmware, memory that may be locked, amd_iommu=off) is told with the devices.
+Checks FastFlowLM only where it is wanted: `flm` is on PATH, or a model uses it. What the NPU itself lacks (driver,
+firmware, amd_iommu=off) is reported with the devices.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
 from collections.abc import Iterator
 
-from accelerd.cli.checks.base import Check, Surroundings
+from accelerd.base.errors import AccelError
+from accelerd.base.sizes import human_size
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
-from accelerd.control.known_conflicts import RULES
-from accelerd.devices import kfd
-from accelerd.devices.files import text
-from accelerd.memory.npu_rules import NPU_ENGINES
-
-ROCM = next(rule for rule in RULES if rule.id == "rocm-beside-flm")
+from accelerd.cli.text import printable
 
 
-def neighbours(s: Surroundings) -> Iterator[Check]:
-    """Is ROCm in use beside FastFlowLM?"""
+def flm(s: CheckContext) -> Iterator[Check]:
+    """The program, the NPU as it sees it, the models that it has and those that are missing."""
+    from accelerd.engines.flm import program
+
+    wanted = [spec for spec in s.config.models.values() if spec.engine == "flm"]
+    try:
+        path = program.find(s.config.flm.binary, s.env)
+    except AccelError as error:
+        if wanted:
+            message, _, hint = printable(error.message).partition("; ")
+            yield Check("flm", "fail", f"{wanted[0].name} needs it: {message}", hint)
+        return
+    yield asyncio.run(_version(s, path))
+    yield from _validated(s, path)
+    yield from asyncio.run(_models(s, path))
+
+
+async def _version(s: CheckContext, path: str) -> Check:
+    from accelerd.engines.flm import program
+
+    try:
+        version = await program.Program(time.monotonic).version(path, program.environment(s.env))
+    except program.Silent as error:
+        return Check("flm", "fail", f"{path}: {error}", "install FastFlowLM 0.9.35 or newer")
+    return Check("flm", "ok", f"{path}, version {printable(version)}")
+
+
+def _validated(s: CheckContext, path: str) -> Iterator[Check]:
+    """What `flm validate --json` says, in lines that say what to do."""
+    from accelerd.engines.flm import stack
+
+    outcome = s.programs.run([path, "validate", "--json"])
+    try:
+        report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
+    except ValueError:
+        yield Check("npu", "warn", f"flm validate --json says nothing (status {outcome.status})", "flm validate")
+        return
+    try:
+        command_line = (s.roots.proc / "cmdline").read_text(errors="replace")
+    except OSError:
+        command_line = ""
+    for device in stack.devices(report):
+        yield Check("npu", "ok", printable(device))
+    wrong = stack.troubles(report, command_line=command_line)
+    for one in wrong:
+        if one.topic != "memlock":
+            yield Check(f"npu-{one.topic}", "fail", printable(one.message), one.fix)
+    if report.get("ready") is True or not wrong:
+        yield Check("npu-stack", "ok", f"kernel {printable(str(report.get('kernel', '')))}, ready")
+    yield _memlock(s, printable(str(report.get("memlock_limit", ""))))
+
+
+def _memlock(s: CheckContext, here: str) -> Check:
+    """Both ways into a session count: models run below the user's systemd, a person's flm below the login."""
+    from accelerd.engines.flm import stack
+
+    argv = ["systemctl", "--user", "show", "--property=DefaultLimitMEMLOCK"]
+    outcome = s.programs.run(argv)
+    said = outcome.stdout.strip().partition("=")[2] if outcome.status == 0 else ""
+    if said.isdigit() and int(said) < (1 << 63):
+        text = f"models may lock {human_size(int(said))} of memory, FastFlowLM locks a whole model"
+        return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
+    if not said and here.isdigit() and int(here) < stack.ENOUGH_LOCKED:
+        text = f"programs may lock {human_size(int(here))} of memory here, FastFlowLM locks a whole model"
+        return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
+    return Check("npu-memlock", "ok", "models may lock as much memory as they need")
+
+
+async def _models(s: CheckContext, path: str) -> list[Check]:
+    """Configured ones that are not on this machine."""
+    from accelerd.engines.flm import argv, catalogue, names, program
+
+    try:
+        known = await program.Program(time.monotonic).models(path, program.environment(s.env))
+    except program.Silent as error:
+        return [Check("npu-models", "warn", str(error), "flm list")]
+    found = []
+    for spec in s.config.models.values():
+        if spec.engine != "flm":
+            continue
+        tag = names.find(spec.model or "", known)
+        if tag is None:
+            near = " or ".join(names.near(spec.model or "", known)) or "another: flm list"
+            fix = f"correct {spec.origin('model')}: {near}"
+            found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM knows no model {spec.model!r}", fix))
+            continue
+        own, hears, embeds = argv.parts(spec, tag)
+        for one in filter(None, (own, hears and catalogue.WHISPER, embeds and catalogue.EMBEDDER)):
+            if one in known and not known[one].installed:
+                found.append(Check("npu-models", "fail", f"{spec.name}: {one} is not here", f"flm pull {one}"))
+    here = sorted(tag for tag, one in known.items() if one.installed)
+    return found or [Check("npu-models", "ok", f"on this machine: {', '.join(here) or 'none'}")]
+
+
+def conflicts(s: CheckContext) -> Iterator[Check]:
+    """Is something in use that is known to disturb models on the NPU? Each finding names its source."""
     if not isinstance(s.status, Failure) and (hazards := s.status.get("hazards")):
         for one in hazards:
             yield Check("npu", "warn", f"{one['message']} ({one['source']})", one["fix"])
         return
+    from accelerd.control.known_conflicts import RULES
+    from accelerd.devices import kfd
+    from accelerd.devices.files import text
+    from accelerd.memory.npu_rules import NPU_ENGINES
+
     on_npu = [spec.name for spec in s.config.models.values() if spec.engine in NPU_ENGINES]
     strangers = [name for pid in kfd.users(s.roots.sys) if (name := text(s.roots.proc / str(pid) / "comm"))]
     if on_npu and strangers:
+        rule = next(rule for rule in RULES if rule.id == "rocm-beside-flm")
         words = {"npu": ", ".join(on_npu), "other": ", ".join(dict.fromkeys(strangers))}
-        detail = f"{ROCM.message.format(**words)} ({ROCM.source})"
-        yield Check("npu", "warn", detail, f"when it happens: {ROCM.fix.format(**words)}, or end it")
+        detail = f"{rule.message.format(**words)} ({rule.source})"
+        yield Check("npu", "warn", detail, f"if that happens: {rule.fix.format(**words)}, or end that program")

@@ -1,4 +1,4 @@
-"""The daemon and what keeps it: systemd's user manager, ports, the control socket, the journal."""
+"""The daemon and what it runs under: systemd's user manager, ports, the control socket, the journal."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from pathlib import Path
 import accelerd
 from accelerd import __version__
 from accelerd.base import names
-from accelerd.cli.checks.base import Check, Level, Surroundings
-from accelerd.cli.checks.units import manager
+from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
+from accelerd.cli.programs import LISTENING, REAPER, SERVICE, SOCKET, START, unit_state
 
-SERVICE, SOCKET = f"{names.PROGRAM}.service", f"{names.PROGRAM}.socket"
-REAPER = f"{names.PROGRAM}-reaper.service"
 LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 
-def daemon(s: Surroundings) -> Iterator[Check]:
+def daemon(s: CheckContext) -> Iterator[Check]:
     status = s.status
     if isinstance(status, Failure):
-        fix = f"systemctl --user start {names.PROGRAM}" if status.code == "not_running" else status.hint
+        fix = START if status.code == "not_running" else status.hint
         yield Check("daemon", "fail", status.message, fix)
     elif status.get("version") != __version__:
         detail = f"version {status.get('version')} is running, {__version__} is installed"
@@ -32,7 +30,7 @@ def daemon(s: Surroundings) -> Iterator[Check]:
         yield Check("degraded", "warn", str(status["degraded"]), s.checkout_tool("install"))
 
 
-def level(s: Surroundings) -> Iterator[Check]:
+def level(s: CheckContext) -> Iterator[Check]:
     """May accelerd set the performance level of the GPUs, and is it as it should be?"""
     found = [] if isinstance(s.status, Failure) else s.status.get("performance") or []
     for gpu in found:
@@ -46,28 +44,31 @@ def level(s: Surroundings) -> Iterator[Check]:
             yield Check("level", "ok", detail)
 
 
-def units(s: Surroundings) -> Iterator[Check]:
+def units(s: CheckContext) -> Iterator[Check]:
     """Are the units installed, is the socket enabled and listening?"""
-    systemd = manager(s)
-    service, socket = systemd.state(SERVICE), systemd.state(SOCKET)
+    service, socket, reaper = (unit_state(s.programs, unit) for unit in (SERVICE, SOCKET, REAPER))
     if service is None or socket is None:
         yield Check(
             "units", "warn", "there is no systemd user manager in this session",
             f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal",
         )  # fmt: skip
         return
-    reaper = systemd.state(REAPER)
     known = ((SERVICE, service), (SOCKET, socket), (REAPER, reaper))
     missing = [name for name, unit in known if unit is not None and unit.load == "not-found"]
     if missing:
         yield Check("units", "warn", f"{' and '.join(missing)} not installed", install_command(s))
+        return
+    masked = [name for name, unit in known if unit is not None and unit.load == "masked"]
+    if masked:
+        fix = f"systemctl --user unmask {' '.join(masked)}"
+        yield Check("units", "fail", f"{' and '.join(masked)} masked: systemd refuses to start accelerd", fix)
         return
     broken = next((name for name, unit in known if unit is not None and unit.load != "loaded"), None)
     if broken:
         yield Check("units", "fail", f"{broken} cannot be loaded", f"systemctl --user status {broken}")
         return
     yield Check("units", "ok", f"{SERVICE} is {service.active}, {SOCKET} is {socket.active}")
-    if socket.file != "enabled" or socket.active != "active":
+    if socket.file != "enabled" or socket.active != LISTENING:
         state = "not enabled" if socket.file != "enabled" else socket.active
         fix = f"systemctl --user enable --now {SOCKET}"
         yield Check("socket-activation", "warn", f"{SOCKET} is {state}: a restart refuses connections", fix)
@@ -75,7 +76,7 @@ def units(s: Surroundings) -> Iterator[Check]:
         yield Check("socket-activation", "ok", "the first connection starts accelerd")
 
 
-def install_command(s: Surroundings) -> str:
+def install_command(s: CheckContext) -> str:
     """A checkout has an installer; an installed package carries the units."""
     source = Path(accelerd.__file__).parent / "_units/user"
     target = s.roots.config_file.parent.parent / "systemd/user"
@@ -84,9 +85,9 @@ def install_command(s: Surroundings) -> str:
     return s.checkout_tool("install") or plain
 
 
-def linger(s: Surroundings) -> Iterator[Check]:
+def linger(s: CheckContext) -> Iterator[Check]:
     """Does the user manager run without a login? Only wanted by who wants models after a boot."""
-    outcome = s.machine.run(["loginctl", "show-user", s.user, "--property=Linger", "--value"])
+    outcome = s.programs.run(["loginctl", "show-user", s.user, "--property=Linger", "--value"])
     if outcome.status == 127:
         yield Check(
             "linger",
@@ -102,12 +103,12 @@ def linger(s: Surroundings) -> Iterator[Check]:
         yield Check("linger", "warn", detail, "loginctl enable-linger")
 
 
-def ports(s: Surroundings) -> Iterator[Check]:
+def ports(s: CheckContext) -> Iterator[Check]:
     """Is every configured address ours or free?"""
     status = s.status
     ours = set() if isinstance(status, Failure) else set(status.get("listen") or ())
-    socket = manager(s).state(SOCKET)
-    held_by_systemd = socket is not None and socket.active == "active"
+    socket = unit_state(s.programs, SOCKET)
+    held_by_systemd = socket is not None and socket.active == LISTENING
     taken = listening(s)
     for address in s.config.server.listen:
         port = int(address.rpartition(":")[2])
@@ -121,7 +122,7 @@ def ports(s: Surroundings) -> Iterator[Check]:
             yield Check("port", "fail", f"{address} is taken by another program", f"ss -ltnp 'sport = :{port}'")
 
 
-def listening(s: Surroundings) -> set[int]:
+def listening(s: CheckContext) -> set[int]:
     """Every TCP port that somebody listens on, whatever the address."""
     found = set()
     for table in ("net/tcp", "net/tcp6"):
@@ -136,7 +137,7 @@ def listening(s: Surroundings) -> set[int]:
     return found
 
 
-def control_socket(s: Surroundings) -> Iterator[Check]:
+def control_socket(s: CheckContext) -> Iterator[Check]:
     """Only the owner may reach the control socket."""
     path = s.client.path
     try:
@@ -162,17 +163,9 @@ def control_socket(s: Surroundings) -> Iterator[Check]:
         yield Check("control-socket", "ok", f"{path}, for this user only")
 
 
-def way(s: Surroundings) -> Iterator[Check]:
-    """How accelctl reaches the daemon, and why so."""
-    found = s.client.way()
-    over = "the session bus" if found.name == "bus" else "the control socket"
-    level: Level = "warn" if found.fix and not isinstance(s.status, Failure) else "ok"
-    yield Check("way", level, f"accelctl uses {over}: {found.why}", found.fix)
-
-
-def journal(s: Surroundings) -> Iterator[Check]:
+def journal(s: CheckContext) -> Iterator[Check]:
     """Can this user read what the daemon logs?"""
-    outcome = s.machine.run(["journalctl", "--user", "--quiet", "--no-pager", "-n", "1"])
+    outcome = s.programs.run(["journalctl", "--user", "--quiet", "--no-pager", "-n", "1"])
     if outcome.status == 0:
         yield Check("journal", "ok", f"journalctl --user -u {names.PROGRAM}")
     elif outcome.status == 127:

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from accelerd.cli import gguf_files, npu_models
-from accelerd.cli.client import START_COMMANDS
+from accelerd.cli import npu_models
+from accelerd.cli.connect import START_COMMANDS
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.problems import print_problems
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.fit import gguf_files
 from accelerd.cli.text import count
 
 MODEL_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?$")
@@ -52,7 +52,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if found is None:
         raise Failure(
             f"cannot add to a configuration that is not valid ({count(len(problems), 'mistake')})",
-            exit=Exit.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
+            exit=ExitStatus.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
         )  # fmt: skip
     if args.source.startswith(npu_models.PREFIX):
         wanted = npu_models.look_up(context, args.source, found.flm.binary)
@@ -78,7 +78,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         raise refused(context, name, errors.problems) from None
     reloaded = reload(context)
     report(context, name, table, file, reloaded)
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def look_up(context: Context, source: str) -> tuple[dict[str, Any], str]:
@@ -121,10 +121,10 @@ def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
     """Nothing was written, because of these mistakes."""
     listed = [problem.as_dict() for problem in problems]
     if not context.out.json_mode:
-        print_problems(context.out, listed)
+        context.out.problems(listed)
     return Failure(
         f"nothing was added: with {name} the configuration would not be valid",
-        exit=Exit.CONFIG_INVALID,
+        exit=ExitStatus.CONFIG_INVALID,
         code="config_invalid",
         fields={"problems": listed},
     )
@@ -135,7 +135,7 @@ def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
 
     context.out.result({"name": name, "table": table, "file": None, "reloaded": False})
     context.out.line(tomli_w.dumps({"models": {name: table}}).rstrip("\n"))
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def reload(context: Context) -> bool:

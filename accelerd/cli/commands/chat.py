@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from accelerd.cli.answer import Answer, ask
+from accelerd.cli.answer import ChatAnswer, ask
 from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.screen import Screen, summary
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.screen import AnswerPrinter, summary
 
 HELP_TEXT = "/exit ends, /new begins anew, /system TEXT instructs; Ctrl-C ends an answer"
 EPILOG = f"""\
@@ -42,7 +42,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     prompt = context.stdin.read().strip()
     if not prompt:
         raise Failure(
-            "there is no prompt: stdin is empty", exit=Exit.USAGE, code="usage", hint="see: accelctl chat --help"
+            "there is no prompt: stdin is empty", exit=ExitStatus.USAGE, code="usage", hint="see: accelctl chat --help"
         )
     return once(context, chat, prompt)
 
@@ -68,10 +68,10 @@ class Conversation:
         self.forget()
         self.messages += rest
 
-    def say(self, prompt: str) -> Answer:
+    def say(self, prompt: str) -> ChatAnswer:
         """Ask, show the answer, remember both. A question that failed is not remembered."""
         self.messages.append({"role": "user", "content": prompt})
-        screen = Screen(self._context.out)
+        screen = AnswerPrinter(self._context.out)
         try:
             answer = ask(
                 self._context.client, self._context.clock, self.model, self.messages, self._options, screen
@@ -94,19 +94,19 @@ def once(context: Context, chat: Conversation, prompt: str) -> int:
     out.result(answer.json())
     if out.tty_errors and not out.json_mode:
         out.note(summary(answer))
-    return Exit.INTERRUPTED if answer.interrupted else Exit.OK
+    return ExitStatus.INTERRUPTED if answer.interrupted else ExitStatus.OK
 
 
 def each_line(context: Context, chat: Conversation) -> int:
     """One JSON object for each prompt on stdin; an answer that fails is one too, and the conversation goes on."""
-    status = Exit.OK
+    status = ExitStatus.OK
     for line in context.stdin:
         if not line.strip():
             continue
         try:
             context.out.json_line(chat.say(line.strip()).json())
         except Failure as failure:
-            if failure.exit in (Exit.UNREACHABLE, Exit.NO_SUCH_MODEL):
+            if failure.exit in (ExitStatus.UNREACHABLE, ExitStatus.NO_SUCH_MODEL):
                 raise
             status = failure.exit
             context.out.json_line(failure.json())
@@ -119,7 +119,7 @@ def converse(context: Context, chat: Conversation) -> int:
 
     out = context.out
     if chat.model not in known_names(context):
-        plain = Failure(f"no model is called {chat.model}", exit=Exit.NO_SUCH_MODEL, code="model_not_found")
+        plain = Failure(f"no model is called {chat.model}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
         raise explain_name(context, chat.model, plain)
     out.note(HELP_TEXT)
     while True:
@@ -130,9 +130,9 @@ def converse(context: Context, chat: Conversation) -> int:
             continue
         except EOFError:
             out.line()
-            return Exit.OK
+            return ExitStatus.OK
         if prompt in ("/exit", "/quit"):
-            return Exit.OK
+            return ExitStatus.OK
         if prompt.startswith("/"):
             command(context, chat, prompt)
         elif prompt:
@@ -140,7 +140,7 @@ def converse(context: Context, chat: Conversation) -> int:
                 out.note(summary(chat.say(prompt)) + "\n")
             except Failure as failure:
                 out.failure(failure)
-                if failure.exit == Exit.UNREACHABLE:
+                if failure.exit == ExitStatus.UNREACHABLE:
                     return failure.exit
 
 

@@ -6,8 +6,7 @@ import argparse
 import json
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.problems import print_problems
+from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.text import count
 
 
@@ -36,21 +35,21 @@ def check(context: Context) -> int:
     valid = found is not None and not errors
     models = list(found.models) if found else []
     out.result({"valid": valid, "file": str(context.roots.config_file), "models": models, "problems": listed})
-    print_problems(out, listed)
+    out.problems(listed)
     if not valid:
         if not out.json_mode:
             out.failure(invalid(context, errors))
-        return Exit.CONFIG_INVALID
+        return ExitStatus.CONFIG_INVALID
     warnings = f", {count(len(listed), 'warning')}" if listed else ""
     files = found.files if found else ()
     where = ", ".join(files) if files else f"there is no {context.roots.config_file}, so the defaults hold"
     out.line(f"valid: {count(len(models), 'model')}{warnings} ({where})")
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def invalid(context: Context, errors: int) -> Failure:
     message = f"the configuration is not valid: {count(errors, 'mistake')} below {context.roots.config_file.parent}"
-    return Failure(message, exit=Exit.CONFIG_INVALID, code="config_invalid")
+    return Failure(message, exit=ExitStatus.CONFIG_INVALID, code="config_invalid")
 
 
 def show(context: Context) -> int:
@@ -61,11 +60,11 @@ def show(context: Context) -> int:
     if found is None:
         failure = invalid(context, len(listed))
         failure.fields = {"problems": listed}
-        print_problems(context.out, listed)
+        context.out.problems(listed)
         raise failure
     context.out.result(config.show_dict(found))
     context.out.line(config.show(found).rstrip("\n"))
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def schema(context: Context) -> int:
@@ -73,4 +72,4 @@ def schema(context: Context) -> int:
     from accelerd import config
 
     print(json.dumps(config.json_schema(), indent=2), file=context.out.stdout)
-    return Exit.OK
+    return ExitStatus.OK

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from accelerd.cli import machine, watching
+from accelerd.cli import local_machine, watching
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
-from accelerd.cli.failure import Exit
-from accelerd.cli.watching import InferenceRequest
+from accelerd.cli.failure import ExitStatus
+from accelerd.cli.watching import Fetch
 
 EPILOG = "With --json and --watch: one JSON object a line, every second."
 
@@ -30,22 +30,22 @@ def run(context: Context, args: argparse.Namespace) -> int:
     answer = ask()
     context.out.result(answer)
     show(context.out, answer)
-    return Exit.OK
+    return ExitStatus.OK
 
 
-def source(context: Context) -> InferenceRequest:
+def source(context: Context) -> Fetch:
     """The daemon, asked first now; or this process, when there is none."""
-    itself: InferenceRequest | None = None
+    itself: Fetch | None = None
 
     def look() -> dict[str, Any]:
         nonlocal itself
         itself = itself or directly(context)
         return itself()
 
-    return machine.source(context, "devices", look)
+    return local_machine.source(context, "devices", look)
 
 
-def directly(context: Context) -> InferenceRequest:
+def directly(context: Context) -> Fetch:
     """Looks at the machine; the same observer every time, because load and power are known from two looks."""
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.observer import Observer
@@ -59,6 +59,6 @@ def directly(context: Context) -> InferenceRequest:
     return ask
 
 
-def watch(context: Context, ask: InferenceRequest, pause: Callable[[float], None] = time.sleep) -> int:
+def watch(context: Context, ask: Fetch, pause: Callable[[float], None] = time.sleep) -> int:
     """Until Ctrl-C."""
     return watching.watch(context, ask, show, pause)

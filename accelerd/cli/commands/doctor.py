@@ -7,32 +7,43 @@ from typing import TYPE_CHECKING
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import count
 
 if TYPE_CHECKING:
-    from accelerd.cli.checks.base import Check
+    from accelerd.cli.checks.base import Check, CheckContext
 
-EPILOG = "Ends with 1 when a check fails, with 0 when there are only warnings."
+EPILOG = "The exit status is 1 when a check fails, and 0 when there are only warnings."
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--devices", action="store_true", help="list the devices, with the vendors' libraries asked too"
+        "--devices", action="store_true", help="list the devices, as the system and the vendors' libraries see them"
     )
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
     if args.devices:
         return devices(context)
-    from accelerd.cli.checks import run_all
-    from accelerd.cli.checks.base import Surroundings, ThisMachine
+    from accelerd.cli.checks.base import CheckContext
+    from accelerd.cli.programs import SystemPrograms
 
-    surroundings = Surroundings(
-        roots=context.roots, env=context.env, client=context.client, machine=ThisMachine(context.env)
+    machine = CheckContext(context.roots, context.env, context.client, SystemPrograms(context.env))
+    return report(context, run_checks(machine))
+
+
+def run_checks(machine: CheckContext) -> list[Check]:
+    """Every check, in the order in which a person would fix things."""
+    from accelerd.cli.checks import containers, engine, host, memory, npu, service
+
+    checks = (
+        host.python, host.directories, engine.configuration, engine.model_files, engine.programs,
+        containers.programs, containers.rootless, containers.there, memory.memory, memory.swap, host.devices,
+        npu.flm, npu.conflicts, service.daemon, service.level, service.units, service.linger, service.ports,
+        service.control_socket, service.journal,
     )  # fmt: skip
-    return report(context, run_all(surroundings))
+    return [finding for check in checks for finding in check(machine)]
 
 
 def report(context: Context, checks: list[Check]) -> int:
@@ -51,7 +62,7 @@ def report(context: Context, checks: list[Check]) -> int:
     warnings, failures = count(number["warn"], "warning"), count(number["fail"], "failure")
     out.line()
     out.line(f"{number['ok']} ok, {warnings}, {failures}")
-    return Exit.FAILED if number["fail"] else Exit.OK
+    return ExitStatus.FAILED if number["fail"] else ExitStatus.OK
 
 
 def devices(context: Context) -> int:
@@ -77,4 +88,4 @@ def devices(context: Context) -> int:
         out.wrapped(text, indent="  ", first="! ")
     for text in unread:
         out.wrapped(text, indent="  ", first="  ", style="dim")
-    return Exit.OK
+    return ExitStatus.OK

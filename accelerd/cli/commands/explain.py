@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.text import count, span
 
 
@@ -55,7 +55,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             section(context, "History")
         ago = f"{span(change.get('ago'))} ago"
         out.wrapped(f"{ago:<16}{change.get('from')} → {change.get('to')}: {change.get('reason') or ''}", indent="  ")
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def explain_route(context: Context, answer: dict[str, Any]) -> int:
@@ -67,7 +67,7 @@ def explain_route(context: Context, answer: dict[str, Any]) -> int:
     section(context, "Order")
     for number, model in enumerate(answer.get("models") or (), 1):
         out.wrapped(f"{model['model']} {model.get('why') or ''}", indent="     ", first=f"  {number}. ")
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def lives(answer: dict[str, Any]) -> str:

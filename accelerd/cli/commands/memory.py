@@ -10,11 +10,11 @@ from typing import Any
 from accelerd.cli import watching
 from accelerd.cli.context import Context, explain_name
 from accelerd.cli.daytime import seconds_since
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.machine import Machine, source
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.local_machine import LocalMachine, source
 from accelerd.cli.memory_view import show, show_learned
 from accelerd.cli.text import count, span
-from accelerd.cli.watching import InferenceRequest
+from accelerd.cli.watching import Fetch
 
 EPILOG = """\
 In a bar every part begins with the letter of its line. What a model has reserved and does not use is drawn lighter.
@@ -49,22 +49,22 @@ def run(context: Context, args: argparse.Namespace) -> int:
     answer = ask()
     context.out.result(answer)
     show(context.out, answer)
-    return Exit.OK
+    return ExitStatus.OK
 
 
-def asking(context: Context) -> InferenceRequest:
+def asking(context: Context) -> Fetch:
     """The daemon, or this process when there is none."""
-    machine: Machine | None = None
+    machine: LocalMachine | None = None
 
     def directly() -> dict[str, Any]:
         nonlocal machine
-        machine = machine or Machine(context)
+        machine = machine or LocalMachine(context)
         return machine.look()
 
     return source(context, "memory", directly)
 
 
-def watch(context: Context, ask: InferenceRequest, pause: Callable[[float], None] = time.sleep) -> int:
+def watch(context: Context, ask: Fetch, pause: Callable[[float], None] = time.sleep) -> int:
     """Until Ctrl-C."""
     return watching.watch(context, ask, show, pause)
 
@@ -73,7 +73,7 @@ def learned(context: Context) -> int:
     answer = context.client.get("memory/learned")
     context.out.result(answer)
     show_learned(context.out, answer, ago)
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def ago(at: float | None) -> str:
@@ -91,4 +91,4 @@ def forget(context: Context, args: argparse.Namespace) -> int:
     number = answer.get("forgotten") or 0
     whose = "" if args.all else f" of {args.model}"
     context.out.line(f"forgot {count(number, 'figure')}{whose}" if number else f"nothing had been learned{whose}")
-    return Exit.OK
+    return ExitStatus.OK

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.known_names import model_names, print_names
 from accelerd.cli.text import span
 
@@ -31,7 +31,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.result(models)
     if not models:
         out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
-        return Exit.OK
+        return ExitStatus.OK
     rows = []
     for model in models:
         limit = model.get("idle_timeout")
@@ -48,7 +48,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.line()
         lines = [(route["name"], ", ".join(route["models"]), route.get("description") or "-") for route in routes]
         out.table(ROUTES, lines, [("bold", "", "")] * len(lines))
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def engine(model: dict[str, Any]) -> str:

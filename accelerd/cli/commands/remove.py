@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.text import nearest
 
 
@@ -28,7 +28,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             restore(one, data)
         raise Failure(
             f"nothing was removed: without {args.name} the configuration would not be valid ({problems[0]})",
-            exit=Exit.CONFIG_INVALID,
+            exit=ExitStatus.CONFIG_INVALID,
             code="config_invalid",
             fields={"problems": [problem.as_dict() for problem in problems]},
         )
@@ -41,7 +41,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         reloaded = False
     context.out.result({"name": args.name, "file": str(file), "reloaded": reloaded})
     context.out.line(f"{args.name} is removed ({file}); its model file is still there")
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def measured(file: Path, name: str) -> list[Path]:
@@ -76,7 +76,7 @@ def dropin(context: Context, name: str) -> Path:
     guess = nearest(name, models)
     raise Failure(
         f"no model is called {name}",
-        exit=Exit.NO_SUCH_MODEL,
+        exit=ExitStatus.NO_SUCH_MODEL,
         code="model_not_found",
         hint=f"did you mean {guess}?" if guess else "see: accelctl config show",
     )

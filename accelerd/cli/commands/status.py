@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import count, printable, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
@@ -42,7 +42,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if not models:
         out.line()
         out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
-        return Exit.OK
+        return ExitStatus.OK
     out.line()
     notes: list[str] = []
     rows, styles = [], []
@@ -69,7 +69,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             f"the configuration on disk has {count(len(problems), 'problem')} and is not in use: accelctl config check",
             indent="  ", first="! ", style="red",
         )  # fmt: skip
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) -> bool:
@@ -83,7 +83,7 @@ def no_such_model(context: Context, name: str) -> Exception:
     from accelerd.cli.context import explain_name
     from accelerd.cli.failure import Failure
 
-    plain = Failure(f"no model is called {name}", exit=Exit.NO_SUCH_MODEL, code="model_not_found")
+    plain = Failure(f"no model is called {name}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
     return explain_name(context, name, plain)
 
 

@@ -1,4 +1,4 @@
-"""accelctl toolbox: what toolboxes hold, a newer image for one, and one that shall stay as it is."""
+"""accelctl toolbox: list toolboxes, refresh one from a newer image, pin one to its image."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from accelerd.cli.client import failure_of
+from accelerd.cli.connect import failure_of
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.known_names import print_names, toolbox_names
-from accelerd.cli.output import Output
-from accelerd.cli.progress import PULLING, follow
+from accelerd.cli.output import CliOutput
+from accelerd.cli.progress import follow
 from accelerd.cli.text import span
 
 HEAD = ("TOOLBOX", "STATE", "LLAMA.CPP", "AGE", "IMAGE", "MODELS")
 KNOWN_HEAD = ("IMAGE", "TOOLBOX", "HERE", "NOTE")
-PATIENCE = 300.0  # s for builds: each image that runs nowhere is asked in a container of its own
+LIST_TIMEOUT = 300.0  # s: an image that runs nowhere is asked for its build in a container of its own
 SHORT = 12  # digits of an id, as podman shows it
 STEPS = {
-    "repair": "repairs an earlier refresh",
-    "pull": PULLING,
-    "try": "tries the new image",
-    "swap": "makes the new toolbox",
-    "drain": "waits until {model} has stopped",
-    "load": "loads {model}",
-    "remove": "removes the old toolbox",
-    "undo": "puts the old toolbox back",
+    "repair": "repairing an interrupted refresh",
+    "pull": "pulling the image",
+    "try": "testing the new image",
+    "swap": "creating the new toolbox",
+    "drain": "waiting until {model} has stopped",
+    "load": "loading {model}",
+    "remove": "removing the old toolbox",
+    "undo": "restoring the old toolbox",
 }
 EPILOG = """\
-A refresh pulls the image, tries it beside the toolbox, makes the toolbox anew and moves its models one by one. What was
-installed in the toolbox by hand is not in the new one. When anything fails, the old toolbox is put back.
+A refresh pulls the image, tests it beside the toolbox, creates the toolbox again from it and moves its models one by
+one. What you installed in the toolbox by hand is not in the new one. If anything fails, the old toolbox is restored.
 """
 
 
@@ -43,19 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
         return made
 
-    listing = action("list", "every toolbox: its build of llama.cpp, its image, the models in it")
-    listing.add_argument("--known", action="store_true", help="the known images too, also those that are not here")
-    listing.add_argument("--names", action="store_true", help="only the names, one a line, also without accelerd")
-    refresh = action("refresh", "make a toolbox anew from the newest version of its image, and move its models")
+    listing = action("list", "list all toolboxes: their build of llama.cpp, their image, the models in them")
+    listing.add_argument("--known", action="store_true", help="also list the known images, pulled or not")
+    listing.add_argument(
+        "--names", action="store_true", help="print only the names, one per line; works without accelerd"
+    )
+    refresh = action("refresh", "create a toolbox again from the newest version of its image and move its models")
     refresh.add_argument("name", metavar="NAME")
     refresh.add_argument(
         "--force",
         action="store_true",
-        help="also from the same image; and when somebody is inside: the old one stays until they leave",
+        help="also from the same image, and while somebody is inside: the old toolbox stays until they leave",
     )
     for name, text in (
-        ("pin", "refuse to refresh a toolbox, until it is unpinned"),
-        ("unpin", "let a toolbox be refreshed again"),
+        ("pin", "refuse to refresh a toolbox until it is unpinned"),
+        ("unpin", "allow a toolbox to be refreshed again"),
     ):
         action(name, text).add_argument("name", metavar="NAME")
 
@@ -70,13 +72,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
 def show(context: Context, args: argparse.Namespace) -> int:
     if args.names:
         return print_names(context, toolbox_names(context))
-    found, out = context.client.get("toolboxes", patience=PATIENCE), context.out
+    found, out = context.client.get("toolboxes", timeout=LIST_TIMEOUT), context.out
     out.result(found)
     toolboxes = found["toolboxes"]
     if toolboxes:
         out.table(HEAD, [row(toolbox) for toolbox in toolboxes], [("bold", "", "", "", "", "")] * len(toolboxes))
     else:
-        out.line("No toolboxes. Make one: toolbox create NAME --image IMAGE   (accelctl toolbox list --known)")
+        out.line(
+            "No toolboxes. Create one: toolbox create NAME --image IMAGE   (images: accelctl toolbox list --known)"
+        )
     said = [*remarks(found)]
     if said:
         out.line()
@@ -86,7 +90,7 @@ def show(context: Context, args: argparse.Namespace) -> int:
             out.line(f"  {out.style('→', 'cyan')} {fix}")
     if args.known:
         known(out, found["known"])
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def row(toolbox: dict[str, Any]) -> tuple[str, ...]:
@@ -118,25 +122,31 @@ def remarks(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if toolbox["build_trouble"]:
             yield f"{name}: {toolbox['build_trouble']}", ""
         if toolbox["newer"] and not pinned:
-            yield f"{name}: a newer image is here ({toolbox['newer'][:SHORT]})", f"accelctl toolbox refresh {name}"
+            yield (
+                f"{name}: a newer image has been pulled ({toolbox['newer'][:SHORT]})",
+                f"accelctl toolbox refresh {name}",
+            )
         if pinned and pinned != toolbox["image_id"]:
-            yield f"{name}: pinned to {pinned[:SHORT]}, but it was made anew by hand", f"accelctl toolbox pin {name}"
+            yield (
+                f"{name}: pinned to {pinned[:SHORT]}, but created again by hand from another image",
+                f"accelctl toolbox pin {name}",
+            )
     for missing in found["missing"]:
         models = ", ".join(model["name"] for model in missing["models"])
-        yield f"{missing['name']}: there is no such toolbox, and {models} would run in it", made_from(missing, found)
+        yield f"{missing['name']}: there is no such toolbox, but {models} should run in it", made_from(missing, found)
     if found["refreshing"]:
-        yield f"{found['refreshing']} is being refreshed just now", ""
+        yield f"{found['refreshing']} is being refreshed now", ""
     if found["trouble"]:
         yield found["trouble"], ""
 
 
 def made_from(missing: dict[str, Any], found: dict[str, Any]) -> str:
-    """The command that makes a toolbox which models want: where its name is that of a known image."""
+    """The command that creates a toolbox that models need; its image is known where the name is that of a known one."""
     image = next((image["name"] for image in found["known"] if image["toolbox"] == missing["name"]), "IMAGE")
     return f"toolbox create --image {image} {missing['name']}"
 
 
-def known(out: Output, images: Iterable[dict[str, Any]]) -> None:
+def known(out: CliOutput, images: Iterable[dict[str, Any]]) -> None:
     """The table of known images."""
     rows = []
     for image in images:
@@ -146,7 +156,9 @@ def known(out: Output, images: Iterable[dict[str, Any]]) -> None:
     out.table(KNOWN_HEAD, rows, [("bold", "", "", "")] * len(rows))
     arguments = sorted({" ".join(image["args"]) for image in images})
     out.line()
-    text = f"With these images accelerd runs llama-server with {', '.join(arguments)}, unless a model says otherwise."
+    text = (
+        f"With these images accelerd runs llama-server with {', '.join(arguments)}, unless a model's settings differ."
+    )
     out.wrapped(text)
 
 
@@ -164,40 +176,47 @@ def refresh(context: Context, args: argparse.Namespace) -> int:
     image = f"{last['image']} ({last['image_id'][:SHORT]})"
     if last["event"] == "current":
         out.line(f"{args.name} is {out.style('up to date', 'green')}: {image}")
-        return Exit.OK
+        return ExitStatus.OK
     before, now = last["old_build"] or "none", last["build"] or "none"
     build = f"llama.cpp {now}" if before == now else f"llama.cpp {before} → {now}"
     out.line(f"{args.name} is {out.style('refreshed', 'green')}: {build}, {image} ({span(seconds)})")
     if last["models"]:
-        out.line(f"  in it again: {', '.join(last['models'])}")
+        out.line(f"  moved: {', '.join(last['models'])}")
     for note in last["notes"]:
         out.wrapped(note, indent="  ", first="! ")
-    return Exit.OK
+    return ExitStatus.OK
 
 
 def as_load(event: dict[str, Any]) -> dict[str, Any]:
-    """A progress event in the words of a load's: bytes of a pull are shown as bytes of memory are."""
+    """A progress event with the keys of a load's, so that bytes of a pull are shown as bytes of memory are."""
     if event.get("event") != "progress":
         return event
     step = str(event.get("step"))
-    state = STEPS.get(step, step).format(model=event.get("model"))
-    return {**event, "state": state, "memory": event.get("done"), "memory_expected": event.get("total") or None}
+    words = STEPS.get(step, step).format(model=event.get("model"))
+    state = "pulling" if step == "pull" else step
+    return {
+        **event,
+        "state": state,
+        "words": words,
+        "memory": event.get("done"),
+        "memory_expected": event.get("total") or None,
+    }
 
 
 # --- pin ------------------------------------------------------------------------------------------------------
 
 
 def pin(context: Context, args: argparse.Namespace) -> int:
-    found = context.client.post("toolbox/pin", patience=PATIENCE, name=args.name)
+    found = context.client.post("toolbox/pin", timeout=LIST_TIMEOUT, name=args.name)
     context.out.result(found)
     image = f"{found['image']} ({found['pinned'][:SHORT]})"
-    context.out.line(f"{args.name} stays at {image} until: accelctl toolbox unpin {args.name}")
-    return Exit.OK
+    context.out.line(f"{args.name} stays at {image}; to change that: accelctl toolbox unpin {args.name}")
+    return ExitStatus.OK
 
 
 def unpin(context: Context, args: argparse.Namespace) -> int:
-    found = context.client.post("toolbox/unpin", patience=PATIENCE, name=args.name)
+    found = context.client.post("toolbox/unpin", timeout=LIST_TIMEOUT, name=args.name)
     context.out.result(found)
-    text = "may be refreshed again" if found["was"] else "was not pinned"
+    text = "can be refreshed again" if found["was"] else "was not pinned"
     context.out.line(f"{args.name} {text}")
-    return Exit.OK
+    return ExitStatus.OK

@@ -1,36 +1,38 @@
-"""accelctl tune: measure a model in several ways of running it, show the table, and on yes write the best as a drop-in.
+"""accelctl tune: benchmark a model with several settings, and on yes write the fastest ones as a drop-in.
 
-The daemon measures and writes nothing; here nothing is measured. Ctrl-C at any point leaves the model as it was.
+The daemon measures and writes nothing; this module writes and measures nothing. Ctrl-C leaves the model as it was.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-from accelerd.cli.client import failure_of
 from accelerd.cli.commands.add import reload
+from accelerd.cli.connect import failure_of
 from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.output import Output
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import printable, span
 
 DROPIN = "zz-tune-{}"  # comes after the drop-in that names the model
 HEAD = ("SETTINGS", "PROMPT T/S", "ANSWER T/S", "A REQUEST", "")
 EPILOG = """\
-Each way of running the model is loaded and asked the same questions; meanwhile the model itself is put away, and loaded
-again afterwards. "A request" is what one with 2048 tokens and an answer of 256 would take. Other models should rest.
+The model is unloaded, loaded with each of several settings, given the same prompts, and finally loaded as before.
+"A REQUEST" is the time of a request with 2048 tokens and an answer of 256. Other models should be idle meanwhile.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--quick", action="store_true", help="fewer ways, fewer repeats")
-    parser.add_argument("--force", action="store_true", help="also while other models work, which falsifies numbers")
-    parser.add_argument("--yes", action="store_true", help="write the best without asking")
-    parser.add_argument("--no", action="store_true", help="measure only")
+    parser.add_argument("--quick", action="store_true", help="fewer settings, fewer repeats")
+    parser.add_argument(
+        "--force", action="store_true", help="also while other models are busy, which distorts the numbers"
+    )
+    parser.add_argument("--yes", action="store_true", help="save the fastest settings without asking")
+    parser.add_argument("--no", action="store_true", help="measure only, save nothing")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -49,31 +51,30 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if file:
         out.line(f"written to {file}")
     elif settings and not args.no:
-        out.line(f"nothing was written; to have it: accelctl tune {last['model']} --yes")
-    return Exit.OK
+        out.line(f"nothing was written; to save the settings: accelctl tune {last['model']} --yes")
+    return ExitStatus.OK
 
 
 # --- while it goes on -----------------------------------------------------------------------------------------
 
 
-class Display(Protocol):
-    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None: ...
+ShowRows = Callable[[Sequence[dict[str, Any]], str], None]
 
 
-def watch(out: Output, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def watch(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Show each step and each row; return the last event."""
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
-    with display(out, model) as shown:
+    with display(out, model) as show:
         for event in events:
             last = event
             if row := event.get("row"):
                 if row.get("best"):
                     rows = [{**one, "best": False} for one in rows]
                 rows = [*rows, row]
-                shown.show(rows, "")
+                show(rows, "")
             elif event.get("phase"):
-                shown.show(rows, step(event))
+                show(rows, step(event))
     return last
 
 
@@ -83,17 +84,10 @@ def step(event: dict[str, Any]) -> str:
     return printable(f"{event['phase']}: {event.get('label') or ''}{count}")
 
 
-class Silent:
-    """--json: only the outcome counts."""
-
-    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
-        """Nothing is shown."""
-
-
-class Plain:
+class TuneLines:
     """A line for each step and each row."""
 
-    def __init__(self, out: Output, model: str) -> None:
+    def __init__(self, out: CliOutput, model: str) -> None:
         self._out = out
         self._model = model
 
@@ -102,14 +96,14 @@ class Plain:
         self._out.note(f"{self._model}: {text}")
 
 
-class Live:
+class TuneTable:
     """The table as it grows, drawn by rich."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: CliOutput) -> None:
         from rich.console import Console
-        from rich.live import Live as RichLive
+        from rich.live import Live
 
-        self.live = RichLive(console=Console(file=out.stderr, highlight=False), transient=True, refresh_per_second=8)
+        self.live = Live(console=Console(file=out.stderr, highlight=False), transient=True, refresh_per_second=8)
 
     def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
         from rich.console import Group
@@ -124,16 +118,16 @@ class Live:
 
 
 @contextmanager
-def display(out: Output, model: str) -> Iterator[Display]:
-    """The right one for where the output goes."""
+def display(out: CliOutput, model: str) -> Iterator[ShowRows]:
+    """What shows rows where the output goes; with --json only the outcome is printed."""
     if out.json_mode:
-        yield Silent()
+        yield lambda rows, doing: None
     elif not out.live:
-        yield Plain(out, model)
+        yield TuneLines(out, model).show
     else:
-        drawn = Live(out)
+        drawn = TuneTable(out)
         with drawn.live:
-            yield drawn
+            yield drawn.show
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -154,7 +148,7 @@ def rate(series: dict[str, Any] | None) -> str:
 # --- afterwards -----------------------------------------------------------------------------------------------
 
 
-def summary(out: Output, last: dict[str, Any]) -> None:
+def summary(out: CliOutput, last: dict[str, Any]) -> None:
     load = last["load"]
     out.line(f"{out.style(last['model'], 'bold')} on {last['device']} with {last['program']}:")
     out.line(f"{load['prompt']} tokens and an answer of {load['answer']}, {load['repeats']} times each")
@@ -217,7 +211,7 @@ def write(context: Context, last: dict[str, Any]) -> str:
     except config.ConfigErrors as errors:
         raise Failure(
             f"nothing was written: with it the configuration would not be valid ({errors.problems[0]})",
-            exit=Exit.CONFIG_INVALID, code="config_invalid",
+            exit=ExitStatus.CONFIG_INVALID, code="config_invalid",
         ) from None  # fmt: skip
     reload(context)
     return str(file)

@@ -1,4 +1,4 @@
-"""accelctl yield: empty the GPU for a game or another program, show who leaves, and end when it is empty."""
+"""accelctl yield and resume: free the GPU for a game or another program, and let models use it again."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from collections.abc import Iterable
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.client import failure_of
-from accelerd.cli.context import Context
+from accelerd.cli.connect import failure_of
+from accelerd.cli.context import Command, Context
 from accelerd.cli.daytime import seconds_until, time_in
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.output import Output
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.output import CliOutput
 from accelerd.cli.progress import WORDS
 from accelerd.cli.text import count, printable
 from accelerd.config.units import parse_duration
 
-EPILOG = """\
-Idle models leave at once; those that work have 10 s to end their requests. Until the time is over, or accelctl resume,
-requests for them are refused (503, with Retry-After). What is pinned or preloaded comes back by itself.
+YIELD_EPILOG = """\
+Idle models are unloaded at once, busy ones get 10 s to finish their requests. Until the time is over, or until accelctl
+resume, requests for them are refused (503, with Retry-After). Afterwards pinned and preloaded models are loaded again.
 """
+RESUME_EPILOG = "Also ends what GameMode or suspend began. The exit status is 0 also when nothing was yielded."
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def yield_arguments(parser: argparse.ArgumentParser) -> None:
     end = parser.add_mutually_exclusive_group()
-    end.add_argument("--for", dest="span", metavar="TIME", help='for so long: "2h", "45m"; else until accelctl resume')
+    end.add_argument(
+        "--for", dest="span", metavar="TIME", help='for this long: "2h", "45m"; default: until accelctl resume'
+    )
     end.add_argument("--until", metavar="HH:MM", help="until this time of day")
-    parser.add_argument("--now", action="store_true", help="end running requests instead of waiting for them")
-    parser.add_argument("--all", action="store_true", help="models in main memory too")
+    parser.add_argument("--now", action="store_true", help="abort running requests instead of waiting for them")
+    parser.add_argument("--all", action="store_true", help="also unload models that are in main memory")
 
 
-def run(context: Context, args: argparse.Namespace) -> int:
+def yield_memory(context: Context, args: argparse.Namespace) -> int:
     seconds = wanted(args)
     query = {"for": seconds, "now": 1 if args.now else None, "all": 1 if args.all else None}
     last = follow(context.out, context.client.events("yield", **query))
@@ -38,7 +41,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         raise failure_of(last.get("error") or {})
     context.out.result(last)
     report(context.out, last)
-    return Exit.FAILED if last.get("stuck") or last.get("event") != "yielded" else Exit.OK
+    return ExitStatus.FAILED if last.get("stuck") or last.get("event") != "yielded" else ExitStatus.OK
 
 
 def wanted(args: argparse.Namespace) -> float | None:
@@ -50,14 +53,14 @@ def wanted(args: argparse.Namespace) -> float | None:
     try:
         seconds = parse_duration(args.span)
     except ValueError as error:
-        raise Failure(f"--for: expected {error}", exit=Exit.USAGE, code="usage") from None
+        raise Failure(f"--for: expected {error}", exit=ExitStatus.USAGE, code="usage") from None
     if seconds <= 0:
-        raise Failure("--for: expected a duration longer than zero", exit=Exit.USAGE, code="usage")
+        raise Failure("--for: expected a duration longer than zero", exit=ExitStatus.USAGE, code="usage")
     return seconds
 
 
-def follow(out: Output, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Say what each model does, once; the last event."""
+def follow(out: CliOutput, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Print each state of each model once; return the last event."""
     said: dict[str, str] = {}
     last: dict[str, Any] = {}
     for last in events:
@@ -72,15 +75,46 @@ def follow(out: Output, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return last
 
 
-def report(out: Output, last: dict[str, Any]) -> None:
+def report(out: CliOutput, last: dict[str, Any]) -> None:
     """What is free now, and until when."""
     if last.get("event") != "yielded":
-        out.line("the models may use the memory again: accelctl resume was said, or the time is over")
+        out.line("models may use the memory again: it was resumed, or the time is over")
         return
     what, freed = printable(str(last["what"])), sum(pool["size"] for pool in last["freed"])
     gone = [model["model"] for model in last["models"] if model["model"] not in last["stuck"]]
-    facts = f"{human_size(freed)} back from {', '.join(map(printable, gone))}" if gone else "no model was there"
+    facts = f"{human_size(freed)} freed by {', '.join(map(printable, gone))}" if gone else "no model was using it"
     until = f" until {time_in(last['remaining'])}" if last.get("remaining") is not None else ""
-    out.line(f"{what} is {out.style('yours', 'green')}{until} ({facts}); take it back: accelctl resume")
+    out.line(f"{what} is {out.style('free', 'green')}{until} ({facts}); to end this: accelctl resume")
     for name in last["stuck"]:
-        out.wrapped(f"{name} cannot be ended, and keeps its memory: accelctl status {name}", indent="  ", first="! ")
+        out.wrapped(
+            f"{name} could not be stopped and still holds its memory; see: accelctl status {name}",
+            indent="  ",
+            first="! ",
+        )
+
+
+# --- resume ---------------------------------------------------------------------------------------------------
+
+
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def resume(context: Context, args: argparse.Namespace) -> int:
+    answer = context.client.post("resume")
+    out = context.out
+    out.result(answer)
+    if not answer.get("resumed"):
+        out.line("nothing was yielded")
+        return ExitStatus.OK
+    back = ", ".join(map(printable, answer.get("back") or ()))
+    what = printable(str(answer.get("what") or "the memory"))
+    follows = f"loading again: {back}" if back else "they are loaded on the next request"
+    out.line(f"models may use {what} again; {follows}")
+    return ExitStatus.OK
+
+
+COMMANDS = {
+    "yield": Command(yield_arguments, yield_memory, YIELD_EPILOG),
+    "resume": Command(resume_arguments, resume, RESUME_EPILOG),
+}

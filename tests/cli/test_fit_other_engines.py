@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerd.cli.fit_elsewhere import judged
+from accelerd.cli.fit.other_engines import judged
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
@@ -15,8 +15,6 @@ from tests.npu.kit import FlmOnPath, flm_model
 
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply
-
-WAYS = ("socket", "bus")
 
 GIB = 1 << 30
 NPU = "0000:c2:00.1"
@@ -89,7 +87,7 @@ def test_without_an_npu() -> None:
     assert verdict(nowhere)[2] == "does not fit on the NPU: this machine has no NPU that works: accelctl doctor"
 
 
-def test_a_configured_model_is_asked_of_the_daemon(ctl: Ctl, daemon: FakeDaemon, way: str) -> None:
+def test_a_configured_model_is_asked_of_the_daemon(ctl: Ctl, daemon: FakeDaemon) -> None:
     ctl.configure(flm_model())
     option = {"amounts": {RAM: 4 * GIB}, "devices": [NPU], "parts": {"weights": 4 * GIB}, "source": "measured",
               "claims": [{"device": NPU, "family": "flm", "kind": "llm", "contexts": 1, "host": ""}]}  # fmt: skip
@@ -108,16 +106,14 @@ def test_a_configured_model_is_asked_of_the_daemon(ctl: Ctl, daemon: FakeDaemon,
     assert found["claims"] == [{**option["claims"][0], "of": 16}]
 
 
-def test_what_is_not_for_it_is_refused(ctl: Ctl, daemon: FakeDaemon, way: str) -> None:
+def test_what_is_not_for_it_is_refused(ctl: Ctl, daemon: FakeDaemon) -> None:
     ctl.configure(flm_model())
     answer = ctl("fit", "npu/qwen3-4b", "--kv", "q8_0")
     assert answer.status == 2
     assert "npu/qwen3-4b runs with flm: of these options it has --ctx alone" in answer.err
 
 
-def test_a_model_that_is_not_configured_is_looked_up_in_flms_list(
-    ctl: Ctl, daemon: FakeDaemon, way: str, tmp_path: Path
-) -> None:
+def test_a_model_that_is_not_configured_is_looked_up_in_flms_list(ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
     flm = FlmOnPath(tmp_path / "flm")
     ctl.env["PATH"] = flm.path
     daemon.answers |= {"GET memory": Reply(told())}

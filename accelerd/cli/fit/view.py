@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.output import Output
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import printable
 
 
-def show(out: Output, answer: dict[str, Any]) -> None:
+def show(out: CliOutput, answer: dict[str, Any]) -> None:
     """The whole page."""
     style = "green" if answer["now"] else "yellow" if answer["fits"] else "red"
     lines = textwrapped(printable(answer["verdict"]), out.columns)
@@ -56,7 +56,7 @@ def described(answer: dict[str, Any]) -> str:
     return f"{model['name']}: {kind}{experts}, {human_size(model['size'])}{read}. With {context}{slots}{cache}."
 
 
-def show_parts(out: Output, answer: dict[str, Any]) -> None:
+def show_parts(out: CliOutput, answer: dict[str, Any]) -> None:
     """What goes where: a row for each part, a column for each pool."""
     pools = answer["pools"]
     head = ("", *(pool["label"] for pool in pools))
@@ -75,7 +75,7 @@ def show_parts(out: Output, answer: dict[str, Any]) -> None:
     out.table(head, rows, styles)
 
 
-def show_contexts(out: Output, answer: dict[str, Any]) -> None:
+def show_contexts(out: CliOutput, answer: dict[str, Any]) -> None:
     """The largest context for each type of the cache."""
     crowded = any(row["now"] != row["alone"] for row in answer["contexts"])
     head = ("KV CACHE", "LARGEST CONTEXT", *(("IF ALL OTHERS LEFT",) if crowded else ()))

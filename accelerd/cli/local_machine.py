@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Failure
-from accelerd.cli.watching import InferenceRequest
+from accelerd.cli.watching import Fetch
 
 if TYPE_CHECKING:
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
 
 # Without a daemon, or with one that does not know the route, this program looks itself.
-ITSELF = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
+WITHOUT_DAEMON = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
 
 
-def source(context: Context, route: str, directly: InferenceRequest) -> InferenceRequest:
+def source(context: Context, route: str, directly: Fetch) -> Fetch:
     """The daemon's answer to `route`; from the first time that there is no daemon on, what `directly` says."""
     daemon = True
 
@@ -26,7 +26,7 @@ def source(context: Context, route: str, directly: InferenceRequest) -> Inferenc
             try:
                 return {"source": "daemon", **context.client.get(route)}
             except Failure as failure:
-                if failure.code not in ITSELF:
+                if failure.code not in WITHOUT_DAEMON:
                     raise
                 daemon = False
         return directly()
@@ -34,7 +34,7 @@ def source(context: Context, route: str, directly: InferenceRequest) -> Inferenc
     return ask
 
 
-class Machine:
+class LocalMachine:
     """This machine, looked at without a daemon. What it needs is imported when it is first asked for."""
 
     def __init__(self, context: Context, inventory: Inventory | None = None) -> None:

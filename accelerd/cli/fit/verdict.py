@@ -17,13 +17,13 @@ from accelerd.estimate import bandwidth, offers, placing
 from accelerd.estimate.bandwidth import Rate, Speed
 from accelerd.estimate.estimate import Estimate, Share, estimate
 from accelerd.memory.ledger import Holding, Ledger
-from accelerd.memory.model import RAM, MemoryRequirement
+from accelerd.memory.model import RAM, Claim, MemoryRequirement
 
 KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """What there is, by pool: free, and of GPUs that share main memory what they have for themselves."""
 
     free: Mapping[str, int]
@@ -36,7 +36,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineState:
     """A machine as it is now."""
 
     ledger: Ledger
@@ -46,7 +46,7 @@ class Machine:
     limit: int | None = None  # bytes for all models together; None: there is none
     untold: str = ""  # why some pool is missing
 
-    def room(self, gone: Iterable[str]) -> Room:
+    def room(self, gone: Iterable[str]) -> FreeMemory:
         """What there is when these models have left."""
         left = set(gone)
         books = Ledger(self.ledger.pools.values(), [one for one in self.ledger.holdings if one.model not in left])
@@ -61,13 +61,19 @@ class Machine:
             for one in balances
             if one.pool.backed_by is not None
         }
-        return Room(free, backing, rest)
+        return FreeMemory(free, backing, rest)
 
 
-class Fitting:
+def requirement_of(option: Mapping[str, Any]) -> MemoryRequirement:
+    """One way to place a model, as the daemon tells it."""
+    claims = tuple(Claim(**claim) for claim in option.get("claims") or ())
+    return MemoryRequirement(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
+
+
+class GgufFit:
     """One model on one machine."""
 
-    def __init__(self, known: Known, machine: Machine, measured: Sequence[MemoryRequirement] = ()) -> None:
+    def __init__(self, known: Known, machine: MachineState, measured: Sequence[MemoryRequirement] = ()) -> None:
         """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
         self.known = known
         self.machine = machine
@@ -111,12 +117,12 @@ class Fitting:
         return holding.phase != "leaving", bool(told.get("leases")), int(told.get("priority") or 0), -float(idle or 0)
 
     @cached_property
-    def now(self) -> Room:
+    def now(self) -> FreeMemory:
         """Beside what is loaded."""
         return self.machine.room(self.itself)
 
     @cached_property
-    def alone(self) -> Room:
+    def alone(self) -> FreeMemory:
         """When all that may leave has left."""
         return self.machine.room([*self.itself, *(one.model for one in self.movable)])
 
@@ -164,7 +170,7 @@ class Fitting:
         return self.machine.room([*self.itself, *gone]).takes(self.need)
 
     @cached_property
-    def chosen(self) -> Room:
+    def chosen(self) -> FreeMemory:
         """What there is for it: now, or when those have left who have to, or at the most."""
         if self.fits_now:
             return self.now
@@ -195,7 +201,7 @@ class Fitting:
     def kind(self) -> str:
         return self.known.settings.type_k
 
-    def largest(self, kind: str | None, room: Room) -> int:
+    def largest(self, kind: str | None, room: FreeMemory) -> int:
         """The largest context of one request that fits; 0: none does."""
         return offers.largest_context(ways(self.known), room.free, self.trained or offers.LARGEST, kind, room.backing)
 

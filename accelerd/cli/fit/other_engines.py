@@ -14,8 +14,9 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
-from accelerd.cli.output import Output
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.fit.verdict import requirement_of
+from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
@@ -44,10 +45,8 @@ def needs(
     context: Context, spec: ModelSpec, told: Mapping[str, Any] | None, devices: Sequence[Device], config: Config
 ) -> tuple[MemoryRequirement, ...]:
     """The ways to place it. `told`: the daemon's answer, if it knows the model. Failure when nobody knows."""
-    from accelerd.cli.commands.fit import need_of
-
     if told is not None:
-        return tuple(need_of(option) for option in told["options"])
+        return tuple(requirement_of(option) for option in told["options"])
     if spec.engine in NPU_ENGINES:
         from accelerd.engines.flm.engine import Flm
 
@@ -58,7 +57,7 @@ def needs(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OtherEngineFit:
     """One model against the machine."""
 
     spec: ModelSpec
@@ -135,16 +134,18 @@ class Verdict:
         return f"on {', '.join(labels)}" if labels else "on the NPU" if on_npu(self.need) else "in main memory"
 
 
-def judged(spec: ModelSpec, ways: Sequence[MemoryRequirement], ledger: Ledger, report: Mapping[str, Any]) -> Verdict:
+def judged(
+    spec: ModelSpec, ways: Sequence[MemoryRequirement], ledger: Ledger, report: Mapping[str, Any]
+) -> OtherEngineFit:
     """By the best of the ways that fits, else the best."""
     pinned = frozenset(
         held["model"] for pool in report.get("pools") or () for held in pool["holdings"] if held.get("pin")
     )
-    found = [Verdict(spec, need, ledger, pinned) for need in ways]
+    found = [OtherEngineFit(spec, need, ledger, pinned) for need in ways]
     return next((one for one in found if one.now), None) or next((one for one in found if one.fits), found[0])
 
 
-def answered(verdict: Verdict, report: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def answered(verdict: OtherEngineFit, report: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     """As JSON."""
     spec, need, pools = verdict.spec, verdict.need, verdict.ledger.pools
     return {
@@ -163,7 +164,7 @@ def answered(verdict: Verdict, report: Mapping[str, Any], notes: Sequence[str]) 
     }
 
 
-def show(out: Output, answer: Mapping[str, Any]) -> None:
+def show(out: CliOutput, answer: Mapping[str, Any]) -> None:
     """The whole page."""
     style = "green" if answer["now"] else "yellow" if answer["fits"] else "red"
     out.wrapped(str(answer["verdict"]), style=style)
@@ -194,4 +195,4 @@ def fit(
     answer = answered(verdict, report, notes)
     context.out.result(answer)
     show(context.out, answer)
-    return Exit.OK if verdict.fits else Exit.FAILED
+    return ExitStatus.OK if verdict.fits else ExitStatus.FAILED

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerd.cli import gguf_files
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.fit import gguf_files
 from accelerd.cli.text import nearest
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
@@ -64,7 +64,10 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
             raise
         hint = f"did you mean {guess}?" if guess else "give a path, an address, or hf:ORG/REPO"
         raise Failure(
-            f"there is no model, and no file, called {text}", exit=Exit.NO_SUCH_MODEL, code="model_not_found", hint=hint
+            f"there is no model, and no file, called {text}",
+            exit=ExitStatus.NO_SUCH_MODEL,
+            code="model_not_found",
+            hint=hint,
         ) from None
 
 
@@ -126,7 +129,7 @@ def of_address(
         found = remote.read_remote(text, env)
     except remote.RemoteError as error:
         shown = [*error.candidates[: gguf_files.SHOWN]]
-        code, exit = ("ambiguous", Exit.USAGE) if shown else ("not_readable", Exit.FAILED)
+        code, exit = ("ambiguous", ExitStatus.USAGE) if shown else ("not_readable", ExitStatus.FAILED)
         raise Failure(error.message, exit=exit, code=code, hint=error.hint, tail=shown) from error
     read = Read(found.model, found.projector, None, ())
     return Subject(asked(spec or ModelSpec(name=name), found.model, given), read, found.size, remote=found)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.failure import ExitStatus, Failure
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 PROJECTOR = "mmproj"
@@ -94,7 +94,7 @@ def ambiguous(message: str, candidates: list[Path]) -> Failure:
     more = len(candidates) - SHOWN
     shown = [str(path) for path in candidates[:SHOWN]] + ([f"… and {more} more"] if more > 0 else [])
     return Failure(
-        message, exit=Exit.USAGE, code="ambiguous", hint="name one of them", tail=shown,
+        message, exit=ExitStatus.USAGE, code="ambiguous", hint="name one of them", tail=shown,
         fields={"candidates": [str(path) for path in candidates]},
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from accelerd.cli.fitting import Fitting, Machine
+from accelerd.cli.fit.verdict import GgufFit, MachineState
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.llama_server.forecast import Known, Read, settings_of
@@ -38,19 +38,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
-def machine(*pools: Pool, devices: tuple[Device, ...] = (), holdings: tuple[Holding, ...] = (), **more: Any) -> Machine:
+def machine(
+    *pools: Pool, devices: tuple[Device, ...] = (), holdings: tuple[Holding, ...] = (), **more: Any
+) -> MachineState:
     rate = Rate(100e9, 1.0, 0.5, "100 GB/s")
     facts = more.pop("facts", {})
     main = Pool(RAM, "main memory", 64 * GIB, 4 * GIB)
-    return Machine(Ledger([main, *pools], holdings), facts, devices, more.pop("rate", lambda pool: rate), **more)
+    return MachineState(Ledger([main, *pools], holdings), facts, devices, more.pop("rate", lambda pool: rate), **more)
 
 
-def fitting(path: Path, here: Machine, measured: tuple[MemoryRequirement, ...] = (), **settings: Any) -> Fitting:
+def fitting(path: Path, here: MachineState, measured: tuple[MemoryRequirement, ...] = (), **settings: Any) -> GgufFit:
     model = read_model(path)
     spec = ModelSpec(name="m", path=str(path), **settings)
     gpus = usable(here.devices)
     used, layers, _ = settings_of(spec, None, bool(gpus), "riscv64")
-    return Fitting(Known(Read(model, None, None, ()), used, spec, gpus, layers), here, measured)
+    return GgufFit(Known(Read(model, None, None, ()), used, spec, gpus, layers), here, measured)
 
 
 def on(pool: str, size: int, name: str = "other", phase: Any = "resident") -> Holding:

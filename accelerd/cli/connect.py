@@ -1,7 +1,8 @@
-"""The control socket, from the outside: plain blocking HTTP over a unix socket, as docs/control.md describes it.
+"""accelctl's connection to the daemon: blocking HTTP over the control socket, as docs/control.md describes it.
 
-Standard library only, so that `accelctl status` starts in a blink. Owns the translation of every transport accident
-into a Failure that says what to do; must never retry by itself and never interpret an answer beyond its shape.
+Where systemd listens on the socket, connecting starts accelerd. Standard library only, so that `accelctl status` starts
+fast. Turns every transport error into a Failure that says what to do; must never retry by itself, nor interpret an
+answer beyond its shape.
 """
 
 from __future__ import annotations
@@ -10,57 +11,24 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 from urllib.parse import urlencode
 
 from accelerd.base import names
-from accelerd.cli.failure import Exit, Failure
-
-if TYPE_CHECKING:
-    from accelerd.cli.bus_link import Link
+from accelerd.cli.failure import ExitStatus, Failure
 
 ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
 EVENT_TIMEOUT = 60.0  # seconds between two progress events, which come four times a second
-START_COMMANDS = f"systemctl --user start {names.PROGRAM}   (or, in another terminal: {names.PROGRAM})"
+START_COMMANDS = f"systemctl --user start {names.PROGRAM}, or run {names.PROGRAM} in another terminal"
 
 EXITS = {
-    "config_invalid": Exit.CONFIG_INVALID,
-    "model_not_found": Exit.NO_SUCH_MODEL,
-    "toolbox_not_found": Exit.NO_SUCH_MODEL,
-    "shutting_down": Exit.UNREACHABLE,
+    "config_invalid": ExitStatus.CONFIG_INVALID,
+    "model_not_found": ExitStatus.NO_SUCH_MODEL,
+    "toolbox_not_found": ExitStatus.NO_SUCH_MODEL,
+    "shutting_down": ExitStatus.UNREACHABLE,
 }
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the daemon is reached. `fix`: a command that makes it better; empty where nothing is wrong."""
-
-    name: Literal["bus", "socket"]
-    why: str
-    fix: str = ""
-
-
-class Reach(Protocol):
-    """The daemon, whichever way: what every command may ask. All raise Failure."""
-
-    @property
-    def path(self) -> Path: ...
-    def way(self) -> Way: ...
-    def link(self) -> Link | None:
-        """The connection to the bus that this daemon is on; None: `way` says why there is none."""
-        ...
-
-    def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
-    def post(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]: ...
-    def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]: ...
-    def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]: ...
-    def open(
-        self, method: str, target: str, *, timeout: float | None, body: bytes | None = None
-    ) -> AbstractContextManager[http.client.HTTPResponse]: ...
-    def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]: ...
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -76,53 +44,46 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-class Client:
-    """One daemon. Every call opens its own connection; all raise Failure."""
+class DaemonClient:
+    """accelerd behind one control socket. Every call opens a connection of its own; all raise Failure."""
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        answer_timeout: float = ANSWER_TIMEOUT,
-        event_timeout: float = EVENT_TIMEOUT,
-        why: str = "nothing else was tried",
+        self, path: Path, *, answer_timeout: float = ANSWER_TIMEOUT, event_timeout: float = EVENT_TIMEOUT
     ) -> None:
-        """Timeouts in seconds: of one answer, and between two events. `why` this way."""
+        """Timeouts in seconds: of one answer, and between two events of a long operation."""
         self.path = path
-        self._why = why
         self._answer_timeout = answer_timeout
         self._event_timeout = event_timeout
 
-    def way(self) -> Way:
-        return Way("socket", self._why)
+    def get(self, route: str, *, timeout: float | None = None, **query: Any) -> dict[str, Any]:
+        """The JSON object of a control route ("status"). `timeout` in seconds, for routes that need longer."""
+        return self._json("GET", route, query, timeout)
 
-    def link(self) -> Link | None:
-        return None
-
-    def get(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
-        """A JSON object from a control route ("status"); `patience` in seconds where it is not from memory."""
-        return self._json("GET", route, query, patience)
-
-    def post(self, route: str, *, patience: float | None = None, **query: Any) -> dict[str, Any]:
-        return self._json("POST", route, query, patience)
+    def post(self, route: str, *, timeout: float | None = None, **query: Any) -> dict[str, Any]:
+        return self._json("POST", route, query, timeout)
 
     def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]:
         """The NDJSON events of a long operation, each as it arrives; the last one is never "progress"."""
         with self.open("POST", control(route, query), timeout=self._event_timeout) as response:
-            for line in self._lines(response):
+            for line in self.stream(response):
                 if not line.strip():
                     continue
                 event = decode(line)
                 yield event
                 if event.get("event") != "progress":
                     return
-        raise gone_meanwhile()
+        raise broken("accelerd ended before the operation was finished")
+
+    def watch(self, route: str) -> Iterator[dict[str, Any]]:
+        """The NDJSON events of a GET route for as long as the daemon sends; ends when the daemon does."""
+        with self.open("GET", control(route, {}), timeout=None) as response:
+            yield from (decode(line) for line in self.stream(response) if line.strip())
 
     def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]:
         """The lines of a text/plain route; with `follow` for as long as the daemon sends."""
         query |= {"follow": 1} if follow else {}
         with self.open("GET", control(route, query), timeout=None if follow else self._answer_timeout) as response:
-            for line in self._lines(response):
+            for line in self.stream(response):
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 
     @contextmanager
@@ -133,7 +94,7 @@ class Client:
         connection = UnixConnection(self.path, timeout)
         headers = {"Accept": "*/*"} | ({"Content-Type": "application/json"} if body is not None else {})
         try:
-            with self._accidents():
+            with self._transport_errors():
                 connection.request(method, target, body=body, headers=headers)
                 response = connection.getresponse()
                 if response.status != 200:
@@ -142,20 +103,17 @@ class Client:
         finally:
             connection.close()
 
-    def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        """The lines of an open response, each as it arrives."""
-        return self._lines(response)
-
-    def _json(self, method: str, route: str, query: dict[str, Any], patience: float | None) -> dict[str, Any]:
-        timeout = patience or self._answer_timeout
-        with self.open(method, control(route, query), timeout=timeout) as response, self._accidents():
+    def _json(self, method: str, route: str, query: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+        within = timeout or self._answer_timeout
+        with self.open(method, control(route, query), timeout=within) as response, self._transport_errors():
             return decode(response.read())
 
-    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    def stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """The lines of an open response, each as it arrives."""
         # Not response.readline(): it takes a connection that broke for the end of the text.
         rest = b""
         while True:
-            with self._accidents():
+            with self._transport_errors():
                 piece = response.read1(65536)
             if not piece:
                 break
@@ -165,16 +123,16 @@ class Client:
             yield rest
 
     @contextmanager
-    def _accidents(self) -> Iterator[None]:
+    def _transport_errors(self) -> Iterator[None]:
         """Say in one line what a broken connection means."""
         try:
             yield
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise not_running(f"nobody listens on {self.path}") from error
+            raise not_running(f"nothing listens on {self.path}") from error
         except PermissionError as error:
             raise Failure(
                 f"cannot open {self.path}: it belongs to another user",
-                exit=Exit.UNREACHABLE, code="not_permitted", hint="run accelctl as the user who runs accelerd",
+                exit=ExitStatus.UNREACHABLE, code="not_permitted", hint="run accelctl as the user who runs accelerd",
             ) from error  # fmt: skip
         except TimeoutError as error:
             raise no_answer() from error
@@ -182,34 +140,30 @@ class Client:
             raise broken() from error
         except OSError as error:  # a path that is too long or is no socket
             raise Failure(
-                f"cannot open {self.path}: {error.strerror or error}", exit=Exit.UNREACHABLE, code="not_reachable",
-                hint="check --socket and $ACCELERD_SOCKET",
+                f"cannot open {self.path}: {error.strerror or error}", exit=ExitStatus.UNREACHABLE,
+                code="not_reachable", hint="check --socket and $ACCELERD_SOCKET",
             ) from error  # fmt: skip
 
 
 def not_running(why: str) -> Failure:
     return Failure(
-        f"accelerd is not running ({why})", exit=Exit.UNREACHABLE, code="not_running",
+        f"accelerd is not running ({why})", exit=ExitStatus.UNREACHABLE, code="not_running",
         hint=f"start it: {START_COMMANDS}",
     )  # fmt: skip
 
 
 def no_answer() -> Failure:
     return Failure(
-        "accelerd does not answer", exit=Exit.UNREACHABLE, code="no_answer",
+        "accelerd did not answer in time", exit=ExitStatus.UNREACHABLE, code="no_answer",
         hint=f"see: systemctl --user status {names.PROGRAM}",
     )  # fmt: skip
 
 
 def broken(message: str = "the connection to accelerd broke") -> Failure:
     return Failure(
-        message, exit=Exit.UNREACHABLE, code="connection_lost",
+        message, exit=ExitStatus.UNREACHABLE, code="connection_lost",
         hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
     )  # fmt: skip
-
-
-def gone_meanwhile() -> Failure:
-    return broken("the daemon went away before it was done")
 
 
 def control(route: str, query: dict[str, Any]) -> str:
@@ -222,7 +176,7 @@ def decode(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise Failure("accelerd sent something that is not JSON", code="bad_answer") from error
+        raise Failure("accelerd sent an answer that is not JSON", code="bad_answer") from error
     if not isinstance(value, dict):
         raise Failure("accelerd sent JSON that is not an object", code="bad_answer")
     return value
@@ -243,7 +197,7 @@ def failure_of(error: dict[str, Any]) -> Failure:
     known = {"message", "code", "type", "param", "tail"}
     return Failure(
         str(error.get("message") or code),
-        exit=EXITS.get(code, Exit.FAILED),
+        exit=EXITS.get(code, ExitStatus.FAILED),
         code=code,
         tail=[str(line) for line in error.get("tail") or ()],
         fields={key: value for key, value in error.items() if key not in known},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.cli.client import Client, control
-from accelerd.cli.failure import Exit, Failure
+from accelerd.cli.connect import DaemonClient, control
+from accelerd.cli.failure import ExitStatus, Failure
 
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error, events, status
@@ -88,14 +88,14 @@ def test_a_daemon_that_hangs_is_given_up(short: Path) -> None:
         return Reply(status())
 
     with FakeDaemon(short / "s", {"GET status": hang}).serve() as daemon:
-        with pytest.raises(Failure, match="does not answer") as caught:
-            Client(daemon.path, answer_timeout=0.05).get("status")
+        with pytest.raises(Failure, match="did not answer in time") as caught:
+            DaemonClient(daemon.path, answer_timeout=0.05).get("status")
         release.set()
-    assert caught.value.exit == Exit.UNREACHABLE
+    assert caught.value.exit == ExitStatus.UNREACHABLE
 
 
 def test_another_users_socket(short: Path) -> None:
-    with pytest.raises(Failure, match="belongs to another user"), Client(short / "s")._accidents():
+    with pytest.raises(Failure, match="belongs to another user"), DaemonClient(short / "s")._transport_errors():
         raise PermissionError(13, "Permission denied")
 
 

@@ -1,0 +1,78 @@
+"""accelctl reload and version: what concerns the daemon itself. A broken configuration changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+from accelerd import __version__
+from accelerd.base import names
+from accelerd.cli.context import Command, Context
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.text import count
+
+CHANGES = {
+    "added": "added",
+    "removed": "removed",
+    "relaunch": "restarts when its running requests have ended",
+    "updated": "updated without a restart",
+}
+AFTER_RESTART = frozenset({"server.listen"})  # settings that a running daemon cannot change
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command takes no arguments of its own."""
+
+
+def reload(context: Context, args: argparse.Namespace) -> int:
+    out = context.out
+    try:
+        changes = context.client.post("reload")
+    except Failure as failure:
+        problems = failure.fields.get("problems") or []
+        if failure.code == "config_invalid" and not out.json_mode:
+            out.problems(problems)
+            failure.message = f"nothing was changed: the configuration has {count(len(problems), 'problem')}"
+        raise
+    out.result(changes)
+    report(context, changes)
+    return ExitStatus.OK
+
+
+def report(context: Context, changes: dict[str, list[str]]) -> None:
+    """The changes as lines."""
+    out = context.out
+    for key, words in CHANGES.items():
+        for name in changes.get(key) or ():
+            out.line(f"{name}: {words}")
+    for key in changes.get("settings") or ():
+        out.line(f"{key}: {'takes effect after a restart of accelerd' if key in AFTER_RESTART else 'in effect now'}")
+    same = len(changes.get("unchanged") or ())
+    if not any(changes.get(key) for key in (*CHANGES, "settings")):
+        out.line(f"nothing has changed ({count(same, 'model')})")
+    elif same:
+        out.line(f"{count(same, 'model')} unchanged")
+
+
+def version(context: Context, args: argparse.Namespace) -> int:
+    daemon: str | None = None
+    reason = ""
+    try:
+        daemon = str(context.client.get("status").get("version"))
+    except Failure as failure:
+        reason = failure.message
+    out = context.out
+    out.result({"accelctl": __version__, "accelerd": daemon})
+    out.line(f"accelctl {__version__}")
+    out.line(f"accelerd {daemon}" if daemon else f"accelerd: {reason}")
+    if daemon and daemon != __version__ and not out.json_mode:
+        out.note(f"the running daemon has another version; restart it: systemctl --user restart {names.PROGRAM}")
+    return ExitStatus.OK
+
+
+COMMANDS = {
+    "reload": Command(
+        no_arguments, reload,
+        "Models whose configuration has not changed keep running. systemctl --user reload accelerd does the same.",
+    ),
+    "version": Command(no_arguments, version, "The exit status is 0 also when the daemon is not running."),
+}  # fmt: skip

@@ -1,0 +1,108 @@
+"""accelctl load, unload, reset and logs: what one does with one model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from accelerd.base.sizes import human_size
+from accelerd.cli.connect import failure_of
+from accelerd.cli.context import Command, Context, explain_name
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.progress import follow
+from accelerd.cli.text import printable, span
+
+
+def model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+
+
+def operation(context: Context, route: str, model: str, **query: Any) -> tuple[dict[str, Any], float]:
+    """Run a long operation on a model, with its progress shown: its last event, and seconds. Failure when it fails."""
+    started = context.clock.monotonic()
+    try:
+        last = follow(context.out, model, context.client.events(route, model=model, **query))
+        if last.get("event") == "error":
+            raise failure_of(last.get("error") or {})
+    except Failure as failure:
+        raise explain_name(context, model, failure) from None
+    seconds = context.clock.monotonic() - started
+    context.out.result({"model": model, "seconds": round(seconds, 3), **last})
+    return last, seconds
+
+
+def load(context: Context, args: argparse.Namespace) -> int:
+    try:
+        last, seconds = operation(context, "load", args.model)
+    except Failure as failure:
+        if not failure.hint and failure.code in ("model_failed", "model_backing_off"):
+            failure.hint = (
+                f"see its output: accelctl logs {args.model}; its command line: accelctl explain {args.model}"
+            )
+        raise
+    used = last.get("memory_used") or last.get("memory")
+    facts = span(seconds) + (f", {human_size(used)}" if used else "")
+    context.out.line(f"{args.model} is {context.out.style('ready', 'green')} ({facts})")
+    return ExitStatus.OK
+
+
+def unload_arguments(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("--force", action="store_true", help="abort running requests instead of waiting for them")
+
+
+def unload(context: Context, args: argparse.Namespace) -> int:
+    _, seconds = operation(context, "unload", args.model, force=1 if args.force else None)
+    context.out.line(f"{args.model} is stopped ({span(seconds)})")
+    return ExitStatus.OK
+
+
+def reset(context: Context, args: argparse.Namespace) -> int:
+    try:
+        answer = context.client.post("reset", model=args.model)
+    except Failure as failure:
+        raise explain_name(context, args.model, failure) from None
+    context.out.result({"model": args.model, **answer})
+    context.out.line(f"{args.model} is {answer.get('state', 'reset')}; load it: accelctl load {args.model}")
+    return ExitStatus.OK
+
+
+def logs_arguments(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=line_count, metavar="N", help="print only the last N lines")
+
+
+def line_count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of lines, got {text!r}")
+    return int(text)
+
+
+def logs(context: Context, args: argparse.Namespace) -> int:
+    out = context.out
+    any_line = False
+    try:
+        for line in context.client.lines("logs", model=args.model, lines=args.lines, follow=args.follow):
+            any_line = True
+            out.json_line({"line": line})
+            out.line(printable(line))
+            if args.follow:
+                out.stdout.flush()
+    except Failure as failure:
+        raise explain_name(context, args.model, failure) from None
+    if not any_line and not out.json_mode:
+        out.note(f"{args.model} has printed nothing yet")
+    return ExitStatus.OK
+
+
+COMMANDS = {
+    "load": Command(model_argument, load),
+    "unload": Command(unload_arguments, unload),
+    "reset": Command(model_argument, reset),
+    "logs": Command(
+        logs_arguments,
+        logs,
+        "Older output, also of earlier runs, is in the journal: journalctl --user ACCELERD_MODEL=MODEL",
+    ),
+}

@@ -1,0 +1,282 @@
+"""The steps of `accelctl fit`: read the model, ask the daemon or this machine who holds what, judge, answer.
+
+Works without a daemon: then this process measures by itself. Loads nothing and decides nothing that the scheduler
+decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from accelerd.base.sizes import human_size
+from accelerd.cli.context import Context
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.local_machine import WITHOUT_DAEMON, LocalMachine
+
+if TYPE_CHECKING:
+    from accelerd.cli.fit.subject import Subject
+    from accelerd.cli.fit.verdict import GgufFit
+    from accelerd.config.model import ModelSpec
+    from accelerd.devices.model import Device
+    from accelerd.engines.base import Build
+    from accelerd.estimate.bandwidth import Rate
+
+HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
+
+
+def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict[str, Any]], here: LocalMachine) -> int:
+    """Judge one model and show the answer; the exit status. `given`: from the devices, the settings asked for."""
+    from accelerd import config
+    from accelerd.cli.fit import other_engines
+    from accelerd.cli.fit.subject import find
+    from accelerd.cli.fit.view import show
+
+    devices = tuple(here.devices())
+    settings = here.config or config.Config()
+    wanted = given(devices)
+    if (other := other_engines.find(context, model, settings)) is not None:
+        if set(wanted) - {"context"}:
+            text = f"{other.name} runs with {other.engine}: of these options it has --ctx alone"
+            raise Failure(text, exit=ExitStatus.USAGE, code="usage")
+        report, told = ask_daemon(
+            context, other.name if other.name in settings.models else None, overridden=bool(wanted)
+        )
+        other = replace(other, **wanted)
+        return other_engines.fit(context, other, report or here.look(), told, devices, settings)
+    subject = find(context, model, wanted, settings)
+    report, told = ask_daemon(context, subject.spec.name if subject.configured else None, overridden=bool(wanted))
+    report = report or here.look()
+    fitting, notes = judged(context, subject, settings, report, told, devices)
+    if report.get("yielded"):
+        notes.append(f"{report['yielded'].get('what')} is given up to other programs now: accelctl resume")
+    if here.config is None:
+        notes.append("the configuration is not valid, the built-in settings are taken: accelctl config check")
+    answer = answered(subject, fitting, report, notes)
+    context.out.result(answer)
+    show(context.out, answer)
+    return ExitStatus.OK if answer["fits"] else ExitStatus.FAILED
+
+
+def ask_daemon(
+    context: Context, configured: str | None, *, overridden: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Who holds what, and what is known there of a configured model; None: there is no daemon, or it does not know."""
+    try:
+        report = {"source": "daemon", **context.client.get("memory")}
+    except Failure as failure:
+        if failure.code not in WITHOUT_DAEMON:
+            raise
+        return None, None
+    if configured is None or overridden:
+        return report, None
+    try:
+        return report, context.client.get("fit", model=configured)
+    except Failure as failure:
+        if failure.code not in ("model_not_found", "not_found"):
+            raise
+        return report, None  # it is newer than the configuration that the daemon has read
+
+
+def judged(
+    context: Context,
+    subject: Subject,
+    settings: Any,
+    report: dict[str, Any],
+    told: dict[str, Any] | None,
+    devices: tuple[Device, ...],
+) -> tuple[GgufFit, list[str]]:
+    """The model against the machine; what a person should know beside."""
+    import platform
+
+    from accelerd.cli.fit.verdict import GgufFit, MachineState, requirement_of
+    from accelerd.engines.llama_server.forecast import Forecaster, Known, settings_of
+    from accelerd.estimate.placing import usable
+    from accelerd.memory.report import ledger_of
+
+    spec, build, notes = settled(context, subject, settings, devices)
+    gpus = usable(devices)
+    used, layers, _ = settings_of(spec, build, bool(gpus), platform.machine())
+    known = Known(subject.read, used, spec, gpus, layers)
+    measured = tuple(requirement_of(option) for option in told["options"]) if told else ()
+    if not measured and spec.memory is not None:
+        measured = Forecaster().forecast(spec, spec, build, devices).options
+    facts = {held["model"]: held for pool in report["pools"] for held in pool["holdings"]}
+    machine = MachineState(
+        ledger=ledger_of(report),
+        facts=facts,
+        devices=devices,
+        rate=rates(context, devices),
+        limit=settings.scheduler.memory,
+        untold=str(report.get("degraded") or ""),
+    )
+    found = GgufFit(known, machine, measured)
+    if gpus and build is not None and build.backend == "cpu" and layers != 0:
+        notes.append(f"llama-server {build.version} computes on the processor alone, although there is {gpus[0].name}")
+    return found, [*notes, *remarks(found, told)]
+
+
+def settled(
+    context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
+) -> tuple[ModelSpec, Build | None, list[str]]:
+    """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
+    from accelerd.base.errors import AccelError
+    from accelerd.engines.base import Tuned
+    from accelerd.engines.llama_server.engine import LlamaServer
+    from accelerd.tuning.resolve import situation, tune
+    from accelerd.tuning.tuner import RuleTuner, device_for
+
+    rules = RuleTuner(context.roots.config_file, lambda: devices, context.roots.sys)
+
+    async def tuner(spec: ModelSpec, build: Build, weights: object) -> Tuned:
+        """As the daemon's, for a model whose files may be elsewhere."""
+        device = device_for(spec, build, devices)
+        held = situation(spec, device, build, subject.model.header, subject.size)
+        return tune(rules.rules().rules, spec, held, rules.cores()[0])
+
+    spec = subject.spec
+    if spec.home not in HOSTED:
+        text = f"its program is in a {spec.home} and was not asked: what rules and the image set there is not counted"
+        return spec, None, [text]
+    engine = LlamaServer(
+        settings.llama_server,
+        environ=context.env,
+        cache=context.roots.cache / "features",
+        search=(context.roots.cache / "llama-server" / "current" / "bin",),
+        tuner=tuner,
+    )
+    try:
+        tuned, build = asyncio.run(engine.settled(replace(spec, path=None, mmproj=None, draft_model=None)))
+    except AccelError as error:
+        message = error.message.partition("; ")[0]
+        return spec, None, [f"llama-server was not asked what it sets, so this may be too high: {message}"]
+    return replace(tuned.spec, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), build, []
+
+
+def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:
+    """How fast a pool is read; main memory is measured when that is first asked."""
+    from accelerd.devices.host import machine_memory
+    from accelerd.estimate import bandwidth
+    from accelerd.estimate.copy_speed import CopySpeed
+    from accelerd.memory.model import RAM
+    from accelerd.tuning.tuner import physical_cores
+
+    def available() -> int | None:
+        told = machine_memory(context.roots)
+        return told[1] if told else None
+
+    processor = next((device.name for device in devices if device.kind == "cpu"), "unknown")
+    speed = CopySpeed(context.roots.cache, processor, available)
+    cores = physical_cores(context.roots.sys, os.sched_getaffinity(0))
+    by_id = {device.id: device for device in devices}
+
+    def rate(pool: str) -> Rate | None:
+        if pool == RAM:
+            best = speed()
+            return bandwidth.of_processor(best, cores) if best else None
+        return bandwidth.of_device(by_id[pool], speed) if pool in by_id else None
+
+    return rate
+
+
+def remarks(found: GgufFit, told: dict[str, Any] | None) -> list[str]:
+    """What the verdict leaves out."""
+    from accelerd.engines.llama_server.forecast import FROM_HEADER
+
+    notes = []
+    context, trained = found.known.spec.context, found.trained
+    if context and trained and context > trained:
+        notes.append(f"it was trained for a context of {trained}")
+    if found.itself:
+        notes.append("it is loaded now; what it holds counts as free here")
+    if found.measured and told and not found.need.source.startswith(FROM_HEADER):
+        notes.append(f"what it takes: {found.need.source}")
+    return notes
+
+
+def answered(subject: Subject, found: GgufFit, report: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The command's JSON, as docs/memory.md describes it."""
+    estimate, used, need = found.estimate, found.known.settings, found.need
+    room = found.chosen
+    unknown, speed = found.unknown, found.speed
+    pools = []
+    for id, amount in need.amounts.items():
+        pool = found.machine.ledger.pools.get(id)
+        parts = found.shares[id].parts() if id in found.shares else {}
+        free = room.free.get(id) if pool is not None else None
+        pools.append({
+            "id": id, "label": pool.label if pool else id, "parts": parts, "amount": amount, "free": free,
+            "spare": found.spare.get(id),
+        })  # fmt: skip
+    answer = {
+        "fits": found.fits and not unknown,
+        "now": found.fits_now and not unknown,
+        "verdict": "",
+        "source": need.source,
+        "machine": report.get("source"),
+        "model": {
+            "name": subject.spec.name,
+            "path": subject.spec.path or (subject.remote.url if subject.remote else None),
+            "architecture": subject.model.architecture,
+            "size": subject.size,
+            "read": subject.remote.read if subject.remote else None,
+            "context": found.trained or None,
+            "experts": estimate.facts.experts,
+            "experts_used": estimate.facts.used,
+            "encoder": estimate.facts.encoder,
+        },
+        "settings": {
+            "context": found.known.spec.context,
+            "parallel": used.slots,
+            "kv": [used.type_k, used.type_v],
+            "batch": used.batch,
+            "ubatch": used.ubatch,
+            "flash_attention": used.flash,
+        },
+        "devices": list(need.devices),
+        "pools": pools,
+        "leaving": list(found.leaving),
+        "contexts": [] if unknown else found.contexts,
+        "speed": {"tokens": speed.tokens, "class": speed.label or None, "reason": speed.reason},
+        "offers": found.offers,
+        "notes": notes,
+    }
+    answer["verdict"] = verdict_line(found, answer)
+    return answer
+
+
+def verdict_line(found: GgufFit, answer: dict[str, Any]) -> str:
+    """The answer in one line."""
+    if found.unknown:
+        return f"cannot tell whether it fits: {found.unknown}"
+    pools = {pool["id"]: pool for pool in answer["pools"]}
+    where = [pools[id]["label"] for id in found.need.devices if id in pools]
+    place = f"on {' and '.join(where)}" if where else "in main memory"
+    if not answer["fits"]:
+        short = [pool for pool in answer["pools"] if (pool["spare"] or 0) < 0] or answer["pools"]
+        needs = "; ".join(
+            f"{human_size(pool['amount'])} of {pool['label']}, of which {left(pool)} are free" for pool in short
+        )
+        if len(short) == 1 and short[0]["label"] in place:
+            needs = f"{human_size(short[0]['amount'])}, and {left(short[0])} are free for it"
+        others = ", even when all other models have left" if found.movable else ""
+        return f"does not fit {place}: it needs {needs}{others}"
+    spare = min((size for size in found.spare.values()), default=0)
+    parts = [f"fits {place}"]
+    if found.leaving:
+        parts[0] += f" when {' and '.join(found.leaving)} {'has' if len(found.leaving) == 1 else 'have'} left"
+    parts[0] += f" with {human_size(spare)} to spare"
+    if answer["contexts"]:
+        first = answer["contexts"][0]
+        most = first["now"] if answer["now"] else first["alone"]
+        parts.append(f"context up to {most}")
+    if found.speed.tokens is not None or not answer["model"]["encoder"]:
+        parts.append(str(found.speed))
+    return ", ".join(parts)
+
+
+def left(pool: dict[str, Any]) -> str:
+    return human_size(max(0, pool["amount"] + (pool["spare"] or 0)))

@@ -1,0 +1,87 @@
+"""Programs of this machine that accelctl runs, and what `systemctl --user` says of accelerd's units.
+
+Imports subprocess when a program is run, and no sooner: most commands run none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from accelerd.base import names
+from accelerd.cli.failure import Failure
+
+SERVICE: Final = f"{names.PROGRAM}.service"
+SOCKET: Final = f"{names.PROGRAM}.socket"
+REAPER: Final = f"{names.PROGRAM}-reaper.service"
+START: Final = f"systemctl --user start {names.PROGRAM}"
+LISTENING: Final = "active"  # ActiveState of a socket unit that systemd listens on
+
+
+class ProgramResult(NamedTuple):
+    """How a program ended; status 127: there is no such program, 124: it ran longer than it may."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class ProgramRunner(Protocol):
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult: ...
+
+
+class SystemPrograms:
+    """Runs programs of this machine. Never raises."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = dict(env)
+
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+        import subprocess
+
+        try:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=self._env, check=False
+            )
+        except OSError as error:
+            return ProgramResult(127, "", str(error))
+        except subprocess.TimeoutExpired:
+            return ProgramResult(124, "", f"took longer than {timeout:g} s")
+        out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        return ProgramResult(done.returncode, out, err)
+
+
+class Unit(NamedTuple):
+    """systemd's own words: LoadState, UnitFileState, ActiveState."""
+
+    load: str
+    file: str
+    active: str
+
+
+def unit_state(programs: ProgramRunner, unit: str) -> Unit | None:
+    """The state of one unit of this user; None: there is no user manager to ask."""
+    command = ["systemctl", "--user", "show", "--property=LoadState,UnitFileState,ActiveState", unit]
+    outcome = programs.run(command)
+    if outcome.status != 0:
+        return None
+    found = dict(line.split("=", 1) for line in outcome.stdout.splitlines() if "=" in line)
+    return Unit(found.get("LoadState", ""), found.get("UnitFileState", ""), found.get("ActiveState", ""))
+
+
+def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
+    """Say why nobody answers on the usual socket, and what to do, where systemd knows it."""
+    socket, service = unit_state(programs, SOCKET), unit_state(programs, SERVICE)
+    if socket is None or service is None:
+        return
+    if masked := [name for name, unit in ((SOCKET, socket), (SERVICE, service)) if unit.load == "masked"]:
+        failure.message = f"accelerd cannot be started: {' and '.join(masked)} masked in systemd"
+        failure.hint = f"systemctl --user unmask {' '.join(masked)} && systemctl --user start {SOCKET}"
+    elif "not-found" in (socket.load, service.load):
+        failure.message = "accelerd is not running, and its systemd units are not installed"
+        failure.hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
+    elif "failed" in (socket.active, service.active):
+        failure.message = "accelerd has failed to start"
+        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: systemctl --user restart {SOCKET}"
+    elif socket.active != LISTENING:
+        failure.hint = f"start it: systemctl --user start {SOCKET}; at every login: systemctl --user enable {SOCKET}"

@@ -1,0 +1,64 @@
+"""Why nobody answers on the usual socket: what accelctl says from the states of accelerd's units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.programs import ProgramResult, explain_unreachable
+
+from .conftest import Ctl
+
+
+class Systemd:
+    """systemctl, with what it says of the socket unit and of the service."""
+
+    def __init__(self, socket: str, service: str) -> None:
+        self.units = {"socket": socket, "service": service}
+
+    def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+        load, active = self.units[argv[-1].rpartition(".")[2]].split()
+        return ProgramResult(0, f"LoadState={load}\nUnitFileState=\nActiveState={active}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("socket", "service", "message", "hint"),
+    [
+        ("masked inactive", "loaded inactive", "accelerd.socket masked", "systemctl --user unmask accelerd.socket &&"),
+        ("loaded failed", "masked inactive", "accelerd.service masked", "unmask accelerd.service"),
+        ("not-found inactive", "not-found inactive", "units are not installed", "accelctl doctor"),
+        ("loaded active", "loaded failed", "has failed to start", "journalctl --user -u accelerd"),
+        ("loaded inactive", "loaded inactive", "nothing listens", "systemctl --user start accelerd.socket"),
+    ],
+)
+def test_why_nobody_answers(socket: str, service: str, message: str, hint: str) -> None:
+    failure = Failure("nothing listens", exit=ExitStatus.UNREACHABLE, code="not_running", hint="start it")
+    explain_unreachable(failure, Systemd(socket, service))
+    assert message in failure.message
+    assert hint in failure.hint
+
+
+def test_without_systemd_the_plain_message_stays() -> None:
+    class Nothing:
+        def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+            return ProgramResult(127, "", "no such program")
+
+    failure = Failure("nothing listens", code="not_running", hint="start it")
+    explain_unreachable(failure, Nothing())
+    assert (failure.message, failure.hint) == ("nothing listens", "start it")
+
+
+def test_accelctl_asks_systemd_only_for_the_usual_socket(ctl: Ctl, tmp_path: Path) -> None:
+    fake = tmp_path / "bin/systemctl"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nprintf 'LoadState=masked\\nUnitFileState=masked\\nActiveState=inactive\\n'\n")
+    fake.chmod(0o755)
+    named = ctl("status", PATH=f"{fake.parent}:/usr/bin:/bin")
+    del ctl.env["ACCELERD_SOCKET"]
+    usual = ctl("status", PATH=f"{fake.parent}:/usr/bin:/bin")
+    assert (named.status, usual.status) == (3, 3)
+    assert "masked" not in named.err
+    assert "systemctl --user unmask accelerd.socket accelerd.service" in usual.err
