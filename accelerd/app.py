@@ -241,7 +241,7 @@ def build(
     giving = MemoryRoutes(yielding, scheduler)
     boxes = ToolboxRoutes(upkeep)
     routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, model_info, daemon, trials, gateway.board, routes, conflicts)
+    gateway.control = control = Control(scheduler, model_info, daemon, trials, gateway.router, routes, conflicts)
     evicting = Evicting(scheduler, devices.current)
     api = ControlApi(
         answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from accelerd.base.errors import AccelError
 from accelerd.control.operations import Answer, Event, Events, Operation, Query
-from accelerd.gateway.responses import json_response
+from accelerd.gateway.control_server import json_response
 
 Route = Callable[[web.BaseRequest, Query], Awaitable[web.StreamResponse]]
 Routes = dict[tuple[str, str], Route]

@@ -178,6 +178,7 @@ class Dialect:
     streams_notice_disconnect: bool = False  # only a streamed request is cancelled promptly when its client goes
     busy: frozenset[int] = frozenset()  # statuses of "my queue is full, ask again": no client is told so
     masks_errors: bool = False  # it may answer an error with status 200
+    closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead
 
 
 Task = Literal[

@@ -49,26 +49,30 @@ class Access:
         self._hosts = frozenset(h.lower() for h in (*LOOPBACK, *settings.allowed_hosts))
         self._origins = frozenset(o.lower().rstrip("/") for o in settings.allowed_origins)
         self._keys = keys
-        self._seen_hosts: set[str] = set()  # whole Host values already found good: one lookup on the hot path
+        self._allowed_values: set[bytes] = set()  # whole Host values already found good: one look-up per request
 
-    def check(self, headers: Mapping[str, str]) -> AccelError | None:
-        """Why this request must not go on, None if it may. `unauthorized` only from where it may come."""
-        host = headers.get("Host", "")
-        if host not in self._seen_hosts:
+    def check(self, headers: Mapping[bytes, bytes]) -> AccelError | None:
+        """Why this request must not go on, None if it may. `unauthorized` only from where it may come.
+
+        `headers`: names in lower case.
+        """
+        raw = headers.get(b"host", b"")
+        host = raw.decode("latin-1")
+        if raw not in self._allowed_values:
             name = host_name(host)
             if name not in self._hosts:
                 shown = (name or host)[:100]
                 text = f"the Host {shown!r} is not allowed; if it is yours, add it to server.allowed_hosts"
                 return AccelError("host_not_allowed", text)
-            if len(self._seen_hosts) < 256:
-                self._seen_hosts.add(host)
-        origin = headers.get("Origin")
+            if len(self._allowed_values) < 256:
+                self._allowed_values.add(raw)
+        origin = value.decode("latin-1") if (value := headers.get(b"origin")) is not None else None
         if origin is not None and not self.allows_origin(origin, host):
             text = (
                 f"pages from {origin[:100]!r} may not use this server; if they should, add it to server.allowed_origins"
             )
             return AccelError("origin_not_allowed", text)
-        if origin is None and headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        if origin is None and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
             return AccelError("origin_not_allowed", "pages of other sites may not use this server")
         if self._keys and not self._knows(headers):
             return AccelError("unauthorized", "a valid API key is needed: Authorization: Bearer KEY")
@@ -78,10 +82,10 @@ class Access:
         """Is it our own page, or one that the configuration names?"""
         return origin.lower() in self._origins or origin in (f"http://{host}", f"https://{host}")
 
-    def _knows(self, headers: Mapping[str, str]) -> bool:
-        scheme, _, key = headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = headers.get("X-Api-Key", "")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+    def _knows(self, headers: Mapping[bytes, bytes]) -> bool:
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
+        digest = hashlib.sha256(key.strip()).digest()
         # Every key is compared, in constant time: nothing can be learned from how long it takes.
         return bool(sum([hmac.compare_digest(digest, known) for known in self._keys]))

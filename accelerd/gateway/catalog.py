@@ -18,31 +18,31 @@ CPU = "cpu"
 class Catalog:
     """Answers as it is now."""
 
-    def __init__(self, scheduler: Scheduler, board: RequestRouter, created: int) -> None:
+    def __init__(self, scheduler: Scheduler, router: RequestRouter, created: int) -> None:
         """`created`: OpenAI's model objects carry a date, in seconds since 1970."""
         self._scheduler = scheduler
-        self._board = board
+        self._router = router
         self._created = created
 
     def all(self) -> Json:
         """The list."""
-        directory = self._board.directory
+        directory = self._router.directory
         known = {s.spec.name: s for s in self._scheduler.snapshots() if s.spec.name in directory.models}
         models = [self._model(snapshot) for snapshot in known.values()]
         return {"object": "list", "data": [*models, *(self._route(r, known) for r in directory.routes.values())]}
 
     def one(self, name: str) -> Json:
         """A model or a route, by any name. AccelError model_not_found."""
-        found = self._board.directory.find(name)
+        found = self._router.directory.find(name)
         if isinstance(found, Route):
             return self._route(found, {name: self._scheduler.snapshot(name) for name in found.models})
         return self._model(self._scheduler.snapshot(found.name))
 
     def _model(self, snapshot: Snapshot) -> Json:
-        spec, traits = snapshot.spec, self._board.traits(snapshot.spec)
+        spec, traits = snapshot.spec, self._router.traits(snapshot.spec)
         return {
             **self._head(spec.name, spec.description),
-            "aliases": list(self._board.directory.aliases(spec)),
+            "aliases": list(self._router.directory.aliases(spec)),
             "context_length": spec.context,
             "capabilities": sorted(traits.tasks),
             "labels": list(traits.labels),
@@ -55,7 +55,7 @@ class Catalog:
     def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:
         """What one of its models can, it can."""
         models = [known[name] for name in route.models if name in known]
-        traits = [self._board.traits(snapshot.spec) for snapshot in models]
+        traits = [self._router.traits(snapshot.spec) for snapshot in models]
         contexts = [snapshot.spec.context for snapshot in models if snapshot.spec.context is not None]
         loaded = any(snapshot.state is State.READY for snapshot in models)
         return {

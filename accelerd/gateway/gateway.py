@@ -1,6 +1,7 @@
-"""The door: takes a request, finds out who and which model, gets a lease, relays. Knows no processes.
+"""The HTTP surface: who may ask, for what, and which part answers. Knows no processes.
 
-Health and model lists are answered from memory. Every answer of accelerd's own is OpenAI-shaped.
+Health and model lists are answered from memory, inference by the Forwarder, control requests of the unix socket by
+accelerd.control. Every error of accelerd's own has the shape that the path's clients expect.
 """
 
 from __future__ import annotations
@@ -8,97 +9,55 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
-
-from aiohttp import web
-from aiohttp.http import HttpVersion11
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
+from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
 from accelerd.gateway.access import Access
-from accelerd.gateway.assemble import ask_for_stream, assemble
-from accelerd.gateway.bodies import read_body
-from accelerd.gateway.busy_retry import COMMENT_EVERY, BusyRetry
 from accelerd.gateway.catalog import Catalog
-from accelerd.gateway.connection import ClientConnection
-from accelerd.gateway.endpoints import ASSEMBLED, FORMS, OTHER_NAMES, TASKS
-from accelerd.gateway.fast import FastPath
-from accelerd.gateway.form import FORM, Form, boundary_of, content_type, read_form
-from accelerd.gateway.masked import hidden_error
-from accelerd.gateway.peek import MAX_NAME, Peek, peek, renamed
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sent
-from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
-from accelerd.gateway.responses import cors_headers, error_response, json_response
+from accelerd.gateway.connection import ClientConnection, HttpRequest, too_large
+from accelerd.gateway.endpoints import FORMS, OTHER_NAMES, TASKS
+from accelerd.gateway.form import FORM, boundary_of, content_type, read_form
+from accelerd.gateway.forward import Forwarder, InferenceRequest
+from accelerd.gateway.peek import MAX_NAME, peek
+from accelerd.gateway.relay import Relay
+from accelerd.gateway.request_router import RequestRouter
+from accelerd.gateway.responses import JSON_TYPE, Response, cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.upstream import JSON, Upstreams
+from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
-from accelerd.scheduler.ticket import Ticket
+
+if TYPE_CHECKING:
+    from accelerd.gateway.control_server import Control, ControlServer
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
-HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{1,1000}")
-
-Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
-
-
-@dataclass(slots=True)
-class InferenceRequest:
-    """A request as it goes to its engine."""
-
-    way: UpstreamTarget
-    path: str  # the client's
-    request_load: Peek | Form
-    said: bytes  # the body as it came
-    kind: str  # its Content-Type
-
-    @property
-    def stream(self) -> bool:
-        return bool(self.request_load.stream)
-
-    def body(self) -> bytes:
-        """In the engine's words."""
-        name = self.way.wire_name
-        if name is None:
-            return self.said
-        return (
-            self.request_load.renamed(self.said, name)
-            if isinstance(self.request_load, Form)
-            else renamed(self.said, name)
-        )
+HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
+READ = (b"GET", b"HEAD")
 
 
 class Gateway:
-    """The HTTP surface of one daemon. `public` serves the TCP port, `local` the unix socket."""
+    """The HTTP surface of one daemon: admits requests, and answers them."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        scheduler: Scheduler,
-        engines: Mapping[str, Engine],
-        events: EventStream,
-        *,
-        fast: bool = True,
-    ) -> None:
-        """`engines` is live. `fast`: with the fast path; nothing outside depends on it but time."""
+    def __init__(self, clock: Clock, scheduler: Scheduler, engines: Mapping[str, Engine], events: EventStream) -> None:
+        """`engines` is live."""
         self._now = clock.monotonic
-        self._scheduler = scheduler
-        self.board = RequestRouter(scheduler, engines)
-        self._catalog = Catalog(scheduler, self.board, created=int(time.time()))
-        self._loop = asyncio.get_running_loop()
+        self.router = RequestRouter(scheduler, engines)
+        self._catalog = Catalog(scheduler, self.router, created=int(time.time()))
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
-        self.sweeper = Sweeper(self._loop, clock)
-        desk = (scheduler, self.upstreams, self.sweeper, self, self.board.plain)
-        self.fast = FastPath(self._now, *desk) if fast else None
-        self.control: Control | None = None
+        self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
+        self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper)
+        self.control: Control | None = None  # answers what is below CONTROL_PREFIX on the unix socket
+        self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)
 
     def configure(
@@ -109,11 +68,9 @@ class Gateway:
         routes: Iterable[Route] = (),
     ) -> None:
         """Take over a configuration for requests from now on."""
-        self._settings = settings
+        self._settings = self._forwarder.settings = settings
         self._access = Access(settings, keys)
-        self.board.configure(models, routes)
-        if self.fast is not None:
-            self.fast.configure(settings)
+        self.router.configure(models, routes)
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
 
@@ -125,48 +82,58 @@ class Gateway:
         """After the last request."""
         self.sweeper.close()
 
-    # --- routing ----------------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------------------
 
-    async def public(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A request from the TCP port."""
-        headers = request.headers
-        error = _connection(request).begins() or self._access.check(headers)
-        origin = headers.get("Origin")
-        if origin is not None:
-            if error is not None and error.code != "unauthorized":
-                origin = None  # a page that may not come here may not read why
-            elif request.method == "OPTIONS":
-                return _preflight(request, origin)  # browsers send no key with it
-        response = _refuse(request, error) if error is not None else await self._answer(request, origin, None)
-        if origin is not None and not response.prepared:
-            response.headers.update(cors_headers(origin))
-        return response
-
-    async def local(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A request from the unix socket, whose directory only this user can enter."""
-        error = _connection(request).begins()
-        return _refuse(request, error) if error is not None else await self._answer(request, None, self.control)
-
-    async def _answer(
-        self, request: web.BaseRequest, origin: str | None, control: Control | None
-    ) -> web.StreamResponse:
+    def admit(self, request: HttpRequest) -> Response | None:
+        """Judge a head. None: it asks for inference or control, and its body is wanted."""
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        request.path = path = OTHER_NAMES.get(path, path)
+        origin = None
         try:
-            path = _path(request)
-            if not path.startswith("/"):
-                raise AccelError("bad_request", "the request target must be a path")
-            if path in TASKS:
-                if request.method != "POST":
-                    raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
-                return await self._infer(request, path, origin)
-            if control is not None:
-                response = await control(request, path)
-                if response is not None:
-                    return response
-            return self._from_memory(request, path)
+            if not request.local:
+                origin = request.headers.get(b"origin")
+                refusal = self._access.check(request.headers)
+                if refusal is not None:
+                    if refusal.code != "unauthorized":
+                        origin = None  # a page that may not come here may not read why
+                    elif origin is not None and request.method == b"OPTIONS":
+                        refusal = None  # browsers send no key with it
+                if refusal is not None:
+                    raise refusal
+                if origin is not None:
+                    request.origin = origin.decode("latin-1")
+                    if request.method == b"OPTIONS":
+                        return _preflight(request, request.origin)
+            return self._admit_path(request, path)
         except AccelError as error:
-            return _refuse(request, error)
+            response = error_response(error, path)
+        return response if origin is None else with_cors(response, origin.decode("latin-1"))
 
-    def _from_memory(self, request: web.BaseRequest, path: str) -> web.Response:
+    def _admit_path(self, request: HttpRequest, path: str) -> Response | None:
+        if path in TASKS:
+            if request.method != b"POST":
+                raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
+            self._check_body(request, FORM if path in FORMS else JSON_TYPE)
+            return None
+        if not path.startswith("/"):
+            raise AccelError("bad_request", "the request target must be a path")
+        if request.local and path.startswith(CONTROL_PREFIX + "/") and self.control is not None:
+            return None
+        response = json_response(self._from_memory(request, path))
+        return response if request.origin is None else with_cors(response, request.origin)
+
+    def _check_body(self, request: HttpRequest, kind: str) -> None:
+        """AccelError when the body is of the wrong kind or says that it is too large."""
+        headers, limit = request.headers, self._settings.max_body
+        found = headers.get(b"content-type", b"")
+        if found != kind.encode() and found.partition(b";")[0].strip().lower() != kind.encode():
+            raise AccelError("unsupported_media_type", f"Content-Type must be {kind}")
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise AccelError("unsupported_media_type", "compressed bodies are not taken")
+        if int(headers.get(b"content-length", b"0")) > limit:
+            raise too_large(limit)
+
+    def _from_memory(self, request: HttpRequest, path: str) -> object:
         if path in ("/health", "/v1/health"):
             answer: object = {"status": "ok"}
         elif path in ("/v1/models", "/models"):
@@ -176,188 +143,77 @@ class Gateway:
             answer = self._catalog.one(name[: MAX_NAME + 1])
         else:
             raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
-        if request.method not in ("GET", "HEAD"):
+        if request.method not in READ:
             raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
-        return json_response(answer)
+        return answer
 
-    # --- inference --------------------------------------------------------------------------------------------
+    def pass_to_control(
+        self, request: HttpRequest, connection: ClientConnection, protocol: asyncio.Protocol | None
+    ) -> asyncio.Protocol | None:
+        """Have accelerd.control answer the request. None: it asks for inference. `protocol`: see ControlServer."""
+        if request.path in TASKS:
+            return None
+        if self._control_server is None:
+            from accelerd.gateway.control_server import ControlServer
 
-    async def _infer(self, request: web.BaseRequest, path: str, origin: str | None) -> web.StreamResponse:
-        ask = await self._ask(request, path)
-        connection, transport = _connection(request), request.transport
-        if transport is None:
-            return Sent(keep_alive=False)  # the client has gone
-        relay = Relay(
-            transport,
-            self._now,
-            keep_alive=request.keep_alive,
-            http10=request.version < HttpVersion11,
-            origin=origin,
-            path=path,
-        )
-        connection.relay = relay
+            assert self.control is not None
+            self._control_server = ControlServer(self.control)
+        return self._control_server.answer(request, connection, protocol)
+
+    def control_gone(self, protocol: asyncio.Protocol) -> None:
+        """The connection of a client that had asked for control is lost."""
+        if self._control_server is not None:
+            self._control_server.forget(protocol)
+
+    async def infer(self, request: HttpRequest, connection: ClientConnection) -> Response | None:
+        """Answer an inference request. None: the response is on the wire."""
+        path = request.path
         try:
-            relay.lease = lease = self._scheduler.acquire(ask.way.model)
-            if lease is None:
-                relay.lease = lease = await self._wait(ask, relay)
-                ask.way = self.board.worded(lease.record.spec, path, ask.request_load)  # as it is once loaded
-            relay.busy = ask.way.busy
-            connection.accepted()
-            error = await self._exchange(lease, relay, ask)
+            asked = self._read(request, path)
         except AccelError as refused:
-            error = relay.fail(refused)
-        except Exception:
-            if relay.committed:
-                relay.abort()  # a bug: let it not look like the end of the response
-            raise
-        finally:
-            self.finish(relay)
-        return _refuse(request, error) if error is not None else relay.sent()
+            error: AccelError | None = refused
+        else:
+            relay = connection.relay = Relay(
+                connection.transport,
+                self._now,
+                keep_alive=request.keep_alive,
+                http10=request.http10,
+                origin=request.origin,
+                path=path,
+            )
+            error = await self._forwarder.forward(asked, relay)
+        if error is None:
+            return None
+        response = error_response(error, path)
+        return response if request.origin is None else with_cors(response, request.origin)
 
-    def finish(self, relay: Relay) -> None:
-        """The exchange is over, on whichever path: end the lease and what goes with it."""
-        self.sweeper.forget(relay)
-        if relay.lease is not None:
-            self._scheduler.release(relay.lease, relay.ok)
-
-    async def _ask(self, request: web.BaseRequest, path: str) -> InferenceRequest:
-        """Read the request and find its model. AccelError."""
+    def _read(self, request: HttpRequest, path: str) -> InferenceRequest:
+        """Read the body and find its model. AccelError."""
+        parts = request.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         if path in FORMS:
-            body = await read_body(request, self._settings, FORM)
-            boundary = boundary_of(request.headers["Content-Type"])
+            boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
             form = read_form(body, boundary)
-            return InferenceRequest(self.board.way(path, form), path, form, body, content_type(boundary))
-        body = await read_body(request, self._settings, JSON)
-        peeked = peek(path, body)
-        return InferenceRequest(self.board.way(path, peeked), path, peeked, body, JSON)
-
-    async def _wait(self, ask: InferenceRequest, relay: Relay) -> Lease:
-        """A place in the queue; a streaming client hears that it is alive."""
-        ticket: Ticket = self._scheduler.enqueue(ask.way.model)
-        try:
-            if ask.stream:
-                began = self._now()
-                patience = self._settings.keepalive_after
-                while not await ticket.ready(patience):
-                    snapshot = self._scheduler.snapshot(ask.way.model)
-                    what = "loading" if snapshot.state is State.STARTING else "waiting for"
-                    relay.comment(f"{what} {snapshot.spec.name}, {self._now() - began:.0f} s", snapshot.spec.name)
-                    patience = COMMENT_EVERY
-            return await ticket.lease()
-        finally:
-            ticket.leave()
-
-    def assembles(self, spec: ModelSpec, path: str, stream: bool | None) -> bool:
-        """Is the answer to be asked as a stream and put together here? See assemble.py."""
-        return not stream and spec.slots > 1 and path in ASSEMBLED and self.board.streams_notice(spec)
-
-    async def _exchange(self, lease: Lease, relay: Relay, ask: InferenceRequest) -> AccelError | None:
-        assembled = self.assembles(lease.record.spec, ask.path, ask.stream)
-        if assembled or (ask.way.masked and not ask.stream):
-            return await self._whole(lease, relay, ask, assembled=assembled)
-        relay.only_stream = ask.way.masked
-        self.sweeper.watch(relay, stream=ask.stream)
-        return await self._send(lease, relay, ask, ask.body(), relay)
-
-    async def _whole(self, lease: Lease, relay: Relay, ask: InferenceRequest, *, assembled: bool) -> AccelError | None:
-        """An answer that is here as a whole before the client gets it: put together of a stream, or looked at."""
-        collector = Collector(lease, self._now, ask.way.busy)
-        self.sweeper.watch(relay, stream=assembled)
-        await self._send(lease, collector, ask, ask_for_stream(ask.body()) if assembled else ask.body(), relay)
-        self.sweeper.forget(relay)  # what is left is ours to do
-        head, failure = collector.response, collector.failure
-        relay.ok = False
-        if head is None or failure is not None:
-            return relay.failure(failure or "no response")
-        status, kind, content = head.status, head.content_type, b"".join(collector.parts)
-        if assembled and status == 200:
-            if kind.startswith(EVENT_STREAM):
-                status, content = assemble(content)
-                kind = b"application/json; charset=utf-8"
-            elif not kind.startswith(b"application/json"):
-                raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
-        if status == 200 and ask.way.masked and (error := hidden_error(content)) is not None:
-            return relay.failure(error)
-        relay.ok = status < 500
-        relay.reply(status, kind, content)
-        return None
-
-    async def _send(
-        self, lease: Lease, sink: Relay | Collector, ask: InferenceRequest, body: bytes, relay: Relay
-    ) -> AccelError | None:
-        """One answer of the engine. Asked again while it says that it is busy, so that no client is told so."""
-        patience: BusyRetry | None = None
-        while True:
-            outcome = await self._attempt(lease, sink, ask, body, relay)
-            if not sink.turned_away:
-                return outcome
-            if patience is None:
-                limit = self._scheduler.settings.queue_timeout
-                patience = BusyRetry(self._now, limit, self._settings.keepalive_after if ask.stream else None)
-            await patience.pause(relay)
-            sink.ask_again()
-
-    async def _attempt(
-        self, lease: Lease, sink: Relay | Collector, ask: InferenceRequest, body: bytes, relay: Relay
-    ) -> AccelError | None:
-        """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
-        pool = self.upstreams.pool(lease.instance, lease.endpoint)
-        to, secret = ask.way.path, lease.secret
-        request = pool.request(to, secret, body) if ask.kind is JSON else pool.request_of(ask.kind, to, secret, body)
-        connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
-        while True:
-            fresh = connection is None
-            if connection is None:
-                try:
-                    connection = await pool.connect()
-                except (OSError, TimeoutError) as error:
-                    relay.ok = False
-                    raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
-            finished: asyncio.Future[AccelError | None] = self._loop.create_future()
-            sink.begin(finished)
-            relay.serve(connection, sink)
-            connection.send(sink, request)
-            try:
-                outcome = await finished
-            except asyncio.CancelledError:
-                relay.abandon(self._settings.stall_timeout)
-                raise
-            finally:
-                relay.serve(None, None)
-            if fresh or not relay.may_repeat(sink.unanswered):
-                return outcome
-            connection = None
+            return InferenceRequest(self.router.target(path, form), path, form, body, content_type(boundary))
+        info = peek(path, body)
+        return InferenceRequest(self.router.target(path, info), path, info, body, JSON_TYPE)
 
 
-def _path(request: web.BaseRequest) -> str:
-    path = request.raw_path.partition("?")[0]
-    return OTHER_NAMES.get(path, path)
+def with_cors(response: Response, origin: str) -> Response:
+    return response._replace(headers={**response.headers, **cors_headers(origin)})
 
 
-def _connection(request: web.BaseRequest) -> ClientConnection:
-    connection = request.protocol
-    assert isinstance(connection, ClientConnection)
-    return connection
-
-
-def _refuse(request: web.BaseRequest, error: AccelError) -> web.Response:
-    """The error as the response. A connection on which a body is still coming is not used again."""
-    response = error_response(error, _path(request))
-    if not request.content.is_eof() or request.content.exception() is not None:
-        response.force_close()
-    return response
-
-
-def _preflight(request: web.BaseRequest, origin: str) -> web.Response:
+def _preflight(request: HttpRequest, origin: str) -> Response:
     """May the page send what it wants to send? An allowed one may send any header: SDKs have many of their own."""
-    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    wanted = request.headers.get(b"access-control-request-headers", b"")
+    allowed = wanted.decode() if HEADER_LIST.fullmatch(wanted) else "Authorization, Content-Type"
     headers = {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": wanted if HEADER_LIST.fullmatch(wanted) else "Authorization, Content-Type",
+        "Access-Control-Allow-Headers": allowed,
         "Access-Control-Max-Age": "600",
         "Vary": "Origin, Access-Control-Request-Headers",
     }
-    if request.headers.get("Access-Control-Request-Private-Network") == "true":
+    if request.headers.get(b"access-control-request-private-network") == b"true":
         headers["Access-Control-Allow-Private-Network"] = "true"
-    return web.Response(status=204, headers=headers)
+    return Response(204, b"", headers)

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerd.config.model import ServerSettings
-from accelerd.gateway.connection import ClientConnection, Server
+from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
 from accelerd.system.activation import BACKLOG
 
 # Since Python 3.13 closing a server removes its socket's file: systemd's would be gone after a restart of accelerd.
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-CUT_AFTER = 0.05  # s for a handler to end by itself at the very end (aiohttp takes 0 for "as long as it likes")
 FIRST_REQUEST_GRACE = 0.5  # s for a connection accepted just before the end to bring its request
 
 
@@ -26,8 +25,8 @@ class Listeners:
     """All servers of one daemon."""
 
     def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
-        self._public = Server(gateway.public, settings, gateway.sweeper, gateway.fast)
-        self._local = Server(gateway.local, settings, gateway.sweeper, gateway.fast)
+        self._public = HttpServer(gateway, settings, local=False)
+        self._local = HttpServer(gateway, settings, local=True)
         self._servers: list[asyncio.Server] = []
 
     async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:
@@ -55,14 +54,17 @@ class Listeners:
             now = loop.time()
             for connection in self._connections():
                 if connection.idle and (not connection.fresh or now >= grace):
-                    connection.force_close()  # aiohttp's close() ends the handler and leaves the socket open
+                    connection.close()
             if now >= deadline:
                 break
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """Cut what is left and wait for its handlers."""
-        await asyncio.gather(self._public.shutdown(CUT_AFTER), self._local.shutdown(CUT_AFTER))
+        """Cut what is left and wait for its end."""
+        connections = self._connections()
+        for connection in connections:
+            connection.abort()
+        await asyncio.gather(*(connection.ended() for connection in connections))
 
     def _connections(self) -> list[ClientConnection]:
-        return [c for s in (self._public, self._local) for c in s.connections if isinstance(c, ClientConnection)]
+        return [*self._public.connections, *self._local.connections]

@@ -1,66 +1,42 @@
 """One exchange between a client and an engine: bytes through, back-pressure both ways, an honest end in every case.
 
-A Relay writes straight to the client's transport; aiohttp only learns that the response was sent. After the head is out
-a failure becomes an SSE error event and a closed connection, never a clean end. Takes no decision about models: it is
-given a lease, notes signs of life on it, and whoever made it releases it.
+A Relay writes to the client's transport. After the head is out a failure becomes an SSE error event and a closed
+connection, never a clean end. Takes no decision about models: it is given a lease, notes signs of life on it, and
+whoever made it releases it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Final
 
 import msgspec
-from aiohttp import web
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.gateway.endpoints import ANTHROPIC, error_event, event_of
 from accelerd.gateway.framing import FramingError, Head, chunk
-from accelerd.gateway.masked import hidden_error
-from accelerd.gateway.responses import cors_headers
-from accelerd.gateway.upstream import Connection, Sink
+from accelerd.gateway.responses import cors_headers, reason
+from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
-TURNED_AWAY = bytes(bytearray(b"busy"))  # an object of its own: what an engine says is never it
+ENGINE_BUSY = bytes(bytearray(b"busy"))  # an object of its own: what an engine sends is never it
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
-MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is told as an event
+MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is sent as an event
+MAX_HIDDEN: Final = 64 << 10  # bytes that an error with status 200 may have: a longer answer is not looked at
+MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 STALE_WITHIN = 1.0  # s: an idle connection that had died says so at once; later it was the engine that failed
-
-
-class Outcome(Protocol):
-    """Who hears that an exchange is over, once: a future, or the fast path."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: AccelError | None, /) -> None: ...
-
-
-class Sent(web.StreamResponse):
-    """A response that is on the wire already; aiohttp sees it as prepared and finished."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._eof_sent = True
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
 
 
 @lru_cache(maxsize=512)
 def response_head(status: int, content_type: bytes, model: str, keep_alive: bool, origin: str | None) -> bytes:
     """Status line and headers, without framing and the final empty line. The engine's other headers are dropped."""
-    phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus._value2member_map_ else "Status"
     lines = [
-        f"HTTP/1.1 {status} {phrase}".encode(),
+        f"HTTP/1.1 {status} {reason(status)}".encode(),
         b"Content-Type: " + content_type,
         f"{names.HEADER_MODEL}: {model}".encode(),
     ]
@@ -76,20 +52,37 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
 def refusal_event(body: bytes, path: str) -> bytes:
     """The engine's own error as an event, if it is one."""
     try:
-        said = msgspec.json.decode(body, type=dict[str, object])
+        answer = msgspec.json.decode(body, type=dict[str, object])
     except msgspec.DecodeError:
-        said = {}
-    if not isinstance(said.get("error"), dict):
+        answer = {}
+    if not isinstance(answer.get("error"), dict):
         text = "the engine refused the request and did not say why"
         return error_event(AccelError("upstream_failed", text), path)
-    return event_of({**said, "type": "error"} if path.startswith(ANTHROPIC) else said)
+    return event_of({**answer, "type": "error"} if path.startswith(ANTHROPIC) else answer)
+
+
+def hidden_error(content: bytes) -> str | None:
+    """The error in a whole answer with status 200: FastFlowLM sends {"error": …}, and `null` without a model."""
+    content = content.strip() if len(content) <= MAX_HIDDEN else b""
+    if content == b"null":
+        return "it answered nothing, as it does without a model for that"
+    if not content.startswith(b"{"):
+        return None
+    try:
+        answer = msgspec.json.decode(content, type=dict[str, object])
+    except msgspec.DecodeError:
+        return None
+    error = answer.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", "it does not say why")
+    return str(error)[:MAX_QUOTED] if error is not None else None
 
 
 class Relay:
-    """The client's side of one exchange, and the Sink of the engine's.
+    """The client's side of one exchange, and the receiver of the engine's response.
 
-    The Outcome given to `begin` hears when it is over: None when the response is on the wire, complete or ended as said
-    above, or the AccelError to answer with when nothing was sent yet.
+    The future given to `begin` gets None when the response is on the wire, complete or ended as said above, or the
+    AccelError to answer with when nothing was sent yet.
     """
 
     __slots__ = (
@@ -102,15 +95,14 @@ class Relay:
         "_origin",
         "_path",
         "_raw",
+        "_receiver",
         "_rechunk",
         "_refusal",
-        "_sink",
         "_stalled",
         "_stream",
         "_transport",
-        "busy",
+        "busy_statuses",
         "committed",
-        "complete",
         "lease",
         "ok",
         "only_stream",
@@ -130,8 +122,8 @@ class Relay:
     ) -> None:
         """`path`: what was asked, which decides how errors look."""
         self._path = path
-        self.busy: frozenset[int] = frozenset()  # statuses that the client is not told
-        self.only_stream = False  # what is no stream is an error, whatever its status says
+        self.busy_statuses: frozenset[int] = frozenset()  # that the client never sees
+        self.only_stream = False  # an answer that is not a stream is an error, whatever its status
         self._transport = transport
         self._now = now
         self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
@@ -140,12 +132,11 @@ class Relay:
         self._stream = False
         self._raw = False  # does the client get chunks?
         self._rechunk = False  # … although the engine sends none?
-        self._refusal: bytes | None = None  # what the engine says that the client does not get as an answer
+        self._refusal: bytes | None = None  # an engine's error that the client does not get as it is
         self.committed = False  # is a head on the wire?
-        self.complete = False  # is the whole response, and may the next one follow?
-        self._finished: Outcome
-        self._connection: Connection | None = None
-        self._sink: Sink | None = None
+        self._finished: asyncio.Future[AccelError | None]
+        self._connection: UpstreamConnection | None = None
+        self._receiver: ResponseReceiver | None = None
         self.lease: Lease | None = None
         self.ok: bool | None = None  # for the lease: did the engine do its work?
         self.paused = False  # does the client read nothing just now?
@@ -170,17 +161,17 @@ class Relay:
             self._transport.abort()
         return None
 
-    def begin(self, finished: Outcome) -> None:
+    def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """An attempt begins. There may be another if nothing of an answer came."""
         self._finished, self.unanswered = finished, False
 
     @property
-    def turned_away(self) -> bool:
-        """Did the engine say that it is busy? The client has heard nothing of it."""
-        return self._refusal is TURNED_AWAY
+    def engine_busy(self) -> bool:
+        """Did the engine answer with one of `busy_statuses`? The client got nothing of that."""
+        return self._refusal is ENGINE_BUSY
 
     def ask_again(self) -> None:
-        """After it was turned away: as if it had not been asked."""
+        """Forget the answer of a busy engine."""
         self._refusal = None
 
     def may_repeat(self, unanswered: bool) -> bool:
@@ -191,35 +182,39 @@ class Relay:
     def abandon(self, stall_timeout: float) -> None:
         """The client has gone: end the engine's work. Only a silence that was already too long is its fault."""
         assert self.lease is not None
-        if self._connection is not None and self._sink is not None:
-            self._connection.abort(self._sink)
+        if self._connection is not None and self._receiver is not None:
+            self._connection.abort(self._receiver)
         self.ok = False if self._now() - self.lease.progress > stall_timeout else None
 
-    def serve(self, connection: Connection | None, sink: Sink | None) -> None:
-        """The connection that works for this client, and for which sink; None when it does no more."""
-        self._connection, self._sink = connection, sink
-        if self.paused and connection is not None and sink is not None:
-            connection.pause(sink)
+    def attach(self, connection: UpstreamConnection, receiver: ResponseReceiver) -> None:
+        """`connection` now works for this client; `receiver` gets what it answers."""
+        self._connection, self._receiver = connection, receiver
+        if self.paused:
+            connection.pause(receiver)
+
+    def detach(self) -> None:
+        """The exchange on that connection is over."""
+        self._connection = self._receiver = None
 
     def stall(self, seconds: float) -> None:
         """The engine has been silent too long: give its connection up."""
         self._stalled = seconds
-        if self._connection is not None and self._sink is not None:
-            self._connection.fail(self._sink, "it fell silent")
+        if self._connection is not None and self._receiver is not None:
+            self._connection.fail(self._receiver, "it fell silent")
 
     def pause(self) -> None:
         """The client does not read what was written."""
         self.paused = True
-        if self._connection is not None and self._sink is not None:
-            self._connection.pause(self._sink)
+        if self._connection is not None and self._receiver is not None:
+            self._connection.pause(self._receiver)
 
     def resume(self) -> None:
         """It reads again."""
         self.paused = False
         if self.lease is not None:
             self.lease.progress = self._now()  # it was not the engine that was silent
-        if self._connection is not None and self._sink is not None:
-            self._connection.resume(self._sink)
+        if self._connection is not None and self._receiver is not None:
+            self._connection.resume(self._receiver)
 
     def abort(self) -> None:
         """Close the client's connection at once: nobody may take what it got for a whole response."""
@@ -239,15 +234,11 @@ class Relay:
         self._transport.write(head + body)
         self._leave()
 
-    def sent(self) -> Sent:
-        """What to return to aiohttp."""
-        return Sent(keep_alive=self._keep_alive and not self._transport.is_closing())
-
-    # --- Sink -------------------------------------------------------------------------------------------------
+    # --- ResponseReceiver -------------------------------------------------------------------------------------
 
     def head(self, head: Head, more: bool) -> bool:
-        if head.status != 200 and head.status in self.busy:
-            self._refusal = TURNED_AWAY
+        if head.status != 200 and head.status in self.busy_statuses:
+            self._refusal = ENGINE_BUSY
             return True
         self.ok = head.status < 500
         if self.committed:  # comments went out before: only a stream may follow
@@ -275,14 +266,14 @@ class Relay:
             self._transport.write(self._held + data)
             self._held = b""
         elif self._refusal is not None:
-            if self._refusal is not TURNED_AWAY:
+            if self._refusal is not ENGINE_BUSY:
                 self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
             self._transport.write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
         if self._refusal is not None:
-            if self.turned_away:
+            if self.engine_busy:
                 self._end(None)
                 return
             if not self.committed:
@@ -298,8 +289,8 @@ class Relay:
         self._end(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
-        if self.turned_away:
-            self._end(None)  # what it had to say, it said
+        if self.engine_busy:
+            self._end(None)  # the status is all that counts of such an answer
             return
         self.ok = False
         self.unanswered = not answered and not self._stalled
@@ -328,7 +319,6 @@ class Relay:
         return response_head(status, content_type, model, self._keep_alive, self._origin) + framing
 
     def _leave(self) -> None:
-        self.complete = self._keep_alive
         if not self._keep_alive:
             self._transport.close()
 
@@ -341,7 +331,7 @@ class Relay:
 
 
 class Collector:
-    """A Sink that keeps the whole content of a response, for answers that accelerd puts together itself."""
+    """Receives a response and keeps its whole content, for answers that are looked at before the client gets them."""
 
     __slots__ = ("_busy", "_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
 
@@ -354,19 +344,19 @@ class Collector:
         self.response: Head | None = None
         self.failure: str | None = None
         self.unanswered = False
-        self._finished: Outcome
+        self._finished: asyncio.Future[AccelError | None]
 
-    def begin(self, finished: Outcome) -> None:
+    def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """An attempt begins. There may be another if nothing of an answer came."""
         self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
         self.parts.clear()
 
     def ask_again(self) -> None:
-        """After it was turned away: `begin` forgets what came."""
+        """Nothing to do: `begin` forgets what came."""
 
     @property
-    def turned_away(self) -> bool:
-        """Did the engine say that it is busy?"""
+    def engine_busy(self) -> bool:
+        """Did the engine answer with one of the busy statuses?"""
         return self.response is not None and self.response.status in self._busy
 
     def head(self, head: Head, more: bool) -> bool:

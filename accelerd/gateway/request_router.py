@@ -1,7 +1,7 @@
 """Finds out which model a request is for, whether it can do that, and how its engine wants to be asked.
 
 Asks the routing for names, the scheduler for what is free, the engines for what a model can do. Nothing is loaded and
-no lease is taken here. `plain` is the memo of its usual verdict, for both paths.
+no lease is taken here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestInfo(Protocol):
-    """What a request says of itself: a Peek or a Form."""
+    """What a request's body tells the router: a Peek or a Form."""
 
     @property
     def model(self) -> str: ...
@@ -35,37 +35,27 @@ class RequestInfo(Protocol):
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """How a request gets to its model."""
+    """Where a request goes: the model, and how its engine wants to be asked."""
 
     model: str
     path: str  # the engine's
-    wire_name: str | None = None  # what `model` in the body must say; None: what the client wrote
-    busy: frozenset[int] = frozenset()  # statuses that mean: ask again
-    masked: bool = False  # an error may come with status 200
-
-
-class PassThrough:
-    """A model that is asked in the client's own words, and the ways to the paths that it was found to answer."""
-
-    __slots__ = ("model", "ways")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.ways: dict[str, UpstreamTarget] = {}
+    wire_name: str | None = None  # what `model` in the body must be; None: what the client wrote
+    busy_statuses: frozenset[int] = frozenset()  # that mean: ask again later
+    hides_errors: bool = False  # an error may come with status 200
 
 
 class RequestRouter:
-    """See the module's text. `engines` is live: they are made anew at a reload."""
+    """Routes by one configuration at a time. `engines` is live: they are made anew at a reload."""
 
     def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine]) -> None:
         self._scheduler = scheduler
         self._engines = engines
-        self.plain: dict[str, PassThrough] = {}  # by the name that clients use
+        self._usual: dict[tuple[str, str], UpstreamTarget] = {}  # (name, path): target that no request changes
         self.directory = Directory()
 
     def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route]) -> None:
         """Take over the names of a configuration."""
-        self.plain.clear()
+        self._usual.clear()
         self.directory = Directory(models, routes, self.kind)
 
     def traits(self, spec: ModelSpec) -> Traits:
@@ -76,34 +66,38 @@ class RequestRouter:
         """Of what the model computes on: "npu", "gpu", "cpu", or "" where nobody can say."""
         return self.traits(spec).device
 
-    def streams_notice(self, spec: ModelSpec) -> bool:
-        """See Dialect.streams_notice_disconnect."""
+    def streams_notice_disconnect(self, spec: ModelSpec) -> bool:
+        """See Dialect."""
         return self._engines[spec.engine].dialect.streams_notice_disconnect
 
-    def way(self, path: str, request_load: RequestInfo) -> UpstreamTarget:
+    def closes_after_streams(self, spec: ModelSpec) -> bool:
+        """See Dialect."""
+        return self._engines[spec.engine].dialect.closes_after_streams
+
+    def target(self, path: str, info: RequestInfo) -> UpstreamTarget:
         """Where a request to that path of ours goes. AccelError model_not_found, not_supported_by_model."""
-        plain = self.plain.get(request_load.model)
-        if plain is not None and path in plain.ways:
-            return plain.ways[path]
+        usual = self._usual.get((info.model, path))
+        if usual is not None:
+            return usual
         task = TASKS[path]
-        found = self.directory.find(request_load.model)
+        found = self.directory.find(info.model)
         if isinstance(found, Route):
-            lacking = self._lacking_of(found, task, request_load)
+            lacking = self._lacking_of(found, task, info)
             decision = self._decide(found, lacking)
             log.debug("%s is answered by %s: %s", found.name, decision.model, decision.reason)
             spec = self.directory.models[decision.model]
         else:
             spec = found
-        way = self.worded(spec, path, request_load)
-        own_words = way.wire_name is None and way.path == path and not way.busy and not way.masked
-        if found is spec and own_words and (task not in TOOLED or "tools" in self.traits(spec).tasks):
-            self.plain.setdefault(request_load.model, PassThrough(spec.name)).ways[path] = way
-        return way
+        target = self.target_of(spec, path, info)
+        unchanged = target == UpstreamTarget(spec.name, path)
+        if found is spec and unchanged and (task not in TOOLED or "tools" in self.traits(spec).tasks):
+            self._usual[info.model, path] = target
+        return target
 
-    def worded(self, spec: ModelSpec, path: str, request_load: RequestInfo) -> UpstreamTarget:
+    def target_of(self, spec: ModelSpec, path: str, info: RequestInfo) -> UpstreamTarget:
         """How the model is asked, by what is known now: a load may tell more. AccelError not_supported_by_model."""
         traits = self.traits(spec)
-        missing = _missing(traits, TASKS[path], request_load)
+        missing = _missing(traits, TASKS[path], info)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
         dialect = self._engines[spec.engine].dialect
@@ -125,17 +119,17 @@ class RequestRouter:
             return frozenset((NPU,))
         return placed(snapshot)
 
-    def _lacking_of(self, route: Route, task: Task, request_load: RequestInfo) -> dict[str, str]:
+    def _lacking_of(self, route: Route, task: Task, info: RequestInfo) -> dict[str, str]:
         """The models of a route that cannot do it. AccelError not_supported_by_model when none can."""
         lacking: dict[str, str] = {}
         for name in route.models:
             spec = self.directory.models[name]
-            missing = _missing(self.traits(spec), task, request_load)
+            missing = _missing(self.traits(spec), task, info)
             if missing is not None:
                 lacking[name] = f"cannot {PHRASES[missing]}"
         if len(lacking) == len(route.models):
             text = "; ".join(f"{name} {why}" for name, why in lacking.items())
-            missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, request_load) or task
+            missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, info) or task
             raise _unsupported(f"no model of {route.name} can do that: {text}; {self._others(missing)}", missing)
         return lacking
 
@@ -149,10 +143,10 @@ class RequestRouter:
         return f"these can: {', '.join(able)}" if able else "no configured model can"
 
 
-def _missing(traits: Traits, task: Task, request_load: RequestInfo) -> Task | None:
+def _missing(traits: Traits, task: Task, info: RequestInfo) -> Task | None:
     if task not in traits.tasks:
         return task
-    return "tools" if task in TOOLED and "tools" not in traits.tasks and request_load.wants_tools() else None
+    return "tools" if task in TOOLED and "tools" not in traits.tasks and info.wants_tools() else None
 
 
 def _unsupported(text: str, missing: Task) -> AccelError:

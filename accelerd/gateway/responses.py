@@ -1,16 +1,43 @@
-"""Small responses of accelerd's own: JSON, and errors with the headers that clients heed."""
+"""Responses of accelerd's own, as bytes: JSON, and errors with the headers that clients heed. Knows no connection."""
 
 from __future__ import annotations
 
+import http
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
-from aiohttp import web
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.gateway.endpoints import error_body
+
+JSON_TYPE = "application/json"
+
+
+class Response(NamedTuple):
+    """One whole response. `headers` are beside Content-Type, Content-Length and Connection."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+    def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
+        """The bytes to send. `head_only`: the answer to a HEAD request."""
+        lines = [f"HTTP/1.1 {self.status} {reason(self.status)}"]
+        if self.body or self.status != 204:
+            lines += [f"Content-Type: {JSON_TYPE}", f"Content-Length: {len(self.body)}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        if not keep_alive:
+            lines.append("Connection: close")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return head if head_only else head + self.body
+
+
+def reason(status: int) -> str:
+    """The phrase of a status line."""
+    return http.HTTPStatus(status).phrase if status in http.HTTPStatus._value2member_map_ else "Status"
 
 
 def cors_headers(origin: str) -> dict[str, str]:
@@ -22,17 +49,17 @@ def cors_headers(origin: str) -> dict[str, str]:
     }
 
 
-def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        status=status, body=msgspec.json.encode(data) + b"\n", content_type="application/json", headers=headers
-    )
+def json_response(data: Any, status: int = 200) -> Response:
+    return Response(status, msgspec.json.encode(data) + b"\n")
 
 
-def error_response(error: AccelError, path: str = "") -> web.Response:
-    """The error with Retry-After where waiting helps, and x-should-retry where trying again cannot.
+def error_response(error: AccelError, path: str = "") -> Response:
+    """The error in the shape that clients of `path` expect."""
+    return Response(error.status, msgspec.json.encode(error_body(error, path)) + b"\n", error_headers(error))
 
-    `path`: what was asked; its clients want their own shape.
-    """
+
+def error_headers(error: AccelError) -> dict[str, str]:
+    """Retry-After where waiting helps, and x-should-retry where trying again cannot."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -42,4 +69,4 @@ def error_response(error: AccelError, path: str = "") -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if "allow" in error.fields:
         headers["Allow"] = error.fields["allow"]
-    return json_response(error_body(error, path), error.status, headers)
+    return headers

@@ -1,28 +1,30 @@
 """Connections to engines: raw, pooled per instance, one request at a time on each.
 
-Parses no more of a response than its head and framing; hands the bytes to a Sink as they come. Knows nothing of
-clients, models or leases. A connection that an engine closes while it idles removes itself.
+Parses no more of a response than its head and framing; hands the bytes to a ResponseReceiver as they come. Knows
+nothing of clients, models or leases. A connection that an engine closes while it idles removes itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Protocol, cast
 
 from accelerd.engines.base import Endpoint
 from accelerd.gateway.framing import MAX_HEAD, Chunked, FramingError, Head, parse_head
+from accelerd.gateway.responses import JSON_TYPE
 
-JSON = "application/json"
 CONNECT_TIMEOUT = 5.0  # s: the engine is on this machine
+MAX_AHEAD = 2  # idle connections up to which another is opened ahead of the next request
 
 
-class Sink(Protocol):
+class ResponseReceiver(Protocol):
     """Who receives one response. Exactly one of `done` and `lost` ends it."""
 
     def head(self, head: Head, more: bool) -> bool:
         """The response begins. True: hand over the content of chunks; False: the bytes as they come.
 
-        `more`: some of the body came with it. Unless the sink wants contents, `data` or `lost` is called at once.
+        `more`: some of the body came with it. Unless the receiver wants contents, `data` or `lost` is called at once.
         """
         ...
 
@@ -32,7 +34,7 @@ class Sink(Protocol):
         """The connection broke; `clean`: not in the middle of a chunk; `answered`: a byte of the response had come."""
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. `send` when idle; `abort` at any time."""
 
     __slots__ = (
@@ -44,58 +46,59 @@ class Connection(asyncio.Protocol):
         "_left",
         "_paused",
         "_pool",
-        "_sink",
+        "_receiver",
         "transport",
     )
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._sink: Sink | None = None
+        self._receiver: ResponseReceiver | None = None
         self._buffer = b""
         self._head: Head | None = None
         self._left: int | None = 0
         self._chunked: Chunked | None = None
-        self._content = False  # does the sink want chunk contents instead of raw bytes?
+        self._content = False  # does the receiver want chunk contents instead of raw bytes?
         self._answered = False  # has any byte of this response come?
         self._paused = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._pool.opened(self)
 
-    def send(self, sink: Sink, request: bytes) -> None:
+    def send(self, receiver: ResponseReceiver, request: bytes) -> None:
         """Begin an exchange."""
         self._head, self._chunked, self._answered = None, None, False
         if self.transport.is_closing():  # nobody would ever hear of it
-            sink.lost("it closed the connection at once", clean=True, answered=False)
+            receiver.lost("it closed the connection at once", clean=True, answered=False)
             return
-        self._sink = sink
+        self._receiver = receiver
         self.transport.write(request)
 
     # When an exchange is over its connection may be another's already, before anybody has heard of it: what follows
-    # does nothing unless `sink` is still the one that is being served.
+    # does nothing unless `receiver` is still the one that is being served.
 
-    def abort(self, sink: Sink) -> None:
+    def abort(self, receiver: ResponseReceiver) -> None:
         """Close at once: this is what tells the engine that nobody wants the answer any more."""
-        if self._sink is sink:
-            self._sink = None
+        if self._receiver is receiver:
+            self._receiver = None
             self.transport.abort()
 
-    def fail(self, sink: Sink, reason: str) -> None:
-        """Close at once and tell the sink why."""
-        if self._sink is sink:
+    def fail(self, receiver: ResponseReceiver, reason: str) -> None:
+        """Close at once and tell the receiver why."""
+        if self._receiver is receiver:
             self._lose(reason)
             self.transport.abort()
 
-    def pause(self, sink: Sink) -> None:
+    def pause(self, receiver: ResponseReceiver) -> None:
         """Take no more from the engine: its reader is slow."""
-        if self._sink is sink and not self._paused and not self.transport.is_closing():
+        if self._receiver is receiver and not self._paused and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
 
-    def resume(self, sink: Sink) -> None:
+    def resume(self, receiver: ResponseReceiver) -> None:
         """Its reader is quick again."""
-        if self._sink is sink:
+        if self._receiver is receiver:
             self._read_on()
 
     def _read_on(self) -> None:
@@ -105,22 +108,22 @@ class Connection(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        sink = self._sink
-        if sink is None:  # an engine that speaks unasked, or the rest of an exchange given up
+        receiver = self._receiver
+        if receiver is None:  # an engine that speaks unasked, or the rest of an exchange given up
             self.transport.abort()
             return
         self._answered = True
         try:
             if self._head is None:
-                rest = self._take_head(data, sink)
+                rest = self._take_head(data, receiver)
                 if rest is None:
                     return
                 data = rest
-            self._take_body(data, sink)
+            self._take_body(data, receiver)
         except FramingError as error:
-            self.fail(sink, f"it sent a malformed response: {error}")
+            self.fail(receiver, f"it sent a malformed response: {error}")
 
-    def _take_head(self, data: bytes, sink: Sink) -> bytes | None:
+    def _take_head(self, data: bytes, receiver: ResponseReceiver) -> bytes | None:
         data = self._buffer + data if self._buffer else data
         while True:
             end = data.find(b"\r\n\r\n")
@@ -139,72 +142,82 @@ class Connection(asyncio.Protocol):
         self._head = head
         self._chunked = Chunked() if head.chunked else None
         self._left = head.length
-        self._content = sink.head(head, bool(data))
+        self._content = receiver.head(head, bool(data))
         return data
 
-    def _take_body(self, data: bytes, sink: Sink) -> None:
+    def _take_body(self, data: bytes, receiver: ResponseReceiver) -> None:
         chunked = self._chunked
         if chunked is not None:
             if data and self._content:
                 parts: list[bytes] = []
                 chunked.feed(data, parts)
                 if parts:
-                    sink.data(b"".join(parts))
+                    receiver.data(b"".join(parts))
             elif data:
                 chunked.feed(data)
-                sink.data(data)
+                receiver.data(data)
             if chunked.done:
-                self._finish(sink)
+                self._finish(receiver)
         elif self._left is None:  # until the connection closes
             if data:
-                sink.data(data)
+                receiver.data(data)
         else:
             if len(data) > self._left:
                 raise FramingError("bytes after the end of the body")
             self._left -= len(data)
             if data:
-                sink.data(data)
+                receiver.data(data)
             if self._left == 0:
-                self._finish(sink)
+                self._finish(receiver)
 
-    def _finish(self, sink: Sink) -> None:
+    def _finish(self, receiver: ResponseReceiver) -> None:
         assert self._head is not None
         # llama-server closes after every streamed answer without having said so: such a connection is not used again.
         keep = self._head.keep_alive and self._chunked is None
-        self._sink = None
+        self._receiver = None
         if keep:
             self._read_on()  # the next reader is another
             self._pool.give_back(self)
         else:
             self.transport.close()
-        sink.done()
+            self._pool.closed_after_stream(self)
+        receiver.done()
 
     def _lose(self, reason: str) -> None:
-        sink, self._sink = self._sink, None
-        if sink is not None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
             clean = self._chunked is None or self._chunked.at_boundary
-            sink.lost(reason, clean=clean, answered=self._answered)
+            receiver.lost(reason, clean=clean, answered=self._answered)
 
     def eof_received(self) -> None:
         return None  # close
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.forget(self)
-        if self._sink is None:
+        self._pool.lost(self)
+        if self._receiver is None:
             return
         if self._head is not None and self._chunked is None and self._left is None and exc is None:
-            sink, self._sink = self._sink, None
-            sink.done()  # a body that ends with its connection
+            receiver, self._receiver = self._receiver, None
+            receiver.done()  # a body that ends with its connection
         else:
             self._lose("the connection closed in the middle of the response" if self._answered else "it did not answer")
 
 
 class Pool:
-    """The connections to one instance."""
+    """The connections to one instance.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    llama-server closes the connection after every stream; connecting anew costs the next request a good part of its
+    time to the first token. So when a stream has ended and the engine allows it, the next connection is opened ahead.
+    """
+
+    def __init__(self, endpoint: Endpoint, limit_ahead: int = 0) -> None:
+        """`limit_ahead`: none is opened ahead while as many as this are open; 0: never."""
         self._endpoint = endpoint
-        self._idle: list[Connection] = []
+        self._limit_ahead = limit_ahead
+        self._idle: list[UpstreamConnection] = []
+        self._open: set[UpstreamConnection] = set()
+        self._closes = False  # has the engine closed a connection after a stream?
+        self._opening: set[asyncio.Task[None]] = set()
         self._heads: dict[str, bytes] = {}  # path: a request's head, to the digits of its length
         self._closed = False
 
@@ -212,45 +225,83 @@ class Pool:
         """A request of our own making: nothing of the client's headers reaches an engine."""
         head = self._heads.get(path)
         if head is None:
-            head = self._heads[path] = _head(path, secret, JSON)
+            head = self._heads[path] = _head(path, secret, JSON_TYPE)
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
     def request_of(self, kind: str, path: str, secret: str, body: bytes) -> bytes:
         """The same with another Content-Type, which must be of our own making too."""
         return b"%b%d\r\n\r\n%b" % (_head(path, secret, kind), len(body), body)
 
-    def reuse(self) -> Connection | None:
+    def reuse(self) -> UpstreamConnection | None:
         """An idle connection, or None."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
+                if self._closes:
+                    self._open_ahead()
                 return connection
         return None
 
-    async def connect(self) -> Connection:
-        """A new connection. OSError or TimeoutError when the engine does not take it."""
+    async def connect(self) -> UpstreamConnection:
+        """A new connection, or one opened ahead just now. OSError or TimeoutError when the engine does not take it."""
+        while self._opening:
+            await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
+            if (connection := self.reuse()) is not None:
+                return connection
+        return await self._connect()
+
+    async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT):
             if self._endpoint.unix is not None:
-                _, connection = await loop.create_unix_connection(lambda: Connection(self), self._endpoint.unix)
+                _, connection = await loop.create_unix_connection(self._make, self._endpoint.unix)
             else:
                 assert self._endpoint.port is not None
-                _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._endpoint.port)
+                _, connection = await loop.create_connection(self._make, "127.0.0.1", self._endpoint.port)
         return connection
 
-    def give_back(self, connection: Connection) -> None:
+    def _make(self) -> UpstreamConnection:
+        return UpstreamConnection(self)
+
+    def opened(self, connection: UpstreamConnection) -> None:
+        """A connection was made."""
+        self._open.add(connection)
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """A connection is gone, whoever closed it."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """It has answered and can be used again."""
         if self._closed:
             connection.transport.close()
         else:
             self._idle.append(connection)
 
-    def forget(self, connection: Connection) -> None:
-        if connection in self._idle:
-            self._idle.remove(connection)
+    def closed_after_stream(self, connection: UpstreamConnection) -> None:
+        """It has answered, and the engine closes it."""
+        self._open.discard(connection)
+        self._closes = True
+        self._open_ahead()
+
+    def _open_ahead(self) -> None:
+        ahead = len(self._idle) + len(self._opening)
+        if not self._closed and ahead < MAX_AHEAD and len(self._open) + len(self._opening) < self._limit_ahead:
+            task = asyncio.get_running_loop().create_task(self._connect_ahead())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _connect_ahead(self) -> None:
+        with contextlib.suppress(OSError, TimeoutError):  # whoever needs one finds out why
+            self.give_back(await self._connect())
 
     def close(self) -> None:
         """The instance is leaving: close what idles now, the rest when its exchange ends."""
         self._closed = True
+        for task in self._opening:
+            task.cancel()
         for connection in self._idle:
             connection.transport.close()
         self._idle.clear()
@@ -263,15 +314,17 @@ def _head(path: str, secret: str, kind: str) -> bytes:
 
 
 class Upstreams:
-    """The pools of all instances, made on first use."""
+    """The pools of all instances, by instance."""
 
     def __init__(self) -> None:
         self._pools: dict[int, Pool] = {}
 
-    def pool(self, instance: int, endpoint: Endpoint) -> Pool:
-        pool = self._pools.get(instance)
-        if pool is None:
-            pool = self._pools[instance] = Pool(endpoint)
+    def get(self, instance: int) -> Pool | None:
+        return self._pools.get(instance)
+
+    def create(self, instance: int, endpoint: Endpoint, limit_ahead: int = 0) -> Pool:
+        """`limit_ahead`: see Pool."""
+        pool = self._pools[instance] = Pool(endpoint, limit_ahead)
         return pool
 
     def retire(self, instance: int) -> None:

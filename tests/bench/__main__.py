@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: direct / nginx / accelerd side by side, with the goals beside the results."""
+"""`python -m tests.bench`: accelerd beside direct, nginx, llama-swap and LiteLLM, with the goals beside the results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from .contenders import Setup
 from .native import BenchError, build
 from .rounds import FULL, QUICK, Bench, Plan
 
+CONTENDERS = ("direct", "nginx", "accelerd", "llama-swap", "litellm")
 NGINX_PLACES = ("/usr/sbin/nginx", "/usr/local/sbin/nginx")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tests/bench/run", description="direct / nginx / accelerd, side by side in one run"
-    )
+    parser = argparse.ArgumentParser(prog="tests/bench/run", description="accelerd beside others, in one run")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -33,6 +32,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--without-nginx", action="store_true")
     parser.add_argument("--without-accelerd", action="store_true")
     parser.add_argument("--nginx", metavar="PATH", help="the nginx to use; default: the installed one")
+    parser.add_argument("--llama-swap", metavar="PATH", help="also measure this llama-swap")
+    parser.add_argument("--litellm", metavar="PATH", help="also measure this LiteLLM (its `litellm` program)")
     parser.add_argument("--python", metavar="PATH", default=sys.executable, help="the interpreter that runs accelerd")
     parser.add_argument("--transport", choices=("unix", "tcp"), default="unix", help="between a proxy and the upstream")
     parser.add_argument("--no-nice", action="store_true", help="leave priorities alone")
@@ -54,6 +55,13 @@ def find_nginx(given: str | None, places: tuple[str, ...] = NGINX_PLACES) -> Pat
     return Path(found).resolve()
 
 
+def program(given: str | None) -> Path | None:
+    """A contender's program; raises BenchError when it cannot be run. A virtual environment's link is not resolved."""
+    if given is not None and not os.access(given, os.X_OK):
+        raise BenchError(f"cannot run {given}")
+    return Path(given).absolute() if given is not None else None
+
+
 def measure(options: argparse.Namespace) -> int:
     """One run; 0 unless a contender failed requests."""
     base = QUICK if options.quick else FULL
@@ -64,7 +72,9 @@ def measure(options: argparse.Namespace) -> int:
     )
     left_out = {"nginx"} if options.without_nginx else set()
     left_out |= {"accelerd"} if options.without_accelerd else set()
-    names = tuple(name for name in ("direct", "nginx", "accelerd") if name not in left_out)
+    left_out |= {"llama-swap"} if options.llama_swap is None else set()
+    left_out |= {"litellm"} if options.litellm is None else set()
+    names = tuple(name for name in CONTENDERS if name not in left_out)
     nginx = find_nginx(options.nginx) if "nginx" in names else None
     favoured = not options.no_nice and host.favour(os.getpid())
     cores = host.choose_cores()
@@ -76,6 +86,8 @@ def measure(options: argparse.Namespace) -> int:
             cores=cores,
             transport=options.transport,
             nginx=nginx,
+            llama_swap=program(options.llama_swap),
+            litellm=program(options.litellm),
             python=options.python,
             favoured=favoured,
         )

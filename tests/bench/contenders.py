@@ -39,6 +39,8 @@ class Setup:
     cores: host.Cores
     transport: str  # "unix" or "tcp": between a proxy and the upstream
     nginx: Path | None
+    llama_swap: Path | None = None
+    litellm: Path | None = None
     python: str = sys.executable
     favoured: bool = False
 
@@ -48,10 +50,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers_health(port: int) -> bool:
-    """Does GET /health say 200 right now?"""
+def answers_health(port: int, path: str) -> bool:
+    """Does a GET of its health path say 200 right now?"""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         return connection.recv(4096).startswith(b"HTTP/1.1 200")
     return False
 
@@ -60,6 +62,8 @@ class Contender:
     """One server under measurement. Subclasses say how to start it."""
 
     name = ""
+    health = "/health"
+    starts = 1_000  # how many of its starts are measured at most
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -81,7 +85,7 @@ class Contender:
         with self._log.open("wb") as log, host.on_core(self.core):
             begun = time.monotonic()
             self._process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
-        while not answers_health(self.port):
+        while not answers_health(self.port, self.health):
             if self._process.poll() is not None or time.monotonic() - begun > START_LIMIT:
                 self.stop()
                 raise BenchError(f"cannot start {self.name}: {' '.join(argv)}\n{self.output()}")
@@ -197,3 +201,49 @@ class Accelerd(Contender):
                 f'[models.{name}]\npath = "{home}/model.gguf"\nbinary = "{self.setup.upstream}"\nmemory = "1MiB"\n{own}'
             )
         return "\n\n".join(lines) + "\n"
+
+
+class LlamaSwap(Contender):
+    """The upstream as the server of its models, over TCP: it knows nothing else."""
+
+    name = "llama-swap"
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        lines = ["healthCheckTimeout: 15", "logLevel: error", "models:"]
+        for name in MODELS:
+            lines.append(f'  {name}:\n    cmd: "{self.setup.upstream} --host 127.0.0.1 --port ${{PORT}}"')
+        # All of them stay loaded, as they do in accelerd.
+        lines.append(f"groups:\n  all:\n    swap: false\n    exclusive: false\n    members: [{', '.join(MODELS)}]")
+        config = home / "config.yaml"
+        config.write_text("\n".join(lines) + "\n")
+        argv = [str(self.setup.llama_swap), "--config", str(config), "--listen", f"127.0.0.1:{self.port}"]
+        return argv, {**os.environ, "LLAMA_API_KEY": KEY}
+
+
+class LiteLlm(Contender):
+    """The proxy with one worker, without a database; it shares the direct upstream, over TCP."""
+
+    name = "litellm"
+    health = "/health/liveliness"
+    starts = 2  # of some seconds each
+
+    def __init__(self, setup: Setup, upstream: Direct) -> None:
+        super().__init__(setup)
+        self._upstream = upstream
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        lines = ["model_list:"]
+        for name in MODELS:
+            lines += [
+                f"  - model_name: {name}",
+                "    litellm_params:",
+                f"      model: openai/{name}",
+                f"      api_base: http://127.0.0.1:{self._upstream.port}/v1",
+                f"      api_key: {KEY}",
+            ]
+        config = home / "config.yaml"
+        config.write_text("\n".join(lines) + "\n")
+        argv = [str(self.setup.litellm), "--config", str(config), "--host", "127.0.0.1", "--port", str(self.port)]
+        quiet = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                 "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true", "HOME": str(home)}  # fmt: skip
+        return argv, {**os.environ, **quiet}

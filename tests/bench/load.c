@@ -1,10 +1,11 @@
 /* Closed-loop load for the benchmark: C connections, each sends a request when its last answer is complete.
  *
- *   load PORT CONNECTIONS SECONDS CHUNKS PATH KEY < BODY
+ *   load PORT CONNECTIONS SECONDS CHUNKS SEGMENTS PATH KEY < BODY
  *
  * Owns the clock of the measurement: prints one JSON object with latencies in microseconds. CHUNKS 0 times whole
  * answers. CHUNKS N > 0 expects N stamped events (see upstream.c) in each and times the first one from the request
  * and every one from its stamp. Streams start spread over 50 ms, so that no burst of starts is measured.
+ * SEGMENTS 2 sends head and body one after the other, as httpx does (openai-python); 1 sends them together.
  * Must never hide a failure: a bad status, a cut answer or a missing chunk counts as an error.
  */
 #define _GNU_SOURCE
@@ -48,7 +49,7 @@ static struct samples latency, first, delay;
 static long errors, reconnects, completed, expected_chunks;
 static char complaint[512];
 static char *request;
-static size_t request_len;
+static size_t request_len, head_len; /* head_len: of the first segment */
 static int epoll_fd, port;
 
 static uint64_t now_ns(void) {
@@ -115,7 +116,7 @@ static void begin(struct conn *c) {
     c->busy = true;
     c->sent_at = now_ns();
     for (size_t done = 0; done < request_len;) { /* blocks: the request fits into the socket's buffer */
-        ssize_t w = send(c->fd, request + done, request_len - done, MSG_NOSIGNAL);
+        ssize_t w = send(c->fd, request + done, (done < head_len ? head_len : request_len) - done, MSG_NOSIGNAL);
         if (w < 0) { broken(c, "cannot send the request"); return; }
         done += (size_t)w;
     }
@@ -212,7 +213,7 @@ static void readable(struct conn *c) {
     if (c->closing) reopen(c);
 }
 
-static void read_request(const char *path, const char *key) {
+static void read_request(const char *path, const char *key, bool split) {
     char *data = NULL;
     size_t n = 0, cap = 0;
     for (size_t r = 1; r; n += r) {
@@ -226,16 +227,17 @@ static void read_request(const char *path, const char *key) {
                      path, port, key, n);
     memcpy(request + h, data, n);
     request_len = (size_t)h + n;
+    head_len = split ? (size_t)h : request_len;
     free(data);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) { fputs("usage: load PORT CONNECTIONS SECONDS CHUNKS PATH KEY < BODY\n", stderr); return 2; }
+    if (argc != 8) { fputs("usage: load PORT CONNECTIONS SECONDS CHUNKS SEGMENTS PATH KEY < BODY\n", stderr); return 2; }
     port = atoi(argv[1]);
     int n_conns = atoi(argv[2]);
     double seconds = atof(argv[3]);
     expected_chunks = atol(argv[4]);
-    read_request(argv[5], argv[6]);
+    read_request(argv[6], argv[7], atoi(argv[5]) == 2);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     struct conn *conns = calloc((size_t)n_conns, sizeof *conns);
     if (!conns) fail("out of memory");

@@ -41,9 +41,11 @@ class Line:
 
 CPU_GOAL = Goal(3.0, "CPU <= 3 x nginx", times_nginx=True)
 LATENCY_GOAL = Goal(250.0, "added p50 <= 250 us")
-START_GOAL = Goal(0.5, "start <= 0.5 s")
-RSS_GOAL = Goal(60.0, "RSS <= 60 MB")
+START_GOAL = Goal(0.4, "start <= 0.4 s")
+RSS_GOAL = Goal(50.0, "RSS <= 50 MB")
 IDLE_GOAL = Goal(0.0, "no wake-ups")
+LOADED_GOAL = Goal(0.5, "wake-ups <= 0.5/s")
+OTHERS = ("llama-swap", "litellm")
 
 
 def _load_lines(row: str, cpu: Goal | None) -> tuple[Line, ...]:
@@ -58,16 +60,19 @@ def _load_lines(row: str, cpu: Goal | None) -> tuple[Line, ...]:
 def _latency_lines(row: str, goal: Goal | None) -> tuple[Line, ...]:
     return (
         Line(row, "p50", "p50, us"),
-        Line(row, "p50", "added p50, us", added=True, goal=goal),
+        Line(row, "p50", "added p50, us", added=True, goal=goal, ratio=True),
         Line(row, "p99", "added p99, us", added=True),
     )
 
 
 LINES = (
     *_latency_lines("chat1", LATENCY_GOAL),
+    Line("chat1", "cpu", "CPU per request, us", ratio=True, digits=1),
+    *_latency_lines("chat1x2", LATENCY_GOAL),
     *_load_lines("embeddings16", CPU_GOAL),
+    *_load_lines("embeddings16x2", CPU_GOAL),
     Line("stream16", "ttft_p50", "time to first token p50, us"),
-    Line("stream16", "ttft_p50", "added time to first token p50, us", added=True),
+    Line("stream16", "ttft_p50", "added time to first token p50, us", added=True, goal=LATENCY_GOAL, ratio=True),
     Line("stream16", "ttft_p99", "added time to first token p99, us", added=True),
     Line("stream16", "delay_p50", "chunk delay p50, us"),
     Line("stream16", "delay_p50", "added chunk delay p50, us", added=True),
@@ -81,7 +86,7 @@ LINES = (
     Line(None, "rss_loaded", "RSS after load, MB", goal=RSS_GOAL, digits=1),
     Line(None, "pss_loaded", "PSS after load, MB", digits=1),
     Line(None, "wakeups_idle", "wake-ups/s idle, nothing loaded", goal=IDLE_GOAL, digits=1),
-    Line(None, "wakeups_loaded", "wake-ups/s idle, models loaded", goal=IDLE_GOAL, digits=1),
+    Line(None, "wakeups_loaded", "wake-ups/s idle, models loaded", goal=LOADED_GOAL, digits=1),
     Line(None, "cpu_idle", "CPU idle, ms/s", digits=2),
     Line(None, "cpu_loaded", "CPU idle, models loaded, ms/s", digits=2),
 )
@@ -111,12 +116,13 @@ def summary(results: Results, line: Line, contender: str) -> Value | None:
     return Value(statistics.median(found), line.best(found)) if found else None
 
 
-def ratio(results: Results, line: Line) -> float | None:
-    """Median over the rounds of accelerd's value divided by nginx's."""
-    if not {"nginx", "accelerd"} <= set(results.contenders):
+def ratio(results: Results, line: Line, one: str = "accelerd", other: str = "nginx") -> float | None:
+    """Median over the rounds of one contender's value divided by another's; None where that means nothing."""
+    if not {one, other} <= set(results.contenders):
         return None
-    pairs = zip(values(results, line, "accelerd"), values(results, line, "nginx"), strict=True)
-    return statistics.median([a / b for a, b in pairs])
+    pairs = zip(values(results, line, one), values(results, line, other), strict=True)
+    found = [a / b for a, b in pairs if b > 0]
+    return statistics.median(found) if found else None
 
 
 def verdict(results: Results, line: Line) -> bool | None:
@@ -136,6 +142,9 @@ def _remark(results: Results, line: Line) -> str:
     multiple = ratio(results, line) if line.ratio else None
     if multiple is not None:
         parts.append(f"{multiple:.1f} x nginx")
+    for other in OTHERS:
+        if line.ratio and (times := ratio(results, line, other, "accelerd")) is not None:
+            parts.append(f"{other} {times:.1f} x accelerd")
     if line.goal is not None:
         reached = verdict(results, line)
         parts.append(f"{line.goal.text}: {'not judged' if reached is None else 'ok' if reached else 'MISS'}")

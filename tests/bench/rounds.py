@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import host, usage
-from .contenders import KEY, Accelerd, Contender, Direct, Nginx, Setup
+from .contenders import KEY, Accelerd, Contender, Direct, LiteLlm, LlamaSwap, Nginx, Setup
 from .native import BenchError
 
 SETTLE = {"idle": 1.0, "loaded": 6.0}  # seconds for what still runs after the start or after the last request
@@ -28,7 +28,9 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of load. `chunks` > 0: a stream of that many stamped events per request."""
+    """One kind of load. `chunks` > 0: a stream of that many stamped events per request. `segments`: 2 sends head and
+    body one after the other, as httpx does and so openai-python.
+    """
 
     key: str
     title: str
@@ -36,6 +38,7 @@ class Row:
     body: dict[str, object]
     connections: int
     chunks: int = 0
+    segments: int = 1
 
 
 def _chat(model: str, **more: object) -> dict[str, object]:
@@ -45,7 +48,16 @@ def _chat(model: str, **more: object) -> dict[str, object]:
 CHAT = "/v1/chat/completions"
 ROWS = (
     Row("chat1", "chat, 1 connection", CHAT, _chat("fake"), 1),
+    Row("chat1x2", "chat, 1 connection, head and body in two segments", CHAT, _chat("fake"), 1, segments=2),
     Row("embeddings16", "embeddings, 16 connections", "/v1/embeddings", {"model": "fake-embed", "input": PROMPT}, 16),
+    Row(
+        "embeddings16x2",
+        "embeddings, 16 connections, head and body in two segments",
+        "/v1/embeddings",
+        {"model": "fake-embed", "input": PROMPT},
+        16,
+        segments=2,
+    ),
     Row(
         "stream16",
         f"chat, 16 streams, {STREAM_GAP_US // 1000} ms between chunks",
@@ -94,6 +106,8 @@ class Bench:
             "direct": lambda: direct,
             "nginx": lambda: Nginx(setup, direct),
             "accelerd": lambda: Accelerd(setup),
+            "llama-swap": lambda: LlamaSwap(setup),
+            "litellm": lambda: LiteLlm(setup, direct),
         }
         self._contenders = [made[name]() for name in names]
         self._proxies = [contender for contender in self._contenders if contender is not direct]
@@ -130,6 +144,8 @@ class Bench:
         self._contenders[0].start()
         for number in range(self._plan.rounds + 1):
             for contender in self._proxies:
+                if number > contender.starts:
+                    continue
                 contender.stop()
                 seconds = contender.start()
                 if number:  # the first start fills page cache and byte code
@@ -177,7 +193,7 @@ class Bench:
 
     def _load(self, contender: Contender, row: Row, seconds: float) -> dict[str, Any]:
         """Run the load program to its end; its report."""
-        argv = [self._setup.load, contender.port, row.connections, seconds, row.chunks, row.path, KEY]
+        argv = [self._setup.load, contender.port, row.connections, seconds, row.chunks, row.segments, row.path, KEY]
         with host.on_core(self._setup.cores.load):
             process = subprocess.Popen(
                 [str(part) for part in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -84,11 +84,11 @@ def test_added_latency_is_taken_from_direct_and_one_wakeup_is_a_miss() -> None:
     found = results([10.0], [20.0], wakeups=0.1)
     assert verdict(found, line("chat1", "p50", added=True)) is False  # 301 - 50 = 251
     assert verdict(found, line(None, "wakeups_idle")) is False
-    assert verdict(found, line(None, "wakeups_loaded")) is False  # 0.1 as well
+    assert verdict(found, line(None, "wakeups_loaded")) is True  # 0.1 as well
     assert verdict(found, line(None, "start")) is True
     text = table(found)
     assert "2.0 x nginx; CPU <= 3 x nginx: ok" in text
-    assert text.count("MISS") == 4  # with the CPU per chunk: 301 / 100
+    assert text.count("MISS") == 5  # added latency thrice, CPU per chunk (301 / 100), wake-ups
 
 
 def test_a_missing_nginx_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

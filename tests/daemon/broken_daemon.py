@@ -31,7 +31,8 @@ async def serve(roots: Roots) -> None:
         whole = build(roots, config, problems)
         parts = whole._parts
         broken = Daemon(parts, config, problems, raise_it)
-        parts.gateway.control = Control(parts.scheduler, parts.insight, broken, parts.trials, parts.gateway.board)
+        assert isinstance(parts.gateway.control, Control)
+        parts.gateway.control._owner = broken
         await broken.run()
 
 

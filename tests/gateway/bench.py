@@ -220,7 +220,7 @@ class Bench:
         self.gateway.configure(settings, keys, self.models, self.routes)
 
     async def client(self, receive_buffer: int | None = None, *, primed: bool = False) -> Client:
-        """`primed`: its first request is behind it, so the next one with the same head may take the fast path."""
+        """`primed`: its first request is behind it, and a connection to the engine can be used again."""
         client = await Client.open(self.port, receive_buffer)
         if primed:
             engine = self.engine
@@ -231,14 +231,10 @@ class Bench:
             await self.settled()
         return client
 
-    def fast_exchanges(self) -> int:
-        """Exchanges on the fast path just now."""
-        return sum(c.exchange is not None for c in self.connections)
-
     @property
     def connections(self) -> list[ClientConnection]:
         """Of clients on the TCP port."""
-        return [c for c in self.listeners._public.connections if isinstance(c, ClientConnection)]
+        return list(self.listeners._public.connections)
 
     def leases(self, model: str = "m") -> int:
         return self.scheduler.snapshot(model).leases
@@ -284,12 +280,11 @@ async def bench(
     keys: tuple[bytes, ...] = (),
     scheduling: SchedulerSettings | None = None,
     assembles: bool = False,
-    fast: bool = True,
     limits: Limits = NO_LIMITS,
     others: Mapping[str, Speaker] | None = None,
     routes: Sequence[Route] = (),
 ) -> AsyncIterator[Bench]:
-    """`assembles`: plain answers are asked as streams of models with several slots. `fast`: with the fast path.
+    """`assembles`: plain answers are asked as streams of models with several slots.
 
     `others`: engines beside llama-server, by name.
     """
@@ -298,7 +293,7 @@ async def bench(
     clock = SystemClock()
     scheduler = Scheduler(clock, scheduling, limits, events := EventStream())
     engines: dict[str, Any] = {"llama-server": Speaker(Dialect(streams_notice_disconnect=assembles)), **(others or {})}
-    gateway = Gateway(clock, scheduler, engines, events, fast=fast)
+    gateway = Gateway(clock, scheduler, engines, events)
     gateway.configure(settings, keys, models, routes)
     listeners = Listeners(gateway, settings)
     async with Engine(directory / "e.sock") as engine:
@@ -331,7 +326,7 @@ async def until(condition: Callable[[], Any], what: str, within: float = PATIENC
         raise AssertionError(f"not in {within} s: {what}") from None
 
 
-both_paths = pytest.mark.parametrize("primed", [False, True], ids=["slow-path", "fast-path"])
+fresh_and_reused = pytest.mark.parametrize("primed", [False, True], ids=["fresh", "reused"])  # connection to the engine
 
 
 def on_both_loops(test: Callable[..., Any]) -> Callable[..., Any]:

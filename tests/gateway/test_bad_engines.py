@@ -17,8 +17,8 @@ from tests.gateway.bench import (
     SSE_HEAD,
     Bench,
     bench,
-    both_paths,
     chunk,
+    fresh_and_reused,
     on_both_loops,
     plain,
     token,
@@ -51,7 +51,7 @@ def failed(response: Response, word: str = "") -> None:
 GARBAGE = b"data: {not json\n\n\xff\xfe\x00no colon\n\ndata:\n\nevent: \x1b[31m\n\n"
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D09_garbage_in_a_stream_is_passed_on_byte_for_byte(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -61,7 +61,7 @@ async def test_D09_garbage_in_a_stream_is_passed_on_byte_for_byte(tmp_path: Path
         assert response.body == GARBAGE + b"data: [DONE]\n\n"
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D09_an_endless_line_is_passed_on_and_kept_nowhere(tmp_path: Path, primed: bool) -> None:
     line = b"data: " + b"x" * (4 << 20)
@@ -79,7 +79,7 @@ async def test_D09_the_content_type_is_the_engines(tmp_path: Path, kind: str) ->
         assert (response.status, response.headers["content-type"], response.body) == (200, kind, b"<p>")
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D09_interim_answers_are_dropped(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -130,7 +130,7 @@ async def test_D09_a_stream_without_chunks_is_a_stream_too(tmp_path: Path) -> No
         b"HTTP/1.1 200 OK\r\n" + b"h" * (65 << 10),
     ],
 )
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D09_a_bad_head_is_a_502(tmp_path: Path, raw: bytes, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -139,7 +139,7 @@ async def test_D09_a_bad_head_is_a_502(tmp_path: Path, raw: bytes, primed: bool)
 
 
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX\r\n", b"\r\n", chunk(b"x") + b"-1\r\n"])
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D09_bad_chunks_never_look_like_an_end(tmp_path: Path, bad: bytes, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -162,7 +162,7 @@ async def test_D09_more_than_it_promised_is_not_passed_on_to_the_next_client(tmp
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200", SSE_HEAD[:-2]])
 @pytest.mark.parametrize("stream", [True, False])
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D10_an_end_before_the_head_is_a_502(tmp_path: Path, start: bytes, stream: bool, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -170,7 +170,7 @@ async def test_D10_an_end_before_the_head_is_a_502(tmp_path: Path, start: bytes,
         failed(await ask(b, primed=primed, stream=stream))
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D10_an_end_between_chunks_is_an_error_event_and_no_end(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -184,7 +184,7 @@ async def test_D10_an_end_between_chunks_is_an_error_event_and_no_end(tmp_path: 
         assert b"[DONE]" not in response.body
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D10_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -195,7 +195,7 @@ async def test_D10_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, prim
         assert b"error" not in response.body, "an event in the middle of another"
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D10_a_plain_answer_that_breaks_off_is_a_cut(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
@@ -235,7 +235,7 @@ async def ask_plain(b: Bench) -> Response:
 # --- D11 ------------------------------------------------------------------------------------------------------------
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D11_silence_between_tokens_has_an_end(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:
@@ -248,7 +248,7 @@ async def test_D11_silence_between_tokens_has_an_end(tmp_path: Path, primed: boo
         assert "stall_timeout" in response.events()[-1]["error"]["message"]
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D11_silence_before_the_first_byte_is_a_504(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:
@@ -258,7 +258,7 @@ async def test_D11_silence_before_the_first_byte_is_a_504(tmp_path: Path, primed
         assert len([r for r in b.engine.requests if b"true" in r.body]) == 1, "a stall is no reason to ask again"
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D11_a_stream_may_last_much_longer_than_the_timeout(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:

@@ -13,7 +13,7 @@ from tests.gateway.bench import (
     SSE_HEAD,
     Bench,
     bench,
-    both_paths,
+    fresh_and_reused,
     on_both_loops,
     token,
 )
@@ -199,7 +199,7 @@ async def test_D16_our_own_page_and_the_configured_one_may(tmp_path: Path, origi
         assert readable(response, origin)
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D16_an_allowed_page_can_read_every_kind_of_answer(tmp_path: Path, primed: bool) -> None:
     headers = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}

@@ -144,23 +144,7 @@ async def test_A_what_its_load_shows_it_lacks_is_refused_then(tmp_path: Path) ->
 
 
 @on_both_loops
-async def test_only_those_who_are_asked_in_other_words_leave_the_fast_path(tmp_path: Path) -> None:
-    async with table(tmp_path) as b:
-        for name, fast in (("gpu", 1), ("gpt-4o", 1), ("local/gpu", 1), ("npu-chat", 0)):
-            async with await b.client() as client:
-                for _ in range(2):
-                    assert (await client.ask(body=chat(name, stream=True))).status == 200
-                b.engine.script = b.engine.never
-                count = len(b.engine.requests)
-                client.send(request(body=chat(name, stream=True)))
-                await b.engine.asked(count + 1)
-                assert b.fast_exchanges() == fast, name
-            await b.settled()
-            b.engine.script = b.engine.ok
-
-
-@on_both_loops
-async def test_what_an_engine_is_found_to_lack_at_a_reload_is_refused_on_either_path(tmp_path: Path) -> None:
+async def test_what_an_engine_is_found_to_lack_at_a_reload_is_refused(tmp_path: Path) -> None:
     """Engines are made anew: nothing of what the old ones said is remembered."""
     async with table(tmp_path) as b, await b.client() as client:
         for _ in range(2):

@@ -39,7 +39,7 @@ def anthropic(response: Response) -> dict[str, Any]:
 async def test_it_is_passed_through(tmp_path: Path, path: str) -> None:
     async with bench(tmp_path, models=MODELS, others={"flm": CHATS}) as b, await b.client() as client:
         b.engine.says(plain(b'{"type":"message"}'))
-        for _ in range(3):  # on the slow path and on the fast one
+        for _ in range(3):
             response = await client.ask(path=path, body=message(input="hi"))
             assert (response.status, response.body) == (200, b'{"type":"message"}')
         assert {r.head.split(b" ")[1].decode() for r in b.engine.requests} == {path}
@@ -98,7 +98,7 @@ async def test_the_key_may_come_as_anthropics_clients_send_it(tmp_path: Path) ->
         assert b"sesame" not in b.engine.requests[0].head
 
 
-@pytest.mark.parametrize("primed", [False, True], ids=["slow-path", "fast-path"])
+@pytest.mark.parametrize("primed", [False, True], ids=["fresh", "reused"])
 @on_both_loops
 async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b, await b.client() as client:

@@ -15,8 +15,8 @@ from tests.gateway.bench import (
     SECRET,
     SSE_HEAD,
     bench,
-    both_paths,
     chunk,
+    fresh_and_reused,
     on_both_loops,
     plain,
     token,
@@ -57,7 +57,7 @@ PRIVATE = {
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D13_nothing_of_the_clients_head_reaches_the_engine(tmp_path: Path, coding: str, primed: bool) -> None:
     body = json.dumps(chat(user="ü")).encode()
@@ -81,7 +81,7 @@ async def test_D13_nothing_of_the_clients_head_reaches_the_engine(tmp_path: Path
             assert asked.body == body
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_D13_nothing_of_the_engines_head_reaches_the_client_but_what_is_meant_for_it(
     tmp_path: Path, primed: bool
@@ -122,7 +122,7 @@ BODIES = [b"", b"{}", b'{"x": "\xc3\xbc"}\r\n', bytes(range(256)) * 17, b"x" * (
 
 
 @pytest.mark.parametrize("body", BODIES, ids=["empty", "small", "utf8", "binary", "large"])
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_bytes_come_through_untouched(tmp_path: Path, body: bytes, primed: bool) -> None:
     async with bench(tmp_path) as b, await b.client(primed=primed) as client:
@@ -135,7 +135,7 @@ async def test_bytes_come_through_untouched(tmp_path: Path, body: bytes, primed:
         await b.settled()
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_chunks_arrive_one_by_one_as_they_are_made(tmp_path: Path, primed: bool) -> None:
     """Nothing waits for anything: each token is with the client before the next is made."""
@@ -183,7 +183,7 @@ async def test_a_streamed_connection_to_the_engine_is_not_used_again_but_the_cli
         assert len(b.connections) == 1
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_connection_close_is_kept_to(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b, await b.client(primed=primed) as client:
@@ -236,7 +236,7 @@ async def test_expect_100_continue(tmp_path: Path) -> None:
         assert (response.status, response.headers["connection"]) == (415, "close"), "asked for a body it does not take"
 
 
-@both_paths
+@fresh_and_reused
 @on_both_loops
 async def test_a_large_request(tmp_path: Path, primed: bool) -> None:
     body = json.dumps(chat(user="x" * (8 << 20))).encode()

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from accelerd.engines.base import Endpoint
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Dialect, Endpoint
 from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN
-from accelerd.gateway.upstream import Connection, Pool, Upstreams
-from tests.gateway.bench import SSE_HEAD, Asked, bench, chunk, on_both_loops, plain, token, until
+from accelerd.gateway.upstream import MAX_AHEAD, Pool, UpstreamConnection, Upstreams
+from tests.gateway.bench import DONE, SSE_HEAD, Asked, Speaker, bench, chunk, on_both_loops, plain, token, until
 from tests.gateway.client import chat
 
 
 class Notes:
-    """A Sink that writes down what it hears."""
+    """A ResponseReceiver that writes down what it hears."""
 
     def __init__(self, contents: bool = False) -> None:
         self.contents = contents
@@ -228,8 +229,8 @@ def test_a_retired_pool_closes_what_idles_and_what_comes_back(tmp_path: Path) ->
     async def scenario() -> None:
         async with Scripted(tmp_path / "s.sock") as server:
             upstreams = Upstreams()
-            pool = upstreams.pool(1, Endpoint(unix=str(server.path)))
-            assert upstreams.pool(1, Endpoint(unix=str(server.path))) is pool
+            pool = upstreams.create(1, Endpoint(unix=str(server.path)))
+            assert upstreams.get(1) is pool
             idle, busy = await pool.connect(), await pool.connect()
             pool.give_back(idle)
             upstreams.retire(1)
@@ -243,10 +244,107 @@ def test_a_retired_pool_closes_what_idles_and_what_comes_back(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+# --- connections opened ahead ---------------------------------------------------------------------------------------
+
+
+async def stream_and_close(asked: Asked) -> None:
+    """As llama-server does."""
+    asked.writer.write(SSE_HEAD + token("a") + DONE)
+    asked.writer.close()
+
+
+def pool_of(b: Any) -> Pool:
+    (pool,) = b.gateway.upstreams._pools.values()
+    assert isinstance(pool, Pool)
+    return pool
+
+
+CLOSING = Speaker(Dialect(closes_after_streams=True))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@on_both_loops
+async def test_the_next_connection_is_open_before_it_is_needed(tmp_path: Path, slots: int) -> None:
+    models = [ModelSpec("m", path="/m.gguf", parallel=slots)]
+    async with bench(tmp_path, models=models) as b, await b.client() as client:
+        b.engines["llama-server"] = CLOSING
+        b.engine.script = stream_and_close
+        assert (await client.ask(body=chat(stream=True))).complete
+        for _ in range(3):
+            await until(lambda: pool_of(b)._idle and not pool_of(b)._opening, "the next one is open")
+            ready = b.engine.connections
+            assert len(pool_of(b)._open) <= min(slots, MAX_AHEAD)
+            assert (await client.ask(body=chat(stream=True))).complete
+            assert b.engine.requests[-1].connection <= ready
+
+
+@on_both_loops
+async def test_never_more_connections_than_slots(tmp_path: Path) -> None:
+    models = [ModelSpec("m", path="/m.gguf", parallel=3)]
+    async with bench(tmp_path, models=models) as b:
+        b.engines["llama-server"] = CLOSING
+        most = 0
+
+        async def watch(asked: Asked) -> None:
+            nonlocal most
+            asked.writer.write(SSE_HEAD + token("a"))
+            for _ in range(5):
+                await asyncio.sleep(0.001)
+                most = max(most, len(pool_of(b)._open))
+            asked.writer.write(DONE)
+            asked.writer.close()
+
+        b.engine.script = watch
+
+        async def ask() -> None:
+            async with await b.client() as client:
+                for _ in range(5):
+                    assert (await client.ask(body=chat(stream=True))).complete
+
+        await asyncio.gather(*(ask() for _ in range(6)))
+        assert most == 3
+        assert len(pool_of(b)._idle) <= MAX_AHEAD
+
+
+@on_both_loops
+async def test_an_unused_connection_that_the_engine_closes_is_dropped_and_not_replaced(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engines["llama-server"] = CLOSING
+        b.engine.script = stream_and_close
+        assert (await client.ask(body=chat(stream=True))).complete
+        await until(lambda: pool_of(b)._idle, "open ahead")
+        await until(lambda: b.engine.open, "accepted")
+        for writer in list(b.engine.open):
+            writer.close()
+        await until(lambda: not pool_of(b)._idle, "dropped")
+        await asyncio.sleep(0.02)
+        assert b.engine.connections == 2
+        assert (await client.ask(body=chat(stream=True))).complete
+
+
+@on_both_loops
+async def test_other_engines_get_no_connection_that_nobody_needs(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.script = stream_and_close
+        for _ in range(2):
+            assert (await client.ask(body=chat(stream=True))).complete
+        await asyncio.sleep(0.02)
+        assert b.engine.connections == 2
+
+
+@on_both_loops
+async def test_plain_answers_open_nothing_ahead(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engines["llama-server"] = CLOSING
+        for _ in range(3):
+            assert (await client.ask(body=chat())).status == 200
+        assert b.engine.connections == 1
+
+
 # --- retrying, as the gateway does it -------------------------------------------------------------------------------
 
 
-async def used_once(b: Any, client: Any, **more: Any) -> Connection:
+async def used_once(b: Any, client: Any, **more: Any) -> UpstreamConnection:
     """A pooled connection, after one good request."""
     assert (await client.ask(body=chat())).status == 200
     (pool,) = b.gateway.upstreams._pools.values()

@@ -185,7 +185,7 @@ def test_D19_keys_are_read_anew_at_a_reload_and_never_shown(daemons: DaemonFacto
     body = json.dumps({"model": "a", "prompt": "x"}).encode()
 
     def ask() -> int:
-        """Again and again on one connection, so that the fast path has its part."""
+        """Again and again on one connection."""
         headers = {"Content-Type": "application/json", "Authorization": "Bearer first-secret-key"}
         connection.request("POST", "/v1/completions", body, headers)
         response = connection.getresponse()

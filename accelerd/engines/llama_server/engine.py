@@ -83,7 +83,7 @@ class Planned(NamedTuple):
 class LlamaServer(Engine):
     """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
 
-    dialect = Dialect(streams_notice_disconnect=True)
+    dialect = Dialect(streams_notice_disconnect=True, closes_after_streams=True)
 
     def __init__(
         self,

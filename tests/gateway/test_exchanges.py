@@ -1,22 +1,17 @@
-"""The fast path is never seen: with it and without, the same bytes come back, the same is counted, the same is ended.
-
-Every test of behaviour here runs with the fast path on and off, on a client whose first request is behind it. Which
-bytes it takes is the matter of test_fast_heads.py.
-"""
+"""Exchanges on a kept connection: what comes back, what is counted, how each of them ends."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import accelerd.gateway.connection as connection_module
 from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
-from accelerd.gateway.connection import MAX_BEHIND
+from accelerd.gateway.connection import MAX_PENDING
 from accelerd.scheduler.core import BAD_OUTCOMES_BEFORE_PROBE
 from accelerd.scheduler.placement import Limits
 from tests.gateway.bench import (
@@ -45,11 +40,6 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def with_and_without(test: Callable[..., Any]) -> Callable[..., Any]:
-    """On both loops, with the fast path and without."""
-    return pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])(on_both_loops(test))
-
-
 async def number(asked: Asked) -> None:
     """An engine that answers with what it was asked."""
     asked.writer.write(plain(asked.body))
@@ -74,19 +64,17 @@ async def number(asked: Asked) -> None:
     ],
 )
 @on_both_loops
-async def test_the_bytes_are_those_of_the_slow_path(tmp_path: Path, answer: bytes) -> None:
-    async with bench(tmp_path) as b, await b.client() as first, await b.client(primed=True) as second:
+async def test_an_answer_is_the_same_over_a_new_and_a_reused_connection(tmp_path: Path, answer: bytes) -> None:
+    async with bench(tmp_path) as b, await b.client() as first, await b.client() as second:
         b.engine.says(answer)
-        slow = await first.ask(body=chat())
+        fresh = await first.ask(body=chat())
         b.engine.script = b.engine.ok
         async with await b.client() as third:  # leaves an idle connection to the engine behind
             assert (await third.ask(body=chat())).status == 200
         b.engine.says(answer)
-        second.send(request(body=chat()))
-        await until(lambda: b.fast_exchanges() or not second.reader.at_eof(), "it began")
-        fast = await second.response()
-        assert (fast.head, fast.body, fast.complete) == (slow.head, slow.body, slow.complete)
-        assert fast.complete
+        reused = await second.ask(body=chat())
+        assert (reused.head, reused.body, reused.complete) == (fresh.head, fresh.body, fresh.complete)
+        assert reused.complete
 
 
 @on_both_loops
@@ -100,9 +88,9 @@ async def test_the_engine_is_asked_in_the_same_words(tmp_path: Path) -> None:
         assert first.body == third.body
 
 
-@with_and_without
-async def test_streams_and_plain_answers_in_turns(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_streams_and_plain_answers_in_turns(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         for n in range(4):
             if n % 2:
                 b.engine.says(SSE_HEAD, token("a"), 0.01, token("b"), DONE)
@@ -117,24 +105,21 @@ async def test_streams_and_plain_answers_in_turns(tmp_path: Path, fast: bool) ->
 
 
 @on_both_loops
-async def test_it_is_taken_and_the_switch_turns_it_off(tmp_path: Path) -> None:
-    for fast in (True, False):
-        (directory := tmp_path / str(fast)).mkdir()
-        async with bench(directory, fast=fast) as b, await b.client(primed=True) as client:
-            b.engine.script = b.engine.never
-            client.send(request(body=chat()))
-            await b.engine.asked()
-            assert b.fast_exchanges() == fast
-            assert b.leases() == 1
-            assert not b.connections[0].idle
+async def test_a_request_in_hand_is_counted(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
+        b.engine.script = b.engine.never
+        client.send(request(body=chat()))
+        await b.engine.asked()
+        assert b.leases() == 1
+        assert not b.connections[0].idle
 
 
-# --- errors, which only the slow path says ----------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-@with_and_without
-async def test_refusals_leave_the_connection_usable(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_refusals_leave_the_connection_usable(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         assert (await client.ask(body=chat("nobody"))).code == "model_not_found"
         assert (await client.ask(body=b'{"model": "m"')).code == "bad_request"
         assert (await client.ask(body={"model": "m"})).json()["error"]["param"] == "messages"
@@ -143,9 +128,9 @@ async def test_refusals_leave_the_connection_usable(tmp_path: Path, fast: bool) 
         await b.settled()
 
 
-@with_and_without
-async def test_an_engine_that_dies_before_it_answers_is_a_502_and_asked_once(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_an_engine_that_dies_before_it_answers_is_a_502_and_asked_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(b"HTTP/1.1 200 O", close=True)
         response = await client.ask(body=chat())
         assert (response.status, response.code) == (502, "upstream_failed")
@@ -155,9 +140,9 @@ async def test_an_engine_that_dies_before_it_answers_is_a_502_and_asked_once(tmp
         await b.settled()
 
 
-@with_and_without
-async def test_an_idle_connection_that_dies_with_the_request_is_no_error(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_an_idle_connection_that_dies_with_the_request_is_no_error(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
 
         async def die_once(asked: Asked) -> None:
             b.engine.script = b.engine.ok
@@ -170,9 +155,9 @@ async def test_an_idle_connection_that_dies_with_the_request_is_no_error(tmp_pat
         await b.settled()
 
 
-@with_and_without
-async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(SSE_HEAD, token("a"), close=True)
         response = await client.ask(body=chat(stream=True))
         assert not response.complete
@@ -181,10 +166,10 @@ async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path,
         await b.settled()
 
 
-@with_and_without
-async def test_silence_is_a_504(tmp_path: Path, fast: bool) -> None:
+@on_both_loops
+async def test_silence_is_a_504(tmp_path: Path) -> None:
     settings = ServerSettings(stall_timeout=0.1)
-    async with bench(tmp_path, settings, fast=fast) as b, await b.client(primed=True) as client:
+    async with bench(tmp_path, settings) as b, await b.client(primed=True) as client:
         b.engine.script = b.engine.never
         response = await client.ask(body=chat(stream=True))
         assert (response.status, response.code) == (504, "upstream_timeout")
@@ -193,9 +178,9 @@ async def test_silence_is_a_504(tmp_path: Path, fast: bool) -> None:
         await b.settled()
 
 
-@with_and_without
-async def test_failures_are_counted_alike(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_failures_are_counted_alike(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(plain(b"{}", 500))
         for n in range(BAD_OUTCOMES_BEFORE_PROBE):
             assert b.instances.probes == 0, n
@@ -212,9 +197,9 @@ async def test_failures_are_counted_alike(tmp_path: Path, fast: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@with_and_without
-async def test_a_client_that_vanishes_frees_engine_and_lease_at_once(tmp_path: Path, fast: bool, stream: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b:
+@on_both_loops
+async def test_a_client_that_vanishes_frees_engine_and_lease_at_once(tmp_path: Path, stream: bool) -> None:
+    async with bench(tmp_path) as b:
         client = await b.client(primed=True)
         if stream:
             b.engine.says(SSE_HEAD, token("a"), 60.0)
@@ -229,9 +214,9 @@ async def test_a_client_that_vanishes_frees_engine_and_lease_at_once(tmp_path: P
         assert b.instances.probes == 0
 
 
-@with_and_without
-async def test_the_end_waits_for_the_answer_and_closes_then(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_the_end_waits_for_the_answer_and_closes_then(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(SSE_HEAD, token("a"), 0.2, token("b"), DONE)
         client.send(request(body=chat(stream=True)))
         await b.engine.asked()
@@ -243,9 +228,9 @@ async def test_the_end_waits_for_the_answer_and_closes_then(tmp_path: Path, fast
         assert not b.connections
 
 
-@with_and_without
-async def test_the_end_of_patience_cuts(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_the_end_of_patience_cuts(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(SSE_HEAD, token("a"), 60.0)
         client.send(request(body=chat(stream=True)))
         asked = await b.engine.asked()
@@ -256,32 +241,48 @@ async def test_the_end_of_patience_cuts(tmp_path: Path, fast: bool) -> None:
         await b.settled()
 
 
-@with_and_without
-async def test_a_long_answer_outlives_the_keepalive_deadline(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
-        b.engine.says(SSE_HEAD, token("a"), 0.1, token("b"), DONE)
-        client.send(request(body=chat(stream=True)))
-        await b.engine.asked()
-        connection = b.connections[0]
-        assert connection._keepalive_handle is not None
-        connection._keepalive_handle.cancel()
-        connection._next_keepalive_close_time = 0.0
-        connection._process_keepalive()  # as if it were due in the middle of the answer
-        assert (await client.response()).complete
-        await until(lambda: connection.idle, "idle")
-        assert connection._next_keepalive_close_time > asyncio.get_running_loop().time() + 60
-        assert connection._keepalive_handle is not None
-        connection._next_keepalive_close_time = 0.0
-        connection._process_keepalive()
-        assert await client.rest() == b""
+@on_both_loops
+async def test_a_long_answer_outlives_the_keepalive_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
+    async with bench(tmp_path, ServerSettings(header_timeout=0.1)) as b, await b.client(primed=True) as client:
+        b.engine.says(SSE_HEAD, token("a"), 0.3, token("b"), DONE)
+        assert (await client.ask(body=chat(stream=True))).complete
+        began = asyncio.get_running_loop().time()
+        assert await client.rest(within=2) == b""  # it is closed when it has idled long enough after that
+        assert asyncio.get_running_loop().time() - began > 0.05
+
+
+@on_both_loops
+async def test_a_second_head_has_a_deadline_too(tmp_path: Path) -> None:
+    async with bench(tmp_path, ServerSettings(header_timeout=0.2)) as b, await b.client(primed=True) as client:
+        began = asyncio.get_running_loop().time()
+        rest = asyncio.ensure_future(client.rest(within=5))
+        for byte in b"GET /health HTTP/1.1\r\n" * 100:
+            if rest.done():
+                break
+            client.send(bytes([byte]))
+            await asyncio.sleep(0.02)
+        assert await rest == b""
+        assert asyncio.get_running_loop().time() - began < 2
+
+
+@on_both_loops
+async def test_an_idle_connection_whose_answer_is_not_read_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
+    async with bench(tmp_path) as b, await b.client(receive_buffer=4096, primed=True) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        b.connections[0].transport.write(bytes(16 << 20))
+        await until(lambda: not b.connections, "gone")
 
 
 # --- what comes while an answer is under way --------------------------------------------------------------------
 
 
-@with_and_without
-async def test_pipelined_requests_are_answered_in_order(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         release = asyncio.Event()
 
         async def hold(asked: Asked) -> None:
@@ -303,10 +304,10 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path: Path, fast: bo
         await b.settled()
 
 
-@with_and_without
-async def test_a_flood_behind_an_answer_is_bounded_and_not_lost(tmp_path: Path, fast: bool) -> None:
+@on_both_loops
+async def test_a_flood_pending_an_answer_is_bounded_and_not_lost(tmp_path: Path) -> None:
     settings = ServerSettings(max_body=64 << 20)
-    async with bench(tmp_path, settings, fast=fast) as b, await b.client(primed=True) as client:
+    async with bench(tmp_path, settings) as b, await b.client(primed=True) as client:
         release = asyncio.Event()
 
         async def hold(asked: Asked) -> None:
@@ -318,11 +319,10 @@ async def test_a_flood_behind_an_answer_is_bounded_and_not_lost(tmp_path: Path, 
         client.send(first)
         await b.engine.asked()
         client.send(big)
-        if fast:
-            connection = b.connections[0]
-            await until(lambda: len(connection._behind) > MAX_BEHIND, "it is held up")
-            await asyncio.sleep(0.02)
-            assert len(connection._behind) < 2 * MAX_BEHIND + (1 << 18)
+        connection = b.connections[0]
+        await until(lambda: len(connection._pending) > MAX_PENDING, "it is held up")
+        await asyncio.sleep(0.02)
+        assert len(connection._pending) < 2 * MAX_PENDING + (1 << 18)
         release.set()
         assert (await client.response()).json() == len(first.partition(b"\r\n\r\n")[2])
         assert (await client.response()).json() == len(big.partition(b"\r\n\r\n")[2])
@@ -337,10 +337,10 @@ async def prime(b: Bench, client: Client, **headers: str) -> None:
     await b.settled()
 
 
-@with_and_without
-async def test_a_new_key_file_counts_from_the_next_request(tmp_path: Path, fast: bool) -> None:
+@on_both_loops
+async def test_a_new_key_file_counts_from_the_next_request(tmp_path: Path) -> None:
     settings = ServerSettings()
-    async with bench(tmp_path, settings, keys=digests(KEY), fast=fast) as b, await b.client() as client:
+    async with bench(tmp_path, settings, keys=digests(KEY)) as b, await b.client() as client:
         await prime(b, client, **bearer(KEY))
         await prime(b, client, **bearer(KEY))
         assert (await client.ask(body=chat(), headers=bearer(OTHER))).code == "unauthorized"
@@ -352,9 +352,9 @@ async def test_a_new_key_file_counts_from_the_next_request(tmp_path: Path, fast:
         assert len(b.engine.requests) == 3
 
 
-@with_and_without
-async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client() as client:
+@on_both_loops
+async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
         b.instances.hold = True
         client.send(request(body=chat()))
         await until(lambda: b.scheduler.queued == 1, "it waits for the model")
@@ -364,19 +364,19 @@ async def test_what_was_let_in_before_the_new_keys_vouches_for_nothing(tmp_path:
         assert (await client.ask(body=chat())).code == "unauthorized"
 
 
-@with_and_without
-async def test_new_limits_count_from_the_next_request(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_new_limits_count_from_the_next_request(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.configure(ServerSettings(max_body=100), ())
         assert (await client.ask(body=chat(pad="x" * 100))).code == "body_too_large"
 
 
-@with_and_without
-async def test_models_that_take_turns(tmp_path: Path, fast: bool) -> None:
+@on_both_loops
+async def test_models_that_take_turns(tmp_path: Path) -> None:
     models = [ModelSpec(name, path=f"/{name}.gguf") for name in ("m", "n")]
     scheduling = SchedulerSettings(linger=0.0)
     limits = Limits(None, "no limit", 1)
-    async with bench(tmp_path, models=models, scheduling=scheduling, limits=limits, fast=fast) as b:
+    async with bench(tmp_path, models=models, scheduling=scheduling, limits=limits) as b:
         b.engine.script = number
         async with await b.client() as client:
             for n, name in enumerate("mmnmnnm"):
@@ -386,17 +386,17 @@ async def test_models_that_take_turns(tmp_path: Path, fast: bool) -> None:
         await b.settled()
 
 
-@with_and_without
-async def test_a_model_that_is_no_longer_configured_is_not_found(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, fast=fast) as b, await b.client(primed=True) as client:
+@on_both_loops
+async def test_a_model_that_is_no_longer_configured_is_not_found(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client(primed=True) as client:
         other = replace(ModelSpec("n", path="/n.gguf"), idle_timeout=None)
         b.scheduler.configure([(other, ONE_BYTE)], b.scheduler.settings, b.scheduler.limits)
         assert (await client.ask(body=chat())).code == "model_not_found"
 
 
-@with_and_without
-async def test_a_model_without_a_free_slot_is_waited_for(tmp_path: Path, fast: bool) -> None:
-    async with bench(tmp_path, models=[ModelSpec("m", path="/m.gguf")], fast=fast) as b:
+@on_both_loops
+async def test_a_model_without_a_free_slot_is_waited_for(tmp_path: Path) -> None:
+    async with bench(tmp_path, models=[ModelSpec("m", path="/m.gguf")]) as b:
         async with await b.client(primed=True) as client, await b.client(primed=True) as second:
             b.engine.says(0.1, plain(b"{}"))
             client.send(request(body=chat()))
