@@ -38,11 +38,11 @@ KINDS: Final[dict[str, ErrorKind]] = {
     # waiting for a model
     "queue_full": ErrorKind(429, "LimitsExceeded", True),
     "queue_timeout": ErrorKind(503, "LoadTimeout", True),
-    "shutting_down": ErrorKind(503, "Draining", True),
+    "shutting_down": ErrorKind(503, "ShuttingDown", True),
     "model_failed": ErrorKind(503, "ModelFailed"),  # cannot start until the user changes something
     "model_backing_off": ErrorKind(503, "ModelBackingOff", True),  # failed recently; will be tried again
     "model_unloaded": ErrorKind(503, "ModelUnloaded", True),  # unloaded by a user while the request waited
-    "model_out_of_memory": ErrorKind(503, "ChildOom"),  # killed by the kernel because memory ran out
+    "model_out_of_memory": ErrorKind(503, "ModelOutOfMemory"),  # killed by the kernel because memory ran out
     "does_not_fit": ErrorKind(503, "NotEnoughMemory"),
     "memory_in_use": ErrorKind(503, "MemoryInUse", True),  # it would fit, but other programs use the memory
     "yielded": ErrorKind(503, "Yielded", True),  # the user or a game needs the memory

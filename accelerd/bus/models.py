@@ -78,7 +78,7 @@ class ModelObjects:
             "StateReason": snapshot.reason,
             "StateSinceMonotonicUSec": usec(snapshot.at - snapshot.since) if snapshot.history else 0,
             "Device": self._device(snapshot.device),
-            "Claims": [(self._device(c.device), c.family, c.kind, c.contexts) for c in snapshot.need.claims],
+            "NpuContexts": [(self._device(c.device), c.family, c.kind, c.contexts) for c in snapshot.need.claims],
             "MemoryEstimate": snapshot.memory,
             "MemorySource": snapshot.memory_source,
             "MemoryUsed": sum(snapshot.used.values()) if snapshot.instance is not None else 0,

@@ -274,7 +274,7 @@ async def test_who_waits_at_the_end_is_told(broker: Bus, client: Client) -> None
     async with on_bus(broker, slow):
         waiting = asyncio.create_task(client.ask(JOB, names.BUS_JOB, "Wait"))
         await until(lambda: slow.calls, "it waits")
-    assert await waiting == "org.accelerd1.Error.Draining"
+    assert await waiting == "org.accelerd1.Error.ShuttingDown"
 
 
 async def test_an_object_that_is_published_again_is_another(broker: Bus, client: Client) -> None:
