@@ -106,7 +106,7 @@ def ask(
         answer.interrupted = True
         answer.finish_reason = "interrupted"
     if not done and not answer.interrupted and answer.finish_reason is None:
-        raise Failure("the answer broke off", code="upstream_failed", hint=f"see: accelctl logs {model}")
+        raise Failure("the answer ended early", code="upstream_failed", hint=f"see: accelctl logs {model}")
     return answer
 
 
@@ -115,9 +115,9 @@ def take(answer: ChatAnswer, text: str, display: AnswerDisplay) -> None:
     try:
         chunk = json.loads(text)
     except ValueError as cause:
-        raise Failure("the answer holds something that is not JSON", code="bad_answer") from cause
+        raise Failure("the answer contains a chunk that is not JSON", code="bad_answer") from cause
     if not isinstance(chunk, dict):
-        raise Failure("the answer holds something that is not an object", code="bad_answer")
+        raise Failure("the answer contains a chunk that is not a JSON object", code="bad_answer")
     if chunk.get("error"):
         error = chunk["error"]
         raise failure_of(error if isinstance(error, dict) else {"message": str(error)})

@@ -1,6 +1,6 @@
-"""Times of day as people say them: "22:30", and what that is from now. The only clock on the wall that accelctl reads.
+"""Times of day such as "22:30", and seconds until then. The only place where accelctl reads the wall clock.
 
-Local time, across changes to and from summer time. Pure but for the clock.
+Local time, correct across changes to and from daylight saving time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def seconds_until(text: str, now: datetime | None = None) -> float:
     """Until it is "22:30" next. Failure for what is no time of day."""
     match = TIME.match(text.strip())
     if match is None:
-        raise Failure(f"{text!r} is no time of day, such as 22:30", exit=ExitStatus.USAGE, code="usage")
+        raise Failure(f"{text!r} is not a time of day such as 22:30", exit=ExitStatus.USAGE, code="usage")
     now = now or datetime.now()
     then = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
     if then <= now:
@@ -33,7 +33,7 @@ def time_in(seconds: float, now: datetime | None = None) -> str:
 
 
 def seconds_since(at: float, now: datetime | None = None) -> float:
-    """Since a moment that is told in seconds since 1970; 0 when it is still to come: a clock was put back."""
+    """Seconds since `at`, a Unix time; 0 where it is in the future because the clock was set back."""
     return max((now or datetime.now()).timestamp() - at, 0.0)
 
 

@@ -1,7 +1,7 @@
-"""How devices look to a person: a line for each with what it does, then their memory, who uses it, and what is wrong.
+"""Prints devices: a line for each with its load, then its memory, the users of it, and what is wrong.
 
-Takes the JSON of the control route, so that it shows the same with and without a daemon. Must never fail for a value
-that is missing.
+Takes the JSON of the control route, so that it is the same with and without a daemon. Must never fail for a missing
+value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def show(out: CliOutput, answer: dict[str, Any]) -> None:
     """The whole page."""
     devices = answer.get("devices") or []
     if answer.get("source") == "direct":
-        out.line(out.style("accelerd is not running: read directly, without the names of models", "dim"))
+        out.line(out.style("accelerd is not running: read by accelctl, without model names", "dim"))
         out.line()
     rows, styles = [], []
     for device in devices:
@@ -135,11 +135,11 @@ def npu(out: CliOutput, device: dict[str, Any]) -> None:
 
 
 def places(told: dict[str, Any]) -> str:
-    """ "2 of 16 hardware contexts in use, 8 columns that models use by turns"."""
+    """ "2 of 16 hardware contexts in use, 8 columns shared by all models"."""
     used, most = told.get("contexts_used") or 0, told.get("contexts")
     text = f"{used} of {most} hardware contexts in use" if most else f"{count(used, 'hardware context')} in use"
     columns = told.get("columns")
-    return f"{text}, {count(columns, 'column')} that models use by turns" if columns else text
+    return f"{text}, {count(columns, 'column')} shared by all models" if columns else text
 
 
 def claim(one: dict[str, Any]) -> str:
@@ -182,7 +182,7 @@ def users(out: CliOutput, device: dict[str, Any]) -> None:
     if rest:
         lines.append((count(len(rest), "more process", "more processes"), sum(h["total"] for h in rest), False))
     if device.get("others"):
-        lines.append(("others, and the system", device["others"], False))
+        lines.append(("other programs and the system", device["others"], False))
     if lines:
         longest = max(len(text) for text, _, _ in lines)
         for text, held, ours in lines:
@@ -190,10 +190,10 @@ def users(out: CliOutput, device: dict[str, Any]) -> None:
 
 
 def remarks(seen: dict[str, Any]) -> list[str]:
-    """What the table has no column for."""
+    """Readings that the table has no column for."""
     notes = []
     if seen.get("throttling"):
-        notes.append(f"clocks are held down by: {', '.join(seen['throttling'])}")
+        notes.append(f"clocks are throttled by: {', '.join(seen['throttling'])}")
     if seen.get("dram_read") is not None and seen.get("dram_write") is not None:
         notes.append(f"memory traffic: {seen['dram_read'] / 1e9:.1f} GB/s read, {seen['dram_write'] / 1e9:.1f} written")
     other = {name: step for name, step in (seen.get("clocks") or {}).items() if name in ("mclk", "fclk")}

@@ -1,6 +1,6 @@
-"""How a command of accelctl ends badly: one exception with the exit status, one line for a person, and what to do.
+"""The exception that ends a command of accelctl: exit status, one line for the user, and what to do.
 
-Knows no transport and no terminal; `accelerd.cli.main` prints it, every other module of the room only raises it.
+Only `accelerd.cli.main` prints it; every other module raises it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""This machine's memory, asked of the daemon, or measured here where there is none: the same JSON either way."""
+"""This machine's memory: from the daemon, or measured by accelctl where there is none. The same JSON either way."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
 
-# Without a daemon, or with one that does not know the route, this program looks itself.
+# Codes of failures after which accelctl measures itself: no daemon, or one that does not know the route.
 WITHOUT_DAEMON = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
 
 
 def source(context: Context, route: str, directly: Fetch) -> Fetch:
-    """The daemon's answer to `route`; from the first time that there is no daemon on, what `directly` says."""
+    """Fetches `route` from the daemon; once there is none, calls `directly` from then on."""
     daemon = True
 
     def ask() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def source(context: Context, route: str, directly: Fetch) -> Fetch:
 
 
 class LocalMachine:
-    """This machine, looked at without a daemon. What it needs is imported when it is first asked for."""
+    """This machine, measured without a daemon."""
 
     def __init__(self, context: Context, inventory: Inventory | None = None) -> None:
         from accelerd import config
@@ -52,11 +52,11 @@ class LocalMachine:
         )
 
     def devices(self) -> list[Device]:
-        """What there is now."""
+        """The devices now."""
         return self._inventory.scan()
 
     def look(self) -> dict[str, Any]:
-        """As GET /accelerd/v1/memory: all that others use, and no models."""
+        """As GET /accelerd/v1/memory, with all memory counted as other programs', and no models."""
         from accelerd.memory.ledger import Ledger
         from accelerd.memory.report import report
 
@@ -67,5 +67,5 @@ class LocalMachine:
             **report(Ledger(seen.pools), seen),
             "waiting": [],
             "yielded": None,
-            "degraded": f"not known: {untold}" if untold else None,
+            "degraded": f"unknown: {untold}" if untold else None,
         }

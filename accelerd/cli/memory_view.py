@@ -1,8 +1,7 @@
-"""How memory looks to a person: a bar for each pool, below it a line for everybody who holds some of it.
+"""Prints memory: a bar for each pool, below it a line for each user of it.
 
-Takes the JSON of the control route. Every part of a bar begins with the letter of its line, so that it can be read
-without colours; where the terminal knows no block characters it is drawn in ASCII. Must never fail for a value that is
-missing.
+Takes the JSON of the control route. Each part of a bar starts with the letter of its line, so that it can be read
+without colours; without block characters it is drawn in ASCII. Must never fail for a missing value.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ NARROWEST = 10
 WORDS = {
     "loading": "loading",
     "leaving": "leaving",
-    "reclaiming": "ended, not all of it is back yet",
-    "lost": "ended, and the device has not given it back",
+    "reclaiming": "ended, memory not yet released",
+    "lost": "ended, memory not released by the device",
 }
 PHASE_STYLES = {"loading": "yellow", "leaving": "yellow", "reclaiming": "red", "lost": "red"}
 
 
 @dataclass(frozen=True)
 class BarGlyphs:
-    """What a bar is drawn with."""
+    """The characters that a bar is drawn with."""
 
     used: str
     unused: str  # reserved, but not in use
@@ -47,7 +46,7 @@ ASCII_GLYPHS = BarGlyphs("#", "+", "/", "%", "x", ".")
 
 
 @dataclass(frozen=True)
-class Part:
+class BarPart:
     """One part of a bar, and its line."""
 
     letter: str
@@ -62,7 +61,7 @@ class Part:
 def show(out: CliOutput, answer: dict[str, Any]) -> None:
     """The whole page."""
     if answer.get("source") == "direct":
-        out.line(out.style("accelerd is not running: measured directly, without the names of models", "dim"))
+        out.line(out.style("accelerd is not running: measured by accelctl, without model names", "dim"))
         out.line()
     pools = answer.get("pools") or []
     labels = {pool.get("id"): str(pool.get("label") or pool.get("id")) for pool in pools}
@@ -96,7 +95,7 @@ def lettered(pools: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def spillers(pool: dict[str, Any], pools: Sequence[dict[str, Any]], labels: dict[Any, str]) -> str:
-    """Of which pools some lies in this one, too."""
+    """The pools that spill into this one."""
     found = [other for other in pools if other.get("backed_by") == pool.get("id") and other.get("holdings")]
     return ", ".join(labels[other.get("id")] for other in found)
 
@@ -110,7 +109,7 @@ def show_pool(out: CliOutput, pool: dict[str, Any], letters: dict[str, int], spi
     found = [*parts(pool, letters, spill, glyphs)]
     slot = str(pool.get("id") or "").removeprefix("0000:")
     where = f" ({slot})" if ":" in slot else ""
-    state = f"{human_size(free)} free" if free >= 0 else f"{human_size(-free)} more than there should be"
+    state = f"{human_size(free)} free" if free >= 0 else f"{human_size(-free)} over the limit"
     figures = f"{state} of {human_size(capacity)}"
     title = cut(out, str(pool.get("label") or slot), max(8, out.columns - len(figures) - len(where) - 2))
     styled = out.style(figures, "red") if free < 0 else figures
@@ -124,7 +123,7 @@ def show_pool(out: CliOutput, pool: dict[str, Any], letters: dict[str, int], spi
 
 
 def show_claims(out: CliOutput, pool: dict[str, Any], letters: dict[str, int]) -> None:
-    """Of an NPU: how many of its places are taken, and by whom with how much memory, which lies in main memory."""
+    """Of an NPU: its hardware contexts in use, the models that use them, and their memory, which is main memory."""
     told = pool.get("npu")
     if not told:
         return
@@ -136,27 +135,27 @@ def show_claims(out: CliOutput, pool: dict[str, Any], letters: dict[str, int]) -
         out.wrapped(text, indent="    ", first=f"  {LETTERS[number % len(LETTERS)]} ", style=style)
 
 
-def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: BarGlyphs) -> Iterator[Part]:
+def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: BarGlyphs) -> Iterator[BarPart]:
     """Everything in a pool, as it stands in the bar from the left to the right."""
     for held in pool.get("holdings") or ():
         yield holding(held, letters.get(str(held.get("model")), 0), glyphs)
     if pool.get("spilled"):
-        note = f"of {spill}, which has no more of its own" if spill else "of a GPU that shares this memory"
-        yield Part(SPILLED, "spilled", pool["spilled"], glyphs.spilled, "cyan", note)
+        note = f"used by {spill} beyond its own memory" if spill else "used by a GPU that shares this memory"
+        yield BarPart(SPILLED, "spilled", pool["spilled"], glyphs.spilled, "cyan", note)
     if pool.get("foreign"):
-        yield Part(OTHERS, "others", pool["foreign"], glyphs.others, "yellow", others(pool))
+        yield BarPart(OTHERS, "others", pool["foreign"], glyphs.others, "yellow", others(pool))
     if (free := pool.get("free") or 0) > 0:
-        yield Part(FREE, "free", free, glyphs.free, "")
+        yield BarPart(FREE, "free", free, glyphs.free, "")
     if pool.get("reserve"):
-        yield Part(RESERVE, "reserve", pool["reserve"], glyphs.reserve, "dim", "given to no model")
+        yield BarPart(RESERVE, "reserve", pool["reserve"], glyphs.reserve, "dim", "kept free of models")
 
 
-def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> Part:
+def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> BarPart:
     """One model."""
     reserved, used, phase = held.get("reserved") or 0, held.get("used"), str(held.get("phase"))
     notes = [WORDS[phase]] if phase in WORDS else []
     if used is None:
-        notes.append("reserved, not seen in use yet" if phase == "loading" else "reserved")
+        notes.append("reserved, not in use yet" if phase == "loading" else "reserved")
     elif human_size(used) != human_size(reserved):
         notes.append(f"{human_size(used)} of it in use" if used < reserved else f"{human_size(used)} in use")
     if held.get("pin"):
@@ -168,16 +167,16 @@ def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> Part:
     letter = LETTERS[number % len(LETTERS)]
     style = PHASE_STYLES.get(phase, MODEL_STYLES[number % len(MODEL_STYLES)])
     unused = max(0, reserved - (used or 0))
-    return Part(letter, str(held.get("model")), reserved, glyphs.used, style, ", ".join(notes), unused)
+    return BarPart(letter, str(held.get("model")), reserved, glyphs.used, style, ", ".join(notes), unused)
 
 
 def others(pool: dict[str, Any]) -> str:
-    """Who of them can be named, the largest first."""
+    """Programs by name, the largest first."""
     users = [user for user in pool.get("foreign_users") or () if user.get("size")]
     return ", ".join(f"{user.get('process')} {human_size(user['size'])}" for user in users)
 
 
-def bar(out: CliOutput, found: Sequence[Part], capacity: int, cells: int, glyphs: BarGlyphs) -> str:
+def bar(out: CliOutput, found: Sequence[BarPart], capacity: int, cells: int, glyphs: BarGlyphs) -> str:
     """All parts beside each other."""
     text = ""
     for part, length in zip(found, shared([part.size for part in found], capacity, cells), strict=True):
@@ -190,7 +189,7 @@ def bar(out: CliOutput, found: Sequence[Part], capacity: int, cells: int, glyphs
 
 
 def shared(sizes: Sequence[int], capacity: int, cells: int) -> list[int]:
-    """How many cells each gets: in proportion, at least one for what is there, all of them in sum at most."""
+    """Cells for each size: in proportion, at least one for what is not zero, `cells` in total at most."""
     if capacity <= 0:
         return [0] * len(sizes)
     exact = [size * cells / capacity for size in sizes]
@@ -204,8 +203,8 @@ def shared(sizes: Sequence[int], capacity: int, cells: int) -> list[int]:
     return found
 
 
-def rows(out: CliOutput, found: Sequence[Part]) -> None:
-    """The line of every part: its letter, its name, its size, what else there is to say."""
+def rows(out: CliOutput, found: Sequence[BarPart]) -> None:
+    """The line of each part: letter, name, size, notes."""
     room = max(8, min(32, out.columns - 24))
     named = [(part, cut(out, part.name, room)) for part in found]
     widest = max((width(name) for _, name in named), default=0)
@@ -243,7 +242,7 @@ def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[st
         what = str(given.get("what") or names or "all memory")
         until = f" for another {span(given['remaining'])}" if given.get("remaining") is not None else ""
         yield (
-            f"{what} is given up to other programs{until} ({given.get('why')}); accelctl resume takes it back",
+            f"{what} is yielded to other programs{until} ({given.get('why')}); to end this: accelctl resume",
             "yellow",
         )
     some, full = (round((answer.get("stall") or {}).get(key) or 0.0, 1) for key in ("some", "full"))
@@ -256,7 +255,7 @@ def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[st
 
 def show_waiting(out: CliOutput, entry: dict[str, Any]) -> None:
     name, requests = printable(str(entry.get("model"))), count(entry.get("requests") or 0, "request")
-    reason = "it is being loaded" if entry.get("state") == "starting" else str(entry.get("reason") or "")
+    reason = "loading" if entry.get("state") == "starting" else str(entry.get("reason") or "")
     wanted = sum((entry.get("wanted") or {}).values())
     need = f" for {human_size(wanted)}" if wanted and entry.get("state") != "starting" else ""
     out.wrapped(f"{name}: {requests}{need}{': ' if reason else ''}{reason}", indent="    ", first="  ")
@@ -266,7 +265,7 @@ def show_learned(out: CliOutput, answer: dict[str, Any], when: Any) -> None:
     """What was measured of models; `when(seconds since 1970)` says how long ago that was."""
     entries = answer.get("learned") or []
     if not entries:
-        out.line("Nothing yet: a figure is kept when a model has been loaded.")
+        out.line("Nothing yet: memory is measured each time a model is loaded.")
         return
     table = []
     for entry in entries:

@@ -1,7 +1,7 @@
-"""What accelctl prints: text for people, one JSON value for programs, colour only where a terminal wants it.
+"""What accelctl prints: text for people, one JSON value for programs, colour only on a terminal that wants it.
 
-Owns stdout and stderr of the process. Must never decide anything; every string that came from outside goes through
-`printable`, because an engine's output may contain what a terminal would obey.
+Owns stdout and stderr of the process. Every string from outside goes through `printable`: it may contain control
+sequences.
 """
 
 from __future__ import annotations

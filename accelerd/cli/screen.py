@@ -1,7 +1,7 @@
-"""How an answer looks while it streams: text to stdout as it comes, a spinner on stderr until it does.
+"""Prints an answer while it streams: text to stdout as it arrives, a spinner on stderr until it does.
 
-Imports rich for the spinner only, and only on a terminal. Text of a model is never trusted with the terminal: control
-characters other than newline and tab are shown escaped.
+Imports rich for the spinner only, and only on a terminal. Control characters of a model's text other than newline and
+tab are escaped: a terminal could obey them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Numbers, times and foreign text as a person reads them. Pure functions, no terminal, no clock."""
+"""Numbers, times and text from outside as a person reads them. Pure functions, no terminal, no clock."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 def span(seconds: float | None) -> str:
@@ -33,7 +32,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """Text of an engine or a file without anything that a terminal would obey; tabs become spaces."""
+    """Text of an engine or a file with control characters escaped; tabs become spaces."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c == "\t" else escape(c) for c in text)
@@ -66,6 +65,8 @@ def clip(text: str, columns: int) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that was probably meant."""
+    from difflib import get_close_matches  # slow to import, and rarely needed
+
     by_lower = {item.lower(): item for item in known}
     found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     if found:

@@ -63,7 +63,7 @@ def test_add_by_id(ctl: Ctl) -> None:
     result = ctl("add", "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M")
     assert result.status == 0
     assert dropin(ctl, "gemma-3-4b-it") == {"model": "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"}
-    assert "fetches it" in result.out
+    assert "downloads it" in result.out
 
 
 def test_add_takes_the_projector_along(ctl: Ctl, model: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_same_model_twice_needs_a_name(ctl: Ctl, model: Path) -> None:
     assert ctl("add", str(model)).status == 0
     again = ctl("add", str(model))
     assert again.status == 1
-    assert "tiny-chat is that model already" in again.err
+    assert "this model is configured already as tiny-chat" in again.err
     assert ctl("add", str(model), "--name", "second").status == 0
     assert ctl("add", str(model), "--replace", "--context", "512").status == 0
     assert dropin(ctl, "tiny-chat") == {"path": str(model), "context": 512}
@@ -120,7 +120,7 @@ def test_what_cannot_be_added(ctl: Ctl, model: Path, tmp_path: Path) -> None:
     for source, status, words in (
         ("./missing.gguf", 1, "there is no such file"),
         (str(other), 1, "is not a GGUF file"),
-        ("tiny", 2, "fits 2 models"),
+        ("tiny", 2, "matches 2 models"),
         (str(model.parent), 2, "holds 2 models"),
         (str(tmp_path / "run"), 1, "there is no GGUF file"),
         ("nothing-like-that", 1, "found no GGUF file"),

@@ -137,9 +137,9 @@ def test_errors_before_and_inside_the_stream(ctl: Ctl, daemon: FakeDaemon) -> No
 
 def test_a_stream_that_breaks_off_or_is_nonsense(ctl: Ctl, daemon: FakeDaemon) -> None:
     for reply, words in (
-        (sse(delta("Hal"), done=False), "broke off"),
+        (sse(delta("Hal"), done=False), "ended early"),
         (Reply(chunks=[b"data: {]\n\n"]), "not JSON"),
-        (Reply(chunks=[b"data: 7\n\n"]), "not an object"),
+        (Reply(chunks=[b"data: 7\n\n"]), "not a JSON object"),
         (Reply(chunks=[b"data: "], cut=True), "the connection to accelerd broke"),
     ):
         daemon.answers[CHAT] = reply

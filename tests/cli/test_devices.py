@@ -70,9 +70,9 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "visible vram" not in text
     assert any("qwen: llama-server (4712)" in line and line.endswith("40.0 GiB") for line in lines)
     assert any("2 more processes" in line and line.endswith("2.0 GiB") for line in lines)
-    assert any("others, and the system" in line and line.endswith("2.0 GiB") for line in lines)
+    assert any("other programs and the system" in line and line.endswith("2.0 GiB") for line in lines)
     assert "idle" not in text
-    assert "clocks are held down by: temperature" in text
+    assert "clocks are throttled by: temperature" in text
     assert "memory traffic: 40.0 GB/s read, 2.5 written" in text
     assert "level: it is odd" in text
     assert "    → sudo grubby --args=ttm.pages_limit=1" in lines
@@ -92,7 +92,7 @@ def test_without_a_daemon_or_with_an_old_one_it_looks_itself(
         request.getfixturevalue("daemon").answers["GET devices"] = answer
     text = ctl("devices")
     assert text.status == 0
-    assert text.out.startswith("accelerd is not running: read directly")
+    assert text.out.startswith("accelerd is not running: read by accelctl")
     value = json.loads(ctl("devices", "--json").out)
     assert value["source"] == "direct"
     assert value["devices"][-1]["kind"] == "cpu"

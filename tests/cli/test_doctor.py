@@ -145,7 +145,7 @@ def test_no_login_session(here: CheckContext, tmp_path: Path) -> None:
 def test_configuration(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     assert only(engine.configuration(here)).fix == "accelctl add PATH-OR-NAME"
     for text, level, words in (
-        ("[models.a]\n", "fail", "1 mistake"),
+        ("[models.a]\n", "fail", "1 problem"),
         ('[models.a]\npath = "/nowhere/a.gguf"\n', "warn", "warning"),
         (f'[models.a]\npath = "{gguf(tmp_path)}"\n', "ok", "1 model in"),
     ):
@@ -204,8 +204,8 @@ def test_the_real_llama_server(here: CheckContext, ctl: Ctl) -> None:
 def test_memory(here: CheckContext, ctl: Ctl) -> None:
     for sizes, level, words in (
         (("4GiB", "8GiB"), "ok", "2 models: 12.0 GiB"),
-        (("20GiB", "20GiB"), "ok", "40.0 GiB, in turn"),
-        (("64GiB",), "warn", "too little for m0 (64.0 GiB)"),
+        (("20GiB", "20GiB"), "ok", "40.0 GiB, not all at once"),
+        (("64GiB",), "warn", "not enough for m0 (64.0 GiB)"),
     ):
         ctl.configure("".join(f'[models.m{n}]\nmodel = "o/r"\nmemory = "{text}"\n' for n, text in enumerate(sizes)))
         for name in ("checked", "config"):
@@ -213,14 +213,14 @@ def test_memory(here: CheckContext, ctl: Ctl) -> None:
         check = only(memory.memory(here))
         assert check.level == level
         assert words in check.detail
-    assert "20.0 GiB of 32.0 GiB free, 3.2 GiB kept for others" in check.detail
+    assert "20.0 GiB of 32.0 GiB free, 3.2 GiB kept for other programs" in check.detail
 
 
 def test_swap(here: CheckContext) -> None:
     for found, level, words in (
-        ((0, 0), "ok", "none"),
+        ((0, 0), "ok", "no swap"),
         ((100 << 20, 8 << 30), "ok", "100 MiB of 8.0 GiB in use"),
-        ((3 << 30, 8 << 30), "warn", "3.0 GiB of 8.0 GiB are in use"),
+        ((3 << 30, 8 << 30), "warn", "3.0 GiB of 8.0 GiB in use"),
     ):
         here.swap = lambda found=found: found  # type: ignore[misc]
         check = only(memory.swap(here))
@@ -335,7 +335,7 @@ def test_linger(here: CheckContext) -> None:
         here.programs = FakePrograms(loginctl=outcome)
         assert only(service.linger(here)).level == level
     here.programs = FakePrograms()
-    assert "loginctl is not there" in only(service.linger(here)).detail
+    assert "loginctl is not installed" in only(service.linger(here)).detail
 
 
 def listen(here: CheckContext, *ports: int) -> None:

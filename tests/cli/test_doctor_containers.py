@@ -69,7 +69,7 @@ def test_toolboxes_that_are_well(here: CheckContext, ctl: Ctl, tmp_path: Path) -
     models(ctl, tmp_path, one=TOOLBOX, two=TOOLBOX)
     assert [(check.id, check.level, check.detail) for check in all_lines(here)] == [
         ("toolbox", "ok", "toolbox version 0.0.99.3, for 2 models"),
-        ("rootless", "ok", "podman works for this user"),
+        ("rootless", "ok", "rootless podman works for this user"),
         ("containers", "ok", "1 container or image of models"),
     ]
     ids = {check.id for check in run_checks(here)}
@@ -137,9 +137,9 @@ def test_containers_and_images_that_are_not_there(here: CheckContext, ctl: Ctl, 
     )  # fmt: skip
     found = [(check.level, check.detail, check.fix) for check in containers.there(here)]
     assert found == [
-        ("fail", "there is no toolbox gone (one, two)", "toolbox create --image IMAGE --container gone"),
-        ("fail", "there is no distrobox gone (three)", "distrobox create --image IMAGE --name gone"),
-        ("warn", "four: the image i:1 is not here yet: its first load pulls it", "podman pull i:1"),
+        ("fail", "the toolbox gone does not exist (one, two)", "toolbox create --image IMAGE --container gone"),
+        ("fail", "the distrobox gone does not exist (three)", "distrobox create --image IMAGE --name gone"),
+        ("warn", "four: the image i:1 has not been pulled yet, so its first load will take longer", "podman pull i:1"),
     ]
     here.programs = FakePrograms(GOOD | {("podman", "image", "inspect", "i:1"): ProgramResult(0, "[]", "")})
     assert [check.level for check in containers.there(here)] == ["fail", "fail", "ok"]

@@ -91,11 +91,12 @@ def test_a_file_that_fits(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     assert "  llama-gqa: llama, " in result.out
     assert "With context 8192, KV cache f16." in result.out
     rows = {line.split("  ")[0]: re.split(r"\s{2,}", line)[1:] for line in lines if "  " in line}
-    assert {"weights", "kv cache", "compute", "program", "in sum", "free for it"} <= set(rows)
-    assert rows["free for it"] == ["60.0 GiB"]
+    assert {"weights", "kv cache", "compute", "program", "in total", "free"} <= set(rows)
+    assert rows["free"] == ["60.0 GiB"]
     assert "KV CACHE  LARGEST CONTEXT" in lines, "nobody else is loaded"
-    assert "! llama-server was not asked what it sets, so this may be too high: cannot find the program" in " ".join(
-        result.out.split()
+    assert (
+        "! llama-server could not be queried for its settings, so this may be too high: cannot find the program"
+        in " ".join(result.out.split())
     )
     assert [request.route for request in daemon.requests] == ["memory"]
 
@@ -104,7 +105,7 @@ def test_a_file_that_does_not_fit_says_by_how_much_and_ends_with_1(ctl: Ctl, dae
     daemon.answers["GET memory"] = Reply(pools())
     result = ctl("fit", str(large(models)))
     assert (result.status, result.err) == (1, "")
-    assert re.match(r"does not fit in main memory: it needs 14\d GiB, and 60.0 GiB are free for it\n", result.out)
+    assert re.match(r"does not fit in main memory: it needs 14\d GiB, and 60.0 GiB is free\n", result.out)
     assert "8 of 128 experts a token" in result.out
     assert "LARGEST CONTEXT" not in result.out, "none fits"
 
@@ -121,20 +122,20 @@ def test_who_would_have_to_leave(ctl: Ctl, daemon: FakeDaemon, models: Path) -> 
     daemon.answers["GET memory"] = Reply(pools(0, held("qwen", 30), held("pinned", 20, pin=True)))
     result = ctl("fit", str(small(models)))
     assert result.status == 0
-    assert result.out.startswith("fits in main memory when qwen has left with 29.")
-    assert "KV CACHE  LARGEST CONTEXT  IF ALL OTHERS LEFT" in result.out
+    assert result.out.startswith("fits in main memory after unloading qwen with 29.")
+    assert "KV CACHE  LARGEST CONTEXT  WITH ALL OTHERS UNLOADED" in result.out
     value = json.loads(ctl("fit", str(small(models)), "--json").out)
     assert (value["fits"], value["now"], value["leaving"]) == (True, False, ["qwen"])
     daemon.answers["GET memory"] = Reply(pools(0, held("pinned", 50, pin=True), held("qwen", 0)))
     result = ctl("fit", str(small(models)))
     assert result.status == 1
-    assert "0 B are free for it, even when all other models have left" in result.out
+    assert "0 B is free, even with all other models unloaded" in result.out
 
 
 def test_memory_that_is_given_up_is_mentioned(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     daemon.answers["GET memory"] = Reply({**pools(), "yielded": {"what": "the GPU"}})
     result = ctl("fit", str(small(models)))
-    assert "! the GPU is given up to other programs now: accelctl resume" in result.out
+    assert "! the GPU is yielded to other programs now; to end that: accelctl resume" in result.out
 
 
 def test_json(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
@@ -216,7 +217,7 @@ def test_an_address_is_answered_from_its_header(ctl: Ctl, daemon: FakeDaemon, we
     here = ctl("fit", str(large(models)))
     assert there.status == here.status == 1
     assert there.out.splitlines()[0] == here.out.splitlines()[0]
-    assert re.search(r"big: qwen3moe, 8 of 128 experts a token, 142 GiB; [\d.]+ MiB of 142 GiB were read\.", there.out)
+    assert re.search(r"big: qwen3moe, 8 of 128 experts a token, 142 GiB; [\d.]+ MiB of 142 GiB was read\.", there.out)
     assert web.sent < 16 << 20
 
 
@@ -277,8 +278,8 @@ def test_a_configured_model_is_judged_by_what_the_daemon_measured(ctl: Ctl, daem
     daemon.answers |= {"GET memory": Reply(pools()), "GET fit": Reply(told(61, source))}
     result = ctl("fit", "q")
     assert result.status == 1
-    assert result.out.startswith("does not fit in main memory: it needs 61.0 GiB, and 60.0 GiB are free for it")
-    assert f"! what it takes: {source}" in " ".join(result.out.split())
+    assert result.out.startswith("does not fit in main memory: it needs 61.0 GiB, and 60.0 GiB is free")
+    assert f"! memory: {source}" in " ".join(result.out.split())
     assert "With context 2048" in result.out
     assert daemon.requests[-1].query == {"model": "qwen"}
 
@@ -301,7 +302,7 @@ def test_one_that_is_loaded_counts_its_own_memory_as_free(ctl: Ctl, daemon: Fake
     daemon.answers |= {"GET memory": Reply(pools(0, held("qwen", 2))), "GET fit": Reply(told(2, "declared: here"))}
     result = ctl("fit", "qwen")
     assert result.status == 0
-    assert "it is loaded now; what it holds counts as free here" in result.out
+    assert "it is loaded now; its own memory counts as free here" in result.out
 
 
 def test_what_a_person_declared_holds_without_a_daemon(ctl: Ctl, models: Path) -> None:
@@ -328,7 +329,7 @@ def test_a_limit_for_all_models_holds(ctl: Ctl, daemon: FakeDaemon, models: Path
 def test_a_program_in_a_container_is_not_asked(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     configure(ctl, models, 'home = "toolbox"\ncontainer = "llama"\n')
     daemon.answers |= {"GET memory": Reply(pools()), "GET fit": error(404, "not_found", "no route")}
-    assert "its program is in a toolbox and was not asked" in " ".join(ctl("fit", "qwen").out.split())
+    assert "its llama-server is in a toolbox and was not queried" in " ".join(ctl("fit", "qwen").out.split())
 
 
 # --- GPUs -----------------------------------------------------------------------------------------------------
@@ -352,14 +353,14 @@ def test_the_gpu_in_a_processor(ctl: Ctl, tmp_path: Path, models: Path) -> None:
     status, text = with_gpu(ctl, tmp_path, str(small(models)))
     assert status == 0
     assert re.match(r"fits on AMD \S+ .*with [\d.]+ [GM]iB to spare, context up to \d+, fast: ", text), text
-    head = next(line for line in text.splitlines() if line.startswith("             main memory  AMD"))
+    head = next(line for line in text.splitlines() if line.startswith("          main memory  AMD"))
     assert head
     status, text = with_gpu(ctl, tmp_path / "2", str(small(models)), "--gpu", "none")
     assert text.startswith("fits in main memory with ")
 
 
 def test_a_gpu_is_named_by_its_slot(ctl: Ctl, tmp_path: Path, models: Path) -> None:
-    found = re.search(r"there is: (\S+) \(AMD", refused(ctl, tmp_path, str(small(models)), "--gpu", "99:00.0"))
+    found = re.search(r"usable GPUs: (\S+) \(AMD", refused(ctl, tmp_path, str(small(models)), "--gpu", "99:00.0"))
     assert found
     status, text = with_gpu(ctl, tmp_path / "2", str(small(models)), "--gpu", found[1].removeprefix("0000:"))
     assert (status, text.startswith("fits on AMD")) == (0, True)
@@ -384,7 +385,7 @@ def refused(ctl: Ctl, tmp_path: Path, *argv: str) -> str:
         (("m", "--parallel", "0"), 2, "expected a number of requests"),
         (("m", "--gpu", "c1:00.0"), 2, "there is no GPU c1:00.0"),
         (("/nowhere/a.gguf",), 1, "there is no such file: /nowhere/a.gguf"),
-        (("nobody",), 5, "there is no model, and no file, called nobody"),
+        (("nobody",), 5, "there is no model and no file called nobody"),
         (("hf:nobody",), 1, "names no repository"),
         (("http://example.org/a.gguf",), 1, "is not an https address"),
         (("https://example.org/a",), 1, "is not the address of a .gguf file"),
@@ -406,7 +407,7 @@ def test_the_name_that_was_meant(ctl: Ctl, models: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"version https://git-lfs", "Git LFS left a pointer"), (b"PK\x03\x04", "is not a GGUF file"),
+    [(b"version https://git-lfs", "it is a Git LFS pointer"), (b"PK\x03\x04", "is not a GGUF file"),
      (b"GGUF\x03\0\0\0", "the file ends within its header"), (b"", "is not a GGUF file")],
 )  # fmt: skip
 def test_files_that_are_no_models(ctl: Ctl, tmp_path: Path, content: bytes, words: str) -> None:
@@ -431,7 +432,7 @@ def test_a_broken_configuration_is_no_hindrance(ctl: Ctl, daemon: FakeDaemon, mo
     daemon.answers["GET memory"] = Reply(pools())
     result = ctl("fit", str(small(models)))
     assert result.status == 0
-    assert "! the configuration is not valid, the built-in settings are taken" in result.out
+    assert "! the configuration is not valid, so the defaults were used" in result.out
 
 
 def test_another_failure_of_the_daemon_is_told(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:

@@ -64,27 +64,27 @@ def test_who_has_to_leave_is_of_its_own_kind() -> None:
     gpu = Holding("gpu", "resident", {RAM: 30 * GIB})
     assert verdict(need(40), held("a", 20), gpu, free=64) == (
         False, False,
-        "does not fit on RyzenAI-npu5: it needs 40.0 GiB of main memory, 6.0 GiB are missing; "
+        "does not fit on RyzenAI-npu5: it needs 40.0 GiB of main memory, 6.0 GiB more than is free; "
         "models on the GPU or the processor are not put away for a model on the NPU",
     )  # fmt: skip
-    assert verdict(need(30), held("a", 20), gpu, free=64) == (False, True, "fits on RyzenAI-npu5 when a has left")
+    assert verdict(need(30), held("a", 20), gpu, free=64) == (False, True, "fits on RyzenAI-npu5 after unloading a")
 
 
 def test_the_rules_of_the_npu_count() -> None:
-    assert verdict(need(4, "whispercpp"), held("a", 4)) == (False, True, "fits on RyzenAI-npu5 when a has left")
+    assert verdict(need(4, "whispercpp"), held("a", 4)) == (False, True, "fits on RyzenAI-npu5 after unloading a")
     now, fits, text = verdict(need(4, "whispercpp"), held("a", 4), pinned=("a",))
     assert (now, fits) == (False, False)
     assert text.endswith("a is loaded, and whispercpp and flm cannot use the NPU at the same time")
     assert verdict(need(1, contexts=4), held("a", 1, contexts=14)) == (
-        False, True, "fits on RyzenAI-npu5 when a has left",
+        False, True, "fits on RyzenAI-npu5 after unloading a",
     )  # fmt: skip
     text = verdict(need(1, contexts=4), held("a", 1, contexts=14), pinned=("a",))[2]
-    assert text.endswith("it needs 4 of 16 hardware contexts of RyzenAI-npu5, 14 are taken")
+    assert text.endswith("it needs 4 of 16 hardware contexts of RyzenAI-npu5, and 14 are in use")
 
 
 def test_without_an_npu() -> None:
     nowhere = MemoryRequirement({RAM: GIB}, "estimated", (), {}, (Claim("npu", "flm", "llm"),))
-    assert verdict(nowhere)[2] == "does not fit on the NPU: this machine has no NPU that works: accelctl doctor"
+    assert verdict(nowhere)[2] == "does not fit on the NPU: this machine has no working NPU; see: accelctl doctor"
 
 
 def test_a_configured_model_is_asked_of_the_daemon(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -110,7 +110,7 @@ def test_what_is_not_for_it_is_refused(ctl: Ctl, daemon: FakeDaemon) -> None:
     ctl.configure(flm_model())
     answer = ctl("fit", "npu/qwen3-4b", "--kv", "q8_0")
     assert answer.status == 2
-    assert "npu/qwen3-4b runs with flm: of these options it has --ctx alone" in answer.err
+    assert "npu/qwen3-4b runs with flm, which takes none of these options but --ctx" in answer.err
 
 
 def test_a_model_that_is_not_configured_is_looked_up_in_flms_list(ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_model_that_is_not_configured_is_looked_up_in_flms_list(ctl: Ctl, daem
     found = json.loads(answer.out)
     assert found["model"] == {"name": "npu/qwen3-4b", "engine": "flm", "model": "qwen3:4b"}
     assert found["amounts"][RAM] > 3 * GIB
-    assert "this machine has no NPU that works" in found["verdict"]
+    assert "this machine has no working NPU" in found["verdict"]
     assert answer.status == 1
 
 
@@ -129,4 +129,4 @@ def test_lemonades_models_are_the_daemons_to_know(ctl: Ctl) -> None:
     ctl.configure('[models.q]\nengine = "lemonade"\nmodel = "Qwen3-4B-GGUF"\n')
     answer = ctl("fit", "q")
     assert answer.status == 1
-    assert "what q takes is known to the daemon alone, which asks lemonade" in answer.err
+    assert "only the daemon can find out what q needs, by asking lemonade" in answer.err

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from accelerd.cli.failure import Failure
-from accelerd.cli.fit.gguf_files import Found, by_name, by_path, files_below, name_of, name_of_id, unique, well_known
+from accelerd.cli.fit.gguf_files import (
+    FoundModel,
+    by_name,
+    by_path,
+    files_below,
+    name_of,
+    name_of_id,
+    unique,
+    well_known,
+)
 
 from .test_config import gguf
 
@@ -42,7 +51,7 @@ def test_unique() -> None:
 
 def test_any_part_of_a_split_model_means_its_first(tmp_path: Path) -> None:
     parts = [gguf(tmp_path, f"big-Q8_0-0000{n}-of-00003.gguf") for n in (1, 2, 3)]
-    assert by_path(parts[1]) == by_path(tmp_path) == Found(parts[0])
+    assert by_path(parts[1]) == by_path(tmp_path) == FoundModel(parts[0])
     assert list(files_below(tmp_path)) == [parts[0]]
     parts[2].unlink()
     with pytest.raises(Failure, match=r"a part of the model is missing: .*00003-of-00003"):
@@ -51,11 +60,11 @@ def test_any_part_of_a_split_model_means_its_first(tmp_path: Path) -> None:
 
 def test_a_projector_is_taken_only_when_it_is_clear_whose(tmp_path: Path) -> None:
     model, projector = gguf(tmp_path, "vision-Q4_0.gguf"), gguf(tmp_path, "mmproj-vision-F16.gguf")
-    assert by_path(model) == Found(model, projector)
+    assert by_path(model) == FoundModel(model, projector)
     with pytest.raises(Failure, match="is a vision projector"):
         by_path(projector)
     gguf(tmp_path, "other-Q4_0.gguf")
-    assert by_path(model) == Found(model)
+    assert by_path(model) == FoundModel(model)
 
 
 def test_a_pointer_of_git_lfs_is_told_apart(tmp_path: Path) -> None:
@@ -86,7 +95,7 @@ def test_search_prefers_the_exact_name_and_skips_hidden_folders(tmp_path: Path) 
     gguf(tmp_path / ".trash", "tiny-old.gguf")
     assert by_name("tiny", [tmp_path]).path == short
     assert by_name("TINY-CHAT-q4_0.gguf", [tmp_path]).path == long
-    with pytest.raises(Failure, match="fits 2 models") as caught:
+    with pytest.raises(Failure, match="matches 2 models") as caught:
         by_name("tin", [tmp_path])
     assert caught.value.tail == (str(short), str(long))
 

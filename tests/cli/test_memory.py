@@ -87,12 +87,12 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     # 24 of 96 GiB are 19 cells, of which 12 GiB are in use and the rest only reserved; each begins with its letter.
     assert re.fullmatch(r"B█{8}▒{10}C▒{12}DE█{7}o░{4}·{31}▁", bar), bar
     assert "  B qwen3-30b-a3b   24.0 GiB  12.0 GiB of it in use, pinned, 2 requests" in below
-    assert "  C gemma           16.0 GiB  loading, reserved, not seen in use yet" in below
-    assert "  D embed            1.0 GiB  ended, and the device has not given it back" in below
+    assert "  C gemma           16.0 GiB  loading, reserved, not in use yet" in below
+    assert "  D embed            1.0 GiB  ended, memory not released by the device" in below
     assert "  E glm             10.0 GiB  leaving" in below
     assert "  o others           6.0 GiB  game\\x1b[31m 5.0 GiB" in below
     assert "  · free            38.0 GiB" in below
-    assert "  ▁ reserve          1.0 GiB  given to no model" in below
+    assert "  ▁ reserve          1.0 GiB  kept free of models" in below
     bar, below = drawn(lines, "main memory  43.0 GiB free of 128 GiB")
     assert bar.startswith("A█")
     assert "  A tiny       4.0 GiB  idle for 3 min" in below
@@ -100,12 +100,11 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "  o others    18.0 GiB  firefox 9.0 GiB" in below
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
     places, below = drawn(lines, "RyzenAI-npu5")
-    assert places == "1 of 16 hardware contexts in use, 8 columns that models use by turns"
+    assert places == "1 of 16 hardware contexts in use, 8 columns shared by all models"
     assert below[0] == "  A tiny  flm llm, 1 context, 1.0 GiB of memory in all", "what is not in use needs no bar"
     told = " ".join(text.split())
     assert (
-        "! the GPU is given up to other programs for another 2 h (accelctl yield); accelctl resume takes it back"
-        in told
+        "! the GPU is yielded to other programs for another 2 h (accelctl yield); to end this: accelctl resume" in told
     )
     assert "! programs waited for memory 12.5 % of the last 10 s" in told
     assert (
@@ -150,7 +149,7 @@ def test_a_pool_with_more_than_it_should_hold() -> None:
     stream = Stream()
     show(CliOutput(stream, Stream(), {}), {"pools": [pool]})
     lines = stream.getvalue().splitlines()
-    assert "2.0 GiB more than there should be of 96.0 GiB" in lines[0]
+    assert "2.0 GiB over the limit of 96.0 GiB" in lines[0]
     assert width(lines[1]) <= 80
 
 
@@ -185,7 +184,7 @@ def test_without_a_daemon_or_with_an_old_one_it_measures_itself(
         request.getfixturevalue("daemon").answers["GET memory"] = answer
     text = ctl("memory")
     assert text.status == 0
-    assert text.out.startswith("accelerd is not running: measured directly")
+    assert text.out.startswith("accelerd is not running: measured by accelctl")
     value = json.loads(ctl("memory", "--json").out)
     assert value["source"] == "direct"
     [main] = [pool for pool in value["pools"] if pool["id"] == "ram"]
@@ -270,11 +269,11 @@ def test_learned(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 def test_forget(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST memory/forget"] = Reply({"forgotten": 2})
-    assert ctl("memory", "forget", "qwen").out == "forgot 2 figures of qwen\n"
-    assert ctl("memory", "forget", "--all").out == "forgot 2 figures\n"
+    assert ctl("memory", "forget", "qwen").out == "discarded 2 measurements of qwen\n"
+    assert ctl("memory", "forget", "--all").out == "discarded 2 measurements\n"
     assert [request.query for request in daemon.requests] == [{"model": "qwen"}, {"all": "1"}]
     daemon.answers["POST memory/forget"] = Reply({"forgotten": 0})
-    assert ctl("memory", "forget", "qwen").out == "nothing had been learned of qwen\n"
+    assert ctl("memory", "forget", "qwen").out == "nothing has been measured of qwen\n"
     assert json.loads(ctl("memory", "forget", "qwen", "--json").out) == {"forgotten": 0}
 
 

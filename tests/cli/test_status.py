@@ -42,7 +42,7 @@ def test_rows(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDaemon) -> None:
     text = ctl("status").out
-    assert "¹ gemma-3-4b-it: its settings have changed" in text
+    assert "¹ gemma-3-4b-it: its configuration has changed" in text
     note = " ".join(text[text.index("² broken") :].split())
     assert note.startswith("² broken: llama-server exited with status 1 after 0.4 s")
     assert "error loading model" in note
@@ -53,14 +53,14 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
 def test_power_that_is_saved_is_said(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert "power is saved" not in ctl("status").out
     daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": "on battery"}})
-    assert "power is saved (on battery): nothing is loaded unasked" in ctl("status").out
+    assert "saving power (on battery): models are loaded only on request" in ctl("status").out
     daemon.answers["GET status"] = Reply({**status(model("m", "ready")), "desktop": {"saving": None}})
     assert "power is saved" not in ctl("status").out
 
 
 def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(model("m", "reclaiming", residue=3 << 30)))
-    assert "¹ m: 3.0 GiB that it used are not back from the device" in " ".join(ctl("status").out.split())
+    assert "¹ m: 3.0 GiB of its memory was not released by the device" in " ".join(ctl("status").out.split())
 
 
 def test_A15_what_cannot_be_killed_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:

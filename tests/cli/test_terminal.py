@@ -99,10 +99,10 @@ def test_conversation_remembers_and_ctrl_c_ends_only_the_answer(ctl: Ctl, daemon
         assert gone.wait(20), "the request was not ended"
         tty.expect("> ")
         tty.type("\x03")
-        tty.expect("/exit or Ctrl-D ends")
+        tty.expect("/exit or Ctrl-D quits")
         tty.expect("> ")
         tty.type("/new\n")
-        tty.expect("forgotten")
+        tty.expect("new conversation")
         tty.expect("> ")
         tty.type("/system be kind\n")
         tty.expect("instructions set")
@@ -121,7 +121,7 @@ def test_ctrl_d_ends_the_conversation(ctl: Ctl, daemon: FakeDaemon) -> None:
     with terminal(ctl, "chat", "embed") as tty:
         tty.expect("> ")
         tty.type("/help\n")
-        tty.expect("/exit ends")
+        tty.expect("/exit quits")
         tty.expect("> ")
         tty.type("\x04")
     assert tty.process.returncode == 0

@@ -94,7 +94,7 @@ def test_somebody_resumes_meanwhile(ctl: Ctl, daemon: FakeDaemon) -> None:
     [
         (["--for", "long"], "--for: expected a duration"),
         (["--for", "0"], "longer than zero"),
-        (["--until", "25:00"], "no time of day"),
+        (["--until", "25:00"], "not a time of day"),
         (["--until", "10:00", "--for", "1h"], "not allowed with"),
     ],
 )

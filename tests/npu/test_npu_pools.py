@@ -114,7 +114,7 @@ def test_the_memory_report_has_its_models_although_their_bytes_are_in_main_memor
     assert back.pools == {pool.id: pool for pool in POOLS}
     assert {held.model: held.claims for held in back.holdings} == {"qwen": (LLM,), "big": ()}
     page = shown(show_memory, {**told, "source": "daemon"})
-    assert "1 of 16 hardware contexts in use, 8 columns that models use by turns" in page
+    assert "1 of 16 hardware contexts in use, 8 columns shared by all models" in page
     assert "A qwen  flm llm, 1 context, 3.0 GiB of memory in all" in page
 
 
@@ -122,7 +122,7 @@ def test_the_devices_page_names_who_is_on_the_npu() -> None:
     use = use_of(NPU, [there("qwen", placed(LLM)), there("hears", placed(ASR, size=GIB), 2, {RAM: GIB})])
     assert use is not None
     page = shown(show_devices, {"devices": [NPU.json() | {"npu": use.json()}]})
-    assert "    2 of 16 hardware contexts in use, 8 columns that models use by turns" in page
+    assert "    2 of 16 hardware contexts in use, 8 columns shared by all models" in page
     assert "    qwen   flm llm, 1 context, 4.0 GiB of memory reserved" in page
     assert "    hears  flm asr in Lemonade, 1 context, 1.0 GiB of memory in use" in page
 

@@ -1,6 +1,6 @@
-"""Containers that models live in: the programs for them, rootless podman, and whether each container is there.
+"""Containers that models run in: the programs for them, rootless podman, and whether each container exists.
 
-Says nothing where no model of the configuration lives in a container.
+Reports nothing where no model of the configuration runs in a container.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ INSTALL = {
 }
 
 
-def living_in(s: CheckContext, *homes: str) -> list[Any]:
+def models_in(s: CheckContext, *homes: str) -> list[Any]:
     """The models whose home is one of these."""
     return [spec for spec in s.config.models.values() if spec.home in homes]
 
 
 def programs(s: CheckContext) -> Iterator[Check]:
-    """Is there what the configured homes need?"""
+    """Are the programs installed that the configured homes need?"""
     for home, needed in NEEDED.items():
-        models = living_in(s, home)
+        models = models_in(s, home)
         for names in needed if models else ():
             found = first_there(s, names)
             if found is None:
                 one = " or ".join(names)
-                detail = f'{one} is not installed, and home = "{home}" needs it ({named(models)})'
+                detail = f'{one} is not installed, but home = "{home}" needs it ({named(models)})'
                 yield Check(home, "fail", detail, INSTALL[names[0]])
             elif names == needed[0]:
                 yield Check(home, "ok", f"{found}, for {count(len(models), 'model')}")
@@ -56,46 +56,50 @@ def first_there(s: CheckContext, names: Iterable[str]) -> str | None:
 
 
 def rootless(s: CheckContext) -> Iterator[Check]:
-    """May this user's podman make containers at all?"""
+    """Can this user run containers with podman?"""
     homes = ("toolbox", "podman") if s.uid else ()
-    if not living_in(s, *homes):
+    if not models_in(s, *homes):
         return
     outcome = s.programs.run(["podman", "unshare", "true"], timeout=30.0)
     if outcome.status == 127:
-        return  # said already
+        return  # reported already
     if outcome.status == 0:
-        yield Check("rootless", "ok", "podman works for this user")
+        yield Check("rootless", "ok", "rootless podman works for this user")
         return
     reason = (outcome.stderr.strip().splitlines() or [f"it ended with status {outcome.status}"])[-1]
     lacking = "subuid" in outcome.stderr or "newuidmap" in outcome.stderr
     ids = "100000-165535"
     fix = f"sudo usermod --add-subuids {ids} --add-subgids {ids} {s.user} && podman system migrate"
-    yield Check("rootless", "fail", f"podman does not work for this user: {reason}", fix if lacking else "podman info")
+    yield Check(
+        "rootless", "fail", f"rootless podman does not work for this user: {reason}", fix if lacking else "podman info"
+    )
 
 
 def there(s: CheckContext) -> Iterator[Check]:
-    """Does each container exist that a model lives in, and is each image here?"""
+    """Does each container exist that a model runs in, and has each image been pulled?"""
     good = 0
     for home, engines in (
         ("toolbox", ("podman",)),
         ("distrobox", ("podman", "docker")),
         ("container", ("podman", "docker")),
     ):
-        for name, models in by_name(living_in(s, home)).items():
+        for name, models in by_name(models_in(s, home)).items():
             outcomes = [s.programs.run([engine, "container", "inspect", name]) for engine in engines]
             if all(outcome.status == 127 for outcome in outcomes):
-                continue  # said already
+                continue  # reported already
             if any(outcome.status == 0 for outcome in outcomes):
                 good += 1
                 continue
             kind = "container" if home == "container" else home
             fix = "podman ps --all" if home == "container" else f"{home} create --image IMAGE --{flag(home)} {name}"
-            yield Check("containers", "fail", f"there is no {kind} {name} ({', '.join(models)})", fix)
+            yield Check("containers", "fail", f"the {kind} {name} does not exist ({', '.join(models)})", fix)
     for home in ("podman", "docker"):
-        for spec in living_in(s, home):
+        for spec in models_in(s, home):
             outcome = s.programs.run([home, "image", "inspect", spec.image or ""])
             if outcome.status not in (0, 127):
-                detail = f"{spec.name}: the image {spec.image} is not here yet: its first load pulls it"
+                detail = (
+                    f"{spec.name}: the image {spec.image} has not been pulled yet, so its first load will take longer"
+                )
                 yield Check("containers", "warn", detail, f"{home} pull {spec.image}")
             elif outcome.status == 0:
                 good += 1

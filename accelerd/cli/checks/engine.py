@@ -1,4 +1,4 @@
-"""What would run: the configuration, the model files, the engines' programs; judged by the code that starts them."""
+"""The configuration, the model files and the engines' programs, checked by the code that uses them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def configuration(s: CheckContext) -> Iterator[Check]:
     file = s.roots.config_file
     if found is None:
         first = f", the first: {errors[0]}" if errors else ""
-        yield Check("config", "fail", f"{count(len(errors), 'mistake')}{first}", "accelctl config check")
+        yield Check("config", "fail", f"{count(len(errors), 'problem')}{first}", "accelctl config check")
     elif not found.models:
         yield Check("config", "warn", f"no models in {file}", "accelctl add PATH-OR-NAME")
     elif problems:
@@ -65,6 +65,6 @@ def program(s: CheckContext, spec: ModelSpec) -> Check:
     except AccelError as error:
         message, _, hint = printable(error.message).partition("; ")
         return Check("llama-server", "fail", message, s.checkout_tool("build-llama-server") or hint)
-    load = found.pick("--load-mode", "--no-mmap") or "no load option"
+    load = found.pick("--load-mode", "--no-mmap") or "no option for mmap"
     options = len({option.names for option in found.options.values()})
-    return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options (those with {load})")
+    return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options, {load}")

@@ -22,16 +22,19 @@ def python(s: CheckContext) -> Iterator[Check]:
         yield Check("python", "ok", text)
     else:
         yield Check(
-            "python", "fail", f"{text} is too old: 3.11 is needed", "install Python 3.11 or newer and accelerd in it"
+            "python",
+            "fail",
+            f"{text} is too old; accelerd needs 3.11 or newer",
+            "install Python 3.11 or newer, then accelerd with it",
         )
 
 
 def directories(s: CheckContext) -> Iterator[Check]:
-    """May accelerd write where it must, and may nobody else?"""
+    """Can accelerd write to its directories, and nobody else?"""
     roots = s.roots
     if not roots.runtime.parent.is_dir():
         yield Check(
-            "runtime-dir", "fail", f"{roots.runtime.parent} does not exist: there is no login session",
+            "runtime-dir", "fail", f"{roots.runtime.parent} does not exist: you have no login session",
             "loginctl enable-linger",
         )  # fmt: skip
     else:
@@ -53,14 +56,14 @@ def directory(id: str, path: Path, *, private: bool) -> Check:
     if open_to_others:
         wanted = "700" if private else "o-w"
         return Check(id, "fail", f"{path} is open to other users (mode {mode:o})", f"chmod {wanted} {path}")
-    return Check(id, "ok", str(path) + ("" if path.is_dir() else " (will be made)"))
+    return Check(id, "ok", str(path) + ("" if path.is_dir() else " (will be created)"))
 
 
 def devices(s: CheckContext) -> Iterator[Check]:
-    """Which gpus and npus, and may this user use them?"""
+    """Which GPUs and NPUs are there, and may this user use them?"""
     found = [d for d in inventory(s.roots, s.udev) if d.kind != "cpu"]
     if not found:
-        yield Check("devices", "ok", "no GPU or NPU: models run on the processor")
+        yield Check("devices", "ok", "no GPU or NPU; models run on the processor")
     for device in found:
         words = [f"{device.kind} {device.name}", device.driver or "no driver", device.node or device.slot or ""]
         words += [f"{human_size(pool.total)} {pool.name}" for pool in device.pools]

@@ -1,6 +1,6 @@
-"""Does every model fit on this machine, do all of them together? Estimated from headers; no program is asked.
+"""Does every model fit on this machine, do all of them together? Estimated from headers, without running a program.
 
-And is the machine swapping: a model of which a part lies in swap answers a hundred times slower.
+Also whether the machine swaps: a model that is partly in swap answers a hundred times slower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def memory(s: CheckContext) -> Iterator[Check]:
 
     found = machine_memory(s.roots)
     if found is None:
-        yield Check("memory", "warn", "the machine's memory is unknown", "set memory in [scheduler]")
+        yield Check("memory", "warn", "the size of the machine's memory is unknown", "set memory in [scheduler]")
         return
     total, available = found
     devices = inventory(s.roots, s.udev)
@@ -38,7 +38,7 @@ def memory(s: CheckContext) -> Iterator[Check]:
     kept = (
         f"{human_size(limit)} for models"
         if limit is not None
-        else f"{human_size(ledger.pools[RAM].reserve)} kept for others"
+        else f"{human_size(ledger.pools[RAM].reserve)} kept for other programs"
     )
     facts = f"{human_size(available)} of {human_size(total)} free, {kept}"
     too_big = {
@@ -48,8 +48,8 @@ def memory(s: CheckContext) -> Iterator[Check]:
     }
     if too_big:
         names = ", ".join(f"{name} ({human_size(needed)})" for name, needed in too_big.items())
-        fix = f"accelctl fit {next(iter(too_big))} says with what context it would fit; or take a smaller quantization"
-        yield Check("memory", "warn", f"{facts}: too little for {names}", fix)
+        fix = f"accelctl fit {next(iter(too_big))}   (shows the context that would fit; or use a smaller quantization)"
+        yield Check("memory", "warn", f"{facts}: not enough for {names}", fix)
         return
     if options:
         together: dict[str, int] = {}
@@ -58,16 +58,16 @@ def memory(s: CheckContext) -> Iterator[Check]:
                 together[pool] = together.get(pool, 0) + amount
         needed = sum(together.values())
         beside = ledger.fits(together) and (limit is None or needed <= limit)
-        facts += f"; {count(len(options), 'model')}: {human_size(needed)}" + ("" if beside else ", in turn")
+        facts += f"; {count(len(options), 'model')}: {human_size(needed)}" + ("" if beside else ", not all at once")
     yield Check("memory", "ok", facts)
 
 
 def swap(s: CheckContext) -> Iterator[Check]:
     used, total = s.swap()
     if not total:
-        yield Check("swap", "ok", "there is none")
+        yield Check("swap", "ok", "no swap")
     elif used > MUCH_SWAP:
-        text = f"{human_size(used)} of {human_size(total)} are in use: what of a model lies there is very slow"
-        yield Check("swap", "warn", text, "accelctl memory  # shows who holds memory; close what is not needed")
+        text = f"{human_size(used)} of {human_size(total)} in use: a model that is partly in swap is very slow"
+        yield Check("swap", "warn", text, "accelctl memory   (shows what uses memory; close what you do not need)")
     else:
         yield Check("swap", "ok", f"{human_size(used)} of {human_size(total)} in use")

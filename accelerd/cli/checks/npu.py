@@ -46,14 +46,16 @@ async def _version(s: CheckContext, path: str) -> Check:
 
 
 def _validated(s: CheckContext, path: str) -> Iterator[Check]:
-    """What `flm validate --json` says, in lines that say what to do."""
+    """The report of `flm validate --json`, each problem with its fix."""
     from accelerd.engines.flm import stack
 
     outcome = s.programs.run([path, "validate", "--json"])
     try:
         report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
     except ValueError:
-        yield Check("npu", "warn", f"flm validate --json says nothing (status {outcome.status})", "flm validate")
+        yield Check(
+            "npu", "warn", f"flm validate --json printed no report (exit status {outcome.status})", "flm validate"
+        )
         return
     try:
         command_line = (s.roots.proc / "cmdline").read_text(errors="replace")
@@ -78,16 +80,16 @@ def _memlock(s: CheckContext, here: str) -> Check:
     outcome = s.programs.run(argv)
     said = outcome.stdout.strip().partition("=")[2] if outcome.status == 0 else ""
     if said.isdigit() and int(said) < (1 << 63):
-        text = f"models may lock {human_size(int(said))} of memory, FastFlowLM locks a whole model"
+        text = f"models may lock {human_size(int(said))} of memory, but FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
     if not said and here.isdigit() and int(here) < stack.ENOUGH_LOCKED:
-        text = f"programs may lock {human_size(int(here))} of memory here, FastFlowLM locks a whole model"
+        text = f"programs may lock {human_size(int(here))} of memory here, but FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
     return Check("npu-memlock", "ok", "models may lock as much memory as they need")
 
 
 async def _models(s: CheckContext, path: str) -> list[Check]:
-    """Configured ones that are not on this machine."""
+    """Configured models that have not been downloaded."""
     from accelerd.engines.flm import argv, catalogue, names, program
 
     try:
@@ -102,14 +104,16 @@ async def _models(s: CheckContext, path: str) -> list[Check]:
         if tag is None:
             near = " or ".join(names.near(spec.model or "", known)) or "another: flm list"
             fix = f"correct {spec.origin('model')}: {near}"
-            found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM knows no model {spec.model!r}", fix))
+            found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM has no model {spec.model!r}", fix))
             continue
         own, hears, embeds = argv.parts(spec, tag)
         for one in filter(None, (own, hears and catalogue.WHISPER, embeds and catalogue.EMBEDDER)):
             if one in known and not known[one].installed:
-                found.append(Check("npu-models", "fail", f"{spec.name}: {one} is not here", f"flm pull {one}"))
+                found.append(
+                    Check("npu-models", "fail", f"{spec.name}: {one} has not been downloaded", f"flm pull {one}")
+                )
     here = sorted(tag for tag, one in known.items() if one.installed)
-    return found or [Check("npu-models", "ok", f"on this machine: {', '.join(here) or 'none'}")]
+    return found or [Check("npu-models", "ok", f"downloaded: {', '.join(here) or 'none'}")]
 
 
 def conflicts(s: CheckContext) -> Iterator[Check]:

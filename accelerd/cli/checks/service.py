@@ -31,7 +31,7 @@ def daemon(s: CheckContext) -> Iterator[Check]:
 
 
 def level(s: CheckContext) -> Iterator[Check]:
-    """May accelerd set the performance level of the GPUs, and is it as it should be?"""
+    """Can accelerd set the performance level of the GPUs, and is it as wanted?"""
     found = [] if isinstance(s.status, Failure) else s.status.get("performance") or []
     for gpu in found:
         detail = f"{gpu['name']}: {gpu['reason']}"
@@ -49,7 +49,7 @@ def units(s: CheckContext) -> Iterator[Check]:
     service, socket, reaper = (unit_state(s.programs, unit) for unit in (SERVICE, SOCKET, REAPER))
     if service is None or socket is None:
         yield Check(
-            "units", "warn", "there is no systemd user manager in this session",
+            "units", "warn", "no systemd user manager in this session",
             f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal",
         )  # fmt: skip
         return
@@ -71,13 +71,18 @@ def units(s: CheckContext) -> Iterator[Check]:
     if socket.file != "enabled" or socket.active != LISTENING:
         state = "not enabled" if socket.file != "enabled" else socket.active
         fix = f"systemctl --user enable --now {SOCKET}"
-        yield Check("socket-activation", "warn", f"{SOCKET} is {state}: a restart refuses connections", fix)
+        yield Check(
+            "socket-activation",
+            "warn",
+            f"{SOCKET} is {state}: connections do not start accelerd, and a restart refuses them",
+            fix,
+        )
     else:
-        yield Check("socket-activation", "ok", "the first connection starts accelerd")
+        yield Check("socket-activation", "ok", "a connection starts accelerd")
 
 
 def install_command(s: CheckContext) -> str:
-    """A checkout has an installer; an installed package carries the units."""
+    """The installer of a checkout, or a command that copies the units of an installed package."""
     source = Path(accelerd.__file__).parent / "_units/user"
     target = s.roots.config_file.parent.parent / "systemd/user"
     units = " ".join(f"{source}/{name}" for name in (SERVICE, SOCKET, REAPER))
@@ -86,20 +91,20 @@ def install_command(s: CheckContext) -> str:
 
 
 def linger(s: CheckContext) -> Iterator[Check]:
-    """Does the user manager run without a login? Only wanted by who wants models after a boot."""
+    """Does the user manager run without a login? Wanted for models that should be served after a boot."""
     outcome = s.programs.run(["loginctl", "show-user", s.user, "--property=Linger", "--value"])
     if outcome.status == 127:
         yield Check(
             "linger",
             "warn",
-            "loginctl is not there: accelerd ends with your session",
+            "loginctl is not installed: accelerd ends with your session",
             f"run {names.PROGRAM} from your own service manager",
         )
         return
     if outcome.stdout.strip() == "yes":
-        yield Check("linger", "ok", "accelerd runs from boot on, without a login")
+        yield Check("linger", "ok", "on: accelerd runs without a login")
     else:
-        detail = "off: accelerd, and every model with it, runs only while you are logged in"
+        detail = "off: accelerd and its models run only while you are logged in"
         yield Check("linger", "warn", detail, "loginctl enable-linger")
 
 
@@ -119,11 +124,11 @@ def ports(s: CheckContext) -> Iterator[Check]:
         elif held_by_systemd or any(int(a.rpartition(":")[2]) == port for a in ours):
             yield Check("port", "ok", f"{address} is held for accelerd")
         else:
-            yield Check("port", "fail", f"{address} is taken by another program", f"ss -ltnp 'sport = :{port}'")
+            yield Check("port", "fail", f"{address} is in use by another program", f"ss -ltnp 'sport = :{port}'")
 
 
 def listening(s: CheckContext) -> set[int]:
-    """Every TCP port that somebody listens on, whatever the address."""
+    """Every TCP port with a listener, on any address."""
     found = set()
     for table in ("net/tcp", "net/tcp6"):
         try:
@@ -138,12 +143,12 @@ def listening(s: CheckContext) -> set[int]:
 
 
 def control_socket(s: CheckContext) -> Iterator[Check]:
-    """Only the owner may reach the control socket."""
+    """Can only its owner use the control socket?"""
     path = s.client.path
     try:
         found = path.stat()
     except FileNotFoundError:
-        return  # the daemon is not running: said already
+        return  # the daemon is not running: reported already
     except OSError as error:
         yield Check("control-socket", "fail", f"{path}: {error.strerror}", "run accelctl as the user who runs accelerd")
         return
@@ -170,7 +175,7 @@ def journal(s: CheckContext) -> Iterator[Check]:
         yield Check("journal", "ok", f"journalctl --user -u {names.PROGRAM}")
     elif outcome.status == 127:
         yield Check(
-            "journal", "warn", "journalctl is not there", f"read the output of {names.PROGRAM} where it is started"
+            "journal", "warn", "journalctl is not installed", f"read the output of {names.PROGRAM} where you start it"
         )
     else:
         reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]

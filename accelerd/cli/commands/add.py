@@ -1,4 +1,4 @@
-"""accelctl add: find a model, write a drop-in for it, have the daemon read it, and say how to try it.
+"""accelctl add: find a model, write a drop-in for it, reload the daemon, and say how to try it.
 
 Writes only through config.write_dropin, never the user's own file.
 """
@@ -22,27 +22,34 @@ MODEL_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?$")
 EPILOG = """\
 PATH-OR-NAME is one of
   a GGUF file, any part of a split one, or a directory with one model
-  part of a file's name, looked for in ~/models, the caches of llama.cpp,
-    Hugging Face and LM Studio, and the like
-  a Hugging Face id, org/repo or org/repo:QUANT: llama-server fetches it itself
-  npu/NAME, a model that FastFlowLM runs on the NPU, npu/qwen3-4b: flm fetches it
+  part of a file name, searched in ~/models and the caches of llama.cpp,
+    Hugging Face, LM Studio and others
+  a Hugging Face id, org/repo or org/repo:QUANT; llama-server downloads it
+  npu/NAME, a model that FastFlowLM runs on the NPU, such as npu/qwen3-4b;
+    flm downloads it
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="PATH-OR-NAME")
-    parser.add_argument("--name", help="what requests call it; by default made from the file's name")
-    parser.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name, may be repeated")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens per request")
-    parser.add_argument("--parallel", type=int, metavar="N", help="requests at once")
-    parser.add_argument("--memory", metavar="SIZE", help='what to reserve, "12GiB"; by default from the file')
-    parser.add_argument("--idle-timeout", metavar="TIME", help='put away when idle for "10min", or "never"')
+    parser.add_argument("--name", help="its name in requests; default: made from the file name")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name for it; may be repeated"
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="context of one request in tokens")
+    parser.add_argument("--parallel", type=int, metavar="N", help="number of concurrent requests")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help='memory to reserve, such as "12GiB"; default: estimated from the file'
+    )
+    parser.add_argument(
+        "--idle-timeout", metavar="TIME", help='unload it after this idle time, such as "10min", or "never"'
+    )
     parser.add_argument("--preload", action="store_true", help="load it when accelerd starts")
-    parser.add_argument("--pin", action="store_true", help="never put it away for another model")
+    parser.add_argument("--pin", action="store_true", help="never unload it for another model")
     parser.add_argument("--embeddings", action="store_true", help="it is an embedding model")
-    parser.add_argument("--no-pull", action="store_true", help="do not fetch a model for the NPU that is not here")
-    parser.add_argument("--replace", action="store_true", help="overwrite the drop-in of that name")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be written, and end")
+    parser.add_argument("--no-pull", action="store_true", help="do not download a model for the NPU")
+    parser.add_argument("--replace", action="store_true", help="overwrite an existing drop-in of that name")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written and exit")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -51,7 +58,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     found, problems = config.check(context.roots.config_file, context.roots.home)
     if found is None:
         raise Failure(
-            f"cannot add to a configuration that is not valid ({count(len(problems), 'mistake')})",
+            f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})",
             exit=ExitStatus.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
         )  # fmt: skip
     if args.source.startswith(npu_models.PREFIX):
@@ -104,7 +111,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
-    """The same model under a second name is rarely meant."""
+    """Refuse a model that is configured already, under another name too: a second entry is rarely meant."""
     for spec in models:
         same = spec.path == table["path"] if "path" in table else spec.model == table["model"]
         if "engine" in table:
@@ -112,18 +119,18 @@ def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
         if same and not replace:
             origin = spec.origin("path" if spec.path else "model")
             raise Failure(
-                f"{spec.name} is that model already ({origin.file}:{origin.line})", code="exists",
-                hint="for a second entry give it a --name",
+                f"this model is configured already as {spec.name} ({origin.file}:{origin.line})", code="exists",
+                hint="to add it again, give another --name",
             )  # fmt: skip
 
 
 def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
-    """Nothing was written, because of these mistakes."""
+    """Nothing was written, because of these problems."""
     listed = [problem.as_dict() for problem in problems]
     if not context.out.json_mode:
         context.out.problems(listed)
     return Failure(
-        f"nothing was added: with {name} the configuration would not be valid",
+        f"nothing was added: {name} would make the configuration invalid",
         exit=ExitStatus.CONFIG_INVALID,
         code="config_invalid",
         fields={"problems": listed},
@@ -139,7 +146,7 @@ def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
 
 
 def reload(context: Context) -> bool:
-    """Have the daemon read it; False when none runs."""
+    """Reload the daemon's configuration; False when none runs."""
     try:
         context.client.post("reload")
     except Failure as failure:
@@ -152,10 +159,10 @@ def reload(context: Context) -> bool:
 def report(context: Context, name: str, table: dict[str, Any], file: Path, reloaded: bool) -> None:
     out = context.out
     out.result({"name": name, "table": table, "file": str(file), "reloaded": reloaded})
-    out.line(f"{out.style(name, 'bold')} is added: {table.get('path') or table.get('model')}")
+    out.line(f"added {out.style(name, 'bold')}: {table.get('path') or table.get('model')}")
     out.line(f"written to {file}")
     if "model" in table and "engine" not in table:
-        out.line("llama-server fetches it when it is loaded first, which may take long")
+        out.line("llama-server downloads it when it is first loaded, which may take long")
     if not reloaded:
         out.line(f"start the daemon: {START_COMMANDS}")
     if not table.keys() & {"embeddings", "transcription"}:  # there is no command for these

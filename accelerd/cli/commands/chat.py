@@ -1,6 +1,6 @@
-"""accelctl chat: talk to a model, once with a PROMPT, or in a conversation that the session remembers.
+"""accelctl chat: one PROMPT to a model, or a conversation with it.
 
-The answer goes to stdout, everything about it to stderr. Ctrl-C ends an answer, never the conversation.
+The answer goes to stdout, everything about it to stderr. Ctrl-C ends an answer, not the conversation.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from accelerd.cli.context import Context, explain_name
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.screen import AnswerPrinter, summary
 
-HELP_TEXT = "/exit ends, /new begins anew, /system TEXT instructs; Ctrl-C ends an answer"
+HELP_TEXT = "/exit quits, /new starts over, /system TEXT sets instructions; Ctrl-C stops an answer"
 EPILOG = f"""\
 In a conversation: {HELP_TEXT}.
-Without PROMPT and with stdin from a pipe, stdin is the prompt; with --json it is one prompt a line.
+Without PROMPT and with a pipe as stdin, stdin is the prompt; with --json, each line of it is one.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="ask this and end; without it a conversation begins"
+        "prompt", nargs="*", metavar="PROMPT", help="send this and exit; without it a conversation starts"
     )
-    parser.add_argument("--system", metavar="TEXT", help="instructions for the model")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="end an answer after N tokens")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is repeatable, 1 is lively")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="limit an answer to N tokens")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature; 0 is deterministic")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -42,13 +42,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
     prompt = context.stdin.read().strip()
     if not prompt:
         raise Failure(
-            "there is no prompt: stdin is empty", exit=ExitStatus.USAGE, code="usage", hint="see: accelctl chat --help"
+            "no prompt: stdin is empty", exit=ExitStatus.USAGE, code="usage", hint="see: accelctl chat --help"
         )
     return once(context, chat, prompt)
 
 
 class Conversation:
-    """The messages so far with one model, and the asking of the next."""
+    """The messages so far with one model; sends the next."""
 
     def __init__(self, context: Context, model: str, options: dict[str, Any], system: str | None) -> None:
         self._context = context
@@ -69,7 +69,7 @@ class Conversation:
         self.messages += rest
 
     def say(self, prompt: str) -> ChatAnswer:
-        """Ask, show the answer, remember both. A question that failed is not remembered."""
+        """Send a prompt and show the answer; both are kept in the conversation unless the request fails."""
         self.messages.append({"role": "user", "content": prompt})
         screen = AnswerPrinter(self._context.out)
         try:
@@ -84,7 +84,7 @@ class Conversation:
         if answer.content:
             self.messages.append({"role": "assistant", "content": answer.content})
         else:
-            self.messages.pop()  # interrupted before the first word: as if never asked
+            self.messages.pop()  # interrupted before the first word: as if never sent
         return answer
 
 
@@ -126,7 +126,7 @@ def converse(context: Context, chat: Conversation) -> int:
         try:
             prompt = input("> ").strip()
         except KeyboardInterrupt:
-            out.note("\n/exit or Ctrl-D ends the conversation")
+            out.note("\n/exit or Ctrl-D quits")
             continue
         except EOFError:
             out.line()
@@ -148,7 +148,7 @@ def command(context: Context, chat: Conversation, line: str) -> None:
     word, _, rest = line.partition(" ")
     if word == "/new":
         chat.forget()
-        context.out.note("forgotten")
+        context.out.note("new conversation")
     elif word == "/system":
         chat.instruct(rest.strip())
         context.out.note("instructions set" if rest.strip() else "instructions removed")

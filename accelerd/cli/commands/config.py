@@ -13,9 +13,9 @@ from accelerd.cli.text import count
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="check|show|schema", required=True)
     for name, text in (
-        ("check", "report every mistake, with file, line, key and what was expected"),
-        ("show", "the configuration as accelerd understands it, with the origin of each value"),
-        ("schema", "a JSON Schema, with which editors complete the file"),
+        ("check", "report all problems with file, line, key and the expected value"),
+        ("show", "show the effective configuration with the origin of each value"),
+        ("schema", "print a JSON Schema, which editors use for completion"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
@@ -42,13 +42,13 @@ def check(context: Context) -> int:
         return ExitStatus.CONFIG_INVALID
     warnings = f", {count(len(listed), 'warning')}" if listed else ""
     files = found.files if found else ()
-    where = ", ".join(files) if files else f"there is no {context.roots.config_file}, so the defaults hold"
+    where = ", ".join(files) if files else f"{context.roots.config_file} does not exist, so the defaults apply"
     out.line(f"valid: {count(len(models), 'model')}{warnings} ({where})")
     return ExitStatus.OK
 
 
 def invalid(context: Context, errors: int) -> Failure:
-    message = f"the configuration is not valid: {count(errors, 'mistake')} below {context.roots.config_file.parent}"
+    message = f"the configuration in {context.roots.config_file.parent} is not valid: {count(errors, 'problem')}"
     return Failure(message, exit=ExitStatus.CONFIG_INVALID, code="config_invalid")
 
 

@@ -1,6 +1,6 @@
-"""accelctl devices: every GPU and NPU with what it does now and who uses its memory; --watch keeps it on the screen.
+"""accelctl devices: every GPU and NPU, its load and the users of its memory; --watch refreshes every second.
 
-Asks the daemon, which knows the models; without one it looks itself, and says so.
+Asks the daemon, which knows the models; without one it reads the devices itself, and says so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from accelerd.cli.device_view import show
 from accelerd.cli.failure import ExitStatus
 from accelerd.cli.watching import Fetch
 
-EPILOG = "With --json and --watch: one JSON object a line, every second."
+EPILOG = "With --json and --watch: one JSON object per line, every second."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--watch", action="store_true", help="show it anew every second, until Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help="refresh every second until Ctrl-C")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:

@@ -19,21 +19,26 @@ MOST_CONTEXT = 1 << 27
 EPILOG = """\
 MODEL is one of
   a GGUF file, any part of a split one, or a directory with one model
-  a model of the configuration, of whatever engine
+  a model of the configuration, whatever its engine
   npu/NAME, a model that FastFlowLM runs on the NPU
   an address: https://…/model.gguf, hf:ORG/REPO or hf:ORG/REPO:QUANT; only its
-    header is read ($HF_ENDPOINT and $HF_TOKEN are heeded)
-The speed is an estimate, from how fast memory is read: fast is 30 tokens a second and
-more, usable 8, slow 2. Exit status 0: it fits, 1: it does not.
+    header is read; $HF_ENDPOINT and $HF_TOKEN apply
+The speed is an estimate from the memory bandwidth: "fast" is 30 tokens a second and more,
+"usable" 8, "slow" 2. The exit status is 0 if the model fits, else 1.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--ctx", type=tokens, metavar="N", help='tokens of one request, "32768" or "32k"; or "model"')
+    parser.add_argument(
+        "--ctx",
+        type=tokens,
+        metavar="N",
+        help='context of one request in tokens: "32768", "32k", or "model" for its maximum',
+    )
     parser.add_argument("--kv", choices=KV_TYPES, metavar="TYPE", help=f"type of the KV cache: {', '.join(KV_TYPES)}")
-    parser.add_argument("--parallel", type=slots, metavar="N", help="requests at once")
-    parser.add_argument("--gpu", metavar="SLOT", help='only on this GPU, "c1:00.0"; or "none"')
+    parser.add_argument("--parallel", type=slots, metavar="N", help="number of concurrent requests")
+    parser.add_argument("--gpu", metavar="SLOT", help='place it on this GPU only, such as "c1:00.0", or "none"')
 
 
 def tokens(text: str) -> int:
@@ -89,5 +94,5 @@ def slot_of(text: str, devices: tuple[Device, ...]) -> str:
     if found is not None:
         return found
     known = ", ".join(f"{id} ({gpu.name})" for id, gpu in here.items())
-    hint = f"there is: {known}" if known else "there is none that models can use: accelctl devices"
+    hint = f"usable GPUs: {known}" if known else "no GPU is usable for models; see: accelctl devices"
     raise Failure(f"there is no GPU {text}", exit=ExitStatus.USAGE, code="usage", hint=hint)

@@ -1,4 +1,4 @@
-"""accelctl memory: who holds the memory of this machine, what was learned of models, and forgetting that."""
+"""accelctl memory: what uses the memory of this machine, what was measured of models, and discarding that."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from accelerd.cli.text import count, span
 from accelerd.cli.watching import Fetch
 
 EPILOG = """\
-In a bar every part begins with the letter of its line. What a model has reserved and does not use is drawn lighter.
-With --json and --watch: one JSON object a line, every second.
+Each part of a bar starts with the letter of its line. Memory that is reserved but not in use is drawn lighter.
+With --json and --watch: one JSON object per line, every second.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--watch", action="store_true", help="show it anew every second, until Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help="refresh every second until Ctrl-C")
     actions = parser.add_subparsers(dest="action", metavar="learned|forget", required=False)
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
         return made
 
-    action("learned", "what models were measured to need, beside what was estimated")
-    forget = action("forget", "estimate a model again, whatever was measured before")
+    action("learned", "show what was measured of models, beside the estimates")
+    forget = action("forget", "discard what was measured of a model, so that it is estimated again")
     which = forget.add_mutually_exclusive_group(required=True)
     which.add_argument("model", nargs="?", metavar="MODEL")
     which.add_argument("--all", action="store_true", help="all models")
@@ -90,5 +90,7 @@ def forget(context: Context, args: argparse.Namespace) -> int:
     context.out.result(answer)
     number = answer.get("forgotten") or 0
     whose = "" if args.all else f" of {args.model}"
-    context.out.line(f"forgot {count(number, 'figure')}{whose}" if number else f"nothing had been learned{whose}")
+    context.out.line(
+        f"discarded {count(number, 'measurement')}{whose}" if number else f"nothing has been measured{whose}"
+    )
     return ExitStatus.OK

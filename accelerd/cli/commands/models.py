@@ -16,9 +16,11 @@ ROUTES = ("ROUTE", "MODELS, IN ORDER", "DESCRIPTION")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "The same names work as `model` in a request to the daemon."
+    parser.epilog = "These names are what a request gives as `model`."
     parser.add_argument(
-        "--names", action="store_true", help="only the names, one a line; those configured where accelerd does not run"
+        "--names",
+        action="store_true",
+        help="print only the names, one per line; without accelerd those of the configuration",
     )
 
 

@@ -1,4 +1,4 @@
-"""accelctl remove: take away a model that `accelctl add` added. What a person wrote is left to that person."""
+"""accelctl remove: remove a model that `accelctl add` added. Files that a user wrote are not touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         for one, data in before.items():
             restore(one, data)
         raise Failure(
-            f"nothing was removed: without {args.name} the configuration would not be valid ({problems[0]})",
+            f"nothing was removed: without {args.name} the configuration would be invalid ({problems[0]})",
             exit=ExitStatus.CONFIG_INVALID,
             code="config_invalid",
             fields={"problems": [problem.as_dict() for problem in problems]},
@@ -40,12 +40,12 @@ def run(context: Context, args: argparse.Namespace) -> int:
             raise
         reloaded = False
     context.out.result({"name": args.name, "file": str(file), "reloaded": reloaded})
-    context.out.line(f"{args.name} is removed ({file}); its model file is still there")
+    context.out.line(f"removed {args.name} ({file}); its model file was kept")
     return ExitStatus.OK
 
 
 def measured(file: Path, name: str) -> list[Path]:
-    """What `accelctl tune` has written for it: without the model it would be a mistake."""
+    """The drop-in that `accelctl tune` wrote for it, which is invalid without the model."""
     from accelerd.cli.commands.tune import DROPIN
     from accelerd.config.dropin import file_name
 
@@ -63,15 +63,15 @@ def dropin(context: Context, name: str) -> Path:
     if file.is_file():
         if file.read_text(errors="replace").startswith(f"{HEADER}accelctl"):
             return file
-        raise Failure(f"{file} was not written by accelctl", hint="remove it yourself, then: accelctl reload")
+        raise Failure(f"{file} was not written by accelctl", hint="delete it yourself, then: accelctl reload")
     found, _ = config.check(context.roots.config_file, context.roots.home)
     models = found.models if found else {}
     if name in models:
         spec = models[name]
         where = spec.origin("path" if spec.path else "model")
         raise Failure(
-            f"{name} was not added by accelctl but stands in {where.file}:{where.line}",
-            hint="take it out there, then: accelctl reload",
+            f"{name} was not added by accelctl; it is configured in {where.file}:{where.line}",
+            hint="delete it there, then: accelctl reload",
         )
     guess = nearest(name, models)
     raise Failure(

@@ -1,4 +1,4 @@
-"""accelctl status: what is loaded, what it takes and who waits, as a table a person likes to read."""
+"""accelctl status: what is loaded, how much memory it uses and what is waiting, as a table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if status.get("yielded"):
         out.line(out.style(yielded(status["yielded"]), "yellow"))
     if saving := (status.get("desktop") or {}).get("saving"):
-        text = f"power is saved ({saving}): nothing is loaded unasked, and models leave sooner"
+        text = f"saving power ({saving}): models are loaded only on request and unloaded sooner"
         out.line(out.style(printable(text), "yellow"))
     if not models:
         out.line()
@@ -88,7 +88,7 @@ def no_such_model(context: Context, name: str) -> Exception:
 
 
 def header(context: Context, status: dict[str, Any]) -> str:
-    """One line of totals: who, how long, how full, where."""
+    """One line of totals: version, uptime, loaded models, memory, waiting requests."""
     scheduler = status.get("scheduler") or {}
     models = status.get("models") or []
     out = context.out
@@ -108,11 +108,11 @@ def header(context: Context, status: dict[str, Any]) -> str:
 
 
 def yielded(report: dict[str, Any]) -> str:
-    """Who has the memory, and until when."""
+    """What is yielded, why, and until when."""
     from accelerd.cli.daytime import time_in
 
     until = f" until {time_in(report['remaining'])}" if report.get("remaining") is not None else ""
-    return printable(f"{report['what']} is yielded{until} ({report['why']}); take it back: accelctl resume")
+    return printable(f"{report['what']} is yielded{until} ({report['why']}); to end this: accelctl resume")
 
 
 def share(used: int | None, limit: int | None) -> str:
@@ -151,7 +151,7 @@ def device(model: dict[str, Any]) -> str:
 
 
 def idle(model: dict[str, Any]) -> str:
-    """What keeps the model: running requests, or how long it has been idle and when it is put away."""
+    """Running requests, or how long the model has been idle, of how long before it is unloaded."""
     if model.get("leases"):
         return count(model["leases"], "request")
     if model["state"] == "backoff" and model.get("retry_in") is not None:
@@ -163,7 +163,7 @@ def idle(model: dict[str, Any]) -> str:
 
 
 def footnotes(model: dict[str, Any]) -> list[str]:
-    """What a person must know about a model beyond its row."""
+    """What a user must know about a model beyond its row."""
     notes = []
     name = model["name"]
     error = model.get("error")
@@ -176,17 +176,17 @@ def footnotes(model: dict[str, Any]) -> list[str]:
         notes.append(f"{name}: {message} ({todo})")
     if model.get("residue"):
         notes.append(
-            f"{name}: {human_size(model['residue'])} that it used are not back from the device, and stay counted"
+            f"{name}: {human_size(model['residue'])} of its memory was not released by the device and stays reserved"
         )
     if model["state"] == "killing" and model.get("reason"):
         notes.append(f"{name}: {model['reason']}")
     if model.get("outdated"):
-        notes.append(f"{name}: its settings have changed; it is replaced when its requests have ended")
+        notes.append(f"{name}: its configuration has changed; it restarts when its running requests have ended")
     return notes
 
 
 def level_remarks(entry: dict[str, Any]) -> list[str]:
-    """What a person must know about a device's performance level; as it should be, it is nothing."""
+    """What is wrong with a device's performance level."""
     remarks = []
     if entry.get("stuck"):
         remarks.append(f"{entry['name']}: its clock is stuck low although it is busy")

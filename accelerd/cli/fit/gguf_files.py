@@ -22,7 +22,7 @@ SHOWN = 8  # candidates that an error lists
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A model's first file, and its vision projector if exactly one lies beside it."""
 
     path: Path
@@ -52,7 +52,7 @@ def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
     return [place for place in places if place.is_dir()]
 
 
-def by_path(path: Path) -> Found:
+def by_path(path: Path) -> FoundModel:
     """The model at a file or in a directory with exactly one. Raises Failure."""
     if path.is_dir():
         candidates = sorted(files_below(path))
@@ -63,10 +63,10 @@ def by_path(path: Path) -> Found:
         path = candidates[0]
     path = first_shard(path)
     check(path)
-    return Found(path, projector(path))
+    return FoundModel(path, projector(path))
 
 
-def by_name(text: str, places: list[Path]) -> Found:
+def by_name(text: str, places: list[Path]) -> FoundModel:
     """The one model whose path below a well-known directory has every word of the text. Raises Failure."""
     words = text.lower().split()
     seen: dict[str, Path] = {}
@@ -80,21 +80,21 @@ def by_name(text: str, places: list[Path]) -> Found:
     if len(exact) == 1:
         candidates = exact
     if not candidates:
-        looked = ", ".join(map(str, places)) or "none of the usual directories exists"
+        looked = ", ".join(map(str, places)) or "none of the usual directories exist"
         raise Failure(
-            f"found no GGUF file named like {text!r} (looked in: {looked})", code="not_found", hint="give its path"
+            f"found no GGUF file with {text!r} in its name (searched: {looked})", code="not_found", hint="give its path"
         )
     if len(candidates) > 1:
-        raise ambiguous(f"{text!r} fits {len(candidates)} models", candidates)
+        raise ambiguous(f"{text!r} matches {len(candidates)} models", candidates)
     check(candidates[0])
-    return Found(candidates[0], projector(candidates[0]))
+    return FoundModel(candidates[0], projector(candidates[0]))
 
 
 def ambiguous(message: str, candidates: list[Path]) -> Failure:
     more = len(candidates) - SHOWN
     shown = [str(path) for path in candidates[:SHOWN]] + ([f"… and {more} more"] if more > 0 else [])
     return Failure(
-        message, exit=ExitStatus.USAGE, code="ambiguous", hint="name one of them", tail=shown,
+        message, exit=ExitStatus.USAGE, code="ambiguous", hint="give the path of one of them", tail=shown,
         fields={"candidates": [str(path) for path in candidates]},
     )  # fmt: skip
 
@@ -137,7 +137,9 @@ def first_shard(path: Path) -> Path:
 def check(path: Path) -> None:
     """Is this a model that could be loaded, as far as its first bytes and its neighbours tell? Raises Failure."""
     if is_projector(path):
-        raise Failure(f"{path} is a vision projector, not a model", hint="name the model that it belongs to")
+        raise Failure(
+            f"{path} is a vision projector, not a model", hint="give the file of the model that it belongs to"
+        )
     shard = SHARD.search(path.stem)
     total = int(shard[2]) if shard else 1
     every = [
@@ -153,7 +155,11 @@ def check(path: Path) -> None:
         except OSError as error:
             raise Failure(f"cannot read {file}: {error.strerror}") from error
         if magic != b"GGUF":
-            hint = "Git LFS left a pointer: git lfs pull" if magic == b"vers" else "accelerd runs GGUF files"
+            hint = (
+                "it is a Git LFS pointer; download the file: git lfs pull"
+                if magic == b"vers"
+                else "llama-server needs a GGUF file"
+            )
             raise Failure(f"{file} is not a GGUF file", hint=hint)
 
 

@@ -1,7 +1,7 @@
-"""`accelctl fit` of models that are no file of llama-server's: on an NPU, or in a Lemonade Server.
+"""`accelctl fit` of models that llama-server does not run: on an NPU, or in a Lemonade Server.
 
-What they need their engine says, or the daemon; whether there is room is reckoned from who holds what. Reads no
-headers, guesses no speed, loads nothing.
+Their engine or the daemon says what they need; whether that is free follows from the memory in use. Reads no headers,
+estimates no speed, loads nothing.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ def needs(
 
         engine = Flm(config.flm, environ=context.env, devices=lambda: devices)
         return asyncio.run(engine.forecast(spec, devices, ask=True)).options
-    text = f"what {spec.name} takes is known to the daemon alone, which asks {spec.engine}"
+    text = f"only the daemon can find out what {spec.name} needs, by asking {spec.engine}"
     raise Failure(text, code="not_known", hint="see: accelctl status")
 
 
 @dataclass(frozen=True)
 class OtherEngineFit:
-    """One model against the machine."""
+    """One model compared with the machine."""
 
     spec: ModelSpec
     need: MemoryRequirement
     ledger: Ledger
-    pinned: frozenset[str]  # models that leave for nobody
+    pinned: frozenset[str]  # models that are unloaded for no other
 
     @cached_property
     def others(self) -> dict[str, MemoryRequirement]:
-        """Who is there beside it."""
+        """The other models that are loaded."""
         return {
             held.model: MemoryRequirement(held.amounts, "", claims=held.claims)
             for held in self.ledger.holdings
@@ -76,7 +76,7 @@ class OtherEngineFit:
 
     @cached_property
     def movable(self) -> list[str]:
-        """Who may leave for it: of its own kind, and not pinned."""
+        """Models that may be unloaded for it: of its own kind, and not pinned."""
         return [name for name, other in self.others.items() if name not in self.pinned and not apart(self.need, other)]
 
     @property
@@ -85,7 +85,7 @@ class OtherEngineFit:
 
     @cached_property
     def leaving(self) -> tuple[str, ...]:
-        """Who would have to leave, as far as can be said from outside: as few as are enough, none when all are not."""
+        """Models to unload for it: as few as are enough; none where even all are not enough."""
         if self.now or self.why_not(self.movable) is not None:
             return ()
         gone = list(self.movable)
@@ -99,21 +99,21 @@ class OtherEngineFit:
         return self.now or bool(self.leaving)
 
     def why_not(self, gone: Iterable[str]) -> str | None:
-        """Why it cannot be there when these have left; None: it can."""
+        """Why it does not fit with these unloaded; None: it does."""
         if self.spec.engine in NPU_ENGINES and not self.need.devices:
-            return "this machine has no NPU that works: accelctl doctor"
+            return "this machine has no working NPU; see: accelctl doctor"
         left = {*gone, self.spec.name}
         for name, other in self.others.items():
             if name not in left and (why := clash(self.need, other)):
                 return f"{name} is loaded, and {why}"
         there = [other for name, other in self.others.items() if name not in left]
         for pool, wanted, taken in lacking(self.need, there, self.ledger.pools.values()):
-            return f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}, {taken} are taken"
+            return f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}, and {taken} are in use"
         away = [held.amounts for held in self.ledger.holdings if held.model in left]
         for short in self.ledger.shortages(self.need.amounts, away):
             pool = short.balance.pool
             where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"
-            text = f"it needs {human_size(short.wanted)} of {where}, {human_size(short.missing)} are missing"
+            text = f"it needs {human_size(short.wanted)} of {where}, {human_size(short.missing)} more than is free"
             kept = any(apart(self.need, other) for other in there)
             return f"{text}; {apart_in_words(self.need)}" if kept else text
         return None
@@ -125,7 +125,7 @@ class OtherEngineFit:
         if self.now:
             return f"fits {where}"
         if self.leaving:
-            return f"fits {where} when {', '.join(self.leaving)} {'has' if len(self.leaving) == 1 else 'have'} left"
+            return f"fits {where} after unloading {', '.join(self.leaving)}"
         return f"does not fit {where}: {self.why_not(self.movable)}"
 
     @property
@@ -173,7 +173,7 @@ def show(out: CliOutput, answer: Mapping[str, Any]) -> None:
     out.wrapped(f"{model['name']}: {model['engine']} {model['model'] or ''}, {answer['source']}.", indent="  ")
     out.line()
     rows = [(name, human_size(held)) for name, held in answer["parts"].items() if held]
-    out.table(("", "MEMORY"), [*rows, ("in sum", human_size(sum(answer["amounts"].values())))])
+    out.table(("", "MEMORY"), [*rows, ("in total", human_size(sum(answer["amounts"].values())))])
     for claim in answer["claims"]:
         of = f" of {claim['of']}" if claim["of"] else ""
         out.wrapped(f"{count(claim['contexts'], 'hardware context')}{of}, as {claim['family']} {claim['kind']}")
@@ -191,7 +191,7 @@ def fit(
     verdict = judged(spec, needs(context, spec, told, devices, config), ledger_of(report), report)
     notes = [str(report["degraded"])] if report.get("degraded") else []
     if given := report.get("yielded"):
-        notes.append(f"{given.get('what')} is given up to other programs now: accelctl resume")
+        notes.append(f"{given.get('what')} is yielded to other programs now; to end that: accelctl resume")
     answer = answered(verdict, report, notes)
     context.out.result(answer)
     show(context.out, answer)

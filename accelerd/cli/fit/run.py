@@ -40,7 +40,7 @@ def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict
     wanted = given(devices)
     if (other := other_engines.find(context, model, settings)) is not None:
         if set(wanted) - {"context"}:
-            text = f"{other.name} runs with {other.engine}: of these options it has --ctx alone"
+            text = f"{other.name} runs with {other.engine}, which takes none of these options but --ctx"
             raise Failure(text, exit=ExitStatus.USAGE, code="usage")
         report, told = ask_daemon(
             context, other.name if other.name in settings.models else None, overridden=bool(wanted)
@@ -52,19 +52,19 @@ def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict
     report = report or here.look()
     fitting, notes = judged(context, subject, settings, report, told, devices)
     if report.get("yielded"):
-        notes.append(f"{report['yielded'].get('what')} is given up to other programs now: accelctl resume")
+        notes.append(f"{report['yielded'].get('what')} is yielded to other programs now; to end that: accelctl resume")
     if here.config is None:
-        notes.append("the configuration is not valid, the built-in settings are taken: accelctl config check")
+        notes.append("the configuration is not valid, so the defaults were used; see: accelctl config check")
     answer = answered(subject, fitting, report, notes)
     context.out.result(answer)
-    show(context.out, answer)
+    show(context.out, answer, reserved=bool(fitting.measured))
     return ExitStatus.OK if answer["fits"] else ExitStatus.FAILED
 
 
 def ask_daemon(
     context: Context, configured: str | None, *, overridden: bool
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Who holds what, and what is known there of a configured model; None: there is no daemon, or it does not know."""
+    """Memory in use and what the daemon knows of a configured model; None: there is no daemon, or it does not know."""
     try:
         report = {"source": "daemon", **context.client.get("memory")}
     except Failure as failure:
@@ -89,7 +89,7 @@ def judged(
     told: dict[str, Any] | None,
     devices: tuple[Device, ...],
 ) -> tuple[GgufFit, list[str]]:
-    """The model against the machine; what a person should know beside."""
+    """Compare the model with the machine; also notes for the user."""
     import platform
 
     from accelerd.cli.fit.verdict import GgufFit, MachineState, requirement_of
@@ -115,7 +115,7 @@ def judged(
     )
     found = GgufFit(known, machine, measured)
     if gpus and build is not None and build.backend == "cpu" and layers != 0:
-        notes.append(f"llama-server {build.version} computes on the processor alone, although there is {gpus[0].name}")
+        notes.append(f"llama-server {build.version} was built for the processor only and does not use {gpus[0].name}")
     return found, [*notes, *remarks(found, told)]
 
 
@@ -139,7 +139,7 @@ def settled(
 
     spec = subject.spec
     if spec.home not in HOSTED:
-        text = f"its program is in a {spec.home} and was not asked: what rules and the image set there is not counted"
+        text = f"its llama-server is in a {spec.home} and was not queried: tuning rules and its image are left out"
         return spec, None, [text]
     engine = LlamaServer(
         settings.llama_server,
@@ -152,7 +152,7 @@ def settled(
         tuned, build = asyncio.run(engine.settled(replace(spec, path=None, mmproj=None, draft_model=None)))
     except AccelError as error:
         message = error.message.partition("; ")[0]
-        return spec, None, [f"llama-server was not asked what it sets, so this may be too high: {message}"]
+        return spec, None, [f"llama-server could not be queried for its settings, so this may be too high: {message}"]
     return replace(tuned.spec, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), build, []
 
 
@@ -183,17 +183,15 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
 
 
 def remarks(found: GgufFit, told: dict[str, Any] | None) -> list[str]:
-    """What the verdict leaves out."""
-    from accelerd.engines.llama_server.forecast import FROM_HEADER
-
+    """Notes below the verdict."""
     notes = []
     context, trained = found.known.spec.context, found.trained
     if context and trained and context > trained:
         notes.append(f"it was trained for a context of {trained}")
     if found.itself:
-        notes.append("it is loaded now; what it holds counts as free here")
-    if found.measured and told and not found.need.source.startswith(FROM_HEADER):
-        notes.append(f"what it takes: {found.need.source}")
+        notes.append("it is loaded now; its own memory counts as free here")
+    if told:
+        notes.append(f"memory: {found.need.source}")
     return notes
 
 
@@ -258,16 +256,16 @@ def verdict_line(found: GgufFit, answer: dict[str, Any]) -> str:
     if not answer["fits"]:
         short = [pool for pool in answer["pools"] if (pool["spare"] or 0) < 0] or answer["pools"]
         needs = "; ".join(
-            f"{human_size(pool['amount'])} of {pool['label']}, of which {left(pool)} are free" for pool in short
+            f"{human_size(pool['amount'])} of {pool['label']}, of which {left(pool)} is free" for pool in short
         )
         if len(short) == 1 and short[0]["label"] in place:
-            needs = f"{human_size(short[0]['amount'])}, and {left(short[0])} are free for it"
-        others = ", even when all other models have left" if found.movable else ""
+            needs = f"{human_size(short[0]['amount'])}, and {left(short[0])} is free"
+        others = ", even with all other models unloaded" if found.movable else ""
         return f"does not fit {place}: it needs {needs}{others}"
     spare = min((size for size in found.spare.values()), default=0)
     parts = [f"fits {place}"]
     if found.leaving:
-        parts[0] += f" when {' and '.join(found.leaving)} {'has' if len(found.leaving) == 1 else 'have'} left"
+        parts[0] += f" after unloading {' and '.join(found.leaving)}"
     parts[0] += f" with {human_size(spare)} to spare"
     if answer["contexts"]:
         first = answer["contexts"][0]

@@ -1,6 +1,6 @@
-"""What `accelctl fit` is asked about: a file, an address, or a model of the configuration, with its headers read.
+"""The model that `accelctl fit` is asked about: a file, an address, or one of the configuration, with its headers read.
 
-Reads headers only, whether they are on a disk or on a server. Every accident becomes a Failure that says what to do.
+Reads headers only, from a disk or a server. Every error becomes a Failure that says what to do.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
             raise
         hint = f"did you mean {guess}?" if guess else "give a path, an address, or hf:ORG/REPO"
         raise Failure(
-            f"there is no model, and no file, called {text}",
+            f"there is no model and no file called {text}",
             exit=ExitStatus.NO_SUCH_MODEL,
             code="model_not_found",
             hint=hint,
@@ -78,7 +78,7 @@ def gguf_name(text: str) -> str:
     return gguf_files.name_of_id(text.removeprefix(remote.SCHEME))
 
 
-def of_file(found: gguf_files.Found, given: Mapping[str, Any]) -> Subject:
+def of_file(found: gguf_files.FoundModel, given: Mapping[str, Any]) -> Subject:
     """A file on this machine, as `accelctl add` would add it."""
     projector = str(found.mmproj) if found.mmproj else None
     spec = ModelSpec(name=gguf_files.name_of(found.path), path=str(found.path), mmproj=projector)
@@ -92,7 +92,7 @@ def of_spec(spec: ModelSpec, given: Mapping[str, Any], env: Mapping[str, str]) -
     if spec.model:
         found = of_address(remote.SCHEME + spec.model, spec.name, given, env, spec)
         return replace(found, configured=True)
-    raise Failure(f"{spec.name} names no file: what it takes is known when it has been loaded", code="not_known")
+    raise Failure(f"{spec.name} names no file, so its memory is known only after it has been loaded", code="not_known")
 
 
 def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:

@@ -1,7 +1,7 @@
-"""Will it run here? Holds what a model needs against what a machine has, as `accelctl fit` tells it. Pure.
+"""Compares what a model needs with what a machine has, for `accelctl fit`. Pure.
 
-The room is the ledger's, the need the estimate's (or the daemon's, which has measured), the speed bandwidth's: this
-only puts them side by side, and decides nothing that the scheduler decides.
+Free memory comes from the ledger, the need from the estimate (or from the daemon, which has measured), the speed from
+the bandwidth. Decides nothing that the scheduler decides.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MachineState:
     untold: str = ""  # why some pool is missing
 
     def room(self, gone: Iterable[str]) -> FreeMemory:
-        """What there is when these models have left."""
+        """What is free with these models unloaded."""
         left = set(gone)
         books = Ledger(self.ledger.pools.values(), [one for one in self.ledger.holdings if one.model not in left])
         balances = books.balances()
@@ -95,13 +95,13 @@ class GgufFit:
 
     @cached_property
     def itself(self) -> frozenset[str]:
-        """It is loaded already: what it holds is its own."""
+        """Its own name where it is loaded already: its memory counts as free."""
         name = self.known.spec.name
         return frozenset({name} if any(one.model == name for one in self.machine.ledger.holdings) else ())
 
     @cached_property
     def movable(self) -> tuple[Holding, ...]:
-        """Models that would leave for another, those first that would leave first."""
+        """Models that may be unloaded for another, in the order of eviction."""
         found = [
             one for one in self.machine.ledger.holdings
             if one.phase in ("resident", "leaving") and one.model not in self.itself and not self._of(one).get("pin")
@@ -118,17 +118,17 @@ class GgufFit:
 
     @cached_property
     def now(self) -> FreeMemory:
-        """Beside what is loaded."""
+        """What is free now."""
         return self.machine.room(self.itself)
 
     @cached_property
     def alone(self) -> FreeMemory:
-        """When all that may leave has left."""
+        """What is free with every other model unloaded that may be."""
         return self.machine.room([*self.itself, *(one.model for one in self.movable)])
 
     @cached_property
     def need(self) -> MemoryRequirement:
-        """The way that is taken: the best that fits now, else the best that fits at all, else the best."""
+        """The placement that is taken: the best that fits now, else the best that fits at all, else the best."""
         for room in (self.now, self.alone):
             for need in self.options:
                 if room.takes(need):
@@ -153,7 +153,7 @@ class GgufFit:
 
     @cached_property
     def leaving(self) -> tuple[str, ...]:
-        """Who would have to leave, as far as can be said from outside."""
+        """Models to unload for it, as far as can be said from outside the daemon."""
         if self.fits_now or not self.fits:
             return ()
         gone: list[str] = []
@@ -171,7 +171,7 @@ class GgufFit:
 
     @cached_property
     def chosen(self) -> FreeMemory:
-        """What there is for it: now, or when those have left who have to, or at the most."""
+        """What is free for it: now, or with those unloaded that must be, or at most."""
         if self.fits_now:
             return self.now
         return self.machine.room([*self.itself, *self.leaving]) if self.fits else self.alone
@@ -207,7 +207,7 @@ class GgufFit:
 
     @cached_property
     def contexts(self) -> list[dict[str, Any]]:
-        """For each type of the cache the largest context, now and when all others have left."""
+        """For each type of the KV cache the largest context, now and with all others unloaded."""
         if self.estimate.facts.encoder or not self.estimate.cache:
             return []
         found = []
@@ -219,7 +219,7 @@ class GgufFit:
 
     @cached_property
     def offers(self) -> str:
-        """What of it would fit where the whole does not: one clause, or nothing."""
+        """Smaller settings that would fit: one clause, or nothing."""
         if self.fits or self.unknown:
             return ""
         context = self.known.spec.context or self.trained
