@@ -27,14 +27,13 @@ from accelerd.control.toolboxes import ToolboxRoutes
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.daemon import Daemon, Parts
-from accelerd.devices.gauge import Gauge
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper
+from accelerd.devices.level_sensors import LevelSensors
 from accelerd.devices.model import Device
 from accelerd.devices.monitor import PyudevMonitor
-from accelerd.devices.observer import Observer
-from accelerd.devices.rivals import Rivals
-from accelerd.devices.setters import Direct, Helper, Setters
+from accelerd.devices.observer import DeviceObserver
+from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Endpoint, Engine
@@ -163,7 +162,7 @@ def build(
     meter = Meter(
         measured,
         clock,
-        Observer(measured, clock),
+        DeviceObserver(measured, clock),
         reserve=config.memory.reserve,
         gpu_reserve=config.memory.gpu_reserve,
     )
@@ -228,7 +227,7 @@ def build(
         buses=buses,
     )
     daemon = Daemon(parts, config, [*problems], make_engines)
-    looks = DeviceRoutes(devices, Observer(roots, clock), scheduler, model_info, clock_boost.owner)
+    looks = DeviceRoutes(devices, DeviceObserver(roots, clock), scheduler, model_info, clock_boost.owner)
     fit = FitRoutes(
         scheduler,
         scheduler.ledger,
@@ -298,8 +297,8 @@ def make_clock_boost(
     roots: Roots, clock: Clock, bus: BusClient, devices: DeviceWatch, scheduler: Scheduler, events: EventStream
 ) -> ClockBoost:
     """Levels are set by the helper, else by the daemon itself where it may."""
-    direct = Direct(roots.sys, roots.runtime)
-    keeper = LevelKeeper(clock, Setters([Helper(bus), direct]), Gauge(roots.sys), Rivals(bus))
+    direct = DirectSetter(roots.sys, roots.runtime)
+    keeper = LevelKeeper(clock, LevelSetters([HelperSetter(bus), direct]), LevelSensors(roots.sys), OtherTools(bus))
     return ClockBoost(keeper, direct, devices.current, scheduler.placed, events)
 
 
@@ -359,7 +358,7 @@ async def reap(roots: Roots) -> None:
     buses = Buses.from_env()
     manager = user_manager(roots, buses.session)
     supervisor = ProcessSupervisor(NoListener(), {}, roots, SystemClock(), homes=make_homes(roots, manager))
-    direct = Direct(roots.sys, roots.runtime)
+    direct = DirectSetter(roots.sys, roots.runtime)
 
     async def sweep() -> int:
         await direct.repair()

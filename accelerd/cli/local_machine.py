@@ -40,7 +40,7 @@ class LocalMachine:
     def __init__(self, context: Context, inventory: Inventory | None = None) -> None:
         from accelerd import config
         from accelerd.devices.inventory import Inventory as SystemInventory
-        from accelerd.devices.observer import Observer
+        from accelerd.devices.observer import DeviceObserver
         from accelerd.memory.measure import Meter
 
         roots, clock = context.roots, context.clock
@@ -48,7 +48,7 @@ class LocalMachine:
         reserves = (self.config or config.Config()).memory
         self._inventory = inventory or SystemInventory(roots)
         self._meter = Meter(
-            roots, clock, Observer(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
+            roots, clock, DeviceObserver(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
         )
 
     def devices(self) -> list[Device]:

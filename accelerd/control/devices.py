@@ -14,7 +14,7 @@ from accelerd.control.http import looks
 from accelerd.control.npu_usage import use_of
 from accelerd.control.operations import Answer, Query
 from accelerd.devices.model import Device
-from accelerd.devices.observer import Look
+from accelerd.devices.observer import DeviceStatus
 from accelerd.instances import Facts
 from accelerd.scheduler.service import Scheduler
 
@@ -34,7 +34,7 @@ class Watch(Protocol):
 
 
 class Observer(Protocol):
-    def look(self, devices: Sequence[Device]) -> list[Look]:
+    def look(self, devices: Sequence[Device]) -> list[DeviceStatus]:
         """Blocks."""
         ...
 
@@ -64,7 +64,7 @@ class DeviceRoutes:
         self._scheduler = scheduler
         self._insight = insight
         self._owner = owner
-        self._look: asyncio.Future[list[Look]] | None = None
+        self._look: asyncio.Future[list[DeviceStatus]] | None = None
         self.answers: dict[str, Answer] = {"devices": self._devices}
         self.routes = looks(self.answers)
 
@@ -80,7 +80,7 @@ class DeviceRoutes:
             found.append(look.json(models, self._owner(look.device.id)) | told)
         return {"devices": found, "degraded": self._watch.degraded}
 
-    async def _looks(self) -> list[Look]:
+    async def _looks(self) -> list[DeviceStatus]:
         """A look; who asks while one is under way gets that."""
         if self._look is None:
             self._look = asyncio.ensure_future(asyncio.to_thread(self._observer.look, self._watch.current()))
@@ -91,7 +91,7 @@ class DeviceRoutes:
             text = "a driver does not answer; see: sudo dmesg --level=err,warn"
             raise AccelError("internal", f"cannot read the devices: {text}") from None
 
-    def _looked(self, look: asyncio.Future[list[Look]]) -> None:
+    def _looked(self, look: asyncio.Future[list[DeviceStatus]]) -> None:
         self._look = None
         if not look.cancelled():
             look.exception()  # whoever asked has it, or has gone

@@ -12,8 +12,7 @@ from typing import Final, Protocol
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.control.operations import PROGRESS_EVERY, Event, Events, Operation, Query, flag, number
-from accelerd.devices.choice import first_gpu
-from accelerd.devices.model import Device
+from accelerd.devices.model import Device, first_gpu
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM
 from accelerd.scheduler.exit_handling import STUCK_AFTER

@@ -1,9 +1,9 @@
-"""The devices of this machine: what there is, who drives it, what it holds and does, whether this user may use it.
+"""The devices of this machine: inventory, drivers, readings, memory users, and problems.
 
-Must never know models; reads /sys, /dev, /proc and udev, and vendor libraries only where they add something.
+Must never know models. Reads /sys, /dev, /proc and udev, and vendor libraries only where they add something.
 """
 
 from accelerd.devices.inventory import inventory
-from accelerd.devices.model import Device, MemoryPool, Trouble
+from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 
-__all__ = ["Device", "MemoryPool", "Trouble", "inventory"]
+__all__ = ["Device", "DeviceTrouble", "MemoryPool", "inventory"]

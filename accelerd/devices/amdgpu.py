@@ -1,7 +1,7 @@
-"""What amdgpu tells of a card or an APU: name, target, firmware, memory, and whether that memory is the machine's own.
+"""AMD cards and APUs: name, target, firmware, memory, and whether the memory is main memory.
 
-Reads files; the one question to the driver itself (is it part of the processor?) goes through the render node and is
-asked only of a GPU that is awake. Must never wake one, and never take a large GTT for proof of anything.
+Reads files. Queries the driver only whether the GPU is an APU, through the render node and only while the GPU is awake.
+Must never wake a GPU, and never conclude anything from a large GTT.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from accelerd.devices.kfd import KfdNode
 from accelerd.devices.model import MemoryPool
 from accelerd.devices.udev import PciFunction
 
-# libdrm's amdgpu_drm.h: what the driver says of a device, and the bit that means "APU" in it
+# from libdrm's amdgpu_drm.h: the device information, and the flag for an APU
 INFO_REQUEST = 0x40206445  # DRM_IOCTL_AMDGPU_INFO
 DEV_INFO = 0x16
 FLAGS_AT = 136  # of ids_flags in struct drm_amdgpu_info_device
 FUSION = 1
 
-# sold as Strix Halo: the number of compute units decides the name
+# Strix Halo: the number of compute units determines the name
 STRIX_HALO = ("1002", "1586")
 STRIX_HALO_NAMES = {40: "8060S", 32: "8050S", 16: "8040S"}
 
@@ -37,12 +38,15 @@ APU_IDS = {
 
 POOL_FILES = {"vram": "vram", "visible vram": "vis_vram", "gtt": "gtt"}  # mem_info_…_total, mem_info_…_used
 
+DPM_LINE = re.compile(r"^(\d+|S):\s*(\d+)\s*[Mm][Hh][Zz]\s*(\*)?")  # a step of pp_dpm_*
+MOST_MHZ = 20_000
+
 AskDriver = Callable[[Path], bool | None]
 
 
 @dataclass(frozen=True)
 class AmdGpu:
-    """What the inventory takes over into a Device."""
+    """The values for a Device."""
 
     name: str | None
     gfx: str | None
@@ -52,7 +56,7 @@ class AmdGpu:
 
 
 def describe(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None) -> AmdGpu:
-    """`asked`: what the driver said of "is it an APU", None when it was not or could not be asked."""
+    """`asked`: whether the driver calls it an APU; None if unknown."""
     apu = is_apu(function, directory, kfd, asked)
     return AmdGpu(
         name=text(directory / "product_name") or halo_name(function, kfd),
@@ -71,9 +75,9 @@ def halo_name(function: PciFunction, kfd: KfdNode | None) -> str | None:
 
 
 def is_apu(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None) -> bool | None:
-    """Is it part of the processor? The surest witness that speaks decides; None when none does.
+    """Is it integrated into the processor? Uses the most reliable available source; None if there is none.
 
-    GTT much larger than VRAM is no witness: a Strix Halo with a carve-out of 96 GB has it the other way round.
+    A GTT much larger than VRAM proves nothing: on a Strix Halo with 96 GB of VRAM it is the other way round.
     """
     if asked is not None:
         return asked
@@ -89,7 +93,7 @@ def is_apu(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: b
 
 
 def pools(directory: Path, *, unified: bool) -> tuple[MemoryPool, ...]:
-    """VRAM, the part of it that the processor sees, GTT; on an APU also both together: what a model can have."""
+    """VRAM, the part of it that the CPU can access, and GTT; on an APU also VRAM plus GTT, which a model can use."""
     found = {}
     for name, key in POOL_FILES.items():
         total = size(directory / f"mem_info_{key}_total")
@@ -105,7 +109,7 @@ def pools(directory: Path, *, unified: bool) -> tuple[MemoryPool, ...]:
 
 
 def firmware(directory: Path) -> dict[str, str]:
-    """Versions as the driver writes them: {"mes": "0x00000080", "vbios": "113-STRXLGEN-001"}."""
+    """Versions as the driver reports them: {"mes": "0x00000080", "vbios": "113-STRXLGEN-001"}."""
     found = {}
     for name in names(directory / "fw_version"):
         value = text(directory / "fw_version" / name)
@@ -116,7 +120,7 @@ def firmware(directory: Path) -> dict[str, str]:
 
 
 def ask_driver(node: Path) -> bool | None:
-    """Does amdgpu call it an APU? None when it does not answer. Opens the node: only for a GPU that is awake."""
+    """Does amdgpu call it an APU? None if it does not answer. Opens the node: only for a GPU that is awake."""
     answer = ctypes.create_string_buffer(FLAGS_AT + 8)
     request = struct.pack("=QII16x", ctypes.addressof(answer), len(answer), DEV_INFO)
     try:
@@ -131,3 +135,32 @@ def ask_driver(node: Path) -> bool | None:
         os.close(descriptor)
     (flags,) = struct.unpack_from("=Q", answer.raw, FLAGS_AT)
     return bool(flags & FUSION)
+
+
+@dataclass(frozen=True)
+class ClockSteps:
+    """The steps of a clock, in MHz."""
+
+    lowest: int
+    highest: int
+    now: int | None  # None: no star, or several that differ
+
+
+def clock_steps(text: str) -> ClockSteps | None:
+    """Parses a pp_dpm_* file; None if it contains no clock.
+
+    Real files have none, one or two stars, trailing blanks, NULs, empty lines, and on newer cards a line "S:" for a
+    sleeping clock.
+    """
+    steps, stars = [], set()
+    for line in text.replace("\0", "").splitlines():
+        found = DPM_LINE.match(line.strip())
+        if found is None or int(found[2]) > MOST_MHZ:
+            continue
+        if found[3]:
+            stars.add(int(found[2]))
+        if found[1] != "S":
+            steps.append(int(found[2]))
+    if not steps:
+        return None
+    return ClockSteps(min(steps), max(steps), stars.pop() if len(stars) == 1 else None)

@@ -1,6 +1,6 @@
-"""How each kernel driver is read: amdgpu, i915 and xe, the NPUs' drivers, and what only has a hwmon directory.
+"""Readings per kernel driver: amdgpu, i915 and xe, NPU drivers, and drivers with only a hwmon directory.
 
-Each class has one `read` that gives Readings and leaves the fallbacks, the last values and the reasons to Values.
+Each class returns Readings; ValueCache handles fallbacks, last values and reasons.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from accelerd.base.ports import Clock
-from accelerd.devices import amdgpu, dpm, gpu_metrics, hwmon
-from accelerd.devices.files import MOST_BYTES, Files, Unreadable, names
+from accelerd.devices import amdgpu, gpu_metrics, hwmon
+from accelerd.devices.amdgpu import MOST_MHZ
+from accelerd.devices.files import MOST_BYTES, AttributeFiles, UnreadableValue, names
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.readings import Frequency, Readings, Values
+from accelerd.devices.readings import Frequency, Readings, ValueCache
 
 LEVEL = re.compile(r"[a-z_]{2,24}$")
-MOST_MHZ = 20_000
 
 T = TypeVar("T")
 
@@ -27,12 +27,14 @@ T = TypeVar("T")
 class Driver(Protocol):
     def read(self) -> Readings: ...
     def memory(self) -> Readings:
-        """The pools alone."""
+        """Only the pools."""
         ...
 
 
-def reader_of(device: Device, directory: Path | None, files: Files, values: Values, clock: Clock) -> Driver | None:
-    """The way to read this device; None when there is none (nvidia: see nvml.py)."""
+def reader_of(
+    device: Device, directory: Path | None, files: AttributeFiles, values: ValueCache, clock: Clock
+) -> Driver | None:
+    """The driver class for this device; None if there is none (for nvidia, see nvml.py)."""
     if directory is None:
         return None
     if device.driver == "amdgpu":
@@ -46,33 +48,33 @@ def reader_of(device: Device, directory: Path | None, files: Files, values: Valu
     return None
 
 
-class Counter:
-    """A number that only grows: what it grew by, a second."""
+class RateCounter:
+    """The increase per second of a growing counter."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last: tuple[float, float] | None = None
 
     def rate(self, value: float) -> float:
-        """Unreadable at the first look, and when it went back."""
+        """UnreadableValue at the first reading, and if the counter went backwards."""
         now = self._clock.monotonic()
         last, self._last = self._last, (now, value)
         if last is None or now <= last[0] or value < last[1]:
-            raise Unreadable("is known from the second look on", absent=True)
+            raise UnreadableValue("available from the second reading on", absent=True)
         return (value - last[1]) / (now - last[0])
 
 
-class Sensors:
-    """The hwmon directory of a device, which may come and go with its driver."""
+class HwmonSensors:
+    """The hwmon directory of a device, which appears and disappears with the driver."""
 
-    def __init__(self, directory: Path, files: Files) -> None:
+    def __init__(self, directory: Path, files: AttributeFiles) -> None:
         self._directory = directory
         self._files = files
 
-    def ask(self, question: Callable[[Path, Files], T]) -> T:
+    def ask(self, question: Callable[[Path, AttributeFiles], T]) -> T:
         where = hwmon.directory(self._directory)
         if where is None:
-            raise Unreadable("no hwmon", absent=True)
+            raise UnreadableValue("no hwmon", absent=True)
         return question(where, self._files)
 
     def power(self) -> float:
@@ -87,19 +89,19 @@ class Sensors:
     def clock(self, label: str) -> float:
         found = self.ask(hwmon.clocks)
         if label not in found:
-            raise Unreadable(f"no {label} in hwmon", absent=True)
+            raise UnreadableValue(f"no {label} in hwmon", absent=True)
         return float(found[label])
 
 
 class Amdgpu:
-    """Cards and APUs of AMD."""
+    """AMD cards and APUs."""
 
-    def __init__(self, device: Device, directory: Path, files: Files, values: Values) -> None:
+    def __init__(self, device: Device, directory: Path, files: AttributeFiles, values: ValueCache) -> None:
         self._device = device
         self._directory = directory
         self._files = files
         self._values = values
-        self._sensors = Sensors(directory, files)
+        self._sensors = HwmonSensors(directory, files)
         self._before: dict[str, float] | None = None
 
     def read(self) -> Readings:
@@ -110,9 +112,9 @@ class Amdgpu:
         def measured(name: str, low: float = 0, high: float = 1e9) -> Callable[[], float]:
             def way() -> float:
                 if name not in metrics or not fresh:
-                    raise Unreadable(f"no {name} in gpu_metrics", absent=True)
+                    raise UnreadableValue(f"no {name} in gpu_metrics", absent=True)
                 if not low <= metrics[name] <= high:
-                    raise Unreadable(f"{name} in gpu_metrics is out of range: {metrics[name]:g}")
+                    raise UnreadableValue(f"{name} in gpu_metrics is out of range: {metrics[name]:g}")
                 return metrics[name]
 
             return way
@@ -141,14 +143,14 @@ class Amdgpu:
         return Readings(pools=self._pools())
 
     def _clocks(self, measured: Callable[..., Callable[[], float]]) -> dict[str, Frequency]:
-        """The sensor is exact, the star is not always there, the metrics are a mean."""
+        """From the sensor, which is exact; else the star, which may be missing; else the metrics, which are a mean."""
         found = {}
         for name in ("sclk", "mclk", "fclk"):
             steps = self._values.get(f"{name} steps", partial(self._steps, name))
 
-            def starred(steps: dpm.Steps | None = steps) -> float:
+            def starred(steps: amdgpu.ClockSteps | None = steps) -> float:
                 if steps is None or steps.now is None:
-                    raise Unreadable("no star", absent=True)
+                    raise UnreadableValue("no star", absent=True)
                 return float(steps.now)
 
             now = self._values.get(name, partial(self._sensors.clock, name), starred, measured(name, 0, MOST_MHZ))
@@ -157,29 +159,29 @@ class Amdgpu:
                 found[name] = Frequency(now, lowest, highest)
         return found
 
-    def _steps(self, name: str) -> dpm.Steps:
-        found = dpm.parse(self._files.text(self._directory / f"pp_dpm_{name}"))
+    def _steps(self, name: str) -> amdgpu.ClockSteps:
+        found = amdgpu.clock_steps(self._files.text(self._directory / f"pp_dpm_{name}"))
         if found is None:
-            raise Unreadable(f"pp_dpm_{name}: no clock in it")
+            raise UnreadableValue(f"pp_dpm_{name}: contains no clock")
         return found
 
     def _metrics(self) -> dict[str, float]:
         data = self._files.bytes(self._directory / "gpu_metrics")
         if not data:
-            raise Unreadable("gpu_metrics: empty")
+            raise UnreadableValue("gpu_metrics: empty")
         found = gpu_metrics.decode(data)
         if not found:
-            raise Unreadable(f"gpu_metrics: version {gpu_metrics.version(data)} is not known, or it is cut off")
+            raise UnreadableValue(f"gpu_metrics: unknown version {gpu_metrics.version(data)}, or incomplete")
         return found
 
     def _level(self) -> str:
         level = self._files.text(self._directory / "power_dpm_force_performance_level")
         if not LEVEL.match(level):
-            raise Unreadable(f"power_dpm_force_performance_level: {level[:20]!r} is no level")
+            raise UnreadableValue(f"power_dpm_force_performance_level: {level[:20]!r} is not a level")
         return level
 
     def _pools(self) -> tuple[MemoryPool, ...]:
-        """The pools with what is used of them now."""
+        """The pools with their current usage."""
         used: dict[str, int | None] = {}
         for pool in self._device.pools:
             file = amdgpu.POOL_FILES.get(pool.name)
@@ -196,15 +198,17 @@ class Amdgpu:
 
 
 class Intel:
-    """i915 and xe. Their load is known from their clients (fdinfo) only."""
+    """i915 and xe. Their load comes only from fdinfo."""
 
-    def __init__(self, device: Device, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+    def __init__(
+        self, device: Device, directory: Path, files: AttributeFiles, values: ValueCache, clock: Clock
+    ) -> None:
         self._device = device
         self._directory = directory
         self._files = files
         self._values = values
-        self._sensors = Sensors(directory, files)
-        self._joules = Counter(clock)
+        self._sensors = HwmonSensors(directory, files)
+        self._joules = RateCounter(clock)
 
     def read(self) -> Readings:
         get, sensors = self._values.get, self._sensors
@@ -228,10 +232,12 @@ class Intel:
         return Readings(reasons=self._untold())
 
     def _untold(self) -> dict[str, str]:
-        return {} if self._device.unified else {"memory": f"{self._device.driver} tells no sizes of memory"}
+        return (
+            {} if self._device.unified else {"memory": f"the driver {self._device.driver} does not report memory sizes"}
+        )
 
     def _frequencies(self) -> dict[str, list[Path]]:
-        """Files of the first graphics tile: xe has them below the device, i915 below its card."""
+        """Files of the first graphics tile: below the device with xe, below the card with i915."""
         xe = self._directory / "tile0/gt0/freq0"
         cards = [self._directory / "drm" / name for name in names(self._directory / "drm") if name.startswith("card")]
         i915 = [card / "gt/gt0" for card in cards]
@@ -258,7 +264,7 @@ class Intel:
                 if name.startswith(prefix) and name != "throttle_reason_status":
                     try:
                         held = self._files.number(directory / name, 0, 1)
-                    except Unreadable:
+                    except UnreadableValue:
                         continue
                     if held:
                         found[name.removeprefix(prefix)] = None
@@ -266,13 +272,13 @@ class Intel:
 
 
 class IntelNpu:
-    """ivpu: a counter of its work, its clock, its memory."""
+    """ivpu: busy time, clock and memory."""
 
-    def __init__(self, directory: Path, files: Files, values: Values, clock: Clock) -> None:
+    def __init__(self, directory: Path, files: AttributeFiles, values: ValueCache, clock: Clock) -> None:
         self._directory = directory
         self._files = files
         self._values = values
-        self._work = Counter(clock)
+        self._work = RateCounter(clock)
 
     def read(self) -> Readings:
         now = self._values.get("npuclk", lambda: self._number("npu_current_frequency_mhz", MOST_MHZ))
@@ -295,11 +301,11 @@ class IntelNpu:
 
 
 class OnlyHwmon:
-    """What has no files of its own but perhaps a hwmon directory."""
+    """Drivers with nothing but a hwmon directory."""
 
-    def __init__(self, directory: Path, files: Files, values: Values) -> None:
+    def __init__(self, directory: Path, files: AttributeFiles, values: ValueCache) -> None:
         self._values = values
-        self._sensors = Sensors(directory, files)
+        self._sensors = HwmonSensors(directory, files)
 
     def memory(self) -> Readings:
         return Readings()
@@ -315,5 +321,5 @@ class OnlyHwmon:
 
 def main(temperatures: dict[str, float]) -> float:
     if not temperatures:
-        raise Unreadable("no temperature sensor", absent=True)
+        raise UnreadableValue("no temperature sensor", absent=True)
     return hwmon.main_temperature(temperatures)

@@ -1,8 +1,8 @@
-"""Who uses the memory of the devices: the kernel's fdinfo of every process that this user may look at.
+"""Which processes use the memory of the devices, from the kernel's fdinfo of all readable processes.
 
-One client of a driver may be open many times and in several processes: it counts once, for the first process that was
-asked for, else for the one with the lowest pid. Processes of other users cannot be read; what they hold shows as the
-rest. Spawns nothing, opens no device.
+A client can be open several times and in several processes: it counts once, for the first process in `only`, else for
+the one with the lowest pid. Processes of other users cannot be read; their memory appears as the rest. Starts no
+programs and opens no device.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ NODES = ("/dev/dri/", "/dev/accel/")
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 AMOUNT = re.compile(r"(\d+)\s*([A-Za-z]*)$")
 MEMORY = re.compile(r"drm-(resident|memory|total)-(?!cycles-)(.+)")
-RANK = {"total": 0, "memory": 1, "resident": 2}  # which key is to be believed, if there are several
+RANK = {"total": 0, "memory": 1, "resident": 2}  # if there are several keys, the highest rank counts
 NOT_THE_DEVICES = frozenset({"cpu"})
 MOST = 1 << 50
 
 
 @dataclass(frozen=True)
-class Client:
-    """One client of one driver: an open device, with what it holds and what work it had done."""
+class DrmClient:
+    """An open device: its memory and the work that it has done."""
 
     device: str  # PCI slot; the driver's name for a device on no PCI bus
     number: str  # drm-client-id
@@ -42,8 +42,8 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """One process and what it holds of one device."""
+class MemoryHolder:
+    """A process and the memory of one device that it uses."""
 
     pid: int
     process: str
@@ -55,14 +55,9 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Scan:
-    clients: tuple[Client, ...] = ()
-    denied: frozenset[int] = frozenset()  # processes of others
-
-    @property
-    def unreadable(self) -> int:
-        """How many processes could not be looked into."""
-        return len(self.denied)
+class FdinfoScan:
+    clients: tuple[DrmClient, ...] = ()
+    denied: frozenset[int] = frozenset()  # pids of processes that could not be read
 
 
 def scan(
@@ -71,13 +66,13 @@ def scan(
     *,
     only: Iterable[int] | None = None,
     without: Collection[int] = (),
-    known: Iterable[Client] = (),
-) -> Scan:
-    """Every client of every device, each once, but for `known`. Blocks for some milliseconds.
+    known: Iterable[DrmClient] = (),
+) -> FdinfoScan:
+    """All clients of all devices, each once, without those in `known`. Blocks for some milliseconds.
 
-    Of all processes, or of those in `only`; never of those in `without`.
+    Reads all processes, or those in `only`; never those in `without`.
     """
-    found: dict[tuple[str, str], Client] = {}
+    found: dict[tuple[str, str], DrmClient] = {}
     before = {client.key for client in known}
     denied = set()
     pids = only if only is not None else sorted(int(name) for name in names(proc) if name.isdecimal())
@@ -96,28 +91,28 @@ def scan(
             client = client_of(directory, name, pid)
             if client is not None and client.key not in before:
                 found.setdefault(client.key, client)
-    return Scan(tuple(found.values()), frozenset(denied))
+    return FdinfoScan(tuple(found.values()), frozenset(denied))
 
 
 def of_devices(prefix: str, descriptors: Iterable[str]) -> Iterable[str]:
-    """Those that are open devices. Plain strings: a browser has hundreds, and all but a few are something else."""
+    """The descriptors that are open devices. Uses plain strings, because a browser has hundreds of descriptors."""
     readlink = os.readlink
     for name in descriptors:
         try:
             if readlink(prefix + name).startswith(NODES):
                 yield name
         except OSError:
-            continue  # closed meanwhile
+            continue  # already closed
 
 
-def client_of(directory: Path, descriptor: str, pid: int) -> Client | None:
-    """The client behind the descriptor of a device; None where the driver tells none."""
+def client_of(directory: Path, descriptor: str, pid: int) -> DrmClient | None:
+    """The client of a descriptor; None if the driver does not report one."""
     told = text(directory / "fdinfo" / descriptor)
     return parse(told, pid, text(directory / "comm") or "?") if told else None
 
 
-def parse(told: str, pid: int, process: str) -> Client | None:
-    """The text of an fdinfo file; None when it is not of a driver that tells its clients."""
+def parse(told: str, pid: int, process: str) -> DrmClient | None:
+    """Parses an fdinfo file; None if the driver does not report clients."""
     values = {}
     for line in told.splitlines():
         key, _, value = line.partition(":")
@@ -142,11 +137,11 @@ def parse(told: str, pid: int, process: str) -> Client | None:
             if value.isdecimal() and total.isdecimal():
                 cycles[engine] = (int(value), int(total))
     held = {region: size for region, (_, size) in memory.items() if size}
-    return Client(device, number, pid, process, held, engines, cycles)
+    return DrmClient(device, number, pid, process, held, engines, cycles)
 
 
 def amount(value: str) -> int | None:
-    """ "544428 KiB" as bytes; None for nonsense."""
+    """ "544428 KiB" as bytes; None if invalid."""
     found = AMOUNT.match(value)
     factor = UNITS.get(found[2].lower()) if found else None
     if found is None or factor is None:
@@ -155,21 +150,21 @@ def amount(value: str) -> int | None:
     return size if size <= MOST else None
 
 
-def holders(clients: Iterable[Client], device: str) -> tuple[Holder, ...]:
+def holders(clients: Iterable[DrmClient], device: str) -> tuple[MemoryHolder, ...]:
     """The processes that use the device, the largest first."""
-    by_pid: dict[int, Holder] = {}
+    by_pid: dict[int, MemoryHolder] = {}
     for client in clients:
         if client.device != device:
             continue
         memory = dict(by_pid[client.pid].memory) if client.pid in by_pid else {}
         for region, size in client.memory.items():
             memory[region] = memory.get(region, 0) + size
-        by_pid[client.pid] = Holder(client.pid, client.process, memory)
+        by_pid[client.pid] = MemoryHolder(client.pid, client.process, memory)
     return tuple(sorted(by_pid.values(), key=lambda holder: (-holder.total, holder.pid)))
 
 
-def busy(now: Iterable[Client], before: Iterable[Client], device: str, seconds: float) -> float | None:
-    """% that the busiest engine of the device worked for the clients seen at both times; None: nobody was."""
+def busy(now: Iterable[DrmClient], before: Iterable[DrmClient], device: str, seconds: float) -> float | None:
+    """% of time that the busiest engine worked for the clients present at both times; None if there were none."""
     earlier = {client.number: client for client in before if client.device == device}
     work: dict[str, float] = {}
     seen = False

@@ -1,7 +1,7 @@
 """amdgpu's binary `gpu_metrics`, decoded by tables: v1.0 to v1.8 of cards, v2.x and v3.0 of APUs.
 
-A table names where a number lies, how wide it is and by what it is divided; all ones mean that this chip has no such
-sensor. Pure. A version without a table, or a file that is too short for it, gives nothing. Layouts: the kernel's
+A table lists the offset, type and divisor of each number; all ones mean that the chip does not have the sensor. Pure. A
+version without a table, or a file that is too short, gives nothing. Layouts: the kernel's
 drivers/gpu/drm/amd/include/kgd_pp_interface.h.
 """
 
@@ -74,7 +74,7 @@ THROTTLERS: Final = {
     **dict.fromkeys((44, 45, 46, 47), "overheat signal (PROCHOT)"),
     **dict.fromkeys((56, 57), "firmware limit"),
 }
-# v3.0 counts how long each limit held the clocks down
+# v3.0 counts how long each limit reduced the clocks
 HELD: Final = {
     "held_prochot": "overheat signal (PROCHOT)", "held_spl": "power limit", "held_fppt": "power limit",
     "held_sppt": "power limit", "held_thm_core": "temperature", "held_thm_gfx": "temperature",
@@ -88,7 +88,7 @@ def version(data: bytes) -> tuple[int, int] | None:
 
 
 def decode(data: bytes) -> dict[str, float]:
-    """What the file says, in W, °C, MHz, % and MB/s; `throttle` and `held_…` as they are. Empty: nothing."""
+    """The values of the file in W, °C, MHz, % and MB/s; `throttle` and `held_…` unchanged."""
     table = TABLES.get(version(data) or (0, 0))
     if table is None:
         return {}
@@ -105,7 +105,7 @@ def decode(data: bytes) -> dict[str, float]:
 
 
 def throttling(now: dict[str, float], before: dict[str, float] | None) -> tuple[str, ...]:
-    """What holds the clocks down: bits where the chip has them, else the counters that grew since `before`."""
+    """What limits the clocks: status bits if the chip has them, and counters that increased since `before`."""
     bits = int(now.get("throttle", 0))
     reasons = {reason: None for bit, reason in THROTTLERS.items() if bits >> bit & 1}
     for name, reason in HELD.items():
@@ -115,6 +115,6 @@ def throttling(now: dict[str, float], before: dict[str, float] | None) -> tuple[
 
 
 def npu_load(metrics: dict[str, float]) -> float | None:
-    """How busy the NPU beside the GPU is, in %: the mean of its columns."""
+    """The load of the NPU in the same processor, in %: the mean of its columns."""
     columns = [value for name, value in metrics.items() if name.startswith("npu_column_") and value <= 100]
     return sum(columns) / len(columns) if columns else None

@@ -1,7 +1,7 @@
-"""What of the machine itself decides about its devices: kernel, its command line, memory, the lock limit, runtimes.
+"""Properties of the machine that matter for devices: kernel, command line, memory, lock limit, NPU runtimes.
 
-Read anew for every inventory from files alone; spawns nothing. Knows how this distribution changes the kernel's command
-line, because a fix must be a command.
+Read from files for every inventory; starts no programs. Knows how this distribution changes the kernel command line,
+because a fix must be a command.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Which = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Host:
-    """Facts about the machine, as far as they matter to devices."""
+    """Properties of the machine that matter for devices."""
 
     kernel: tuple[int, int, int] | None = None
     command_line: tuple[str, ...] = ()
-    memory: tuple[int, int] | None = None  # bytes: all, available
+    memory: tuple[int, int] | None = None  # bytes: total, available
     memlock: int | None = None  # bytes that a process may lock; None: no limit, or not known
-    grubby: bool = False  # the tool with which Fedora and its relatives change the kernel's command line
+    grubby: bool = False  # Fedora's tool to change the kernel command line is installed
     runtimes: frozenset[str] = frozenset()  # drivers of NPUs whose runtime is installed
 
     def change_command_line(self, add: str, remove: str = "") -> str:
-        """The command that has the kernel start with `add` and without `remove` from the next boot on."""
+        """The command that adds and removes options of the kernel command line and reboots."""
         if self.grubby:
             old = f" --remove-args={remove}" if remove else ""
             return f"sudo grubby --update-kernel=ALL{old} --args={add} && reboot"
@@ -46,7 +46,7 @@ class Host:
 
 
 def read_host(roots: Roots, which: Which = shutil.which, libraries: Iterable[str] = LIBRARIES) -> Host:
-    """The facts of this machine; what cannot be read is not known."""
+    """The properties of this machine; unreadable ones are None."""
     libraries = list(libraries)
     return Host(
         kernel=version(text(roots.proc / "sys/kernel/osrelease") or ""),
@@ -70,7 +70,7 @@ def version(release: str) -> tuple[int, int, int] | None:
 
 
 def lock_limit(roots: Roots) -> int | None:
-    """The hard limit on locked memory that this process, and so what it starts, has."""
+    """The hard limit on locked memory of this process and its children."""
     for line in lines(roots.proc / "self/limits"):
         if line.startswith("Max locked memory"):
             hard = line.split()[-2]
@@ -79,7 +79,7 @@ def lock_limit(roots: Roots) -> int | None:
 
 
 def meminfo(roots: Roots) -> dict[str, int]:
-    """The lines of /proc/meminfo that are sizes, in bytes. Empty where it cannot be read."""
+    """The sizes in /proc/meminfo, in bytes; empty if it cannot be read."""
     found = {}
     for line in lines(roots.proc / "meminfo"):
         key, _, value = line.partition(":")
@@ -90,13 +90,13 @@ def meminfo(roots: Roots) -> dict[str, int]:
 
 
 def machine_memory(roots: Roots) -> tuple[int, int] | None:
-    """Total and available bytes of the machine; None where /proc does not say."""
+    """Total and available bytes of main memory; None if unknown."""
     told = meminfo(roots)
     return (told["MemTotal"], told["MemAvailable"]) if "MemTotal" in told and "MemAvailable" in told else None
 
 
 def processor_name(roots: Roots) -> str:
-    """As it is sold, else its architecture."""
+    """The product name of the processor, else its architecture."""
     for line in lines(roots.proc / "cpuinfo"):
         if line.startswith("model name"):
             return line.partition(":")[2].strip() or platform.machine()

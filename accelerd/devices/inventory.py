@@ -1,32 +1,45 @@
-"""The inventory: one snapshot of the devices that could run a model. Asks udev once, reads small files.
+"""The inventory: a snapshot of the devices that could run a model. Queries udev once and reads small files.
 
-Never wakes a device: what sleeps is described by its files alone. Never raises for what a machine lacks: a device that
-cannot be used is listed with the reason and the command that helps. Without libudev the plain tree below /sys is read.
+Never wakes a device and never raises: a device that cannot be used is listed with the reason and the command that fixes
+it. Without libudev, reads the tree below /sys.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from accelerd.base.ports import Roots
-from accelerd.devices import amdgpu, intel, npu, nvidia, troubles
-from accelerd.devices.files import text
+from accelerd.devices import amdgpu, troubles
+from accelerd.devices.files import lines, text
 from accelerd.devices.host import Host, machine_memory, processor_name, read_host
 from accelerd.devices.kfd import KfdNode
 from accelerd.devices.kfd import nodes as kfd_nodes
-from accelerd.devices.model import Device, MemoryPool, Trouble
+from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.devices.sysfs import SysfsSource
-from accelerd.devices.troubles import Node
-from accelerd.devices.udev import Entry, PciFunction, Pyudev, UdevSource
+from accelerd.devices.troubles import DeviceNode
+from accelerd.devices.udev import PciFunction, Pyudev, UdevDevice, UdevSource
 
 __all__ = ["Inventory", "inventory", "machine_memory", "may_open"]
 
 VENDORS = {"1002": "AMD", "1022": "AMD", "10de": "NVIDIA", "8086": "Intel"}
 DISPLAY_CLASS = 0x03
+INTEL_DRIVERS = frozenset({"i915", "xe"})
+# PCI ids of NPUs: vendor, device → number of columns of an AMD NPU
+NPUS: dict[tuple[str, str], int | None] = {
+    ("1022", "1502"): 5,  # Phoenix, Hawk Point
+    ("1022", "17f0"): 8,  # Strix Point, Strix Halo, Krackan
+    ("8086", "7d1d"): None,  # Meteor Lake
+    ("8086", "ad1d"): None,  # Arrow Lake
+    ("8086", "643e"): None,  # Lunar Lake
+    ("8086", "b03e"): None,  # Panther Lake
+}
+NPU_NAMES = {"1022": "AMD Ryzen AI NPU", "8086": "Intel NPU"}
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 Access = Callable[[Path], bool]
 
@@ -36,12 +49,12 @@ def may_open(node: Path) -> bool:
 
 
 def inventory(roots: Roots, source: UdevSource | None = None, access: Access = may_open) -> list[Device]:
-    """Gpus by PCI slot, npus, then the processor."""
+    """GPUs by PCI slot, NPUs, then the processor."""
     return Inventory(roots, source, access).scan()
 
 
 class Inventory:
-    """Looks at the machine as often as it is asked to; remembers nothing."""
+    """Scans the machine; keeps no state."""
 
     def __init__(
         self,
@@ -59,7 +72,7 @@ class Inventory:
         self._ask_driver = ask_driver
 
     def scan(self) -> list[Device]:
-        """What there is now. Blocks for as long as the kernel takes to answer: some milliseconds."""
+        """The current devices. Blocks for some milliseconds."""
         entries = self._entries()
         host = self._read_host(self._roots)
         kfd = kfd_nodes(self._roots.sys)
@@ -70,25 +83,27 @@ class Inventory:
         gpus += [self._gpu(None, f, kfd, host) for f in undriven(functions, {d.slot for d in gpus})]
         npus = [self._npu(e, e.pci, host) for e in accel]
         known = {d.slot for d in npus}
-        npus += [self._npu(None, f, host) for f in functions if npu.is_npu(f) and f.slot not in known]
+        npus += [self._npu(None, f, host) for f in functions if is_npu(f) and f.slot not in known]
         return [*sorted(gpus, key=place), *sorted(npus, key=place), self._processor(host)]
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[UdevDevice]:
         subsystems = ("drm", "accel", "pci")
         source = self._source or Pyudev()
         try:
             return [e for subsystem in subsystems for e in source.entries(subsystem)]
-        except (ImportError, OSError):  # no libudev, or it cannot be asked
+        except (ImportError, OSError):  # libudev is missing or does not work
             plain = SysfsSource(self._roots.sys)
             return [e for subsystem in subsystems for e in plain.entries(subsystem)]
 
     # --- kinds ------------------------------------------------------------------------------------------------
 
-    def _gpu(self, entry: Entry | None, function: PciFunction | None, kfd: dict[str, KfdNode], host: Host) -> Device:
-        """A gpu with a render node, or a function of the PCI bus without one."""
+    def _gpu(
+        self, entry: UdevDevice | None, function: PciFunction | None, kfd: dict[str, KfdNode], host: Host
+    ) -> Device:
+        """A GPU with a render node, or a PCI function without one."""
         device = self._bare("gpu", entry, function)
         directory = self._directory(device)
-        found: list[Trouble] = []
+        found: list[DeviceTrouble] = []
         compute = None
         if device.driver == "amdgpu" and function is not None and directory is not None:
             compute = kfd.get(function.slot)
@@ -98,35 +113,36 @@ class Inventory:
                 pools=told.pools, firmware=told.firmware,
             )  # fmt: skip
             found += troubles.of_amdgpu(device, compute, host)
-        elif device.driver == "amdgpu" and directory is not None:  # on no PCI bus
+        elif device.driver == "amdgpu" and directory is not None:  # not on a PCI bus
             device = replace(device, pools=amdgpu.pools(directory, unified=False))
-        elif device.driver in intel.DRIVERS and function is not None:
-            own = intel.integrated(function)
-            device = replace(device, apu=own, unified=own, pools=intel.pools(function, host))
+        elif device.driver in INTEL_DRIVERS and function is not None:
+            own = on_root_bus(function)
+            device = replace(device, apu=own, unified=own, pools=main_memory_pools(function, host))
         elif device.driver == "nvidia" and function is not None:
-            facts = nvidia.information(self._roots, function.slot)
+            facts = nvidia_information(self._roots, function.slot)
             device = replace(
-                device, name=facts.get("Model") or device.name, node=nvidia.node(facts) or device.node, apu=False,
-                firmware=nvidia.firmware(facts),
+                device, name=facts.get("Model") or device.name, node=nvidia_node(facts) or device.node, apu=False,
+                firmware=nvidia_firmware(facts),
             )  # fmt: skip
         if entry is not None:
             found = [*troubles.of_node(self._node(entry.node or f"/dev/dri/{entry.name}"), "drm"), *found]
             if compute is not None:
                 found += troubles.of_kfd(self._node("/dev/kfd"))
         elif device.driver != "nvidia":
-            # NVIDIA's own driver serves computing through /dev/nvidia*, and makes a render node only with modeset
+            # NVIDIA's driver uses /dev/nvidia* for computing and creates a render node only with modeset
             found = [*troubles.of_undriven(device, host), *found]
         elif device.node is not None:
             found += troubles.of_node(self._node(device.node), "drm")
         return with_troubles(device, found)
 
-    def _npu(self, entry: Entry | None, function: PciFunction | None, host: Host) -> Device:
+    def _npu(self, entry: UdevDevice | None, function: PciFunction | None, host: Host) -> Device:
         device = self._bare("npu", entry, function)
         directory = self._directory(device)
         if function is not None:
             device = replace(
-                device, name=npu.name(function, directory) or device.name, columns=npu.columns(function),
-                firmware=npu.firmware(directory) if directory is not None else {},
+                device, name=npu_name(function, directory) or device.name,
+                columns=NPUS.get((function.vendor, function.device)),
+                firmware=npu_firmware(directory) if directory is not None else {},
             )  # fmt: skip
         if entry is not None:
             found = list(troubles.of_node(self._node(entry.node or f"/dev/accel/{entry.name}"), "accel"))
@@ -135,14 +151,14 @@ class Inventory:
         return with_troubles(device, [*found, *troubles.of_npu(device, host)])
 
     def _processor(self, host: Host) -> Device:
-        """The processor with the machine's memory."""
+        """The processor with main memory."""
         pools = (MemoryPool("ram", host.memory[0], host.memory[0] - host.memory[1]),) if host.memory else ()
         return Device("cpu", processor_name(self._roots), pools=pools)
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _bare(self, kind: str, entry: Entry | None, function: PciFunction | None) -> Device:
-        """What udev alone tells."""
+    def _bare(self, kind: str, entry: UdevDevice | None, function: PciFunction | None) -> Device:
+        """The device as udev describes it."""
         assert entry is not None or function is not None
         directory = function.path if function is not None else entry.path.parent.parent if entry is not None else None
         fallback = entry.name if entry is not None else function.slot if function is not None else ""
@@ -161,18 +177,18 @@ class Inventory:
     def _directory(self, device: Device) -> Path | None:
         return below_sys(device.directory, self._roots) if device.directory is not None else None
 
-    def _node(self, path: str) -> Node:
+    def _node(self, path: str) -> DeviceNode:
         real = self._roots.dev / Path(path).relative_to("/dev")
         try:
             mode = stat.S_IMODE(real.stat().st_mode)
         except FileNotFoundError:
-            return Node(path, exists=False, openable=False)
+            return DeviceNode(path, exists=False, openable=False)
         except OSError:
             mode = None
-        return Node(path, openable=self._access(real), mode=mode)
+        return DeviceNode(path, openable=self._access(real), mode=mode)
 
     def _asked(self, device: Device) -> bool | None:
-        """What amdgpu says of its being an APU; only asked when that wakes nobody."""
+        """Does the amdgpu driver call it an APU? Asked only while the device is awake."""
         directory = self._directory(device)
         if device.node is None or directory is None or text(directory / "power/runtime_status") != "active":
             return None
@@ -185,12 +201,12 @@ def place(device: Device) -> tuple[str, str]:
 
 
 def undriven(functions: Iterable[PciFunction], known: set[str | None]) -> list[PciFunction]:
-    """Display controllers of vendors that make GPUs, without a render node. A server's little VGA chip is not meant."""
+    """Display controllers of GPU vendors without a render node; not the VGA chip of a server."""
     return [f for f in functions if f.pci_class >> 16 == DISPLAY_CLASS and f.vendor in VENDORS and f.slot not in known]
 
 
-def with_troubles(device: Device, found: Iterable[Trouble]) -> Device:
-    """The device with its troubles; the first that blocks is also its `problem`."""
+def with_troubles(device: Device, found: Iterable[DeviceTrouble]) -> Device:
+    """The device with its troubles; the first blocking one becomes its `problem`."""
     everything = tuple(found)
     first = next((trouble for trouble in everything if trouble.blocks), None)
     if first is not None:
@@ -199,7 +215,7 @@ def with_troubles(device: Device, found: Iterable[Trouble]) -> Device:
 
 
 def device_name(function: PciFunction | None, fallback: str) -> str:
-    """The name in the hardware database, or the ids. "Navi 31 [Radeon RX 7900 XTX]" is sold as what is in brackets."""
+    """The name in the hardware database ("Navi 31 [Radeon RX 7900 XTX]": the part in brackets), or the ids."""
     if function is None:
         return fallback
     vendor = VENDORS.get(function.vendor, function.vendor)
@@ -210,5 +226,61 @@ def device_name(function: PciFunction | None, fallback: str) -> str:
 
 
 def below_sys(path: Path, roots: Roots) -> Path:
-    """A path below /sys as it is below the given root."""
+    """A path below /sys, moved below the given root."""
     return roots.sys / path.relative_to("/sys") if path.is_relative_to("/sys") else path
+
+
+# --- NPUs: amdxdna and ivpu ---
+
+
+def is_npu(function: PciFunction) -> bool:
+    return (function.vendor, function.device) in NPUS
+
+
+def npu_name(function: PciFunction, directory: Path | None) -> str | None:
+    """amdxdna's own name ("RyzenAI-npu5", sometimes padded and coloured), else a general one."""
+    own = ESCAPES.sub("", text(directory / "vbnv") or "").strip() if directory is not None else ""
+    return own or (function.names[-1] if function.names else NPU_NAMES.get(function.vendor))
+
+
+def npu_firmware(directory: Path) -> dict[str, str]:
+    version = text(directory / "fw_version")
+    return {"npu": version} if version else {}
+
+
+# --- Intel GPUs ---
+
+
+def on_root_bus(function: PciFunction) -> bool:
+    """Is an Intel GPU integrated? Integrated ones are on the root bus, cards behind a port."""
+    return function.slot.split(":")[:2] == ["0000", "00"]
+
+
+def main_memory_pools(function: PciFunction, host: Host) -> tuple[MemoryPool, ...]:
+    """An integrated GPU uses main memory. The drivers do not report the memory of a card."""
+    if not on_root_bus(function) or host.memory is None:
+        return ()
+    total, available = host.memory
+    return (MemoryPool("unified", total, total - available),)
+
+
+# --- NVIDIA's driver: its files in /proc, which wake nothing; memory and load come from nvml.py ---
+
+
+def nvidia_information(roots: Roots, slot: str) -> dict[str, str]:
+    """What the driver says about a card: "Model", "GPU Firmware", "Video BIOS", "Device Minor"."""
+    found = {}
+    for line in lines(roots.proc / "driver/nvidia/gpus" / slot / "information"):
+        key, _, value = line.partition(":")
+        if value.strip() and "?" not in value:  # unknown while the card sleeps
+            found[key.strip()] = value.strip()
+    return found
+
+
+def nvidia_node(facts: dict[str, str]) -> str | None:
+    minor = facts.get("Device Minor", "")
+    return f"/dev/nvidia{minor}" if minor.isdecimal() else None
+
+
+def nvidia_firmware(facts: dict[str, str]) -> dict[str, str]:
+    return {short: facts[key] for key, short in (("GPU Firmware", "gsp"), ("Video BIOS", "vbios")) if key in facts}

@@ -1,6 +1,6 @@
-"""Keeps the performance levels of the GPUs: looks, asks the governors, has their orders carried out, tells the journal.
+"""Controls the performance levels of the GPUs: reads sensors, executes the governors' orders, writes to the journal.
 
-One task does it all, one thing after the other; while no device is used and none is raised it has no timer.
+A single task does everything sequentially; while no device is in use or raised, it has no timer.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from accelerd.base import names
 from accelerd.base.ports import Clock
-from accelerd.devices.level import HIGH, Governor, Note, Order, Reading, Rules
+from accelerd.devices.level import HIGH, LevelGovernor, LevelNote, LevelOrder, LevelReading, LevelRules
+from accelerd.devices.level_sensors import LevelSensors
 from accelerd.devices.model import Device
+from accelerd.devices.setters import LevelSetters, OtherTools
 from accelerd.helper.gpu import DRIVER, LevelError
 from accelerd.system.records import event
 from accelerd.system.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
-LOOK_PATIENCE: Final = 5.0  # s for one reading: a GPU in a reset may take long
+LOOK_PATIENCE: Final = 5.0  # s for one reading; a GPU that is being reset may take long
 CLOSE_PATIENCE: Final = 5.0
 LEAST_PAUSE: Final = 0.05
-A_CARD: Final = "a card of its own stays as it is: the level high may hold it below its boost clock"
+A_CARD: Final = "dedicated cards are not changed, because the level high can keep them below their boost clock"
 MESSAGES: Final = {
     "level": names.MSG_LEVEL,
     "unable": names.MSG_LEVEL_UNABLE,
@@ -33,36 +35,19 @@ MESSAGES: Final = {
 }
 
 
-class Sensors(Protocol):
-    def read(self, slot: str) -> Reading:
-        """Everything that can be read now; may block."""
-        ...
-
-
-class Setting(Protocol):
-    async def set(self, slot: str, level: str) -> str: ...
-    async def restore(self, slot: str) -> None: ...
-    async def holds(self, slot: str) -> bool: ...
-    async def close(self) -> None: ...
-
-
-class Suspecting(Protocol):
-    async def suspects(self) -> str: ...
-
-
 class LevelKeeper:
-    """See the module's text. `begin` and `end` are called for every short request: they do next to nothing."""
+    """Controls the levels. `begin` and `end` are called for every request and must be fast."""
 
     def __init__(
         self,
         clock: Clock,
-        setters: Setting,
-        sensors: Sensors,
-        rivals: Suspecting,
-        rules: Callable[[str], Rules] = lambda slot: Rules(),
+        setters: LevelSetters,
+        sensors: LevelSensors,
+        rivals: OtherTools,
+        rules: Callable[[str], LevelRules] = lambda slot: LevelRules(),
         patience: float = LOOK_PATIENCE,
     ) -> None:
-        """`rules(slot)`: what the user wants of a device; `patience`: seconds for one reading."""
+        """`rules(slot)`: the user's settings for a device; `patience`: seconds for one reading."""
         self._clock = clock
         self._setters = setters
         self._sensors = sensors
@@ -70,15 +55,15 @@ class LevelKeeper:
         self._rules = rules
         self._patience = patience
         self._thread = WorkerThread("sensors")
-        self._governors: dict[str, Governor] = {}
-        self._leaving: set[str] = set()  # of devices that are no more
+        self._governors: dict[str, LevelGovernor] = {}
+        self._leaving: set[str] = set()  # slots of removed devices
         self._wake = asyncio.Event()
         self._due = math.inf
 
     # --- what others tell -------------------------------------------------------------------------------------
 
     def watch(self, devices: Iterable[Device]) -> None:
-        """The devices there are now; those that were there before go on as they are."""
+        """Sets the current devices; known ones keep their state."""
         known = {d.slot: d for d in devices if d.kind == "gpu" and d.slot and d.driver == DRIVER}
         for slot in set(self._governors) - set(known):
             if self._governors.pop(slot).held:
@@ -86,17 +71,17 @@ class LevelKeeper:
         for slot, device in known.items():
             if slot is not None and slot not in self._governors:
                 unsuitable = None if device.apu else A_CARD
-                self._governors[slot] = Governor(self._clock, device.name, self._rules(slot), unsuitable)
+                self._governors[slot] = LevelGovernor(self._clock, device.name, self._rules(slot), unsuitable)
         self._wake.set()
 
-    def configure(self, rules: Callable[[str], Rules]) -> None:
+    def configure(self, rules: Callable[[str], LevelRules]) -> None:
         self._rules = rules
         for slot, governor in self._governors.items():
             governor.configure(rules(slot))
         self._wake.set()
 
     def begin(self, slot: str) -> None:
-        """A model uses the device from now on. What is no GPU of ours is nothing to us."""
+        """A model uses the device from now on. Unknown devices are ignored."""
         governor = self._governors.get(slot)
         if governor is not None:
             governor.begin()
@@ -108,7 +93,7 @@ class LevelKeeper:
             governor.end()
             self._hurry(governor)
 
-    def _hurry(self, governor: Governor) -> None:
+    def _hurry(self, governor: LevelGovernor) -> None:
         if governor.deadline() < self._due or governor.order() is not None:
             self._wake.set()
 
@@ -118,7 +103,7 @@ class LevelKeeper:
     # --- the work ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """For ever."""
+        """Runs until cancelled."""
         while True:
             self._wake.clear()
             for slot in list(self._leaving):
@@ -133,7 +118,7 @@ class LevelKeeper:
                     await self._wake.wait()
 
     async def close(self) -> None:
-        """Put everything back, after `run` has ended."""
+        """Restores all levels, after `run` has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_PATIENCE):
                 for slot, governor in self._governors.items():
@@ -143,27 +128,27 @@ class LevelKeeper:
         try:
             await self._setters.close()
         except LevelError as error:
-            log.warning("cannot put the levels back: %s", error)
+            log.warning("cannot restore the performance levels: %s", error)
         self._thread.close()
 
-    async def _look_after(self, slot: str, governor: Governor) -> None:
+    async def _look_after(self, slot: str, governor: LevelGovernor) -> None:
         if governor.look_due():
             await self._look(slot, governor)
         order = governor.order()
-        if order is Order.RAISE:
+        if order is LevelOrder.RAISE:
             try:
                 self._tell(governor.raised(await self._setters.set(slot, HIGH)))
             except LevelError as error:
                 self._tell(governor.failed(error.message))
-        elif order is Order.RESTORE:
+        elif order is LevelOrder.RESTORE:
             await self._restore(slot)
             self._tell(governor.restored())
 
-    async def _look(self, slot: str, governor: Governor) -> None:
+    async def _look(self, slot: str, governor: LevelGovernor) -> None:
         try:
             reading = await self._thread.call(lambda: self._sensors.read(slot), self._patience)
         except TimeoutError:
-            reading = Reading()
+            reading = LevelReading()
         by = ""
         if governor.differs(reading):
             if await self._setters.holds(slot):
@@ -176,9 +161,9 @@ class LevelKeeper:
         try:
             await self._setters.restore(slot)
         except LevelError as error:
-            log.warning("cannot put the level of %s back: %s", slot, error)
+            log.warning("cannot restore the performance level of %s: %s", slot, error)
 
-    def _tell(self, notes: list[Note]) -> None:
+    def _tell(self, notes: list[LevelNote]) -> None:
         for note in notes:
             level = logging.WARNING if note.warning else logging.INFO
             event(log, level, note.text, message_id=MESSAGES[note.kind])

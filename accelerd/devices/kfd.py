@@ -1,7 +1,7 @@
-"""AMD's compute topology below /sys/class/kfd: which GPU has how many units, which target, which memory.
+"""AMD's compute topology below /sys/class/kfd: compute units, target and memory of each GPU.
 
-Plain text files that wake nothing. Must never be needed: without KFD, or with nodes that a container's device cgroup
-hides (EPERM), less is known and that is all.
+Text files; reading them wakes no device. Optional: without KFD, or if a container hides nodes (EPERM), these details
+are missing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class KfdNode:
     slot: str  # PCI, "0000:c1:00.0"
     gfx: str | None  # "gfx1151"
     compute_units: int
-    banks: tuple[int, ...]  # sizes of its memory in bytes; on an APU one, as large as GTT
-    saves_waves: bool  # the kernel knows the context save area of this GPU (cwsr_size)
+    banks: tuple[int, ...]  # sizes in bytes; an APU has one, as large as GTT
+    saves_waves: bool  # the kernel reports the context save area (cwsr_size)
 
 
 def nodes(sys: Path) -> dict[str, KfdNode]:
@@ -45,12 +45,12 @@ def nodes(sys: Path) -> dict[str, KfdNode]:
 
 
 def users(sys: Path) -> list[int]:
-    """Processes that have the compute driver open: those of ROCm."""
+    """Processes that use the compute driver (ROCm)."""
     return sorted(int(name) for name in names(sys / "class/kfd/kfd/proc") if name.isdecimal())
 
 
 def held_by(sys: Path, pid: int) -> dict[str, int]:
-    """Bytes of device memory that a process holds through KFD, by PCI slot. Anybody may read that."""
+    """Bytes of device memory that a process has allocated through KFD, by PCI slot. Readable by every user."""
     top = sys / "class/kfd/kfd"
     sizes = {
         name.removeprefix("vram_"): held
@@ -69,7 +69,7 @@ def held_by(sys: Path, pid: int) -> dict[str, int]:
 
 
 def properties(path: Path) -> dict[str, int]:
-    """Lines `name number`; others are left out."""
+    """The lines of the form `name number`."""
     found = {}
     for line in lines(path):
         name, _, value = line.partition(" ")
@@ -84,5 +84,5 @@ def target(version: int) -> str | None:
 
 
 def slot_of(domain: int, location: int) -> str:
-    """bus << 8 | device << 3 | function, as PCI writes it."""
+    """The PCI slot of a location: bus << 8 | device << 3 | function."""
     return f"{domain & 0xFFFF:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}"

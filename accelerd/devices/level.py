@@ -1,8 +1,7 @@
-"""When a GPU is raised to its highest clocks, and when it is let go: the rules of one device, without doing anything.
+"""Decides when the performance level of a GPU is raised and restored: the rules of one device.
 
-Told who uses the device, what was read and what became of orders; answers with the next order, the next moment to
-look, and what a person should hear. Pure: a clock is all it is given. Only a GPU that is part of the processor is ever
-raised.
+Input: users of the device, readings and results of orders. Output: the next order, the time of the next reading, and
+messages for the journal. Pure except for the clock it is given. Only integrated GPUs are ever raised.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ HIGH: Final = "high"
 ORDINARY: Final = ("auto", "low", HIGH)
 TOO_HOT: Final = 95.0  # °C
 COOL_AGAIN: Final = 85.0
-FAST: Final = 2.0  # s between looks while it is raised and used
-SLOW: Final = 5.0  # … while it is used and not raised
-RARE: Final = 15.0  # … while it is raised and not used
-MOST_REPEATS: Final = 5  # within REPEAT_WINDOW, against somebody who sets another level
+FAST: Final = 2.0  # s between readings while raised and in use
+SLOW: Final = 5.0  # … while in use and not raised
+RARE: Final = 15.0  # … while raised and not in use
+MOST_REPEATS: Final = 5  # raises within REPEAT_WINDOW, if another program sets another level
 REPEAT_WINDOW: Final = 600.0
-TRUCE: Final = 1800.0  # s that it is left to somebody else
-RETRY: Final = 60.0  # s after a raise that failed
+TRUCE: Final = 1800.0  # s that the level is left to another program
+RETRY: Final = 60.0  # s after a failed raise
 STUCK_BUSY: Final = 80.0  # %
 STUCK_CLOCK: Final = 1000.0  # MHz
 STUCK_POWER: Final = 50.0  # W
@@ -35,56 +34,56 @@ Policy = Literal["busy", "always", "never"]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What the user wants of a device. `tail`: seconds that it stays raised after the last request."""
+class LevelRules:
+    """The user's settings for a device. `hold_time`: seconds that it stays raised after the last request."""
 
     policy: Policy = "busy"
-    tail: float = 10.0
+    hold_time: float = 10.0
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a device says of itself; None is not known. Clocks in MHz, busy in %, °C, W."""
+class LevelReading:
+    """The readings of a device; None if unknown. Clocks in MHz, busy in %, °C, W."""
 
     level: str | None = None
     clock: float | None = None
-    lowest: float | None = None  # that it may be clocked to …
-    highest: float | None = None  # … and the other end
+    lowest: float | None = None  # limits of the clock
+    highest: float | None = None
     busy: float | None = None
     temperature: float | None = None
     power: float | None = None
 
 
-class Order(StrEnum):
+class LevelOrder(StrEnum):
     RAISE = "raise"
     RESTORE = "restore"
 
 
 @dataclass(frozen=True)
-class Note:
-    """Something for the journal."""
+class LevelNote:
+    """A message for the journal."""
 
     kind: Literal["level", "unable", "stuck"]
     text: str
     warning: bool = False
 
 
-class Governor:
-    """One device. See the module's text."""
+class LevelGovernor:
+    """The rules and the state of one device."""
 
-    def __init__(self, clock: Clock, name: str, rules: Rules, unsuitable: str | None = None) -> None:
-        """`unsuitable`: why it is never raised, whatever the rules say."""
+    def __init__(self, clock: Clock, name: str, rules: LevelRules, unsuitable: str | None = None) -> None:
+        """`unsuitable`: why the device is never raised."""
         self._clock = clock
         self.name = name
         self.rules = rules
         self.unsuitable = unsuitable
         self.users = 0
-        self.reading = Reading()
-        self.by: str | None = None  # who carries out our orders, while it is raised
+        self.reading = LevelReading()
+        self.by: str | None = None  # who raised the level, while it is raised
         self._tail_until = -math.inf
         self._looked = -math.inf
         self._hot = False
-        self._lost = False  # somebody has set another level, and we set ours again
+        self._lost = False  # another program changed the level; it will be raised again
         self._repeats: deque[float] = deque(maxlen=MOST_REPEATS)
         self._truce_until = -math.inf
         self._truce = ""
@@ -102,55 +101,55 @@ class Governor:
     # --- what happens -----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """One more model uses it."""
+        """One more model uses the device."""
         self.users += 1
         if self.users == 1 and not self.held and self._clock.monotonic() >= self._tail_until:
-            self._retry_at = -math.inf  # what failed the last time may work by now
-            self._hot = False  # it is looked at before anything else
+            self._retry_at = -math.inf  # what failed before may work now
+            self._hot = False  # it is read again first
 
     def end(self) -> None:
         self.users -= 1
         if not self.users:
-            self._tail_until = self._clock.monotonic() + self.rules.tail
+            self._tail_until = self._clock.monotonic() + self.rules.hold_time
 
-    def configure(self, rules: Rules) -> None:
-        """Other rules, and a new chance for what was given up."""
+    def configure(self, rules: LevelRules) -> None:
+        """Sets other rules and retries what was given up."""
         self.rules = rules
         self._truce_until = self._retry_at = -math.inf
         self._repeats.clear()
 
-    def raised(self, by: str) -> list[Note]:
+    def raised(self, by: str) -> list[LevelNote]:
         again = self._lost
         self.by, self._lost, self._failure = by, False, ""
         self.reading = replace(self.reading, level=HIGH)
-        return [] if again else [Note("level", f"{self.name}: level {HIGH} (by {by})")]
+        return [] if again else [LevelNote("level", f"{self.name}: performance level set to {HIGH} (by {by})")]
 
-    def failed(self, message: str) -> list[Note]:
-        """It could not be raised. Told once."""
+    def failed(self, message: str) -> list[LevelNote]:
+        """The level could not be raised. Reported once."""
         self.by, self._lost = None, False
         self._failure = message
         self._retry_at = self._clock.monotonic() + RETRY
         if message in self._told_failures:
             return []
         self._told_failures.add(message)
-        return [Note("unable", f"{self.name}: its level cannot be raised: {message}")]
+        return [LevelNote("unable", f"{self.name}: cannot raise the performance level: {message}")]
 
-    def restored(self) -> list[Note]:
+    def restored(self) -> list[LevelNote]:
         self.by, self._lost = None, False
         self.reading = replace(self.reading, level=None)
-        return [Note("level", f"{self.name}: level as before")]
+        return [LevelNote("level", f"{self.name}: performance level restored")]
 
-    def dropped(self) -> list[Note]:
-        """Whoever carried out our orders has forgotten them and put the level back, as a helper that was restarted."""
+    def dropped(self) -> list[LevelNote]:
+        """The helper was restarted and has restored the level."""
         self.by, self._lost = None, False
-        return [Note("level", f"{self.name}: whoever raised its level was restarted; raising it again")]
+        return [LevelNote("level", f"{self.name}: the helper was restarted; raising the performance level again")]
 
-    def differs(self, reading: Reading) -> bool:
-        """Is it at another level than the one that we have set?"""
+    def differs(self, reading: LevelReading) -> bool:
+        """Is the level different from the one that was set?"""
         return self.held and reading.level not in (None, HIGH)
 
-    def observe(self, reading: Reading, by: str = "") -> list[Note]:
-        """What was read just now. `by`: who probably has set another level, where it `differs`."""
+    def observe(self, reading: LevelReading, by: str = "") -> list[LevelNote]:
+        """Processes a reading. `by`: who probably changed the level, if it `differs`."""
         now = self._clock.monotonic()
         self._looked = now
         self.reading = reading
@@ -158,20 +157,20 @@ class Governor:
 
     # --- what follows -----------------------------------------------------------------------------------------
 
-    def order(self) -> Order | None:
-        """What is to be done now."""
+    def order(self) -> LevelOrder | None:
+        """What to do now."""
         now = self._clock.monotonic()
         request_load = self._wanted(now) and not self._hot and now >= self._truce_until
         if request_load and (not self.held or self._lost):
-            return Order.RAISE if now >= self._retry_at else None
-        return Order.RESTORE if self.held and not request_load else None
+            return LevelOrder.RAISE if now >= self._retry_at else None
+        return LevelOrder.RESTORE if self.held and not request_load else None
 
     def look_due(self) -> bool:
         now = self._clock.monotonic()
         return now >= self._next_look(now)
 
     def deadline(self) -> float:
-        """When to ask again, unless something happens before; math.inf while there is nothing to do."""
+        """When to check again, unless something happens before; math.inf if there is nothing to do."""
         now = self._clock.monotonic()
         due = self._next_look(now)
         end = math.inf if self.users or self.rules.policy == "always" else self._tail_until
@@ -180,7 +179,7 @@ class Governor:
         return min(due, end) if self.held else due
 
     def report(self) -> dict[str, Any]:
-        """For people: the state in one word, and why."""
+        """The state in one word and the reason, for users."""
         state, reason = self._state(self._clock.monotonic())
         return {
             "name": self.name,
@@ -213,40 +212,52 @@ class Governor:
             return math.inf
         return FAST if now < self._tail_until else RARE
 
-    def _heat(self, reading: Reading) -> list[Note]:
+    def _heat(self, reading: LevelReading) -> list[LevelNote]:
         heat = reading.temperature
         if heat is None or not self._wanted(self._clock.monotonic()):
             return []
         if not self._hot and heat >= TOO_HOT:
             self._hot = True
-            text = f"{self.name} is at {heat:.0f} °C: its level goes back to what it was until it is below"
-            return [Note("level", f"{text} {COOL_AGAIN:.0f} °C", warning=True)]
+            text = f"{self.name} is at {heat:.0f} °C: restoring the performance level until it is below"
+            return [LevelNote("level", f"{text} {COOL_AGAIN:.0f} °C", warning=True)]
         if self._hot and heat < COOL_AGAIN:
             self._hot = False
-            return [Note("level", f"{self.name} is at {heat:.0f} °C: cool enough again")]
+            return [LevelNote("level", f"{self.name} is at {heat:.0f} °C, which is cool enough again")]
         return []
 
-    def _overwritten(self, reading: Reading, by: str, now: float) -> list[Note]:
+    def _overwritten(self, reading: LevelReading, by: str, now: float) -> list[LevelNote]:
         if not self.differs(reading) or self._hot:
             return []
         if reading.level not in ORDINARY:
-            self._give_way(now, f"{by} has set it to {reading.level}")
-            return [Note("level", f"{self.name}: {self._truce}: left alone", warning=True)]
+            self._give_way(now, f"{by} set the performance level to {reading.level}")
+            return [LevelNote("level", f"{self.name}: {self._truce}; accelerd does not change it", warning=True)]
         while self._repeats and now - self._repeats[0] >= REPEAT_WINDOW:
             self._repeats.popleft()
         if len(self._repeats) == MOST_REPEATS:
-            self._give_way(now, f"{by} sets it to {reading.level} again and again")
-            return [Note("level", f"{self.name}: {self._truce}: left alone for {TRUCE / 60:.0f} min", warning=True)]
+            self._give_way(now, f"{by} repeatedly sets the performance level to {reading.level}")
+            return [
+                LevelNote(
+                    "level",
+                    f"{self.name}: {self._truce}; accelerd does not change it for {TRUCE / 60:.0f} min",
+                    warning=True,
+                )
+            ]
         self._repeats.append(now)
         self._lost = True
-        return [Note("level", f"{self.name}: {by} has set it to {reading.level}: raised again", warning=True)]
+        return [
+            LevelNote(
+                "level",
+                f"{self.name}: {by} set the performance level to {reading.level}; raising it again",
+                warning=True,
+            )
+        ]
 
     def _give_way(self, now: float, reason: str) -> None:
         self._truce_until, self._truce = now + TRUCE, reason
         self._repeats.clear()
 
-    def _low_clock(self, reading: Reading, now: float) -> list[Note]:
-        """Busy, at its lowest clock and with little power: not throttled, but forgotten there by its firmware."""
+    def _low_clock(self, reading: LevelReading, now: float) -> list[LevelNote]:
+        """Detects a clock that is stuck low: busy, lowest clock, little power. A firmware bug, not throttling."""
         busy, clock, power = reading.busy, reading.clock, reading.power
         if busy is None or clock is None or power is None:
             low = False
@@ -261,9 +272,9 @@ class Governor:
         if not self.stuck or self._told_stuck:
             return []
         self._told_stuck = True
-        cure = "" if self.held else f"; the level {HIGH} cures that, and it is not set: {self._state(now)[1]}"
-        text = f"{self.name} is {busy:.0f} % busy at {clock:.0f} MHz and {power:.0f} W: its clock is stuck low{cure}"
-        return [Note("stuck", text, warning=True)]
+        cure = "" if self.held else f"; the performance level {HIGH} fixes this, but is not set: {self._state(now)[1]}"
+        text = f"{self.name} is {busy:.0f} % busy at {clock:.0f} MHz and {power:.0f} W: the clock is stuck low{cure}"
+        return [LevelNote("stuck", text, warning=True)]
 
     def _state(self, now: float) -> tuple[str, str]:
         if self.unsuitable:
@@ -274,7 +285,7 @@ class Governor:
             left = self._tail_until - now
             return "raised", "a model is in use" if self.users else f"for {max(0.0, left):.0f} s after the last request"
         if self._hot and self._wanted(now):
-            return "hot", f"it was at {TOO_HOT:.0f} °C or more, and is raised again below {COOL_AGAIN:.0f} °C"
+            return "hot", f"it reached {TOO_HOT:.0f} °C; the level is raised again below {COOL_AGAIN:.0f} °C"
         if now < self._truce_until:
             return "yielded", self._truce
         if self.rules.policy == "never":
@@ -284,8 +295,8 @@ class Governor:
         return "left", "no model is in use"
 
 
-def lowest(reading: Reading) -> float:
-    """The clock that counts as low. Where the level is high the driver calls the highest clock the lowest, too."""
+def lowest(reading: LevelReading) -> float:
+    """The clock that counts as low. At level high, the driver also reports the highest clock as the lowest."""
     if reading.lowest is None or reading.highest is None or reading.lowest * 2 > reading.highest:
         return STUCK_CLOCK
     return max(STUCK_CLOCK, reading.lowest * 1.2)

@@ -1,12 +1,12 @@
 """A device as the rest of the program sees it. Pure data.
 
-Identity is the PCI slot, never a card's or a node's number: those change from boot to boot and when a driver is bound
+Identity is the PCI slot, never the number of a card or node: these change between boots and when a driver is bound
 again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class MemoryPool:
-    """Memory that a device can hold a model in. Sizes in bytes; `used` is None where it cannot be known cheaply.
+    """Memory that a device can use for models. Sizes in bytes; `used` is None if it is not cheap to read.
 
-    They overlap and must not be added: "visible vram" is a part of "vram", "unified" is "vram" and "gtt" together.
+    Pools overlap: "visible vram" is part of "vram", and "unified" is "vram" plus "gtt".
     """
 
     name: str  # "vram", "visible vram", "gtt", "unified"; "ram" of the processor
@@ -25,34 +25,34 @@ class MemoryPool:
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Something about a device that a person should know."""
+class DeviceTrouble:
+    """A problem of a device that users should know about."""
 
     message: str  # one clause
-    fix: str | None = None  # the command that changes it
+    fix: str | None = None  # the command that fixes it
     blocks: bool = False  # the device cannot be used at all
 
 
 @dataclass(frozen=True)
 class Device:
-    """One gpu, npu, or the processor itself."""
+    """A GPU, an NPU, or the processor."""
 
     kind: Literal["gpu", "npu", "cpu"]
-    name: str  # as it is sold: "AMD Radeon 8060S Graphics"
+    name: str  # product name: "AMD Radeon 8060S Graphics"
     driver: str | None = None
     slot: str | None = None  # PCI, "0000:c1:00.0"
     node: str | None = None  # "/dev/dri/renderD128"
     pools: tuple[MemoryPool, ...] = ()
-    problem: str | None = None  # why it cannot be used, one clause
-    fix: str | None = None  # the command that changes that
+    problem: str | None = None  # why it cannot be used
+    fix: str | None = None  # the command that fixes that
     vendor: str = ""  # PCI ids in lower case hex: "1002" …
     device: str = ""  # … "1586"
     gfx: str | None = None  # AMD's target: "gfx1151"
-    apu: bool | None = None  # it is part of the processor; None: not known
-    unified: bool = False  # its pools are the machine's own memory
+    apu: bool | None = None  # is it integrated into the processor? None: unknown
+    unified: bool = False  # its pools are main memory
     columns: int | None = None  # of an NPU
     firmware: Mapping[str, str] = field(default_factory=dict)
-    troubles: tuple[Trouble, ...] = ()  # beside `problem`
+    troubles: tuple[DeviceTrouble, ...] = ()  # in addition to `problem`
     directory: Path | None = None  # of the PCI function, below /sys
 
     @property
@@ -61,3 +61,18 @@ class Device:
 
     def json(self) -> dict[str, Any]:
         return asdict(self) | {"id": self.id, "directory": str(self.directory) if self.directory else None}
+
+
+COMPUTE = frozenset({"amdgpu", "i915", "xe", "nvidia", "nouveau"})  # drivers through which models can run
+
+
+def first_gpu(devices: Iterable[Device]) -> Device | None:
+    """The GPU that llama.cpp uses by default: the first usable one, cards before an integrated GPU."""
+    usable = [d for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE]
+    return min(usable, key=lambda d: (d.apu is True, d.slot or "~"), default=None)
+
+
+def first_npu(devices: Iterable[Device]) -> Device | None:
+    """The first usable NPU."""
+    usable = [d for d in devices if d.kind == "npu" and d.problem is None]
+    return min(usable, key=lambda d: d.slot or "~", default=None)

@@ -1,6 +1,6 @@
-"""Uevents of devices, as udev passes them on after its rules have run: the seam between the watch and netlink.
+"""Device events from udev, sent after its rules have run: the interface between the watch and netlink.
 
-Costs nothing while nothing happens: the event loop waits for one descriptor. Must never decide what an event means.
+The event loop waits on one descriptor. Must never decide what an event means.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import Any, Protocol
 log = logging.getLogger(__name__)
 
 SUBSYSTEMS = ("drm", "accel", "pci")
-AT_ONCE = 64  # events taken in one turn of the loop
-MOST_FAILURES = 8  # in a row, then the descriptor is not worth anything
+AT_ONCE = 64  # events processed per iteration of the loop
+MOST_FAILURES = 8  # consecutive failures after which the descriptor is given up
 
 
 @dataclass(frozen=True)
 class Uevent:
-    """One event of one device."""
+    """An event of a device."""
 
     action: str  # add, remove, bind, unbind, change …
     subsystem: str
     path: str  # below /sys
     node: str | None = None
-    wedged: str | None = None  # WEDGED=: how to recover, "none" when it has recovered
+    wedged: str | None = None  # WEDGED=: how to recover; "none": already recovered
 
 
 class Monitor(Protocol):
-    """Where events come from."""
+    """A source of events."""
 
     def open(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
-        """Begin, on the running loop; `lost` when events were lost. ImportError or OSError: there are none here."""
+        """Starts on the running loop; calls `lost` when events were lost. ImportError or OSError if unavailable."""
         ...
 
     def close(self) -> None: ...
 
 
 class PyudevMonitor:
-    """The real one."""
+    """udev, through pyudev."""
 
     def __init__(self, make: Callable[[], Any] | None = None) -> None:
-        """`make()` gives a started pyudev.Monitor."""
+        """`make()` returns a started pyudev.Monitor."""
         self._make = make or make_monitor
         self._monitor: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,7 +76,7 @@ class PyudevMonitor:
         clear_error(self._monitor.fileno())
         self._failures += 1
         if self._failures >= MOST_FAILURES:
-            log.warning("devices are no longer watched: %s", error)
+            log.warning("cannot receive device events any more: %s", error)
             self.close()
         lost()
 
@@ -93,16 +93,16 @@ def make_monitor() -> Any:
 
 
 def clear_error(descriptor: int) -> None:
-    """A socket that has overflowed says so until it is asked; otherwise the loop would never rest."""
+    """Clears the error of an overflowed socket; otherwise the loop would wake up continuously."""
     try:
         with socket.socket(fileno=socket.dup(descriptor)) as copy:
             copy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except OSError as error:
-        log.debug("cannot ask the socket of udev for its error: %s", error)
+        log.debug("cannot read the error of the udev socket: %s", error)
 
 
 def uevent(device: Any) -> Uevent:
-    """A pyudev.Device as an Uevent."""
+    """Converts a pyudev.Device."""
     return Uevent(
         action=device.action or "",
         subsystem=device.subsystem or "",

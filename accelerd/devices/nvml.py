@@ -1,7 +1,7 @@
-"""NVIDIA cards through NVML, where nvidia-ml-py and its library are there: what the driver tells nobody else.
+"""NVIDIA cards through NVML, if nvidia-ml-py and the library are installed.
 
-Opened for one look and closed again, because an open library keeps cards awake; never opened for a card that sleeps.
-Answers with Readings and holders, or with a reason; never with an exception.
+The library is opened for each reading and closed afterwards, because an open library keeps cards awake; it is never
+opened for a sleeping card. Returns readings and memory users, or a reason; never raises.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 from accelerd.devices.files import MOST_BYTES
 from accelerd.devices.model import MemoryPool
 from accelerd.devices.readings import Frequency, Readings
-from accelerd.devices.vendors import first_line, short_slot, text
 
 Importer = Callable[[str], Any]
 
-THROTTLE = {  # nvmlClocksEventReasons, and the words for them
+THROTTLE = {  # nvmlClocksEventReasons
     0x4: "power limit",
     0x8: "hardware slowdown",
     0x20: "temperature",
@@ -29,12 +28,34 @@ THROTTLE = {  # nvmlClocksEventReasons, and the words for them
 
 
 @dataclass(frozen=True)
-class Card:
-    """One card: its readings, and bytes by pid of those who use it."""
+class NvmlCard:
+    """One card: its readings, and the memory of its users in bytes by pid."""
 
     readings: Readings
     processes: dict[int, int] = field(default_factory=dict)
-    unsized: frozenset[int] = frozenset()  # of them, those of which it does not tell how much: theirs is 0 above
+    unsized: frozenset[int] = frozenset()  # pids with unknown usage, which is 0 in `processes`
+
+
+def each_card(importer: Importer, visit: Callable[[Any, Any, str], None]) -> str | None:
+    """Opens the library, calls visit(nvml, handle, slot) for every card, and closes it; why some or all are missing."""
+    try:
+        nvml = importer("pynvml")
+    except Exception as error:  # a broken library raises all sorts of exceptions
+        return f"cannot import pynvml: {first_line(error)}"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return first_line(error)
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            visit(nvml, handle, short_slot(string(nvml.nvmlDeviceGetPciInfo(handle).busId)))
+    except nvml.NVMLError as error:
+        return first_line(error)
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+    return None
 
 
 def look(
@@ -43,46 +64,31 @@ def look(
     importer: Importer = importlib.import_module,
     *,
     sensors: bool = True,
-) -> tuple[dict[str, Card], str | None]:
-    """The cards by PCI slot, and why some or all are missing. `memory`: the machine's, for cards that have none.
+) -> tuple[dict[str, NvmlCard], str | None]:
+    """The cards by PCI slot, and why some or all are missing.
 
-    Without `sensors` nothing but the memory is asked for.
+    `memory` is the machine's, for cards without memory of their own. Without `sensors` only memory is read.
     """
     wanted = set(slots)
-    found: dict[str, Card] = {}
-    try:
-        nvml = importer("pynvml")
-    except Exception as error:  # a broken library says so in many ways
-        return found, f"cannot import pynvml: {first_line(error)}"
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return found, first_line(error)
-    reason = None
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            slot = short_slot(text(nvml.nvmlDeviceGetPciInfo(handle).busId))
-            if slot in wanted:
-                reader = Reader(nvml, handle)
-                found[slot] = reader.card(memory) if sensors else reader.holders(reader.pools(memory))
-    except nvml.NVMLError as error:
-        reason = first_line(error)
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
-    return found, reason
+    found: dict[str, NvmlCard] = {}
+
+    def visit(nvml: Any, handle: Any, slot: str) -> None:
+        if slot in wanted:
+            reader = NvmlReader(nvml, handle)
+            found[slot] = reader.card(memory) if sensors else reader.holders(reader.pools(memory))
+
+    return found, each_card(importer, visit)
 
 
-class Reader:
-    """One card while the library is open."""
+class NvmlReader:
+    """Reads one card while the library is open."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
         self._handle = handle
         self._reasons: dict[str, str] = {}
 
-    def card(self, memory: tuple[int, int] | None) -> Card:
+    def card(self, memory: tuple[int, int] | None) -> NvmlCard:
         nvml, ask = self._nvml, self._ask
         pools = self.pools(memory)
         power, load = ask("power", "nvmlDeviceGetPowerUsage"), ask("busy", "nvmlDeviceGetUtilizationRates")
@@ -102,7 +108,7 @@ class Reader:
 
     def pools(self, memory: tuple[int, int] | None) -> tuple[MemoryPool, ...]:
         told = self._ask("memory", "nvmlDeviceGetMemoryInfo")
-        if told is None:  # GB10 and its like share the machine's memory, and say "not supported"
+        if told is None:  # GB10 and similar use main memory and report "not supported"
             return (MemoryPool("unified", memory[0], memory[0] - memory[1]),) if memory is not None else ()
         total, used = int(told.total), int(told.used)
         if not 0 < total <= MOST_BYTES:
@@ -110,8 +116,8 @@ class Reader:
             return ()
         return (MemoryPool("vram", total, used if 0 <= used <= total else None),)
 
-    def holders(self, pools: tuple[MemoryPool, ...]) -> Card:
-        """Who uses it: programs that compute, and those that draw, which Vulkan's are to NVIDIA."""
+    def holders(self, pools: tuple[MemoryPool, ...]) -> NvmlCard:
+        """The users of the card: compute and graphics processes. Programs that use Vulkan count as graphics."""
         processes: dict[int, int] = {}
         unsized = set()
         most = max((pool.total for pool in pools), default=MOST_BYTES)
@@ -121,12 +127,12 @@ class Reader:
         ):
             for process in self._ask(name, function) or ():
                 pid, used = int(process.pid), process.usedGpuMemory
-                if used is None or not 0 <= used <= most:  # in some containers; all bits set in older versions
+                if used is None or not 0 <= used <= most:  # unknown in some containers; all bits set in older versions
                     unsized.add(pid)
                     used = 0
                 processes[pid] = max(processes.get(pid, 0), int(used))
         unsized -= {pid for pid, used in processes.items() if used}
-        return Card(Readings(pools=pools, reasons=self._reasons), processes, frozenset(unsized))
+        return NvmlCard(Readings(pools=pools, reasons=self._reasons), processes, frozenset(unsized))
 
     def _clocks(self) -> Iterator[tuple[str, Frequency]]:
         for name, domain in (("sclk", self._nvml.NVML_CLOCK_GRAPHICS), ("mclk", self._nvml.NVML_CLOCK_MEM)):
@@ -136,13 +142,27 @@ class Reader:
                 yield name, Frequency(now, None, most)
 
     def _ask(self, name: str, function: str, *arguments: Any) -> Any:
-        """The library's answer, or None with the reason noted."""
+        """The library's answer, or None; records the reason."""
         try:
             return getattr(self._nvml, function)(self._handle, *arguments)
-        except (self._nvml.NVMLError, AttributeError) as error:  # this version of it may lack the function
+        except (self._nvml.NVMLError, AttributeError) as error:  # this version may not have the function
             self._reasons[name] = first_line(error)
             return None
 
 
 def within(value: float, low: float, high: float) -> float | None:
     return float(value) if low <= value <= high else None
+
+
+def short_slot(bus: str) -> str:
+    """ "00000000:01:00.0" (NVML's domain has eight digits) as "0000:01:00.0"."""
+    domain, _, rest = bus.lower().partition(":")
+    return f"{domain[-4:]:0>4}:{rest}"
+
+
+def string(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,7 @@
-"""What one look at a device gives, and what stands in for a value that cannot be read at the moment.
+"""The readings of a device, and a cache for values that cannot be read for a moment.
 
-Pure data, and `Values`: the last value of each name for a short while, marked stale; then unknown, with the reason.
+The cache returns the last value of each name for a short time, marked stale; then the value is unknown, with the
+reason.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from accelerd.base.ports import Clock
-from accelerd.devices.files import Unreadable
+from accelerd.devices.files import UnreadableValue
 from accelerd.devices.model import MemoryPool
 
-KEEP = 30.0  # s that a last value is shown for one that cannot be read now
+KEEP = 30.0  # s that a last value replaces an unreadable one
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Frequency:
-    """MHz; None: not known."""
+    """MHz; None: unknown."""
 
     now: float | None = None
     lowest: float | None = None
@@ -31,7 +32,7 @@ class Frequency:
 class Readings:
     """One look at one device. None, or a missing key: not known here, `reasons` may say why."""
 
-    asleep: bool = False  # runtime-suspended: it was not touched
+    asleep: bool = False  # runtime-suspended; not read
     busy: float | None = None  # %
     clocks: Mapping[str, Frequency] = field(default_factory=dict)  # "sclk", "mclk", "fclk"
     power: float | None = None  # W
@@ -39,18 +40,18 @@ class Readings:
     temperatures: Mapping[str, float] = field(default_factory=dict)  # by sensor
     pools: tuple[MemoryPool, ...] = ()
     level: str | None = None  # amdgpu's performance level
-    throttling: tuple[str, ...] = ()  # what holds the clocks down
-    dram_read: float | None = None  # bytes/s, of the whole machine's memory
+    throttling: tuple[str, ...] = ()  # what limits the clocks
+    dram_read: float | None = None  # bytes/s, of main memory
     dram_write: float | None = None
-    npu_busy: float | None = None  # %, of the NPU beside this GPU
+    npu_busy: float | None = None  # %, of the NPU in the same processor
     npu_power: float | None = None  # W
     npu_clock: float | None = None  # MHz
     stale: Mapping[str, float] = field(default_factory=dict)  # value → its age in s
     reasons: Mapping[str, str] = field(default_factory=dict)  # value → why it could not be read
 
 
-class Values:
-    """Remembers the last value of each name, for as long as it may stand in for one that cannot be read."""
+class ValueCache:
+    """Remembers the last value of each name."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -65,13 +66,13 @@ class Values:
         self._last.clear()
 
     def get(self, name: str, *ways: Callable[[], T]) -> T | None:
-        """The first of several ways to read a value that works; else its last value; else None."""
+        """The result of the first way to read the value that works; else its last value; else None."""
         now = self._clock.monotonic()
-        trouble: Unreadable | None = None
+        trouble: UnreadableValue | None = None
         for way in ways:
             try:
                 value = way()
-            except Unreadable as error:
+            except UnreadableValue as error:
                 if trouble is None or trouble.absent:
                     trouble = error
                 continue

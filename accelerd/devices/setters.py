@@ -1,13 +1,14 @@
-"""Who can set a GPU's level for us: the helper, we ourselves where a udev rule lets us, or nobody, with the reason.
+"""Ways to set a GPU's performance level: the root helper, or accelerd itself if a udev rule permits it.
 
-Each setter remembers what was before and puts it back. Which one it is is chosen anew with every raise.
+Each setter remembers the previous level and restores it. The setter is selected for each raise. Also names other
+programs that set levels.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -25,45 +26,53 @@ INSTALL: Final = "packaging/helper install"
 JOIN: Final = "sudo usermod -aG accelerd $USER, then log in again"
 PATIENCE: Final = 10.0  # s for a write to sysfs
 WORTH_A_RETRY: Final = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.ServiceUnknown")
-OF_THE_DEVICE: Final = ("Owned", "Refused", "NoDevice", "Unsupported", "Busy")  # no other setter would fare better
+OF_THE_DEVICE: Final = ("Owned", "Refused", "NoDevice", "Unsupported", "Busy")  # another setter would fail, too
+LACT_SOCKET: Final = Path("/run/lactd.sock")
+# tuned can also own the name of power-profiles-daemon; then only tuned is reported
+ON_THE_BUS: Final[Mapping[str, str]] = {
+    "com.redhat.tuned": "tuned",
+    "org.freedesktop.UPower.PowerProfiles": "power-profiles-daemon",
+    "net.hadess.PowerProfiles": "power-profiles-daemon",
+}
+UNKNOWN_TOOL: Final = "an unknown program"
 
 
-class Setter(Protocol):
+class LevelSetter(Protocol):
     kind: str
 
-    async def why_not_resident(self, slot: str) -> str | None:
-        """Why there is no point in asking it."""
+    async def why_not(self, slot: str) -> str | None:
+        """Why it cannot be used; None if it can."""
         ...
 
     async def set(self, slot: str, level: str) -> None:
-        """The level from now on, again if it was another meanwhile. LevelError."""
+        """Sets the level, also if it has been changed since. LevelError."""
         ...
 
     async def restore(self, slot: str) -> None:
-        """Put it back, unless somebody else has changed it. LevelError."""
+        """Restores the level, unless another program has changed it. LevelError."""
         ...
 
     async def holds(self, slot: str) -> bool:
-        """Does it know of what we have set?"""
+        """Does it still hold the level that was set?"""
         ...
 
     async def close(self) -> None:
-        """Put everything back that is left."""
+        """Restores all remaining levels."""
         ...
 
 
-class Setters:
-    """The first of several that can."""
+class LevelSetters:
+    """Uses the first setter that works."""
 
-    def __init__(self, setters: Sequence[Setter]) -> None:
+    def __init__(self, setters: Sequence[LevelSetter]) -> None:
         self._setters = setters
-        self._holders: dict[str, Setter] = {}
+        self._holders: dict[str, LevelSetter] = {}
 
     async def set(self, slot: str, level: str) -> str:
-        """Who has done it. LevelError with every reason when nobody could."""
+        """Returns who set the level. LevelError with all reasons if nobody could."""
         reasons = []
         for setter in self._setters:
-            why = await setter.why_not_resident(slot)
+            why = await setter.why_not(slot)
             if why is None:
                 try:
                     await self._hand_over(slot, setter)
@@ -91,12 +100,12 @@ class Setters:
         for setter in self._setters:
             await setter.close()
 
-    async def _hand_over(self, slot: str, setter: Setter) -> None:
+    async def _hand_over(self, slot: str, setter: LevelSetter) -> None:
         if self._holders.get(slot, setter) is not setter:
             await self.restore(slot)
 
 
-class Helper:
+class HelperSetter:
     """org.accelerd1.Helper on the system bus. Our leases end with our connection to it, however that ends."""
 
     kind = "the helper"
@@ -105,12 +114,12 @@ class Helper:
         self._bus = bus
         self._leases: dict[str, int] = {}
 
-    async def why_not_resident(self, slot: str) -> str | None:
+    async def why_not(self, slot: str) -> str | None:
         try:
             if await self._bus.reachable(names.HELPER_NAME):
                 return None
         except BusError as error:
-            return f"the helper cannot be asked: {error.message}"
+            return f"the helper is not reachable: {error.message}"
         return f"the helper is not installed ({INSTALL})"
 
     async def set(self, slot: str, level: str) -> None:
@@ -122,7 +131,7 @@ class Helper:
             if lease is not None:
                 await self._ask("ReleaseLevel", "(u)", lease)
         except LevelError as error:
-            if error.code != "NoLease":  # it was restarted, and has put everything back
+            if error.code != "NoLease":  # it was restarted and has restored everything
                 raise
 
     async def holds(self, slot: str) -> bool:
@@ -144,18 +153,18 @@ class Helper:
             try:
                 return await self._bus.call(names.HELPER_NAME, names.HELPER_PATH, method, signature, *values)
             except BusError as error:
-                if not last and error.name in WORTH_A_RETRY:  # it was about to end itself
+                if not last and error.name in WORTH_A_RETRY:  # it was just exiting
                     continue
                 code = error.name.removeprefix(names.HELPER_ERROR)
                 if code == error.name:
                     raise LevelError("Failed", f"the helper does not answer: {error.message}") from None
                 advice = f" ({JOIN})" if code == "NotAuthorized" else ""
-                raise LevelError(code, f"the helper refuses: {error.message}{advice}") from None
+                raise LevelError(code, f"the helper refused the request: {error.message}{advice}") from None
         raise AssertionError("unreachable")
 
 
-class Direct:
-    """Ourselves, where the file may be written. After a crash `repair` of the next daemon puts levels back."""
+class DirectSetter:
+    """Writes the file directly, if permitted. After a crash, `repair` of the next daemon restores the levels."""
 
     kind = "accelerd itself"
     OWNER: Final = "accelerd"
@@ -166,9 +175,9 @@ class Direct:
         self._thread = WorkerThread("level")
         self._leases: dict[str, int] = {}
 
-    async def why_not_resident(self, slot: str) -> str | None:
+    async def why_not(self, slot: str) -> str | None:
         path = self._sys / "bus/pci/devices" / slot / FILE
-        return None if os.access(path, os.W_OK) else f"you may not write {path}"
+        return None if os.access(path, os.W_OK) else f"no permission to write {path}"
 
     async def set(self, slot: str, level: str) -> None:
         self._leases[slot] = await self._do(lambda: self._book.set(slot, level, self.OWNER))
@@ -188,14 +197,41 @@ class Direct:
         self._thread.close()
 
     async def repair(self) -> None:
-        """Put back what a daemon before this one has left."""
+        """Restores levels that an earlier daemon left."""
         try:
             await self._do(self._book.repair)
         except LevelError as error:
-            log.warning("cannot put back the levels that an earlier accelerd has set: %s", error)
+            log.warning("cannot restore the performance levels that an earlier accelerd set: %s", error)
 
     async def _do(self, work: Callable[[], T]) -> T:
         try:
             return await self._thread.call(work, PATIENCE)
         except TimeoutError:
-            raise LevelError("Failed", f"the driver has not answered in {PATIENCE:.0f} s") from None
+            raise LevelError("Failed", f"the driver has not answered within {PATIENCE:.0f} s") from None
+
+
+class OtherTools:
+    """Other programs that set performance levels."""
+
+    def __init__(self, bus: BusClient, lact: Path = LACT_SOCKET) -> None:
+        self._bus = bus
+        self._lact = lact
+
+    async def present(self) -> list[str]:
+        """The ones that are running."""
+        found: list[str] = []
+        try:
+            for name, program in ON_THE_BUS.items():
+                known = program in found or (program == "power-profiles-daemon" and "tuned" in found)
+                if not known and await self._bus.has_owner(name):
+                    found.append(program)
+        except BusError:
+            found.clear()  # without the bus, none of them runs
+        if self._lact.is_socket():
+            found.append("LACT")
+        return found
+
+    async def suspects(self) -> str:
+        """Who has probably set a level."""
+        found = await self.present()
+        return " or ".join(found) or UNKNOWN_TOOL

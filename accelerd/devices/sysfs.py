@@ -1,6 +1,6 @@
-"""The devices of a plain /sys tree, without udev: where libudev is missing, and for trees that were recorded elsewhere.
+"""The devices of a /sys tree without udev: if libudev is missing, and for recorded trees.
 
-Gives what `Pyudev` gives, less the names of the hardware database. Must never raise: what it cannot read is not there.
+Returns the same as `Pyudev`, except for names of the hardware database. Never raises: unreadable devices are left out.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from accelerd.devices.files import lines, names
-from accelerd.devices.udev import Entry, PciFunction
+from accelerd.devices.udev import PciFunction, UdevDevice
 
 CLASSES = {"drm": "class/drm", "accel": "class/accel", "pci": "bus/pci/devices"}
 
 
 class SysfsSource:
-    """Entries of the tree below `sys`, with paths below /sys as udev would tell them."""
+    """Devices of the tree below `sys`, with paths below /sys as in udev."""
 
     def __init__(self, sys: Path) -> None:
         self._sys = sys.resolve()
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
-        """Every device of the subsystem that is a device: connectors of cards and version files are left out."""
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
+        """All devices of the subsystem; no connectors of cards and no version files."""
         top = self._sys / CLASSES[subsystem]
         for name in names(top):
             path = (top / name).resolve()
@@ -31,7 +31,7 @@ class SysfsSource:
                 continue
             pci = self._function(path)
             devname = found.get("DEVNAME")
-            yield Entry(
+            yield UdevDevice(
                 subsystem=subsystem,
                 name=name,
                 node=f"/dev/{devname.removeprefix('/dev/')}" if devname else None,
@@ -41,7 +41,7 @@ class SysfsSource:
             )
 
     def _function(self, path: Path) -> PciFunction | None:
-        """The PCI function that the path is, or lies below."""
+        """The PCI function at or above the path."""
         for directory in (path, *path.parents):
             if directory == self._sys:
                 return None

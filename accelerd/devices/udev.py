@@ -1,6 +1,6 @@
-"""The udev database as a list of plain entries: the seam between the inventory and libudev.
+"""The udev database as plain data: the interface between the inventory and libudev.
 
-Imports pyudev only when it is asked for devices, because libudev may be missing and start-up time counts elsewhere.
+Imports pyudev lazily, because libudev may be missing and the import takes time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class PciFunction:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A device of a subsystem: drm's render nodes, accel's nodes, pci's functions themselves."""
+class UdevDevice:
+    """A device of a subsystem: a render node of drm, a node of accel, or a PCI function."""
 
     subsystem: str
     name: str  # "renderD128"
@@ -37,26 +37,26 @@ class Entry:
 
 
 class UdevSource(Protocol):
-    def entries(self, subsystem: str) -> Iterable[Entry]:
-        """Every device of the subsystem, in no order. Raises OSError or ImportError when udev cannot be asked."""
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
+        """Every device of the subsystem, in no order. OSError or ImportError if udev is not available."""
         ...
 
 
 class Pyudev:
-    """The real one."""
+    """libudev, through pyudev."""
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         import pyudev
 
         context = pyudev.Context()
         return [entry(device) for device in context.list_devices(subsystem=subsystem)]
 
 
-def entry(device: Any) -> Entry:
-    """A pyudev.Device as an Entry; what a device lacks is None."""
+def entry(device: Any) -> UdevDevice:
+    """Converts a pyudev.Device; missing properties are None."""
     parent = device if device.subsystem == "pci" else device.find_parent("pci")
     above = [device, *device.ancestors]
-    return Entry(
+    return UdevDevice(
         subsystem=device.subsystem,
         name=device.sys_name,
         node=device.device_node,
@@ -67,7 +67,7 @@ def entry(device: Any) -> Entry:
 
 
 def function(device: Any) -> PciFunction:
-    """A pyudev.Device of the pci subsystem as a PciFunction."""
+    """Converts a pyudev.Device of the pci subsystem."""
     properties = device.properties
     vendor, _, product = properties.get("PCI_ID", ":").lower().partition(":")
     names = (properties.get(key) for key in ("ID_VENDOR_FROM_DATABASE", "ID_MODEL_FROM_DATABASE"))

@@ -1,7 +1,7 @@
 """Names and memory from the vendors' libraries, for `accelctl doctor --devices`: NVIDIA's NVML and AMD's SMI.
 
-Both may be missing, broken or without hardware; each answers with devices or with a reason, never with an exception and
-never with a line on stdout (amdsmi prints there while it is imported). Must not be used on a hot path: NVML wakes GPUs.
+Both may be missing or broken: each returns devices or a reason, never raises, and prints nothing (amdsmi prints to
+stdout while it is imported). Must not be used on a hot path: NVML wakes GPUs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerd.devices.model import Device, MemoryPool
-
-Importer = Callable[[str], Any]
+from accelerd.devices.nvml import Importer, each_card, first_line, short_slot, string
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one library knows: name and pool by PCI slot, or why it knows nothing."""
+class VendorReading:
+    """The result of one library: name and pool by PCI slot, or the reason why there is none."""
 
     library: str
     names: dict[str, str]
@@ -28,35 +26,21 @@ class Reading:
     reason: str | None = None
 
 
-def nvidia(importer: Importer = importlib.import_module) -> Reading:
+def nvidia(importer: Importer = importlib.import_module) -> VendorReading:
     """Every NVIDIA GPU that NVML sees."""
     names: dict[str, str] = {}
     pools: dict[str, MemoryPool] = {}
-    try:
-        nvml = importer("pynvml")
-    except Exception as error:
-        return Reading("nvml", names, pools, f"cannot import pynvml: {first_line(error)}")
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return Reading("nvml", names, pools, first_line(error))
-    reason = None
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            slot = short_slot(text(nvml.nvmlDeviceGetPciInfo(handle).busId))
-            names[slot] = text(nvml.nvmlDeviceGetName(handle))
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            pools[slot] = MemoryPool("vram", int(memory.total), int(memory.used))
-    except nvml.NVMLError as error:
-        reason = first_line(error)
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
-    return Reading("nvml", names, pools, reason)
+
+    def visit(nvml: Any, handle: Any, slot: str) -> None:
+        names[slot] = string(nvml.nvmlDeviceGetName(handle))
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        pools[slot] = MemoryPool("vram", int(memory.total), int(memory.used))
+
+    reason = each_card(importer, visit)
+    return VendorReading("nvml", names, pools, reason)
 
 
-def amd(importer: Importer = importlib.import_module) -> Reading:
+def amd(importer: Importer = importlib.import_module) -> VendorReading:
     """Every AMD GPU that amdsmi sees. Its sizes are MiB."""
     names: dict[str, str] = {}
     pools: dict[str, MemoryPool] = {}
@@ -66,7 +50,7 @@ def amd(importer: Importer = importlib.import_module) -> Reading:
             smi = importer("amdsmi")
             smi.amdsmi_init()
     except Exception as error:  # KeyError('libamd_smi.so') without the library, AmdSmiException without the driver
-        return Reading("amdsmi", names, pools, f"cannot be used: {first_line(error)}")
+        return VendorReading("amdsmi", names, pools, f"does not work: {first_line(error)}")
     reason = None
     try:
         for handle in smi.amdsmi_get_processor_handles():
@@ -79,11 +63,11 @@ def amd(importer: Importer = importlib.import_module) -> Reading:
     finally:
         with contextlib.suppress(Exception):
             smi.amdsmi_shut_down()
-    return Reading("amdsmi", names, pools, reason)
+    return VendorReading("amdsmi", names, pools, reason)
 
 
-def enrich(devices: list[Device], readings: list[Reading]) -> list[Device]:
-    """The devices with the vendors' names, and with their pools where the kernel did not tell any."""
+def enrich(devices: list[Device], readings: list[VendorReading]) -> list[Device]:
+    """The devices with the vendors' names, and with their pools if the kernel reported none."""
     result = []
     for device in devices:
         for reading in readings:
@@ -94,17 +78,3 @@ def enrich(devices: list[Device], readings: list[Reading]) -> list[Device]:
                 device = replace(device, pools=(reading.pools[slot],))
         result.append(device)
     return result
-
-
-def short_slot(bus: str) -> str:
-    """ "00000000:01:00.0" (NVML's domain has eight digits) as "0000:01:00.0"."""
-    domain, _, rest = bus.lower().partition(":")
-    return f"{domain[-4:]:0>4}:{rest}"
-
-
-def text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

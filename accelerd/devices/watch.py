@@ -1,7 +1,7 @@
-"""The devices of this machine as they are now; publishes when that changes.
+"""The current devices of this machine; publishes changes.
 
-One scan at the start, one after events have settled; nothing in between: while nothing happens no timer runs. Owns the
-current list. Must never know models, and never stop at a driver that does not answer: scans run in a thread.
+Scans at the start and after events have settled; without events no timer runs. Owns the current list. Must never know
+models, and never block on a driver: scans run in a thread.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
-SETTLE = 0.5  # s from the first event until the scan: a GPU that goes or comes is a dozen events
-FIRST_SCAN = 2.0  # s that a start waits for it
+SETTLE = 0.5  # s from the first event until the scan; adding or removing a GPU causes a dozen events
+FIRST_SCAN = 2.0  # s that the start waits for the first scan
 GOES = frozenset({"remove", "unbind"})
 COMES = frozenset({"add", "bind"})
 
@@ -44,7 +44,7 @@ class DevicesChanged:
 
 
 class DeviceWatch:
-    """See the module's text. All methods run on the event loop."""
+    """Tracks the devices. All methods run on the event loop."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class DeviceWatch:
         settle: float = SETTLE,
         first_scan: float = FIRST_SCAN,
     ) -> None:
-        """`scan()` blocks and runs in a thread."""
+        """`scan()` may block; it runs in a thread."""
         self._scan = scan
         self._monitor = monitor
         self._events = events
@@ -64,35 +64,35 @@ class DeviceWatch:
         self._devices: tuple[Device, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._gone: dict[str, None] = {}  # ids of devices that events said go
+        self._gone: dict[str, None] = {}  # ids of devices for which a removal was reported
         self._wedged: dict[str, str] = {}  # id → WEDGED=
         self._closed = False
-        self.degraded: str | None = None  # why changes are not noticed
+        self.degraded: str | None = None  # why changes are not detected
 
     def current(self) -> tuple[Device, ...]:
-        """The devices as they are known now."""
+        """The known devices."""
         return self._devices
 
     async def start(self) -> None:
-        """Have the list, and hear events from now on. A scan that takes too long is heard of later, as a change."""
+        """Scans and starts receiving events. A scan that takes too long is published later, as a change."""
         try:
             self._monitor.open(self._heard, self._lost)
         except (ImportError, OSError) as error:
-            self.degraded = f"changes of devices are not noticed: {error}"
+            self.degraded = f"changes of devices are not detected: {error}"
             log.warning("%s", self.degraded)
         self._task = asyncio.create_task(self._look(first=True))
         done, _ = await asyncio.wait((self._task,), timeout=self._first_scan)
         if not done:
-            log.warning("the devices do not answer: accelerd starts without knowing them")
+            log.warning("the device scan takes too long; accelerd starts without it")
 
     async def rescan(self) -> None:
-        """Look now, whatever the events say."""
+        """Scans now, regardless of events."""
         if self._task is None:
             self._task = asyncio.create_task(self._look())
         await asyncio.wait((self._task,))
 
     async def close(self) -> None:
-        """Hear nothing any more."""
+        """Stops receiving events."""
         self._closed = True
         self._monitor.close()
         if self._timer is not None:
@@ -114,22 +114,22 @@ class DeviceWatch:
             if device is not None and self._is_its_end(told, device):
                 self._gone[device.id] = None
         elif told.action not in COMES and (device is None or told.node != device.node or told.node is None):
-            return  # a monitor was plugged in; not: the permissions of a node have changed
+            return  # for example, a monitor was plugged in
         self._schedule(self._settle)
 
     def _lost(self) -> None:
-        """Events were lost: only a scan can tell what has happened."""
+        """Events were lost: only a scan shows what has happened."""
         self._schedule(self._settle)
 
     def _device_of(self, told: Uevent) -> Device | None:
-        """The known device that an event is about; by path, because what has gone tells no more than that."""
+        """The known device of an event, by path: a removed device has no other properties."""
         path = Path(told.path)
         own = [d for d in self._devices if d.directory is not None and path.is_relative_to(d.directory)]
         return max(own, key=lambda d: len(d.directory.parts) if d.directory else 0, default=None)
 
     @staticmethod
     def _is_its_end(told: Uevent, device: Device) -> bool:
-        """Its function or its node has gone; not one of many other things below it."""
+        """Was its PCI function or node removed, and not something else below it?"""
         return told.path == str(device.directory) or (told.node is not None and told.node == device.node)
 
     # --- looking ----------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class DeviceWatch:
     def _due(self) -> None:
         self._timer = None
         if self._task is not None:
-            self._schedule(self._settle)  # one is under way that may have seen only half of it
+            self._schedule(self._settle)  # the running scan may have seen only part of the change
             return
         self._task = asyncio.create_task(self._look())
 
@@ -150,8 +150,8 @@ class DeviceWatch:
         wedged, self._wedged = self._wedged, {}
         try:
             found = tuple(await asyncio.to_thread(self._scan_all))
-        except Exception:  # a bug, or a machine beyond belief: what was known stays
-            log.exception("cannot look at the devices")
+        except Exception:  # a bug; keep the known devices
+            log.exception("the device scan failed")
             found = tuple(d for d in self._devices if d.id not in gone)
         finally:
             self._task = None
@@ -172,7 +172,7 @@ def compare(
     gone: Iterable[str] = (),
     wedged: dict[str, str] | None = None,
 ) -> DevicesChanged:
-    """Identity is the id; how full a pool is makes no change."""
+    """Compares by id; the usage of pools is ignored."""
     old, new = {d.id: d for d in before}, {d.id: d for d in after}
     gone, wedged = set(gone), wedged or {}
     removed = tuple(d for d in before if d.id not in new or d.id in gone)
@@ -194,10 +194,10 @@ def _lasting(device: Device) -> Device:
 
 
 def tell(diff: DevicesChanged) -> None:
-    """The journal's part."""
+    """Writes the changes to the journal."""
     for word, devices, level in (
-        ("has gone", diff.removed, logging.WARNING),
-        ("is there", diff.added, NOTICE),
+        ("was removed", diff.removed, logging.WARNING),
+        ("was added", diff.added, NOTICE),
         ("has changed", diff.changed, NOTICE),
         ("was reset", diff.reset, logging.WARNING),
         ("was reset and works again", diff.recovered, logging.WARNING),

@@ -12,8 +12,7 @@ from itertools import accumulate
 from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.choice import COMPUTE, first_gpu, first_npu
-from accelerd.devices.model import Device
+from accelerd.devices.model import COMPUTE, Device, first_gpu, first_npu
 from accelerd.estimate.estimate import Estimate, Share
 from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES

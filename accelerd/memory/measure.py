@@ -16,9 +16,9 @@ from typing import Final
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ConfigApplied
-from accelerd.devices.fdinfo import Holder
+from accelerd.devices.fdinfo import MemoryHolder
 from accelerd.devices.model import Device
-from accelerd.devices.observer import Look, Observer
+from accelerd.devices.observer import DeviceObserver, DeviceStatus
 from accelerd.memory.main_memory import MainMemory, largest, read_main_memory, usual_reserve
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
 from accelerd.memory.regions import Part, Shape, part, pool_of, shape_of
@@ -37,7 +37,7 @@ COUNT_MAIN: Final = 10.0  # s between two looks at every process's share of main
 class _Device:
     """One device in one look."""
 
-    look: Look
+    look: DeviceStatus
     shape: Shape
     parts: Mapping[int, Part]  # what each instance holds through it
 
@@ -56,7 +56,7 @@ class Meter:
         self,
         roots: Roots,
         clock: Clock,
-        observer: Observer,
+        observer: DeviceObserver,
         *,
         reserve: int | None = None,
         gpu_reserve: int = GPU_RESERVE,
@@ -70,7 +70,7 @@ class Meter:
         self._residents = Residents(roots, clock)
         self._shapes: dict[str, Shape] = {}
         self._before: dict[str, int] = {}  # strangers' bytes by device, while all of ours there could be told
-        self._strangers: dict[str, tuple[Holder, ...]] = {}
+        self._strangers: dict[str, tuple[MemoryHolder, ...]] = {}
         self._looked_around: tuple[float, frozenset[int], dict[str, int]] | None = None  # when, instances, strangers
         self._in_main: tuple[float, list[ForeignUser]] | None = None
         self.untold: Mapping[str, str] = {}  # devices that make no pool, by id, and why
@@ -104,7 +104,9 @@ class Meter:
 
     # --- devices ----------------------------------------------------------------------------------------------
 
-    def _devices(self, looks: Iterable[Look], owners: Mapping[int, int], main: MainMemory | None) -> Iterator[_Device]:
+    def _devices(
+        self, looks: Iterable[DeviceStatus], owners: Mapping[int, int], main: MainMemory | None
+    ) -> Iterator[_Device]:
         untold, shapes = {}, {}
         for look in looks:
             id, readings = look.device.id, look.readings
@@ -121,7 +123,7 @@ class Meter:
         self.untold, self._shapes = untold, shapes
         self._before = {id: size for id, size in self._before.items() if id in shapes}
 
-    def _divided(self, look: Look, shape: Shape, owners: Mapping[int, int]) -> _Device:
+    def _divided(self, look: DeviceStatus, shape: Shape, owners: Mapping[int, int]) -> _Device:
         """Who of ours holds what of it."""
         parts: dict[int, Part] = {}
         for holder in look.holders:

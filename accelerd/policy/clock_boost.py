@@ -11,9 +11,9 @@ from typing import Any
 from accelerd.base.events import EventStream
 from accelerd.config.model import ConfigApplied, ModelSpec, PerformanceSettings
 from accelerd.devices.keeper import LevelKeeper
-from accelerd.devices.level import Rules
+from accelerd.devices.level import LevelRules
 from accelerd.devices.model import Device
-from accelerd.devices.setters import Direct
+from accelerd.devices.setters import DirectSetter
 from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.scheduler.events import ModelInUse
@@ -25,7 +25,7 @@ class ClockBoost:
     def __init__(
         self,
         keeper: LevelKeeper,
-        direct: Direct,
+        direct: DirectSetter,
         devices: Callable[[], Sequence[Device]],
         placed: Callable[[str], str],
         events: EventStream,
@@ -78,9 +78,9 @@ class ClockBoost:
                 self._keeper.begin(slot)
 
     def configure(self, settings: PerformanceSettings) -> None:
-        def rules(slot: str) -> Rules:
+        def rules(slot: str) -> LevelRules:
             own = settings.devices.get(slot)
-            return Rules(own or settings.policy, settings.hold_time)
+            return LevelRules(own or settings.policy, settings.hold_time)
 
         self._keeper.configure(rules)
 

@@ -20,8 +20,7 @@ from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
-from accelerd.devices.choice import COMPUTE
-from accelerd.devices.model import Device
+from accelerd.devices.model import COMPUTE, Device
 from accelerd.devices.watch import DevicesChanged
 from accelerd.system.records import NOTICE, event
 from accelerd.system.statefile import FileStore, Unreadable

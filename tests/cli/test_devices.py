@@ -44,7 +44,7 @@ GPU: dict[str, Any] = {
 }  # fmt: skip
 NPU: dict[str, Any] = {
     "id": "0000:c5:00.1", "kind": "npu", "name": "RyzenAI-npu5", "driver": "amdxdna", "slot": "0000:c5:00.1",
-    "problem": "/dev/accel/accel0 may not be opened by this user", "fix": "sudo udevadm trigger", "pools": [],
+    "problem": "this user cannot open /dev/accel/accel0", "fix": "sudo udevadm trigger", "pools": [],
     "readings": {"asleep": False, "busy": 37.0, "clocks": {}}, "holders": [], "others": None, "troubles": [],
 }  # fmt: skip
 ASLEEP = {**GPU, "slot": "0000:03:00.0", "readings": {"asleep": True}, "holders": [], "others": None, "troubles": []}
@@ -76,7 +76,7 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     assert "memory traffic: 40.0 GB/s read, 2.5 written" in text
     assert "level: it is odd" in text
     assert "    → sudo grubby --args=ttm.pages_limit=1" in lines
-    assert "  ! /dev/accel/accel0 may not be opened by this user" in lines
+    assert "  ! this user cannot open /dev/accel/accel0" in lines
     assert "accelerd is not running" not in text
 
 

@@ -20,7 +20,7 @@ from accelerd.cli.commands.doctor import run_checks
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.programs import ProgramResult, SystemPrograms
 from accelerd.devices.troubles import MEMLOCK_FIX
-from accelerd.devices.udev import Entry, PciFunction
+from accelerd.devices.udev import PciFunction, UdevDevice
 
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, status
@@ -44,7 +44,7 @@ class FakePrograms:
 
 
 class NoDevices:
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         return []
 
 
@@ -238,9 +238,9 @@ def test_devices(here: CheckContext) -> None:
     assert "models run on the processor" in only(host.devices(here)).detail
 
     class Unreachable:
-        def entries(self, subsystem: str) -> Iterable[Entry]:
+        def entries(self, subsystem: str) -> Iterable[UdevDevice]:
             path = Path("/sys/devices/x/drm/renderD128")
-            return [Entry("drm", "renderD128", "/dev/dri/none", "amdgpu", path)] if subsystem == "drm" else []
+            return [UdevDevice("drm", "renderD128", "/dev/dri/none", "amdgpu", path)] if subsystem == "drm" else []
 
     here.udev = Unreachable()
     check = only(host.devices(here))
@@ -252,8 +252,8 @@ def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: CheckContext) ->
     function = PciFunction("0000:c5:00.1", None, "1022", "17f0", 0x118000, Path("/sys/devices/x"))
 
     class Dark:
-        def entries(self, subsystem: str) -> Iterable[Entry]:
-            return [Entry("pci", function.slot, None, None, function.path, function)] if subsystem == "pci" else []
+        def entries(self, subsystem: str) -> Iterable[UdevDevice]:
+            return [UdevDevice("pci", function.slot, None, None, function.path, function)] if subsystem == "pci" else []
 
     here.udev = Dark()
     (here.roots.proc / "cmdline").write_text("quiet amd_iommu=off\n")

@@ -15,7 +15,7 @@ from accelerd.app import build
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.devices.udev import Entry, PciFunction
+from accelerd.devices.udev import PciFunction, UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 
@@ -26,16 +26,16 @@ class Udev:
     def __init__(self, sys: Path) -> None:
         self._sys = sys
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         for number, path in enumerate(sorted((self._sys / "bus/pci/devices").iterdir())):
             driver = (path / "driver").resolve().name
             kind = int((path / "class").read_text(), 16)
             device = (path / "device").read_text().strip().removeprefix("0x")
             function = PciFunction(path.name, driver, "1002", device, kind, path.resolve(), ("AMD", "Radeon"))
             if subsystem == "pci":
-                yield Entry("pci", path.name, None, driver, path, function)
+                yield UdevDevice("pci", path.name, None, driver, path, function)
             elif subsystem == "drm" and kind >> 16 == 0x03:
-                yield Entry("drm", f"renderD{128 + number}", "/dev/null", driver, path, function)
+                yield UdevDevice("drm", f"renderD{128 + number}", "/dev/null", driver, path, function)
 
 
 async def serve(roots: Roots) -> None:

@@ -15,7 +15,7 @@ from accelerd.app import build
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.devices.udev import Entry
+from accelerd.devices.udev import UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 
@@ -23,7 +23,7 @@ from accelerd.system.lock import InstanceLock
 class NoDevices:
     """What udev says on a machine that has none."""
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         return ()
 
 

@@ -92,7 +92,7 @@ def test_a_card_of_its_own_and_a_model_on_the_processor_change_nothing(
     daemon = start(daemons, machine, site)
     with streaming(daemon, "m"):
         assert performance(daemon, CARD)["state"] == "unsuitable"
-        assert "below its boost" in performance(daemon, CARD)["reason"]
+        assert "below their boost" in performance(daemon, CARD)["reason"]
     with streaming(daemon, "cpu"):
         assert performance(daemon, CARD)["level"] is None, "it was not even looked at"
     assert machine.sysfs.level(CARD) == "auto"
@@ -122,7 +122,7 @@ def test_what_another_program_overwrites_is_raised_again_and_it_is_named(
         machine.sysfs.becomes("high")
         machine.sysfs.put("low")
         machine.sysfs.becomes("high")
-        text = "power-profiles-daemon, which runs here, has set it to low: raised again"
+        text = "power-profiles-daemon set the performance level to low; raising it again"
         eventually(lambda: text in daemon.output(), "it is named")
     machine.sysfs.becomes("low")
 
@@ -137,8 +137,8 @@ def test_a_helper_that_was_killed_is_asked_again(machine: World, daemons: Daemon
         machine.sysfs.becomes("auto")
         machine.sysfs.becomes("high")
     machine.sysfs.becomes("auto")
-    assert "was restarted; raising it again" in daemon.output()
-    assert "has set it to" not in daemon.output(), "nobody is blamed"
+    assert "was restarted; raising the performance level again" in daemon.output()
+    assert "set the performance level to low" not in daemon.output(), "nobody is blamed"
 
 
 def test_C04_without_the_helper_and_without_the_right_to_write_the_daemon_says_so_once(
@@ -154,7 +154,7 @@ def test_C04_without_the_helper_and_without_the_right_to_write_the_daemon_says_s
                 entry = eventually(lambda: (e := performance(daemon))["state"] == "unable" and e, "it says so")
         assert "polkit does not allow you" in entry["reason"]
         assert "usermod -aG accelerd" in entry["reason"]
-        assert daemon.output().count("its level cannot be raised") == 1
+        assert daemon.output().count("cannot raise the performance level") == 1
 
 
 def test_with_the_udev_rule_alone_the_daemon_writes_itself_and_the_next_one_repairs(

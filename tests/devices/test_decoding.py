@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from accelerd.devices import gpu_metrics
-from accelerd.devices.dpm import Steps, parse
+from accelerd.devices.amdgpu import ClockSteps, clock_steps
 
 
 def table(version: tuple[int, int], size: int, *fields: tuple[str, int, int]) -> bytes:
@@ -81,14 +81,14 @@ def test_the_npus_load_is_the_mean_of_its_columns() -> None:
 
 
 @pytest.mark.parametrize(("text", "steps"), [
-    ("0: 600Mhz \n1: 966Mhz *\n2: 2900Mhz \n", Steps(600, 2900, 966)),
-    ("0: 400Mhz \n1: 800Mhz \n2: 1000Mhz \n", Steps(400, 1000, None)),  # no star
-    ("0: 800Mhz *\n1: 800Mhz *\n2: 1605Mhz \n", Steps(800, 1605, 800)),  # two that agree
-    ("0: 800Mhz *\n1: 900Mhz *\n", Steps(800, 900, None)),  # two that do not
-    ("S: 19Mhz *\n0: 615Mhz\n1: 1000Mhz\n", Steps(615, 1000, 19)),  # a clock that sleeps
-    ("0: 2900Mhz \n1: 1100Mhz \n2: 2900Mhz *\n", Steps(1100, 2900, 2900)),  # at the level "high"
-    ("0: 500Mhz\n\0\0\0", Steps(500, 500, None)),
+    ("0: 600Mhz \n1: 966Mhz *\n2: 2900Mhz \n", ClockSteps(600, 2900, 966)),
+    ("0: 400Mhz \n1: 800Mhz \n2: 1000Mhz \n", ClockSteps(400, 1000, None)),  # no star
+    ("0: 800Mhz *\n1: 800Mhz *\n2: 1605Mhz \n", ClockSteps(800, 1605, 800)),  # two that agree
+    ("0: 800Mhz *\n1: 900Mhz *\n", ClockSteps(800, 900, None)),  # two that do not
+    ("S: 19Mhz *\n0: 615Mhz\n1: 1000Mhz\n", ClockSteps(615, 1000, 19)),  # a clock that sleeps
+    ("0: 2900Mhz \n1: 1100Mhz \n2: 2900Mhz *\n", ClockSteps(1100, 2900, 2900)),  # at the level "high"
+    ("0: 500Mhz\n\0\0\0", ClockSteps(500, 500, None)),
     ("\n", None), ("", None), ("nonsense", None), ("S: 19Mhz *", None), ("0: -5Mhz *", None),
 ])  # fmt: skip
-def test_steps_of_a_clock(text: str, steps: Steps | None) -> None:
-    assert parse(text) == steps
+def test_steps_of_a_clock(text: str, steps: ClockSteps | None) -> None:
+    assert clock_steps(text) == steps

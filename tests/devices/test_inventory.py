@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.ports import Roots
-from accelerd.devices import Device, MemoryPool, Trouble, inventory
+from accelerd.devices import Device, DeviceTrouble, MemoryPool, inventory
 from accelerd.devices.host import Host, machine_memory
 from accelerd.devices.inventory import Inventory, device_name
 from accelerd.devices.troubles import ACCEL_FIX, GROUPS_FIX
-from accelerd.devices.udev import Entry, PciFunction
+from accelerd.devices.udev import PciFunction, UdevDevice
 
 AMD = PciFunction("0000:c1:00.0", "amdgpu", "1002", "1586", 0x038000, Path("/sys/devices/pci0/c1"))
 NPU = PciFunction("0000:c2:00.1", "amdxdna", "1022", "17f0", 0x118000, Path("/sys/devices/pci0/c2"))
@@ -23,21 +23,21 @@ NVIDIA = PciFunction("0000:01:00.0", "nvidia", "10de", "2684", 0x030000, Path("/
 BMC = PciFunction("0000:05:00.0", "ast", "1a03", "2000", 0x030000, Path("/sys/devices/pci0/05"))
 
 
-def pci(function: PciFunction) -> Entry:
-    return Entry("pci", function.slot, None, function.driver, function.path, function)
+def pci(function: PciFunction) -> UdevDevice:
+    return UdevDevice("pci", function.slot, None, function.driver, function.path, function)
 
 
-def node(subsystem: str, path: str, function: PciFunction) -> Entry:
+def node(subsystem: str, path: str, function: PciFunction) -> UdevDevice:
     name = Path(path).name
-    return Entry(subsystem, name, path, function.driver, function.path / subsystem / name, function)
+    return UdevDevice(subsystem, name, path, function.driver, function.path / subsystem / name, function)
 
 
 class FakeUdev:
-    def __init__(self, *entries: Entry, broken: Exception | None = None) -> None:
+    def __init__(self, *entries: UdevDevice, broken: Exception | None = None) -> None:
         self._entries = entries
         self._broken = broken
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         if self._broken:
             raise self._broken
         return [entry for entry in self._entries if entry.subsystem == subsystem]
@@ -129,7 +129,7 @@ def test_a_node_that_this_user_may_not_open(roots: Roots) -> None:
         return False
 
     device = inventory(roots, FakeUdev(node("drm", "/dev/dri/renderD128", AMD)), refuse)[0]
-    assert device.problem == "/dev/dri/renderD128 may not be opened by this user"
+    assert device.problem == "this user cannot open /dev/dri/renderD128"
     assert device.fix == GROUPS_FIX
     assert "usermod -aG render,video" in GROUPS_FIX
     assert asked == [roots.dev / "dri/renderD128"]
@@ -148,8 +148,8 @@ def test_cards_without_render_node(roots: Roots) -> None:
     problems = {device.slot: device.problem for device in found if device.kind == "gpu"}
     assert problems == {
         "0000:01:00.0": None,  # its driver needs no render node
-        "0000:03:00.0": "no driver is bound to it",
-        "0000:04:00.0": "driver amdgpu has made no render node",
+        "0000:03:00.0": "no driver is bound to the device",
+        "0000:04:00.0": "the driver amdgpu created no render node",
     }
     assert all(device.fix for device in found if device.problem)
 
@@ -191,7 +191,7 @@ def test_an_npu_for_root_only_needs_a_rule_and_one_for_a_group_the_group(roots: 
         (roots.dev / "accel/accel0").chmod(mode)
         [npu] = [d for d in inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)), lambda path: False)
                  if d.kind == "npu"]  # fmt: skip
-        assert (npu.problem, npu.fix) == ("/dev/accel/accel0 may not be opened by this user", fix)
+        assert (npu.problem, npu.fix) == ("this user cannot open /dev/accel/accel0", fix)
 
 
 def test_an_npu_that_the_kernels_command_line_turns_off(roots: Roots) -> None:
@@ -202,9 +202,9 @@ def test_an_npu_that_the_kernels_command_line_turns_off(roots: Roots) -> None:
         ]
         for line in (("quiet", "amd_iommu=off"), ("iommu=pt",))
     ]
-    assert told[0].problem == "amd_iommu=off on the kernel's command line disables the NPU"
+    assert told[0].problem == "amd_iommu=off on the kernel command line disables the NPU"
     assert told[0].fix == "sudo grubby --update-kernel=ALL --remove-args=amd_iommu=off --args=iommu=pt && reboot"
-    assert told[1].problem == "no driver is bound to it"
+    assert told[1].problem == "no driver is bound to the device"
 
 
 def test_C09_an_npu_without_firmware_or_runtime_says_so(roots: Roots) -> None:
@@ -213,8 +213,8 @@ def test_C09_an_npu_without_firmware_or_runtime_says_so(roots: Roots) -> None:
     npu = Inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)), host=lambda roots: Host()).scan()[0]
     assert npu.problem is None, "the driver has it"
     assert [trouble.message for trouble in npu.troubles] == [
-        "its runtime is not installed: no model can use it",
-        "the driver knows no firmware version: its firmware may be missing",
+        "the runtime of the NPU is not installed",
+        "the driver reports no firmware version; the firmware may be missing",
     ]
     assert all(trouble.fix for trouble in npu.troubles)
 
@@ -227,7 +227,7 @@ def test_rocm_needs_kfd_too(roots: Roots) -> None:
     udev = FakeUdev(node("drm", "/dev/dri/renderD128", AMD))
     gpu = Inventory(roots, udev, lambda path: path.name != "kfd", host=lambda roots: Host()).scan()[0]
     assert gpu.problem is None
-    assert gpu.troubles == (Trouble("/dev/kfd may not be opened by this user: no ROCm", GROUPS_FIX),)
+    assert gpu.troubles == (DeviceTrouble("this user cannot open /dev/kfd: ROCm does not work", GROUPS_FIX),)
     assert (gpu.name, gpu.gfx) == ("AMD Radeon 8060S Graphics", "gfx1151")
 
 

@@ -16,11 +16,10 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import Config, ConfigApplied, ModelSpec, PerformanceSettings
 from accelerd.devices import Device
-from accelerd.devices.gauge import Gauge
 from accelerd.devices.keeper import LevelKeeper
-from accelerd.devices.level import Reading, Rules
-from accelerd.devices.rivals import Rivals
-from accelerd.devices.setters import Direct, Helper, Setters
+from accelerd.devices.level import LevelReading, LevelRules
+from accelerd.devices.level_sensors import LevelSensors
+from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
 from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.helper.gpu import LevelError
@@ -32,21 +31,21 @@ from tests.helper.world import APU, CARD, Sysfs, glib_worker
 __all__ = ["glib_worker"]
 
 GPU = Device("gpu", "Radeon 8060S", driver="amdgpu", slot=APU, apu=True)
-QUICK = Rules("busy", tail=0.0)
+QUICK = LevelRules("busy", hold_time=0.0)
 
 
 class FakeSetter:
     """A setter that notes what it is asked."""
 
-    def __init__(self, kind: str = "fake", why_not_resident: str | None = None) -> None:
+    def __init__(self, kind: str = "fake", why_not: str | None = None) -> None:
         self.kind = kind
-        self.why = why_not_resident
+        self.why = why_not
         self.error: LevelError | None = None
         self.levels: dict[str, str] = {}
         self.calls: list[str] = []
         self.closed = False
 
-    async def why_not_resident(self, slot: str) -> str | None:
+    async def why_not(self, slot: str) -> str | None:
         return self.why
 
     async def set(self, slot: str, level: str) -> None:
@@ -68,12 +67,12 @@ class FakeSetter:
 
 class Sensors:
     def __init__(self) -> None:
-        self.reading = Reading("auto", temperature=50)
+        self.reading = LevelReading("auto", temperature=50)
         self.looks = 0
         self.hang = threading.Event()
         self.hang.set()
 
-    def read(self, slot: str) -> Reading:
+    def read(self, slot: str) -> LevelReading:
         self.looks += 1
         self.hang.wait(30)
         return self.reading
@@ -86,9 +85,9 @@ class Nobody:
 
 @asynccontextmanager
 async def keeping(
-    setter: FakeSetter, sensors: Sensors | None = None, rules: Rules = QUICK, patience: float = 5.0
+    setter: FakeSetter, sensors: Sensors | None = None, rules: LevelRules = QUICK, patience: float = 5.0
 ) -> AsyncIterator[LevelKeeper]:
-    setters = Setters([setter])
+    setters = LevelSetters([setter])
     keeper = LevelKeeper(SystemClock(), setters, sensors or Sensors(), Nobody(), lambda slot: rules, patience)
     keeper.watch([GPU])
     task = asyncio.create_task(keeper.run())
@@ -134,7 +133,7 @@ async def test_idle_it_reads_nothing_and_has_no_timer() -> None:
 
 async def test_short_requests_in_a_row_cost_no_order() -> None:
     setter = FakeSetter()
-    async with keeping(setter, rules=Rules("busy", tail=60.0)) as keeper:
+    async with keeping(setter, rules=LevelRules("busy", hold_time=60.0)) as keeper:
         for _ in range(200):
             keeper.begin(APU)
             await asyncio.sleep(0)
@@ -180,7 +179,7 @@ async def test_C03_a_reading_that_hangs_holds_up_neither_the_level_nor_the_end()
 
 
 async def test_a_failure_is_reported_with_every_reason() -> None:
-    setter = FakeSetter(why_not_resident="no helper")
+    setter = FakeSetter(why_not="no helper")
     async with keeping(setter) as keeper:
         keeper.begin(APU)
         await until(lambda: keeper.report()[0]["state"] == "unable")
@@ -194,8 +193,8 @@ async def test_a_failure_is_reported_with_every_reason() -> None:
 
 
 async def test_the_first_setter_that_can_does_it() -> None:
-    first, second = FakeSetter("first", why_not_resident="not there"), FakeSetter("second")
-    setters = Setters([first, second])
+    first, second = FakeSetter("first", why_not="not there"), FakeSetter("second")
+    setters = LevelSetters([first, second])
     assert await setters.set(APU, "high") == "second"
     first.why = None
     assert await setters.set(APU, "high") == "first", "it is there by now"
@@ -207,30 +206,30 @@ async def test_the_first_setter_that_can_does_it() -> None:
 async def test_when_one_is_refused_the_next_is_asked() -> None:
     first, second = FakeSetter("first"), FakeSetter("second")
     first.error = LevelError("NotAuthorized", "not you")
-    assert await Setters([first, second]).set(APU, "high") == "second"
+    assert await LevelSetters([first, second]).set(APU, "high") == "second"
     second.error = LevelError("Failed", "no")
     with pytest.raises(LevelError, match="not you; no"):
-        await Setters([first, second]).set(APU, "high")
+        await LevelSetters([first, second]).set(APU, "high")
 
 
 async def test_what_lies_with_the_device_is_asked_of_nobody_else() -> None:
     first, second = FakeSetter("first"), FakeSetter("second")
     first.error = LevelError("Owned", "it is at manual")
     with pytest.raises(LevelError, match="it is at manual"):
-        await Setters([first, second]).set(APU, "high")
+        await LevelSetters([first, second]).set(APU, "high")
     assert second.calls == []
 
 
 async def test_without_a_bus_the_helper_is_an_obstacle_and_no_rival_is_seen(tmp_path: Path) -> None:
     bus = BusClient(f"unix:path={tmp_path}/nowhere", "system bus")
-    helper, rivals = Helper(bus), Rivals(bus, tmp_path / "lact.sock")
-    assert "cannot be asked" in (await helper.why_not_resident(APU) or "")
+    helper, rivals = HelperSetter(bus), OtherTools(bus, tmp_path / "lact.sock")
+    assert "is not reachable" in (await helper.why_not(APU) or "")
     with pytest.raises(LevelError, match="does not answer"):
         await helper.set(APU, "high")
     assert not await helper.holds(APU)
     await helper.restore(APU)
     assert await rivals.present() == []
-    assert await rivals.suspects() == "somebody, who is not known,"
+    assert await rivals.suspects() == "an unknown program"
     await helper.close()
     await bus.close()
 
@@ -255,7 +254,7 @@ class NamesOnly:
     ],
 )
 async def test_rivals_by_their_names(tmp_path: Path, owned: tuple[str, ...], found: list[str]) -> None:
-    assert await Rivals(NamesOnly(*owned), tmp_path / "none").present() == found
+    assert await OtherTools(NamesOnly(*owned), tmp_path / "none").present() == found
 
 
 async def test_a_helper_that_ended_itself_meanwhile_is_asked_again() -> None:
@@ -268,7 +267,7 @@ async def test_a_helper_that_ended_itself_meanwhile_is_asked_again() -> None:
                 raise answer
             return answer
 
-    helper = Helper(Bus())
+    helper = HelperSetter(Bus())
     await helper.set(APU, "high")
     assert helper._leases == {APU: 7}
 
@@ -276,12 +275,12 @@ async def test_a_helper_that_ended_itself_meanwhile_is_asked_again() -> None:
 async def test_direct_writes_repairs_and_closes(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
-    direct = Direct(sysfs.path, tmp_path)
-    assert await direct.why_not_resident(APU) is None
-    assert "you may not write" in (await direct.why_not_resident(CARD) or "")
+    direct = DirectSetter(sysfs.path, tmp_path)
+    assert await direct.why_not(APU) is None
+    assert "no permission to write" in (await direct.why_not(CARD) or "")
     await direct.set(APU, "high")
     assert sysfs.level() == "high"
-    after_a_crash = Direct(sysfs.path, tmp_path)
+    after_a_crash = DirectSetter(sysfs.path, tmp_path)
     await after_a_crash.repair()
     assert sysfs.level() == "auto"
     await after_a_crash.close()
@@ -296,15 +295,15 @@ async def test_direct_writes_repairs_and_closes(tmp_path: Path) -> None:
 def test_everything_is_read(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
-    gauge = Gauge(sysfs.path)
-    assert gauge.read(APU) == Reading("auto", 1755.0, 600, 2900, 97.0, 48.0, 90.0)
+    gauge = LevelSensors(sysfs.path)
+    assert gauge.read(APU) == LevelReading("auto", 1755.0, 600, 2900, 97.0, 48.0, 90.0)
     assert gauge.is_apu(APU)
 
 
 def test_a_sleeping_device_is_left_asleep(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     (sysfs.add() / "power/runtime_status").write_text("suspended\n")
-    assert Gauge(sysfs.path).read(APU) == Reading()
+    assert LevelSensors(sysfs.path).read(APU) == LevelReading()
 
 
 def test_C08_garbage_is_not_known(tmp_path: Path) -> None:
@@ -315,10 +314,10 @@ def test_C08_garbage_is_not_known(tmp_path: Path) -> None:
         (hwmon / name).write_text(text)
     (device / "gpu_busy_percent").write_text("65535\n")
     (device / "pp_dpm_sclk").write_bytes(b"S: 19Mhz *\n0: 500Mhz \n1: 31Mhz *\n2: 2219Mhz \n\0\0")
-    gauge = Gauge(sysfs.path)
-    assert gauge.read(APU) == Reading("auto", None, 500, 2219, None, None, None)
+    gauge = LevelSensors(sysfs.path)
+    assert gauge.read(APU) == LevelReading("auto", None, 31, 2219, None, None, None)
     assert not gauge.is_apu(APU)
-    assert gauge.read("0000:99:00.0") == Reading()
+    assert gauge.read("0000:99:00.0") == LevelReading()
     assert not gauge.is_apu("0000:99:00.0")
 
 
@@ -338,8 +337,8 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     setter = FakeSetter()
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
-    direct = Direct(sysfs.path, tmp_path)
-    keeper = LevelKeeper(SystemClock(), Setters([setter, direct]), Sensors(), Nobody())
+    direct = DirectSetter(sysfs.path, tmp_path)
+    keeper = LevelKeeper(SystemClock(), LevelSetters([setter, direct]), Sensors(), Nobody())
     here: list[Device] = []
     performance = ClockBoost(keeper, direct, lambda: here, lambda name: "", events := EventStream())
     events.publish(ConfigApplied(Config(performance=PerformanceSettings(hold_time=0.0))))

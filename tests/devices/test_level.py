@@ -17,17 +17,17 @@ from accelerd.devices.level import (
     SLOW,
     TOO_HOT,
     TRUCE,
-    Governor,
-    Note,
-    Order,
+    LevelGovernor,
+    LevelNote,
+    LevelOrder,
+    LevelReading,
+    LevelRules,
     Policy,
-    Reading,
-    Rules,
 )
 from tests.fakes.clock import FakeClock
 
-FINE = Reading("high", 2900, 600, 2900, 97, 60, 90)
-STUCK = Reading("auto", 600, 600, 2900, 97, 50, 30)
+FINE = LevelReading("high", 2900, 600, 2900, 97, 60, 90)
+STUCK = LevelReading("auto", 600, 600, 2900, 97, 50, 30)
 
 
 class Device:
@@ -35,27 +35,27 @@ class Device:
 
     def __init__(self, policy: Policy = "busy", *, tail: float = 10.0, unsuitable: str | None = None) -> None:
         self.clock = FakeClock()
-        self.governor = Governor(self.clock, "gpu", Rules(policy, tail), unsuitable)
+        self.governor = LevelGovernor(self.clock, "gpu", LevelRules(policy, tail), unsuitable)
         self.level = "auto"
         self.heat = 60.0
         self.works = True
-        self.notes: list[Note] = []
+        self.notes: list[LevelNote] = []
 
     def obey(self) -> None:
         """Carry out what is ordered now."""
         match self.governor.order():
-            case Order.RAISE if self.works:
+            case LevelOrder.RAISE if self.works:
                 self.level = "high"
                 self.notes += self.governor.raised("test")
-            case Order.RAISE:
+            case LevelOrder.RAISE:
                 self.notes += self.governor.failed("no right to")
-            case Order.RESTORE:
+            case LevelOrder.RESTORE:
                 if self.level == "high":
                     self.level = "auto"
                 self.notes += self.governor.restored()
 
-    def look(self, reading: Reading | None = None) -> None:
-        reading = reading or Reading(self.level, 2900, 600, 2900, 97, self.heat, 90)
+    def look(self, reading: LevelReading | None = None) -> None:
+        reading = reading or LevelReading(self.level, 2900, 600, 2900, 97, self.heat, 90)
         self.notes += self.governor.observe(reading, "a rival")
 
     def step(self) -> None:
@@ -123,7 +123,7 @@ def test_always_and_never() -> None:
         device.governor.begin()
         device.wait(60)
     assert (always.level, never.level) == ("high", "auto")
-    always.governor.configure(Rules("never"))
+    always.governor.configure(LevelRules("never"))
     always.step()
     assert always.level == "auto"
     assert never.governor.report()["reason"] == 'the policy is "never"'
@@ -204,8 +204,8 @@ def test_the_clock_that_is_stuck_low_is_told_once() -> None:
     device.look(STUCK)
     assert device.governor.report()["stuck"]
     assert device.told("stuck") == [
-        "gpu is 97 % busy at 600 MHz and 30 W: its clock is stuck low; "
-        "the level high cures that, and it is not set: no right to"
+        "gpu is 97 % busy at 600 MHz and 30 W: the clock is stuck low; "
+        "the performance level high fixes this, but is not set: no right to"
     ]
     device.look(FINE)
     assert not device.governor.stuck
@@ -219,17 +219,17 @@ def test_the_clock_that_is_stuck_low_is_told_once() -> None:
 @pytest.mark.parametrize(
     "reading",
     [
-        Reading("auto", 1700, 600, 2900, 99, 94, 86),  # held down by power management: not that case
-        Reading("auto", 600, 600, 2900, 10, 40, 9),  # idle
-        Reading("auto", 600, 600, 2900, 99, 94, 60),  # takes power
-        Reading("high", 2900, 2900, 2900, 99, 60, 40),  # at "high" the driver calls the highest clock the lowest
-        Reading("auto", None, 600, 2900, 99, 50, 30),
-        Reading("auto", 600, 600, 2900, None, 50, 30),
-        Reading("auto", 600, 600, 2900, 99, 50, None),
-        Reading(),
+        LevelReading("auto", 1700, 600, 2900, 99, 94, 86),  # held down by power management: not that case
+        LevelReading("auto", 600, 600, 2900, 10, 40, 9),  # idle
+        LevelReading("auto", 600, 600, 2900, 99, 94, 60),  # takes power
+        LevelReading("high", 2900, 2900, 2900, 99, 60, 40),  # at "high" the driver calls the highest clock the lowest
+        LevelReading("auto", None, 600, 2900, 99, 50, 30),
+        LevelReading("auto", 600, 600, 2900, None, 50, 30),
+        LevelReading("auto", 600, 600, 2900, 99, 50, None),
+        LevelReading(),
     ],
 )
-def test_what_is_no_stuck_clock(reading: Reading) -> None:
+def test_what_is_no_stuck_clock(reading: LevelReading) -> None:
     device = Device()
     device.governor.begin()
     for _ in range(20):
@@ -241,7 +241,7 @@ def test_what_is_no_stuck_clock(reading: Reading) -> None:
 def test_a_lowest_clock_above_1000_mhz_counts_too() -> None:
     device = Device()
     for _ in range(5):
-        device.look(Reading("auto", 1300, 1100, 2900, 99, 50, 30))
+        device.look(LevelReading("auto", 1300, 1100, 2900, 99, 50, 30))
         device.clock.advance(2)
     assert device.governor.stuck
 
@@ -253,7 +253,7 @@ def test_what_somebody_else_sets_is_set_again_and_they_are_named() -> None:
     device.level = "low"
     device.wait(FAST)
     assert device.level == "high"
-    assert "gpu: a rival has set it to low: raised again" in device.told("level")
+    assert "gpu: a rival set the performance level to low; raising it again" in device.told("level")
 
 
 def test_against_somebody_who_does_not_stop_it_gives_up_for_a_while() -> None:
@@ -264,8 +264,8 @@ def test_against_somebody_who_does_not_stop_it_gives_up_for_a_while() -> None:
         device.level = "auto"
         device.wait(FAST)
     assert device.level == "auto"
-    assert device.governor.report()["reason"] == "a rival sets it to auto again and again"
-    assert sum("raised again" in text for text in device.told("level")) == MOST_REPEATS
+    assert device.governor.report()["reason"] == "a rival repeatedly sets the performance level to auto"
+    assert sum("raising it again" in text for text in device.told("level")) == MOST_REPEATS
     device.wait(TRUCE)
     assert device.level == "high", "it is tried again then"
 
@@ -295,7 +295,7 @@ def test_C04_what_cannot_be_done_is_told_once_and_tried_now_and_then() -> None:
     device.works = False
     device.governor.begin()
     device.wait(RETRY * 3)
-    assert device.told("unable") == ["gpu: its level cannot be raised: no right to"]
+    assert device.told("unable") == ["gpu: cannot raise the performance level: no right to"]
     assert device.governor.report()["state"] == "unable"
     device.works = True
     device.wait(RETRY)
@@ -351,7 +351,7 @@ def test_whatever_happens_it_ends_as_it_should(events: list[str | float | int]) 
             case "break" | "mend":
                 device.works = event == "mend"
             case "busy" | "always" | "never":
-                device.governor.configure(Rules(event))
+                device.governor.configure(LevelRules(event))
             case "rival" | "manual":
                 device.level = "auto" if event == "rival" else "manual"
             case "release" if device.level == "manual":
@@ -369,7 +369,7 @@ def test_whatever_happens_it_ends_as_it_should(events: list[str | float | int]) 
             assert device.governor.deadline() <= device.clock.now + 10 or device.governor.deadline() == math.inf
     while device.governor.users:
         device.governor.end()
-    device.governor.configure(Rules("busy", 1.0))
+    device.governor.configure(LevelRules("busy", 1.0))
     device.wait(20)
     assert not device.governor.held
     assert device.level != "high"

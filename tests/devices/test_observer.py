@@ -11,11 +11,10 @@ import pytest
 
 from accelerd.base.ports import Roots
 from accelerd.devices import nvml
-from accelerd.devices.choice import first_gpu
-from accelerd.devices.fdinfo import Holder
+from accelerd.devices.fdinfo import MemoryHolder
 from accelerd.devices.inventory import Inventory, inventory
-from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.observer import Observer, rest
+from accelerd.devices.model import Device, MemoryPool, first_gpu
+from accelerd.devices.observer import DeviceObserver, rest
 from accelerd.devices.readings import Frequency, Readings
 from accelerd.devices.sysfs import SysfsSource
 from tests.devices.recorded import link, machine
@@ -54,17 +53,17 @@ def no_library(name: str) -> Any:
 
 
 def test_the_npus_load_comes_from_the_gpu_beside_it(roots: Roots) -> None:
-    gpu, npu = Observer(roots, FakeClock()).look([APU, NPU])
+    gpu, npu = DeviceObserver(roots, FakeClock()).look([APU, NPU])
     assert (npu.readings.busy, npu.readings.power) == (NPU_LOAD, 1.5)
     (roots.sys / PLACE.relative_to("/sys") / "power/runtime_status").write_text("suspended\n")
-    gpu, npu = Observer(roots, FakeClock()).look([APU, NPU])
+    gpu, npu = DeviceObserver(roots, FakeClock()).look([APU, NPU])
     assert (gpu.readings.asleep, npu.readings.busy) == (True, None)
-    assert "sleeps" in npu.readings.reasons["busy"]
+    assert "asleep" in npu.readings.reasons["busy"]
 
 
 def test_who_holds_the_memory_and_how_much_is_others(roots: Roots) -> None:
     process(roots.proc, 77, "llama-server", _3=("/dev/dri/renderD128", AMDGPU.format(client=1, ns=0)))
-    [look] = Observer(roots, FakeClock()).look([APU])
+    [look] = DeviceObserver(roots, FakeClock()).look([APU])
     ours = (22 << 20) + (544428 << 10)
     assert [(holder.pid, holder.total) for holder in look.holders] == [(77, ours)]
     assert look.others == 10 * GIB - ours
@@ -76,7 +75,7 @@ def test_who_holds_the_memory_and_how_much_is_others(roots: Roots) -> None:
 
 def test_a_load_that_only_the_clients_tell_is_known_at_the_second_look(roots: Roots) -> None:
     clock = FakeClock()
-    observer = Observer(roots, clock)
+    observer = DeviceObserver(roots, clock)
     process(roots.proc, 77, "server", _3=("/dev/dri/renderD128", AMDGPU.format(client=1, ns=0)))
     (roots.sys / PLACE.relative_to("/sys") / "gpu_metrics").unlink()
     [look] = observer.look([APU])
@@ -88,7 +87,7 @@ def test_a_load_that_only_the_clients_tell_is_known_at_the_second_look(roots: Ro
 
 
 def test_a_device_that_has_gone_is_forgotten(roots: Roots) -> None:
-    observer = Observer(roots, FakeClock())
+    observer = DeviceObserver(roots, FakeClock())
     observer.look([APU, NPU])
     observer.look([NPU])
     assert list(observer._readers) == [NPU.id]
@@ -102,7 +101,7 @@ def test_a_device_that_has_gone_is_forgotten(roots: Roots) -> None:
     (Readings(), None),
 ])  # fmt: skip
 def test_the_rest(readings: Readings, others: int | None) -> None:
-    assert rest(readings, [Holder(1, "x", {"vram": 30, "cpu": 1000})]) == others
+    assert rest(readings, [MemoryHolder(1, "x", {"vram": 30, "cpu": 1000})]) == others
 
 
 # --- NVIDIA ---
@@ -157,12 +156,12 @@ class FakeNvml:
 def test_an_nvidia_card(roots: Roots) -> None:
     library = FakeNvml()
     process(roots.proc, 77, "server")
-    [look] = Observer(roots, FakeClock(), lambda name: library).look([NVIDIA])
+    [look] = DeviceObserver(roots, FakeClock(), lambda name: library).look([NVIDIA])
     assert look.readings == Readings(
         busy=88, clocks={"sclk": Frequency(2100, None, 2600), "mclk": Frequency(2100, None, 2600)}, power=250.5,
         temperature=61, pools=(MemoryPool("vram", 24 * GIB, GIB),), throttling=("power limit", "temperature"),
     )  # fmt: skip
-    assert look.holders == (Holder(77, "server", {"vram": GIB}), Holder(78, "?", {"vram": 0}))
+    assert look.holders == (MemoryHolder(77, "server", {"vram": GIB}), MemoryHolder(78, "?", {"vram": 0}))
     assert not library.open
 
 
@@ -180,7 +179,7 @@ def test_a_card_without_memory_of_its_own_has_the_machines() -> None:
     (lambda name: FakeNvml("nvmlDeviceGetCount"), "Not Supported"),
 ])  # fmt: skip
 def test_without_the_library_or_its_driver_there_is_a_reason(roots: Roots, importer: Any, reason: str) -> None:
-    [look] = Observer(roots, FakeClock(), importer).look([NVIDIA])
+    [look] = DeviceObserver(roots, FakeClock(), importer).look([NVIDIA])
     assert (look.readings.busy, look.readings.reasons["all"]) == (None, reason)
 
 
@@ -188,7 +187,7 @@ def test_a_sleeping_card_does_not_see_the_library(roots: Roots) -> None:
     library = FakeNvml()
     assert NVIDIA.directory is not None
     (roots.sys / NVIDIA.directory.relative_to("/sys") / "power/runtime_status").write_text("suspended\n")
-    [look] = Observer(roots, FakeClock(), lambda name: library).look([NVIDIA])
+    [look] = DeviceObserver(roots, FakeClock(), lambda name: library).look([NVIDIA])
     assert (look.readings.asleep, library.opened) == (True, 0)
 
 
@@ -276,5 +275,10 @@ def test_where_libudev_is_missing_the_tree_is_read(tmp_path: Path) -> None:
     (pci / "uevent").write_text("PCI_CLASS=118000\nPCI_ID=1022:17F0\nPCI_SLOT_NAME=0000:c5:00.1\n")
     link(roots.sys / "bus/pci/devices/0000:c5:00.1", pci)
     npu, cpu = Inventory(roots, NoUdev()).scan()
-    assert (npu.kind, npu.id, npu.problem, npu.columns) == ("npu", "0000:c5:00.1", "no driver is bound to it", 8)
+    assert (npu.kind, npu.id, npu.problem, npu.columns) == (
+        "npu",
+        "0000:c5:00.1",
+        "no driver is bound to the device",
+        8,
+    )
     assert cpu.kind == "cpu"

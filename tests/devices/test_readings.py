@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from accelerd.base.ports import Roots
-from accelerd.devices.files import TRIES, Files, Unreadable, read_bytes
+from accelerd.devices.files import TRIES, AttributeFiles, UnreadableValue, read_bytes
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import KEEP, Frequency
@@ -36,7 +36,7 @@ class Bench:
         self.trouble: dict[str, list[int]] = {}  # name of a file → errors it gives, one a read
         self.opened: list[str] = []
         self.paused: list[float] = []
-        self.reader = DeviceReader(device, roots, self.clock, Files(self._read, self.paused.append))
+        self.reader = DeviceReader(device, roots, self.clock, AttributeFiles(self._read, self.paused.append))
         self.look = self.reader.read
 
     def _read(self, path: Path) -> bytes:
@@ -244,7 +244,7 @@ def test_ivpu_counts_its_work(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_nobody_knows(tmp_path: Path) -> None:
-    assert of(tmp_path, "virtio-pci").look().reasons == {"all": "nothing is known about reading virtio-pci"}
+    assert of(tmp_path, "virtio-pci").look().reasons == {"all": "the driver virtio-pci is not supported"}
 
 
 def test_the_processors_memory(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_the_processors_memory(tmp_path: Path) -> None:
 
 
 def test_files_say_why(tmp_path: Path) -> None:
-    files = Files(pause=lambda seconds: None)
-    with pytest.raises(Unreadable, match="missing: No such file") as missing:
+    files = AttributeFiles(pause=lambda seconds: None)
+    with pytest.raises(UnreadableValue, match="missing: No such file") as missing:
         files.text(tmp_path / "missing")
     assert missing.value.absent
     (tmp_path / "padded").write_bytes(b"OD_SCLK:\n0: 600Mhz\n\0\0\0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerd.devices.udev import Entry, PciFunction, Pyudev, entry
+from accelerd.devices.udev import PciFunction, Pyudev, UdevDevice, entry
 
 
 @dataclass
@@ -39,7 +39,7 @@ FUNCTION = PciFunction("0000:c1:00.0", "amdgpu", "1002", "150e", 0x38000, Path(C
 def test_a_render_node_has_the_driver_of_its_card() -> None:
     path = f"{CARD.sys_path}/drm/renderD128"
     device = FakeDevice("drm", "renderD128", path, device_node="/dev/dri/renderD128", parent=CARD)
-    assert entry(device) == Entry("drm", "renderD128", "/dev/dri/renderD128", "amdgpu", Path(path), FUNCTION)
+    assert entry(device) == UdevDevice("drm", "renderD128", "/dev/dri/renderD128", "amdgpu", Path(path), FUNCTION)
 
 
 def test_a_pci_function_is_its_own() -> None:
@@ -48,7 +48,7 @@ def test_a_pci_function_is_its_own() -> None:
 
 def test_a_device_of_no_bus_and_one_without_properties() -> None:
     platform = FakeDevice("drm", "renderD128", "/sys/devices/platform/gpu/drm/renderD128")
-    assert entry(platform) == Entry("drm", "renderD128", None, None, Path(platform.sys_path))
+    assert entry(platform) == UdevDevice("drm", "renderD128", None, None, Path(platform.sys_path))
     bare = entry(FakeDevice("pci", "0000:00:01.0", "/sys/devices/pci0000:00/0000:00:01.0")).pci
     assert bare == PciFunction("0000:00:01.0", None, "", "", 0, Path("/sys/devices/pci0000:00/0000:00:01.0"))
 

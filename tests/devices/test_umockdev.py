@@ -19,7 +19,7 @@ INSIDE = "tests/devices/umock_live.py"
 SHOW = """
 import json
 from accelerd.devices import inventory
-from accelerd.ports import Roots
+from accelerd.base.ports import Roots
 print(json.dumps([device.json() for device in inventory(Roots.from_env())]))
 """
 

@@ -122,7 +122,7 @@ def test_amd_is_silent_while_it_fails(capsys: pytest.CaptureFixture[str]) -> Non
         print("Unable to find libamd_smi.so library")
         raise KeyError("libamd_smi.so")
 
-    assert vendors.amd(noisy).reason == "cannot be used: 'libamd_smi.so'"
+    assert vendors.amd(noisy).reason == "does not work: 'libamd_smi.so'"
     assert capsys.readouterr().out == ""
 
 

@@ -18,7 +18,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.monitor import PyudevMonitor
-from accelerd.devices.observer import Observer
+from accelerd.devices.observer import DeviceObserver
 from accelerd.devices.watch import DevicesChanged, DeviceWatch
 from accelerd.memory.measure import Meter
 from tests.devices import strix_halo
@@ -85,7 +85,7 @@ def test_one_gpu_one_npu_and_what_they_do() -> None:
     assert (npu.kind, npu.id, npu.name, npu.columns) == ("npu", NPU_SLOT, "RyzenAI-npu5", 8)
     assert npu.firmware == {"npu": "1.1.2.65"}
     assert cpu.kind == "cpu"
-    seen = {look.device.id: look.readings for look in Observer(roots(), SystemClock()).look([gpu, npu, cpu])}
+    seen = {look.device.id: look.readings for look in DeviceObserver(roots(), SystemClock()).look([gpu, npu, cpu])}
     assert (seen[GPU_SLOT].busy, seen[GPU_SLOT].power, seen[GPU_SLOT].temperature) == (12, 23.5, 51)
     assert (seen[GPU_SLOT].level, seen[GPU_SLOT].dram_read) == ("auto", 40e9)
     assert (seen[NPU_SLOT].busy, seen[NPU_SLOT].power) == (NPU_LOAD, 1.5)
@@ -98,7 +98,7 @@ def test_pools_of_memory(tmp_path: Path) -> None:
     m = Machine(tmp_path)
     inside = replace(m.roots, sys=Path("/sys"))
     m.process(7, "llama-server", amdgpu(Inventory(inside).scan()[0], 1, vram=300 << 20, gtt=10 * GIB))
-    meter = Meter(inside, m.clock, Observer(inside, m.clock))
+    meter = Meter(inside, m.clock, DeviceObserver(inside, m.clock))
     seen = meter.look(Inventory(inside).scan(), {1: [7]})
     gpu, npu = (next(pool for pool in seen.pools if pool.id == id) for id in (GPU_SLOT, NPU_SLOT))
     others = VRAM_USED + GTT_USED - (300 << 20) - 10 * GIB
@@ -116,7 +116,7 @@ async def test_C05_a_driver_that_loads_later() -> None:
     stage.has("\n".join(bare) + "\n")
     await stage.watch.start()
     assert [(d.id, d.problem) for d in stage.watch.current() if d.kind == "gpu"] == [
-        (GPU_SLOT, "no driver is bound to it")
+        (GPU_SLOT, "no driver is bound to the device")
     ]
     stage.bed.remove_device(f"/sys{GPU}")
     stage.has(strix_halo.kfd() + strix_halo.gpu())

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices import fdinfo
 from accelerd.devices.inventory import inventory
-from accelerd.devices.observer import Observer
+from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.main_memory import largest
 from accelerd.memory.measure import Meter
 from accelerd.memory.resident import shared
@@ -71,7 +71,7 @@ def measure(model: int, mebibytes: int) -> None:
     proc, roots, clock = Path("/proc"), Roots.from_env(), SystemClock()
     groups, origins = ProcessGroups(proc), {1: Origin(InstanceTag("none", "none"), None, model)}
     devices = inventory(roots)
-    observer = Observer(roots, clock)
+    observer = DeviceObserver(roots, clock)
     meter = Meter(roots, clock, observer)
     ours = groups.look(origins)
     assert ours == {1: [model]}

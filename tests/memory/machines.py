@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerd.base.ports import Roots
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.observer import Observer
+from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import MemorySnapshot, Pool
 from tests.devices.recorded import machine
@@ -44,7 +44,7 @@ class Machine:
         self.clock = FakeClock()
         self.devices = [*devices, CPU]
         self.closed: set[int] = set()  # processes of other users
-        self.observer = Observer(self.roots, self.clock, listdir=self.listdir)
+        self.observer = DeviceObserver(self.roots, self.clock, listdir=self.listdir)
         self.meter = Meter(self.roots, self.clock, self.observer, **settings)
         self.meminfo()
         for device in devices:

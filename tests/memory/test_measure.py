@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.observer import Observer
+from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
 from tests.devices.test_observer import FakeNvml
@@ -149,7 +149,7 @@ def test_a_driver_that_tells_no_sizes_makes_no_pool(tmp_path: Path) -> None:
     m.process(10, "llama-server", ("/dev/dri/renderD129", i915), anon=GIB)
     seen = m.look({1: [10]})
     assert [one.id for one in seen.pools] == [RAM, "0000:00:0b.0"]
-    assert m.meter.untold == {ARC.id: "i915 tells no sizes of memory"}
+    assert m.meter.untold == {ARC.id: "the driver i915 does not report memory sizes"}
     assert seen.used == {1: {RAM: GIB}}
 
 
@@ -299,7 +299,7 @@ class Library(FakeNvml):
 def nvidia(m: Machine, library: FakeNvml, device: Device = NVIDIA) -> Meter:
     m.devices = [device, CPU]
     m.power(device, "active")
-    m.meter = Meter(m.roots, m.clock, Observer(m.roots, m.clock, lambda name: library))
+    m.meter = Meter(m.roots, m.clock, DeviceObserver(m.roots, m.clock, lambda name: library))
     return m.meter
 
 

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
+from accelerd.devices.inventory import NPUS
 from accelerd.devices.model import Device
-from accelerd.devices.npu import KNOWN
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import (
     FAMILIES,
@@ -104,7 +104,7 @@ def test_B_contexts_by_generation() -> None:
 
 
 def test_every_npu_of_amd_that_is_known_has_its_contexts() -> None:
-    assert {ids for ids in KNOWN if ids[0] == "1022"} == set(GENERATIONS)
+    assert {ids for ids in NPUS if ids[0] == "1022"} == set(GENERATIONS)
 
 
 def test_contexts_are_summed_over_a_models_claims() -> None:

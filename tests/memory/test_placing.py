@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accelerd.devices.model import Device, MemoryPool, Trouble
+from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.estimate.estimate import Settings, estimate
 from accelerd.estimate.placing import divided, options, room, usable
 from accelerd.memory.model import RAM, MemoryRequirement
@@ -94,7 +94,7 @@ def test_some_layers_on_the_gpu_leave_the_others_with_their_cache_in_main_memory
     [
         card(1, 8 * GIB, problem="no permission"),
         card(1, 8 * GIB, driver="vfio-pci"),
-        card(1, 8 * GIB, troubles=(Trouble("it hangs", blocks=True),)),
+        card(1, 8 * GIB, troubles=(DeviceTrouble("it hangs", blocks=True),)),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_no_place(broken: Device) -> None:

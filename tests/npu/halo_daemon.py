@@ -10,7 +10,7 @@ from accelerd.app import build
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.devices.udev import Entry, PciFunction
+from accelerd.devices.udev import PciFunction, UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 
@@ -24,14 +24,14 @@ FUNCTIONS = (
 class Udev:
     """Both devices with nodes that anybody may open."""
 
-    def entries(self, subsystem: str) -> Iterable[Entry]:
+    def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         gpu, npu = FUNCTIONS
         if subsystem == "pci":
-            yield from (Entry("pci", one.slot, None, one.driver, one.path, one) for one in FUNCTIONS)
+            yield from (UdevDevice("pci", one.slot, None, one.driver, one.path, one) for one in FUNCTIONS)
         elif subsystem == "drm":
-            yield Entry("drm", "renderD128", "/dev/null", "amdgpu", gpu.path / "drm/renderD128", gpu)
+            yield UdevDevice("drm", "renderD128", "/dev/null", "amdgpu", gpu.path / "drm/renderD128", gpu)
         elif subsystem == "accel":
-            yield Entry("accel", "accel0", "/dev/null", "amdxdna", npu.path / "accel/accel0", npu)
+            yield UdevDevice("accel", "accel0", "/dev/null", "amdxdna", npu.path / "accel/accel0", npu)
 
 
 async def serve(roots: Roots) -> None:

@@ -275,9 +275,9 @@ def test_it_is_told_once_in_the_journal(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_explain_warns_of_what_would_be_and_of_the_devices_own_troubles() -> None:
-    from accelerd.devices.model import Trouble
+    from accelerd.devices.model import DeviceTrouble
 
-    unstable = Trouble("kernel 6.17.0 is known to be unstable with gfx1151 under ROCm", "install kernel 6.18.4")
+    unstable = DeviceTrouble("kernel 6.17.0 is unstable with ROCm on gfx1151", "install kernel 6.18.4")
     gpu = Device("gpu", "8060S", "amdgpu", APU_ID, apu=True, troubles=(unstable,))
     asked = there("gpu", on_gpu(), 2)
     asked.instance, asked.state = None, State.STOPPED
@@ -288,7 +288,7 @@ def test_explain_warns_of_what_would_be_and_of_the_devices_own_troubles() -> Non
     assert len(lines) == 2
     assert "gpu computes with ROCm beside npu" in lines[0]
     assert "xdna-driver/issues/1605" in lines[0]
-    assert lines[1] == ("8060S: kernel 6.17.0 is known to be unstable with gfx1151 under ROCm: install kernel 6.18.4")
+    assert lines[1] == ("8060S: kernel 6.17.0 is unstable with ROCm on gfx1151: install kernel 6.18.4")
     assert hazards.now() == [], "it is not loaded"
 
 

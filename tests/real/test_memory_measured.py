@@ -14,7 +14,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.devices.inventory import inventory
-from accelerd.devices.observer import Observer
+from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import RAM, MemorySnapshot
 from accelerd.memory.resident import proportional
@@ -49,7 +49,7 @@ class Scene:
         devices = inventory(roots)
         self.told: list[MemorySnapshot] = []
         self._news = asyncio.Event()
-        meter = Meter(roots, clock, Observer(roots, clock))
+        meter = Meter(roots, clock, DeviceObserver(roots, clock))
         events = EventStream()
         self.watch = MemoryWatch(meter, lambda: devices, self.supervisor.processes, events, clock)
         events.subscribe(MemorySnapshot, self._hear)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import Device, Trouble
+from accelerd.devices.model import Device, DeviceTrouble
 from accelerd.tuning.tuner import device_for, physical_cores
 from tests.tuning.machine import CPU, GEFORCE, RADEON, STRIX_HALO, build
 
@@ -24,8 +24,8 @@ NPU = Device("npu", "RyzenAI-npu5", driver="amdxdna")
         ([STRIX_HALO, NPU, CPU], STRIX_HALO),
         ([STRIX_HALO, RADEON, GEFORCE, CPU], RADEON),
         ([replace(RADEON, problem="no driver"), STRIX_HALO, CPU], STRIX_HALO),
-        ([replace(RADEON, troubles=(Trouble("it has gone", blocks=True),)), CPU], CPU),
-        ([CARE := replace(RADEON, troubles=(Trouble("old firmware"),)), CPU], CARE),
+        ([replace(RADEON, troubles=(DeviceTrouble("it has gone", blocks=True),)), CPU], CPU),
+        ([CARE := replace(RADEON, troubles=(DeviceTrouble("old firmware"),)), CPU], CARE),
         ([replace(RADEON, apu=None), CPU], replace(RADEON, apu=None)),
     ],
 )

@@ -17,7 +17,7 @@ MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss 
 
 def memory(s: CheckContext) -> Iterator[Check]:
     from accelerd.base.ports import SystemClock
-    from accelerd.devices.observer import Observer
+    from accelerd.devices.observer import DeviceObserver
     from accelerd.engines.llama_server.forecast import Forecaster
     from accelerd.memory.ledger import Ledger
     from accelerd.memory.measure import Meter
@@ -30,7 +30,9 @@ def memory(s: CheckContext) -> Iterator[Check]:
     total, available = found
     devices = inventory(s.roots, s.udev)
     clock, reserves = SystemClock(), s.config.memory
-    meter = Meter(s.roots, clock, Observer(s.roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve)
+    meter = Meter(
+        s.roots, clock, DeviceObserver(s.roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
+    )
     ledger = Ledger(meter.look(devices, {}).pools).alone()
     limit = s.config.scheduler.memory
     forecaster = Forecaster()

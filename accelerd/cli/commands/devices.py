@@ -48,9 +48,9 @@ def source(context: Context) -> Fetch:
 def directly(context: Context) -> Fetch:
     """Looks at the machine; the same observer every time, because load and power are known from two looks."""
     from accelerd.devices.inventory import Inventory
-    from accelerd.devices.observer import Observer
+    from accelerd.devices.observer import DeviceObserver
 
-    inventory, observer = Inventory(context.roots), Observer(context.roots, context.clock)
+    inventory, observer = Inventory(context.roots), DeviceObserver(context.roots, context.clock)
 
     def ask() -> dict[str, Any]:
         looks = observer.look(inventory.scan())
