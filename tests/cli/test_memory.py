@@ -96,7 +96,7 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     bar, below = drawn(lines, "main memory  43.0 GiB free of 128 GiB")
     assert bar.startswith("A█")
     assert "  A tiny       4.0 GiB  idle for 3 min" in below
-    assert "  s spilled   55.0 GiB  of AMD Radeon 8060S Graphics, which has no more of its own" in below
+    assert "  s spilled   55.0 GiB  used by AMD Radeon 8060S Graphics beyond its own memory" in below
     assert "  o others    18.0 GiB  firefox 9.0 GiB" in below
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
     places, below = drawn(lines, "RyzenAI-npu5")
