@@ -62,7 +62,9 @@ class Service:
     def begin(self) -> None:
         """Serve. The name is asked for afterwards, so that no call comes too early."""
         interface = Gio.DBusNodeInfo.new_for_xml(INTERFACE).interfaces[0]
-        self._connection.register_object(names.HELPER_PATH, interface, self._on_call, None, None)
+        # register_object is deprecated since GLib 2.84, where this came
+        register = getattr(self._connection, "register_object_with_closures2", None) or self._connection.register_object
+        register(names.HELPER_PATH, interface, self._on_call, None, None)
         self._after()
 
     # --- calls ------------------------------------------------------------------------------------------------

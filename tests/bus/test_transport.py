@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from gi.repository import Gio
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -248,6 +249,31 @@ async def test_without_pygobject_there_is_only_a_reason(monkeypatch: pytest.Monk
     bus.remove(names.BUS_PATH)
     assert "is missing" in (await bus.start() or "")
     await bus.close()
+
+
+async def test_objects_are_registered_with_what_glib_has_since_2_84(
+    monkeypatch: pytest.MonkeyPatch, broker: Bus, client: Client
+) -> None:
+    """An older GLib has the function under the name that is deprecated since."""
+    registered: list[str] = []
+    kept: dict[str, Any] = {}
+    of_gio = Gio.DBusConnection
+    kept["deprecated"] = of_gio.register_object
+
+    def since_2_84(connection: Any, path: str, *arguments: Any) -> int:
+        registered.append(path)
+        return int(kept["deprecated"](connection, path, *arguments))
+
+    def deprecated(*_: Any) -> int:
+        raise AssertionError("register_object is deprecated")
+
+    monkeypatch.setattr(of_gio, "register_object_with_closures2", since_2_84, raising=False)
+    monkeypatch.setattr(of_gio, "register_object", deprecated)
+    async with on_bus(broker, BusService()):
+        assert set(registered) == set(PATHS.values())
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "Name")
+        assert await client.ask(MODEL, *get) == ("qwen3-8b",)
 
 
 async def test_what_is_quiet_is_told_to_listeners_only_and_read_by_all(broker: Bus) -> None:

@@ -16,7 +16,7 @@ from pydbus.bus import Bus as PydbusBus
 from accelerd.system.dbus.thread import GLibThread, guarded
 
 FIRST_RETRY: Final = 500  # ms after a loss; the pause doubles with each failure
-LAST_RETRY: Final = 60_000
+LAST_RETRY: Final = 300_000
 FLUSH_TIMEOUT: Final = 1_000  # ms
 
 

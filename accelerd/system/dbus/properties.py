@@ -63,7 +63,7 @@ class PropertyWatch:
             await self._bus.ready()
         except BusError as error:
             services = ", ".join(dict.fromkeys(one.service for one in self._properties))
-            log.info("not watched: %s: %s", services, error.message)
+            log.debug("not watched: %s: %s", services, error.message)
             self._deliver(self._none())
             return
         self._subscribe()
