@@ -12,7 +12,7 @@ from typing import Any
 from accelerd import __version__
 from accelerd.base.ports import Roots
 from accelerd.system import logs
-from accelerd.system.startup import StartError
+from accelerd.system.lock import StartError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -87,13 +87,11 @@ from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.exporter import ObjectExporter
 from accelerd.system.desktop_state import watch_battery, watch_games
-from accelerd.system.inhibitor import SleepGuard
-from accelerd.system.lock import InstanceLock
-from accelerd.system.notifications import Notifications
+from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
+from accelerd.system.notifications import NotificationSender
 from accelerd.system.notify import Notifier, Watchdog
-from accelerd.system.startup import EXIT_CONFIG, StartError
-from accelerd.system.statefile import AtomicFile
-from accelerd.system.suspend import time_asleep
+from accelerd.system.private_files import AtomicFile
+from accelerd.system.suspend import SleepGuard, time_asleep
 from accelerd.tuning.tuner import RuleTuner
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
@@ -184,7 +182,7 @@ def build(
         partial(watch_games, buses.session),
         events,
     )
-    notifications = DesktopNotifications(Notifications(buses.session, clock), events)
+    notifications = DesktopNotifications(NotificationSender(buses.session, clock), events)
     sleep = SleepPolicy(scheduler, yielding, devices.rescan, partial(SleepGuard, buses.system), events)
     power = PowerSaving(partial(watch_battery, buses.system), events)
     clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)

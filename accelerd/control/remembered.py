@@ -17,8 +17,8 @@ import msgspec
 
 from accelerd.base import names
 from accelerd.memory.learned import Entry
+from accelerd.system.private_files import AtomicFile, FileStore, Unreadable
 from accelerd.system.records import event
-from accelerd.system.statefile import AtomicFile, FileStore, Unreadable
 
 log = logging.getLogger(__name__)
 

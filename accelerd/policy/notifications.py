@@ -17,7 +17,7 @@ from accelerd.devices.model import Device
 from accelerd.devices.watch import DevicesChanged
 from accelerd.scheduler.events import MemoryNotReturned, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.system.notifications import Note, Notifications
+from accelerd.system.notifications import Notification, NotificationSender
 
 CAUSES: Final = {
     Cause.EXITED: "its program ended",
@@ -40,7 +40,7 @@ CAUSES: Final = {
 class DesktopNotifications:
     """Subscribes to models, devices and the configuration."""
 
-    def __init__(self, notifications: Notifications, events: EventStream) -> None:
+    def __init__(self, notifications: NotificationSender, events: EventStream) -> None:
         self._notifications = notifications
         events.subscribe(ModelTransition, self.on_transition)
         events.subscribe(MemoryNotReturned, self.on_memory_not_returned)
@@ -56,7 +56,7 @@ class DesktopNotifications:
             return
         if transition.event is Event.STUCK:
             body = "Its process does not end, and keeps its memory and its device. accelctl status says more."
-            self._notifications.say(Note(_model(name), f"{name} cannot be ended", body, urgent=True))
+            self._notifications.show(Notification(_model(name), f"{name} cannot be ended", body, urgent=True))
         elif transition.after is State.FAILED:
             cause = event.error.cause if event.error is not None else None
             if cause is Cause.DEVICE_REMOVED:
@@ -65,31 +65,31 @@ class DesktopNotifications:
             summary = f"{name} failed: {what}"
             again = "The next request tries again" if event.retry else "It is not retried automatically"
             body = f"{again}. accelctl explain {name} says why; accelctl reset {name} forgets it."
-            self._notifications.say(Note(_model(name), summary, body))
+            self._notifications.show(Notification(_model(name), summary, body))
         elif transition.after is State.READY or transition.event is Event.RESET:
-            self._notifications.take_back(_model(name))
+            self._notifications.withdraw(_model(name))
 
     def on_memory_not_returned(self, event: MemoryNotReturned) -> None:
         residue = event.residue
         summary = f"{human_size(residue.size)} of {residue.where} were not freed"
         body = f"{residue.model} has ended, but its memory is still in use. Other models have that much less."
-        self._notifications.say(Note(f"memory of {residue.model}", summary, body))
+        self._notifications.show(Notification(f"memory of {residue.model}", summary, body))
 
     def on_devices_changed(self, diff: DevicesChanged) -> None:
         there = {device.id for device in diff.added}
         for device in diff.removed:
             if device.id not in there:
                 body = "Models on it have ended; they come back with it."
-                self._notifications.say(Note(_device(device), f"{device.name} has gone", body, urgent=True))
+                self._notifications.show(Notification(_device(device), f"{device.name} has gone", body, urgent=True))
         for device in diff.reset:
             body = "Models on it have ended and are loaded again when they are asked for."
-            self._notifications.say(Note(_device(device), f"{device.name} was reset by its driver", body))
+            self._notifications.show(Notification(_device(device), f"{device.name} was reset by its driver", body))
         for device in diff.added:
-            self._notifications.take_back(_device(device))
+            self._notifications.withdraw(_device(device))
 
     def report(self) -> dict[str, Any]:
         """For `status`."""
-        return {"enabled": self._notifications.enabled, "degraded": self._notifications.why_not}
+        return {"enabled": self._notifications.enabled, "degraded": self._notifications.degraded}
 
     async def close(self) -> None:
         await self._notifications.close()

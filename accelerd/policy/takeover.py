@@ -18,9 +18,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.instance_records import Adoptable
 from accelerd.system.dbus.client import BusError
-from accelerd.system.lock import InstanceLock
+from accelerd.system.lock import InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
-from accelerd.system.startup import StartError
 
 log = logging.getLogger(__name__)
 

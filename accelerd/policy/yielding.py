@@ -22,8 +22,8 @@ from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
 from accelerd.devices.model import COMPUTE, Device
 from accelerd.devices.watch import DevicesChanged
+from accelerd.system.private_files import FileStore, Unreadable
 from accelerd.system.records import NOTICE, event
-from accelerd.system.statefile import FileStore, Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.supervise.process.processes import InstanceTag
-from accelerd.system.private import open_private_dir
+from accelerd.system.private_files import open_private_dir
 
 PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, before it waits
 

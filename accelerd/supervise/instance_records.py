@@ -24,8 +24,8 @@ from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, InstanceRecord
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag, Process
+from accelerd.system.private_files import AtomicFile, Unreadable
 from accelerd.system.records import event
-from accelerd.system.statefile import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
 

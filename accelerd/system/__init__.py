@@ -1,5 +1,4 @@
-"""The room towards the operating system: service manager, journal, sockets given by systemd, lock, small state file.
+"""The operating system: service manager, journal, sockets, instance lock, private files, suspend; D-Bus in `dbus/`.
 
-Owns no knowledge of models or HTTP and calls no other room; app.py wires it. Everything here works, and says what is
-missing, when there is no systemd at all.
+Knows no models and no HTTP. Everything here works without systemd, and reports what is missing.
 """

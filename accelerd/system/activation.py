@@ -1,8 +1,8 @@
-"""The sockets that clients connect to: handed over by systemd, or bound by ourselves, all of them or none.
+"""The sockets that clients connect to: passed by systemd (socket activation), or bound here, all of them or none.
 
-Returns listening sockets on which nobody accepts yet: connections wait in the kernel's queue until the caller serves.
-Whoever serves them must pass BACKLOG to asyncio (it calls listen again, with 100) and must never shut a listening
-socket down: under activation systemd holds the same one, which is why a restart refuses no connection.
+The sockets listen, and connections wait in the kernel's queue until the caller accepts them. The caller must pass
+BACKLOG to asyncio, which calls listen() again, with 100. It must never call shutdown() on a listening socket: systemd
+holds the same socket, so that no connection is refused during a restart.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from accelerd.system.holder import find_holder
-from accelerd.system.private import open_private_dir
-from accelerd.system.startup import EXIT_CONFIG, StartError
+from accelerd.system.lock import EXIT_CONFIG, StartError
+from accelerd.system.port_owner import find_port_owner
+from accelerd.system.private_files import open_private_dir
 
 BACKLOG: Final = 1024
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
@@ -31,7 +31,7 @@ LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN
 
 @dataclass(frozen=True)
 class Activated:
-    """What systemd handed over, by kind, in its order. Names are FileDescriptorName= of the socket unit."""
+    """What systemd passed, by kind, in its order. Names are FileDescriptorName= of the socket unit."""
 
     tcp: tuple[tuple[str, socket.socket], ...] = ()
     unix: tuple[tuple[str, socket.socket], ...] = ()
@@ -50,7 +50,7 @@ class Activated:
 
 @dataclass(frozen=True)
 class Bound:
-    """Own TCP listeners, and a note for each address that was left out."""
+    """Our own TCP listeners, and a note for each address that was skipped."""
 
     sockets: tuple[socket.socket, ...]
     notes: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ def sd_listen_fds(
 ) -> list[tuple[str, socket.socket]]:
     """The (name, socket) pairs that systemd passed to this process; the LISTEN_* variables are removed.
 
-    Raises StartError for anything that is not a listening stream socket of a family that we serve.
+    StartError for anything but a listening stream socket of a family that is served.
     """
     env = os.environ if env is None else env
     given = {name: env.pop(name, "") for name in LISTEN_VARIABLES}
@@ -83,7 +83,7 @@ def sd_listen_fds(
 
 
 def classify(sockets: Sequence[tuple[str, socket.socket]]) -> Activated:
-    """Sort what was handed over by what is served on it: TCP, or the control socket's family."""
+    """Sort the sockets by family: TCP, or unix for the control socket."""
     return Activated(
         tcp=tuple(pair for pair in sockets if pair[1].family != socket.AF_UNIX),
         unix=tuple(pair for pair in sockets if pair[1].family == socket.AF_UNIX),
@@ -93,8 +93,8 @@ def classify(sockets: Sequence[tuple[str, socket.socket]]) -> Activated:
 def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path("/proc")) -> Bound:
     """Listen on every "host:port" of `listen` or, with StartError, on none of them.
 
-    Hosts are numeric or "localhost" (both loopbacks). An IPv6 loopback that this machine does not have is left out
-    with a note, as long as something else could be bound.
+    Hosts are numeric, or "localhost" for both loopback addresses. If this machine has no IPv6 loopback it is skipped
+    with a note, provided that another address could be bound.
     """
     sockets: list[socket.socket] = []
     notes: list[str] = []
@@ -116,10 +116,10 @@ def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path
 
 
 def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
-    """Listen on `path`, mode 0600 from its first moment, in a directory of ours with mode 0700.
+    """Listen on `path`, with mode 0600 from the start, in a private directory.
 
-    Call it with the InstanceLock held: only then is a socket file that nobody answers known to be left over, and
-    removed. Raises StartError.
+    The InstanceLock must be held: only then can a socket file that nobody listens on be removed as a leftover.
+    StartError.
     """
     if len(os.fsencode(path)) > UNIX_PATH_LIMIT:
         raise StartError(
@@ -132,10 +132,10 @@ def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _remove_stale(path, directory)
-        # Linux gives the file the mode of the unbound socket (less the umask): there is no moment with another mode.
+        # Linux gives the file the mode of the unbound socket, less the umask.
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(str(path))
-        os.chmod(path.name, 0o600, dir_fd=directory)  # a umask that takes away the owner's bits
+        os.chmod(path.name, 0o600, dir_fd=directory)  # in case the umask removes the owner's bits
         sock.listen(backlog)
     except OSError as error:
         sock.close()
@@ -154,7 +154,7 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        colon = ""  # an IPv6 address without brackets: which colon begins the port?
+        colon = ""  # an IPv6 address without brackets is ambiguous
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise StartError(
             f"cannot listen on {text!r}: write ADDRESS:PORT, such as 127.0.0.1:4000 or [::1]:4000", status=EXIT_CONFIG
@@ -164,7 +164,7 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
         return [(str(ipaddress.ip_address(name)), int(port)) for name in hosts]
     except ValueError:
         raise StartError(
-            f"cannot listen on {text!r}: {host!r} is no numeric address and not localhost", status=EXIT_CONFIG
+            f"cannot listen on {text!r}: {host!r} is neither a numeric address nor localhost", status=EXIT_CONFIG
         ) from None
 
 
@@ -211,7 +211,7 @@ def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         info = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         sock.bind(info[0][4])
-        sock.listen(backlog)  # with SO_REUSEADDR it is only here that a second listener is refused
+        sock.listen(backlog)  # with SO_REUSEADDR a second listener is refused here, not in bind
     except BaseException:
         sock.close()
         raise
@@ -219,13 +219,13 @@ def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
 
 
 def _remove_stale(path: Path, directory: int) -> None:
-    """Unlink a socket file that nobody listens on; StartError if somebody does or if it is no socket."""
+    """Unlink a socket file that nobody listens on. StartError if somebody does, or if it is not a socket."""
     try:
         found = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise StartError(f"cannot listen on {path}: something that is not a socket is in the way; remove it")
+        raise StartError(f"cannot listen on {path}: the file exists and is not a socket; remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
@@ -234,31 +234,31 @@ def _remove_stale(path: Path, directory: int) -> None:
                 os.unlink(path.name, dir_fd=directory)
             return
         except BlockingIOError:
-            who = "another process"  # its queue is full, so it is there
+            who = "another process"  # its queue is full
         else:
             pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             who = f"process {pid}"
     raise StartError(
-        f"cannot listen on {path}: {who} listens there; "
-        "if it is systemd, start accelerd by: systemctl --user start accelerd"
+        f"cannot listen on {path}: {who} listens on it; "
+        "if that is systemd, start accelerd with: systemctl --user start accelerd"
     )
 
 
 def _explain_bind(host: str, port: int, error: OSError, proc: Path) -> str:
     where = _show(host, port)
     if error.errno == errno.EADDRINUSE:
-        holder = find_holder(host, port, proc)
-        if holder is not None and holder.name == "systemd":
+        owner = find_port_owner(host, port, proc)
+        if owner is not None and owner.name == "systemd":
             return (
-                f"cannot listen on {where}: systemd (pid {holder.pid}) holds the port for a socket unit; "
-                "start accelerd by: systemctl --user start accelerd (or first: systemctl --user stop accelerd.socket)"
+                f"cannot listen on {where}: systemd (pid {owner.pid}) listens on it for a socket unit; start accelerd "
+                "with: systemctl --user start accelerd (or first run: systemctl --user stop accelerd.socket)"
             )
-        who = f"{holder.name} (pid {holder.pid})" if holder else "another program (of another user)"
-        return f"cannot listen on {where}: {who} holds the port; end it, or change [server] listen in accelerd.toml"
+        who = f"{owner.name} (pid {owner.pid})" if owner else "a program of another user"
+        return f"cannot listen on {where}: {who} uses the port; stop it, or change [server] listen in accelerd.toml"
     if error.errno == errno.EACCES:
-        return f"cannot listen on {where}: an ordinary user may not; choose a port above 1023 in [server] listen"
+        return f"cannot listen on {where}: ports below 1024 need root; choose another in [server] listen"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"cannot listen on {where}: this machine has no such address; correct [server] listen in accelerd.toml"
+        return f"cannot listen on {where}: this machine does not have that address; change [server] listen"
     return f"cannot listen on {where}: {error.strerror or error}"
 
 

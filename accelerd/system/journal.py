@@ -1,7 +1,7 @@
-"""The native protocol of systemd-journald: one datagram per record, a sealed memfd when it is too large for one.
+"""The native protocol of systemd-journald: one datagram per record, or a sealed memfd if it is too large.
 
-Never blocks and never raises into the program: while journald is away or its queue is full records are dropped,
-counted, and the number is told with the first record that gets through again.
+Never blocks and never raises: while journald does not run or its queue is full, records are dropped and counted; the
+number is logged before the next record that is accepted.
 https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 """
 
@@ -28,7 +28,7 @@ _TOO_LARGE: Final = (errno.EMSGSIZE, errno.ENOBUFS)
 
 
 class JournalClient:
-    """Sends entries to journald's socket without ever waiting for it."""
+    """Sends entries to journald's socket without blocking."""
 
     def __init__(self, path: Path = JOURNAL_SOCKET) -> None:
         self._path = str(path)
@@ -36,7 +36,7 @@ class JournalClient:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def send(self, entry: Mapping[str, str]) -> bool:
-        """Was the entry taken? False: journald is away or busy, and the entry is lost."""
+        """Was the entry accepted? False: journald does not run or its queue is full, and the entry is lost."""
         data = serialize(entry)
         try:
             # Unconnected on purpose: a restarted journald has a new socket under the same path.
@@ -76,12 +76,12 @@ class JournalHandler(logging.Handler):
         super().__init__()
         self._client = client
         self._identifier = identifier
-        self.dropped = 0  # since the last entry that got through
+        self.dropped = 0  # since the last entry that was accepted
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sent = self._tell_dropped() and self._client.send(self.entry(record))
-        except Exception:  # whatever is wrong with one record must not reach the code that logged it
+        except Exception:  # must not reach the code that logged the record
             sent = False
         if not sent:
             self.dropped += 1
@@ -104,7 +104,7 @@ class JournalHandler(logging.Handler):
 
     def _tell_dropped(self) -> bool:
         if self.dropped:
-            text = f"{self.dropped} log messages were lost: the journal was away"
+            text = f"{self.dropped} log messages were lost: the journal did not accept them"
             if not self._client.send({**self._base(logging.WARNING), "MESSAGE": text}):
                 return False
             self.dropped = 0
@@ -119,7 +119,7 @@ class JournalHandler(logging.Handler):
 
 
 def serialize(entry: Mapping[str, str]) -> bytes:
-    """The wire form: KEY=value lines; a value with a newline goes by length, so it can never begin another field."""
+    """The wire form: KEY=value lines. A value with a newline is sent with its length: it cannot start a field."""
     parts: list[bytes] = []
     for name, value in entry.items():
         data = value.encode("utf-8", "backslashreplace")
@@ -144,7 +144,7 @@ def priority(level: int) -> int:
 
 
 def is_journal_stream(value: str, fd: int) -> bool:
-    """Is `fd` the stream that $JOURNAL_STREAM ("device:inode") names, so that a reader of the journal is behind it?"""
+    """Is `fd` the stream that $JOURNAL_STREAM ("device:inode") names, so that the journal reads it?"""
     device, colon, inode = value.partition(":")
     if not (colon and device.isdecimal() and inode.isdecimal()):
         return False

@@ -1,7 +1,7 @@
-"""One accelerd per runtime directory: an flock that the kernel drops in whatever way the holder dies.
+"""One accelerd per runtime directory, by an flock that the kernel releases when the process ends in any way.
 
-Owns `accelerd.lock` and nothing else. The file is never unlinked (a second instance could then lock a different inode);
-the pid in it is for people, the lock itself is the truth. Sockets are touched only while the lock is held.
+The file `accelerd.lock` is never unlinked: a second instance could then lock another inode. The pid in it is only for
+people. Sockets are touched only while the lock is held. Also the error of a daemon that cannot start.
 """
 
 from __future__ import annotations
@@ -12,9 +12,23 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
-from accelerd.system.private import open_private_dir
-from accelerd.system.startup import StartError
+from accelerd.system.private_files import open_private_dir
+
+EXIT_FAILURE: Final = 1  # another attempt may succeed: a busy port, another instance that is shutting down
+EXIT_CONFIG: Final = (
+    78  # EX_CONFIG of sysexits.h: another attempt cannot succeed; RestartPreventExitStatus= in the unit
+)
+
+
+class StartError(Exception):
+    """accelerd cannot start: one message that says why and what to do, and the exit status for the service manager."""
+
+    def __init__(self, message: str, *, status: int = EXIT_FAILURE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
 
 
 class InstanceLock:
@@ -26,7 +40,7 @@ class InstanceLock:
 
     @classmethod
     def acquire(cls, path: Path) -> InstanceLock:
-        """Lock `path` at once or raise StartError naming the holder; nothing of a running instance is disturbed."""
+        """Lock `path` without waiting. StartError names the process that holds it; that is not disturbed."""
         try:
             directory = open_private_dir(path.parent)
         except OSError as error:
@@ -60,10 +74,10 @@ class InstanceLock:
         return self._fd is not None
 
     def release(self) -> None:
-        """Let the next instance in; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._fd is None:
             return
-        with contextlib.suppress(OSError):  # the pid is only a hint for people: a full or dead file system may keep it
+        with contextlib.suppress(OSError):  # the pid is only for people
             os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = None
@@ -81,8 +95,8 @@ def _busy(path: Path, content: bytes) -> str:
     text = content.decode("ascii", "replace").strip()
     who = f"another accelerd (pid {text})" if text.isdigit() else "another accelerd"
     return (
-        f"{who} runs for this user (it holds {path}); "
-        "stop it first: systemctl --user stop accelerd, or end that process"
+        f"{who} already runs for this user (it holds {path}); "
+        "stop it first: systemctl --user stop accelerd, or kill that process"
     )
 
 

@@ -1,7 +1,7 @@
-"""Sets logging up for the whole process: the journal when systemd reads us, a readable terminal otherwise.
+"""Configures logging for the process: to the journal if standard error is connected to it, else as text.
 
-The only place that touches the root logger. Also keeps aiohttp's server from writing a traceback for every malformed
-request: a stranger must not be able to fill the disk.
+The only place that touches the root logger. Also limits the records of aiohttp's server, which logs a traceback for
+every malformed request, so that a client cannot fill the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-PEER_PERIOD: Final = 10.0  # seconds between two lines about one peer
+PEER_PERIOD: Final = 10.0  # s between two lines about one peer
 PEERS_KEPT: Final = 256
 
 
@@ -42,9 +42,9 @@ def configure(
     fd: int | None = None,
     journal: Path = JOURNAL_SOCKET,
 ) -> logging.Handler:
-    """Give the root logger its one handler and return it; the level is `level`, $ACCELERD_LOG_LEVEL or info.
+    """Set the root logger's one handler and return it; the level is `level`, $ACCELERD_LOG_LEVEL or info.
 
-    Raises ValueError for a level that is not in LEVELS. May be called again; the earlier handler is closed.
+    ValueError for a level that is not in LEVELS. May be called again; the previous handler is closed.
     """
     env = os.environ if env is None else env
     fd = sys.stderr.fileno() if fd is None else fd
@@ -72,16 +72,16 @@ def configure(
 
 
 class PeerLimit(logging.Filter):
-    """For the logger aiohttp.server: a malformed request is one line, at most one per peer in ten seconds.
+    """For the logger aiohttp.server: one line for a malformed request, at most one per peer in ten seconds.
 
-    Other exceptions are bugs and keep their traceback, at most once in ten seconds for each place they come from.
+    Other exceptions are bugs: they keep their traceback, at most once in ten seconds for each place in the code.
     """
 
     def __init__(self, *, period: float = PEER_PERIOD, clock: Clock | None = None) -> None:
         super().__init__()
         self._period = period
         self._clock = clock or SystemClock()
-        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()  # key → (last shown, held back since)
+        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()  # key → (last logged, suppressed since)
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -96,7 +96,7 @@ class PeerLimit(logging.Filter):
             return False
         more = f" ({held} more were not logged)" if held else ""
         if malformed:
-            # The kind only: the error's text quotes the request.
+            # Not the error's text, which quotes the request.
             record.msg, record.args = "malformed request from %s: %s%s", (peer, type(error).__name__, more)
             record.levelno, record.levelname = logging.WARNING, "WARNING"
             record.exc_info = record.exc_text = None
@@ -105,7 +105,7 @@ class PeerLimit(logging.Filter):
         return True
 
     def _admit(self, key: object) -> int | None:
-        """How many records of `key` were held back before this one; None: hold this one back too."""
+        """How many records of `key` were suppressed before this one; None: suppress this one as well."""
         now = self._clock.monotonic()
         last, held = self._seen.pop(key, (None, 0))
         if last is not None and now - last < self._period:

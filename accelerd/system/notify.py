@@ -1,7 +1,7 @@
-"""What accelerd tells the service manager (sd_notify) and the watchdog that is fed only while accelerd truly works.
+"""sd_notify, and the systemd watchdog, which is only fed while accelerd works.
 
-Owns NOTIFY_SOCKET and WATCHDOG_*: read once at start and taken out of the environment, so that no child can speak in
-the daemon's name. Must never block the event loop and never fail because systemd is missing or wedged.
+NOTIFY_SOCKET and WATCHDOG_* are read once at start and removed from the environment, so that no child process can send
+notifications. Must never block the event loop, and never fail because systemd is missing or hangs.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from accelerd.base.ports import Clock, SystemClock
 log = logging.getLogger(__name__)
 
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-PATIENCE: Final = 0.5  # seconds that one life-cycle message may wait for a service manager with a full queue
-REPEATED: Final = ("STATUS=", "WATCHDOG=")  # said again soon: not worth a wait, which would stop the whole event loop
+SEND_TIMEOUT: Final = 0.5  # s for one life-cycle message, if the service manager's queue is full
+REPEATED: Final = ("STATUS=", "WATCHDOG=")  # sent again soon: not worth blocking the event loop
 STATUS_LIMIT: Final = 500  # characters; systemctl shows one line
 
 
-class Transport(Protocol):
-    """Where messages go: sdnotify's connection, or a list in a test."""
+class NotifyTransport(Protocol):
+    """SdTransport, or a list in a test."""
 
     def notify(self, state: str) -> None:
-        """Raises OSError if the message was not taken."""
+        """OSError if the message was not accepted."""
         ...
 
 
 class SdTransport:
-    """sdnotify's connection, with UTF-8 text and a bounded wait instead of latin-1 and an endless one."""
+    """sdnotify's connection, with UTF-8 instead of latin-1 and with a timeout."""
 
     def __init__(self) -> None:
-        """Connect to $NOTIFY_SOCKET; raises OSError if nobody listens there."""
+        """Connect to $NOTIFY_SOCKET. OSError if nobody listens on it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # sdnotify drops its socket unclosed when connect fails
             self._notifier = sdnotify.SystemdNotifier(debug=True)
 
     def notify(self, state: str) -> None:
-        self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else PATIENCE)
+        self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
         # sdnotify encodes as latin-1: hand it the UTF-8 bytes as latin-1 characters.
         self._notifier.notify(state.encode().decode("latin-1"))
 
@@ -52,12 +52,12 @@ class SdTransport:
 
 
 class Notifier:
-    """sd_notify for one daemon. Without a service manager every call is accepted and does nothing."""
+    """sd_notify. Without a service manager every call does nothing."""
 
     def __init__(
-        self, transport: Transport | None, *, watchdog_interval: float | None = None, clock: Clock | None = None
+        self, transport: NotifyTransport | None, *, watchdog_interval: float | None = None, clock: Clock | None = None
     ) -> None:
-        """`watchdog_interval`: seconds within which the service manager wants a sign of life; None: it does not."""
+        """`watchdog_interval`: WATCHDOG_USEC in seconds; None: no watchdog."""
         self._transport = transport
         self._clock = clock or SystemClock()
         self._status = ""
@@ -66,7 +66,7 @@ class Notifier:
 
     @classmethod
     def from_env(cls) -> Notifier:
-        """The notifier that the process environment asks for; the variables are removed from it."""
+        """As the environment says; the variables are removed from it."""
         transport: SdTransport | None = None
         interval = _watchdog_interval(os.environ)
         address = os.environ.get("NOTIFY_SOCKET")
@@ -81,15 +81,15 @@ class Notifier:
 
     @property
     def active(self) -> bool:
-        """Is anybody listening?"""
+        """Is there a service manager?"""
         return self._transport is not None
 
     def ready(self, status: str | None = None) -> bool:
-        """Start-up or reload is done; requests are answered."""
+        """Start-up or reload has ended."""
         return self._send("READY=1", *self._status_line(status))
 
     def reloading(self) -> bool:
-        """A reload begins; `ready` must follow, also after a failed one."""
+        """A reload begins; `ready` must follow, even if it fails."""
         microseconds = int(self._clock.monotonic() * 1_000_000)
         return self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
@@ -98,20 +98,20 @@ class Notifier:
         return self._send("STOPPING=1", *self._status_line(status))
 
     def status(self, text: str) -> bool:
-        """One line for `systemctl status`; sent only when it changed."""
+        """One line for `systemctl status`; sent only if it changed."""
         line = self._status_line(text)
         return self._send(*line) if line else True
 
     def extend_timeout(self, seconds: float) -> bool:
-        """Ask for `seconds` from now on for the start, reload or stop that is going on."""
+        """Ask for `seconds` from now for the start, reload or stop in progress."""
         return self._send(f"EXTEND_TIMEOUT_USEC={max(1, int(seconds * 1_000_000))}")
 
     def alive(self) -> bool:
-        """One sign of life for the watchdog."""
+        """Feed the watchdog."""
         return self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Nothing is sent any more."""
+        """Send nothing any more."""
         if isinstance(self._transport, SdTransport):
             self._transport.close()
         self._transport = None
@@ -119,7 +119,7 @@ class Notifier:
     def _status_line(self, text: str | None) -> tuple[str, ...]:
         if text is None:
             return ()
-        line = " ".join(text.split())[:STATUS_LIMIT]  # a newline would begin another assignment
+        line = " ".join(text.split())[:STATUS_LIMIT]  # a newline would start another assignment
         if line == self._status:
             return ()
         self._status = line
@@ -131,10 +131,10 @@ class Notifier:
         try:
             self._transport.notify("\n".join(assignments))
         except OSError as error:
-            if not self._failed:  # once: a wedged service manager must not fill the journal
+            if not self._failed:  # once: a service manager that hangs must not fill the journal
                 log.warning("cannot notify the service manager: %s", error)
             self._failed = True
-            self._status = ""  # whatever was lost is said again with the next change
+            self._status = ""  # send it again with the next change
             return False
         self._failed = False
         return True
@@ -143,8 +143,8 @@ class Notifier:
 class Watchdog:
     """Feeds the service manager's watchdog from the event loop while every registered part is alive.
 
-    A hung loop feeds nothing, a dead critical task feeds nothing: systemd then restarts the service. Without a watchdog
-    there is no timer at all.
+    If the loop hangs or a critical task has ended the watchdog is not fed, and systemd restarts the service. Without a
+    watchdog there is no timer.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -154,11 +154,11 @@ class Watchdog:
         self._starving: tuple[str, ...] = ()
 
     def register(self, name: str, is_alive: Callable[[], bool]) -> None:
-        """`is_alive` is asked on the loop at every feeding; it must return at once."""
+        """`is_alive()` is called on the loop before every feeding; it must return at once."""
         self._parts[name] = is_alive
 
     def start(self) -> None:
-        """Feed now and then at half the interval. Call on the event loop."""
+        """Feed now, and then at half the interval. Called on the event loop."""
         if self._notifier.watchdog_interval is not None and self._timer is None:
             self._feed()
 
@@ -183,8 +183,8 @@ class Watchdog:
             self._notifier.alive()
         elif dead != self._starving:
             log.critical(
-                "no sign of life from %s: the watchdog is not fed, the service manager restarts accelerd "
-                "within %g s unless it recovers",
+                "not alive: %s; the watchdog is not fed, and the service manager restarts accelerd within %g s "
+                "unless this changes",
                 ", ".join(dead),
                 interval,
             )

@@ -1,7 +1,7 @@
-"""What a log record of accelerd carries, and how it is made safe: the part shared by all handlers.
+"""Log records with journal fields, and their escaping: the part that all handlers share.
 
-`event()` attaches journal fields and a message id to an ordinary `logging` record. Whatever a stranger may have
-influenced is escaped before it leaves; prompts and secrets are never given to a logger in the first place.
+`event()` attaches fields and a message id to an ordinary `logging` record. All text is escaped before it is written.
+Prompts and secrets must never be logged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import traceback
 from typing import Any, Final
 
-NOTICE: Final = 25  # between INFO and WARNING: normal but worth a look
+NOTICE: Final = 25  # between INFO and WARNING: normal but significant, as in syslog
 FIELD_PREFIX: Final = "ACCELERD_"
 VALUE_LIMIT: Final = 64 << 10  # characters of one message or field
 TRACEBACK_LINES: Final = 60
@@ -47,7 +47,7 @@ def lines(record: logging.LogRecord) -> list[str]:
     """The message on one escaped line, then the traceback's escaped lines, if there is an exception."""
     try:
         message = record.getMessage()
-    except Exception as error:  # a call site with wrong arguments must not be lost, nor end the daemon
+    except Exception as error:  # wrong arguments at the call site
         message = f"{record.msg!r} (cannot format: {error!r})"
     found = [escape(_cut(message))]
     if record.exc_info and record.exc_info[0] is not None:

@@ -1,7 +1,6 @@
-"""Log records for a person in front of a terminal, or for whatever a shell redirected standard error to.
+"""Log records as text on standard error: time, level, model and message on one line, coloured on a terminal.
 
-Time, level, model and text on one line, in colour on a terminal that wants it. A reader who stopped reading (Ctrl-S,
-a full pipe) costs messages, never the event loop's time.
+Never blocks: while a terminal or pipe does not accept output (Ctrl-S, a full pipe), messages are dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ _LEVELS: Final = {
 
 
 class TerminalHandler(logging.Handler):
-    """Writes readable lines to a descriptor that somebody else owns, usually standard error."""
+    """Writes lines to a descriptor that it does not own, usually standard error."""
 
     def __init__(self, fd: int, *, colour: bool) -> None:
         super().__init__()
         self._fd = fd
         self._colour = colour
-        self.dropped = 0  # since the last line that got through
+        self.dropped = 0  # since the last line that was written
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.line(record)
             if self.dropped:
-                text = f"         ({self.dropped} log messages were lost: nobody was reading)\n" + text
+                text = f"         ({self.dropped} log messages were lost: the output was blocked)\n" + text
             written = self._write(text.encode("utf-8", "backslashreplace"))
-        except Exception:  # whatever is wrong with one record must not reach the code that logged it
+        except Exception:  # must not reach the code that logged the record
             written = False
         self.dropped = 0 if written else self.dropped + 1
 
@@ -50,7 +49,7 @@ class TerminalHandler(logging.Handler):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = _LEVELS.get(record.levelno, record.levelname.lower())
         shown = f"{self._paint('2', clock)} {self._paint(_colour(record.levelno), f'{level:8}')} "
-        if model and not first.startswith(f"{model}:"):  # what the message says itself is not said twice
+        if model and not first.startswith(f"{model}:"):  # do not repeat the name
             shown += self._paint("1;34", model) + ": "
         return "".join(f"{part}\n" for part in (shown + first, *(f"         {line}" for line in rest)))
 
@@ -66,7 +65,7 @@ class TerminalHandler(logging.Handler):
                 if not ready or not ready[0][1] & select.POLLOUT:
                     return False
                 os.write(self._fd, data[start : start + PIECE])
-        except OSError:  # closed, or a terminal that has gone: there is nobody left to tell
+        except OSError:  # closed
             return False
         return True
 

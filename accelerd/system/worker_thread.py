@@ -1,6 +1,6 @@
-"""One thread for calls that block: D-Bus calls wait here and never on the event loop.
+"""One thread for blocking calls, such as reads and writes in sysfs, which may hang in a driver.
 
-A daemon thread and no executor: one that hangs in a call must not hold up the end of the program.
+A daemon thread instead of an executor: a call that hangs must not delay the exit of the program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class WorkerThread:
-    """Runs callables one after the other. The thread begins with the first call."""
+    """Runs callables one after the other. The thread starts with the first call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -24,7 +24,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     async def call(self, function: Callable[[], T], within: float) -> T:
-        """Its result or exception. TimeoutError after `within` seconds: then it may still run, or never begin."""
+        """Its result or exception. TimeoutError after `within` seconds: it may then still run, or never start."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -34,8 +34,8 @@ class WorkerThread:
 
         def work() -> None:
             if future.done():
-                return  # nobody waits any more
-            with suppress(RuntimeError):  # the loop has ended meanwhile
+                return  # cancelled or timed out
+            with suppress(RuntimeError):  # the loop has ended
                 try:
                     value = function()
                 except BaseException as error:
@@ -50,11 +50,11 @@ class WorkerThread:
         async with asyncio.timeout(within):
             return await future
 
-    def close(self, patience: float = 1.0) -> None:
-        """End the thread when it has done what is queued; one that hangs is left behind after `patience` seconds."""
+    def close(self, join_timeout: float = 1.0) -> None:
+        """End the thread after the queued calls; one that hangs is abandoned after `join_timeout` seconds."""
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join(patience)
+            self._thread.join(join_timeout)
             self._thread = None
 
     def _run(self) -> None:

@@ -33,7 +33,7 @@ def test_B15_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory,
         assert response.readline().startswith(b"data: ")
         second = run_accelerd(daemon.env)
         assert second.returncode == 1
-        assert f"another accelerd (pid {daemon.process.pid}) runs for this user" in second.stderr
+        assert f"another accelerd (pid {daemon.process.pid}) already runs for this user" in second.stderr
         assert "Traceback" not in second.stderr
         text, complete = rest_of(response)
     assert complete
@@ -57,7 +57,7 @@ def test_B16_a_busy_port_ends_the_start_with_the_holder_named(daemons: DaemonFac
     assert ended.returncode == 1
     where = f"[::1]:{port}" if ":" in host else f"127.0.0.1:{port}"
     assert f"cannot listen on {where}" in ended.stderr
-    assert f"(pid {os.getpid()}) holds the port" in ended.stderr
+    assert f"(pid {os.getpid()}) uses the port" in ended.stderr
     assert site.spawns() == 0
     other = "127.0.0.1" if ":" in host else "::1"
     with pytest.raises(ConnectionRefusedError):
@@ -179,7 +179,7 @@ ALLOWED = {
     ("cli/daytime.py", "datetime.now"): 4,  # "until 22:30", how long ago something was learned, when something happened
     ("cli/daytime.py", "datetime.fromtimestamp"): 1,
     # CLOCK_BOOTTIME and CLOCK_MONOTONIC, which nobody sets.
-    ("supervise/processes.py", "time.clock_gettime"): 1,
+    ("supervise/process/processes.py", "time.clock_gettime"): 1,
     ("system/suspend.py", "time.clock_gettime"): 2,
 }
 

@@ -223,6 +223,6 @@ def test_a_machine_without_any_of_them_serves_as_ever(desk: Desk, site: Site) ->
     daemon.wait_state("a", "ready")
     assert daemon.chat("a").status == 200
     found = desktop(daemon)
-    assert found["sleep"]["degraded"] == "sleep is not held up: logind is not there"
+    assert found["sleep"]["degraded"] == "suspend is not delayed: logind does not run"
     assert (found["saving"], found["sleep"]["held"]) == (None, False)
     assert daemon.status()["degraded"] is None or "sleep" not in daemon.status()["degraded"]

@@ -232,7 +232,7 @@ def test_B15_a_second_instance_beside_the_service_is_refused(deployed: Deployed)
     pid = deployed.start()
     second = deployed.manager.run([deployed.manager.home / ".local/bin/accelerd"], check=False)
     assert second.returncode == 1
-    assert f"another accelerd (pid {pid}) runs for this user" in second.stderr
+    assert f"another accelerd (pid {pid}) already runs for this user" in second.stderr
     assert deployed.daemon.chat("m").status == 200
 
 

@@ -21,7 +21,7 @@ from accelerd.policy.sleep import SleepPolicy
 from accelerd.scheduler.events import MemoryNotReturned, ModelInUse, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Record, Residue, Snapshot, Transition, snapshot
-from accelerd.system.notifications import Note
+from accelerd.system.notifications import Notification
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
 GPU = "0000:c1:00.0"
@@ -232,14 +232,14 @@ class Wall:
     """Notifications that a test reads."""
 
     def __init__(self) -> None:
-        self.notes: dict[str, Note] = {}
+        self.notes: dict[str, Notification] = {}
         self.enabled = True
-        self.why_not: str | None = None
+        self.degraded: str | None = None
 
-    def say(self, note: Note) -> None:
+    def show(self, note: Notification) -> None:
         self.notes[note.key] = note
 
-    def take_back(self, key: str) -> None:
+    def withdraw(self, key: str) -> None:
         self.notes.pop(key, None)
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from accelerd.config.model import Config, ConfigApplied, MemorySettings
 from accelerd.devices.model import Device
 from accelerd.devices.watch import DevicesChanged
 from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
-from accelerd.system.statefile import AtomicFile
+from accelerd.system.private_files import AtomicFile
 from tests.fakes.clock import FakeClock
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from accelerd.base.ports import Roots
 from accelerd.system import activation, logs
-from accelerd.system.lock import InstanceLock
+from accelerd.system.lock import InstanceLock, StartError
 from accelerd.system.notify import Notifier, Watchdog
-from accelerd.system.startup import StartError
 
 log = logging.getLogger("standin")
 

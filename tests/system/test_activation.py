@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from accelerd.system.activation import bind_tcp, bind_unix, classify, describe, parse_listen, sd_listen_fds
-from accelerd.system.startup import EXIT_CONFIG, StartError
+from accelerd.system.lock import EXIT_CONFIG, StartError
 from tests.system.systemd_user import free_port
 
 ADOPT = """
 import json, os, sys
 from accelerd.system.activation import classify, describe, sd_listen_fds
-from accelerd.system.startup import StartError
+from accelerd.system.lock import StartError
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
     given = classify(sd_listen_fds())
@@ -116,7 +116,7 @@ def test_B16_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(
     family = socket.AF_INET6 if ":" in busy else socket.AF_INET
     held.enter_context(socket.create_server((busy, port), family=family))
     comm = Path("/proc/self/comm").read_text().strip()
-    text = rf"cannot listen on .*:{port}: {comm} \(pid {os.getpid()}\) holds the port; end it, or change"
+    text = rf"cannot listen on .*:{port}: {comm} \(pid {os.getpid()}\) uses the port; stop it, or change"
     with pytest.raises(StartError, match=text):
         bind_tcp([f"127.0.0.1:{port}", f"[::1]:{port}"])
     free = "127.0.0.1" if ":" in busy else "::1"
@@ -127,7 +127,7 @@ def test_B16_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(
 def test_B16_a_holder_that_cannot_be_seen_is_still_a_clear_text(held: contextlib.ExitStack, tmp_path: Path) -> None:
     port = free_port()
     held.enter_context(socket.create_server(("127.0.0.1", port)))
-    with pytest.raises(StartError, match=r"another program \(of another user\) holds the port"):
+    with pytest.raises(StartError, match=r"a program of another user uses the port"):
         bind_tcp([f"127.0.0.1:{port}"], proc=tmp_path)
 
 
@@ -143,14 +143,14 @@ def test_B16_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.Exi
     (tmp_path / "812/fd").mkdir(parents=True)
     (tmp_path / "812/fd/40").symlink_to(f"socket:[{inode}]")
     (tmp_path / "812/comm").write_text("systemd\n")
-    with pytest.raises(StartError, match=r"systemd \(pid 812\) holds the port .* systemctl --user start accelerd"):
+    with pytest.raises(StartError, match=r"systemd \(pid 812\) listens on it .* systemctl --user start accelerd"):
         bind_tcp([f"127.0.0.1:{port}"], proc=tmp_path)
 
 
 NO_IPV6 = """
 import fcntl, socket, struct, sys
 from accelerd.system.activation import bind_tcp, describe
-from accelerd.system.startup import StartError
+from accelerd.system.lock import StartError
 with socket.socket() as sock:  # a fresh network namespace: its loopback is down
     fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
 with socket.socket(socket.AF_INET6) as sock:
@@ -170,7 +170,7 @@ def test_a_missing_ipv6_loopback_is_left_out_with_a_note() -> None:
 
 
 def test_an_address_that_the_machine_does_not_have_is_an_error() -> None:
-    with pytest.raises(StartError, match=r"\[2001:db8::1\]:4000: this machine has no such address"):
+    with pytest.raises(StartError, match=r"\[2001:db8::1\]:4000: this machine does not have that address"):
         bind_tcp(["[2001:db8::1]:4000"])
 
 
@@ -196,7 +196,7 @@ def test_B17_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
 def test_B17_a_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     with bind_unix(path) as first:
-        with pytest.raises(StartError, match=rf"process {os.getpid()} listens there"):
+        with pytest.raises(StartError, match=rf"process {os.getpid()} listens on it"):
             bind_unix(path)
         first.setblocking(True)
         with first.accept()[0], socket.socket(socket.AF_UNIX) as client:
@@ -207,7 +207,7 @@ def test_B17_a_listener_whose_queue_is_full_is_left_alone(tmp_path: Path) -> Non
     path = tmp_path / "accelerd/accelerd.sock"
     with bind_unix(path, backlog=0), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
-        with pytest.raises(StartError, match="another process listens there"):
+        with pytest.raises(StartError, match="another process listens on it"):
             bind_unix(path)
 
 
@@ -217,7 +217,7 @@ def test_B17_something_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
     path.symlink_to(target)
-    with pytest.raises(StartError, match="not a socket is in the way"):
+    with pytest.raises(StartError, match="is not a socket; remove it"):
         bind_unix(path)
     assert path.is_symlink()
     assert target.read_text() == "precious"

@@ -20,8 +20,8 @@ import pytest
 from accelerd.base.ports import SystemClock
 from accelerd.system.dbus.client import BusClient
 from accelerd.system.desktop_state import watch_battery
-from accelerd.system.inhibitor import LOGIND, MANAGER, PATH, SleepGuard
-from accelerd.system.notifications import Note, Notifications
+from accelerd.system.notifications import Notification, NotificationSender
+from accelerd.system.suspend import LOGIND, MANAGER, PATH, SleepGuard
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus
@@ -149,7 +149,7 @@ async def test_notifications(bus: Bus) -> None:
     async with calling(bus, "notification_daemon") as calls:
         name, path = "org.freedesktop.Notifications", "/org/freedesktop/Notifications"
         await there(calls, name)
-        notifications = Notifications(calls, SystemClock(), 0.0)
+        notifications = NotificationSender(calls, SystemClock(), 0.0)
 
         async def made(method: str, count: int) -> list[Any]:
             async with asyncio.timeout(PATIENCE):
@@ -159,13 +159,13 @@ async def test_notifications(bus: Bus) -> None:
                         return [arguments for _, arguments in found]
                     await asyncio.sleep(0.02)
 
-        notifications.say(Note("model a", "a failed", "it ran out of <memory>"))
+        notifications.show(Notification("model a", "a failed", "it ran out of <memory>"))
         [first] = await made("Notify", 1)
         assert first[:5] == ["accelerd", 0, "dialog-warning", "a failed", "it ran out of &lt;memory&gt;"]
-        notifications.say(Note("model a", "a cannot be ended", urgent=True))
+        notifications.show(Notification("model a", "a cannot be ended", urgent=True))
         second = (await made("Notify", 2))[1]
         assert (second[1], second[6]["urgency"]) == (1, 2)
-        notifications.take_back("model a")
+        notifications.withdraw("model a")
         assert await made("CloseNotification", 1) == [[1]]
-        await notifications.settle()
+        await notifications.wait_until_sent()
         await notifications.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from accelerd.system.dbus.client import BusClient
-from accelerd.system.inhibitor import SleepGuard
+from accelerd.system.suspend import SleepGuard
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until
@@ -37,9 +37,11 @@ class Work:
 
 
 @asynccontextmanager
-async def guarding(bus: Bus, work: Work, *, hold: bool = True, awake_after: float = 60.0) -> AsyncIterator[SleepGuard]:
+async def guarding(
+    bus: Bus, work: Work, *, hold: bool = True, resumed_after: float = 60.0
+) -> AsyncIterator[SleepGuard]:
     client = BusClient(bus.address, "system bus")
-    guard = SleepGuard(client, work.before, work.after, awake_after)
+    guard = SleepGuard(client, work.before, work.after, resumed_after)
     guard.configure(hold=hold)
     try:
         yield guard
@@ -49,9 +51,7 @@ async def guarding(bus: Bus, work: Work, *, hold: bool = True, awake_after: floa
 
 
 def holders(logind: Player) -> Callable[[], bool]:
-    return lambda: (
-        logind.ask("inhibitors") == [["sleep", "accelerd", "requests end and memory is given back first", "delay"]]
-    )
+    return lambda: logind.ask("inhibitors") == [["sleep", "accelerd", "finishing requests and freeing memory", "delay"]]
 
 
 async def test_a_sleep_waits_for_what_is_done_before_it_and_the_next_one_too(bus: Bus) -> None:
@@ -109,7 +109,7 @@ async def test_a_bug_in_the_work_lets_go_and_the_next_sleep_is_another_chance(
             await until(lambda count=count: logind.ask("slept") == ["let"] * count, "asleep")
             await asyncio.to_thread(logind.ask, "wake")
             assert await work.next() == "awake"
-    assert "cannot follow the sleep" in caplog.text
+    assert "cannot prepare for suspend" in caplog.text
 
 
 async def test_who_does_not_hold_sleep_up_hears_of_it_all_the_same(bus: Bus) -> None:
@@ -132,7 +132,7 @@ async def test_a_logind_that_refuses_or_is_not_there_is_named(bus: Bus) -> None:
     work = Work()
     async with guarding(bus, work) as guard:
         await until(lambda: guard.degraded, "no logind")
-        assert guard.degraded == "sleep is not held up: logind is not there"
+        assert guard.degraded == "suspend is not delayed: logind does not run"
         logind = await asyncio.to_thread(bus.player, "logind", refuse=True)
         await until(lambda: "Permission denied" in (guard.degraded or ""), "refused")
         await asyncio.to_thread(logind.ask, "prepare")
@@ -159,7 +159,7 @@ async def test_B20_a_bus_that_dies_while_the_machine_falls_asleep_leaves_nobody_
 async def test_a_machine_that_does_not_sleep_after_all_is_served_again(bus: Bus) -> None:
     logind = await asyncio.to_thread(bus.player, "logind")
     work = Work()
-    async with guarding(bus, work, awake_after=0.05) as guard:
+    async with guarding(bus, work, resumed_after=0.05) as guard:
         await until(holders(logind), "an inhibitor")
         await asyncio.to_thread(logind.ask, "prepare")
         assert await work.next() == 4.0

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.system.lock import InstanceLock
-from accelerd.system.private import NotPrivate, open_private_dir
-from accelerd.system.startup import StartError
+from accelerd.system.lock import InstanceLock, StartError
+from accelerd.system.private_files import NotPrivate, open_private_dir
 
 HOLDER = """
 import sys
@@ -35,7 +34,7 @@ def test_B15_a_second_instance_is_told_the_pid_of_the_first_and_disturbs_nothing
         assert first.stdout is not None
         assert first.stdin is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(StartError, match=rf"another accelerd \(pid {first.pid}\) runs .* stop it first"):
+        with pytest.raises(StartError, match=rf"another accelerd \(pid {first.pid}\) already runs .* stop it first"):
             InstanceLock.acquire(path)
         assert path.read_text() == f"{first.pid}\n"
         first.stdin.close()

@@ -14,7 +14,7 @@ import pytest
 from accelerd.system.dbus.client import SYSTEM_BUS_ADDRESS, BusClient, session_bus_address, system_bus_address
 from accelerd.system.dbus.properties import PropertyWatch, WatchedProperty
 from accelerd.system.desktop_state import GAMEMODE, watch_games
-from accelerd.system.inhibitor import PREPARING
+from accelerd.system.suspend import PREPARING
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.fake_services import Bus

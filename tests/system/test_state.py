@@ -19,7 +19,7 @@ import pytest
 from accelerd.base import names
 from accelerd.control.remembered import MODELS_KEPT, StateStore
 from accelerd.memory.learned import Entry
-from accelerd.system.statefile import AtomicFile
+from accelerd.system.private_files import AtomicFile
 
 
 class FailingFile(AtomicFile):
@@ -325,7 +325,7 @@ def test_B10_a_really_full_disk_leaves_the_old_file_whole(path: Path) -> None:
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from accelerd.system.statefile import AtomicFile\n"
+        "from accelerd.system.private_files import AtomicFile\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"

@@ -224,7 +224,7 @@ def test_B16_a_busy_port_fails_the_start_with_the_holder_in_the_text(deployed: D
         assert deployed.manager.systemctl("start", SERVICE, check=False).returncode != 0
         deployed.manager.wait_for(SERVICE, ActiveState="failed")
         output = deployed.manager.output(SERVICE)
-        assert re.search(rf"cannot listen on \[::1\]:{deployed.port}: python\S* \(pid {pid}\) holds the port", output)
+        assert re.search(rf"cannot listen on \[::1\]:{deployed.port}: python\S* \(pid {pid}\) uses the port", output)
         assert "READY" not in output
     finally:
         held.communicate()
@@ -245,5 +245,5 @@ def test_B15_a_second_instance_ends_with_the_pid_of_the_first(deployed: Deployed
         [deployed.manager.home / ".local/bin/accelerd", "--listen", "127.0.0.1:0"], check=False
     )
     assert second.returncode == 1
-    assert f"another accelerd (pid {pid}) runs" in second.stderr
+    assert f"another accelerd (pid {pid}) already runs" in second.stderr
     assert deployed.get()["pid"] == pid

@@ -80,11 +80,13 @@ class GLibThread:
 
     def stop(self) -> None:
         """End the thread after the work that it has been given."""
-        if self._started is not None and self._started.done() and self._started.exception() is None:
+        if self._thread is None or self._started is None:
+            return
+        with suppress(ImportError, ValueError, TimeoutError):
+            self._started.result(JOIN_TIMEOUT)  # it may be importing PyGObject
             self.do(self._quit)
-        if self._thread is not None:
-            self._thread.join(JOIN_TIMEOUT)
-            self._thread = self._started = None
+        self._thread.join(JOIN_TIMEOUT)
+        self._thread = self._started = None
 
     # --- in the thread ----------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ import msgspec
 
 from accelerd.base import names
 from accelerd.supervise.homes.home import HomeError
+from accelerd.system.private_files import AtomicFile, FileStore, Unreadable
 from accelerd.system.records import event
-from accelerd.system.statefile import AtomicFile, FileStore, Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from accelerd.supervise.homes.lemonade.server import Server, Used
 from accelerd.supervise.homes.lemonade.tenant import TenantLeader
 from accelerd.supervise.limits import Limits
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
-from accelerd.system.statefile import AtomicFile, Unreadable
+from accelerd.system.private_files import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from accelerd.base.ports import Roots
 from accelerd.supervise.process.spawn import NoProgram, find_program
-from accelerd.system.statefile import AtomicFile
+from accelerd.system.private_files import AtomicFile
 
 log = logging.getLogger(__name__)
 

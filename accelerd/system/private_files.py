@@ -1,7 +1,8 @@
-"""One small file that is always the old content or the new, never half: the blocking file work behind StateStore.
+"""Private files: a directory that only this user may enter, and in it one small file that is never half written.
 
-Everything happens relative to a checked private directory and never follows a link. Raises OSError; called in a worker
-thread after start-up.
+The lock, the control socket and the state files live in such directories. Everything in one is reached relative to its
+descriptor and no link is followed, so nobody can replace the directory between the check and the use. Raises OSError;
+called in a worker thread after start-up.
 """
 
 from __future__ import annotations
@@ -12,18 +13,47 @@ import stat
 from pathlib import Path
 from typing import Final, Protocol
 
-from accelerd.system.private import open_private_dir
-
 READ_LIMIT: Final = 4 << 20  # bytes; a larger file is not ours
 CORRUPT_KEPT: Final = 9
 
 
+class NotPrivate(OSError):
+    """A directory that cannot be trusted: a link, a file, or another user's."""
+
+
+def open_private_dir(path: Path) -> int:
+    """Create or open the directory `path` and return its descriptor; missing parents are created.
+
+    It is a real directory, owned by this user, with mode 0700; a wider mode is changed. NotPrivate, OSError.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if path.is_symlink():
+            raise NotPrivate(f"{path} is a symbolic link, a directory is needed: remove the link") from None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise NotPrivate(f"{path} is not a directory: move it away") from None
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise NotPrivate(f"{path} belongs to uid {found.st_uid}, not to uid {os.geteuid()}: remove it")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            os.fchmod(fd, 0o700)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class Unreadable(Exception):
-    """The file is there and is not something that we wrote."""
+    """The file exists but was not written by accelerd."""
 
 
 class FileStore(Protocol):
-    """The seam between the state and the disk."""
+    """AtomicFile, or a fake in a test."""
 
     def read(self) -> bytes | None: ...
     def write(self, data: bytes) -> None: ...
@@ -31,16 +61,16 @@ class FileStore(Protocol):
 
 
 class AtomicFile:
-    """A file of mode 0600 in a directory of mode 0700 that is made again whenever it is missing."""
+    """A file of mode 0600 in a private directory, which is created whenever it is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> bytes | None:
-        """The content, None if there is no file; Unreadable for a link, a FIFO, another's file or a huge one."""
+        """The content; None without a file. Unreadable for a link, a FIFO, another user's file or a very large one."""
         directory = open_private_dir(self.path.parent)
         try:
-            # O_NONBLOCK: opening a FIFO that somebody put there must not wait for its writer.
+            # O_NONBLOCK: do not wait for the writer of a FIFO
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             try:
                 fd = os.open(self.path.name, flags, dir_fd=directory)
@@ -71,7 +101,9 @@ class AtomicFile:
         temporary = f".{self.path.name}.new"
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory)  # left by a crash; one writer only, under the instance lock
+                os.unlink(
+                    temporary, dir_fd=directory
+                )  # left by a crash: there is only one writer, which holds the instance lock
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, 0o600, dir_fd=directory)
             try:
@@ -92,14 +124,14 @@ class AtomicFile:
             os.close(directory)
 
     def set_aside(self) -> str:
-        """Rename the file to .corrupt-N for a person to look at; the new name."""
+        """Rename the file to .corrupt-N, so that a person can examine it. Returned: the new name."""
         directory = open_private_dir(self.path.parent)
         try:
             for number in range(1, CORRUPT_KEPT + 1):
                 name = f"{self.path.name}.corrupt-{number}"
                 if not _exists(name, directory):
                     break
-            os.rename(self.path.name, name, src_dir_fd=directory, dst_dir_fd=directory)  # the ninth is replaced
+            os.rename(self.path.name, name, src_dir_fd=directory, dst_dir_fd=directory)  # replaces the ninth
             return name
         finally:
             os.close(directory)

@@ -1,7 +1,7 @@
-"""Who holds a TCP port: looked up in /proc for the text of an error, never to act upon.
+"""Which process listens on a TCP port: read from /proc for an error message, never to decide anything.
 
-Reads /proc/net/tcp and tcp6 for the listening socket and /proc/PID/fd for its owner; processes of other users stay
-invisible, which is an answer too. Runs once, at a start that fails.
+Looks for the listening socket in /proc/net/tcp and tcp6, and for its owner in /proc/PID/fd; processes of other users
+cannot be seen. Runs once, at a start that fails.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ LISTEN_STATE: Final = "0A"
 
 
 @dataclass(frozen=True)
-class Holder:
+class PortOwner:
     """A process that listens on the port."""
 
     pid: int
     name: str
 
 
-def find_holder(host: str, port: int, proc: Path = Path("/proc")) -> Holder | None:
-    """The process that keeps host:port from being bound; None if it cannot be seen."""
+def find_port_owner(host: str, port: int, proc: Path = Path("/proc")) -> PortOwner | None:
+    """The process because of which host:port cannot be bound; None if it cannot be seen."""
     inodes = {f"socket:[{inode}]" for inode in _listening(host, port, proc)}
     if not inodes:
         return None
     for entry in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         if _holds(entry, inodes):
-            with contextlib.suppress(OSError):  # gone between the two looks
-                return Holder(int(entry.name), (entry / "comm").read_text("utf-8", "replace").strip())
+            with contextlib.suppress(OSError):  # it has just exited
+                return PortOwner(int(entry.name), (entry / "comm").read_text("utf-8", "replace").strip())
     return None
 
 
 def _listening(host: str, port: int, proc: Path) -> Iterator[str]:
-    """Inodes of listening sockets that collide with host:port, wildcard addresses included."""
+    """Inodes of the sockets that listen on host:port, or on the wildcard address."""
     wanted = ipaddress.ip_address(host)
     for table in ("tcp", "tcp6"):
         try:
@@ -59,7 +59,7 @@ def _listening(host: str, port: int, proc: Path) -> Iterator[str]:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address as the kernel prints it: 32-bit words, each in the machine's byte order."""
+    """An address as the kernel prints it: 32-bit words in the machine's byte order."""
     raw = bytes.fromhex(text)
     if sys.byteorder == "little":
         raw = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
