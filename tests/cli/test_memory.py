@@ -111,7 +111,7 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
         "big: 3 requests for 71.0 GiB: it needs 70.0 GiB of AMD Radeon 8060S Graphics, of which 38.0 GiB are free"
         in told
     )
-    assert "gemma: 1 request: it is being loaded" in told
+    assert "gemma: 1 request: loading" in told
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
