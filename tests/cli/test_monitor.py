@@ -83,24 +83,54 @@ def test_jobs_devices_memory_and_the_daemon(ctl: Ctl, fleet: FakeDaemon) -> None
         job,
         {**job, "state": "done", "result": "done"},
         {**job, "subject": None, "kind": "tune", "state": "done", "result": "failed", "error": {"message": "no room"}},
-        {"event": "device", "device": GPU, "name": "Radeon", "state": "lost", "before": "ok", "reason": "removed"},
+        {"event": "device", "device": GPU, "name": "Radeon", "change": "removed", "reason": ""},
+        {"event": "device", "device": GPU, "name": "Radeon", "change": "changed", "reason": "no firmware"},
         {"event": "memory", "pools": [pool]},
-        {"event": "manager", "state": "degraded", "reasons": ["there is no systemd"]},
+        {"event": "manager", "change": "state", "state": "running", "degraded": "there is no systemd"},
         {"event": "weather", "sky": "blue"},
     ) == [
         "job 7, load qwen/3: starting",
         "job 7, load qwen/3: done",
         "job 7, tune: failed (no room)",
-        f"Radeon ({GPU}): ok → lost (removed)",
+        f"Radeon ({GPU}): removed",
+        f"Radeon ({GPU}): changed (no firmware)",
         "memory: main memory: 4.0 GiB of 16.0 GiB free",
-        "accelerd: degraded (there is no systemd)",
+        "accelerd: running (there is no systemd)",
         "weather: sky blue",
+    ]
+
+
+def test_yields_pins_power_and_configurations(ctl: Ctl, fleet: FakeDaemon) -> None:
+    def manager(change: str, **keys: Any) -> dict[str, Any]:
+        return {"event": "manager", "change": change, **keys}
+
+    pin = {"model": "embed", "who": "org.example.Talk", "reason": "a talk"}
+    assert told(
+        ctl,
+        fleet,
+        manager("yield", yielded={"what": "the GPU", "why": "gamemode: 1 game"}),
+        manager("yield"),
+        manager("pin", pinned=True, hold=False, **pin),
+        manager("pin", pinned=True, hold=True, **pin),
+        manager("pin", pinned=False, hold=True, **pin),
+        manager("power", reason="on battery"),
+        manager("power"),
+        manager("configuration"),
+    ) == [
+        "yield: the GPU is yielded (gamemode: 1 game)",
+        "yield: models may use all memory again",
+        "embed: org.example.Talk keeps it loaded (a talk)",
+        "embed: org.example.Talk holds it in memory (a talk)",
+        "embed: org.example.Talk releases it",
+        "accelerd: saving power (on battery)",
+        "accelerd: no longer saving power",
+        "accelerd: a new configuration is in effect",
     ]
 
 
 def test_only_some_models(ctl: Ctl, fleet: FakeDaemon) -> None:
     job = {"event": "job", "job": 2, "kind": "load", "subject": "qwen/3", "state": "running", "phase": ""}
-    other = {"event": "device", "device": GPU, "name": "Radeon", "state": "lost", "before": "ok"}
+    other = {"event": "device", "device": GPU, "name": "Radeon", "change": "removed", "reason": ""}
     assert told(ctl, fleet, MODEL, job, other, only=("big",)) == ["job 2, load qwen/3: running"]
 
 

@@ -24,8 +24,8 @@ Events are: states of models and devices, progress of jobs, memory, and changes 
 yields, pins, its start and end). With --json: one object per line; "at" is the local time.
 docs/control.md describes them.
 """
-GOOD = frozenset({"ready", "ok", "done", "running"})
-BAD = frozenset({"failed", "backoff", "killing", "lost", "quarantined", "timeout", "gone"})
+GOOD = frozenset({"ready", "done", "running", "recovered"})
+BAD = frozenset({"failed", "backoff", "killing", "timeout", "gone", "removed", "reset"})
 RETRY = 1.0  # s between two attempts to reach an accelerd that has ended
 STARTED = frozenset({"active", "activating", "reloading"})  # ActiveState of a service that may be connected to
 
@@ -59,10 +59,10 @@ def watch(
         except Failure as failure:
             if failure.code not in ("connection_lost", "shutting_down"):
                 raise
-        yield {"event": "manager", "state": "gone"}
+        yield {"event": "manager", "change": "state", "state": "gone"}
         while not back(context, programs):
             pause(RETRY)
-        yield {"event": "manager", "state": "back"}
+        yield {"event": "manager", "change": "state", "state": "back"}
 
 
 def back(context: Context, programs: ProgramRunner) -> bool:
@@ -71,10 +71,9 @@ def back(context: Context, programs: ProgramRunner) -> bool:
     if socket and service and socket.active == LISTENING and service.active not in STARTED:
         return False
     try:
-        context.client.get("status")
+        return context.client.get("status").get("state") == "running"
     except Failure:
         return False
-    return True
 
 
 def resolve(status: dict[str, Any], wanted: Collection[str]) -> frozenset[str]:
@@ -102,8 +101,8 @@ def show(out: CliOutput, event: Event) -> None:
     """One line, flushed at once: it may be read through a pipe."""
     out.json_line(event)
     subject, text = LINES.get(str(event.get("event")), of_other)(event)
-    state = str(event.get("result") or event.get("state") or "")
-    style = "green" if state in GOOD else "red" if state in BAD else ""
+    words = {event.get("result") or event.get("state"), event.get("change")}
+    style = "red" if words & BAD else "green" if words & GOOD else ""
     time = out.style(event["at"][11:19], "dim")
     out.line(f"{time}  {out.style(printable(subject), 'bold')}: {out.style(printable(text), style)}")
     out.stdout.flush()
@@ -124,8 +123,7 @@ def of_model(event: Event) -> tuple[str, str]:
 
 
 def of_device(event: Event) -> tuple[str, str]:
-    change = event.get("change") or f"{event.get('before')} → {event.get('state')}"
-    return f"{event.get('name')} ({event['device']})", f"{change}{because(event.get('reason'))}"
+    return f"{event.get('name')} ({event['device']})", f"{event.get('change')}{because(event.get('reason'))}"
 
 
 def of_job(event: Event) -> tuple[str, str]:
@@ -144,7 +142,24 @@ def of_memory(event: Event) -> tuple[str, str]:
 
 
 def of_manager(event: Event) -> tuple[str, str]:
-    return names.PROGRAM, f"{event.get('state')}{because('; '.join(event.get('reasons') or ()))}"
+    """accelerd as a whole: `change` says what of it."""
+    change, reason = event.get("change"), event.get("reason")
+    if change == "pin":
+        who, verb = event.get("who") or "a program", "holds it in memory" if event.get("hold") else "keeps it loaded"
+        return str(event.get("model")), f"{who} {verb}{because(reason)}" if event.get(
+            "pinned"
+        ) else f"{who} releases it"
+    if change == "yield":
+        given = event.get("yielded")
+        text = (
+            f"{given.get('what')} is yielded{because(given.get('why'))}" if given else "models may use all memory again"
+        )
+        return "yield", text
+    if change == "power":
+        return names.PROGRAM, f"saving power{because(reason)}" if reason else "no longer saving power"
+    if change == "configuration":
+        return names.PROGRAM, "a new configuration is in effect"
+    return names.PROGRAM, f"{event.get('state')}{because(event.get('degraded'))}"
 
 
 def of_other(event: Event) -> tuple[str, str]:
