@@ -21,16 +21,8 @@ from accelerd.engines.base import Endpoint
 from accelerd.instances import Supervisor
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
+from accelerd.scheduler import events as published
 from accelerd.scheduler.core import Core
-from accelerd.scheduler.events import (
-    HoldsDropped,
-    MemoryNotReturned,
-    ModelInUse,
-    ModelLoaded,
-    ModelsConfigured,
-    ModelTransition,
-    SystemResumed,
-)
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import Limits, Yielded
@@ -275,7 +267,7 @@ class Scheduler:
     ) -> None:
         """See Core.configure."""
         self._core.configure(entries, settings, limits, relaunch)
-        self._events.publish(ModelsConfigured())
+        self._events.publish(published.ModelsConfigured())
         self._rearm()
 
     def shutdown(self, *, keep: bool = False) -> None:
@@ -372,18 +364,18 @@ class Scheduler:
 
     def moved(self, record: Record, transition: Transition) -> None:
         spec, retry = record.spec, record.retry_at is not None
-        self._events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
+        self._events.publish(published.ModelTransition(spec, transition, record.instance, record.error, retry))
         if transition.after is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):
-            self._events.publish(ModelLoaded(spec, record.need, transition.at - record.started_at))
+            self._events.publish(published.ModelLoaded(spec, record.need, transition.at - record.started_at))
 
     def lost(self, residue: Residue) -> None:
-        self._events.publish(MemoryNotReturned(residue))
+        self._events.publish(published.MemoryNotReturned(residue))
 
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        self._events.publish(ModelInUse(spec, busy))
+        self._events.publish(published.ModelInUse(spec, busy))
 
     def holds_dropped(self, model: str, keys: tuple[str, ...], reason: str) -> None:
-        self._events.publish(HoldsDropped(model, keys, reason))
+        self._events.publish(published.HoldsDropped(model, keys, reason))
 
     def jitter(self) -> float:
         return random.random()
@@ -412,7 +404,7 @@ class Scheduler:
         slept = self._asleep() - self._slept
         if slept > SLEPT:
             self._slept += slept
-            self._events.publish(SystemResumed(slept))
+            self._events.publish(published.SystemResumed(slept))
             self._core.devices.slept()
 
     # --- readers ----------------------------------------------------------------------------------------------
