@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import gc
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.configure(arguments.log_level)
     except ValueError as error:
         parser.error(str(error))
+    gc.disable()  # until the daemon serves: what is loaded until then stays
     from accelerd.app import reap, serve  # after the command line is known to be right: --help need not load the daemon
 
     try:

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 MakeEngines = Callable[[Config], dict[str, Engine]]
 
+GC_AFTER = 1.0  # s from the start until the first collection
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
 
 
@@ -129,24 +130,24 @@ class Daemon:
         loop = asyncio.get_running_loop()
         keys = read_keys_of(self._config)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
-        parts.memory.start()
         self._apply(self._config, keys, await parts.models.forecasts(self._config))
         # Before anything else may be admitted: what is there already takes memory.
-        await parts.memory.look()
-        found = await parts.supervisor.survivors()
+        parts.memory.start()
+        _, found = await asyncio.gather(parts.memory.look(), parts.supervisor.survivors())
         adopted = take_over(found, self._config.models, parts.scheduler)
         parts.yielding.begin()
         await parts.supervisor.sweep_leftovers()
         await parts.upkeep.begin()
         await parts.listeners.open(parts.tcp, parts.unix)
         self._listening = [describe(sock) for sock in parts.tcp]
+        # What needs D-Bus begins after the listeners: no request waits for it.
+        parts.events.publish(ConfigApplied(self._config))
         parts.desk.begin()
         await parts.desk.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        gc.collect()
-        gc.freeze()  # what exists now stays: later collections need not look at it
+        loop.call_later(GC_AFTER, collect_garbage)
         for problem in self._problems:
             log.warning("%s", problem)
         text = f"accelerd {__version__} serves {', '.join(self._listening)}"
@@ -236,6 +237,7 @@ class Daemon:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
         self._parts.engines.update(self._make_engines(config))
         self._apply(config, keys, await self._parts.models.forecasts(config), changes.relaunch)
+        self._parts.events.publish(ConfigApplied(config))
         self._config, self._problems = config, problems
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
@@ -251,7 +253,6 @@ class Daemon:
         parts.gateway.configure(config.server, keys, config.models.values(), config.routes.values())
         parts.listeners.configure(config.server)
         self._generation += 1
-        parts.events.publish(ConfigApplied(config))
         parts.models.configure(config, forecasts, relaunch)
 
     # --- end --------------------------------------------------------------------------------------------------
@@ -357,6 +358,13 @@ class Daemon:
         roots = self._parts.roots
         _, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
         return problems
+
+
+def collect_garbage() -> None:
+    """Once, when the start is over: what exists then stays, and later collections need not look at it."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _shutting_down() -> AccelError:

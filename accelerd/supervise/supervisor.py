@@ -177,14 +177,15 @@ class ProcessSupervisor(Supervisor):
         records = await asyncio.to_thread(house.records.read_all)
         kept = [record.kept for record in records if record.kept.mark.instance in spared]
         unwanted = [record.kept for record in records if record.kept.mark.instance not in spared]
-        count = len(await asyncio.to_thread(house.table.owned, self._owner, spared))
+        count = len(await asyncio.to_thread(house.table.owned, self._owner, spared)) if unwanted else 0
         await asyncio.gather(*(end_kept(house.homes, one, house.limits) for one in unwanted))
-        if await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared):
+        swept = await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared)
+        if swept:
             await self._tidy(spared)  # they were of no record: what else there is of them is not known
         sockets = {one.unix for one in kept if one.unix is not None}
         await asyncio.to_thread(remove_sockets, house.roots.instances, sockets)
         await asyncio.to_thread(remove_files, house.roots.instances, spared)
-        return count
+        return count or swept
 
     async def _tidy(self, spared: Collection[str]) -> None:
         for home in self._house.homes.values():

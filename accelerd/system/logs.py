@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from aiohttp.http_exceptions import HttpProcessingError
-
 from accelerd.base import names
 from accelerd.base.ports import Clock, SystemClock
 from accelerd.system.journal import JOURNAL_SOCKET, JournalClient, JournalHandler, is_journal_stream
@@ -87,6 +85,8 @@ class PeerLimit(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return True
+        from aiohttp.http_exceptions import HttpProcessingError  # this record comes from aiohttp: it is loaded
+
         malformed = isinstance(error, HttpProcessingError)
         peer = (
             str(record.args[0]) if isinstance(record.args, tuple) and record.args and record.args[0] else "local client"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 import msgspec
 
 from accelerd.engines.base import Endpoint
 from accelerd.tuning.search import Series
+
+if TYPE_CHECKING:
+    import aiohttp  # loaded with the first measurement: it is large
 
 PATIENCE: Final = 1800.0  # s for one request: a large model on a slow processor takes minutes
 PROSE: Final = (
@@ -67,6 +69,8 @@ async def measure(endpoint: Endpoint, secret: str, load: Load, step: Callable[[i
 
 
 def _session(endpoint: Endpoint, secret: str) -> aiohttp.ClientSession:
+    import aiohttp
+
     connector = aiohttp.UnixConnector(endpoint.unix) if endpoint.unix else aiohttp.TCPConnector()
     return aiohttp.ClientSession(
         "http://localhost" if endpoint.unix else f"http://127.0.0.1:{endpoint.port}",
@@ -98,6 +102,8 @@ async def _complete(session: aiohttp.ClientSession, prompt: list[int], answer: i
 
 
 async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    import aiohttp
+
     try:
         async with session.post(
             path, data=msgspec.json.encode(body), headers={"Content-Type": "application/json"}

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
 API: Final = "/api/v1"
 LIVE: Final = "/live"  # answers without a key
 QUICK: Final = 2.0  # s for an answer that costs nothing
@@ -108,6 +106,8 @@ class LemonadeClient:
     """One server. To be made on a running loop, and closed."""
 
     def __init__(self, address: Address) -> None:
+        import aiohttp
+
         self.address = address
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {address.key}"} if address.key else {},
@@ -158,6 +158,8 @@ class LemonadeClient:
     async def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, within: float | None
     ) -> dict[str, Any]:
+        import aiohttp
+
         if self._session.closed:
             raise Unreachable("the server was ended")
         timeout = aiohttp.ClientTimeout(total=within, sock_connect=QUICK)

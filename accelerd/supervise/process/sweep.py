@@ -118,6 +118,8 @@ async def sweep_leftovers(
     """
     left = await asyncio.to_thread(table.owned, owner, spared)
     count = len(left)
+    if not count:
+        return 0
     for process in left:
         _log_leftover(process, "SIGTERM: it belongs to an earlier run of this daemon")
     look = partial(table.owned, owner, spared)
