@@ -11,21 +11,16 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import DegradationChanged, EventStream
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
-from accelerd.bus.desk import BusService, ControlApi
 from accelerd.bus.exporter import make_exporter
+from accelerd.bus.service import BusService
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import ConfigApplied
-from accelerd.control.devices import DeviceRoutes
-from accelerd.control.evict import Evicting
-from accelerd.control.fit import FitRoutes
+from accelerd.control.api import ControlApi
+from accelerd.control.http import HttpControl
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
-from accelerd.control.operations import rescanning
 from accelerd.control.remembered import StateStore
-from accelerd.control.routes import Control
-from accelerd.control.toolboxes import ToolboxRoutes
 from accelerd.control.tuning_runs import TuningRuns
-from accelerd.control.yield_memory import MemoryRoutes
 from accelerd.daemon import Daemon, Parts
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper
@@ -193,7 +188,7 @@ def build(
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     gateway = Gateway(clock, scheduler, engines, events)
     exporter = session_exporter(buses.session, events)
-    desk = BusService(exporter, clock, scheduler, model_info, devices.current, str(roots.runtime), events)
+    desk = BusService(exporter, scheduler, devices.current, str(roots.runtime))
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -225,34 +220,26 @@ def build(
         buses=buses,
     )
     daemon = Daemon(parts, config, [*problems], make_engines)
-    looks = DeviceRoutes(devices, DeviceObserver(roots, clock), scheduler, model_info, clock_boost.owner)
-    fit = FitRoutes(
-        scheduler,
-        scheduler.ledger,
-        memory.look,
-        model_info.learned,
-        lambda spec: model_info.forecast(spec, ask=True),
-        yielded=yielding.report,
-        degraded=lambda: memory.degraded,
-    )
-    giving = MemoryRoutes(yielding, scheduler)
-    boxes = ToolboxRoutes(upkeep)
-    routes = {**boxes.routes, **looks.routes, **giving.routes, **fit.routes}
-    gateway.control = control = Control(scheduler, model_info, daemon, trials, gateway.router, routes, conflicts)
-    evicting = Evicting(scheduler, devices.current)
     api = ControlApi(
-        answers={**control.answers, **looks.answers, **fit.answers, **boxes.answers},
-        actions={**control.actions, **fit.actions, **boxes.actions},
-        operations={
-            **control.operations,
-            **giving.operations,
-            **boxes.operations,
-            **evicting.operations,
-            "rescan": rescanning(devices.rescan),
-        },
-        check_evict=evicting.check,
-        what_yields=lambda: yielding.what,
+        clock=clock,
+        events=events,
+        scheduler=scheduler,
+        processes=model_info,
+        router=gateway.router,
+        daemon=daemon,
+        tuning=trials,
+        devices=devices,
+        observer=DeviceObserver(roots, clock),
+        yielding=yielding,
+        upkeep=upkeep,
+        look=memory.look,
+        learned=model_info.learned,
+        forecast=partial(model_info.forecast, ask=True),
+        memory_degraded=lambda: memory.degraded,
+        level_owner=clock_boost.owner,
+        conflicts=conflicts,
     )
+    gateway.control = HttpControl(api)
     desk.attach(daemon, api)
     return daemon
 

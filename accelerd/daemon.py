@@ -22,10 +22,11 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged, EventStream
 from accelerd.base.ports import Clock, Roots
-from accelerd.bus.desk import BusService
+from accelerd.bus.service import BusService
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
 from accelerd.control.remembered import StateStore
+from accelerd.control.status import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.devices.watch import DeviceWatch
 from accelerd.engines.base import Engine
@@ -314,25 +315,22 @@ class Daemon:
         """One line for people."""
         return self._parts.status_line.text()
 
-    def overview(self) -> dict[str, Any]:
-        """The part of `status` that is not about models, see docs/control.md."""
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime": self._parts.clock.monotonic() - self._began,
-            "state": self.state,
-            "status": self.status(),
-            "listen": self._listening,
-            "config": {"files": list(self._config.files), "problems": [p.as_dict() for p in self._problems]},
-            "yielded": self._parts.yielding.report(),
-            "performance": self._parts.clock_boost.report(),
-            "desktop": {
-                "sleep": self._parts.sleep.report(),
-                "saving": self._parts.power.reason or None,
-                "notifications": self._parts.notifications.report(),
-            },
-            "degraded": "; ".join(self.degraded()) or None,
-        }
+    def overview(self) -> DaemonStatus:
+        """The part of `status` that is not about models."""
+        parts = self._parts
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            uptime=parts.clock.monotonic() - self._began,
+            state=self.state,
+            status=self.status(),
+            listen=self._listening,
+            config=ConfigStatus(list(self._config.files), list(self._problems)),
+            yielded=parts.yielding.report(),
+            performance=parts.clock_boost.report(),
+            desktop=DesktopStatus(parts.sleep.report(), parts.power.reason or None, parts.notifications.report()),
+            degraded="; ".join(self.degraded()) or None,
+        )
 
     @property
     def state(self) -> str:

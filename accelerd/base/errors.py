@@ -63,6 +63,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "pin_not_found": ErrorKind(404, "NoSuchPin"),  # already ended, or owned by another client
     "pin_conflict": ErrorKind(409, "PinConflict"),  # the models that are already pinned leave too little memory
     "too_many_pins": ErrorKind(429, "LimitsExceeded"),
+    "canceled": ErrorKind(409, "Canceled", True),  # a job that a client canceled
     "not_supported": ErrorKind(405, "NotSupported"),
     "too_many_calls": ErrorKind(429, "LimitsExceeded", True),  # in progress for one client or for all clients
     # control

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from accelerd.base.errors import AccelError
 from accelerd.base.names import BUS_JOB
+from accelerd.bus.manager import Methods
 from accelerd.bus.paths import error_name, job_path
-from accelerd.bus.port import Bus, Call
 from accelerd.control.jobs import Job, Jobs
-
-ENDLESS: Final = frozenset({"reload", "resume", "rescan"})  # kinds that are carried out whatever becomes of the job
+from accelerd.system.dbus.port import Bus, Call
 
 
 class JobObjects:
     """`subject(job)`: the path of what the job is about."""
 
-    def __init__(self, bus: Bus, jobs: Callable[[], Jobs], subject: Callable[[Job], str]) -> None:
+    def __init__(self, bus: Bus, jobs: Jobs, methods: Methods, subject: Callable[[Job], str]) -> None:
         self._bus = bus
         self._jobs = jobs
+        self._methods = methods
         self._subject = subject
 
     def show(self, job: Job) -> None:
@@ -41,7 +40,7 @@ class JobObjects:
     def update(self, job: Job) -> None:
         self._bus.update(job_path(job.id), BUS_JOB, self._changing(job))
 
-    def told(self, job: Job, event: Mapping[str, Any]) -> None:
+    def told(self, job: Job, event: Any) -> None:
         """One event of it."""
         text = msgspec.json.encode(event).decode()
         self._bus.signal(job_path(job.id), BUS_JOB, "Event", (text,))
@@ -61,14 +60,9 @@ class JobObjects:
         }
 
     async def _called(self, id: int, call: Call) -> tuple[Any, ...]:
-        jobs = self._jobs()
         if call.method == "Cancel":
-            job = jobs.find(id)
-            if job.kind in ENDLESS and job.finished is None:
-                raise AccelError("not_supported", f"a {job.kind} cannot be ended early")
-            jobs.cancel(id)
-            return ()
-        job = await jobs.wait(id)
+            return await self._methods.perform(call.sender, "Cancel", id)
+        job = await self._jobs.wait(id)
         if job.error is not None and job.result in ("failed", "timeout"):
             raise job.error
         return (job.result,)

@@ -1,247 +1,194 @@
-"""The Manager on the bus: its methods ask the scheduler, the jobs and the looks that the control socket has too.
+"""The methods of the Manager, the models and the devices on the bus: each is an operation of the control API.
 
-What takes long is a job at once; what is wrong is refused before anything happens. Keeps nothing.
+Owns which method is which operation and how arguments and answers are translated. What an operation does not accept is
+refused by the operation. Keeps nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import BUS_NO_OBJECT
-from accelerd.bus.launcher import Launcher
-from accelerd.bus.options import flags, options
 from accelerd.bus.paths import device_path, job_path, model_path
-from accelerd.bus.port import Call, Variant
 from accelerd.config.problems import Problem
-from accelerd.control.jobs import Job
-from accelerd.control.operations import Answer, Query
-from accelerd.scheduler.record import Snapshot
+from accelerd.control.api import ControlApi
+from accelerd.devices.model import Device
+from accelerd.system.dbus.port import Call, Handler, Variant
 
-TOPICS: Final[dict[str, frozenset[str]]] = {  # what may be asked, and with which arguments
-    "status": frozenset(),
-    "explain": frozenset({"model"}),
-    "memory": frozenset(),
-    "memory/learned": frozenset(),
-    "fit": frozenset({"model"}),
-    "devices": frozenset(),
-    "toolboxes": frozenset(),
-    "logs": frozenset({"model", "lines"}),
+Given = dict[str, Any]  # keys of a request, as `parse` takes them
+Options = Mapping[str, Any]
+
+MODES: Final = {"drain": False, "now": True}  # of UnloadModel: whether running requests are ended
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method carries out an operation: its arguments as the request's, the answer as its out arguments."""
+
+    operation: str
+    given: Callable[..., Given]
+    out: Callable[[Any], tuple[Any, ...]]
+
+
+def _job(job: Any) -> tuple[str]:
+    return (job_path(job.id),)
+
+
+def _nothing(answer: Any) -> tuple[()]:
+    return ()
+
+
+def _merge(options: Options, **arguments: Any) -> Given:
+    for key in arguments:
+        if key in options:
+            raise AccelError("bad_request", f"there is no option {key!r}: it is an argument", param=key)
+    return {**options, **arguments}
+
+
+def _one_or_all(name: str) -> Given:
+    return {"model": name} if name else {"all": True}
+
+
+def _unload(name: str, mode: str, options: Options) -> Given:
+    if mode not in MODES:
+        raise AccelError("bad_request", f"the mode must be drain or now, not {mode[:20]!r}", param="mode")
+    return _merge(options, model=name, force=MODES[mode])
+
+
+def _yield(options: Options) -> Given:
+    """Times on the bus are microseconds."""
+    given = dict(options)
+    if "for" in given:
+        raise AccelError("bad_request", "there is no option 'for': it is for-usec", param="for")
+    if "for-usec" in given:
+        microseconds = given.pop("for-usec")
+        if type(microseconds) is not int:
+            raise AccelError("bad_request", "for-usec must be a number of microseconds", param="for-usec")
+        given["for"] = microseconds / 1e6
+    return given
+
+
+def _claim(name: str, reason: str, application_id: str, options: Options) -> Given:
+    return _merge(options, model=name, reason=reason, **{"application-id": application_id})
+
+
+def _cookie(cookie: int) -> Given:
+    return {"cookie": cookie}
+
+
+def _toolbox(name: str) -> Given:
+    return {"name": name}
+
+
+def _lines(model: str, lines: int) -> Given:
+    """0: as many as usual."""
+    return {"model": model, "lines": lines} if lines else {"model": model}
+
+
+METHODS: Final = {
+    "LoadModel": Method("load", lambda name, options: _merge(options, model=name), _job),
+    "UnloadModel": Method("unload", _unload, _job),
+    "Evict": Method("evict", lambda size, device, options: _merge(options, bytes=size, device=device), _job),
+    "YieldMemory": Method("yield", _yield, _job),
+    "Resume": Method("resume", lambda options: dict(options), _job),
+    "Reload": Method("reload", lambda options: dict(options), _job),
+    "Rescan": Method("rescan", lambda options: dict(options), _job),
+    "Tune": Method("tune", lambda name, options: _merge(options, model=name), _job),
+    "RefreshToolbox": Method("toolbox/refresh", lambda name, options: _merge(options, name=name), _job),
+    "CheckConfig": Method("config/check", dict, lambda answer: ([_problem(one) for one in answer.problems],)),
+    "PinModel": Method("pin", _claim, lambda answer: (answer.cookie,)),
+    "HoldModel": Method("hold", _claim, lambda answer: (answer.cookie,)),
+    "Unpin": Method("unpin", _cookie, _nothing),
+    "Release": Method("unpin", _cookie, _nothing),
+    "ResetFailed": Method("reset", _one_or_all, _nothing),
+    "ForgetMemory": Method("memory/forget", _one_or_all, lambda answer: (answer.forgotten,)),
+    "PinToolbox": Method("toolbox/pin", _toolbox, lambda answer: (answer.pinned,)),
+    "UnpinToolbox": Method("toolbox/unpin", _toolbox, lambda answer: (answer.was or "",)),
+    "GetOutput": Method("logs", _lines, lambda answer: (answer.lines,)),
+    "Cancel": Method("job/cancel", lambda id: {"id": id}, _nothing),
 }
-LONGEST_YIELD: Final = 366 * 86400 * 10**6  # µs
-TEXT_MOST: Final = 256  # characters of a reason, an application's id
+"""By the method's name; the Manager has all but those that belong to another object: Rescan, GetOutput, Cancel."""
 
 
-class Models(Protocol):
-    """The scheduler, as far as this room asks it."""
-
-    def snapshot(self, name: str) -> Snapshot: ...
-    def snapshots(self) -> list[Snapshot]: ...
-
-
-class Pins(Protocol):
-    """Who keeps models."""
-
-    def pin(self, model: str, reason: str, application_id: str, owner: str, *, hold: bool) -> int:
-        """A cookie. AccelError."""
-        ...
-
-    def unpin(self, cookie: int, owner: str) -> None:
-        """AccelError pin_not_found."""
-        ...
-
-    def owner_gone(self, owner: str) -> None: ...
-
-
-class Manager:
-    """See the module's text."""
+class Methods:
+    """Carries out calls. `devices()`: those on the bus."""
 
     def __init__(
         self,
-        launcher: Launcher,
-        models: Models,
-        pins: Pins,
-        answers: Mapping[str, Answer],
-        actions: Mapping[str, Answer],
-        devices: Callable[[], Sequence[str]],
-        problems: Callable[[], Awaitable[Sequence[Problem]]],
-        check_evict: Callable[[Query], object],
+        api: ControlApi,
+        devices: Callable[[], tuple[Device, ...]],
         watch: Callable[[str, Callable[[str], None]], None],
     ) -> None:
-        """`devices()`: ids; `problems()`: of the configuration on disk; `check_evict` raises where it cannot be done;
-        `watch(client, gone)`: see Bus."""
-        self._launcher = launcher
-        self._models = models
-        self._pins = pins
-        self._answers = answers
-        self._actions = actions
+        """`watch(client, gone)`: see Bus."""
+        self._api = api
         self._devices = devices
-        self._problems = problems
-        self._check_evict = check_evict
         self._watch = watch
-        self._methods: dict[str, Callable[..., Awaitable[tuple[Any, ...]]]] = {
-            "GetModel": self._get_model,
-            "GetDevice": self._get_device,
-            "LoadModel": self._load_model,
-            "UnloadModel": self._unload_model,
-            "Evict": self._evict,
-            "YieldMemory": self._yield_memory,
-            "Resume": self._resume,
-            "CheckConfig": self._check_config,
-            "Reload": self._reload,
-            "ResetFailed": self._reset_failed,
-            "ForgetMemory": self._forget_memory,
-            "Tune": self._tune,
-            "RefreshToolbox": self._refresh_toolbox,
-            "PinToolbox": self._pin_toolbox,
-            "UnpinToolbox": self._unpin_toolbox,
-            "Query": self._query,
-        }
+        self.claimants: set[str] = set()  # clients that have made claims
 
-    async def handler(self, call: Call) -> tuple[Any, ...]:
-        if call.method in ("PinModel", "HoldModel"):
-            return await self._pin(call.sender, call.method == "HoldModel", *call.args)
-        if call.method in ("Unpin", "Release"):
-            self._pins.unpin(call.args[0], call.sender)
-            return ()
-        return await self._methods[call.method](*call.args)
+    async def manager(self, call: Call) -> tuple[Any, ...]:
+        """A method of the Manager."""
+        if call.method == "Query":
+            return (await self._query(call.args[0], call.args[1], call.sender),)
+        if call.method == "GetModel":
+            return (model_path(self._api.names.find(call.args[0]).spec.name),)
+        if call.method == "GetDevice":
+            id = call.args[0]
+            return (device_path(self._device(lambda device: device.id == id, id)),)
+        if call.method == "Evict":
+            size, path, options = call.args[0], call.args[1], call.args[2]
+            device = "" if path == BUS_NO_OBJECT else self._device(lambda one: device_path(one.id) == path, path)
+            return await self.perform(call.sender, "Evict", size, device, options)
+        return await self.perform(call.sender, call.method, *call.args)
 
-    # --- for models and devices as well -----------------------------------------------------------------------
+    def of_model(self, name: str) -> Handler:
+        """The methods of one model."""
+        methods = {"Load": "LoadModel", "Unload": "UnloadModel", "ResetFailed": "ResetFailed", "GetOutput": "GetOutput"}
 
-    def load(self, name: str, given: Mapping[str, Any]) -> Job:
-        """A job that has the model loaded, or the one that does so already. AccelError."""
-        name = self._name(name)
-        found = options(given, allow_evict=bool)
-        evict = "1" if found.get("allow-evict", True) else "0"
-        return self._launcher.start("load", name, "load", {"model": name, "evict": evict}, key=f"load {name}")
+        async def handler(call: Call) -> tuple[Any, ...]:
+            return await self.perform(call.sender, methods[call.method], name, *call.args)
 
-    def unload(self, name: str, mode: str, given: Mapping[str, Any]) -> Job:
-        name = self._name(name)
-        options(given)
-        if mode not in ("drain", "now"):
-            raise AccelError("bad_request", f"the mode must be drain or now, not {mode[:20]!r}", param="mode")
-        query = {"model": name, "force": "1" if mode == "now" else "0"}
-        return self._launcher.start("unload", name, "unload", query, key=f"unload {mode} {name}")
+        return handler
 
-    def rescan(self) -> Job:
-        return self._launcher.start("rescan", "", "rescan", {}, key="rescan")
+    async def of_device(self, call: Call) -> tuple[Any, ...]:
+        """The methods of a device."""
+        return await self.perform(call.sender, "Rescan", *call.args)
 
-    async def reset(self, name: str) -> None:
-        """Forget the failures of a model. AccelError."""
-        await self._actions["reset"]({"model": name})
+    async def perform(self, sender: str, name: str, *arguments: Any) -> tuple[Any, ...]:
+        """Carry out a method's operation. AccelError."""
+        method = METHODS[name]
+        operation = self._api.operations[method.operation]
+        given = method.given(*arguments)
+        if operation.kind == "job":
+            return method.out(await self._api.start(operation.name, given, sender))
+        answer = await self._api.call(operation.name, given, sender)
+        if operation.kind == "claim":
+            self.claimants.add(sender)
+            self._watch(sender, self._gone)
+        return method.out(answer)
 
-    # --- finding ----------------------------------------------------------------------------------------------
+    def _gone(self, sender: str) -> None:
+        self.claimants.discard(sender)
+        self._api.pins.owner_gone(sender)
 
-    async def _get_model(self, name: str) -> tuple[str]:
-        return (model_path(self._name(name)),)
+    def _device(self, wanted: Callable[[Device], bool], shown: str) -> str:
+        """Its id. AccelError device_not_found."""
+        for device in self._devices():
+            if wanted(device):
+                return device.id
+        raise AccelError("device_not_found", f"there is no device {shown[:80]!r}", param="device")
 
-    async def _get_device(self, id: str) -> tuple[str]:
-        if id not in self._devices():
-            raise AccelError("device_not_found", f"there is no device {id[:60]!r}", param="id")
-        return (device_path(id),)
-
-    def _name(self, name: str) -> str:
-        """As configured. AccelError model_not_found."""
-        return self._models.snapshot(name).spec.name
-
-    # --- jobs -------------------------------------------------------------------------------------------------
-
-    async def _load_model(self, name: str, given: Mapping[str, Any]) -> tuple[str]:
-        return _path(self.load(name, given))
-
-    async def _unload_model(self, name: str, mode: str, given: Mapping[str, Any]) -> tuple[str]:
-        return _path(self.unload(name, mode, given))
-
-    async def _evict(self, size: int, device: str, given: Mapping[str, Any]) -> tuple[str]:
-        query = flags(given, "busy") | {"bytes": str(size)}
-        id = ""
-        if device != BUS_NO_OBJECT:
-            id = next((id for id in self._devices() if device_path(id) == device), "")
-            if not id:
-                raise AccelError("device_not_found", f"there is no device {device[:80]}", param="device")
-            query["device"] = id
-        self._check_evict(query)
-        return _path(self._launcher.start("evict", id, "evict", query))
-
-    async def _yield_memory(self, given: Mapping[str, Any]) -> tuple[str]:
-        found = options(given, for_usec=int, now=bool, all=bool)
-        query = {key: "1" for key in ("now", "all") if found.get(key)}
-        if (time := found.get("for-usec")) is not None:
-            if not 0 < time <= LONGEST_YIELD:
-                text = "for-usec must be more than 0 microseconds and at most a year"
-                raise AccelError("bad_request", text, param="for-usec")
-            query["for"] = repr(time / 1e6)
-        return _path(self._launcher.start("yield", "", "yield", query))
-
-    async def _resume(self, given: Mapping[str, Any]) -> tuple[str]:
-        options(given)
-        return _path(self._launcher.start("resume", "", "resume", {}))
-
-    async def _reload(self, given: Mapping[str, Any]) -> tuple[str]:
-        options(given)
-        return _path(self._launcher.start("reload", "", "reload", {}))
-
-    async def _tune(self, name: str, given: Mapping[str, Any]) -> tuple[str]:
-        name = self._name(name)
-        query = flags(given, "quick", "force") | {"model": name}
-        return _path(self._launcher.start("tune", name, "tune", query))
-
-    async def _refresh_toolbox(self, name: str, given: Mapping[str, Any]) -> tuple[str]:
-        query = flags(given, "force") | {"name": name}
-        return _path(self._launcher.start("refresh", name, "toolbox/refresh", query))
-
-    # --- at once ----------------------------------------------------------------------------------------------
-
-    async def _pin(
-        self, sender: str, hold: bool, name: str, reason: str, application_id: str, given: Mapping[str, Any]
-    ) -> tuple[int]:
-        options(given)
-        self._launcher.refuse_when_draining()
-        name = self._name(name)
-        if not reason.strip():
-            raise AccelError("bad_request", "a reason must be given, for people to read", param="reason")
-        for param, text in (("reason", reason), ("application_id", application_id)):
-            if len(text) > TEXT_MOST or not text.isprintable():
-                what = f"{param} must be one printable line of at most {TEXT_MOST} characters"
-                raise AccelError("bad_request", what, param=param)
-        cookie = self._pins.pin(name, reason, application_id, sender, hold=hold)
-        self._watch(sender, self._pins.owner_gone)
-        return (cookie,)
-
-    async def _check_config(self) -> tuple[list[dict[str, Any]]]:
-        return ([_problem(problem) for problem in await self._problems()],)
-
-    async def _reset_failed(self, name: str) -> tuple[()]:
-        names = [self._name(name)] if name else [snapshot.spec.name for snapshot in self._models.snapshots()]
-        for one in names:
-            await self.reset(one)
-        return ()
-
-    async def _forget_memory(self, name: str) -> tuple[int]:
-        found = await self._actions["memory/forget"]({"model": name} if name else {"all": "1"})
-        return (found["forgotten"],)
-
-    async def _pin_toolbox(self, name: str) -> tuple[str]:
-        return ((await self._actions["toolbox/pin"]({"name": name}))["pinned"],)
-
-    async def _unpin_toolbox(self, name: str) -> tuple[str]:
-        return ((await self._actions["toolbox/unpin"]({"name": name}))["was"] or "",)
-
-    async def _query(self, topic: str, arguments: Mapping[str, str]) -> tuple[str]:
-        known = TOPICS.get(topic)
-        if known is None:
-            raise AccelError("not_found", f"there is no topic {topic[:60]!r}: there are {', '.join(TOPICS)}")
-        for key in arguments:
-            if key not in known:
-                raise AccelError("bad_request", f"{topic} has no argument {key[:60]!r}", param=key)
-        return (msgspec.json.encode(await self._answers[topic](dict(arguments))).decode(),)
-
-
-def _path(job: Job) -> tuple[str]:
-    return (job_path(job.id),)
+    async def _query(self, topic: str, arguments: Mapping[str, str], sender: str) -> str:
+        operation = self._api.operations.get(topic)
+        if operation is None or operation.kind != "look":
+            topics = ", ".join(one.name for one in self._api.operations.values() if one.kind == "look")
+            raise AccelError("not_found", f"there is no topic {topic[:60]!r}: there are {topics}", param="topic")
+        answer = await self._api.call(topic, arguments, sender, text=True)
+        return msgspec.json.encode(answer).decode()
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from accelerd.base.errors import AccelError
-from accelerd.base.events import DaemonStateChanged, DegradationChanged, EventStream
+from accelerd.base.events import DaemonStateChanged, DegradationChanged
 from accelerd.base.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
 from accelerd.bus import devices, models
-from accelerd.bus.devices import DeviceObjects
 from accelerd.bus.job_objects import JobObjects
-from accelerd.bus.models import ModelObjects
+from accelerd.bus.manager import Methods
 from accelerd.bus.paths import device_path, job_path, model_path
-from accelerd.bus.port import Bus, Handler
-from accelerd.control.jobs import Job, Jobs
-from accelerd.control.operations import Answer
+from accelerd.control.api import ControlApi
+from accelerd.control.devices import DeviceReport
+from accelerd.control.jobs import Job, JobChanged, JobForgotten, JobTold
 from accelerd.devices.model import Device
 from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.ledger import Ledger
@@ -39,6 +38,7 @@ from accelerd.scheduler.events import (
 )
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
+from accelerd.system.dbus.port import Bus
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -68,29 +68,26 @@ class Tree:
     def __init__(
         self,
         bus: Bus,
+        api: ControlApi,
+        methods: Methods,
         scheduler: Models,
         inventory: Callable[[], tuple[Device, ...]],
         own: Callable[[], dict[str, Any]],
-        jobs: Callable[[], Jobs],
-        look: Answer,
-        events: EventStream,
     ) -> None:
-        """`own()`: the Manager's properties but for its counts; `look`: GET /accelerd/v1/devices."""
+        """`own()`: the Manager's properties but for its counts."""
         self._bus = bus
+        self._api = api
+        self._methods = methods
         self._scheduler = scheduler
         self._inventory = inventory
         self._own = own
-        self._jobs = jobs
-        self._look = look
-        self._job_objects = JobObjects(bus, jobs, self._subject)
-        self._manager: Handler | None = None
-        self._model_objects: ModelObjects | None = None
-        self._device_objects: DeviceObjects | None = None
+        self._job_objects = JobObjects(bus, api.jobs, methods, self._subject)
+        self._shown = False
         self._shown_models: set[str] = set()
         self._shown_devices: set[str] = set()
         self._shown_jobs: set[int] = set()
         self._under_way: dict[str, list[Job]] = {}  # loads and unloads, by model, the oldest first
-        self._seen: dict[str, Mapping[str, Any]] = {}  # what the last look said, by device
+        self._seen: dict[str, DeviceReport] = {}  # what the last look said, by device
         self._moved: set[str] = set()  # models whose state has changed, and nobody knows yet
         self._later: dict[str, asyncio.TimerHandle] = {}  # models whose change waits for a job's end
         self._soon: asyncio.Handle | None = None
@@ -98,6 +95,10 @@ class Tree:
         self._ticked = -EVERY
         self._looking: asyncio.Task[None] | None = None
         self._looked = -LOOK_IDLE
+        events = api.events
+        events.subscribe(JobChanged, self.on_job_changed)
+        events.subscribe(JobTold, self.on_job_told)
+        events.subscribe(JobForgotten, self.on_job_forgotten)
         events.subscribe(ModelTransition, self.on_transition)
         for kind in (
             MemoryNotReturned, SystemResumed, ModelsConfigured, DevicesChanged, YieldChanged, PinChanged,
@@ -107,21 +108,22 @@ class Tree:
         for often in (ModelInUse, MemorySnapshot):
             events.subscribe(often, self.on_frequent_change)
 
-    def begin(self, manager: Handler, of_models: ModelObjects, of_devices: DeviceObjects) -> None:
+    def begin(self) -> None:
         """Show everything that is there; before the bus is started."""
-        self._manager, self._model_objects, self._device_objects = manager, of_models, of_devices
-        self._bus.publish(BUS_PATH, {BUS_MANAGER: self._own_values(self._snapshots())}, manager)
+        self._shown = True
+        self._bus.publish(BUS_PATH, {BUS_MANAGER: self._own_values(self._snapshots())}, self._methods.manager)
         self._refresh()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Tell nothing any more."""
-        self._manager = None
+        self._shown = False
         for handle in (self._soon, self._tick, *self._later.values()):
             if handle is not None:
                 handle.cancel()
         self._later.clear()
         if self._looking is not None:
             self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
 
     @property
     def idle(self) -> bool:
@@ -131,7 +133,7 @@ class Tree:
     # --- subscriptions ----------------------------------------------------------------------------------------
 
     def on_transition(self, event: ModelTransition) -> None:
-        if self._manager is None:
+        if not self._shown:
             return
         name = event.spec.name
         if not name.endswith(TRIAL_SUFFIX):
@@ -149,16 +151,13 @@ class Tree:
 
     def changed(self) -> None:
         """Something may be different: devices, a configuration, what is given up, what is degraded, pins."""
-        if self._soon is None and self._manager is not None:
+        if self._soon is None and self._shown:
             self._soon = asyncio.get_running_loop().call_soon(self._refresh)
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
-    def job_changed(self, job: Job) -> None:
-        """See Jobs. Nothing that goes wrong here is the job's trouble."""
-        self._guarded(lambda: self._show_job(job))
-
-    def _show_job(self, job: Job) -> None:
+    def on_job_changed(self, changed: JobChanged) -> None:
+        job = changed.job
         if job.id not in self._shown_jobs:
             self._shown_jobs.add(job.id)
             self._job_objects.show(job)
@@ -180,12 +179,12 @@ class Tree:
         subject = self._subject(job)
         self._bus.signal(BUS_PATH, BUS_MANAGER, "JobRemoved", (job.id, job_path(job.id), subject, job.result))
 
-    def job_told(self, job: Job, event: Mapping[str, Any]) -> None:
-        self._guarded(lambda: self._job_objects.told(job, event))
+    def on_job_told(self, told: JobTold) -> None:
+        self._job_objects.told(told.job, told.event)
 
-    def job_gone(self, job: Job) -> None:
-        self._shown_jobs.discard(job.id)
-        self._guarded(lambda: self._job_objects.remove(job))
+    def on_job_forgotten(self, forgotten: JobForgotten) -> None:
+        self._shown_jobs.discard(forgotten.job.id)
+        self._job_objects.remove(forgotten.job)
 
     def job_of(self, model: str) -> Job | None:
         """The load or unload of the model that is under way: the one that was wanted last."""
@@ -205,7 +204,7 @@ class Tree:
         self.changed()
 
     def _often(self) -> None:
-        if self._tick is None and self._manager is not None:
+        if self._tick is None and self._shown:
             loop = asyncio.get_running_loop()
             self._tick = loop.call_later(max(0.0, self._ticked + EVERY - loop.time()), self._due)
 
@@ -223,8 +222,8 @@ class Tree:
 
     async def _look_at_devices(self) -> None:
         try:
-            answer = await self._look({})
-            self._seen = {device["id"]: device for device in answer["devices"]}
+            found = await self._api.call("devices", {}, "")
+            self._seen = {device.id: device for device in found.devices}
         except AccelError as error:
             log.debug("devices are not shown in full: %s", error.message)
             self._seen = {}
@@ -239,7 +238,7 @@ class Tree:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        if self._manager is None:
+        if not self._shown:
             return
         self._guarded(lambda: self._mirror(often=often))
         if not often:
@@ -261,47 +260,56 @@ class Tree:
         """A model alone, which may have gone."""
         for snapshot in self._snapshots():
             if snapshot.spec.name == name:
-                self._mirror_model(snapshot, often=False)
+                self._mirror_model(snapshot, self._pinned(), self._device_ids(), often=False)
 
     def _mirror_models(self, snapshots: Iterable[Snapshot], *, often: bool) -> None:
-        assert self._model_objects is not None
+        pinned, known = self._pinned(), self._device_ids()
         there = set()
         for snapshot in snapshots:
             name = snapshot.spec.name
             there.add(name)
             if name not in self._shown_models:
-                values = self._model_objects.properties(snapshot)
-                self._bus.publish(model_path(name), {BUS_MODEL: values}, self._model_objects.handler(name))
+                values = self._model_values(snapshot, pinned, known)
+                self._bus.publish(model_path(name), {BUS_MODEL: values}, self._methods.of_model(name))
             elif name not in self._later:
-                self._mirror_model(snapshot, often=often)
+                self._mirror_model(snapshot, pinned, known, often=often)
         for name in self._shown_models - there:
             self._bus.remove(model_path(name))
             self._moved.discard(name)
         self._shown_models = there
 
-    def _mirror_model(self, snapshot: Snapshot, *, often: bool) -> None:
-        assert self._model_objects is not None
-        name, values = snapshot.spec.name, self._model_objects.properties(snapshot)
+    def _mirror_model(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str], *, often: bool) -> None:
+        name, values = snapshot.spec.name, self._model_values(snapshot, pinned, known)
         if name in self._moved:
             self._moved.discard(name)
             self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
         else:
             self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
 
+    def _model_values(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str]) -> dict[str, Any]:
+        used = sum(snapshot.used.values()) if snapshot.instance is not None else None
+        status, name = self._api.status.model_status(snapshot, used), snapshot.spec.name
+        return models.properties(status, snapshot, self.job_of(name), pinned=name in pinned, devices=known)
+
+    def _pinned(self) -> frozenset[str]:
+        """Models that clients want loaded."""
+        return frozenset(pin.model for pin in self._api.pins.all() if not pin.hold)
+
+    def _device_ids(self) -> frozenset[str]:
+        return frozenset(device.id for device in self._inventory())
+
     def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
-        assert self._device_objects is not None
         if all(snapshot.instance is None for snapshot in snapshots):
             self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
         balances = {balance.pool.id: balance for balance in self._scheduler.ledger().balances()}
         there = set()
         for device in self._inventory():
             there.add(device.id)
-            seen = self._seen.get(device.id, {})
-            values = self._device_objects.properties(device, balances, snapshots, seen)
+            values = devices.properties(device, balances, snapshots, self._seen.get(device.id))
             if device.id in self._shown_devices:
                 self._update(device_path(device.id), BUS_DEVICE, values, devices.CONSTANT, devices.OFTEN, often)
             else:
-                self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._device_objects.handler())
+                self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._methods.of_device)
         for id in self._shown_devices - there:
             self._bus.remove(device_path(id))
         self._shown_devices = there
@@ -326,5 +334,5 @@ class Tree:
         return [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]
 
     def _own_values(self, snapshots: Iterable[Snapshot]) -> dict[str, Any]:
-        jobs = sum(job.finished is None for job in self._jobs().all())
+        jobs = sum(job.finished is None for job in self._api.jobs.all())
         return {**self._own(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}

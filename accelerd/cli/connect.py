@@ -60,7 +60,8 @@ class DaemonClient:
         return self._json("GET", route, query, timeout)
 
     def post(self, route: str, *, timeout: float | None = None, **query: Any) -> dict[str, Any]:
-        return self._json("POST", route, query, timeout)
+        answer = self._json("POST", route, query, timeout)
+        return {key: value for key, value in answer.items() if key not in ("event", "elapsed")}
 
     def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]:
         """The NDJSON events of a long operation, each as it arrives; the last one is never "progress"."""

@@ -56,7 +56,9 @@ class LocalMachine:
         return self._inventory.scan()
 
     def look(self) -> dict[str, Any]:
-        """As GET /accelerd/v1/memory, with all memory counted as other programs', and no models."""
+        """As GET /accelerd/v1/memory: with all memory counted as other programs', and no models."""
+        import msgspec
+
         from accelerd.memory.ledger import Ledger
         from accelerd.memory.report import report
 
@@ -64,7 +66,7 @@ class LocalMachine:
         untold = "; ".join(f"{id}: {why}" for id, why in self._meter.untold.items())
         return {
             "source": "direct",
-            **report(Ledger(seen.pools), seen),
+            **msgspec.to_builtins(report(Ledger(seen.pools), seen)),
             "waiting": [],
             "yielded": None,
             "degraded": f"unknown: {untold}" if untold else None,

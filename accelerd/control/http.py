@@ -1,73 +1,147 @@
-"""Carries looks and operations over HTTP: JSON, and JSON lines for as long as the client listens."""
+"""The control API over HTTP: /accelerd/v1 on the unix socket, as docs/control.md describes it.
+
+An adapter: the query string becomes the request of an operation, its answer JSON; a job's events are JSON lines for as
+long as the client listens. Never served on a TCP port. Holds no operation.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
 
 from accelerd.base.errors import AccelError
-from accelerd.control.operations import Answer, Event, Events, Operation, Query
-from accelerd.gateway.control_server import json_response
+from accelerd.base.events import DaemonState, DaemonStateChanged
+from accelerd.base.names import CONTROL_PREFIX
+from accelerd.control.api import ControlApi
+from accelerd.control.jobs import Job
+from accelerd.control.models import Claimed
+from accelerd.control.operations import Operation, parse
+from accelerd.control.status import LogsRequest
+from accelerd.policy.pins import PinChanged, PinEnd
 
-Route = Callable[[web.BaseRequest, Query], Awaitable[web.StreamResponse]]
-Routes = dict[tuple[str, str], Route]
+OWNER: Final = "the control socket"
+METHODS: Final = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST"}
+NDJSON: Final = "application/x-ndjson"
 
-
-def looks(answers: Mapping[str, Answer]) -> Routes:
-    """A GET route for each."""
-    return {("GET", f"/{topic}"): look(answer) for topic, answer in answers.items()}
-
-
-def doings(actions: Mapping[str, Answer]) -> Routes:
-    """A POST route for each of what is done at once."""
-    return {("POST", f"/{name}"): look(action) for name, action in actions.items()}
-
-
-def look(answer: Answer) -> Route:
-    """Answers with JSON."""
-
-    async def route(request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        return json_response(await answer(query))
-
-    return route
+Query = dict[str, str]
 
 
-def streams(operations: Mapping[str, Operation]) -> Routes:
-    """A POST route for each."""
-    return {("POST", f"/{name}"): stream(operation) for name, operation in operations.items()}
+class ClaimEnded(msgspec.Struct, tag="ended", tag_field="event"):
+    """The last event of a claim that ends before its client goes."""
+
+    cause: PinEnd
 
 
-def stream(operation: Operation) -> Route:
-    """Answers with its events, a JSON object a line; gives it up when the client has gone."""
+class HttpControl:
+    """Callable as the gateway's control hook: (request, path) → response, or None for paths that are not its own."""
 
-    async def route(request: web.BaseRequest, query: Query) -> web.StreamResponse:
-        return await carry(request, await operation(query))
+    def __init__(self, api: ControlApi) -> None:
+        self._api = api
 
-    return route
+    async def __call__(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
+        if not path.startswith(CONTROL_PREFIX + "/"):
+            return None
+        _check_peer(request)
+        operation = self._api.operations.get(path[len(CONTROL_PREFIX) + 1 :])
+        if operation is None:
+            raise AccelError("not_found", f"there is no control route {path[:200]!r}")
+        method = METHODS[operation.kind]
+        if request.method != method:
+            raise AccelError("method_not_allowed", f"{path} takes {method}", allow=method)
+        given = parse_qs(request.raw_path.partition("?")[2], keep_blank_values=True)
+        query = {key: values[-1] for key, values in given.items()}
+        return await self._answer(request, operation, query)
 
+    async def _answer(self, request: web.BaseRequest, operation: Operation, query: Query) -> web.StreamResponse:
+        if operation.name == "logs":
+            return await self._logs(request, query)
+        if operation.kind == "claim":
+            return await self._claim(request, operation, query)
+        answer = await self._api.perform(operation, query, OWNER, text=True)
+        if operation.kind != "job":
+            return _json(answer)
+        with self._api.jobs.follow(answer) as events:
+            return await (_stream(request, events) if operation.progress else _outcome(answer, events))
 
-async def carry(request: web.BaseRequest, events: Events) -> web.StreamResponse:
-    """The events, then the error where there was one."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    first = asyncio.ensure_future(anext(events))
-    try:
-        await asyncio.sleep(0)  # only what has begun can be closed: the client may be gone already
-        await response.prepare(request)
-        try:
-            await response.write(line(await first))
-            async for event in events:
-                await response.write(line(event))
-        except AccelError as error:  # also when a reload takes the model away meanwhile
-            await response.write(line({"event": "error", **error.openai()}))
+    async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        """Plain text; with follow=1 for as long as the client listens."""
+        wanted = parse(LogsRequest, query, text=True)
+        if not wanted.follow:
+            text = "".join(line + "\n" for line in (await self._api.status.logs(wanted)).lines)
+            return web.Response(text=text, content_type="text/plain", charset="utf-8")
+        with self._api.status.follow(wanted) as lines:
+            response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+            await response.prepare(request)
+            async for line in lines:
+                await response.write(line.encode() + b"\n")
         return response
-    finally:
-        first.cancel()
-        await asyncio.wait((first,))
-        await events.aclose()
+
+    async def _claim(self, request: web.BaseRequest, operation: Operation, query: Query) -> web.StreamResponse:
+        """Its first event says that the model is kept; it ends with the response."""
+        claimed: Claimed = await self._api.perform(operation, query, OWNER, text=True)
+        try:
+            with self._api.events.reader(PinChanged, DaemonStateChanged) as changes:
+                response = await _begin(request)
+                await response.write(_line(claimed))
+                end: PinEnd | None = None
+                while end is None:
+                    end = _end_of(await anext(changes), claimed.cookie)
+                await response.write(_line(ClaimEnded(end)))
+            return response
+        finally:
+            self._api.pins.release(claimed.cookie)
 
 
-def line(event: Event) -> bytes:
+def _end_of(change: PinChanged | DaemonStateChanged, cookie: int) -> PinEnd | None:
+    """Why the claim ends."""
+    if isinstance(change, DaemonStateChanged):
+        return "shutdown" if change.state is DaemonState.DRAINING else None
+    return change.end if change.pin.cookie == cookie else None
+
+
+async def _outcome(job: Job, events: AsyncIterator[Any]) -> web.StreamResponse:
+    """The last event, of a job that tells no other. AccelError when it failed."""
+    last = [event async for event in events][-1]
+    if job.error is not None:
+        raise job.error
+    return _json(last)
+
+
+async def _stream(request: web.BaseRequest, events: AsyncIterator[Any]) -> web.StreamResponse:
+    response = await _begin(request)
+    async for event in events:
+        await response.write(_line(event))
+    return response
+
+
+async def _begin(request: web.BaseRequest) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": NDJSON})
+    await response.prepare(request)
+    return response
+
+
+def _line(event: Any) -> bytes:
     return msgspec.json.encode(event) + b"\n"
+
+
+def _json(answer: Any) -> web.Response:
+    return web.Response(body=_line(answer), content_type="application/json")
+
+
+def _check_peer(request: web.BaseRequest) -> None:
+    """Only the daemon's own user, and root, may control it."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        raise AccelError("unauthorized", "the client has gone")
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    if uid not in (0, os.getuid()):
+        raise AccelError("unauthorized", "only the user that runs accelerd may control it")

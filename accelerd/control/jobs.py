@@ -1,18 +1,23 @@
-"""Jobs: long operations that several may watch, join and cancel, and whose end nobody misses.
+"""Jobs: long operations that several clients may follow, join and cancel.
 
-Owns the list of them and their tasks. What a job does is the work it was given; who shows it (the bus) hears of every
-change. A job ends exactly once; how it ended stays readable for a minute. Must never know the bus or a model.
+Owns the list of jobs and their tasks. What a job does is the work it was given; every change is published as an event.
+A job ends exactly once; how it ended stays readable for a minute. Must never know an adapter or a model.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
+
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 
 log = logging.getLogger(__name__)
@@ -34,10 +39,18 @@ RESULTS: Final[dict[str, Result]] = {
 }
 
 
+class JobFailed(msgspec.Struct, tag="error", tag_field="event"):
+    """The last event of a job that did not do what it was for. `error` as in every error response."""
+
+    error: dict[str, Any]
+
+
 class Job:
     """One operation. Its work alone calls `report` and `tell`; everybody else reads. Times: monotonic seconds."""
 
-    def __init__(self, id: int, kind: str, subject: str, key: str | None, created: float, owner: Jobs) -> None:
+    def __init__(
+        self, id: int, kind: str, subject: str, key: str | None, created: float, owner: Jobs, *, cancellable: bool
+    ) -> None:
         self.id = id
         self.key = key  # what may join it
         self.kind = kind
@@ -49,7 +62,11 @@ class Job:
         self.error: AccelError | None = None
         self.created = created
         self.finished: float | None = None
-        self.last: Mapping[str, Any] = {}  # the last event that was told
+        self.last: Any = None  # the last event that was told
+        self.cancellable = cancellable
+        self.canceled = False  # a client asked for its end
+        self.kept = False  # somebody wants it who cannot be seen to leave
+        self.followers: list[asyncio.Queue[Any]] = []
         self._owner = owner
 
     def __repr__(self) -> str:
@@ -70,38 +87,58 @@ class Job:
         if (self.state, self.progress, self.phase) != before:
             self._owner.changed(self)
 
-    def tell(self, event: Mapping[str, Any]) -> None:
-        """One event of it, for whoever follows in detail: facts that JSON can hold, never prompts or secrets."""
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was created."""
+        return self._owner.now() - self.created
+
+    def tell(self, event: Any) -> None:
+        """One event of it, for whoever follows: a Struct that JSON can hold, without prompts or secrets."""
         if self.finished is None:
             self.last = event
-            if self._owner.told is not None:
-                self._owner.told(self, event)
+            for queue in self.followers:
+                queue.put_nowait(event)
+            self._owner.told(self, event)
 
 
-Work = Callable[[Job], Awaitable[None]]
+Work = Callable[[Job], Awaitable[Any]]
+"""Does the work, and returns the last event or None."""
+
+
+@dataclass(frozen=True)
+class JobChanged:
+    """A job is new, is further than it was, or has ended."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class JobTold:
+    """A job has told an event."""
+
+    job: Job
+    event: Any
+
+
+@dataclass(frozen=True)
+class JobForgotten:
+    """A job is no longer shown. Published once for each."""
+
+    job: Job
 
 
 class Jobs:
     """All jobs of this daemon. Every method runs on the event loop's thread and, but for `wait`, returns at once."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        changed: Callable[[Job], None],
-        gone: Callable[[Job], None],
-        told: Callable[[Job, Mapping[str, Any]], None] | None = None,
-    ) -> None:
-        """`changed` hears of a new job before `start` returns, and of its end before anybody who waits for it does;
-        `gone`, once, when it is no longer shown. They must not raise."""
-        self.changed = changed
-        self.told = told
-        self._gone = gone
+    def __init__(self, clock: Clock, events: EventStream) -> None:
+        """A new job is published before `start` returns, and its end before anybody who waits for it hears of it."""
+        self._events = events
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[int, Job] = {}  # in the order of their ids
         self._keys: dict[str, Job] = {}  # of unfinished jobs that can be joined
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of unfinished jobs
-        self._canceled: set[int] = set()  # of them, those that were told to end
+        self._ending: set[int] = set()  # of them, those that were told to end
         self._over: dict[int, asyncio.Event] = {}
         self._finished: dict[int, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
@@ -110,20 +147,21 @@ class Jobs:
 
     # --- doing ------------------------------------------------------------------------------------------------
 
-    def start(self, kind: str, subject: str, work: Work, *, key: str | None = None) -> Job:
+    def start(self, kind: str, subject: str, work: Work, *, key: str | None = None, cancellable: bool = True) -> Job:
         """A job that does `work`; or, where one with this `key` is under way, that one. AccelError queue_full.
 
-        One that was cancelled, and is not over yet, is not joined but waited for.
+        One that was cancelled, and is not over yet, is not joined but waited for. One that is not `cancellable` is
+        carried out whatever becomes of its clients.
         """
         same = self._keys.get(key) if key is not None else None
-        if same is not None and same.id not in self._canceled:
+        if same is not None and same.id not in self._ending:
             return same
         if self._closing:
             raise AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
         if len(self._tasks) >= UNFINISHED_MOST:
             text = f"{len(self._tasks)} jobs are under way already; wait for some of them, or cancel some"
             raise AccelError("queue_full", text, retry_after=5)
-        job = Job(self._next, kind, subject, key, self._clock.monotonic(), self)
+        job = Job(self._next, kind, subject, key, self._clock.monotonic(), self, cancellable=cancellable)
         self._next += 1
         self._jobs[job.id] = job
         self._over[job.id] = asyncio.Event()
@@ -138,15 +176,35 @@ class Jobs:
         return job
 
     def cancel(self, id: int) -> None:
-        """End a job, for everybody who watches it; it is over when its work has let go. Nothing if it was over.
+        """End a job, for everybody who follows it; it is over when its work has let go. Nothing if it was over.
 
-        AccelError job_not_found.
+        AccelError job_not_found, not_supported.
         """
-        self.find(id)
-        task = self._tasks.get(id)
-        if task is not None:
-            self._canceled.add(id)
-            task.cancel()
+        job = self.find(id)
+        if job.finished is None:
+            if not job.cancellable:
+                raise AccelError("not_supported", f"a {job.kind} cannot be canceled")
+            job.canceled = True
+            self._end(job)
+
+    @contextlib.contextmanager
+    def follow(self, job: Job) -> Iterator[AsyncIterator[Any]]:
+        """The events that the job tells from now on, its last one included.
+
+        A job that nobody else follows or keeps is ended when its last follower leaves, if it can be.
+        """
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        job.followers.append(queue)
+        try:
+            yield _events(job, queue)
+        finally:
+            job.followers.remove(queue)
+            if job.finished is None and job.cancellable and not job.followers and not job.kept:
+                self._end(job)
+
+    def _end(self, job: Job) -> None:
+        self._ending.add(job.id)
+        self._tasks[job.id].cancel()
 
     async def wait(self, id: int) -> Job:
         """The job, when it is over. Whoever gives up waiting leaves it alone. AccelError job_not_found."""
@@ -167,6 +225,16 @@ class Jobs:
             self._forget(id)
         if self._timer is not None:
             self._timer.cancel()
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock.monotonic()
+
+    def changed(self, job: Job) -> None:
+        self._events.publish(JobChanged(job))
+
+    def told(self, job: Job, event: Any) -> None:
+        self._events.publish(JobTold(job, event))
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -192,7 +260,9 @@ class Jobs:
             if after is not None:
                 await after.wait()
             job.report()
-            await work(job)
+            outcome = await work(job)
+            if outcome is not None:
+                job.tell(outcome)
         except asyncio.CancelledError:
             self._finish(job, "canceled")
         except AccelError as error:
@@ -211,13 +281,18 @@ class Jobs:
         if job.finished is not None:
             return
         del self._tasks[job.id]
-        self._canceled.discard(job.id)
+        self._ending.discard(job.id)
         if job.key is not None and self._keys.get(job.key) is job:
             del self._keys[job.key]
         job.progress = 1.0 if result == "done" else job.progress
+        if result != "done":
+            why = error or AccelError("canceled", f"the {job.kind} was canceled")
+            job.tell(JobFailed(why.openai()["error"]))
         job.state, job.result, job.error = "done", result, error
         job.finished = self._clock.monotonic()
         self._finished[job.id] = None
+        for queue in job.followers:
+            queue.put_nowait(None)
         self.changed(job)
         self._over[job.id].set()
         while len(self._finished) > KEPT_MOST:
@@ -241,10 +316,19 @@ class Jobs:
         job = self._jobs.pop(id)
         del self._over[id]
         self._finished.pop(id, None)
-        self._gone(job)
+        self._events.publish(JobForgotten(job))
 
     def _rearm(self) -> None:
         oldest = next((self._jobs[id].finished for id in self._finished), None)
         self._timer = None
         if oldest is not None:
             self._timer = self._loop.call_later(max(0.0, oldest + LINGER - self._clock.monotonic()), self.sweep)
+
+
+async def _events(job: Job, queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    """Until the job has ended."""
+    while job.finished is None or not queue.empty():
+        event = await queue.get()
+        if event is None:
+            return
+        yield event

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from accelerd.base.events import EventStream
 from accelerd.base.names import MSG_DEVICE
@@ -68,9 +68,6 @@ class KnownConflict:
     message: str
     fix: str
     source: str
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self) | {"models": list(self.models)}
 
     @property
     def line(self) -> str:

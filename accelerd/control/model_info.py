@@ -1,7 +1,7 @@
 """What is known about models beside their lifecycle: what they need, plans, how long they took, what they printed.
 
-The read side for the control socket (and the bus, later), and the memory of what models turned out to need. Decides
-nothing.
+Owns the reading side of models for the operations of this room, the memory of what models turned out to need, and what
+their names mean. Decides nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from accelerd.estimate.placing import default_device
 from accelerd.instances import Facts
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
+from accelerd.routing.directory import Directory
 from accelerd.scheduler.events import ModelLoaded
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.supervisor import ProcessSupervisor, Progress
 
@@ -37,8 +40,24 @@ def fingerprint(spec: ModelSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
 
 
+class ModelNames:
+    """What the names of models mean: the only place where a name that a client gave becomes a model."""
+
+    def __init__(self, scheduler: Scheduler, directory: Callable[[], Directory]) -> None:
+        """`directory()`: the names of the configuration in force."""
+        self._scheduler = scheduler
+        self._directory = directory
+
+    def find(self, name: str) -> Snapshot:
+        """The model that a configured name, an alias or a generated name (local/NAME, npu/NAME) means.
+
+        AccelError model_not_found; bad_request for a route, which names its models.
+        """
+        return self._scheduler.snapshot(self._directory().canonical(name))
+
+
 class ModelInfo:
-    """See the module's text."""
+    """What is known of models and their processes. Reads only, but for the memory of what models needed."""
 
     def __init__(
         self,

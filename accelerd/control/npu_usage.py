@@ -6,8 +6,9 @@ Made of snapshots and the rules of NPUs; decides nothing, looks at nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+import msgspec
 
 from accelerd.devices.model import Device
 from accelerd.memory import npu_rules
@@ -38,9 +39,6 @@ class NpuUse:
     columns: int | None
     models: tuple[Tenant, ...]
 
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @property
     def memory(self) -> int:
         """Bytes that count as its models'; of a model with two claims once."""
@@ -68,11 +66,23 @@ def use_of(device: Device, snapshots: Iterable[Snapshot]) -> NpuUse | None:
     )  # fmt: skip
 
 
-def claims_of(need: MemoryRequirement, pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
-    """The places that a model placed like this takes, with how many there are."""
+class ClaimStatus(msgspec.Struct, frozen=True):
+    """A place that a model takes on an NPU."""
+
+    device: str
+    family: str
+    kind: str
+    contexts: int
+    host: str  # the server that holds several models; "": its own process
+    label: str  # of the device, for people
+    of: int | None  # contexts that there are; None: not known
+
+
+def claims_of(need: MemoryRequirement, pools: Mapping[str, Pool]) -> list[ClaimStatus]:
+    """The places that a model placed like this takes."""
     found = []
     for claim in need.claims:
         pool = pools.get(claim.device)
-        found.append(asdict(claim) | {"label": pool.label if pool is not None else claim.device,
-                                      "of": pool.contexts if pool is not None else None})  # fmt: skip
+        label, contexts = (pool.label, pool.contexts) if pool is not None else (claim.device, None)
+        found.append(ClaimStatus(claim.device, claim.family, claim.kind, claim.contexts, claim.host, label, contexts))
     return found

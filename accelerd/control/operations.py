@@ -1,78 +1,113 @@
-"""What can be asked of the daemon in words: looks that answer with JSON, and long operations that tell how they get on.
+"""What an operation is: its name and kind, a typed request, a typed answer, and the function between them.
 
-The control socket and the bus carry the same ones, each in its own way. Knows neither of them, and nothing of models.
+The adapters (HTTP in control/http.py, D-Bus in bus/) walk the registry of operations and turn what they received into
+the request with `parse`, which is the only place that checks arguments. Knows no adapter and nothing of models.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, Final
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
 
 from accelerd.base.errors import AccelError
 
-PROGRESS_EVERY: Final = 0.25  # s
+Kind = Literal["look", "action", "job", "claim"]
+"""look: reads. action: is done when it is answered. job: is carried out by a Job, whose events may be followed.
+claim: holds as long as the client that made it is there."""
 
-Query = dict[str, str]
-Answer = Callable[[Query], Awaitable[dict[str, Any]]]  # AccelError
-Event = dict[str, Any]  # "event": "progress", …, and at the end what became of it
-Events = AsyncGenerator[Event, None]  # ends with an AccelError where it failed; closing it gives the operation up
-Operation = Callable[[Query], Awaitable[Events]]  # AccelError when it cannot even begin
+WORDS: Final[dict[Any, str]] = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+SHOWN: Final = 60  # characters of a wrong name or value that are quoted back
 
 
-async def watched(
-    work: Callable[[], Awaitable[Event]],
-    progress: Callable[[float], list[Event]],
-    rest: Callable[[float], list[Event]] = lambda elapsed: [],
-) -> Events:
-    """Do `work` and tell its progress, then its outcome. `rest`: what there is still to tell when it is done."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    task = asyncio.ensure_future(work())
+class Request(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What an operation is asked. Keys are in kebab case: `allow_evict` is `allow-evict` for clients."""
+
+
+class NoArguments(Request, frozen=True):
+    """For operations that take none."""
+
+
+class ModelRequest(Request, frozen=True):
+    """`model` is any name of a model: configured, alias or generated (local/NAME, npu/NAME)."""
+
+    model: str
+
+
+R = TypeVar("R", bound=Request)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation. `call(request, owner)`: `owner` names the client, for claims. AccelError."""
+
+    name: str  # "load", "toolbox/refresh"
+    kind: Kind
+    request: type[Request]
+    answer: Any  # a Struct or a union of Structs; of a job: its last event
+    call: Callable[[Any, str], Awaitable[Any]]
+    doc: str
+    progress: bool = False  # of a job: does it tell events before its last one?
+
+
+def operation(
+    kind: Kind, name: str, function: Callable[..., Awaitable[Any]], *, outcome: Any = None, progress: bool = False
+) -> Operation:
+    """The operation that `function` carries out: its annotations are the request and the answer, its docstring `doc`.
+
+    `outcome`: of a job, which returns the Job, the type of its last event.
+    """
+    hints = typing.get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters)
+    answer = hints["return"] if outcome is None else outcome
+    owned, asked = "owner" in parameters, "request" in parameters
+
+    def call(request: Request, owner: str) -> Awaitable[Any]:
+        return function(*([request] if asked else []), *([owner] if owned else []))
+
+    doc = (inspect.getdoc(function) or "").partition("\n")[0]
+    return Operation(name, kind, hints["request"] if asked else NoArguments, answer, call, doc, progress)
+
+
+def parse(kind: type[R], given: Mapping[str, Any], *, text: bool) -> R:
+    """The request that was given, checked. `text`: values are strings, as in a URL; else they have their types.
+
+    AccelError bad_request, with `param`: a key that is unknown or missing, or a value that is not allowed.
+    """
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for key in given:
+        if key not in fields:
+            have = f"there are {', '.join(sorted(fields))}" if fields else "there are none"
+            raise AccelError("bad_request", f"there is no argument {key[:SHOWN]!r}: {have}", param=key[:SHOWN])
+    found: dict[str, Any] = {}
+    for key, field in fields.items():
+        if key in given:
+            found[field.name] = _value(key, field.type, given[key], text=text)
+        elif field.required:
+            raise AccelError("bad_request", f"the argument {key} is missing", param=key)
+    return kind(**found)
+
+
+def _value(key: str, kind: Any, value: Any, *, text: bool) -> Any:
+    if text and value == "" and kind is bool:
+        return False
     try:
-        while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-            for event in progress(loop.time() - began):
-                yield event
-        for event in rest(loop.time() - began):
-            yield event
-        yield {**task.result(), "elapsed": loop.time() - began}
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, AccelError):
-            await task
+        return msgspec.convert(value, kind, strict=not text)
+    except msgspec.ValidationError:
+        shown = repr(value[:SHOWN]) if isinstance(value, str) else f"{value!r:.{SHOWN}}"
+        raise AccelError("bad_request", f"{key} must be {_expected(kind)}, not {shown}", param=key) from None
 
 
-def rescanning(rescan: Callable[[], Awaitable[None]]) -> Operation:
-    """Looks at all devices again."""
-
-    async def operation(query: Query) -> Events:
-        await rescan()
-        return at_once({"event": "rescanned"})
-
-    return operation
-
-
-async def at_once(outcome: Event) -> Events:
-    """An operation that was over before anybody could watch it."""
-    yield outcome
-
-
-def model_of(query: Mapping[str, str]) -> str:
-    """AccelError bad_request."""
-    try:
-        return query["model"]
-    except KeyError:
-        raise AccelError("bad_request", "the query needs model=NAME", param="model") from None
-
-
-def flag(query: Mapping[str, str], key: str, default: str = "0") -> bool:
-    return query.get(key, default) not in ("0", "")
-
-
-def number(query: Mapping[str, str], key: str, default: int, digits: int = 9) -> int:
-    """AccelError bad_request."""
-    text = query.get(key, str(default))
-    if not text.isdigit() or len(text) > digits:
-        raise AccelError("bad_request", f"{key} must be a number, not {text[:20]!r}", param=key)
-    return int(text)
+def _expected(kind: Any) -> str:
+    """What a value must be, in words."""
+    if typing.get_origin(kind) is Annotated:
+        base, *notes = typing.get_args(kind)
+        return next((note.description for note in notes if note.description), None) or _expected(base)
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(choices)
+    return WORDS.get(kind) or " or ".join(_expected(one) for one in choices if one is not type(None))

@@ -1,6 +1,6 @@
-"""The control routes about toolboxes, as docs/control.md describes them: control.py carries them on the unix socket.
+"""The user's toolboxes: what they hold, refreshing one, pinning one to its image.
 
-Knows neither podman nor models: asks the upkeep. A refresh whose client goes is given up, and undone without it.
+Knows neither podman nor models: asks the upkeep. A refresh that nobody follows any more is undone.
 """
 
 from __future__ import annotations
@@ -8,12 +8,119 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from accelerd.base.errors import AccelError
-from accelerd.control.http import Routes, doings, looks, streams
-from accelerd.control.operations import PROGRESS_EVERY, Answer, Events, Operation, Query, flag
+import msgspec
+
+from accelerd.control.jobs import Job, Jobs
+from accelerd.control.models import PROGRESS_EVERY
+from accelerd.control.operations import Operation, Request, operation
 
 
-class Job(Protocol):
+class ToolboxRequest(Request, frozen=True):
+    name: str
+
+
+class RefreshRequest(Request, frozen=True):
+    name: str
+    force: bool = False  # although somebody is inside
+
+
+class ToolboxModel(msgspec.Struct):
+    name: str
+    state: str
+    loaded: bool
+
+
+class KnownToolboxImage(msgspec.Struct):
+    """An entry of the list of known images. `here`: it is on this machine."""
+
+    tag: str
+    name: str
+    toolbox: str
+    backend: str
+    devices: list[str]
+    groups: list[str]
+    options: list[str]
+    args: list[str]
+    note: str
+    experimental: bool
+    here: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolboxStatus(msgspec.Struct):
+    name: str
+    id: str
+    running: bool
+    created: str
+    image: str
+    image_id: str
+    newer: str | None  # the id of an image of the same name that is here already
+    build: str | None  # what `llama-server --version` says inside
+    build_trouble: str | None
+    pinned: str | None  # the image id that it is kept at
+    known: KnownToolboxImage | None
+    models: list[ToolboxModel]
+
+
+class MissingToolbox(msgspec.Struct):
+    """One that models want and that does not exist."""
+
+    name: str
+    models: list[ToolboxModel]
+
+
+class Toolboxes(msgspec.Struct):
+    toolboxes: list[ToolboxStatus]
+    missing: list[MissingToolbox]
+    known: list[KnownToolboxImage]
+    refreshing: str | None
+    trouble: str | None  # what of an interrupted refresh could not be repaired
+
+
+class PinnedToolbox(msgspec.Struct):
+    toolbox: str
+    image: str
+    pinned: str  # image id
+
+
+class UnpinnedToolbox(msgspec.Struct):
+    toolbox: str
+    was: str | None  # None: it was not pinned
+    pinned: None = None
+
+
+class RefreshProgress(msgspec.Struct, tag="progress", tag_field="event"):
+    """A step of a refresh. `done` of `total` bytes."""
+
+    step: str
+    model: str | None
+    line: str
+    done: int | None
+    total: int | None
+    elapsed: float
+
+
+class Refreshed(msgspec.Struct, tag="refreshed", tag_field="event"):
+    toolbox: str
+    image: str
+    image_id: str
+    old_image_id: str
+    build: str | None
+    old_build: str | None
+    models: list[Any]
+    notes: list[str]
+    elapsed: float
+
+
+class Current(msgspec.Struct, tag="current", tag_field="event"):
+    """The image was the newest: nothing was changed."""
+
+    toolbox: str
+    image: str
+    image_id: str
+    elapsed: float
+
+
+class Refresh(Protocol):
     """A refresh under way."""
 
     steps: list[dict[str, Any]]
@@ -28,51 +135,52 @@ class Upkeep(Protocol):
     async def overview(self) -> dict[str, Any]: ...
     async def pin(self, name: str) -> dict[str, Any]: ...
     async def unpin(self, name: str) -> dict[str, Any]: ...
-    def refresh(self, name: str, *, force: bool = False) -> Job: ...
+    def refresh(self, name: str, *, force: bool = False) -> Refresh: ...
 
 
-class ToolboxRoutes:
-    """`routes` are for Control."""
+class ToolboxOperations:
+    """What clients want to know of toolboxes and to have done with them."""
 
-    def __init__(self, upkeep: Upkeep) -> None:
+    def __init__(self, upkeep: Upkeep, jobs: Jobs) -> None:
         self._upkeep = upkeep
-        self.answers: dict[str, Answer] = {"toolboxes": self._list}
-        self.operations: dict[str, Operation] = {"toolbox/refresh": self._refresh}
-        self.actions: dict[str, Answer] = {"toolbox/pin": self._pin, "toolbox/unpin": self._unpin}
-        self.routes: Routes = {**looks(self.answers), **doings(self.actions), **streams(self.operations)}
+        self._jobs = jobs
 
-    async def _list(self, query: Query) -> dict[str, Any]:
-        return await self._upkeep.overview()
+    def operations(self) -> list[Operation]:
+        return [
+            operation("look", "toolboxes", self.toolboxes),
+            operation("job", "toolbox/refresh", self.refresh, outcome=Refreshed | Current, progress=True),
+            operation("action", "toolbox/pin", self.pin),
+            operation("action", "toolbox/unpin", self.unpin),
+        ]
 
-    async def _pin(self, query: Query) -> dict[str, Any]:
-        return await self._upkeep.pin(_name_of(query))
+    async def toolboxes(self) -> Toolboxes:
+        """Every toolbox, and every known image."""
+        return msgspec.convert(await self._upkeep.overview(), Toolboxes)
 
-    async def _unpin(self, query: Query) -> dict[str, Any]:
-        return await self._upkeep.unpin(_name_of(query))
+    async def pin(self, request: ToolboxRequest) -> PinnedToolbox:
+        """Refuse the refresh of a toolbox from now on."""
+        return PinnedToolbox(**await self._upkeep.pin(request.name))
 
-    async def _refresh(self, query: Query) -> Events:
-        return _told(self._upkeep.refresh(_name_of(query), force=flag(query, "force")))
+    async def unpin(self, request: ToolboxRequest) -> UnpinnedToolbox:
+        """Allow the refresh of a toolbox again."""
+        return UnpinnedToolbox(**await self._upkeep.unpin(request.name))
 
+    async def refresh(self, request: RefreshRequest) -> Job:
+        """Replace a toolbox by one of the newest image, and move its models. Undone when it fails or is canceled."""
 
-async def _told(job: Job) -> Events:
-    """Each step once, the one under way again and again, then how it ended."""
-    loop = asyncio.get_running_loop()
-    began, told = loop.time(), 0
-    try:
-        done: set[asyncio.Task[dict[str, Any]]] = set()
-        while not done:
-            done, _ = await asyncio.wait((job.task,), timeout=PROGRESS_EVERY)
-            elapsed = loop.time() - began
-            for step in job.steps[told:]:
-                yield {"event": "progress", **step, "elapsed": elapsed}
-            told = max(len(job.steps) - 1, 0)
-        yield {**job.task.result(), "elapsed": loop.time() - began}
-    finally:
-        job.abandon()
+        async def work(job: Job) -> Refreshed | Current:
+            refresh, told = self._upkeep.refresh(request.name, force=request.force), 0
+            try:
+                done: set[asyncio.Task[dict[str, Any]]] = set()
+                while not done:
+                    done, _ = await asyncio.wait((refresh.task,), timeout=PROGRESS_EVERY)
+                    for step in refresh.steps[told:]:  # each once, the one under way again and again
+                        job.report(phase=step["step"])
+                        job.tell(RefreshProgress(**step, elapsed=job.elapsed))
+                    told = max(len(refresh.steps) - 1, 0)
+                outcome = refresh.task.result() | {"elapsed": job.elapsed}
+                return msgspec.convert(outcome, Refreshed | Current)
+            finally:
+                refresh.abandon()
 
-
-def _name_of(query: Query) -> str:
-    try:
-        return query["name"]
-    except KeyError:
-        raise AccelError("bad_request", "the query needs name=TOOLBOX", param="name") from None
+        return self._jobs.start("refresh", request.name, work)

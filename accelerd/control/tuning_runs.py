@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import TRIAL_SUFFIX
@@ -27,9 +30,64 @@ from accelerd.tuning.search import Candidate, Row, Search, Series, written
 log = logging.getLogger(__name__)
 
 TRIED = Origin("accelctl tune")
-Tell = Callable[[dict[str, Any]], None]
 TryOut = Callable[[ModelSpec | None], Awaitable[None]]  # see Daemon.try_out
 Measure = Callable[[Endpoint, str, Load, Callable[[int], None]], Awaitable[tuple[Series, Series]]]
+
+
+class SeriesStatus(msgspec.Struct):
+    """Tokens a second."""
+
+    median: float
+    spread: float
+    values: list[float]
+
+
+class TuneRow(msgspec.Struct):
+    """One way of running the model, and what was measured."""
+
+    label: str
+    settings: dict[str, Any]  # as they stand in accelerd.toml
+    prompt: SeriesStatus | None
+    generation: SeriesStatus | None
+    seconds: float | None  # that a usual request takes
+    failed: str | None  # why there are no numbers
+    disturbed: bool  # other models worked meanwhile
+    best: bool  # so far
+
+
+class TuneProgress(msgspec.Struct, tag="progress", tag_field="event", omit_defaults=True, kw_only=True):
+    """A step of a measurement, or the row of one that is over; or that it goes on."""
+
+    elapsed: float = -1.0
+    phase: str = ""  # "unloading", "loading", "warming up", "measuring"
+    label: str = ""
+    repeat: int | None = None
+    repeats: int | None = None
+    row: TuneRow | None = None
+
+
+class TuneLoad(msgspec.Struct):
+    """What a measurement asks of the model: tokens."""
+
+    prompt: int
+    answer: int
+    repeats: int
+
+
+class TuneDone(msgspec.Struct, tag="done", tag_field="event", kw_only=True):
+    """The best settings that were found, and every measurement."""
+
+    model: str
+    device: str
+    program: str
+    load: TuneLoad
+    rows: list[TuneRow]
+    settings: dict[str, Any]  # of the best that the model does not have now
+    replaces: list[str]  # what a person wrote instead
+    elapsed: float = 0.0
+
+
+Tell = Callable[[TuneProgress], None]
 
 
 @runtime_checkable
@@ -84,7 +142,7 @@ class TuningRuns:
             if task is not None:
                 task.cancel()
 
-    async def run(self, name: str, *, quick: bool, force: bool, tell: Tell) -> dict[str, Any]:
+    async def run(self, name: str, *, quick: bool, force: bool, tell: Tell) -> TuneDone:
         """Measure; `tell` hears of each step and each row. AccelError; may be cancelled at any time."""
         if self._running is not None:
             raise AccelError("busy", "another model is being measured: one at a time")
@@ -94,7 +152,7 @@ class TuningRuns:
         finally:
             self._running = None
 
-    async def _run(self, snapshot: Snapshot, *, quick: bool, force: bool, tell: Tell) -> dict[str, Any]:
+    async def _run(self, snapshot: Snapshot, *, quick: bool, force: bool, tell: Tell) -> TuneDone:
         spec = snapshot.spec
         if spec.embeddings or spec.rerank:
             raise AccelError("bad_request", f"cannot measure {spec.name}: only models that generate text can be")
@@ -107,19 +165,19 @@ class TuningRuns:
         was_loaded = snapshot.state in (State.STARTING, State.READY)
         try:
             if snapshot.instance is not None:
-                tell({"phase": "unloading", "label": spec.name})
+                tell(TuneProgress(phase="unloading", label=spec.name))
                 await self._scheduler.unload(spec.name)
             while (candidate := search.next()) is not None:
                 row = await self._try(spec, candidate, load, tell)
                 if not search.rows and row.failed:
                     raise AccelError("model_failed", f"cannot measure {spec.name}: {row.failed}")
                 search.done(row)
-                tell({"row": row.json() | {"best": search.best is row}})
+                tell(TuneProgress(row=_row(row, search)))
         finally:
             await self._try_out(None)
             if was_loaded:
                 self._restore(spec.name)
-        return report(spec, setting, load, search)
+        return outcome(spec, setting, load, search)
 
     async def _setting(self, spec: ModelSpec) -> Setting:
         """AccelError when the model could not be started, or its engine has nothing to set."""
@@ -160,7 +218,7 @@ class TuningRuns:
             **candidate.settings,
             origins={**spec.origins, **dict.fromkeys(candidate.settings, TRIED)},
         )
-        tell({"phase": "loading", "label": candidate.label})
+        tell(TuneProgress(phase="loading", label=candidate.label))
         await self._try_out(trial)
         try:
             await self._scheduler.load(trial.name)
@@ -179,8 +237,8 @@ class TuningRuns:
         def step(number: int) -> None:
             nonlocal disturbed
             disturbed = disturbed or self._others_work(name)
-            tell({"phase": "measuring" if number else "warming up", "label": candidate.label, "repeat": number,
-                  "repeats": load.repeats})  # fmt: skip
+            phase = "measuring" if number else "warming up"
+            tell(TuneProgress(phase=phase, label=candidate.label, repeat=number, repeats=load.repeats))
 
         try:
             prompt, generation = await self._measure(lease.endpoint, lease.secret, load, step)
@@ -213,20 +271,36 @@ def _why(error: AccelError) -> str:
     return f"{error.message}: {tail[-1]}" if isinstance(tail, list | tuple) and tail else error.message
 
 
-def report(spec: ModelSpec, setting: Setting, load: Load, search: Search) -> dict[str, Any]:
-    """The outcome, for JSON."""
+def outcome(spec: ModelSpec, setting: Setting, load: Load, search: Search) -> TuneDone:
+    """What came of it."""
     changes = search.changes()
     own = spec.origins
-    return {
-        "model": spec.name,
-        "device": _device(setting.device),
-        "program": f"{setting.build.engine} {setting.build.version}"
+    return TuneDone(
+        model=spec.name,
+        device=_device(setting.device),
+        program=f"{setting.build.engine} {setting.build.version}"
         + (f", {setting.build.backend}" if setting.build.backend else ""),
-        "load": {"prompt": load.prompt, "answer": load.answer, "repeats": load.repeats},
-        "rows": [row.json() | {"best": row is search.best} for row in search.rows],
-        "settings": written(changes),
-        "replaces": [f"{key} = {getattr(spec, key)} ({own[key]})" for key in changes if key in own],
-    }
+        load=TuneLoad(load.prompt, load.answer, load.repeats),
+        rows=[_row(row, search) for row in search.rows],
+        settings=written(changes),
+        replaces=[f"{key} = {getattr(spec, key)} ({own[key]})" for key in changes if key in own],
+    )
+
+
+def _row(row: Row, search: Search) -> TuneRow:
+    def series(one: Series | None) -> SeriesStatus | None:
+        return SeriesStatus(one.median, one.spread, list(one.values)) if one is not None else None
+
+    return TuneRow(
+        label=row.candidate.label,
+        settings=written(row.candidate.settings),
+        prompt=series(row.prompt),
+        generation=series(row.generation),
+        seconds=row.seconds if row.seconds < math.inf else None,
+        failed=row.failed or None,
+        disturbed=row.disturbed,
+        best=search.best is row,
+    )
 
 
 def _device(device: Device | None) -> str:

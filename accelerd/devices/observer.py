@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,6 @@ class DeviceStatus:
     holders: tuple[MemoryHolder, ...] = ()
     others: int | None = None  # bytes in use by processes that could not be read; None: unknown
     unsized: frozenset[int] = frozenset()  # processes that use an unknown amount
-
-    def json(self, models: Mapping[int, str], owner: str | None = None) -> dict[str, Any]:
-        """`models`: names by pid; `owner`: who has set the performance level."""
-        told = self.device.json()
-        return told | {
-            "pools": [asdict(pool) for pool in self.readings.pools or self.device.pools],
-            "readings": {key: value for key, value in asdict(self.readings).items() if key != "pools"},
-            "level_owner": owner,
-            "holders": [
-                {
-                    "pid": holder.pid, "process": holder.process, "model": models.get(holder.pid),
-                    "memory": holder.memory, "total": holder.total,
-                }
-                for holder in self.holders
-            ],
-            "others": self.others,
-        }  # fmt: skip
 
 
 class DeviceObserver:

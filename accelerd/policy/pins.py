@@ -109,6 +109,11 @@ class Pins:
             )
         self._end(pin, "unpinned")
 
+    def release(self, cookie: int) -> None:
+        """The client that made it has disconnected. Does nothing for a pin that has ended."""
+        if cookie in self._pins:
+            self._end(self._pins[cookie], "owner-gone")
+
     def owner_gone(self, owner: str) -> None:
         """End the pins of an owner that disconnected."""
         for pin in [one for one in self._pins.values() if one.owner == owner]:

@@ -48,9 +48,6 @@ class Series:
         """The spread as a part of the median."""
         return self.spread / self.median
 
-    def json(self) -> dict[str, Any]:
-        return {"median": self.median, "spread": self.spread, "values": list(self.values)}
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -82,17 +79,6 @@ class Row:
         if self.prompt is None or self.generation is None:
             return 0.0
         return min(MOST_NOISE, max(self.prompt.noise, self.generation.noise))
-
-    def json(self) -> dict[str, Any]:
-        return {
-            "label": self.candidate.label,
-            "settings": written(self.candidate.settings),
-            "prompt": self.prompt.json() if self.prompt else None,
-            "generation": self.generation.json() if self.generation else None,
-            "seconds": self.seconds if self.seconds < math.inf else None,
-            "failed": self.failed or None,
-            "disturbed": self.disturbed,
-        }
 
 
 def better(row: Row, than: Row) -> bool:

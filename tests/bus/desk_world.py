@@ -13,20 +13,19 @@ from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.names import BUS_PATH
 from accelerd.base.ports import SystemClock
-from accelerd.bus.desk import BusService, ControlApi
 from accelerd.bus.paths import model_path
+from accelerd.bus.service import BusService
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.config.problems import Problem
-from accelerd.control.evict import Evicting
-from accelerd.control.fit import FitRoutes
-from accelerd.control.operations import rescanning
-from accelerd.control.routes import Control
-from accelerd.control.yield_memory import MemoryRoutes
+from accelerd.control.api import ControlApi
+from accelerd.control.devices import LOOK_TASK
+from accelerd.control.status import ConfigStatus, DaemonStatus
 from accelerd.devices.model import Device
+from accelerd.devices.observer import DeviceStatus
+from accelerd.devices.readings import Readings
 from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import Facts
-from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
 from accelerd.scheduler.placement import Limits
 from accelerd.scheduler.service import Scheduler
@@ -63,6 +62,7 @@ class World:
 
     events: EventStream = field(default_factory=EventStream)
     scheduler: Scheduler = field(init=False)
+    api: ControlApi = field(init=False)
     desk: BusService = field(init=False)
 
     # --- Supervisor ---
@@ -116,8 +116,11 @@ class World:
     async def problems(self) -> Sequence[Problem]:
         return self.wrong
 
-    def overview(self) -> dict[str, Any]:
-        return {"version": "test"}
+    def overview(self) -> DaemonStatus:
+        return DaemonStatus(
+            version="test", pid=1, uptime=1.0, state=self.state, status="", listen=[], config=ConfigStatus([], []),
+            yielded=self.report(), performance=[], desktop=None, degraded=None,
+        )  # fmt: skip
 
     async def reload(self) -> dict[str, list[str]]:
         outcome = self.reloads.pop(0)
@@ -142,14 +145,18 @@ class World:
         return self.given
 
     def report(self) -> dict[str, Any] | None:
-        return {"what": "the GPU", "pools": [GPU.id], "remaining": None, "why": "test"} if self.given else None
+        pools = [GPU.id]
+        return (
+            {"what": self.what, "pools": pools, "remaining": None, "why": "test", "holds": []} if self.given else None
+        )
+
+    what = "the GPU"
 
     # --- looks ---
 
-    async def look(self, query: Any) -> dict[str, Any]:
+    def look(self, devices: Sequence[Device]) -> list[DeviceStatus]:
         self.looks += 1
-        readings = {"temperature": 51.5, "busy": 12.0, "asleep": False, "throttling": (), "clocks": {}, "stale": {}}
-        return {"devices": [{"id": GPU.id, "readings": readings, "level_owner": None}], "degraded": None}
+        return [DeviceStatus(device, Readings(temperature=51.5, busy=12.0)) for device in devices]
 
     async def rescan(self) -> None:
         self.looks += 1
@@ -187,6 +194,19 @@ class World:
         self.events.publish(seen)
 
 
+class Inventory:
+    """The world's devices."""
+
+    degraded = None
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.rescan = world.rescan
+
+    def current(self) -> tuple[Device, ...]:
+        return self._world.devices
+
+
 async def until(condition: Callable[[], Any], every: float = 0.0) -> None:
     """Wait on the loop until it is true."""
     async with asyncio.timeout(10):
@@ -209,32 +229,26 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         return world.forget(spec)
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
-    trials = SimpleNamespace(run=None)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
-    board = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
-    control = Control(scheduler, world, world, trials, board)  # type: ignore[arg-type]
-    fit = FitRoutes(scheduler, lambda: Ledger([]), seen, learned, forecast)
-    giving = MemoryRoutes(world, scheduler)
-    evicting = Evicting(scheduler, lambda: world.devices)
-    wares = ControlApi(
-        answers={**control.answers, **fit.answers, "devices": world.look, "toolboxes": world.look},
-        actions={**control.actions, **fit.actions},
-        operations={
-            **control.operations, **giving.operations, **evicting.operations, "rescan": rescanning(world.rescan),
-        },
-        check_evict=evicting.check,
-        what_yields=lambda: "the GPU",
-    )  # fmt: skip
-    world.desk = desk = BusService(
-        world.bus,
-        clock,
-        scheduler,
-        world,
-        lambda: world.devices,
-        "/run/user/1000/accelerd",
-        world.events,
+    router = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
+    world.api = api = ControlApi(
+        clock=clock,
+        events=world.events,
+        scheduler=scheduler,
+        processes=world,  # type: ignore[arg-type]
+        router=router,
+        daemon=world,  # type: ignore[arg-type]
+        tuning=SimpleNamespace(run=None),  # type: ignore[arg-type]
+        devices=Inventory(world),
+        observer=world,
+        yielding=world,
+        upkeep=SimpleNamespace(),  # type: ignore[arg-type]
+        look=seen,
+        learned=learned,
+        forecast=forecast,
     )
-    desk.attach(world, wares)
+    world.desk = desk = BusService(world.bus, scheduler, lambda: world.devices, "/run/user/1000/accelerd")
+    desk.attach(world, api)  # type: ignore[arg-type]
     configure(world, *specs)
     if begin:
         desk.begin()
@@ -243,6 +257,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         yield world
     finally:
         await desk.close()
+        await until(lambda: all(task.get_name() != LOOK_TASK for task in asyncio.all_tasks()))
         scheduler.close()
 
 

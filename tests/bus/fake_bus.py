@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerd import bus
-from accelerd.bus.port import Call, Handler
+from accelerd.system.dbus.port import Call, Handler
 
 INTERFACES = Path(bus.__file__).parent / "interfaces"
 CONSTANT = "org.freedesktop.DBus.Property.EmitsChangedSignal"

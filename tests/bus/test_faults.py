@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from accelerd.base import names
-from accelerd.bus.port import Call
 from accelerd.system.dbus.callers import (
     BURST,
     CALLS_IN_ALL,
@@ -21,6 +20,7 @@ from accelerd.system.dbus.callers import (
     LARGEST_ARGUMENTS,
     Callers,
 )
+from accelerd.system.dbus.port import Call
 from tests.bus.world import JOB, MODEL, BusService, Client, SessionBus, blank, busctl, call, furnish, on_bus, run, until
 from tests.system.fake_services import Bus
 

@@ -157,7 +157,7 @@ async def test_a_reload_tells_what_changed_and_cannot_be_ended_early() -> None:
         job = await world.manager("Reload", {})
         assert await world.bus.call(job, "Wait") == "done"
         [event] = [json.loads(one[2][0]) for one in world.bus.told if one[:2] == ("Event", job)]
-        assert event == {"event": "reloaded", "added": ["n"]}
+        assert (event["event"], event["added"], event["removed"]) == ("reloaded", ["n"], [])
         bad = await world.manager("Reload", {})
         await refused("config_invalid", world.bus.call(bad, "Wait"))
         await world.bus.call(bad, "Cancel")  # over already: nothing happens
@@ -230,8 +230,8 @@ async def test_what_is_wrong_is_refused_and_nothing_has_happened(method: str, ar
         await refused("bad_request", world.manager(method, *args))
         assert not world.started
         assert not world.given
-        assert world.desk.jobs.all() == []
-        assert world.desk.pins.all() == []
+        assert world.api.jobs.all() == []
+        assert world.api.pins.all() == []
 
 
 async def test_every_method_of_the_manager_is_there() -> None:
@@ -254,7 +254,7 @@ async def test_names_that_nobody_has() -> None:
         ):  # fmt: skip
             await refused("model_not_found", world.manager(method, *args))
         await refused("not_found", world.manager("Query", "secrets", {}))
-        assert world.desk.jobs.all() == []
+        assert world.api.jobs.all() == []
 
 
 # --- looks ---

@@ -17,7 +17,7 @@ from gi.repository import Gio
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.bus.exporter import DIRECTORY, interfaces
-from accelerd.bus.port import Call, Variant
+from accelerd.system.dbus.port import Call, Variant
 from tests.bus.world import (
     JOB,
     MODEL,

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from accelerd.cli.fit.other_engines import judged
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
-from accelerd.memory.report import report
+from accelerd.memory.report import HolderFacts, report
 from tests.npu.kit import FlmOnPath, flm_model
 
 from .conftest import Ctl
@@ -37,9 +39,9 @@ def told(*holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60) -> di
         Pool(NPU, "RyzenAI-npu5", 64 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
     )
     found = report(
-        Ledger(pools, holdings), MemorySnapshot(0.0, pools, {}), lambda model: {"pin": model in pinned, "leases": 0}
+        Ledger(pools, holdings), MemorySnapshot(0.0, pools, {}), lambda model: HolderFacts(pin=model in pinned)
     )
-    return {**found, "waiting": [], "yielded": None, "degraded": None}
+    return {**msgspec.to_builtins(found), "waiting": [], "yielded": None, "degraded": None}
 
 
 def held(name: str, size: int, family: str = "flm", contexts: int = 1) -> Holding:

@@ -12,8 +12,6 @@ from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
 from accelerd.config.model import LlamaServerSettings
-from accelerd.control.routes import Control
-from accelerd.daemon import Daemon
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
@@ -27,12 +25,8 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        # the parts of a real one, for one that differs in a constructor argument
-        whole = build(roots, config, problems)
-        parts = whole._parts
-        broken = Daemon(parts, config, problems, raise_it)
-        assert isinstance(parts.gateway.control, Control)
-        parts.gateway.control._owner = broken
+        broken = build(roots, config, problems)
+        broken._make_engines = raise_it  # type: ignore[assignment]
         await broken.run()
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from accelerd import __version__
 from accelerd.base.errors import AccelError
-from accelerd.control.routes import Control
+from accelerd.control.http import HttpControl
 from tests.daemon.kit import QUICK, Site, side_by_side
 from tests.harness import ROOT, Daemon, DaemonFactory, UnixConnection, eventually
 
@@ -85,9 +85,10 @@ def test_D21_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
         beyond = daemon.send(method, f"{path}?model=nobody")
         assert (beyond.status, beyond.code) == (404, "not_found"), path
         if "toolbox" not in path:  # those would look at this machine's containers
-            assert daemon.control(method, f"{path}?model=nobody").status == (
-                200 if "model" not in _arguments(path) else 404
-            )
+            named = "model" in _arguments(path)
+            assert daemon.control(method, f"{path}?model=nobody").status == (404 if named else 400)
+            if not named and method == "GET":
+                assert daemon.control(method, path).status == 200
     unknown = daemon.control("GET", "nothing")
     assert (unknown.status, unknown.code) == (404, "not_found")
     models = daemon.control("GET", "/v1/models").json()["data"]
@@ -105,7 +106,7 @@ def test_D21_another_users_process_is_refused() -> None:
         transport = SimpleNamespace(get_extra_info=lambda name: {"socket": credentials}[name])
         return SimpleNamespace(transport=transport, method="POST", raw_path="/accelerd/v1/nothing")
 
-    control = Control(*[cast(Any, None)] * 5)
+    control = HttpControl(cast(Any, SimpleNamespace(operations={})))
     with pytest.raises(AccelError) as refused:
         _run(control(request_of(4711), "/accelerd/v1/nothing"))
     assert refused.value.code == "unauthorized"
@@ -313,7 +314,10 @@ def test_D20_no_secret_is_shown_anywhere(daemon: Daemon, sites: Site) -> None:
     assert len(secret) >= 32
     assert process.environ()["HF_TOKEN"] == TOKEN
     everything = "\n".join(
-        [daemon.control("GET", f"{route}?model=m&lines=1000").body.decode() for route in ("status", "explain", "logs")]
+        [
+            daemon.control("GET", route).body.decode()
+            for route in ("status", "explain?model=m", "model?model=m", "logs?model=m&lines=1000", "memory", "jobs")
+        ]
         + [daemon.send("GET", path).body.decode() for path in ("/v1/models", "/v1/models/m", "/health")]
         + [daemon.output(), daemon.chat("m").body.decode(), json.dumps(sites.events("spawn"))]
         + [" ".join(child.cmdline()) for child in daemon.children()]

@@ -130,7 +130,8 @@ def test_a_yield_empties_the_memory_and_refuses_until_resume(start: Starter, sit
     assert (report["why"], report["holds"][0]["who"]) == ("accelctl yield", "person")
     assert 3500 < report["remaining"] <= 3600
     answer = daemon.control("POST", "resume").json()
-    assert answer == {"resumed": True, "what": "all memory", "why": "accelctl yield", "back": ["a"]}
+    assert (answer["event"], answer["resumed"], answer["back"]) == ("resumed", True, ["a"])
+    assert (answer["what"], answer["why"]) == ("all memory", "accelctl yield")
     daemon.wait_state("a", "ready")
     assert daemon.status()["yielded"] is None
     assert daemon.chat("b").status == 200

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
-from accelerd.bus.devices import DeviceObjects
+from accelerd.bus import devices as bus_devices
 from accelerd.cli.checks import npu as checks
 from accelerd.cli.commands import explain, status
 from accelerd.cli.device_view import show as show_devices
@@ -46,6 +47,9 @@ POOLS = (
     Pool(NPU_ID, "RyzenAI-npu5", 128 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
 )
 LLM, ASR = Claim(NPU_ID, "flm", "llm"), Claim(NPU_ID, "flm", "asr", host="Lemonade")
+
+
+plain = msgspec.to_builtins  # as JSON has it
 
 
 def placed(*claims: Claim, size: int = 4 * GIB) -> MemoryRequirement:
@@ -93,7 +97,7 @@ def test_a_model_that_is_not_there_takes_no_place() -> None:
     gone.state = State.STOPPED
     use = use_of(NPU, [gone])
     assert use is not None
-    assert use.json() == {"contexts": 16, "contexts_used": 0, "columns": 8, "models": ()}
+    assert plain(use) == {"contexts": 16, "contexts_used": 0, "columns": 8, "models": ()}
 
 
 def test_the_memory_report_has_its_models_although_their_bytes_are_in_main_memory() -> None:
@@ -101,7 +105,7 @@ def test_the_memory_report_has_its_models_although_their_bytes_are_in_main_memor
         Holding("qwen", "resident", {RAM: 4 * GIB}, {RAM: 3 * GIB}, (LLM,)),
         Holding("big", "resident", {APU_ID: 20 * GIB}),
     ]
-    told = report(Ledger(POOLS, holdings), MemorySnapshot(0.0, POOLS, {}))
+    told = plain(report(Ledger(POOLS, holdings), MemorySnapshot(0.0, POOLS, {})))
     main, gpu, npu = told["pools"]
     assert "npu" not in main
     assert "npu" not in gpu
@@ -121,35 +125,31 @@ def test_the_memory_report_has_its_models_although_their_bytes_are_in_main_memor
 def test_the_devices_page_names_who_is_on_the_npu() -> None:
     use = use_of(NPU, [there("qwen", placed(LLM)), there("hears", placed(ASR, size=GIB), 2, {RAM: GIB})])
     assert use is not None
-    page = shown(show_devices, {"devices": [NPU.json() | {"npu": use.json()}]})
+    page = shown(show_devices, {"devices": [NPU.json() | {"npu": plain(use)}]})
     assert "    2 of 16 hardware contexts in use, 8 columns shared by all models" in page
     assert "    qwen   flm llm, 1 context, 4.0 GiB of memory reserved" in page
     assert "    hears  flm asr in Lemonade, 1 context, 1.0 GiB of memory in use" in page
 
 
 def test_status_and_explain_tell_the_npu_from_a_gpu() -> None:
-    claims = claims_of(placed(LLM), {pool.id: pool for pool in POOLS})
+    claims = plain(claims_of(placed(LLM), {pool.id: pool for pool in POOLS}))
     assert status.device({"device": NPU_ID, "claims": claims}) == "npu c2:00.1"
     assert status.device({"device": APU_ID, "claims": []}) == "gpu c1:00.0"
     assert explain.place(claims[0]) == "1 of 16 hardware contexts of RyzenAI-npu5, as flm llm"
-    unknown = claims_of(placed(ASR), {})
+    unknown = plain(claims_of(placed(ASR), {}))
     assert explain.place(unknown[0]) == f"1 hardware context of {NPU_ID}, as flm asr in Lemonade"
 
 
 def test_on_the_bus() -> None:
-    def rescan() -> Any:
-        raise AssertionError
-
     ledger = Ledger(POOLS, [Holding("qwen", "resident", {RAM: 4 * GIB}, {RAM: 3 * GIB}, (LLM,))])
     balances = {balance.pool.id: balance for balance in ledger.balances()}
     models = [there("qwen", placed(LLM), used={RAM: 3 * GIB})]
-    objects = DeviceObjects(rescan)
-    npu = objects.properties(NPU, balances, models, {})
+    npu = bus_devices.properties(NPU, balances, models, None)
     assert {key: npu[key] for key in ("Contexts", "ContextsUsed", "Columns", "MemoryReserved", "MemoryUsed")} == {
         "Contexts": 16, "ContextsUsed": 1, "Columns": 8, "MemoryReserved": 4 * GIB, "MemoryUsed": 3 * GIB,
     }  # fmt: skip
     assert npu["Models"] == ["/org/accelerd1/models/qwen"]
-    gpu = objects.properties(APU, balances, models, {})
+    gpu = bus_devices.properties(APU, balances, models, None)
     assert (gpu["Contexts"], gpu["ContextsUsed"], gpu["Columns"], gpu["Models"]) == (0, 0, 0, [])
 
 
@@ -271,7 +271,7 @@ def test_it_is_told_once_in_the_journal(caplog: pytest.LogCaptureFixture) -> Non
             hazards.on_model_loaded(ModelLoaded(models[index].spec, models[index].need, 1.0))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "gpu computes with ROCm beside npu" in caplog.text
-    assert [one.json()["models"] for one in hazards.now()] == [["npu", "gpu"]]
+    assert [one.models for one in hazards.now()] == [("npu", "gpu")]
 
 
 def test_explain_warns_of_what_would_be_and_of_the_devices_own_troubles() -> None:
@@ -299,7 +299,7 @@ def surroundings(tmp_path: Path, status: Any, *models: ModelSpec) -> Any:
 
 def test_doctor_tells_what_the_daemon_knows(tmp_path: Path) -> None:
     hazard = next(found([Seat("npu", placed(LLM)), Seat("gpu", on_gpu(), "rocm")]))
-    (check,) = checks.conflicts(surroundings(tmp_path, {"hazards": [hazard.json()]}))
+    (check,) = checks.conflicts(surroundings(tmp_path, {"hazards": [plain(hazard)]}))
     assert (check.id, check.level) == ("npu", "warn")
     assert "gpu computes with ROCm beside npu" in check.detail
     assert check.fix == "run gpu with a llama-server built for Vulkan"

@@ -47,6 +47,9 @@ def source(context: Context) -> Fetch:
 
 def directly(context: Context) -> Fetch:
     """Looks at the machine; the same observer every time, because load and power are known from two looks."""
+    import msgspec
+
+    from accelerd.control.devices import device_report
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.observer import DeviceObserver
 
@@ -54,7 +57,8 @@ def directly(context: Context) -> Fetch:
 
     def ask() -> dict[str, Any]:
         looks = observer.look(inventory.scan())
-        return {"source": "direct", "devices": [look.json({}) for look in looks], "degraded": None}
+        found = [msgspec.to_builtins(device_report(look, {})) for look in looks]
+        return {"source": "direct", "devices": found, "degraded": None}
 
     return ask
 

@@ -1,18 +1,21 @@
-"""The routes of yield and resume: whose memory counts as given back, and what cannot be ended. Models are made up."""
+"""Yield and resume: whose memory counts as given back, and what cannot be ended. Models are made up."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
-from aiohttp import ClientSession, web
-from aiohttp.test_utils import RawTestServer
+import msgspec
+import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.control.yield_memory import MemoryRoutes
+from accelerd.base.events import EventStream
+from accelerd.base.ports import SystemClock
+from accelerd.control.jobs import Jobs
+from accelerd.control.memory_release import MemoryReleaseOperations
+from accelerd.control.operations import parse
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool
 from accelerd.scheduler.exit_handling import STUCK_AFTER
@@ -67,25 +70,23 @@ class World:
     def concerns(self, pool: str) -> bool:
         return self.given and pool == GPU
 
+    @property
+    def what(self) -> str:
+        return "the GPU"
+
     def report(self) -> dict[str, Any] | None:
         return {"what": "the GPU", "pools": [GPU], "remaining": None, "why": "w", "holds": []} if self.given else None
 
-    async def post(self, route: str, **query: str) -> tuple[int, list[dict[str, Any]]]:
-        """Status, and the objects of the answer."""
-        routes = MemoryRoutes(self, self).routes  # type: ignore[arg-type]
-
-        async def handler(request: web.BaseRequest) -> web.StreamResponse:
-            try:
-                return await routes["POST", f"/{route}"](request, query)
-            except AccelError as error:
-                return web.json_response(error.openai(), status=error.status)
-
-        async with (
-            RawTestServer(handler) as server,
-            ClientSession() as session,
-            session.post(server.make_url("/")) as response,
-        ):
-            return response.status, [json.loads(line) for line in (await response.text()).splitlines()]
+    async def do(self, name: str, **query: str) -> list[dict[str, Any]]:
+        """The events of the job. AccelError when there is none."""
+        jobs = Jobs(SystemClock(), EventStream())
+        made = MemoryReleaseOperations(cast(Any, self), self, lambda: (), jobs).operations()
+        operation = next(one for one in made if one.name == name)
+        job = await operation.call(parse(operation.request, query, text=True), "")
+        with jobs.follow(job) as events:
+            found = [msgspec.to_builtins(event) async for event in events]
+        await jobs.close()
+        return found
 
 
 async def test_only_what_lies_in_the_memory_of_the_gpu_counts() -> None:
@@ -96,8 +97,8 @@ async def test_only_what_lies_in_the_memory_of_the_gpu_counts() -> None:
         lambda: setattr(big, "state", State.STOPPING),
         lambda: setattr(big, "held", {}),
     ]
-    status, events = await world.post("yield", **{"for": "60.5", "now": "1"})
-    assert (status, world.asked) == (200, [(60.5, False, True)])
+    events = await world.do("yield", **{"for": "60.5", "now": "1"})
+    assert world.asked == [(60.5, False, True)]
     assert [event["models"] for event in events[:-1]] == [
         [{"model": "big", "state": "draining", "leases": 1}],
         [{"model": "big", "state": "stopping", "leases": 1}],
@@ -113,7 +114,7 @@ async def test_a_process_that_cannot_be_ended_is_not_waited_for() -> None:
     gone = Model("gone", {GPU: 4})
     world = World(stuck, gone)
     world.steps = [lambda: setattr(gone, "held", {})]
-    _, events = await world.post("yield", all="1")
+    events = await world.do("yield", all="1")
     assert world.asked == [(None, True, False)]
     assert [event["event"] for event in events] == ["yielded"]
     assert events[0]["stuck"] == ["stuck"]
@@ -123,20 +124,23 @@ async def test_a_process_that_cannot_be_ended_is_not_waited_for() -> None:
 async def test_somebody_resumes_while_models_leave() -> None:
     world = World(Model("a", {GPU: 20}, State.DRAINING, leases=1))
     world.steps = [lambda: None, lambda: setattr(world, "given", False)]
-    _, events = await world.post("yield")
+    events = await world.do("yield")
     assert [event["event"] for event in events] == ["progress", "resumed"]
 
 
 async def test_resume_names_those_that_come_back() -> None:
     world = World(Model("a", {}, State.STOPPED, displaced=True), Model("b", {}, State.STOPPED))
     world.given = True
-    assert await world.post("resume") == (200, [{"resumed": True, "what": "the GPU", "why": "w", "back": ["a"]}])
-    assert await world.post("resume") == (200, [{"resumed": False, "what": None, "why": None, "back": ["a"]}])
+    for resumed, words in ((True, ("the GPU", "w")), (False, (None, None))):
+        [event] = await world.do("resume")
+        assert (event["event"], event["resumed"], event["back"]) == ("resumed", resumed, ["a"])
+        assert (event["what"], event["why"]) == words
 
 
-async def test_a_time_that_is_none() -> None:
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e10", "soon"])
+async def test_a_time_that_is_none(text: str) -> None:
     world = World()
-    for text in ("", "0", "-1", "nan", "inf", "1e10", "soon"):
-        status, [body] = await world.post("yield", **{"for": text})
-        assert (status, body["error"]["param"]) == (400, "for"), text
+    with pytest.raises(AccelError) as refused:
+        await world.do("yield", **{"for": text})
+    assert (refused.value.code, refused.value.param) == ("bad_request", "for")
     assert world.asked == []

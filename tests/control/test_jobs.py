@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.control.jobs import KEPT_MOST, LINGER, UNFINISHED_MOST, Job, Jobs
+from accelerd.base.events import EventStream
+from accelerd.control.jobs import KEPT_MOST, LINGER, UNFINISHED_MOST, Job, JobChanged, JobForgotten, Jobs, JobTold
 from tests.fakes.clock import FakeClock
 
 
@@ -28,7 +29,11 @@ class Board:
         self.gone: list[int] = []
         self.gone_one = asyncio.Event()
         self.told: list[tuple[int, Mapping[str, Any]]] = []
-        self.jobs = Jobs(self.clock, self._changed, self._gone, lambda job, event: self.told.append((job.id, event)))
+        events = EventStream()
+        events.subscribe(JobChanged, lambda one: self._changed(one.job))
+        events.subscribe(JobForgotten, lambda one: self._gone(one.job))
+        events.subscribe(JobTold, lambda one: self.told.append((one.job.id, one.event)))
+        self.jobs = Jobs(self.clock, events)
 
     def _changed(self, job: Job) -> None:
         assert job.id not in self.gone

@@ -1,22 +1,25 @@
-"""The control routes about memory: what they tell of a ledger, what they forget, what they refuse."""
+"""Operations on memory: what they tell of a ledger, what they forget, what they refuse."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
 import pytest
-from aiohttp import web
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
-from accelerd.control.fit import FitRoutes
+from accelerd.control.memory import MemoryOperations
+from accelerd.control.model_info import ModelNames
+from accelerd.control.operations import parse
 from accelerd.memory.learned import Entry, Learned
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool, Stall
+from accelerd.routing.directory import Directory
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
 
 GIB = 1 << 30
 POOL = Pool(RAM, "main memory", 64 * GIB, 4 * GIB, 10 * GIB)
@@ -54,6 +57,11 @@ class Models:
     def forecast(self, name: str, forecast: Forecast) -> None:
         self.forecasts[name] = forecast
 
+    holdings: tuple[Holding, ...] = ()
+
+    def ledger(self) -> Ledger:
+        return Ledger([POOL], self.holdings)
+
 
 class Store:
     learned: tuple[Entry, ...] = ()
@@ -72,18 +80,21 @@ def learned(*names: str) -> Learned:
 
 
 class Site:
-    """Routes over a made-up daemon."""
+    """Operations over a made-up daemon."""
 
     def __init__(self, *snapshots: Snapshot, holdings: tuple[Holding, ...] = (), known: Learned | None = None) -> None:
         self.models = Models(*snapshots)
+        self.models.holdings = holdings
         self.learned = known or learned()
         self.yielded: dict[str, Any] | None = None
         self.degraded: str | None = None
         self.seen = MemorySnapshot(1.0, (POOL,), {}, (ForeignUser(RAM, 7, "firefox", 5 * GIB),), Stall(0.5, 0.0))
-        self.routes = FitRoutes(
-            self.models, lambda: Ledger([POOL], holdings), self.look, self.learned, self.forecast,
+        names = ModelNames(cast(Scheduler, self.models), Directory)
+        operations = MemoryOperations(
+            cast(Scheduler, self.models), names, self.look, self.learned, self.forecast,
             yielded=lambda: self.yielded, degraded=lambda: self.degraded,
-        ).routes  # fmt: skip
+        ).operations()  # fmt: skip
+        self.operations = {operation.name: operation for operation in operations}
 
     async def look(self) -> MemorySnapshot:
         return self.seen
@@ -91,10 +102,10 @@ class Site:
     async def forecast(self, spec: ModelSpec) -> Forecast:
         return Forecast((MemoryRequirement({RAM: GIB}, f"estimated for {spec.name}", (), {"weights": GIB}),))
 
-    async def __call__(self, method: str, route: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
-        response = await self.routes[method, route](cast(web.BaseRequest, None), dict(query or {}))
-        assert isinstance(response, web.Response)
-        found: dict[str, Any] = json.loads(response.body or b"")  # type: ignore[arg-type]
+    async def __call__(self, name: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        operation = self.operations[name]
+        answer = await operation.call(parse(operation.request, query or {}, text=True), "")
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(answer))
         return found
 
 
@@ -105,7 +116,7 @@ async def test_memory() -> None:
         holdings=(Holding("qwen", "resident", {RAM: 20 * GIB}, {RAM: 18 * GIB}), Holding("gone", "lost", {RAM: GIB})),
     )
     site.yielded, site.degraded = {"what": "the GPU"}, "a driver hangs"
-    answer = await site("GET", "/memory")
+    answer = await site("memory")
     [pool] = answer["pools"]
     assert (pool["id"], pool["foreign"], pool["free"]) == (RAM, 9 * GIB, 30 * GIB)
     assert pool["foreign_users"] == [{"pid": 7, "process": "firefox", "size": 5 * GIB}]
@@ -126,7 +137,7 @@ async def test_memory() -> None:
 async def test_learned() -> None:
     known = learned("qwen")
     known.outgrown("key of qwen", MemoryRequirement({RAM: 2 * GIB}, "estimated"), 3 * GIB, model="qwen")
-    first, second = (await Site(known=known)("GET", "/memory/learned"))["learned"]
+    first, second = (await Site(known=known)("memory/learned"))["learned"]
     assert first == {
         "model": "qwen", "file": "/m/qwen.gguf", "devices": [], "estimate": {RAM: 2 * GIB}, "measured": {RAM: GIB},
         "need": 3 * GIB, "lacked": 2 * GIB, "shortages": 1, "runs": 1, "at": 1e9,
@@ -136,23 +147,23 @@ async def test_learned() -> None:
 
 async def test_forgetting_one_model_has_it_estimated_again() -> None:
     site = Site(snapshot("qwen"), snapshot("glm"), known=learned("qwen", "glm"))
-    assert await site("POST", "/memory/forget", {"model": "qwen"}) == {"forgotten": 2}
+    assert await site("memory/forget", {"model": "qwen"}) == {"forgotten": 2}
     assert {entry.model for entry in site.learned.entries()} == {"glm"}
     assert list(site.models.forecasts) == ["qwen"]
-    assert await site("POST", "/memory/forget", {"model": "qwen"}) == {"forgotten": 0}
+    assert await site("memory/forget", {"model": "qwen"}) == {"forgotten": 0}
 
 
 async def test_forgetting_all_and_models_that_are_no_more() -> None:
     site = Site(snapshot("qwen"), known=learned("qwen", "old", "older"))
-    assert await site("POST", "/memory/forget", {"model": "old"}) == {"forgotten": 2}
+    assert await site("memory/forget", {"model": "old"}) == {"forgotten": 2}
     assert site.models.forecasts == {}
-    assert await site("POST", "/memory/forget", {"all": "1"}) == {"forgotten": 4}
+    assert await site("memory/forget", {"all": "1"}) == {"forgotten": 4}
     assert site.learned.entries() == ()
     assert list(site.models.forecasts) == ["qwen"]
 
 
 async def test_fit() -> None:
-    answer = await Site(snapshot("qwen"))("GET", "/fit", {"model": "qwen"})
+    answer = await Site(snapshot("qwen"))("fit", {"model": "qwen"})
     assert answer == {
         "model": "qwen", "state": "stopped", "placement": {"fits": True, "reason": "qwen would fit"},
         "options": [{"amounts": {RAM: GIB}, "devices": [], "parts": {"weights": GIB}, "source": "estimated for qwen",
@@ -161,16 +172,16 @@ async def test_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "route", "query", "code"),
+    ("name", "query", "code"),
     [
-        ("GET", "/fit", {}, "bad_request"),
-        ("GET", "/fit", {"model": "x"}, "model_not_found"),
-        ("POST", "/memory/forget", {}, "bad_request"),
-        ("POST", "/memory/forget", {"model": "qwen", "all": "1"}, "bad_request"),
-        ("POST", "/memory/forget", {"model": "x"}, "model_not_found"),
+        ("fit", {}, "bad_request"),
+        ("fit", {"model": "x"}, "model_not_found"),
+        ("memory/forget", {}, "bad_request"),
+        ("memory/forget", {"model": "qwen", "all": "1"}, "bad_request"),
+        ("memory/forget", {"model": "x"}, "model_not_found"),
     ],
 )
-async def test_refusals(method: str, route: str, query: dict[str, str], code: str) -> None:
+async def test_refusals(name: str, query: dict[str, str], code: str) -> None:
     with pytest.raises(AccelError) as error:
-        await Site(snapshot("qwen"), known=learned("qwen"))(method, route, query)
+        await Site(snapshot("qwen"), known=learned("qwen"))(name, query)
     assert error.value.code == code
