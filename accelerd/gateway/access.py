@@ -1,6 +1,6 @@
-"""Who may talk to the TCP port: the Host and Origin checks that keep browser pages out, and API keys.
+"""Access to the TCP port: Host and Origin checks, which keep other web pages out, and API keys.
 
-Pure: looks at headers, answers None or an AccelError. The unix socket needs none of it, its directory is private.
+Pure: looks at headers, returns None or an AccelError. The unix socket needs none of this, its directory is private.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise AccelError("config_invalid", f"cannot read server.key_file {path}: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise AccelError("config_invalid", f"others may read server.key_file {path}; run: chmod 600 {path}")
+        raise AccelError("config_invalid", f"other users can read server.key_file {path}; run: chmod 600 {path}")
     keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
-        raise AccelError("config_invalid", f"server.key_file {path} holds no key")
+        raise AccelError("config_invalid", f"server.key_file {path} contains no key")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
@@ -62,20 +62,18 @@ class Access:
             name = host_name(host)
             if name not in self._hosts:
                 shown = (name or host)[:100]
-                text = f"the Host {shown!r} is not allowed; if it is yours, add it to server.allowed_hosts"
+                text = f"the Host {shown!r} is not allowed; if it names this machine, add it to server.allowed_hosts"
                 return AccelError("host_not_allowed", text)
             if len(self._allowed_values) < 256:
                 self._allowed_values.add(raw)
         origin = value.decode("latin-1") if (value := headers.get(b"origin")) is not None else None
         if origin is not None and not self.allows_origin(origin, host):
-            text = (
-                f"pages from {origin[:100]!r} may not use this server; if they should, add it to server.allowed_origins"
-            )
+            text = f"web pages from {origin[:100]!r} may not use this server; to allow it, set server.allowed_origins"
             return AccelError("origin_not_allowed", text)
         if origin is None and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            return AccelError("origin_not_allowed", "pages of other sites may not use this server")
+            return AccelError("origin_not_allowed", "web pages of other sites may not use this server")
         if self._keys and not self._knows(headers):
-            return AccelError("unauthorized", "a valid API key is needed: Authorization: Bearer KEY")
+            return AccelError("unauthorized", "a valid API key is required: send Authorization: Bearer KEY")
         return None
 
     def allows_origin(self, origin: str, host: str) -> bool:

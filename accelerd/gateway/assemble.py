@@ -1,4 +1,4 @@
-"""A streamed answer put together into the response that a client who did not ask for a stream expects.
+"""Assembles a streamed response into the plain one that the client has asked for.
 
 Why: llama-server notices at once that the reader of a stream has gone, but not always that the reader of a plain
 response has (while another stream runs it never does, and generates to the end). So with several slots accelerd asks
@@ -18,7 +18,7 @@ MAX_INDEX = 1024  # choices, or tool calls of one
 
 
 class Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """What nearly every event adds: a piece of the answer or of the thoughts before it."""
+    """What nearly every event adds: text of the answer, or of the reasoning before it."""
 
     content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
@@ -32,7 +32,7 @@ class Choice(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """The usual event. Whatever has another field or type is read as a dictionary instead."""
+    """The usual event. An event with any other field or type is decoded as a dictionary."""
 
     choices: tuple[Choice]
     id: str
@@ -47,7 +47,7 @@ OBJECTS = {"chat.completion.chunk": "chat.completion"}
 
 
 def ask_for_stream(body: bytes) -> bytes:
-    """The request with stream and usage switched on; every other value byte for byte as it was."""
+    """The request with stream and usage switched on; all other values are unchanged bytes."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     fields["stream"] = msgspec.Raw(b"true")
     fields["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
@@ -55,7 +55,7 @@ def ask_for_stream(body: bytes) -> bytes:
 
 
 def assemble(stream: bytes) -> tuple[int, bytes]:
-    """HTTP status and JSON body made of a whole SSE stream. AccelError upstream_failed if it is not complete."""
+    """HTTP status and JSON body of a whole SSE stream. AccelError upstream_failed if it is not complete."""
     whole: Json = {}
     choices: dict[int, Json] = {}
     complete = False
@@ -79,17 +79,17 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
             for choice in event.pop("choices", None) or ():
                 _merge_choice(choices.setdefault(_index(choice), {"finish_reason": None}), choice)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise AccelError("upstream_failed", "the engine sent an event of an unknown shape") from None
+            raise AccelError("upstream_failed", "the engine sent an event of an unknown format") from None
         whole.update(event)
     if not complete or not choices:
-        raise AccelError("upstream_failed", "the engine ended its answer before it was complete")
+        raise AccelError("upstream_failed", "the engine ended its response before it was complete")
     whole["object"] = OBJECTS.get(whole.get("object", ""), whole.get("object"))
     body = {"choices": [choices[index] for index in sorted(choices)], **whole}
     return 200, msgspec.json.encode(body)
 
 
 def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> bool:
-    """Take an event that only adds text to a choice that is there. False: it is another one, and nothing was done."""
+    """Merge an event that only adds text to a known choice. False: it is another kind, and nothing was done."""
     try:
         event = USUAL.decode(data)
     except msgspec.DecodeError:
@@ -116,7 +116,7 @@ def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> bool:
 
 
 def _index(part: Json) -> int:
-    """The place of a choice or a tool call. ValueError when it is none."""
+    """The index of a choice or a tool call. ValueError if it is invalid."""
     index = part["index"]
     if not isinstance(index, int) or not 0 <= index < MAX_INDEX:
         raise ValueError

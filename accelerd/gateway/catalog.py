@@ -1,4 +1,4 @@
-"""What GET /v1/models says: every model and every route, and what each can be asked for. From memory alone."""
+"""The answer to GET /v1/models: every model and every route with its capabilities. From memory alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = "cpu"
 
 
 class Catalog:
-    """Answers as it is now."""
+    """Made anew for every request."""
 
     def __init__(self, scheduler: Scheduler, router: RequestRouter, created: int) -> None:
         """`created`: OpenAI's model objects carry a date, in seconds since 1970."""
@@ -53,7 +53,7 @@ class Catalog:
         }
 
     def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:
-        """What one of its models can, it can."""
+        """Its capabilities are those of all its models."""
         models = [known[name] for name in route.models if name in known]
         traits = [self._router.traits(snapshot.spec) for snapshot in models]
         contexts = [snapshot.spec.context for snapshot in models if snapshot.spec.context is not None]
@@ -75,7 +75,7 @@ class Catalog:
 
 
 def kind_of(snapshot: Snapshot, traits: Traits) -> str:
-    """Of what the model computes on, or would: "npu", "gpu", "cpu"."""
+    """The kind of device that the model runs on, or would: "npu", "gpu", "cpu"."""
     return traits.device or (CPU if snapshot.device == CPU else "gpu")
 
 

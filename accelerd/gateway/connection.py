@@ -1,4 +1,4 @@
-"""A client's connection: parses HTTP/1.1 with httptools, enforces the limits and deadlines, answers requests in order.
+"""A client's connection: takes requests, enforces limits and deadlines, answers in order.
 
 One request is handled at a time. What a client sends meanwhile is kept unparsed up to MAX_PENDING bytes. A client that
 closes its half of the connection counts as gone: its request is cancelled. Who may ask for what is decided in
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections.abc import Coroutine
 from typing import Protocol, cast
-
-import httptools
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.relay import Relay
+from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
 from accelerd.gateway.sweeper import Sweeper
 
@@ -26,41 +25,8 @@ log = logging.getLogger(__name__)
 KEEPALIVE = 75.0  # s: between two requests of one client
 BODY_RATE = 4096  # bytes/s: a body that comes slower for longer than server.body_timeout is given up
 MAX_PENDING = 256 << 10  # bytes kept of what a client sends before it has its answer
-MAX_HEAD = 64 << 10  # bytes of a request's head
-MAX_LINE = 8190  # bytes of the target, and of a header's value
-MAX_HEADERS = 128
+LOG_PERIOD = 10.0  # s
 LINGER = 2.0  # s: a refused body is read and dropped, or the reset of the connection would take the refusal with it
-ONCE = frozenset((b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
-
-
-class HttpRequest:
-    """One request. `headers` have lower-case names; of a repeated header the first value counts.
-
-    `path` and `origin` are filled in by Gateway.admit: `origin` only if that page may read the response.
-    """
-
-    __slots__ = ("admitted", "body", "complete", "head_complete", "headers", "http10", "keep_alive", "local", "method",
-                 "origin", "parts", "path", "problem", "size", "target")  # fmt: skip
-
-    def __init__(self, local: bool) -> None:
-        self.local = local
-        self.method = b""
-        self.target = b""
-        self.path = ""
-        self.headers: dict[bytes, bytes] = {}
-        self.parts: list[bytes] = []  # of the body
-        self.size = 0  # bytes of the body so far
-        self.head_complete = self.complete = self.admitted = False
-        self.keep_alive = True
-        self.http10 = False
-        self.problem = ""  # why the head is not valid
-        self.origin: str | None = None
-
-    def encode_head(self) -> bytes:
-        """Request line and headers, without the final empty line."""
-        lines = [b"%b %b HTTP/1.%d" % (self.method, self.target, 0 if self.http10 else 1)]
-        lines += [b"%b: %b" % header for header in self.headers.items()]
-        return b"\r\n".join(lines) + b"\r\n"
 
 
 class Handler(Protocol):
@@ -72,8 +38,10 @@ class Handler(Protocol):
         """The head is here: the response if none of the body is needed for it, None to go on."""
         ...
 
-    async def infer(self, request: HttpRequest, connection: ClientConnection) -> Response | None:
-        """Answer a whole inference request. None: the response is on the wire already."""
+    def infer(
+        self, request: HttpRequest, connection: ClientConnection
+    ) -> Response | Coroutine[None, None, Response | None]:
+        """Start a whole inference request. Either a refusal, or what finishes it: None means the response was sent."""
         ...
 
     def pass_to_control(
@@ -90,6 +58,24 @@ class Handler(Protocol):
         ...
 
 
+class LogLimit:
+    """At most one line in LOG_PERIOD, so that no client can fill the disk."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+        self._held_back = 0
+
+    def admit(self) -> str | None:
+        """What to append to the line; None: log nothing."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last < LOG_PERIOD:
+            self._held_back += 1
+            return None
+        more = f" ({self._held_back} more were not logged)" if self._held_back else ""
+        self._last, self._held_back = now, 0
+        return more
+
+
 class HttpServer:
     """The connections of one kind of listening socket; a protocol factory. `local`: of the unix socket."""
 
@@ -98,6 +84,8 @@ class HttpServer:
         self.settings = settings
         self.local = local
         self.connections: set[ClientConnection] = set()
+        self.malformed = LogLimit()
+        self.failures = LogLimit()
 
     def __call__(self) -> ClientConnection:
         return ClientConnection(self)
@@ -110,14 +98,9 @@ class ClientConnection(asyncio.Protocol):
         self._server = server
         self._handler = server.handler
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
-        self._parsed: deque[HttpRequest] = deque()  # the last one may be incomplete
-        self._receiving: HttpRequest | None = None
-        self._headers: dict[bytes, bytes]  # of `_receiving`
-        self._repeated: list[bytes]  # names of its headers that came again
-        self._head_size = 0  # bytes parsed since the last complete head or message
+        self._parser = RequestParser(server.local)
+        self._parsed = self._parser.requests
         self._head_begun = True  # does the deadline of a head run? The first one's begins with the connection
-        self._malformed: str | None = None  # what is wrong behind the last of `_parsed`
         self._pending = b""  # not parsed yet
         self._busy = False  # is a request being answered?
         self._task: asyncio.Task[None] | None = None
@@ -152,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
-            self._task.cancel()
+            self._loop.call_soon(self._task.cancel)  # after its first step: what it has to undo has begun already
         if self._control is not None:
             self._control.connection_lost(exc)
             self._handler.control_gone(self._control)
@@ -186,84 +169,8 @@ class ClientConnection(asyncio.Protocol):
             if before <= MAX_PENDING < len(self._pending):
                 self.transport.pause_reading()
             return
-        self._parse(data)
+        self._parser.feed(data)
         self._advance()
-
-    # --- httptools --------------------------------------------------------------------------------------------
-
-    def _parse(self, data: bytes) -> None:
-        self._head_size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            self._malformed = str(error).partition("\n")[0][:200] or "cannot parse it"
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """httptools stops after the head of an upgrade; it is an ordinary request, whose body may follow."""
-        request = self._parsed[-1]
-        self._parser = httptools.HttpRequestParser(self)
-        if request.method == b"CONNECT":
-            request.problem = "this is not a proxy"
-            return
-        self._parsed.pop()
-        del request.headers[b"upgrade"]
-        self._parse(request.encode_head() + b"\r\n")
-        self._parsed[-1].problem = request.problem
-        if rest:
-            self._parse(rest)
-
-    def on_message_begin(self) -> None:
-        request = self._receiving = HttpRequest(self._server.local)
-        self._headers = request.headers
-        self._repeated = []
-        self._parsed.append(request)
-
-    def on_url(self, url: bytes) -> None:
-        assert self._receiving is not None
-        self._receiving.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        key = name.lower()
-        if key in self._headers:
-            self._repeated.append(key)
-        else:
-            self._headers[key] = value
-
-    def on_headers_complete(self) -> None:
-        request, parser, headers = self._receiving, self._parser, self._headers
-        assert request is not None
-        request.method = parser.get_method()
-        request.head_complete = True
-        request.keep_alive = parser.should_keep_alive()
-        version = parser.get_http_version()
-        if version != "1.1":
-            request.http10 = True
-            if version != "1.0":
-                request.problem = "only HTTP/1.1 and HTTP/1.0 are supported"
-        elif b"host" not in headers:
-            request.problem = "no Host header"
-        if self._repeated and not ONCE.isdisjoint(self._repeated):
-            request.problem = "a header that may come only once is repeated"
-        if len(headers) + len(self._repeated) > MAX_HEADERS:
-            request.problem = "too many headers"
-        if self._head_size > MAX_LINE and any(len(line) > MAX_LINE for line in (request.target, *headers.values())):
-            request.problem = "a line of the head is too long"
-        self._head_size = 0
-        self._head_begun = False
-
-    def on_body(self, data: bytes) -> None:
-        request = self._receiving
-        assert request is not None
-        request.parts.append(data)
-        request.size += len(data)
-
-    def on_message_complete(self) -> None:
-        assert self._receiving is not None
-        self._receiving.complete = True
-        self._receiving = None
-        self._head_size = 0
 
     # --- one request after the other --------------------------------------------------------------------------
 
@@ -272,9 +179,10 @@ class ClientConnection(asyncio.Protocol):
         while not self._busy and not self._ending:
             request = self._parsed[0] if self._parsed else None
             if request is None or not request.head_complete:
-                if self._malformed is not None or self._head_size > MAX_HEAD:
-                    self._bad_request(self._malformed or "the head is too long")
-                elif request is None and not self._head_size and self._requests:
+                if self._parser.malformed is not None:
+                    self._bad_request(self._parser.malformed)
+                elif self._requests and not self._parser.in_head:
+                    self._head_begun = False
                     self._deadline = self._loop.time() + KEEPALIVE
                     if self._timer is None:
                         self._arm()
@@ -289,8 +197,8 @@ class ClientConnection(asyncio.Protocol):
             elif request.complete:
                 self._parsed.popleft()
                 self._begin(request)
-            elif self._malformed is not None:
-                self._bad_request(f"{self._malformed} in the body")
+            elif self._parser.malformed is not None:
+                self._bad_request(f"{self._parser.malformed} in the body")
             else:
                 self._expect_body(request)
                 return
@@ -298,6 +206,7 @@ class ClientConnection(asyncio.Protocol):
     def _admit(self, request: HttpRequest) -> bool:
         """Judge a head. False: it has its answer."""
         self._requests += 1
+        self._head_begun = False
         self.relay = None
         if request.problem:
             self._bad_request(request.problem)
@@ -317,22 +226,36 @@ class ClientConnection(asyncio.Protocol):
         self._busy = True
         if request.local and (control := self._handler.pass_to_control(request, self, self._control)) is not None:
             self._control = control
-        else:
-            self._task = self._loop.create_task(self._answer(request))
-
-    async def _answer(self, request: HttpRequest) -> None:
+            return
         try:
-            response = await self._handler.infer(request, self)
+            answer: Response | Coroutine[None, None, Response | None] | None = self._handler.infer(request, self)
         except Exception:
-            log.exception("a request handler failed")
-            request.keep_alive = False
-            response = error_response(AccelError("internal", "accelerd failed to handle this; see its journal"))
-            if self.relay is not None and self.relay.committed:
-                response = None
+            answer = self._internal_error(request)
+        if answer is None or isinstance(answer, Response):
+            self._busy = False
+            if answer is not None:
+                self._write(request, answer)
+        else:
+            self._task = self._loop.create_task(self._finish(request, answer))
+
+    async def _finish(self, request: HttpRequest, answer: Coroutine[None, None, Response | None]) -> None:
+        try:
+            response = await answer
+        except Exception:
+            response = self._internal_error(request)
         self._task = None
         if response is not None:
             self._write(request, response)
         self.answered(keep_alive=not self.transport.is_closing())
+
+    def _internal_error(self, request: HttpRequest) -> Response | None:
+        """Log the exception. The last response on this connection; None if another one has begun."""
+        if (more := self._server.failures.admit()) is not None:
+            log.exception("cannot handle a request: internal error%s", more)
+        request.keep_alive = False
+        if self.relay is not None and self.relay.committed:
+            return None
+        return error_response(AccelError("internal", "internal error; see the journal"))
 
     def answered(self, *, keep_alive: bool) -> None:
         """The response to the request in hand is on the wire: the next one may follow."""
@@ -343,8 +266,8 @@ class ClientConnection(asyncio.Protocol):
         pending, self._pending = self._pending, b""
         if len(pending) > MAX_PENDING:
             self.transport.resume_reading()
-        if pending and self._malformed is None:
-            self._parse(pending)
+        if pending and self._parser.malformed is None:
+            self._parser.feed(pending)
         self._advance()
 
     def _reply(self, request: HttpRequest, response: Response) -> None:
@@ -363,8 +286,10 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _bad_request(self, problem: str) -> None:
-        peer = str(self.transport.get_extra_info("peername"))
-        log.info("malformed request from %s: %s", peer, problem, extra={"peer": peer})
+        if (more := self._server.malformed.admit()) is not None:
+            address = self.transport.get_extra_info("peername")
+            peer = str(address[0]) if isinstance(address, tuple) else "a local client"
+            log.info("malformed request from %s: %s%s", peer, problem, more, extra={"peer": peer})
         self._refuse(error_response(AccelError("bad_request", f"not valid HTTP: {problem}")))
 
     def _refuse(self, response: Response, *, head_only: bool = False) -> None:

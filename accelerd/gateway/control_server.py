@@ -15,7 +15,8 @@ from aiohttp import web
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway import responses
-from accelerd.gateway.connection import ClientConnection, HttpRequest
+from accelerd.gateway.connection import ClientConnection
+from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.responses import JSON_TYPE, Response, error_response
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,7 @@ class ControlServer:
             response = web_response(error_response(error, asked.path))
         except Exception:
             log.exception("a control request failed")
-            response = web_response(
-                error_response(AccelError("internal", "accelerd failed to handle this; see its journal"))
-            )
+            response = web_response(error_response(AccelError("internal", "internal error; see the journal")))
             response.force_close()
         await response.prepare(request)
         await response.write_eof()

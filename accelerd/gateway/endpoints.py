@@ -1,4 +1,4 @@
-"""The paths of the API, what each asks of a model, and the two shapes that an error has. Knows no requests."""
+"""The paths of the API, the capability each needs, and the two formats of errors. Knows no requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS: Final[dict[str, Task]] = {
     "/v1/audio/translations": "transcription",
     "/v1/audio/speech": "speech",
 }
-OTHER_NAMES: Final = {"/v1/reranking": "/v1/rerank", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}
+PATH_ALIASES: Final = {"/v1/reranking": "/v1/rerank", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}
 FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams assemble.py can put together
@@ -30,14 +30,14 @@ TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  #
 PHRASES: Final[dict[Task, str]] = {
     "chat": "chat",
     "completions": "complete text",
-    "embeddings": "make embeddings",
+    "embeddings": "create embeddings",
     "rerank": "rank documents",
-    "transcription": "write down audio",
-    "speech": "speak",
-    "messages": "answer in Anthropic's messages API",
-    "responses": "answer in OpenAI's responses API",
+    "transcription": "transcribe audio",
+    "speech": "generate speech",
+    "messages": "serve Anthropic's messages API",
+    "responses": "serve OpenAI's responses API",
     "tools": "use tools",
-    "vision": "see images",
+    "vision": "process images",
 }
 
 

@@ -14,13 +14,13 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.endpoints import ASSEMBLED
-from accelerd.gateway.form import Form
-from accelerd.gateway.peek import Peek, renamed
+from accelerd.gateway.form_body import FormBody
+from accelerd.gateway.json_body import JsonBody, with_model
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import JSON_TYPE
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.upstream import Upstreams
+from accelerd.gateway.upstream import Pool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
@@ -35,7 +35,7 @@ class InferenceRequest:
 
     target: UpstreamTarget
     path: str  # the client's
-    info: Peek | Form
+    info: JsonBody | FormBody
     original_body: bytes
     content_type: str
 
@@ -48,9 +48,9 @@ class InferenceRequest:
         name = self.target.wire_name
         if name is None:
             return self.original_body
-        if isinstance(self.info, Form):
-            return self.info.renamed(self.original_body, name)
-        return renamed(self.original_body, name)
+        if isinstance(self.info, FormBody):
+            return self.info.with_model(self.original_body, name)
+        return with_model(self.original_body, name)
 
 
 class Forwarder:
@@ -73,21 +73,44 @@ class Forwarder:
         self._sweeper = sweeper
         self._loop = asyncio.get_running_loop()
 
-    async def forward(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
-        """Have the request answered through `relay`. An error when nothing of an answer was sent."""
+    def start(self, request: InferenceRequest, relay: Relay) -> None:
+        """Begin without waiting: if the model is ready and has an idle connection, the engine gets the request now.
+
+        `forward` must follow, whatever happens in between.
+        """
+        relay.lease = lease = self._scheduler.acquire(request.target.model)
+        if lease is None or self._collects(lease, request):
+            return
+        connection = self._pool(lease).reuse()
+        if connection is None:
+            return
         try:
-            relay.lease = lease = self._scheduler.acquire(request.target.model)
+            body = request.body()
+            self._prepare(relay, request)
+            relay.in_flight = self._transmit(connection, lease, relay, request, body, relay)
+        except Exception:
+            connection.transport.abort()
+            self._sweeper.forget(relay)
+            self._scheduler.release(lease, None)
+            raise
+
+    async def forward(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
+        """Go on after `start`: have the request answered through `relay`. An error if no response was sent."""
+        try:
+            lease = relay.lease
             if lease is None:
                 relay.lease = lease = await self._wait(request, relay)
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info)
-            relay.busy_statuses = request.target.busy_statuses
-            return await self._exchange(lease, relay, request)
+            if self._collects(lease, request):
+                return await self._collect(lease, relay, request)
+            self._prepare(relay, request)
+            return await self._send(lease, relay, request, request.body(), relay)
         except AccelError as error:
             return relay.fail(error)
         except Exception:
             if relay.committed:
-                relay.abort()  # a bug: let it not look like the end of the response
+                relay.abort()  # a bug: the response must not look complete
             raise
         finally:
             self._sweeper.forget(relay)
@@ -110,22 +133,25 @@ class Forwarder:
         finally:
             ticket.leave()
 
-    async def _exchange(self, lease: Lease, relay: Relay, request: InferenceRequest) -> AccelError | None:
-        spec = lease.record.spec
-        checked = request.target.hides_errors
-        if not request.stream:
-            assembled = spec.slots > 1 and request.path in ASSEMBLED and self._router.streams_notice_disconnect(spec)
-            if assembled or checked:
-                return await self._whole(lease, relay, request, assembled=assembled)
-        relay.only_stream = checked
-        self._sweeper.watch(relay, stream=request.stream)
-        return await self._send(lease, relay, request, request.body(), relay)
+    def _collects(self, lease: Lease, request: InferenceRequest) -> bool:
+        """Is the whole response processed here before the client gets it?"""
+        return not request.stream and (request.target.hides_errors or self._assembles(lease, request))
 
-    async def _whole(
-        self, lease: Lease, relay: Relay, request: InferenceRequest, *, assembled: bool
-    ) -> AccelError | None:
-        """Collect the answer before the client gets it. `assembled`: from a stream, see assemble.py for why."""
+    def _assembles(self, lease: Lease, request: InferenceRequest) -> bool:
+        """Is a plain response requested as a stream and assembled? See assemble.py."""
+        spec = lease.record.spec
+        return spec.slots > 1 and request.path in ASSEMBLED and self._router.streams_notice_disconnect(spec)
+
+    def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
+        relay.only_stream = request.target.hides_errors
+        relay.busy_statuses = request.target.busy_statuses
+        self._sweeper.watch(relay, stream=request.stream)
+
+    async def _collect(self, lease: Lease, relay: Relay, request: InferenceRequest) -> AccelError | None:
+        """Collect the response, then send it."""
+        assembled = self._assembles(lease, request)
         collector = Collector(lease, self._now, request.target.busy_statuses)
+        relay.busy_statuses = request.target.busy_statuses
         self._sweeper.watch(relay, stream=assembled)
         body = ask_for_stream(request.body()) if assembled else request.body()
         await self._send(lease, collector, request, body, relay)
@@ -165,27 +191,20 @@ class Forwarder:
     async def _attempt(
         self, lease: Lease, receiver: Relay | Collector, request: InferenceRequest, body: bytes, relay: Relay
     ) -> AccelError | None:
-        """One exchange with the engine, on a pooled connection. Sent again once if an idle one had died meanwhile."""
-        pool = self._upstreams.get(lease.instance)
-        if pool is None:
-            spec = lease.record.spec
-            ahead = spec.slots if self._router.closes_after_streams(spec) else 0
-            pool = self._upstreams.create(lease.instance, lease.endpoint, ahead)
-        path, secret, kind = request.target.path, lease.secret, request.content_type
-        data = pool.request(path, secret, body) if kind is JSON_TYPE else pool.request_of(kind, path, secret, body)
-        connection = pool.reuse() if not relay.committed else None  # what cannot be sent again takes no risk
+        """One exchange with the engine. Repeated once if a reused connection was stale."""
+        finished, relay.in_flight = relay.in_flight, None
+        pool = self._pool(lease)
+        fresh = False
         while True:
-            fresh = connection is None
-            if connection is None:
+            if finished is None:
+                connection = None if fresh or relay.committed else pool.reuse()  # no risk if it cannot be repeated
+                fresh = connection is None
                 try:
-                    connection = await pool.connect()
+                    connection = connection or await pool.connect()
                 except (OSError, TimeoutError) as error:
                     relay.ok = False
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
-            finished: asyncio.Future[AccelError | None] = self._loop.create_future()
-            receiver.begin(finished)
-            relay.attach(connection, receiver)
-            connection.send(receiver, data)
+                finished = self._transmit(connection, lease, receiver, request, body, relay)
             try:
                 outcome = await finished
             except asyncio.CancelledError:
@@ -195,7 +214,33 @@ class Forwarder:
                 relay.detach()
             if fresh or not relay.may_repeat(receiver.unanswered):
                 return outcome
-            connection = None
+            finished, fresh = None, True
+
+    def _transmit(
+        self,
+        connection: UpstreamConnection,
+        lease: Lease,
+        receiver: Relay | Collector,
+        request: InferenceRequest,
+        body: bytes,
+        relay: Relay,
+    ) -> asyncio.Future[AccelError | None]:
+        """Send the request. The future gets the outcome, see Relay."""
+        pool, path, secret, kind = self._pool(lease), request.target.path, lease.secret, request.content_type
+        data = pool.request(path, secret, body) if kind is JSON_TYPE else pool.request_of(kind, path, secret, body)
+        finished: asyncio.Future[AccelError | None] = self._loop.create_future()
+        receiver.begin(finished)
+        relay.attach(connection, receiver)
+        connection.send(receiver, data)
+        return finished
+
+    def _pool(self, lease: Lease) -> Pool:
+        pool = self._upstreams.get(lease.instance)
+        if pool is None:
+            spec = lease.record.spec
+            limit_ahead = spec.slots if self._router.closes_after_streams(spec) else 0
+            pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
+        return pool
 
 
 class BusyRetry:

@@ -1,6 +1,6 @@
-"""HTTP/1.1 response heads and chunked bodies, as far as a relay needs them: pure, incremental, bounded.
+"""HTTP/1.1 response heads and chunked bodies, as far as a relay needs them. Pure, incremental, bounded.
 
-Raises FramingError on anything an engine must not send. Source: RFC 9112 sections 4, 6 and 7.
+Raises FramingError on anything that is not valid. Source: RFC 9112 sections 4, 6 and 7.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HEX = b"0123456789abcdefABCDEF"
 
 
 class FramingError(Exception):
-    """The engine's bytes are not an HTTP/1.1 response."""
+    """The engine's response is not valid HTTP/1.1."""
 
 
 class Head(NamedTuple):
@@ -32,7 +32,7 @@ def parse_head(raw: bytes) -> Head:
     """A response head without its final empty line."""
     before, mark, rest = raw.partition(LENGTH_MARK)
     digits, _, after = rest.partition(b"\r\n")
-    if mark and digits.isdigit() and len(digits) <= 18:  # an engine's heads differ in nothing else
+    if mark and digits.isdigit() and len(digits) <= 18:  # the only difference between the heads of one engine
         usual = _usual(before, after)
         if usual is not None:
             return Head(usual.status, usual.content_type, int(digits), usual.chunked, usual.keep_alive)
@@ -41,7 +41,7 @@ def parse_head(raw: bytes) -> Head:
 
 @lru_cache(maxsize=64)
 def _usual(before: bytes, after: bytes) -> Head | None:
-    """What is around a Content-Length, if that is what says how long the body is."""
+    """The head around a Content-Length, if that determines the length of the body."""
     try:
         head = _parse_head(before + LENGTH_MARK + b"1" + (b"\r\n" + after if after else b""))
     except FramingError:
@@ -54,29 +54,29 @@ def _parse_head(raw: bytes) -> Head:
     version, _, rest = lines[0].partition(b" ")
     digits = rest[:3]
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or not digits.isdigit() or rest[3:4] not in (b" ", b""):
-        raise FramingError("no HTTP status line")
+        raise FramingError("invalid HTTP status line")
     status = int(digits)
     if not 100 <= status <= 599:
-        raise FramingError(f"no HTTP status: {status}")
+        raise FramingError(f"invalid HTTP status {status}")
     content_type = b"application/octet-stream"
     length: int | None = None
     chunked = False
     keep_alive = version == b"HTTP/1.1"
     for line in lines[1:]:
         key, colon, value = line.partition(b":")
-        if not colon or not key or key[0] <= 0x20 or key[-1] <= 0x20:  # with it: folded lines
-            raise FramingError("a header line without a name")
+        if not colon or not key or key[0] <= 0x20 or key[-1] <= 0x20:  # this excludes folded lines
+            raise FramingError("a header line has no name")
         key = key.lower()
         if key == b"content-type":
             content_type = value.strip()
         elif key == b"content-length":
             value = value.strip()
             if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):
-                raise FramingError("bad Content-Length")
+                raise FramingError("invalid Content-Length")
             length = int(value)
         elif key == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
-                raise FramingError("an unknown Transfer-Encoding")
+                raise FramingError("unsupported Transfer-Encoding")
             chunked = True
         elif key == b"connection":
             keep_alive = b"close" not in value.lower()
@@ -85,14 +85,14 @@ def _parse_head(raw: bytes) -> Head:
     elif chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides
     if b"\r" in content_type or b"\n" in content_type or b"\0" in content_type:
-        raise FramingError("bad Content-Type")
+        raise FramingError("invalid Content-Type")
     return Head(status, content_type, length, chunked, keep_alive)
 
 
 class Chunked:
-    """Follows a chunked body through arbitrary pieces; optionally collects what the chunks hold.
+    """Parses a chunked body from arbitrary pieces; optionally collects the contents of the chunks.
 
-    As strict as the clients are who get the same bytes: whoever reads them laxer than we do would see another end.
+    Strict, because clients get the same bytes: a lenient parser could find the end of the body elsewhere than they do.
     """
 
     __slots__ = ("_closing", "_line", "_need", "_trailers", "done")
@@ -110,7 +110,7 @@ class Chunked:
         return not (self._need or self._closing or self._line or self._trailers or self.done)
 
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> None:
-        """Take the next piece. Chunk contents are appended to `payload` if given. Bytes after the end are an error."""
+        """Parse the next piece; append chunk contents to `payload`, if given. FramingError for bytes after the end."""
         i, n = 0, len(data)
         while i < n:
             need = self._need
@@ -129,7 +129,7 @@ class Chunked:
                 raise FramingError("bytes after the end of the body")
             end = data.find(b"\n", i)
             if (n if end < 0 else end) - i + len(self._line) > MAX_LINE:
-                raise FramingError("an endless line between chunks")
+                raise FramingError("a line between chunks is too long")
             if end < 0:
                 self._line += data[i:]
                 return
@@ -139,17 +139,17 @@ class Chunked:
 
     def _take_line(self, line: bytes) -> None:
         if line[-1:] != b"\r":
-            raise FramingError("a line between chunks that does not end with CRLF")
+            raise FramingError("a line between chunks does not end with CRLF")
         if self._closing:
             if line != b"\r":
-                raise FramingError("a chunk longer than its size")
+                raise FramingError("a chunk is longer than its size")
             self._closing = False
         elif self._trailers:
             self.done = line == b"\r"
         else:
             digits = line[:-1].partition(b";")[0].rstrip(b" \t")
             if not digits or len(digits) > 15 or digits.strip(HEX):
-                raise FramingError("bad chunk size")
+                raise FramingError("invalid chunk size")
             self._need = int(digits, 16)
             self._trailers = not self._need
 

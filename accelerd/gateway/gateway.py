@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -21,12 +21,13 @@ from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
-from accelerd.gateway.connection import ClientConnection, HttpRequest, too_large
-from accelerd.gateway.endpoints import FORMS, OTHER_NAMES, TASKS
-from accelerd.gateway.form import FORM, boundary_of, content_type, read_form
+from accelerd.gateway.connection import ClientConnection, too_large
+from accelerd.gateway.endpoints import FORMS, PATH_ALIASES, TASKS
+from accelerd.gateway.form_body import FORM, boundary_of, content_type, read_form
 from accelerd.gateway.forward import Forwarder, InferenceRequest
-from accelerd.gateway.peek import MAX_NAME, peek
+from accelerd.gateway.json_body import MAX_NAME, read_json
 from accelerd.gateway.relay import Relay
+from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import JSON_TYPE, Response, cors_headers, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
@@ -87,7 +88,7 @@ class Gateway:
     def admit(self, request: HttpRequest) -> Response | None:
         """Judge a head. None: it asks for inference or control, and its body is wanted."""
         path = request.target.partition(b"?")[0].decode("latin-1")
-        request.path = path = OTHER_NAMES.get(path, path)
+        request.path = path = PATH_ALIASES.get(path, path)
         origin = None
         try:
             if not request.local:
@@ -165,27 +166,31 @@ class Gateway:
         if self._control_server is not None:
             self._control_server.forget(protocol)
 
-    async def infer(self, request: HttpRequest, connection: ClientConnection) -> Response | None:
-        """Answer an inference request. None: the response is on the wire."""
-        path = request.path
+    def infer(
+        self, request: HttpRequest, connection: ClientConnection
+    ) -> Response | Coroutine[None, None, Response | None]:
+        """Start an inference request. Either a refusal, or what finishes it: None means that the response was sent."""
         try:
-            asked = self._read(request, path)
-        except AccelError as refused:
-            error: AccelError | None = refused
-        else:
-            relay = connection.relay = Relay(
-                connection.transport,
-                self._now,
-                keep_alive=request.keep_alive,
-                http10=request.http10,
-                origin=request.origin,
-                path=path,
-            )
-            error = await self._forwarder.forward(asked, relay)
-        if error is None:
-            return None
-        response = error_response(error, path)
-        return response if request.origin is None else with_cors(response, request.origin)
+            asked = self._read(request, request.path)
+        except AccelError as error:
+            return _refusal(request, error)
+        relay = connection.relay = Relay(
+            connection.transport,
+            self._now,
+            keep_alive=request.keep_alive,
+            http10=request.http10,
+            origin=request.origin,
+            path=request.path,
+        )
+        try:
+            self._forwarder.start(asked, relay)
+        except AccelError as error:
+            return _refusal(request, error)
+        return self._finish(request, asked, relay)
+
+    async def _finish(self, request: HttpRequest, asked: InferenceRequest, relay: Relay) -> Response | None:
+        error = await self._forwarder.forward(asked, relay)
+        return None if error is None else _refusal(request, error)
 
     def _read(self, request: HttpRequest, path: str) -> InferenceRequest:
         """Read the body and find its model. AccelError."""
@@ -195,8 +200,13 @@ class Gateway:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
             form = read_form(body, boundary)
             return InferenceRequest(self.router.target(path, form), path, form, body, content_type(boundary))
-        info = peek(path, body)
+        info = read_json(path, body)
         return InferenceRequest(self.router.target(path, info), path, info, body, JSON_TYPE)
+
+
+def _refusal(request: HttpRequest, error: AccelError) -> Response:
+    response = error_response(error, request.path)
+    return response if request.origin is None else with_cors(response, request.origin)
 
 
 def with_cors(response: Response, origin: str) -> Response:

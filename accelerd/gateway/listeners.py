@@ -1,6 +1,6 @@
-"""Accepting and closing: the servers on the listening sockets, and an end that breaks no request it can spare.
+"""The servers on the listening sockets, and their graceful shutdown.
 
-Given sockets that listen already; never shuts one down, because systemd may hold the same one for the next daemon.
+Gets sockets that listen already; never shuts one down, because systemd may keep it for the next daemon.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
 from accelerd.system.activation import BACKLOG
 
-# Since Python 3.13 closing a server removes its socket's file: systemd's would be gone after a restart of accelerd.
+# Since Python 3.13 closing a server removes its socket's file, also that of a socket which systemd keeps.
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-FIRST_REQUEST_GRACE = 0.5  # s for a connection accepted just before the end to bring its request
+FIRST_REQUEST_GRACE = 0.5  # s in which a connection accepted just before shutdown may send its request
 
 
 class Listeners:
-    """All servers of one daemon."""
+    """The servers of one daemon."""
 
     def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
         self._public = HttpServer(gateway, settings, local=False)
@@ -30,7 +30,7 @@ class Listeners:
         self._servers: list[asyncio.Server] = []
 
     async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:
-        """Begin to accept."""
+        """Start to accept connections."""
         loop = asyncio.get_running_loop()
         for sock in tcp:
             self._servers.append(await loop.create_server(self._public, sock=sock, backlog=BACKLOG))
@@ -42,12 +42,12 @@ class Listeners:
         self._public.settings = self._local.settings = settings
 
     def stop_accepting(self) -> None:
-        """From now on new connections wait in the kernel for the next daemon."""
+        """Let new connections wait in the kernel for the next daemon."""
         for server in self._servers:
             server.close()
 
     async def drain(self, within: float) -> None:
-        """Close what idles, let what runs end, for at most `within` seconds."""
+        """Close idle connections and let requests finish, for at most `within` seconds."""
         loop = asyncio.get_running_loop()
         grace, deadline = loop.time() + FIRST_REQUEST_GRACE, loop.time() + within
         while self._connections():
@@ -60,7 +60,7 @@ class Listeners:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """Cut what is left and wait for its end."""
+        """Abort the remaining connections and wait for their end."""
         connections = self._connections()
         for connection in connections:
             connection.abort()

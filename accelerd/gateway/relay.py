@@ -1,4 +1,4 @@
-"""One exchange between a client and an engine: bytes through, back-pressure both ways, an honest end in every case.
+"""Relays one response from an engine to a client: unchanged bytes, back-pressure, no failure that looks like success.
 
 A Relay writes to the client's transport. After the head is out a failure becomes an SSE error event and a closed
 connection, never a clean end. Takes no decision about models: it is given a lease, notes signs of life on it, and
@@ -23,13 +23,13 @@ from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
-ENGINE_BUSY = bytes(bytearray(b"busy"))  # an object of its own: what an engine sends is never it
+ENGINE_BUSY = bytes(bytearray(b"busy"))  # compared by identity: no response is this object
 LAST_CHUNK = b"0\r\n\r\n"
-MAX_COLLECTED = 64 << 20  # bytes of an answer that is put together here
+MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
 MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is sent as an event
-MAX_HIDDEN: Final = 64 << 10  # bytes that an error with status 200 may have: a longer answer is not looked at
+MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
-STALE_WITHIN = 1.0  # s: an idle connection that had died says so at once; later it was the engine that failed
+STALE_WITHIN = 1.0  # s: if a reused connection breaks within this time it was stale; later, the engine has failed
 
 
 @lru_cache(maxsize=512)
@@ -50,22 +50,22 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
 
 
 def refusal_event(body: bytes, path: str) -> bytes:
-    """The engine's own error as an event, if it is one."""
+    """The engine's error as an event. An error of accelerd's own if the body is not one."""
     try:
         answer = msgspec.json.decode(body, type=dict[str, object])
     except msgspec.DecodeError:
         answer = {}
     if not isinstance(answer.get("error"), dict):
-        text = "the engine refused the request and did not say why"
+        text = "the engine refused the request without giving a reason"
         return error_event(AccelError("upstream_failed", text), path)
     return event_of({**answer, "type": "error"} if path.startswith(ANTHROPIC) else answer)
 
 
 def hidden_error(content: bytes) -> str | None:
-    """The error in a whole answer with status 200: FastFlowLM sends {"error": …}, and `null` without a model."""
+    """The error in a response with status 200: FastFlowLM sends {"error": …}, and `null` if no model is loaded."""
     content = content.strip() if len(content) <= MAX_HIDDEN else b""
     if content == b"null":
-        return "it answered nothing, as it does without a model for that"
+        return "it returned null: no model is loaded for this request"
     if not content.startswith(b"{"):
         return None
     try:
@@ -74,7 +74,7 @@ def hidden_error(content: bytes) -> str | None:
         return None
     error = answer.get("error")
     if isinstance(error, dict):
-        error = error.get("message", "it does not say why")
+        error = error.get("message", "no reason given")
     return str(error)[:MAX_QUOTED] if error is not None else None
 
 
@@ -103,6 +103,7 @@ class Relay:
         "_transport",
         "busy_statuses",
         "committed",
+        "in_flight",
         "lease",
         "ok",
         "only_stream",
@@ -120,54 +121,55 @@ class Relay:
         origin: str | None,
         path: str = "",
     ) -> None:
-        """`path`: what was asked, which decides how errors look."""
+        """`path`: of the request; it decides the format of errors."""
         self._path = path
         self.busy_statuses: frozenset[int] = frozenset()  # that the client never sees
         self.only_stream = False  # an answer that is not a stream is an error, whatever its status
         self._transport = transport
         self._now = now
-        self._http10 = http10  # knows no chunks: contents only, ended by the close of the connection
+        self._http10 = http10  # no chunked encoding: the close of the connection ends the body
         self._keep_alive = keep_alive and not http10
-        self._origin = origin  # of the page that asks and may read the answer
+        self._origin = origin  # of a web page that may read the response
         self._stream = False
-        self._raw = False  # does the client get chunks?
-        self._rechunk = False  # … although the engine sends none?
-        self._refusal: bytes | None = None  # an engine's error that the client does not get as it is
-        self.committed = False  # is a head on the wire?
+        self._raw = False  # is the body sent to the client chunked?
+        self._rechunk = False  # … although the engine does not chunk it?
+        self._refusal: bytes | None = None  # an engine's error that is not passed on unchanged
+        self.committed = False  # has a head been sent?
         self._finished: asyncio.Future[AccelError | None]
         self._connection: UpstreamConnection | None = None
         self._receiver: ResponseReceiver | None = None
         self.lease: Lease | None = None
-        self.ok: bool | None = None  # for the lease: did the engine do its work?
-        self.paused = False  # does the client read nothing just now?
-        self.unanswered = False  # broke before a byte of a response: an idle connection that had died
-        self._held = b""  # a head that goes out with the first bytes of its body
-        self._stalled = 0.0  # seconds of silence after which the engine was given up
+        self.in_flight: asyncio.Future[AccelError | None] | None = None  # of the attempt that is under way already
+        self.ok: bool | None = None  # for the lease: has the engine done its work?
+        self.paused = False  # is the client not reading?
+        self.unanswered = False  # the connection broke before the first byte of a response
+        self._held = b""  # a head that is sent with the first bytes of its body
+        self._stalled = 0.0  # seconds without data after which the engine was given up
 
     def comment(self, text: str, model: str) -> None:
-        """Keep a streaming client alive while it waits: sends the head if need be, then an SSE comment."""
+        """Send an SSE comment to a streaming client that waits, and the head before the first one."""
         if not self.committed:
             self._transport.write(self._commit(200, EVENT_STREAM, model, chunked=True, length=None))
         self._write_event(b": " + text.encode() + b"\n\n")
 
     def fail(self, error: AccelError) -> AccelError | None:
-        """End with an error: returned when it can still be a proper response, else written as an SSE event."""
+        """End with an error: returned while it can still be a response of its own, else sent as an SSE event."""
         if not self.committed:
             return error
         if self._stream:
             self._write_event(error_event(error, self._path))
-            self._transport.close()  # without a last chunk: nobody may take this for a complete answer
+            self._transport.close()  # without a last chunk: the response must not look complete
         else:
             self._transport.abort()
         return None
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
-        """An attempt begins. There may be another if nothing of an answer came."""
+        """Start an attempt. Another may follow if no part of a response arrives."""
         self._finished, self.unanswered = finished, False
 
     @property
     def engine_busy(self) -> bool:
-        """Did the engine answer with one of `busy_statuses`? The client got nothing of that."""
+        """Has the engine answered with one of `busy_statuses`? The client has received nothing of it."""
         return self._refusal is ENGINE_BUSY
 
     def ask_again(self) -> None:
@@ -175,19 +177,19 @@ class Relay:
         self._refusal = None
 
     def may_repeat(self, unanswered: bool) -> bool:
-        """Does the attempt on a kept connection only show that it had died meanwhile? Then another can do no harm."""
+        """Was the reused connection stale? Then the request has not been processed and can be sent again."""
         assert self.lease is not None
         return unanswered and not self.committed and self._now() - self.lease.progress <= STALE_WITHIN
 
     def abandon(self, stall_timeout: float) -> None:
-        """The client has gone: end the engine's work. Only a silence that was already too long is its fault."""
+        """The client has disconnected: cancel the engine's work. It has failed only if it was already stalled."""
         assert self.lease is not None
         if self._connection is not None and self._receiver is not None:
             self._connection.abort(self._receiver)
         self.ok = False if self._now() - self.lease.progress > stall_timeout else None
 
     def attach(self, connection: UpstreamConnection, receiver: ResponseReceiver) -> None:
-        """`connection` now works for this client; `receiver` gets what it answers."""
+        """`connection` now serves this client; `receiver` gets its response."""
         self._connection, self._receiver = connection, receiver
         if self.paused:
             connection.pause(receiver)
@@ -197,42 +199,42 @@ class Relay:
         self._connection = self._receiver = None
 
     def stall(self, seconds: float) -> None:
-        """The engine has been silent too long: give its connection up."""
+        """The engine has sent nothing for too long: give it up."""
         self._stalled = seconds
         if self._connection is not None and self._receiver is not None:
-            self._connection.fail(self._receiver, "it fell silent")
+            self._connection.fail(self._receiver, "it stopped sending")
 
     def pause(self) -> None:
-        """The client does not read what was written."""
+        """The client has stopped reading."""
         self.paused = True
         if self._connection is not None and self._receiver is not None:
             self._connection.pause(self._receiver)
 
     def resume(self) -> None:
-        """It reads again."""
+        """The client reads again."""
         self.paused = False
         if self.lease is not None:
-            self.lease.progress = self._now()  # it was not the engine that was silent
+            self.lease.progress = self._now()  # the pause was not the engine's
         if self._connection is not None and self._receiver is not None:
             self._connection.resume(self._receiver)
 
     def abort(self) -> None:
-        """Close the client's connection at once: nobody may take what it got for a whole response."""
+        """Close the client's connection at once: the response must not look complete."""
         self._transport.abort()
 
     def failure(self, reason: str) -> AccelError:
-        """What to tell the client about a broken exchange."""
+        """The error for an exchange that broke."""
         if self._stalled:
-            text = f"the engine was silent for {self._stalled:.0f} s (server.stall_timeout)"
+            text = f"the engine sent nothing for {self._stalled:.0f} s (server.stall_timeout)"
             return AccelError("upstream_timeout", text)
         return AccelError("upstream_failed", f"the engine failed: {reason}")
 
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
-        """A whole response of our own making, in the name of the leased model."""
+        """Send a whole response in the name of the leased model."""
         assert self.lease is not None
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._transport.write(head + body)
-        self._leave()
+        self._finish_client()
 
     # --- ResponseReceiver -------------------------------------------------------------------------------------
 
@@ -241,7 +243,7 @@ class Relay:
             self._refusal = ENGINE_BUSY
             return True
         self.ok = head.status < 500
-        if self.committed:  # comments went out before: only a stream may follow
+        if self.committed:  # comments have been sent: only a stream may follow
             if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
                 self._refusal = b""
                 return True
@@ -277,7 +279,7 @@ class Relay:
                 self._end(None)
                 return
             if not self.committed:
-                self._end(self.failure(hidden_error(self._refusal) or "it answered with no stream"))
+                self._end(self.failure(hidden_error(self._refusal) or "its response is not a stream"))
                 return
             self._write_event(refusal_event(self._refusal, self._path))
             self._transport.close()
@@ -285,19 +287,19 @@ class Relay:
             return
         if self._rechunk:
             self._transport.write(LAST_CHUNK)
-        self._leave()
+        self._finish_client()
         self._end(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         if self.engine_busy:
-            self._end(None)  # the status is all that counts of such an answer
+            self._end(None)  # only the status of such a response counts
             return
         self.ok = False
         self.unanswered = not answered and not self._stalled
         if self._held:
-            self._held, self.committed = b"", False  # after all there is nothing on the wire
+            self._held, self.committed = b"", False  # nothing has been sent yet
         if self.committed and not clean:
-            self._transport.abort()  # in the middle of a chunk: nothing can be said any more
+            self._transport.abort()  # in the middle of a chunk no event can be sent
             self._end(None)
             return
         self._end(self.fail(self.failure(reason)))
@@ -305,7 +307,7 @@ class Relay:
     # --- the wire ---------------------------------------------------------------------------------------------
 
     def _commit(self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None) -> bytes:
-        """The head to write: what follows can only be the body."""
+        """The head to send; only the body may follow."""
         self.committed = True
         self._stream = content_type.startswith(EVENT_STREAM)
         self._raw = chunked and not self._http10
@@ -318,7 +320,7 @@ class Relay:
             framing = b"\r\n"
         return response_head(status, content_type, model, self._keep_alive, self._origin) + framing
 
-    def _leave(self) -> None:
+    def _finish_client(self) -> None:
         if not self._keep_alive:
             self._transport.close()
 
@@ -331,7 +333,7 @@ class Relay:
 
 
 class Collector:
-    """Receives a response and keeps its whole content, for answers that are looked at before the client gets them."""
+    """Collects a whole response that is processed before the client gets it."""
 
     __slots__ = ("_busy", "_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
 
@@ -347,16 +349,16 @@ class Collector:
         self._finished: asyncio.Future[AccelError | None]
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
-        """An attempt begins. There may be another if nothing of an answer came."""
+        """Start an attempt. Another may follow if no part of a response arrives."""
         self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
         self.parts.clear()
 
     def ask_again(self) -> None:
-        """Nothing to do: `begin` forgets what came."""
+        """Nothing to do: `begin` discards what has arrived."""
 
     @property
     def engine_busy(self) -> bool:
-        """Did the engine answer with one of the busy statuses?"""
+        """Has the engine answered with one of the busy statuses?"""
         return self.response is not None and self.response.status in self._busy
 
     def head(self, head: Head, more: bool) -> bool:

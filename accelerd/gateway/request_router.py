@@ -1,7 +1,6 @@
-"""Finds out which model a request is for, whether it can do that, and how its engine wants to be asked.
+"""Decides which model a request goes to, whether it has the capability, and what its engine expects.
 
-Asks the routing for names, the scheduler for what is free, the engines for what a model can do. Nothing is loaded and
-no lease is taken here.
+Asks the routing for names, the scheduler for free models, the engines for capabilities. Loads nothing, takes no lease.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestInfo(Protocol):
-    """What a request's body tells the router: a Peek or a Form."""
+    """What a request's body tells the router: a JsonBody or a FormBody."""
 
     @property
     def model(self) -> str: ...
@@ -35,22 +34,22 @@ class RequestInfo(Protocol):
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """Where a request goes: the model, and how its engine wants to be asked."""
+    """Where a request goes, and what the engine expects."""
 
     model: str
     path: str  # the engine's
-    wire_name: str | None = None  # what `model` in the body must be; None: what the client wrote
-    busy_statuses: frozenset[int] = frozenset()  # that mean: ask again later
+    wire_name: str | None = None  # the engine's name of the model; None: `model` in the body stays as it is
+    busy_statuses: frozenset[int] = frozenset()  # that mean: try again later
     hides_errors: bool = False  # an error may come with status 200
 
 
 class RequestRouter:
-    """Routes by one configuration at a time. `engines` is live: they are made anew at a reload."""
+    """Routes by one configuration at a time. `engines` is live: a reload replaces its items."""
 
     def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine]) -> None:
         self._scheduler = scheduler
         self._engines = engines
-        self._usual: dict[tuple[str, str], UpstreamTarget] = {}  # (name, path): target that no request changes
+        self._usual: dict[tuple[str, str], UpstreamTarget] = {}  # (name, path) → target
         self.directory = Directory()
 
     def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route]) -> None:
@@ -59,11 +58,11 @@ class RequestRouter:
         self.directory = Directory(models, routes, self.kind)
 
     def traits(self, spec: ModelSpec) -> Traits:
-        """What the model can be asked for, as far as it is known by now."""
+        """The model's capabilities as far as they are known."""
         return self._engines[spec.engine].traits(spec)
 
     def kind(self, spec: ModelSpec) -> str:
-        """Of what the model computes on: "npu", "gpu", "cpu", or "" where nobody can say."""
+        """The kind of device that the model runs on: "npu", "gpu", "cpu", "" if unknown."""
         return self.traits(spec).device
 
     def streams_notice_disconnect(self, spec: ModelSpec) -> bool:
@@ -75,7 +74,7 @@ class RequestRouter:
         return self._engines[spec.engine].dialect.closes_after_streams
 
     def target(self, path: str, info: RequestInfo) -> UpstreamTarget:
-        """Where a request to that path of ours goes. AccelError model_not_found, not_supported_by_model."""
+        """The target of a request to `path`. AccelError model_not_found, not_supported_by_model."""
         usual = self._usual.get((info.model, path))
         if usual is not None:
             return usual
@@ -95,7 +94,7 @@ class RequestRouter:
         return target
 
     def target_of(self, spec: ModelSpec, path: str, info: RequestInfo) -> UpstreamTarget:
-        """How the model is asked, by what is known now: a load may tell more. AccelError not_supported_by_model."""
+        """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""
         traits = self.traits(spec)
         missing = _missing(traits, TASKS[path], info)
         if missing is not None:
@@ -106,7 +105,7 @@ class RequestRouter:
         )
 
     def decision(self, route: Route) -> Decision:
-        """Which model of the route would answer now, whatever it is asked for."""
+        """Which model of the route would answer a request now, if all have the capability."""
         return self._decide(route, {})
 
     def _decide(self, route: Route, lacking: Mapping[str, str]) -> Decision:
@@ -114,13 +113,13 @@ class RequestRouter:
         return decide(route, snapshots, self._scheduler.placement, lacking, self._where)
 
     def _where(self, snapshot: Snapshot) -> frozenset[str]:
-        """What it computes on. The engine knows of an NPU that nobody has seen: it is not the processor."""
+        """What it runs on. An engine may know of an NPU that was not detected; such a model does not run on the CPU."""
         if not snapshot.need.devices and snapshot.device == CPU and self.kind(snapshot.spec) == NPU:
             return frozenset((NPU,))
         return placed(snapshot)
 
     def _lacking_of(self, route: Route, task: Task, info: RequestInfo) -> dict[str, str]:
-        """The models of a route that cannot do it. AccelError not_supported_by_model when none can."""
+        """The models of a route without the capability, and why. AccelError not_supported_by_model if none has it."""
         lacking: dict[str, str] = {}
         for name in route.models:
             spec = self.directory.models[name]
@@ -130,17 +129,17 @@ class RequestRouter:
         if len(lacking) == len(route.models):
             text = "; ".join(f"{name} {why}" for name, why in lacking.items())
             missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, info) or task
-            raise _unsupported(f"no model of {route.name} can do that: {text}; {self._others(missing)}", missing)
+            raise _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing)}", missing)
         return lacking
 
     def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits) -> AccelError:
-        why = traits.why_not.get(missing) or f"{spec.engine} does not do that with this model"
+        why = traits.why_not.get(missing) or f"{spec.engine} does not support it with this model"
         return _unsupported(f"{spec.name} cannot {PHRASES[missing]}: {why}; {self._others(missing)}", missing)
 
     def _others(self, task: Task) -> str:
-        """Who can."""
+        """The models that have the capability."""
         able = [spec.name for spec in self.directory.models.values() if task in self.traits(spec).tasks]
-        return f"these can: {', '.join(able)}" if able else "no configured model can"
+        return f"these models can: {', '.join(able)}" if able else "no configured model can"
 
 
 def _missing(traits: Traits, task: Task, info: RequestInfo) -> Task | None:

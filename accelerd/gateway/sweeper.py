@@ -1,6 +1,6 @@
-"""One coarse timer for all exchanges instead of one each: finds clients that read nothing and engines that say nothing.
+"""One coarse timer for all exchanges instead of one each: finds clients that do not read and engines that do not send.
 
-Runs only while an exchange is in flight or something written waits for its reader: an idle daemon sleeps.
+Runs only while an exchange is in progress or written data is unread, so that an idle daemon sleeps.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from typing import Protocol
 from accelerd.base.ports import Clock
 from accelerd.gateway.relay import Relay
 
-PERIOD = 5.0  # s: the longest a deadline is missed by
-WHOLE_ANSWER_TIMEOUT = 3600.0  # s: an engine that sends nothing before its plain answer is complete
+PERIOD = 5.0  # s: the longest delay of a deadline
+WHOLE_ANSWER_TIMEOUT = 3600.0  # s: for engines, which send nothing until a plain response is complete
 
 
 class Client(Protocol):
     def abort(self) -> None:
-        """Close its connection at once, which ends its handler and with it the engine's work."""
+        """Close its connection at once, which cancels its request."""
 
 
 class Sweeper:
-    """Watches relays and clients. Timeouts in seconds; they may be changed at any time."""
+    """Watches relays and clients. Timeouts are in seconds and may be changed at any time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self._loop = loop
         self._now = clock.monotonic
         self._watched: dict[Relay, bool] = {}
-        self._unread: dict[Client, float] = {}  # clients that have read nothing since then
+        self._unread: dict[Client, float] = {}  # client → since when it has read nothing
         self._timer: asyncio.TimerHandle | None = None
         self.write_timeout = 60.0
         self.stall_timeout = 300.0
 
     def watch(self, relay: Relay, *, stream: bool) -> None:
-        """`stream`: the engine is expected to send something every `stall_timeout` seconds."""
+        """`stream`: the engine should send something every `stall_timeout` seconds."""
         self._watched[relay] = stream
         if self._timer is None:
             self._arm()
@@ -42,13 +42,13 @@ class Sweeper:
         self._watched.pop(relay, None)
 
     def paused(self, client: Client) -> None:
-        """What was written for the client waits: it has `write_timeout` to read on, its exchange over or not."""
+        """The client does not read: after `write_timeout` it is aborted, even if its exchange is over."""
         self._unread[client] = self._now()
         if self._timer is None:
             self._arm()
 
     def resumed(self, client: Client) -> None:
-        """It reads again, or has gone."""
+        """It reads again, or has disconnected."""
         self._unread.pop(client, None)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Sweeper:
                 client.abort()
         for relay, stream in list(self._watched.items()):
             if relay.paused:
-                continue  # the engine is silent because nobody reads
+                continue  # the engine sends nothing because the client does not read
             limit = self.stall_timeout if stream else max(self.stall_timeout, WHOLE_ANSWER_TIMEOUT)
             if relay.lease is not None and now - relay.lease.progress > limit:
                 relay.stall(limit)

@@ -7,7 +7,6 @@ nothing of clients, models or leases. A connection that an engine closes while i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Protocol, cast
 
 from accelerd.engines.base import Endpoint
@@ -15,7 +14,8 @@ from accelerd.gateway.framing import MAX_HEAD, Chunked, FramingError, Head, pars
 from accelerd.gateway.responses import JSON_TYPE
 
 CONNECT_TIMEOUT = 5.0  # s: the engine is on this machine
-MAX_AHEAD = 2  # idle connections up to which another is opened ahead of the next request
+MAX_AHEAD = 8  # connections opened ahead of the next requests
+AHEAD_DELAY = 0.002  # s: requests that arrive together come first
 
 
 class ResponseReceiver(Protocol):
@@ -69,17 +69,17 @@ class UpstreamConnection(asyncio.Protocol):
     def send(self, receiver: ResponseReceiver, request: bytes) -> None:
         """Begin an exchange."""
         self._head, self._chunked, self._answered = None, None, False
-        if self.transport.is_closing():  # nobody would ever hear of it
-            receiver.lost("it closed the connection at once", clean=True, answered=False)
+        if self.transport.is_closing():  # connection_lost has been called already, or will not find a receiver
+            receiver.lost("it closed the connection", clean=True, answered=False)
             return
         self._receiver = receiver
         self.transport.write(request)
 
-    # When an exchange is over its connection may be another's already, before anybody has heard of it: what follows
-    # does nothing unless `receiver` is still the one that is being served.
+    # When an exchange is over, its connection may serve another one before its owner learns of the end: the methods
+    # below do nothing unless `receiver` is still the one that is being served.
 
     def abort(self, receiver: ResponseReceiver) -> None:
-        """Close at once: this is what tells the engine that nobody wants the answer any more."""
+        """Close at once, which tells the engine to stop working on the response."""
         if self._receiver is receiver:
             self._receiver = None
             self.transport.abort()
@@ -91,13 +91,13 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
     def pause(self, receiver: ResponseReceiver) -> None:
-        """Take no more from the engine: its reader is slow."""
+        """Read no more from the engine: its reader is slow."""
         if self._receiver is receiver and not self._paused and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
 
     def resume(self, receiver: ResponseReceiver) -> None:
-        """Its reader is quick again."""
+        """Its reader is ready again."""
         if self._receiver is receiver:
             self._read_on()
 
@@ -109,7 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver
-        if receiver is None:  # an engine that speaks unasked, or the rest of an exchange given up
+        if receiver is None:  # data without a request, or the rest of an exchange that was given up
             self.transport.abort()
             return
         self._answered = True
@@ -121,14 +121,14 @@ class UpstreamConnection(asyncio.Protocol):
                 data = rest
             self._take_body(data, receiver)
         except FramingError as error:
-            self.fail(receiver, f"it sent a malformed response: {error}")
+            self.fail(receiver, f"malformed response: {error}")
 
     def _take_head(self, data: bytes, receiver: ResponseReceiver) -> bytes | None:
         data = self._buffer + data if self._buffer else data
         while True:
             end = data.find(b"\r\n\r\n")
             if (end if end >= 0 else len(data)) > MAX_HEAD:
-                raise FramingError(f"a head of more than {MAX_HEAD >> 10} KiB")
+                raise FramingError(f"a head larger than {MAX_HEAD >> 10} KiB")
             if end < 0:
                 self._buffer = data
                 return None
@@ -137,7 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
             if head.status >= 200:
                 break
             if head.status == 101:
-                raise FramingError("a protocol switch that nobody asked for")
+                raise FramingError("an unrequested protocol switch")
         self._buffer = b""
         self._head = head
         self._chunked = Chunked() if head.chunked else None
@@ -172,7 +172,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self, receiver: ResponseReceiver) -> None:
         assert self._head is not None
-        # llama-server closes after every streamed answer without having said so: such a connection is not used again.
+        # llama-server closes the connection after every stream without announcing it: it is not used again.
         keep = self._head.keep_alive and self._chunked is None
         self._receiver = None
         if keep:
@@ -200,7 +200,9 @@ class UpstreamConnection(asyncio.Protocol):
             receiver, self._receiver = self._receiver, None
             receiver.done()  # a body that ends with its connection
         else:
-            self._lose("the connection closed in the middle of the response" if self._answered else "it did not answer")
+            self._lose(
+                "the connection closed in the middle of the response" if self._answered else "it sent no response"
+            )
 
 
 class Pool:
@@ -217,7 +219,9 @@ class Pool:
         self._idle: list[UpstreamConnection] = []
         self._open: set[UpstreamConnection] = set()
         self._closes = False  # has the engine closed a connection after a stream?
-        self._opening: set[asyncio.Task[None]] = set()
+        self._connecting = 0
+        self._filling: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()  # held while one is opened ahead
         self._heads: dict[str, bytes] = {}  # path: a request's head, to the digits of its length
         self._closed = False
 
@@ -244,20 +248,25 @@ class Pool:
 
     async def connect(self) -> UpstreamConnection:
         """A new connection, or one opened ahead just now. OSError or TimeoutError when the engine does not take it."""
-        while self._opening:
-            await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
-            if (connection := self.reuse()) is not None:
-                return connection
+        if self._opening.locked():
+            async with self._opening:
+                if (connection := self.reuse()) is not None:
+                    return connection
         return await self._connect()
 
     async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            if self._endpoint.unix is not None:
-                _, connection = await loop.create_unix_connection(self._make, self._endpoint.unix)
-            else:
-                assert self._endpoint.port is not None
-                _, connection = await loop.create_connection(self._make, "127.0.0.1", self._endpoint.port)
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                if self._endpoint.unix is not None:
+                    _, connection = await loop.create_unix_connection(self._make, self._endpoint.unix)
+                else:
+                    port = self._endpoint.port
+                    assert port is not None
+                    _, connection = await loop.create_connection(self._make, "127.0.0.1", port)
+        finally:
+            self._connecting -= 1
         return connection
 
     def _make(self) -> UpstreamConnection:
@@ -287,21 +296,31 @@ class Pool:
         self._open_ahead()
 
     def _open_ahead(self) -> None:
-        ahead = len(self._idle) + len(self._opening)
-        if not self._closed and ahead < MAX_AHEAD and len(self._open) + len(self._opening) < self._limit_ahead:
-            task = asyncio.get_running_loop().create_task(self._connect_ahead())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        if self._filling is None and self._wants_ahead():
+            self._filling = asyncio.get_running_loop().create_task(self._fill())
 
-    async def _connect_ahead(self) -> None:
-        with contextlib.suppress(OSError, TimeoutError):  # whoever needs one finds out why
-            self.give_back(await self._connect())
+    def _wants_ahead(self) -> bool:
+        """One for every connection in use, because streams that start together end together."""
+        idle, in_use = len(self._idle), len(self._open) - len(self._idle)
+        wanted = min(MAX_AHEAD, max(1, in_use))
+        return not self._closed and idle < wanted and len(self._open) + self._connecting < self._limit_ahead
+
+    async def _fill(self) -> None:
+        try:
+            await asyncio.sleep(AHEAD_DELAY)
+            while self._wants_ahead():
+                async with self._opening:
+                    self.give_back(await self._connect())
+        except (OSError, TimeoutError):
+            return  # a request that needs a connection reports why
+        finally:
+            self._filling = None
 
     def close(self) -> None:
         """The instance is leaving: close what idles now, the rest when its exchange ends."""
         self._closed = True
-        for task in self._opening:
-            task.cancel()
+        if self._filling is not None:
+            self._filling.cancel()
         for connection in self._idle:
             connection.transport.close()
         self._idle.clear()

@@ -212,6 +212,7 @@ class LlamaSwap(Contender):
         lines = ["healthCheckTimeout: 15", "logLevel: error", "models:"]
         for name in MODELS:
             lines.append(f'  {name}:\n    cmd: "{self.setup.upstream} --host 127.0.0.1 --port ${{PORT}}"')
+            lines.append("    concurrencyLimit: 64")  # its own is 10
         # All of them stay loaded, as they do in accelerd.
         lines.append(f"groups:\n  all:\n    swap: false\n    exclusive: false\n    members: [{', '.join(MODELS)}]")
         config = home / "config.yaml"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .rounds import ROWS, Results
 
 WIDTH = 46
-CELL = 17
+CELL = 20
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Traits
 from tests.gateway.bench import DONE, SSE_HEAD, Speaker, bench, on_both_loops, plain, token
 from tests.gateway.client import chat, request
-from tests.gateway.test_form import FILE, MODEL, B, form, part
+from tests.gateway.test_form_body import FILE, MODEL, B, form, part
 
 PATH = "/v1/audio/transcriptions"
 HEADERS = {"Content-Type": f"multipart/form-data; boundary={B}"}
@@ -67,7 +67,7 @@ async def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
         response = await client.ask(path=PATH, body=form(FILE, part("model", b"m")), headers=HEADERS)
         assert response.code == "not_supported_by_model"
-        assert "it hears nothing; these can: whisper" in response.json()["error"]["message"]
+        assert "it hears nothing; these models can: whisper" in response.json()["error"]["message"]
         assert (await client.ask(body=chat("whisper"))).code == "not_supported_by_model"
         assert (await client.ask(path="/v1/audio/speech", body={"model": "whisper", "input": "hi"})).status == 400
         assert not b.engine.requests

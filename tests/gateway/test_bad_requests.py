@@ -18,7 +18,7 @@ from accelerd.config.model import ServerSettings
 from accelerd.system.activation import bind_unix
 from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, token, until
 from tests.gateway.client import CHAT, Client, Response, chat, request
-from tests.gateway.test_peek import WRONG
+from tests.gateway.test_json_body import WRONG
 
 SMALL = ServerSettings(max_body=10_000)
 

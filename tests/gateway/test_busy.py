@@ -159,7 +159,7 @@ def masking(tmp_path: Path) -> Any:
     [
         (b'{"error":"Failed to load m model!"}', "Failed to load m model!"),
         (b'{"error":{"message":"key messages not found","code":500}}', "key messages not found"),
-        (b"null", "it answered nothing"),
+        (b"null", "it returned null"),
     ],
 )
 @on_both_loops

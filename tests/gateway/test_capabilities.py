@@ -36,8 +36,13 @@ def only_vectors(b: Bench) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "said", "param"),
     [
-        ("/v1/embeddings", {"input": "x"}, ("make embeddings", "set embeddings = true", "these can: gpu"), "model"),
-        ("/v1/rerank", {"query": "q", "documents": ["d"]}, ("rank documents", "flm does not do that"), "model"),
+        (
+            "/v1/embeddings",
+            {"input": "x"},
+            ("create embeddings", "set embeddings = true", "these models can: gpu"),
+            "model",
+        ),
+        ("/v1/rerank", {"query": "q", "documents": ["d"]}, ("rank documents", "flm does not support it"), "model"),
         ("/v1/responses", {"input": "x"}, ("responses API",), "model"),
         (CHAT, {"messages": [{}], "tools": [TOOL]}, ("use tools", "not trained for them"), "tools"),
         (CHAT, {"messages": [{}], "tools": [TOOL], "stream": True}, ("use tools",), "tools"),

@@ -405,3 +405,39 @@ async def test_a_model_without_a_free_slot_is_waited_for(tmp_path: Path) -> None
             await until(lambda: b.scheduler.queued == 1, "it waits its turn")
             assert [(await c.response()).status for c in (client, second)] == [200, 200]
         await b.settled()
+
+
+# --- the log ----------------------------------------------------------------------------------------------------
+
+
+@on_both_loops
+async def test_malformed_requests_and_bugs_are_logged_once_in_a_while(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    async with bench(tmp_path) as b:
+
+        async def bug(*_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(b.gateway._forwarder, "forward", bug)
+        for _ in range(5):
+            async with await b.client() as client:
+                client.send(b"\x1b[2J secret\r\n\r\n")
+                assert (await client.response()).code == "bad_request"
+            async with await b.client() as client:
+                response = await client.ask(body=chat())
+                assert (response.status, response.code) == (500, "internal")
+                assert b"ZeroDivision" not in response.body
+                assert await client.rest() == b""
+        monkeypatch.setattr(connection_module, "LOG_PERIOD", 0.0)
+        async with await b.client() as client:
+            client.send(b"nonsense\r\n\r\n")
+            await client.response()
+    malformed = [
+        r.getMessage() for r in caplog.records if r.getMessage().startswith("malformed request from 127.0.0.1")
+    ]
+    assert len(malformed) == 2
+    assert malformed[1].endswith("(4 more were not logged)")
+    assert not any("secret" in text for text in malformed)
+    assert sum(r.exc_info is not None for r in caplog.records) == 1

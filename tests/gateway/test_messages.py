@@ -53,7 +53,7 @@ async def test_an_engine_without_it_says_so_in_anthropics_shape(tmp_path: Path) 
             response = await client.ask(path=path, body=message("npu"))
             error = anthropic(response)
             assert (response.status, error["type"]) == (400, "invalid_request_error")
-            assert "flm knows OpenAI's API only; these can: m" in error["message"]
+            assert "flm knows OpenAI's API only; these models can: m" in error["message"]
         assert (await client.ask(path="/v1/responses", body=message("npu"))).code == "not_supported_by_model"
         assert b.scheduler.snapshot("npu").instance is None
 

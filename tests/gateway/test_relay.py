@@ -148,7 +148,7 @@ def test_a_connection_that_is_given_while_the_client_does_not_read_waits_too() -
     desk.relay.resume()
     desk.relay.stall(3)
     desk.relay.abandon(300)
-    assert calls == ["pause", "resume", "it fell silent", "abort"]
+    assert calls == ["pause", "resume", "it stopped sending", "abort"]
     desk.relay.detach()
     desk.relay.pause()
     desk.relay.resume()

@@ -77,8 +77,8 @@ async def test_it_is_refused_when_none_can(tmp_path: Path) -> None:
         response = await client.ask(path="/v1/embeddings", body={"model": "assistant", "input": "x"})
         assert response.code == "not_supported_by_model"
         text = response.json()["error"]["message"]
-        assert "no model of assistant can do that" in text
-        assert "big cannot make embeddings; small cannot make embeddings" in text
+        assert "no model of assistant supports this" in text
+        assert "big cannot create embeddings; small cannot create embeddings" in text
 
 
 @on_both_loops

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.gateway.test_form import FILE, B, form, part
+from tests.gateway.test_form_body import FILE, B, form, part
 from tests.harness import PATIENCE, Daemon, DaemonFactory, dummy_gguf, eventually, fake_model, streaming
 from tests.npu.kit import FlmOnPath, flm_model
 

@@ -153,7 +153,7 @@ def without_chance(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_answers_are_the_engines_byte_for_byte(daemon: Daemon, name: str) -> None:
-    """Asked directly and through accelerd. On the same connection twice: the second may take the fast path."""
+    """Asked directly and through accelerd, twice on the same connection."""
     fields = {"messages": HELLO, "seed": 1, "temperature": 0, "cache_prompt": False, **REQUESTS[name]}
     body = {"model": "narrow", **fields}
     expected = asyncio.run(direct(engine_of(daemon, "narrow"), "POST", CHAT, body))

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp.http_exceptions import BadStatusLine
 
 from accelerd.base import names
 from accelerd.system.journal import JournalClient, JournalHandler, is_journal_stream, priority, serialize
-from accelerd.system.logs import NOTICE, PeerLimit, configure, escape, event
+from accelerd.system.logs import NOTICE, configure, escape, event
 from accelerd.system.terminal import TerminalHandler, wants_colour
 
 MESSAGE_ID = names.MSG_STATE_CHANGED
@@ -263,16 +262,13 @@ def test_escape_leaves_what_people_write() -> None:
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
     """The root logger, put back afterwards."""
-    logger, access = logging.getLogger(), logging.getLogger("aiohttp.access")
-    server = logging.getLogger("aiohttp.server")
-    level, handlers, disabled, filters = logger.level, list(logger.handlers), access.disabled, list(server.filters)
+    logger = logging.getLogger()
+    level, handlers = logger.level, list(logger.handlers)
     yield logger
     for handler in set(logger.handlers) - set(handlers):
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(level)
-    access.disabled = disabled
-    server.filters[:] = filters
 
 
 def test_configure_chooses_the_handler_and_is_repeatable(
@@ -288,89 +284,11 @@ def test_configure_chooses_the_handler_and_is_repeatable(
     assert root.level == logging.WARNING
     logging.getLogger("accelerd.any").warning("to the journal")
     assert journald.entry()["MESSAGE"] == "to the journal"
-    assert logging.getLogger("aiohttp.access").disabled
-    assert sum(isinstance(one, PeerLimit) for one in logging.getLogger("aiohttp.server").filters) == 1
 
 
 def test_an_unknown_level_is_refused(root: logging.Logger) -> None:
     with pytest.raises(ValueError, match="cannot use log level 'loud': choose one of debug, info"):
         configure("loud", env={})
-
-
-# --- malformed requests ---
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def limited() -> tuple[logging.Logger, list[logging.LogRecord], Clock]:
-    logger, seen, clock = logging.Logger("aiohttp.server"), [], Clock()
-    handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    logger.addFilter(PeerLimit(clock=clock))
-    return logger, seen, clock
-
-
-def refuse(logger: logging.Logger, peer: str | None, error: Exception) -> None:
-    """Log as aiohttp's server does."""
-    try:
-        raise error
-    except Exception as raised:
-        logger.exception("Error handling request from %s", peer, exc_info=raised)
-
-
-def test_D28_malformed_requests_are_one_line_per_peer_in_ten_seconds(
-    limited: tuple[logging.Logger, list[logging.LogRecord], Clock],
-) -> None:
-    logger, seen, clock = limited
-    for _ in range(500):
-        refuse(logger, "127.0.0.1", BadStatusLine("GET \x1b[2J secret prompt"))
-    refuse(logger, "::1", BadStatusLine("x"))
-    refuse(logger, None, BadStatusLine("x"))
-    assert [record.getMessage().split(":")[0] for record in seen] == [
-        "malformed request from 127.0.0.1",
-        "malformed request from ",  # ::1
-        "malformed request from local client",
-    ]
-    assert all(record.exc_info is None and record.levelno == logging.WARNING for record in seen)
-    assert not any("secret" in record.getMessage() for record in seen)
-    clock.now += 10
-    refuse(logger, "127.0.0.1", BadStatusLine("x"))
-    assert seen[-1].getMessage().endswith("(499 more were not logged)")
-
-
-def test_D28_many_peers_need_no_more_memory(
-    limited: tuple[logging.Logger, list[logging.LogRecord], Clock],
-) -> None:
-    logger, seen, _ = limited
-    for number in range(1000):
-        refuse(logger, f"10.0.0.{number}", BadStatusLine("x"))
-    assert len(seen) == 1000
-    limit = logger.filters[0]
-    assert isinstance(limit, PeerLimit)
-    assert len(limit._seen) == 256
-
-
-def test_a_bug_keeps_its_traceback_once_in_ten_seconds(
-    limited: tuple[logging.Logger, list[logging.LogRecord], Clock],
-) -> None:
-    logger, seen, clock = limited
-    for _ in range(3):
-        refuse(logger, "127.0.0.1", KeyError("bug"))
-    logger.error("something else")
-    assert len(seen) == 2
-    assert seen[0].exc_info is not None
-    clock.now += 11
-    refuse(logger, "127.0.0.1", KeyError("bug"))
-    assert seen[-1].getMessage() == "Error handling request from 127.0.0.1 (2 more were not logged)"
-    assert seen[-1].exc_info is not None
 
 
 def test_a_record_that_cannot_be_sent_is_counted_and_never_printed_or_raised(

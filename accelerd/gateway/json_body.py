@@ -1,6 +1,6 @@
-"""The little of a request body that routing needs: the model, whether it streams, and that it is sane JSON.
+"""Reads of a JSON request body what routing needs (the model, whether it streams, tools) and that it is valid JSON.
 
-Everything else stays bytes. One pass in C, no Python objects for what is skipped.
+Everything else stays bytes: one pass in C, without Python objects for what is skipped.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 
 
-class Peek(msgspec.Struct, gc=False, kw_only=True):
+class JsonBody(msgspec.Struct, gc=False, kw_only=True):
     model: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     stream: bool | None = False
     tools: msgspec.Raw = msgspec.Raw(b"")
 
     def wants_tools(self) -> bool:
-        """Does it bring any?"""
+        """Is `tools` there and not empty?"""
         return bytes(self.tools).translate(None, b" \t\r\n") not in (b"", b"[]", b"null")
 
 
-class ChatPeek(Peek, gc=False, kw_only=True):
+class ChatBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     n: int | None = None
 
 
-class CompletionPeek(Peek, gc=False, kw_only=True):
+class CompletionBody(JsonBody, gc=False, kw_only=True):
     prompt: msgspec.Raw
     n: int | None = None
 
 
-class InputPeek(Peek, gc=False, kw_only=True):
+class InputBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw
 
 
-class RerankPeek(Peek, gc=False, kw_only=True):
+class RerankBody(JsonBody, gc=False, kw_only=True):
     query: str
     documents: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
-class MessagesPeek(Peek, gc=False, kw_only=True):
+class MessagesBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
-DECODERS: dict[str, msgspec.json.Decoder[Peek]] = {
-    "/v1/chat/completions": msgspec.json.Decoder(ChatPeek),
-    "/v1/completions": msgspec.json.Decoder(CompletionPeek),
-    "/v1/embeddings": msgspec.json.Decoder(InputPeek),
-    "/v1/rerank": msgspec.json.Decoder(RerankPeek),
-    "/v1/messages": msgspec.json.Decoder(MessagesPeek),
-    "/v1/messages/count_tokens": msgspec.json.Decoder(MessagesPeek),
-    "/v1/responses": msgspec.json.Decoder(Peek),  # what it asks may be in an earlier answer
-    "/v1/audio/speech": msgspec.json.Decoder(InputPeek),
+DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
+    "/v1/chat/completions": msgspec.json.Decoder(ChatBody),
+    "/v1/completions": msgspec.json.Decoder(CompletionBody),
+    "/v1/embeddings": msgspec.json.Decoder(InputBody),
+    "/v1/rerank": msgspec.json.Decoder(RerankBody),
+    "/v1/messages": msgspec.json.Decoder(MessagesBody),
+    "/v1/messages/count_tokens": msgspec.json.Decoder(MessagesBody),
+    "/v1/responses": msgspec.json.Decoder(JsonBody),  # its input may be in an earlier response
+    "/v1/audio/speech": msgspec.json.Decoder(InputBody),
 }
 
 
-def peek(path: str, body: bytes) -> Peek:
-    """Look into the body of a POST to `path`. AccelError bad_request that names what is wrong."""
+def read_json(path: str, body: bytes) -> JsonBody:
+    """Read the body of a POST to `path`. AccelError bad_request that names what is wrong."""
     try:
         if not body.isascii():
-            body.decode()  # msgspec does not look into strings that it skips
+            body.decode()  # msgspec does not check strings that it skips
         found = DECODERS[path].decode(body)
     except UnicodeDecodeError as error:
         raise AccelError("bad_request", f"the body is not UTF-8: byte {error.start}") from None
@@ -80,12 +80,12 @@ def peek(path: str, body: bytes) -> Peek:
         raise AccelError("bad_request", f"the body is not JSON: {error}") from None
     except RecursionError:
         raise AccelError("bad_request", "the body is nested too deeply") from None
-    if found.model.endswith(TRIAL_SUFFIX):  # accelerd's own, while it measures
+    if found.model.endswith(TRIAL_SUFFIX):  # reserved for tuning runs
         raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
     return found
 
 
-def renamed(body: bytes, model: str) -> bytes:
+def with_model(body: bytes, model: str) -> bytes:
     """The body with another model in it; every other value byte for byte as it was."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))

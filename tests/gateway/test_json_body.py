@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.peek import MAX_ITEMS, peek
+from accelerd.gateway.json_body import MAX_ITEMS, read_json
 
 CHAT = "/v1/chat/completions"
 PATHS = {
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[bytes, str | None]] = {
 def test_D08_wrong_bodies_are_refused_by_name(case: str) -> None:
     body, param = WRONG[case]
     with pytest.raises(AccelError) as caught:
-        peek(CHAT, body)
+        read_json(CHAT, body)
     assert caught.value.code == "bad_request"
     assert caught.value.param == param
     assert len(caught.value.message) < 300
@@ -61,10 +61,10 @@ def test_D08_wrong_bodies_are_refused_by_name(case: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_least_of_each_kind_is_enough(path: str) -> None:
-    found = peek(path, json.dumps({"model": "m", **PATHS[path], "unknown": {"x": [1, None]}}).encode())
+    found = read_json(path, json.dumps({"model": "m", **PATHS[path], "unknown": {"x": [1, None]}}).encode())
     assert (found.model, found.stream) == ("m", False)
-    assert peek(path, json.dumps({"model": "m", **PATHS[path], "stream": True}).encode()).stream is True
-    assert peek(path, json.dumps({"model": "m", **PATHS[path], "stream": None}).encode()).stream is None
+    assert read_json(path, json.dumps({"model": "m", **PATHS[path], "stream": True}).encode()).stream is True
+    assert read_json(path, json.dumps({"model": "m", **PATHS[path], "stream": None}).encode()).stream is None
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -73,22 +73,22 @@ def test_each_kind_wants_what_it_works_on(path: str) -> None:
         fields = {"model": "m", **PATHS[path]}
         del fields[key]
         with pytest.raises(AccelError) as caught:
-            peek(path, json.dumps(fields).encode())
+            read_json(path, json.dumps(fields).encode())
         assert caught.value.param == key
 
 
 def test_the_model_is_read_at_the_top_level_only() -> None:
     body = b'{"messages":[{"role":"user","content":"\\"model\\":\\"evil\\"","model":"evil"}],"model":"good"}'
-    assert peek(CHAT, body).model == "good"
+    assert read_json(CHAT, body).model == "good"
 
 
 def test_of_duplicate_keys_the_last_counts_as_for_the_engine() -> None:
-    assert peek(CHAT, b'{"model":"a","messages":[{}],"model":"b","stream":true,"stream":false}').model == "b"
+    assert read_json(CHAT, b'{"model":"a","messages":[{}],"model":"b","stream":true,"stream":false}').model == "b"
 
 
 def test_many_messages_are_no_mistake() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}] * MAX_ITEMS}
-    assert peek(CHAT, json.dumps(body).encode()).model == "m"
+    assert read_json(CHAT, json.dumps(body).encode()).model == "m"
 
 
 JSON = st.recursive(
@@ -105,7 +105,7 @@ FIELDS = st.fixed_dictionaries(
 def test_any_json_is_understood_or_refused(path: str, fields: dict[str, Any]) -> None:
     body = json.dumps(fields).encode()
     try:
-        outcome: object = peek(path, body).model
+        outcome: object = read_json(path, body).model
     except AccelError as error:
         outcome = error.code
     assert outcome in ("bad_request", fields.get("model"))
@@ -114,5 +114,5 @@ def test_any_json_is_understood_or_refused(path: str, fields: dict[str, Any]) ->
 @given(st.sampled_from(list(PATHS)), st.binary(max_size=200))
 def test_any_bytes_are_refused_as_a_bad_request(path: str, body: bytes) -> None:
     with pytest.raises(AccelError, match=r".") as caught:
-        peek(path, body)
+        read_json(path, body)
     assert caught.value.code == "bad_request"

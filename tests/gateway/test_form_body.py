@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.form import MAX_PARTS, boundary_of, content_type, read_form
-from accelerd.gateway.peek import MAX_NAME
+from accelerd.gateway.form_body import MAX_PARTS, boundary_of, content_type, read_form
+from accelerd.gateway.json_body import MAX_NAME
 
 B = "b0undary"
 WAV = b"RIFF\x00\r\n--b0undar\r\n\xff" * 20
@@ -44,7 +44,7 @@ def test_stream_is_respected(said: bytes, streams: bool) -> None:
 @pytest.mark.parametrize("name", ["w", "whisper-v3:turbo", "a" * 100])
 def test_only_the_name_is_another_afterwards(name: str) -> None:
     body = form(FILE, MODEL, part("language", b"whisper"))
-    changed = read_form(body, B).renamed(body, name)
+    changed = read_form(body, B).with_model(body, name)
     assert changed == form(FILE, part("model", name.encode()), part("language", b"whisper"))
     assert read_form(changed, B).model == name
 

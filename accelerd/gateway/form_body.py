@@ -1,6 +1,6 @@
-"""The little of a multipart/form-data body that routing needs: the model, and whether it streams. The rest stays bytes.
+"""Reads of a multipart/form-data body what routing needs: the model, and whether it streams. The rest stays bytes.
 
-Strict and bounded: whatever two readers could understand in two ways is refused. Source: RFC 7578 and RFC 2046.
+Strict and bounded: a form that can be interpreted in two ways is refused. Source: RFC 7578 and RFC 2046.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.peek import MAX_NAME
+from accelerd.gateway.json_body import MAX_NAME
 
 MAX_PARTS = 64
 MAX_HEAD = 4 << 10  # bytes of one part's headers
@@ -30,8 +30,8 @@ WANTED = ("model", "stream", "file")
 
 
 @dataclass(frozen=True)
-class Form:
-    """What was found in a form. It looks like a Peek."""
+class FormBody:
+    """What was found in a form."""
 
     model: str
     stream: bool
@@ -40,7 +40,7 @@ class Form:
     def wants_tools(self) -> bool:
         return False
 
-    def renamed(self, body: bytes, model: str) -> bytes:
+    def with_model(self, body: bytes, model: str) -> bytes:
         """The body with another model in it, every other byte as it was."""
         start, end = self.at
         return body[:start] + model.encode() + body[end:]
@@ -50,7 +50,7 @@ def boundary_of(content_type: str) -> str:
     """AccelError bad_request."""
     match = BOUNDARY.fullmatch(content_type)
     if match is None:
-        raise wrong("the Content-Type names no boundary")
+        raise wrong("the Content-Type has no valid boundary")
     return match[1] or match[2]
 
 
@@ -59,17 +59,17 @@ def content_type(boundary: str) -> str:
     return f'{FORM}; boundary="{boundary}"'
 
 
-def read_form(body: bytes, boundary: str) -> Form:
-    """Look into a form. AccelError bad_request that names what is wrong."""
+def read_form(body: bytes, boundary: str) -> FormBody:
+    """Read a form. AccelError bad_request that names what is wrong."""
     mark = b"--" + boundary.encode()
     if not body.startswith(mark):
-        raise wrong("it does not begin with its boundary")
+        raise wrong("it does not start with its boundary")
     found: dict[str, tuple[int, int]] = {}
     at, parts = len(mark), 0
     while True:
         if body.startswith(b"--", at):
             if body[at + 2 :].strip(b" \t\r\n"):
-                raise wrong("something follows its end")
+                raise wrong("there is data after its end")
             break
         start = line_end(body, at)
         parts += 1
@@ -81,14 +81,14 @@ def read_form(body: bytes, boundary: str) -> Form:
             raise wrong("a part has no end")
         if name in WANTED:
             if name in found:
-                raise wrong(f"it has two fields {name}", name)
+                raise wrong(f"the field {name} is repeated", name)
             found[name] = (content, max(content, end))
         at = end + 2 + len(mark)
     if "model" not in found:
-        raise wrong("it has no field model", "model")
+        raise wrong("the field model is missing", "model")
     if "file" not in found:
-        raise wrong("it has no field file", "file")
-    return Form(text(body, found["model"], "model", MAX_NAME), streams(body, found.get("stream")), found["model"])
+        raise wrong("the field file is missing", "file")
+    return FormBody(text(body, found["model"], "model", MAX_NAME), streams(body, found.get("stream")), found["model"])
 
 
 def line_end(body: bytes, at: int) -> int:
@@ -96,7 +96,7 @@ def line_end(body: bytes, at: int) -> int:
     while body[at : at + 1] in (b" ", b"\t"):
         at += 1
     if not body.startswith(b"\r\n", at):
-        raise wrong("its boundary stands in the middle of a line")
+        raise wrong("a boundary is not on a line of its own")
     return at + 2
 
 
@@ -104,15 +104,15 @@ def part_head(body: bytes, start: int) -> tuple[str, int]:
     """A part's name, and where its content begins."""
     end = body.find(b"\r\n\r\n", start, start + MAX_HEAD)
     if end < 0:
-        raise wrong("the headers of a part do not end")
+        raise wrong("the headers of a part are incomplete or too long")
     name = None
     for line in body[start:end].split(b"\r\n"):
         header = HEADER.fullmatch(line)
         if header is None:
-            raise wrong("a part has a malformed header")
+            raise wrong("a part has an invalid header")
         key = header[1].lower()
         if key == b"content-transfer-encoding" and header[2].strip().lower() not in (b"binary", b"8bit", b"7bit"):
-            raise wrong("a part is encoded; send it as it is")
+            raise wrong("encoded parts are not supported")
         if key == b"content-disposition":
             if name is not None:
                 raise wrong("a part has two names")
@@ -126,7 +126,7 @@ def part_name(value: bytes) -> str:
     match = DISPOSITION.fullmatch(value)
     named = [m for m in PARAMETER.finditer(match[1]) if m[1].strip().lower() == b"name"] if match else []
     if len(named) != 1:
-        raise wrong("a part has no name, or two")
+        raise wrong("a part has no name, or more than one")
     return re.sub(rb"\\(.)", rb"\1", named[0][2] if named[0][2] is not None else named[0][3]).decode("utf-8", "replace")
 
 
@@ -137,17 +137,17 @@ def text(body: bytes, at: tuple[int, int], name: str, most: int) -> str:
     except UnicodeDecodeError:
         raise wrong(f"the field {name} is not UTF-8", name) from None
     if not 0 < len(found) <= most or not found.isprintable():
-        raise wrong(f"the field {name} is empty, too long, or no text", name)
+        raise wrong(f"the field {name} is empty, too long or not printable text", name)
     return found
 
 
 def streams(body: bytes, at: tuple[int, int] | None) -> bool:
     if at is None or at[0] == at[1]:
         return False
-    said = text(body, at, "stream", 8).lower()
-    if said not in ("true", "false", "1", "0"):
-        raise wrong("the field stream is neither true nor false", "stream")
-    return said in ("true", "1")
+    value = text(body, at, "stream", 8).lower()
+    if value not in ("true", "false", "1", "0"):
+        raise wrong("the field stream must be true or false", "stream")
+    return value in ("true", "1")
 
 
 def wrong(what: str, param: str | None = None) -> AccelError:

@@ -1,0 +1,141 @@
+"""Parses the requests of one connection with httptools (llhttp), strictly and bounded. Does no I/O, decides nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import httptools
+
+MAX_HEAD = 64 << 10  # bytes of a request's head
+MAX_LINE = 8190  # bytes of the target, and of a header's value
+MAX_HEADERS = 128
+ONCE = frozenset((b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
+
+
+class HttpRequest:
+    """One request. `headers` have lower-case names; of a repeated header the first value counts.
+
+    `path` and `origin` are filled in by Gateway.admit: `origin` only if that page may read the response.
+    """
+
+    __slots__ = ("admitted", "body", "complete", "head_complete", "headers", "http10", "keep_alive", "local", "method",
+                 "origin", "parts", "path", "problem", "size", "target")  # fmt: skip
+
+    def __init__(self, local: bool) -> None:
+        self.local = local
+        self.method = b""
+        self.target = b""
+        self.path = ""
+        self.headers: dict[bytes, bytes] = {}
+        self.parts: list[bytes] = []  # of the body
+        self.size = 0  # bytes of the body so far
+        self.head_complete = self.complete = self.admitted = False
+        self.keep_alive = True
+        self.http10 = False
+        self.problem = ""  # why the head is not valid
+        self.origin: str | None = None
+
+    def encode_head(self) -> bytes:
+        """Request line and headers, without the final empty line."""
+        lines = [b"%b %b HTTP/1.%d" % (self.method, self.target, 0 if self.http10 else 1)]
+        lines += [b"%b: %b" % header for header in self.headers.items()]
+        return b"\r\n".join(lines) + b"\r\n"
+
+
+class RequestParser:
+    """Appends requests to `requests` as their bytes arrive; the last one may be incomplete.
+
+    `malformed` says what is wrong with the bytes after the last of them.
+    """
+
+    def __init__(self, local: bool) -> None:
+        self._local = local
+        self._parser = httptools.HttpRequestParser(self)
+        self._receiving: HttpRequest | None = None
+        self._headers: dict[bytes, bytes]  # of `_receiving`
+        self._repeated: list[bytes]  # names of its headers that came again
+        self._head_size = 0  # bytes since the last complete head or message
+        self.requests: deque[HttpRequest] = deque()
+        self.malformed: str | None = None
+
+    @property
+    def in_head(self) -> bool:
+        """Has a head begun that is not complete?"""
+        return self._head_size > 0 or (self._receiving is not None and not self._receiving.head_complete)
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes, as long as `malformed` is None."""
+        self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self.malformed = str(error).partition("\n")[0][:200] or "cannot parse it"
+        else:
+            if self._head_size > MAX_HEAD and (self._receiving is None or not self._receiving.head_complete):
+                self.malformed = "the head is too long"
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """httptools stops after the head of an upgrade; it is an ordinary request, whose body may follow."""
+        request = self.requests[-1]
+        self._parser = httptools.HttpRequestParser(self)
+        if request.method == b"CONNECT":
+            request.problem = "this is not a proxy"
+            return
+        self.requests.pop()
+        del request.headers[b"upgrade"]
+        self.feed(request.encode_head() + b"\r\n")
+        self.requests[-1].problem = request.problem
+        if rest:
+            self.feed(rest)
+
+    def on_message_begin(self) -> None:
+        request = self._receiving = HttpRequest(self._local)
+        self._headers = request.headers
+        self._repeated = []
+        self.requests.append(request)
+
+    def on_url(self, url: bytes) -> None:
+        assert self._receiving is not None
+        self._receiving.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key = name.lower()
+        if key in self._headers:
+            self._repeated.append(key)
+        else:
+            self._headers[key] = value
+
+    def on_headers_complete(self) -> None:
+        request, parser, headers = self._receiving, self._parser, self._headers
+        assert request is not None
+        request.method = parser.get_method()
+        request.head_complete = True
+        request.keep_alive = parser.should_keep_alive()
+        version = parser.get_http_version()
+        if version != "1.1":
+            request.http10 = True
+            if version != "1.0":
+                request.problem = "only HTTP/1.1 and HTTP/1.0 are supported"
+        elif b"host" not in headers:
+            request.problem = "no Host header"
+        if self._repeated and not ONCE.isdisjoint(self._repeated):
+            request.problem = "a header that may come only once is repeated"
+        if len(headers) + len(self._repeated) > MAX_HEADERS:
+            request.problem = "too many headers"
+        if self._head_size > MAX_LINE and any(len(line) > MAX_LINE for line in (request.target, *headers.values())):
+            request.problem = "a line of the head is too long"
+        self._head_size = 0
+
+    def on_body(self, data: bytes) -> None:
+        request = self._receiving
+        assert request is not None
+        request.parts.append(data)
+        request.size += len(data)
+
+    def on_message_complete(self) -> None:
+        assert self._receiving is not None
+        self._receiving.complete = True
+        self._receiving = None
+        self._head_size = 0
