@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from accelerd.base import names
-from accelerd.helper.book import Book
 from accelerd.helper.gpu import FILE, LevelError
+from accelerd.helper.leases import LevelLeases
 from accelerd.system.dbus.client import BusClient, BusError
 from accelerd.system.worker_thread import WorkerThread
 
@@ -171,7 +171,7 @@ class DirectSetter:
 
     def __init__(self, sys: Path, runtime: Path) -> None:
         self._sys = sys
-        self._book = Book(sys, runtime / names.LEVELS_FILE)
+        self._levels = LevelLeases(sys, runtime / names.LEVELS_FILE)
         self._thread = WorkerThread("level")
         self._leases: dict[str, int] = {}
 
@@ -180,12 +180,12 @@ class DirectSetter:
         return None if os.access(path, os.W_OK) else f"no permission to write {path}"
 
     async def set(self, slot: str, level: str) -> None:
-        self._leases[slot] = await self._do(lambda: self._book.set(slot, level, self.OWNER))
+        self._leases[slot] = await self._do(lambda: self._levels.set(slot, level, self.OWNER))
 
     async def restore(self, slot: str) -> None:
         lease = self._leases.pop(slot, None)
         if lease is not None:
-            await self._do(lambda: self._book.release(lease, self.OWNER))
+            await self._do(lambda: self._levels.release(lease, self.OWNER))
 
     async def holds(self, slot: str) -> bool:
         return slot in self._leases
@@ -193,13 +193,13 @@ class DirectSetter:
     async def close(self) -> None:
         if self._leases:
             self._leases.clear()
-            await self._do(self._book.restore_all)
+            await self._do(self._levels.restore_all)
         self._thread.close()
 
     async def repair(self) -> None:
         """Restores levels that an earlier daemon left."""
         try:
-            await self._do(self._book.repair)
+            await self._do(self._levels.repair)
         except LevelError as error:
             log.warning("cannot restore the performance levels that an earlier accelerd set: %s", error)
 

@@ -1,5 +1,5 @@
-"""`python -m accelerd.helper`: the helper's process. Its options are for whoever writes its unit, that is root, and for
-tests; a caller on the bus has no say in them.
+"""`python -m accelerd.helper`: the helper's process. Its options are for its unit, which belongs to root, and for
+tests; callers on the bus cannot set them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from accelerd.base import names
 
 log = logging.getLogger(__name__)
 
-IDLE = 60  # s
-PRIORITY = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}  # as journald reads it
+IDLE_TIMEOUT = 60  # s
+PRIORITY = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}  # sd-daemon(3)
 
 
-class Lines(logging.Formatter):
-    """One line a record, with its priority, safe for a terminal."""
+class PriorityFormatter(logging.Formatter):
+    """One line per record, with its priority and without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record).replace("\n", "\\n")
@@ -31,7 +31,7 @@ class Lines(logging.Formatter):
 
 
 def allowed_high(path: Path) -> list[str]:
-    """Slots in [helper] allow_high of root's configuration. A file that cannot be read allows nothing."""
+    """Slots in [helper] allow_high of root's configuration. Empty if the file cannot be read."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         with open(path) as file:
@@ -40,43 +40,45 @@ def allowed_high(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        log.warning("%s is not used: %s", path, error)
+        log.warning("cannot read %s: %s", path, error)
         return []
 
 
 def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="accelerd-helper", description="sets the performance level of AMD GPUs")
-    parser.add_argument("--idle", type=int, default=IDLE, metavar="SECONDS", help="end after this long without work")
+    parser.add_argument(
+        "--idle", type=int, default=IDLE_TIMEOUT, metavar="SECONDS", help="exit after that time without leases"
+    )
     parser.add_argument("--config", type=Path, default=Path(names.HELPER_CONFIG))
     parser.add_argument("--runtime", type=Path, default=Path(names.HELPER_RUNTIME))
     parser.add_argument("--sysfs", type=Path, default=Path("/sys"), help="for tests")
-    parser.add_argument("--repair", action="store_true", help="put back what an earlier helper has left, and end")
+    parser.add_argument("--repair", action="store_true", help="restore what a previous helper has left, and exit")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     chosen = options(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines("%(message)s"))
+    handler.setFormatter(PriorityFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    from accelerd.helper.book import Book
+    from accelerd.helper.leases import LevelLeases
 
-    book = Book(chosen.sysfs, chosen.runtime / names.LEVELS_FILE, allowed_high(chosen.config))
-    book.repair()
+    leases = LevelLeases(chosen.sysfs, chosen.runtime / names.LEVELS_FILE, allowed_high(chosen.config))
+    leases.repair()
     if chosen.repair:
         return 0
     try:
-        return serve(book, chosen.idle)
+        return serve(leases, chosen.idle)
     finally:
-        book.restore_all()
+        leases.restore_all()
 
 
-def serve(book: Any, idle: int) -> int:
-    """Until idle, told to end or cut off from the bus: the exit status."""
+def serve(leases: Any, idle: int) -> int:
+    """Serve until idle, stopped or disconnected from the bus. Returned: the exit status."""
     from gi.repository import Gio, GLib
 
-    from accelerd.helper.limit import Limit
-    from accelerd.helper.service import Service
+    from accelerd.helper.callers import RateLimit
+    from accelerd.helper.service import HelperService
 
     loop = GLib.MainLoop()
     status = 0
@@ -88,7 +90,7 @@ def serve(book: Any, idle: int) -> int:
 
     def lost(*_: Any) -> None:
         if not connection.is_closed():
-            log.error("another helper has the name %s, or the bus does not let this one have it", names.HELPER_NAME)
+            log.error("cannot own the name %s: another helper has it, or the bus does not allow it", names.HELPER_NAME)
         cut_off()
 
     try:
@@ -100,7 +102,7 @@ def serve(book: Any, idle: int) -> int:
     connection.connect("closed", cut_off)
     for number in (signal.SIGTERM, signal.SIGINT):
         GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, loop.quit)
-    Service(connection, book, Limit(time.monotonic), idle=idle, end=loop.quit).begin()
+    HelperService(connection, leases, RateLimit(time.monotonic), idle=idle, end=loop.quit).begin()
     Gio.bus_own_name_on_connection(connection, names.HELPER_NAME, Gio.BusNameOwnerFlags.DO_NOT_QUEUE, None, lost)
     loop.run()
     return status

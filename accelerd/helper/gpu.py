@@ -1,7 +1,7 @@
-"""One AMD GPU by its PCI slot, and its file power_dpm_force_performance_level: the only thing that is ever written.
+"""An AMD GPU by its PCI slot, and its file power_dpm_force_performance_level: the only file that is ever written.
 
-Trusts no text that it is given: the slot must look like one, the device must be a display controller that amdgpu
-drives, and no link is followed to the file. What was written is read back.
+Arguments are not trusted: the slot must have the form of one, the device must be a display controller with the driver
+amdgpu, and no link to the file is followed. What was written is read back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWNED: Final = re.compile(r"manual|profile_[a-z_]+|perf_determinism")
 
 
 class LevelError(Exception):
-    """`code`: InvalidArgs, NoDevice, Unsupported, Owned, Refused, Busy, Failed; who asks adds some of their own."""
+    """`code`: InvalidArgs, NoDevice, Unsupported, Owned, Refused, Busy, Failed; callers add their own."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -33,9 +33,9 @@ class LevelError(Exception):
 
 
 def check_arguments(slot: str, level: str) -> None:
-    """LevelError InvalidArgs unless both are of the few forms that are allowed."""
+    """LevelError InvalidArgs unless both are valid."""
     if not _SLOT.fullmatch(slot):
-        raise LevelError("InvalidArgs", "the device must be a PCI slot such as 0000:c1:00.0")
+        raise LevelError("InvalidArgs", "invalid slot; it must be like 0000:c1:00.0")
     if level not in LEVELS:
         raise LevelError("InvalidArgs", f"the level must be one of {', '.join(LEVELS)}")
 
@@ -62,20 +62,20 @@ class Gpu:
             reason = os.strerror(error.errno or 0)
             raise LevelError(code, f"cannot read the performance level of {self.slot}: {reason}") from None
         if not level:
-            raise LevelError("Busy", f"{self.slot} does not say its performance level")
+            raise LevelError("Busy", f"{self.slot} does not report its performance level")
         return level
 
     def changeable(self) -> str:
-        """The level now. LevelError Owned when somebody has taken the clocks into their own hands."""
+        """The level now. LevelError Owned if clocks were set manually."""
         level = self.level()
         if _OWNED.fullmatch(level):
-            raise LevelError("Owned", f"{self.slot} is at {level}: another program or person has set its clocks")
+            raise LevelError("Owned", f"{self.slot} is at {level}: its clocks were set manually")
         if level not in LEVELS:
-            raise LevelError("Unsupported", f"{self.slot} is at {level[:40]!r}, which is no known level")
+            raise LevelError("Unsupported", f"{self.slot} is at {level[:40]!r}, which is not a known level")
         return level
 
     def set(self, level: str) -> None:
-        """Write and read back; what does not hold is taken back. LevelError Busy or Failed."""
+        """Write and read back; restore the old level if it differs. LevelError Busy or Failed."""
         before = self.level()
         self._write(level)
         try:
@@ -85,10 +85,12 @@ class Gpu:
         if after != level:
             with suppress(LevelError):
                 self._write(before)
-            raise LevelError("Failed", f"{self.slot} does not take {level}, it says {after[:80]!r}: back to {before}")
+            raise LevelError(
+                "Failed", f"{self.slot} does not accept {level}: it is at {after[:80]!r}, {before} is restored"
+            )
 
     def is_apu(self) -> bool:
-        """Is it part of the processor, for certain? Only of those the driver shows the north bridge's voltage."""
+        """Is it certainly an integrated GPU? Only for those the driver reports the voltage of the north bridge."""
         with self._open("hwmon", os.O_RDONLY | os.O_DIRECTORY) as hwmon:
             names = os.listdir(hwmon) if hwmon is not None else []
         return any(self._text(f"hwmon/{name}/in1_label") == "vddnb" for name in names)
@@ -101,7 +103,7 @@ class Gpu:
             raise LevelError(code, f"cannot set {self.slot} to {level}: {os.strerror(error.errno or 0)}") from None
 
     def _put(self, data: bytes) -> None:
-        # truncated because tests write to ordinary files; sysfs does not mind
+        # O_TRUNC for the ordinary files of tests; sysfs ignores it
         file = os.open(FILE, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             os.write(file, data)
@@ -132,7 +134,7 @@ class Gpu:
 
 @contextmanager
 def opened(sys: Path, slot: str, kind: type[Gpu] = Gpu) -> Iterator[Gpu]:
-    """The GPU in that slot, while the block runs. LevelError InvalidArgs, NoDevice or Unsupported."""
+    """The GPU in that slot, for the `with` block. LevelError InvalidArgs, NoDevice or Unsupported."""
     check_arguments(slot, LEVELS[0])
     try:
         directory = os.open(sys / "bus/pci/devices" / slot, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
-"""org.accelerd1.Helper on the system bus: asks who calls and whether they may, then lets the book do it.
+"""org.accelerd1.Helper on the system bus: checks who calls and whether polkit allows it, then changes the lease.
 
-A lease ends with ReleaseLevel, with its caller's connection, or with the helper. Without leases the helper ends itself.
+A lease ends with ReleaseLevel, with its caller's connection, or with the helper. Without leases the helper exits.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from typing import Any
 from gi.repository import Gio, GLib
 
 from accelerd.base import names
-from accelerd.helper.book import Book
-from accelerd.helper.callers import Callers
+from accelerd.helper.callers import HelperCallers, RateLimit
 from accelerd.helper.gpu import LevelError, check_arguments
-from accelerd.helper.limit import Limit
+from accelerd.helper.leases import LevelLeases
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 5  # between attempts to put a level back
-MOST_CALLS = 64  # that wait for polkit at once
+RETRY_SECONDS = 5  # between attempts to restore a level
+MOST_CALLS = 64  # waiting for polkit at the same time
 INTERFACE = f"""
 <node><interface name="{names.HELPER_NAME}">
   <method name="SetLevel">
@@ -36,31 +35,29 @@ INTERFACE = f"""
 """
 
 
-class Service:
-    """See the module's text."""
-
+class HelperService:
     def __init__(
         self,
         connection: Gio.DBusConnection,
-        book: Book,
-        limit: Limit,
+        leases: LevelLeases,
+        limit: RateLimit,
         *,
         idle: int,
         end: Callable[[], None],
     ) -> None:
         """`end()` is called after `idle` seconds without leases."""
         self._connection = connection
-        self._book = book
+        self._leases = leases
         self._limit = limit
         self._idle = idle
         self._end = end
-        self._callers = Callers(connection, self._caller_gone)
-        self._calls: dict[str, int] = {}  # sender → calls that wait
+        self._callers = HelperCallers(connection, self._caller_gone)
+        self._calls: dict[str, int] = {}  # sender → calls in progress
         self._flooding: set[int] = set()
         self._idle_timer = self._retry_timer = 0
 
     def begin(self) -> None:
-        """Serve. The name is asked for afterwards, so that no call comes too early."""
+        """Serve. The caller requests the name afterwards, so that no call comes too early."""
         interface = Gio.DBusNodeInfo.new_for_xml(INTERFACE).interfaces[0]
         # register_object is deprecated since GLib 2.84, where this came
         register = getattr(self._connection, "register_object_with_closures2", None) or self._connection.register_object
@@ -83,7 +80,7 @@ class Service:
 
     def _on_set(self, sender: str, slot: str, level: str, call: Any) -> None:
         if sum(self._calls.values()) >= MOST_CALLS:
-            refuse(call, LevelError("RateLimited", "too many callers wait; try again"))
+            refuse(call, LevelError("RateLimited", "too many calls are in progress; try again later"))
             return
         self._calls[sender] = self._calls.get(sender, 0) + 1
         self._callers.watch(sender)
@@ -102,25 +99,25 @@ class Service:
                 self._done(sender, call, None, lambda: self._set(sender, slot, level, uid, pid))
                 return
             log.warning("uid %d (pid %d) may not set %s to %s", uid, pid, slot, level)
-            text = f"polkit does not allow you {names.HELPER_ACTION}; members of the group accelerd are allowed"
+            text = f"polkit denies {names.HELPER_ACTION}; members of the group accelerd are allowed"
             self._done(sender, call, LevelError("NotAuthorized", text))
 
         self._callers.identify(sender, identified)
 
     def _check(self, uid: int | None, slot: str, level: str) -> None:
         if uid is None:
-            raise LevelError("NotAuthorized", "the bus does not say who you are")
+            raise LevelError("NotAuthorized", "the bus does not know your uid")
         if not self._limit.take(uid):
             if uid not in self._flooding:
-                log.warning("uid %d calls too often: refused until it calls less", uid)
+                log.warning("uid %d calls too often and is refused until it calls less often", uid)
                 self._flooding.add(uid)
-            raise LevelError("RateLimited", "you call too often; once a second is fine")
+            raise LevelError("RateLimited", "too many calls; at most one per second is allowed")
         self._flooding.discard(uid)
         check_arguments(slot, level)
 
     def _set(self, sender: str, slot: str, level: str, uid: int, pid: int) -> Any:
         try:
-            number = self._book.set(slot, level, sender, uid, pid)
+            number = self._leases.set(slot, level, sender, uid, pid)
         except LevelError as error:
             log.warning("uid %d (pid %d) asked for %s at %s: %s", uid, pid, slot, level, error)
             raise
@@ -128,13 +125,13 @@ class Service:
         return GLib.Variant("(u)", (number,))
 
     def _release(self, sender: str, number: int) -> None:
-        self._book.release(number, sender)
+        self._leases.release(number, sender)
         self._tidy(sender)
 
     def _list(self) -> Any:
         rows = [
             (lease.number, lease.slot, held.level, held.before, lease.uid, lease.pid)
-            for lease, held in self._book.leases()
+            for lease, held in self._leases.all()
         ]
         return GLib.Variant("(a(usssuu))", (rows,))
 
@@ -157,34 +154,34 @@ class Service:
             call.return_value(work())
         except LevelError as error:
             refuse(call, error)
-        except Exception as error:  # a caller must not wait for an answer that never comes
-            log.exception("this is a mistake in the helper")
-            refuse(call, LevelError("Failed", f"the helper failed: {type(error).__name__}"))
+        except Exception as error:  # every call must be answered
+            log.exception("internal error")
+            refuse(call, LevelError("Failed", f"internal error: {type(error).__name__}"))
 
     def _caller_gone(self, sender: str) -> None:
-        for lease in self._book.forget(sender):
-            log.info("uid %d (pid %d) has gone and left %s", lease.uid, lease.pid, lease.slot)
+        for lease in self._leases.forget(sender):
+            log.info("uid %d (pid %d) has left the bus; its lease of %s ends", lease.uid, lease.pid, lease.slot)
         self._after()
 
     def _tidy(self, sender: str) -> None:
-        holds = any(lease.owner == sender for lease, _ in self._book.leases())
+        holds = any(lease.owner == sender for lease, _ in self._leases.all())
         if not holds and sender not in self._calls:
             self._callers.unwatch(sender)
 
     def _after(self) -> None:
-        """Arm the timer that is due now: the end when nobody needs the helper, another try where a level is owed."""
+        """Start the timer that is needed now: to exit without leases, or to try again to restore a level."""
         if self._idle_timer:
             GLib.source_remove(self._idle_timer)
             self._idle_timer = 0
-        if self._book.owing:
+        if self._leases.unrestored:
             if not self._retry_timer:
                 self._retry_timer = GLib.timeout_add_seconds(RETRY_SECONDS, self._retry)
-        elif not self._book.leases() and not self._calls:
+        elif not self._leases.all() and not self._calls:
             self._idle_timer = GLib.timeout_add_seconds(self._idle, self._idle_over)
 
     def _retry(self) -> bool:
         self._retry_timer = 0
-        self._book.retry()
+        self._leases.retry()
         self._after()
         return bool(GLib.SOURCE_REMOVE)
 

@@ -152,7 +152,7 @@ def test_C04_without_the_helper_and_without_the_right_to_write_the_daemon_says_s
         for _ in range(3):
             with streaming(daemon, "m"):
                 entry = eventually(lambda: (e := performance(daemon))["state"] == "unable" and e, "it says so")
-        assert "polkit does not allow you" in entry["reason"]
+        assert "polkit denies" in entry["reason"]
         assert "usermod -aG accelerd" in entry["reason"]
         assert daemon.output().count("cannot raise the performance level") == 1
 

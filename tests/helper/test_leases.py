@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.helper.__main__ import allowed_high, main
-from accelerd.helper.book import RETRIES, Book
+from accelerd.helper.callers import RateLimit
 from accelerd.helper.gpu import FILE, LEVELS, Gpu, LevelError, check_arguments, opened
-from accelerd.helper.limit import Limit
+from accelerd.helper.leases import RESTORE_TRIES, LevelLeases
 from tests.fakes.clock import FakeClock
 from tests.helper.world import APU, CARD, Sysfs
 
@@ -29,9 +29,9 @@ def record(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def book(sysfs: Sysfs, record: Path) -> Book:
+def leases(sysfs: Sysfs, record: Path) -> LevelLeases:
     sysfs.add()
-    return Book(sysfs.path, record)
+    return LevelLeases(sysfs.path, record)
 
 
 def code(work: Callable[[], object]) -> str:
@@ -63,14 +63,14 @@ def driver() -> type[Driver]:
 
 
 @pytest.fixture
-def driven(sysfs: Sysfs, record: Path, driver: type[Driver]) -> Book:
-    """A book over that driver."""
+def driven(sysfs: Sysfs, record: Path, driver: type[Driver]) -> LevelLeases:
+    """A leases over that driver."""
     sysfs.add()
-    return Book(sysfs.path, record, open_gpu=partial(opened, kind=driver))
+    return LevelLeases(sysfs.path, record, open_gpu=partial(opened, kind=driver))
 
 
 def test_what_is_to_be_restored_is_noted_before_the_level_changes(
-    driven: Book, driver: type[Driver], record: Path
+    driven: LevelLeases, driver: type[Driver], record: Path
 ) -> None:
     seen = []
     driver.on_write = staticmethod(lambda gpu: seen.append((json.loads(record.read_text()), gpu.level())))
@@ -82,24 +82,24 @@ def test_what_is_to_be_restored_is_noted_before_the_level_changes(
 
 def test_what_cannot_be_noted_is_not_done(sysfs: Sysfs, tmp_path: Path) -> None:
     sysfs.add()
-    book = Book(sysfs.path, tmp_path / "missing" / "levels.json")
-    assert code(lambda: book.set(APU, "high", "a")) == "Failed"
+    leases = LevelLeases(sysfs.path, tmp_path / "missing" / "levels.json")
+    assert code(lambda: leases.set(APU, "high", "a")) == "Failed"
     assert sysfs.level() == "auto"
-    assert book.leases() == []
+    assert leases.all() == []
 
 
-def test_the_next_book_repairs_what_a_crash_has_left(book: Book, sysfs: Sysfs, record: Path) -> None:
-    book.set(APU, "high", "a")
-    after = Book(sysfs.path, record)
+def test_the_next_book_repairs_what_a_crash_has_left(leases: LevelLeases, sysfs: Sysfs, record: Path) -> None:
+    leases.set(APU, "high", "a")
+    after = LevelLeases(sysfs.path, record)
     after.repair()
     assert sysfs.level() == "auto"
     assert not record.exists()
 
 
-def test_repair_leaves_what_somebody_has_set_since(book: Book, sysfs: Sysfs, record: Path) -> None:
-    book.set(APU, "high", "a")
+def test_repair_leaves_what_somebody_has_set_since(leases: LevelLeases, sysfs: Sysfs, record: Path) -> None:
+    leases.set(APU, "high", "a")
     sysfs.put("manual")
-    Book(sysfs.path, record).repair()
+    LevelLeases(sysfs.path, record).repair()
     assert sysfs.level() == "manual"
     assert not record.exists()
 
@@ -111,35 +111,35 @@ def test_repair_leaves_what_somebody_has_set_since(book: Book, sysfs: Sysfs, rec
         '{"0000:c1:00.0": ["high"]}', '{"../../etc": ["high", "auto"]}', '{"0000:c1:00.0": [1, 2]}', "\xff",
     ],
 )  # fmt: skip
-def test_a_record_of_nonsense_changes_nothing(book: Book, sysfs: Sysfs, record: Path, text: str) -> None:
+def test_a_record_of_nonsense_changes_nothing(leases: LevelLeases, sysfs: Sysfs, record: Path, text: str) -> None:
     record.write_text(text, encoding="latin-1")
     sysfs.put("high")
-    Book(sysfs.path, record).repair()
+    LevelLeases(sysfs.path, record).repair()
     assert sysfs.level() == "high"
 
 
-def test_a_rival_level_under_a_lease_becomes_the_one_to_restore(book: Book, sysfs: Sysfs) -> None:
-    lease = book.set(APU, "high", "a")
+def test_a_rival_level_under_a_lease_becomes_the_one_to_restore(leases: LevelLeases, sysfs: Sysfs) -> None:
+    lease = leases.set(APU, "high", "a")
     sysfs.put("low")
-    assert book.set(APU, "high", "a") == lease
+    assert leases.set(APU, "high", "a") == lease
     assert sysfs.level() == "high"
-    book.release(lease, "a")
+    leases.release(lease, "a")
     assert sysfs.level() == "low"
 
 
-def test_a_level_that_is_there_already_is_left_there(book: Book, sysfs: Sysfs) -> None:
+def test_a_level_that_is_there_already_is_left_there(leases: LevelLeases, sysfs: Sysfs) -> None:
     sysfs.put("high")  # amdgpu-perf-high.service
-    book.release(book.set(APU, "high", "a"), "a")
+    leases.release(leases.set(APU, "high", "a"), "a")
     assert sysfs.level() == "high"
 
 
-def test_C07_a_value_that_does_not_hold_is_taken_back(driven: Book, driver: type[Driver], sysfs: Sysfs) -> None:
+def test_C07_a_value_that_does_not_hold_is_taken_back(driven: LevelLeases, driver: type[Driver], sysfs: Sysfs) -> None:
     sysfs.put("low")
     driver.takes = ("low",)
-    with pytest.raises(LevelError, match="does not take high, it says 'low': back to low"):
+    with pytest.raises(LevelError, match="does not accept high: it is at 'low', low is restored"):
         driven.set(APU, "high", "a")
     assert sysfs.level() == "low"
-    assert driven.leases() == []
+    assert driven.all() == []
 
 
 @pytest.mark.parametrize(
@@ -147,24 +147,24 @@ def test_C07_a_value_that_does_not_hold_is_taken_back(driven: Book, driver: type
     [(errno.EACCES, "Failed"), (errno.EPERM, "Failed"), (errno.EINVAL, "Failed"), (errno.EBUSY, "Busy")],
 )
 def test_C04_a_write_that_the_driver_refuses_is_an_answer_and_leaves_no_lease(
-    driven: Book, driver: type[Driver], sysfs: Sysfs, record: Path, number: int, expected: str
+    driven: LevelLeases, driver: type[Driver], sysfs: Sysfs, record: Path, number: int, expected: str
 ) -> None:
     driver.fails = number
     with pytest.raises(LevelError, match=r"cannot set 0000:c1:00\.0 to high: ") as caught:
         driven.set(APU, "high", "a")
     assert caught.value.code == expected
-    assert driven.leases() == []
+    assert driven.all() == []
     assert not record.exists()
     assert sysfs.level() == "auto"
 
 
 def test_what_cannot_be_put_back_is_tried_again_and_then_given_up(
-    driven: Book, driver: type[Driver], sysfs: Sysfs, record: Path
+    driven: LevelLeases, driver: type[Driver], sysfs: Sysfs, record: Path
 ) -> None:
     lease = driven.set(APU, "high", "a")
     driver.fails = errno.EBUSY
     driven.release(lease, "a")
-    assert driven.owing
+    assert driven.unrestored
     assert json.loads(record.read_text()) == {APU: ["high", "auto"]}
     assert not driven.retry()
     driver.fails = None
@@ -173,13 +173,13 @@ def test_what_cannot_be_put_back_is_tried_again_and_then_given_up(
     driven.set(APU, "high", "a")
     driver.fails = errno.EBUSY
     driven.forget("a")
-    for _ in range(RETRIES):
+    for _ in range(RESTORE_TRIES):
         driven.retry()
-    assert not driven.owing
+    assert not driven.unrestored
 
 
 def test_an_owed_level_that_is_wanted_again_keeps_what_was_before(
-    driven: Book, driver: type[Driver], sysfs: Sysfs
+    driven: LevelLeases, driver: type[Driver], sysfs: Sysfs
 ) -> None:
     lease = driven.set(APU, "high", "a")
     driver.fails = errno.EBUSY
@@ -187,44 +187,44 @@ def test_an_owed_level_that_is_wanted_again_keeps_what_was_before(
     driver.fails = None
     driven.release(driven.set(APU, "high", "b"), "b")
     assert sysfs.level() == "auto"
-    assert not driven.owing
+    assert not driven.unrestored
 
 
-def test_a_device_that_is_gone_is_owed_nothing(book: Book, sysfs: Sysfs, record: Path) -> None:
-    book.set(APU, "high", "a")
+def test_a_device_that_is_gone_is_owed_nothing(leases: LevelLeases, sysfs: Sysfs, record: Path) -> None:
+    leases.set(APU, "high", "a")
     (sysfs.path / "bus/pci/devices" / APU).unlink()
-    book.forget("a")
-    assert not book.owing
+    leases.forget("a")
+    assert not leases.unrestored
     assert not record.exists()
 
 
-def test_a_sleeping_device_is_not_woken(book: Book, sysfs: Sysfs) -> None:
+def test_a_sleeping_device_is_not_woken(leases: LevelLeases, sysfs: Sysfs) -> None:
     (sysfs.path / "bus/pci/devices" / APU / "power/runtime_status").write_text("suspended\n")
-    assert code(lambda: book.set(APU, "high", "a")) == "Busy"
+    assert code(lambda: leases.set(APU, "high", "a")) == "Busy"
 
 
-def test_a_link_in_the_place_of_the_file_is_not_followed(book: Book, sysfs: Sysfs, tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_file_is_not_followed(leases: LevelLeases, sysfs: Sysfs, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("auto\n")
     file = sysfs.path / "bus/pci/devices" / APU / FILE
     file.unlink()
     file.symlink_to(target)
-    assert code(lambda: book.set(APU, "high", "a")) == "Unsupported"
+    assert code(lambda: leases.set(APU, "high", "a")) == "Unsupported"
     assert target.read_text() == "auto\n"
 
 
 @pytest.mark.parametrize("text", ["", "unknown", "x" * 200, "auto high"])
-def test_C08_a_level_that_is_none_is_refused(book: Book, sysfs: Sysfs, text: str) -> None:
+def test_C08_a_level_that_is_none_is_refused(leases: LevelLeases, sysfs: Sysfs, text: str) -> None:
     sysfs.put(text)
-    assert code(lambda: book.set(APU, "high", "a")) in ("Busy", "Unsupported")
+    assert code(lambda: leases.set(APU, "high", "a")) in ("Busy", "Unsupported")
     assert sysfs.level() == text
 
 
 def test_low_is_for_every_card_and_high_for_those_in_the_processor(sysfs: Sysfs, record: Path) -> None:
     sysfs.add(CARD, apu=False, pci_class="0x030000")
-    book = Book(sysfs.path, record)
-    assert code(lambda: book.set(CARD, "high", "a")) == "Refused"
-    book.set(CARD, "low", "a")
+    leases = LevelLeases(sysfs.path, record)
+    assert code(lambda: leases.set(CARD, "high", "a")) == "Refused"
+    leases.set(CARD, "low", "a")
     assert sysfs.level(CARD) == "low"
 
 
@@ -255,44 +255,44 @@ ACTIONS = st.lists(
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS)
 def test_when_all_have_gone_nothing_of_ours_is_left(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
-    directory = tmp_path_factory.mktemp("book")
+    directory = tmp_path_factory.mktemp("leases")
     sysfs, record = Sysfs(directory / "sys"), directory / "levels.json"
     wished = {APU: "auto", OTHER: "auto"}  # by those who are not our callers
     for slot in wished:
         sysfs.add(slot)
-    book = Book(sysfs.path, record)
+    leases = LevelLeases(sysfs.path, record)
     for action, who, level, slot in actions:
-        leases = [lease for lease, _ in book.leases()]
+        current = [lease for lease, _ in leases.all()]
         if action == "set":
             before = sysfs.level(slot)
             try:
-                book.set(slot, level, who)
+                leases.set(slot, level, who)
             except LevelError:
                 assert sysfs.level(slot) == before
             else:
                 assert sysfs.level(slot) == level
-        elif action == "release" and leases:
-            book.release(leases[0].number, leases[0].owner)
+        elif action == "release" and current:
+            leases.release(current[0].number, current[0].owner)
         elif action == "forget":
-            book.forget(who)
+            leases.forget(who)
         elif action == "rival":
-            ours = any(lease.slot == slot and held.level == level for lease, held in book.leases())
+            ours = any(lease.slot == slot and held.level == level for lease, held in leases.all())
             if not ours and sysfs.level(slot) != level:  # else it cannot be told from what we have set
                 wished[slot] = level
                 sysfs.put(level, slot)
         elif action == "crash":
-            book = Book(sysfs.path, record)
-            book.repair()
+            leases = LevelLeases(sysfs.path, record)
+            leases.repair()
     for who in "abc":
-        book.forget(who)
-    assert book.leases() == []
+        leases.forget(who)
+    assert leases.all() == []
     assert not record.exists()
     assert {slot: sysfs.level(slot) for slot in wished} == wished
 
 
 def test_the_limit_is_for_each_user_apart() -> None:
     clock = FakeClock()
-    limit = Limit(clock.monotonic, burst=3, rate=1.0)
+    limit = RateLimit(clock.monotonic, burst=3, rate=1.0)
     assert [limit.take(1) for _ in range(5)] == [True, True, True, False, False]
     assert limit.take(2)
     clock.advance(1)
@@ -303,7 +303,7 @@ def test_the_limit_is_for_each_user_apart() -> None:
 
 def test_the_limit_forgets_those_who_are_quiet() -> None:
     clock = FakeClock()
-    limit = Limit(clock.monotonic)
+    limit = RateLimit(clock.monotonic)
     for uid in range(1000):
         clock.advance(1)
         limit.take(uid)
@@ -318,7 +318,7 @@ def test_a_broken_configuration_allows_nothing(tmp_path: Path, text: str) -> Non
     assert allowed_high(tmp_path / "missing") == []
 
 
-def test_repair_alone_needs_no_bus(book: Book, sysfs: Sysfs, record: Path) -> None:
-    book.set(APU, "high", "a")
+def test_repair_alone_needs_no_bus(leases: LevelLeases, sysfs: Sysfs, record: Path) -> None:
+    leases.set(APU, "high", "a")
     assert main(["--repair", "--sysfs", str(sysfs.path), "--runtime", str(record.parent)]) == 0
     assert sysfs.level() == "auto"
