@@ -10,11 +10,10 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
-from aiohttp import web
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged
@@ -25,6 +24,9 @@ from accelerd.control.models import Claimed
 from accelerd.control.operations import Operation, parse
 from accelerd.control.status import LogsRequest
 from accelerd.policy.pins import PinChanged, PinEnd
+
+if TYPE_CHECKING:
+    from aiohttp import web  # loaded with the first control request: it is large
 
 OWNER: Final = "the control socket"
 METHODS: Final = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST"}
@@ -72,6 +74,8 @@ class HttpControl:
 
     async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         """Plain text; with follow=1 for as long as the client listens."""
+        from aiohttp import web
+
         wanted = parse(LogsRequest, query, text=True)
         if not wanted.follow:
             text = "".join(line + "\n" for line in (await self._api.status.logs(wanted)).lines)
@@ -122,6 +126,8 @@ async def _stream(request: web.BaseRequest, events: AsyncIterator[Any]) -> web.S
 
 
 async def _begin(request: web.BaseRequest) -> web.StreamResponse:
+    from aiohttp import web
+
     response = web.StreamResponse(headers={"Content-Type": NDJSON})
     await response.prepare(request)
     return response
@@ -132,6 +138,8 @@ def _line(event: Any) -> bytes:
 
 
 def _json(answer: Any) -> web.Response:
+    from aiohttp import web
+
     return web.Response(body=_line(answer), content_type="application/json")
 
 
