@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -16,7 +17,6 @@ from accelerd.bus.service import BusService
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import ConfigApplied
 from accelerd.control.api import ControlApi
-from accelerd.control.http import HttpControl
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
 from accelerd.control.remembered import StateStore
@@ -88,6 +88,9 @@ from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.private_files import AtomicFile
 from accelerd.system.suspend import SleepGuard, time_asleep
 from accelerd.tuning.tuner import RuleTuner
+
+if TYPE_CHECKING:
+    from accelerd.control.http import HttpControl
 
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
@@ -239,7 +242,13 @@ def build(
         level_owner=clock_boost.owner,
         conflicts=conflicts,
     )
-    gateway.control = HttpControl(api)
+
+    def http_control() -> HttpControl:
+        from accelerd.control.http import HttpControl  # with aiohttp's server, which is large
+
+        return HttpControl(api)
+
+    gateway.make_control = http_control
     desk.attach(daemon, api)
     return daemon
 

@@ -44,17 +44,8 @@ class Handler(Protocol):
         """Start a whole inference request. Either a refusal, or what finishes it: None means the response was sent."""
         ...
 
-    def pass_to_control(
-        self, request: HttpRequest, connection: ClientConnection, protocol: asyncio.Protocol | None
-    ) -> asyncio.Protocol | None:
-        """Of a request of the unix socket: the aiohttp protocol that answers it, if it asks for control.
-
-        `protocol`: what the last control request of this connection got. `connection.answered` is called at the end.
-        """
-        ...
-
-    def control_gone(self, protocol: asyncio.Protocol) -> None:
-        """The connection of that protocol is lost."""
+    async def control(self, request: HttpRequest, connection: ClientConnection) -> None:
+        """Have a whole control request answered; `connection.answered` is called when it is."""
         ...
 
 
@@ -92,7 +83,7 @@ class HttpServer:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client. `relay` is the last to write to it, for back-pressure."""
+    """One client. `relay` and `control` hear of back-pressure."""
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -109,10 +100,10 @@ class ClientConnection(asyncio.Protocol):
         self._body_since = 0.0
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._control: asyncio.Protocol | None = None
         self._gone = self._loop.create_future()
         self.writing_paused = False
         self.relay: Relay | None = None
+        self.control: asyncio.Protocol | None = None  # aiohttp's, once it has answered a control request here
         self.transport: asyncio.Transport
 
     # --- asyncio ----------------------------------------------------------------------------------------------
@@ -136,9 +127,8 @@ class ClientConnection(asyncio.Protocol):
             self._timer.cancel()
         if self._task is not None:
             self._loop.call_soon(self._task.cancel)  # after its first step: what it has to undo has begun already
-        if self._control is not None:
-            self._control.connection_lost(exc)
-            self._handler.control_gone(self._control)
+        if self.control is not None:
+            self.control.connection_lost(exc)
         self._gone.set_result(None)
 
     def eof_received(self) -> None:
@@ -149,16 +139,16 @@ class ClientConnection(asyncio.Protocol):
         self._handler.sweeper.paused(self)
         if self.relay is not None:
             self.relay.pause()
-        if self._control is not None:
-            self._control.pause_writing()
+        if self.control is not None:
+            self.control.pause_writing()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
         self._handler.sweeper.resumed(self)
         if self.relay is not None:
             self.relay.resume()
-        if self._control is not None:
-            self._control.resume_writing()
+        if self.control is not None:
+            self.control.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._ending:
@@ -224,8 +214,8 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: HttpRequest) -> None:
         """Answer a whole request."""
         self._busy = True
-        if request.local and (control := self._handler.pass_to_control(request, self, self._control)) is not None:
-            self._control = control
+        if request.for_control:
+            self._task = self._loop.create_task(self._pass_to_control(request))
             return
         try:
             answer: Response | Coroutine[None, None, Response | None] | None = self._handler.infer(request, self)
@@ -237,6 +227,14 @@ class ClientConnection(asyncio.Protocol):
                 self._write(request, answer)
         else:
             self._task = self._loop.create_task(self._finish(request, answer))
+
+    async def _pass_to_control(self, request: HttpRequest) -> None:
+        try:
+            await self._handler.control(request, self)
+        except Exception:
+            self._internal_error(request)
+            self.abort()
+        self._task = None
 
     async def _finish(self, request: HttpRequest, answer: Coroutine[None, None, Response | None]) -> None:
         try:

@@ -6,15 +6,12 @@ and writes the response. aiohttp is loaded with the first control request.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway import responses
 from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.responses import JSON_TYPE, Response, error_response
@@ -28,7 +25,7 @@ FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgra
 
 
 class ControlServer:
-    """Answers control requests with `control`, which gets aiohttp's request and the path."""
+    """Answers control requests with `control`, which gets aiohttp's request and the path without the query."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -39,32 +36,27 @@ class ControlServer:
             auto_decompress=False,
             keepalive_timeout=NEVER,
         )
-        self._connections: dict[asyncio.Protocol, tuple[ClientConnection, HttpRequest]] = {}
 
-    def answer(
-        self, request: HttpRequest, connection: ClientConnection, protocol: asyncio.Protocol | None
-    ) -> asyncio.Protocol:
-        """Answer a whole request. `protocol`: what this returned for the connection's last one."""
+    def answer(self, request: HttpRequest, connection: ClientConnection) -> None:
+        """Answer a whole request."""
+        protocol = connection.control
         if protocol is None:
-            protocol = self._server()
+            protocol = connection.control = self._server()
             protocol.connection_made(connection.transport)
-        self._connections[protocol] = (connection, request)
         protocol.data_received(encode(request))
-        return protocol
-
-    def forget(self, protocol: asyncio.Protocol) -> None:
-        """Its connection is lost."""
-        self._connections.pop(protocol, None)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert request.protocol is not None
-        connection, asked = self._connections[request.protocol]
+        if request.transport is None:
+            return web.Response()  # the client has disconnected
+        connection = request.transport.get_protocol()
+        assert isinstance(connection, ClientConnection)
+        path = request.raw_path.partition("?")[0]
         try:
-            response = await self._control(request, asked.path)
+            response = await self._control(request, path)
             if response is None:
-                raise AccelError("not_found", f"there is nothing at {asked.path[:200]!r}")
+                raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         except AccelError as error:
-            response = web_response(error_response(error, asked.path))
+            response = web_response(error_response(error, path))
         except Exception:
             log.exception("a control request failed")
             response = web_response(error_response(AccelError("internal", "internal error; see the journal")))
@@ -86,8 +78,3 @@ def encode(request: HttpRequest) -> bytes:
     for name in FRAMING & request.headers.keys():
         del request.headers[name]
     return b"%bcontent-length: %d\r\n\r\n%b" % (request.encode_head(), request.size, b"".join(request.parts))
-
-
-def json_response(data: Any, status: int = 200) -> web.Response:
-    """For accelerd.control: JSON as accelerd writes it everywhere."""
-    return web_response(responses.json_response(data, status))

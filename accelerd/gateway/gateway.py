@@ -7,9 +7,10 @@ accelerd.control. Every error of accelerd's own has the shape that the path's cl
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -57,7 +58,7 @@ class Gateway:
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper)
-        self.control: Control | None = None  # answers what is below CONTROL_PREFIX on the unix socket
+        self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)
 
@@ -118,7 +119,8 @@ class Gateway:
             return None
         if not path.startswith("/"):
             raise AccelError("bad_request", "the request target must be a path")
-        if request.local and path.startswith(CONTROL_PREFIX + "/") and self.control is not None:
+        if request.local and path.startswith(CONTROL_PREFIX + "/") and self.make_control is not None:
+            request.for_control = True
             return None
         response = json_response(self._from_memory(request, path))
         return response if request.origin is None else with_cors(response, request.origin)
@@ -148,23 +150,16 @@ class Gateway:
             raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
         return answer
 
-    def pass_to_control(
-        self, request: HttpRequest, connection: ClientConnection, protocol: asyncio.Protocol | None
-    ) -> asyncio.Protocol | None:
-        """Have accelerd.control answer the request. None: it asks for inference. `protocol`: see ControlServer."""
-        if request.path in TASKS:
-            return None
+    async def control(self, request: HttpRequest, connection: ClientConnection) -> None:
+        """Have accelerd.control answer the request; see ControlServer."""
         if self._control_server is None:
-            from accelerd.gateway.control_server import ControlServer
-
-            assert self.control is not None
-            self._control_server = ControlServer(self.control)
-        return self._control_server.answer(request, connection, protocol)
-
-    def control_gone(self, protocol: asyncio.Protocol) -> None:
-        """The connection of a client that had asked for control is lost."""
-        if self._control_server is not None:
-            self._control_server.forget(protocol)
+            assert self.make_control is not None
+            # In a thread, because aiohttp takes a tenth of a second to load and streams must not wait for that.
+            control = await asyncio.to_thread(self.make_control)
+            module = await asyncio.to_thread(importlib.import_module, "accelerd.gateway.control_server")
+            if self._control_server is None:
+                self._control_server = module.ControlServer(control)
+        self._control_server.answer(request, connection)
 
     def infer(
         self, request: HttpRequest, connection: ClientConnection

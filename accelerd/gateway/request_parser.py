@@ -15,11 +15,11 @@ ONCE = frozenset((b"host", b"content-type", b"content-length", b"content-encodin
 class HttpRequest:
     """One request. `headers` have lower-case names; of a repeated header the first value counts.
 
-    `path` and `origin` are filled in by Gateway.admit: `origin` only if that page may read the response.
+    Gateway.admit fills in `path`, `for_control`, and `origin` if that web page may read the response.
     """
 
-    __slots__ = ("admitted", "body", "complete", "head_complete", "headers", "http10", "keep_alive", "local", "method",
-                 "origin", "parts", "path", "problem", "size", "target")  # fmt: skip
+    __slots__ = ("admitted", "complete", "for_control", "head_complete", "headers", "http10", "keep_alive", "local",
+                 "method", "origin", "parts", "path", "problem", "size", "target")  # fmt: skip
 
     def __init__(self, local: bool) -> None:
         self.local = local
@@ -30,6 +30,7 @@ class HttpRequest:
         self.parts: list[bytes] = []  # of the body
         self.size = 0  # bytes of the body so far
         self.head_complete = self.complete = self.admitted = False
+        self.for_control = False
         self.keep_alive = True
         self.http10 = False
         self.problem = ""  # why the head is not valid

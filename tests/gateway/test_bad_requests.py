@@ -349,7 +349,7 @@ async def test_D21_control_routes_do_not_exist_on_tcp(tmp_path: Path, method: st
         asked.append(path)
 
     async with bench(tmp_path) as b:
-        b.gateway.control = control  # type: ignore[assignment]
+        b.gateway.make_control = lambda: control  # type: ignore[assignment,return-value]
         async with await b.client() as client:
             response = await client.ask(method, f"/accelerd/v1/{route}")
             assert (response.status, response.code) == (404, "not_found")
