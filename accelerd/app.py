@@ -41,6 +41,7 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
 from accelerd.memory.reclaim import Reclaimer
+from accelerd.memory.stall import StallTrigger, pressure_files
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
@@ -55,6 +56,7 @@ from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor
 from accelerd.policy.toolbox_models import ToolboxModels
 from accelerd.policy.yielding import Yielding, boot_id
+from accelerd.scheduler.events import ModelInUse
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
@@ -162,7 +164,17 @@ def build(
         reserve=config.memory.reserve,
         gpu_reserve=config.memory.gpu_reserve,
     )
-    memory = MemoryWatch(meter, devices.current, supervisor.processes, events, clock, moving=scheduler.memory_moves)
+    memory = MemoryWatch(
+        meter,
+        devices.current,
+        supervisor.process_finder,
+        events,
+        clock,
+        moving=scheduler.memory_moves,
+        working=scheduler.models_in_use,
+        stall=StallTrigger(pressure_files(measured)),
+    )
+    events.subscribe(ModelInUse, lambda event: memory.want_soon())
     reclaimer = Reclaimer(memory.look, clock, events)
     scheduler.attach(supervisor, model_info, memory.want, reclaimer)
     events.subscribe(ConfigApplied, meter.on_config)

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from accelerd.base import names
 from accelerd.base.exits import Cause, Exit
@@ -71,7 +72,6 @@ class ProcessSupervisor(Supervisor):
         self._owner = str(roots.runtime)
         self._closing = False
         self._groups = ProcessGroups(roots.proc)
-        self._walk = asyncio.Lock()
         self._house = InstanceContext(
             listener=listener,
             roots=roots,
@@ -142,11 +142,10 @@ class ProcessSupervisor(Supervisor):
             return None
         return await asyncio.to_thread(proportional, self._house.roots.proc, await life.pids())
 
-    async def processes(self) -> dict[int, list[int]]:
-        """The live processes of every instance, by its number. One walk over all processes of the machine."""
-        async with self._walk:
-            origins = {number: life.origin for number, life in self._instances.items()}
-            return await asyncio.to_thread(self._groups.look, origins) if origins else {}
+    def process_finder(self) -> Callable[[], dict[int, list[int]]]:
+        """What finds the live processes of every instance there is now, by its number: call it in a thread."""
+        origins = {number: life.origin for number, life in self._instances.items()}
+        return partial(self._groups.look, origins)
 
     # --- begin and end of the daemon --------------------------------------------------------------------------
 

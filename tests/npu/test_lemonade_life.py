@@ -308,7 +308,7 @@ async def test_what_a_backend_starts_is_accounted_to_its_model_and_the_server_to
     house.standin.say(helper_mib=64)
     async with house:
         first, second = await house.loaded(QWEN, EMBED)
-        found = await house.supervisor.processes()
+        found = await asyncio.to_thread(house.supervisor.process_finder())
         assert len(found[first]) == len(found[second]) == 2
         assert not set(found[first]) & set(found[second])
         assert house.own.pid not in {*found[first], *found[second]}
@@ -352,7 +352,7 @@ async def test_A4_loads_wait_for_each_other_and_one_that_waits_can_be_stopped(ho
         assert "ready" not in house.heard.of(first), "not held up by the other's load"
         await house.ready(first)
         assert [one["body"]["model_name"] for one in house.standin.requests("/api/v1/load")] == [EMBED, QWEN]
-        found = await house.supervisor.processes()
+        found = await asyncio.to_thread(house.supervisor.process_finder())
         assert len(found[first]) == 1
 
 

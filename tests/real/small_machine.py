@@ -1,7 +1,8 @@
 """A machine with little main memory, for a real accelerd and real models: python -m tests.real.small_machine
 
 Its /proc is the real one but for `meminfo`, which the test keeps at $TEST_MEMINFO: what is in use is what the daemon's
-models and the test's own ballast really hold (SmallMemory), and nothing else on the machine disturbs it.
+models and the test's own ballast really hold (SmallMemory), and nothing else on the machine disturbs it. Where a real
+kernel would have programs wait for memory, because hardly any is free, a thread gives the daemon the kernel's signal.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from accelerd.app import serve
+from accelerd import app
 from accelerd.base.ports import Roots
+from accelerd.memory.stall import StallTrigger
 from accelerd.system import logs
 from tests.harness import Daemon
 
 KIB = 1 << 10
 MIB = 1 << 20
 REFRESH = 0.02  # s
+SCARCE = 0.05  # of all memory: with less than this free, programs wait for it
+WINDOW = 2.0  # s between two signals of the kernel
 
 
 class Proc(type(Path())):  # type: ignore[misc]
@@ -121,7 +128,25 @@ def engines(daemon: Daemon) -> Iterable[int]:
             continue
 
 
+def small_trigger(file: Path) -> int:
+    """As `stall.set_trigger`, for this machine: urgent data is EPOLLPRI, too."""
+    kernel, daemon = socket.socketpair()
+
+    def watch() -> None:
+        while True:
+            told = dict(line.split(":") for line in Path(os.environ["TEST_MEMINFO"]).read_text().splitlines())
+            total, free = (int(told[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+            if free < total * SCARCE:
+                kernel.send(b"!", socket.MSG_OOB)
+                time.sleep(WINDOW)
+            time.sleep(REFRESH)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return daemon.detach()
+
+
 if __name__ == "__main__":
+    app.StallTrigger = partial(StallTrigger, trigger=small_trigger)  # type: ignore[misc, assignment]
     logs.configure(None)
     logging.captureWarnings(True)
-    asyncio.run(serve(replace(Roots.from_env(), proc=Proc("/proc"))))
+    asyncio.run(app.serve(replace(Roots.from_env(), proc=Proc("/proc"))))

@@ -51,7 +51,9 @@ class Scene:
         self._news = asyncio.Event()
         meter = Meter(roots, clock, DeviceObserver(roots, clock))
         events = EventStream()
-        self.watch = MemoryWatch(meter, lambda: devices, self.supervisor.processes, events, clock)
+        self.watch = MemoryWatch(
+            meter, lambda: devices, self.supervisor.process_finder, events, clock, working=lambda: True
+        )
         events.subscribe(MemorySnapshot, self._hear)
 
     def _hear(self, seen: MemorySnapshot) -> None:

@@ -79,14 +79,14 @@ def test_any_text_is_a_process_or_none(tmp_path_factory: pytest.TempPathFactory,
 
 async def test_the_processes_of_real_instances(house: InstanceContext) -> None:
     async with house:
-        assert await house.supervisor.processes() == {}
+        assert await asyncio.to_thread(house.supervisor.process_finder()) == {}
         plain, forking = house.start(), house.start("fork-wrapper", name="n")
         stray = house.start("setsid-grandchild", name="o")
         for number in (plain, forking, stray):
             await house.ready(number)
         await house.until(lambda: bool(house.recorded("bystander")))
         stranger = house.recorded("bystander")[0]["pid"]
-        found, again = await asyncio.gather(house.supervisor.processes(), house.supervisor.processes())
+        found, again = await asyncio.gather(*(asyncio.to_thread(house.supervisor.process_finder()) for _ in range(2)))
         assert found == again
         assert found[plain] == [house.pid(plain)]
         assert house.pid(forking) in found[forking]
@@ -94,4 +94,4 @@ async def test_the_processes_of_real_instances(house: InstanceContext) -> None:
         assert {house.pid(stray), stranger} <= set(found[stray])
         os.kill(house.pid(plain), signal.SIGKILL)
         await house.gone(plain)
-        assert set(await house.supervisor.processes()) == {forking, stray}
+        assert set(await asyncio.to_thread(house.supervisor.process_finder())) == {forking, stray}

@@ -1,12 +1,13 @@
 """The processes of all instances at once, as often as somebody wants to know: one walk over /proc.
 
 For measuring only: what is to be ended is found by processes.py, which trusts nothing that was remembered. Blocking:
-call it in a thread, one caller at a time.
+call it in a thread.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,14 @@ class ProcessGroups:
     def __init__(self, proc: Path) -> None:
         self._proc = f"{proc}/"
         self._marks: dict[int, tuple[tuple[bytes, ...], str]] = {}  # pid → its image, its mark
+        self._lock = threading.Lock()
 
     def look(self, origins: Mapping[int, Origin]) -> dict[int, list[int]]:
         """Live pids by instance, in ascending order."""
+        with self._lock:
+            return self._look(origins) if origins else {}
+
+    def _look(self, origins: Mapping[int, Origin]) -> dict[int, list[int]]:
         stats = {pid: stat for pid in self._pids() if (stat := self._stat(pid)) is not None}
         self._marks = {pid: (stat.image, self._mark(pid, stat)) for pid, stat in stats.items()}
         by_mark = {origin.mark.instance: number for number, origin in origins.items()}
