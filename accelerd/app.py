@@ -61,23 +61,23 @@ from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.engine import ContainerEngine
 from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
-from accelerd.supervise.homes.containers.people import People
 from accelerd.supervise.homes.containers.places import HomePlaces
-from accelerd.supervise.homes.containers.refresh_kit import Kit
+from accelerd.supervise.homes.containers.refresh_context import RefreshContext
 from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
 from accelerd.supervise.homes.containers.run import RunHome
-from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.sessions import ContainerSessions
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome, ToolboxHome
-from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
 from accelerd.supervise.homes.home import Home
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.lemonade import LemonadeHome
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
-from accelerd.supervise.limits import Limits as SupervisorLimits
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
@@ -117,7 +117,7 @@ def build(
     problems: list[Problem],
     make: MakeHomes | None = None,
     *,
-    patience: SupervisorLimits | None = None,
+    patience: SupervisorSettings | None = None,
     stuck_after: float = STUCK_AFTER,
     source: UdevSource | None = None,
     memory_roots: Roots | None = None,
@@ -315,7 +315,7 @@ def user_manager(roots: Roots, bus: BusClient) -> BusUserManager | None:
 
 def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
     """Where models may live on this machine, by kind."""
-    clock, table, tools = SystemClock(), ProcTable(roots.proc), Tools()
+    clock, table, tools = SystemClock(), ProcTable(roots.proc), CommandRunner()
     survives = manager is not None
     found: list[Home] = [
         ChildHome(proc=roots.proc, sys=roots.sys),
@@ -333,21 +333,21 @@ def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
 
 def toolbox_upkeep(
     roots: Roots, homes: Mapping[str, Home], clock: SystemClock, state: StateStore, models: ToolboxModels
-) -> ToolboxUpkeep:
+) -> ToolboxMaintenance:
     """The care of the user's toolboxes, behind the same doors as the starts of models in them."""
-    tools, toolbox = Tools(), homes.get("toolbox")
+    tools, toolbox = CommandRunner(), homes.get("toolbox")
     engine = ContainerEngine("podman", tools)
-    kit = Kit(
+    kit = RefreshContext(
         tools,
         engine,
         Builds(engine, tools),
-        People(roots.proc, str(roots.runtime)),
-        toolbox.doors if isinstance(toolbox, ToolboxHome) else MaintenanceLocks(),
+        ContainerSessions(roots.proc, str(roots.runtime)),
+        toolbox.locks if isinstance(toolbox, ToolboxHome) else MaintenanceLocks(),
         models,
         RefreshRecord(roots.state / names.TOOLBOX_FILE, roots.proc),
         clock,
     )
-    return ToolboxUpkeep(kit, state)
+    return ToolboxMaintenance(kit, state)
 
 
 class NoListener:

@@ -43,7 +43,7 @@ from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import Successor, take_over
 from accelerd.policy.yielding import Yielding
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
+from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
@@ -76,7 +76,7 @@ class Parts:
     homes: HomeChoice
     successor: Successor
     models: ConfiguredModels
-    upkeep: ToolboxUpkeep
+    upkeep: ToolboxMaintenance
     devices: DeviceWatch
     clock_boost: ClockBoost
     memory: MemoryWatch

@@ -29,7 +29,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Facts:
+class InstanceInfo:
     """What is known of a live instance right now."""
 
     model: str

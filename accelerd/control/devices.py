@@ -19,7 +19,7 @@ from accelerd.control.operations import NoArguments, Operation, Request, operati
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.devices.observer import DeviceStatus
 from accelerd.devices.readings import Readings
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.scheduler.service import Scheduler
 
 PATIENCE = 5.0  # s for a look
@@ -96,7 +96,7 @@ class Observer(Protocol):
 
 
 class Processes(Protocol):
-    def facts(self, instance: int) -> Facts | None: ...
+    def facts(self, instance: int) -> InstanceInfo | None: ...
 
 
 def no_owner(device: str) -> str | None:

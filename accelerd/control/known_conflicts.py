@@ -15,7 +15,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.names import MSG_DEVICE
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import clash
 from accelerd.scheduler.events import ModelLoaded
@@ -98,7 +98,7 @@ def taking_turns(model: str, need: MemoryRequirement, others: Iterable[Seat]) ->
 
 
 class ModelInfo(Protocol):
-    def facts(self, instance: int) -> Facts | None: ...
+    def facts(self, instance: int) -> InstanceInfo | None: ...
 
 
 class KnownConflicts:

@@ -20,7 +20,7 @@ from accelerd.control.remembered import StateStore
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.estimate.placing import default_device
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.routing.directory import Directory
@@ -28,7 +28,7 @@ from accelerd.scheduler.events import ModelLoaded
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.process.output import OutputRing
-from accelerd.supervise.supervisor import ProcessSupervisor, Progress
+from accelerd.supervise.supervisor import LoadProgress, ProcessSupervisor
 
 AT_ONCE = 4  # models whose files are looked into at a time
 PATIENCE = 10.0  # s for all of them
@@ -81,10 +81,10 @@ class ModelInfo:
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
         events.subscribe(ModelLoaded, self.on_model_loaded)
 
-    def facts(self, instance: int) -> Facts | None:
+    def facts(self, instance: int) -> InstanceInfo | None:
         return self._supervisor.facts(instance)
 
-    def progress(self, instance: int) -> Progress | None:
+    def progress(self, instance: int) -> LoadProgress | None:
         return self._supervisor.progress(instance)
 
     def output(self, model: str) -> OutputRing:
@@ -124,22 +124,22 @@ class ModelInfo:
         self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
         return self._learned.apply(estimate)
 
-    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""
         self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """It ran out of memory: from now on it needs so much."""
         self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
 
-    def forget(self, spec: ModelSpec) -> Forecast:
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         """The estimate, whatever happened in the past."""
         self._learned.forget(self._key(spec))
         return self._estimates[spec.name]
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
-        return self._engines[spec.engine].offer(spec, room)
+        return self._engines[spec.engine].suggest_smaller(spec, room)
 
     def on_model_loaded(self, event: ModelLoaded) -> None:
         self._state.remember_load(fingerprint(event.spec), event.seconds)

@@ -218,7 +218,7 @@ class Engine(Protocol):
         """
         ...
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing. Quick."""
         ...
 

@@ -18,7 +18,7 @@ from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.model import Forecast
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
 from accelerd.scheduler.events import ModelLoaded
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.records import event
 
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 Forecasts = list[tuple[ModelSpec, Forecast]]
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> SharedLimits:
     """What all models share beside the pools of the machine."""
-    return Limits(config.scheduler.memory, "scheduler.memory", config.scheduler.max_loaded)
+    return SharedLimits(config.scheduler.memory, "scheduler.memory", config.scheduler.max_loaded)
 
 
 class ConfiguredModels:

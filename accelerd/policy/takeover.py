@@ -36,15 +36,15 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
     """Adopt what is still configured: pinned models first, then those that were ready. Returned: what was adopted."""
 
     def importance(one: Adoptable) -> tuple[bool, bool]:
-        spec = models.get(one.kept.model)
+        spec = models.get(one.record.model)
         return (spec is not None and (spec.pin or spec.preload), one.was_ready)
 
     adopted = []
     for one in sorted(found, key=importance, reverse=True):
-        spec = models.get(one.kept.model)
+        spec = models.get(one.record.model)
         if spec is None:
-            text = f"{one.kept.model} is not configured any more: what an earlier accelerd left of it is ended"
-            event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.kept.model)
+            text = f"{one.record.model} is not configured any more: what an earlier accelerd left of it is ended"
+            event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.record.model)
         elif scheduler.adopt(spec.name, one, fits=one.fits(spec)):
             adopted.append(one)
     return adopted

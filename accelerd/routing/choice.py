@@ -25,7 +25,7 @@ def placed(snapshot: Snapshot) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Look:
+class RouteCandidate:
     """One model of a route, as it is now."""
 
     model: str
@@ -44,7 +44,7 @@ class Decision:
 
     model: str
     reason: str
-    looks: tuple[Look, ...]
+    looks: tuple[RouteCandidate, ...]
 
 
 def decide(
@@ -70,14 +70,16 @@ def decide(
     return Decision(best.model, f"all are busy, and {before} before it at {best.model}: {'; '.join(passed)}", looks)
 
 
-def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None, where: Where) -> Look:
+def _look(
+    name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None, where: Where
+) -> RouteCandidate:
     snapshot = known.get(name)
     if lacking is not None:
-        return Look(name, lacking, None)
+        return RouteCandidate(name, lacking, None)
     if snapshot is None:
-        return Look(name, "is not there any more", None)
+        return RouteCandidate(name, "is not there any more", None)
     if trouble := _trouble(snapshot, placement):
-        return Look(name, trouble, None)
+        return RouteCandidate(name, trouble, None)
     devices = where(snapshot)
     others = {
         s.spec.name: s.leases + s.queue
@@ -87,13 +89,13 @@ def _look(name: str, known: Mapping[str, Snapshot], placement: Placement, lackin
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
     ahead = behind + sum(others.values())
     if others:
-        return Look(name, f"shares its device with requests of {', '.join(others)}", ahead)
+        return RouteCandidate(name, f"shares its device with requests of {', '.join(others)}", ahead)
     if behind:
-        return Look(name, f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
+        return RouteCandidate(name, f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
     if snapshot.state in LEAVING:
-        return Look(name, f"is {snapshot.state}", 1)
+        return RouteCandidate(name, f"is {snapshot.state}", 1)
     words = {State.READY: "is free", State.STARTING: "is being loaded, and free"}
-    return Look(name, words.get(snapshot.state, "is not loaded, and its device is free"), 0)
+    return RouteCandidate(name, words.get(snapshot.state, "is not loaded, and its device is free"), 0)
 
 
 def _trouble(snapshot: Snapshot, placement: Placement) -> str:

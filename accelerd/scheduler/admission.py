@@ -23,7 +23,7 @@ from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import (
-    Limits,
+    SharedLimits,
     Yielded,
     fitting,
     lasting_reason_not_resident,
@@ -31,7 +31,7 @@ from accelerd.scheduler.placement import (
     outgrown,
     why_not_resident,
 )
-from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
+from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
 FRESH = 1.0  # s that a look at memory holds for a decision
@@ -54,14 +54,14 @@ class Effects(Protocol):
         """Have somebody look at memory soon: `seen` follows. False: nobody looks on this machine."""
         ...
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of this model would fit into so much of each pool: one clause, or nothing."""
         ...
 
     def lost(self, residue: Residue) -> None:
         """Memory of an ended model does not come back in time."""
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """Remember that the model needs at least so much."""
         ...
 
@@ -73,7 +73,7 @@ class Effects(Protocol):
         """What the model runs on, by name; CPU is the one that a hanging process does not spoil for others."""
         ...
 
-    def moved(self, record: Record, transition: Transition) -> None: ...
+    def moved(self, record: ModelRecord, transition: Transition) -> None: ...
     def in_use(self, spec: ModelSpec, busy: bool) -> None:
         """Its first lease was given, or its last has ended. On the path of requests: must be cheap."""
         ...
@@ -86,15 +86,15 @@ class Effects(Protocol):
 class Admission:
     """The models, the queue in front of them, and the only code that moves a model from state to state."""
 
-    def __init__(self, clock: Clock, effects: Effects, settings: SchedulerSettings, limits: Limits) -> None:
+    def __init__(self, clock: Clock, effects: Effects, settings: SchedulerSettings, limits: SharedLimits) -> None:
         self.clock = clock
         self.effects = effects
         self.settings = settings
         self.limits = limits
         self.closing = False
         self.paused = False  # nobody is served, nothing is started: everybody waits
-        self.records: dict[str, Record] = {}
-        self.instances: dict[int, Record] = {}
+        self.records: dict[str, ModelRecord] = {}
+        self.instances: dict[int, ModelRecord] = {}
         self.residues: dict[int, Residue] = {}  # by instance
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
@@ -109,7 +109,7 @@ class Admission:
         return [residue for residue in self.residues.values() if not residue.waited_for]
 
     @property
-    def room(self) -> Limits:
+    def room(self) -> SharedLimits:
         """The limits as they are now: with the pools, less what is lost, given up, or held by what cannot be ended."""
         stuck = {r.device: r.spec.name for r in self.records.values() if r.stuck and r.device != CPU}
         pools = self.view.pools if self.view is not None else ()
@@ -117,10 +117,10 @@ class Admission:
             return self.limits
         return replace(self.limits, lost=tuple(self.lost), quarantined=stuck, pools=pools, yielded=self.yielded)
 
-    def occupied(self) -> list[Record]:
+    def occupied(self) -> list[ModelRecord]:
         return [record for record in self.records.values() if record.occupied]
 
-    def looked(self, seen: MemorySnapshot) -> None:
+    def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
         """A fresh look is here."""
         self.view, self._looking_since = seen, None
 
@@ -138,11 +138,11 @@ class Admission:
         self.wake = min(self.wake, due)
         return False
 
-    def enqueue(self, record: Record, waiter: Waiter) -> None:
+    def enqueue(self, record: ModelRecord, waiter: Waiter) -> None:
         record.waiting.append(waiter)
         self.queued += 1
 
-    def remove(self, record: Record, waiter: Waiter) -> bool:
+    def remove(self, record: ModelRecord, waiter: Waiter) -> bool:
         """Take a waiter out of the queue without resolving it; False if it is not in it."""
         if waiter not in record.waiting:
             return False
@@ -150,7 +150,7 @@ class Admission:
         self.queued -= 1
         return True
 
-    def grant(self, record: Record) -> Lease:
+    def grant(self, record: ModelRecord) -> Lease:
         assert record.instance is not None
         assert record.endpoint is not None
         lease = Lease(record, record.instance, record.endpoint, record.secret, self.clock.monotonic())
@@ -186,7 +186,7 @@ class Admission:
             elif record.state is State.STARTING:
                 self.stop(record, why)
 
-    def startable(self, record: Record, now: float) -> bool:
+    def startable(self, record: ModelRecord, now: float) -> bool:
         if record.state is State.STOPPED:
             return True
         return record.state in (State.BACKOFF, State.FAILED) and record.retry_at is not None and record.retry_at <= now
@@ -200,7 +200,7 @@ class Admission:
         if not waiting or not self._knows(now):
             return {}
         room = self.room
-        planned: list[Record] = []
+        planned: list[ModelRecord] = []
         leaving: set[str] = set()
         cutoffs: dict[str, float] = {}
         for target in sorted(waiting, key=lambda r: r.waiting[0].arrived):
@@ -224,10 +224,12 @@ class Admission:
             head = target.waiting[0].arrived
             for victim in choice.victims:
                 leaving.add(victim.spec.name)
-                self._press(victim, target, head, now, cutoffs)
+                self._make_leave(victim, target, head, now, cutoffs)
         return cutoffs
 
-    def _press(self, victim: Record, target: Record, head: float, now: float, cutoffs: dict[str, float]) -> None:
+    def _make_leave(
+        self, victim: ModelRecord, target: ModelRecord, head: float, now: float, cutoffs: dict[str, float]
+    ) -> None:
         """Make `victim` leave for `target`: now if it is idle, at the bound on overtaking if it is not."""
         if not victim.active and not victim.waiting:
             stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
@@ -244,12 +246,12 @@ class Admission:
         else:
             self.wake = min(self.wake, due)
 
-    def _least_stay(self, record: Record) -> float:
+    def _least_stay(self, record: ModelRecord) -> float:
         """Seconds that a model stays after its load, idle or not: by default as long as the load took."""
         least = self.settings.min_resident
         return least if least is not None else record.load_seconds or 0.0
 
-    def _refuse(self, target: Record, there: list[Record], now: float, *, may_evict: bool) -> bool:
+    def _refuse(self, target: ModelRecord, there: list[ModelRecord], now: float, *, may_evict: bool) -> bool:
         """Refuse those who wait for `target` if no leaving model will ever make room. False: it waits for its turn.
 
         `there`: who is not leaving. Where others have the memory, programs or models that do not leave for this one,
@@ -281,7 +283,7 @@ class Admission:
         text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):
             free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
-            offer = self.effects.offer(target.spec, free)
+            offer = self.effects.suggest_smaller(target.spec, free)
             text += f"; {offer}" if offer else ""
         # A model that shall be there at all times comes by itself when there is room.
         target.displaced = (target.keep_loaded or any(w.held for w in target.waiting)) and code in (
@@ -294,7 +296,7 @@ class Admission:
     def _until(self, yielded: Yielded, now: float) -> float:
         return max(1.0, yielded.until - now) if yielded.until is not None else 60.0
 
-    def _waited(self, target: Record, now: float) -> bool:
+    def _waited(self, target: ModelRecord, now: float) -> bool:
         """Has somebody waited long enough for memory that others have?"""
         since = now
         for waiter in target.waiting:
@@ -306,7 +308,7 @@ class Admission:
         self.wake = min(self.wake, due, now + FRESH)  # looks are asked for meanwhile
         return False
 
-    def _serve(self, record: Record, cutoff: float | None) -> None:
+    def _serve(self, record: ModelRecord, cutoff: float | None) -> None:
         """Grant free slots, in order; past `cutoff` only to those who came before it, then drain."""
         while record.waiting and not record.probing:
             waiter = record.waiting[0]
@@ -324,7 +326,7 @@ class Admission:
 
     # --- small moves ------------------------------------------------------------------------------------------
 
-    def start(self, record: Record, need: MemoryRequirement) -> None:
+    def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
         instance = self._new_instance(record, adopted=False)
         record.need = need
         if need.devices:
@@ -333,12 +335,12 @@ class Admission:
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
         self.effects.start(instance, record.spec, need)
 
-    def adopt(self, record: Record, found: object) -> None:
+    def adopt(self, record: ModelRecord, found: object) -> None:
         instance = self._new_instance(record, adopted=True)
         self.move(record, Event.ADOPT, "an earlier accelerd started it")
         self.effects.adopt_found(instance, record.spec, found)
 
-    def _new_instance(self, record: Record, *, adopted: bool) -> int:
+    def _new_instance(self, record: ModelRecord, *, adopted: bool) -> int:
         record.instance = instance = self._next_instance
         self._next_instance += 1
         self.instances[instance] = record
@@ -347,31 +349,31 @@ class Admission:
         record.displaced, record.cut_at = False, math.inf
         return instance
 
-    def evict(self, record: Record, reason: str) -> None:
+    def evict(self, record: ModelRecord, reason: str) -> None:
         self.move(record, Event.DRAIN, reason)
         if not record.active:
             self.stop(record, reason)
 
-    def stop(self, record: Record, reason: str, cause: Cause = Cause.STOPPED) -> None:
+    def stop(self, record: ModelRecord, reason: str, cause: Cause = Cause.STOPPED) -> None:
         assert record.instance is not None
         self.move(record, Event.STOP, reason)
         record.stop_reason = reason
         self.effects.stop(record.instance, cause)
 
-    def request_load(self, record: Record, *, held: bool = False) -> None:
+    def request_load(self, record: ModelRecord, *, held: bool = False) -> None:
         """Have the model loaded by itself, evicting nobody unless it is pinned or held. `held`: see Waiter."""
         now = self.clock.monotonic()
         waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.unevictable, held=held)
         self.enqueue(record, waiter)
 
-    def reject_all(self, record: Record, error: AccelError) -> None:
+    def reject_all(self, record: ModelRecord, error: AccelError) -> None:
         waiting = list(record.waiting)
         record.waiting.clear()
         self.queued -= len(waiting)
         for waiter in waiting:
             waiter.resolve(error)
 
-    def move(self, record: Record, event: Event, reason: str) -> None:
+    def move(self, record: ModelRecord, event: Event, reason: str) -> None:
         before, now = record.state, self.clock.monotonic()
         record.state = step(before, event)
         record.since = record.since if record.state is before else now

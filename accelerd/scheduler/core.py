@@ -24,8 +24,8 @@ from accelerd.scheduler.feasibility import placement
 from accelerd.scheduler.holds import Holds
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
-from accelerd.scheduler.placement import Limits, why_not_resident
-from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, StopWatcher, Waiter, snapshot
+from accelerd.scheduler.placement import SharedLimits, why_not_resident
+from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
 PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
@@ -39,15 +39,15 @@ class Core:
         clock: Clock,
         effects: Effects,
         settings: SchedulerSettings,
-        limits: Limits,
+        limits: SharedLimits,
         stuck_after: float = STUCK_AFTER,
     ) -> None:
         """`stuck_after`: seconds of killing until nobody counts on an end any more."""
         self._clock = clock
         self._effects = effects
         self._admission = Admission(clock, effects, settings, limits)
-        self._endings = ExitHandling(self._admission, self._over, stuck_after)
-        self._names: dict[str, Record] = {}  # names and aliases
+        self._exits = ExitHandling(self._admission, self._over, stuck_after)
+        self._names: dict[str, ModelRecord] = {}  # names and aliases
         self.devices = DeviceEvents(self._admission, self._find, self.reset)
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
@@ -110,9 +110,9 @@ class Core:
             return AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
         now = self._clock.monotonic()
         if record.stuck:
-            return self._endings.stuck_error(record)
+            return self._exits.stuck_error(record)
         if record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now):
-            return self._endings.failure(record, now)
+            return self._exits.failure(record, now)
         if waiter.wants_lease and self._admission.queued >= self._admission.settings.max_queue:
             return AccelError(
                 "queue_full",
@@ -124,7 +124,7 @@ class Core:
     def _patience(self) -> float:
         return min(30.0, max(1.0, self._admission.settings.max_overtake / 4))
 
-    def _bad_outcome(self, record: Record) -> None:
+    def _bad_outcome(self, record: ModelRecord) -> None:
         record.bad_outcomes += 1
         if record.bad_outcomes >= BAD_OUTCOMES_BEFORE_PROBE and record.state is State.READY and not record.probing:
             assert record.instance is not None
@@ -169,7 +169,7 @@ class Core:
             done()
             return
         if record.stuck:
-            failed(self._endings.stuck_error(record))
+            failed(self._exits.stuck_error(record))
             return
         record.stop_watchers.append(StopWatcher(done, failed))
         if record.state is State.STARTING or (record.state in (State.READY, State.DRAINING) and force):
@@ -182,7 +182,7 @@ class Core:
         self,
         entries: Iterable[tuple[ModelSpec, Forecast]],
         settings: SchedulerSettings,
-        limits: Limits,
+        limits: SharedLimits,
         relaunch: Collection[str] = (),
     ) -> None:
         """Take over a new configuration: every model, with what it will need.
@@ -198,7 +198,7 @@ class Core:
             record = self._admission.records.get(spec.name)
             if record is None:
                 keep = spec.preload or spec.pin
-                record = Record(spec, forecast, since=now, keep_loaded=keep, device=self._effects.device(spec))
+                record = ModelRecord(spec, forecast, since=now, keep_loaded=keep, device=self._effects.device(spec))
                 self._admission.records[spec.name] = record
                 continue
             record.removed = False
@@ -220,7 +220,7 @@ class Core:
         self._names.update({n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)})
         self._admission.schedule()
 
-    def _adopt_spec(self, record: Record, spec: ModelSpec, forecast: Forecast) -> None:
+    def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast) -> None:
         changed = record.spec.launch_key() != spec.launch_key()
         redeclared = record.spec.memory != spec.memory
         record.spec = spec
@@ -310,27 +310,27 @@ class Core:
         self._admission.schedule()
 
     def instance_gone(self, instance: int, exit: Exit) -> None:
-        self._endings.gone(instance, exit)
+        self._exits.gone(instance, exit)
         self._admission.schedule()
 
     def memory_residue(self, instance: int, size: int, where: str) -> None:
         """For an instance that `reclaim` said is waited for: bytes that are not back yet; 0: all are."""
-        self._endings.residue(instance, size, where)
+        self._exits.residue(instance, size, where)
         self._admission.schedule()
 
-    def _over(self, record: Record, unloaded: bool) -> None:
+    def _over(self, record: ModelRecord, unloaded: bool) -> None:
         if record.removed:
             self._forget(record)
         elif record.next_spec is not None:
             self._replace(record, reload=not (unloaded or self._admission.closing))
 
-    def _forget(self, record: Record) -> None:
+    def _forget(self, record: ModelRecord) -> None:
         del self._admission.records[record.spec.name]
         for name in (record.spec.name, *record.spec.aliases):
             if self._names.get(name) is record:
                 del self._names[name]
 
-    def _replace(self, record: Record, *, reload: bool) -> None:
+    def _replace(self, record: ModelRecord, *, reload: bool) -> None:
         assert record.next_spec is not None
         assert record.next_forecast is not None
         spec, forecast = record.next_spec, record.next_forecast
@@ -344,7 +344,7 @@ class Core:
     def tick(self) -> None:
         """Do what has become due: queue deadlines, back-off, idle models, the bound on overtaking."""
         now = self._clock.monotonic()
-        self._endings.tick(now)
+        self._exits.tick(now)
         self.memory.tick(now)
         for record in self._admission.records.values():
             for waiter in [w for w in record.waiting if w.deadline is not None and w.deadline <= now]:
@@ -352,8 +352,8 @@ class Core:
                 limit = self._admission.settings.queue_timeout
                 text = f"{record.spec.name} was not free in {limit:.0f} s (scheduler.queue_timeout)"
                 waiter.resolve(AccelError("queue_timeout", text, retry_after=self._patience()))
-            if record.state is State.KILLING and not record.stuck and record.since + self._endings.stuck_after <= now:
-                self._endings.stuck(record)
+            if record.state is State.KILLING and not record.stuck and record.since + self._exits.stuck_after <= now:
+                self._exits.stuck(record)
             elif record.state is State.BACKOFF and record.retry_at is not None and record.retry_at <= now:
                 if record.waiting:
                     continue  # it has its chance in `schedule`
@@ -370,7 +370,7 @@ class Core:
 
     def next_deadline(self) -> float:
         """When `tick` should be called next, math.inf for never."""
-        due = min(self._admission.wake, self._endings.deadline(), self.memory.deadline())
+        due = min(self._admission.wake, self._exits.deadline(), self.memory.deadline())
         for record in self._admission.records.values():
             for waiter in record.waiting:
                 if waiter.deadline is not None:
@@ -378,13 +378,13 @@ class Core:
             if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
                 due = min(due, record.retry_at)
             if record.state is State.KILLING and not record.stuck:
-                due = min(due, record.since + self._endings.stuck_after)
+                due = min(due, record.since + self._exits.stuck_after)
             idle = self._idle_deadline(record)
             if idle is not None:
                 due = min(due, idle)
         return due
 
-    def _idle_deadline(self, record: Record) -> float | None:
+    def _idle_deadline(self, record: ModelRecord) -> float | None:
         timeout = record.spec.idle_timeout
         if record.state is not State.READY or record.active or record.waiting or timeout is None or record.unevictable:
             return None
@@ -392,13 +392,13 @@ class Core:
 
     # --- readers ----------------------------------------------------------------------------------------------
 
-    def _find(self, name: str) -> Record:
+    def _find(self, name: str) -> ModelRecord:
         record = self._names.get(name)
         if record is None:
             raise AccelError("model_not_found", f"there is no model {name!r}", param="model")
         return record
 
-    def _configured(self, name: str) -> Record:
+    def _configured(self, name: str) -> ModelRecord:
         record = self._find(name)
         if record.removed:
             raise AccelError("model_not_found", f"{name} was removed from the configuration", param="model")
@@ -426,7 +426,7 @@ class Core:
         return self._admission.settings
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SharedLimits:
         return self._admission.limits
 
     @property

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from accelerd.base.exits import Cause
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Record, StopWatcher
+from accelerd.scheduler.record import ModelRecord, StopWatcher
 
 
 class DeviceEvents:
     """See the module's text."""
 
-    def __init__(self, admission: Admission, find: Callable[[str], Record], reset: Callable[[str], None]) -> None:
+    def __init__(self, admission: Admission, find: Callable[[str], ModelRecord], reset: Callable[[str], None]) -> None:
         self._admission = admission
         self._find = find
         self._reset = reset

@@ -14,8 +14,8 @@ from typing import Final
 
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import lacking
-from accelerd.scheduler.placement import Limits, alike, never_for, rules_out, why_not_resident
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.placement import SharedLimits, alike, never_for, rules_out, why_not_resident
+from accelerd.scheduler.record import ModelRecord
 
 MOST_PAIRS: Final = 16  # candidates of whom every pair is looked at; of more the greedy choice must do
 
@@ -23,39 +23,43 @@ Cost = tuple[bool, int, float, int, float]  # one works; highest priority; its c
 
 
 @dataclass(frozen=True)
-class Choice:
+class EvictionPlan:
     """How room is made."""
 
     need: MemoryRequirement  # where the model goes
-    victims: tuple[Record, ...]
+    victims: tuple[ModelRecord, ...]
 
 
-def value(record: Record, now: float) -> float:
+def value(record: ModelRecord, now: float) -> float:
     """Expected seconds of waiting for reloads, if it left now."""
     return record.reload_cost() * record.usage.likelihood(now)
 
 
 def choose(
-    target: Record, staying: Sequence[Record], candidates: Sequence[Record], limits: Limits, now: float
-) -> Choice | None:
+    target: ModelRecord,
+    staying: Sequence[ModelRecord],
+    candidates: Sequence[ModelRecord],
+    limits: SharedLimits,
+    now: float,
+) -> EvictionPlan | None:
     """The cheapest way to have `target` in. `staying` cannot be asked to leave.
 
     None: not even the leaving of all candidates would be enough.
     """
-    found: tuple[Cost, Choice] | None = None
+    found: tuple[Cost, EvictionPlan] | None = None
     for need in target.forecast.options or (target.need,):
         victims = _victims(target, need, staying, candidates, limits, now)
         if victims is None:
             continue
         cost = _cost(victims, {id(v): value(v, now) for v in victims})
         if found is None or cost < found[0]:
-            found = cost, Choice(need, tuple(victims))
+            found = cost, EvictionPlan(need, tuple(victims))
         if not victims:
             break  # the best of the ways that cost nothing
     return found[1] if found is not None else None
 
 
-def _cost(victims: Collection[Record], worth: Mapping[int, float]) -> Cost:
+def _cost(victims: Collection[ModelRecord], worth: Mapping[int, float]) -> Cost:
     return (
         any(v.active or v.waiting for v in victims),
         max((v.spec.priority for v in victims), default=-(1 << 31)),
@@ -66,13 +70,13 @@ def _cost(victims: Collection[Record], worth: Mapping[int, float]) -> Cost:
 
 
 def _victims(
-    target: Record,
+    target: ModelRecord,
     need: MemoryRequirement,
-    staying: Sequence[Record],
-    candidates: Sequence[Record],
-    limits: Limits,
+    staying: Sequence[ModelRecord],
+    candidates: Sequence[ModelRecord],
+    limits: SharedLimits,
     now: float,
-) -> list[Record] | None:
+) -> list[ModelRecord] | None:
     forced = [c for c in candidates if rules_out(target, need, c)]
     free = [c for c in candidates if c not in forced and not never_for(target, need, c)]
     staying = [*staying, *(c for c in candidates if c not in forced and c not in free)]
@@ -87,7 +91,7 @@ def _victims(
     there = alike(need, (*staying, *free))
     most = (limits.max_loaded or there + 1) - 1
 
-    def enough(leaving: Collection[Record]) -> bool:
+    def enough(leaving: Collection[ModelRecord]) -> bool:
         gone = [held[id(record)] for record in leaving]
         return (
             there - len(gone) <= most
@@ -105,17 +109,17 @@ def _victims(
     return [*forced, *min(sets, key=lambda one: _cost(one, worth))]
 
 
-def _has_contexts(need: MemoryRequirement, others: Sequence[Record], limits: Limits) -> bool:
+def _has_contexts(need: MemoryRequirement, others: Sequence[ModelRecord], limits: SharedLimits) -> bool:
     return not need.claims or next(lacking(need, (r.need for r in others), limits.pools), None) is None
 
 
-def _on_its_device(need: MemoryRequirement, record: Record) -> bool:
+def _on_its_device(need: MemoryRequirement, record: ModelRecord) -> bool:
     """Does it hold places on a device where some are wanted?"""
     wanted = {claim.device for claim in need.claims}
     return any(claim.device in wanted for claim in record.need.claims)
 
 
-def _helps(held: Mapping[str, int], need: MemoryRequirement, limits: Limits) -> bool:
+def _helps(held: Mapping[str, int], need: MemoryRequirement, limits: SharedLimits) -> bool:
     """Is anything of what a candidate holds in a pool that is wanted?"""
     if limits.memory is not None or limits.max_loaded is not None:
         return True
@@ -126,15 +130,15 @@ def _helps(held: Mapping[str, int], need: MemoryRequirement, limits: Limits) -> 
 
 
 def _greedy(
-    useful: list[Record], enough: Callable[[Collection[Record]], bool], worth: Mapping[int, float]
-) -> list[Record]:
+    useful: list[ModelRecord], enough: Callable[[Collection[ModelRecord]], bool], worth: Mapping[int, float]
+) -> list[ModelRecord]:
     """The least valuable for its size first, until it is enough; then without whom it is enough too."""
 
-    def rank(record: Record) -> tuple[bool, int, float, float]:
+    def rank(record: ModelRecord) -> tuple[bool, int, float, float]:
         busy, size = bool(record.active or record.waiting), max(1, sum(record.held().values()))
         return busy, record.spec.priority, worth[id(record)] / size, record.last_used
 
-    chosen: list[Record] = []
+    chosen: list[ModelRecord] = []
     for record in sorted(useful, key=rank):
         chosen.append(record)
         if enough(chosen):

@@ -18,7 +18,7 @@ from accelerd.base.sizes import human_size
 from accelerd.memory.model import OUTGROWN, RAM
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.record import Ending, Record, Residue
+from accelerd.scheduler.record import ModelRecord, PendingExit, Residue
 
 UNHEALTHY_BEFORE_QUARANTINE: Final = 2
 OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
@@ -31,13 +31,13 @@ class ExitHandling:
     """See the module's text. `over(record, unloaded)` is called when a model has left OCCUPIED."""
 
     def __init__(
-        self, admission: Admission, over: Callable[[Record, bool], None], stuck_after: float = STUCK_AFTER
+        self, admission: Admission, over: Callable[[ModelRecord, bool], None], stuck_after: float = STUCK_AFTER
     ) -> None:
         self.stuck_after = stuck_after
         self._admission = admission
         self._effects = admission.effects
         self._over = over
-        self._reclaiming: dict[int, Record] = {}  # every instance whose memory is not back
+        self._reclaiming: dict[int, ModelRecord] = {}  # every instance whose memory is not back
 
     def gone(self, instance: int, exit: Exit) -> None:
         """Nothing of an instance lives any more."""
@@ -46,7 +46,7 @@ class ExitHandling:
             record.active.clear()
             self._effects.in_use(record.spec, False)
         record.probing = record.stuck = False
-        record.ending = Ending(instance, record.state, exit)
+        record.pending_exit = PendingExit(instance, record.state, exit)
         if self._effects.reclaim(instance, record.spec, record.held()):
             self._reclaiming[instance] = record
             record.reclaim_until = self._admission.clock.monotonic() + RECLAIM_PATIENCE
@@ -56,7 +56,7 @@ class ExitHandling:
         else:
             self._finish(record)
 
-    def stuck(self, record: Record) -> None:
+    def stuck(self, record: ModelRecord) -> None:
         """SIGKILL has not ended it: say so to whoever waits for its end or its return, and go on waiting."""
         record.stuck = True
         device = f", and the {record.device} takes no other model" if record.device != CPU else ""
@@ -68,7 +68,7 @@ class ExitHandling:
         for watcher in watchers:
             watcher.failed(error)
 
-    def stuck_error(self, record: Record) -> AccelError:
+    def stuck_error(self, record: ModelRecord) -> AccelError:
         """What people hear who want a stuck model stopped or loaded."""
         text = f"{record.spec.name} {record.reason} (it hangs in a driver: only that, or a reboot, ends it)"
         return AccelError("model_stuck", text, retry_after=self.stuck_after, param="model")
@@ -78,7 +78,7 @@ class ExitHandling:
         record = self._reclaiming.get(instance)
         if record is None:
             return
-        waits = record.ending is not None and record.ending.instance == instance
+        waits = record.pending_exit is not None and record.pending_exit.instance == instance
         if size > 0:
             known = self._admission.residues.get(instance)
             most = known.most if known is not None else sum(record.held().values())
@@ -93,7 +93,7 @@ class ExitHandling:
     def tick(self, now: float) -> None:
         """Let models go on whose memory does not come back: it stays on the ledger, by name."""
         for instance, record in list(self._reclaiming.items()):
-            if record.ending is None or record.ending.instance != instance or record.reclaim_until > now:
+            if record.pending_exit is None or record.pending_exit.instance != instance or record.reclaim_until > now:
                 continue
             known = self._admission.residues.get(instance)
             most = sum(record.held().values())
@@ -105,9 +105,9 @@ class ExitHandling:
 
     def deadline(self) -> float:
         """When `tick` is due."""
-        return min((r.reclaim_until for r in self._reclaiming.values() if r.ending is not None), default=math.inf)
+        return min((r.reclaim_until for r in self._reclaiming.values() if r.pending_exit is not None), default=math.inf)
 
-    def failure(self, record: Record, now: float) -> AccelError:
+    def failure(self, record: ModelRecord, now: float) -> AccelError:
         """What a request hears that cannot be served because of earlier ends."""
         exit = record.error
         name = record.spec.name
@@ -125,12 +125,12 @@ class ExitHandling:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _finish(self, record: Record, residue: str = "") -> None:
+    def _finish(self, record: ModelRecord, residue: str = "") -> None:
         """The model leaves OCCUPIED."""
-        assert record.ending is not None
-        before = record.ending.before
-        exit = replace(record.ending.exit, message=record.ending.exit.message + residue)
-        record.ending, record.reclaim_until = None, math.inf
+        assert record.pending_exit is not None
+        before = record.pending_exit.before
+        exit = replace(record.pending_exit.exit, message=record.pending_exit.exit.message + residue)
+        record.pending_exit, record.reclaim_until = None, math.inf
         record.used, record.cut_at = {}, math.inf
         now = self._admission.clock.monotonic()
         if exit.cause is Cause.OOM_KILLED:
@@ -154,7 +154,7 @@ class ExitHandling:
             watcher.done()
         self._over(record, bool(watchers))
 
-    def _failed(self, record: Record, before: State, exit: Exit, now: float) -> None:
+    def _failed(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:
         settings = self._admission.settings
         if exit.cause in (Cause.UNHEALTHY, Cause.DEVICE_RESET):
             _remember(record.unhealthy, now, settings.failure_window)
@@ -186,7 +186,7 @@ class ExitHandling:
                 self._admission.move(record, Event.BACK_OFF, exit.message)
         self._admission.reject_all(record, self.failure(record, now))
 
-    def _out_of_memory(self, record: Record, before: State, exit: Exit, now: float) -> None:
+    def _out_of_memory(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:
         """Reserve more from now on. Who waits is served with that, once; who waited for such a load already is told."""
         settings, old = self._admission.settings, record.memory
         _remember(record.out_of_memory, now, settings.failure_window)
@@ -205,7 +205,7 @@ class ExitHandling:
                             for need in record.forecast.options)  # fmt: skip
             record.forecast = replace(record.forecast, options=options)
             record.need = record.need.scaled(new, source)
-            self._effects.outgrown(record.spec, record.need)
+            self._effects.raise_requirement(record.spec, record.need)
         error = self.failure(record, now)
         if given_up:
             self._admission.reject_all(record, error)
@@ -218,7 +218,7 @@ class ExitHandling:
                 waiter.retried = True
         self._come_back(record)
 
-    def _come_back(self, record: Record, *, wanted: bool = False) -> None:
+    def _come_back(self, record: ModelRecord, *, wanted: bool = False) -> None:
         """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
         if (
             (record.keep_loaded or wanted)
@@ -229,7 +229,7 @@ class ExitHandling:
             self._admission.request_load(record)
 
 
-def _pool(record: Record) -> str:
+def _pool(record: ModelRecord) -> str:
     """Where most of a device's memory was that the model held; main memory is back with the process."""
     held = {pool: size for pool, size in record.held().items() if pool != RAM}
     return max(held, key=lambda pool: held[pool], default=RAM)

@@ -17,19 +17,19 @@ from accelerd.memory.npu_rules import clash, lacking, on_npu
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.placement import (
-    Limits,
+    SharedLimits,
     excludes,
     fitting,
     lasting_reason_not_resident,
     never_for,
     why_not_resident,
 )
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.record import ModelRecord
 
 MOST_STEPS: Final = 2000  # of the search for places; what is not refuted by then may fit
 
 
-def placement(record: Record, admission: Admission) -> tuple[bool, str]:
+def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     """Could the model be resident, and what would that take."""
     if record.occupied:
         return True, "it is loaded, or on its way in or out"
@@ -46,7 +46,7 @@ def placement(record: Record, admission: Admission) -> tuple[bool, str]:
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 
-def check_hold(record: Record, admission: Admission) -> None:
+def check_hold(record: ModelRecord, admission: Admission) -> None:
     """AccelError does_not_fit or pin_conflict when the model can never be resident, or not beside what must stay.
 
     What other programs have, what is given up and what has not come back is left out: all that passes.
@@ -66,7 +66,7 @@ def check_hold(record: Record, admission: Admission) -> None:
         raise AccelError("pin_conflict", text, param="model", pinned=[r.spec.name for r in fixed])
 
 
-def together(records: Sequence[Record], limits: Limits) -> bool:
+def together(records: Sequence[ModelRecord], limits: SharedLimits) -> bool:
     """Is there any way to have all of them resident at once? What is loaded stays where it is."""
     kinds = Counter(on_npu(record.need) for record in records)  # counted apart, see placement.alike
     if limits.max_loaded is not None and max(kinds.values(), default=0) > limits.max_loaded:
@@ -98,7 +98,7 @@ def together(records: Sequence[Record], limits: Limits) -> bool:
     return place([])
 
 
-def _ways(record: Record) -> list[MemoryRequirement]:
+def _ways(record: ModelRecord) -> list[MemoryRequirement]:
     """Each way to have the model resident; of one that is, with what it holds."""
     if record.occupied:
         return [replace(record.need, amounts=record.held())]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.feasibility import check_hold
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.record import ModelRecord
 
 Dropped = Callable[[str, tuple[str, ...], str], None]  # model, keys, one clause that says why
 
@@ -22,7 +22,7 @@ COMING_BY_ITSELF = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)  #
 class Holds:
     """See the module's text."""
 
-    def __init__(self, admission: Admission, find: Callable[[str], Record]) -> None:
+    def __init__(self, admission: Admission, find: Callable[[str], ModelRecord]) -> None:
         self._admission = admission
         self._find = find
         self.dropped: Dropped | None = None  # hears of holds that ended although nobody let go; must not call back
@@ -57,7 +57,7 @@ class Holds:
         self._admission.schedule()
         return True
 
-    def removed(self, record: Record, why: str) -> None:
+    def removed(self, record: ModelRecord, why: str) -> None:
         """The model goes for good: nobody holds it any more."""
         keys = tuple(record.holds)
         record.holds.clear()
@@ -73,7 +73,7 @@ class Holds:
         self._admission.schedule()
         return True
 
-    def _let_go(self, record: Record) -> None:
+    def _let_go(self, record: ModelRecord) -> None:
         """Nothing is asked for any more that only holds wanted."""
         record.keep_loaded = record.keep_loaded and record.wants_loaded
         if not (record.keep_loaded or record.unevictable):

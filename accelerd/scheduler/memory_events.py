@@ -14,7 +14,7 @@ from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
 from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.placement import Yielded, fitting, outgrown
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.record import ModelRecord
 
 YIELD_GRACE = 10.0  # s that requests may go on for, when the memory is wanted
 LOOK_EVERY = 5.0  # s between looks for room, while somebody is away
@@ -23,7 +23,7 @@ LOOK_EVERY = 5.0  # s between looks for room, while somebody is away
 class MemoryEvents:
     """See the module's text."""
 
-    def __init__(self, admission: Admission, names: Mapping[str, Record]) -> None:
+    def __init__(self, admission: Admission, names: Mapping[str, ModelRecord]) -> None:
         self._admission = admission
         self._names = names
         self._calm_from = -math.inf  # since when nobody has pressed
@@ -42,7 +42,7 @@ class MemoryEvents:
 
     def seen(self, seen: MemorySnapshot) -> None:
         """Somebody has looked at memory."""
-        self._admission.looked(seen)
+        self._admission.on_memory_snapshot(seen)
         for instance, used in seen.used.items():
             record = self._admission.instances.get(instance)
             if record is not None:
@@ -53,7 +53,7 @@ class MemoryEvents:
         self._bring_back()
         self._admission.schedule()
 
-    def measured(self) -> list[Record]:
+    def measured(self) -> list[ModelRecord]:
         """The loaded models that were seen since they are."""
         return [r for r in self._admission.records.values() if r.state is State.READY and r.settled]
 
@@ -78,7 +78,7 @@ class MemoryEvents:
         ledger = admission.room.ledger(admission.occupied())
         self._calm_from = admission.clock.monotonic()
 
-        def gain(record: Record) -> int:
+        def gain(record: ModelRecord) -> int:
             return ledger.counted(record.used or record.held(), pool)  # what was only reserved does not come back
 
         coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
@@ -133,7 +133,7 @@ class MemoryEvents:
         for record in self._admission.records.values():
             if record.cut_at <= now and record.state is State.DRAINING:
                 self._admission.stop(record, f"{record.reason}; its requests were cut after {YIELD_GRACE:.0f} s")
-        if self._away() and self._look_due() <= now:
+        if self._displaced() and self._look_due() <= now:
             self._looked_at = now
             self._admission.effects.look()
             self._bring_back()
@@ -145,9 +145,9 @@ class MemoryEvents:
         for record in self._admission.records.values():
             if record.state is State.DRAINING:
                 due = min(due, record.cut_at)
-        return min(due, self._look_due()) if self._away() else due
+        return min(due, self._look_due()) if self._displaced() else due
 
-    def _away(self) -> list[Record]:
+    def _displaced(self) -> list[ModelRecord]:
         return [
             r for r in self._admission.records.values() if r.displaced and r.state is State.STOPPED and not r.waiting
         ]
@@ -162,13 +162,13 @@ class MemoryEvents:
             return
         if admission.view is not None and now - admission.view.at > FRESH:
             return  # its look is on the way
-        for record in self._away():
+        for record in self._displaced():
             if fitting(record, admission.occupied(), admission.room) is not None:
                 record.displaced = False
                 admission.request_load(record, held=True)
 
 
-def _holds(record: Record, wanted: Yielded) -> bool:
+def _holds(record: ModelRecord, wanted: Yielded) -> bool:
     return wanted.covers(record.need) or any(
         size > 0 and pool != RAM and pool in (wanted.pools or ()) for pool, size in record.peak.items()
     )

@@ -13,7 +13,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
 from accelerd.memory.model import OUTGROWN, RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
-from accelerd.scheduler.record import Record, Residue
+from accelerd.scheduler.record import ModelRecord, Residue
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Yielded:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SharedLimits:
     """What all models share. `memory` in bytes; None: no limit but the pools."""
 
     memory: int | None
@@ -40,11 +40,11 @@ class Limits:
     pools: tuple[Pool, ...] = ()  # as they were seen last; empty: nothing is known of this machine
     yielded: Yielded | None = None
 
-    def undisturbed(self) -> Limits:
+    def undisturbed(self) -> SharedLimits:
         """The same with nobody but our models, and what they have not given back, on the machine."""
         return replace(self, yielded=None, pools=tuple(replace(pool, foreign=0) for pool in self.pools))
 
-    def ledger(self, records: Iterable[Record]) -> Ledger:
+    def ledger(self, records: Iterable[ModelRecord]) -> Ledger:
         """The books with these models resident."""
         lost = [Holding(r.model, "lost", {r.pool: r.size}) for r in self.lost]
         return Ledger(self.pools, [*(record.holding() for record in records), *lost])
@@ -60,7 +60,7 @@ def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
     return None
 
 
-def rules_out(target: Record, need: MemoryRequirement, other: Record) -> str | None:
+def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> str | None:
     """Why `target`, placed as `need` says, can never be resident beside `other`, by anybody's rule; None if it can."""
     if why := excludes(target.spec, other.spec):
         return why
@@ -69,7 +69,7 @@ def rules_out(target: Record, need: MemoryRequirement, other: Record) -> str | N
     return None
 
 
-def never_for(target: Record, need: MemoryRequirement, other: Record) -> bool:
+def never_for(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> bool:
     """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
 
     Unless a person's own words, `group` or `exclusive`, say that the two are never loaded together.
@@ -77,12 +77,12 @@ def never_for(target: Record, need: MemoryRequirement, other: Record) -> bool:
     return apart(need, other.need) and excludes(target.spec, other.spec) is None
 
 
-def outgrown(record: Record) -> bool:
+def outgrown(record: ModelRecord) -> bool:
     """Is the reserved memory what the model turned out to need, rather than an estimate?"""
     return record.memory_source.startswith(OUTGROWN)
 
 
-def fitting(target: Record, others: Iterable[Record], limits: Limits) -> MemoryRequirement | None:
+def fitting(target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits) -> MemoryRequirement | None:
     """The best way to place `target` beside `others`; None: there is none."""
     others = list(others)
     if not target.forecast.options or len(target.forecast.options) == 1:
@@ -91,7 +91,7 @@ def fitting(target: Record, others: Iterable[Record], limits: Limits) -> MemoryR
 
 
 def why_not_resident(
-    target: Record, others: Iterable[Record], limits: Limits, need: MemoryRequirement | None = None
+    target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
 ) -> str | None:
     """Why `target`, placed as `need` says, cannot be resident beside `others`, with the arithmetic; None if it can."""
     others, need = list(others), need or target.need
@@ -126,12 +126,12 @@ def why_not_resident(
     return None
 
 
-def alike(need: MemoryRequirement, others: Iterable[Record]) -> int:
+def alike(need: MemoryRequirement, others: Iterable[ModelRecord]) -> int:
     """How many of them count against the same max_loaded: models on NPUs are counted apart from all others."""
     return sum(not apart(need, other.need) for other in others)
 
 
-def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[Record]) -> str:
+def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[ModelRecord]) -> str:
     """The arithmetic of the places on an NPU."""
     text = f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}"
     names = [o.spec.name for o in others if any(claim.device == pool.id for claim in o.need.claims)]
@@ -139,7 +139,7 @@ def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[Record]) -
 
 
 def lasting_reason_not_resident(
-    target: Record, staying: Iterable[Record], limits: Limits, need: MemoryRequirement | None = None
+    target: ModelRecord, staying: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
 ) -> str | None:
     """`obstacle` by those who stay and those of `staying` who never leave for it; says so where that is the reason."""
     staying, need = list(staying), need or target.need

@@ -9,22 +9,22 @@ from accelerd.config.model import ModelSpec
 from accelerd.memory.model import Forecast, MemoryRequirement
 
 
-class ModelNeeds(Protocol):
+class ModelRequirements(Protocol):
     """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """It ran out of memory: from now on it needs so much."""
         ...
 
-    def forget(self, spec: ModelSpec) -> Forecast:
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         """What is estimated, whatever was measured."""
         ...
 
-    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that a loaded model was seen to use; told after every look."""
         ...
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of this model would fit into so much of each pool: one clause, or nothing."""
         ...
 

@@ -12,7 +12,7 @@ from typing import Protocol
 Changed = Callable[[int, str], None]  # (bytes not back yet, where: "VRAM of card0"); 0 bytes: all is back
 
 
-class Watch(Protocol):
+class ReclaimWatch(Protocol):
     """Somebody who looks whether memory comes back."""
 
     def cancel(self) -> None:
@@ -22,7 +22,7 @@ class Watch(Protocol):
 class Reclaim(Protocol):
     """What knows the pools of memory."""
 
-    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Watch | None:
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
         """The processes of a model that held so much, by pool, are gone. None: its memory is back already.
 
         Else `changed` is called, later and on the loop's thread, whenever a reading differs, with 0 at last.
@@ -30,8 +30,8 @@ class Reclaim(Protocol):
         ...
 
 
-class MainMemory:
+class InstantReclaim:
     """The Reclaim of a machine whose models live in main memory: the kernel has it back when the process is gone."""
 
-    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Watch | None:
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
         return None

@@ -28,7 +28,7 @@ class Lease:
 
     __slots__ = ("endpoint", "instance", "progress", "record", "secret")
 
-    def __init__(self, record: Record, instance: int, endpoint: Endpoint, secret: str, now: float) -> None:
+    def __init__(self, record: ModelRecord, instance: int, endpoint: Endpoint, secret: str, now: float) -> None:
         self.record = record
         self.instance = instance
         self.endpoint = endpoint
@@ -75,7 +75,7 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Ending:
+class PendingExit:
     """The end of an instance, while its memory is waited for."""
 
     instance: int
@@ -96,7 +96,7 @@ class Residue:
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class ModelRecord:
     """All lifecycle state of one model. Times are monotonic seconds, sizes bytes."""
 
     spec: ModelSpec
@@ -117,7 +117,7 @@ class Record:
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
     settled: bool = False  # it was seen after its load
-    ending: Ending | None = None  # in RECLAIMING
+    pending_exit: PendingExit | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
     # who waits
     waiting: deque[Waiter] = field(default_factory=deque)
@@ -259,7 +259,7 @@ class Snapshot:
         return self.need.source
 
 
-def snapshot(record: Record, now: float, residues: tuple[Residue, ...]) -> Snapshot:
+def snapshot(record: ModelRecord, now: float, residues: tuple[Residue, ...]) -> Snapshot:
     idle = now - record.last_used if record.state is State.READY and record.leases == 0 else None
     return Snapshot(
         spec=record.spec,

@@ -25,10 +25,10 @@ from accelerd.scheduler import events as published
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits, Yielded
-from accelerd.scheduler.ports import ModelNeeds
-from accelerd.scheduler.reclaim import MainMemory, Reclaim, Watch
-from accelerd.scheduler.record import Lease, Record, Residue, Snapshot, Transition, Waiter
+from accelerd.scheduler.placement import SharedLimits, Yielded
+from accelerd.scheduler.ports import ModelRequirements
+from accelerd.scheduler.reclaim import InstantReclaim, Reclaim, ReclaimWatch
+from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, Transition, Waiter
 from accelerd.scheduler.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Scheduler:
         self,
         clock: Clock,
         settings: SchedulerSettings,
-        limits: Limits,
+        limits: SharedLimits,
         events: EventStream,
         *,
         asleep: Callable[[], float] = never_asleep,
@@ -62,13 +62,13 @@ class Scheduler:
         self._core = Core(clock, self, settings, limits, stuck_after)
         self._events = events
         self._core.holds.dropped = self.holds_dropped
-        self._reclaim: Reclaim = MainMemory()
-        self._watches: dict[int, Watch] = {}
+        self._reclaim: Reclaim = InstantReclaim()
+        self._watches: dict[int, ReclaimWatch] = {}
         self._asleep = asleep
         self._slept = asleep()
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
-        self._needs: ModelNeeds | None = None
+        self._needs: ModelRequirements | None = None
         self._look: Callable[[], bool] = nobody_looks
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
@@ -77,7 +77,7 @@ class Scheduler:
     def attach(
         self,
         supervisor: Supervisor,
-        needs: ModelNeeds,
+        needs: ModelRequirements,
         look: Callable[[], bool] = nobody_looks,
         reclaim: Reclaim | None = None,
     ) -> None:
@@ -215,7 +215,7 @@ class Scheduler:
         memory.seen(snapshot)
         if self._needs is not None:
             for record in memory.measured():
-                self._needs.saw(record.spec, record.need, record.peak)
+                self._needs.record_peak(record.spec, record.need, record.peak)
         self._rearm()
 
     def forecast(self, name: str, forecast: Forecast) -> None:
@@ -266,7 +266,7 @@ class Scheduler:
         self,
         entries: Iterable[tuple[ModelSpec, Forecast]],
         settings: SchedulerSettings,
-        limits: Limits,
+        limits: SharedLimits,
         relaunch: Collection[str] = (),
     ) -> None:
         """See Core.configure."""
@@ -350,23 +350,23 @@ class Scheduler:
     def look(self) -> bool:
         return self._look()
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         assert self._needs is not None
-        return self._needs.offer(spec, room)
+        return self._needs.suggest_smaller(spec, room)
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         assert self._needs is not None
-        self._needs.outgrown(spec, need)
+        self._needs.raise_requirement(spec, need)
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
         assert self._needs is not None
-        return self._needs.forget(spec)
+        return self._needs.estimate_anew(spec)
 
     def device(self, spec: ModelSpec) -> str:
         assert self._needs is not None
         return self._needs.device(spec)
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def moved(self, record: ModelRecord, transition: Transition) -> None:
         spec, retry = record.spec, record.retry_at is not None
         self._events.publish(published.ModelTransition(spec, transition, record.instance, record.error, retry))
         if transition.after is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):
@@ -428,7 +428,7 @@ class Scheduler:
         return self._core.settings
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SharedLimits:
         return self._core.limits
 
     @property

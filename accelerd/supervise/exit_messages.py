@@ -8,9 +8,9 @@ from pathlib import PurePath
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.process.shortage import Shortage
+from accelerd.supervise.process.shortage import FailedAllocation
 from accelerd.supervise.process.spawn import spawn_trouble
-from accelerd.supervise.ready import Verdict
+from accelerd.supervise.ready import Readiness
 
 
 def program(plan: LaunchPlan) -> str:
@@ -22,8 +22,8 @@ def spawn_failed(plan: LaunchPlan, error: OSError) -> str:
     return f"cannot start {program(plan)}:{about} {spawn_trouble(error)}"
 
 
-def key_trouble(plan: LaunchPlan, verdict: Verdict) -> str:
-    if verdict is Verdict.KEY_REFUSED:
+def key_trouble(plan: LaunchPlan, verdict: Readiness) -> str:
+    if verdict is Readiness.KEY_REFUSED:
         return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
     return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
 
@@ -66,7 +66,7 @@ def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: fl
     return text + _used(peak)
 
 
-def got_no_memory(plan: LaunchPlan, lack: Shortage, peak: int | None, age: float, was_ready: bool) -> str:
+def got_no_memory(plan: LaunchPlan, lack: FailedAllocation, peak: int | None, age: float, was_ready: bool) -> str:
     """It ended by itself, since it was refused what it asked for. `peak`: as above."""
     asked = (
         f"it asked for {human_size(lack.wanted)} more and did not get it"

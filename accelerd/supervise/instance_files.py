@@ -27,11 +27,11 @@ class InstanceFiles:
         ".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec",
     )  # fmt: skip
 
-    def __init__(self, folder: Path, mark: InstanceTag) -> None:
+    def __init__(self, folder: Path, tag: InstanceTag) -> None:
         self.folder = folder
-        self.environment = folder / f"{mark.instance}.env"
-        self.output = folder / f"{mark.instance}.out"
-        self.record = folder / f"{mark.instance}.json"
+        self.environment = folder / f"{tag.instance}.env"
+        self.output = folder / f"{tag.instance}.out"
+        self.record = folder / f"{tag.instance}.json"
 
     @classmethod
     def instance_of(cls, name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Records of the instances that can outlive the daemon: what the next one must know to take them over, or to end them.
 
 Each is one file, written before the process is started and removed when it is proven gone; so whatever happens in
-between, a process without a record is nobody's and ended. Blocking file work: call it in a thread.
+between, a process without a record is nobody's and is ended. Blocking file work: call it in a thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 class Phase(StrEnum):
@@ -41,10 +41,10 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
-class Record:
-    """One file. The plan is without its environment and its secret (that is in `kept`)."""
+class StoredInstance:
+    """One file. The plan is without its environment and its secret (that is in `record`)."""
 
-    kept: InstanceRecord
+    record: InstanceRecord
     plan: LaunchPlan
     phase: Phase = Phase.STARTING
     survives: bool = True  # False: the next daemon only ends it, and what its home has of it
@@ -55,24 +55,24 @@ class Record:
 class Adoptable:
     """An instance of an earlier daemon that lives."""
 
-    record: Record
+    stored: StoredInstance
     processes: tuple[Process, ...]
 
     @property
-    def kept(self) -> InstanceRecord:
-        return self.record.kept
+    def record(self) -> InstanceRecord:
+        return self.stored.record
 
     @property
     def plan(self) -> LaunchPlan:
-        return replace(self.record.plan, secret=self.kept.secret)
+        return replace(self.stored.plan, secret=self.record.secret)
 
     @property
     def was_ready(self) -> bool:
-        return self.record.phase is Phase.READY
+        return self.stored.phase is Phase.READY
 
     def fits(self, spec: ModelSpec) -> bool:
         """Would this model be started in the same way now, and may it have survived?"""
-        return self.kept.model == spec.name and spec.survive and self.kept.fingerprint == fingerprint(spec)
+        return self.record.model == spec.name and spec.survive and self.record.fingerprint == fingerprint(spec)
 
 
 def fingerprint(spec: ModelSpec) -> str:
@@ -80,21 +80,21 @@ def fingerprint(spec: ModelSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec.launch_key(), order="sorted")).hexdigest()
 
 
-def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, mark: InstanceTag) -> Record | None:
+def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, tag: InstanceTag) -> StoredInstance | None:
     """What is to be kept of an instance that is about to start; None: of a plain child, which leaves nothing."""
     if home.kind == ChildHome.kind:
         return None
-    kept = InstanceRecord(
+    record = InstanceRecord(
         model=spec.name,
         home=home.kind,
         fingerprint=fingerprint(spec),
-        mark=mark,
-        place=home.place(spec, mark),
+        tag=tag,
+        place=home.place(spec, tag),
         unix=plan.endpoint.unix,
         port=plan.endpoint.port,
         secret=plan.secret,
     )
-    return Record(kept, replace(plan, env={}, secret=""), survives=home.survives and spec.survive)
+    return StoredInstance(record, replace(plan, env={}, secret=""), survives=home.survives and spec.survive)
 
 
 class _Versioned(msgspec.Struct):
@@ -108,27 +108,27 @@ class RecordStore:
         self._folder = folder
         self._owner = owner
 
-    def write(self, record: Record) -> None:
+    def write(self, stored: StoredInstance) -> None:
         """Durable before it returns. OSError."""
-        AtomicFile(self._path(record.kept.mark)).write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        AtomicFile(self._path(stored.record.tag)).write(msgspec.json.format(msgspec.json.encode(stored), indent=1))
 
-    def remove(self, mark: InstanceTag) -> None:
+    def remove(self, tag: InstanceTag) -> None:
         """The record, and what else lies there of an instance that is gone. OSError."""
-        files = InstanceFiles(self._folder, mark)
+        files = InstanceFiles(self._folder, tag)
         for path in (files.environment, files.output, files.record):
             path.unlink(missing_ok=True)
 
-    def read_all(self) -> list[Record]:
+    def read_all(self) -> list[StoredInstance]:
         """All that can be read; what cannot is set aside for a person to look at, and logged."""
         found = []
         with suppress(FileNotFoundError):
             for path in sorted(self._folder.glob("*.json")):
-                record = self._read(path)
-                if record is not None:
-                    found.append(record)
+                stored = self._read(path)
+                if stored is not None:
+                    found.append(stored)
         return found
 
-    def _read(self, path: Path) -> Record | None:
+    def _read(self, path: Path) -> StoredInstance | None:
         file = AtomicFile(path)
         try:
             data = file.read()
@@ -137,13 +137,13 @@ class RecordStore:
             version = msgspec.json.decode(data, type=_Versioned).version
             if version != VERSION:
                 raise Unreadable(f"another version of accelerd wrote it (format {version}, known is {VERSION})")
-            record = msgspec.json.decode(data, type=Record)
-            if record.kept.mark != InstanceTag(path.stem, self._owner):
+            stored = msgspec.json.decode(data, type=StoredInstance)
+            if stored.record.tag != InstanceTag(path.stem, self._owner):
                 raise Unreadable("it is not about the instance that its name says")
         except (Unreadable, msgspec.DecodeError, OSError) as error:
             self._set_aside(path, file, error)
             return None
-        return record
+        return stored
 
     def _set_aside(self, path: Path, file: AtomicFile, error: Exception) -> None:
         text = f"cannot use the record of an instance, its processes are ended: {path}: {error}"
@@ -153,48 +153,48 @@ class RecordStore:
             text += f"; cannot rename it: {trouble.strerror}"
         event(log, logging.WARNING, text)
 
-    def _path(self, mark: InstanceTag) -> Path:
-        return InstanceFiles(self._folder, mark).record
+    def _path(self, tag: InstanceTag) -> Path:
+        return InstanceFiles(self._folder, tag).record
 
 
 class InstanceRecordFile:
     """The record of one instance, off the loop's thread. A disk that is full costs the survival and nothing else."""
 
     def __init__(
-        self, store: RecordStore, mark: InstanceTag, record: Record | None, log: Callable[[int, str], None]
+        self, store: RecordStore, tag: InstanceTag, stored: StoredInstance | None, log: Callable[[int, str], None]
     ) -> None:
         self._store = store
-        self._mark = mark
-        self._record = record
+        self._tag = tag
+        self._stored = stored
         self._log = log
 
     @property
     def survives(self) -> bool:
         """Will the next daemon want it?"""
-        return self._record is not None and self._record.survives
+        return self._stored is not None and self._stored.survives
 
-    async def begin(self, record: Record | None) -> None:
+    async def begin(self, stored: StoredInstance | None) -> None:
         """Before the start, so that the next daemon knows of whatever comes of it. None: there shall be none."""
-        self._record = record if record is not None and await self._write(record) else None
+        self._stored = stored if stored is not None and await self._write(stored) else None
 
     async def note(self, phase: Phase) -> None:
         """It has come this far."""
-        if self._record is not None:
-            self._record = replace(self._record, phase=phase)
-            await self._write(self._record)
+        if self._stored is not None:
+            self._stored = replace(self._stored, phase=phase)
+            await self._write(self._stored)
 
     async def remove(self) -> None:
         """After the end."""
-        if self._record is not None:
-            self._record = None
+        if self._stored is not None:
+            self._stored = None
             try:
-                await asyncio.to_thread(self._store.remove, self._mark)
+                await asyncio.to_thread(self._store.remove, self._tag)
             except OSError as error:
                 self._log(logging.WARNING, f"cannot remove its record: {error.strerror or error}")
 
-    async def _write(self, record: Record) -> bool:
+    async def _write(self, stored: StoredInstance) -> bool:
         try:
-            await asyncio.to_thread(self._store.write, record)
+            await asyncio.to_thread(self._store.write, stored)
         except OSError as error:
             text = f"cannot write its record, it may end when accelerd restarts: {error.strerror or error}"
             self._log(logging.WARNING, text)

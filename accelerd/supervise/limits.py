@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class SupervisorSettings:
     """Passed in by constructor; the defaults are what the daemon runs with."""
 
     port_retries: int = 3  # further plans when an endpoint was taken

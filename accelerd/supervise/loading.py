@@ -13,12 +13,12 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.memory.resident import resident, taken_in
-from accelerd.supervise import exit_messages as words
-from accelerd.supervise.limits import Limits
-from accelerd.supervise.process.listen_owner import Owner, tcp_owner
+from accelerd.supervise import exit_messages as exit_messages
+from accelerd.supervise.limits import SupervisorSettings
+from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.race import race
-from accelerd.supervise.ready import Outcome, Verdict, wait_ready
+from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
 
 
 class Loading:
@@ -27,12 +27,12 @@ class Loading:
     def __init__(
         self,
         plan: LaunchPlan,
-        leader: int,
+        main: int,
         pids: Callable[[], Awaitable[list[int]]],
         *,
         ring: OutputRing,
         clock: Clock,
-        limits: Limits,
+        limits: SupervisorSettings,
         proc: Path,
         timeout: float,
         settle: Callable[[], Awaitable[LaunchPlan]] | None = None,
@@ -43,7 +43,7 @@ class Loading:
         self.peak: int | None = None  # … and at most
         self.taken_in: int | None = None  # bytes of files, read or mapped; None: not to be had
         self._plan = plan
-        self._leader = leader
+        self._main = main
         self._pids = pids
         self._ring = ring
         self._clock = clock
@@ -60,26 +60,26 @@ class Loading:
         assert raced is not None
         if raced[0] == 1:
             return Cause.LOAD_TIMEOUT, raced[1]
-        outcome: Outcome = raced[1]
+        outcome: ReadinessResult = raced[1]
         verdict = outcome.verdict
-        if verdict is Verdict.WITHOUT_MODEL:
-            return Cause.WITHOUT_MODEL, words.without_model(self._plan, outcome.said)
-        if verdict is Verdict.FOREIGN:
+        if verdict is Readiness.WITHOUT_MODEL:
+            return Cause.WITHOUT_MODEL, exit_messages.without_model(self._plan, outcome.said)
+        if verdict is Readiness.FOREIGN:
             return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
-        if verdict is not Verdict.READY:
-            return Cause.REFUSED, words.key_trouble(self._plan, verdict)
+        if verdict is not Readiness.READY:
+            return Cause.REFUSED, exit_messages.key_trouble(self._plan, verdict)
         return None
 
-    async def _until_ready(self) -> Outcome:
+    async def _until_ready(self) -> ReadinessResult:
         if self._settle is not None:
             self._plan = await self._settle()
         return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)
 
-    async def _owner(self, port: int) -> Owner:
+    async def _owner(self, port: int) -> ListenerOwner:
         return await asyncio.to_thread(tcp_owner, self._proc, port, await self._pids())
 
     async def _is_ours(self, pid: int) -> bool:
-        return pid == self._leader or pid in await self._pids()
+        return pid == self._main or pid in await self._pids()
 
     async def _out_of_patience(self) -> str:
         """Returns, with the reason, when loading took too long without progress, or far too long."""

@@ -11,7 +11,7 @@ from typing import Final
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise import exit_messages as words
+from accelerd.supervise import exit_messages as exit_messages
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.process.output import TAIL_LINES
 from accelerd.supervise.process.spawn import NoProgram
@@ -39,4 +39,4 @@ def unstarted(plan: LaunchPlan, error: Exception) -> Exit:
         return Exit(Cause.SPAWN_FAILED, str(error))
     assert isinstance(error, OSError)
     missing = isinstance(error, FileNotFoundError | PermissionError)
-    return Exit(Cause.NO_PROGRAM if missing else Cause.SPAWN_FAILED, words.spawn_failed(plan, error))
+    return Exit(Cause.NO_PROGRAM if missing else Cause.SPAWN_FAILED, exit_messages.spawn_failed(plan, error))

@@ -17,7 +17,7 @@ from typing import Final
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
-from accelerd.supervise.process.listen_owner import Owner
+from accelerd.supervise.process.listen_owner import ListenerOwner
 from accelerd.supervise.proof import BUSY, prove
 
 FIRST_DELAY: Final = 0.01  # s between looks at the start …
@@ -27,7 +27,7 @@ PROOF_TIMEOUT: Final = 3600.0  # s for the first word: who loads too long is end
 SURE: Final = 3  # times in a row before an answer that cannot be undone is believed
 
 
-class Verdict(Enum):
+class Readiness(Enum):
     """How waiting ended."""
 
     READY = "ready"
@@ -38,19 +38,19 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReadinessResult:
     """How waiting ended, and what the engine said about it, if anything."""
 
-    verdict: Verdict
+    verdict: Readiness
     said: str = ""
 
 
 async def wait_ready(
     plan: LaunchPlan,
     clock: Clock,
-    tcp_owner: Callable[[int], Awaitable[Owner]],
+    tcp_owner: Callable[[int], Awaitable[ListenerOwner]],
     is_ours: Callable[[int], Awaitable[bool]],
-) -> Outcome:
+) -> ReadinessResult:
     """Look again and again until the instance is ready or cannot become it. Never times out by itself.
 
     `tcp_owner(port)` and `is_ours(pid)` know the processes of the instance.
@@ -61,18 +61,18 @@ async def wait_ready(
     while True:
         if not owned:
             owner = await _owner(plan, tcp_owner, is_ours)
-            owned = owner is Owner.OURS
-            foreign = foreign + 1 if owner is Owner.FOREIGN else 0
+            owned = owner is ListenerOwner.OURS
+            foreign = foreign + 1 if owner is ListenerOwner.FOREIGN else 0
             if foreign >= SURE:
-                return Outcome(Verdict.FOREIGN)
+                return ReadinessResult(Readiness.FOREIGN)
         if owned:
             try:
                 outcome = await _ask(plan)
-                if plan.prove and outcome is not None and outcome.verdict is Verdict.READY:
+                if plan.prove and outcome is not None and outcome.verdict is Readiness.READY:
                     outcome = await _proven(plan)
             except ProbeError:
                 outcome = None  # an engine that loads may refuse, hang up or be silent: only time tells
-            if outcome is not None and outcome.verdict in (Verdict.KEY_REFUSED, Verdict.WITHOUT_MODEL):
+            if outcome is not None and outcome.verdict in (Readiness.KEY_REFUSED, Readiness.WITHOUT_MODEL):
                 refused += 1
                 if refused < SURE:
                     outcome = None
@@ -82,47 +82,47 @@ async def wait_ready(
         await asyncio.sleep(min(max(delay, FIRST_DELAY), LAST_DELAY))
 
 
-async def _proven(plan: LaunchPlan) -> Outcome | None:
+async def _proven(plan: LaunchPlan) -> ReadinessResult | None:
     """The tiny request, once, however long its answer takes: asked twice, it would stand in its queue twice."""
     code, refusal = await prove(plan, within=PROOF_TIMEOUT)
     if code == BUSY:
         return None
-    return Outcome(Verdict.WITHOUT_MODEL, refusal) if refusal else Outcome(Verdict.READY)
+    return ReadinessResult(Readiness.WITHOUT_MODEL, refusal) if refusal else ReadinessResult(Readiness.READY)
 
 
 async def _owner(
     plan: LaunchPlan,
-    tcp_owner: Callable[[int], Awaitable[Owner]],
+    tcp_owner: Callable[[int], Awaitable[ListenerOwner]],
     is_ours: Callable[[int], Awaitable[bool]],
-) -> Owner:
+) -> ListenerOwner:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
             sock = await connect(plan.endpoint)
     except (OSError, TimeoutError):
-        return Owner.NOBODY
+        return ListenerOwner.NOBODY
     try:
         if plan.endpoint.port is not None:
             return await tcp_owner(plan.endpoint.port)
-        return Owner.OURS if await is_ours(unix_peer(sock)) else Owner.FOREIGN
+        return ListenerOwner.OURS if await is_ours(unix_peer(sock)) else ListenerOwner.FOREIGN
     finally:
         sock.close()
 
 
-async def _ask(plan: LaunchPlan) -> Outcome | None:
+async def _ask(plan: LaunchPlan) -> ReadinessResult | None:
     """One round of questions to our own engine; None: not yet. ProbeError."""
     if await status(plan.endpoint, plan.health_path, within=PROBE_TIMEOUT) != 200:
         return None
     if not plan.keyed:
-        return Outcome(Verdict.READY)
+        return ReadinessResult(Readiness.READY)
     ours = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=plan.secret)
     if ours in (401, 403):
-        return Outcome(Verdict.KEY_REFUSED)
+        return ReadinessResult(Readiness.KEY_REFUSED)
     if ours != 200:
         return None
     if not plan.guarded:
-        return Outcome(Verdict.READY)
+        return ReadinessResult(Readiness.READY)
     # A key that was never given out: an engine that takes it would serve every user of this machine.
     other = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=secrets.token_hex(16))
     if other == 200:
-        return Outcome(Verdict.KEY_IGNORED)
-    return Outcome(Verdict.READY) if other in (401, 403) else None
+        return ReadinessResult(Readiness.KEY_IGNORED)
+    return ReadinessResult(Readiness.READY) if other in (401, 403) else None

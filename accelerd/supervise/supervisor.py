@@ -18,24 +18,24 @@ from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
-from accelerd.instances import Facts, Listener, Supervisor
+from accelerd.instances import InstanceInfo, Listener, Supervisor
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.home import Closing, Home, HomeError, Unmarked, Untidy
+from accelerd.supervise.homes.home import ClosableHome, Home, HomeError, SweepableHome, UntaggedHome
 from accelerd.supervise.instance import Instance, InstanceContext
 from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.groups import ProcessGroups
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
-from accelerd.supervise.process.sweep import end_kept, remove_files, remove_sockets, sweep_leftovers
+from accelerd.supervise.process.sweep import end_recorded, remove_files, remove_sockets, sweep_leftovers
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class LoadProgress:
     """What a loading instance shows of itself."""
 
     line: str  # the last line it printed
@@ -44,7 +44,7 @@ class Progress:
 
 
 class ProcessSupervisor(Supervisor):
-    """See the module's text. To be used on the event loop's thread, which must be the main thread."""
+    """The Supervisor. To be used on the event loop's thread, which must be the main thread."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ProcessSupervisor(Supervisor):
         homes: Mapping[str, Home] | None = None,
         choose: Callable[[ModelSpec], Home] | None = None,
         sink: Callable[[str, str, str | None], None] | None = None,
-        limits: Limits | None = None,
+        limits: SupervisorSettings | None = None,
         table: ProcessTable | None = None,
     ) -> None:
         """`homes` by kind, `choose` the one for a model (HomeError: there is none); by default all are children.
@@ -72,7 +72,7 @@ class ProcessSupervisor(Supervisor):
         self._owner = str(roots.runtime)
         self._closing = False
         self._groups = ProcessGroups(roots.proc)
-        self._house = InstanceContext(
+        self._context = InstanceContext(
             listener=listener,
             roots=roots,
             clock=clock,
@@ -81,7 +81,7 @@ class ProcessSupervisor(Supervisor):
             records=RecordStore(roots.instances, self._owner),
             table=table or ProcTable(roots.proc),
             sink=sink,
-            limits=limits or Limits(),
+            limits=limits or SupervisorSettings(),
         )
 
     # --- the Protocol -----------------------------------------------------------------------------------------
@@ -90,14 +90,14 @@ class ProcessSupervisor(Supervisor):
         if instance in self._instances:
             log.debug("instance %d is started already", instance)
             return
-        mark = InstanceTag(f"{instance}-{secrets.token_hex(8)}", self._owner)
+        tag = InstanceTag(f"{instance}-{secrets.token_hex(8)}", self._owner)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
-        self._begin(Instance(instance, spec, engine, mark, ring, self._house, gpus=devices))
+        self._begin(Instance(instance, spec, engine, tag, ring, self._context, gpus=devices))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert isinstance(found, Adoptable)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
-        self._begin(Instance(instance, spec, engine, found.kept.mark, ring, self._house, found))
+        self._begin(Instance(instance, spec, engine, found.record.tag, ring, self._context, found))
 
     def _begin(self, life: Instance) -> None:
         if self._closing:
@@ -116,31 +116,31 @@ class ProcessSupervisor(Supervisor):
         if life is not None:
             life.probe()
 
-    # --- what else the house wants to know --------------------------------------------------------------------
+    # --- information --------------------------------------------------------------------
 
-    def facts(self, instance: int) -> Facts | None:
+    def facts(self, instance: int) -> InstanceInfo | None:
         """None: no such instance, or it is gone."""
         life = self._instances.get(instance)
         return life.facts() if life is not None else None
 
-    def progress(self, instance: int) -> Progress | None:
+    def progress(self, instance: int) -> LoadProgress | None:
         """None: no such instance, or it is gone."""
         life = self._instances.get(instance)
         if life is None:
             return None
         line = life.ring.last_line() if life.ring.total > life.line_from else ""
-        return Progress(line, life.resident, life.taken_in)
+        return LoadProgress(line, life.resident, life.taken_in)
 
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
         return self._rings.setdefault(model, OutputRing())
 
     async def memory(self, instance: int) -> int | None:
-        """Bytes in use by all its processes: PSS, or RSS where the kernel does not tell. None: no process."""
+        """Bytes in use by all its processes: PSS, or RSS where PSS cannot be read. None: no process."""
         life = self._instances.get(instance)
         if life is None:
             return None
-        return await asyncio.to_thread(proportional, self._house.roots.proc, await life.pids())
+        return await asyncio.to_thread(proportional, self._context.roots.proc, await life.pids())
 
     def process_finder(self) -> Callable[[], dict[int, list[int]]]:
         """What finds the live processes of every instance there is now, by its number: call it in a thread."""
@@ -151,19 +151,19 @@ class ProcessSupervisor(Supervisor):
 
     async def survivors(self) -> list[Adoptable]:
         """At start-up: what an earlier daemon of this runtime directory left running to be taken over."""
-        records = await asyncio.to_thread(self._house.records.read_all)
+        records = await asyncio.to_thread(self._context.records.read_all)
         found = []
-        for record in records:
-            kept = record.kept
-            home = self._house.homes.get(kept.home)
-            wanted = record.survives and record.phase is not Phase.ENDING
+        for stored in records:
+            record = stored.record
+            home = self._context.homes.get(record.home)
+            wanted = stored.survives and stored.phase is not Phase.ENDING
             if wanted and home is not None and home.survives:
-                if isinstance(home, Unmarked):
-                    members = await home.living(kept)
+                if isinstance(home, UntaggedHome):
+                    members = await home.living(record)
                 else:
-                    members = await asyncio.to_thread(self._house.table.members, kept.mark, None)
+                    members = await asyncio.to_thread(self._context.table.members, record.tag, None)
                 if members:
-                    found.append(Adoptable(record, tuple(members)))
+                    found.append(Adoptable(stored, tuple(members)))
         return found
 
     async def sweep_leftovers(self) -> int:
@@ -171,24 +171,24 @@ class ProcessSupervisor(Supervisor):
 
         How many processes that were.
         """
-        house = self._house
-        spared = {life.mark.instance for life in self._instances.values()}
-        records = await asyncio.to_thread(house.records.read_all)
-        kept = [record.kept for record in records if record.kept.mark.instance in spared]
-        unwanted = [record.kept for record in records if record.kept.mark.instance not in spared]
-        count = len(await asyncio.to_thread(house.table.owned, self._owner, spared)) if unwanted else 0
-        await asyncio.gather(*(end_kept(house.homes, one, house.limits) for one in unwanted))
-        swept = await sweep_leftovers(house.table, self._owner, house.clock, house.limits, spared)
+        context = self._context
+        spared = {life.tag.instance for life in self._instances.values()}
+        records = await asyncio.to_thread(context.records.read_all)
+        record = [stored.record for stored in records if stored.record.tag.instance in spared]
+        unwanted = [stored.record for stored in records if stored.record.tag.instance not in spared]
+        count = len(await asyncio.to_thread(context.table.owned, self._owner, spared)) if unwanted else 0
+        await asyncio.gather(*(end_recorded(context.homes, one, context.limits) for one in unwanted))
+        swept = await sweep_leftovers(context.table, self._owner, context.clock, context.limits, spared)
         if swept:
             await self._tidy(spared)  # they were of no record: what else there is of them is not known
-        sockets = {one.unix for one in kept if one.unix is not None}
-        await asyncio.to_thread(remove_sockets, house.roots.instances, sockets)
-        await asyncio.to_thread(remove_files, house.roots.instances, spared)
+        sockets = {one.unix for one in record if one.unix is not None}
+        await asyncio.to_thread(remove_sockets, context.roots.instances, sockets)
+        await asyncio.to_thread(remove_files, context.roots.instances, spared)
         return count or swept
 
     async def _tidy(self, spared: Collection[str]) -> None:
-        for home in self._house.homes.values():
-            if isinstance(home, Untidy):
+        for home in self._context.homes.values():
+            if isinstance(home, SweepableHome):
                 try:
                     await home.tidy(self._owner, spared)
                 except HomeError as error:
@@ -207,12 +207,12 @@ class ProcessSupervisor(Supervisor):
         gone = await self._wait_gone(within)
         if not gone:
             self.kill_all()
-            gone = await self._wait_gone(self._house.limits.close_patience)
+            gone = await self._wait_gone(self._context.limits.close_patience)
         for task in (left := list(self._tasks.values())):
-            log.error("%s is not gone: given up", task.get_name())
+            log.error("%s has not ended: giving up", task.get_name())
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        await asyncio.gather(*(home.close() for home in self._house.homes.values() if isinstance(home, Closing)))
+        await asyncio.gather(*(home.close() for home in self._context.homes.values() if isinstance(home, ClosableHome)))
         self.end_readers()
         return gone
 
@@ -250,7 +250,7 @@ class ProcessSupervisor(Supervisor):
 
     def _tell_gone(self, life: Instance, exit: Exit) -> None:
         try:
-            self._house.listener.instance_gone(life.number, exit)
+            self._context.listener.instance_gone(life.number, exit)
         except Exception:
-            text = f"a bug in accelerd: nobody could be told that instance {life.number} of {life.spec.name} is gone"
+            text = f"a bug in accelerd: the end of instance {life.number} of {life.spec.name} could not be reported"
             event(log, logging.ERROR, text, message_id=names.MSG_BUG, model=life.spec.name, exc_info=True)

@@ -25,9 +25,9 @@ from accelerd.devices.observer import DeviceStatus
 from accelerd.devices.readings import Readings
 from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from tests.bus.fake_bus import FakeBus
 
@@ -36,7 +36,7 @@ ENDPOINT = Endpoint(unix="/run/a.sock")
 CPU = Device("cpu", "a processor")
 GPU = Device("gpu", "a GPU", driver="amdgpu", slot="0000:c1:00.0")
 SETTINGS = SchedulerSettings()
-LIMITS = Limits(None, "test", None)
+LIMITS = SharedLimits(None, "test", None)
 
 
 def model(name: str, **settings: Any) -> ModelSpec:
@@ -78,12 +78,12 @@ class World:
 
     # --- Needs ---
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
-    def forget(self, spec: ModelSpec) -> Forecast:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         return Forecast((in_ram(GIB, "test"),))
 
-    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
     def device(self, spec: ModelSpec) -> str:
@@ -91,8 +91,8 @@ class World:
 
     # --- ModelInfo ---
 
-    def facts(self, instance: int) -> Facts | None:
-        return Facts("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
+    def facts(self, instance: int) -> InstanceInfo | None:
+        return InstanceInfo("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
 
     def progress(self, instance: int) -> Any:
         return SimpleNamespace(line="loading", resident=GIB // 4, taken_in=None)

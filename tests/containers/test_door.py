@@ -13,18 +13,18 @@ class InstanceContext:
     """Whoever goes through the door of "a", and what they did, in order."""
 
     def __init__(self) -> None:
-        self.doors = MaintenanceLocks()
+        self.locks = MaintenanceLocks()
         self.said: list[str] = []
         self.go_on = asyncio.Event()
 
     async def start(self, who: str, name: str = "a") -> None:
-        async with self.doors.through(name):
+        async with self.locks.shared(name):
             self.said.append(f"{who} in")
             await self.go_on.wait()
             self.said.append(f"{who} out")
 
     async def change(self) -> None:
-        async with self.doors.closed("a"):
+        async with self.locks.exclusive("a"):
             self.said.append("closed")
             await asyncio.sleep(0)
             self.said.append("open")
@@ -92,7 +92,7 @@ async def test_whoever_gives_up_leaves_the_door_as_it_should_be() -> None:
 async def test_a_change_that_fails_opens_the_door() -> None:
     house = InstanceContext()
     with pytest.raises(OSError, match="no"):
-        async with house.doors.closed("a"):
+        async with house.locks.exclusive("a"):
             raise OSError("no")
     house.go_on.set()
     await house.start("x")

@@ -11,9 +11,9 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint
+from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.engine import ContainerEngine
 from accelerd.supervise.homes.containers.existing import ExistingHome
-from accelerd.supervise.homes.containers.tool import Tools
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome
 from accelerd.supervise.homes.home import HomeError
 
@@ -33,7 +33,7 @@ def make(request: pytest.FixtureRequest, containers: World, tmp_path: Path) -> C
         tools = containers.tools
         if request.param == "docker":
             path = f"{install(tmp_path / 'bin', 'docker')}:{os.environ['PATH']}"
-            tools = Tools({**os.environ, "PATH": path})
+            tools = CommandRunner({**os.environ, "PATH": path})
         engines = [ContainerEngine(request.param, tools)]
         return ExistingHome(containers.roots, SystemClock(), tools, survives=True, engines=engines)
 
@@ -42,7 +42,7 @@ def make(request: pytest.FixtureRequest, containers: World, tmp_path: Path) -> C
 
 async def test_started_stopped_and_still_there(containers: World, make: Callable[[], ExistingHome]) -> None:
     name = create(containers, "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done")
-    life = await Life(containers, make(), containers.order(container=name)).start()
+    life = await Life(containers, make(), containers.launch(container=name)).start()
     await life.until(lambda: b"up" in life.output)
     assert await life.stop() == 0
     assert "bye" in life.text
@@ -52,7 +52,7 @@ async def test_started_stopped_and_still_there(containers: World, make: Callable
 
 async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], ExistingHome]) -> None:
     name = create(containers, "trap '' TERM; echo up; while :; do sleep 0.1; done")
-    life = await Life(containers, make(), containers.order(container=name)).start()
+    life = await Life(containers, make(), containers.launch(container=name)).start()
     await life.until(lambda: b"up" in life.output)
     await life.stop(grace=0.3)
     assert not containers.inspect(name)["State"]["Running"]
@@ -60,7 +60,7 @@ async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Calla
 
 async def test_a_restart_policy_does_not_bring_it_back(containers: World, make: Callable[[], ExistingHome]) -> None:
     name = create(containers, "echo up; while :; do sleep 0.1; done", "--restart=always")
-    life = await Life(containers, make(), containers.order(container=name)).start()
+    life = await Life(containers, make(), containers.launch(container=name)).start()
     await life.until(lambda: b"up" in life.output)
     await life.stop()
     assert not containers.inspect(name)["State"]["Running"]
@@ -68,7 +68,7 @@ async def test_a_restart_policy_does_not_bring_it_back(containers: World, make: 
 
 async def test_its_own_end_is_seen(containers: World, make: Callable[[], ExistingHome]) -> None:
     name = create(containers, "sleep 0.5; echo over; exit 4")
-    life = await Life(containers, make(), containers.order(container=name)).start()
+    life = await Life(containers, make(), containers.launch(container=name)).start()
     await life.ended.wait()
     assert await life.gone() == 4
 
@@ -77,37 +77,37 @@ async def test_a_running_one_is_taken_and_taken_over(containers: World, make: Ca
     name = create(containers, "trap 'exit 0' TERM; while :; do sleep 0.1; done")
     containers.podman("start", name)
     pid = containers.inspect(name)["State"]["Pid"]
-    life = await Life(containers, make(), containers.order(container=name)).start()
-    assert life.leader.pid == pid
-    life.leader.let_go()
+    life = await Life(containers, make(), containers.launch(container=name)).start()
+    assert life.main.pid == pid
+    life.main.let_go()
     await reap()
-    second = Life(containers, make(), life.order)
+    second = Life(containers, make(), life.launch)
     assert await second.adopt() is not None
-    assert second.leader.pid == pid
+    assert second.main.pid == pid
     assert await second.stop() == 0
 
 
 async def test_where_it_listens(containers: World, make: Callable[[], ExistingHome]) -> None:
     one = create(containers, "true", "--publish", "127.0.0.1:18123:8080")
-    assert await make().endpoint(containers.order(container=one).spec) == Endpoint(port=18123)
+    assert await make().endpoint(containers.launch(container=one).spec) == Endpoint(port=18123)
     none = create(containers, "true")
     with pytest.raises(HomeError, match="publishes no port on this machine"):
-        await make().endpoint(containers.order(container=none).spec)
+        await make().endpoint(containers.launch(container=none).spec)
 
 
 async def test_a_missing_one_is_said(containers: World, make: Callable[[], ExistingHome]) -> None:
     with pytest.raises(HomeError, match="there is no container not-there"):
-        await Life(containers, make(), containers.order(container="not-there")).start()
+        await Life(containers, make(), containers.launch(container="not-there")).start()
 
 
 @pytest.mark.parametrize("mode", ["", "ignore-term"])
 async def test_a_distrobox_is_entered_like_a_toolbox(containers: World, tmp_path: Path, mode: str) -> None:
     path = f"{install(tmp_path / 'bin', 'distrobox')}:{os.environ['PATH']}"
-    tools = Tools({**os.environ, "PATH": path, "A_SECRET": "sesame"})
+    tools = CommandRunner({**os.environ, "PATH": path, "A_SECRET": "sesame"})
     home = DistroboxHome(containers.roots, SystemClock(), containers.table, tools, survives=True)
-    life = await Life(containers, home, containers.order(mode)).start()
+    life = await Life(containers, home, containers.launch(mode)).start()
     await life.ready()
-    couriers = find("podman", "exec", life.order.mark.instance)
+    couriers = find("podman", "exec", life.launch.tag.instance)
     assert couriers
     assert not any("sesame" in read(f"/proc/{pid}/cmdline") for pid in couriers)  # distrobox shows its environment
     assert await life.stop(grace=0.3 if mode else 5.0) == (-signal.SIGKILL if mode else 0)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.homes.containers.refresh_record import Begun, Left, RefreshRecord
+from accelerd.supervise.homes.containers.refresh_record import LeftoverContainer, PendingRefresh, RefreshRecord
 from accelerd.supervise.homes.home import HomeError
 
-BEGUN = Begun("radv", "a" * 64, "swap", ("qwen",), "boot")
+BEGUN = PendingRefresh("radv", "a" * 64, "swap", ("qwen",), "boot")
 
 
 class FullDisk:
@@ -55,14 +55,14 @@ async def test_the_next_daemon_reads_what_this_one_wrote(path: Path) -> None:
     await first.read()
     assert (first.begun, first.left) == (None, ())
     await first.begin(BEGUN)
-    await first.leave((Left("b" * 64, "radv-old"),))
+    await first.leave((LeftoverContainer("b" * 64, "radv-old"),))
     second = record(path)
     await second.read()
-    assert (second.begun, second.left) == (BEGUN, (Left("b" * 64, "radv-old"),))
+    assert (second.begun, second.left) == (BEGUN, (LeftoverContainer("b" * 64, "radv-old"),))
     await second.end()
     third = record(path)
     await third.read()
-    assert (third.begun, third.left) == (None, (Left("b" * 64, "radv-old"),))
+    assert (third.begun, third.left) == (None, (LeftoverContainer("b" * 64, "radv-old"),))
     assert files(path) == {path.name: 0o600}
 
 
@@ -109,7 +109,7 @@ async def test_a_newer_version_s_file_is_read_for_what_is_known(path: Path) -> N
     write(path, '{"version": 7, "begun": {"name": "a", "old": "b", "stage": "trial", "more": [1]}, "what": {}}')
     first = record(path)
     await first.read()
-    assert first.begun == Begun("a", "b")
+    assert first.begun == PendingRefresh("a", "b")
 
 
 def test_which_start_of_the_machine(tmp_path: Path) -> None:

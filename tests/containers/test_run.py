@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from accelerd.base.ports import SystemClock
+from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.engine import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
 from accelerd.supervise.homes.containers.run import RunHome, container_name, groups
-from accelerd.supervise.homes.containers.tool import Tools
-from accelerd.supervise.homes.home import HomeError, Order
+from accelerd.supervise.homes.home import HomeError, LaunchRequest
 
 from .standins import install
 from .world import Life, World, find, read, reap
@@ -27,28 +27,28 @@ def make(request: pytest.FixtureRequest, containers: World, tmp_path: Path) -> C
         path = os.environ["PATH"]
         if request.param == "docker":
             path = f"{install(tmp_path / 'bin', 'docker')}:{path}"
-        engine = ContainerEngine(request.param, Tools({**os.environ, "PATH": path}))
+        engine = ContainerEngine(request.param, CommandRunner({**os.environ, "PATH": path}))
         return RunHome(engine, containers.roots, SystemClock(), containers.table, survives=True)
 
     return home
 
 
-def order(world: World, mode: str = "", **settings: Any) -> Order:
+def launch(world: World, mode: str = "", **settings: Any) -> LaunchRequest:
     settings = {"container": None, "image": world.image, "mounts": (f"{world.fakes}:{world.fakes}:ro",)} | settings
-    return world.order(mode, **settings)
+    return world.launch(mode, **settings)
 
 
 def exists(world: World, life: Life) -> bool:
-    return container_name(life.order.spec.name) in world.podman("ps", "--all", "--format", "{{.Names}}").split()
+    return container_name(life.launch.spec.name) in world.podman("ps", "--all", "--format", "{{.Names}}").split()
 
 
 async def test_it_serves_and_is_gone_after(containers: World, make: Callable[[], RunHome]) -> None:
-    life = await Life(containers, make(), order(containers)).start()
+    life = await Life(containers, make(), launch(containers)).start()
     await life.ready()
-    assert read(f"/proc/{life.leader.pid}/comm") == "python3\n"
-    found = containers.inspect(container_name(life.order.spec.name))
-    assert found["Config"]["Labels"][LABEL_INSTANCE] == life.order.mark.instance
-    assert found["State"]["Pid"] != life.leader.pid  # that is the init
+    assert read(f"/proc/{life.main.pid}/comm") == "python3\n"
+    found = containers.inspect(container_name(life.launch.spec.name))
+    assert found["Config"]["Labels"][LABEL_INSTANCE] == life.launch.tag.instance
+    assert found["State"]["Pid"] != life.main.pid  # that is the init
     assert await life.stop() == 0
     assert not exists(containers, life)
     assert "listening on unix://" in life.text
@@ -56,7 +56,7 @@ async def test_it_serves_and_is_gone_after(containers: World, make: Callable[[],
 
 
 async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], RunHome]) -> None:
-    life = await Life(containers, make(), order(containers, "ignore-term")).start()
+    life = await Life(containers, make(), launch(containers, "ignore-term")).start()
     await life.ready()
     assert await life.stop(grace=0.2) == -signal.SIGKILL
     assert not exists(containers, life)
@@ -65,22 +65,22 @@ async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Calla
 @pytest.mark.parametrize("code", [0, 3, 127])
 async def test_exit_statuses_are_exact(containers: World, make: Callable[[], RunHome], code: int) -> None:
     argv = ("sh", "-c", f"echo over; sleep 0.2; exit {code}")
-    life = await Life(containers, make(), order(containers, argv=argv)).start()
+    life = await Life(containers, make(), launch(containers, argv=argv)).start()
     await life.ended.wait()
     assert await life.gone() == code
     assert "over" in life.text
 
 
 async def test_a_missing_program_is_said(containers: World, make: Callable[[], RunHome]) -> None:
-    life = await Life(containers, make(), order(containers, argv=("llama-not-there",))).start()
+    life = await Life(containers, make(), launch(containers, argv=("llama-not-there",))).start()
     await life.ended.wait()
     assert await life.gone() not in (0, None)
-    assert "No such file" in (life.leader.unexecuted(life.text.splitlines()[-1]) or ""), life.text
+    assert "No such file" in (life.main.unexecuted(life.text.splitlines()[-1]) or ""), life.text
     assert not exists(containers, life)
 
 
 async def test_somebody_elses_container_is_left_alone(containers: World, make: Callable[[], RunHome]) -> None:
-    theirs = order(containers)
+    theirs = launch(containers)
     name = container_name(theirs.spec.name)
     containers.podman("run", "--detach", "--name", name, containers.image, "sleep", "1000")
     try:
@@ -92,10 +92,10 @@ async def test_somebody_elses_container_is_left_alone(containers: World, make: C
 
 
 async def test_secrets_are_on_no_command_line(containers: World, make: Callable[[], RunHome]) -> None:
-    life = await Life(containers, make(), order(containers)).start()
+    life = await Life(containers, make(), launch(containers)).start()
     await life.ready()
-    environ = read(f"/proc/{life.leader.pid}/environ").split("\0")
-    key = f"secret-{life.order.mark.instance}"
+    environ = read(f"/proc/{life.main.pid}/environ").split("\0")
+    key = f"secret-{life.launch.tag.instance}"
     assert f"LLAMA_API_KEY={key}" in environ
     assert not any(entry.startswith("PATH=/nowhere") for entry in environ)
     assert find("conmon", key) == []
@@ -106,17 +106,17 @@ async def test_secrets_are_on_no_command_line(containers: World, make: Callable[
 
 async def test_a_value_of_two_lines_is_refused(containers: World, make: Callable[[], RunHome]) -> None:
     with pytest.raises(HomeError, match="cannot hand A to a container: its value has more than one line"):
-        await Life(containers, make(), order(containers, env=(("A", "1\n2"),))).start()
+        await Life(containers, make(), launch(containers, env=(("A", "1\n2"),))).start()
 
 
 async def test_B03_the_next_daemon_takes_it_over(containers: World, make: Callable[[], RunHome]) -> None:
-    first = await Life(containers, make(), order(containers)).start()
+    first = await Life(containers, make(), launch(containers)).start()
     await first.ready()
-    first.leader.let_go()
+    first.main.let_go()
     await reap()
-    second = Life(containers, make(), first.order)
+    second = Life(containers, make(), first.launch)
     assert await second.adopt() is not None
-    assert second.leader.pid == first.leader.pid
+    assert second.main.pid == first.main.pid
     await second.ready()
     assert await second.stop() == 0
     assert "cleaning up before exit" in second.text
@@ -124,12 +124,12 @@ async def test_B03_the_next_daemon_takes_it_over(containers: World, make: Callab
 
 
 async def test_what_has_ended_meanwhile_is_not_taken_over(containers: World, make: Callable[[], RunHome]) -> None:
-    first = await Life(containers, make(), order(containers)).start()
+    first = await Life(containers, make(), launch(containers)).start()
     await first.ready()
-    first.leader.let_go()
-    os.kill(first.leader.pid, signal.SIGKILL)
-    await first.until(lambda: not containers.inspect(container_name(first.order.spec.name))["State"]["Running"])
-    second = Life(containers, make(), first.order)
+    first.main.let_go()
+    os.kill(first.main.pid, signal.SIGKILL)
+    await first.until(lambda: not containers.inspect(container_name(first.launch.spec.name))["State"]["Running"])
+    second = Life(containers, make(), first.launch)
     assert await second.adopt() is None
     assert not exists(containers, second)
     second.nothing_left()
@@ -137,20 +137,20 @@ async def test_what_has_ended_meanwhile_is_not_taken_over(containers: World, mak
 
 
 async def test_tidy_removes_what_is_ours(containers: World, make: Callable[[], RunHome]) -> None:
-    mine = order(containers)
-    label = f"{LABEL_OWNER}={mine.mark.owner}"
+    mine = launch(containers)
+    label = f"{LABEL_OWNER}={mine.tag.owner}"
     spared = ("--label", f"{LABEL_INSTANCE}=kept")
     containers.podman("run", "--detach", "--name", "left", "--label", label, containers.image, "sleep", "1000")
     containers.podman("run", "--detach", "--name", "kept", "--label", label, *spared, containers.image, "sleep", "1000")
-    assert await make().tidy(mine.mark.owner, {"kept"}) == 1
-    assert await make().tidy(mine.mark.owner, {"kept"}) == 0
+    assert await make().tidy(mine.tag.owner, {"kept"}) == 1
+    assert await make().tidy(mine.tag.owner, {"kept"}) == 0
     containers.podman("rm", "--force", "--time", "0", "kept")
     assert "left" not in containers.podman("ps", "--all", "--format", "{{.Names}}").split()
     assert containers.inspect(containers.toolbox)["State"]["Running"]
 
 
 async def test_it_asks_the_image(containers: World, make: Callable[[], RunHome]) -> None:
-    done = await make().ask(order(containers).spec, "python3", "--version")
+    done = await make().ask(launch(containers).spec, "python3", "--version")
     assert (done.status, done.out.split()[0]) == (0, "Python")
 
 
@@ -164,7 +164,7 @@ async def test_an_image_that_is_a_server_gets_arguments_only(
     containers.podman("create", "--name", name, containers.image)
     await asyncio.to_thread(containers.podman, "commit", "--quiet", "--change", change, name, image)
     containers.podman("rm", name)
-    life = await Life(containers, make(), order(containers, argv=("echo", "a", "b"), image=image)).start()
+    life = await Life(containers, make(), launch(containers, argv=("echo", "a", "b"), image=image)).start()
     await life.ended.wait()
     assert await life.gone() == 0
     assert life.text.strip() == ("a|b|" if entrypoint else "a b")

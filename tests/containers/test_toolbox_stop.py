@@ -24,7 +24,7 @@ COURIERS = {
 
 def disturb(life: Life, who: str, number: int) -> None:
     """Signal one of the processes between us and the program."""
-    word = life.order.mark.instance
+    word = life.launch.tag.instance
     toolbox = find("toolbox", "run", word)[0]
     if who == "group":
         os.killpg(os.getpgid(toolbox), number)
@@ -32,33 +32,33 @@ def disturb(life: Life, who: str, number: int) -> None:
     pid = {
         "toolbox": lambda: toolbox,
         "podman": lambda: find("podman", "exec", word)[0],
-        "shell": lambda: parent(life.leader.pid),
-        "conmon": lambda: parent(parent(life.leader.pid)),
+        "shell": lambda: parent(life.main.pid),
+        "conmon": lambda: parent(parent(life.main.pid)),
     }[who]()
     os.kill(pid, number)
 
 
 @pytest.mark.parametrize("mode", ["", "ignore-term"])
-@pytest.mark.parametrize("courier", ["none", *COURIERS])
-async def test_A15_gone_whatever_becomes_of_the_couriers(containers: World, courier: str, mode: str) -> None:
-    life = await Life(containers, containers.toolbox_home(), containers.order(mode)).start()
+@pytest.mark.parametrize("cli", ["none", *COURIERS])
+async def test_A15_gone_whatever_becomes_of_the_couriers(containers: World, cli: str, mode: str) -> None:
+    life = await Life(containers, containers.toolbox_home(), containers.launch(mode)).start()
     await life.ready()
-    pid = life.leader.pid
-    assert find("python3", life.order.mark.instance) == [pid]
-    if courier != "none":
-        disturb(life, *COURIERS[courier])
-        if courier.startswith("toolbox"):
-            await life.until(lambda: not find("toolbox", "run", life.order.mark.instance))
-    assert not life.leader.exited.is_set()  # a courier's end is not the program's
+    pid = life.main.pid
+    assert find("python3", life.launch.tag.instance) == [pid]
+    if cli != "none":
+        disturb(life, *COURIERS[cli])
+        if cli.startswith("toolbox"):
+            await life.until(lambda: not find("toolbox", "run", life.launch.tag.instance))
+    assert not life.main.exited.is_set()  # a courier's end is not the program's
     ended = await life.stop(grace=0.3 if mode else 5.0)
-    known = courier != "shell-kill"
+    known = cli != "shell-kill"
     assert ended == ((-9 if mode else 0) if known else None)
     assert containers.inspect(containers.toolbox)["State"]["Running"]
-    assert find("toolbox", "run", life.order.mark.instance) == []
+    assert find("toolbox", "run", life.launch.tag.instance) == []
 
 
 async def test_A15_conmon_forwards_a_term_and_that_is_an_end(containers: World) -> None:
-    life = await Life(containers, containers.toolbox_home(), containers.order()).start()
+    life = await Life(containers, containers.toolbox_home(), containers.launch()).start()
     await life.ready()
     disturb(life, "conmon", signal.SIGTERM)
     await life.until(life.ended.is_set)
@@ -69,23 +69,23 @@ async def test_A15_conmon_forwards_a_term_and_that_is_an_end(containers: World) 
 async def test_A15_gone_when_the_toolbox_itself_ends(containers: World, how: str) -> None:
     """The program shares the host's processes and survives its container."""
     name = containers.new_toolbox()
-    life = await Life(containers, containers.toolbox_home(), containers.order("ignore-term", container=name)).start()
+    life = await Life(containers, containers.toolbox_home(), containers.launch("ignore-term", container=name)).start()
     await life.ready()
     if how == "stop":
         await asyncio.to_thread(containers.podman, "stop", "--time", "1", name, check=False)
     else:
         os.kill(containers.inspect(name)["State"]["Pid"], signal.SIGKILL)
         await life.until(lambda: not containers.inspect(name)["State"]["Running"])
-    life.leader.signal(signal.SIGTERM)
-    life.leader.kill_group()
-    await life.until(life.leader.exited.is_set)
-    await life.leader.release()
+    life.main.signal(signal.SIGTERM)
+    life.main.kill_group()
+    await life.until(life.main.exited.is_set)
+    await life.main.release()
     assert life.members() == []
 
 
 @pytest.mark.parametrize("mode", ["fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout"])
 async def test_A19_A20_A21_everything_it_forked_goes(containers: World, mode: str) -> None:
-    life = await Life(containers, containers.toolbox_home(), containers.order(mode)).start()
+    life = await Life(containers, containers.toolbox_home(), containers.launch(mode)).start()
     if mode != "fork-wrapper-exit":
         await life.ready()
     await life.stop(grace=0.5)

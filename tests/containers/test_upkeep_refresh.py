@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.supervise.homes.containers.people import People
+from accelerd.supervise.homes.containers.sessions import ContainerSessions
 
 from .upkeep_world import Session, Upkeep, first_name, image
 from .world import World, parent, read
@@ -35,12 +35,12 @@ async def test_models_move_one_by_one_to_the_new_toolbox(containers: World) -> N
         assert new.id != old.id
         assert care.containers() == [care.name]
         assert first_name(care) == care.name
-        inside = care.kit.people.pids(new)
+        inside = care.kit.sessions.pids(new)
         for model in pids:
             if model != "asleep":
                 assert await care.models.answers(model)
                 assert care.models.pid(model) in inside
-        assert await care.kit.visitors(new) == []
+        assert await care.kit.user_sessions(new) == []
         assert care.kit.record.begun is None
 
 
@@ -96,7 +96,7 @@ async def test_a_start_during_the_swap_waits_and_finds_the_new_one(containers: W
         assert (await job.task)["event"] == "refreshed"
         new = await care.found()
         assert new.image_id == new_image
-        assert care.models.pid("one") in care.kit.people.pids(new)
+        assert care.models.pid("one") in care.kit.sessions.pids(new)
 
 
 # --- refused --------------------------------------------------------------------------------------------------
@@ -217,20 +217,20 @@ async def test_force_keeps_the_old_one_until_its_last_person_has_left(containers
         await care.load()
         old, began = await care.found(), care.began()
         new_image = image(containers, "200 (bbb)", "localhost/care-forced:1")
-        kept = f"{care.name}-old"
+        record = f"{care.name}-old"
         with Session(care.name) as session:
             last = await care.refresh(force=True)
             assert last["event"] == "refreshed"
             [note] = last["notes"]
-            assert kept in note
+            assert record in note
             assert "sh (pid " in note
             assert session.lives()
-            assert care.containers() == [care.name, kept]
-            still = containers.inspect(kept)
+            assert care.containers() == [care.name, record]
+            still = containers.inspect(record)
             assert (still["Id"], still["State"]["StartedAt"]) == (old.id, began)
             assert (await care.found()).image_id == new_image
             assert care.kit.record.begun is None
-            await refused(care, "toolbox_busy", f"there is a container {kept}", "is inside", force=True)
+            await refused(care, "toolbox_busy", f"there is a container {record}", "is inside", force=True)
             assert session.lives()
             session.leave()
         await (await care.again()).repair()  # as each start of the daemon does
@@ -240,18 +240,18 @@ async def test_force_keeps_the_old_one_until_its_last_person_has_left(containers
 
 async def test_who_is_inside_is_seen_without_the_conmon_that_brought_them(containers: World) -> None:
     async with Upkeep(containers, image=containers.image) as care:
-        people = People(containers.roots.proc, str(containers.roots.runtime))
+        sessions = ContainerSessions(containers.roots.proc, str(containers.roots.runtime))
         found = await care.found()
-        assert people.visitors(found) == []
+        assert sessions.user_sessions(found) == []
         containers.podman("exec", "--detach", care.name, "sleep", "1000")
-        [visitor] = people.visitors(found)
+        [visitor] = sessions.user_sessions(found)
         assert (visitor.name, str(visitor)) == ("sleep", f"sleep (pid {visitor.pid})")
         conmon = parent(visitor.pid)
         assert read(f"/proc/{conmon}/comm").strip() == "conmon"
         os.kill(conmon, signal.SIGKILL)
         while parent(visitor.pid) == conmon:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert people.visitors(found) == [visitor]
+        assert sessions.user_sessions(found) == [visitor]
         os.kill(visitor.pid, signal.SIGKILL)
 
 
@@ -260,6 +260,6 @@ async def test_models_of_another_accelerd_are_people(containers: World) -> None:
     async with Upkeep(containers, "one", image="localhost/care-others:1") as care:
         await care.load()
         found = await care.found()
-        assert await care.kit.visitors(found) == []
-        [visitor] = People(containers.roots.proc, "/run/user/0/accelerd").visitors(found)
+        assert await care.kit.user_sessions(found) == []
+        [visitor] = ContainerSessions(containers.roots.proc, "/run/user/0/accelerd").user_sessions(found)
         assert visitor.pid == parent(care.models.pid("one"))

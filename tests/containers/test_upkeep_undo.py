@@ -56,7 +56,7 @@ async def test_a_model_that_does_not_start_in_the_new_one_brings_the_old_one_bac
         assert await care.models.answers("one")
         assert care.models.pid("two") == pids["two"], "it was never touched"
         await as_it_was(care, old.id, began)
-        assert care.models.pid("one") in care.kit.people.pids(old)
+        assert care.models.pid("one") in care.kit.sessions.pids(old)
 
 
 async def test_models_that_have_moved_already_move_back(containers: World) -> None:
@@ -74,7 +74,7 @@ async def test_models_that_have_moved_already_move_back(containers: World) -> No
             ("unload", "one"), ("load", "one"), ("load", "two"),
         ]  # fmt: skip
         await as_it_was(care, old.id, began)
-        assert care.models.pid("one") in care.kit.people.pids(old)
+        assert care.models.pid("one") in care.kit.sessions.pids(old)
 
 
 async def test_a_model_that_a_person_takes_away_meanwhile_is_no_fault(containers: World) -> None:
@@ -101,7 +101,7 @@ async def test_a_refresh_that_is_given_up_while_a_model_drains_is_undone(contain
             await job.task
         assert care.models.pid("two") == pids["two"]
         await as_it_was(care, old.id, began)
-        assert care.models.pid("one") in care.kit.people.pids(old)
+        assert care.models.pid("one") in care.kit.sessions.pids(old)
         del care.models.hold["two"]
         assert (await care.refresh())["build"] == "200 (bbb)"
 
@@ -180,7 +180,7 @@ async def test_what_a_daemon_leaves_that_dies_in_the_middle_the_next_one_repairs
         assert f"a refresh of toolbox {care.name} was interrupted" in caplog.text
         assert await care.models.answers("one")
         found = await care.found()
-        assert care.models.pid("one") in care.kit.people.pids(found)
+        assert care.models.pid("one") in care.kit.sessions.pids(found)
         if keeps:
             assert found.image_id == new_image
             assert "the new one is in place" in caplog.text

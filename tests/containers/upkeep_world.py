@@ -17,11 +17,11 @@ from accelerd.base.errors import AccelError
 from accelerd.base.ports import SystemClock
 from accelerd.supervise.homes.containers.builds import Builds
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
-from accelerd.supervise.homes.containers.people import People
-from accelerd.supervise.homes.containers.refresh_kit import Kit, Used
+from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
+from accelerd.supervise.homes.containers.refresh_context import RefreshContext, ToolboxModel
 from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
+from accelerd.supervise.homes.containers.sessions import ContainerSessions
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
-from accelerd.supervise.homes.containers.upkeep import ToolboxUpkeep
 
 from .world import PATIENCE, Life, World
 
@@ -33,7 +33,7 @@ class Neighbour(Life):
 
     def nothing_left(self) -> None:
         assert self.members() == []
-        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.order.mark.instance)]
+        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.launch.tag.instance)]
         assert [name for name in mine if not name.endswith(".sock")] == []
 
 
@@ -49,11 +49,11 @@ class Lives:
         self.hold: dict[str, asyncio.Event] = {}  # a model whose unload waits
         self.failing: dict[str, AccelError] = {}
 
-    def used(self) -> Mapping[str, list[Used]]:
+    def used(self) -> Mapping[str, list[ToolboxModel]]:
         return {self.toolbox: [self._used(name, life) for name, life in self.lives.items()]}
 
-    def _used(self, name: str, life: Neighbour | None) -> Used:
-        return Used(name, "ready" if life else "stopped", life is not None, life.leader.pid if life else None)
+    def _used(self, name: str, life: Neighbour | None) -> ToolboxModel:
+        return ToolboxModel(name, "ready" if life else "stopped", life is not None, life.main.pid if life else None)
 
     async def unload(self, model: str) -> None:
         self.calls.append(("unload", model))
@@ -68,10 +68,10 @@ class Lives:
         self.calls.append(("load", model))
         if model in self.failing:
             raise self.failing[model]
-        order = self.world.order(argv=("llama-server",), container=self.toolbox)
-        sock = f"{self.world.roots.instances}/{order.mark.instance}.sock"
-        order = replace(order, argv=("llama-server", "--host", sock))
-        life = await Neighbour(self.world, self.home, order).start()
+        launch = self.world.launch(argv=("llama-server",), container=self.toolbox)
+        sock = f"{self.world.roots.instances}/{launch.tag.instance}.sock"
+        launch = replace(launch, argv=("llama-server", "--host", sock))
+        life = await Neighbour(self.world, self.home, launch).start()
         try:
             await life.ready()
         except AssertionError:
@@ -83,7 +83,7 @@ class Lives:
     def pid(self, model: str) -> int:
         life = self.lives[model]
         assert life is not None, f"{model} is not loaded"
-        return int(life.leader.pid)
+        return int(life.main.pid)
 
     async def answers(self, model: str) -> bool:
         life = self.lives[model]
@@ -123,7 +123,7 @@ class Died(BaseException):
 class DeadEngine(ContainerEngine):
     """Dies after, or before, the nth call of one kind: no call does anything from then on."""
 
-    def __init__(self, kit: Kit, verb: str, nth: int = 1, *, before: bool = False) -> None:
+    def __init__(self, kit: RefreshContext, verb: str, nth: int = 1, *, before: bool = False) -> None:
         super().__init__("podman", kit.tools)
         self._verb, self._left, self._before = verb, nth, before
         self.dead = False
@@ -165,19 +165,20 @@ class Upkeep:
         self.pins = Pins()
         self.record = world.roots.state / f"{self.name}.json"
         self.kit = self.new_kit()
-        self.upkeep = ToolboxUpkeep(self.kit, self.pins)
+        self.upkeep = ToolboxMaintenance(self.kit, self.pins)
 
-    def new_kit(self, engine: ContainerEngine | None = None) -> Kit:
+    def new_kit(self, engine: ContainerEngine | None = None) -> RefreshContext:
         world = self.world
         engine = engine or ContainerEngine("podman", world.tools)
-        return Kit(
-            world.tools, engine, Builds(engine, world.tools), People(world.roots.proc, str(world.roots.runtime)),
-            self.home.doors, self.models, RefreshRecord(self.record, world.roots.proc), SystemClock(), patience=1.0,
+        return RefreshContext(
+            world.tools, engine, Builds(engine, world.tools),
+            ContainerSessions(world.roots.proc, str(world.roots.runtime)),
+            self.home.locks, self.models, RefreshRecord(self.record, world.roots.proc), SystemClock(), patience=1.0,
         )  # fmt: skip
 
-    async def again(self) -> ToolboxUpkeep:
+    async def again(self) -> ToolboxMaintenance:
         self.kit = self.new_kit()
-        self.upkeep = ToolboxUpkeep(self.kit, self.pins)
+        self.upkeep = ToolboxMaintenance(self.kit, self.pins)
         await self.upkeep.begin()
         return self.upkeep
 

@@ -22,10 +22,10 @@ from typing import Any
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.supervise.homes.containers.held import HeldLeader
-from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.commands import CommandRunner
+from accelerd.supervise.homes.containers.main_process import ContainerMainProcess
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
-from accelerd.supervise.homes.home import Home, InstanceRecord, Order
+from accelerd.supervise.homes.home import Home, InstanceRecord, LaunchRequest
 from accelerd.supervise.http_probe import ProbeError, status
 from accelerd.supervise.process.processes import InstanceTag, ProcTable
 from tests.system.containers import IMAGE
@@ -46,7 +46,7 @@ class World:
         self.fakes = self.home / "fakes"  # /home is the same in a toolbox; the checkout may not be
         shutil.copytree(REPO / "tests/fakes", self.fakes, ignore=shutil.ignore_patterns("__pycache__", "test_*"))
         self.table = ProcTable()
-        self.tools = Tools()
+        self.tools = CommandRunner()
         self._numbers = itertools.count(1)
         self.toolbox = self.new_toolbox()
 
@@ -87,16 +87,16 @@ class World:
     def toolbox_home(self, *, survives: bool = True) -> ToolboxHome:
         return ToolboxHome(self.roots, SystemClock(), self.table, self.tools, survives=survives)
 
-    def order(self, mode: str = "", argv: tuple[str, ...] = (), **settings: Any) -> Order:
+    def launch(self, mode: str = "", argv: tuple[str, ...] = (), **settings: Any) -> LaunchRequest:
         """A fake server, listening on a socket of its own; or another program."""
-        mark = InstanceTag(f"{next(self._numbers)}-{secrets.token_hex(4)}", str(self.roots.runtime))
-        sock = self.roots.instances / f"{mark.instance}.sock"
+        tag = InstanceTag(f"{next(self._numbers)}-{secrets.token_hex(4)}", str(self.roots.runtime))
+        sock = self.roots.instances / f"{tag.instance}.sock"
         argv = argv or ("python3", "-S", "-E", str(self.fakes / "fake_server.py"), "--host", str(sock))
-        env = {"FAKE_MODE": mode, "LLAMA_API_KEY": f"secret-{mark.instance}", "PATH": "/nowhere", **mark.environment()}
+        env = {"FAKE_MODE": mode, "LLAMA_API_KEY": f"secret-{tag.instance}", "PATH": "/nowhere", **tag.environment()}
         env |= dict(settings.get("env", ()))
         settings.setdefault("container", self.toolbox)
-        spec = ModelSpec(f"m{mark.instance}", **settings)
-        return Order(spec, argv, env, self.home, mark)
+        spec = ModelSpec(f"m{tag.instance}", **settings)
+        return LaunchRequest(spec, argv, env, self.home, tag)
 
 
 def read(path: str) -> str:
@@ -107,30 +107,30 @@ def read(path: str) -> str:
 class Life:
     """One instance, from start to proof."""
 
-    def __init__(self, world: World, home: Home, order: Order) -> None:
+    def __init__(self, world: World, home: Home, launch: LaunchRequest) -> None:
         self.world = world
         self.home = home
-        self.order = order
+        self.launch = launch
         self.output = bytearray()
         self.ended = asyncio.Event()
 
     @property
-    def kept(self) -> InstanceRecord:
-        mark, spec = self.order.mark, self.order.spec
-        place = self.home.place(spec, mark)
-        return InstanceRecord(spec.name, self.home.kind, "", mark, place, str(self.socket), None, "")
+    def record(self) -> InstanceRecord:
+        tag, spec = self.launch.tag, self.launch.spec
+        place = self.home.place(spec, tag)
+        return InstanceRecord(spec.name, self.home.kind, "", tag, place, str(self.socket), None, "")
 
     @property
     def socket(self) -> Path:
-        return self.world.roots.instances / f"{self.order.mark.instance}.sock"
+        return self.world.roots.instances / f"{self.launch.tag.instance}.sock"
 
     async def start(self) -> Life:
-        self.leader: Any = await self.home.start(self.order, self.output.extend, self.ended.set)
+        self.main: Any = await self.home.start(self.launch, self.output.extend, self.ended.set)
         return self
 
-    async def adopt(self) -> HeldLeader | None:
-        found: Any = await self.home.adopt(self.kept, self.output.extend, self.ended.set)
-        self.leader = found
+    async def adopt(self) -> ContainerMainProcess | None:
+        found: Any = await self.home.adopt(self.record, self.output.extend, self.ended.set)
+        self.main = found
         return found
 
     async def ready(self) -> None:
@@ -149,8 +149,8 @@ class Life:
 
     async def daemon_dies(self) -> None:
         """Let go of it as a killed daemon does: its child `toolbox run` goes too."""
-        self.leader.let_go()
-        for pid in find("toolbox", "run", self.order.mark.instance):
+        self.main.let_go()
+        for pid in find("toolbox", "run", self.launch.tag.instance):
             os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(os.waitpid, pid, 0)
 
@@ -164,36 +164,36 @@ class Life:
         return self.output.decode(errors="replace")
 
     def members(self) -> list[int]:
-        return [process.pid for process in self.world.table.members(self.order.mark, None)]
+        return [process.pid for process in self.world.table.members(self.launch.tag, None)]
 
     async def stop(self, grace: float = 5.0) -> int | None:
         """End it as an instance does; how it ended."""
-        self.leader.signal(signal.SIGTERM)
+        self.main.signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.leader.exited.wait(), grace)
+            await asyncio.wait_for(self.main.exited.wait(), grace)
         except TimeoutError:
-            self.leader.kill_group()
+            self.main.kill_group()
         return await self.gone()
 
     async def gone(self) -> int | None:
         """Sweep, release, and look: no process, no file, no exec session is left of it."""
         async with asyncio.timeout(PATIENCE):
-            while (left := self.world.table.members(self.order.mark, None)) or not self.leader.exited.is_set():
-                self.leader.kill_group()
+            while (left := self.world.table.members(self.launch.tag, None)) or not self.main.exited.is_set():
+                self.main.kill_group()
                 for process in left:
                     self.world.table.signal(process, signal.SIGKILL)
                 await asyncio.sleep(0.01)
-            await self.leader.release()
+            await self.main.release()
         self.nothing_left()
         assert self.ended.is_set()
-        return self.leader.status
+        return self.main.status
 
     def nothing_left(self) -> None:
         assert self.members() == []
-        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.order.mark.instance)]
+        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.launch.tag.instance)]
         assert [name for name in mine if not name.endswith(".sock")] == []
         if self.home.kind == "toolbox":
-            found = self.world.inspect(self.order.spec.container or "")
+            found = self.world.inspect(self.launch.spec.container or "")
             assert found["ExecIDs"] == [], "exec sessions are left"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from accelerd.app import make_homes, serve
 from accelerd.base.ports import Roots
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.home import Home, Leader, Order
+from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.system import logs
 from accelerd.system.journal import JournalClient, JournalHandler
@@ -27,8 +27,10 @@ from accelerd.system.journal import JournalClient, JournalHandler
 class CrampedHome(ChildHome):
     """A ChildHome in which every SIGKILL is the kernel's."""
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
-        leaders: list[Leader] = []
+    async def start(
+        self, order: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
+        leaders: list[MainProcess] = []
 
         def exited() -> None:
             if leaders[0].status == -signal.SIGKILL:

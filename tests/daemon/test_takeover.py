@@ -15,7 +15,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.policy.takeover import NoSuccessor, UnitSuccessor, reap, take_over
 from accelerd.supervise.homes.home import InstanceRecord
-from accelerd.supervise.instance_records import Adoptable, Phase, Record, fingerprint
+from accelerd.supervise.instance_records import Adoptable, Phase, StoredInstance, fingerprint
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.dbus.client import BusError
 from accelerd.system.lock import InstanceLock
@@ -84,13 +84,13 @@ def left(model: ModelSpec, phase: Phase = Phase.READY, number: int = 1) -> Adopt
         model=model.name,
         home="systemd",
         fingerprint=fingerprint(model),
-        mark=InstanceTag(f"{number}-{model.name}", "/run/a"),
+        tag=InstanceTag(f"{number}-{model.name}", "/run/a"),
         place=f"accelerd-{model.name}.service",
         unix="/run/x.sock",
         port=None,
         secret="secret",
     )
-    return Adoptable(Record(kept, plan, phase), ())
+    return Adoptable(StoredInstance(kept, plan, phase), ())
 
 
 class Scheduler:

@@ -204,13 +204,13 @@ def test_what_would_fit_is_offered_in_the_words_of_the_configuration(path: Path)
     spec = spec_of(path, context=131072, gpu_layers=0)
     (need,) = forecaster.forecast(spec, spec, NEW, ()).options
     fixed = need.total - need.parts["kv cache"]
-    text = forecaster.offer(spec, {RAM: fixed + need.parts["kv cache"] // 3})
+    text = forecaster.suggest_smaller(spec, {RAM: fixed + need.parts["kv cache"] // 3})
     assert text.startswith("it would fit with context = ")
     assert 'or with kv_cache_type = "q8_0" and context = ' in text
-    assert forecaster.offer(spec, {RAM: need.total}) == "it would fit with context = 131072"
-    assert forecaster.offer(spec, {RAM: MIB}) == ""
-    assert forecaster.offer(replace(spec, name="never seen"), {RAM: need.total}) == ""
-    assert forecaster.offer(replace(spec, memory=5), {RAM: need.total}) == ""
+    assert forecaster.suggest_smaller(spec, {RAM: need.total}) == "it would fit with context = 131072"
+    assert forecaster.suggest_smaller(spec, {RAM: MIB}) == ""
+    assert forecaster.suggest_smaller(replace(spec, name="never seen"), {RAM: need.total}) == ""
+    assert forecaster.suggest_smaller(replace(spec, memory=5), {RAM: need.total}) == ""
 
 
 def test_memory_that_is_shared_with_the_processor_is_offered_once(path: Path) -> None:
@@ -221,8 +221,8 @@ def test_memory_that_is_shared_with_the_processor_is_offered_once(path: Path) ->
     own = sum(pool.total for pool in APU.pools if pool.name == "vram")
     beyond = need.amounts[APU.id] - own
     assert beyond > 0
-    assert "context = 131072" not in forecaster.offer(spec, alone).split(",")[0]
-    assert forecaster.offer(spec, {**alone, RAM: alone[RAM] + beyond}) == "it would fit with context = 131072"
+    assert "context = 131072" not in forecaster.suggest_smaller(spec, alone).split(",")[0]
+    assert forecaster.suggest_smaller(spec, {**alone, RAM: alone[RAM] + beyond}) == "it would fit with context = 131072"
 
 
 # --- the engine ---
@@ -238,7 +238,7 @@ def test_the_real_programs_are_asked(path: Path, llama_server: str, tmp_path: Pa
     assert asked(server, spec, ask=False) == sure  # what was asked once is known
     assert asked(server, replace(spec, context=2048), ask=False).key == ""
     asked(server, spec)
-    assert server.offer(spec, {RAM: quick.options[0].total}) == "it would fit with context = 4096"
+    assert server.suggest_smaller(spec, {RAM: quick.options[0].total}) == "it would fit with context = 4096"
 
 
 def test_a_program_that_cannot_be_asked_leaves_the_estimate(path: Path, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ from accelerd.gateway.connection import ClientConnection
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from tests.gateway.client import Client, chat
 
 SECRET = "the-instance-secret"
 ALL: frozenset[Task] = frozenset(get_args(Task))
-NO_LIMITS = Limits(None, "no limit", None)
+NO_LIMITS = SharedLimits(None, "no limit", None)
 PATIENCE = 10.0  # s
 
 
@@ -259,12 +259,12 @@ class Speaker:
 class Needless:
     """The scheduler's Needs where memory does not count."""
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
-    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
-    def forget(self, spec: ModelSpec) -> Forecast:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         return ONE_BYTE
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
     def device(self, spec: ModelSpec) -> str:
@@ -280,7 +280,7 @@ async def bench(
     keys: tuple[bytes, ...] = (),
     scheduling: SchedulerSettings | None = None,
     assembles: bool = False,
-    limits: Limits = NO_LIMITS,
+    limits: SharedLimits = NO_LIMITS,
     others: Mapping[str, Speaker] | None = None,
     routes: Sequence[Route] = (),
 ) -> AsyncIterator[Bench]:

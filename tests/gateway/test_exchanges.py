@@ -13,7 +13,7 @@ import accelerd.gateway.connection as connection_module
 from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
 from accelerd.gateway.connection import MAX_PENDING
 from accelerd.scheduler.core import BAD_OUTCOMES_BEFORE_PROBE
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.gateway.bench import (
     DONE,
     ONE_BYTE,
@@ -375,7 +375,7 @@ async def test_new_limits_count_from_the_next_request(tmp_path: Path) -> None:
 async def test_models_that_take_turns(tmp_path: Path) -> None:
     models = [ModelSpec(name, path=f"/{name}.gguf") for name in ("m", "n")]
     scheduling = SchedulerSettings(linger=0.0)
-    limits = Limits(None, "no limit", 1)
+    limits = SharedLimits(None, "no limit", 1)
     async with bench(tmp_path, models=models, scheduling=scheduling, limits=limits) as b:
         b.engine.script = number
         async with await b.client() as client:

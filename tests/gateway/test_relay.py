@@ -13,7 +13,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN, Collector, Relay, response_head
-from accelerd.scheduler.record import Lease, Record
+from accelerd.scheduler.record import Lease, ModelRecord
 from tests.fakes.clock import FakeClock
 from tests.gateway.bench import ONE_BYTE
 
@@ -62,7 +62,7 @@ class Desk:
         self.wire, self.ending = Wire(), Ending()
         now = self.clock.monotonic
         self.relay = Relay(self.wire, now, keep_alive=keep_alive, http10=http10, origin=origin)
-        record = Record(ModelSpec("m", path="/m.gguf"), ONE_BYTE)
+        record = ModelRecord(ModelSpec("m", path="/m.gguf"), ONE_BYTE)
         self.lease = self.relay.lease = Lease(record, 1, Endpoint(port=1), "secret", self.clock.now)
         self.relay.begin(self.ending)  # type: ignore[arg-type]
 

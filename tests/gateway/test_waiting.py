@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.gateway.bench import DONE, SSE_HEAD, Bench, bench, chunk, on_both_loops, plain, token, until
 from tests.gateway.client import Client, Response, chat, request
 
@@ -186,7 +186,7 @@ async def test_a_wait_that_is_too_long_is_a_503(tmp_path: Path) -> None:
 @on_both_loops
 async def test_what_can_never_work_is_not_to_be_tried_again(tmp_path: Path) -> None:
     """OpenAI's clients repeat every 5xx twice unless they are told not to."""
-    async with bench(tmp_path, limits=Limits(0, "scheduler.memory", None)) as b, await b.client() as client:
+    async with bench(tmp_path, limits=SharedLimits(0, "scheduler.memory", None)) as b, await b.client() as client:
         response = await client.ask(body=chat())
         assert (response.status, response.code) == (503, "does_not_fit")
         assert response.headers["x-should-retry"] == "false"

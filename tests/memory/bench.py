@@ -21,7 +21,7 @@ from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.main_memory import largest
 from accelerd.memory.measure import Meter
 from accelerd.memory.resident import shared
-from accelerd.supervise.process.groups import Origin, ProcessGroups
+from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
 from accelerd.supervise.process.processes import InstanceTag
 
 SLEEPER = """
@@ -69,7 +69,7 @@ def main(processes: int = 300, descriptors: int = 30, mebibytes: int = 1024) -> 
 
 def measure(model: int, mebibytes: int) -> None:
     proc, roots, clock = Path("/proc"), Roots.from_env(), SystemClock()
-    groups, origins = ProcessGroups(proc), {1: Origin(InstanceTag("none", "none"), None, model)}
+    groups, origins = ProcessGroups(proc), {1: ProcessIdentity(InstanceTag("none", "none"), None, model)}
     devices = inventory(roots)
     observer = DeviceObserver(roots, clock)
     meter = Meter(roots, clock, observer)

@@ -20,7 +20,7 @@ from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement,
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.reclaim import Reclaim, Watch
+from accelerd.scheduler.reclaim import Reclaim, ReclaimWatch
 from tests.fakes.clock import FakeClock
 from tests.scheduler.bench import Bench, model
 
@@ -125,7 +125,7 @@ def into(sizes: dict[int, int], instance: int) -> Callable[[int, str], None]:
 
 def test_it_is_what_the_scheduler_asks_for() -> None:
     port: Reclaim = Machine().reclaimer
-    watch: type[Watch] = Debt
+    watch: type[ReclaimWatch] = Debt
     assert (callable(port.watch), callable(watch.cancel)) == (True, True)
 
 

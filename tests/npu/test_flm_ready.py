@@ -12,9 +12,9 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.process.listen_owner import Owner
+from accelerd.supervise.process.listen_owner import ListenerOwner
 from accelerd.supervise.process.output_redactor import LONGEST, OutputRedactor
-from accelerd.supervise.ready import Outcome, Verdict, wait_ready
+from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}
 REFUSAL = {"error": "Failed to load qwen3:4b model!"}
@@ -51,14 +51,16 @@ class Script:
 
 
 @asynccontextmanager
-async def waiting(script: Script, owner: Owner = Owner.OURS, **plan: Any) -> AsyncIterator[asyncio.Task[Outcome]]:
+async def waiting(
+    script: Script, owner: ListenerOwner = ListenerOwner.OURS, **plan: Any
+) -> AsyncIterator[asyncio.Task[ReadinessResult]]:
     server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
     made = LaunchPlan(
         model="npu/m", argv=("flm",), env={}, endpoint=Endpoint(port=server.sockets[0].getsockname()[1]), secret="",
         flags=(), health_path="/api/version", keyed=False, **{"prove": True, **plan},
     )  # fmt: skip
 
-    async def owned(port: int) -> Owner:
+    async def owned(port: int) -> ListenerOwner:
         return owner
 
     async def ours(pid: int) -> bool:
@@ -78,7 +80,7 @@ async def waiting(script: Script, owner: Owner = Owner.OURS, **plan: Any) -> Asy
 async def test_it_is_ready_when_it_has_answered_and_no_key_was_sent() -> None:
     script = Script((200, ANSWER))
     async with waiting(script) as outcome:
-        assert await outcome == Outcome(Verdict.READY)
+        assert await outcome == ReadinessResult(Readiness.READY)
     assert script.asked == 1
     assert not any(b"authorization" in head.lower() for head in script.heads)
 
@@ -89,7 +91,7 @@ async def test_B_FLM655_a_server_that_is_well_and_refuses_is_without_its_model(a
     script = Script(answer)
     async with waiting(script) as outcome:
         found = await outcome
-    assert found.verdict is Verdict.WITHOUT_MODEL
+    assert found.verdict is Readiness.WITHOUT_MODEL
     assert script.asked == 3
     if answer[1] == REFUSAL:
         assert "Failed to load qwen3:4b model!" in found.said
@@ -97,20 +99,20 @@ async def test_B_FLM655_a_server_that_is_well_and_refuses_is_without_its_model(a
 
 async def test_a_refusal_or_two_may_be_a_model_that_loads() -> None:
     async with waiting(Script((200, REFUSAL), (200, REFUSAL), (200, ANSWER))) as outcome:
-        assert await outcome == Outcome(Verdict.READY)
+        assert await outcome == ReadinessResult(Readiness.READY)
 
 
 async def test_B_a_full_queue_is_no_refusal() -> None:
     script = Script(*[(503, {"error": "NPU is in use and request queue is full (limit: 10)."})] * 5, (200, ANSWER))
     async with waiting(script) as outcome:
-        assert await outcome == Outcome(Verdict.READY)
+        assert await outcome == ReadinessResult(Readiness.READY)
     assert script.asked == 6
 
 
 async def test_what_is_not_ours_is_asked_nothing() -> None:
     script = Script((200, ANSWER))
-    async with waiting(script, Owner.FOREIGN) as outcome:
-        assert await outcome == Outcome(Verdict.FOREIGN)
+    async with waiting(script, ListenerOwner.FOREIGN) as outcome:
+        assert await outcome == ReadinessResult(Readiness.FOREIGN)
     assert script.asked == 0
     assert script.heads == []
 
@@ -118,7 +120,7 @@ async def test_what_is_not_ours_is_asked_nothing() -> None:
 async def test_without_the_wish_for_a_proof_nothing_is_asked_of_the_model() -> None:
     script = Script((200, ANSWER))
     async with waiting(script, prove=False) as outcome:
-        assert await outcome == Outcome(Verdict.READY)
+        assert await outcome == ReadinessResult(Readiness.READY)
     assert script.asked == 0
 
 

@@ -26,7 +26,7 @@ from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.model import Device
 from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.report import ledger_of, report
@@ -258,9 +258,9 @@ class ModelInfo:
     def __init__(self, **backends: str) -> None:
         self.backends = backends
 
-    def facts(self, instance: int) -> Facts | None:
+    def facts(self, instance: int) -> InstanceInfo | None:
         name = list(self.backends)[instance - 1]
-        return Facts(name, 1, 0.0, SimpleNamespace(backend=self.backends[name]))  # type: ignore[arg-type]
+        return InstanceInfo(name, 1, 0.0, SimpleNamespace(backend=self.backends[name]))  # type: ignore[arg-type]
 
 
 def test_it_is_told_once_in_the_journal(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from accelerd.policy.notifications import CAUSES, DesktopNotifications
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.scheduler.events import MemoryNotReturned, ModelInUse, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.scheduler.record import Record, Residue, Snapshot, Transition, snapshot
+from accelerd.scheduler.record import ModelRecord, Residue, Snapshot, Transition, snapshot
 from accelerd.system.notifications import Notification
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
@@ -50,7 +50,7 @@ class World:
         return self.requests
 
     def snapshots(self) -> list[Snapshot]:
-        one = snapshot(Record(SPEC, Forecast((in_ram(1, "test"),))), 0.0, ())
+        one = snapshot(ModelRecord(SPEC, Forecast((in_ram(1, "test"),))), 0.0, ())
         return [replace(one, held={self.pool: self.held})]
 
     def sleeping(self, asleep: bool) -> None:

@@ -12,7 +12,7 @@ from accelerd.base.events import EventStream
 from accelerd.policy.pins import MOST, OWNER_MOST, PinChanged, PinEnd, Pins
 from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
 
 
@@ -35,7 +35,7 @@ class Table:
     def __init__(self, *names: str, budget: int = 8) -> None:
         specs = [model(name, aliases=(f"{name}-alias",), idle_timeout=30.0) for name in names or ("a", "b", "c")]
         sizes = {"a": 2 * MIB, "b": 4 * MIB, "c": 8 * MIB}
-        self.bench = Bench(specs, limits=Limits(budget * MIB, "test", None), memory=sizes)
+        self.bench = Bench(specs, limits=SharedLimits(budget * MIB, "test", None), memory=sizes)
         events = EventStream()
         events.subscribe(PinChanged, self._changed)
         self.bench.core.holds.dropped = lambda *facts: events.publish(HoldsDropped(*facts))

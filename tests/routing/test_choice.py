@@ -14,7 +14,7 @@ from accelerd.config.model import ModelSpec, Route
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.routing.choice import Decision, decide
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Record, Snapshot, snapshot
+from accelerd.scheduler.record import ModelRecord, Snapshot, snapshot
 
 GPU, NPU = "0000:c1:00.0", "0000:c2:00.1"
 ROUTE = Route("assistant", ("big", "small"))
@@ -22,7 +22,7 @@ ROUTE = Route("assistant", ("big", "small"))
 
 def seen(name: str, device: str = GPU, slots: int = 1, **now: Any) -> Snapshot:
     spec = ModelSpec(name, path="/m.gguf", parallel=slots)
-    plain = snapshot(Record(spec, Forecast((in_ram(1, "test"),))), 0.0, ())
+    plain = snapshot(ModelRecord(spec, Forecast((in_ram(1, "test"),))), 0.0, ())
     return replace(plain, **{"device": device, "state": State.READY, **now})
 
 

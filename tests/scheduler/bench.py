@@ -14,8 +14,8 @@ from accelerd.engines.base import Endpoint
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
+from accelerd.scheduler.placement import SharedLimits
+from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
 from tests.fakes.clock import FakeClock
 
 MIB = 1 << 20
@@ -53,7 +53,7 @@ class Bench:
 
     models: list[ModelSpec]
     settings: SchedulerSettings = field(default_factory=lambda: SchedulerSettings(min_resident=0))
-    limits: Limits = field(default_factory=lambda: Limits(None, "no limit", None))
+    limits: SharedLimits = field(default_factory=lambda: SharedLimits(None, "no limit", None))
     memory: dict[str, int] = field(default_factory=dict)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
 
@@ -103,7 +103,7 @@ class Bench:
         self.looks += 1
         return self.somebody_looks
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         self.offers.append((spec.name, dict(room)))
         return self.offered
 
@@ -115,7 +115,7 @@ class Bench:
     def lost(self, residue: Residue) -> None:
         self.lost_memory.append(residue)
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
@@ -125,7 +125,7 @@ class Bench:
     def device(self, spec: ModelSpec) -> str:
         return "cpu" if spec.gpu_layers == 0 else "gpu"
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def moved(self, record: ModelRecord, transition: Transition) -> None:
         self.log.append((record.spec.name, transition.before, transition.after))
 
     def in_use(self, spec: ModelSpec, busy: bool) -> None:

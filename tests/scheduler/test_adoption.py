@@ -5,12 +5,14 @@ from __future__ import annotations
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
 
 
 def test_B03_an_adopted_model_is_on_the_ledger_at_once_and_serves_without_a_load() -> None:
-    bench = Bench([model("a"), model("b")], limits=Limits(3 * MIB, "test", None), memory={"a": 2 * MIB, "b": 2 * MIB})
+    bench = Bench(
+        [model("a"), model("b")], limits=SharedLimits(3 * MIB, "test", None), memory={"a": 2 * MIB, "b": 2 * MIB}
+    )
     assert bench.core.adopt("a", "found", fits=True)
     assert bench.adopted == [(1, "found")]
     assert bench.core.memory_held() == 2 * MIB
@@ -48,7 +50,9 @@ def test_an_outdated_adopted_model_is_loaded_again_although_nobody_asks() -> Non
 
 
 def test_what_has_no_room_any_more_is_ended_with_the_arithmetic() -> None:
-    bench = Bench([model("a"), model("b")], limits=Limits(3 * MIB, "test", None), memory={"a": 2 * MIB, "b": 2 * MIB})
+    bench = Bench(
+        [model("a"), model("b")], limits=SharedLimits(3 * MIB, "test", None), memory={"a": 2 * MIB, "b": 2 * MIB}
+    )
     bench.core.adopt("a", 1, fits=True)
     bench.core.adopt("b", 2, fits=True)
     assert bench.state("a") is State.STARTING

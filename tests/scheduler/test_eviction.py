@@ -11,8 +11,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, Pool
 from accelerd.scheduler.eviction import choose, value
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits, why_not_resident
-from accelerd.scheduler.record import Record
+from accelerd.scheduler.placement import SharedLimits, why_not_resident
+from accelerd.scheduler.record import ModelRecord
 from tests.scheduler.bench import model
 
 GIB = 1 << 30
@@ -20,17 +20,17 @@ CARD = "0000:03:00.0"
 NOW = 10_000.0
 
 
-def limits(ram: int = 100, card: int = 24, **more: object) -> Limits:
+def limits(ram: int = 100, card: int = 24, **more: object) -> SharedLimits:
     pools = (Pool(RAM, "main memory", ram * GIB), Pool(CARD, "a card", card * GIB))
-    return Limits(None, "", None, pools=pools, **more)  # type: ignore[arg-type]
+    return SharedLimits(None, "", None, pools=pools, **more)  # type: ignore[arg-type]
 
 
 def resident(
     name: str, size: int, *, pool: str = RAM, load: float = 10, uses: tuple[float, ...] = (), **more: object
-) -> Record:
+) -> ModelRecord:
     """A loaded model of `size` GiB, used so many seconds ago."""
     forecast = Forecast((MemoryRequirement({pool: size * GIB}, "test"),), load_seconds=load)
-    record = Record(model(name, **more), forecast)
+    record = ModelRecord(model(name, **more), forecast)
     record.state = State.READY
     for ago in sorted(uses, reverse=True):
         record.usage.note(NOW - ago)
@@ -38,11 +38,13 @@ def resident(
     return record
 
 
-def wanted(size: int, pool: str = RAM) -> Record:
-    return Record(ModelSpec("new"), Forecast((MemoryRequirement({pool: size * GIB}, "test"),)))
+def wanted(size: int, pool: str = RAM) -> ModelRecord:
+    return ModelRecord(ModelSpec("new"), Forecast((MemoryRequirement({pool: size * GIB}, "test"),)))
 
 
-def names(target: Record, candidates: list[Record], room: Limits, staying: tuple[Record, ...] = ()) -> list[str] | None:
+def names(
+    target: ModelRecord, candidates: list[ModelRecord], room: SharedLimits, staying: tuple[ModelRecord, ...] = ()
+) -> list[str] | None:
     choice = choose(target, staying, candidates, room, NOW)
     return sorted(record.spec.name for record in choice.victims) if choice is not None else None
 
@@ -86,7 +88,7 @@ def test_none_when_all_would_not_be_enough() -> None:
 
 def test_models_of_one_group_leave_for_each_other_whatever_they_are_worth() -> None:
     grouped = resident("grouped", 1, load=600, uses=(1, 2, 3), group="g")
-    target = Record(model("new", group="g"), Forecast((MemoryRequirement({RAM: GIB}, "test"),)))
+    target = ModelRecord(model("new", group="g"), Forecast((MemoryRequirement({RAM: GIB}, "test"),)))
     assert names(target, [grouped, resident("other", 10)], limits()) == ["grouped"]
 
 
@@ -103,7 +105,7 @@ def test_enough_leave_nobody_for_nothing_and_no_single_model_or_pair_would_be_ch
     loaded: list[tuple[int, str, int, int, int]], size: int, pool: str, foreign: int
 ) -> None:
     pools = (Pool(RAM, "main memory", 100 * GIB, foreign=foreign * GIB), Pool(CARD, "a card", 100 * GIB))
-    room = Limits(None, "", None, pools=pools)
+    room = SharedLimits(None, "", None, pools=pools)
     records = [
         resident(f"m{i}", s, pool=p, load=load, uses=(ago,), priority=priority)
         for i, (s, p, load, ago, priority) in enumerate(loaded)
@@ -111,7 +113,7 @@ def test_enough_leave_nobody_for_nothing_and_no_single_model_or_pair_would_be_ch
     target = wanted(size, pool)
     choice = choose(target, (), records, room, NOW)
 
-    def enough(leaving: tuple[Record, ...]) -> bool:
+    def enough(leaving: tuple[ModelRecord, ...]) -> bool:
         return why_not_resident(target, [r for r in records if r not in leaving], room) is None
 
     if choice is None:
@@ -121,7 +123,7 @@ def test_enough_leave_nobody_for_nothing_and_no_single_model_or_pair_would_be_ch
     assert enough(victims)
     assert all(not enough(tuple(v for v in victims if v is not one)) for one in victims), "nobody leaves for nothing"
 
-    def cost(leaving: tuple[Record, ...]) -> tuple[int, float]:
+    def cost(leaving: tuple[ModelRecord, ...]) -> tuple[int, float]:
         return max(r.spec.priority for r in leaving), sum(value(r, NOW) for r in leaving)
 
     if victims:

@@ -11,7 +11,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
 
 CARD, OTHER = "card", "other"
@@ -20,7 +20,7 @@ CARD, OTHER = "card", "other"
 def bench(*names: str, limit: int | None = 2, **settings: Any) -> Bench:
     specs = [model(name, idle_timeout=30.0) for name in names or ("a", "b")]
     rules = SchedulerSettings(min_resident=0, linger=0, cool_down=5.0, **settings)
-    return Bench(specs, rules, Limits(limit * MIB if limit else None, "test", None))
+    return Bench(specs, rules, SharedLimits(limit * MIB if limit else None, "test", None))
 
 
 def test_a_held_model_is_not_evicted_and_is_evicted_when_let_go() -> None:

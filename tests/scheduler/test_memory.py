@@ -10,7 +10,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 OOM = Cause.OOM_KILLED
@@ -19,7 +19,7 @@ KILLED = "llama-server was killed by the kernel for want of memory"
 
 def bench_of(budget: int, **memory: int) -> Bench:
     sizes = {name: size * MIB for name, size in memory.items()}
-    return Bench([model(name) for name in memory], limits=Limits(budget * MIB, "test", None), memory=sizes)
+    return Bench([model(name) for name in memory], limits=SharedLimits(budget * MIB, "test", None), memory=sizes)
 
 
 def refusal(request: Request) -> tuple[str, str]:

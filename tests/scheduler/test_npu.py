@@ -9,7 +9,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import Watched, model, refusal
 
 GIB = 1 << 30
@@ -32,9 +32,9 @@ def on_npu(
 class Halo(Watched):
     """A Strix Halo with 128 GiB: all of it is the processor's, the GPU's and the NPU's."""
 
-    def __init__(self, limits: Limits | None = None, **models: Forecast) -> None:
+    def __init__(self, limits: SharedLimits | None = None, **models: Forecast) -> None:
         specs = [model(name) for name in models]
-        super().__init__(specs, SETTINGS, limits or Limits(None, "no limit", None), forecasts=models)
+        super().__init__(specs, SETTINGS, limits or SharedLimits(None, "no limit", None), forecasts=models)
         self.foreign = 0
         self.look_now()
 
@@ -97,7 +97,7 @@ def test_a_kind_makes_room_for_its_own_alone() -> None:
 
 
 def test_they_are_counted_apart_for_max_loaded() -> None:
-    bench = Halo(Limits(None, "no limit", 1), gpu=on_gpu(8), npu=on_npu(4), gpu2=on_gpu(8), npu2=on_npu(4))
+    bench = Halo(SharedLimits(None, "no limit", 1), gpu=on_gpu(8), npu=on_npu(4), gpu2=on_gpu(8), npu2=on_npu(4))
     bench.loaded("gpu")
     bench.loaded("npu")
     assert bench.loads() == ["gpu", "npu"]
@@ -111,7 +111,7 @@ def test_they_are_counted_apart_for_max_loaded() -> None:
 
 
 def test_a_limit_on_all_memory_is_shared_and_empties_neither() -> None:
-    bench = Halo(Limits(30 * GIB, "scheduler.memory", None), gpu=on_gpu(20), npu=on_npu(12))
+    bench = Halo(SharedLimits(30 * GIB, "scheduler.memory", None), gpu=on_gpu(20), npu=on_npu(12))
     bench.loaded("gpu")
     request = bench.request("npu")
     bench.pass_time(21)

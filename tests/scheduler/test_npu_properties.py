@@ -15,8 +15,8 @@ from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.npu_rules import FAMILIES, claimed, clash, on_npu
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
-from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Record, Transition
+from accelerd.scheduler.placement import SharedLimits
+from accelerd.scheduler.record import ModelRecord, Transition
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NPU, APU = "npu", "apu"
@@ -37,7 +37,7 @@ claims = st.builds(
 class Books(Bench):
     """A bench that knows for whom models leave."""
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def moved(self, record: ModelRecord, transition: Transition) -> None:
         super().moved(record, transition)
         reason = transition.reason
         if transition.event is Event.DRAIN and reason.startswith("made room for "):
@@ -86,7 +86,7 @@ class World(RuleBasedStateMachine):
             max_queue=20, queue_timeout=900.0, max_failures=3, memory_wait=30.0, cool_down=5.0, min_resident=0
         )
         specs = [model(name, parallel=2, idle_timeout=300.0, pin=name == pinned) for name in NAMES]
-        limits = Limits(budget * MIB if budget else None, "test", max_loaded)
+        limits = SharedLimits(budget * MIB if budget else None, "test", max_loaded)
         self.bench = Books(specs, rules, limits, forecasts=forecasts)
         self.foreign = 0
         self.requests: list[Request] = []

@@ -16,8 +16,8 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
-from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Record, Transition
+from accelerd.scheduler.placement import SharedLimits
+from accelerd.scheduler.record import ModelRecord, Transition
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NAMES = ("a", "b", "c", "d")
@@ -31,7 +31,7 @@ LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each mode
 class Books(Bench):
     """A bench that checks every start against the pools, and why models leave."""
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def moved(self, record: ModelRecord, transition: Transition) -> None:
         super().moved(record, transition)
         leaves = transition.event in (Event.DRAIN, Event.STOP) and transition.before is State.READY
         if leaves and record.unevictable:
@@ -86,7 +86,7 @@ class World(RuleBasedStateMachine):
             name: Forecast(tuple(MemoryRequirement({place: memory[name]}, "test", (place,)) for place in PLACES[name]))
             for name in NAMES
         }
-        self.bench = Books(specs, self.rules, Limits(budget * MIB, "test", max_loaded), forecasts=forecasts)
+        self.bench = Books(specs, self.rules, SharedLimits(budget * MIB, "test", max_loaded), forecasts=forecasts)
         self.foreign = {RAM: 0, CARD: 0, APU: 0}
         self.bench.slow_pools = slow_pools
         self.requests: list[Request] = []

@@ -14,8 +14,8 @@ from accelerd.engines.base import Endpoint
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.events import HoldsDropped, MemoryNotReturned, ModelInUse, SystemResumed
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.reclaim import Changed, MainMemory
+from accelerd.scheduler.placement import SharedLimits
+from accelerd.scheduler.reclaim import Changed, InstantReclaim
 from accelerd.scheduler.record import Residue
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.suspend import time_asleep
@@ -67,7 +67,7 @@ class World:
     def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         self.peaks[spec.name] = dict(peak)
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return "a smaller context would"
 
     def device(self, spec: ModelSpec) -> str:
@@ -94,7 +94,7 @@ class World:
 
 @asynccontextmanager
 async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Scheduler]:
-    limits = Limits(None, "test", None)
+    limits = SharedLimits(None, "test", None)
     settings = SchedulerSettings()
     scheduler = Scheduler(SystemClock(), settings, limits, events := EventStream(), asleep=world.asleep)
     world.hear(events)
@@ -257,7 +257,7 @@ async def test_a_hold_loads_and_letting_go_puts_away() -> None:
         assert world.stopped == [1]
         assert not scheduler.unhold("a", "me")
         scheduler.hold("b", "me", load=False)
-        scheduler.configure([], SchedulerSettings(), Limits(None, "test", None))
+        scheduler.configure([], SchedulerSettings(), SharedLimits(None, "test", None))
         assert world.dropped == [("b", ("me",))]
 
 
@@ -275,7 +275,7 @@ async def test_a_cancelled_load_can_be_abandoned() -> None:
 
 
 def test_main_memory_is_back_with_the_process() -> None:
-    assert MainMemory().watch(1, "a", {RAM: MIB}, lambda size, where: None) is None
+    assert InstantReclaim().watch(1, "a", {RAM: MIB}, lambda size, where: None) is None
 
 
 def test_the_time_asleep_stands_still_while_the_machine_is_awake() -> None:

@@ -6,14 +6,14 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
 
 
 def bench_with_stuck(**settings: object) -> Bench:
     """`a` on the GPU cannot be ended; `b` waits for the GPU, `c` is of the CPU, `d` is loaded on the GPU."""
     models = [model("a", **settings), model("b"), model("c", gpu_layers=0), model("d")]
-    bench = Bench(models, limits=Limits(100 * MIB, "test", None))
+    bench = Bench(models, limits=SharedLimits(100 * MIB, "test", None))
     bench.loaded("d")
     bench.loaded("a")
     bench.core.unload("a", force=True, done=lambda: None)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, Request, model
 
-ONE = Limits(None, "test", 1)
+ONE = SharedLimits(None, "test", 1)
 SETTINGS = SchedulerSettings(linger=0.5, max_overtake=20.0)
 
 
@@ -173,7 +173,7 @@ def test_waiting_models_are_served_oldest_first() -> None:
 
 def test_the_longest_idle_models_leave_and_no_more_than_needed() -> None:
     memory = {"a": 4 * MIB, "b": 4 * MIB, "c": 2 * MIB, "big": 6 * MIB}
-    bench = Bench([model(n) for n in memory], limits=Limits(10 * MIB, "test", None), memory=memory)
+    bench = Bench([model(n) for n in memory], limits=SharedLimits(10 * MIB, "test", None), memory=memory)
     for name in "abc":
         bench.loaded(name)
         bench.pass_time(1)
@@ -189,7 +189,7 @@ def test_the_longest_idle_models_leave_and_no_more_than_needed() -> None:
 
 def test_a_small_victim_is_spared_when_a_later_one_suffices() -> None:
     memory = {"small": 1 * MIB, "large": 8 * MIB, "new": 8 * MIB}
-    bench = Bench([model(n) for n in memory], limits=Limits(10 * MIB, "test", None), memory=memory)
+    bench = Bench([model(n) for n in memory], limits=SharedLimits(10 * MIB, "test", None), memory=memory)
     bench.loaded("small")
     bench.pass_time(1)
     bench.loaded("large")
@@ -201,7 +201,7 @@ def test_a_small_victim_is_spared_when_a_later_one_suffices() -> None:
 
 def test_a_small_model_may_load_beside_one_that_waits_for_room_only_if_it_never_delays_it() -> None:
     memory = {"a": 6 * MIB, "big": 8 * MIB, "fits": 2 * MIB, "not": 3 * MIB}
-    bench = Bench([model(n) for n in memory], limits=Limits(10 * MIB, "test", None), memory=memory)
+    bench = Bench([model(n) for n in memory], limits=SharedLimits(10 * MIB, "test", None), memory=memory)
     bench.loaded("a")
     running = bench.request("a")
     bench.request("big")
@@ -218,7 +218,7 @@ def test_a_small_model_may_load_beside_one_that_waits_for_room_only_if_it_never_
 
 def test_what_can_never_fit_is_refused_at_once_with_numbers() -> None:
     bench = Bench(
-        [model("huge")], limits=Limits(1 << 30, "80 % of the machine's memory", None), memory={"huge": 2 << 30}
+        [model("huge")], limits=SharedLimits(1 << 30, "80 % of the machine's memory", None), memory={"huge": 2 << 30}
     )
     request = bench.request("huge")
     assert request.error is not None
@@ -271,7 +271,7 @@ def test_preloading_pushes_nobody_out() -> None:
 
 
 def test_a_request_joins_a_preload_and_may_then_evict() -> None:
-    bench = Bench([model("a"), model("b"), model("c")], limits=Limits(None, "test", 2), settings=SETTINGS)
+    bench = Bench([model("a"), model("b"), model("c")], limits=SharedLimits(None, "test", 2), settings=SETTINGS)
     bench.loaded("a")
     bench.request_load("b", may_evict=False)
     bench.pass_time(1)
@@ -310,7 +310,7 @@ def test_declared_memory_changes_at_reload_without_a_restart() -> None:
 
 
 def test_placement_says_what_loading_would_take() -> None:
-    bench = Bench([model("p", pin=True), model("a"), model("b"), model("c")], limits=Limits(None, "test", 2))
+    bench = Bench([model("p", pin=True), model("a"), model("b"), model("c")], limits=SharedLimits(None, "test", 2))
     bench.loaded("p")
     assert bench.core.placement("a") == (True, "it fits beside what is loaded now")
     bench.loaded("a")

@@ -16,8 +16,8 @@ from accelerd.engines.base import Endpoint
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.pressure import Pressure
 from accelerd.scheduler.core import Core
-from accelerd.scheduler.placement import Limits
-from accelerd.scheduler.record import Lease, Record, Residue, Transition, Waiter
+from accelerd.scheduler.placement import SharedLimits
+from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
 from tests.sim.machine import SPARE, Machine, Request
 from tests.sim.trace import GB, Model
 
@@ -39,7 +39,7 @@ class Ours:
         self.machine = machine
         self.npu = npu
         self.made_room: list[tuple[str, str]] = []  # (who left, for whom)
-        self.core = Core(machine.clock, self, settings or SchedulerSettings(), Limits(None, "no limit", None))
+        self.core = Core(machine.clock, self, settings or SchedulerSettings(), SharedLimits(None, "no limit", None))
         self._pressure = Pressure(MemorySettings())
         self._leases: dict[Request, Lease] = {}
         self._instances: dict[str, int] = {}
@@ -151,7 +151,7 @@ class Ours:
         self.machine.after(LOOKING, self._see)
         return True
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
     def lost(self, residue: Residue) -> None:
@@ -169,7 +169,7 @@ class Ours:
     def device(self, spec: ModelSpec) -> str:
         return NPU if spec.name in self.npu else GPU
 
-    def moved(self, record: Record, transition: Transition) -> None:
+    def moved(self, record: ModelRecord, transition: Transition) -> None:
         if transition.reason.startswith(MADE_ROOM):
             target = transition.reason.removeprefix(MADE_ROOM).partition(":")[0]
             self.made_room.append((record.spec.name, target))

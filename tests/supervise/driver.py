@@ -21,11 +21,11 @@ from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.home import Home, Leader, Order
+from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.dbus.client import Buses
 from tests.supervise.house import FakeEngine
@@ -55,7 +55,9 @@ class Teller:
 class DyingHome(SystemdHome):
     """The daemon is killed at the moment when it would start the process."""
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+    async def start(
+        self, order: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
         os.kill(os.getpid(), signal.SIGKILL)
         return await super().start(order, on_output, on_exit)
 
@@ -77,7 +79,7 @@ class Driver:
             homes=self.homes,
             choose=self.choice,
             sink=lambda model, line, unit: tell(event="line", model=model, line=line, unit=unit),
-            limits=Limits(adopt_patience=2.0, leftover_grace=1.0),
+            limits=SupervisorSettings(adopt_patience=2.0, leftover_grace=1.0),
         )
 
     async def run(self) -> None:
@@ -124,15 +126,15 @@ class Driver:
         """Adopt the survivor of that name, if there is one; end everything else."""
         spec = self.spec(**settings)
         found = await self.supervisor.survivors()
-        wanted = [one for one in found if one.kept.model == spec.name]
+        wanted = [one for one in found if one.record.model == spec.name]
         if wanted:
             self.supervisor.adopt(n, spec, wanted[0])
-        told = {one.kept.model: {"fits": one.fits(spec), "ready": one.was_ready} for one in found}
+        told = {one.record.model: {"fits": one.fits(spec), "ready": one.was_ready} for one in found}
         return {"found": told, "ended": await self.supervisor.sweep_leftovers()}
 
     async def do_adopt_all(self, names: list[tuple[str, int]]) -> int:
         """Adopt the survivors of these names as these instances; end everything else and say how much that was."""
-        found = {one.kept.model: one for one in await self.supervisor.survivors()}
+        found = {one.record.model: one for one in await self.supervisor.survivors()}
         for name, n in names:
             self.supervisor.adopt(n, self.spec(name, stop_timeout=0.1), found[name])
         return await self.supervisor.sweep_leftovers()

@@ -65,7 +65,7 @@ class FakeEngine:
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         return Forecast((in_ram(0, "a fake server"),))
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
     def traits(self, spec: ModelSpec) -> Traits:

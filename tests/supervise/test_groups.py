@@ -12,41 +12,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base import names
-from accelerd.supervise.process.groups import Origin, ProcessGroups
+from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
 from accelerd.supervise.process.processes import InstanceTag
 from tests.supervise.house import InstanceContext
 
 
-def origin(instance: str, session: int | None = None, leader: int | None = None) -> Origin:
-    return Origin(InstanceTag(instance, "/run/x"), session, leader)
+def origin(instance: str, session: int | None = None, main: int | None = None) -> ProcessIdentity:
+    return ProcessIdentity(InstanceTag(instance, "/run/x"), session, main)
 
 
 def process(
-    proc: Path, pid: int, parent: int = 1, session: int = 0, mark: str = "", state: str = "S", started: int = 5,
+    proc: Path, pid: int, parent: int = 1, session: int = 0, tag: str = "", state: str = "S", started: int = 5,
     name: str = "a) (b", env_at: int = 4096,
 ) -> None:  # fmt: skip
     folder = proc / str(pid)
     folder.mkdir(parents=True, exist_ok=True)
     fields = [state, parent, session, session, *[0] * 15, started, *[0] * 27, env_at, env_at + 10, 0]
     (folder / "stat").write_text(f"{pid} ({name}) {' '.join(map(str, fields))}\n")
-    variables = [f"{names.ENV_MARK_INSTANCE}={mark}"] if mark else ["PATH=/bin"]
+    variables = [f"{names.ENV_MARK_INSTANCE}={tag}"] if tag else ["PATH=/bin"]
     (folder / "environ").write_bytes(b"\0".join(entry.encode() for entry in variables) + b"\0")
 
 
 def test_by_mark_by_session_and_by_descent(tmp_path: Path) -> None:
     process(tmp_path, 1)
-    process(tmp_path, 10, mark="one")
-    process(tmp_path, 11, parent=10, session=99, mark="one")
+    process(tmp_path, 10, tag="one")
+    process(tmp_path, 11, parent=10, session=99, tag="one")
     process(tmp_path, 20, session=20)
     process(tmp_path, 21, parent=1, session=20)
     process(tmp_path, 30)
     process(tmp_path, 32, parent=31)
     process(tmp_path, 31, parent=30, session=31)
     process(tmp_path, 33, parent=30, state="Z")
-    process(tmp_path, 40, mark="an earlier life of one")
-    process(tmp_path, 50, mark="one", env_at=0)  # not ours to look into
+    process(tmp_path, 40, tag="an earlier life of one")
+    process(tmp_path, 50, tag="one", env_at=0)  # not ours to look into
     groups = ProcessGroups(tmp_path)
-    wanted = {1: origin("one"), 2: origin("two", session=20), 3: origin("three", leader=30), 4: origin("four")}
+    wanted = {1: origin("one"), 2: origin("two", session=20), 3: origin("three", main=30), 4: origin("four")}
     assert groups.look(wanted) == {1: [10, 11], 2: [20, 21], 3: [30, 31, 32], 4: []}
 
 
@@ -57,16 +57,16 @@ def test_a_process_that_executes_another_program_is_looked_at_again(tmp_path: Pa
     assert groups.look({1: origin("one")}) == {1: []}
     (tmp_path / "10/environ").write_bytes(f"{names.ENV_MARK_INSTANCE}=one\0".encode())
     assert groups.look({1: origin("one")}) == {1: []}, "what has not changed is not read"
-    process(tmp_path, 10, mark="one", env_at=8192)
+    process(tmp_path, 10, tag="one", env_at=8192)
     assert groups.look({1: origin("one")}) == {1: [10]}
-    process(tmp_path, 10, mark="two", started=6, env_at=8192)
+    process(tmp_path, 10, tag="two", started=6, env_at=8192)
     assert groups.look({1: origin("one")}) == {1: []}, "another process has its pid"
 
 
 def test_parents_in_a_circle_end_nothing(tmp_path: Path) -> None:
     process(tmp_path, 10, parent=11)
     process(tmp_path, 11, parent=10)
-    assert ProcessGroups(tmp_path).look({1: origin("one", leader=12)}) == {1: []}
+    assert ProcessGroups(tmp_path).look({1: origin("one", main=12)}) == {1: []}
 
 
 @given(st.binary(max_size=80))
@@ -74,7 +74,7 @@ def test_any_text_is_a_process_or_none(tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.getbasetemp() / "groups" / "7"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stat").write_bytes(b"7 (x) S " + text)
-    assert ProcessGroups(folder.parent).look({1: origin("one", leader=8)}) == {1: []}
+    assert ProcessGroups(folder.parent).look({1: origin("one", main=8)}) == {1: []}
 
 
 async def test_the_processes_of_real_instances(house: InstanceContext) -> None:

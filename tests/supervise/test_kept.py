@@ -17,9 +17,16 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.homes.containers.held import Gone, hold
+from accelerd.supervise.homes.containers.main_process import ProcessGone, hold
 from accelerd.supervise.homes.home import InstanceRecord
-from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, Record, RecordStore, fingerprint
+from accelerd.supervise.instance_records import (
+    Adoptable,
+    InstanceRecordFile,
+    Phase,
+    RecordStore,
+    StoredInstance,
+    fingerprint,
+)
 from accelerd.supervise.process.processes import InstanceTag, ProcTable
 from accelerd.supervise.process.sweep import remove_files
 
@@ -32,12 +39,12 @@ def store(tmp_path: Path) -> RecordStore:
     return RecordStore(tmp_path / "instances", OWNER)
 
 
-def record(instance: str = "1-aa", **more: object) -> Record:
+def record(instance: str = "1-aa", **more: object) -> StoredInstance:
     plan = LaunchPlan("m", ("/bin/engine",), {}, Endpoint(unix="/run/m.sock"), "", ())
-    kept = InstanceRecord(
+    record = InstanceRecord(
         "m", "toolbox", fingerprint(SPEC), InstanceTag(instance, OWNER), "tb", "/run/m.sock", None, "secret"
     )
-    return replace(Record(kept, plan), **more)  # type: ignore[arg-type]
+    return replace(StoredInstance(record, plan), **more)  # type: ignore[arg-type]
 
 
 def path_of(tmp_path: Path, instance: str = "1-aa") -> Path:
@@ -96,7 +103,7 @@ def test_B04_one_that_cannot_be_used_is_set_aside_and_the_others_are_read(
 def test_what_a_later_version_adds_does_no_harm(store: RecordStore, tmp_path: Path) -> None:
     store.write(record())
     known = json.loads(path_of(tmp_path).read_text())
-    path_of(tmp_path).write_text(json.dumps(known | {"later": 1, "kept": known["kept"] | {"later": 2}}))
+    path_of(tmp_path).write_text(json.dumps(known | {"later": 1, "record": known["record"] | {"later": 2}}))
     assert store.read_all() == [record()]
     del known["survives"]  # as an earlier version wrote it
     path_of(tmp_path).write_text(json.dumps(known))
@@ -107,22 +114,22 @@ async def test_B10_a_disk_that_is_full_from_now_on_keeps_what_was_written_before
     store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    kept = InstanceRecordFile(store, record().kept.mark, None, lambda level, text: said.append(text))
-    await kept.begin(record())
+    file = InstanceRecordFile(store, record().record.tag, None, lambda level, text: said.append(text))
+    await file.begin(record())
 
     def full(fd: int, data: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        await kept.note(Phase.READY)
+        await file.note(Phase.READY)
     assert store.read_all() == [record()]
     assert os.listdir(tmp_path / "instances") == ["1-aa.json"]
     assert said == [f"cannot write its record, it may end when accelerd restarts: {os.strerror(errno.ENOSPC)}"]
-    assert kept.survives, "what is on the disk says enough"
-    await kept.note(Phase.ENDING)
+    assert file.survives, "what is on the disk says enough"
+    await file.note(Phase.ENDING)
     assert store.read_all() == [record(phase=Phase.ENDING)]
-    await kept.remove()
+    await file.remove()
     assert store.read_all() == []
 
 
@@ -170,10 +177,10 @@ def test_A34_only_the_very_process_is_held() -> None:
     try:
         (found,) = ProcTable().members(InstanceTag("x", OWNER), None)
         os.close(hold(Path("/proc"), found))
-        with pytest.raises(Gone):
+        with pytest.raises(ProcessGone):
             hold(Path("/proc"), replace(found, started=found.started - 1))
     finally:
         sleeper.kill()
         sleeper.communicate()
-    with pytest.raises(Gone):
+    with pytest.raises(ProcessGone):
         hold(Path("/proc"), found)

@@ -15,7 +15,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.process.listen_owner import Owner, tcp_owner
+from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
 from tests.supervise.house import FAKE_SERVER, InstanceContext, alive, free_port
 
 
@@ -151,18 +151,18 @@ async def test_A25_engine_that_refuses_our_key(house: InstanceContext) -> None:
 def test_A25_who_would_get_a_connection() -> None:
     me, proc = [os.getpid()], Path("/proc")
     port = free_port()
-    assert tcp_owner(proc, port, me) is Owner.NOBODY
+    assert tcp_owner(proc, port, me) is ListenerOwner.NOBODY
     with socket.create_server(("127.0.0.1", port)):
-        assert tcp_owner(proc, port, me) is Owner.OURS
-        assert tcp_owner(proc, port, [1]) is Owner.FOREIGN
+        assert tcp_owner(proc, port, me) is ListenerOwner.OURS
+        assert tcp_owner(proc, port, [1]) is ListenerOwner.FOREIGN
     with socket.create_server(("", port)):
-        assert tcp_owner(proc, port, me) is Owner.OURS
+        assert tcp_owner(proc, port, me) is ListenerOwner.OURS
     with socket.create_server(("127.0.0.2", port)):
-        assert tcp_owner(proc, port, me) is Owner.NOBODY
+        assert tcp_owner(proc, port, me) is ListenerOwner.NOBODY
     with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
-        assert tcp_owner(proc, port, me) is Owner.OURS
+        assert tcp_owner(proc, port, me) is ListenerOwner.OURS
     with socket.create_server(("::1", port), family=socket.AF_INET6):
-        assert tcp_owner(proc, port, me) is Owner.NOBODY
+        assert tcp_owner(proc, port, me) is ListenerOwner.NOBODY
 
 
 @pytest.mark.parametrize(("mode", "ok"), [("", True), ("health-ok-infer-500", False), ("die-before-headers", False)])

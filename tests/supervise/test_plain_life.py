@@ -22,7 +22,7 @@ from accelerd.base.exits import PERMANENT, Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.process.spawn import Child, Spawner
+from accelerd.supervise.process.spawn import ChildProcess, Spawner
 from tests.supervise.house import InstanceContext, alive
 
 
@@ -114,7 +114,7 @@ class StarvedSpawner(Spawner):
         super().__init__()
         self._number = number
 
-    def spawn(self, argv: Sequence[str], env: Mapping[str, str], *rest: Any) -> Child:
+    def spawn(self, argv: Sequence[str], env: Mapping[str, str], *rest: Any) -> ChildProcess:
         raise OSError(self._number, os.strerror(self._number))
 
 

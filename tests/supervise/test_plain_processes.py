@@ -19,9 +19,9 @@ from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
-from accelerd.supervise.process.spawn import Child, Spawner
+from accelerd.supervise.process.spawn import ChildProcess, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.supervise.house import Heard, InstanceContext, alive
 
@@ -112,15 +112,15 @@ class Undying(ProcTable):
         super().__init__()
         self.stuck = True
 
-    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
-        found = super().members(mark, session)
+    def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
+        found = super().members(tag, session)
         return [*found, Process(2**22 - 1, 1, "hung")] if self.stuck else found
 
 
 async def test_A15_what_cannot_be_killed_is_never_gone(
     house: InstanceContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.options["limits"] = Limits(slow_after=0.1, loud_after=0.3)
+    house.options["limits"] = SupervisorSettings(slow_after=0.1, loud_after=0.3)
     table = house.options["table"] = Undying()
     async with house:
         number = house.start()
@@ -137,7 +137,7 @@ async def test_A15_what_cannot_be_killed_is_never_gone(
 
 
 async def test_A15_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
-    house.options |= {"table": Undying(), "limits": Limits(close_patience=0.2)}
+    house.options |= {"table": Undying(), "limits": SupervisorSettings(close_patience=0.2)}
     await house.__aenter__()
     number = house.start()
     await house.ready(number)
@@ -180,7 +180,7 @@ class NotingSpawner(Spawner):
         cwd: Path,
         on_output: Callable[[bytes], None],
         on_exit: Callable[[], None],
-    ) -> Child:
+    ) -> ChildProcess:
         child = super().spawn(argv, env, cwd, on_output, on_exit)
         send = child.signal
 
@@ -260,7 +260,9 @@ async def test_B03_children_of_a_killed_daemon(house: InstanceContext, caplog: p
     assert len(left) == 1
     assert list(house.roots.instances.glob("*.sock"))
     caplog.set_level(logging.WARNING)
-    supervisor = ProcessSupervisor(Heard(), {}, house.roots, SystemClock(), limits=Limits(leftover_grace=0.2))
+    supervisor = ProcessSupervisor(
+        Heard(), {}, house.roots, SystemClock(), limits=SupervisorSettings(leftover_grace=0.2)
+    )
     assert await supervisor.sweep_leftovers() == 1
     assert not alive(left[0].pid)
     said = [record for record in caplog.records if getattr(record, "message_id", None) == names.MSG_LEFTOVER]

@@ -15,9 +15,9 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.supervise.exit_messages import got_no_memory
-from accelerd.supervise.instance_records import Record, RecordStore, record_of
+from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag
-from accelerd.supervise.process.shortage import LINES, Shortage, shortage
+from accelerd.supervise.process.shortage import LINES, FailedAllocation, shortage
 from tests.models import make_model
 from tests.supervise.house import InstanceContext
 from tests.supervise.test_plain_real import real
@@ -159,16 +159,16 @@ def test_other_failures_are_not_taken_for_it(lines: list[str]) -> None:
 def test_a_notice_beside_it_hides_no_want_of_memory() -> None:
     notice = "W ggml_vulkan: Failed to allocate pinned memory (Requested buffer size exceeds device buffer size limit)"
     found = shortage(plan(), [notice, *SAID["vulkan weights"][0]])
-    assert found == Shortage("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
+    assert found == FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
 
 
 def test_A32_the_sentence_has_the_figures() -> None:
-    lack = Shortage("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
+    lack = FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
     assert got_no_memory(plan(), lack, 300 * MIB, 1.26, False) == (
         "llama-server ran out of memory after 1.3 s, before it was ready: it asked for 990 MiB more and did not get it "
         "(failed to allocate Vulkan0 buffer of size 1037832192); it had 300 MiB of main memory"
     )
-    silent = got_no_memory(plan(), Shortage("std::bad_alloc", None), None, 70.0, True)
+    silent = got_no_memory(plan(), FailedAllocation("std::bad_alloc", None), None, 70.0, True)
     assert silent == "llama-server ran out of memory after 70.0 s: it got no more (std::bad_alloc)"
 
 
@@ -234,16 +234,16 @@ def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
     class Unit:
         kind, survives = "systemd", True
 
-        def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+        def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
             return "accelerd-m.service"
 
-    mark = InstanceTag("i1", "owner")
+    tag = InstanceTag("i1", "owner")
     store = RecordStore(tmp_path, "owner")
-    record = record_of(ModelSpec("m"), plan(), Unit(), mark)  # type: ignore[arg-type]
+    record = record_of(ModelSpec("m"), plan(), Unit(), tag)  # type: ignore[arg-type]
     assert record is not None
     store.write(record)
     [found] = store.read_all()
-    assert isinstance(found, Record)
+    assert isinstance(found, StoredInstance)
     assert found.plan.out_of_memory == OUT_OF_MEMORY
 
 

@@ -19,7 +19,7 @@ from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.transient_unit import second_name, unit_name
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS
-from accelerd.supervise.instance_records import Adoptable, Record, RecordStore
+from accelerd.supervise.instance_records import Adoptable, RecordStore, StoredInstance
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.dbus.client import BusError
 from tests.fakes.user_manager import FakeUserManager
@@ -176,8 +176,8 @@ async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
         assert manager.units["accelerd-m.service"].properties["StopPropagatedFrom"] == ["accelerd.service"]
         (record,) = house.roots.instances.glob("*.json")
         assert json.loads(record.read_text())["survives"] is False
-        kept = house.start(name="k")
-        await house.ready(kept)
+        record = house.start(name="k")
+        await house.ready(record)
         assert "StopPropagatedFrom" not in manager.units["accelerd-k.service"].properties
         assert "SESSION" in manager.units["accelerd-k.service"].properties["UnsetEnvironment"]
 
@@ -185,7 +185,7 @@ async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
 async def test_full_disk_costs_the_survival_and_nothing_else(
     house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(store: RecordStore, record: Record) -> None:
+    def full(store: RecordStore, record: StoredInstance) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RecordStore, "write", full)
@@ -257,7 +257,7 @@ async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(
 ) -> None:
     pid, survivor = await left_by_a_daemon(house)
     async with house:
-        endpoint = survivor.kept.unix
+        endpoint = survivor.record.unix
         assert endpoint is not None
         os.unlink(endpoint)
         other = house.start(name="other")

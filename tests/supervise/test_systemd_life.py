@@ -46,7 +46,7 @@ def test_environment_is_the_planned_one_and_no_secret_shows(units: Units, daemon
     pid = daemon.start(1, units.name(), env=values)
     environ = Path(f"/proc/{pid}/environ").read_bytes().decode()
     given = dict(entry.split("=", 1) for entry in environ.split("\0") if entry)
-    assert {given.pop(f"ACCELERD_{mark}") for mark in ("INSTANCE", "OWNER")} >= {str(units.runtime)}
+    assert {given.pop(f"ACCELERD_{tag}") for tag in ("INSTANCE", "OWNER")} >= {str(units.runtime)}
     planned = daemon.ask("environment")
     assert given == planned
     assert not units.files("*.env")

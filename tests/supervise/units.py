@@ -127,11 +127,11 @@ class Units:
 
     def pids(self) -> list[int]:
         """All processes that carry the mark of this runtime directory."""
-        mark = f"{names.ENV_MARK_OWNER}={self.runtime}".encode()
+        tag = f"{names.ENV_MARK_OWNER}={self.runtime}".encode()
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
-                if mark in path.read_bytes().split(b"\0"):
+                if tag in path.read_bytes().split(b"\0"):
                     found.append(int(path.parts[2]))
             except OSError:
                 continue

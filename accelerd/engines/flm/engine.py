@@ -159,7 +159,7 @@ class Flm(Engine):
                 log.info("flm cannot be asked about %s: %s", spec.name, error)
         return Forecast((footprint.need(spec, self._guess(spec), devices),))
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """A shorter context, where that would do."""
         known = self._guess(spec)
         sizes = footprint.parts(spec, known)

@@ -89,7 +89,7 @@ class Lemonade(Engine):
             await self._ask()
         return forecasting.forecast(spec, devices, self._catalogue, self._settings.url or "Lemonade Server")
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """Nothing: Lemonade's models are whole or not there."""
         return ""
 

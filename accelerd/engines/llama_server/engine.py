@@ -250,9 +250,9 @@ class LlamaServer(Engine):
             log.info("llama-fit-params says nothing of %s: %s", spec.name, answer.why_not)
         return tuned.spec, build, answer
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
-        return self._forecaster.offer(spec, room)
+        return self._forecaster.suggest_smaller(spec, room)
 
     def traits(self, spec: ModelSpec) -> Traits:
         """By its settings: of what is in the model's file it serves all."""

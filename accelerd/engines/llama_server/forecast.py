@@ -123,7 +123,7 @@ class Forecaster:
             placed = tuple(corrected(need, found, answer) for need in placed)
         return Forecast(placed, self._key(known, build) if build is not None else "")
 
-    def offer(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """One clause on what of the model would fit into `room`; empty where nothing would, or nothing is known."""
         known = self._known.get(spec.name)
         if known is None or spec.memory is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import InstanceRecord, Leader, Order
+from accelerd.supervise.homes.home import InstanceRecord, LaunchRequest, MainProcess
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.supervise.process.spawn import Spawner, find_program
 
@@ -34,14 +34,16 @@ class ChildHome:
         self._kills = OomKills(cgroup_of(proc, sys, "self"))
         self._living = 0
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
-        return mark.instance
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
+        return tag.instance
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """Nothing to do: programs are this machine's."""
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
-        program = await asyncio.to_thread(find_program, order.argv[0], order.env.get("PATH"))
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
+        program = await asyncio.to_thread(find_program, launch.argv[0], launch.env.get("PATH"))
         if not self._living:
             self._kills.forget()
 
@@ -51,14 +53,14 @@ class ChildHome:
                 child.result = "oom-kill"
             on_exit()
 
-        child = self._spawner.spawn((program, *order.argv[1:]), order.env, order.cwd, on_output, exited)
+        child = self._spawner.spawn((program, *launch.argv[1:]), launch.env, launch.cwd, on_output, exited)
         self._living += 1
-        self._weigh(child.pid, order.spec)
+        self._weigh(child.pid, launch.spec)
         return child
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> Leader | None:
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess | None:
         """Nothing here outlives the daemon that started it."""
         return None
 

@@ -24,18 +24,18 @@ class HomeError(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
+class LaunchRequest:
     """What is to run. `env` is the whole environment, marks included; it may hold secrets and must not reach argv."""
 
     spec: ModelSpec
     argv: tuple[str, ...]  # argv[0] absolute, except in containers, whose PATH is their own
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
-    mark: InstanceTag
+    tag: InstanceTag
     tenancy: Tenancy | None = None
 
 
-class Leader(Protocol):
+class MainProcess(Protocol):
     """The engine's own process, held by pidfd: its pid is never anybody else's while this is held."""
 
     @property
@@ -70,7 +70,7 @@ class Leader(Protocol):
 
 
 @dataclass(frozen=True)
-class Settled:
+class TenantAddress:
     """Where a tenant is to be reached, and how it is asked there: fields of a LaunchPlan."""
 
     endpoint: Endpoint
@@ -84,7 +84,7 @@ class Settled:
 
 
 @runtime_checkable
-class Tenant(Protocol):
+class TenantProcess(Protocol):
     """A Leader that is no process of its own but a model inside a server; `pid` is what serves it, as far as known."""
 
     @property
@@ -92,7 +92,7 @@ class Tenant(Protocol):
 
     ended: tuple[Cause, str] | None  # why it has ended, once it has, unless it was told to
 
-    async def settled(self) -> Settled:
+    async def settled(self) -> TenantAddress:
         """As soon as it is loaded; waits forever when it cannot be: then `exited` is set."""
         ...
 
@@ -102,7 +102,7 @@ class Tenant(Protocol):
 
 
 @runtime_checkable
-class Closing(Protocol):
+class ClosableHome(Protocol):
     """A Home that has something to end when the daemon does."""
 
     async def close(self) -> None: ...
@@ -115,7 +115,7 @@ class InstanceRecord:
     model: str
     home: str  # Home.kind
     fingerprint: str  # of the launch settings: another one means that it must be replaced
-    mark: InstanceTag
+    tag: InstanceTag
     place: str  # the home's own name for it: the unit, the container
     unix: str | None
     port: int | None
@@ -128,7 +128,7 @@ class Home(Protocol):
     kind: str
     survives: bool  # does what lives here outlive the daemon?
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         """The home's own name for what is about to start, for Kept."""
         ...
 
@@ -139,28 +139,30 @@ class Home(Protocol):
         """
         ...
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
         """Start it. HomeError, NoProgram or OSError; then nothing is left."""
         ...
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> Leader | None:
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess | None:
         """Hold on to what an earlier daemon started; None when it lives no more."""
         ...
 
 
 @runtime_checkable
-class Unmarked(Protocol):
+class UntaggedHome(Protocol):
     """A Home whose processes do not carry the mark: it alone knows them."""
 
-    async def living(self, kept: InstanceRecord) -> Sequence[Process]:
+    async def living(self, record: InstanceRecord) -> Sequence[Process]:
         """Those that live of what an earlier daemon started; none when it cannot be told."""
         ...
 
 
 @runtime_checkable
-class Untidy(Protocol):
+class SweepableHome(Protocol):
     """A Home that can leave something behind that is no process."""
 
     async def tidy(self, owner: str, spared: Collection[str]) -> int:

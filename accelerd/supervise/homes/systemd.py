@@ -16,9 +16,9 @@ from typing import Final
 from accelerd.base.cgroup import find_cgroup
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, Leader, Order
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, MainProcess
 from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_name, unit_name, unit_properties
-from accelerd.supervise.homes.unit_leader import UnitLeader
+from accelerd.supervise.homes.unit_process import UnitMainProcess
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, ProcTable
@@ -53,7 +53,7 @@ class SystemdHome:
         self._roots = roots
         self._table = table or ProcTable(roots.proc)
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return unit_name(spec.name)
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
@@ -61,53 +61,55 @@ class SystemdHome:
 
     # --- start ------------------------------------------------------------------------------------------------
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
-        program = await asyncio.to_thread(find_program, order.argv[0], order.env.get("PATH"))
-        files = InstanceFiles(self._roots.instances, order.mark)
-        descriptor = await asyncio.to_thread(self._prepare, order, files)
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
+        program = await asyncio.to_thread(find_program, launch.argv[0], launch.env.get("PATH"))
+        files = InstanceFiles(self._roots.instances, launch.tag)
+        descriptor = await asyncio.to_thread(self._prepare, launch, files)
         asked: list[str] = []  # the units that systemd may have because of this
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                unit = await self._launch(order, program, files, asked)
+                unit = await self._launch(launch, program, files, asked)
                 state = await self._executed(unit, program)
                 pidfd = await self._hold(unit, state)
         except BaseException as error:
             os.close(descriptor)
             await self._undo(asked, files)
             if isinstance(error, TimeoutError):
-                raise HomeError(f"cannot start {order.spec.name}: systemd does not get on with its unit") from None
+                raise HomeError(f"cannot start {launch.spec.name}: systemd does not get on with its unit") from None
             if isinstance(error, BusError):
-                raise HomeError(f"cannot start {order.spec.name}: {error}") from None
+                raise HomeError(f"cannot start {launch.spec.name}: {error}") from None
             raise
         finally:
             # Without it a start that systemd has put off until later fails, so that no process comes unexpected.
             files.environment.unlink(missing_ok=True)
-        return self._leader(unit, state, pidfd, files, OutputReader(descriptor, on_output), on_exit)
+        return self._main(unit, state, pidfd, files, OutputReader(descriptor, on_output), on_exit)
 
-    def _prepare(self, order: Order, files: InstanceFiles) -> int:
+    def _prepare(self, launch: LaunchRequest, files: InstanceFiles) -> int:
         """Environment and FIFO; the FIFO's reading end. Blocking."""
         try:
-            files.write_environment(order.env)
+            files.write_environment(launch.env)
             files.make_output()
             return files.open_output(self._roots.proc)
         except (OSError, ValueError) as error:
             files.environment.unlink(missing_ok=True)
             files.output.unlink(missing_ok=True)
-            raise HomeError(f"cannot start {order.spec.name}: {error}") from None
+            raise HomeError(f"cannot start {launch.spec.name}: {error}") from None
 
-    async def _launch(self, order: Order, program: str, files: InstanceFiles, asked: list[str]) -> str:
+    async def _launch(self, launch: LaunchRequest, program: str, files: InstanceFiles, asked: list[str]) -> str:
         """Give systemd the unit; the name it got. BusError, HomeError."""
         inherited = {entry.partition("=")[0] for entry in await self._manager.environment()}
         properties = unit_properties(
-            order.spec,
-            (program, *order.argv[1:]),
-            order.cwd,
+            launch.spec,
+            (program, *launch.argv[1:]),
+            launch.cwd,
             environment_file=files.environment,
-            unset=(inherited | set(ADDED_BY_SYSTEMD)) - set(order.env),
+            unset=(inherited | set(ADDED_BY_SYSTEMD)) - set(launch.env),
             output=files.output,
-            bound_to=None if order.spec.survive else await self._own_unit(),
+            bound_to=None if launch.spec.survive else await self._own_unit(),
         )
-        for unit in (unit_name(order.spec.name), second_name(order.spec.name, order.mark)):
+        for unit in (unit_name(launch.spec.name), second_name(launch.spec.name, launch.tag)):
             for _ in range(FORGETS_WITHIN):
                 asked.append(unit)
                 try:
@@ -125,7 +127,7 @@ class SystemdHome:
                 await self._forget(unit)
                 await asyncio.sleep(0.01)
             log.warning("the unit name %s is taken", unit)
-        raise HomeError(f"cannot start {order.spec.name}: the name of its unit is taken")
+        raise HomeError(f"cannot start {launch.spec.name}: the name of its unit is taken")
 
     async def _own_unit(self) -> str | None:
         """The service that this daemon is, if it is one."""
@@ -172,10 +174,10 @@ class SystemdHome:
     # --- adopt ------------------------------------------------------------------------------------------------
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> Leader | None:
-        members = {process.pid: process for process in await self._members(kept.mark)}
-        for unit in (kept.place, second_name(kept.model, kept.mark)):
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess | None:
+        members = {process.pid: process for process in await self._members(record.tag)}
+        for unit in (record.place, second_name(record.model, record.tag)):
             try:
                 properties = await self._manager.show(unit)
                 state = UnitState.parse(properties) if properties is not None else None
@@ -184,8 +186,8 @@ class SystemdHome:
                 await self._manager.ref(unit)
                 pidfd = await self._hold(unit, state)
             except BusError as error:
-                raise HomeError(f"cannot take over {kept.model}: {error}") from None
-            return await self._take_over(unit, state, pidfd, members[state.main_pid], kept, on_output, on_exit)
+                raise HomeError(f"cannot take over {record.model}: {error}") from None
+            return await self._take_over(unit, state, pidfd, members[state.main_pid], record, on_output, on_exit)
         return None
 
     async def _take_over(
@@ -194,32 +196,32 @@ class SystemdHome:
         state: UnitState,
         pidfd: int | None,
         process: Process,
-        kept: InstanceRecord,
+        record: InstanceRecord,
         on_output: Callable[[bytes], None],
         on_exit: Callable[[], None],
-    ) -> Leader | None:
-        files = InstanceFiles(self._roots.instances, kept.mark)
+    ) -> MainProcess | None:
+        files = InstanceFiles(self._roots.instances, record.tag)
         same = False
         try:
             # The pidfd holds the unit's main process; start time and mark say that it is the one which was meant.
-            same = pidfd is not None and process in await self._members(kept.mark)
+            same = pidfd is not None and process in await self._members(record.tag)
             if same:
                 descriptor = await asyncio.to_thread(files.open_output, self._roots.proc, process.pid)
-                return self._leader(unit, state, pidfd, files, OutputReader(descriptor, on_output), on_exit)
+                return self._main(unit, state, pidfd, files, OutputReader(descriptor, on_output), on_exit)
         except OSError as error:
             same = False
-            raise HomeError(f"cannot take over {kept.model}: {error}") from None
+            raise HomeError(f"cannot take over {record.model}: {error}") from None
         finally:
             if not same and pidfd is not None:
                 os.close(pidfd)
         return None
 
-    async def _members(self, mark: InstanceTag) -> list[Process]:
-        return await asyncio.to_thread(self._table.members, mark, None)
+    async def _members(self, tag: InstanceTag) -> list[Process]:
+        return await asyncio.to_thread(self._table.members, tag, None)
 
     # --- both -------------------------------------------------------------------------------------------------
 
-    def _leader(
+    def _main(
         self,
         unit: str,
         state: UnitState,
@@ -227,8 +229,8 @@ class SystemdHome:
         files: InstanceFiles,
         output: OutputReader,
         on_exit: Callable[[], None],
-    ) -> UnitLeader:
-        return UnitLeader(
+    ) -> UnitMainProcess:
+        return UnitMainProcess(
             unit,
             state.main_pid or state.first_pid or 0,
             pidfd,

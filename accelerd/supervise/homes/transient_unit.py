@@ -49,9 +49,9 @@ def unit_name(model: str) -> str:
     return f"{PREFIX}{_escape(model)}.service"
 
 
-def second_name(model: str, mark: InstanceTag) -> str:
+def second_name(model: str, tag: InstanceTag) -> str:
     """For when somebody else's unit has the name: never taken, and known from the record of the instance."""
-    return f"{PREFIX}{_escape(model)}-{_escape(mark.instance)}.service"
+    return f"{PREFIX}{_escape(model)}-{_escape(tag.instance)}.service"
 
 
 def _escape(text: str) -> str:

@@ -19,12 +19,12 @@ _VARIABLE = names.ENV_MARK_INSTANCE.encode() + b"="
 
 
 @dataclass(frozen=True)
-class Origin:
+class ProcessIdentity:
     """By what the processes of one start are known."""
 
-    mark: InstanceTag
+    tag: InstanceTag
     session: int | None
-    leader: int | None  # its descendants belong to it: in a container that was there before nothing carries the mark
+    main: int | None  # its descendants belong to it: in a container that was there before nothing carries the mark
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class ProcessGroups:
         self._marks: dict[int, tuple[tuple[bytes, ...], str]] = {}  # pid → its image, its mark
         self._lock = threading.Lock()
 
-    def look(self, origins: Mapping[int, Origin]) -> dict[int, list[int]]:
+    def look(self, origins: Mapping[int, ProcessIdentity]) -> dict[int, list[int]]:
         """Live pids by instance, in ascending order."""
         with self._lock:
             return self._look(origins) if origins else {}
 
     def _look(self, origins: Mapping[int, Origin]) -> dict[int, list[int]]:
         stats = {pid: stat for pid in self._pids() if (stat := self._stat(pid)) is not None}
-        self._marks = {pid: (stat.image, self._mark(pid, stat)) for pid, stat in stats.items()}
-        by_mark = {origin.mark.instance: number for number, origin in origins.items()}
+        self._marks = {pid: (stat.image, self._tag(pid, stat)) for pid, stat in stats.items()}
+        by_mark = {origin.tag.instance: number for number, origin in origins.items()}
         by_session = {origin.session: number for number, origin in origins.items() if origin.session is not None}
-        by_leader = {origin.leader: number for number, origin in origins.items() if origin.leader}
+        by_leader = {origin.main: number for number, origin in origins.items() if origin.main}
         found: dict[int, list[int]] = {number: [] for number in origins}
         for pid in sorted(stats):
             stat = stats[pid]
@@ -70,11 +70,11 @@ class ProcessGroups:
         me = os.getpid()
         return [pid for name in os.listdir(self._proc) if name.isdigit() and (pid := int(name)) != me]
 
-    def _mark(self, pid: int, stat: _Stat) -> str:
+    def _tag(self, pid: int, stat: _Stat) -> str:
         """What it has been marked with; "" for most."""
-        image, mark = self._marks.get(pid, ((), ""))
+        image, tag = self._marks.get(pid, ((), ""))
         if image == stat.image:
-            return mark
+            return tag
         if stat.image[-1] == b"0":
             return ""  # a kernel thread, or not ours to look into
         for entry in self._read(pid, "environ").split(b"\0"):

@@ -18,7 +18,7 @@ from typing import Final
 _LISTEN: Final = "0A"
 
 
-class Owner(Enum):
+class ListenerOwner(Enum):
     """Who has the endpoint."""
 
     NOBODY = "nobody"
@@ -26,15 +26,15 @@ class Owner(Enum):
     FOREIGN = "foreign"
 
 
-def tcp_owner(proc: Path, port: int, pids: Iterable[int]) -> Owner:
+def tcp_owner(proc: Path, port: int, pids: Iterable[int]) -> ListenerOwner:
     """Who would get a connection to 127.0.0.1:`port`. Of several listeners (SO_REUSEPORT) all must be ours."""
     inodes = _listening(proc / "net" / "tcp", port) | _listening(proc / "net" / "tcp6", port)
     if not inodes:
-        return Owner.NOBODY
+        return ListenerOwner.NOBODY
     ours: set[str] = set()
     for pid in pids:
         ours |= _sockets(proc, pid)
-    return Owner.OURS if inodes <= ours else Owner.FOREIGN
+    return ListenerOwner.OURS if inodes <= ours else ListenerOwner.FOREIGN
 
 
 def _listening(table: Path, port: int) -> set[str]:

@@ -50,8 +50,8 @@ class InstanceTag:
 class ProcessTable(Protocol):
     """The processes of this machine, as far as this user may look."""
 
-    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
-        """Live processes that carry `mark` or are in `session` (or its group). Zombies do not live. Blocking."""
+    def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
+        """Live processes that carry `tag` or are in `session` (or its group). Zombies do not live. Blocking."""
         ...
 
     def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
@@ -70,8 +70,8 @@ class ProcTable:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
-    def members(self, mark: InstanceTag, session: int | None) -> list[Process]:
-        wanted = _entry(names.ENV_MARK_INSTANCE, mark.instance)
+    def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
+        wanted = _entry(names.ENV_MARK_INSTANCE, tag.instance)
 
         def is_member(pid: int, stat: _Stat, mine: bool) -> bool:
             # A session is ours whatever uid its processes took (a setuid program): dead must mean proven dead.

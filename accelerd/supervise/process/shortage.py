@@ -14,25 +14,25 @@ SAID: Final = 160  # characters
 
 
 @dataclass(frozen=True)
-class Shortage:
+class FailedAllocation:
     """What it says that it did not get."""
 
     said: str  # its own words
     wanted: int | None  # bytes, of this one piece
 
 
-def shortage(plan: LaunchPlan, lines: Sequence[str]) -> Shortage | None:
+def shortage(plan: LaunchPlan, lines: Sequence[str]) -> FailedAllocation | None:
     """The last that the lines say of it: it may have tried with smaller pieces. None: not a word of that."""
     if any(re.search(pattern, line) for pattern in plan.too_large for line in lines):
         return None
-    found: Shortage | None = None
+    found: FailedAllocation | None = None
     for line in lines:
         for pattern in plan.out_of_memory:
             match = re.search(pattern, line)
             if match is not None:
                 wanted = _wanted(match)
                 if wanted is not None or found is None:
-                    found = Shortage(line[match.start() :].strip()[:SAID], wanted)
+                    found = FailedAllocation(line[match.start() :].strip()[:SAID], wanted)
                 break
     return found
 

@@ -42,7 +42,7 @@ def find_program(name: str, path: str | None) -> str:
     raise NoProgram(f"cannot start {name}: no such program" + ("" if "/" in name else " in PATH"))
 
 
-class Child:
+class ChildProcess:
     """A Leader (home.py): a child that is not yet reaped, so its pid and its process group cannot be anybody else's.
 
     `on_output` gets what it prints, stdout and stderr as one stream; `on_exit` is called once, when its exit is seen.
@@ -138,7 +138,7 @@ class Spawner:
         cwd: Path,
         on_output: Callable[[bytes], None],
         on_exit: Callable[[], None],
-    ) -> Child:
+    ) -> ChildProcess:
         """Start argv[0] (absolute) in a session of its own. OSError when the system has no room for it.
 
         vfork and exec of setpriv cost about a millisecond of the loop; the program itself is loaded after that.
@@ -165,7 +165,7 @@ class Spawner:
         finally:
             os.close(writing)
         try:
-            child = Child(process, reading, on_output, on_exit)
+            child = ChildProcess(process, reading, on_output, on_exit)
         except BaseException:
             process.kill()
             process.wait()

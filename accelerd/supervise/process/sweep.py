@@ -17,9 +17,9 @@ from pathlib import Path
 
 from accelerd.base import names
 from accelerd.base.ports import Clock
-from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, Leader
+from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, MainProcess
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
 from accelerd.system.records import event
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 async def sweep(
-    leader: Leader | None,
-    mark: InstanceTag,
+    main: MainProcess | None,
+    tag: InstanceTag,
     model: str,
     table: ProcessTable,
     clock: Clock,
-    limits: Limits,
+    limits: SupervisorSettings,
     slow: Callable[[], None],
 ) -> list[Process]:
     """SIGKILL all that is left of an instance; returns, when nothing is, the processes found beside its own.
@@ -43,11 +43,11 @@ async def sweep(
     found: dict[int, Process] = {}
     empty, delay, told, loud_at = 0, 0.005, False, began + limits.loud_after
     while True:
-        left = await asyncio.to_thread(_kill_members, table, mark, leader.session if leader is not None else None)
-        if leader is not None:
-            leader.kill_group()  # and what they forked meanwhile
-        if left or not (leader is None or leader.exited.is_set()):
-            found |= {process.pid: process for process in left if leader is None or process.pid != leader.pid}
+        left = await asyncio.to_thread(_kill_members, table, tag, main.session if main is not None else None)
+        if main is not None:
+            main.kill_group()  # and what they forked meanwhile
+        if left or not (main is None or main.exited.is_set()):
+            found |= {process.pid: process for process in left if main is None or process.pid != main.pid}
             empty = 0
         else:
             # A scan can miss what is forked behind its back: where something was found, look twice.
@@ -60,7 +60,7 @@ async def sweep(
             slow()
         if now > loud_at:
             loud_at = now + limits.loud_every
-            pid = leader.pid if leader is not None else None
+            pid = main.pid if main is not None else None
             who = describe(left) or f"process {pid}"
             text = (
                 f"cannot end {model}: still there {now - began:.0f} s after SIGKILL: {who}; its memory stays counted "
@@ -71,46 +71,46 @@ async def sweep(
         delay = min(delay * 2, 1.0)
 
 
-def _kill_members(table: ProcessTable, mark: InstanceTag, session: int | None) -> list[Process]:
+def _kill_members(table: ProcessTable, tag: InstanceTag, session: int | None) -> list[Process]:
     """SIGKILL to every member found; all of them are returned, killed or not. Blocking."""
-    members = table.members(mark, session)
+    members = table.members(tag, session)
     for process in members:
         with suppress(PermissionError):  # it took another uid: it stays in the list and the log names it
             table.signal(process, signal.SIGKILL)
     return members
 
 
-async def end_kept(homes: Mapping[str, Home], kept: InstanceRecord, limits: Limits) -> None:
+async def end_recorded(homes: Mapping[str, Home], record: InstanceRecord, limits: SupervisorSettings) -> None:
     """End an instance of an earlier daemon that nobody wants any more, and what its home has of it.
 
     What the home does not know (any more) is left to sweep_leftovers.
     """
-    home = homes.get(kept.home)
+    home = homes.get(record.home)
     try:
-        leader = await home.adopt(kept, lambda _: None, lambda: None) if home is not None else None
+        main = await home.adopt(record, lambda _: None, lambda: None) if home is not None else None
     except (HomeError, OSError) as error:
-        event(log, logging.WARNING, str(error), model=kept.model)
+        event(log, logging.WARNING, str(error), model=record.model)
         return
-    if leader is None:
+    if main is None:
         return
     try:
-        text = f"{kept.model}: process {leader.pid} of an earlier accelerd is not wanted any more: ending it"
-        event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, model=kept.model, child_pid=leader.pid)
-        leader.signal(signal.SIGTERM)
+        text = f"{record.model}: process {main.pid} of an earlier accelerd is not wanted any more: ending it"
+        event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, model=record.model, child_pid=main.pid)
+        main.signal(signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.leftover_grace):
-                await leader.exited.wait()
-        leader.kill_group()
+                await main.exited.wait()
+        main.kill_group()
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.leftover_patience):
-                await leader.exited.wait()
-                await leader.release()
+                await main.exited.wait()
+                await main.release()
     finally:
-        leader.let_go()
+        main.let_go()
 
 
 async def sweep_leftovers(
-    table: ProcessTable, owner: str, clock: Clock, limits: Limits, spared: Collection[str] = ()
+    table: ProcessTable, owner: str, clock: Clock, limits: SupervisorSettings, spared: Collection[str] = ()
 ) -> int:
     """End the processes that an earlier daemon with this runtime directory left. How many there were.
 

@@ -376,8 +376,8 @@ class Handler(BaseHTTPRequestHandler):
 def multipart(body: bytes, kind: str) -> dict[str, Any]:
     """The parts by name: what has a file's name as bytes, the others as text."""
     found: dict[str, Any] = {}
-    mark = b"--" + kind.partition("boundary=")[2].strip().strip('"').encode()
-    for part in body.split(mark)[1:-1]:
+    tag = b"--" + kind.partition("boundary=")[2].strip().strip('"').encode()
+    for part in body.split(tag)[1:-1]:
         head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
         content = content.removesuffix(b"\r\n")
         name = head.decode(errors="replace").partition('name="')[2].partition('"')[0]

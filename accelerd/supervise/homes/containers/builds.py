@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from accelerd.supervise.homes.containers.commands import CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import ContainerEngine
-from accelerd.supervise.homes.containers.tool import Done, Tools
 from accelerd.supervise.homes.home import HomeError
 
 NONE: Final = 96  # an exit status that neither podman nor llama-server has
@@ -21,7 +21,7 @@ _VERSION: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Build:
+class ToolboxBuild:
     """`version` as llama-server writes it, "5412 (3a4b5c6)"; None: there is no llama-server."""
 
     version: str | None
@@ -30,17 +30,17 @@ class Build:
 class Builds:
     """All of this user's."""
 
-    def __init__(self, engine: ContainerEngine, tools: Tools) -> None:
+    def __init__(self, engine: ContainerEngine, tools: CommandRunner) -> None:
         self._engine = engine
         self._tools = tools
-        self._known: dict[str, Build] = {}
+        self._known: dict[str, ToolboxBuild] = {}
 
-    async def inside(self, toolbox: str) -> Build:
+    async def inside(self, toolbox: str) -> ToolboxBuild:
         """In a toolbox that runs. HomeError when it does not answer."""
         enter = ("toolbox", "run", "--container", toolbox, "sh", "-c", ASK)
         return _build(await self._tools.call(*enter, within=PATIENCE), f"toolbox {toolbox}")
 
-    async def of_image(self, image: str) -> Build:
+    async def of_image(self, image: str) -> ToolboxBuild:
         """In the image with this id, by a container that is gone at once. HomeError."""
         if image not in self._known:
             bounds = ("--rm", "--network=none", "--pull=never", f"--timeout={PATIENCE:.0f}")
@@ -50,10 +50,10 @@ class Builds:
         return self._known[image]
 
 
-def _build(done: Done, where: str) -> Build:
+def _build(done: CommandResult, where: str) -> ToolboxBuild:
     if done.status == NONE:
-        return Build(None)
+        return ToolboxBuild(None)
     found = _VERSION.search(f"{done.err}\n{done.out}")
     if found is None:
         raise HomeError(f"{where} does not say which llama-server it holds: {done.why()}")
-    return Build(found[1].strip())
+    return ToolboxBuild(found[1].strip())

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from accelerd.supervise.homes.containers.tool import PATIENCE, Done, Tools
+from accelerd.supervise.homes.containers.commands import PATIENCE, CommandResult, CommandRunner
 from accelerd.supervise.homes.home import HomeError
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,13 @@ class Container:
 class ContainerEngine:
     """`name` is podman or docker."""
 
-    def __init__(self, name: str, tools: Tools) -> None:
+    def __init__(self, name: str, tools: CommandRunner) -> None:
         self.name = name
         self.tools = tools
 
-    async def call(self, *args: str, within: float = PATIENCE, check: bool = True, output: int | None = None) -> Done:
+    async def call(
+        self, *args: str, within: float = PATIENCE, check: bool = True, output: int | None = None
+    ) -> CommandResult:
         """One call. HomeError when `check` and it fails."""
         done = await self.tools.call(self.name, *args, within=within, output=output)
         if check and done.status != 0:

@@ -18,11 +18,17 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.supervise.homes.containers import tree
+from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff
-from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
-from accelerd.supervise.homes.containers.tool import CliProcess, Done, Tools
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.homes.containers.main_process import (
+    ContainerMainProcess,
+    ExitStatus,
+    OomWatch,
+    ProcessGone,
+    hold,
+)
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
 from accelerd.supervise.process.processes import InstanceTag, Process
 from accelerd.supervise.process.reader import OutputReader
 
@@ -33,10 +39,10 @@ END_PATIENCE: Final = 5.0  # s until the engine has noticed the end
 
 
 @dataclass
-class _Start:
+class _ExistingStart:
     name: str
     engine: ContainerEngine
-    handover: ContainerHandoff
+    handoff: ContainerHandoff
     grace: float
     stopping: bool = False
     logs: CliProcess | None = None
@@ -51,7 +57,7 @@ class ExistingHome:
         self,
         roots: Roots,
         clock: Clock,
-        tools: Tools,
+        tools: CommandRunner,
         *,
         survives: bool,
         engines: Sequence[ContainerEngine] | None = None,
@@ -62,7 +68,7 @@ class ExistingHome:
         self._tools = tools
         self._engines = list(engines or [ContainerEngine(name, tools) for name in ("podman", "docker")])
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return spec.container or ""
 
     async def endpoint(self, spec: ModelSpec) -> Endpoint:
@@ -82,41 +88,43 @@ class ExistingHome:
         engine, found = await self._find(spec.container or "")
         return (engine.name, "start", found.name)
 
-    async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> Done:
+    async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> CommandResult:
         """Run a short command in it, while it runs. HomeError."""
         engine, found = await self._find(spec.container or "")
         return await engine.call("exec", found.name, *argv, within=within, check=False)
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
-        engine, found = await self._find(order.spec.container or "")
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
+        engine, found = await self._find(launch.spec.container or "")
         was_running = found.running
         if not was_running:
             await engine.start(found.name)
         try:
-            return await self._held(order.mark, found.name, engine, order.spec.stop_timeout, on_output, on_exit)
+            return await self._held(launch.tag, found.name, engine, launch.spec.stop_timeout, on_output, on_exit)
         except BaseException:
             if not was_running:
                 await asyncio.shield(engine.stop(found.name, 0))
             raise
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> HeldLeader | None:
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess | None:
         try:
-            engine, found = await self._find(kept.place)
+            engine, found = await self._find(record.place)
         except HomeError:
             return None
         if not found.running:
-            await asyncio.to_thread(ContainerHandoff(self._roots, kept.mark).remove)
+            await asyncio.to_thread(ContainerHandoff(self._roots, record.tag).remove)
             return None
-        return await self._held(kept.mark, found.name, engine, 10.0, on_output, on_exit)
+        return await self._held(record.tag, found.name, engine, 10.0, on_output, on_exit)
 
-    async def living(self, kept: InstanceRecord) -> list[Process]:
+    async def living(self, record: InstanceRecord) -> list[Process]:
         """Its main process, which carries no mark: the container was made before."""
         try:
-            _, found = await self._find(kept.place)
+            _, found = await self._find(record.place)
         except HomeError as error:
-            log.warning("%s: %s", kept.model, error)
+            log.warning("%s: %s", record.model, error)
             return []
         link = await asyncio.to_thread(tree.look, self._roots.proc, found.pid) if found.running and found.pid else None
         return [link.process] if link is not None else []
@@ -135,18 +143,18 @@ class ExistingHome:
         raise HomeError(trouble)
 
     async def _held(
-        self, mark: InstanceTag, name: str, engine: ContainerEngine, grace: float,
+        self, tag: InstanceTag, name: str, engine: ContainerEngine, grace: float,
         on_output: Callable[[bytes], None], on_exit: Callable[[], None],
-    ) -> HeldLeader:  # fmt: skip
-        start = _Start(name, engine, ContainerHandoff(self._roots, mark), grace)
-        await asyncio.to_thread(start.handover.remove)  # an earlier daemon's
-        reader = OutputReader(start.handover.prepare("", life=False), on_output)
+    ) -> ContainerMainProcess:  # fmt: skip
+        start = _ExistingStart(name, engine, ContainerHandoff(self._roots, tag), grace)
+        await asyncio.to_thread(start.handoff.remove)  # an earlier daemon's
+        reader = OutputReader(start.handoff.prepare("", life=False), on_output)
         try:
-            start.handover.revoke()
-            output = start.handover.writer()
+            start.handoff.revoke()
+            output = start.handoff.writer()
             try:
                 follow = (self._tools.find(engine.name), "logs", "--follow", "--tail=20", name)
-                start.logs = self._tools.courier(follow, mark.instance, output)
+                start.logs = self._tools.cli(follow, tag.instance, output)
             finally:
                 os.close(output)
             found = await engine.inspect(name)
@@ -155,26 +163,26 @@ class ExistingHome:
             if link is not None:
                 try:
                     pidfd = hold(self._roots.proc, link.process)
-                except Gone:
+                except ProcessGone:
                     log.debug("container %s ended at once", name)
         except BaseException:
             reader.finish()
             if start.logs is not None:
                 await start.logs.end()
-            await asyncio.to_thread(start.handover.remove)
+            await asyncio.to_thread(start.handoff.remove)
             raise
 
-        async def deputy(number: int) -> None:
+        async def signal_by_engine(number: int) -> None:
             start.stopping = True
             await engine.stop(name, 0 if number == signal.SIGKILL else start.grace + 10)
 
-        return HeldLeader(
+        return ContainerMainProcess(
             link.process.pid if link is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
-            close=lambda: _close(start), reader=reader, deputy=deputy, deputy_only=True,
+            close=lambda: _close(start), reader=reader, signal_by_engine=signal_by_engine, only_by_engine=True,
             oom=OomWatch.of(self._roots, link.process.pid) if link is not None else None,
         )  # fmt: skip
 
-    async def _finish(self, start: _Start) -> Ending:
+    async def _finish(self, start: _ExistingStart) -> ExitStatus:
         """The main process has ended: wait until the engine knows, and stop what a restart policy began again."""
         deadline = self._clock.monotonic() + END_PATIENCE
         found = await start.engine.inspect(start.name)
@@ -183,20 +191,20 @@ class ExistingHome:
                 await start.engine.stop(start.name, 0)
             await asyncio.sleep(POLL)
             found = await start.engine.inspect(start.name)
-        ending = Ending(None)
+        ending = ExitStatus(None)
         if found is not None and not found.running:
             code = found.exit_code
-            ending = Ending(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
+            ending = ExitStatus(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
         elif found is not None:
             await start.engine.stop(start.name, 0)  # it was started again by itself: two lives are not one
         if start.logs is not None:
             await start.logs.end(0.5)
-        await asyncio.to_thread(start.handover.remove)
+        await asyncio.to_thread(start.handoff.remove)
         return ending
 
 
-def _close(start: _Start) -> None:
-    start.handover.let_go()
+def _close(start: _ExistingStart) -> None:
+    start.handoff.let_go()
     if start.logs is not None:
         start.logs.kill()
         start.logs.close()

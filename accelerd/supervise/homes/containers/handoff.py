@@ -1,6 +1,6 @@
 """How an instance is handed into a container: its environment by a file that is read once, its output by a FIFO.
 
-Owns the files `instances/<mark>.{env,out,life,end,exec}` and the script that the shell inside runs. It stays as the
+Owns the files `instances/<tag>.{env,out,life,end,exec}` and the script that the shell inside runs. It stays as the
 program's parent and writes down how it ended, so that neither `toolbox run`, `podman exec` nor conmon have to live for
 that. Knows no container.
 """
@@ -73,7 +73,7 @@ exit $status
 
 
 @dataclass(frozen=True)
-class End:
+class ProgramExit:
     """How the program ended, as its parent saw it."""
 
     pid: int
@@ -86,13 +86,13 @@ class ContainerHandoff:
     What returns a descriptor is called on the loop: from a thread nobody would close it when the caller is cancelled.
     """
 
-    def __init__(self, roots: Roots, mark: InstanceTag) -> None:
-        self._files = InstanceFiles(roots.instances, mark)
+    def __init__(self, roots: Roots, tag: InstanceTag) -> None:
+        self._files = InstanceFiles(roots.instances, tag)
         self.env = self._files.environment
         self.out = self._files.output
-        self._life = roots.instances / f"{mark.instance}.life"
-        self._end = roots.instances / f"{mark.instance}.end"
-        self._exec = roots.instances / f"{mark.instance}.exec"
+        self._life = roots.instances / f"{tag.instance}.life"
+        self._end = roots.instances / f"{tag.instance}.end"
+        self._exec = roots.instances / f"{tag.instance}.exec"
         self._proc = roots.proc
         self._held: int | None = None
 
@@ -136,13 +136,13 @@ class ContainerHandoff:
     def being_read(self) -> bool:
         return Path(f"{self.env}.taken").exists()
 
-    def end(self) -> End | None:
+    def end(self) -> ProgramExit | None:
         """How the program ended; None: it runs, or its parent was killed."""
         try:
             pid, status = map(int, self._end.read_text().split())
         except (FileNotFoundError, ValueError):
             return None
-        return End(pid, 128 - status if 128 < status <= 192 else status)
+        return ProgramExit(pid, 128 - status if 128 < status <= 192 else status)
 
     def remember(self, session: ExecSession) -> None:
         """Keep what podman calls the way in. OSError."""

@@ -20,7 +20,7 @@ class MaintenanceLocks:
         self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def through(self, name: str) -> AsyncIterator[None]:
+    async def shared(self, name: str) -> AsyncIterator[None]:
         """Wait until it is open; it cannot be closed before the block ends."""
         await self._until(lambda: name not in self._closed)
         self._inside[name] = self._inside.get(name, 0) + 1
@@ -31,7 +31,7 @@ class MaintenanceLocks:
             self._tell()
 
     @asynccontextmanager
-    async def closed(self, name: str) -> AsyncIterator[None]:
+    async def exclusive(self, name: str) -> AsyncIterator[None]:
         """Let nobody in any more, wait until those inside are through, and hold it closed for the block."""
         await self._until(lambda: name not in self._closed)
         self._closed.add(name)

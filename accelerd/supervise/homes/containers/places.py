@@ -12,7 +12,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Answer, Endpoint, Fixed, Inside, Place
-from accelerd.supervise.homes.containers.tool import Done
+from accelerd.supervise.homes.containers.commands import CommandResult
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.process.spawn import NoProgram
 
@@ -24,7 +24,7 @@ class ContainerHome(Protocol):
     """A home whose programs are its own. HomeError, NoProgram."""
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside: ...
-    async def ask(self, spec: ModelSpec, *argv: str) -> Done: ...
+    async def ask(self, spec: ModelSpec, *argv: str) -> CommandResult: ...
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class FixedHome(Protocol):
     async def command(self, spec: ModelSpec) -> tuple[str, ...]: ...
 
 
-class Translated(Place):
+class ContainerPlace(Place):
     """See engines.base.Place."""
 
     def __init__(self, home: ContainerHome) -> None:
@@ -59,7 +59,7 @@ class HomePlaces:
     async def __call__(self, spec: ModelSpec) -> Place | Fixed | None:
         home = self._homes.get(spec.home)
         if isinstance(home, ContainerHome):
-            return Translated(home)
+            return ContainerPlace(home)
         if isinstance(home, FixedHome):
             endpoint = await _translated(home.endpoint(spec))
             return Fixed(endpoint, await _translated(home.command(spec)), f"container {spec.container}")

@@ -24,7 +24,7 @@ VERSION: Final = 1
 Stage = Literal["trial", "swap", "proved"]
 
 
-class Begun(msgspec.Struct, frozen=True):
+class PendingRefresh(msgspec.Struct, frozen=True):
     """One refresh. `trial`: the old toolbox is untouched; `swap`: names and models change; `proved`: only the old one
     is still to go."""
 
@@ -35,17 +35,17 @@ class Begun(msgspec.Struct, frozen=True):
     boot: str = ""  # of which start of the machine
 
 
-class Left(msgspec.Struct, frozen=True):
+class LeftoverContainer(msgspec.Struct, frozen=True):
     """A container that is to go once nobody is inside."""
 
     id: str
     name: str
 
 
-class _Content(msgspec.Struct):
+class _RefreshFile(msgspec.Struct):
     version: int = VERSION
-    begun: Begun | None = None
-    left: tuple[Left, ...] = ()
+    begun: PendingRefresh | None = None
+    left: tuple[LeftoverContainer, ...] = ()
 
 
 class RefreshRecord:
@@ -55,21 +55,21 @@ class RefreshRecord:
         self.path = path
         self._boot_id = proc / "sys/kernel/random/boot_id"
         self._file: FileStore = AtomicFile(path) if file is None else file
-        self._content = _Content()
+        self._content = _RefreshFile()
 
     @property
-    def begun(self) -> Begun | None:
+    def begun(self) -> PendingRefresh | None:
         return self._content.begun
 
     @property
-    def left(self) -> tuple[Left, ...]:
+    def left(self) -> tuple[LeftoverContainer, ...]:
         return self._content.left
 
     async def read(self) -> None:
         """Never raises: a file that cannot be read is set aside, with a warning."""
         await asyncio.to_thread(self._read)
 
-    async def begin(self, begun: Begun) -> None:
+    async def begin(self, begun: PendingRefresh) -> None:
         """Write it down. HomeError: then nothing may be done."""
         await self._write(msgspec.structs.replace(self._content, begun=begun))
 
@@ -77,7 +77,7 @@ class RefreshRecord:
         """HomeError: it stays, and the next refresh finds it done."""
         await self._write(msgspec.structs.replace(self._content, begun=None))
 
-    async def leave(self, left: tuple[Left, ...]) -> None:
+    async def leave(self, left: tuple[LeftoverContainer, ...]) -> None:
         """Write down what is to go later. HomeError."""
         if left != self.left:
             await self._write(msgspec.structs.replace(self._content, left=left))
@@ -93,19 +93,19 @@ class RefreshRecord:
         try:
             data = self._file.read()
             if data is not None:
-                self._content = msgspec.json.decode(data, type=_Content)
+                self._content = msgspec.json.decode(data, type=_RefreshFile)
         except (Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as error:
             try:
-                kept = f"it is kept as {self._file.set_aside()}"
+                record = f"it is kept as {self._file.set_aside()}"
             except OSError as trouble:
-                kept = trouble.strerror or str(trouble)
-            text = f"cannot use {self.path}: {error}; a refresh that was interrupted is not repaired ({kept})"
+                record = trouble.strerror or str(trouble)
+            text = f"cannot use {self.path}: {error}; a refresh that was interrupted is not repaired ({record})"
             event(log, logging.WARNING, text, message_id=names.MSG_STATE_FILE)
         except OSError as error:
             text = f"cannot read {self.path}: {error.strerror or error}"
             event(log, logging.WARNING, text, message_id=names.MSG_STATE_FILE)
 
-    async def _write(self, content: _Content) -> None:
+    async def _write(self, content: _RefreshFile) -> None:
         try:
             await asyncio.to_thread(self._file.write, msgspec.json.encode(content) + b"\n")
         except OSError as error:

@@ -21,6 +21,7 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Inside
 from accelerd.supervise.homes.containers import images, tree
+from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import (
     LABEL_INSTANCE,
     LABEL_OWNER,
@@ -30,10 +31,15 @@ from accelerd.supervise.homes.containers.engine import (
     only_ours,
 )
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff, as_env_file, inner_environment
-from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
+from accelerd.supervise.homes.containers.main_process import (
+    ContainerMainProcess,
+    ExitStatus,
+    OomWatch,
+    ProcessGone,
+    hold,
+)
 from accelerd.supervise.homes.containers.pull import pull, told_in_lines
-from accelerd.supervise.homes.containers.tool import ENV_COURIER, CliProcess, Done, Tools
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
@@ -47,12 +53,12 @@ FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could 
 
 
 @dataclass
-class _Start:
+class _ContainerStart:
     """One instance, as this home holds it."""
 
-    mark: InstanceTag
+    tag: InstanceTag
     name: str
-    handover: ContainerHandoff
+    handoff: ContainerHandoff
     logs: CliProcess | None = None  # docker: `docker logs --follow`
 
 
@@ -65,12 +71,12 @@ class RunHome:
         self.kind = engine.name
         self.survives = survives
         self._engine = engine
-        self._tools: Tools = engine.tools
+        self._tools: CommandRunner = engine.tools
         self._roots = roots
         self._clock = clock
         self._table = table
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return container_name(spec.name)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
@@ -84,7 +90,7 @@ class RunHome:
         return Inside(name, f"{known.get('Id', '')} {name}", dict(zip(files, files, strict=True)),
                       images.settings(image), f"image {image}")  # fmt: skip
 
-    async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> Done:
+    async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> CommandResult:
         """Run a short command in a container of the image, such as `llama-server --help`. HomeError."""
         image = spec.image or ""
         _, command = await self._program(spec, argv)
@@ -101,15 +107,17 @@ class RunHome:
             on_output(f"pulling {image}\n".encode())
             await pull(self._engine, image, told_in_lines(on_output, self._clock))
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
-        spec, engine = order.spec, self._engine
-        start = _Start(order.mark, container_name(spec.name), ContainerHandoff(self._roots, order.mark))
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
+        spec, engine = launch.spec, self._engine
+        start = _ContainerStart(launch.tag, container_name(spec.name), ContainerHandoff(self._roots, launch.tag))
         there = await engine.inspect(start.name)
-        if there is not None and not only_ours(there, order.mark.owner):
+        if there is not None and not only_ours(there, launch.tag.owner):
             raise HomeError(
                 f"there is a {self.kind} container {start.name} already that accelerd did not make: rename or remove it"
             )
-        env = as_env_file(inner_environment(spec, order.env))
+        env = as_env_file(inner_environment(spec, launch.env))
         said = bytearray()
 
         def printed(chunk: bytes) -> None:
@@ -118,29 +126,29 @@ class RunHome:
 
         reader: OutputReader | None = None
         try:
-            reader = OutputReader(start.handover.prepare(env, life=False), printed)
-            output = start.handover.writer()
+            reader = OutputReader(start.handoff.prepare(env, life=False), printed)
+            output = start.handoff.writer()
             try:
                 if there is not None:
                     await engine.remove(start.name)
-                options = [*self._options(order, start), *await asyncio.to_thread(self._mounts, order)]
-                _, command = await self._program(spec, order.argv)
+                options = [*self._options(launch, start), *await asyncio.to_thread(self._mounts, launch)]
+                _, command = await self._program(spec, launch.argv)
                 argv = (*self._tools.outside(), self._tools.find(self.kind), "run", *options, *command)
                 # podman hands its own output on to the container (passthrough); docker's is fetched with `logs`.
                 to = output if self.kind == "podman" else None
-                done = await self._tools.call(*argv, output=to, instance=order.mark.instance)
+                done = await self._tools.call(*argv, output=to, instance=launch.tag.instance)
                 if self.kind == "docker":
                     follow = (self._tools.find(self.kind), "logs", "--follow", start.name)
-                    start.logs = self._tools.courier(follow, order.mark.instance, output)
+                    start.logs = self._tools.cli(follow, launch.tag.instance, output)
             finally:
                 os.close(output)
             if done.status != 0:
                 reader.finish()
                 why = _last(bytes(said)) or done.why()
                 if done.status in (126, 127):
-                    raise NoProgram(f"cannot start {order.argv[0]} in {spec.image}: {why}")
+                    raise NoProgram(f"cannot start {launch.argv[0]} in {spec.image}: {why}")
                 raise HomeError(f"cannot run {spec.image}: {why}")
-            start.handover.revoke()  # the engine has read it
+            start.handoff.revoke()  # the engine has read it
             return await self._held(start, reader, on_exit)
         except BaseException as error:
             if reader is not None:
@@ -151,24 +159,24 @@ class RunHome:
             raise
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> HeldLeader | None:
-        start = _Start(kept.mark, kept.place, ContainerHandoff(self._roots, kept.mark))
-        await asyncio.to_thread(self._kill_couriers, kept.mark)
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess | None:
+        start = _ContainerStart(record.tag, record.place, ContainerHandoff(self._roots, record.tag))
+        await asyncio.to_thread(self._kill_cli_processes, record.tag)
         found = await self._engine.inspect(start.name)
-        if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == kept.mark.instance:
+        if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == record.tag.instance:
             reader = None
             try:
-                reader = OutputReader(start.handover.open_output(), on_output)
+                reader = OutputReader(start.handoff.open_output(), on_output)
                 if self.kind == "docker":
-                    output = start.handover.writer()
+                    output = start.handoff.writer()
                     try:
                         follow = (self._tools.find(self.kind), "logs", "--follow", "--tail=20", start.name)
-                        start.logs = self._tools.courier(follow, kept.mark.instance, output)
+                        start.logs = self._tools.cli(follow, record.tag.instance, output)
                     finally:
                         os.close(output)
             except OSError as error:
-                log.warning("what %s prints is lost: %s", kept.model, error)
+                log.warning("what %s prints is lost: %s", record.model, error)
             return await self._held(start, reader, on_exit)
         await self._abandon(start)
         return None
@@ -195,11 +203,11 @@ class RunHome:
         program = spec.binary or argv[0]
         return False, [f"--entrypoint={program}", image, *argv[1:]]
 
-    def _options(self, order: Order, start: _Start) -> Iterator[str]:
+    def _options(self, launch: LaunchRequest, start: _ContainerStart) -> Iterator[str]:
         """What comes before the mounts."""
-        spec, podman = order.spec, self.kind == "podman"
-        yield from ("--detach", "--init", f"--name={start.name}", "--network=host", f"--env-file={start.handover.env}")
-        yield from (f"--label={LABEL_INSTANCE}={order.mark.instance}", f"--label={LABEL_OWNER}={order.mark.owner}")
+        spec, podman = launch.spec, self.kind == "podman"
+        yield from ("--detach", "--init", f"--name={start.name}", "--network=host", f"--env-file={start.handoff.env}")
+        yield from (f"--label={LABEL_INSTANCE}={launch.tag.instance}", f"--label={LABEL_OWNER}={launch.tag.owner}")
         # Neither --rm nor --restart: how it ended is read from the container, then it is removed.
         if podman:
             yield from ("--replace", "--log-driver=passthrough", "--sdnotify=ignore")
@@ -225,26 +233,28 @@ class RunHome:
         if spec.oom_score_adjust:
             yield f"--oom-score-adj={spec.oom_score_adjust}"
 
-    def _mounts(self, order: Order) -> list[str]:
+    def _mounts(self, launch: LaunchRequest) -> list[str]:
         """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
-        spec = order.spec
+        spec = launch.spec
         found = _own_mounts(spec)
         for file in filter(None, (spec.path, spec.mmproj, spec.draft_model, spec.chat_template_file)):
             for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
                 found.setdefault(str(folder), f"{folder}:{folder}:ro")
         if spec.model:
-            cache = Path(order.env.get("XDG_CACHE_HOME") or self._roots.home / ".cache")
-            for folder in (cache / "llama.cpp", Path(order.env.get("HF_HOME") or cache / "huggingface")):
+            cache = Path(launch.env.get("XDG_CACHE_HOME") or self._roots.home / ".cache")
+            for folder in (cache / "llama.cpp", Path(launch.env.get("HF_HOME") or cache / "huggingface")):
                 folder.mkdir(parents=True, exist_ok=True)
                 found.setdefault(str(folder), f"{folder}:{folder}")
-        for word in order.argv:
+        for word in launch.argv:
             if word.startswith("/") and word.endswith(".sock"):
                 folder = Path(word).parent
                 found.setdefault(str(folder), f"{folder}:{folder}")
         # A label would be written on the user's own files; they keep theirs.
         return ["--security-opt=label=disable", *(f"--volume={mount}" for mount in found.values())]
 
-    async def _held(self, start: _Start, reader: OutputReader | None, on_exit: Callable[[], None]) -> HeldLeader:
+    async def _held(
+        self, start: _ContainerStart, reader: OutputReader | None, on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
         process, above = await self._appears(start)
         pidfd, init, oom = None, None, None
         if process is not None:
@@ -252,18 +262,18 @@ class RunHome:
             try:
                 init = hold(self._roots.proc, above) if above is not None else None
                 pidfd = hold(self._roots.proc, process)
-            except Gone:
+            except ProcessGone:
                 log.debug("%s ended at once", start.name)
 
-        async def deputy(number: int) -> None:
+        async def signal_by_engine(number: int) -> None:
             await self._engine.kill(start.name, number)
 
-        return HeldLeader(
+        return ContainerMainProcess(
             process.pid if process is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
-            close=lambda: _close(start), reader=reader, deputy=deputy, oom=oom, init=init,
+            close=lambda: _close(start), reader=reader, signal_by_engine=signal_by_engine, oom=oom, init=init,
         )  # fmt: skip
 
-    async def _appears(self, start: _Start) -> tuple[Process | None, Process | None]:
+    async def _appears(self, start: _ContainerStart) -> tuple[Process | None, Process | None]:
         """The program's own process, and the container's init above it; None: it has ended already. HomeError."""
         deadline = self._clock.monotonic() + APPEAR_PATIENCE
         while True:
@@ -286,38 +296,38 @@ class RunHome:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _Start) -> Ending:
+    async def _finish(self, start: _ContainerStart) -> ExitStatus:
         """The program has ended: read how, take the rest of its output, remove the container."""
         deadline = self._clock.monotonic() + 2.0
         found = await self._engine.inspect(start.name)
         while found is not None and found.running and self._clock.monotonic() < deadline:
             await asyncio.sleep(POLL)
             found = await self._engine.inspect(start.name)
-        ending = Ending(None)
+        ending = ExitStatus(None)
         if found is not None and not found.running:
             code = found.exit_code
-            ending = Ending(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
+            ending = ExitStatus(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
         if start.logs is not None:
             await start.logs.end(1.0)
         await self._engine.remove(start.name)
-        await asyncio.to_thread(start.handover.remove)
+        await asyncio.to_thread(start.handoff.remove)
         return ending
 
-    async def _abandon(self, start: _Start) -> None:
+    async def _abandon(self, start: _ContainerStart) -> None:
         """Nothing came of it: nothing of it stays."""
         try:
             found = await self._engine.inspect(start.name)
-            if found is not None and found.labels.get(LABEL_INSTANCE) == start.mark.instance:
+            if found is not None and found.labels.get(LABEL_INSTANCE) == start.tag.instance:
                 await self._engine.remove(start.name)
         except HomeError as error:
             log.error("container %s may be left: %s", start.name, error)
         if start.logs is not None:
             await start.logs.end()
-        await asyncio.to_thread(start.handover.remove)
+        await asyncio.to_thread(start.handoff.remove)
 
-    def _kill_couriers(self, mark: InstanceTag) -> None:
+    def _kill_cli_processes(self, tag: InstanceTag) -> None:
         """A `run` of a daemon that was killed in the middle of it: it must not make a container behind our back."""
-        wanted = f"{ENV_COURIER}={mark.instance}".encode()
+        wanted = f"{ENV_CLI_PROCESS}={tag.instance}".encode()
         for entry in os.scandir(self._roots.proc):
             if not entry.name.isdigit():
                 continue
@@ -367,8 +377,8 @@ def groups(kind: str, devices: Sequence[Path]) -> list[str]:
     return [f"--group-add={number}" for number in sorted(ids)]
 
 
-def _close(start: _Start) -> None:
-    start.handover.let_go()
+def _close(start: _ContainerStart) -> None:
+    start.handoff.let_go()
     if start.logs is not None:
         start.logs.kill()  # nobody reads what it fetches; the next daemon begins another
         start.logs.close()

@@ -18,20 +18,26 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Inside
 from accelerd.supervise.homes.containers import images, tree
+from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import (  # fmt: skip
     NOT_FOUND,
     NOT_HANDED,
     SCRIPT,
     ContainerHandoff,
-    End,
+    ProgramExit,
     as_shell,
     inner_environment,
 )
-from accelerd.supervise.homes.containers.held import Ending, Gone, HeldLeader, OomWatch, hold
+from accelerd.supervise.homes.containers.main_process import (
+    ContainerMainProcess,
+    ExitStatus,
+    OomWatch,
+    ProcessGone,
+    hold,
+)
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
-from accelerd.supervise.homes.containers.tool import CliProcess, Done, Tools
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, Order
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
 from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
@@ -60,15 +66,15 @@ done
 
 
 @dataclass
-class _Start:
+class _ToolboxStart:
     """One instance, as this home holds it."""
 
-    mark: InstanceTag
+    tag: InstanceTag
     container: str
-    handover: ContainerHandoff
-    courier: CliProcess | None = None
+    handoff: ContainerHandoff
+    cli: CliProcess | None = None
     session: tree.ExecSession | None = None
-    end: End | None = None
+    end: ProgramExit | None = None
 
 
 class ToolboxHome:
@@ -86,7 +92,7 @@ class ToolboxHome:
         roots: Roots,
         clock: Clock,
         table: ProcessTable,
-        tools: Tools,
+        tools: CommandRunner,
         *,
         survives: bool,
         engines: Sequence[ContainerEngine] | None = None,
@@ -98,24 +104,24 @@ class ToolboxHome:
         self._tools = tools
         self._engines = list(engines or [ContainerEngine("podman", tools)])
         self._starting: dict[str, asyncio.Lock] = {}
-        self.doors = MaintenanceLocks()  # closed while a container is replaced
+        self.locks = MaintenanceLocks()  # closed while a container is replaced
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return spec.container or ""
 
     def enter(self, container: str, command: Sequence[str]) -> tuple[str, ...]:
         """The command line that runs `command` inside. HomeError when the program for it is missing."""
         return (self._tools.find("toolbox"), "run", "--container", container, *command)
 
-    async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> Done:
+    async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> CommandResult:
         """Run a short command there, such as `llama-server --help`: what it said. HomeError."""
-        async with self.doors.through(spec.container or ""):
+        async with self.locks.shared(spec.container or ""):
             container = (await self._up(spec.container or "")).name
             return await self._tools.call(*self.enter(container, argv), within=within, grace=ANSWER_GRACE)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
         """The program and the model's files as they are inside. HomeError, NoProgram."""
-        async with self.doors.through(spec.container or ""):
+        async with self.locks.shared(spec.container or ""):
             found = await self._up(spec.container or "")
             inner = ("sh", "-c", LOOK, "sh", program, *files)
             done = await self._tools.call(*self.enter(found.name, inner), within=30.0, grace=ANSWER_GRACE)
@@ -132,52 +138,58 @@ class ToolboxHome:
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """The container runs."""
-        async with self.doors.through(spec.container or ""):
+        async with self.locks.shared(spec.container or ""):
             await self._up(spec.container or "")
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
-        async with self.doors.through(order.spec.container or ""):
-            return await self._start(order, on_output, on_exit)
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
+        async with self.locks.shared(launch.spec.container or ""):
+            return await self._start(launch, on_output, on_exit)
 
-    async def _start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> HeldLeader:
-        container = (await self._up(order.spec.container or "")).name
-        start = _Start(order.mark, container, ContainerHandoff(self._roots, order.mark))
+    async def _start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
+        container = (await self._up(launch.spec.container or "")).name
+        start = _ToolboxStart(launch.tag, container, ContainerHandoff(self._roots, launch.tag))
         reader: OutputReader | None = None
-        survive = self.survives and order.spec.survive
-        text = as_shell(inner_environment(order.spec, order.env))
+        survive = self.survives and launch.spec.survive
+        text = as_shell(inner_environment(launch.spec, launch.env))
         try:
-            reader = OutputReader(start.handover.prepare(text, life=not survive), on_output)
-            inner = ("sh", "-c", SCRIPT, "sh", *start.handover.arguments(order.spec, order.cwd), *order.argv)
-            unit = f"accelerd-{_word(order.spec.name)}-{_word(order.mark.instance)}.scope"
+            reader = OutputReader(start.handoff.prepare(text, life=not survive), on_output)
+            inner = ("sh", "-c", SCRIPT, "sh", *start.handoff.arguments(launch.spec, launch.cwd), *launch.argv)
+            unit = f"accelerd-{_word(launch.spec.name)}-{_word(launch.tag.instance)}.scope"
             argv = (*self._tools.outside(unit), *self.enter(container, inner))
-            start.courier = self._tools.courier(argv, order.mark.instance)
-            process = await self._appears(start, order.argv[0])
+            start.cli = self._tools.cli(argv, launch.tag.instance)
+            process = await self._appears(start, launch.argv[0])
             return await self._held(start, process, reader, on_exit)
         except BaseException as error:
             if reader is not None:
                 reader.finish()
             await asyncio.shield(self._abandon(start))
             if isinstance(error, OSError):
-                raise HomeError(f"cannot hand {order.spec.name} into {container}: {error.strerror or error}") from error
+                raise HomeError(
+                    f"cannot hand {launch.spec.name} into {container}: {error.strerror or error}"
+                ) from error
             raise
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> HeldLeader | None:
-        start = _Start(kept.mark, kept.place, ContainerHandoff(self._roots, kept.mark))
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> ContainerMainProcess | None:
+        start = _ToolboxStart(record.tag, record.place, ContainerHandoff(self._roots, record.tag))
         process = await self._still_there(start)
         if process is not None:
             try:
-                reader = OutputReader(start.handover.open_output(), on_output)
+                reader = OutputReader(start.handoff.open_output(), on_output)
             except OSError as error:
-                log.warning("what %s prints is lost: %s", kept.model, error)
+                log.warning("what %s prints is lost: %s", record.model, error)
                 reader = None
             try:
                 return await self._held(start, process, reader, on_exit)
-            except Gone:
+            except ProcessGone:
                 if reader is not None:
                     reader.finish()
-        start.session = await asyncio.to_thread(start.handover.recall)
+        start.session = await asyncio.to_thread(start.handoff.recall)
         await self._abandon(start)
         return None
 
@@ -208,45 +220,45 @@ class ToolboxHome:
             raise missing
         raise HomeError(f"there is no {self.kind} called {name}: see {self.kind} list, make it with {self.kind} create")
 
-    async def _appears(self, start: _Start, program: str) -> Process | None:
+    async def _appears(self, start: _ToolboxStart, program: str) -> Process | None:
         """The program's own process; None: it has ended already, `start.end` says how. HomeError, NoProgram."""
-        assert start.courier is not None
+        assert start.cli is not None
         deadline = self._clock.monotonic() + START_PATIENCE
         while True:
-            if not start.handover.taken():
+            if not start.handoff.taken():
                 await asyncio.sleep(POLL)
-            elif process := await self._leader(start.mark):
+            elif process := await self._main(start.tag):
                 return process
             else:
-                start.end = start.handover.end()
+                start.end = start.handoff.end()
                 if start.end is not None:
                     if start.end.status == NOT_FOUND:
                         where = f"{self.kind} {start.container}"
                         raise NoProgram(f"cannot start {program}: no such program in {where}")
                     return None
                 await asyncio.sleep(SCAN)
-            handed = start.handover.taken() and start.courier.status != NOT_HANDED
-            if start.courier.exited.is_set() and not handed:
-                if start.courier.status == NOT_HANDED:
+            handed = start.handoff.taken() and start.cli.status != NOT_HANDED
+            if start.cli.exited.is_set() and not handed:
+                if start.cli.status == NOT_HANDED:
                     raise HomeError(f"{self.kind} {start.container} does not see {self._roots.instances}: make it anew")
-                raise HomeError(f"cannot enter {self.kind} {start.container}: {start.courier.done().why()}")
+                raise HomeError(f"cannot enter {self.kind} {start.container}: {start.cli.done().why()}")
             if self._clock.monotonic() > deadline:
-                said = start.courier.text().strip().splitlines()
+                said = start.cli.text().strip().splitlines()
                 why = f"; it said: {said[-1]}" if said else ""
                 raise HomeError(
                     f"{self.kind} {start.container} did not start {program} within {START_PATIENCE:.0f} s "
                     f"(does its login shell wait for something?){why}"
                 )
 
-    async def _leader(self, mark: InstanceTag) -> Process | None:
+    async def _main(self, tag: InstanceTag) -> Process | None:
         def scan() -> Process | None:
-            return tree.top(self._roots.proc, self._table.members(mark, None))
+            return tree.top(self._roots.proc, self._table.members(tag, None))
 
         return await asyncio.to_thread(scan)
 
     async def _held(
-        self, start: _Start, process: Process | None, reader: OutputReader | None, on_exit: Callable[[], None]
-    ) -> HeldLeader:
+        self, start: _ToolboxStart, process: Process | None, reader: OutputReader | None, on_exit: Callable[[], None]
+    ) -> ContainerMainProcess:
         """Hold it. Gone: it ended meanwhile (only when it was to be adopted)."""
         pidfd, oom = None, None
         if process is not None:
@@ -254,43 +266,43 @@ class ToolboxHome:
             oom = OomWatch.of(self._roots, process.pid)
             try:
                 pidfd = hold(self._roots.proc, process)
-            except Gone:
-                if start.courier is None:
+            except ProcessGone:
+                if start.cli is None:
                     raise
         if process is None:
             assert start.end is not None
         pid = process.pid if process is not None else start.end.pid if start.end else 0
-        return HeldLeader(
+        return ContainerMainProcess(
             pid, pidfd, on_exit=on_exit, finish=lambda: self._finish(start), close=lambda: _close(start),
             reader=reader, oom=oom,
         )  # fmt: skip
 
-    def _session(self, start: _Start, pid: int) -> tree.ExecSession | None:
+    def _session(self, start: _ToolboxStart, pid: int) -> tree.ExecSession | None:
         """The program's exec session, written down: without its conmon it could not be found again. Blocking."""
         session = tree.exec_session(self._roots.proc, pid)
         if session is None:
-            return start.handover.recall()
-        start.handover.remember(session)
+            return start.handoff.recall()
+        start.handoff.remember(session)
         return session
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _Start) -> Ending:
+    async def _finish(self, start: _ToolboxStart) -> ExitStatus:
         """The program has ended: wait for what carried it, and see to it that nothing of it stays."""
         deadline = self._clock.monotonic() + END_PATIENCE
-        while (end := start.handover.end()) is None and self._clock.monotonic() < deadline:
-            if start.session is not None and start.courier is not None and start.courier.exited.is_set():
+        while (end := start.handoff.end()) is None and self._clock.monotonic() < deadline:
+            if start.session is not None and start.cli is not None and start.cli.exited.is_set():
                 deadline = min(deadline, self._clock.monotonic() + 0.2)  # its parent wrote nothing: it was killed
-                start.courier.close()
-                start.courier = None
+                start.cli.close()
+                start.cli = None
             await asyncio.sleep(POLL)
-        if start.courier is not None:
-            await start.courier.end(max(deadline - self._clock.monotonic(), 0.5))
+        if start.cli is not None:
+            await start.cli.end(max(deadline - self._clock.monotonic(), 0.5))
         await self._close_session(start)
-        await asyncio.to_thread(start.handover.remove)
-        return Ending(end.status if end is not None else None)
+        await asyncio.to_thread(start.handoff.remove)
+        return ExitStatus(end.status if end is not None else None)
 
-    async def _close_session(self, start: _Start) -> None:
+    async def _close_session(self, start: _ToolboxStart) -> None:
         """podman forgets a session when `podman exec` sees its end; where that was killed, we say so."""
         if start.session is None:
             return
@@ -309,30 +321,30 @@ class ToolboxHome:
         except HomeError as error:
             log.warning("an exec session may be left in %s %s: %s", self.kind, start.container, error)
 
-    async def _abandon(self, start: _Start) -> None:
+    async def _abandon(self, start: _ToolboxStart) -> None:
         """Nothing came of it: take back what is on its way, kill what has begun, wait for what carried it."""
-        if not start.handover.revoke():
+        if not start.handoff.revoke():
             await self._still_there(start)
         # Until what carries it has ended by itself: where that is killed, podman keeps its session for ever.
         deadline = self._clock.monotonic() + SESSION_PATIENCE
         while True:
             left = await asyncio.to_thread(self._kill_begun, start)
-            if not left and (start.courier is None or start.courier.exited.is_set()):
+            if not left and (start.cli is None or start.cli.exited.is_set()):
                 break
             if self._clock.monotonic() > deadline:
                 what = describe(left) if left else "what should carry it in"
                 log.error("cannot end %s in %s %s", what, self.kind, start.container)
                 break
             await asyncio.sleep(SCAN)
-        if start.courier is not None:
-            await start.courier.end()
+        if start.cli is not None:
+            await start.cli.end()
         await self._close_session(start)
-        await asyncio.to_thread(start.handover.remove)
+        await asyncio.to_thread(start.handoff.remove)
 
-    def _kill_begun(self, start: _Start) -> list[Process]:
+    def _kill_begun(self, start: _ToolboxStart) -> list[Process]:
         """SIGKILL to what has the mark, and to the shells inside that were to bring it. Blocking."""
-        left = {process.pid: process for process in self._table.members(start.mark, None)}
-        for process in tree.carriers(self._roots.proc, str(start.handover.env)):
+        left = {process.pid: process for process in self._table.members(start.tag, None)}
+        for process in tree.carriers(self._roots.proc, str(start.handoff.env)):
             session = tree.exec_session(self._roots.proc, process.pid)
             if session is not None:
                 start.session = session
@@ -342,15 +354,15 @@ class ToolboxHome:
             self._table.signal(process, signal.SIGKILL)
         return list(left.values())
 
-    async def _still_there(self, start: _Start) -> Process | None:
+    async def _still_there(self, start: _ToolboxStart) -> Process | None:
         """The program's process, also when it is only about to begin. None: it never will be."""
-        if start.handover.revoke():
+        if start.handoff.revoke():
             return None
         deadline = self._clock.monotonic() + END_PATIENCE
-        while (process := await self._leader(start.mark)) is None:
+        while (process := await self._main(start.tag)) is None:
             # The shell inside removes the file just before it becomes the program.
-            if not start.handover.being_read() or self._clock.monotonic() > deadline:
-                return await self._leader(start.mark)
+            if not start.handoff.being_read() or self._clock.monotonic() > deadline:
+                return await self._main(start.tag)
             await asyncio.sleep(SCAN)
         return process
 
@@ -360,7 +372,9 @@ class DistroboxHome(ToolboxHome):
 
     kind = "distrobox"
 
-    def __init__(self, roots: Roots, clock: Clock, table: ProcessTable, tools: Tools, *, survives: bool) -> None:
+    def __init__(
+        self, roots: Roots, clock: Clock, table: ProcessTable, tools: CommandRunner, *, survives: bool
+    ) -> None:
         wanted = tools.env.get("DBX_CONTAINER_MANAGER")
         names = [wanted] if wanted in ("podman", "docker") else ["podman", "docker"]
         engines = [ContainerEngine(name, tools) for name in names]
@@ -370,10 +384,10 @@ class DistroboxHome(ToolboxHome):
         return (self._tools.find("distrobox"), "enter", "--no-tty", "--name", container, "--", *command)
 
 
-def _close(start: _Start) -> None:
-    start.handover.let_go()
-    if start.courier is not None:
-        start.courier.close()
+def _close(start: _ToolboxStart) -> None:
+    start.handoff.let_go()
+    if start.cli is not None:
+        start.cli.close()
 
 
 def _word(text: str) -> str:

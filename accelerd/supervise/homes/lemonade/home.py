@@ -14,11 +14,11 @@ from typing import Final
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, Leader, Order
+from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
-from accelerd.supervise.homes.lemonade.server import Server, Used
-from accelerd.supervise.homes.lemonade.tenant import TenantLeader
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.homes.lemonade.server import ExternalServer, LemonadeServer
+from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
+from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
 from accelerd.system.private_files import AtomicFile, Unreadable
 
@@ -40,7 +40,7 @@ class LemonadeHome:
         homes: Mapping[str, Home],
         *,
         table: ProcessTable | None = None,
-        limits: Limits | None = None,
+        limits: SupervisorSettings | None = None,
         idle: float = IDLE,
     ) -> None:
         """`homes`: where the process of accelerd's own server may live; `idle`: s that it stays without a tenant."""
@@ -48,32 +48,34 @@ class LemonadeHome:
         self.catalogue = Catalogue(self._kept())
         self._clock = clock
         self._roots = roots
-        self._make_own: Callable[[], Server] = lambda: OwnServer(
+        self._make_own: Callable[[], LemonadeServer] = lambda: OwnServer(
             self.catalogue, clock, roots, table or ProcTable(roots.proc), homes, limits, idle
         )
-        self._servers: dict[str | None, Server] = {}  # by address; None: accelerd's own
+        self._servers: dict[str | None, LemonadeServer] = {}  # by address; None: accelerd's own
 
-    def place(self, spec: ModelSpec, mark: InstanceTag) -> str:
+    def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return spec.model or spec.name
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """Nothing to do: a plan asks whatever server runs."""
 
-    async def start(self, order: Order, on_output: Callable[[bytes], None], on_exit: Callable[[], None]) -> Leader:
+    async def start(
+        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess:
         """The load begins; it has come to its end when the tenant is settled or has exited."""
-        if order.tenancy is None:
-            raise HomeError(f"cannot start {order.spec.name}: its plan is none for a Lemonade Server")
-        url = order.tenancy.url
+        if launch.tenancy is None:
+            raise HomeError(f"cannot start {launch.spec.name}: its plan is none for a Lemonade Server")
+        url = launch.tenancy.url
         server = self._servers.get(url)
         if server is None:
-            server = self._make_own() if url is None else Used(self.catalogue, self._clock, self._roots.proc)
+            server = self._make_own() if url is None else ExternalServer(self.catalogue, self._clock, self._roots.proc)
             server.remember = self._remember
             self._servers[url] = server
-        return TenantLeader(order, server, on_output, on_exit)
+        return LemonadeTenant(launch, server, on_output, on_exit)
 
     async def adopt(
-        self, kept: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> Leader | None:
+        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+    ) -> MainProcess | None:
         """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
         return None
 

@@ -21,11 +21,11 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
-from accelerd.supervise.homes.home import Home, HomeError, Leader, Order
+from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
-from accelerd.supervise.homes.lemonade.server import ExitReason, Server
-from accelerd.supervise.limits import Limits
-from accelerd.supervise.process.listen_owner import Owner, tcp_owner
+from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
+from accelerd.supervise.limits import SupervisorSettings
+from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
 from accelerd.supervise.process.output import TAIL_LINES, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable
 from accelerd.supervise.process.race import race
@@ -34,7 +34,7 @@ from accelerd.supervise.process.sweep import sweep
 from accelerd.system.records import NOTICE, event
 
 if TYPE_CHECKING:
-    from accelerd.supervise.homes.lemonade.tenant import TenantLeader
+    from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class PortTaken(Exception):
     """Somebody else listens where it should."""
 
 
-class OwnServer(Server):
+class OwnServer(LemonadeServer):
     """See the module's text."""
 
     owned = True
@@ -62,7 +62,7 @@ class OwnServer(Server):
         roots: Roots,
         table: ProcessTable,
         homes: Mapping[str, Home],
-        limits: Limits | None = None,
+        limits: SupervisorSettings | None = None,
         idle: float = IDLE,
     ) -> None:
         """`homes`: those that its process may live in, by kind."""
@@ -70,47 +70,47 @@ class OwnServer(Server):
         self._roots = roots
         self._table = table
         self._homes = homes
-        self._limits = limits or Limits()
+        self._limits = limits or SupervisorSettings()
         self._idle = idle
         self._folders = program.Folders.of(roots)
         self._ring = OutputRing()
         self._lock = asyncio.Lock()
-        self._leader: Leader | None = None
-        self._mark: InstanceTag | None = None
+        self._main: MainProcess | None = None
+        self._tag: InstanceTag | None = None
         self._stopping = False
         self._ending: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
         self._fate: ExitReason | None = None
         self._wanted: str | None = None  # the program, as the configuration names it
 
-    async def up(self, order: Order) -> LemonadeClient:
+    async def up(self, launch: LaunchRequest) -> LemonadeClient:
         async with self._lock:
             await self._until_ended()
-            await self._renew(order)
-            if self._leader is None or self.client is None:
-                await self._begin(order)
+            await self._renew(launch)
+            if self._main is None or self.client is None:
+                await self._begin(launch)
             assert self.client is not None
             return self.client
 
-    async def _renew(self, order: Order) -> None:
+    async def _renew(self, launch: LaunchRequest) -> None:
         """End it where another program is wanted now and nobody needs the one that runs."""
-        assert order.tenancy is not None
-        wanted, self._wanted = self._wanted, order.tenancy.program
-        if self._leader is not None and wanted != self._wanted:
+        assert launch.tenancy is not None
+        wanted, self._wanted = self._wanted, launch.tenancy.program
+        if self._main is not None and wanted != self._wanted:
             if any(tenant.attached for tenant in self.tenants):
                 self._wanted = wanted
             else:
-                await self._stop(self._leader)
+                await self._stop(self._main)
 
     # --- start ------------------------------------------------------------------------------------------------
 
-    async def _begin(self, order: Order) -> None:
-        assert order.tenancy is not None
+    async def _begin(self, launch: LaunchRequest) -> None:
+        assert launch.tenancy is not None
         try:
-            found = await program.find(order.tenancy.program, order.env)
+            found = await program.find(launch.tenancy.program, launch.env)
             for _ in range(TRIES):
                 try:
-                    await self._start(found, order)
+                    await self._start(found, launch)
                     return
                 except PortTaken as error:
                     log.warning("%s; trying another port", error)
@@ -125,74 +125,76 @@ class OwnServer(Server):
         text = "cannot start the Lemonade Server: other programs take every port that is free"
         raise AccelError("model_failed", text, cause=Cause.PORT_UNAVAILABLE.value)
 
-    async def _start(self, found: program.Program, order: Order) -> None:
+    async def _start(self, found: program.LemonadeProgram, launch: LaunchRequest) -> None:
         """PortTaken, HomeError, NoProgram, OSError, AccelError; then nothing is left."""
         port, key = _free_port(), secrets.token_hex(32)
-        await asyncio.to_thread(program.prepare, found, self._folders, port, order.env)
-        mark = InstanceTag(f"lemonade-{secrets.token_hex(8)}", order.mark.owner)
-        env = program.environment(found, self._folders, order.env, key) | mark.environment()
+        await asyncio.to_thread(program.prepare, found, self._folders, port, launch.env)
+        tag = InstanceTag(f"lemonade-{secrets.token_hex(8)}", launch.tag.owner)
+        env = program.environment(found, self._folders, launch.env, key) | tag.environment()
         # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
         spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
         argv = program.command(found, self._folders, port)
         self._ring, self._fate, self._stopping = OutputRing(), None, False
-        self._mark = mark
-        self._leader = leader = await self._spawn(Order(spec, argv, env, order.cwd, mark))
-        self.pid, self.unit = leader.pid, leader.unit
+        self._tag = tag
+        self._main = main = await self._spawn(LaunchRequest(spec, argv, env, launch.cwd, tag))
+        self.pid, self.unit = main.pid, main.unit
         client = LemonadeClient(Address(f"http://{program.HOST}:{port}", key))
         try:
-            await self._until_ready(leader, mark, client, port)
+            await self._until_ready(main, tag, client, port)
         except BaseException:
             await client.close()
             self._stopping = True
-            leader.kill_group()
-            self._end_of(leader, mark)
+            main.kill_group()
+            self._end_of(main, tag)
             await self._until_ended()
             raise
         self.client, self.catalogue.address = client, client.address
-        text = f"Lemonade Server started: process {leader.pid}, listens at {program.HOST}:{port}"
-        event(log, NOTICE, text, child_pid=leader.pid)
+        text = f"Lemonade Server started: process {main.pid}, listens at {program.HOST}:{port}"
+        event(log, NOTICE, text, child_pid=main.pid)
 
-    async def _spawn(self, order: Order) -> Leader:
+    async def _spawn(self, launch: LaunchRequest) -> MainProcess:
         """A unit, where there is a systemd that answers; else a child."""
         unit = self._homes.get("systemd")
         if unit is not None:
             try:
-                return await unit.start(order, self._printed, self._exit_seen)
+                return await unit.start(launch, self._printed, self._exit_seen)
             except HomeError as error:
                 log.warning("the Lemonade Server becomes a child of accelerd: %s", error)
-        return await self._homes["child"].start(order, self._printed, self._exit_seen)
+        return await self._homes["child"].start(launch, self._printed, self._exit_seen)
 
-    async def _until_ready(self, leader: Leader, mark: InstanceTag, client: LemonadeClient, port: int) -> None:
+    async def _until_ready(self, main: MainProcess, tag: InstanceTag, client: LemonadeClient, port: int) -> None:
         """PortTaken; AccelError when it ends or does not answer. Its key goes to no other program."""
         foreign, deadline = 0, self.clock.monotonic() + START_PATIENCE
         while True:
-            if leader.exited.is_set():
+            if main.exited.is_set():
                 line = self._ring.last_line()
                 if "in use" in line or "bind" in line.lower():
                     raise PortTaken(f"the Lemonade Server cannot listen at port {port}: {line}")
                 text = "the Lemonade Server ended as soon as it was started" + (f": {line}" if line else "")
                 tail = self._ring.lines(TAIL_LINES)
                 raise AccelError("model_failed", text, cause=Cause.EXITED.value, tail=tail)
-            owner = await asyncio.to_thread(self._owner, mark, leader.session, port)
-            foreign = foreign + 1 if owner is Owner.FOREIGN else 0
+            owner = await asyncio.to_thread(self._owner, tag, main.session, port)
+            foreign = foreign + 1 if owner is ListenerOwner.FOREIGN else 0
             if foreign >= 3:
                 raise PortTaken(f"another program listens at port {port}")
-            if owner is Owner.OURS:
+            if owner is ListenerOwner.OURS:
                 with suppress(LemonadeError):
                     await client.health()
                     return
             if self.clock.monotonic() > deadline:
                 text = f"the Lemonade Server does not answer {START_PATIENCE:g} s after its start"
                 raise AccelError("model_failed", text, cause=Cause.LOAD_TIMEOUT.value)
-            await race(leader.exited.wait(), within=LOOK)
+            await race(main.exited.wait(), within=LOOK)
 
-    def _owner(self, mark: InstanceTag, session: int | None, port: int) -> Owner:
-        return tcp_owner(self.proc, port, [one.pid for one in self._table.members(mark, session)])
+    def _owner(self, tag: InstanceTag, session: int | None, port: int) -> ListenerOwner:
+        return tcp_owner(self.proc, port, [one.pid for one in self._table.members(tag, session)])
 
     async def backend(self, port: int) -> int | None:
         def find() -> int | None:
-            members = self._table.members(self._mark, None) if self._mark is not None else []
-            return next((one.pid for one in members if tcp_owner(self.proc, port, [one.pid]) is Owner.OURS), None)
+            members = self._table.members(self._tag, None) if self._tag is not None else []
+            return next(
+                (one.pid for one in members if tcp_owner(self.proc, port, [one.pid]) is ListenerOwner.OURS), None
+            )
 
         return await asyncio.to_thread(find)
 
@@ -207,70 +209,70 @@ class OwnServer(Server):
 
     # --- end --------------------------------------------------------------------------------------------------
 
-    def leave(self, tenant: TenantLeader) -> None:
+    def leave(self, tenant: LemonadeTenant) -> None:
         super().leave(tenant)
-        if not self.tenants and self._leader is not None and (self._idling is None or self._idling.done()):
+        if not self.tenants and self._main is not None and (self._idling is None or self._idling.done()):
             self._idling = asyncio.create_task(self._rest(), name="Lemonade Server without a model")
 
     async def _rest(self) -> None:
         """End it when it has had no tenant for a while."""
         await asyncio.sleep(self._idle)
         async with self._lock:
-            if not self.tenants and self._leader is not None:
+            if not self.tenants and self._main is not None:
                 log.info("the Lemonade Server has held no model for %g s: ending it", self._idle)
-                await self._stop(self._leader)
+                await self._stop(self._main)
 
     async def close(self) -> None:
         await self._close_tasks(self._idling)
         async with self._lock:
-            if self._leader is not None:
-                await self._stop(self._leader)
+            if self._main is not None:
+                await self._stop(self._main)
 
-    async def _stop(self, leader: Leader) -> None:
+    async def _stop(self, main: MainProcess) -> None:
         """Ask it to end, wait, kill it; returns when nothing of it is left."""
         self._stopping = True
-        leader.signal(signal.SIGTERM)
-        await race(leader.exited.wait(), within=STOP_PATIENCE)
-        if not leader.exited.is_set():
-            leader.kill_group()
-        await leader.exited.wait()
+        main.signal(signal.SIGTERM)
+        await race(main.exited.wait(), within=STOP_PATIENCE)
+        if not main.exited.is_set():
+            main.kill_group()
+        await main.exited.wait()
         await self._until_ended()
 
     def _exit_seen(self) -> None:
-        if self._leader is not None and self._mark is not None:
-            self._end_of(self._leader, self._mark)
+        if self._main is not None and self._tag is not None:
+            self._end_of(self._main, self._tag)
 
-    def _end_of(self, leader: Leader, mark: InstanceTag) -> None:
+    def _end_of(self, main: MainProcess, tag: InstanceTag) -> None:
         if self._ending is None:
-            self._ending = asyncio.create_task(self._ended(leader, mark), name="end of the Lemonade Server")
+            self._ending = asyncio.create_task(self._ended(main, tag), name="end of the Lemonade Server")
 
     async def _until_ended(self) -> None:
         """Nothing of one that ends is left."""
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
-    async def _ended(self, leader: Leader, mark: InstanceTag) -> None:
+    async def _ended(self, main: MainProcess, tag: InstanceTag) -> None:
         """Its process has exited, or is being killed: end what it leaves, then tell its tenants."""
         try:
-            await sweep(leader, mark, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
-            await leader.release()
-            self._leader, self.pid, self.catalogue.address = None, 0, None
+            await sweep(main, tag, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
+            await main.release()
+            self._main, self.pid, self.catalogue.address = None, 0, None
             client, self.client = self.client, None
             if client is not None:
                 await client.close()
-            self._fate = fate = self._verdict(leader)
+            self._fate = fate = self._verdict(main)
             if not self._stopping:
-                event(log, logging.WARNING, fate[1], child_pid=leader.pid)
+                event(log, logging.WARNING, fate[1], child_pid=main.pid)
             self.gone(fate)
         finally:
             self._ending = None
 
-    def _verdict(self, leader: Leader) -> ExitReason:
+    def _verdict(self, main: MainProcess) -> ExitReason:
         if self._stopping:
             return Cause.STOPPED, "the Lemonade Server was ended"
-        if leader.result == "oom-kill":
+        if main.result == "oom-kill":
             return Cause.OOM_KILLED, "the Lemonade Server that held it was killed, out of memory"
-        status = leader.status
+        status = main.status
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
@@ -278,11 +280,11 @@ class OwnServer(Server):
 
     async def fate(self) -> ExitReason:
         """A broken connection may be its end: then it is known in a moment."""
-        if self._ending is None and self._leader is not None:
-            await race(self._leader.exited.wait(), within=1.0)
+        if self._ending is None and self._main is not None:
+            await race(self._main.exited.wait(), within=1.0)
             await asyncio.sleep(0)
         await self._until_ended()
-        if self._leader is None and self._fate is not None:
+        if self._main is None and self._fate is not None:
             return self._fate
         return Cause.EXITED, "the connection to the Lemonade Server broke"
 

@@ -34,7 +34,7 @@ NO_BROADCAST: Final = "--no-broadcast"
 
 
 @dataclass(frozen=True)
-class Program:
+class LemonadeProgram:
     """One Lemonade on this machine."""
 
     path: str
@@ -56,7 +56,7 @@ class Folders:
         return cls(roots.cache / "lemonade", roots.state / "lemonade", roots.runtime / "lemonade")
 
 
-async def find(wanted: str | None, env: Mapping[str, str]) -> Program:
+async def find(wanted: str | None, env: Mapping[str, str]) -> LemonadeProgram:
     """The one that is wanted, else the newest kind that PATH has. NoProgram."""
     names = (wanted,) if wanted else PROGRAMS
     trouble: NoProgram | None = None
@@ -72,13 +72,13 @@ async def find(wanted: str | None, env: Mapping[str, str]) -> Program:
     raise trouble or NoProgram(f"cannot start {wanted}")
 
 
-def features(path: str, text: str) -> Program:
+def features(path: str, text: str) -> LemonadeProgram:
     """What this program is, by its help. An unknown one is taken for a lemond of 10.1."""
     words = text.split()
     legacy = SERVE in words and "cache_dir" not in text
     if not text.strip():
         legacy = os.path.basename(path).startswith("lemonade-server")
-    return Program(path, legacy, config_dir=CONFIG_DIR in text, no_broadcast=NO_BROADCAST in text)
+    return LemonadeProgram(path, legacy, config_dir=CONFIG_DIR in text, no_broadcast=NO_BROADCAST in text)
 
 
 async def _help(path: str, env: Mapping[str, str]) -> str:
@@ -108,7 +108,7 @@ async def _help(path: str, env: Mapping[str, str]) -> str:
     return out.decode(errors="replace")
 
 
-def command(program: Program, folders: Folders, port: int) -> tuple[str, ...]:
+def command(program: LemonadeProgram, folders: Folders, port: int) -> tuple[str, ...]:
     """The command line; keys are in the environment."""
     where = ("--port", str(port), "--host", HOST)
     if program.legacy:
@@ -120,22 +120,22 @@ def command(program: Program, folders: Folders, port: int) -> tuple[str, ...]:
     return (program.path, *places, *where, *quiet)
 
 
-def environment(program: Program, folders: Folders, base: Mapping[str, str], key: str) -> dict[str, str]:
+def environment(program: LemonadeProgram, folders: Folders, base: Mapping[str, str], key: str) -> dict[str, str]:
     """The whole environment of the server, without its mark."""
-    kept = {name: value for name, value in base.items() if not name.startswith("LEMONADE_")}
+    record = {name: value for name, value in base.items() if not name.startswith("LEMONADE_")}
     if defaults := base.get("LEMONADE_DEFAULTS_PATH"):
-        kept["LEMONADE_DEFAULTS_PATH"] = defaults
-    kept |= {KEY_VARIABLE: key, "LEMONADE_CACHE_DIR": str(folders.cache)}
-    if "HF_HOME" not in kept and "HF_HUB_CACHE" not in kept and (home := kept.get("HOME")):
-        kept["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
+        record["LEMONADE_DEFAULTS_PATH"] = defaults
+    record |= {KEY_VARIABLE: key, "LEMONADE_CACHE_DIR": str(folders.cache)}
+    if "HF_HOME" not in record and "HF_HUB_CACHE" not in record and (home := record.get("HOME")):
+        record["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
     if program.legacy:
         # 10.0 runs once for each user, by a lock in this folder: the user's own server shall be able to run too.
-        kept |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
-        kept |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
-    return kept
+        record |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
+        record |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
+    return record
 
 
-def prepare(program: Program, folders: Folders, port: int, base: Mapping[str, str]) -> None:
+def prepare(program: LemonadeProgram, folders: Folders, port: int, base: Mapping[str, str]) -> None:
     """Make the folders and write the settings. OSError. Blocking."""
     for folder in (folders.cache, folders.config, folders.runtime):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """One Lemonade Server and the models in it, watched as long as there are any: what it unloads by itself is noticed.
 
-`Used` is a server that runs already and is nobody's to start or end; the one that accelerd runs is in own.py. Believes
-no unload to be accelerd's own unless accelerd has asked for it.
+`ExternalServer` runs already, and accelerd neither starts nor ends it; the one that accelerd runs is in own.py.
+Believes no unload to be accelerd's own unless accelerd has asked for it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from accelerd.base.ports import Clock
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError, Silent, Unreachable
 from accelerd.engines.lemonade.engine import read_key
-from accelerd.supervise.homes.home import Order
-from accelerd.supervise.process.groups import Origin, ProcessGroups
+from accelerd.supervise.homes.home import LaunchRequest
+from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
 
 if TYPE_CHECKING:
-    from accelerd.supervise.homes.lemonade.tenant import TenantLeader
+    from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ NPU_RECIPES: Final = frozenset(("flm", "ryzenai-llm", "whispercpp"))
 ExitReason = tuple[Cause, str]
 
 
-class Server(ABC):
+class LemonadeServer(ABC):
     """See the module's text. Used on the loop's thread."""
 
     owned: bool
@@ -47,7 +47,7 @@ class Server(ABC):
         self.client: LemonadeClient | None = None
         self.pid = 0  # of the server's own process; 0: not known
         self.unit: str | None = None
-        self.tenants: list[TenantLeader] = []
+        self.tenants: list[LemonadeTenant] = []
         self.remember: Callable[[bytes], None] = lambda known: None  # keeps what is known of models; blocking
         self.turn = asyncio.Lock()  # it loads one model at a time
         self._loads: list[str] = []  # models that it is told to load now, the last one last
@@ -57,7 +57,7 @@ class Server(ABC):
         self._watching: asyncio.Task[None] | None = None
 
     @abstractmethod
-    async def up(self, order: Order) -> LemonadeClient:
+    async def up(self, launch: LaunchRequest) -> LemonadeClient:
         """The running server. AccelError('model_failed') when it cannot be had."""
 
     @abstractmethod
@@ -70,10 +70,10 @@ class Server(ABC):
 
     # --- tenants ----------------------------------------------------------------------------------------------
 
-    def join(self, tenant: TenantLeader) -> None:
+    def join(self, tenant: LemonadeTenant) -> None:
         self.tenants.append(tenant)
 
-    def leave(self, tenant: TenantLeader) -> None:
+    def leave(self, tenant: LemonadeTenant) -> None:
         """It is gone. May be called twice."""
         if tenant in self.tenants:
             self.tenants.remove(tenant)
@@ -159,9 +159,9 @@ class Server(ABC):
 
     # --- processes --------------------------------------------------------------------------------------------
 
-    def processes_of(self, tenant: TenantLeader) -> Sequence[int]:
+    def processes_of(self, tenant: LemonadeTenant) -> Sequence[int]:
         """The tenant's live processes: its backend, and what that has started. Blocking."""
-        origins = {number: Origin(one.mark, None, one.pid) for number, one in enumerate(list(self.tenants))}
+        origins = {number: ProcessIdentity(one.tag, None, one.pid) for number, one in enumerate(list(self.tenants))}
         number = next((number for number, one in enumerate(list(self.tenants)) if one is tenant), None)
         if number is None or number not in origins:
             return []
@@ -176,13 +176,13 @@ class Server(ABC):
         return [pid for pid in pids if pid != self.pid]
 
 
-class Used(Server):
+class ExternalServer(LemonadeServer):
     """A server that runs already."""
 
     owned = False
 
-    async def up(self, order: Order) -> LemonadeClient:
-        tenancy = order.tenancy
+    async def up(self, launch: LaunchRequest) -> LemonadeClient:
+        tenancy = launch.tenancy
         assert tenancy is not None
         assert tenancy.url is not None
         key = await asyncio.to_thread(read_key, tenancy.key_file)

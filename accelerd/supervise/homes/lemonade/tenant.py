@@ -21,8 +21,8 @@ from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
-from accelerd.supervise.homes.home import Order, Settled
-from accelerd.supervise.homes.lemonade.server import ExitReason, Server
+from accelerd.supervise.homes.home import LaunchRequest, TenantAddress
+from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
 from accelerd.supervise.outcome import cause_of
 from accelerd.supervise.process.race import race
 
@@ -36,25 +36,29 @@ LOAD_GRACE: Final = 20.0  # s that a load which is not wanted any more may still
 HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends that are asked directly
 
 
-class TenantLeader:
+class LemonadeTenant:
     """See the module's text. A Leader and a Tenant (home.py)."""
 
     session: int | None = None
 
     def __init__(
-        self, order: Order, server: Server, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
+        self,
+        launch: LaunchRequest,
+        server: LemonadeServer,
+        on_output: Callable[[bytes], None],
+        on_exit: Callable[[], None],
     ) -> None:
-        assert order.tenancy is not None
-        self.mark = order.mark
-        self.model = order.tenancy.model
+        assert launch.tenancy is not None
+        self.tag = launch.tag
+        self.model = launch.tenancy.model
         self.exited = asyncio.Event()
         self.status: int | None = None
         self.result: str | None = None
         self.ended: ExitReason | None = None
         self.attached = False  # to the server that runs now
         self.loaded = False
-        self._order = order
-        self._tenancy = order.tenancy
+        self._launch_request = launch
+        self._tenancy = launch.tenancy
         self._server = server
         self._on_output = on_output
         self._on_exit = on_exit
@@ -69,7 +73,7 @@ class TenantLeader:
         self._leaving = False
         self._killed_at: float | None = None
         self._changed = asyncio.Event()
-        self._settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        self._settled: asyncio.Future[TenantAddress] = asyncio.get_running_loop().create_future()
         server.join(self)
         self._task = asyncio.create_task(self._life(), name=f"tenant {self.model}")
 
@@ -84,7 +88,7 @@ class TenantLeader:
     def unit(self) -> str | None:
         return self._server.unit
 
-    async def settled(self) -> Settled:
+    async def settled(self) -> TenantAddress:
         return await asyncio.shield(self._settled)
 
     def living(self) -> Sequence[int]:
@@ -159,7 +163,7 @@ class TenantLeader:
 
     async def _life(self) -> None:
         try:
-            raced = await race(self._server.up(self._order), self._changed.wait())
+            raced = await race(self._server.up(self._launch_request), self._changed.wait())
             if raced is None or raced[0] == 1:  # told to go while the server starts: that is broken off
                 self._over(None)
                 return
@@ -285,7 +289,7 @@ class TenantLeader:
         if not self._settled.done():
             self._settled.set_result(self._reached(entry, direct))
 
-    def _reached(self, entry: Loaded, direct: bool) -> Settled:
+    def _reached(self, entry: Loaded, direct: bool) -> TenantAddress:
         assert self._server.client is not None
         address = self._server.client.address
         wire = entry.checkpoint if direct and entry.recipe == "flm" else self.model
@@ -293,8 +297,8 @@ class TenantLeader:
         if direct:
             # Its own server has no key: what is sent to it must not be the other one's.
             health = HEALTHS[entry.recipe]
-            return Settled(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
-        return Settled(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
+            return TenantAddress(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
+        return TenantAddress(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
 
     def _hold(self, pid: int) -> None:
         try:
@@ -389,7 +393,7 @@ class TenantLeader:
     async def _until_dead(self) -> None:
         """The server has let go of it: its backend ends, or is ended."""
         try:
-            async with asyncio.timeout(self._order.spec.stop_timeout):
+            async with asyncio.timeout(self._launch_request.spec.stop_timeout):
                 await self._backend_gone.wait()
         except TimeoutError:
             self._kill(await asyncio.to_thread(lambda: self._server.spare(self._server.processes_of(self))))

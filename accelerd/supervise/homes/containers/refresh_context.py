@@ -18,11 +18,11 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
-from accelerd.supervise.homes.containers.people import People, Visitor
-from accelerd.supervise.homes.containers.refresh_record import Begun, Left, RefreshRecord
-from accelerd.supervise.homes.containers.tool import Tools
+from accelerd.supervise.homes.containers.refresh_record import LeftoverContainer, PendingRefresh, RefreshRecord
+from accelerd.supervise.homes.containers.sessions import ContainerSessions, UserSession
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")  # podman's own rule
 GRACE: Final = 5.0  # s for a toolbox's own processes
@@ -31,7 +31,7 @@ NO_FAULT: Final = ("model_not_found", "model_unloaded")
 
 
 @dataclass(frozen=True)
-class Used:
+class ToolboxModel:
     """A model that is configured to run in a toolbox."""
 
     name: str
@@ -40,10 +40,10 @@ class Used:
     pid: int | None
 
 
-class Models(Protocol):
+class ToolboxModels(Protocol):
     """The scheduler, as far as toolboxes need it. AccelError."""
 
-    def used(self) -> Mapping[str, list[Used]]:
+    def used(self) -> Mapping[str, list[ToolboxModel]]:
         """All models whose home is a toolbox, by its name."""
         ...
 
@@ -57,15 +57,15 @@ class Models(Protocol):
 
 
 @dataclass(frozen=True)
-class Kit:
+class RefreshContext:
     """What a refresh works with."""
 
-    tools: Tools
+    tools: CommandRunner
     engine: ContainerEngine
     builds: Builds
-    people: People
-    doors: MaintenanceLocks
-    models: Models
+    sessions: ContainerSessions
+    locks: MaintenanceLocks
+    models: ToolboxModels
     record: RefreshRecord
     clock: Clock
     patience: float = 3.0  # s for what leaves a toolbox by itself, such as a question to llama-server
@@ -80,29 +80,29 @@ class Kit:
             raise AccelError("toolbox_not_found", f"there is no toolbox called {name[:80]!r}; {hint}")
         return found
 
-    async def visitors(self, container: Container) -> list[Visitor]:
+    async def user_sessions(self, container: Container) -> list[UserSession]:
         """Who is inside and stays."""
         deadline = self.clock.monotonic() + self.patience
         while True:
-            found = await asyncio.to_thread(self.people.visitors, container)
+            found = await asyncio.to_thread(self.sessions.user_sessions, container)
             if not found or self.clock.monotonic() > deadline:
                 return found
             await asyncio.sleep(0.1)
 
-    def on(self, toolbox: str) -> list[Used]:
+    def on(self, toolbox: str) -> list[ToolboxModel]:
         return list(self.models.used().get(toolbox, ()))
 
-    async def running_in(self, toolbox: str, container: Container) -> list[Used]:
+    async def running_in(self, toolbox: str, container: Container) -> list[ToolboxModel]:
         """The models of a toolbox whose processes are in this very container."""
-        pids = await asyncio.to_thread(self.people.pids, container)
+        pids = await asyncio.to_thread(self.sessions.pids, container)
         return [model for model in self.on(toolbox) if model.pid in pids]
 
     async def remove(self, container: Container) -> str:
         """Remove it; or what is to be said when somebody is inside: then it goes later."""
-        visitors = await self.visitors(container) if container.running else []
-        if visitors:
-            await self.record.leave((*self.record.left, Left(container.id, container.name)))
-            return f"{container.name} stays until {described(visitors)} is gone: the next refresh removes it"
+        user_sessions = await self.user_sessions(container) if container.running else []
+        if user_sessions:
+            await self.record.leave((*self.record.left, LeftoverContainer(container.id, container.name)))
+            return f"{container.name} stays until {described(user_sessions)} is gone: the next refresh removes it"
         if container.running:
             await self.engine.stop(container.id, GRACE)
         await self.engine.remove(container.id)
@@ -120,8 +120,8 @@ def before(name: str) -> str:
     return f"{name}-old"
 
 
-def described(visitors: list[Visitor]) -> str:
-    return ", ".join(map(str, visitors))
+def described(user_sessions: list[UserSession]) -> str:
+    return ", ".join(map(str, user_sessions))
 
 
 def failed(name: str, error: Exception, what: str) -> AccelError:
@@ -133,67 +133,67 @@ def failed(name: str, error: Exception, what: str) -> AccelError:
     return AccelError("toolbox_failed", f"cannot refresh {name}: {message}; {what}", **fields)
 
 
-async def load(kit: Kit, model: str) -> None:
+async def load(context: RefreshContext, model: str) -> None:
     try:
-        await kit.models.load(model)
+        await context.models.load(model)
     except AccelError as error:
         if error.code not in NO_FAULT:
             raise
 
 
-async def sweep(kit: Kit) -> None:
+async def sweep(context: RefreshContext) -> None:
     """Remove what earlier refreshes had to leave, where nobody is inside any more. HomeError."""
     left = []
-    for one in kit.record.left:
-        there = await kit.engine.inspect(one.id)
+    for one in context.record.left:
+        there = await context.engine.inspect(one.id)
         if there is None:
             continue
-        visitors = await kit.visitors(there) if there.running else []
-        if visitors:
+        user_sessions = await context.user_sessions(there) if there.running else []
+        if user_sessions:
             left.append(one)
         else:
-            await kit.engine.remove(there.id)
-    await kit.record.leave(tuple(left))
+            await context.engine.remove(there.id)
+    await context.record.leave(tuple(left))
 
 
-async def put_back(kit: Kit, begun: Begun, say: Say, *, again: bool = True) -> list[str]:
+async def put_back(context: RefreshContext, begun: PendingRefresh, say: Say, *, again: bool = True) -> list[str]:
     """The old toolbox under its name and each model in it; the new one gone. What else is to be said. Without `again`
     no model is loaded. HomeError: the record stays, and this can be called again."""
     name, notes = begun.name, []
-    old = await kit.engine.inspect(begun.old)
+    old = await context.engine.inspect(begun.old)
     if old is None:
         notes.append(f"the old toolbox {name} was removed by somebody")
     elif begun.stage == "proved":
-        notes += filter(None, [await kit.remove(old)])
+        notes += filter(None, [await context.remove(old)])
     else:
         if old.name != name:
-            await _take_back_name(kit, name, old)
-        new = await kit.engine.inspect(beside(name))
+            await _take_back_name(context, name, old)
+        new = await context.engine.inspect(beside(name))
         if new is not None and new.name == beside(name) and new.id != old.id:
-            for model in await kit.running_in(name, new):
+            for model in await context.running_in(name, new):
                 say("drain", model=model.name)
-                await kit.models.unload(model.name)
+                await context.models.unload(model.name)
                 if model.loaded and model.name not in begun.loaded:
                     begun = msgspec.structs.replace(begun, loaded=(*begun.loaded, model.name))
-            notes += filter(None, [await kit.remove(new)])
-    for model_name in begun.loaded if again and begun.boot == kit.record.boot() else ():
-        if any(model.name == model_name and not model.loaded for model in kit.on(name)):
+            notes += filter(None, [await context.remove(new)])
+    for model_name in begun.loaded if again and begun.boot == context.record.boot() else ():
+        if any(model.name == model_name and not model.loaded for model in context.on(name)):
             say("load", model=model_name)
             try:
-                await load(kit, model_name)
+                await load(context, model_name)
             except AccelError as error:
                 notes.append(f"{model_name} is not loaded again: {error.message}")
-    await kit.record.end()
+    await context.record.end()
     return notes
 
 
-async def _take_back_name(kit: Kit, name: str, old: Container) -> None:
+async def _take_back_name(context: RefreshContext, name: str, old: Container) -> None:
     """Only names change hands here: the models follow once the door is open again."""
-    async with kit.doors.closed(name):
-        there = await kit.engine.inspect(name)
+    async with context.locks.exclusive(name):
+        there = await context.engine.inspect(name)
         if there is not None and there.name == name and there.id != old.id:
-            trial = await kit.engine.inspect(beside(name))
+            trial = await context.engine.inspect(beside(name))
             if trial is not None and trial.name == beside(name):
-                await kit.engine.remove(trial.id)
-            await kit.engine.rename(there.id, beside(name))
-        await kit.engine.rename(old.id, name)
+                await context.engine.remove(trial.id)
+            await context.engine.rename(there.id, beside(name))
+        await context.engine.rename(old.id, name)

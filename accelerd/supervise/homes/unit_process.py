@@ -26,7 +26,7 @@ LOUD_AFTER: Final = 5.0  # s that a unit does not end although its main process 
 LOUD_EVERY: Final = 60.0  # … and how often after that
 
 
-class UnitLeader:
+class UnitMainProcess:
     """A Leader (home.py). Owns `pidfd` (None: it has exited already) and the reader."""
 
     session: int | None = None  # its number is free for anybody once the process is gone: this is not its parent

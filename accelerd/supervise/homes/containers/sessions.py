@@ -16,7 +16,7 @@ from accelerd.supervise.homes.containers.engine import Container
 
 
 @dataclass(frozen=True)
-class Visitor:
+class UserSession:
     """The first process of somebody's session in there."""
 
     pid: int
@@ -27,18 +27,18 @@ class Visitor:
         return f"{self.name} (pid {self.pid}{', ' if self.terminal else ''}{self.terminal})"
 
 
-class People:
+class ContainerSessions:
     """`owner`: the mark of this daemon's models. All methods are blocking."""
 
     def __init__(self, proc: Path, owner: str) -> None:
         self._proc = proc
-        self._mark = f"{names.ENV_MARK_OWNER}={owner}".encode()
+        self._tag = f"{names.ENV_MARK_OWNER}={owner}".encode()
 
     def pids(self, container: Container) -> set[int]:
         """Every live process in there."""
         return set(self._inside(container.id, self._all()))
 
-    def visitors(self, container: Container) -> list[Visitor]:
+    def user_sessions(self, container: Container) -> list[UserSession]:
         """Whoever is in there beside the container's own processes and our models."""
         links = self._all()
         inside = self._inside(container.id, links)
@@ -46,7 +46,7 @@ class People:
         strangers = {pid: inside[pid] for pid in inside if pid not in mine}
         tops = [pid for pid, link in strangers.items() if link.parent not in strangers]
         return [
-            Visitor(pid, strangers[pid].process.name, self._terminal(pid))
+            UserSession(pid, strangers[pid].process.name, self._terminal(pid))
             for pid in sorted(tops)
             if not any(self._is_ours(member) for member in _tree({pid}, links))
         ]
@@ -65,7 +65,7 @@ class People:
         return {pid: links[pid] for pid in found if pid not in conmons}
 
     def _is_ours(self, pid: int) -> bool:
-        return self._mark in self._read(pid, "environ").split(b"\0")
+        return self._tag in self._read(pid, "environ").split(b"\0")
 
     def _read(self, pid: int, file: str) -> bytes:
         try:

@@ -17,7 +17,7 @@ from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.engine import Container
 from accelerd.supervise.homes.containers.refresh import Refresh
-from accelerd.supervise.homes.containers.refresh_kit import Kit, Used, failed, put_back, sweep
+from accelerd.supervise.homes.containers.refresh_context import RefreshContext, ToolboxModel, failed, put_back, sweep
 from accelerd.supervise.homes.home import HomeError
 from accelerd.system.records import NOTICE, event
 
@@ -27,7 +27,7 @@ AT_ONCE: Final = 4  # toolboxes that are asked for their build side by side
 UNDO_PATIENCE: Final = 20.0  # s, when the daemon ends in the middle of a refresh
 
 
-class Pins(Protocol):
+class PinStore(Protocol):
     """Where pins are remembered: the daemon's state."""
 
     degraded: str | None
@@ -41,7 +41,7 @@ class Pins(Protocol):
     async def flush(self) -> None: ...
 
 
-class Job:
+class RefreshJob:
     """A refresh under way. `task` ends with the last event, or an AccelError."""
 
     def __init__(self, toolbox: str, now: float) -> None:
@@ -66,13 +66,13 @@ class Job:
             self.task.cancel()
 
 
-class ToolboxUpkeep:
+class ToolboxMaintenance:
     """See the module's text."""
 
-    def __init__(self, kit: Kit, pins: Pins) -> None:
-        self._kit = kit
+    def __init__(self, context: RefreshContext, pins: PinStore) -> None:
+        self._context = context
         self._pins = pins
-        self._job: Job | None = None
+        self._job: RefreshJob | None = None
         self._repair = asyncio.Lock()
         self._closed = False
         self._trouble: str | None = None  # what the last repair could not do
@@ -81,16 +81,16 @@ class ToolboxUpkeep:
 
     async def overview(self) -> dict[str, Any]:
         """Every toolbox and every known image, see docs/control.md. AccelError."""
-        kit = self._kit
+        context = self._context
         there: list[Container] = []
         here: dict[str, str] = {}
         try:
-            if kit.engine.tools.has(kit.engine.name):
-                there = sorted((c for c in await kit.engine.containers() if c.toolbox), key=lambda c: c.name)
-                here = await kit.engine.images()
+            if context.engine.tools.has(context.engine.name):
+                there = sorted((c for c in await context.engine.containers() if c.toolbox), key=lambda c: c.name)
+                here = await context.engine.images()
         except HomeError as error:
             raise AccelError("toolbox_failed", str(error)) from error
-        used, slots = kit.models.used(), asyncio.Semaphore(AT_ONCE)
+        used, slots = context.models.used(), asyncio.Semaphore(AT_ONCE)
 
         async def one(container: Container) -> dict[str, Any]:
             async with slots:
@@ -108,8 +108,10 @@ class ToolboxUpkeep:
             "trouble": self._trouble,
         }
 
-    async def _described(self, container: Container, here: Mapping[str, str], used: list[Used]) -> dict[str, Any]:
-        builds, known = self._kit.builds, images.find(container.image)
+    async def _described(
+        self, container: Container, here: Mapping[str, str], used: list[ToolboxModel]
+    ) -> dict[str, Any]:
+        builds, known = self._context.builds, images.find(container.image)
         now = here.get(container.image)
         build, trouble = None, None
         try:
@@ -137,7 +139,7 @@ class ToolboxUpkeep:
     async def pin(self, name: str) -> dict[str, Any]:
         """Let nobody refresh it until it is unpinned. AccelError."""
         try:
-            found = await self._kit.find(name)
+            found = await self._context.find(name)
         except HomeError as error:
             raise AccelError("toolbox_failed", f"cannot pin {name}: {error}") from error
         await self._remember(name, found.image_id)
@@ -148,7 +150,7 @@ class ToolboxUpkeep:
         was = self._pins.pins.get(name)
         if was is None:
             try:
-                await self._kit.find(name)  # a name that was mistyped is an error
+                await self._context.find(name)  # a name that was mistyped is an error
             except HomeError as error:
                 raise AccelError("toolbox_failed", f"cannot unpin {name}: {error}") from error
         else:
@@ -163,7 +165,7 @@ class ToolboxUpkeep:
 
     # --- refresh ----------------------------------------------------------------------------------------------
 
-    def refresh(self, name: str, *, force: bool = False) -> Job:
+    def refresh(self, name: str, *, force: bool = False) -> RefreshJob:
         """Begin. AccelError at once when it may not be."""
         if self._closed:
             raise AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
@@ -175,13 +177,13 @@ class ToolboxUpkeep:
                 "toolbox_pinned",
                 f"cannot refresh {name}: it is pinned to image {pinned[:12]}; accelctl toolbox unpin {name}",
             )
-        job = self._job = Job(name, self._kit.clock.monotonic())
-        job.refresh = Refresh(self._kit, name, force=force, say=job.say)
+        job = self._job = RefreshJob(name, self._context.clock.monotonic())
+        job.refresh = Refresh(self._context, name, force=force, say=job.say)
         job.task = asyncio.create_task(self._run(job), name=f"refresh {name}")
         job.task.add_done_callback(_heard)
         return job
 
-    async def _run(self, job: Job) -> dict[str, Any]:
+    async def _run(self, job: RefreshJob) -> dict[str, Any]:
         assert job.refresh is not None
         try:
             await self._repaired(job)
@@ -204,30 +206,30 @@ class ToolboxUpkeep:
 
     async def begin(self) -> None:
         """Read what there is to repair; nothing is done yet."""
-        await self._kit.record.read()
+        await self._context.record.read()
 
     async def repair(self) -> None:
         """Put back what an interrupted refresh left, and remove what had to stay. Never raises: failures are logged."""
         try:
             await self._repaired(None)
-            if self._kit.record.left:
-                await sweep(self._kit)
+            if self._context.record.left:
+                await sweep(self._context)
         except (HomeError, AccelError) as error:
             event(log, logging.WARNING, f"cannot repair toolboxes yet: {error}", message_id=names.MSG_TOOLBOX)
         except Exception:
             event(log, logging.ERROR, "a repair of toolboxes failed", message_id=names.MSG_BUG, exc_info=True)
 
-    async def _repaired(self, job: Job | None) -> None:
+    async def _repaired(self, job: RefreshJob | None) -> None:
         async with self._repair:
-            begun = self._kit.record.begun
+            begun = self._context.record.begun
             if begun is None:
                 return
-            say = job.say if job is not None else Job(begun.name, 0.0).say
+            say = job.say if job is not None else RefreshJob(begun.name, 0.0).say
             say("repair", line=begun.name)
             text = f"a refresh of toolbox {begun.name} was interrupted"
             event(log, NOTICE, f"{text}: repairing it", message_id=names.MSG_TOOLBOX)
             try:
-                notes = await put_back(self._kit, begun, say)
+                notes = await put_back(self._context, begun, say)
             except (HomeError, AccelError) as error:
                 self._trouble = f"{text}, and it cannot be repaired yet: {error}"
                 raise failed(begun.name, error, f"{text} earlier and is not repaired yet") from error
@@ -247,7 +249,7 @@ class ToolboxUpkeep:
         await asyncio.wait((job.task,), timeout=UNDO_PATIENCE)
 
 
-def _models(used: list[Used]) -> list[dict[str, Any]]:
+def _models(used: list[ToolboxModel]) -> list[dict[str, Any]]:
     return [{"name": model.name, "state": model.state, "loaded": model.loaded} for model in used]
 
 

@@ -35,7 +35,7 @@ INIT_PATIENCE: Final = 2.0  # s from the program's end to that of its init
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitStatus:
     """What a home knows of an end: the exit status or minus the signal, and what the kernel did."""
 
     status: int | None
@@ -65,7 +65,7 @@ class Deputy(Protocol):
     async def __call__(self, number: int) -> None: ...
 
 
-class Gone(Exception):
+class ProcessGone(Exception):
     """The process ended before it could be held."""
 
 
@@ -74,16 +74,16 @@ def hold(proc: Path, process: Process) -> int:
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        raise Gone from None
+        raise ProcessGone from None
     # The pidfd holds whatever has the pid now; the start time says whether that is still the one found.
     link = tree.look(proc, process.pid)
     if link is None or link.process.started != process.started:
         os.close(pidfd)
-        raise Gone
+        raise ProcessGone
     return pidfd
 
 
-class HeldLeader:
+class ContainerMainProcess:
     """See home.Leader. `pidfd` None: it has ended already."""
 
     session: int | None = None  # nothing keeps the number of its session: only the mark tells who belongs to it
@@ -95,11 +95,11 @@ class HeldLeader:
         pidfd: int | None,
         *,
         on_exit: Callable[[], None],
-        finish: Callable[[], Awaitable[Ending]],
+        finish: Callable[[], Awaitable[ExitStatus]],
         close: Callable[[], None],
         reader: OutputReader | None = None,
-        deputy: Deputy | None = None,
-        deputy_only: bool = False,
+        signal_by_engine: Deputy | None = None,
+        only_by_engine: bool = False,
         oom: OomWatch | None = None,
         init: int | None = None,
     ) -> None:
@@ -116,8 +116,8 @@ class HeldLeader:
         self._finish = finish
         self._close = close
         self._reader = reader
-        self._deputy = deputy
-        self._deputy_only = deputy_only
+        self._signal_by_engine = signal_by_engine
+        self._only_by_engine = only_by_engine
         self._oom = oom
         self._init = init
         self._late: asyncio.TimerHandle | None = None
@@ -156,7 +156,7 @@ class HeldLeader:
     def signal(self, number: int) -> None:
         if self._pidfd is None or self.exited.is_set():
             return
-        if self._deputy_only:
+        if self._only_by_engine:
             self._ask(number)
             return
         try:
@@ -175,14 +175,16 @@ class HeldLeader:
             self._ask(signal.SIGKILL)
 
     def _ask(self, number: int) -> None:
-        if self._deputy is not None:
-            task = asyncio.create_task(self._delegate(self._deputy, number), name=f"signal {number} to {self.pid}")
+        if self._signal_by_engine is not None:
+            task = asyncio.create_task(
+                self._delegate(self._signal_by_engine, number), name=f"signal {number} to {self.pid}"
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _delegate(self, deputy: Deputy, number: int) -> None:
+    async def _delegate(self, signal_by_engine: Deputy, number: int) -> None:
         try:
-            await deputy(number)
+            await signal_by_engine(number)
         except Exception as error:
             log.warning("cannot signal process %d through its container: %s", self.pid, error)
 

@@ -22,7 +22,7 @@ from accelerd.supervise.homes.home import HomeError
 
 log = logging.getLogger(__name__)
 
-ENV_COURIER: Final = "ACCELERD_COURIER"  # on programs that carry an instance in: which one
+ENV_CLI_PROCESS: Final = "ACCELERD_COURIER"  # on programs that carry an instance in: which one
 # Not INVOCATION_ID and NOTIFY_SOCKET: with them podman takes the daemon's service for the container's home.
 PASSED: Final = (
     "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME",
@@ -35,7 +35,7 @@ PATIENCE: Final = 60.0  # s for an ordinary call
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     """How a call ended."""
 
     argv: tuple[str, ...]
@@ -78,9 +78,9 @@ class CliProcess:
         """What it printed, of a flood the beginning."""
         return os.pread(self._said, TEXT_LIMIT, 0).decode(errors="replace")
 
-    def done(self) -> Done:
+    def done(self) -> CommandResult:
         """Once exited."""
-        return Done(tuple(map(str, self._process.args)), self.status or 0, "", self.text())  # type: ignore[arg-type]
+        return CommandResult(tuple(map(str, self._process.args)), self.status or 0, "", self.text())  # type: ignore[arg-type]
 
     async def end(self, grace: float = 0.0) -> None:
         """Wait `grace` seconds for its end, then kill it and its children; reap it. May be called twice."""
@@ -110,7 +110,7 @@ class CliProcess:
                 self._process.returncode = 0  # else Popen warns that it lives
 
 
-class Tools:
+class CommandRunner:
     """The programs as this user calls them."""
 
     def __init__(
@@ -120,8 +120,8 @@ class Tools:
         runtime: Path | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        kept = {k: v for k, v in environ.items() if k in PASSED or k.startswith("LC_")}
-        self.env: dict[str, str] = {**kept, "TERM": "dumb"}
+        record = {k: v for k, v in environ.items() if k in PASSED or k.startswith("LC_")}
+        self.env: dict[str, str] = {**record, "TERM": "dumb"}
         self._which = which
         home = Path(self.env.get("HOME") or "/")
         self.cwd = home if home.is_dir() else Path("/")  # toolbox wants one that exists inside as well
@@ -145,9 +145,9 @@ class Tools:
         named = (f"--unit={unit}", "--slice=accelerd.slice", "--description=the way into a container") if unit else ()
         return (self.find("systemd-run"), "--user", "--scope", "--quiet", "--collect", *named, "--")
 
-    def courier(self, argv: Sequence[str], instance: str, output: int | None = None) -> CliProcess:
+    def cli(self, argv: Sequence[str], instance: str, output: int | None = None) -> CliProcess:
         """Start a program that carries `instance` in. HomeError, OSError."""
-        env = {**self.env, ENV_COURIER: instance}
+        env = {**self.env, ENV_CLI_PROCESS: instance}
         return CliProcess(argv, env, self.cwd, output)
 
     async def call(
@@ -157,13 +157,13 @@ class Tools:
         grace: float = 0.0,
         output: int | None = None,
         instance: str = "",
-    ) -> Done:
+    ) -> CommandResult:
         """Run it to its end. HomeError when it is missing or takes longer than `within` seconds: then it is killed.
 
         `grace`: seconds that it still has when nobody waits for it any more.
         """
         path = argv[0] if argv[0].startswith("/") else self.find(argv[0])
-        env = {**self.env, ENV_COURIER: instance} if instance else self.env
+        env = {**self.env, ENV_CLI_PROCESS: instance} if instance else self.env
         errors = os.memfd_create("stderr")
         try:
             out = os.memfd_create("stdout")
@@ -176,7 +176,7 @@ class Tools:
             raise HomeError(f"cannot run {argv[0]}: {error.strerror or error}") from error
         finally:
             os.close(errors)
-        return Done(argv, done, *text)
+        return CommandResult(argv, done, *text)
 
     async def _run(
         self, argv: Sequence[str], env: Mapping[str, str], out: int, err: int, within: float, grace: float
