@@ -340,9 +340,10 @@ def test_linger(here: CheckContext) -> None:
 
 def listen(here: CheckContext, *ports: int) -> None:
     """Somebody listens on these ports; one connection is established, which is no listening."""
-    rows = [f"   {n}: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 00:0" for n, port in enumerate(ports)]
-    head = "  sl  local_address rem_address   st tx_queue rx_queue tr\n"
-    text = head + "\n".join([*rows, "   9: 0100007F:0FA0 0100007F:D431 01 00000000:00000000 00:0"]) + "\n"
+    rest = "00000000:00000000 00:00000000 00000000 1000 0"
+    rows = [f"   {n}: 0100007F:{port:04X} 00000000:0000 0A {rest} {n}" for n, port in enumerate(ports)]
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    text = head + "\n".join([*rows, f"   9: 0100007F:0FA0 0100007F:D431 01 {rest} 9"]) + "\n"
     (here.roots.proc / "net/tcp").write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""The processes of all instances at once, as often as somebody wants to know: one walk over /proc.
+"""The processes of all instances at once, in one walk over /proc.
 
 For measuring only: what is to be ended is found by processes.py, which trusts nothing that was remembered. Blocking:
 call it in a thread.
@@ -36,7 +36,7 @@ class _Stat:
 
 
 class ProcessGroups:
-    """See the module's text."""
+    """Finds the processes of every instance."""
 
     def __init__(self, proc: Path) -> None:
         self._proc = f"{proc}/"
@@ -48,7 +48,7 @@ class ProcessGroups:
         with self._lock:
             return self._look(origins) if origins else {}
 
-    def _look(self, origins: Mapping[int, Origin]) -> dict[int, list[int]]:
+    def _look(self, origins: Mapping[int, ProcessIdentity]) -> dict[int, list[int]]:
         stats = {pid: stat for pid in self._pids() if (stat := self._stat(pid)) is not None}
         self._marks = {pid: (stat.image, self._tag(pid, stat)) for pid, stat in stats.items()}
         by_mark = {origin.tag.instance: number for number, origin in origins.items()}

@@ -1,4 +1,4 @@
-"""Whose process is whose: the processes of an instance found by session and by the mark in their environment.
+"""Whose process is whose: the processes of an instance found by session and by the tag in their environment.
 
 Reads /proc (blocking: call it in a thread) and signals by pidfd only, so that a reused pid is never hit. Decides
 nothing about when to kill.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from accelerd.base import names
+from accelerd.base.proc import ProcStat, living, pids, read_file, read_stat
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -27,6 +28,10 @@ class Process:
     pid: int
     started: int
     name: str
+
+    @classmethod
+    def of(cls, stat: ProcStat) -> Process:
+        return cls(stat.pid, stat.started, stat.name)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.pid}]"
@@ -73,10 +78,10 @@ class ProcTable:
     def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
         wanted = _entry(names.ENV_MARK_INSTANCE, tag.instance)
 
-        def is_member(pid: int, stat: _Stat, mine: bool) -> bool:
+        def is_member(stat: ProcStat, mine: bool) -> bool:
             # A session is ours whatever uid its processes took (a setuid program): dead must mean proven dead.
             return (session is not None and session in (stat.session, stat.group)) or (
-                mine and wanted in self._environment(pid)
+                mine and wanted in self._environment(stat.pid)
             )
 
         return list(self._scan(is_member))
@@ -85,8 +90,8 @@ class ProcTable:
         wanted = _entry(names.ENV_MARK_OWNER, owner)
         unwanted = {_entry(names.ENV_MARK_INSTANCE, instance) for instance in spared}
 
-        def is_owned(pid: int, stat: _Stat, mine: bool) -> bool:
-            environment = self._environment(pid) if mine else ()
+        def is_owned(stat: ProcStat, mine: bool) -> bool:
+            environment = self._environment(stat.pid) if mine else ()
             return wanted in environment and not unwanted.intersection(environment)
 
         return list(self._scan(is_owned))
@@ -98,7 +103,7 @@ class ProcTable:
             return False
         try:
             # The pidfd holds whatever has the pid now; the start time says whether that is still the one found.
-            stat = self._stat(process.pid)
+            stat = read_stat(self._proc, process.pid)
             if stat is None or stat.started != process.started:
                 return False
             signal.pidfd_send_signal(pidfd, number)
@@ -108,41 +113,19 @@ class ProcTable:
             os.close(pidfd)
         return True
 
-    def _scan(self, wanted: Callable[[int, _Stat, bool], bool]) -> Iterator[Process]:
+    def _scan(self, wanted: Callable[[ProcStat, bool], bool]) -> Iterator[Process]:
         me, uid = os.getpid(), os.geteuid()
-        for entry in os.scandir(self._proc):
-            if not entry.name.isdigit() or (pid := int(entry.name)) == me:
+        for pid in pids(self._proc):
+            if pid == me:
                 continue
-            with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
-                mine = entry.stat().st_uid == uid
-                stat = self._stat(pid)
-                if stat is not None and stat.state not in "ZX" and wanted(pid, stat, mine):
-                    yield Process(pid, stat.started, stat.name)
-
-    def _stat(self, pid: int) -> _Stat | None:
-        try:
-            text = (self._proc / str(pid) / "stat").read_text(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        # The name may hold spaces and parentheses: the fields begin after the last one.
-        name, _, rest = text.partition("(")[2].rpartition(")")
-        fields = rest.split()
-        return _Stat(name, fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                mine = os.stat(f"{self._proc}/{pid}").st_uid == uid
+                stat = living(self._proc, pid)
+                if stat is not None and wanted(stat, mine):
+                    yield Process.of(stat)
 
     def _environment(self, pid: int) -> Sequence[bytes]:
-        try:
-            return (self._proc / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError:
-            return ()  # ended, or not ours to look into
-
-
-@dataclass(frozen=True)
-class _Stat:
-    name: str
-    state: str
-    group: int
-    session: int
-    started: int
+        return read_file(self._proc, pid, "environ").split(b"\0")
 
 
 def _entry(variable: str, value: str) -> bytes:

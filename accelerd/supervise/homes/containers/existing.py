@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from accelerd.base.ports import Clock, Roots
+from accelerd.base.proc import living
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.supervise.homes.containers import tree
 from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff
@@ -126,8 +126,8 @@ class ExistingHome:
         except HomeError as error:
             log.warning("%s: %s", record.model, error)
             return []
-        link = await asyncio.to_thread(tree.look, self._roots.proc, found.pid) if found.running and found.pid else None
-        return [link.process] if link is not None else []
+        stat = await asyncio.to_thread(living, self._roots.proc, found.pid) if found.running and found.pid else None
+        return [Process.of(stat)] if stat is not None else []
 
     async def _find(self, name: str) -> tuple[ContainerEngine, Container]:
         trouble = f"there is no container {name}: see podman ps -a and docker ps -a"
@@ -158,11 +158,11 @@ class ExistingHome:
             finally:
                 os.close(output)
             found = await engine.inspect(name)
-            link = await asyncio.to_thread(tree.look, self._roots.proc, found.pid) if found and found.pid else None
+            stat = await asyncio.to_thread(living, self._roots.proc, found.pid) if found and found.pid else None
             pidfd = None
-            if link is not None:
+            if stat is not None:
                 try:
-                    pidfd = hold(self._roots.proc, link.process)
+                    pidfd = hold(self._roots.proc, Process.of(stat))
                 except ProcessGone:
                     log.debug("container %s ended at once", name)
         except BaseException:
@@ -177,9 +177,9 @@ class ExistingHome:
             await engine.stop(name, 0 if number == signal.SIGKILL else start.grace + 10)
 
         return ContainerMainProcess(
-            link.process.pid if link is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
+            stat.pid if stat is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
             close=lambda: _close(start), reader=reader, signal_by_engine=signal_by_engine, only_by_engine=True,
-            oom=OomWatch.of(self._roots, link.process.pid) if link is not None else None,
+            oom=OomWatch.of(self._roots, stat.pid) if stat is not None else None,
         )  # fmt: skip
 
     async def _finish(self, start: _ExistingStart) -> ExitStatus:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.base.ports import Roots
-from accelerd.supervise.homes.containers import tree
+from accelerd.base.proc import living
 from accelerd.supervise.process.processes import Process
 from accelerd.supervise.process.reader import OutputReader
 
@@ -76,8 +76,8 @@ def hold(proc: Path, process: Process) -> int:
     except ProcessLookupError:
         raise ProcessGone from None
     # The pidfd holds whatever has the pid now; the start time says whether that is still the one found.
-    link = tree.look(proc, process.pid)
-    if link is None or link.process.started != process.started:
+    stat = living(proc, process.pid)
+    if stat is None or stat.started != process.started:
         os.close(pidfd)
         raise ProcessGone
     return pidfd

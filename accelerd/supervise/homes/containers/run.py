@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.base.ports import Clock, Roots
+from accelerd.base.proc import living, pids, read_file
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Inside
-from accelerd.supervise.homes.containers import images, tree
+from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import (
     LABEL_INSTANCE,
@@ -39,6 +40,7 @@ from accelerd.supervise.homes.containers.main_process import (
     hold,
 )
 from accelerd.supervise.homes.containers.pull import pull, told_in_lines
+from accelerd.supervise.homes.containers.tree import children
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
 from accelerd.supervise.process.reader import OutputReader
@@ -289,10 +291,10 @@ class RunHome:
 
     def _behind_init(self, container: Container) -> tuple[Process | None, Process | None]:
         """The program and the init above it, where it has one."""
-        link = tree.look(self._roots.proc, container.pid) if container.pid else None
-        if link is None or link.process.name not in INITS:
-            return (link.process if link is not None else None), None
-        return next(iter(tree.children(self._roots.proc, container.pid)), None), link.process
+        stat = living(self._roots.proc, container.pid) if container.pid else None
+        if stat is None or stat.name not in INITS:
+            return (Process.of(stat) if stat is not None else None), None
+        return next(iter(children(self._roots.proc, container.pid)), None), Process.of(stat)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -328,17 +330,12 @@ class RunHome:
     def _kill_cli_processes(self, tag: InstanceTag) -> None:
         """A `run` of a daemon that was killed in the middle of it: it must not make a container behind our back."""
         wanted = f"{ENV_CLI_PROCESS}={tag.instance}".encode()
-        for entry in os.scandir(self._roots.proc):
-            if not entry.name.isdigit():
-                continue
-            link = tree.look(self._roots.proc, int(entry.name))
-            try:
-                carries = wanted in Path(entry.path, "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue  # ended, or not ours
+        for pid in pids(self._roots.proc):
+            carries = wanted in read_file(self._roots.proc, pid, "environ").split(b"\0")
+            stat = living(self._roots.proc, pid) if carries else None
             # conmon inherits it too, and is what keeps a living container's record
-            if link is not None and carries and link.process.name in (self.kind, "systemd-run"):
-                self._table.signal(link.process, signal.SIGKILL)
+            if stat is not None and stat.name in (self.kind, "systemd-run"):
+                self._table.signal(Process.of(stat), signal.SIGKILL)
 
 
 def _server(spec: ModelSpec, own: tuple[str, ...]) -> tuple[str, ...]:

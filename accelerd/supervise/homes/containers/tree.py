@@ -5,45 +5,34 @@ Blocking: call it in a thread. Signals nothing.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerd.base.proc import ProcStat, all_living, living, read_file
 from accelerd.supervise.process.processes import Process
-
-
-@dataclass(frozen=True)
-class Link:
-    """A live process with its parent."""
-
-    process: Process
-    parent: int
-
-
-def look(proc: Path, pid: int) -> Link | None:
-    """None: no such process, or a zombie."""
-    try:
-        text = (proc / str(pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    fields = rest.split()
-    return None if fields[0] in "ZX" else Link(Process(pid, int(fields[19]), name), int(fields[1]))
 
 
 def children(proc: Path, pid: int) -> list[Process]:
     """The live children of a process, the oldest first."""
-    links = [link for entry in os.scandir(proc) if entry.name.isdigit() and (link := look(proc, int(entry.name)))]
-    return sorted((link.process for link in links if link.parent == pid), key=lambda p: (p.started, p.pid))
+    found = [Process.of(stat) for stat in all_living(proc).values() if stat.parent == pid]
+    return sorted(found, key=lambda p: (p.started, p.pid))
 
 
 def top(proc: Path, processes: Sequence[Process]) -> Process | None:
     """The one that the others come from: the oldest whose parent is none of them."""
-    links = [link for process in processes if (link := look(proc, process.pid)) and link.process == process]
-    pids = {link.process.pid for link in links}
-    roots = [link.process for link in links if link.parent not in pids]
+    stats = [stat for one in processes if (stat := living(proc, one.pid)) and stat.started == one.started]
+    there = {stat.pid for stat in stats}
+    roots = [Process.of(stat) for stat in stats if stat.parent not in there]
     return min(roots, key=lambda p: (p.started, p.pid), default=None)
+
+
+def descendants(roots: Iterable[int], stats: Mapping[int, ProcStat]) -> set[int]:
+    """Those of `stats` that are in `roots`, and all that came from them."""
+    found = set(roots) & set(stats)
+    while more := {pid for pid, stat in stats.items() if stat.parent in found} - found:
+        found |= more
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,42 +44,30 @@ class ExecSession:
     conmon: Process
 
     def has_conmon(self, proc: Path) -> bool:
-        link = look(proc, self.conmon.pid)
-        return link is not None and link.process == self.conmon
+        stat = living(proc, self.conmon.pid)
+        return stat is not None and stat.started == self.conmon.started
 
 
 def carriers(proc: Path, text: str) -> list[Process]:
     """Live processes with `text` in their command line, and all that came from them; the oldest first."""
-    links = {
-        link.process.pid: link
-        for entry in os.scandir(proc)
-        if entry.name.isdigit() and (link := look(proc, int(entry.name)))
-    }
-    wanted = {pid for pid in links if _says(proc, pid, text.encode())}
-    while more := {pid for pid, link in links.items() if link.parent in wanted} - wanted:
-        wanted |= more
-    return sorted((links[pid].process for pid in wanted), key=lambda p: (p.started, p.pid))
-
-
-def _says(proc: Path, pid: int, text: bytes) -> bool:
-    try:
-        return text in (proc / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return False  # ended, or not ours to look into
+    stats = all_living(proc)
+    roots = [pid for pid in stats if text.encode() in read_file(proc, pid, "cmdline")]
+    found = [Process.of(stats[pid]) for pid in descendants(roots, stats)]
+    return sorted(found, key=lambda p: (p.started, p.pid))
 
 
 def exec_session(proc: Path, pid: int) -> ExecSession | None:
     """The exec session that the process came in by, while its conmon lives."""
     for _ in range(8):
-        link = look(proc, pid)
-        if link is None:
+        stat = living(proc, pid)
+        if stat is None:
             return None
-        if link.process.name == "conmon":
+        if stat.name == "conmon":
             try:
-                words = (proc / str(pid) / "cmdline").read_bytes().decode().split("\0")
+                words = read_file(proc, pid, "cmdline").decode().split("\0")
                 container, session, folder = (words[words.index(flag) + 1] for flag in ("-c", "-u", "--exit-dir"))
-            except (OSError, ValueError, IndexError):
+            except (ValueError, IndexError):
                 return None
-            return ExecSession(session, f"{folder}/{container}", link.process) if session != container else None
-        pid = link.parent
+            return ExecSession(session, f"{folder}/{container}", Process.of(stat)) if session != container else None
+        pid = stat.parent
     return None
