@@ -77,9 +77,9 @@ from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.lemonade import LemonadeHome
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.exporter import ObjectExporter

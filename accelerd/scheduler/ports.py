@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from accelerd.config.model import ModelSpec
 from accelerd.memory.model import Forecast, MemoryRequirement
+
+Changed = Callable[[int, str], None]  # (bytes not back yet, where: "VRAM of card0"); 0 bytes: all is back
 
 
 class ModelRequirements(Protocol):
@@ -31,3 +33,28 @@ class ModelRequirements(Protocol):
     def device(self, spec: ModelSpec) -> str:
         """What the model runs on, by name."""
         ...
+
+
+class ReclaimWatch(Protocol):
+    """Somebody who looks whether memory comes back."""
+
+    def cancel(self) -> None:
+        """Look no longer; `changed` is not called any more."""
+
+
+class Reclaim(Protocol):
+    """What knows the pools of memory."""
+
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
+        """The processes of a model that held so much, by pool, are gone. None: its memory is back already.
+
+        Else `changed` is called, later and on the loop's thread, whenever a reading differs, with 0 at last.
+        """
+        ...
+
+
+class InstantReclaim:
+    """The Reclaim of a machine whose models live in main memory: the kernel has it back when the process is gone."""
+
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
+        return None

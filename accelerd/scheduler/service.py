@@ -10,6 +10,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
@@ -26,8 +27,7 @@ from accelerd.scheduler.core import Core
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits, Yielded
-from accelerd.scheduler.ports import ModelRequirements
-from accelerd.scheduler.reclaim import InstantReclaim, Reclaim, ReclaimWatch
+from accelerd.scheduler.ports import InstantReclaim, ModelRequirements, Reclaim, ReclaimWatch
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, Transition, Waiter
 from accelerd.scheduler.ticket import Ticket
 
@@ -99,7 +99,7 @@ class Scheduler:
     def enqueue(self, name: str) -> Ticket:
         """Take a place in the queue. AccelError at once when waiting is pointless."""
         self._notice_sleep()
-        ticket = Ticket(self, name, self._loop.create_future())
+        ticket = Ticket(self._loop.create_future(), partial(self._core.cancel, name), self.release)
         deadline = self._clock.monotonic() + self._core.settings.queue_timeout
         ticket.waiter = Waiter(ticket.resolve, self._clock.monotonic(), deadline)
         self._core.submit(name, ticket.waiter)
@@ -113,10 +113,6 @@ class Scheduler:
             return await ticket.lease()
         finally:
             ticket.leave()
-
-    def leave(self, name: str, waiter: Waiter) -> None:
-        """Give up a place in the queue."""
-        self._core.cancel(name, waiter)
 
     def release(self, lease: Lease, ok: bool | None) -> None:
         """End a lease. `ok`: the engine did its work, failed, or (None) it cannot be said."""

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
 
 from accelerd.base.errors import AccelError
 from accelerd.scheduler.record import Lease, Waiter
 
 
-class Desk(Protocol):
-    """Who gave the ticket."""
-
-    def release(self, lease: Lease, ok: bool | None) -> None: ...
-    def leave(self, name: str, waiter: Waiter) -> None: ...
-
-
 class Ticket:
     """A place in the queue. `leave` must be called when the wait is over, however it ended."""
 
-    __slots__ = ("_future", "_name", "_scheduler", "_taken", "waiter")
+    __slots__ = ("_future", "_leave", "_release", "_taken", "waiter")
 
-    def __init__(self, scheduler: Desk, name: str, future: asyncio.Future[Lease | AccelError]) -> None:
-        self._scheduler = scheduler
-        self._name = name
+    def __init__(
+        self,
+        future: asyncio.Future[Lease | AccelError],
+        leave: Callable[[Waiter], None],
+        release: Callable[[Lease, bool | None], None],
+    ) -> None:
+        """`leave` takes the waiter out of the queue, `release` ends a lease that nobody took."""
         self._future = future
+        self._leave = leave
+        self._release = release
         self._taken = False
         self.waiter: Waiter
 
@@ -33,7 +32,7 @@ class Ticket:
         if not self._future.done():
             self._future.set_result(outcome)
         elif isinstance(outcome, Lease):  # whoever waited was cancelled in the same turn of the loop
-            asyncio.get_running_loop().call_soon(self._scheduler.release, outcome, None)
+            asyncio.get_running_loop().call_soon(self._release, outcome, None)
 
     async def ready(self, within: float) -> bool:
         """Wait at most `within` seconds; has the place come up?"""
@@ -53,9 +52,9 @@ class Ticket:
         if self._taken:
             return
         if not self._future.done():
-            self._scheduler.leave(self._name, self.waiter)
+            self._leave(self.waiter)
             self._future.cancel()
             return
         outcome = self._future.result()
         if isinstance(outcome, Lease):
-            self._scheduler.release(outcome, None)
+            self._release(outcome, None)

@@ -1,16 +1,61 @@
-"""The sentences about an instance's end, each one line that says what happened and, where it helps, what to do."""
+"""How an instance ended, for people and for the scheduler: the sentences, the Exit of a failed start, and whether the
+engine ran out of memory, read from what it printed.
+
+Each message is one line that says what happened and, where it helps, what to do. Pure; decides nothing.
+"""
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Final
 
-from accelerd.base.exits import Cause
+from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause, Exit
 from accelerd.base.sizes import human_size
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.process.shortage import FailedAllocation
-from accelerd.supervise.process.spawn import spawn_trouble
+from accelerd.supervise.homes.home import HomeError
+from accelerd.supervise.process.output import TAIL_LINES
+from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.ready import Readiness
+
+BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
+SHORTAGE_LINES: Final = 300  # that are looked at: an abort prints a backtrace after the words that count
+SHORTAGE_CHARACTERS: Final = 160  # characters
+
+
+@dataclass(frozen=True)
+class FailedAllocation:
+    """What it says that it did not get."""
+
+    said: str  # its own words
+    wanted: int | None  # bytes, of this one piece
+
+
+def failed_allocation(plan: LaunchPlan, lines: Sequence[str]) -> FailedAllocation | None:
+    """The last that the lines say of it: it may have tried with smaller pieces. None: not a word of that."""
+    if any(re.search(pattern, line) for pattern in plan.too_large for line in lines):
+        return None
+    found: FailedAllocation | None = None
+    for line in lines:
+        for pattern in plan.out_of_memory:
+            match = re.search(pattern, line)
+            if match is not None:
+                wanted = _bytes_asked_for(match)
+                if wanted is not None or found is None:
+                    found = FailedAllocation(line[match.start() :].strip()[:SHORTAGE_CHARACTERS], wanted)
+                break
+    return found
+
+
+def _bytes_asked_for(match: re.Match[str]) -> int | None:
+    groups = match.groupdict()
+    if groups.get("bytes"):
+        return int(groups["bytes"])
+    return int(float(groups["mib"]) * (1 << 20)) if groups.get("mib") else None
 
 
 def program(plan: LaunchPlan) -> str:
@@ -66,7 +111,7 @@ def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: fl
     return text + _used(peak)
 
 
-def got_no_memory(plan: LaunchPlan, lack: FailedAllocation, peak: int | None, age: float, was_ready: bool) -> str:
+def allocation_failed(plan: LaunchPlan, lack: FailedAllocation, peak: int | None, age: float, was_ready: bool) -> str:
     """It ended by itself, since it was refused what it asked for. `peak`: as above."""
     asked = (
         f"it asked for {human_size(lack.wanted)} more and did not get it"
@@ -89,3 +134,29 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+# --- starts that failed ---------------------------------------------------------------------------------------
+
+
+def cause_of(error: AccelError, default: Cause = Cause.REFUSED) -> Cause:
+    """The cause that the error names among its fields."""
+    return next((cause for cause in Cause if cause == error.fields.get("cause")), default)
+
+
+def refused(error: AccelError) -> Exit:
+    """No plan could be made."""
+    tail = error.fields.get("tail")
+    lines = tuple(map(str, tail))[-TAIL_LINES:] if isinstance(tail, list | tuple) else ()
+    return Exit(cause_of(error), error.message, tail=lines)
+
+
+def not_started(plan: LaunchPlan, error: Exception) -> Exit:
+    """The home could not start it: NoProgram, HomeError or OSError."""
+    if isinstance(error, NoProgram):
+        return Exit(Cause.NO_PROGRAM, str(error))
+    if isinstance(error, HomeError):
+        return Exit(Cause.SPAWN_FAILED, str(error))
+    assert isinstance(error, OSError)
+    missing = isinstance(error, FileNotFoundError | PermissionError)
+    return Exit(Cause.NO_PROGRAM if missing else Cause.SPAWN_FAILED, spawn_failed(plan, error))

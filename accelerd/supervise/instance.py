@@ -23,21 +23,18 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import InstanceInfo, Listener
 from accelerd.supervise import exit_messages as exit_messages
-from accelerd.supervise import outcome
+from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, TenantProcess
 from accelerd.supervise.http_probe import ProbeError
 from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.loading import Loading
 from accelerd.supervise.process.groups import ProcessIdentity
-from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRing
-from accelerd.supervise.process.output_redactor import OutputRedactor
+from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, describe
-from accelerd.supervise.process.race import race
-from accelerd.supervise.process.shortage import LINES, FailedAllocation, shortage
 from accelerd.supervise.process.spawn import NoProgram
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
 from accelerd.supervise.proof import prove
+from accelerd.supervise.waiting import SupervisorSettings, race
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -205,7 +202,7 @@ class Instance:
         except HomeError as error:
             return Exit(Cause.REFUSED, str(error), tail=self._tail()), False
         except AccelError as error:
-            return outcome.refused(error), False
+            return exit_messages.refused(error), False
         if raced is None or raced[0] == 0:
             return self._stopped_early(), False
         plan: LaunchPlan = raced[1]
@@ -221,7 +218,7 @@ class Instance:
             main = await self._start(plan, home)
         except (NoProgram, HomeError, OSError) as error:
             await self._end(None, plan)
-            return outcome.unstarted(plan, error), False
+            return exit_messages.not_started(plan, error), False
         try:
             ending = await self._live(main, plan)
         except Exception:
@@ -414,7 +411,7 @@ class Instance:
         unexecuted = main.unexecuted(tail[-1] if tail else "")
         if unexecuted is not None:
             return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", main.status, tail), False
-        port_taken = ended is None and not self._ready and any(outcome.BIND_FAILED.search(line) for line in tail)
+        port_taken = ended is None and not self._ready and any(exit_messages.BIND_FAILED.search(line) for line in tail)
         peak = self._loading.peak if self._loading is not None else None
         out_of_memory = main.result == "oom-kill"
         other = out_of_memory or port_taken or (ended is not None and ended[0] is not Cause.EXITED)
@@ -422,7 +419,7 @@ class Instance:
         if out_of_memory:
             message = exit_messages.out_of_memory(plan, self.spec.memory_max, peak, age, self._ready)
         elif lack is not None:
-            message = exit_messages.got_no_memory(plan, lack, peak, age, self._ready)
+            message = exit_messages.allocation_failed(plan, lack, peak, age, self._ready)
         else:
             message = ended[1] if ended else exit_messages.by_itself(plan, main.status, age, self._ready, strays)
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=main.pid)
@@ -437,7 +434,9 @@ class Instance:
         """What it printed of memory that it did not get, if that is why it has failed."""
         if main.status == 0:
             return None
-        return shortage(plan, self.ring.lines(LINES, since=self._ready_at if self._ready else self.line_from))
+        return failed_allocation(
+            plan, self.ring.lines(SHORTAGE_LINES, since=self._ready_at if self._ready else self.line_from)
+        )
 
     def _log(self, level: int, text: str, message_id: str | None = None, **more: Any) -> None:
         event(log, level, f"{self.spec.name}: {text}", message_id=message_id, model=self.spec.name, **more)

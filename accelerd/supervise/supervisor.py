@@ -24,11 +24,11 @@ from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import ClosableHome, Home, HomeError, SweepableHome, UntaggedHome
 from accelerd.supervise.instance import Instance, InstanceContext
 from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.groups import ProcessGroups
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
 from accelerd.supervise.process.sweep import end_recorded, remove_files, remove_sockets, sweep_leftovers
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from accelerd.app import build
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.supervise.limits import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 

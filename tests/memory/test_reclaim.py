@@ -20,7 +20,7 @@ from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement,
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
 from accelerd.memory.watch import MemoryWatch
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.reclaim import Reclaim, ReclaimWatch
+from accelerd.scheduler.ports import Reclaim, ReclaimWatch
 from tests.fakes.clock import FakeClock
 from tests.scheduler.bench import Bench, model
 

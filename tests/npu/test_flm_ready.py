@@ -13,7 +13,7 @@ import pytest
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.process.listen_owner import ListenerOwner
-from accelerd.supervise.process.output_redactor import LONGEST, OutputRedactor
+from accelerd.supervise.process.output import REDACTED_BYTES, OutputRedactor
 from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}
@@ -129,5 +129,5 @@ def test_only_harmless_lines_get_through() -> None:
     assert discreet(b"open sesame\n[ERR") == b""
     assert discreet(b"OR] no\nsecret [ERROR]\n[Linux]") == b"[ERROR] no\n"
     assert discreet(b" x\n") == b"[Linux] x\n"
-    assert discreet(b"[ERROR]" + b"x" * LONGEST) == b""
+    assert discreet(b"[ERROR]" + b"x" * REDACTED_BYTES) == b""
     assert discreet(b"rest of it\n[ERROR] again\n") == b"[ERROR] again\n"

@@ -15,7 +15,7 @@ from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.events import HoldsDropped, MemoryNotReturned, ModelInUse, SystemResumed
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.reclaim import Changed, InstantReclaim
+from accelerd.scheduler.ports import Changed, InstantReclaim
 from accelerd.scheduler.record import Residue
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.suspend import time_asleep
@@ -57,14 +57,14 @@ class World:
     def probe(self, instance: int) -> None:
         self.probed.append(instance)
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
 
-    def forget(self, spec: ModelSpec) -> Forecast:
+    def estimate_anew(self, spec: ModelSpec) -> Forecast:
         self.needs.pop(spec.name, None)
         return Forecast((in_ram(MIB, "test"),))
 
-    def saw(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         self.peaks[spec.name] = dict(peak)
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:

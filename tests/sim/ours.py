@@ -157,7 +157,7 @@ class Ours:
     def lost(self, residue: Residue) -> None:
         raise AssertionError(f"all memory comes back here, not {residue}")
 
-    def outgrown(self, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         raise AssertionError(f"no model needs more than is known here: {spec.name}")
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:

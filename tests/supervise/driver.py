@@ -25,8 +25,8 @@ from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.supervisor import ProcessSupervisor
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.dbus.client import Buses
 from tests.supervise.house import FakeEngine
 

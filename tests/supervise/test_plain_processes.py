@@ -19,10 +19,10 @@ from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
 from accelerd.supervise.process.spawn import ChildProcess, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
+from accelerd.supervise.waiting import SupervisorSettings
 from tests.supervise.house import Heard, InstanceContext, alive
 
 
@@ -227,7 +227,7 @@ import asyncio, sys
 from pathlib import Path
 from accelerd.ports import Roots, SystemClock
 from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.limits import Limits
+from accelerd.supervise.waiting import Limits
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.spawn import Child, Spawner
 from tests.supervise.house import FakeEngine, Heard

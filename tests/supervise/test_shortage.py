@@ -14,10 +14,9 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.supervise.exit_messages import got_no_memory
+from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation, got_no_memory
 from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag
-from accelerd.supervise.process.shortage import LINES, FailedAllocation, shortage
 from tests.models import make_model
 from tests.supervise.house import InstanceContext
 from tests.supervise.test_plain_real import real
@@ -144,21 +143,23 @@ def plan(**settings: object) -> LaunchPlan:
 @pytest.mark.parametrize("case", SAID)
 def test_A32_every_backend_has_words_for_it(case: str) -> None:
     lines, wanted = SAID[case]
-    found = shortage(plan(), ["I load: some line", *lines])
+    found = failed_allocation(plan(), ["I load: some line", *lines])
     assert found is not None
     assert found.wanted == wanted
     assert found.said
-    assert shortage(plan(out_of_memory=()), lines) is None, "an engine that has brought no words is not understood"
+    assert failed_allocation(plan(out_of_memory=()), lines) is None, (
+        "an engine that has brought no words is not understood"
+    )
 
 
 @pytest.mark.parametrize("lines", OTHERWISE.values(), ids=OTHERWISE.keys())
 def test_other_failures_are_not_taken_for_it(lines: list[str]) -> None:
-    assert shortage(plan(), lines) is None
+    assert failed_allocation(plan(), lines) is None
 
 
 def test_a_notice_beside_it_hides_no_want_of_memory() -> None:
     notice = "W ggml_vulkan: Failed to allocate pinned memory (Requested buffer size exceeds device buffer size limit)"
-    found = shortage(plan(), [notice, *SAID["vulkan weights"][0]])
+    found = failed_allocation(plan(), [notice, *SAID["vulkan weights"][0]])
     assert found == FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
 
 
@@ -192,7 +193,7 @@ async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: InstanceCo
 
 
 async def test_A32_a_backtrace_does_not_hide_it(house: InstanceContext) -> None:
-    lines = [*SAID["rocm, aborts"][0], *(f"#{number} 0x0000 in ?? ()" for number in range(LINES - 20))]
+    lines = [*SAID["rocm, aborts"][0], *(f"#{number} 0x0000 in ?? ()" for number in range(SHORTAGE_LINES - 20))]
     house.engine.edit = lambda _, made: plan(argv=saying(lines, "kill -ABRT $$"), endpoint=made.endpoint)
     async with house:
         exit = await house.gone(house.start())

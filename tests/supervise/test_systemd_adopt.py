@@ -18,7 +18,7 @@ def test_B03_the_next_daemon_goes_on_with_the_same_process(units: Units, end: st
     first = units.daemon()
     pid = first.start(1, units.name(), "ignore-term")
     units.noted()
-    secret = json.loads((units.runtime / "instances" / units.files("*.json")[0]).read_text())["kept"]["secret"]
+    secret = json.loads((units.runtime / "instances" / units.files("*.json")[0]).read_text())["record"]["secret"]
     if end == "killed":
         first.kill()
     else:
@@ -242,7 +242,7 @@ def edit_version(record: dict[str, Any]) -> str:
 
 
 def edit_mark(record: dict[str, Any]) -> str:
-    record["kept"]["mark"]["instance"] = "1-0000000000000000"
+    record["record"]["tag"]["instance"] = "1-0000000000000000"
     return json.dumps(record)
 
 

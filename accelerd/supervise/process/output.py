@@ -7,6 +7,7 @@ never grows with what an engine prints. Knows nothing of processes.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,7 @@ FOLLOW_BYTES: Final = 256 * 1024  # what one reader may lag behind
 LINE_BYTES: Final = 4096
 CUT_MARK: Final = " [… line cut]"
 TAIL_LINES: Final = 20
+REDACTED_BYTES: Final = 64 * 1024  # of a line without an end that a redactor looks at
 
 # C0 but the tab, DEL, C1, line and paragraph separators, and the marks that reorder text on a terminal.
 _CONTROL = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
@@ -203,3 +205,27 @@ class JournalFeed:
         if self._suppressed:
             self._sink(self._model, f"[… {self._suppressed} lines of output suppressed here]")
             self._suppressed = 0
+
+
+class OutputRedactor:
+    """A filter for the output of an engine that prints what people ask it: lines that are known to be harmless pass.
+
+    Whole lines only: nothing passes before its end is seen. Which lines are harmless is said by the plan.
+    """
+
+    def __init__(self, harmless: str) -> None:
+        """`harmless`: a regex that the beginning of a line must match."""
+        self._harmless = re.compile(harmless.encode())
+        self._partial = b""
+        self._lost = False  # until the end of a line that is too long
+
+    def __call__(self, chunk: bytes) -> bytes:
+        """Of the lines that end in `chunk`, the harmless ones."""
+        *ended, partial = (self._partial + chunk).split(b"\n")
+        if ended and self._lost:
+            del ended[0]
+            self._lost = False
+        if len(partial) > REDACTED_BYTES:
+            partial, self._lost = b"", True
+        self._partial = partial if not self._lost else b""
+        return b"".join(line + b"\n" for line in ended if self._harmless.match(line))

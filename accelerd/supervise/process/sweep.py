@@ -19,8 +19,8 @@ from accelerd.base import names
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, MainProcess
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)

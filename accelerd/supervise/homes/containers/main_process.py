@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.base.ports import Roots
@@ -59,10 +59,8 @@ class OomWatch:
         return (self.group.oom_kills() or 0) > self.before
 
 
-class Deputy(Protocol):
-    """Signals what this user may not signal directly, through the container's engine."""
-
-    async def __call__(self, number: int) -> None: ...
+# Signals what this user may not signal directly, through the container's engine.
+SignalByEngine = Callable[[int], Awaitable[None]]
 
 
 class ProcessGone(Exception):
@@ -98,7 +96,7 @@ class ContainerMainProcess:
         finish: Callable[[], Awaitable[ExitStatus]],
         close: Callable[[], None],
         reader: OutputReader | None = None,
-        signal_by_engine: Deputy | None = None,
+        signal_by_engine: SignalByEngine | None = None,
         only_by_engine: bool = False,
         oom: OomWatch | None = None,
         init: int | None = None,
@@ -182,7 +180,7 @@ class ContainerMainProcess:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _delegate(self, signal_by_engine: Deputy, number: int) -> None:
+    async def _delegate(self, signal_by_engine: SignalByEngine, number: int) -> None:
         try:
             await signal_by_engine(number)
         except Exception as error:

@@ -1,7 +1,7 @@
 """The home "lemonade": what lives here is no process of its own but a model inside a Lemonade Server, a tenant.
 
 Owns the servers: the one that accelerd runs, and those that run already and are used. Nothing here outlives the daemon;
-what an earlier daemon's server has left is found by its mark.
+the leftovers of an earlier daemon's server are found by their tag.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CATALOGUE_FILE: Final = "lemonade-models.json"
 
 
 class LemonadeHome:
-    """See the module's text. A Home."""
+    """A Home."""
 
     kind = "lemonade"
     survives = False

@@ -21,10 +21,10 @@ from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
+from accelerd.supervise.exit_messages import cause_of
 from accelerd.supervise.homes.home import LaunchRequest, TenantAddress
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
-from accelerd.supervise.outcome import cause_of
-from accelerd.supervise.process.race import race
+from accelerd.supervise.waiting import race
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,14 @@
-"""How patient the supervise room is, in one place. Times in seconds, sizes in bytes."""
+"""How long the supervise room waits, for what, and the wait for the first of several things.
+
+Times in seconds, sizes in bytes. Decides nothing; what follows when time is up is the caller's.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,3 +29,19 @@ class SupervisorSettings:
     adopt_patience: float = 15.0  # until one that was ready answers to the next daemon
     leftover_grace: float = 5.0  # from SIGTERM to SIGKILL
     leftover_patience: float = 5.0  # from SIGKILL until they are left alone
+
+
+async def race(*contestants: Coroutine[Any, Any, Any], within: float | None = None) -> tuple[int, Any] | None:
+    """Index and result of the first that finishes, None after `within` seconds. The others are cancelled and awaited.
+
+    Of several that finished together the earliest argument counts. An exception of the winner is raised.
+    """
+    tasks = [asyncio.ensure_future(contestant) for contestant in contestants]
+    try:
+        await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        winner = next((index for index, task in enumerate(tasks) if task.done()), None)
+        return None if winner is None else (winner, tasks[winner].result())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
