@@ -1,8 +1,7 @@
-"""What the scheduler and the homes of processes say to each other: the contract between two rooms that do not know
-each other, `scheduler` and `supervise`.
+"""The contract between `scheduler` and `supervise`, which do not import each other.
 
 `Supervisor.start` returns at once; what happens afterwards arrives as one `ready` at most and then exactly one `gone`
-for an instance. `gone` means proven gone: no process of the instance is left.
+for an instance. `gone` means that no process of the instance is left.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from accelerd.engines.base import Endpoint, LaunchPlan
 
 
 class Listener(Protocol):
-    """Who hears of an instance: called on the event loop's thread."""
+    """Is told what happens to an instance, on the event loop's thread."""
 
     def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None: ...
     def instance_gone(self, instance: int, exit: Exit) -> None: ...
@@ -41,7 +40,7 @@ class InstanceInfo:
 
 
 class Supervisor(Protocol):
-    """The home of the processes, as the scheduler sees it. All calls return at once."""
+    """Runs the processes. All calls return at once."""
 
     def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         """`devices`: ids of the GPUs it shall use, where that was decided."""
@@ -50,7 +49,7 @@ class Supervisor(Protocol):
         """Take over what an earlier daemon started, an entry of `ProcessSupervisor.survivors()`; then as `start`."""
 
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
-        """End it, in whatever phase it is; a second call is ignored. `gone` follows."""
+        """End it, in whatever phase it is; a second call is ignored. `instance_gone` follows."""
 
     def probe(self, instance: int) -> None:
         """Send one tiny request; `instance_probed` follows unless the instance is gone first."""

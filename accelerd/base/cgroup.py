@@ -1,5 +1,4 @@
-"""The control group of a process, as far as this user may see and use it: is it empty, end all of it, who ran out of
-memory in it.
+"""The control group of a process, as far as this user may use it: is it empty, kill all of it, count its OOM kills.
 
 Only cgroup v2; everything answers "not known" where there is none. The reads and writes are of kernel memory and quick
 enough for the loop's thread.
@@ -53,7 +52,7 @@ class Cgroup:
         return True
 
     def oom_kills(self) -> int | None:
-        """How many processes in it or below were killed for want of memory so far. None: not known."""
+        """How many processes in it or below were killed by the OOM killer so far. None: not known."""
         return self._value("memory.events", "oom_kill")
 
     def processes(self) -> frozenset[int] | None:

@@ -15,18 +15,18 @@ class Cause(StrEnum):
     NO_PROGRAM = "no-program"  # binary missing or not executable
     NO_MODEL = "no-model"  # model file missing or unreadable
     REFUSED = "refused"  # the plan could not be made: a setting this engine build does not know
-    SPAWN_FAILED = "spawn-failed"  # fork/exec failed for want of something (EAGAIN, ENOMEM …)
+    SPAWN_FAILED = "spawn-failed"  # fork or exec failed (EAGAIN, ENOMEM …)
     LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
     WITHOUT_MODEL = "without-model"  # killed: it came up, but refused the smallest request
     UNHEALTHY = "unhealthy"  # killed: answered health checks but no requests
     PORT_UNAVAILABLE = "port-unavailable"
-    DEVICE_REMOVED = "device-removed"  # killed: what it ran on has gone
-    DEVICE_RESET = "device-reset"  # killed: what it ran on was reset, and what it had there is lost
-    PUT_AWAY = "put-away"  # the server that held it, not accelerd, unloaded it
-    OOM_KILLED = "oom-kill"  # for want of memory: killed by the kernel or systemd-oomd, or it got none and said so
+    DEVICE_REMOVED = "device-removed"  # killed: its device disappeared
+    DEVICE_RESET = "device-reset"  # killed: its device was reset, and its memory there is lost
+    UNLOADED_BY_SERVER = "unloaded-by-server"  # the Lemonade Server unloaded it without being asked by accelerd
+    OOM_KILLED = "oom-kill"  # killed by the kernel or systemd-oomd, or it exited because an allocation failed
 
 
-# Trying again cannot help until somebody changes something.
+# Trying again cannot help until a person changes something.
 PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.REFUSED})
 
 

@@ -30,7 +30,7 @@ CAUSES: Final = {
     Cause.WITHOUT_MODEL: "its program came up without it",
     Cause.UNHEALTHY: "it answered no requests",
     Cause.PORT_UNAVAILABLE: "it got no port",
-    Cause.PUT_AWAY: "the server that held it unloaded it",
+    Cause.UNLOADED_BY_SERVER: "the server that held it unloaded it",
     Cause.DEVICE_REMOVED: "its device has gone",
     Cause.DEVICE_RESET: "its device was reset",
     Cause.OOM_KILLED: "it ran out of memory",

@@ -20,7 +20,7 @@ Where = Callable[[Snapshot], frozenset[str]]
 
 
 def placed(snapshot: Snapshot) -> frozenset[str]:
-    """As the scheduler has it."""
+    """The devices that the scheduler has placed the model on."""
     return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))
 
 
@@ -99,7 +99,7 @@ def _look(
 
 
 def _trouble(snapshot: Snapshot, placement: Placement) -> str:
-    """Why no request would be answered now, whoever waits."""
+    """Why no request to this model would be answered now; "" when one would."""
     if snapshot.state is State.FAILED and snapshot.retry_in is None:
         return f"has failed: {snapshot.error.message if snapshot.error else snapshot.reason}"
     if snapshot.state in (State.FAILED, State.BACKOFF) and snapshot.retry_in:

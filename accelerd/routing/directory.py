@@ -60,7 +60,7 @@ class Directory:
         ]
 
     def generated(self, spec: ModelSpec) -> str:
-        """The name with its prefix; nothing where it has one already, or the name is somebody's."""
+        """The name with its prefix; nothing where it has one already, or the name is taken."""
         if spec.name not in self.models or spec.name.startswith((NPU, LOCAL)):
             return ""
         name = (NPU if self._kind_of(spec) == "npu" else LOCAL) + spec.name

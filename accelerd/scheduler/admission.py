@@ -1,9 +1,9 @@
-"""Who gets room, who must make it, and who is served next: the queue and the moves of models between states.
+"""Admission: which model is started, which must leave for it, and which request is served next.
 
-How room is made: models that wait for room are served oldest request first. A model that must leave goes at once if it
-has been idle for `linger`; a busy one keeps serving until the oldest request that needs its place has waited
-`max_overtake`. From then on it only serves requests older than that one, then drains. So A B C A B C costs three
-loads, and nobody is overtaken for longer than `max_overtake`.
+Models that wait for room are served oldest request first. A model that must leave is evicted at once if it has been
+idle for `linger`; a busy one keeps serving until the oldest request that needs its place has waited `max_overtake`.
+From then on it only serves requests older than that one, then drains. So A B C A B C costs three loads, and no request
+is overtaken for longer than `max_overtake`.
 
 Owned and driven by Core; pure like it.
 """
@@ -34,8 +34,8 @@ from accelerd.scheduler.placement import (
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
-FRESH = 1.0  # s that a look at memory holds for a decision
-LOOK_PATIENCE = 2.0  # s that a start waits for a fresh look
+FRESH = 1.0  # s that a memory snapshot is good enough for a decision
+LOOK_PATIENCE = 2.0  # s that a start waits for a fresh snapshot
 
 
 class Effects(Protocol):
@@ -46,12 +46,12 @@ class Effects(Protocol):
     def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None: ...
     def probe(self, instance: int) -> None: ...
     def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
-        """All its processes are gone: must what it held, by pool, be waited for? Then `memory_residue` follows, with 0
-        at last."""
+        """All its processes have ended. True: the memory that it held, by pool, is not back yet; then
+        `memory_residue` follows until it reports 0."""
         ...
 
     def look(self) -> bool:
-        """Have somebody look at memory soon: `seen` follows. False: nobody looks on this machine."""
+        """Ask for a memory snapshot soon; `on_memory_snapshot` follows. False: memory is not measured here."""
         ...
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
@@ -92,13 +92,13 @@ class Admission:
         self.settings = settings
         self.limits = limits
         self.closing = False
-        self.paused = False  # nobody is served, nothing is started: everybody waits
+        self.paused = False  # nothing is served or started; requests wait
         self.records: dict[str, ModelRecord] = {}
         self.instances: dict[int, ModelRecord] = {}
         self.residues: dict[int, Residue] = {}  # by instance
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
-        self.view: MemorySnapshot | None = None  # the last look at memory
+        self.view: MemorySnapshot | None = None  # the last memory snapshot
         self.yielded: Yielded | None = None
         self._looking_since: float | None = None
         self._next_instance = 1
@@ -121,11 +121,11 @@ class Admission:
         return [record for record in self.records.values() if record.occupied]
 
     def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
-        """A fresh look is here."""
+        """A fresh snapshot has arrived."""
         self.view, self._looking_since = seen, None
 
     def _knows(self, now: float) -> bool:
-        """Is what is known of memory fresh enough to start a model by? If not, somebody is asked to look."""
+        """Is the last snapshot fresh enough to start a model? If not, another one is asked for."""
         if self.view is not None and now - self.view.at <= FRESH:
             return True
         if self._looking_since is None:
@@ -134,7 +134,7 @@ class Admission:
             self._looking_since = now
         due = self._looking_since + LOOK_PATIENCE
         if due <= now:
-            return True  # a driver that does not answer stops nobody
+            return True  # a driver that does not answer must not block starts
         self.wake = min(self.wake, due)
         return False
 
@@ -161,7 +161,7 @@ class Admission:
         return lease
 
     def schedule(self) -> None:
-        """Bring the world one step nearer to what the queue wants. Idempotent; called after every event."""
+        """Start, evict and serve what the queue asks for. Idempotent; called after every event."""
         now = self.clock.monotonic()
         self._retire_outdated()
         while True:
@@ -174,7 +174,7 @@ class Admission:
                 if record.state is State.DRAINING and not record.active:
                     self.stop(record, record.reason)
             if self.queued == before:
-                break  # else some who waited are served: who must make room looks different now
+                break  # else requests were served, and the choice of models to evict may differ now
 
     def _retire_outdated(self) -> None:
         for record in self.records.values():
@@ -192,7 +192,7 @@ class Admission:
         return record.state in (State.BACKOFF, State.FAILED) and record.retry_at is not None and record.retry_at <= now
 
     def _make_room(self, now: float) -> dict[str, float]:
-        """Start what can start, oldest wait first; name the models that must make room and from when.
+        """Start what can start, oldest wait first; find the models that must leave, and from when.
 
         Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
@@ -212,7 +212,7 @@ class Admission:
             choice = choose(target, [*staying, *planned], movable, room, now)
             if choice is None:
                 if not self._refuse(target, future, now, may_evict=may_evict):
-                    planned.append(target)  # those before it take the room for now; nobody behind it may overtake
+                    planned.append(target)  # it waits for room: later requests must not take it
                 continue
             for waiter in target.waiting:
                 waiter.lacking_since = None
@@ -230,7 +230,7 @@ class Admission:
     def _make_leave(
         self, victim: ModelRecord, target: ModelRecord, head: float, now: float, cutoffs: dict[str, float]
     ) -> None:
-        """Make `victim` leave for `target`: now if it is idle, at the bound on overtaking if it is not."""
+        """Evict `victim` for `target`: now if it is idle, else when the limit on overtaking is reached."""
         if not victim.active and not victim.waiting:
             stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
             free_at = min(stays, head + self.settings.max_overtake)
@@ -247,15 +247,15 @@ class Admission:
             self.wake = min(self.wake, due)
 
     def _least_stay(self, record: ModelRecord) -> float:
-        """Seconds that a model stays after its load, idle or not: by default as long as the load took."""
+        """Seconds that a model stays after its load, idle or not; by default as long as the load took."""
         least = self.settings.min_resident
         return least if least is not None else record.load_seconds or 0.0
 
     def _refuse(self, target: ModelRecord, there: list[ModelRecord], now: float, *, may_evict: bool) -> bool:
-        """Refuse those who wait for `target` if no leaving model will ever make room. False: it waits for its turn.
+        """Refuse the requests for `target` if evicting models can never make room. False: it waits for its turn.
 
-        `there`: who is not leaving. Where others have the memory, programs or models that do not leave for this one,
-        people wait a while for it, and nobody behind them has to.
+        `there`: the models that are not leaving. Memory that other programs have is waited for, up to `memory_wait`;
+        requests behind it do not have to wait.
         """
         fixed = [r for r in there if r.unevictable] if may_evict else there
         room, name = self.room, target.spec.name
@@ -285,7 +285,7 @@ class Admission:
             free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
             offer = self.effects.suggest_smaller(target.spec, free)
             text += f"; {offer}" if offer else ""
-        # A model that shall be there at all times comes by itself when there is room.
+        # A model that is to be kept loaded is loaded again when there is room.
         target.displaced = (target.keep_loaded or any(w.held for w in target.waiting)) and code in (
             "yielded",
             "memory_in_use",
@@ -297,7 +297,7 @@ class Admission:
         return max(1.0, yielded.until - now) if yielded.until is not None else 60.0
 
     def _waited(self, target: ModelRecord, now: float) -> bool:
-        """Has somebody waited long enough for memory that others have?"""
+        """Has a request waited `memory_wait` for memory that other programs have?"""
         since = now
         for waiter in target.waiting:
             waiter.lacking_since = now if waiter.lacking_since is None else waiter.lacking_since
@@ -305,7 +305,7 @@ class Admission:
         due = since + self.settings.memory_wait
         if due <= now:
             return True
-        self.wake = min(self.wake, due, now + FRESH)  # looks are asked for meanwhile
+        self.wake = min(self.wake, due, now + FRESH)  # further snapshots are asked for meanwhile
         return False
 
     def _serve(self, record: ModelRecord, cutoff: float | None) -> None:
@@ -322,9 +322,9 @@ class Admission:
             self.queued -= 1
             waiter.resolve(lease)
         if cutoff is not None and not (record.waiting and record.waiting[0].arrived <= cutoff):
-            self.evict(record, "others waited long enough for its place")
+            self.evict(record, "other requests waited long enough for its place")
 
-    # --- small moves ------------------------------------------------------------------------------------------
+    # --- state changes ------------------------------------------------------------------------------------------
 
     def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
         instance = self._new_instance(record, adopted=False)
@@ -361,7 +361,7 @@ class Admission:
         self.effects.stop(record.instance, cause)
 
     def request_load(self, record: ModelRecord, *, held: bool = False) -> None:
-        """Have the model loaded by itself, evicting nobody unless it is pinned or held. `held`: see Waiter."""
+        """Queue a load without a client; evicts other models only if this one is pinned or held. `held`: see Waiter."""
         now = self.clock.monotonic()
         waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.unevictable, held=held)
         self.enqueue(record, waiter)

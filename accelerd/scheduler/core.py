@@ -1,7 +1,7 @@
 """The one writer of all lifecycle state: pure, synchronous, driven by requests, by events of instances and by a clock.
 
-Owns what the world may say to the scheduler: requests, people's commands, configurations, what instances report, time.
-What follows for the queue and the moves between states is Admission's, which it owns. Never does I/O, never waits,
+The entry point for everything that reaches the scheduler: requests, commands, configurations, reports of instances,
+time. What follows for the queue and the state changes is Admission's, which it owns. Never does I/O, never waits,
 imports neither gateway nor bus nor devices. Effects are calls on a Protocol that must not call back before they return.
 """
 
@@ -32,7 +32,7 @@ PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, 
 
 
 class Core:
-    """See the module's text. All methods run on one thread; times are `clock.monotonic()` seconds."""
+    """The scheduler without its event loop. All methods run on one thread; times are `clock.monotonic()` seconds."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Core:
         return self._admission.grant(record)
 
     def submit(self, name: str, waiter: Waiter) -> None:
-        """Queue a request or a wish. Resolves it at once, with an AccelError, when waiting is pointless."""
+        """Queue a request or a load. Resolves it at once, with an AccelError, when waiting is pointless."""
         error = self._refusal(name, waiter)
         if error is not None:
             waiter.resolve(error)
@@ -78,16 +78,17 @@ class Core:
         self._admission.schedule()
 
     def cancel(self, name: str, waiter: Waiter) -> None:
-        """The client has gone. A load already begun goes on: the next request will want it."""
+        """The client has disconnected. A load that has begun goes on: the next request will need it."""
         record = self._names.get(name)
         if record is not None and self._admission.remove(record, waiter):
             self._admission.schedule()
 
     def release(self, lease: Lease, ok: bool | None) -> None:
-        """The request has ended. `ok`: did the engine do its work? None: unknown (client gone, client's fault)."""
+        """The request has ended. `ok`: did the engine do its work? None: unknown (the client disconnected or made the
+        error)."""
         record = lease.record
         if lease not in record.active:
-            return  # the instance went first
+            return  # the instance ended first
         record.active.discard(lease)
         if not record.active:
             record.last_used = self._clock.monotonic()
@@ -96,7 +97,7 @@ class Core:
             record.bad_outcomes = 0
         elif ok is False:
             self._bad_outcome(record)
-        # One that others use goes on as it was: nobody gets its room, or a place in it, by this.
+        # While other requests use the model, this frees neither a slot that is waited for nor any memory.
         if record.state is not State.READY or record.waiting or (self._admission.queued and not record.active):
             self._admission.schedule()
 
@@ -131,7 +132,7 @@ class Core:
             record.probing = True
             self._effects.probe(record.instance)
 
-    # --- what people ask --------------------------------------------------------------------------------------
+    # --- commands --------------------------------------------------------------------------------------
 
     def reset(self, name: str, *, memory: bool = False) -> None:
         """Forget the failures of a model; with `memory` also that it needs more than estimated. AccelError."""
@@ -240,13 +241,13 @@ class Core:
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
         """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
 
-        Its memory is on the ledger from now on. What was started in another way than it would be now (not `fits`) is
-        replaced; what no longer has room is stopped.
+        Its memory is on the ledger from now on. One that would be started differently now (not `fits`) is replaced; one
+        that no longer has room is stopped.
         """
         record = self._admission.records.get(name)
         if record is None or record.state is not State.STOPPED:
             return False
-        # What others use of the pools now includes what it has: only our own models count here.
+        # What other programs seem to use includes this process: only accelerd's models count here.
         no_room = why_not_resident(record, self._admission.occupied(), self._admission.room.undisturbed())
         self._admission.adopt(record, found)
         if no_room is not None:
@@ -272,19 +273,19 @@ class Core:
         for record in sorted(alive, key=lambda r: r.started_at, reverse=True):
             self._admission.stop(record, "shutting down")
 
-    # --- what instances tell ----------------------------------------------------------------------------------
+    # --- reports of instances ----------------------------------------------------------------------------------
 
     def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None:
         record = self._admission.instances[instance]
         if record.state is not State.STARTING:
-            return  # told to stop in the meantime
+            return  # it is being stopped
         now = self._clock.monotonic()
         record.endpoint, record.secret, record.last_used = endpoint, secret, now
         record.bad_outcomes, record.probing, record.error = 0, False, None
         if not record.adopted:
             record.load_seconds = now - record.started_at
         if record.usage.last is None:
-            record.usage.note(now)  # somebody wants it, or it would not be loaded
+            record.usage.note(now)  # it would not be loaded if it were not wanted
         how = "taken over" if record.adopted else "loaded"
         self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
         self._admission.schedule()
@@ -292,12 +293,12 @@ class Core:
     def instance_killing(self, instance: int) -> None:
         record = self._admission.instances[instance]
         if record.state in (State.READY, State.DRAINING):
-            self._admission.move(record, Event.KILL, "ended by itself, but something of it does not")
+            self._admission.move(record, Event.KILL, "exited, but left processes that do not end")
         elif record.state in (State.STARTING, State.STOPPING):
-            self._admission.move(record, Event.KILL, "did not end when told")
+            self._admission.move(record, Event.KILL, "did not end after SIGTERM")
 
     def instance_probed(self, instance: int, ok: bool) -> None:
-        """The answer to `probe`. A model that fails it although nothing else of it makes progress is stopped."""
+        """The result of `probe`. A model that fails it while no request makes progress is stopped."""
         record = self._admission.instances.get(instance)
         if record is None or not record.probing:
             return
@@ -314,7 +315,7 @@ class Core:
         self._admission.schedule()
 
     def memory_residue(self, instance: int, size: int, where: str) -> None:
-        """For an instance that `reclaim` said is waited for: bytes that are not back yet; 0: all are."""
+        """For an instance for which `reclaim` returned True: bytes that are not freed yet; 0: all are."""
         self._exits.residue(instance, size, where)
         self._admission.schedule()
 
@@ -360,9 +361,8 @@ class Core:
                 record.retry_at = None
                 self._admission.move(record, Event.RESET, "may be tried again")
                 if record.keep_loaded and not self._admission.closing:
-                    self._admission.request_load(
-                        record
-                    )  # refused where memory is given up: then it is away, and comes back
+                    # Refused while memory is yielded: then it is displaced, and loaded again later.
+                    self._admission.request_load(record)
             elif (due := self._idle_deadline(record)) is not None and due <= now:
                 assert record.spec.idle_timeout is not None
                 self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")
@@ -418,7 +418,7 @@ class Core:
         return first_device(record.need) if record is not None else ""
 
     def placement(self, name: str) -> tuple[bool, str]:
-        """Could the model be resident, and what would that take: for people who ask before they load it."""
+        """Could the model be resident, and what would that take?"""
         return placement(self._find(name), self._admission)
 
     @property

@@ -1,6 +1,6 @@
-"""What becomes of models when what they run on goes, comes back, or may have lost what they had on it.
+"""What happens to models when their device disappears, comes back, is reset, or was suspended.
 
-Driven by Core, pure like it. Knows no devices: which model is on which is found out elsewhere.
+Driven by Core, pure like it. Knows no devices: which model runs on which is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from accelerd.scheduler.record import ModelRecord, StopWatcher
 
 
 class DeviceEvents:
-    """See the module's text."""
+    """The scheduler's reactions to devices."""
 
     def __init__(self, admission: Admission, find: Callable[[str], ModelRecord], reset: Callable[[str], None]) -> None:
         self._admission = admission
@@ -27,12 +27,12 @@ class DeviceEvents:
         self._admission.schedule()
 
     def slept(self) -> None:
-        """The machine was suspended: what a device has lost meanwhile shows only in use."""
+        """The machine was suspended: whether a device lost its memory shows only in use."""
         for name in self._admission.records:
             self.suspect(name)
 
     def suspect(self, name: str) -> None:
-        """What a ready model has on its device may be lost: it is asked before it serves anybody else."""
+        """The memory of a ready model may be lost: probe it before it serves further requests."""
         record = self._find(name)
         if record.state is State.READY and not record.probing:
             assert record.instance is not None
@@ -40,17 +40,18 @@ class DeviceEvents:
             self._admission.effects.probe(record.instance)
 
     def lost(self, name: str, cause: Cause, why: str) -> None:
-        """What the model runs on has gone or was reset: end it now, its requests with it. `cause` says what follows."""
+        """The model's device disappeared or was reset: stop the model and its requests now. `cause` decides what
+        follows."""
         record = self._find(name)
         if record.state in (State.STARTING, State.READY, State.DRAINING):
             self._admission.stop(record, why, cause)
             self._admission.schedule()
 
     def back(self, name: str) -> None:
-        """What the model ran on is there again. Nothing happens to one that failed for another reason."""
+        """The model's device is back. A model that failed for another reason stays failed."""
         record = self._find(name)
         if record.state in (State.STOPPING, State.KILLING, State.RECLAIMING):
-            # It may be on its way to FAILED. One that is stuck gets no second life by this.
+            # It may end in FAILED. A stuck one stays stuck.
             record.stop_watchers.append(StopWatcher(lambda: self.back(name), lambda error: None))
         elif record.state is State.FAILED and record.error and record.error.cause is Cause.DEVICE_REMOVED:
             self._reset(name)

@@ -1,7 +1,8 @@
-"""What follows from the end of an instance: memory that must come back, then stopped, back-off, failed or a raise.
+"""What follows from the exit of an instance: its memory is waited for, then the model is stopped, backs off, fails, or
+gets a larger reservation.
 
-Owns failures, out-of-memory and residues of memory; driven by Core, pure like it. An end that accelerd wanted is no
-failure; an end for want of memory is no crash: the model asks for more the next time instead of being tried as it was.
+Owns failures, out-of-memory exits and memory that does not come back; driven by Core, pure like it. An exit that
+accelerd asked for is no failure. Running out of memory is no crash: the model reserves more the next time.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from accelerd.scheduler.record import ModelRecord, PendingExit, Residue
 
 UNHEALTHY_BEFORE_QUARANTINE: Final = 2
 OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
-GROWTH: Final = (5, 4)  # of the reserved memory after an end for want of memory, unless more was seen
+GROWTH: Final = (5, 4)  # of the reserved memory after the model ran out of memory, unless more was measured
 STUCK_AFTER: Final = 30.0  # s after SIGKILL; a driver may take long to let go of 100 GB
 RECLAIM_PATIENCE: Final = 10.0  # s until the model may start again although memory of it is missing
 
 
 class ExitHandling:
-    """See the module's text. `over(record, unloaded)` is called when a model has left OCCUPIED."""
+    """`over(record, unloaded)` is called when a model has left OCCUPIED."""
 
     def __init__(
         self, admission: Admission, over: Callable[[ModelRecord, bool], None], stuck_after: float = STUCK_AFTER
@@ -57,7 +58,7 @@ class ExitHandling:
             self._finish(record)
 
     def stuck(self, record: ModelRecord) -> None:
-        """SIGKILL has not ended it: say so to whoever waits for its end or its return, and go on waiting."""
+        """SIGKILL has not ended it: fail everybody who waits for its exit or its next start, and go on waiting."""
         record.stuck = True
         device = f", and the {record.device} takes no other model" if record.device != CPU else ""
         text = f"does not end, {self.stuck_after:.0f} s after SIGKILL: its memory stays counted{device}"
@@ -69,7 +70,7 @@ class ExitHandling:
             watcher.failed(error)
 
     def stuck_error(self, record: ModelRecord) -> AccelError:
-        """What people hear who want a stuck model stopped or loaded."""
+        """The answer to requests to stop or load a stuck model."""
         text = f"{record.spec.name} {record.reason} (it hangs in a driver: only that, or a reboot, ends it)"
         return AccelError("model_stuck", text, retry_after=self.stuck_after, param="model")
 
@@ -108,7 +109,7 @@ class ExitHandling:
         return min((r.reclaim_until for r in self._reclaiming.values() if r.pending_exit is not None), default=math.inf)
 
     def failure(self, record: ModelRecord, now: float) -> AccelError:
-        """What a request hears that cannot be served because of earlier ends."""
+        """The answer to a request that cannot be served because of earlier exits."""
         exit = record.error
         name = record.spec.name
         why = exit.message if exit else record.reason
@@ -137,11 +138,11 @@ class ExitHandling:
             record.error = exit
             self._out_of_memory(record, before, exit, now)
         elif exit.cause is Cause.STOPPED or before is State.DRAINING:
-            # An engine that ends while it drains has only been quicker than the order to stop.
+            # One that exits while it drains was only quicker than the stop that would have followed.
             why = record.stop_reason or (record.reason if before is State.DRAINING else "")
             self._admission.move(record, Event.GONE, why + residue if why else exit.message)
         elif record.adopted and before is State.STARTING:
-            # What an earlier daemon left is not a failure of what this one would start.
+            # That a process of an earlier daemon fails says nothing about one that this daemon would start.
             self._admission.move(record, Event.GONE, f"could not be taken over: {exit.message}")
             self._come_back(record)
         else:
@@ -165,7 +166,7 @@ class ExitHandling:
             record.retry_at = None
             self._admission.move(record, Event.GIVE_UP, f"quarantined: {exit.message} again after a reload")
         elif exit.cause is Cause.DEVICE_REMOVED:
-            record.retry_at = None  # until the device is back: elsewhere it would be another model
+            record.retry_at = None  # until the device is back
             self._admission.move(record, Event.GIVE_UP, exit.message)
         elif exit.cause in PERMANENT:
             # A request may look again soon (the file may be there by then); nothing loops.
@@ -187,7 +188,7 @@ class ExitHandling:
         self._admission.reject_all(record, self.failure(record, now))
 
     def _out_of_memory(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:
-        """Reserve more from now on. Who waits is served with that, once; who waited for such a load already is told."""
+        """Reserve more from now on. Waiting requests get one load with that; those that had it already are refused."""
         settings, old = self._admission.settings, record.memory
         _remember(record.out_of_memory, now, settings.failure_window)
         count = len(record.out_of_memory)
@@ -219,7 +220,7 @@ class ExitHandling:
         self._come_back(record)
 
     def _come_back(self, record: ModelRecord, *, wanted: bool = False) -> None:
-        """A model that people want there at all times, or that is `wanted`, is loaded again by itself."""
+        """Load it again without a request if it is to be kept loaded, or if it is `wanted`."""
         if (
             (record.keep_loaded or wanted)
             and not record.waiting

@@ -1,4 +1,4 @@
-"""What could be resident: for people who ask before they load a model, and before one is held beside others.
+"""Could a model be resident? Asked before a person loads it, and before it is held beside others.
 
 Pure, changes nothing: reads the models' records and the room there is.
 """
@@ -49,12 +49,12 @@ def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
 def check_hold(record: ModelRecord, admission: Admission) -> None:
     """AccelError does_not_fit or pin_conflict when the model can never be resident, or not beside what must stay.
 
-    What other programs have, what is given up and what has not come back is left out: all that passes.
+    Memory in use by other programs, yielded, or not given back yet is ignored: all of that is temporary.
     """
     room = replace(admission.room.undisturbed(), lost=(), quarantined={})
     fixed = [r for r in admission.records.values() if r.unevictable and not r.removed and r is not record]
     if not together(fixed, room):
-        fixed = [r for r in fixed if r.occupied]  # those who pinned the others have been told, or will be
+        fixed = [r for r in fixed if r.occupied]  # a conflict among the others was reported when they were pinned
     name = record.spec.name
     if not together([record], room):
         why = why_not_resident(record, [], room) or "it does not fit"

@@ -1,8 +1,8 @@
-"""Who wants a model to stay, or to be there: holds, and loads that nobody waits for any more.
+"""Holds keep a model loaded for a client; also ends loads that no client waits for any more.
 
-While a model is held it leaves neither for another one nor for other programs nor because it is idle. A person who
-unloads it, and memory that is given up, still take it; from the latter it comes back. Driven by Core, pure like it;
-keeps nothing itself: a hold is in the model's record.
+A held model is not evicted for another model, for memory pressure or because it is idle. An explicit unload and
+yielding memory still end it; after yielding it is loaded again. Driven by Core, pure like it; a hold is stored in the
+model's record.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from accelerd.scheduler.record import ModelRecord
 
 Dropped = Callable[[str, tuple[str, ...], str], None]  # model, keys, one clause that says why
 
-COMING_BY_ITSELF = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)  # or not until somebody mends it
+# Loaded, or loaded again without being asked; one that has failed waits for a reset.
+NEEDS_NO_LOAD = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)
 
 
 class Holds:
-    """See the module's text."""
+    """The operations on holds."""
 
     def __init__(self, admission: Admission, find: Callable[[str], ModelRecord]) -> None:
         self._admission = admission
         self._find = find
-        self.dropped: Dropped | None = None  # hears of holds that ended although nobody let go; must not call back
+        self.dropped: Dropped | None = None  # called for holds that end without being released; must not call back
 
     def hold(self, name: str, key: str, *, load: bool) -> str:
         """Keep the model where it is, for `key`; with `load` also have it loaded whenever that is possible.
@@ -39,7 +40,7 @@ class Holds:
         record.holds[key] = load
         if load:
             record.keep_loaded = True
-            coming = record.state in COMING_BY_ITSELF or record.waiting or record.stuck or record.displaced
+            coming = record.state in NEEDS_NO_LOAD or record.waiting or record.stuck or record.displaced
             if not coming and not self._admission.closing:
                 self._admission.request_load(record, held=True)
         elif before:
@@ -48,7 +49,7 @@ class Holds:
         return record.spec.name
 
     def unhold(self, name: str, key: str) -> bool:
-        """Let go. False: it was not held for this key, or there is no such model any more."""
+        """Release the hold. False: there was none for this key, or the model was removed."""
         record = self._admission.records.get(name)
         if record is None or key not in record.holds:
             return False
@@ -58,14 +59,14 @@ class Holds:
         return True
 
     def removed(self, record: ModelRecord, why: str) -> None:
-        """The model goes for good: nobody holds it any more."""
+        """The model was removed from the configuration: drop its holds."""
         keys = tuple(record.holds)
         record.holds.clear()
         if keys and self.dropped is not None:
             self.dropped(record.spec.name, keys, why)
 
     def abandon(self, name: str, why: str) -> bool:
-        """Stop a load that nobody waits for and nobody wants kept. False: somebody does, or it is no load."""
+        """Stop a load that no client waits for and nothing keeps. False: it is needed, or the model is not loading."""
         record = self._admission.records.get(name)
         if record is None or record.state is not State.STARTING or record.waiting or record.keep_loaded or record.holds:
             return False
@@ -74,7 +75,7 @@ class Holds:
         return True
 
     def _let_go(self, record: ModelRecord) -> None:
-        """Nothing is asked for any more that only holds wanted."""
+        """Undo what only the released hold asked for."""
         record.keep_loaded = record.keep_loaded and record.wants_loaded
         if not (record.keep_loaded or record.unevictable):
             record.displaced = False

@@ -16,8 +16,8 @@ class State(StrEnum):
     STARTING = "starting"  # process asked for, not yet answering
     READY = "ready"  # grants leases
     DRAINING = "draining"  # grants no more leases, waits for the running ones
-    STOPPING = "stopping"  # told to end
-    KILLING = "killing"  # did not end when told; memory still counts
+    STOPPING = "stopping"  # asked to end (SIGTERM)
+    KILLING = "killing"  # did not end in time, SIGKILL was sent; its memory still counts
     RECLAIMING = "reclaiming"  # no process is left, its memory is not back yet
     BACKOFF = "backoff"  # failed lately, waits before the next start
     FAILED = "failed"  # failed for good: until a person or the configuration changes something
@@ -30,12 +30,12 @@ class Event(StrEnum):
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"  # SIGKILL was sent
-    STUCK = "stuck"  # which did not end it either: it stays counted, its device takes no other model
-    RECLAIM = "reclaim"  # proven gone, but the device still holds its memory
-    GONE = "gone"  # proven gone and nothing to hold against it
-    OUT_OF_MEMORY = "out-of-memory"  # proven gone, killed for want of memory: next time it reserves more
-    BACK_OFF = "back-off"  # proven gone, failed, will be tried again
-    GIVE_UP = "give-up"  # proven gone, failed too often or in a way that repeating cannot cure
+    STUCK = "stuck"  # SIGKILL did not end it: its memory stays counted, its device takes no other model
+    RECLAIM = "reclaim"  # all processes have ended, but the device still holds their memory
+    GONE = "gone"  # all processes have ended, without a failure
+    OUT_OF_MEMORY = "out-of-memory"  # ended because it ran out of memory: it reserves more next time
+    BACK_OFF = "back-off"  # ended with a failure, will be tried again
+    GIVE_UP = "give-up"  # ended with a failure, too often or in a way that a retry cannot cure
     RESET = "reset"  # failures forgotten
 
 
@@ -47,15 +47,15 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.STARTING, E.STOP): S.STOPPING,
     (S.STARTING, E.KILL): S.KILLING,  # the load ran out of time
     (S.STARTING, E.RECLAIM): S.RECLAIMING,
-    (S.STARTING, E.GONE): S.STOPPED,  # was to be adopted and had ended already
+    (S.STARTING, E.GONE): S.STOPPED,  # it was to be taken over and had exited already
     (S.STARTING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.STARTING, E.BACK_OFF): S.BACKOFF,
     (S.STARTING, E.GIVE_UP): S.FAILED,
     (S.READY, E.DRAIN): S.DRAINING,
     (S.READY, E.STOP): S.STOPPING,
-    (S.READY, E.KILL): S.KILLING,  # it ended by itself, something of it does not
+    (S.READY, E.KILL): S.KILLING,  # it exited and left processes that do not end
     (S.READY, E.RECLAIM): S.RECLAIMING,
-    (S.READY, E.GONE): S.STOPPED,  # ended by itself, the next request starts it again
+    (S.READY, E.GONE): S.STOPPED,  # it exited; the next request starts it again
     (S.READY, E.OUT_OF_MEMORY): S.STOPPED,
     (S.READY, E.BACK_OFF): S.BACKOFF,
     (S.READY, E.GIVE_UP): S.FAILED,

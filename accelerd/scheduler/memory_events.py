@@ -1,7 +1,7 @@
-"""What is heard of memory: looks at it, better forecasts, pressure, and a person who wants the GPU for something else.
+"""What the scheduler does about memory: snapshots, better forecasts, pressure, and yielding the GPU to other programs.
 
-Driven by Core, pure like it. What had to give way although it shall always be loaded comes back by itself, when the
-memory is there again and has been for a while.
+Driven by Core, pure like it. A model that is to be kept loaded but had to leave is loaded again once the memory has
+been free for a while.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.placement import Yielded, fitting, outgrown
 from accelerd.scheduler.record import ModelRecord
 
-YIELD_GRACE = 10.0  # s that requests may go on for, when the memory is wanted
-LOOK_EVERY = 5.0  # s between looks for room, while somebody is away
+YIELD_GRACE = 10.0  # s that running requests still get when memory is yielded
+LOOK_EVERY = 5.0  # s between snapshots while a displaced model waits for room
 
 
 class MemoryEvents:
-    """See the module's text."""
+    """Reacts to what is learned about memory; changes only what Admission owns."""
 
     def __init__(self, admission: Admission, names: Mapping[str, ModelRecord]) -> None:
         self._admission = admission
         self._names = names
-        self._calm_from = -math.inf  # since when nobody has pressed
+        self._calm_from = -math.inf  # the last time that memory had to be freed
         self._looked_at = -math.inf
 
     def forecast(self, name: str, forecast: Forecast) -> None:
-        """More is known of what a model will need. One that is loaded keeps what was reserved for it."""
+        """A better estimate of what a model needs. One that is loaded keeps its reservation."""
         record = self._names.get(name)
         if record is not None and not outgrown(record):
             if record.next_spec is not None:
@@ -41,7 +41,7 @@ class MemoryEvents:
             self._admission.schedule()
 
     def seen(self, seen: MemorySnapshot) -> None:
-        """Somebody has looked at memory."""
+        """Memory was measured."""
         self._admission.on_memory_snapshot(seen)
         for instance, used in seen.used.items():
             record = self._admission.instances.get(instance)
@@ -54,16 +54,16 @@ class MemoryEvents:
         self._admission.schedule()
 
     def measured(self) -> list[ModelRecord]:
-        """The loaded models that were seen since they are."""
+        """The ready models that were measured since they became ready."""
         return [r for r in self._admission.records.values() if r.state is State.READY and r.settled]
 
     def ledger(self) -> Ledger:
-        """Who holds what now."""
+        """What is held in each pool now."""
         return self._admission.room.ledger(self._admission.occupied())
 
     @property
     def view(self) -> MemorySnapshot | None:
-        """The last look."""
+        """The last snapshot."""
         return self._admission.view
 
     # --- pressure ---------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class MemoryEvents:
         admission.schedule()
         return coming
 
-    # --- a person's wish --------------------------------------------------------------------------------------
+    # --- yielding --------------------------------------------------------------------------------------
 
     def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None:
         """Give up these pools (None: all) and start nothing there until then. Requests may end, unless `now`."""
@@ -114,7 +114,7 @@ class MemoryEvents:
         admission.schedule()
 
     def resume(self) -> None:
-        """The memory is ours again."""
+        """End yielding."""
         self._admission.yielded = None
         self._calm_from = -math.inf
         self._bring_back()
@@ -156,12 +156,12 @@ class MemoryEvents:
         return max(self._looked_at + LOOK_EVERY, self._calm_from + self._admission.settings.cool_down)
 
     def _bring_back(self) -> None:
-        """Load those that gave way and are missed, if they fit without pushing anybody out."""
+        """Load displaced models that fit without evicting any other."""
         admission, now = self._admission, self._admission.clock.monotonic()
         if admission.closing or self._calm_from + admission.settings.cool_down > now:
             return
         if admission.view is not None and now - admission.view.at > FRESH:
-            return  # its look is on the way
+            return  # a fresh snapshot was asked for
         for record in self._displaced():
             if fitting(record, admission.occupied(), admission.room) is not None:
                 record.displaced = False

@@ -18,7 +18,7 @@ from accelerd.scheduler.record import ModelRecord, Residue
 
 @dataclass(frozen=True)
 class Yielded:
-    """Memory that was given up to somebody: nothing is started in it."""
+    """Memory that is yielded to other programs: nothing is started in it."""
 
     pools: frozenset[str] | None  # None: all
     until: float | None  # monotonic seconds; None: until `resume`
@@ -61,7 +61,7 @@ def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
 
 
 def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> str | None:
-    """Why `target`, placed as `need` says, can never be resident beside `other`, by anybody's rule; None if it can."""
+    """Why `target`, placed as `need` says, can never be resident beside `other`, by any rule; None if it can."""
     if why := excludes(target.spec, other.spec):
         return why
     if why := clash(need, other.need):
@@ -72,7 +72,7 @@ def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) 
 def never_for(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> bool:
     """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
 
-    Unless a person's own words, `group` or `exclusive`, say that the two are never loaded together.
+    Except where `group` or `exclusive` says that the two are never loaded together.
     """
     return apart(need, other.need) and excludes(target.spec, other.spec) is None
 
@@ -99,7 +99,7 @@ def why_not_resident(
     if stuck is not None:
         return f"{stuck} cannot be ended and may hold the {target.device}: nothing starts there until it has gone"
     if limits.yielded is not None and limits.yielded.covers(need):
-        return f"the memory it needs is given up: {limits.yielded.why}"
+        return f"the memory it needs is yielded: {limits.yielded.why}"
     for other in others:
         if why := rules_out(target, need, other):
             return why
@@ -141,7 +141,7 @@ def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[ModelRecor
 def lasting_reason_not_resident(
     target: ModelRecord, staying: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
 ) -> str | None:
-    """`obstacle` by those who stay and those of `staying` who never leave for it; says so where that is the reason."""
+    """`why_not_resident` for the models that do not leave for it; adds the rule of NPUs where that is the reason."""
     staying, need = list(staying), need or target.need
     why = why_not_resident(target, staying, limits, need)
     others = [other for other in staying if not never_for(target, need, other)]

@@ -1,4 +1,6 @@
-"""What the scheduler asks about models beside their processes: what they need and what they run on."""
+"""What the scheduler asks the rest of the program beside processes: what models need, what they run on, and when the
+memory of an ended process is back. Protocols; the composition root passes the implementations in.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,22 @@ Changed = Callable[[int, str], None]  # (bytes not back yet, where: "VRAM of car
 
 
 class ModelRequirements(Protocol):
-    """What is known of models beside their lives: the memory that they turned out to need, what they run on."""
+    """What models need: estimated, measured, and raised when they ran out of memory."""
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
-        """It ran out of memory: from now on it needs so much."""
+        """It ran out of memory: remember that it needs this much."""
         ...
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
-        """What is estimated, whatever was measured."""
+        """Forget what was measured; the estimate alone."""
         ...
 
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
-        """The most, by pool, that a loaded model was seen to use; told after every look."""
+        """The most, by pool, that a loaded model was measured to use; called after every snapshot."""
         ...
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """What of this model would fit into so much of each pool: one clause, or nothing."""
+        """Smaller settings with which the model would fit into this much of each pool: one clause, or nothing."""
         ...
 
     def device(self, spec: ModelSpec) -> str:
@@ -36,17 +38,17 @@ class ModelRequirements(Protocol):
 
 
 class ReclaimWatch(Protocol):
-    """Somebody who looks whether memory comes back."""
+    """Watches whether memory comes back."""
 
     def cancel(self) -> None:
-        """Look no longer; `changed` is not called any more."""
+        """Stop watching; `changed` is not called any more."""
 
 
 class Reclaim(Protocol):
-    """What knows the pools of memory."""
+    """Knows the pools of memory. A driver may hold memory for seconds after the process, or for ever."""
 
     def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
-        """The processes of a model that held so much, by pool, are gone. None: its memory is back already.
+        """The processes of a model have ended; `held` is what they had, by pool. None: all of it is back already.
 
         Else `changed` is called, later and on the loop's thread, whenever a reading differs, with 0 at last.
         """
@@ -54,7 +56,7 @@ class Reclaim(Protocol):
 
 
 class InstantReclaim:
-    """The Reclaim of a machine whose models live in main memory: the kernel has it back when the process is gone."""
+    """For models in main memory alone: the kernel frees it with the process."""
 
     def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> ReclaimWatch | None:
         return None

@@ -42,9 +42,10 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A request, or a wish to have the model loaded, that waits. Resolved exactly once, with a lease or an error.
+    """A request for a lease, or a request to load the model, that waits. Resolved exactly once, with a lease or an
+    error.
 
-    A wish (`wants_lease` False) is resolved with None when the model is ready.
+    One that only loads (`wants_lease` False) is resolved with None when the model is ready.
     """
 
     resolve: Callable[[Lease | AccelError | None], None]
@@ -52,9 +53,9 @@ class Waiter:
     deadline: float | None
     wants_lease: bool = True
     may_evict: bool = True  # preloading never pushes another model out
-    retried: bool = False  # one load it waited for has ended for want of memory
-    lacking_since: float | None = None  # since when others, not our models, have the memory that it needs
-    held: bool = False  # nobody waits: it stands for a hold of the model
+    retried: bool = False  # one load that it waited for has run out of memory
+    lacking_since: float | None = None  # since when other programs have had the memory that it needs
+    held: bool = False  # no client waits: it stands for a hold of the model
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class PendingExit:
-    """The end of an instance, while its memory is waited for."""
+    """How an instance ended, while its memory is waited for."""
 
     instance: int
     before: State
@@ -85,7 +86,7 @@ class PendingExit:
 
 @dataclass(frozen=True)
 class Residue:
-    """Memory that an ended instance used and that is not back. Bytes."""
+    """Memory that an ended instance used and that its device has not freed. Bytes."""
 
     model: str
     size: int
@@ -113,13 +114,13 @@ class ModelRecord:
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
     adopted: bool = False  # an earlier daemon started it
-    stop_reason: str = ""  # why it was told to end
+    stop_reason: str = ""  # why it is being stopped
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
     settled: bool = False  # it was seen after its load
     pending_exit: PendingExit | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
-    # who waits
+    # waiting
     waiting: deque[Waiter] = field(default_factory=deque)
     stop_watchers: list[StopWatcher] = field(default_factory=list)
     # failures
@@ -131,17 +132,17 @@ class ModelRecord:
     bad_outcomes: int = 0  # consecutive requests that the engine failed
     probing: bool = False
     stuck: bool = False  # in KILLING: SIGKILL does not end it
-    # what it is worth
+    # what it costs to evict
     usage: Usage = field(default_factory=Usage)
     load_seconds: float | None = field(init=False)  # what the last load took
     # configuration
     device: str = ""  # what it runs on
-    keep_loaded: bool = False  # preload, pin or a hold that loads: comes back by itself after a crash
-    holds: dict[str, bool] = field(default_factory=dict)  # for whom it is held, and whether they want it loaded
-    next_spec: ModelSpec | None = None  # takes over when the running instance is gone
+    keep_loaded: bool = False  # preload, pin or a hold with load: it is loaded again after a crash
+    holds: dict[str, bool] = field(default_factory=dict)  # by key: is it also to be loaded
+    next_spec: ModelSpec | None = None  # applies once the running instance has ended
     next_forecast: Forecast | None = None
     removed: bool = False
-    displaced: bool = False  # it is kept, but had to give way; comes back when there is room again
+    displaced: bool = False  # it is to be kept loaded but had to leave; it is loaded again when there is room
     cut_at: float = math.inf  # when its requests are ended, although it drains
     history: deque[Transition] = field(default_factory=lambda: deque(maxlen=32))
 
@@ -172,12 +173,12 @@ class ModelRecord:
 
     @property
     def unevictable(self) -> bool:
-        """Does nobody get its place, and pressure or idleness not end it?"""
+        """Pinned or held: neither other models nor memory pressure nor idleness make it leave."""
         return self.spec.pin or bool(self.holds)
 
     @property
     def wants_loaded(self) -> bool:
-        """Is it wanted there at all times? A person's unload overrules that: see `keep`."""
+        """Is it to be loaded at all times? A person's unload overrules that: see `keep_loaded`."""
         return self.spec.preload or self.spec.pin or any(self.holds.values())
 
     @property
@@ -246,7 +247,7 @@ class Snapshot:
 
     @property
     def unevictable(self) -> bool:
-        """Does it stay when others want its place?"""
+        """Pinned or held: it is not evicted for other models."""
         return self.spec.pin or bool(self.holds)
 
     @property

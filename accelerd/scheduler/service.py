@@ -81,9 +81,9 @@ class Scheduler:
         look: Callable[[], bool] = nobody_looks,
         reclaim: Reclaim | None = None,
     ) -> None:
-        """The home of the processes and the memory of memory; before the first request.
+        """Connect what runs processes and what knows the models' requirements; before the first request.
 
-        `look()` has somebody look at memory soon: `seen` follows. False: nobody does.
+        `look()` asks for a memory snapshot soon; `on_memory_snapshot` follows. False: memory is not measured here.
         """
         self._supervisor, self._needs, self._look = supervisor, needs, look
         self._reclaim = reclaim or self._reclaim
@@ -124,7 +124,7 @@ class Scheduler:
             if core.queued or (timeout is not None and record.last_used + timeout < self._armed):
                 self._rearm()
 
-    # --- what people ask --------------------------------------------------------------------------------------
+    # --- commands --------------------------------------------------------------------------------------
 
     async def load(self, name: str, *, evict: bool = True, reset: bool = True) -> None:
         """Have the model ready, forgetting earlier failures if `reset`. AccelError when it cannot be."""
@@ -181,7 +181,7 @@ class Scheduler:
         self._core.devices.suspect(name)
 
     def pause(self, paused: bool) -> None:
-        """See DeviceEvents.pause. Who is served again is asked first, if the machine has slept."""
+        """See DeviceEvents.pause. After a suspension every model is probed before it serves again."""
         if not paused:
             self._notice_sleep()
         self._core.devices.pause(paused)
@@ -271,7 +271,8 @@ class Scheduler:
         self._rearm()
 
     def shutdown(self, *, keep: bool = False) -> None:
-        """Refuse whoever waits from now on; running requests go on. What only loads is stopped unless `keep`."""
+        """Refuse waiting and new requests; running ones go on. Models that are still loading are stopped unless
+        `keep`."""
         self._core.shutdown(keep=keep)
         self._rearm()
 
@@ -316,7 +317,7 @@ class Scheduler:
     def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         assert self._supervisor is not None
         self._supervisor.start(instance, spec, need.devices)
-        self._look()  # while nothing lives nobody looks: from now on there is something to see
+        self._look()  # memory is not measured while no instance lives; from now on it is
 
     def stop(self, instance: int, cause: Cause) -> None:
         assert self._supervisor is not None
@@ -400,7 +401,7 @@ class Scheduler:
         self._rearm()
 
     def _notice_sleep(self) -> None:
-        """Was the machine suspended since this was asked last? Then models are asked before they serve."""
+        """Was the machine suspended since the last call? Then every model is probed before it serves again."""
         slept = self._asleep() - self._slept
         if slept > SLEPT:
             self._slept += slept

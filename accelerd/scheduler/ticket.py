@@ -1,4 +1,4 @@
-"""A place in the scheduler's queue, for somebody who waits on the event loop."""
+"""A place in the scheduler's queue, for a coroutine that waits for its lease."""
 
 from __future__ import annotations
 

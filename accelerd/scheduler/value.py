@@ -11,9 +11,9 @@ import math
 from typing import Final
 
 HORIZONS: Final = (60.0, 600.0, 7200.0)  # s: what "soon" means, in a burst, in a piece of work, in a day
-RATES: Final = (3600.0, 86400.0)  # s: time constants of the two rates, what goes on today and what is usual
+RATES: Final = (3600.0, 86400.0)  # s: time constants of the two rates, recent use and usual use
 HABIT: Final = 0.3  # how much the rate counts: a burst of requests is not as many visits
-LOSS: Final = 15.0  # s: what each reload costs beside its time: prompt caches are gone, somebody waits
+LOSS: Final = 15.0  # s: what each reload costs beside its time: prompt caches are lost and a client waits
 FORGET: Final = 0.99  # weight of a pause when the next one is known
 DOUBT: Final = 0.5  # pauses' worth of belief in the prior: the longer unused, the longer it will stay so
 TAIL: Final = 0.4  # exponent of the prior's power law

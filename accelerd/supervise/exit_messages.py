@@ -29,14 +29,14 @@ SHORTAGE_CHARACTERS: Final = 160  # characters
 
 @dataclass(frozen=True)
 class FailedAllocation:
-    """What it says that it did not get."""
+    """An allocation that the engine reported as failed."""
 
-    said: str  # its own words
+    said: str  # in its own words
     wanted: int | None  # bytes, of this one piece
 
 
 def failed_allocation(plan: LaunchPlan, lines: Sequence[str]) -> FailedAllocation | None:
-    """The last that the lines say of it: it may have tried with smaller pieces. None: not a word of that."""
+    """The last failed allocation that the lines report: it may have retried with smaller ones. None: there is none."""
     if any(re.search(pattern, line) for pattern in plan.too_large for line in lines):
         return None
     found: FailedAllocation | None = None
@@ -78,13 +78,13 @@ def without_model(plan: LaunchPlan, said: str) -> str:
 
 
 def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
-    """An end that accelerd wanted."""
+    """An end that accelerd asked for."""
     if cause is Cause.STOPPED:
         return f"{program(plan)} was stopped after {age:.1f} s"
     if cause is Cause.UNHEALTHY:
         return f"{program(plan)} answered health checks but no requests" + (f": {detail}" if detail else "")
     if cause is Cause.DEVICE_REMOVED:
-        return f"the device that {program(plan)} ran on has gone"
+        return f"the device that {program(plan)} ran on was removed"
     if cause is Cause.DEVICE_RESET:
         return f"the device that {program(plan)} ran on was reset"
     if cause is Cause.LOAD_TIMEOUT:
@@ -93,7 +93,7 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
 
 
 def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool, strays: str) -> str:
-    """An end that nobody here wanted. `status` None: it is not known."""
+    """An exit that accelerd did not ask for. `status` None: it is not known."""
     when = _when(age, was_ready)
     if status is None:
         return f"{program(plan)} ended {when}"
@@ -105,19 +105,15 @@ def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool,
 
 
 def out_of_memory(plan: LaunchPlan, limit: int | None, peak: int | None, age: float, was_ready: bool) -> str:
-    """The kernel or systemd-oomd ended it. `limit`: its memory_max, `peak`: what it was seen to use; bytes."""
+    """The kernel or systemd-oomd killed it. `limit`: its memory_max, `peak`: what it was measured to use; bytes."""
     why = f"it reached its memory_max of {human_size(limit)}, or " if limit is not None else ""
     text = f"{program(plan)} was killed {_when(age, was_ready)}, out of memory: {why}the system had too little left"
     return text + _used(peak)
 
 
 def allocation_failed(plan: LaunchPlan, lack: FailedAllocation, peak: int | None, age: float, was_ready: bool) -> str:
-    """It ended by itself, since it was refused what it asked for. `peak`: as above."""
-    asked = (
-        f"it asked for {human_size(lack.wanted)} more and did not get it"
-        if lack.wanted is not None
-        else "it got no more"
-    )
+    """It exited because an allocation failed. `peak`: as above."""
+    asked = f"an allocation of {human_size(lack.wanted)} failed" if lack.wanted is not None else "an allocation failed"
     return f"{program(plan)} ran out of memory {_when(age, was_ready)}: {asked} ({lack.said}){_used(peak)}"
 
 

@@ -74,7 +74,7 @@ async def answer(
     except TimeoutError:
         raise ProbeError(f"no answer to {path} within {within:g} s") from None
     except OSError as error:
-        what = os.strerror(error.errno) if error.errno else str(error)  # asyncio words it in its own way
+        what = os.strerror(error.errno) if error.errno else str(error)  # asyncio has a text of its own
         raise ProbeError(f"cannot ask for {path}: {what}") from None
 
 
@@ -107,9 +107,9 @@ async def _exchange(sock: socket.socket, request: bytes, most: int) -> tuple[int
 
 
 async def _body(sock: socket.socket, head: bytes, seen: bytes, most: int) -> bytes:
-    """Until its end, as far as its length is told, or the connection's."""
-    told = _LENGTH.search(head)
-    wanted = min(most, int(told[1])) if told else most
+    """Up to Content-Length, or to the end of the connection."""
+    length = _LENGTH.search(head)
+    wanted = min(most, int(length[1])) if length else most
     while len(seen) < wanted and (piece := await asyncio.get_running_loop().sock_recv(sock, 4096)):
         seen += piece
     return seen[:wanted]

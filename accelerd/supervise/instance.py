@@ -1,6 +1,6 @@
-"""One start of one model, from its plan to the proof that nothing of it is left. One task lives this life, in any home.
+"""One start of one model, from its plan to the proof that nothing of it is left. One task an instance, in any home.
 
-Owns the leader, its record and its phases; never decides what to run or whether to try again later: that is the
+Owns the main process, its record and its phases; never decides what to run or whether to try again later: that is the
 scheduler's. The only retry here is another port when the planned one was taken.
 """
 
@@ -57,7 +57,7 @@ class InstanceContext:
 
 @dataclass(frozen=True)
 class EndReason:
-    """Why an instance is to end, or has ended by itself (`cause` None)."""
+    """Why an instance is to end; `cause` None: it has exited."""
 
     cause: Cause | None
     message: str = ""
@@ -65,7 +65,7 @@ class EndReason:
 
 
 class Instance:
-    """See the module's text. `stop`, `kill` and `probe` return at once."""
+    """One start of one model. `stop`, `kill` and `probe` return at once."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class Instance:
         self._found = found
         self._gpus = gpus
         self._main: MainProcess | None = None
-        self._home: str | None = None  # what people may know of where it lives
+        self._home: str | None = None  # its home's kind, once chosen
         self._place: str | None = None
         self._record = InstanceRecordFile(context.records, tag, found.stored if found is not None else None, self._log)
         self._loading: Loading | None = None
         self._redactor: OutputRedactor | None = None
         self._feed: JournalFeed | None = None
-        self._wake = asyncio.Event()  # told to stop, or the child has exited
+        self._wake = asyncio.Event()  # it is to stop, or the process has exited
         self._kill = asyncio.Event()
         self._probe_asked = asyncio.Event()
         self._stop: EndReason | None = None
@@ -151,7 +151,7 @@ class Instance:
 
     @property
     def origin(self) -> ProcessIdentity:
-        """By what its processes are known now."""
+        """How its processes are recognised now."""
         main = self._main
         return ProcessIdentity(self.tag, main.session if main else None, main.pid if main else None)
 
@@ -166,7 +166,7 @@ class Instance:
     # --- the life ---------------------------------------------------------------------------------------------
 
     async def run(self) -> Exit:
-        """Live it. Returns only when nothing of the instance is left; a bug in here ends the instance too."""
+        """Run it to its end. Returns only when nothing of the instance is left; a bug in here ends the instance too."""
         try:
             if self._found is not None:
                 return await self._resume(self._found)
@@ -188,7 +188,7 @@ class Instance:
                 self._main = None
 
     async def _attempt(self) -> tuple[Exit, bool]:
-        """One plan, one process, its end; and whether that was for want of the endpoint alone."""
+        """One plan, one process, its exit; True: it failed only because its endpoint was taken."""
         self._plan = None
         self._ending = False
         self.line_from = self.ring.total
@@ -315,7 +315,7 @@ class Instance:
         context = self._context
         was_ready = self._found is not None and self._found.was_ready
         self._loading = Loading(
-            replace(plan, prove=plan.prove and not was_ready),  # one that works for somebody answers late
+            replace(plan, prove=plan.prove and not was_ready),  # a busy one answers late
             main.pid,
             self.pids,
             ring=self.ring,
@@ -346,7 +346,7 @@ class Instance:
         except ProbeError as error:
             trouble = str(error)
         if self._wake.is_set():
-            return  # it is ending: a connection that breaks now says nothing of its health
+            return  # it is ending: a broken connection says nothing about its health
         if trouble:
             self._log(logging.WARNING, f"fails the smallest request: {trouble}", names.MSG_UNHEALTHY)
         self._context.listener.instance_probed(self.number, not trouble)
@@ -384,7 +384,7 @@ class Instance:
                     )
                 )
             except OSError:
-                # Without /proc nothing can be proven: say so and go on trying.
+                # Without /proc nothing can be proven: log it and try again.
                 self._log(logging.ERROR, "cannot look for its processes", exc_info=True)
                 await asyncio.sleep(1.0)
 
@@ -400,7 +400,7 @@ class Instance:
             self._context.listener.instance_killing(self.number)
 
     def _exit_of(self, plan: LaunchPlan, main: MainProcess, ending: EndReason, strays: str) -> tuple[Exit, bool]:
-        """How it ended, for people; and whether another port may help."""
+        """How it ended; and whether another port may help."""
         age = self._context.clock.monotonic() - self._spawned
         ending = self._stop or ending
         tail = self._tail()

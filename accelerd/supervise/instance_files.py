@@ -1,4 +1,4 @@
-"""The files of one start in the runtime directory, all named after its mark: environment, output FIFO, record.
+"""The files of one start in the runtime directory, all named after its tag: environment, output FIFO, record.
 
 Modes are 0600 in a directory of mode 0700: the environment and the record hold secrets. Blocking: call it in a thread.
 """
@@ -22,7 +22,7 @@ PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, b
 class InstanceFiles:
     """Where they are."""
 
-    # .new: what was being written; .taken, .life, .end, .exec: of those in containers (handover.py)
+    # .new: what was being written; .taken, .life, .end, .exec: of those in containers (handoff.py)
     _ENDINGS: Final = (
         ".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec",
     )  # fmt: skip
@@ -35,12 +35,12 @@ class InstanceFiles:
 
     @classmethod
     def instance_of(cls, name: str) -> str | None:
-        """Whose file this is (Mark.instance), by its name; None: no file of an instance."""
+        """Whose file this is (InstanceTag.instance), by its name; None: no file of an instance."""
         instance, dot, ending = name.removeprefix(".").partition(".")
         return instance if dot + ending in cls._ENDINGS else None
 
     def write_environment(self, env: Mapping[str, str]) -> None:
-        """For a program's EnvironmentFile=. ValueError for what such a file cannot say; OSError."""
+        """For a program's EnvironmentFile=. ValueError for what such a file cannot express; OSError."""
         text = environment_text(env)
         self._make_folder()
         fd = os.open(self.environment, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -81,7 +81,7 @@ def fingerprint(spec: ModelSpec) -> str:
 
 
 def record_of(spec: ModelSpec, plan: LaunchPlan, home: Home, tag: InstanceTag) -> StoredInstance | None:
-    """What is to be kept of an instance that is about to start; None: of a plain child, which leaves nothing."""
+    """The record of an instance that is about to start; None: a child of the daemon needs none."""
     if home.kind == ChildHome.kind:
         return None
     record = InstanceRecord(
@@ -139,7 +139,7 @@ class RecordStore:
                 raise Unreadable(f"another version of accelerd wrote it (format {version}, known is {VERSION})")
             stored = msgspec.json.decode(data, type=StoredInstance)
             if stored.record.tag != InstanceTag(path.stem, self._owner):
-                raise Unreadable("it is not about the instance that its name says")
+                raise Unreadable("it describes another instance than its name says")
         except (Unreadable, msgspec.DecodeError, OSError) as error:
             self._set_aside(path, file, error)
             return None
@@ -170,7 +170,7 @@ class InstanceRecordFile:
 
     @property
     def survives(self) -> bool:
-        """Will the next daemon want it?"""
+        """May the next daemon take it over?"""
         return self._stored is not None and self._stored.survives
 
     async def begin(self, stored: StoredInstance | None) -> None:

@@ -36,7 +36,8 @@ class Loading:
         timeout: float,
         settle: Callable[[], Awaitable[LaunchPlan]] | None = None,
     ) -> None:
-        """`timeout`: seconds without progress. `settle`: waits until it is known where it listens, and says it."""
+        """`timeout`: seconds without progress. `settle`: waits until it is known where it listens; the plan
+        with that."""
         self._settle = settle
         self.resident: int | None = None  # bytes, as seen last …
         self.peak: int | None = None  # … and at most
@@ -51,7 +52,7 @@ class Loading:
         self._timeout = timeout
 
     async def run(self) -> tuple[Cause, str] | None:
-        """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: somebody else listens at its endpoint."""
+        """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: another program listens at its endpoint."""
         raced = await race(
             self._until_ready(),
             self._out_of_patience(),
@@ -99,7 +100,7 @@ class Loading:
             if now - progress >= timeout:
                 return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
             if now - began >= limits.load_cap * timeout:
-                return f"not ready {now - began:.1f} s after its start, although it did something all the time"
+                return f"not ready {now - began:.1f} s after its start, although it made progress all the time"
 
 
 def _look(proc: Path, pids: list[int]) -> tuple[int, int | None]:

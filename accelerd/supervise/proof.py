@@ -12,7 +12,7 @@ from typing import Any, Final
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.http_probe import ANSWER_BYTES, answer
 
-BUSY: Final = 503  # it has too much to do: that says nothing of its model
+BUSY: Final = 503  # it is overloaded, which says nothing about its model
 SAID: Final = 200  # letters of a refusal
 
 
@@ -36,7 +36,7 @@ async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
         return code, f"status {code} to {plan.probe_path}" + _because(_parsed(body))
     if not plan.prove:
         return code, ""
-    # Some say 200 and mean no: {"error": …}, or null.
+    # Some engines answer 200 with an error: {"error": …}, or null.
     said = _parsed(body)
     if said is None or (isinstance(said, dict) and "error" in said):
         return code, f"no answer to {plan.probe_path}" + _because(said)

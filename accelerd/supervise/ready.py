@@ -1,5 +1,5 @@
-"""When is an engine ready? When the socket is ours, it is healthy, and it takes our secret and no other; one that says
-that it is well without a model too, only when it has answered a tiny request.
+"""When is an engine ready? When the socket is ours, it is healthy, and it accepts our secret and no other; one that
+reports itself healthy without a model, only when it has answered a tiny request.
 
 Asks and waits, decides nothing else; may be cancelled at any point. The secret goes only to a socket that is proven
 ours.
@@ -31,7 +31,7 @@ class Readiness(Enum):
     """How waiting ended."""
 
     READY = "ready"
-    FOREIGN = "foreign"  # somebody else listens there
+    FOREIGN = "foreign"  # another program listens there
     KEY_REFUSED = "key-refused"  # our engine does not take the secret it was given
     KEY_IGNORED = "key-ignored"  # our engine takes any key
     WITHOUT_MODEL = "without-model"  # our engine is up and answers no request
@@ -71,7 +71,7 @@ async def wait_ready(
                 if plan.prove and outcome is not None and outcome.verdict is Readiness.READY:
                     outcome = await _proven(plan)
             except ProbeError:
-                outcome = None  # an engine that loads may refuse, hang up or be silent: only time tells
+                outcome = None  # an engine that loads may refuse, hang up or be silent
             if outcome is not None and outcome.verdict in (Readiness.KEY_REFUSED, Readiness.WITHOUT_MODEL):
                 refused += 1
                 if refused < SURE:

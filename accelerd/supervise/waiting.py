@@ -21,8 +21,8 @@ class SupervisorSettings:
     probe_timeout: float = 30.0  # a busy engine answers late
     journal_rate: int = 50  # lines of output a second and model
     # killing what does not go
-    slow_after: float = 1.0  # of killing, until the listener is told
-    loud_after: float = 5.0  # of killing, until the log says so …
+    slow_after: float = 1.0  # of killing, until the listener is notified
+    loud_after: float = 5.0  # of killing, until it is logged …
     loud_every: float = 60.0  # … and how often after that
     close_patience: float = 2.0  # after the last SIGKILL of a closing daemon
     # instances and processes of an earlier daemon

@@ -226,7 +226,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         return MemorySnapshot(clock.monotonic(), (), {})
 
     async def forecast(spec: ModelSpec) -> Forecast:
-        return world.forget(spec)
+        return world.estimate_anew(spec)
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))

@@ -81,7 +81,7 @@ def test_A32_a_load_that_gets_no_memory_has_others_make_room_and_is_tried_once_m
     assert (daemon.state("b"), site.spawns("a")) == ("stopped", 2)
     told = daemon.output()
     assert "ran out of memory after" in told
-    assert "before it was ready: it asked for 50.0 MiB more and did not get it" in told
+    assert "before it was ready: an allocation of 50.0 MiB failed" in told
     assert "from now on it reserves 125 MiB instead of 100 MiB" in told
     assert daemon.stop() == 0
     again = daemons.start(toml)

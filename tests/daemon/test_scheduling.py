@@ -145,7 +145,7 @@ def test_nobody_is_overtaken_for_longer_than_the_bound(daemons: DaemonFactory, s
         finally:
             over.append(True)
         assert all(one.result(30) > 0 for one in busy)
-    assert "others waited long enough" in daemon.output()
+    assert "other requests waited long enough" in daemon.output()
 
 
 def test_an_idle_model_is_put_away_and_comes_back_when_asked(daemons: DaemonFactory, site: Site) -> None:

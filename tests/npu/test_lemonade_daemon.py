@@ -86,7 +86,7 @@ def test_A4_failed_load_evicts_all_and_the_others_come_again(start: Start, stand
     failed = daemon.chat("gemma")
     assert failed.status >= 500
     assert "out of luck" in failed.json()["error"]["message"]
-    eventually(lambda: "qwen: lemonade unloaded it by itself" in daemon.output(), "the reason in the log")
+    eventually(lambda: "qwen: the Lemonade Server unloaded it" in daemon.output(), "the reason in the log")
     again = daemon.chat("qwen")
     assert again.status == 200, again.body
 

@@ -66,8 +66,8 @@ async def test_A4_what_it_throws_out_by_itself_is_put_away(house: LemonadeHouse)
             first, other = await house.loaded(QWEN, EMBED)
             (second,) = await house.loaded(GEMMA)
             exit = await house.gone(first)
-            assert exit.cause is Cause.PUT_AWAY
-            assert exit.message == f"lemonade unloaded it by itself: it was to load {GEMMA}"
+            assert exit.cause is Cause.UNLOADED_BY_SERVER
+            assert exit.message == f"the Lemonade Server unloaded it to load {GEMMA}"
             assert house.heard.of(other) == ["ready"], "of another type"
             assert house.heard.of(second) == ["ready"]
 
@@ -78,7 +78,7 @@ async def test_A4_what_somebody_else_unloads_is_put_away_and_not_ours(house: Lem
             (number,) = await house.loaded(QWEN)
             server.ask("/api/v1/unload", {"model_name": QWEN})
             exit = await house.gone(number)
-            assert exit.cause is Cause.PUT_AWAY
+            assert exit.cause is Cause.UNLOADED_BY_SERVER
             assert "by itself, or somebody else told it to" in exit.message
 
 
@@ -89,8 +89,8 @@ async def test_A3_another_pid_is_another_life(house: LemonadeHouse) -> None:
             (number,) = await house.loaded(QWEN)
             server.ask("/api/v1/load", {"model_name": QWEN, "ctx_size": 512})
             exit = await house.gone(number)
-            assert exit.cause is Cause.PUT_AWAY
-            assert exit.message.startswith("lemonade unloaded it by itself: it started it anew, as process ")
+            assert exit.cause is Cause.UNLOADED_BY_SERVER
+            assert exit.message.startswith("the Lemonade Server unloaded it: it was started again, as process ")
 
 
 async def test_A4_all_places_pinned(house: LemonadeHouse) -> None:
@@ -109,7 +109,7 @@ async def test_a_server_that_goes_takes_its_models_along(house: LemonadeHouse) -
             (number,) = await house.loaded(QWEN)
             server.close()
             exit = await house.gone(number)
-            assert exit.cause in (Cause.EXITED, Cause.PUT_AWAY)
+            assert exit.cause in (Cause.EXITED, Cause.UNLOADED_BY_SERVER)
             eventually(lambda: server.process.poll() is not None, "its end")
             again = await house.gone(house.start(QWEN))
             assert again.cause is Cause.EXITED

@@ -148,8 +148,8 @@ async def test_A4_failed_load_evicts_all(house: LemonadeHouse) -> None:
         assert "gone" not in house.heard.of(failing)
         failed = await house.gone(failing)
     for exit in exits:
-        assert exit.cause is Cause.PUT_AWAY
-        assert "lemonade unloaded it by itself" in exit.message
+        assert exit.cause is Cause.UNLOADED_BY_SERVER
+        assert "the Lemonade Server unloaded it" in exit.message
         assert GEMMA in exit.message
     assert failed.cause is Cause.EXITED
     assert "out of luck" in failed.message
@@ -170,7 +170,7 @@ async def test_A4_the_npu_takes_only_one_of_two(house: LemonadeHouse) -> None:
         (hybrid,) = await house.loaded("Llama-3.2-3B-Hybrid")
         (whisper,) = await house.loaded("Whisper-Large-v3-Turbo")
         exit = await house.gone(hybrid)
-        assert exit.cause is Cause.PUT_AWAY
+        assert exit.cause is Cause.UNLOADED_BY_SERVER
         assert "the NPU takes only one of the two" in exit.message
         assert alive(house.pid(whisper))
 
@@ -182,7 +182,7 @@ async def test_A4_flm_models_of_different_kinds_live_side_by_side(house: Lemonad
         assert "gone" not in house.heard.of(first)
         await house.loaded("llama3.2-1b-FLM")
         exit = await house.gone(first)
-        assert exit.cause is Cause.PUT_AWAY
+        assert exit.cause is Cause.UNLOADED_BY_SERVER
         assert "the NPU takes only one of the two" in exit.message
         assert house.heard.of(embeds) == ["ready"]
 

@@ -104,7 +104,7 @@ def test_what_has_waited_out_its_failure_is_tried_again() -> None:
 
 def test_what_has_no_room_or_is_yielded_is_left_out() -> None:
     def placement(name: str) -> tuple[bool, str]:
-        return name != "big", "the memory it needs is given up: GameMode"
+        return name != "big", "the memory it needs is yielded: GameMode"
 
     decision = decide(ROUTE, [seen("big", state=State.STOPPED), seen("small", NPU)], placement)
     assert decision.model == "small"

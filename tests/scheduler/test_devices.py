@@ -16,7 +16,7 @@ def test_C01_a_model_whose_device_has_gone_fails_until_the_device_is_back() -> N
     waiting = bench.request("b")
     bench.core.devices.lost("a", GONE, "it has gone")
     assert bench.state("a") is State.STOPPING
-    bench.gone("a", GONE, "the device that llama-server ran on has gone")
+    bench.gone("a", GONE, "the device that llama-server ran on was removed")
     assert bench.state("a") is State.FAILED
     assert running.lease is not None, "its end is the relay's to tell"
     assert waiting.error is None

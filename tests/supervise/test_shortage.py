@@ -14,7 +14,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
-from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation, got_no_memory
+from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, allocation_failed, failed_allocation
 from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag
 from tests.models import make_model
@@ -165,12 +165,12 @@ def test_a_notice_beside_it_hides_no_want_of_memory() -> None:
 
 def test_A32_the_sentence_has_the_figures() -> None:
     lack = FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
-    assert got_no_memory(plan(), lack, 300 * MIB, 1.26, False) == (
-        "llama-server ran out of memory after 1.3 s, before it was ready: it asked for 990 MiB more and did not get it "
+    assert allocation_failed(plan(), lack, 300 * MIB, 1.26, False) == (
+        "llama-server ran out of memory after 1.3 s, before it was ready: an allocation of 990 MiB failed "
         "(failed to allocate Vulkan0 buffer of size 1037832192); it had 300 MiB of main memory"
     )
-    silent = got_no_memory(plan(), FailedAllocation("std::bad_alloc", None), None, 70.0, True)
-    assert silent == "llama-server ran out of memory after 70.0 s: it got no more (std::bad_alloc)"
+    silent = allocation_failed(plan(), FailedAllocation("std::bad_alloc", None), None, 70.0, True)
+    assert silent == "llama-server ran out of memory after 70.0 s: an allocation failed (std::bad_alloc)"
 
 
 def saying(lines: Sequence[str], end: str) -> tuple[str, ...]:

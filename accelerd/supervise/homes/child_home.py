@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ChildHome:
-    """See the module's text. A Home; to be used on the main thread, which must be the loop's."""
+    """A Home; to be used on the main thread, which must be the event loop's."""
 
     kind = "child"
     survives = False
@@ -65,16 +65,16 @@ class ChildHome:
         return None
 
     def _weigh(self, pid: int, spec: ModelSpec) -> None:
-        """A model goes before the daemon when memory is short. What the system forbids is left as it is."""
+        """The OOM killer is to pick models before the daemon. What the system forbids is logged and left as it is."""
         score = self._proc / str(pid) / "oom_score_adj"
-        wishes: list[tuple[str, Callable[[], object]]] = [
+        settings: list[tuple[str, Callable[[], object]]] = [
             ("oom_score_adjust", lambda: score.write_text(str(spec.oom_score_adjust)))
         ]
         if (nice := spec.nice) is not None:
-            wishes.append(("nice", lambda: os.setpriority(os.PRIO_PROCESS, pid, nice)))
-        for name, fulfil in wishes:
+            settings.append(("nice", lambda: os.setpriority(os.PRIO_PROCESS, pid, nice)))
+        for name, apply in settings:
             try:
-                fulfil()
+                apply()
             except OSError as error:  # it has ended already, or asks for more than the daemon itself has
                 log.info("%s: cannot set %s: %s", spec.name, name, error.strerror)
 

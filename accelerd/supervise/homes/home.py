@@ -20,12 +20,12 @@ from accelerd.supervise.process.processes import InstanceTag, Process
 
 
 class HomeError(Exception):
-    """A home cannot start the process; the text says why and what to do. Nothing was left behind."""
+    """A home cannot start the process; the text says why and what to do. Nothing is left behind."""
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What is to run. `env` is the whole environment, marks included; it may hold secrets and must not reach argv."""
+    """What is to run. `env` is the whole environment, tags included; it may hold secrets and must not reach argv."""
 
     spec: ModelSpec
     argv: tuple[str, ...]  # argv[0] absolute, except in containers, whose PATH is their own
@@ -36,12 +36,12 @@ class LaunchRequest:
 
 
 class MainProcess(Protocol):
-    """The engine's own process, held by pidfd: its pid is never anybody else's while this is held."""
+    """The engine's own process, held by pidfd, so that its pid cannot be reused."""
 
     @property
     def pid(self) -> int: ...  # on the host
 
-    session: int | None  # processes of this session belong to it too; None: only the mark tells
+    session: int | None  # processes of this session belong to it too; None: only the tag does
     exited: asyncio.Event
     # Known once it has exited, in some homes only once it is released:
     status: int | None  # the exit status, or minus the signal; None: not known
@@ -54,7 +54,7 @@ class MainProcess(Protocol):
         """Signal the process itself. Nothing happens when it has exited."""
 
     def kill_group(self) -> None:
-        """SIGKILL to all of it that the home can reach. At once; what escapes is found by its mark."""
+        """SIGKILL to all of it that the home can reach. At once; what escapes is found by its tag."""
 
     async def release(self) -> None:
         """After the end: reap, take the rest of the output, leave nothing of the home's own behind (units, scopes).
@@ -85,12 +85,12 @@ class TenantAddress:
 
 @runtime_checkable
 class TenantProcess(Protocol):
-    """A Leader that is no process of its own but a model inside a server; `pid` is what serves it, as far as known."""
+    """A MainProcess that is a model inside a server; `pid` is the process that serves it, as far as known."""
 
     @property
     def pid(self) -> int: ...
 
-    ended: tuple[Cause, str] | None  # why it has ended, once it has, unless it was told to
+    ended: tuple[Cause, str] | None  # why it has ended, unless it was asked to
 
     async def settled(self) -> TenantAddress:
         """As soon as it is loaded; waits forever when it cannot be: then `exited` is set."""
@@ -103,7 +103,7 @@ class TenantProcess(Protocol):
 
 @runtime_checkable
 class ClosableHome(Protocol):
-    """A Home that has something to end when the daemon does."""
+    """A Home that must be closed when the daemon ends."""
 
     async def close(self) -> None: ...
 
@@ -123,13 +123,13 @@ class InstanceRecord:
 
 
 class Home(Protocol):
-    """See the module's text. All methods are called on the loop's thread and never block it."""
+    """Starts processes in one kind of place. All methods are called on the loop's thread and never block it."""
 
     kind: str
     survives: bool  # does what lives here outlive the daemon?
 
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
-        """The home's own name for what is about to start, for Kept."""
+        """The home's own name for what is about to start, for the InstanceRecord."""
         ...
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
@@ -154,17 +154,17 @@ class Home(Protocol):
 
 @runtime_checkable
 class UntaggedHome(Protocol):
-    """A Home whose processes do not carry the mark: it alone knows them."""
+    """A Home whose processes do not carry the tag: only the home can find them."""
 
     async def living(self, record: InstanceRecord) -> Sequence[Process]:
-        """Those that live of what an earlier daemon started; none when it cannot be told."""
+        """The live processes of an instance that an earlier daemon started; none when they cannot be found."""
         ...
 
 
 @runtime_checkable
 class SweepableHome(Protocol):
-    """A Home that can leave something behind that is no process."""
+    """A Home that can leave something behind other than processes, such as containers."""
 
     async def tidy(self, owner: str, spared: Collection[str]) -> int:
-        """Remove it, but for the instances (Mark.instance) in `spared`. How many there were. HomeError."""
+        """Remove it, but for the instances (InstanceTag.instance) in `spared`. How many there were. HomeError."""
         ...

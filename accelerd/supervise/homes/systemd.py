@@ -43,7 +43,7 @@ FAILED_STEPS: Final = {
 
 
 class SystemdHome:
-    """See the module's text. A Home."""
+    """A Home."""
 
     kind = "systemd"
     survives = True
@@ -77,7 +77,7 @@ class SystemdHome:
             os.close(descriptor)
             await self._undo(asked, files)
             if isinstance(error, TimeoutError):
-                raise HomeError(f"cannot start {launch.spec.name}: systemd does not get on with its unit") from None
+                raise HomeError(f"cannot start {launch.spec.name}: systemd does not start its unit in time") from None
             if isinstance(error, BusError):
                 raise HomeError(f"cannot start {launch.spec.name}: {error}") from None
             raise
@@ -145,7 +145,7 @@ class SystemdHome:
             if state.began and state.active != "activating":
                 return state
             if state.over and state.status is not None and state.status not in OWN_STATUSES:
-                return state  # it was gone before systemd could note that it had begun
+                return state  # it exited before systemd recorded its start
             if state.over:
                 break
             await asyncio.sleep(delay)
@@ -203,7 +203,7 @@ class SystemdHome:
         files = InstanceFiles(self._roots.instances, record.tag)
         same = False
         try:
-            # The pidfd holds the unit's main process; start time and mark say that it is the one which was meant.
+            # The pidfd holds the unit's main process; start time and tag prove that it is the right one.
             same = pidfd is not None and process in await self._members(record.tag)
             if same:
                 descriptor = await asyncio.to_thread(files.open_output, self._roots.proc, process.pid)

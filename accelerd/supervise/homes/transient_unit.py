@@ -50,7 +50,7 @@ def unit_name(model: str) -> str:
 
 
 def second_name(model: str, tag: InstanceTag) -> str:
-    """For when somebody else's unit has the name: never taken, and known from the record of the instance."""
+    """For when another unit has the name: unique, and known from the record of the instance."""
     return f"{PREFIX}{_escape(model)}-{_escape(tag.instance)}.service"
 
 

@@ -22,14 +22,14 @@ from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)
 
-LOUD_AFTER: Final = 5.0  # s that a unit does not end although its main process has, until the log says so …
+LOUD_AFTER: Final = 5.0  # s from the exit of the main process until a unit that does not end is logged …
 LOUD_EVERY: Final = 60.0  # … and how often after that
 
 
 class UnitMainProcess:
-    """A Leader (home.py). Owns `pidfd` (None: it has exited already) and the reader."""
+    """A MainProcess (home.py). Owns `pidfd` (None: it has exited already) and the reader."""
 
-    session: int | None = None  # its number is free for anybody once the process is gone: this is not its parent
+    session: int | None = None  # not a child of the daemon: the number may be reused as soon as the process has ended
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class UnitMainProcess:
             self._pidfd = None
 
     def unexecuted(self, last_line: str) -> str | None:
-        """systemd tells that when it starts the unit."""
+        """Known at the start: systemd reports it then."""
         return None
 
     def _exit_seen(self) -> None:

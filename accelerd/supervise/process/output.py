@@ -75,7 +75,7 @@ class OutputRing:
         return Follower(self._followers, self.lines(last))
 
     def close(self) -> None:
-        """End every reader after what it still has to say. The daemon is going."""
+        """End every reader after the lines that it still has. The daemon is shutting down."""
         for follower in tuple(self._followers):
             follower.finish()
 
@@ -178,7 +178,7 @@ class JournalFeed:
                 self._partial = b""
 
     def flush(self) -> None:
-        """The instance has ended: say what is left."""
+        """The instance has ended: send what is left."""
         if self._partial:
             self._send(self._partial)
         self._partial, self._skip = b"", False

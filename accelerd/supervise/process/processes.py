@@ -60,7 +60,7 @@ class ProcessTable(Protocol):
         ...
 
     def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
-        """Live processes, not this one, whose environment says that a daemon with this runtime directory began them,
+        """Live processes, not this one, whose environment says that a daemon with this runtime directory started them,
         but for those of the instances (Mark.instance) in `spared`."""
         ...
 

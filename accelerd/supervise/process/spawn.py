@@ -79,7 +79,7 @@ class ChildProcess:
     def kill_group(self) -> None:
         """SIGKILL to the whole group. Safe while the process is not reaped: until then the group's number is taken."""
         self.killed = True
-        with suppress(ProcessLookupError, PermissionError):  # empty, or somebody in it took another uid: the sweep says
+        with suppress(ProcessLookupError, PermissionError):  # empty, or one with another uid: the sweep reports it
             os.killpg(self.pid, signal.SIGKILL)
 
     async def release(self) -> None:
@@ -114,7 +114,7 @@ class ChildProcess:
         try:
             info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | flags)
         except ChildProcessError:
-            log.error("the exit status of process %d was taken by somebody else in this program", self.pid)
+            log.error("the exit status of process %d was reaped elsewhere in this program", self.pid)
             return None
         if info is None:
             return None

@@ -126,7 +126,7 @@ async def sweep_leftovers(
     await _signal_until_gone(table, look, left, signal.SIGTERM, clock.monotonic() + limits.leftover_grace, clock)
     left = await asyncio.to_thread(look)
     for process in left:
-        _log_leftover(process, "SIGKILL: it did not end when told")
+        _log_leftover(process, "SIGKILL: it did not end after SIGTERM")
     await _signal_until_gone(table, look, left, signal.SIGKILL, clock.monotonic() + limits.leftover_patience, clock)
     for process in await asyncio.to_thread(look):
         _log_leftover(process, "left alone: it does not end; its memory is not counted")

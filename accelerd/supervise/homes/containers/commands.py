@@ -22,7 +22,7 @@ from accelerd.supervise.homes.home import HomeError
 
 log = logging.getLogger(__name__)
 
-ENV_CLI_PROCESS: Final = "ACCELERD_COURIER"  # on programs that carry an instance in: which one
+ENV_CLI_PROCESS: Final = "ACCELERD_COURIER"  # set for the tools that start an instance in a container: which one
 # Not INVOCATION_ID and NOTIFY_SOCKET: with them podman takes the daemon's service for the container's home.
 PASSED: Final = (
     "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME",
@@ -30,7 +30,7 @@ PASSED: Final = (
     "CONTAINER_HOST", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "DBX_CONTAINER_MANAGER", "HTTP_PROXY",
     "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
-TEXT_LIMIT: Final = 64 << 10  # bytes kept of what a courier prints
+TEXT_LIMIT: Final = 64 << 10  # bytes kept of what a tool prints
 PATIENCE: Final = 60.0  # s for an ordinary call
 
 
@@ -44,17 +44,18 @@ class CommandResult:
     err: str
 
     def why(self) -> str:
-        """The last thing it said, in one line."""
+        """The last line that it printed."""
         said = [line for line in (self.err or self.out).splitlines() if line.strip()]
         return said[-1].removeprefix("Error: ").strip() if said else f"it ended with status {self.status}"
 
 
 class CliProcess:
-    """A child that carries an instance in. Its end says nothing about the instance; its text is kept for errors."""
+    """A command line tool that starts an instance in a container. Its exit says nothing about the instance; its output
+    is kept for errors."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, output: int | None = None) -> None:
         """`output`: where its stdout and stderr go instead of into `text`. OSError."""
-        self._said = os.memfd_create("courier")
+        self._said = os.memfd_create("output")
         try:
             to = self._said if output is None else output
             self._process = subprocess.Popen(
@@ -120,8 +121,8 @@ class CommandRunner:
         runtime: Path | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        record = {k: v for k, v in environ.items() if k in PASSED or k.startswith("LC_")}
-        self.env: dict[str, str] = {**record, "TERM": "dumb"}
+        inherited = {k: v for k, v in environ.items() if k in PASSED or k.startswith("LC_")}
+        self.env: dict[str, str] = {**inherited, "TERM": "dumb"}
         self._which = which
         home = Path(self.env.get("HOME") or "/")
         self.cwd = home if home.is_dir() else Path("/")  # toolbox wants one that exists inside as well
@@ -146,7 +147,7 @@ class CommandRunner:
         return (self.find("systemd-run"), "--user", "--scope", "--quiet", "--collect", *named, "--")
 
     def cli(self, argv: Sequence[str], instance: str, output: int | None = None) -> CliProcess:
-        """Start a program that carries `instance` in. HomeError, OSError."""
+        """Start a tool that starts `instance` in a container. HomeError, OSError."""
         env = {**self.env, ENV_CLI_PROCESS: instance}
         return CliProcess(argv, env, self.cwd, output)
 

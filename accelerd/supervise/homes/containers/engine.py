@@ -1,4 +1,4 @@
-"""podman and docker as engines of containers: inspect, start, stop, kill, remove, in words that both know.
+"""podman and docker as engines of containers: inspect, start, stop, kill, remove, in commands that both have.
 
 Knows no models and decides nothing. HomeError says what the engine said.
 """
@@ -69,7 +69,7 @@ class ContainerEngine:
         if done.status != 0:
             if "no such" in (done.err + done.out).lower():
                 return None
-            raise HomeError(f"{self.name} does not tell about container {container}: {done.why()}")
+            raise HomeError(f"{self.name} does not describe container {container}: {done.why()}")
         return _container(json.loads(done.out)[0])
 
     async def containers(self) -> list[Container]:
@@ -131,7 +131,7 @@ class ContainerEngine:
 
 
 def entrypoint(image: Mapping[str, Any]) -> tuple[str, ...]:
-    """The program that an image runs whatever it is told; empty for most."""
+    """The image's entrypoint; empty for most."""
     return tuple((image.get("Config") or {}).get("Entrypoint") or ())
 
 

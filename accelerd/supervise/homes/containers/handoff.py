@@ -26,7 +26,7 @@ from accelerd.supervise.process.processes import InstanceTag
 
 NOT_FOUND: Final = 96  # the program is not there; toolbox turns 127 into 0
 NOT_HANDED: Final = 97  # the files cannot be seen inside, or were taken back
-# Facts of the host, or of a shell: those of the container hold inside, unless the configuration says otherwise.
+# Variables of the host or of a shell: inside, the container's own values apply unless the configuration sets them.
 OF_THE_HOST: Final = frozenset(
     {"PATH", "SHELL", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "HOSTNAME", "IFS",
      "INVOCATION_ID", "NOTIFY_SOCKET", "JOURNAL_STREAM", "LISTEN_FDS", "LISTEN_PID", "MAINPID", "SYSTEMD_EXEC_PID"}
@@ -40,7 +40,7 @@ SCRIPT: Final = r"""
 umask 077
 env=$1 out=$2 life=$3 end=$4 cwd=$5 nice=$6 oom=$7; shift 7
 mv -- "$env" "$env.taken" || exit 97
-# Opened for reading too: it never gets SIGPIPE, whoever reads the other end, or nobody.
+# Opened for reading too: so it never gets SIGPIPE, even while no process reads the other end.
 exec 1<>"$out" 2>&1 </dev/null || exit 97
 cd -- "$cwd" 2>/dev/null || cd || cd /
 ulimit -c 0
@@ -59,7 +59,7 @@ ulimit -c 0
 ) &
 child=$!
 if [ "$life" != - ]; then
-  # Ends when nobody holds the other end any more: the daemon has gone.
+  # Ends when no process holds the other end any more: the daemon has ended.
   ( trap - TERM; read -r _ <"$life"; kill -TERM $child; sleep 3; kill -KILL $child ) >/dev/null 2>&1 &
   guard=$!
 fi

@@ -1,7 +1,7 @@
-"""A process that is not a child of ours, held by pidfd: the leader of an instance in a container.
+"""A process that is not a child of ours, held by pidfd: the main process of an instance in a container.
 
 Finds it, watches it, signals it. What else there is to do at the end (sessions, containers, files) is given by its
-home as one coroutine. Never believes that a courier's end is the program's.
+home as one coroutine. The exit of the tool that started it says nothing about it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from accelerd.supervise.process.reader import OutputReader
 
 log = logging.getLogger(__name__)
 
-# The handover's script, podman's init (catatonit), docker's init (tini).
+# The handoff's script, podman's init (catatonit), docker's init (tini).
 UNEXECUTED: Final = re.compile(
     r"sh: (?:line )?(?:\d+: )?(?:exec: )?(.*(?:not found|ermission denied|not executable|xec format error).*)"
     r"|ERROR \(catatonit[^)]*\): failed to (exec .*)|\[FATAL tini \(\d+\)\] (exec .*)"
@@ -44,7 +44,7 @@ class ExitStatus:
 
 @dataclass(frozen=True)
 class OomWatch:
-    """Where the kernel counts what it killed for want of memory beside a process, and the count when it began."""
+    """The kernel's count of OOM kills in the control group of a process, and its value at the start."""
 
     group: Cgroup
     before: int
@@ -82,9 +82,9 @@ def hold(proc: Path, process: Process) -> int:
 
 
 class ContainerMainProcess:
-    """See home.Leader. `pidfd` None: it has ended already."""
+    """See home.MainProcess. `pidfd` None: it has ended already."""
 
-    session: int | None = None  # nothing keeps the number of its session: only the mark tells who belongs to it
+    session: int | None = None  # its session number may be reused: only the tag tells which processes belong to it
     unit: str | None = None
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The door of each container: starts go through it, and whoever changes what a name stands for closes it meanwhile.
+"""A lock per container: starts share it, and replacing the container takes it exclusively.
 
-Nobody waits long here: a start is inside only until its process has appeared, a change only renames and makes. Nothing
-may be stopped while a door is closed: what waits before it could not be told.
+It is held shortly: by a start until its process has appeared, by a replacement while containers are renamed and
+created. No instance may be stopped under the exclusive lock: one that waits for the shared lock could not react.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 
 class MaintenanceLocks:
-    """One door per name; open unless somebody holds it closed."""
+    """A lock for each name, shared or exclusive."""
 
     def __init__(self) -> None:
         self._inside: dict[str, int] = {}
@@ -21,7 +21,7 @@ class MaintenanceLocks:
 
     @asynccontextmanager
     async def shared(self, name: str) -> AsyncIterator[None]:
-        """Wait until it is open; it cannot be closed before the block ends."""
+        """Wait until nobody has it exclusively; nobody gets it exclusively before the block ends."""
         await self._until(lambda: name not in self._closed)
         self._inside[name] = self._inside.get(name, 0) + 1
         try:
@@ -32,7 +32,7 @@ class MaintenanceLocks:
 
     @asynccontextmanager
     async def exclusive(self, name: str) -> AsyncIterator[None]:
-        """Let nobody in any more, wait until those inside are through, and hold it closed for the block."""
+        """Keep others from taking it, wait until those who share it have released it, and hold it for the block."""
         await self._until(lambda: name not in self._closed)
         self._closed.add(name)
         try:

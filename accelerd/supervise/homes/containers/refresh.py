@@ -81,7 +81,7 @@ class Refresh:
     # --- steps ------------------------------------------------------------------------------------------------
 
     async def _free_names(self) -> None:
-        """The two names that are needed are nobody's. What an earlier refresh had to leave goes now."""
+        """Make sure that the two names are free, and remove what an earlier refresh had to leave."""
         context = self._context
         await sweep(context)
         for name in (beside(self._name), before(self._name)):
@@ -105,7 +105,7 @@ class Refresh:
             )
 
     async def _newest(self, old: Container) -> str:
-        """Pull, and say which image the name stands for now."""
+        """Pull; the id of the image that the name stands for now."""
         engine, image = self._context.engine, old.image
         if not image or image == old.image_id or re.fullmatch("[0-9a-f]{64}", image):
             raise HomeError(
@@ -124,7 +124,7 @@ class Refresh:
         return str(found["Id"]).removeprefix("sha256:")
 
     async def _build_of(self, old: Container) -> ToolboxBuild:
-        """What the old one holds; one that cannot say it is not held against the new."""
+        """The build in the old one; not knowing it is no reason to refuse the new one."""
         builds = self._context.builds
         try:
             return await (builds.inside(old.name) if old.running else builds.of_image(old.image_id))
@@ -138,8 +138,8 @@ class Refresh:
             raise HomeError(f"cannot make toolbox {name}: {done.why()}")
 
     async def _try(self, old: Container, was: ToolboxBuild) -> None:
-        """Make one beside the old, see whether it works, and remove it: podman tells a container its first name only,
-        so that it is made again under the right one."""
+        """Make one beside the old, see whether it works, and remove it: podman tells a container only the name that it
+        was created with, so it is created again under the right one."""
         engine, trial = self._context.engine, beside(self._name)
         self._say("try", line=old.image)
         await self._make(trial, old.image)
@@ -191,7 +191,7 @@ class Refresh:
                 await context.engine.stop(new.id, GRACE)
             await context.record.end()
         except HomeError as error:
-            self._notes.append(f"the old one is not gone yet: {error}")
+            self._notes.append(f"the old one is not removed yet: {error}")
         text = f"toolbox {name} holds {new.image} {new.image_id[:12]} now, llama.cpp {now.version or 'none'}"
         event(log, NOTICE, text, message_id=names.MSG_TOOLBOX)
         return {

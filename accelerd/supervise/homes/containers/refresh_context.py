@@ -26,8 +26,9 @@ from accelerd.supervise.homes.containers.sessions import ContainerSessions, User
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")  # podman's own rule
 GRACE: Final = 5.0  # s for a toolbox's own processes
-# A model that a person unloads or removes meanwhile says nothing of the new toolbox.
+# That a person unloads or removes a model meanwhile says nothing about the new toolbox.
 NO_FAULT: Final = ("model_not_found", "model_unloaded")
+TOOLBOX_CODES: Final = ("toolbox_not_found", "toolbox_busy", "toolbox_pinned", "toolbox_failed")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class RefreshContext:
     models: ToolboxModels
     record: RefreshRecord
     clock: Clock
-    patience: float = 3.0  # s for what leaves a toolbox by itself, such as a question to llama-server
+    patience: float = 3.0  # s for short commands in the toolbox to end, such as llama-server --version
 
     async def find(self, name: str) -> Container:
         """The toolbox of that name. AccelError toolbox_not_found, HomeError."""
@@ -98,11 +99,11 @@ class RefreshContext:
         return [model for model in self.on(toolbox) if model.pid in pids]
 
     async def remove(self, container: Container) -> str:
-        """Remove it; or what is to be said when somebody is inside: then it goes later."""
+        """Remove it; while a person is inside it is removed later, and the note says so."""
         user_sessions = await self.user_sessions(container) if container.running else []
         if user_sessions:
             await self.record.leave((*self.record.left, LeftoverContainer(container.id, container.name)))
-            return f"{container.name} stays until {described(user_sessions)} is gone: the next refresh removes it"
+            return f"{container.name} stays because {described(user_sessions)} is inside; the next refresh removes it"
         if container.running:
             await self.engine.stop(container.id, GRACE)
         await self.engine.remove(container.id)
@@ -125,9 +126,9 @@ def described(user_sessions: list[UserSession]) -> str:
 
 
 def failed(name: str, error: Exception, what: str) -> AccelError:
-    """As people see it. What is refused stays what it is."""
+    """The error that the client gets. Errors about toolboxes stay as they are."""
     message = error.message if isinstance(error, AccelError) else str(error)
-    if isinstance(error, AccelError) and error.code.startswith("toolbox_"):
+    if isinstance(error, AccelError) and error.code in TOOLBOX_CODES:
         return error
     fields = {"tail": error.fields["tail"]} if isinstance(error, AccelError) and "tail" in error.fields else {}
     return AccelError("toolbox_failed", f"cannot refresh {name}: {message}; {what}", **fields)
@@ -157,12 +158,12 @@ async def sweep(context: RefreshContext) -> None:
 
 
 async def put_back(context: RefreshContext, begun: PendingRefresh, say: Say, *, again: bool = True) -> list[str]:
-    """The old toolbox under its name and each model in it; the new one gone. What else is to be said. Without `again`
-    no model is loaded. HomeError: the record stays, and this can be called again."""
+    """The old toolbox under its name and each model in it; the new one gone. Returns notes for the user. Without
+    `again` no model is loaded. HomeError: the record stays, and this can be called again."""
     name, notes = begun.name, []
     old = await context.engine.inspect(begun.old)
     if old is None:
-        notes.append(f"the old toolbox {name} was removed by somebody")
+        notes.append(f"the old toolbox {name} was removed by another program")
     elif begun.stage == "proved":
         notes += filter(None, [await context.remove(old)])
     else:
@@ -188,7 +189,7 @@ async def put_back(context: RefreshContext, begun: PendingRefresh, say: Say, *, 
 
 
 async def _take_back_name(context: RefreshContext, name: str, old: Container) -> None:
-    """Only names change hands here: the models follow once the door is open again."""
+    """Only names change hands here: the models follow once the lock is released."""
     async with context.locks.exclusive(name):
         there = await context.engine.inspect(name)
         if there is not None and there.name == name and there.id != old.id:

@@ -1,7 +1,7 @@
 """What a refresh of a toolbox has begun, on disk before it is done: a daemon that dies in the middle leaves this.
 
-Containers are named by their ids, which never change hands as names do. Also keeps which old ones had to stay because
-somebody was inside.
+Containers are identified by their ids, which never move to another container as names do. Also keeps which old ones had
+to stay because a person was inside.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PendingRefresh(msgspec.Struct, frozen=True):
 
 
 class LeftoverContainer(msgspec.Struct, frozen=True):
-    """A container that is to go once nobody is inside."""
+    """A container that is to be removed once nobody is inside."""
 
     id: str
     name: str
@@ -96,10 +96,10 @@ class RefreshRecord:
                 self._content = msgspec.json.decode(data, type=_RefreshFile)
         except (Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as error:
             try:
-                record = f"it is kept as {self._file.set_aside()}"
+                kept = f"it is kept as {self._file.set_aside()}"
             except OSError as trouble:
-                record = trouble.strerror or str(trouble)
-            text = f"cannot use {self.path}: {error}; a refresh that was interrupted is not repaired ({record})"
+                kept = trouble.strerror or str(trouble)
+            text = f"cannot use {self.path}: {error}; a refresh that was interrupted is not repaired ({kept})"
             event(log, logging.WARNING, text, message_id=names.MSG_STATE_FILE)
         except OSError as error:
             text = f"cannot read {self.path}: {error.strerror or error}"

@@ -1,7 +1,7 @@
 """The homes "podman" and "docker": a container of its own for every start of a model, made from an image.
 
-The container is named after the model and labelled with its mark; one that is not labelled so is somebody else's and
-never touched. It runs in the host's network, so that a unix socket or a port on loopback is the same inside and out.
+The container is named after the model and labelled with its tag; a container without that label is never
+touched. It runs in the host's network, so that a unix socket or a port on loopback is the same inside and out.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _ContainerStart:
 
 
 class RunHome:
-    """See home.Home. Containers stay when the daemon goes; `survives` says whether the next one may take them over."""
+    """See home.Home. Containers outlive the daemon; `survives` says whether the next one may take them over."""
 
     def __init__(
         self, engine: ContainerEngine, roots: Roots, clock: Clock, table: ProcessTable, *, survives: bool
@@ -185,7 +185,7 @@ class RunHome:
 
     async def tidy(self, owner: str, spared: Collection[str]) -> int:
         """Remove the containers that an earlier daemon of this runtime directory left, running or not; how many.
-        Those of the instances (Mark.instance) in `spared` stay. HomeError."""
+        Those of the instances (InstanceTag.instance) in `spared` stay. HomeError."""
         if not self._tools.has(self.kind):
             return 0
         left = [one for one in await self._engine.containers() if only_ours(one, owner)]
@@ -197,7 +197,7 @@ class RunHome:
     # --- beginning --------------------------------------------------------------------------------------------
 
     async def _program(self, spec: ModelSpec, argv: Sequence[str]) -> tuple[bool, list[str]]:
-        """The end of a `run` command line: the image and what it is told. True: the image's own program is used."""
+        """The end of a `run` command line: the image and its arguments. True: the image's own program is used."""
         image = spec.image or ""
         known = await self._engine.image(image)
         if known and _server(spec, entrypoint(known)):
@@ -368,7 +368,7 @@ def groups(kind: str, devices: Sequence[Path]) -> list[str]:
             try:
                 status = node.stat()
             except OSError:
-                continue  # a device that is not there: the engine says so better
+                continue  # a missing device: the engine's own message is better
             if stat.S_ISCHR(status.st_mode) and status.st_gid:
                 ids.add(status.st_gid)
     return [f"--group-add={number}" for number in sorted(ids)]

@@ -1,4 +1,4 @@
-"""Who is inside a container: its own processes, the models, and people with a shell open.
+"""What runs inside a container: its own processes, models, and sessions of users.
 
 Reads /proc, signals nothing. Needs containers whose processes the host sees, as those of toolbox are.
 """
@@ -17,7 +17,7 @@ from accelerd.supervise.homes.containers.tree import descendants
 
 @dataclass(frozen=True)
 class UserSession:
-    """The first process of somebody's session in there."""
+    """The first process of a user's session in a container."""
 
     pid: int
     name: str
@@ -28,7 +28,7 @@ class UserSession:
 
 
 class ContainerSessions:
-    """`owner`: the mark of this daemon's models. All methods are blocking."""
+    """`owner`: the tag of this daemon's models. All methods are blocking."""
 
     def __init__(self, proc: Path, owner: str) -> None:
         self._proc = proc

@@ -45,7 +45,7 @@ from accelerd.supervise.process.spawn import NoProgram
 log = logging.getLogger(__name__)
 
 START_PATIENCE: Final = 60.0  # s from `toolbox run` to the program; toolbox itself waits 25 s for its container
-END_PATIENCE: Final = 2.0  # s for what ends by itself once the program has
+END_PATIENCE: Final = 2.0  # s for the tools to exit after the program
 SESSION_PATIENCE: Final = 12.0  # s until podman agrees that its session is over
 # s for a question that nobody waits for any more: of one that is killed podman keeps its session for ever
 ANSWER_GRACE: Final = 5.0
@@ -78,11 +78,11 @@ class _ToolboxStart:
 
 
 class ToolboxHome:
-    """See home.Home. `survives` is the wish; where it is False a guard inside ends the program with this process.
+    """See home.Home. Where `survives` is False, a guard inside ends the program with this process.
 
     Instances survive in either way that the daemon can end: the program sits in the container's control group, its
-    output goes to a FIFO of its own, and the couriers, which may die with the daemon, sit in a scope where there is a
-    user manager.
+    output goes to a FIFO of its own, and the command line tools, which may die with the daemon, run in a scope where
+    there is a user manager.
     """
 
     kind = "toolbox"
@@ -247,7 +247,7 @@ class ToolboxHome:
                 why = f"; it said: {said[-1]}" if said else ""
                 raise HomeError(
                     f"{self.kind} {start.container} did not start {program} within {START_PATIENCE:.0f} s "
-                    f"(does its login shell wait for something?){why}"
+                    f"(does its login shell wait for input?){why}"
                 )
 
     async def _main(self, tag: InstanceTag) -> Process | None:
@@ -303,7 +303,7 @@ class ToolboxHome:
         return ExitStatus(end.status if end is not None else None)
 
     async def _close_session(self, start: _ToolboxStart) -> None:
-        """podman forgets a session when `podman exec` sees its end; where that was killed, we say so."""
+        """podman forgets a session when `podman exec` sees its end; where that was killed, accelerd has to tell it."""
         if start.session is None:
             return
         deadline = self._clock.monotonic() + SESSION_PATIENCE
@@ -325,14 +325,14 @@ class ToolboxHome:
         """Nothing came of it: take back what is on its way, kill what has begun, wait for what carried it."""
         if not start.handoff.revoke():
             await self._still_there(start)
-        # Until what carries it has ended by itself: where that is killed, podman keeps its session for ever.
+        # Wait for the tool to exit: if it is killed, podman keeps its session for ever.
         deadline = self._clock.monotonic() + SESSION_PATIENCE
         while True:
             left = await asyncio.to_thread(self._kill_begun, start)
             if not left and (start.cli is None or start.cli.exited.is_set()):
                 break
             if self._clock.monotonic() > deadline:
-                what = describe(left) if left else "what should carry it in"
+                what = describe(left) if left else "the command that enters it"
                 log.error("cannot end %s in %s %s", what, self.kind, start.container)
                 break
             await asyncio.sleep(SCAN)
@@ -342,7 +342,7 @@ class ToolboxHome:
         await asyncio.to_thread(start.handoff.remove)
 
     def _kill_begun(self, start: _ToolboxStart) -> list[Process]:
-        """SIGKILL to what has the mark, and to the shells inside that were to bring it. Blocking."""
+        """SIGKILL to tagged processes, and to the shells inside that were to start them. Blocking."""
         left = {process.pid: process for process in self._table.members(start.tag, None)}
         for process in tree.carriers(self._roots.proc, str(start.handoff.env)):
             session = tree.exec_session(self._roots.proc, process.pid)

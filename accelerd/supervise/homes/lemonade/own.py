@@ -1,7 +1,7 @@
 """The Lemonade Server that accelerd runs for itself: started with its first tenant, ended a while after its last.
 
-Its process lives in another home, a unit where there is a systemd, and carries a mark of its own: what a crash leaves
-is found by that. Its own memory is in no model's account but in that of other programs, once.
+Its process lives in another home, a unit where there is a systemd, and carries a tag of its own, by which the
+leftovers of a crash are found. Its own memory is in no model's account but in that of other programs, once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PortTaken(Exception):
 
 
 class OwnServer(LemonadeServer):
-    """See the module's text."""
+    """The server that accelerd starts and ends."""
 
     owned = True
 
@@ -251,7 +251,7 @@ class OwnServer(LemonadeServer):
             await asyncio.shield(self._ending)
 
     async def _ended(self, main: MainProcess, tag: InstanceTag) -> None:
-        """Its process has exited, or is being killed: end what it leaves, then tell its tenants."""
+        """Its process has exited, or is being killed: end what it leaves, then notify its tenants."""
         try:
             await sweep(main, tag, "the Lemonade Server", self._table, self.clock, self._limits, lambda: None)
             await main.release()

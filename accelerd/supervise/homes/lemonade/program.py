@@ -1,4 +1,4 @@
-"""Which Lemonade there is and how it is started: both generations, told apart by what their --help says.
+"""Which Lemonade there is and how it is started: both generations, told apart by their --help.
 
 Owns the private folders of the server that accelerd runs. The user's own (~/.cache/lemonade, ~/.config/lemonade) are
 read for the names of the user's models and never written: a server that is given --port writes it into its folder.
@@ -121,18 +121,18 @@ def command(program: LemonadeProgram, folders: Folders, port: int) -> tuple[str,
 
 
 def environment(program: LemonadeProgram, folders: Folders, base: Mapping[str, str], key: str) -> dict[str, str]:
-    """The whole environment of the server, without its mark."""
-    record = {name: value for name, value in base.items() if not name.startswith("LEMONADE_")}
+    """The whole environment of the server, without its tag."""
+    inherited = {name: value for name, value in base.items() if not name.startswith("LEMONADE_")}
     if defaults := base.get("LEMONADE_DEFAULTS_PATH"):
-        record["LEMONADE_DEFAULTS_PATH"] = defaults
-    record |= {KEY_VARIABLE: key, "LEMONADE_CACHE_DIR": str(folders.cache)}
-    if "HF_HOME" not in record and "HF_HUB_CACHE" not in record and (home := record.get("HOME")):
-        record["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
+        inherited["LEMONADE_DEFAULTS_PATH"] = defaults
+    inherited |= {KEY_VARIABLE: key, "LEMONADE_CACHE_DIR": str(folders.cache)}
+    if "HF_HOME" not in inherited and "HF_HUB_CACHE" not in inherited and (home := inherited.get("HOME")):
+        inherited["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
     if program.legacy:
         # 10.0 runs once for each user, by a lock in this folder: the user's own server shall be able to run too.
-        record |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
-        record |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
-    return record
+        inherited |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
+        inherited |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
+    return inherited
 
 
 def prepare(program: LemonadeProgram, folders: Folders, port: int, base: Mapping[str, str]) -> None:

@@ -36,7 +36,7 @@ ExitReason = tuple[Cause, str]
 
 
 class LemonadeServer(ABC):
-    """See the module's text. Used on the loop's thread."""
+    """One server. Used on the loop's thread."""
 
     owned: bool
 
@@ -50,7 +50,7 @@ class LemonadeServer(ABC):
         self.tenants: list[LemonadeTenant] = []
         self.remember: Callable[[bytes], None] = lambda known: None  # keeps what is known of models; blocking
         self.turn = asyncio.Lock()  # it loads one model at a time
-        self._loads: list[str] = []  # models that it is told to load now, the last one last
+        self._loads: list[str] = []  # models that it is loading, the last one last
         self._last_load: tuple[str, float, bool] | None = None  # the last one that ended, when, and whether it is there
         self.unloads: dict[str, asyncio.Task[None]] = {}  # orders that it has not answered, by model
         self._groups = ProcessGroups(proc)
@@ -96,10 +96,10 @@ class LemonadeServer(ABC):
             except Unreachable:
                 silent += 1
                 if silent >= GONE_AFTER and not self.owned:
-                    self.gone((Cause.EXITED, "the Lemonade Server that held it answers no more"))
+                    self.gone((Cause.EXITED, "the Lemonade Server that held it does not answer any more"))
                 continue
             except LemonadeError as error:
-                log.warning("the Lemonade Server does not tell what it holds: %s", error)
+                log.warning("the Lemonade Server does not list its models: %s", error)
                 continue
             for tenant in list(self.tenants):
                 tenant.seen(health)
@@ -111,7 +111,7 @@ class LemonadeServer(ABC):
                 tenant.server_gone(fate)
 
     async def _close_tasks(self, *more: asyncio.Task[None] | None) -> None:
-        """Nothing that was begun here goes on."""
+        """Cancel all tasks."""
         for task in (own := [task for task in (self._watching, *self.unloads.values(), *more) if task is not None]):
             task.cancel()
         await asyncio.gather(*own, return_exceptions=True)
@@ -119,7 +119,7 @@ class LemonadeServer(ABC):
     # --- loads ------------------------------------------------------------------------------------------------
 
     def begins(self, model: str) -> None:
-        """It is told to load this model now."""
+        """It begins to load this model."""
         self._loads.append(model)
 
     def ends(self, model: str, *, loaded: bool) -> None:
@@ -145,17 +145,17 @@ class LemonadeServer(ABC):
 
     def why_gone(self, model: str, pid: int | None, *, alive: bool) -> ExitReason:
         """Why a model that nobody here has unloaded is not there any more. `alive`: its backend was, after that."""
-        by_itself = "lemonade unloaded it by itself"
+        by_itself = "the Lemonade Server unloaded it"
         other = self._blame(model)
         if other is not None:
             if self._both_on_npu(model, other):
-                return Cause.PUT_AWAY, f"{by_itself}: it was to load {other}, and the NPU takes only one of the two"
+                return Cause.UNLOADED_BY_SERVER, f"{by_itself} to load {other}: the NPU runs only one of the two"
             if self.owned:
-                return Cause.PUT_AWAY, f"{by_itself}: a load of {other} failed, after which it throws out everything"
-            return Cause.PUT_AWAY, f"{by_itself}: it was to load {other}"
+                return Cause.UNLOADED_BY_SERVER, f"{by_itself}: after the failed load of {other} it unloads all models"
+            return Cause.UNLOADED_BY_SERVER, f"{by_itself} to load {other}"
         if self.owned and not alive:
             return Cause.EXITED, f"its backend in the Lemonade Server ended (process {pid or 'unknown'})"
-        return Cause.PUT_AWAY, f"{by_itself}, or somebody else told it to"
+        return Cause.UNLOADED_BY_SERVER, f"{by_itself}, perhaps for another client"
 
     # --- processes --------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class LemonadeServer(ABC):
         return self._groups.look(origins)[number]
 
     async def backend(self, port: int) -> int | None:
-        """Who listens there, of the server's processes, where the server does not tell it (10.0)."""
+        """Who listens there, of the server's processes, where the server does not report it (10.0)."""
         return None
 
     def spare(self, pids: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""A model inside a Lemonade Server, as a Leader: loaded, watched and unloaded through the server's HTTP.
+"""A model inside a Lemonade Server, as a MainProcess: loaded, watched and unloaded through the server's HTTP.
 
 Its pid is its backend's as soon as the server tells, until then the server's own. What it did not ask for, the server
 did by itself, and is told so. Never unloads a model that was there before.
@@ -37,7 +37,7 @@ HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends t
 
 
 class LemonadeTenant:
-    """See the module's text. A Leader and a Tenant (home.py)."""
+    """A MainProcess and a TenantProcess (home.py)."""
 
     session: int | None = None
 
@@ -77,7 +77,7 @@ class LemonadeTenant:
         server.join(self)
         self._task = asyncio.create_task(self._life(), name=f"tenant {self.model}")
 
-    # --- a Tenant ---------------------------------------------------------------------------------------------
+    # --- a TenantProcess ---------------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
@@ -94,7 +94,7 @@ class LemonadeTenant:
     def living(self) -> Sequence[int]:
         return self._server.processes_of(self)
 
-    # --- a Leader ---------------------------------------------------------------------------------------------
+    # --- a MainProcess ---------------------------------------------------------------------------------------------
 
     def signal(self, number: int) -> None:
         """Whatever the signal: it is unloaded."""
@@ -138,7 +138,7 @@ class LemonadeTenant:
     def unexecuted(self, last_line: str) -> str | None:
         return None
 
-    # --- what the server tells --------------------------------------------------------------------------------
+    # --- reports of the server --------------------------------------------------------------------------------
 
     def printed(self, chunk: bytes) -> None:
         self._on_output(chunk)
@@ -164,7 +164,7 @@ class LemonadeTenant:
     async def _life(self) -> None:
         try:
             raced = await race(self._server.up(self._launch_request), self._changed.wait())
-            if raced is None or raced[0] == 1:  # told to go while the server starts: that is broken off
+            if raced is None or raced[0] == 1:  # stopped while the server starts: give that up
                 self._over(None)
                 return
             client: LemonadeClient = raced[1]
@@ -320,7 +320,7 @@ class LemonadeTenant:
             self._pidfd = None
 
     async def _stay(self, client: LemonadeClient) -> None:
-        """Until it is told to go, or has gone."""
+        """Until it is to be unloaded, or has ended."""
         while not self.exited.is_set():
             if self._leaving:
                 await self._go(client, None)
@@ -345,8 +345,8 @@ class LemonadeTenant:
             entry = None
         fate = self._server.why_gone(self.model, self._backend, alive=alive)
         if entry is not None and entry.pid != self._entry.pid:
-            anew = f"it started it anew, as process {entry.pid} instead of {self._backend}"
-            fate = Cause.PUT_AWAY, f"lemonade unloaded it by itself: {anew}"
+            anew = f"it was started again, as process {entry.pid} instead of {self._backend}"
+            fate = Cause.UNLOADED_BY_SERVER, f"the Lemonade Server unloaded it: {anew}"
         await self._go(client, fate)
 
     async def _go(self, client: LemonadeClient, fate: ExitReason | None) -> None:
@@ -356,7 +356,7 @@ class LemonadeTenant:
             try:
                 listed = (await client.health()).of(name) is not None
             except Unreachable:
-                listed = False  # a server that is no more says so to its tenants, once nothing of it is left
+                listed = False  # the server has ended; its tenants are notified once nothing of it is left
             except LemonadeError:
                 listed = True
             dead = self._pidfd is None
