@@ -71,7 +71,7 @@ def test_no_room_knows_what_it_must_not(file: Path) -> None:
             assert not f"{module}.".startswith(f"{forbidden}."), f"{room} must not import accelerd.{module}"
 
 
-def test_B18_only_clocks_for_people_read_the_wall_clock() -> None:
+def test_only_clocks_for_people_read_the_wall_clock() -> None:
     """Timers run on monotonic time: a wall clock that jumps a year moves nothing."""
     allowed = {
         "cli/commands/toolbox.py",  # how old a toolbox is

@@ -100,7 +100,7 @@ def test_both_doors_answer_the_same(live: Live) -> None:
             assert told == asked
 
 
-def test_B22_a_pin_ends_with_the_client_that_has_it(live: Live) -> None:
+def test_a_pin_ends_with_the_client_that_has_it(live: Live) -> None:
     """busctl leaves the bus as soon as it has its answer."""
     cookie = live.call("PinModel", "sssa{sv}", "other", "a demo", "org.example.App", "0")
     assert cookie > 0
@@ -131,7 +131,7 @@ def test_a_reload_shows_new_models_and_tells_what_is_wrong(
 # --- the bus itself ---
 
 
-def test_B20_the_bus_dies_under_streams_and_none_breaks(site: Site, daemons: DaemonFactory) -> None:
+def test_the_bus_dies_under_streams_and_none_breaks(site: Site, daemons: DaemonFactory) -> None:
     with private_bus(site.directory / "bus") as bus:
         toml = QUICK + site.model("m", "slow-token:50", STREAM, memory=5_000_000, parallel=4)
         live = Live(daemons.start(toml, env=environment(bus)), bus)
@@ -155,7 +155,7 @@ def test_B20_the_bus_dies_under_streams_and_none_breaks(site: Site, daemons: Dae
         eventually(lambda: "session bus" not in (live.daemon.status()["degraded"] or ""), "all is well again")
 
 
-def test_B20_a_bus_that_comes_later_is_found(site: Site, daemons: DaemonFactory) -> None:
+def test_a_bus_that_comes_later_is_found(site: Site, daemons: DaemonFactory) -> None:
     with private_bus(site.directory / "bus") as bus:
         bus.stop()
         live = Live(daemons.start(QUICK + site.model("m"), env=environment(bus)), bus)
@@ -166,7 +166,7 @@ def test_B20_a_bus_that_comes_later_is_found(site: Site, daemons: DaemonFactory)
         assert live.model("m", "State") == "ready"
 
 
-def test_B21_a_second_daemon_has_no_desk_and_says_so(site: Site, daemons: DaemonFactory) -> None:
+def test_a_second_daemon_has_no_desk_and_says_so(site: Site, daemons: DaemonFactory) -> None:
     with private_bus(site.directory / "bus") as bus:
         first = Live(daemons.start(QUICK + site.model("a"), env=environment(bus)), bus)
         second = daemons.start(QUICK + site.model("b"), env=environment(bus))
@@ -176,7 +176,7 @@ def test_B21_a_second_daemon_has_no_desk_and_says_so(site: Site, daemons: Daemon
         assert model_path("b") not in first.busctl("tree", "--list", names.BUS_NAME).split()
 
 
-def test_B26_without_a_bus_nothing_is_said_of_one(site: Site, daemons: DaemonFactory) -> None:
+def test_without_a_bus_nothing_is_said_of_one(site: Site, daemons: DaemonFactory) -> None:
     daemon = daemons.start(QUICK + site.model("m"))
     assert "bus" not in (daemon.status()["degraded"] or "")
     assert daemon.chat("m").status == 200

@@ -285,7 +285,7 @@ async def test_problems_of_the_configuration_have_the_keys_that_are_known() -> N
         assert second.keys() == {"severity", "message", "file", "key"}
 
 
-async def test_B23_a_flood_of_loads_is_refused_beyond_a_number() -> None:
+async def test_a_flood_of_loads_is_refused_beyond_a_number() -> None:
     async with desk_of(*(model(f"m{number}") for number in range(UNFINISHED_MOST + 1))) as world:
         for number in range(UNFINISHED_MOST):
             await world.manager("LoadModel", f"m{number}", {})
@@ -299,7 +299,7 @@ async def test_B23_a_flood_of_loads_is_refused_beyond_a_number() -> None:
 # --- pins ---
 
 
-async def test_B22_pins_of_a_client_that_vanishes_are_released() -> None:
+async def test_pins_of_a_client_that_vanishes_are_released() -> None:
     async with desk_of(model("m")) as world:
         cookie = await world.manager("PinModel", "m", "a demo", "org.example.App", {})
         held = await world.manager("HoldModel", "m", "writing", "", {}, sender=":1.2")
@@ -391,7 +391,7 @@ async def test_who_waits_when_the_daemon_ends_hears_that_the_job_was_cancelled()
         assert world.bus.told[-1] == ("closed",)
 
 
-async def test_B26_without_a_bus_there_is_nothing_to_do() -> None:
+async def test_without_a_bus_there_is_nothing_to_do() -> None:
     async with desk_of(model("m"), begin=False) as world:
         await asyncio.gather(world.scheduler.unload("m"))
         assert world.bus.told == []

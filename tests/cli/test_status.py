@@ -63,7 +63,7 @@ def test_memory_that_is_not_back_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> 
     assert "¹ m: 3.0 GiB of its memory was not released by the device" in " ".join(ctl("status").out.split())
 
 
-def test_A15_what_cannot_be_killed_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
+def test_what_cannot_be_killed_is_a_footnote(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(model("m", "killing", reason="does not end, 30 s after SIGKILL")))
     assert "¹ m: does not end, 30 s after SIGKILL" in ctl("status").out
 

@@ -17,7 +17,7 @@ BASE = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
     ["context = 1024", 'path = "/other"', "parallel = 2", 'kv_cache_type = "q8_0"', 'env.X = "1"',
      "extra_args = ['-v']", "sampling.top_k = 1", "mmap = true", 'binary = "other"', "embeddings = true"],
 )  # fmt: skip
-def test_B13_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> None:
+def test_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> None:
     old = home.load(BASE)
     home.write(f"[models.a]\n{line}", "accelerd.toml.d/x.toml")
     assert diff(old, home.load()) == ConfigDiff(relaunch=("a",), unchanged=("b",))
@@ -28,12 +28,12 @@ def test_B13_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> No
     ["idle_timeout = 1", "preload = true", "pin = true", "exclusive = true", 'group = "g"', 'memory = "1G"',
      "concurrency = 2", 'aliases = ["z"]', 'description = "d"', "start_timeout = 1", "stop_timeout = 1"],
 )  # fmt: skip
-def test_B13_other_changes_leave_the_process_alone(home: Home, line: str) -> None:
+def test_other_changes_leave_the_process_alone(home: Home, line: str) -> None:
     old = home.load(BASE)
     assert diff(old, home.load(BASE + line)) == ConfigDiff(updated=("b",), unchanged=("a",))
 
 
-def test_B14_removed_and_added_models(home: Home) -> None:
+def test_removed_and_added_models(home: Home) -> None:
     old = home.load(BASE)
     new = home.load('[models.c]\npath = "/c"\n[models.b]\npath = "/b"\n')
     assert diff(old, new) == ConfigDiff(added=("c",), removed=("a",), unchanged=("b",))

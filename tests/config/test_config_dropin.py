@@ -107,7 +107,7 @@ def test_never_replaces_what_a_person_wrote(home: Home) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/x", "a/../b", "", ".hidden", "a\n"])
-def test_D23_a_bad_name_writes_nothing(home: Home, name: str) -> None:
+def test_a_bad_name_writes_nothing(home: Home, name: str) -> None:
     before = tree(home)
     with pytest.raises(ConfigErrors, match="expected a name of at most 128"):
         add(home, name)

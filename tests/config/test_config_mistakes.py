@@ -156,7 +156,7 @@ def test_what_a_mistake_says(home: Home, text: str, says: str) -> None:
         ("x = " + "9" * 5000, None, None),
     ],
 )
-def test_B12_broken_toml_is_an_error_with_file_line_and_column(
+def test_broken_toml_is_an_error_with_file_line_and_column(
     home: Home, text: str, line: int | None, column: int | None
 ) -> None:
     found, problems = home.check(text)
@@ -167,7 +167,7 @@ def test_B12_broken_toml_is_an_error_with_file_line_and_column(
         home.load()
 
 
-def test_B12_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home) -> None:
+def test_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home) -> None:
     home.write("[profiles.big\n")
     home.write("[models.q]\npath = '/q'\nprofile = 'big'\ncontxt = 1\n", "accelerd.toml.d/q.toml")
     assert home.errors() == [
@@ -266,7 +266,7 @@ def test_a_folder_that_everybody_can_write_is_refused(home: Home) -> None:
         (0, 0, 0o040777, "chmod o-w"),
     ],
 )
-def test_D26_who_could_have_written_the_file(uid: int, gid: int, mode: int, says: str | None) -> None:
+def test_who_could_have_written_the_file(uid: int, gid: int, mode: int, says: str | None) -> None:
     status = os.stat_result((mode, 1, 1, 1, uid, gid, 0, 0, 0, 0))
     reason = trust_problem(status, "/f", 1000, 1000)
     assert reason is None if says is None else reason is not None and says in reason

@@ -23,7 +23,7 @@ def quoted(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_D14_names_that_are_allowed(home: Home, name: str) -> None:
+def test_names_that_are_allowed(home: Home, name: str) -> None:
     config = home.load(
         f'[models.{quoted(name)}]\npath = "/m"\n[models.other]\npath = "/o"\naliases = [{quoted("z" + name[1:])}]'
     )
@@ -32,7 +32,7 @@ def test_D14_names_that_are_allowed(home: Home, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_D14_names_that_could_forge_a_header_a_log_line_or_a_path_are_refused(home: Home, name: str) -> None:
+def test_names_that_could_forge_a_header_a_log_line_or_a_path_are_refused(home: Home, name: str) -> None:
     for text in (
         f"[models.{quoted(name)}]\npath = '/m'",
         f"[models.m]\npath = '/m'\naliases = ['ok', {quoted(name)}]",
@@ -46,7 +46,7 @@ def test_D14_names_that_could_forge_a_header_a_log_line_or_a_path_are_refused(ho
 
 
 @given(st.text(max_size=20))
-def test_D14_D23_an_accepted_name_is_safe_everywhere(name: str) -> None:
+def test_an_accepted_name_is_safe_everywhere(name: str) -> None:
     try:
         check_name(name)
     except ValueError:
@@ -61,7 +61,7 @@ def test_D14_D23_an_accepted_name_is_safe_everywhere(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["..", "../x", "a/../../etc/passwd", "/etc/passwd", "a\0b", "..%2fx", "\uff0e\uff0e/x"]
 )
-def test_D23_a_name_that_is_a_path_out_of_the_folder_is_no_name(name: str) -> None:
+def test_a_name_that_is_a_path_out_of_the_folder_is_no_name(name: str) -> None:
     with pytest.raises(ValueError, match="a name of at most 128"):
         check_name(name)
 
@@ -106,7 +106,7 @@ def test_names_and_aliases_are_unique_and_the_error_names_both_places(home: Home
         ("--list-devices", "--list-devices", "exit"),
     ],
 )
-def test_D24_flags_that_accelerd_owns_or_that_open_a_shell_are_refused_with_the_reason(
+def test_flags_that_accelerd_owns_or_that_open_a_shell_are_refused_with_the_reason(
     home: Home, argument: str, flag: str, why: str
 ) -> None:
     for table in ("defaults", "profiles.p", "models.m"):
@@ -118,7 +118,7 @@ def test_D24_flags_that_accelerd_owns_or_that_open_a_shell_are_refused_with_the_
         assert why in error
 
 
-def test_D24_a_refused_flag_is_found_beside_another_mistake_in_the_same_array(home: Home) -> None:
+def test_a_refused_flag_is_found_beside_another_mistake_in_the_same_array(home: Home) -> None:
     assert [error.split(": ")[1] for error in home.errors("[defaults]\nextra_args = [1, '--tools']")] == [
         "defaults.extra_args[0]",
         "defaults.extra_args[1]",
@@ -127,24 +127,24 @@ def test_D24_a_refused_flag_is_found_beside_another_mistake_in_the_same_array(ho
 
 @pytest.mark.parametrize("key", ["model", "path", "binary", "mmproj", "chat_template_file"])
 @pytest.mark.parametrize("value", ["x\\u0000y", "x\\ny", ""])
-def test_D24_nothing_that_breaks_argv_apart(home: Home, key: str, value: str) -> None:
+def test_nothing_that_breaks_argv_apart(home: Home, key: str, value: str) -> None:
     rest = "" if key in ("model", "path") else "path = '/m'\n"
     (error,) = home.errors(f'[models.m]\n{rest}{key} = "{value}"\n')
     assert f"models.m.{key}: expected " in error
 
 
 @pytest.mark.parametrize("value", ["x --host 0.0.0.0", "--host", "-m", "x y"])
-def test_D24_a_model_id_is_never_a_flag(home: Home, value: str) -> None:
+def test_a_model_id_is_never_a_flag(home: Home, value: str) -> None:
     (error,) = home.errors(f"[models.m]\nmodel = '{value}'\n")
     assert "models.m.model: expected the engine's own id of a model" in error
 
 
-def test_D24_a_path_is_never_a_flag(home: Home) -> None:
+def test_a_path_is_never_a_flag(home: Home) -> None:
     spec = home.load("[models.m]\npath = '--host'\n").models["m"]
     assert spec.path == f"{home.folder}/--host"
 
 
-def test_D25_one_token_stays_one_token(home: Home) -> None:
+def test_one_token_stays_one_token(home: Home) -> None:
     tokens = ["--chat-template-kwargs", '{"a": "b c"}', "$HOME", "${X}", "a b  c", "*", "~", "`id`", "", "\\", "%s"]
     document = {"models": {"m": {"path": "/m", "extra_args": tokens, "env": {"X": "$(id) {port} ~"}}}}
     spec = home.load(tomli_w.dumps(document)).models["m"]
@@ -152,7 +152,7 @@ def test_D25_one_token_stays_one_token(home: Home) -> None:
     assert spec.env == (("X", "$(id) {port} ~"),)
 
 
-def test_D25_nul_in_an_argument_is_refused_and_not_quoted_back(home: Home) -> None:
+def test_nul_in_an_argument_is_refused_and_not_quoted_back(home: Home) -> None:
     (error,) = home.errors('[defaults]\nextra_args = ["secret\\u0000"]')
     assert "extra_args[0]: expected a string without NUL characters, got a string" in error
 
@@ -167,7 +167,7 @@ def test_D25_nul_in_an_argument_is_refused_and_not_quoted_back(home: Home) -> No
         ("ACCELERD_ANYTHING", "recognise its processes"),
     ],
 )
-def test_D24_environment_that_accelerd_owns_is_refused(home: Home, name: str, why: str) -> None:
+def test_environment_that_accelerd_owns_is_refused(home: Home, name: str, why: str) -> None:
     (error,) = home.errors(f"[defaults]\nenv.{name} = 'hunter2'")
     assert error.startswith(f"accelerd.toml:2: defaults.env.{name}: cannot set {name}: ")
     assert why in error
@@ -175,12 +175,12 @@ def test_D24_environment_that_accelerd_owns_is_refused(home: Home, name: str, wh
 
 
 @pytest.mark.parametrize("name", ["1A", "A=B", "A B", "A\\n", "", "Ä"])
-def test_D24_names_of_variables(home: Home, name: str) -> None:
+def test_names_of_variables(home: Home, name: str) -> None:
     (error,) = home.errors(f'[defaults.env]\n"{name}" = "hunter2"')
     assert "expected a variable's name of letters, digits and _" in error
 
 
-def test_D20_values_of_env_are_never_shown(home: Home) -> None:
+def test_values_of_env_are_never_shown(home: Home) -> None:
     problems = home.errors("[defaults.env]\nA = ['hunter2']\nB = {C = 'hunter2'}\nD = \"hunter2\\u0000\"\nE = 424242")
     assert len(problems) == 4
     assert not any("hunter2" in text or "424242" in text for text in problems)

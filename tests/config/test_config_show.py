@@ -49,7 +49,7 @@ def test_every_value_has_its_origin(home: Home) -> None:
         assert not line or line[0] in "#[" or re.search(r"  # \S", line), line
 
 
-def test_D20_values_of_env_are_hidden(home: Home) -> None:
+def test_values_of_env_are_hidden(home: Home) -> None:
     config = home.load('[models.q]\npath = "/q"\nenv.TOKEN = "hunter2"\n')
     assert 'env.TOKEN = "***"  # model (accelerd.toml:3)' in show(config)
     assert "hunter2" not in show(config) + json.dumps(show_dict(config))

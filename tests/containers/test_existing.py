@@ -50,7 +50,7 @@ async def test_started_stopped_and_still_there(containers: World, make: Callable
     assert (found["State"]["Running"], found["ExecIDs"]) == (False, [])
 
 
-async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], ExistingHome]) -> None:
+async def test_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], ExistingHome]) -> None:
     name = create(containers, "trap '' TERM; echo up; while :; do sleep 0.1; done")
     life = await Life(containers, make(), containers.launch(container=name)).start()
     await life.until(lambda: b"up" in life.output)

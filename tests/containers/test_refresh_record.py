@@ -75,7 +75,7 @@ async def test_what_stays_the_same_is_not_written(path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", '{"begun": {"name": 1}}', '{"begun": {"name": "a", "old": "b", "stage": "x"}}']
 )
-async def test_B08_a_torn_or_foreign_file_is_set_aside_and_told(
+async def test_a_torn_or_foreign_file_is_set_aside_and_told(
     path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(path, text)
@@ -88,7 +88,7 @@ async def test_B08_a_torn_or_foreign_file_is_set_aside_and_told(
     assert name_on_disk(path) == "radv"
 
 
-async def test_B10_a_full_disk_is_an_error_and_changes_nothing(path: Path) -> None:
+async def test_a_full_disk_is_an_error_and_changes_nothing(path: Path) -> None:
     first = RefreshRecord(path, Path("/proc"), FullDisk())
     await first.read()
     with pytest.raises(HomeError, match=r"cannot write .*toolboxes.json: No space left on device"):

@@ -55,7 +55,7 @@ async def test_it_serves_and_is_gone_after(containers: World, make: Callable[[],
     assert "cleaning up before exit" in life.text
 
 
-async def test_A15_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], RunHome]) -> None:
+async def test_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], RunHome]) -> None:
     life = await Life(containers, make(), launch(containers, "ignore-term")).start()
     await life.ready()
     assert await life.stop(grace=0.2) == -signal.SIGKILL
@@ -109,7 +109,7 @@ async def test_a_value_of_two_lines_is_refused(containers: World, make: Callable
         await Life(containers, make(), launch(containers, env=(("A", "1\n2"),))).start()
 
 
-async def test_B03_the_next_daemon_takes_it_over(containers: World, make: Callable[[], RunHome]) -> None:
+async def test_the_next_daemon_takes_it_over(containers: World, make: Callable[[], RunHome]) -> None:
     first = await Life(containers, make(), launch(containers)).start()
     await first.ready()
     first.main.let_go()

@@ -193,7 +193,7 @@ async def test_a_flood_of_output_stops_neither_side(containers: World) -> None:
 # --- survival ---------------------------------------------------------------------------------------------------
 
 
-async def test_B03_the_next_daemon_takes_it_over(containers: World) -> None:
+async def test_the_next_daemon_takes_it_over(containers: World) -> None:
     first = await Life(containers, containers.toolbox_home(), containers.launch()).start()
     await first.ready()
     await first.daemon_dies()
@@ -205,7 +205,7 @@ async def test_B03_the_next_daemon_takes_it_over(containers: World) -> None:
     assert "cleaning up before exit" in second.text
 
 
-async def test_B03_what_it_prints_meanwhile_is_kept_and_never_kills_it(containers: World) -> None:
+async def test_what_it_prints_meanwhile_is_kept_and_never_kills_it(containers: World) -> None:
     argv = ("sh", "-c", "while :; do echo tick; sleep 0.02; done")
     first = await Life(containers, containers.toolbox_home(), containers.launch(argv=argv)).start()
     await first.until(lambda: b"tick" in first.output)
@@ -223,7 +223,7 @@ async def test_B03_what_it_prints_meanwhile_is_kept_and_never_kills_it(container
     assert second.members() == []
 
 
-async def test_B04_killed_before_it_began_it_never_begins(containers: World) -> None:
+async def test_killed_before_it_began_it_never_begins(containers: World) -> None:
     """The environment is taken back, and without it nothing starts."""
     home = containers.toolbox_home()
     first = Life(containers, home, containers.launch())

@@ -40,7 +40,7 @@ def disturb(life: Life, who: str, number: int) -> None:
 
 @pytest.mark.parametrize("mode", ["", "ignore-term"])
 @pytest.mark.parametrize("cli", ["none", *COURIERS])
-async def test_A15_gone_whatever_becomes_of_the_couriers(containers: World, cli: str, mode: str) -> None:
+async def test_gone_whatever_becomes_of_the_couriers(containers: World, cli: str, mode: str) -> None:
     life = await Life(containers, containers.toolbox_home(), containers.launch(mode)).start()
     await life.ready()
     pid = life.main.pid
@@ -57,7 +57,7 @@ async def test_A15_gone_whatever_becomes_of_the_couriers(containers: World, cli:
     assert find("toolbox", "run", life.launch.tag.instance) == []
 
 
-async def test_A15_conmon_forwards_a_term_and_that_is_an_end(containers: World) -> None:
+async def test_conmon_forwards_a_term_and_that_is_an_end(containers: World) -> None:
     life = await Life(containers, containers.toolbox_home(), containers.launch()).start()
     await life.ready()
     disturb(life, "conmon", signal.SIGTERM)
@@ -66,7 +66,7 @@ async def test_A15_conmon_forwards_a_term_and_that_is_an_end(containers: World) 
 
 
 @pytest.mark.parametrize("how", ["init-kill", "stop"])
-async def test_A15_gone_when_the_toolbox_itself_ends(containers: World, how: str) -> None:
+async def test_gone_when_the_toolbox_itself_ends(containers: World, how: str) -> None:
     """The program shares the host's processes and survives its container."""
     name = containers.new_toolbox()
     life = await Life(containers, containers.toolbox_home(), containers.launch("ignore-term", container=name)).start()
@@ -84,7 +84,7 @@ async def test_A15_gone_when_the_toolbox_itself_ends(containers: World, how: str
 
 
 @pytest.mark.parametrize("mode", ["fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout"])
-async def test_A19_A20_A21_everything_it_forked_goes(containers: World, mode: str) -> None:
+async def test_everything_it_forked_goes(containers: World, mode: str) -> None:
     life = await Life(containers, containers.toolbox_home(), containers.launch(mode)).start()
     if mode != "fork-wrapper-exit":
         await life.ready()

@@ -269,7 +269,7 @@ def test_a_timer_forgets_them_without_being_asked() -> None:
     run(test)
 
 
-def test_B23_a_flood_of_jobs_is_bounded_and_leaves_room_again() -> None:
+def test_a_flood_of_jobs_is_bounded_and_leaves_room_again() -> None:
     async def test(board: Board) -> None:
         flood = [board.jobs.start("load", str(n), for_ever, key=str(n)) for n in range(UNFINISHED_MOST)]
         for key in (None, "another"):
@@ -285,7 +285,7 @@ def test_B23_a_flood_of_jobs_is_bounded_and_leaves_room_again() -> None:
     run(test)
 
 
-def test_B23_a_flood_of_short_jobs_does_not_pile_up_ends() -> None:
+def test_a_flood_of_short_jobs_does_not_pile_up_ends() -> None:
     async def test(board: Board) -> None:
         for _ in range(8):
             jobs = [board.jobs.start("load", "x", nothing) for _ in range(UNFINISHED_MOST)]

@@ -78,7 +78,7 @@ def test_each_route_takes_its_method_alone(daemon: Daemon, method: str, route: s
     assert daemon.state("m") == "stopped"
 
 
-def test_D21_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
+def test_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
     documented = re.findall(r"`(GET|POST) (/accelerd/v1/[\w/]+)", DOC)
     assert len(documented) == 19
     for method, path in documented:
@@ -100,7 +100,7 @@ def _arguments(path: str) -> str:
     return DOC.split(f"{path}", 1)[1].partition("`")[0]
 
 
-def test_D21_another_users_process_is_refused() -> None:
+def test_another_users_process_is_refused() -> None:
     def request_of(uid: int) -> Any:
         credentials = SimpleNamespace(getsockopt=lambda *_: struct.pack("3i", 1, uid, uid))
         transport = SimpleNamespace(get_extra_info=lambda name: {"socket": credentials}[name])
@@ -306,7 +306,7 @@ def test_explain_says_how_a_model_would_start_and_why_it_would_not(daemon: Daemo
     assert "it needs 7.5 GiB" in huge["placement"]["reason"]
 
 
-def test_D20_no_secret_is_shown_anywhere(daemon: Daemon, sites: Site) -> None:
+def test_no_secret_is_shown_anywhere(daemon: Daemon, sites: Site) -> None:
     assert daemon.events("load?model=m")[-1]["event"] == "ready"
     assert daemon.chat("m").status == 200
     process = psutil.Process(daemon.status("m")["pid"])

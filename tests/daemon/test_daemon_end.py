@@ -23,7 +23,7 @@ def ended(daemon: Daemon) -> None:
         daemon.send("GET", "/health")
 
 
-def test_B01_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: Site) -> None:
+def test_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: Site) -> None:
     toml = site.model("first", "slow-token:20", {"FAKE_TOKENS": "60"}, parallel=1) + site.model("second")
     daemon = daemons.start(QUICK + toml, server='drain_timeout = "20s"')
     assert daemon.chat("first", max_tokens=1).status == 200
@@ -55,7 +55,7 @@ def test_B01_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: 
     assert output.index("second: ready → stopping") < output.index("first: ready → stopping")  # the youngest first
 
 
-def test_B01_a_request_that_outlasts_the_drain_timeout_ends_with_an_error(daemons: DaemonFactory, site: Site) -> None:
+def test_a_request_that_outlasts_the_drain_timeout_ends_with_an_error(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-token:20", ENDLESS), server='drain_timeout = "300ms"')
     with streaming(daemon, "m") as response:
         assert response.readline().startswith(b"data: ")
@@ -69,7 +69,7 @@ def test_B01_a_request_that_outlasts_the_drain_timeout_ends_with_an_error(daemon
     ended(daemon)
 
 
-def test_B01_readers_of_logs_and_idle_connections_delay_nothing(daemons: DaemonFactory, site: Site) -> None:
+def test_readers_of_logs_and_idle_connections_delay_nothing(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m"), server='drain_timeout = "20s"')
     assert daemon.chat("m").status == 200
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def test_B01_readers_of_logs_and_idle_connections_delay_nothing(daemons: DaemonF
     ended(daemon)
 
 
-def test_B01_sigterm_while_a_model_loads(daemons: DaemonFactory, site: Site) -> None:
+def test_sigterm_while_a_model_loads(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-load:60,chatter:20", preload=True))
     daemon.wait_state("m", "starting")
     with side_by_side() as do:
@@ -102,7 +102,7 @@ def test_B01_sigterm_while_a_model_loads(daemons: DaemonFactory, site: Site) -> 
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_B02_a_second_signal_kills_at_once(daemons: DaemonFactory, site: Site, second: signal.Signals) -> None:
+def test_a_second_signal_kills_at_once(daemons: DaemonFactory, site: Site, second: signal.Signals) -> None:
     toml = site.model("m", "slow-token:20,ignore-term", ENDLESS, stop_timeout=60) + site.model("idle", "ignore-term")
     daemon = daemons.start(toml, server='drain_timeout = "60s"')
     assert daemon.chat("idle").status == 200
@@ -119,7 +119,7 @@ def test_B02_a_second_signal_kills_at_once(daemons: DaemonFactory, site: Site, s
     ended(daemon)
 
 
-def test_B02_a_second_signal_while_the_models_end(daemons: DaemonFactory, site: Site) -> None:
+def test_a_second_signal_while_the_models_end(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "ignore-term", stop_timeout=60))
     assert daemon.chat("m").status == 200
     daemon.process.send_signal(signal.SIGTERM)
@@ -130,7 +130,7 @@ def test_B02_a_second_signal_while_the_models_end(daemons: DaemonFactory, site: 
     ended(daemon)
 
 
-def test_B05_the_watchdog_is_fed_at_half_its_interval(daemons: DaemonFactory) -> None:
+def test_the_watchdog_is_fed_at_half_its_interval(daemons: DaemonFactory) -> None:
     daemon = daemons.start(env={"WATCHDOG_USEC": "200000"})
     daemon.messages()
     began, seen = time.monotonic(), 0
@@ -150,7 +150,7 @@ def test_B05_the_watchdog_is_fed_at_half_its_interval(daemons: DaemonFactory) ->
     eventually(lambda: "WATCHDOG=1" in daemon.messages(), "it lives again")
 
 
-def test_B07_a_background_task_that_fails_ends_the_daemon_with_its_reason(daemons: DaemonFactory, site: Site) -> None:
+def test_a_background_task_that_fails_ends_the_daemon_with_its_reason(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-token:20", {"FAKE_TOKENS": "20"}), module="tests.daemon.broken_daemon")
     with streaming(daemon, "m") as response:
         assert response.readline().startswith(b"data: ")
@@ -163,7 +163,7 @@ def test_B07_a_background_task_that_fails_ends_the_daemon_with_its_reason(daemon
     ended(daemon)
 
 
-def test_B07_a_reload_that_fails_so_answers_who_asked(daemons: DaemonFactory) -> None:
+def test_a_reload_that_fails_so_answers_who_asked(daemons: DaemonFactory) -> None:
     daemon = daemons.start(module="tests.daemon.broken_daemon", server='drain_timeout = "20s"')
     asked = time.monotonic()
     answer = daemon.control("POST", "reload")

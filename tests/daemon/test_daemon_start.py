@@ -27,7 +27,7 @@ def run_accelerd(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, cwd=env["HOME"], capture_output=True, text=True, timeout=20)
 
 
-def test_B15_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory, site: Site) -> None:
+def test_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "ok", SLOW))
     with streaming(daemon, "m") as response:
         assert response.readline().startswith(b"data: ")
@@ -44,7 +44,7 @@ def test_B15_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory,
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_B16_a_busy_port_ends_the_start_with_the_holder_named(daemons: DaemonFactory, site: Site, host: str) -> None:
+def test_a_busy_port_ends_the_start_with_the_holder_named(daemons: DaemonFactory, site: Site, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as held:
         port = held.getsockname()[1]
@@ -64,7 +64,7 @@ def test_B16_a_busy_port_ends_the_start_with_the_holder_named(daemons: DaemonFac
         socket.create_connection((other, port), timeout=5).close()
 
 
-def test_B17_after_sigkill_the_next_daemon_takes_the_stale_socket_and_no_engine_is_left(
+def test_after_sigkill_the_next_daemon_takes_the_stale_socket_and_no_engine_is_left(
     daemons: DaemonFactory, site: Site
 ) -> None:
     first = daemons.start(QUICK + site.model("m", "fork-wrapper"))
@@ -85,7 +85,7 @@ def test_B17_after_sigkill_the_next_daemon_takes_the_stale_socket_and_no_engine_
     assert second.status()["pid"] == second.process.pid
 
 
-def test_B17_something_else_in_the_place_of_the_socket_is_not_removed(daemons: DaemonFactory, site: Site) -> None:
+def test_something_else_in_the_place_of_the_socket_is_not_removed(daemons: DaemonFactory, site: Site) -> None:
     first = daemons.start()
     assert first.stop() == 0
     first.control_socket.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def test_B17_something_else_in_the_place_of_the_socket_is_not_removed(daemons: D
     assert first.control_socket.read_text() == "a file of somebody's"
 
 
-def test_D22_the_sockets_directory_and_file_are_for_the_user_alone(daemons: DaemonFactory) -> None:
+def test_the_sockets_directory_and_file_are_for_the_user_alone(daemons: DaemonFactory) -> None:
     daemon = daemons.start()
     found = daemon.control_socket.stat()
     assert stat.S_IMODE(found.st_mode) == 0o600
@@ -149,7 +149,7 @@ def test_a_broken_configuration_at_the_start_names_every_mistake(daemons: Daemon
     assert "READY=1" not in daemon.messages()
 
 
-# --- B18 ---
+# --- the wall clock ---
 
 WALL_CLOCK = (
     {
@@ -198,7 +198,7 @@ def wall_clock_reads(path: Path) -> list[str]:
     return found
 
 
-def test_B18_no_timer_can_see_the_wall_clock() -> None:
+def test_no_timer_can_see_the_wall_clock() -> None:
     seen: dict[tuple[str, str], int] = {}
     modules = sorted(PACKAGE.rglob("*.py"))
     assert len(modules) > 50
@@ -209,7 +209,7 @@ def test_B18_no_timer_can_see_the_wall_clock() -> None:
     assert {key: count for key, count in seen.items() if count > ALLOWED.get(key, 0)} == {}
 
 
-def test_B18_the_search_finds_what_it_is_for(tmp_path: Path) -> None:
+def test_the_search_finds_what_it_is_for(tmp_path: Path) -> None:
     lines = [
         "import time, datetime",
         "from time import time_ns",

@@ -59,7 +59,7 @@ def slept(logind: Player, *how: str) -> None:
     eventually(lambda: logind.ask("slept") == [*how], f"asleep: {how}")
 
 
-def test_B19_before_a_sleep_requests_end_and_memory_is_given_back(desk: Desk, site: Site) -> None:
+def test_before_a_sleep_requests_end_and_memory_is_given_back(desk: Desk, site: Site) -> None:
     logind = desk.bus.player("logind", delay=20)
     env = {"FAKE_TOKENS": "20", "FAKE_DELAY_MS": "50"}
     daemon = desk.start(GIVE_UP + site.model("a", env=env, memory="1GiB", preload=True))
@@ -85,7 +85,7 @@ def test_B19_before_a_sleep_requests_end_and_memory_is_given_back(desk: Desk, si
     held(daemon)
 
 
-def test_B19_without_yield_on_sleep_models_stay_and_only_requests_end(desk: Desk, site: Site) -> None:
+def test_without_yield_on_sleep_models_stay_and_only_requests_end(desk: Desk, site: Site) -> None:
     logind = desk.bus.player("logind", delay=20)
     daemon = desk.start(site.model("a", env={"FAKE_TOKENS": "10", "FAKE_DELAY_MS": "50"}, memory="1GiB", preload=True))
     daemon.wait_state("a", "ready")
@@ -200,7 +200,7 @@ def test_a_person_is_told_of_a_model_that_failed_and_not_of_its_secrets(desk: De
     eventually(lambda: service.ask("shown") == {}, "taken back")
 
 
-def test_B20_a_bus_that_dies_breaks_no_stream_and_is_found_again(desk: Desk, site: Site) -> None:
+def test_a_bus_that_dies_breaks_no_stream_and_is_found_again(desk: Desk, site: Site) -> None:
     logind = desk.bus.player("logind")
     daemon = desk.start(site.model("a", env={"FAKE_TOKENS": "40", "FAKE_DELAY_MS": "25"}, memory="1GiB"))
     held(daemon)

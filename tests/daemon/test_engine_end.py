@@ -29,11 +29,11 @@ SLOW = "slow-token:50"
 LONG = {"FAKE_TOKENS": "400"}
 # What a process may do so that it is hard to end it all, and what becomes of the load.
 FAMILIES = {
-    "A14-ignores-sigterm": ("ignore-term", "ready"),
-    "A19-wrapper": ("fork-wrapper", "ready"),
-    "A19-wrapper-that-exits": ("fork-wrapper-exit", "error"),
-    "A20-grandchild-in-its-own-session": ("setsid-grandchild", "ready"),
-    "A21-grandchild-holds-the-output": ("hold-stdout", "ready"),
+    "ignores-sigterm": ("ignore-term", "ready"),
+    "wrapper": ("fork-wrapper", "ready"),
+    "wrapper-that-exits": ("fork-wrapper-exit", "error"),
+    "grandchild-in-its-own-session": ("setsid-grandchild", "ready"),
+    "grandchild-holds-the-output": ("hold-stdout", "ready"),
 }
 
 
@@ -52,13 +52,13 @@ class Kill:
 
 KILLS = {
     "starting": Kill("slow-load:30", "backoff", moment="starting", stream=False, status=503),
-    "A06-ready-idle": Kill("ok", "stopped"),
-    "A06-ready-idle-pinned": Kill("ok", "ready", pin=True, blamed=False),
-    "A07-ready-streaming": Kill(SLOW, "stopped", stream=True, status=200),
+    "ready-idle": Kill("ok", "stopped"),
+    "ready-idle-pinned": Kill("ok", "ready", pin=True, blamed=False),
+    "ready-streaming": Kill(SLOW, "stopped", stream=True, status=200),
     "ready-not-streaming": Kill(SLOW, "stopped", stream=False, status=502),
-    "A08-draining-streaming": Kill(SLOW, "stopped", moment="draining", stream=True, status=200, blamed=False),
-    "A08-draining-not-streaming": Kill(SLOW, "stopped", moment="draining", stream=False, status=502, blamed=False),
-    "A08-stopping": Kill("ignore-term", "stopped", moment="stopping", blamed=False),
+    "draining-streaming": Kill(SLOW, "stopped", moment="draining", stream=True, status=200, blamed=False),
+    "draining-not-streaming": Kill(SLOW, "stopped", moment="draining", stream=False, status=502, blamed=False),
+    "stopping": Kill("ignore-term", "stopped", moment="stopping", blamed=False),
 }
 
 
@@ -69,7 +69,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
         sites.model(name, kill.mode, LONG, pin=kill.pin, stop_timeout=20, parallel=1) for name, kill in KILLS.items()
     ]
     toml += [sites.model(name, mode, stop_timeout=0.3) for name, (mode, _) in FAMILIES.items()]
-    toml += [sites.model("A07-dies", "die-mid-stream"), sites.model("A07-cut", "cut-mid-stream")]
+    toml += [sites.model("dies", "die-mid-stream"), sites.model("cut", "cut-mid-stream")]
     return factory.start("".join(toml))
 
 
@@ -116,8 +116,8 @@ def test_kill_9_of_the_engine_leads_to_what_the_fault_table_names(daemon: Daemon
         assert sites.spawns(name) == 2
 
 
-@pytest.mark.parametrize("name", ["A07-dies", "A07-cut"])
-def test_A07_a_crash_mid_stream_ends_in_an_error_event_and_no_done(daemon: Daemon, sites: Site, name: str) -> None:
+@pytest.mark.parametrize("name", ["dies", "cut"])
+def test_a_crash_mid_stream_ends_in_an_error_event_and_no_done(daemon: Daemon, sites: Site, name: str) -> None:
     status, events, complete = whole_stream(daemon, name)
     assert (status, complete) == (200, False)
     assert tokens(events) == ["t0 ", "t1 "]
@@ -127,7 +127,7 @@ def test_A07_a_crash_mid_stream_ends_in_an_error_event_and_no_done(daemon: Daemo
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_A14_A19_A20_A21_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sites: Site, name: str) -> None:
+def test_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sites: Site, name: str) -> None:
     outcome = daemon.events(f"load?model={name}")[-1]
     assert outcome["event"] == FAMILIES[name][1]
     if outcome["event"] == "error":
@@ -135,13 +135,13 @@ def test_A14_A19_A20_A21_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sit
     else:
         assert daemon.chat(name).status == 200
         pids = _family(daemon, sites, name)
-        assert len(pids) == (1 if name.startswith("A14") else 2)
+        assert len(pids) == (1 if name == "ignores-sigterm" else 2)
         assert daemon.events(f"unload?model={name}")[-1]["event"] == "stopped"
         assert daemon.state(name) == "stopped"
         assert [pid for pid in pids if alive(pid)] == []
         if "ignore" in FAMILIES[name][0]:
             assert "killing" in history(daemon, name)
-    others = {daemon.status(other)["pid"] for other in (*KILLS, *FAMILIES, "A07-cut")}
+    others = {daemon.status(other)["pid"] for other in (*KILLS, *FAMILIES, "cut")}
     assert [p for p in marked(daemon) if p.pid not in others] == []
 
 
@@ -152,16 +152,16 @@ def _family(daemon: Daemon, sites: Site, name: str) -> set[int]:
     return {process.pid, *(child.pid for child in process.children(recursive=True)), *bystanders}
 
 
-def test_A18_no_zombie_is_left(daemon: Daemon) -> None:
-    assert daemon.chat("A06-ready-idle").status == 200
+def test_no_zombie_is_left(daemon: Daemon) -> None:
+    assert daemon.chat("ready-idle").status == 200
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
-        assert daemon.events("load?model=A06-ready-idle")[-1]["event"] == "ready"
-        psutil.Process(daemon.status("A06-ready-idle")["pid"]).send_signal(number)
-        daemon.wait_state("A06-ready-idle", "stopped", "backoff")
+        assert daemon.events("load?model=ready-idle")[-1]["event"] == "ready"
+        psutil.Process(daemon.status("ready-idle")["pid"]).send_signal(number)
+        daemon.wait_state("ready-idle", "stopped", "backoff")
     assert [p for p in daemon.children() if p.status() == psutil.STATUS_ZOMBIE] == []
 
 
-def test_A12_health_ok_and_every_answer_500_reloads_once_then_quarantines(daemons: DaemonFactory, site: Site) -> None:
+def test_health_ok_and_every_answer_500_reloads_once_then_quarantines(daemons: DaemonFactory, site: Site) -> None:
     mode = site.directory / "mode"
     mode.write_text("health-ok-infer-500")
     env = {"FAKE_MODE_FILE": str(mode)}
@@ -184,7 +184,7 @@ def test_A12_health_ok_and_every_answer_500_reloads_once_then_quarantines(daemon
     assert site.spawns("good") == 1
 
 
-def test_A12_health_ok_and_every_answer_hangs_reloads_once_then_quarantines(daemons: DaemonFactory, site: Site) -> None:
+def test_health_ok_and_every_answer_hangs_reloads_once_then_quarantines(daemons: DaemonFactory, site: Site) -> None:
     mode = site.directory / "mode"
     mode.write_text("infer-hang")
     model = site.model("m", "ok", {"FAKE_MODE_FILE": str(mode)}, parallel=2)
@@ -204,7 +204,7 @@ def test_A12_health_ok_and_every_answer_hangs_reloads_once_then_quarantines(daem
     assert marked(daemon) == []
 
 
-def test_A13_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, site: Site) -> None:
+def test_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, site: Site) -> None:
     mode = site.directory / "mode"
     mode.write_text("slow-token:20")
     env = {"FAKE_MODE_FILE": str(mode), "FAKE_TOKENS": "80"}
@@ -225,7 +225,7 @@ def test_A13_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, s
     assert site.spawns() == 1
 
 
-def test_A29_requests_at_the_moment_of_the_idle_timeout_never_fail(daemons: DaemonFactory, site: Site) -> None:
+def test_requests_at_the_moment_of_the_idle_timeout_never_fail(daemons: DaemonFactory, site: Site) -> None:
     idle = 0.03
     daemon = daemons.start(QUICK + site.model("m", idle_timeout=idle))
     for step in range(12):

@@ -1,4 +1,4 @@
-"""A23: an engine that prints without end costs the daemon little, the others nothing, and can still be read."""
+"""An engine that prints without end costs the daemon little, the others nothing, and can still be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
 
 
 @pytest.mark.parametrize("name", ["loud", "binary"])
-def test_A23_a_flood_costs_little_and_slows_no_other_model(daemon: Daemon, name: str) -> None:
+def test_a_flood_costs_little_and_slows_no_other_model(daemon: Daemon, name: str) -> None:
     assert daemon.chat("calm").status == 200
     process = psutil.Process(daemon.process.pid)
     assert daemon.events(f"load?model={name}")[-1]["event"] == "ready"
@@ -49,7 +49,7 @@ def test_A23_a_flood_costs_little_and_slows_no_other_model(daemon: Daemon, name:
     assert daemon.events(f"unload?model={name}")[-1]["event"] == "stopped"
 
 
-def test_A23_a_reader_of_a_flood_that_stops_reading_is_not_waited_for(daemon: Daemon) -> None:
+def test_a_reader_of_a_flood_that_stops_reading_is_not_waited_for(daemon: Daemon) -> None:
     assert daemon.events("load?model=loud")[-1]["event"] == "ready"
     reader = UnixConnection(daemon.control_socket)
     reader.request("GET", "/accelerd/v1/logs?model=loud&follow=1")

@@ -16,8 +16,8 @@ FIRST_DELAY = 0.05  # s, see QUICK
 PATIENCE = 1.2  # s: start_timeout, long enough for an interpreter to start on a busy machine
 SLOW = "slow-load:30,chatter:20"
 HANGING = {
-    "A10-never-listens": "never-listen",
-    "A11-loads-for-ever": "health-503",
+    "never-listens": "never-listen",
+    "loads-for-ever": "health-503",
 }
 UNTRUSTED = {
     "foreign-ok": "answers to any key",
@@ -47,7 +47,7 @@ def error_of(daemon: Daemon, model: str) -> dict[str, Any]:
     return dict(answer.json()["error"])
 
 
-def test_A01_a_missing_program_is_named_with_what_to_do(daemon: Daemon) -> None:
+def test_a_missing_program_is_named_with_what_to_do(daemon: Daemon) -> None:
     error = error_of(daemon, "missing")
     assert error["code"] == "model_failed"
     assert "no_such_server" in error["message"]
@@ -60,7 +60,7 @@ def test_A01_a_missing_program_is_named_with_what_to_do(daemon: Daemon) -> None:
     assert later["state"] == "failed"  # nobody asks, nothing loops
 
 
-def test_A01_a_program_that_is_not_executable_works_once_it_is(daemons: DaemonFactory, site: Site) -> None:
+def test_a_program_that_is_not_executable_works_once_it_is(daemons: DaemonFactory, site: Site) -> None:
     program = site.directory / "server"
     program.write_text("#!/bin/sh\n")
     model = site.model("m").replace("tests/fakes/fake_server.py", "nothing")
@@ -75,7 +75,7 @@ def test_A01_a_program_that_is_not_executable_works_once_it_is(daemons: DaemonFa
     eventually(lambda: daemon.chat("m").status == 200, "the program is there now")
 
 
-def test_A03_exits_before_listening_fails_the_waiting_request_at_once(daemon: Daemon, sites: Site) -> None:
+def test_exits_before_listening_fails_the_waiting_request_at_once(daemon: Daemon, sites: Site) -> None:
     assert daemon.chat("good").status == 200  # what the program can do is known from here on
     error = error_of(daemon, "exits")
     answered = time.monotonic()
@@ -86,14 +86,14 @@ def test_A03_exits_before_listening_fails_the_waiting_request_at_once(daemon: Da
     assert len(error["tail"]) <= 20
 
 
-def test_A04_an_exit_with_0_before_listening_is_a_failure_too(daemon: Daemon) -> None:
+def test_an_exit_with_0_before_listening_is_a_failure_too(daemon: Daemon) -> None:
     error = error_of(daemon, "exits-with-0")
     assert "exited with status 0" in error["message"]
     assert "before it was ready" in error["message"]
     assert daemon.state("exits-with-0") in ("backoff", "stopped")
 
 
-def test_A05_a_crash_while_loading_gives_all_who_wait_the_same_error(daemon: Daemon, sites: Site) -> None:
+def test_a_crash_while_loading_gives_all_who_wait_the_same_error(daemon: Daemon, sites: Site) -> None:
     with side_by_side() as do:
         waiting = [do(daemon.chat, "crowd") for _ in range(20)]
         eventually(lambda: daemon.status("crowd")["queue"] == 20 and sites.spawns("crowd"), "all wait")
@@ -110,7 +110,7 @@ def test_A05_a_crash_while_loading_gives_all_who_wait_the_same_error(daemon: Dae
     assert after["queue"] == 0
 
 
-def test_A10_A11_a_hanging_load_ends_at_its_deadline_and_progress_extends_it(daemon: Daemon, sites: Site) -> None:
+def test_a_hanging_load_ends_at_its_deadline_and_progress_extends_it(daemon: Daemon, sites: Site) -> None:
     with side_by_side() as do:
         slow = do(daemon.chat, "slow-but-sure")
         errors = {name: do(error_of, daemon, name) for name in HANGING}
@@ -126,7 +126,7 @@ def test_A10_A11_a_hanging_load_ends_at_its_deadline_and_progress_extends_it(dae
 
 
 @pytest.mark.parametrize("name", UNTRUSTED)
-def test_A25_a_server_whose_key_is_not_ours_never_becomes_ready(daemon: Daemon, sites: Site, name: str) -> None:
+def test_a_server_whose_key_is_not_ours_never_becomes_ready(daemon: Daemon, sites: Site, name: str) -> None:
     error = error_of(daemon, name)
     assert UNTRUSTED[name] in error["message"]
     assert daemon.state(name) == "failed"
@@ -134,13 +134,13 @@ def test_A25_a_server_whose_key_is_not_ours_never_becomes_ready(daemon: Daemon, 
     assert sites.events("start", name) == []  # no prompt went to it
 
 
-def test_A18_nothing_of_all_these_starts_is_left(daemon: Daemon) -> None:
+def test_nothing_of_all_these_starts_is_left(daemon: Daemon) -> None:
     alive = {daemon.status(name)["pid"] for name in ("good", "slow-but-sure")}
     eventually(lambda: {p.pid for p in marked(daemon)} <= alive, "only good engines live")
     assert [p for p in daemon.children() if p.status() == "zombie"] == []
 
 
-def test_A09_a_crash_loop_backs_off_and_ends_in_failed_until_reset(daemons: DaemonFactory, site: Site) -> None:
+def test_a_crash_loop_backs_off_and_ends_in_failed_until_reset(daemons: DaemonFactory, site: Site) -> None:
     limits = "max_failures = 4\n"
     daemon = daemons.start(QUICK + limits + site.model("m", "exit:1", pin=True) + site.model("other"))
     failed = daemon.wait_state("m", "failed")
@@ -159,9 +159,7 @@ def test_A09_a_crash_loop_backs_off_and_ends_in_failed_until_reset(daemons: Daem
     assert site.spawns("m") >= 5
 
 
-def test_A24_a_taken_port_is_answered_with_another_and_finally_with_an_error(
-    daemons: DaemonFactory, site: Site
-) -> None:
+def test_a_taken_port_is_answered_with_another_and_finally_with_an_error(daemons: DaemonFactory, site: Site) -> None:
     transport = '[engines.llama-server]\ntransport = "tcp"\n'
     daemon = daemons.start(QUICK + transport + site.model("taken", "bind-fail") + site.model("good"))
     error = error_of(daemon, "taken")
@@ -174,7 +172,7 @@ def test_A24_a_taken_port_is_answered_with_another_and_finally_with_an_error(
     assert daemon.chat("good").status == 200
 
 
-def test_A26_stop_during_start_answers_both_and_leaves_nothing(daemons: DaemonFactory, site: Site) -> None:
+def test_stop_during_start_answers_both_and_leaves_nothing(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m", SLOW))
     with side_by_side() as do:
         asked, loads = do(daemon.chat, "m"), do(daemon.events, "load?model=m")
@@ -189,7 +187,7 @@ def test_A26_stop_during_start_answers_both_and_leaves_nothing(daemons: DaemonFa
     assert site.spawns() == 1
 
 
-def test_A27_start_during_stop_waits_and_then_starts_once(daemons: DaemonFactory, site: Site) -> None:
+def test_start_during_stop_waits_and_then_starts_once(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m", "ignore-term", stop_timeout=0.5))
     assert daemon.chat("m").status == 200
     with side_by_side() as do:
@@ -201,7 +199,7 @@ def test_A27_start_during_stop_waits_and_then_starts_once(daemons: DaemonFactory
     assert site.spawns() == 2
 
 
-def test_A28_load_and_unload_twice_are_no_errors(daemons: DaemonFactory, site: Site) -> None:
+def test_load_and_unload_twice_are_no_errors(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m", "slow-load:0.2"))
     with side_by_side() as do:
         for action, last in (("load", "ready"), ("unload", "stopped")):

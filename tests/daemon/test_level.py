@@ -141,7 +141,7 @@ def test_a_helper_that_was_killed_is_asked_again(machine: World, daemons: Daemon
     assert "set the performance level to low" not in daemon.output(), "nobody is blamed"
 
 
-def test_C04_without_the_helper_and_without_the_right_to_write_the_daemon_says_so_once(
+def test_without_the_helper_and_without_the_right_to_write_the_daemon_says_so_once(
     tmp_path: Path, daemons: DaemonFactory, site: Site
 ) -> None:
     with world(tmp_path) as machine:

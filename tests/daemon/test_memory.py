@@ -15,7 +15,7 @@ CRAMPED = "tests.daemon.oom_main"
 MIB = 1 << 20
 
 
-def test_A16_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons: DaemonFactory, site: Site) -> None:
+def test_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons: DaemonFactory, site: Site) -> None:
     limit = 'memory = "220MiB"\n'
     toml = QUICK + limit + site.model("a", memory="100MiB") + site.model("b", memory="100MiB")
     daemon = daemons.start(toml, module=CRAMPED)
@@ -54,7 +54,7 @@ def test_A16_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons
     assert again.chat("a").status == 200
 
 
-def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
+def test_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a", "slow-load:20", memory="100MiB"), module=CRAMPED)
     with side_by_side() as do:
         request = do(daemon.chat, "a")
@@ -67,7 +67,7 @@ def test_A32_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons
     assert site.spawns("a") == 2
 
 
-def test_A32_a_load_that_gets_no_memory_has_others_make_room_and_is_tried_once_more(
+def test_a_load_that_gets_no_memory_has_others_make_room_and_is_tried_once_more(
     daemons: DaemonFactory, site: Site, tmp_path: Path
 ) -> None:
     """As a GPU that is full answers: the engine exits with 1, and only its words tell why."""
@@ -92,7 +92,7 @@ def test_A32_a_load_that_gets_no_memory_has_others_make_room_and_is_tried_once_m
     assert again.status("a")["memory"] == 100 * MIB
 
 
-def test_A32_a_load_that_never_gets_its_memory_is_given_up_with_its_figures(
+def test_a_load_that_never_gets_its_memory_is_given_up_with_its_figures(
     daemons: DaemonFactory, site: Site, tmp_path: Path
 ) -> None:
     words = tmp_path / "words"
@@ -126,7 +126,7 @@ def test_what_a_model_was_seen_to_use_is_what_it_needs_the_next_time(daemons: Da
     assert json.loads(state.read_text())["learned"] == []
 
 
-def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:
+def test_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a", "slow-load:2"))
     client = http.client.HTTPConnection("127.0.0.1", daemon.port)
     with contextlib.closing(client):
@@ -139,7 +139,7 @@ def test_A30_a_load_goes_on_although_its_client_has_gone(daemons: DaemonFactory,
     assert daemon.status()["scheduler"]["memory_used"] == seen["memory"]
 
 
-def test_B26_without_systemd_it_starts_and_says_where_models_live(daemons: DaemonFactory, site: Site) -> None:
+def test_without_systemd_it_starts_and_says_where_models_live(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a") + site.model("b", home="systemd"))
     assert daemon.chat("a").status == 200
     assert daemon.status("a")["home"] == "child"
@@ -148,7 +148,7 @@ def test_B26_without_systemd_it_starts_and_says_where_models_live(daemons: Daemo
     assert "this machine has none" in answer.json()["error"]["message"]
 
 
-def test_B26_a_systemd_that_does_not_answer_makes_it_degraded(daemons: DaemonFactory, site: Site) -> None:
+def test_a_systemd_that_does_not_answer_makes_it_degraded(daemons: DaemonFactory, site: Site) -> None:
     """Its socket is there and nobody is behind it: the start is not held up."""
     runtime = Path(daemons.environment()["XDG_RUNTIME_DIR"])
     (runtime / "systemd").mkdir()
@@ -162,7 +162,7 @@ def test_B26_a_systemd_that_does_not_answer_makes_it_degraded(daemons: DaemonFac
     assert 'home = "systemd"' in answer.json()["error"]["message"]
 
 
-def test_B27_a_state_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
+def test_a_state_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a") + site.model("b"))
     state = Path(daemon.env["XDG_STATE_HOME"]) / "accelerd"
     assert daemon.chat("a").status == 200
@@ -172,7 +172,7 @@ def test_B27_a_state_directory_that_disappears_is_made_again(daemons: DaemonFact
     assert len(json.loads((state / "state.json").read_text())["models"]) == 2
 
 
-def test_B27_a_runtime_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
+def test_a_runtime_directory_that_disappears_is_made_again(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a") + site.model("b"))
     assert daemon.chat("a").status == 200
     instances = Path(daemon.env["XDG_RUNTIME_DIR"]) / "accelerd" / "instances"

@@ -80,7 +80,7 @@ def ready(daemon: Daemon) -> set[str]:
 # --- pressure -------------------------------------------------------------------------------------------------
 
 
-def test_A33_a_program_takes_memory_and_gives_it_back(start: Starter, machine: Machine, site: Site) -> None:
+def test_a_program_takes_memory_and_gives_it_back(start: Starter, machine: Machine, site: Site) -> None:
     daemon = start(site.model("large", memory="20GiB", preload=True) + site.model("small", memory="5GiB"))
     daemon.wait_state("large", "ready")
     load(daemon, "small")
@@ -96,7 +96,7 @@ def test_A33_a_program_takes_memory_and_gives_it_back(start: Starter, machine: M
     assert daemon.chat("large").status == 200
 
 
-def test_A33_a_soft_need_spares_the_model_that_works(start: Starter, machine: Machine, site: Site) -> None:
+def test_a_soft_need_spares_the_model_that_works(start: Starter, machine: Machine, site: Site) -> None:
     daemon = start(site.model("a", "stall-token", memory="20GiB") + site.model("b", memory="10GiB"))
     load(daemon, "a", "b")
     with streaming(daemon, "a"):

@@ -25,7 +25,7 @@ def hang_up(daemon: Daemon) -> list[str]:
     return heard
 
 
-def test_B12_a_broken_file_at_sighup_changes_nothing_and_is_reported(daemons: DaemonFactory, site: Site) -> None:
+def test_a_broken_file_at_sighup_changes_nothing_and_is_reported(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m"))
     assert daemon.chat("m").status == 200
     pid = daemon.status("m")["pid"]
@@ -49,7 +49,7 @@ def test_B12_a_broken_file_at_sighup_changes_nothing_and_is_reported(daemons: Da
     ("mistake", "key"),
     [("contxt = 5", "models.m.contxt"), ("context = -1", "models.m.context"), ("context = ", "")],
 )
-def test_B12_a_broken_file_at_a_reload_by_control(daemons: DaemonFactory, site: Site, mistake: str, key: str) -> None:
+def test_a_broken_file_at_a_reload_by_control(daemons: DaemonFactory, site: Site, mistake: str, key: str) -> None:
     daemon = daemons.start(site.model("m"))
     daemon.messages()
     header = '[models."m"]\n'
@@ -65,7 +65,7 @@ def test_B12_a_broken_file_at_a_reload_by_control(daemons: DaemonFactory, site: 
     assert daemon.chat("m").status == 200
 
 
-def test_B13_B14_streams_go_on_while_models_are_kept_replaced_and_removed(daemons: DaemonFactory, site: Site) -> None:
+def test_streams_go_on_while_models_are_kept_replaced_and_removed(daemons: DaemonFactory, site: Site) -> None:
     def toml(names: str, **changed: object) -> str:
         return QUICK + "".join(site.model(name, "ok", STREAM, **(changed if name in "bd" else {})) for name in names)
 
@@ -111,7 +111,7 @@ def _load(daemon: Daemon, name: str) -> int:
     return int(daemon.status(name)["pid"])
 
 
-def test_B13_a_model_that_is_loading_starts_again_with_its_new_settings(daemons: DaemonFactory, site: Site) -> None:
+def test_a_model_that_is_loading_starts_again_with_its_new_settings(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m", "slow-load:60,chatter:50"))
     with side_by_side() as do:
         asked = do(daemon.chat, "m")
@@ -122,7 +122,7 @@ def test_B13_a_model_that_is_loading_starts_again_with_its_new_settings(daemons:
     assert len(marked(daemon)) == 1
 
 
-def test_B14_a_model_that_is_removed_while_it_loads(daemons: DaemonFactory, site: Site) -> None:
+def test_a_model_that_is_removed_while_it_loads(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("m", "slow-load:60,chatter:50") + site.model("other"))
     with side_by_side() as do:
         asked, loading = do(daemon.chat, "m"), do(daemon.events, "load?model=m")

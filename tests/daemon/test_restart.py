@@ -26,7 +26,7 @@ def two_models(service: Service, **settings: object) -> str:
     return QUICK + service.site.model("a", **settings) + service.site.model("b", **settings)
 
 
-def test_B03_a_killed_daemon_is_back_at_once_and_its_models_never_noticed(service: Service) -> None:
+def test_a_killed_daemon_is_back_at_once_and_its_models_never_noticed(service: Service) -> None:
     service.install(two_models(service))
     service.start()
     pids = service.load("a", "b")
@@ -47,7 +47,7 @@ def test_B03_a_killed_daemon_is_back_at_once_and_its_models_never_noticed(servic
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_A04_a_model_that_was_loading_when_the_daemon_was_killed_goes_on_loading(service: Service) -> None:
+def test_a_model_that_was_loading_when_the_daemon_was_killed_goes_on_loading(service: Service) -> None:
     service.install(QUICK + service.site.model("a", "slow-load:2"))
     service.start()
     service.control("GET", "status")
@@ -118,7 +118,7 @@ def test_a_restart_lets_a_running_stream_end(service: Service) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill -TERM"])
-def test_A14_an_end_for_good_leaves_nothing_not_even_what_ignores_sigterm(service: Service, how: str) -> None:
+def test_an_end_for_good_leaves_nothing_not_even_what_ignores_sigterm(service: Service, how: str) -> None:
     deaf = service.site.model("deaf", "ignore-term", stop_timeout=0.3)
     service.install(two_models(service, stop_timeout=0.3) + deaf, socket=False)
     old = service.start()
@@ -148,7 +148,7 @@ def test_a_restart_that_becomes_a_stop_ends_the_models(service: Service) -> None
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_B06_when_systemd_gives_up_the_reaper_ends_what_is_left(service: Service) -> None:
+def test_when_systemd_gives_up_the_reaper_ends_what_is_left(service: Service) -> None:
     service.install(two_models(service), dropin="[Service]\nRestartSec=50ms\n[Unit]\nStartLimitBurst=2", socket=False)
     service.start()
     pids = service.load("a", "b")

@@ -249,7 +249,7 @@ def fill(daemon: Daemon, site: Site, do: Any) -> tuple[Future[Any], list[Future[
     return running, waiting
 
 
-def test_D35_a_full_queue_answers_429_and_a_long_wait_503(crowded: Daemon, site: Site) -> None:
+def test_a_full_queue_answers_429_and_a_long_wait_503(crowded: Daemon, site: Site) -> None:
     with side_by_side() as do:
         running, waiting = fill(crowded, site, do)
         full = crowded.chat("m")
@@ -277,7 +277,7 @@ def test_a_streaming_client_hears_comments_while_it_waits_and_then_the_error(cro
         assert do(crowded.state, "m").result(5) == "ready"
 
 
-def test_A30_a_client_that_leaves_the_queue_frees_its_place_and_costs_nothing(crowded: Daemon, site: Site) -> None:
+def test_a_client_that_leaves_the_queue_frees_its_place_and_costs_nothing(crowded: Daemon, site: Site) -> None:
     with side_by_side() as do, contextlib.ExitStack() as client:
         first = client.enter_context(streaming(crowded, "m"))
         assert first.readline().startswith(b"data: ")
@@ -289,13 +289,13 @@ def test_A30_a_client_that_leaves_the_queue_frees_its_place_and_costs_nothing(cr
         eventually(lambda: crowded.status("m")["queue"] == 0, "its place is free")
         stays = do(crowded.chat, "m", max_tokens=1)
         eventually(lambda: crowded.status("m")["queue"] == 1, "another waits")
-        client.close()  # D04: the slot is free as soon as this client has gone
+        client.close()  # the slot is free as soon as this client has gone
         assert stays.result(20).status == 200
     assert len(site.events("start")) == 2
     assert len(site.events("disconnect")) == 1
 
 
-def test_A30_a_load_goes_on_when_all_who_waited_for_it_have_gone(daemons: DaemonFactory, site: Site) -> None:
+def test_a_load_goes_on_when_all_who_waited_for_it_have_gone(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-load:0.6"), server='keepalive_after = "50ms"')
     with streaming(daemon, "m") as response:
         assert response.readline().startswith(b": loading m")

@@ -32,7 +32,7 @@ def test_a_load_is_remembered_over_a_restart(daemons: DaemonFactory, site: Site)
     assert daemons.start(site.model("m")).status("m")["load_seconds"] == took
 
 
-def test_B08_a_state_file_of_garbage_is_set_aside(daemons: DaemonFactory, site: Site) -> None:
+def test_a_state_file_of_garbage_is_set_aside(daemons: DaemonFactory, site: Site) -> None:
     path = state_of(daemons)
     for garbage in (b'{"version": 1, "models": {"x', b"\xff\x00garbage"):
         path.write_bytes(garbage)
@@ -45,7 +45,7 @@ def test_B08_a_state_file_of_garbage_is_set_aside(daemons: DaemonFactory, site: 
         assert json.loads(path.read_bytes())["models"]
 
 
-def test_B09_a_state_file_of_a_newer_version_is_left_alone(daemons: DaemonFactory, site: Site) -> None:
+def test_a_state_file_of_a_newer_version_is_left_alone(daemons: DaemonFactory, site: Site) -> None:
     path = state_of(daemons)
     path.write_text('{"version": 99, "models": "in another way"}')
     before = path.read_bytes()
@@ -57,9 +57,7 @@ def test_B09_a_state_file_of_a_newer_version_is_left_alone(daemons: DaemonFactor
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_B10_a_state_directory_that_cannot_be_used_makes_the_daemon_degraded(
-    daemons: DaemonFactory, site: Site
-) -> None:
+def test_a_state_directory_that_cannot_be_used_makes_the_daemon_degraded(daemons: DaemonFactory, site: Site) -> None:
     path = state_of(daemons)
     path.parent.rmdir()
     path.parent.write_text("a file, and neither root nor anybody else can make a directory of it")
@@ -69,7 +67,7 @@ def test_B10_a_state_directory_that_cannot_be_used_makes_the_daemon_degraded(
     assert daemon.stop() == 0
 
 
-def test_B10_a_state_directory_that_is_lost_while_the_daemon_runs(daemons: DaemonFactory, site: Site) -> None:
+def test_a_state_directory_that_is_lost_while_the_daemon_runs(daemons: DaemonFactory, site: Site) -> None:
     path = state_of(daemons)
     daemon = daemons.start(site.model("m"))
     assert "remembered" not in daemon.status()["degraded"]

@@ -27,7 +27,7 @@ def start(daemons: DaemonFactory, site: Site, disk: HungDisk) -> Daemon:
     return daemons.start(toml, module=IMPATIENT)
 
 
-def test_A15_what_cannot_be_killed_is_never_called_stopped(daemons: DaemonFactory, site: Site, disk: HungDisk) -> None:
+def test_what_cannot_be_killed_is_never_called_stopped(daemons: DaemonFactory, site: Site, disk: HungDisk) -> None:
     daemon = start(daemons, site, disk)
     assert daemon.events("load?model=a")[-1]["event"] == "ready"
     pid = daemon.status("a")["pid"]
@@ -55,9 +55,7 @@ def test_A15_what_cannot_be_killed_is_never_called_stopped(daemons: DaemonFactor
     assert daemon.chat("c").status == 200
 
 
-def test_A15_the_daemon_ends_in_time_and_says_what_it_leaves(
-    daemons: DaemonFactory, site: Site, disk: HungDisk
-) -> None:
+def test_the_daemon_ends_in_time_and_says_what_it_leaves(daemons: DaemonFactory, site: Site, disk: HungDisk) -> None:
     daemon = start(daemons, site, disk)
     assert daemon.events("load?model=a")[-1]["event"] == "ready"
     pid = daemon.status("a")["pid"]

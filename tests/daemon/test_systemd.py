@@ -171,7 +171,7 @@ def test_reload_keeps_streams_and_a_broken_file_fails_the_job(deployed: Deployed
     assert daemon.chat("new").status == 200
 
 
-def test_B03_what_shall_not_survive_ends_with_a_killed_daemon(deployed: Deployed) -> None:
+def test_what_shall_not_survive_ends_with_a_killed_daemon(deployed: Deployed) -> None:
     deployed.install()
     deployed.configure(
         deployed.site.model("m", survive=False)
@@ -193,7 +193,7 @@ def test_B03_what_shall_not_survive_ends_with_a_killed_daemon(deployed: Deployed
     assert [process.pid for process in marked(daemon)] == [daemon.status("m")["pid"]]
 
 
-def test_B05_a_daemon_that_hangs_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
+def test_a_daemon_that_hangs_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
     deployed.install(dropin="[Service]\nRestartSec=100ms\nWatchdogSec=1")
     deployed.configure(deployed.site.model("m"))
     daemon, manager = deployed.daemon, deployed.manager
@@ -210,7 +210,7 @@ def test_B05_a_daemon_that_hangs_is_restarted_by_the_watchdog(deployed: Deployed
     assert deployed.pid() == int(seen["MainPID"])
 
 
-def test_A16_A17_an_engine_that_is_killed_does_not_take_the_service_along(deployed: Deployed) -> None:
+def test_an_engine_that_is_killed_does_not_take_the_service_along(deployed: Deployed) -> None:
     deployed.install()
     deployed.configure(deployed.site.model("m") + deployed.site.model("other"))
     daemon, manager = deployed.daemon, deployed.manager
@@ -226,7 +226,7 @@ def test_A16_A17_an_engine_that_is_killed_does_not_take_the_service_along(deploy
     assert daemon.chat("m").status == 200
 
 
-def test_B15_a_second_instance_beside_the_service_is_refused(deployed: Deployed) -> None:
+def test_a_second_instance_beside_the_service_is_refused(deployed: Deployed) -> None:
     deployed.install()
     deployed.configure(deployed.site.model("m"))
     pid = deployed.start()

@@ -20,7 +20,7 @@ def service(container_manager: ContainerManager) -> Iterator[ContainerService]:
     yield from container_service(container_manager)
 
 
-def test_A14_done_when_a_stop_leaves_no_process_in_any_home_although_sigterm_is_ignored(
+def test_done_when_a_stop_leaves_no_process_in_any_home_although_sigterm_is_ignored(
     service: ContainerService,
 ) -> None:
     models = service.every_home("ignore-term", stop_timeout=0.3)
@@ -50,7 +50,7 @@ def test_an_unload_ends_each_of_them_alone(service: ContainerService) -> None:
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_B06_when_the_daemon_dies_for_good_the_reaper_ends_all_in_every_home(service: ContainerService) -> None:
+def test_when_the_daemon_dies_for_good_the_reaper_ends_all_in_every_home(service: ContainerService) -> None:
     models = service.every_home("ignore-term", stop_timeout=0.3)
     dropin = "[Service]\nRestartSec=50ms\n[Unit]\nStartLimitBurst=2"
     service.install(QUICK + "".join(models.values()), dropin=dropin, environment=service.with_distrobox())
@@ -114,7 +114,7 @@ def test_without_survive_the_toolbox_s_model_ends_although_no_daemon_comes(servi
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_A19_A20_A21_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
+def test_what_a_model_in_a_toolbox_has_forked_ends_too(service: ContainerService) -> None:
     modes = ("fork-wrapper", "fork-wrapper-exit", "setsid-grandchild", "hold-stdout")
     models = [service.toolbox_model(mode, f"{mode},ignore-term", stop_timeout=0.2) for mode in modes]
     service.install(QUICK + "".join(models))

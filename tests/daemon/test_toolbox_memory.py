@@ -82,7 +82,7 @@ def out_of_memory(service: ContainerService, model: str, pid: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["unit", "box"])
-def test_A16_done_when_an_oom_kill_is_named_and_leaves_the_daemon_and_its_neighbours_alone(
+def test_done_when_an_oom_kill_is_named_and_leaves_the_daemon_and_its_neighbours_alone(
     service: ContainerService, model: str
 ) -> None:
     unit = service.site.model("unit", home="systemd", memory="100MiB", memory_max="1GiB")
@@ -126,7 +126,7 @@ def test_A16_done_when_an_oom_kill_is_named_and_leaves_the_daemon_and_its_neighb
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_A16_a_kill_by_a_person_is_none(service: ContainerService) -> None:
+def test_a_kill_by_a_person_is_none(service: ContainerService) -> None:
     """The container's count has not risen."""
     kernel = Kernel(service)
     service.install(QUICK + service.toolbox_model("box"), environment={"TEST_SYS": str(kernel.sys)})
@@ -136,7 +136,7 @@ def test_A16_a_kill_by_a_person_is_none(service: ContainerService) -> None:
     assert service.status("box")["error"]["cause"] == "signaled"
 
 
-def test_A16_a_model_that_shall_always_be_there_is_given_up_after_three(service: ContainerService) -> None:
+def test_a_model_that_shall_always_be_there_is_given_up_after_three(service: ContainerService) -> None:
     service.install(QUICK + service.site.model("unit", home="systemd", memory="100MiB", pin=True))
     service.program(f"exec {sys.executable} -m tests.daemon.oom_main")
     service.start()

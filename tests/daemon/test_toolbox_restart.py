@@ -29,7 +29,7 @@ def both(service: ContainerService, **settings: Any) -> str:
     return QUICK + unit + service.toolbox_model("box", **settings)
 
 
-def test_B03_done_when_a_killed_daemon_is_back_within_2_s_and_no_model_has_noticed(service: ContainerService) -> None:
+def test_done_when_a_killed_daemon_is_back_within_2_s_and_no_model_has_noticed(service: ContainerService) -> None:
     """With the unit as it is shipped: no drop-in."""
     service.install(both(service), dropin="")
     service.start()
@@ -52,7 +52,7 @@ def test_B03_done_when_a_killed_daemon_is_back_within_2_s_and_no_model_has_notic
 
 
 @pytest.mark.parametrize("how", ["kill", "restart"])
-def test_B03_models_of_every_home_but_plain_children_live_on(service: ContainerService, how: str) -> None:
+def test_models_of_every_home_but_plain_children_live_on(service: ContainerService, how: str) -> None:
     models = service.every_home()
     service.install(QUICK + "".join(models.values()), environment=service.with_distrobox())
     service.start()

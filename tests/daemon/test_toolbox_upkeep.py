@@ -170,7 +170,7 @@ def test_a_model_that_cannot_start_in_the_new_one_goes_on_in_the_old(service: Ca
     assert service.chat("one").status == 200
 
 
-def test_B03_what_a_killed_daemon_leaves_in_the_middle_the_next_one_puts_back(service: Care) -> None:
+def test_what_a_killed_daemon_leaves_in_the_middle_the_next_one_puts_back(service: Care) -> None:
     old_image = service.new_image()
     old = service.make_toolbox()
     service.install(QUICK + service.model("one") + service.model("two", "slow-load:1"))

@@ -161,7 +161,7 @@ LINES = st.lists(st.tuples(st.sampled_from([line.partition(":")[0] for line in (
 
 
 @given(TEXTS | LINES.map(lambda lines: "\n".join(f"{key}:\t{value}" for key, value in lines)))
-def test_C08_any_text_is_a_client_with_sizes_or_none(text: str) -> None:
+def test_any_text_is_a_client_with_sizes_or_none(text: str) -> None:
     client = fdinfo.parse(text, 1, "x")
     assert client is None or all(0 < size <= fdinfo.MOST for size in client.memory.values())
 
@@ -199,7 +199,7 @@ def test_what_is_no_client(text: str) -> None:
     ("0", 0), ("22 MiB", 22 * MIB), ("544428 KiB", 544428 << 10), ("2 GiB", 2 << 30), ("17", 17),
     ("-5 KiB", None), ("lots", None), ("5 furlongs", None), ("99999999999999999999", None), ("", None),
 ])  # fmt: skip
-def test_C08_amounts(value: str, size: int | None) -> None:
+def test_amounts(value: str, size: int | None) -> None:
     assert fdinfo.amount(value) == size
 
 

@@ -207,7 +207,7 @@ def test_an_npu_that_the_kernels_command_line_turns_off(roots: Roots) -> None:
     assert told[1].problem == "no driver is bound to the device"
 
 
-def test_C09_an_npu_without_firmware_or_runtime_says_so(roots: Roots) -> None:
+def test_an_npu_without_firmware_or_runtime_says_so(roots: Roots) -> None:
     make(roots, "accel/accel0")
     attributes(roots, NPU, vbnv="RyzenAI-npu5\n")
     npu = Inventory(roots, FakeUdev(node("accel", "/dev/accel/accel0", NPU)), host=lambda roots: Host()).scan()[0]

@@ -154,7 +154,7 @@ async def test_close_puts_everything_back() -> None:
     assert setter.calls == ["set high", "restore"]
 
 
-async def test_C01_a_device_that_vanishes_is_let_go_and_one_that_comes_is_kept() -> None:
+async def test_a_device_that_vanishes_is_let_go_and_one_that_comes_is_kept() -> None:
     setter = FakeSetter()
     async with keeping(setter) as keeper:
         keeper.begin(APU)
@@ -169,7 +169,7 @@ async def test_C01_a_device_that_vanishes_is_let_go_and_one_that_comes_is_kept()
         await until(lambda: setter.levels)
 
 
-async def test_C03_a_reading_that_hangs_holds_up_neither_the_level_nor_the_end() -> None:
+async def test_a_reading_that_hangs_holds_up_neither_the_level_nor_the_end() -> None:
     setter, sensors = FakeSetter(), Sensors()
     sensors.hang.clear()
     async with keeping(setter, sensors, patience=0.05) as keeper:
@@ -306,7 +306,7 @@ def test_a_sleeping_device_is_left_asleep(tmp_path: Path) -> None:
     assert LevelSensors(sysfs.path).read(APU) == LevelReading()
 
 
-def test_C08_garbage_is_not_known(tmp_path: Path) -> None:
+def test_garbage_is_not_known(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     device = sysfs.add(apu=False)
     hwmon = device / "hwmon/hwmon3"

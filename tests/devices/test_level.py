@@ -290,7 +290,7 @@ def test_who_has_taken_the_clocks_over_is_left_alone() -> None:
     assert device.governor.report()["state"] == "yielded"
 
 
-def test_C04_what_cannot_be_done_is_told_once_and_tried_now_and_then() -> None:
+def test_what_cannot_be_done_is_told_once_and_tried_now_and_then() -> None:
     device = Device()
     device.works = False
     device.governor.begin()

@@ -76,14 +76,14 @@ def test_a_look(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EAGAIN, errno.EIO])
-def test_C03_a_file_that_is_busy_for_a_moment_is_asked_again(bench: Bench, number: int) -> None:
+def test_a_file_that_is_busy_for_a_moment_is_asked_again(bench: Bench, number: int) -> None:
     bench.trouble["gpu_busy_percent"] = [number] * (TRIES - 1)
     seen = bench.look()
     assert (seen.busy, seen.stale, len(bench.paused)) == (12, {}, TRIES - 1)
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EIO, errno.ENODEV, errno.EPERM, errno.ETIMEDOUT])
-def test_C03_what_cannot_be_read_is_the_last_value_marked_stale_and_then_unknown(bench: Bench, number: int) -> None:
+def test_what_cannot_be_read_is_the_last_value_marked_stale_and_then_unknown(bench: Bench, number: int) -> None:
     bench.look()
     bench.clock.advance(3)
     bench.trouble["gpu_busy_percent"] = [number] * 100
@@ -99,13 +99,13 @@ def test_C03_what_cannot_be_read_is_the_last_value_marked_stale_and_then_unknown
     assert (bench.look().busy, bench.look().reasons) == (12, {})
 
 
-def test_C03_nothing_was_ever_read(bench: Bench) -> None:
+def test_nothing_was_ever_read(bench: Bench) -> None:
     bench.trouble["gpu_busy_percent"] = [errno.EIO] * 100
     seen = bench.look()
     assert (seen.busy, seen.stale, list(seen.reasons)) == (None, {}, ["busy"])
 
 
-def test_C03_an_empty_file(bench: Bench) -> None:
+def test_an_empty_file(bench: Bench) -> None:
     bench.look()
     bench.write(power_dpm_force_performance_level="", pp_dpm_sclk="")
     seen = bench.look()
@@ -113,7 +113,7 @@ def test_C03_an_empty_file(bench: Bench) -> None:
     assert {"level", "sclk steps"} <= set(seen.stale)
 
 
-def test_C03_a_device_that_vanishes_while_it_is_read(bench: Bench) -> None:
+def test_a_device_that_vanishes_while_it_is_read(bench: Bench) -> None:
     import shutil
 
     shutil.rmtree(bench.directory)
@@ -122,7 +122,7 @@ def test_C03_a_device_that_vanishes_while_it_is_read(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("value", ["-3", "101", "4294967295", "12 %", "0x0c", "nan", "", "9" * 5000])
-def test_C08_a_load_that_cannot_be_is_refused(bench: Bench, value: str) -> None:
+def test_a_load_that_cannot_be_is_refused(bench: Bench, value: str) -> None:
     bench.look()
     bench.write(gpu_busy_percent=value)
     seen = bench.look()
@@ -137,7 +137,7 @@ def test_C08_a_load_that_cannot_be_is_refused(bench: Bench, value: str) -> None:
     ("mem_info_gtt_used", "18446744073709551615", "memory gtt"),
     ("power_dpm_force_performance_level", "high\x07;rm", "level"), ("pp_dpm_sclk", "0: 99999999Mhz *", "sclk steps"),
 ])  # fmt: skip
-def test_C08_garbage_in_any_file(bench: Bench, file: str, value: str, field: str) -> None:
+def test_garbage_in_any_file(bench: Bench, file: str, value: str, field: str) -> None:
     good = bench.look()
     bench.write(**{file: value})
     seen = bench.look()
@@ -146,7 +146,7 @@ def test_C08_garbage_in_any_file(bench: Bench, file: str, value: str, field: str
     assert (seen.power, seen.temperature, seen.pools, seen.level) == (good.power, 51, good.pools, good.level)
 
 
-def test_C08_bytes_that_are_no_text_and_metrics_that_are_cut_off(bench: Bench) -> None:
+def test_bytes_that_are_no_text_and_metrics_that_are_cut_off(bench: Bench) -> None:
     bench.write(gpu_busy_percent=b"\xff\xfe\x00", gpu_metrics=metrics()[:3])
     seen = bench.look()
     assert seen.busy is None

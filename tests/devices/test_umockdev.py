@@ -48,24 +48,24 @@ def test_the_pools_of_a_strix_halo() -> None:
     inside("test_pools_of_memory")
 
 
-def test_C01_device_removed() -> None:
-    inside("test_C01_a_daemon_fails_the_models_of_a_gpu_that_goes")
+def test_device_removed() -> None:
+    inside("test_a_daemon_fails_the_models_of_a_gpu_that_goes")
 
 
-def test_C02_device_reset() -> None:
-    inside("test_C02_a_daemon_reloads_once_after_a_reset_then_quarantines")
+def test_device_reset() -> None:
+    inside("test_a_daemon_reloads_once_after_a_reset_then_quarantines")
 
 
-def test_C02_wedged_events() -> None:
-    inside("test_C02_a_wedged_gpu_is_told_once_and_with_how_bad_it_is")
+def test_wedged_events() -> None:
+    inside("test_a_wedged_gpu_is_told_once_and_with_how_bad_it_is")
 
 
-def test_C05_driver_loads_later() -> None:
-    inside("test_C05_a_driver_that_loads_later")
+def test_driver_loads_later() -> None:
+    inside("test_a_driver_that_loads_later")
 
 
-def test_C06_renumbered_card() -> None:
-    inside("test_C06_a_card_with_another_number_is_the_same")
+def test_renumbered_card() -> None:
+    inside("test_a_card_with_another_number_is_the_same")
 
 
 def test_bound_again() -> None:

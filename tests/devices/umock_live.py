@@ -110,7 +110,7 @@ def test_pools_of_memory(tmp_path: Path) -> None:
     assert meter.untold == {}
 
 
-async def test_C05_a_driver_that_loads_later() -> None:
+async def test_a_driver_that_loads_later() -> None:
     stage = Stage()
     bare = strix_halo.device(GPU, "pci", {"PCI_CLASS": "38000", "PCI_ID": "1002:1586", "PCI_SLOT_NAME": GPU_SLOT}, {})
     stage.has("\n".join(bare) + "\n")
@@ -127,7 +127,7 @@ async def test_C05_a_driver_that_loads_later() -> None:
     await stage.watch.close()
 
 
-async def test_C06_a_card_with_another_number_is_the_same() -> None:
+async def test_a_card_with_another_number_is_the_same() -> None:
     stage = Stage()
     stage.has(strix_halo.description())
     await stage.watch.start()
@@ -144,7 +144,7 @@ async def test_C06_a_card_with_another_number_is_the_same() -> None:
     await stage.watch.close()
 
 
-async def test_C02_a_wedged_gpu_is_told_once_and_with_how_bad_it_is() -> None:
+async def test_a_wedged_gpu_is_told_once_and_with_how_bad_it_is() -> None:
     stage = Stage()
     stage.has(strix_halo.description())
     await stage.watch.start()
@@ -198,7 +198,7 @@ def environment(bed: Any) -> dict[str, str]:
     return {"LD_PRELOAD": os.environ["LD_PRELOAD"], "UMOCKDEV_DIR": bed.get_root_dir()}
 
 
-def test_C01_a_daemon_fails_the_models_of_a_gpu_that_goes(daemons: Any, tmp_path: Path) -> None:
+def test_a_daemon_fails_the_models_of_a_gpu_that_goes(daemons: Any, tmp_path: Path) -> None:
     from tests.daemon.kit import Site, alive
 
     bed = testbed()
@@ -223,7 +223,7 @@ def test_C01_a_daemon_fails_the_models_of_a_gpu_that_goes(daemons: Any, tmp_path
     assert daemon.chat("m").status == 200
 
 
-def test_C02_a_daemon_reloads_once_after_a_reset_then_quarantines(daemons: Any, tmp_path: Path) -> None:
+def test_a_daemon_reloads_once_after_a_reset_then_quarantines(daemons: Any, tmp_path: Path) -> None:
     from tests.daemon.kit import Site
     from tests.harness import eventually
 

@@ -202,12 +202,12 @@ def test_what_is_harmless_is_a_warning(settings: dict[str, Any], warning: str) -
         ("--models-dir", "/"), ("--api-prefix", "/x"), ("--log-prompts-dir", "/x"), ("--draft-max", "3"),
     ],
 )  # fmt: skip
-def test_D24_arguments_that_accelerd_owns_are_refused(arguments: tuple[str, ...]) -> None:
+def test_arguments_that_accelerd_owns_are_refused(arguments: tuple[str, ...]) -> None:
     assert "extra_args -" in refused(extra_args=arguments)
 
 
 @pytest.mark.parametrize("variable", ["LLAMA_ARG_HOST", "LLAMA_ARG_API_KEY_FILE", "LLAMA_ARG_TOOLS", "LLAMA_API_KEY"])
-def test_D26_environment_that_accelerd_owns_is_refused(variable: str) -> None:
+def test_environment_that_accelerd_owns_is_refused(variable: str) -> None:
     assert f"env {variable}: " in refused(env=((variable, "x"),))
 
 
@@ -216,7 +216,7 @@ def test_environment_that_is_the_users_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["-x", "--host 0.0.0.0", "a b", "$(id)", "a;b", "'", '"', "\n", "{port}", "*", "ü"])
-def test_D25_a_value_is_one_token_whatever_is_in_it(value: str) -> None:
+def test_a_value_is_one_token_whatever_is_in_it(value: str) -> None:
     def built_with(text: str) -> list[str]:
         model = ModelSpec(text, path=f"/models/{text}", context=1, mmproj=text, chat_template_file=text,
                           extra_args=("--metrics", text))  # fmt: skip

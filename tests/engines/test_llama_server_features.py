@@ -196,7 +196,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_A23_output_without_end_is_bounded(tmp_path: Path) -> None:
+def test_output_without_end_is_bounded(tmp_path: Path) -> None:
     path = program(tmp_path, THIS_YEAR, extra=f"head -c {3 * MAX_OUTPUT} /dev/zero | tr '\\0' x >&2")
     assert read(path).find("--model")
 
@@ -210,7 +210,7 @@ def test_A23_output_without_end_is_bounded(tmp_path: Path) -> None:
         ("\x00\x01 not a program", "cannot run"),
     ],
 )
-def test_A01_a_program_without_help_says_why(script: str, message: str, tmp_path: Path) -> None:
+def test_a_program_without_help_says_why(script: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_text(script)
     path.chmod(0o755)

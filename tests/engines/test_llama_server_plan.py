@@ -58,28 +58,28 @@ def binary(tmp_path: Path) -> Path:
 # --- program ---
 
 
-def test_A01_program_missing(tmp_path: Path) -> None:
+def test_program_missing(tmp_path: Path) -> None:
     cause, message = failure(engine(tmp_path / "none"), spec(tmp_path), tmp_path)
     assert cause == "no-program"
     assert message.startswith(f"cannot find the program {tmp_path}/none")
     assert "[engines.llama-server]" in message
 
 
-def test_A01_program_not_on_path(tmp_path: Path) -> None:
+def test_program_not_on_path(tmp_path: Path) -> None:
     server = engine("llama-server", environ={"PATH": str(tmp_path)}, search=[tmp_path / "search"])
     cause, message = failure(server, spec(tmp_path), tmp_path)
     assert cause == "no-program"
     assert f"not on PATH and not in {tmp_path}/search" in message
 
 
-def test_A01_program_not_executable(binary: Path, tmp_path: Path) -> None:
+def test_program_not_executable(binary: Path, tmp_path: Path) -> None:
     binary.chmod(0o644)
     cause, message = failure(engine(binary), spec(tmp_path), tmp_path)
     assert cause == "no-program"
     assert "not executable" in message
 
 
-def test_A01_program_is_a_directory_or_relative(tmp_path: Path) -> None:
+def test_program_is_a_directory_or_relative(tmp_path: Path) -> None:
     assert failure(engine(tmp_path), spec(tmp_path), tmp_path) == (
         "no-program",
         f"cannot run {tmp_path}: it is not a file",
@@ -217,7 +217,7 @@ def test_tcp_where_the_build_knows_no_sockets(tmp_path: Path) -> None:
     assert "knows no unix sockets" in wanted.warnings[0]
 
 
-def test_A24_tcp_port_is_free_and_fresh(binary: Path, tmp_path: Path) -> None:
+def test_tcp_port_is_free_and_fresh(binary: Path, tmp_path: Path) -> None:
     settings = LlamaServerSettings(binary=str(binary), transport="tcp")
     server = LlamaServer(settings, environ={"PATH": os.environ["PATH"]})
     ports = {plan(server, spec(tmp_path), tmp_path).endpoint.port for _ in range(5)}
@@ -230,7 +230,7 @@ def test_A24_tcp_port_is_free_and_fresh(binary: Path, tmp_path: Path) -> None:
 # --- secret and environment ---
 
 
-def test_D20_secret_is_fresh_and_shown_nowhere(binary: Path, tmp_path: Path) -> None:
+def test_secret_is_fresh_and_shown_nowhere(binary: Path, tmp_path: Path) -> None:
     model = spec(tmp_path, env=(("HF_TOKEN", "hf_private"),))
     made = plan(engine(binary), model, tmp_path)
     assert made.env["LLAMA_API_KEY"] == made.secret == SECRET
@@ -244,7 +244,7 @@ def test_D20_secret_is_fresh_and_shown_nowhere(binary: Path, tmp_path: Path) -> 
     assert all(len(secret) == 64 and secret.isalnum() for secret in secrets)
 
 
-def test_D26_environment_is_a_short_list(binary: Path, tmp_path: Path) -> None:
+def test_environment_is_a_short_list(binary: Path, tmp_path: Path) -> None:
     mine = {
         "PATH": os.environ["PATH"], "HOME": "/home/u", "LANG": "C", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1",
         "LLAMA_ARG_CTX_SIZE": "1", "LLAMA_API_KEY": "theirs", "LD_PRELOAD": "/x.so", "PYTHONPATH": "/x",

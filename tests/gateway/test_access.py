@@ -126,7 +126,7 @@ class Watched(tuple[bytes, ...]):
             yield key
 
 
-def test_D19_every_key_is_compared_whichever_fits(tmp_path: Path) -> None:
+def test_every_key_is_compared_whichever_fits(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one\ntwo\nthree\n")
     path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Engines that misbehave: garbage, endless heads, an early or silent end (D09, D10, D11). The client never gets a clean
+"""Engines that misbehave: garbage, endless heads, an early or silent end. The client never gets a clean
 end for an answer that was not complete, and accelerd keeps neither lease nor memory.
 """
 
@@ -46,14 +46,14 @@ def failed(response: Response, word: str = "") -> None:
     assert word in response.json()["error"]["message"]
 
 
-# --- D09: what is passed on -----------------------------------------------------------------------------------------
+# --- what is passed on -----------------------------------------------------------------------------------------------
 
 GARBAGE = b"data: {not json\n\n\xff\xfe\x00no colon\n\ndata:\n\nevent: \x1b[31m\n\n"
 
 
 @fresh_and_reused
 @on_both_loops
-async def test_D09_garbage_in_a_stream_is_passed_on_byte_for_byte(tmp_path: Path, primed: bool) -> None:
+async def test_garbage_in_a_stream_is_passed_on_byte_for_byte(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(SSE_HEAD, chunk(GARBAGE), DONE)
         response = await ask(b, primed=primed)
@@ -63,7 +63,7 @@ async def test_D09_garbage_in_a_stream_is_passed_on_byte_for_byte(tmp_path: Path
 
 @fresh_and_reused
 @on_both_loops
-async def test_D09_an_endless_line_is_passed_on_and_kept_nowhere(tmp_path: Path, primed: bool) -> None:
+async def test_an_endless_line_is_passed_on_and_kept_nowhere(tmp_path: Path, primed: bool) -> None:
     line = b"data: " + b"x" * (4 << 20)
     async with bench(tmp_path) as b:
         b.engine.says(SSE_HEAD, *[chunk(line[i : i + 65536]) for i in range(0, len(line), 65536)], LAST_CHUNK)
@@ -72,7 +72,7 @@ async def test_D09_an_endless_line_is_passed_on_and_kept_nowhere(tmp_path: Path,
 
 @pytest.mark.parametrize("kind", ["text/html", "", "text/event-stream; charset=utf-8", "multipart/x; boundary=y"])
 @on_both_loops
-async def test_D09_the_content_type_is_the_engines(tmp_path: Path, kind: str) -> None:
+async def test_the_content_type_is_the_engines(tmp_path: Path, kind: str) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(plain(b"<p>", kind=kind))
         response = await ask(b)
@@ -81,7 +81,7 @@ async def test_D09_the_content_type_is_the_engines(tmp_path: Path, kind: str) ->
 
 @fresh_and_reused
 @on_both_loops
-async def test_D09_interim_answers_are_dropped(tmp_path: Path, primed: bool) -> None:
+async def test_interim_answers_are_dropped(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
         b.engine.says(interim, interim + SSE_HEAD, token("a") + DONE)
@@ -93,7 +93,7 @@ async def test_D09_interim_answers_are_dropped(tmp_path: Path, primed: bool) -> 
 
 @pytest.mark.parametrize("stream", [True, False])
 @on_both_loops
-async def test_D09_engine_errors_are_passed_on(tmp_path: Path, stream: bool) -> None:
+async def test_engine_errors_are_passed_on(tmp_path: Path, stream: bool) -> None:
     said = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error","n_ctx":8}}'
     async with bench(tmp_path) as b:
         b.engine.says(plain(said, status=400))
@@ -102,7 +102,7 @@ async def test_D09_engine_errors_are_passed_on(tmp_path: Path, stream: bool) -> 
 
 
 @on_both_loops
-async def test_D09_a_stream_without_chunks_is_a_stream_too(tmp_path: Path) -> None:
+async def test_a_stream_without_chunks_is_a_stream_too(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: [DONE]\n\n", close=True)
         response = await ask(b)
@@ -110,7 +110,7 @@ async def test_D09_a_stream_without_chunks_is_a_stream_too(tmp_path: Path) -> No
         assert response.headers["connection"] == "close"
 
 
-# --- D09: what is refused -------------------------------------------------------------------------------------------
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ async def test_D09_a_stream_without_chunks_is_a_stream_too(tmp_path: Path) -> No
 )
 @fresh_and_reused
 @on_both_loops
-async def test_D09_a_bad_head_is_a_502(tmp_path: Path, raw: bytes, primed: bool) -> None:
+async def test_a_bad_head_is_a_502(tmp_path: Path, raw: bytes, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(raw)
         failed(await ask(b, primed=primed), "malformed")
@@ -141,7 +141,7 @@ async def test_D09_a_bad_head_is_a_502(tmp_path: Path, raw: bytes, primed: bool)
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX\r\n", b"\r\n", chunk(b"x") + b"-1\r\n"])
 @fresh_and_reused
 @on_both_loops
-async def test_D09_bad_chunks_never_look_like_an_end(tmp_path: Path, bad: bytes, primed: bool) -> None:
+async def test_bad_chunks_never_look_like_an_end(tmp_path: Path, bad: bytes, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(SSE_HEAD + token("a"), 0.02, bad)
         response = await ask(b, primed=primed)
@@ -150,21 +150,21 @@ async def test_D09_bad_chunks_never_look_like_an_end(tmp_path: Path, bad: bytes,
 
 
 @on_both_loops
-async def test_D09_more_than_it_promised_is_not_passed_on_to_the_next_client(tmp_path: Path) -> None:
+async def test_more_than_it_promised_is_not_passed_on_to_the_next_client(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(plain(b"four")[:-4] + b"four" + plain(b"poison"))
         response = await ask(b)
         assert b"poison" not in response.body
 
 
-# --- D10 ------------------------------------------------------------------------------------------------------------
+# --- answers that end too early --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200", SSE_HEAD[:-2]])
 @pytest.mark.parametrize("stream", [True, False])
 @fresh_and_reused
 @on_both_loops
-async def test_D10_an_end_before_the_head_is_a_502(tmp_path: Path, start: bytes, stream: bool, primed: bool) -> None:
+async def test_an_end_before_the_head_is_a_502(tmp_path: Path, start: bytes, stream: bool, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(start, close=True)
         failed(await ask(b, primed=primed, stream=stream))
@@ -172,7 +172,7 @@ async def test_D10_an_end_before_the_head_is_a_502(tmp_path: Path, start: bytes,
 
 @fresh_and_reused
 @on_both_loops
-async def test_D10_an_end_between_chunks_is_an_error_event_and_no_end(tmp_path: Path, primed: bool) -> None:
+async def test_an_end_between_chunks_is_an_error_event_and_no_end(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(SSE_HEAD + token("a"), 0.02, close=True)
         response = await ask(b, primed=primed)
@@ -186,7 +186,7 @@ async def test_D10_an_end_between_chunks_is_an_error_event_and_no_end(tmp_path: 
 
 @fresh_and_reused
 @on_both_loops
-async def test_D10_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, primed: bool) -> None:
+async def test_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(SSE_HEAD + token("a") + token("b")[:-9], 0.02, close=True)
         response = await ask(b, primed=primed)
@@ -197,7 +197,7 @@ async def test_D10_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, prim
 
 @fresh_and_reused
 @on_both_loops
-async def test_D10_a_plain_answer_that_breaks_off_is_a_cut(tmp_path: Path, primed: bool) -> None:
+async def test_a_plain_answer_that_breaks_off_is_a_cut(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(plain(b'{"answer": 42}')[:-3], 0.02, close=True)
         response = await ask(b, primed=primed, stream=False)
@@ -208,7 +208,7 @@ async def test_D10_a_plain_answer_that_breaks_off_is_a_cut(tmp_path: Path, prime
 
 @pytest.mark.parametrize("pieces", [(SSE_HEAD + token("a"),), (SSE_HEAD + token("a") + chunk(b"data: {")[:-3],)])
 @on_both_loops
-async def test_D10_an_assembled_answer_that_breaks_off_is_a_502(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
+async def test_an_assembled_answer_that_breaks_off_is_a_502(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
     async with bench(tmp_path, assembles=True) as b:
         b.engine.says(*pieces, 0.02, close=True)
         failed(await ask_plain(b))
@@ -219,7 +219,7 @@ async def test_D10_an_assembled_answer_that_breaks_off_is_a_502(tmp_path: Path, 
     [GARBAGE, b"", b"data: [DONE]\n\n", b'data: {"choices":[{"delta":{}}]}\n\ndata: [DONE]\n\n', b"data: 1\n\n"],
 )
 @on_both_loops
-async def test_D09_an_assembled_answer_of_garbage_is_a_502(tmp_path: Path, content: bytes) -> None:
+async def test_an_assembled_answer_of_garbage_is_a_502(tmp_path: Path, content: bytes) -> None:
     async with bench(tmp_path, assembles=True) as b:
         b.engine.says(SSE_HEAD + (chunk(content) if content else b"") + LAST_CHUNK)
         failed(await ask_plain(b))
@@ -232,12 +232,12 @@ async def ask_plain(b: Bench) -> Response:
         return response
 
 
-# --- D11 ------------------------------------------------------------------------------------------------------------
+# --- silence ---------------------------------------------------------------------------------------------------------
 
 
 @fresh_and_reused
 @on_both_loops
-async def test_D11_silence_between_tokens_has_an_end(tmp_path: Path, primed: bool) -> None:
+async def test_silence_between_tokens_has_an_end(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:
         b.engine.says(SSE_HEAD + token("a"), 60.0)
         began = time.monotonic()
@@ -250,7 +250,7 @@ async def test_D11_silence_between_tokens_has_an_end(tmp_path: Path, primed: boo
 
 @fresh_and_reused
 @on_both_loops
-async def test_D11_silence_before_the_first_byte_is_a_504(tmp_path: Path, primed: bool) -> None:
+async def test_silence_before_the_first_byte_is_a_504(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:
         b.engine.says(60.0)
         response = await ask(b, primed=primed)
@@ -260,7 +260,7 @@ async def test_D11_silence_before_the_first_byte_is_a_504(tmp_path: Path, primed
 
 @fresh_and_reused
 @on_both_loops
-async def test_D11_a_stream_may_last_much_longer_than_the_timeout(tmp_path: Path, primed: bool) -> None:
+async def test_a_stream_may_last_much_longer_than_the_timeout(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b:
         b.engine.says(SSE_HEAD, *[piece for i in range(8) for piece in (token(str(i)), 0.1)], DONE)
         response = await ask(b, primed=primed)
@@ -269,7 +269,7 @@ async def test_D11_a_stream_may_last_much_longer_than_the_timeout(tmp_path: Path
 
 
 @on_both_loops
-async def test_D11_an_assembled_answer_is_watched_token_by_token(tmp_path: Path) -> None:
+async def test_an_assembled_answer_is_watched_token_by_token(tmp_path: Path) -> None:
     async with bench(tmp_path, HASTE, assembles=True) as b:
         b.engine.says(SSE_HEAD + token("a"), 60.0)
         response = await ask_plain(b)
@@ -277,7 +277,7 @@ async def test_D11_an_assembled_answer_is_watched_token_by_token(tmp_path: Path)
 
 
 @on_both_loops
-async def test_D11_a_plain_answer_is_not_hurried(tmp_path: Path) -> None:
+async def test_a_plain_answer_is_not_hurried(tmp_path: Path) -> None:
     """An engine that computes a whole answer says nothing meanwhile: that is no stall."""
     async with bench(tmp_path, HASTE) as b:
         b.engine.says(0.8, plain(b"{}"))

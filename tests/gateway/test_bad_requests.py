@@ -1,7 +1,4 @@
-"""Requests that are wrong, hostile or too large: each a plain refusal in OpenAI's shape, never a 500.
-
-Rows D06, D07, D08, D12, D14, D18, D21, D22, D23 and D24.
-"""
+"""Requests that are wrong, hostile or too large: each a plain refusal in OpenAI's shape, never a 500."""
 
 from __future__ import annotations
 
@@ -35,12 +32,12 @@ async def answer(directory: Path, raw: bytes, settings: ServerSettings | None = 
         return response
 
 
-# --- D06, D07: bodies that are not read -----------------------------------------------------------------------------
+# --- bodies that are not read ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [10_001, 5 << 30, 2**63])
 @on_both_loops
-async def test_D06_a_body_that_says_it_is_too_large_is_refused_unread(tmp_path: Path, length: int) -> None:
+async def test_a_body_that_says_it_is_too_large_is_refused_unread(tmp_path: Path, length: int) -> None:
     raw = request(body=b"", headers={"Content-Length": str(length)})
     response = await answer(tmp_path, raw, SMALL)
     assert (response.status, response.code) == (413, "body_too_large")
@@ -48,7 +45,7 @@ async def test_D06_a_body_that_says_it_is_too_large_is_refused_unread(tmp_path: 
 
 
 @on_both_loops
-async def test_D06_an_endless_chunked_body_is_refused_at_the_limit(tmp_path: Path) -> None:
+async def test_an_endless_chunked_body_is_refused_at_the_limit(tmp_path: Path) -> None:
     async with bench(tmp_path, SMALL) as b, await b.client() as client:
         client.send(request(headers={"Content-Type": "application/json", "Transfer-Encoding": "chunked"}))
         for _ in range(11):
@@ -58,7 +55,7 @@ async def test_D06_an_endless_chunked_body_is_refused_at_the_limit(tmp_path: Pat
 
 
 @on_both_loops
-async def test_D06_the_limit_itself_is_allowed(tmp_path: Path) -> None:
+async def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
     async with bench(tmp_path, SMALL) as b, await b.client() as client:
         body = json.dumps(chat(user="")).encode()
         fits = json.dumps(chat(user="x" * (10_000 - len(body)))).encode()
@@ -68,7 +65,7 @@ async def test_D06_the_limit_itself_is_allowed(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D06_who_still_sends_gets_to_read_the_refusal(tmp_path: Path) -> None:
+async def test_who_still_sends_gets_to_read_the_refusal(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         client.send(request(body=b"", headers={"Content-Length": str(200 << 20)}))
         for _ in range(64):
@@ -78,18 +75,18 @@ async def test_D06_who_still_sends_gets_to_read_the_refusal(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "nonsense"])
 @on_both_loops
-async def test_D07_a_compressed_body_is_not_taken(tmp_path: Path, coding: str) -> None:
+async def test_a_compressed_body_is_not_taken(tmp_path: Path, coding: str) -> None:
     bomb = zlib.compress(bytes(10 << 20))
     response = await answer(tmp_path, request(body=bomb, headers={"Content-Encoding": coding}))
     assert (response.status, response.code) == (415, "unsupported_media_type")
 
 
-# --- D08 ------------------------------------------------------------------------------------------------------------
+# --- bodies that are not JSON ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", WRONG)
 @on_both_loops
-async def test_D08_no_body_is_more_than_a_bad_request(tmp_path: Path, case: str) -> None:
+async def test_no_body_is_more_than_a_bad_request(tmp_path: Path, case: str) -> None:
     body, param = WRONG[case]
     async with bench(tmp_path) as b, await b.client() as client:
         response = await client.ask(body=body)
@@ -102,7 +99,7 @@ async def test_D08_no_body_is_more_than_a_bad_request(tmp_path: Path, case: str)
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", CHAT])
 @on_both_loops
-async def test_D08_what_is_wrong_deep_inside_is_for_the_engine_to_say(tmp_path: Path, path: str) -> None:
+async def test_what_is_wrong_deep_inside_is_for_the_engine_to_say(tmp_path: Path, path: str) -> None:
     """accelerd reads what it needs; it never turns a request away that an engine might take."""
     async with bench(tmp_path) as b, await b.client() as client:
         body = {**chat(), "prompt": 3, "input": {"x": 1}, "temperature": "hot", "tools": 7, "messages": [1, None]}
@@ -110,7 +107,7 @@ async def test_D08_what_is_wrong_deep_inside_is_for_the_engine_to_say(tmp_path: 
         assert b.engine.requests[0].json() == body
 
 
-# --- D12: request smuggling -----------------------------------------------------------------------------------------
+# --- request smuggling -----------------------------------------------------------------------------------------------
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -139,7 +136,7 @@ VECTORS = {
 
 @pytest.mark.parametrize("vector", VECTORS)
 @on_both_loops
-async def test_D12_smuggling_ends_the_connection(tmp_path: Path, vector: str) -> None:
+async def test_smuggling_ends_the_connection(tmp_path: Path, vector: str) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         client.send(VECTORS[vector])
         response = await client.response()
@@ -152,7 +149,7 @@ async def test_D12_smuggling_ends_the_connection(tmp_path: Path, vector: str) ->
 
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX\r\n", b"-5\r\n", b"5;\n\r\nhello\r\n"])
 @on_both_loops
-async def test_D12_a_body_in_bad_chunks_is_a_bad_request(tmp_path: Path, bad: bytes) -> None:
+async def test_a_body_in_bad_chunks_is_a_bad_request(tmp_path: Path, bad: bytes) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + bad + SMUGGLED)
         response = await client.response()
@@ -163,7 +160,7 @@ async def test_D12_a_body_in_bad_chunks_is_a_bad_request(tmp_path: Path, bad: by
 
 @pytest.mark.parametrize("start", [b"", b"1\r\n{\r\n", b"1\r\n{", b"1"])
 @on_both_loops
-async def test_D12_bad_chunks_that_come_later_are_a_bad_request_at_once(
+async def test_bad_chunks_that_come_later_are_a_bad_request_at_once(
     tmp_path: Path, start: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
@@ -180,7 +177,7 @@ async def test_D12_bad_chunks_that_come_later_are_a_bad_request_at_once(
 
 
 @on_both_loops
-async def test_D12_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         one, two = request(body=chat(user="1")), request(body=chat(user="2"))
         client.send(one + request("GET", "/health") + two + request("GET", "/nothing") + request("POST", body=b"{"))
@@ -191,7 +188,7 @@ async def test_D12_pipelined_requests_are_answered_in_order(tmp_path: Path) -> N
 
 
 @on_both_loops
-async def test_D12_a_pipelined_request_waits_for_the_stream_before_it(tmp_path: Path) -> None:
+async def test_a_pipelined_request_waits_for_the_stream_before_it(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         b.engine.says(SSE_HEAD, token("a"), 0.05, token("b"), DONE)
         client.send(request(body=chat(stream=True)) + request("GET", "/health"))
@@ -201,7 +198,7 @@ async def test_D12_a_pipelined_request_waits_for_the_stream_before_it(tmp_path: 
         assert (await client.response()).json() == {"status": "ok"}
 
 
-# --- D14, D23, D24: names -------------------------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------------------------
 
 NAMES = [
     "no-such",
@@ -230,7 +227,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:20] for name in NAMES])
 @on_both_loops
-async def test_D14_D24_a_name_that_is_not_configured_is_not_found_and_goes_nowhere(tmp_path: Path, name: str) -> None:
+async def test_a_name_that_is_not_configured_is_not_found_and_goes_nowhere(tmp_path: Path, name: str) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         response = await client.ask(body=chat(name))
         assert (response.status, response.code) in ((404, "model_not_found"), (400, "bad_request"))
@@ -263,7 +260,7 @@ async def test_D14_D24_a_name_that_is_not_configured_is_not_found_and_goes_nowhe
     ],
 )
 @on_both_loops
-async def test_D23_a_path_is_looked_up_and_never_followed(tmp_path: Path, path: str) -> None:
+async def test_a_path_is_looked_up_and_never_followed(tmp_path: Path, path: str) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         response = await client.ask("GET", f"/v1/models/{path}")
         assert (response.status, response.code) == (404, "model_not_found")
@@ -274,14 +271,14 @@ async def test_D23_a_path_is_looked_up_and_never_followed(tmp_path: Path, path: 
 
 @pytest.mark.parametrize("path", ["\udcff", "м", "a b", "\x7f", "\x1b[31m", "\0"])
 @on_both_loops
-async def test_D23_raw_bytes_in_a_path_are_no_http(tmp_path: Path, path: str) -> None:
+async def test_raw_bytes_in_a_path_are_no_http(tmp_path: Path, path: str) -> None:
     response = await answer(tmp_path, request("GET", f"/v1/models/{path}"))
     assert (response.status, response.code) == (400, "bad_request")
     assert len(response.json()["error"]["message"]) < 250
     assert "\n" not in response.json()["error"]["message"]
 
 
-# --- D18: odd targets and methods -----------------------------------------------------------------------------------
+# --- odd targets and methods -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +313,7 @@ async def test_D23_raw_bytes_in_a_path_are_no_http(tmp_path: Path, path: str) ->
     ],
 )
 @on_both_loops
-async def test_D18_odd_targets_and_methods_are_refused(tmp_path: Path, line: str, status: int) -> None:
+async def test_odd_targets_and_methods_are_refused(tmp_path: Path, line: str, status: int) -> None:
     method, _, target = line.partition(" ")
     raw = request(method, target, chat() if method in ("POST", "PUT") else None)
     response = await answer(tmp_path, raw)
@@ -336,13 +333,13 @@ async def test_an_upgrade_that_is_not_taken_is_an_ordinary_request(tmp_path: Pat
         assert (await client.ask(body=chat())).status == 200
 
 
-# --- D21, D22: the control socket -----------------------------------------------------------------------------------
+# --- the control socket ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("route", ["status", "load?model=m", "unload?model=m", "reset?model=m", "logs?model=m"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @on_both_loops
-async def test_D21_control_routes_do_not_exist_on_tcp(tmp_path: Path, method: str, route: str) -> None:
+async def test_control_routes_do_not_exist_on_tcp(tmp_path: Path, method: str, route: str) -> None:
     asked: list[str] = []
 
     async def control(_: object, path: str) -> None:
@@ -359,7 +356,7 @@ async def test_D21_control_routes_do_not_exist_on_tcp(tmp_path: Path, method: st
             assert asked == [f"/accelerd/v1/{route.partition('?')[0]}"]
 
 
-def test_D22_the_unix_socket_is_private_from_its_first_moment(tmp_path: Path) -> None:
+def test_the_unix_socket_is_private_from_its_first_moment(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     sock = bind_unix(directory / "accelerd.sock")
     try:

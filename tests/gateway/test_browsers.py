@@ -1,4 +1,4 @@
-"""Pages in a browser of this machine must not reach the models: Host, Origin, CORS and keys (D15, D16, D17, D19)."""
+"""Pages in a browser of this machine must not reach the models: Host, Origin, CORS and keys."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def readable(response: Response, origin: str | None = PAGE) -> bool:
     return allowed is not None and allowed == origin
 
 
-# --- D15 ------------------------------------------------------------------------------------------------------------
+# --- Host ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 @on_both_loops
-async def test_D15_a_foreign_name_gets_nothing_on_any_path(tmp_path: Path, method: str, path: str) -> None:
+async def test_a_foreign_name_gets_nothing_on_any_path(tmp_path: Path, method: str, path: str) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         body = chat() if method == "POST" else None
         response = await client.ask(method, path, body, {"Origin": "http://evil.example"}, host="evil.example")
@@ -69,7 +69,7 @@ async def test_D15_a_foreign_name_gets_nothing_on_any_path(tmp_path: Path, metho
     ],
 )
 @on_both_loops
-async def test_D15_our_own_names_are_known_with_any_port(tmp_path: Path, host: str) -> None:
+async def test_our_own_names_are_known_with_any_port(tmp_path: Path, host: str) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         for _ in range(2):
             assert (await client.ask("GET", "/health", host=host)).status == 200
@@ -101,7 +101,7 @@ async def test_D15_our_own_names_are_known_with_any_port(tmp_path: Path, host: s
     ],
 )
 @on_both_loops
-async def test_D15_names_that_only_look_like_ours_are_foreign(tmp_path: Path, host: str) -> None:
+async def test_names_that_only_look_like_ours_are_foreign(tmp_path: Path, host: str) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         response = await client.ask("GET", "/health", host=host)
         assert response.status in (400, 403)
@@ -109,14 +109,14 @@ async def test_D15_names_that_only_look_like_ours_are_foreign(tmp_path: Path, ho
 
 
 @on_both_loops
-async def test_D15_the_unix_socket_asks_for_no_name(tmp_path: Path) -> None:
+async def test_the_unix_socket_asks_for_no_name(tmp_path: Path) -> None:
     async with bench(tmp_path, keys=KEY) as b, await Client.open_unix(b.unix) as client:
         for host in ("anything", "evil.example"):
             assert (await client.ask("GET", "/v1/models", host=host)).status == 200
         assert (await client.ask(body=chat(), headers={"Origin": "http://evil.example"})).status == 200
 
 
-# --- D16 ------------------------------------------------------------------------------------------------------------
+# --- content types and origins ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ async def test_D15_the_unix_socket_asks_for_no_name(tmp_path: Path) -> None:
     ],
 )
 @on_both_loops
-async def test_D16_what_a_form_can_send_is_not_taken(tmp_path: Path, kind: str | None) -> None:
+async def test_what_a_form_can_send_is_not_taken(tmp_path: Path, kind: str | None) -> None:
     """A page may send these without asking first; JSON it may not."""
     async with bench(tmp_path) as b, await b.client() as client:
         headers = {"Content-Type": kind}
@@ -144,7 +144,7 @@ async def test_D16_what_a_form_can_send_is_not_taken(tmp_path: Path, kind: str |
     "kind", ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"]
 )
 @on_both_loops
-async def test_D16_json_is_taken_however_it_is_spelt(tmp_path: Path, kind: str) -> None:
+async def test_json_is_taken_however_it_is_spelt(tmp_path: Path, kind: str) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         assert (await client.ask(body=chat(), headers={"Content-Type": kind})).status == 200
 
@@ -171,7 +171,7 @@ async def test_D16_json_is_taken_however_it_is_spelt(tmp_path: Path, kind: str) 
 )
 @pytest.mark.parametrize("path", EVERY_PATH)
 @on_both_loops
-async def test_D16_pages_of_strangers_get_nothing(tmp_path: Path, origin: str, path: str) -> None:
+async def test_pages_of_strangers_get_nothing(tmp_path: Path, origin: str, path: str) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         body = chat() if path == CHAT else None
         response = await client.ask("POST" if body else "GET", path, body, {"Origin": origin}, host="localhost:4000")
@@ -184,7 +184,7 @@ async def test_D16_pages_of_strangers_get_nothing(tmp_path: Path, origin: str, p
     ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
 )
 @on_both_loops
-async def test_D16_requests_that_a_browser_marks_as_foreign_are_refused(tmp_path: Path, site: str, status: int) -> None:
+async def test_requests_that_a_browser_marks_as_foreign_are_refused(tmp_path: Path, site: str, status: int) -> None:
     """Images and navigations carry no Origin."""
     async with bench(tmp_path) as b, await b.client() as client:
         assert (await client.ask("GET", "/v1/models", headers={"Sec-Fetch-Site": site})).status == status
@@ -192,7 +192,7 @@ async def test_D16_requests_that_a_browser_marks_as_foreign_are_refused(tmp_path
 
 @pytest.mark.parametrize("origin", ["http://localhost:4000", "https://localhost:4000", PAGE, PAGE.upper()])
 @on_both_loops
-async def test_D16_our_own_page_and_the_configured_one_may(tmp_path: Path, origin: str) -> None:
+async def test_our_own_page_and_the_configured_one_may(tmp_path: Path, origin: str) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         response = await client.ask("GET", "/health", headers={"Origin": origin}, host="localhost:4000")
         assert response.status == 200
@@ -201,7 +201,7 @@ async def test_D16_our_own_page_and_the_configured_one_may(tmp_path: Path, origi
 
 @fresh_and_reused
 @on_both_loops
-async def test_D16_an_allowed_page_can_read_every_kind_of_answer(tmp_path: Path, primed: bool) -> None:
+async def test_an_allowed_page_can_read_every_kind_of_answer(tmp_path: Path, primed: bool) -> None:
     headers = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}
     async with bench(tmp_path, ALLOWED, keys=()) as b, await b.client(primed=primed) as client:
         plain = await client.ask(body=chat(), headers=headers)
@@ -227,7 +227,7 @@ async def test_D16_an_allowed_page_can_read_every_kind_of_answer(tmp_path: Path,
 
 
 @on_both_loops
-async def test_D16_an_allowed_page_can_read_what_waits(tmp_path: Path) -> None:
+async def test_an_allowed_page_can_read_what_waits(tmp_path: Path) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         b.instances.hold = True
         b.engine.says(SSE_HEAD, token("a"), DONE)
@@ -238,7 +238,7 @@ async def test_D16_an_allowed_page_can_read_what_waits(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D16_an_allowed_page_can_read_what_was_put_together(tmp_path: Path) -> None:
+async def test_an_allowed_page_can_read_what_was_put_together(tmp_path: Path) -> None:
     async with bench(tmp_path, ALLOWED, assembles=True) as b, await b.client() as client:
         b.engine.says(SSE_HEAD, token("a", object="chat.completion.chunk"), DONE)
         whole = await client.ask(body=chat(), headers={"Origin": PAGE})
@@ -246,7 +246,7 @@ async def test_D16_an_allowed_page_can_read_what_was_put_together(tmp_path: Path
         assert whole.json()["object"] == "chat.completion"
 
 
-# --- D17 ------------------------------------------------------------------------------------------------------------
+# --- preflight requests ----------------------------------------------------------------------------------------------
 
 PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
@@ -256,7 +256,7 @@ PREFLIGHT = {
 
 @pytest.mark.parametrize("keys", [(), KEY])
 @on_both_loops
-async def test_D17_a_preflight_of_an_allowed_page(tmp_path: Path, keys: tuple[bytes, ...]) -> None:
+async def test_a_preflight_of_an_allowed_page(tmp_path: Path, keys: tuple[bytes, ...]) -> None:
     """Browsers never send a key with it."""
     async with bench(tmp_path, ALLOWED, keys=keys) as b, await b.client() as client:
         response = await client.ask("OPTIONS", CHAT, None, {"Origin": PAGE, **PREFLIGHT})
@@ -272,7 +272,7 @@ async def test_D17_a_preflight_of_an_allowed_page(tmp_path: Path, keys: tuple[by
 
 
 @on_both_loops
-async def test_D17_a_preflight_of_a_stranger(tmp_path: Path) -> None:
+async def test_a_preflight_of_a_stranger(tmp_path: Path) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         for extra in ({}, {"Access-Control-Request-Private-Network": "true"}):
             headers = {"Origin": "http://evil.example", **PREFLIGHT, **extra}
@@ -283,19 +283,19 @@ async def test_D17_a_preflight_of_a_stranger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wanted", ["x" * 2000, "a: b", 'a"b', "a;b"])
 @on_both_loops
-async def test_D17_a_preflight_echoes_only_header_names(tmp_path: Path, wanted: str) -> None:
+async def test_a_preflight_echoes_only_header_names(tmp_path: Path, wanted: str) -> None:
     async with bench(tmp_path, ALLOWED) as b, await b.client() as client:
         headers = {"Origin": PAGE, **PREFLIGHT, "Access-Control-Request-Headers": wanted}
         response = await client.ask("OPTIONS", CHAT, None, headers)
         assert response.headers["access-control-allow-headers"] == "Authorization, Content-Type"
 
 
-# --- D19 ------------------------------------------------------------------------------------------------------------
+# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 @on_both_loops
-async def test_D19_a_wrong_key_and_none_are_answered_alike(tmp_path: Path, path: str) -> None:
+async def test_a_wrong_key_and_none_are_answered_alike(tmp_path: Path, path: str) -> None:
     async with bench(tmp_path, ALLOWED, keys=KEY) as b, await b.client() as client:
         answers = []
         for headers in (
@@ -320,7 +320,7 @@ async def test_D19_a_wrong_key_and_none_are_answered_alike(tmp_path: Path, path:
 
 
 @on_both_loops
-async def test_D19_a_right_key_opens(tmp_path: Path) -> None:
+async def test_a_right_key_opens(tmp_path: Path) -> None:
     async with bench(tmp_path, keys=KEY) as b, await b.client() as client:
         for headers in ({"Authorization": "Bearer sesame"}, {"X-Api-Key": "sesame"}):
             assert (await client.ask("GET", "/v1/models", headers=headers)).status == 200
@@ -328,7 +328,7 @@ async def test_D19_a_right_key_opens(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D19_what_was_let_in_once_is_asked_again_when_the_keys_change(tmp_path: Path) -> None:
+async def test_what_was_let_in_once_is_asked_again_when_the_keys_change(tmp_path: Path) -> None:
     """On the same connection, on either path."""
     async with bench(tmp_path, keys=KEY) as b, await b.client() as client:
         headers = {"Authorization": "Bearer sesame"}

@@ -1,4 +1,4 @@
-"""D04: whenever a client goes, the engine hears of it within a second and the lease is free again."""
+"""Whenever a client goes, the engine hears of it within a second and the lease is free again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def noticed(b: Bench, asked: Asked) -> None:
 @pytest.mark.parametrize("kind", ["stream", "plain", "assembled"])
 @fresh_and_reused
 @on_both_loops
-async def test_D04_in_the_middle_of_an_answer(tmp_path: Path, how: str, kind: str, primed: bool) -> None:
+async def test_in_the_middle_of_an_answer(tmp_path: Path, how: str, kind: str, primed: bool) -> None:
     stream, assembles = kind == "stream", kind == "assembled"
     async with bench(tmp_path) as b:
         client = await b.client(primed=primed)
@@ -61,7 +61,7 @@ async def test_D04_in_the_middle_of_an_answer(tmp_path: Path, how: str, kind: st
 
 
 @on_both_loops
-async def test_D04_before_the_engine_has_said_a_word(tmp_path: Path) -> None:
+async def test_before_the_engine_has_said_a_word(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         client = await b.client()
         b.engine.script = b.engine.never
@@ -73,7 +73,7 @@ async def test_D04_before_the_engine_has_said_a_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @on_both_loops
-async def test_D04_while_the_model_loads(tmp_path: Path, stream: bool) -> None:
+async def test_while_the_model_loads(tmp_path: Path, stream: bool) -> None:
     async with bench(tmp_path, ServerSettings(keepalive_after=0.05)) as b:
         b.instances.hold = True
         client = await b.client()
@@ -91,7 +91,7 @@ async def test_D04_while_the_model_loads(tmp_path: Path, stream: bool) -> None:
 
 
 @on_both_loops
-async def test_D04_in_the_queue_for_a_slot(tmp_path: Path) -> None:
+async def test_in_the_queue_for_a_slot(tmp_path: Path) -> None:
     models = [ModelSpec("m", path="/m.gguf", parallel=1)]
     async with bench(tmp_path, models=models) as b, await b.client() as first:
         b.engine.script = slowly
@@ -107,7 +107,7 @@ async def test_D04_in_the_queue_for_a_slot(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D04_while_the_body_is_being_sent(tmp_path: Path) -> None:
+async def test_while_the_body_is_being_sent(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         client = await b.client()
         client.send(HEAD + b"Content-Length: 100000\r\n\r\n" + b" " * 50_000)
@@ -120,7 +120,7 @@ async def test_D04_while_the_body_is_being_sent(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D04_a_crowd_that_goes_all_at_once(tmp_path: Path) -> None:
+async def test_a_crowd_that_goes_all_at_once(tmp_path: Path) -> None:
     models = [ModelSpec("m", path="/m.gguf", parallel=8)]
     scheduling = SchedulerSettings(max_queue=100)
     async with bench(tmp_path, models=models, scheduling=scheduling, assembles=True) as b:
@@ -135,7 +135,7 @@ async def test_D04_a_crowd_that_goes_all_at_once(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D04_the_end_of_the_answer_and_of_the_client_in_one_moment(tmp_path: Path) -> None:
+async def test_the_end_of_the_answer_and_of_the_client_in_one_moment(tmp_path: Path) -> None:
     """Whatever wins, nobody else's exchange is harmed and the connection to the engine is good or gone."""
     async with bench(tmp_path) as b:
 

@@ -1,4 +1,4 @@
-"""What is looked at in a request's body, and that no body can do more than be refused (D08)."""
+"""What is looked at in a request's body, and that no body can do more than be refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_D08_wrong_bodies_are_refused_by_name(case: str) -> None:
+def test_wrong_bodies_are_refused_by_name(case: str) -> None:
     body, param = WRONG[case]
     with pytest.raises(AccelError) as caught:
         read_json(CHAT, body)

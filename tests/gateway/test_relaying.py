@@ -1,4 +1,4 @@
-"""What a client gets is what the engine sent, and the engine gets nothing of the client but its body (D13)."""
+"""What a client gets is what the engine sent, and the engine gets nothing of the client but its body."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODELS = [
 ]
 
 
-# --- D13 ------------------------------------------------------------------------------------------------------------
+# --- headers ---------------------------------------------------------------------------------------------------------
 
 PRIVATE = {
     "Authorization": "Bearer the-clients-own-key",
@@ -59,7 +59,7 @@ PRIVATE = {
 @pytest.mark.parametrize("coding", ["length", "chunked"])
 @fresh_and_reused
 @on_both_loops
-async def test_D13_nothing_of_the_clients_head_reaches_the_engine(tmp_path: Path, coding: str, primed: bool) -> None:
+async def test_nothing_of_the_clients_head_reaches_the_engine(tmp_path: Path, coding: str, primed: bool) -> None:
     body = json.dumps(chat(user="ü")).encode()
     async with bench(tmp_path) as b, await b.client(primed=primed) as client:
         for _ in range(2):
@@ -83,7 +83,7 @@ async def test_D13_nothing_of_the_clients_head_reaches_the_engine(tmp_path: Path
 
 @fresh_and_reused
 @on_both_loops
-async def test_D13_nothing_of_the_engines_head_reaches_the_client_but_what_is_meant_for_it(
+async def test_nothing_of_the_engines_head_reaches_the_client_but_what_is_meant_for_it(
     tmp_path: Path, primed: bool
 ) -> None:
     extra = (
@@ -110,7 +110,7 @@ async def test_D13_nothing_of_the_engines_head_reaches_the_client_but_what_is_me
 
 
 @on_both_loops
-async def test_D13_a_query_is_not_passed_on(tmp_path: Path) -> None:
+async def test_a_query_is_not_passed_on(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
         assert (await client.ask("POST", f"{CHAT}?api-version=1&x=%0d%0aX:y", chat())).status == 200
         assert b.engine.requests[0].head.startswith(f"POST {CHAT} HTTP/1.1\r\n".encode())

@@ -1,4 +1,4 @@
-"""Clients that dawdle: with the head, with the body, with reading (D01, D02, D03), and half-closed ones (D05)."""
+"""Clients that dawdle: with the head, with the body, with reading, and half-closed ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HASTE = ServerSettings(header_timeout=0.2, body_timeout=0.3, write_timeout=0.3, 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 
 
-# --- D01: the head --------------------------------------------------------------------------------------------------
+# --- the head --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", [b"", b"G", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: loc", b"\r\n"])
 @on_both_loops
-async def test_D01_a_head_that_does_not_come_is_not_waited_for(tmp_path: Path, start: bytes) -> None:
+async def test_a_head_that_does_not_come_is_not_waited_for(tmp_path: Path, start: bytes) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client() as client:
         began = time.monotonic()
         client.send(start)
@@ -30,7 +30,7 @@ async def test_D01_a_head_that_does_not_come_is_not_waited_for(tmp_path: Path, s
 
 
 @on_both_loops
-async def test_D01_one_byte_now_and_then_does_not_help(tmp_path: Path) -> None:
+async def test_one_byte_now_and_then_does_not_help(tmp_path: Path) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client() as client:
         began = time.monotonic()
         rest = asyncio.ensure_future(client.rest(within=5))
@@ -44,7 +44,7 @@ async def test_D01_one_byte_now_and_then_does_not_help(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D01_too_many_connections_are_told_so(tmp_path: Path) -> None:
+async def test_too_many_connections_are_told_so(tmp_path: Path) -> None:
     settings = ServerSettings(max_connections=3)
     async with bench(tmp_path, settings) as b:
         first = [await b.client() for _ in range(3)]
@@ -66,11 +66,11 @@ async def test_D01_too_many_connections_are_told_so(tmp_path: Path) -> None:
             await each.close()
 
 
-# --- D02: the body --------------------------------------------------------------------------------------------------
+# --- the body --------------------------------------------------------------------------------------------------------
 
 
 @on_both_loops
-async def test_D02_a_body_that_stops_is_a_408(tmp_path: Path) -> None:
+async def test_a_body_that_stops_is_a_408(tmp_path: Path) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client() as client:
         client.send(HEAD + b'Content-Length: 100\r\n\r\n{"model":')
         response = await client.response()
@@ -80,7 +80,7 @@ async def test_D02_a_body_that_stops_is_a_408(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D02_a_trickle_has_an_end_too(tmp_path: Path) -> None:
+async def test_a_trickle_has_an_end_too(tmp_path: Path) -> None:
     """Each byte in time, the whole never: there is a least rate."""
     async with bench(tmp_path, HASTE) as b, await b.client() as client:
         client.send(HEAD + b"Content-Length: 100000\r\n\r\n")
@@ -94,7 +94,7 @@ async def test_D02_a_trickle_has_an_end_too(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_D02_a_slow_body_that_goes_on_is_taken(tmp_path: Path) -> None:
+async def test_a_slow_body_that_goes_on_is_taken(tmp_path: Path) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client() as client:
         body = request(body=chat(user="x" * 20_000)).partition(b"\r\n\r\n")[2]
         client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body))
@@ -105,7 +105,7 @@ async def test_D02_a_slow_body_that_goes_on_is_taken(tmp_path: Path) -> None:
         assert b.engine.requests[0].body == body
 
 
-# --- D03: reading ---------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 CHUNK = chunk(b"data: " + b"x" * 16_000 + b"\n\n")
 
@@ -126,7 +126,7 @@ class Fountain:
 
 @fresh_and_reused
 @on_both_loops
-async def test_D03_who_does_not_read_holds_the_engine_up_and_no_memory(tmp_path: Path, primed: bool) -> None:
+async def test_who_does_not_read_holds_the_engine_up_and_no_memory(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b, await b.client(receive_buffer=8192, primed=primed) as client:
         fountain = b.engine.script = Fountain()
         client.send(request(body=chat(stream=True)))
@@ -154,7 +154,7 @@ async def test_D03_who_does_not_read_holds_the_engine_up_and_no_memory(tmp_path:
 
 @fresh_and_reused
 @on_both_loops
-async def test_D03_who_never_reads_is_cut_off_and_the_engine_told(tmp_path: Path, primed: bool) -> None:
+async def test_who_never_reads_is_cut_off_and_the_engine_told(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client(receive_buffer=8192, primed=primed) as client:
         b.engine.script = Fountain()
         client.send(request(body=chat(stream=True)))
@@ -168,7 +168,7 @@ async def test_D03_who_never_reads_is_cut_off_and_the_engine_told(tmp_path: Path
 
 
 @on_both_loops
-async def test_D03_a_slow_reader_who_reads_is_not_cut_off(tmp_path: Path) -> None:
+async def test_a_slow_reader_who_reads_is_not_cut_off(tmp_path: Path) -> None:
     async with bench(tmp_path, HASTE) as b, await b.client(receive_buffer=8192) as client:
         pieces = 400
         b.engine.says(SSE_HEAD, *([CHUNK] * pieces), b"0\r\n\r\n")
@@ -185,7 +185,7 @@ async def test_D03_a_slow_reader_who_reads_is_not_cut_off(tmp_path: Path) -> Non
 
 @fresh_and_reused
 @on_both_loops
-async def test_D03_a_whole_answer_that_is_not_read_has_the_same_limit(tmp_path: Path, primed: bool) -> None:
+async def test_a_whole_answer_that_is_not_read_has_the_same_limit(tmp_path: Path, primed: bool) -> None:
     """The engine has long ended then, the lease too: only the client's connection is left."""
     async with bench(tmp_path, HASTE) as b, await b.client(receive_buffer=8192, primed=primed) as client:
         b.engine.says(plain(b"x" * (24 << 20)))
@@ -197,7 +197,7 @@ async def test_D03_a_whole_answer_that_is_not_read_has_the_same_limit(tmp_path: 
 
 
 @on_both_loops
-async def test_D03_the_next_request_is_not_held_up_by_the_last_ones_client(tmp_path: Path) -> None:
+async def test_the_next_request_is_not_held_up_by_the_last_ones_client(tmp_path: Path) -> None:
     """The connection to the engine was paused for a slow client when its answer ended: another's answer must flow."""
     async with bench(tmp_path) as b, await b.client(receive_buffer=8192) as slow, await b.client() as quick:
         b.engine.says(plain(b"x" * (4 << 20)))
@@ -211,12 +211,12 @@ async def test_D03_the_next_request_is_not_held_up_by_the_last_ones_client(tmp_p
         assert b.engine.connections == 1
 
 
-# --- D05: half-closed -----------------------------------------------------------------------------------------------
+# --- half-closed -----------------------------------------------------------------------------------------------------
 
 
 @fresh_and_reused
 @on_both_loops
-async def test_D05_a_client_that_closes_its_half_is_taken_as_gone(tmp_path: Path, primed: bool) -> None:
+async def test_a_client_that_closes_its_half_is_taken_as_gone(tmp_path: Path, primed: bool) -> None:
     """aiohttp closes without a response (aio-libs/aiohttp#3659), and so ends the engine's work: nobody wants it."""
     async with bench(tmp_path) as b, await b.client(primed=primed) as client:
         b.engine.script = b.engine.never

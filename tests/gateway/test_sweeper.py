@@ -96,7 +96,7 @@ def test_a_silent_stream_is_given_up_within_a_period() -> None:
     assert relay.stalls == [300.0]
 
 
-def test_D11_a_stream_that_says_something_lives_for_ever() -> None:
+def test_a_stream_that_says_something_lives_for_ever() -> None:
     sweeper, loop, clock = bench()
     relay: Any = Relay(clock.now)
     sweeper.watch(relay, stream=True)
@@ -133,7 +133,7 @@ def test_an_engine_is_not_blamed_for_a_client_that_does_not_read() -> None:
     assert not relay.stalls
 
 
-def test_D03_a_client_that_reads_nothing_is_cut_off_once() -> None:
+def test_a_client_that_reads_nothing_is_cut_off_once() -> None:
     sweeper, loop, _ = bench()
     client, quick, gone = Client(), Client(), Client()
     sweeper.write_timeout = 60.0

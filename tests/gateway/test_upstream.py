@@ -119,7 +119,7 @@ async def test_raw_chunks_or_their_contents(tmp_path: Path) -> None:
         ((plain(b"content")[:-1],), ("lost", True, True)),
     ],
 )
-def test_D10_what_is_told_of_a_broken_connection(tmp_path: Path, pieces: tuple[bytes, ...], last: Any) -> None:
+def test_what_is_told_of_a_broken_connection(tmp_path: Path, pieces: tuple[bytes, ...], last: Any) -> None:
     assert asyncio.run(hear(tmp_path, *pieces, close=True))[-1] == last
 
 
@@ -134,7 +134,7 @@ def test_D10_what_is_told_of_a_broken_connection(tmp_path: Path, pieces: tuple[b
         SSE_HEAD + chunk(b"x") + b"0\r\n\r\nmore",
     ],
 )
-def test_D09_what_is_no_response_ends_the_connection(tmp_path: Path, raw: bytes) -> None:
+def test_what_is_no_response_ends_the_connection(tmp_path: Path, raw: bytes) -> None:
     assert asyncio.run(hear(tmp_path, raw))[-1][0] == "lost"
 
 

@@ -84,7 +84,7 @@ OUTCOMES: dict[str, tuple[int, bool, bytes, int, int]] = {
 
 
 @pytest.mark.parametrize("mode", OUTCOMES)
-def test_D09_D10_D11_what_comes_of_an_engine_that_misbehaves(stage: Stage, mode: str) -> None:
+def test_what_comes_of_an_engine_that_misbehaves(stage: Stage, mode: str) -> None:
     status, complete, piece, relayed, assembled = OUTCOMES[mode]
     for model in MODELS:
         stage.mode(mode)
@@ -109,7 +109,7 @@ def test_D09_D10_D11_what_comes_of_an_engine_that_misbehaves(stage: Stage, mode:
 
 
 def test_nothing_a_stranger_sends_leaves_a_traceback_in_the_log(stage: Stage) -> None:
-    """D28: one short line at most; a 500 never."""
+    """One short line at most; a 500 never."""
     raw = [
         b"\r\n\r\n",
         b"nonsense\r\n\r\n",
@@ -146,7 +146,7 @@ def test_large_bodies(stage: Stage) -> None:
     assert (too_large.status, too_large.code) == (413, "body_too_large")
 
 
-def test_D22_the_live_socket_is_private_and_serves_the_api(stage: Stage) -> None:
+def test_the_live_socket_is_private_and_serves_the_api(stage: Stage) -> None:
     path = stage.daemon.control_socket
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -176,7 +176,7 @@ def keyed(daemon: Daemon, key: str | None) -> Answer:
     return daemon.send("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
 
 
-def test_D19_keys_are_read_anew_at_a_reload_and_never_shown(daemons: DaemonFactory, tmp_path: Path) -> None:
+def test_keys_are_read_anew_at_a_reload_and_never_shown(daemons: DaemonFactory, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("first-secret-key\n")
     keys.chmod(0o600)
@@ -212,7 +212,7 @@ def test_D19_keys_are_read_anew_at_a_reload_and_never_shown(daemons: DaemonFacto
     assert "secret-key" not in seen
 
 
-def test_D15_D16_hosts_and_origins_are_read_anew_at_a_reload(daemons: DaemonFactory, tmp_path: Path) -> None:
+def test_hosts_and_origins_are_read_anew_at_a_reload(daemons: DaemonFactory, tmp_path: Path) -> None:
     toml = fake_model("a", dummy_gguf(tmp_path))
     daemon = daemons.start(toml)
     page = {"Origin": "https://chat.example.org"}

@@ -120,7 +120,7 @@ def test_nothing_is_learned_of_what_has_no_name() -> None:
     assert (learned.entries(), shelf.writes) == ((), 0)
 
 
-def test_A32_what_ran_out_of_memory_is_raised_and_no_measurement_lowers_it() -> None:
+def test_what_ran_out_of_memory_is_raised_and_no_measurement_lowers_it() -> None:
     learned = learning()
     need = learned.apply(forecast(on_gpu(8 * GIB))).options[0]
     learned.outgrown("k", need, 10 * GIB, model="a")
@@ -221,7 +221,7 @@ STEPS = st.lists(
 
 
 @given(POOLS, DEVICES, STEPS)
-def test_A32_whatever_happens_no_figure_is_negative_or_below_what_was_outgrown(
+def test_whatever_happens_no_figure_is_negative_or_below_what_was_outgrown(
     amounts: dict[str, int], devices: tuple[str, ...], steps: list[tuple[str, object, bool | None]]
 ) -> None:
     learned = learning()

@@ -59,7 +59,7 @@ def test_a_pool_that_is_short_does_not_stop_who_wants_nothing_of_it() -> None:
     assert not Ledger(machine(card_foreign=30 * GIB)).shortages({RAM: GIB, CARD: 0})
 
 
-def test_A31_what_an_ended_model_holds_is_not_counted_twice() -> None:
+def test_what_an_ended_model_holds_is_not_counted_twice() -> None:
     """Without a process whoever looks takes it for somebody else's."""
     ledger = Ledger(machine(card_foreign=6 * GIB), [Holding("a", "reclaiming", {CARD: 5 * GIB})])
     card = ledger.balances()[2]

@@ -36,7 +36,7 @@ USED = TOTAL - AVAILABLE
 RESERVE = 8 * GIB
 
 
-def test_A33_a_shared_gpu_counts_what_is_in_main_memory_once(tmp_path: Path) -> None:
+def test_a_shared_gpu_counts_what_is_in_main_memory_once(tmp_path: Path) -> None:
     m = Machine(tmp_path, HALO)
     m.used(HALO, vram=700 * MIB, gtt=20 * GIB)
     m.process(10, "llama-server", amdgpu(HALO, 1, vram=200 * MIB, gtt=15 * GIB), anon=GIB, file=15 * GIB)
@@ -198,7 +198,7 @@ def test_a_sleeping_device_is_nobodys_and_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nonsense", [
     18446744073709000000, -4096, "", "N/A", "\0\0", 1 << 62, 17 * GIB,
 ])  # fmt: skip
-def test_C08_nonsense_from_a_driver_is_no_figure(tmp_path: Path, nonsense: object) -> None:
+def test_nonsense_from_a_driver_is_no_figure(tmp_path: Path, nonsense: object) -> None:
     """rocm-smi has shown 16 EiB in use: a counter that went below nothing."""
     m = Machine(tmp_path, CARD)
     m.used(CARD, vram=nonsense, gtt=nonsense)
@@ -210,7 +210,7 @@ def test_C08_nonsense_from_a_driver_is_no_figure(tmp_path: Path, nonsense: objec
     assert seen.used == {1: {CARD.id: 4 * GIB, RAM: 0}, 3: {RAM: 0}}
 
 
-def test_C08_a_process_that_claims_more_than_there_is(tmp_path: Path) -> None:
+def test_a_process_that_claims_more_than_there_is(tmp_path: Path) -> None:
     m = Machine(tmp_path, CARD)
     m.used(CARD, vram=GIB, gtt=0)
     m.process(10, "llama-server", amdgpu(CARD, 1, vram=500 * GIB, gtt=500 * GIB), anon=GIB)
@@ -336,7 +336,7 @@ def test_what_nvidia_does_not_tell_is_what_came_with_the_model(tmp_path: Path, u
 
 
 @pytest.mark.parametrize("used", [-1, (1 << 64) - 4096, 25 * GIB])
-def test_C08_nonsense_from_nvidia(tmp_path: Path, used: int) -> None:
+def test_nonsense_from_nvidia(tmp_path: Path, used: int) -> None:
     m = Machine(tmp_path)
     nvidia(m, Library(used, (20, 3 * GIB)))
     m.process(20, "game")

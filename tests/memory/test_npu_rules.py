@@ -65,7 +65,7 @@ def test_what_a_rule_says_of_one_family_it_says_of_the_other() -> None:
         (("new", "llm"), ("flm", "llm"), "new and flm cannot use the NPU at the same time"),
     ],
 )
-def test_A4_families_on_one_npu(a: tuple[str, str], b: tuple[str, str], why: str | None) -> None:
+def test_families_on_one_npu(a: tuple[str, str], b: tuple[str, str], why: str | None) -> None:
     assert conflict(Claim(NPU, *a), Claim(NPU, *b)) == why
 
 
@@ -79,7 +79,7 @@ def test_A4_families_on_one_npu(a: tuple[str, str], b: tuple[str, str], why: str
         (("", ""), ("llm", "llm"), True),
     ],
 )
-def test_A4_one_server_holds_one_flm_model_of_a_kind(
+def test_one_server_holds_one_flm_model_of_a_kind(
     hosts: tuple[str, str], kinds: tuple[str, str], together: bool
 ) -> None:
     a, b = (Claim(NPU, "flm", kind, host=host) for kind, host in zip(kinds, hosts, strict=True))

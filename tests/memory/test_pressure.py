@@ -35,7 +35,7 @@ def machine(foreign: int = 20 * GIB, **models: int) -> World:
         (-1.0, 1, True),
     ],
 )
-def test_A33_soft_and_hard_thresholds(free: float, after: int | None, hard: bool) -> None:
+def test_soft_and_hard_thresholds(free: float, after: int | None, hard: bool) -> None:
     world = machine(a=10, b=10, c=4)
     began = world.now
     world.foreign[RAM] = int((40 - free) * GIB)
@@ -47,7 +47,7 @@ def test_A33_soft_and_hard_thresholds(free: float, after: int | None, hard: bool
         assert (at - began, order.hard, order.pool) == (after, hard, RAM)
 
 
-def test_A33_what_brought_less_than_was_thought_is_followed_by_the_next_at_once() -> None:
+def test_what_brought_less_than_was_thought_is_followed_by_the_next_at_once() -> None:
     """Models that hold half of what is reserved for them: who leaves brings back half of what was promised."""
     world = machine(a=10, b=10, c=10)
     for one in world.models.values():
@@ -60,7 +60,7 @@ def test_A33_what_brought_less_than_was_thought_is_followed_by_the_next_at_once(
     assert not world.resident()
 
 
-def test_A33_the_grace_begins_anew_when_there_was_room() -> None:
+def test_the_grace_begins_anew_when_there_was_room() -> None:
     world = machine(a=10, b=10)
     for _ in range(10):
         world.foreign[RAM] = 41 * GIB
@@ -71,7 +71,7 @@ def test_A33_the_grace_begins_anew_when_there_was_room() -> None:
     assert world.run(4)
 
 
-def test_A33_the_grace_is_the_users() -> None:
+def test_the_grace_is_the_users() -> None:
     world = World(settings=MemorySettings(soft_grace=0))
     world.models = {"a": Model({RAM: 20 * GIB})}
     world.run(1)
@@ -86,7 +86,7 @@ def test_A33_the_grace_is_the_users() -> None:
     assert world.run(1)
 
 
-def test_A33_an_order_is_for_more_than_is_missing() -> None:
+def test_an_order_is_for_more_than_is_missing() -> None:
     """The reserve, and a twentieth of the pool on top: it does not nibble."""
     world = machine(a=10, b=10, c=4)
     world.foreign[RAM] = 37 * GIB  # 3 free
@@ -111,7 +111,7 @@ def test_an_order_never_exceeds_what_is_held() -> None:
     assert order.size == 2 * GIB
 
 
-def test_A33_no_second_order_until_the_first_has_had_its_effect() -> None:
+def test_no_second_order_until_the_first_has_had_its_effect() -> None:
     world = machine(a=10, b=10, c=10, foreign=10 * GIB)
     world.leaving = 4.5
     world.foreign[RAM] = 33 * GIB  # 1 free
@@ -122,7 +122,7 @@ def test_A33_no_second_order_until_the_first_has_had_its_effect() -> None:
     assert len(world.orders) == 1, "one was enough"
 
 
-def test_A33_what_others_take_meanwhile_is_ordered_when_the_first_is_back() -> None:
+def test_what_others_take_meanwhile_is_ordered_when_the_first_is_back() -> None:
     world = machine(a=10, b=10, c=10, foreign=10 * GIB)
     world.foreign[RAM] = 33 * GIB
     world.run(1)
@@ -134,7 +134,7 @@ def test_A33_what_others_take_meanwhile_is_ordered_when_the_first_is_back() -> N
     assert world.resident() == {"c"}
 
 
-def test_A33_an_order_without_effect_is_given_again_after_a_while() -> None:
+def test_an_order_without_effect_is_given_again_after_a_while() -> None:
     world = machine(a=20)
     world.models["a"].busy = True
     world.foreign[RAM] = 41 * GIB
@@ -148,7 +148,7 @@ def test_A33_an_order_without_effect_is_given_again_after_a_while() -> None:
     assert world.resident() == set(), "it ended its work, and left"
 
 
-def test_A33_what_becomes_urgent_does_not_wait_for_the_effect() -> None:
+def test_what_becomes_urgent_does_not_wait_for_the_effect() -> None:
     world = machine(a=20, b=1)
     world.models["a"].busy = True
     world.models["b"].busy = True
@@ -172,7 +172,7 @@ def test_what_is_on_its_way_back_counts() -> None:
     assert "10.0 GiB are on their way back" in order.why
 
 
-def test_A33_models_within_their_reservations_cause_nothing() -> None:
+def test_models_within_their_reservations_cause_nothing() -> None:
     """The core has given away more than there is: that is its own affair, and orders would fight it."""
     world = machine(a=10)
     world.models["b"] = Model({RAM: 33 * GIB}, phase="loading")
@@ -183,7 +183,7 @@ def test_A33_models_within_their_reservations_cause_nothing() -> None:
     assert world.run(1), "others have grown"
 
 
-def test_A33_a_model_that_grows_beyond_its_reservation_makes_room() -> None:
+def test_a_model_that_grows_beyond_its_reservation_makes_room() -> None:
     world = machine(a=30, b=9)
     world.models["a"].used = {RAM: 33 * GIB}
     world.run(4)
@@ -192,7 +192,7 @@ def test_A33_a_model_that_grows_beyond_its_reservation_makes_room() -> None:
     assert order.size == 2 * GIB + 64 * GIB // 20
 
 
-def test_A33_others_have_taken_what_was_reserved_and_not_touched_yet() -> None:
+def test_others_have_taken_what_was_reserved_and_not_touched_yet() -> None:
     world = machine(a=40)
     world.models["a"].used = {RAM: 10 * GIB}
     world.foreign[RAM] = 40 * GIB
@@ -223,7 +223,7 @@ def test_a_pool_without_models_causes_nothing() -> None:
     assert not world.run(30)
 
 
-def test_A33_the_order_names_the_pool_and_the_numbers() -> None:
+def test_the_order_names_the_pool_and_the_numbers() -> None:
     world = World(ram(), card())
     world.models = {"a": Model({GPU: 10 * GIB, RAM: GIB}), "b": Model({RAM: 9 * GIB})}
     world.foreign = {RAM: 10 * GIB, GPU: 2 * GIB}
@@ -244,7 +244,7 @@ def test_A33_the_order_names_the_pool_and_the_numbers() -> None:
 # --- unified memory -------------------------------------------------------------------------------------------
 
 
-def test_A33_main_memory_that_is_short_is_helped_by_models_on_the_gpu_that_lies_in_it() -> None:
+def test_main_memory_that_is_short_is_helped_by_models_on_the_gpu_that_lies_in_it() -> None:
     world = World(ram(), unified())
     world.models = {"a": Model({GPU: 30 * GIB}), "b": Model({RAM: GIB})}
     world.foreign = {RAM: 10 * GIB, GPU: 0}
@@ -263,7 +263,7 @@ def test_what_the_gpu_has_for_itself_is_no_help_for_main_memory() -> None:
     assert not world.run(10)
 
 
-def test_A33_a_game_in_unified_memory_takes_from_both_and_one_answer_is_enough() -> None:
+def test_a_game_in_unified_memory_takes_from_both_and_one_answer_is_enough() -> None:
     world = World(ram(), unified())
     world.models = {name: Model({GPU: 10 * GIB}) for name in "abcde"}
     world.foreign = {RAM: 5 * GIB, GPU: GIB}
@@ -286,7 +286,7 @@ def test_A33_a_game_in_unified_memory_takes_from_both_and_one_answer_is_enough()
         (None, 5, False),
     ],
 )
-def test_A33_programs_that_stand_still(stall: Stall | None, free: int, ordered: bool) -> None:
+def test_programs_that_stand_still(stall: Stall | None, free: int, ordered: bool) -> None:
     world = machine(a=10, b=10, c=4)
     world.foreign[RAM] = (40 - free) * GIB
     world.run(1)
@@ -298,7 +298,7 @@ def test_A33_programs_that_stand_still(stall: Stall | None, free: int, ordered: 
         assert "stood still" in orders[0].why
 
 
-def test_A33_a_stall_is_not_blamed_on_a_load() -> None:
+def test_a_stall_is_not_blamed_on_a_load() -> None:
     world = machine(a=10, b=10)
     world.foreign[RAM] = 36 * GIB
     world.models["c"] = Model({RAM: GIB}, phase="loading")
@@ -309,7 +309,7 @@ def test_A33_a_stall_is_not_blamed_on_a_load() -> None:
     assert world.run(2)
 
 
-def test_A33_the_average_of_the_past_takes_no_second_model() -> None:
+def test_the_average_of_the_past_takes_no_second_model() -> None:
     world = machine(a=10, b=10, c=10)
     world.foreign[RAM] = 28 * GIB
     world.stall = Stall(90, 60)

@@ -1,4 +1,4 @@
-"""Row A31: a device that gives an ended model's memory back slowly, partly, late or never, and others who take it."""
+"""A device that gives an ended model's memory back slowly, partly, late or never, and others who take it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_it_is_what_the_scheduler_asks_for() -> None:
     assert (callable(port.watch), callable(watch.cancel)) == (True, True)
 
 
-async def test_A31_what_lay_in_main_memory_is_back_with_the_process() -> None:
+async def test_what_lay_in_main_memory_is_back_with_the_process() -> None:
     async with machine() as world:
         world.runs(1, ram=8 * GIB)
         assert world.ends(1) is None
@@ -138,12 +138,12 @@ async def test_A31_what_lay_in_main_memory_is_back_with_the_process() -> None:
         assert (world.looks, world.told) == ([], [])
 
 
-async def test_A31_where_nobody_looks_nothing_is_waited_for() -> None:
+async def test_where_nobody_looks_nothing_is_waited_for() -> None:
     async with machine() as world:
         assert world.reclaimer.watch(1, "m", {GPU: GIB}, lambda *told: world.told.append(told)) is None
 
 
-async def test_A31_a_driver_that_is_quick_costs_one_look() -> None:
+async def test_a_driver_that_is_quick_costs_one_look() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         assert world.ends(1) is not None
@@ -154,7 +154,7 @@ async def test_A31_a_driver_that_is_quick_costs_one_look() -> None:
         assert len(world.looks) == 1
 
 
-async def test_A31_a_driver_that_is_slow_is_watched_until_all_is_back() -> None:
+async def test_a_driver_that_is_slow_is_watched_until_all_is_back() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB, ram=GIB)
         world.ends(1, gpu=8 * GIB)
@@ -167,7 +167,7 @@ async def test_A31_a_driver_that_is_slow_is_watched_until_all_is_back() -> None:
         assert set(world.pauses) == {QUICK}
 
 
-async def test_A31_what_a_driver_keeps_for_itself_is_not_missing() -> None:
+async def test_what_a_driver_keeps_for_itself_is_not_missing() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.runs(2, gpu=GIB // 4)
@@ -178,7 +178,7 @@ async def test_A31_what_a_driver_keeps_for_itself_is_not_missing() -> None:
         assert world.told == [(0, ""), (0, "")]
 
 
-async def test_A31_what_does_not_come_back_is_told_once_and_looked_for_more_and_more_seldom() -> None:
+async def test_what_does_not_come_back_is_told_once_and_looked_for_more_and_more_seldom() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.ends(1, gpu=8 * GIB)
@@ -193,7 +193,7 @@ async def test_A31_what_does_not_come_back_is_told_once_and_looked_for_more_and_
         assert world.told[-1] == (0, "")
 
 
-async def test_A31_a_game_that_took_the_memory_meanwhile_is_no_residue() -> None:
+async def test_a_game_that_took_the_memory_meanwhile_is_no_residue() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.games["game"] = {GPU: 6 * GIB}
@@ -204,7 +204,7 @@ async def test_A31_a_game_that_took_the_memory_meanwhile_is_no_residue() -> None
         assert world.told[-1] == (0, "")
 
 
-async def test_A31_beside_a_game_what_is_really_missing_stays_missing() -> None:
+async def test_beside_a_game_what_is_really_missing_stays_missing() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.ends(1, gpu=2 * GIB)
@@ -222,7 +222,7 @@ async def test_A31_beside_a_game_what_is_really_missing_stays_missing() -> None:
         assert world.told[-1] == (0, "")
 
 
-async def test_A31_a_game_that_still_loads_is_waited_for() -> None:
+async def test_a_game_that_still_loads_is_waited_for() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.ends(1)
@@ -234,7 +234,7 @@ async def test_A31_a_game_that_still_loads_is_waited_for() -> None:
         assert world.told[-1] == (0, "")
 
 
-async def test_A31_two_models_that_end_together_miss_no_byte_twice() -> None:
+async def test_two_models_that_end_together_miss_no_byte_twice() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.runs(2, gpu=4 * GIB)
@@ -256,7 +256,7 @@ async def test_A31_two_models_that_end_together_miss_no_byte_twice() -> None:
         assert sizes == {1: 0, 2: 0}
 
 
-async def test_A31_on_two_devices_each_is_named() -> None:
+async def test_on_two_devices_each_is_named() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB, card=4 * GIB)
         world.ends(1, gpu=2 * GIB, card=GIB)
@@ -272,7 +272,7 @@ async def test_A31_on_two_devices_each_is_named() -> None:
         ]
 
 
-async def test_A31_a_look_that_is_older_than_the_end_says_nothing_of_it() -> None:
+async def test_a_look_that_is_older_than_the_end_says_nothing_of_it() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         before = world.seen()
@@ -289,7 +289,7 @@ async def test_A31_a_look_that_is_older_than_the_end_says_nothing_of_it() -> Non
         assert world.told == [(8 * GIB, "memory of AMD Radeon 8060S")]
 
 
-async def test_A31_a_model_that_was_already_ending_when_it_was_seen_last_is_no_measure() -> None:
+async def test_a_model_that_was_already_ending_when_it_was_seen_last_is_no_measure() -> None:
     """Its memory counted as others' by then, although it was still there."""
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
@@ -301,7 +301,7 @@ async def test_A31_a_model_that_was_already_ending_when_it_was_seen_last_is_no_m
         assert world.told == [(8 * GIB, "memory of AMD Radeon 8060S")]
 
 
-async def test_A31_the_memory_of_a_device_that_is_gone_is_gone_too() -> None:
+async def test_the_memory_of_a_device_that_is_gone_is_gone_too() -> None:
     async with machine() as world:
         world.runs(1, card=8 * GIB)
         world.ends(1, card=8 * GIB)
@@ -314,7 +314,7 @@ async def test_A31_the_memory_of_a_device_that_is_gone_is_gone_too() -> None:
         assert world.told[-1] == (0, "")
 
 
-async def test_A31_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.trouble = OSError("the driver is away")
@@ -329,7 +329,7 @@ async def test_A31_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("when", ["before the first look", "while a look hangs", "between two looks", "when told"])
-async def test_A31_it_can_be_called_off_at_any_time(when: str) -> None:
+async def test_it_can_be_called_off_at_any_time(when: str) -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.hangs = when == "while a look hangs"
@@ -353,7 +353,7 @@ async def test_A31_it_can_be_called_off_at_any_time(when: str) -> None:
         assert world.told[-1] == (0, ""), "the next one is watched again"
 
 
-async def test_A31_a_look_of_somebody_else_will_do() -> None:
+async def test_a_look_of_somebody_else_will_do() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.hangs = True
@@ -365,7 +365,7 @@ async def test_A31_a_look_of_somebody_else_will_do() -> None:
         assert [size for size, _ in world.told] == [8 * GIB, 0]
 
 
-async def test_A31_nobody_looks_twice_for_the_same_moment() -> None:
+async def test_nobody_looks_twice_for_the_same_moment() -> None:
     async with machine() as world:
         world.runs(1, gpu=8 * GIB)
         world.ends(1, gpu=8 * GIB)
@@ -379,7 +379,7 @@ async def test_A31_nobody_looks_twice_for_the_same_moment() -> None:
         assert len(world.told) == 1, "a look that saw nothing proves nothing"
 
 
-async def test_A31_with_the_watch_of_memory_that_the_daemon_has() -> None:
+async def test_with_the_watch_of_memory_that_the_daemon_has() -> None:
     class Meter:
         """Looks in a thread, at whatever is the case."""
 
@@ -432,7 +432,7 @@ def bench_on(world: Machine) -> BenchWithDevice:
     return bench
 
 
-async def test_A31_the_next_model_waits_for_the_memory_of_the_one_before() -> None:
+async def test_the_next_model_waits_for_the_memory_of_the_one_before() -> None:
     async with machine() as world:
         bench = bench_on(world)
         bench.loaded("a")
@@ -453,7 +453,7 @@ async def test_A31_the_next_model_waits_for_the_memory_of_the_one_before() -> No
         assert waits.lease is not None
 
 
-async def test_A31_a_look_that_hangs_holds_nobody_up_for_ever() -> None:
+async def test_a_look_that_hangs_holds_nobody_up_for_ever() -> None:
     async with machine() as world:
         bench = bench_on(world)
         bench.loaded("a")
@@ -487,7 +487,7 @@ def test_an_account_never_misses_more_than_there_is_and_believes_in_the_end(read
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.lists(st.integers(0, 200), max_size=8))
-def test_A31_shares_add_up(held: list[int], readings: list[int]) -> None:
+def test_shares_add_up(held: list[int], readings: list[int]) -> None:
     async def run() -> None:
         async with machine() as world:
             sizes: dict[int, int] = {}

@@ -142,7 +142,7 @@ LINES = st.lists(st.tuples(KEYS, st.text(max_size=30) | st.integers().map(str)))
 
 
 @given(st.binary(max_size=200) | LINES.map(lambda lines: "\n".join(f"{k}: {v} kB" for k, v in lines).encode()))
-def test_C08_any_text_of_the_kernel_is_a_size_or_nothing(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
+def test_any_text_of_the_kernel_is_a_size_or_nothing(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "any" / "7"
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("smaps_rollup", "status", "statm"):

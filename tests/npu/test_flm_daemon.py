@@ -176,7 +176,7 @@ def test_B_what_people_ask_is_printed_by_the_server_and_kept_by_nobody(daemons: 
         ("embed-gemma:300m", "/v1/embeddings", "--embed"),
     ],
 )
-def test_A5_what_hears_and_what_makes_embeddings_is_proven_by_doing_it(
+def test_what_hears_and_what_makes_embeddings_is_proven_by_doing_it(
     daemons: DaemonFactory, flm: FlmOnPath, tag: str, path: str, switch: str
 ) -> None:
     flm.pulled(tag)
@@ -188,7 +188,7 @@ def test_A5_what_hears_and_what_makes_embeddings_is_proven_by_doing_it(
     assert tag not in flm.served()[0]
 
 
-def test_A5_a_whisper_that_fails_ends_by_itself(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+def test_a_whisper_that_fails_ends_by_itself(daemons: DaemonFactory, flm: FlmOnPath) -> None:
     flm.pulled("whisper-v3:turbo").set(broken=["whisper-v3:turbo"])
     daemon = started(daemons, flm, name="npu/m", model="whisper-v3:turbo")
     error = load(daemon, "npu/m")

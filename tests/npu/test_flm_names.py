@@ -25,7 +25,7 @@ from accelerd.engines.flm.catalogue import KNOWN
         ("gpt-oss", "gpt-oss:20b"),
     ],
 )
-def test_A5_every_spelling_finds_its_tag(written: str, tag: str) -> None:
+def test_every_spelling_finds_its_tag(written: str, tag: str) -> None:
     assert names.find(written, KNOWN) == tag
 
 

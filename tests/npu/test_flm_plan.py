@@ -73,7 +73,7 @@ async def test_B_a_context_becomes_a_power_of_two_and_512_at_least(flm: FlmOnPat
     assert "--ctx-len" not in (await planned(flm, spec(context=None))).argv
 
 
-async def test_A5_whisper_and_embeddings_come_by_a_switch_and_not_by_their_name(flm: FlmOnPath) -> None:
+async def test_whisper_and_embeddings_come_by_a_switch_and_not_by_their_name(flm: FlmOnPath) -> None:
     flm.pulled("whisper-v3:turbo", "embed-gemma:300m")
     heard = await planned(flm, spec("whisper-v3:turbo"))
     assert "whisper-v3:turbo" not in heard.argv

@@ -78,7 +78,7 @@ def test_unloading_one_does_nothing_to_the_other(start: Start, standin: Standin)
     assert [one["body"]["model_name"] for one in standin.requests("/api/v1/unload")] == [QWEN]
 
 
-def test_A4_failed_load_evicts_all_and_the_others_come_again(start: Start, standin: Standin) -> None:
+def test_failed_load_evicts_all_and_the_others_come_again(start: Start, standin: Standin) -> None:
     """What Lemonade has thrown out is loaded again with the next request; the failed one is the only one to blame."""
     daemon = start(model("qwen", QWEN) + model("gemma", GEMMA))
     assert daemon.chat("qwen").status == 200
@@ -148,7 +148,7 @@ def test_the_death_of_the_server_is_no_end_for_the_daemon(start: Start) -> None:
     assert answer.json()["choices"]
 
 
-def test_A5_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: Standin) -> None:
+def test_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: Standin) -> None:
     """lemond finds the flm in PATH, and accelerd asks that one itself, by its own name of the model."""
     (standin.bin / "flm").symlink_to(STANDINS / "flm")
     daemon = start(model("npu", "qwen3-4b-FLM"))
@@ -188,7 +188,7 @@ def test_what_a_model_cannot_do_is_refused_with_a_reason(start: Start) -> None:
     assert listed[0]["recipe"] == "llamacpp"
 
 
-def test_A4_a_busy_model_of_somebody_elses_server_is_not_thrown_out(start: Start, standin: Standin) -> None:
+def test_a_busy_model_of_somebody_elses_server_is_not_thrown_out(start: Start, standin: Standin) -> None:
     """It has room for one model and knows who is busy, since it is not asked behind its back."""
     with foreign(standin, max_loaded=1) as server:
         used = f"[engines.lemonade]\nurl = {json.dumps(server.url)}\n"

@@ -62,7 +62,7 @@ def engine(catalogue: Catalogue) -> Lemonade:
         ("kokoro-v1", set()),
     ],
 )
-def test_A5_labels_and_recipes_say_what_a_model_can_do(catalogue: Catalogue, model: str, tasks: set[str]) -> None:
+def test_labels_and_recipes_say_what_a_model_can_do(catalogue: Catalogue, model: str, tasks: set[str]) -> None:
     found = engine(catalogue).traits(spec(model))
     assert found.tasks == tasks
     assert not found.tasks & set(found.why_not)
@@ -70,12 +70,12 @@ def test_A5_labels_and_recipes_say_what_a_model_can_do(catalogue: Catalogue, mod
     assert found.labels == catalogue.of(model).labels
 
 
-def test_A5_names_are_compared_without_regard_to_case(catalogue: Catalogue) -> None:
+def test_names_are_compared_without_regard_to_case(catalogue: Catalogue) -> None:
     """9.x called it Qwen3-4B-FLM, later ones qwen3-4b-FLM."""
     assert engine(catalogue).traits(spec("Qwen3-4B-FLM")).recipe == "flm"
 
 
-def test_A5_an_flm_is_asked_by_its_own_name_for_the_model(catalogue: Catalogue) -> None:
+def test_an_flm_is_asked_by_its_own_name_for_the_model(catalogue: Catalogue) -> None:
     """It throws its model out for another name."""
     assert engine(catalogue).traits(spec("qwen3-4b-FLM")).wire_name == "qwen3:4b"
     catalogue.loaded("qwen3-4b-FLM", "flm", "qwen3:4b", "npu", direct=False)
@@ -88,7 +88,7 @@ def test_rerank_is_spelled_as_the_one_who_is_asked_spells_it(catalogue: Catalogu
     assert engine(catalogue).traits(spec("bge-reranker-GGUF")).paths == {"/v1/rerank": "/v1/reranking"}
 
 
-def test_A4_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> None:
+def test_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> None:
     """It throws out what it takes for idle."""
     theirs = Lemonade(LemonadeSettings(url="http://127.0.0.1:13305"), catalogue, environ={})
     assert theirs.traits(spec("qwen3-4b-FLM")).wire_name == "qwen3-4b-FLM"
@@ -118,9 +118,7 @@ def test_of_an_unknown_model_the_settings_tell_and_nothing_is_refused_that_it_ma
         ("Llama-3.2-3B-Hybrid", "ryzenai-llm", "llm"),
     ],
 )
-async def test_A4_models_of_the_npu_are_accounted_there(
-    catalogue: Catalogue, model: str, family: str, kind: str
-) -> None:
+async def test_models_of_the_npu_are_accounted_there(catalogue: Catalogue, model: str, family: str, kind: str) -> None:
     (need,) = (await engine(catalogue).forecast(spec(model), [GPU, NPU], ask=False)).options
     assert need.devices == (NPU.id,)
     assert need.claims == (Claim(NPU.id, family, kind, host="Lemonade Server"),)
@@ -128,7 +126,7 @@ async def test_A4_models_of_the_npu_are_accounted_there(
     assert need.total > 0
 
 
-async def test_A4_whisper_is_on_the_npu_once_the_server_says_so(catalogue: Catalogue) -> None:
+async def test_whisper_is_on_the_npu_once_the_server_says_so(catalogue: Catalogue) -> None:
     whisper = spec("Whisper-Large-v3-Turbo")
     (need,) = (await engine(catalogue).forecast(whisper, [GPU, NPU], ask=False)).options
     assert need.claims == (Claim(NPU.id, "whispercpp", "asr", host="Lemonade Server"),)
@@ -179,7 +177,7 @@ def test_sampling_is_handed_on_to_a_llama_server() -> None:
     assert "llamacpp_args" not in request.build(spec(sampling=Sampling(temperature=0.7)), "flm", None).body
 
 
-def test_A5_flm_takes_only_some_arguments() -> None:
+def test_flm_takes_only_some_arguments() -> None:
     asked = request.build(spec("q-FLM", extra_args=("--q-len", "4")), "flm", None)
     assert asked.body["flm_args"] == "--q-len 4"
     with pytest.raises(AccelError, match="Lemonade hands --asr to no flm"):

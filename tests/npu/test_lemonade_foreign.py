@@ -59,7 +59,7 @@ async def test_what_was_loaded_before_is_taken_as_it_is_and_left_there(house: Le
         assert house.standin.requests("/api/v1/unload") == []
 
 
-async def test_A4_what_it_throws_out_by_itself_is_put_away(house: LemonadeHouse) -> None:
+async def test_what_it_throws_out_by_itself_is_put_away(house: LemonadeHouse) -> None:
     """One model of a type, as it is set up by default: the next one takes the place of the first."""
     with foreign(house.standin, max_loaded=1) as server:
         async with uses(house, server):
@@ -72,7 +72,7 @@ async def test_A4_what_it_throws_out_by_itself_is_put_away(house: LemonadeHouse)
             assert house.heard.of(second) == ["ready"]
 
 
-async def test_A4_what_somebody_else_unloads_is_put_away_and_not_ours(house: LemonadeHouse) -> None:
+async def test_what_somebody_else_unloads_is_put_away_and_not_ours(house: LemonadeHouse) -> None:
     with foreign(house.standin) as server:
         async with uses(house, server):
             (number,) = await house.loaded(QWEN)
@@ -82,7 +82,7 @@ async def test_A4_what_somebody_else_unloads_is_put_away_and_not_ours(house: Lem
             assert "by itself, or somebody else told it to" in exit.message
 
 
-async def test_A3_another_pid_is_another_life(house: LemonadeHouse) -> None:
+async def test_another_pid_is_another_life(house: LemonadeHouse) -> None:
     """Somebody loads it with other options: the backend that accelerd knew is no more."""
     with foreign(house.standin) as server:
         async with uses(house, server):
@@ -93,7 +93,7 @@ async def test_A3_another_pid_is_another_life(house: LemonadeHouse) -> None:
             assert exit.message.startswith("the Lemonade Server unloaded it: it was started again, as process ")
 
 
-async def test_A4_all_places_pinned(house: LemonadeHouse) -> None:
+async def test_all_places_pinned(house: LemonadeHouse) -> None:
     with foreign(house.standin, max_loaded=1) as server:
         async with uses(house, server):
             (pinned,) = await house.loaded(QWEN, pin=True)

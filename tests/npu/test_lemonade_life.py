@@ -33,7 +33,7 @@ def house(tmp_path: Path) -> Iterator[LemonadeHouse]:
         assert ProcTable().owned(runtime) == []
 
 
-async def test_A3_a_model_is_asked_straight_at_its_backend(house: LemonadeHouse) -> None:
+async def test_a_model_is_asked_straight_at_its_backend(house: LemonadeHouse) -> None:
     async with house:
         (number,) = await house.loaded(QWEN)
         server = house.own
@@ -49,7 +49,7 @@ async def test_A3_a_model_is_asked_straight_at_its_backend(house: LemonadeHouse)
         assert alive(server.pid), "the server stays for the next one"
 
 
-async def test_A3_what_has_no_server_of_its_own_is_asked_at_lemonade(house: LemonadeHouse) -> None:
+async def test_what_has_no_server_of_its_own_is_asked_at_lemonade(house: LemonadeHouse) -> None:
     async with house:
         (number,) = await house.loaded("Whisper-Large-v3-Turbo")
         assert house.own.client is not None
@@ -72,7 +72,7 @@ async def test_one_server_for_all_models(house: LemonadeHouse) -> None:
         assert [one["body"]["model_name"] for one in house.standin.requests("/api/v1/unload")] == [GEMMA]
 
 
-async def test_A1_the_users_own_folders_are_never_touched(house: LemonadeHouse) -> None:
+async def test_the_users_own_folders_are_never_touched(house: LemonadeHouse) -> None:
     """--port is written back into the server's config.json: that must be accelerd's own."""
     home = house.roots.home
     for folder in (home / ".cache/lemonade", home / ".config/lemonade"):
@@ -91,7 +91,7 @@ async def test_A1_the_users_own_folders_are_never_touched(house: LemonadeHouse) 
     assert (own / "config.json").stat().st_mode & 0o077 == 0
 
 
-async def test_A2_the_settings_that_matter_are_written_before_the_start(house: LemonadeHouse) -> None:
+async def test_the_settings_that_matter_are_written_before_the_start(house: LemonadeHouse) -> None:
     async with house:
         await house.loaded(QWEN)
     said = json.loads((house.roots.cache / "lemonade/config.json").read_text())
@@ -129,7 +129,7 @@ async def test_settings_become_options_of_the_load_and_are_not_saved(house: Lemo
 
 
 @pytest.mark.parametrize("argument", ["--port", "-ngl", "--ctx-size=9", "--metrics", "--mmproj"])
-async def test_A3_arguments_that_lemonade_refuses_are_refused_before(house: LemonadeHouse, argument: str) -> None:
+async def test_arguments_that_lemonade_refuses_are_refused_before(house: LemonadeHouse, argument: str) -> None:
     async with house:
         exit = await house.gone(house.start(extra_args=(argument, "1")))
     assert exit.cause is Cause.REFUSED
@@ -137,7 +137,7 @@ async def test_A3_arguments_that_lemonade_refuses_are_refused_before(house: Lemo
     assert house.standin.requests("start") == []
 
 
-async def test_A4_failed_load_evicts_all(house: LemonadeHouse) -> None:
+async def test_failed_load_evicts_all(house: LemonadeHouse) -> None:
     """The others' ends are noticed within a second, and are not believed to be accelerd's own."""
     house.standin.say(fail={GEMMA: "out of luck"})
     async with house:
@@ -155,7 +155,7 @@ async def test_A4_failed_load_evicts_all(house: LemonadeHouse) -> None:
     assert "out of luck" in failed.message
 
 
-async def test_A4_a_load_that_fails_for_want_of_a_file_costs_nobody_anything(house: LemonadeHouse) -> None:
+async def test_a_load_that_fails_for_want_of_a_file_costs_nobody_anything(house: LemonadeHouse) -> None:
     house.standin.say(fail={GEMMA: "file not found"})
     async with house:
         (first,) = await house.loaded(QWEN)
@@ -165,7 +165,7 @@ async def test_A4_a_load_that_fails_for_want_of_a_file_costs_nobody_anything(hou
         assert house.heard.of(first) == ["ready"]
 
 
-async def test_A4_the_npu_takes_only_one_of_two(house: LemonadeHouse) -> None:
+async def test_the_npu_takes_only_one_of_two(house: LemonadeHouse) -> None:
     async with house:
         (hybrid,) = await house.loaded("Llama-3.2-3B-Hybrid")
         (whisper,) = await house.loaded("Whisper-Large-v3-Turbo")
@@ -175,7 +175,7 @@ async def test_A4_the_npu_takes_only_one_of_two(house: LemonadeHouse) -> None:
         assert alive(house.pid(whisper))
 
 
-async def test_A4_flm_models_of_different_kinds_live_side_by_side(house: LemonadeHouse) -> None:
+async def test_flm_models_of_different_kinds_live_side_by_side(house: LemonadeHouse) -> None:
     """And of one kind, the next one takes the place of the first."""
     async with house:
         first, embeds = await house.loaded("qwen3-4b-FLM", "embed-gemma-300m-FLM")
@@ -243,7 +243,7 @@ async def test_without_a_lemonade_it_says_so(house: LemonadeHouse) -> None:
     assert "neither lemond nor lemonade-server is in PATH" in exit.message
 
 
-async def test_A3_a_model_that_is_not_downloaded_is_not_downloaded_by_a_load(house: LemonadeHouse) -> None:
+async def test_a_model_that_is_not_downloaded_is_not_downloaded_by_a_load(house: LemonadeHouse) -> None:
     async with house:
         exit = await house.gone(house.start("Qwen3-32B-GGUF"))
     assert exit.cause is Cause.NO_MODEL
@@ -251,21 +251,21 @@ async def test_A3_a_model_that_is_not_downloaded_is_not_downloaded_by_a_load(hou
     assert house.standin.requests("/api/v1/load") == []
 
 
-async def test_A3_a_model_that_lemonade_does_not_know(house: LemonadeHouse) -> None:
+async def test_a_model_that_lemonade_does_not_know(house: LemonadeHouse) -> None:
     async with house:
         exit = await house.gone(house.start("Qwen3-4B-GUFF"))
     assert exit.cause is Cause.NO_MODEL
     assert exit.message == "Lemonade knows no model Qwen3-4B-GUFF: did you mean Qwen3-4B-GGUF?"
 
 
-async def test_A3_a_model_that_cannot_run_here(house: LemonadeHouse) -> None:
+async def test_a_model_that_cannot_run_here(house: LemonadeHouse) -> None:
     async with house:
         exit = await house.gone(house.start("Windows-Only-NPU"))
     assert exit.cause is Cause.REFUSED
     assert "No Windows" in exit.message
 
 
-async def test_A3_a_residency_conflict_is_told_and_may_be_tried_again(house: LemonadeHouse) -> None:
+async def test_a_residency_conflict_is_told_and_may_be_tried_again(house: LemonadeHouse) -> None:
     house.standin.say(conflict=[QWEN])
     async with house:
         exit = await house.gone(house.start(QWEN))
@@ -315,14 +315,14 @@ async def test_what_a_backend_starts_is_accounted_to_its_model_and_the_server_to
         assert (await house.supervisor.memory(first) or 0) > 64 << 20
 
 
-async def test_A4_a_pin_is_told_to_those_that_know_pins(house: LemonadeHouse) -> None:
+async def test_a_pin_is_told_to_those_that_know_pins(house: LemonadeHouse) -> None:
     async with house:
         await house.loaded(QWEN, pin=True)
     (load,) = house.standin.requests("/api/v1/load")
     assert load["body"]["pinned"] is True
 
 
-async def test_A3_an_older_one_is_not_told_of_pins(house: LemonadeHouse) -> None:
+async def test_an_older_one_is_not_told_of_pins(house: LemonadeHouse) -> None:
     house.standin.say(version="10.2.0")
     async with house:
         await house.loaded(QWEN, pin=True)
@@ -340,7 +340,7 @@ async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(house: L
         assert f"{names.ENV_MARK_OWNER}={house.roots.runtime}".encode() in found.split(b"\0")
 
 
-async def test_A4_loads_wait_for_each_other_and_one_that_waits_can_be_stopped(house: LemonadeHouse) -> None:
+async def test_loads_wait_for_each_other_and_one_that_waits_can_be_stopped(house: LemonadeHouse) -> None:
     async with house:
         await house.loaded(EMBED)
         house.standin.say(load_seconds=0.7)

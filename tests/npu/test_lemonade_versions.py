@@ -72,7 +72,7 @@ async def test_the_server_starts_in_its_own_folders_and_ends(house: LemonadeHous
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_A1_every_generation_serves(house: LemonadeHouse, version: str) -> None:
+async def test_every_generation_serves(house: LemonadeHouse, version: str) -> None:
     generation(house, version)
     async with house:
         first, second = await house.loaded(QWEN, EMBED)
@@ -87,7 +87,7 @@ async def test_A1_every_generation_serves(house: LemonadeHouse, version: str) ->
     assert not (house.roots.home / ".cache/lemonade").exists(), "the user's own"
 
 
-async def test_A1_after_11_7_the_settings_lie_in_a_folder_of_their_own(house: LemonadeHouse) -> None:
+async def test_after_11_7_the_settings_lie_in_a_folder_of_their_own(house: LemonadeHouse) -> None:
     generation(house, "11.8.0")
     async with house:
         await house.loaded(QWEN)
@@ -96,7 +96,7 @@ async def test_A1_after_11_7_the_settings_lie_in_a_folder_of_their_own(house: Le
     assert start["argv"][:2] == [str(house.roots.cache / "lemonade"), str(house.roots.state / "lemonade")]
 
 
-async def test_A1_the_older_generation_is_told_by_options_and_variables(house: LemonadeHouse) -> None:
+async def test_the_older_generation_is_told_by_options_and_variables(house: LemonadeHouse) -> None:
     generation(house, "10.0.0")
     async with house:
         await house.loaded(QWEN)
@@ -108,7 +108,7 @@ async def test_A1_the_older_generation_is_told_by_options_and_variables(house: L
     assert start["env"]["LEMONADE_CACHE_DIR"] == str(house.roots.cache / "lemonade")
 
 
-async def test_A1_the_older_one_runs_beside_the_users_own(house: LemonadeHouse) -> None:
+async def test_the_older_one_runs_beside_the_users_own(house: LemonadeHouse) -> None:
     """10.0 runs once for a user, by a lock in XDG_RUNTIME_DIR: accelerd's has one of its own."""
     generation(house, "10.0.0")
     env = {"PATH": house.standin.path, "HOME": str(house.roots.home), "XDG_RUNTIME_DIR": str(house.roots.runtime)}

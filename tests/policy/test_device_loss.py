@@ -42,12 +42,12 @@ def model(name: str, **settings: Any) -> ModelSpec:
     return ModelSpec(name=name, path="/m.gguf", **settings)
 
 
-def test_C01_only_models_of_the_device_that_has_gone_end() -> None:
+def test_only_models_of_the_device_that_has_gone_end() -> None:
     world = World({1: model("g"), 2: model("p", gpu_layers=0)})
     assert world.change((APU, CPU), (CPU,)) == [("lost", "g", Cause.DEVICE_REMOVED)]
 
 
-def test_C01_a_model_that_is_split_over_two_cards_ends_with_either() -> None:
+def test_a_model_that_is_split_over_two_cards_ends_with_either() -> None:
     split, single = (APU.id, CARD.id), (CARD.id,)
     world = World({1: model("split"), 2: model("single")}, {1: split, 2: single})
     assert world.change((APU, CARD), (CARD,)) == [("lost", "split", Cause.DEVICE_REMOVED)]
@@ -55,7 +55,7 @@ def test_C01_a_model_that_is_split_over_two_cards_ends_with_either() -> None:
     assert {told[1] for told in world.change((APU, CARD), (APU,))} == {"split", "single"}
 
 
-def test_C01_a_model_stays_on_the_device_that_it_was_started_on() -> None:
+def test_a_model_stays_on_the_device_that_it_was_started_on() -> None:
     world = World({1: model("old")})
     assert world.change((APU, CPU), (CARD, APU, CPU)) == [("back", "old")]
     world.models[2] = model("new")  # started when the card was there: it is the first choice
@@ -65,7 +65,7 @@ def test_C01_a_model_stays_on_the_device_that_it_was_started_on() -> None:
     assert world.change((APU, CPU), (CPU,)) == [("lost", "old", Cause.DEVICE_REMOVED)]
 
 
-def test_C02_a_reset_and_a_driver_that_was_bound_again_lose_what_was_there() -> None:
+def test_a_reset_and_a_driver_that_was_bound_again_lose_what_was_there() -> None:
     world = World({1: model("g")})
     assert world.change((APU,), (APU,), wedged={APU.id: "rebind"}) == [("lost", "g", Cause.DEVICE_RESET)]
     assert world.change((APU,), (APU,), gone=[APU.id]) == [("lost", "g", Cause.DEVICE_RESET), ("back", "g")]

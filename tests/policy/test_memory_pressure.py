@@ -67,7 +67,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.message for r in caplog.records if getattr(r, "message_id", "") == names.MSG_PRESSURE]
 
 
-def test_A33_idle_models_make_room_and_the_journal_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_idle_models_make_room_and_the_journal_says_why(caplog: pytest.LogCaptureFixture) -> None:
     world = World(idle=2)
     world.run(1)
     world.scheduler.foreign = 41 * GIB
@@ -81,7 +81,7 @@ def test_A33_idle_models_make_room_and_the_journal_says_why(caplog: pytest.LogCa
     assert world.relief.pressed == ()
 
 
-def test_A33_an_urgent_need_asks_those_that_work_too() -> None:
+def test_an_urgent_need_asks_those_that_work_too() -> None:
     world = World(idle=0, busy=1)
     world.run(1)
     world.scheduler.foreign = 53 * GIB
@@ -90,7 +90,7 @@ def test_A33_an_urgent_need_asks_those_that_work_too() -> None:
     assert world.scheduler.busy == 0
 
 
-def test_A33_what_cannot_be_helped_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_helped_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     world = World(idle=0, busy=1)
     world.run(1)
     world.scheduler.foreign = 51 * GIB
@@ -104,7 +104,7 @@ def test_A33_what_cannot_be_helped_is_said_once(caplog: pytest.LogCaptureFixture
     assert len(told(caplog)) == 2
 
 
-def test_A33_nobody_comes_back_by_itself_while_others_need_the_memory() -> None:
+def test_nobody_comes_back_by_itself_while_others_need_the_memory() -> None:
     """An order of 0 bytes has nobody leave, and the scheduler's calm begin anew."""
     world = World(idle=1)
     world.run(1)

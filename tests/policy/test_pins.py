@@ -76,7 +76,7 @@ def test_a_hold_keeps_what_is_loaded_but_loads_nothing() -> None:
     assert table.bench.state("a") is State.READY
 
 
-def test_B22_the_pins_of_an_owner_that_vanishes_are_released_and_nobody_elses() -> None:
+def test_the_pins_of_an_owner_that_vanishes_are_released_and_nobody_elses() -> None:
     table = Table(budget=16)
     mine = [table.pin("a"), table.pin("a"), table.pin("b", hold=True)]
     other = table.pin("a", ":1.8")
@@ -94,7 +94,7 @@ def test_B22_the_pins_of_an_owner_that_vanishes_are_released_and_nobody_elses() 
     assert table.bench.state("a") is State.STOPPING
 
 
-def test_B22_a_load_that_only_a_vanished_owner_wanted_is_not_begun() -> None:
+def test_a_load_that_only_a_vanished_owner_wanted_is_not_begun() -> None:
     table = Table()
     table.bench.loaded("b")
     serving = table.bench.request("b")
@@ -144,7 +144,7 @@ def test_a_pin_belongs_to_its_owner() -> None:
     assert code_of(error) == "pin_not_found"
 
 
-def test_B23_pins_are_bounded_for_each_owner_and_in_all() -> None:
+def test_pins_are_bounded_for_each_owner_and_in_all() -> None:
     table = Table()
     for _ in range(OWNER_MOST):
         table.pin("a", hold=True)

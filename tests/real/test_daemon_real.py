@@ -98,7 +98,7 @@ def test_forty_interleaved_requests_on_three_models_with_room_for_one_cost_three
         assert text_of(daemon, name) == SHORT_REPLY  # all of them can still be reached
 
 
-def test_D04_a_client_that_goes_away_frees_the_slot(daemons: DaemonFactory, llama_server: str, slow: Path) -> None:
+def test_a_client_that_goes_away_frees_the_slot(daemons: DaemonFactory, llama_server: str, slow: Path) -> None:
     daemon = daemons.start(toml(llama_server, {"m": slow}, context=16384))
     with streaming(daemon, "m", **ENDLESS) as response:
         assert response.readline().startswith(b"data: ")
@@ -109,9 +109,7 @@ def test_D04_a_client_that_goes_away_frees_the_slot(daemons: DaemonFactory, llam
     assert daemon.status("m")["leases"] == 0
 
 
-def test_A06_A07_kill_9_while_it_generates_and_while_it_idles(
-    daemons: DaemonFactory, llama_server: str, slow: Path
-) -> None:
+def test_kill_9_while_it_generates_and_while_it_idles(daemons: DaemonFactory, llama_server: str, slow: Path) -> None:
     daemon = daemons.start(toml(llama_server, {"m": slow}, context=16384))
     with streaming(daemon, "m", **ENDLESS) as response:
         assert response.readline().startswith(b"data: ")
@@ -131,7 +129,7 @@ def test_A06_A07_kill_9_while_it_generates_and_while_it_idles(
     assert daemon.chat("m", max_tokens=1).status == 200
 
 
-def test_B01_sigterm_while_it_generates(daemons: DaemonFactory, llama_server: str, slow: Path, tiny: Path) -> None:
+def test_sigterm_while_it_generates(daemons: DaemonFactory, llama_server: str, slow: Path, tiny: Path) -> None:
     daemon = daemons.start(toml(llama_server, {"m": slow, "t": tiny}, context=16384), server='drain_timeout = "20s"')
     assert text_of(daemon, "t")
     with streaming(daemon, "m", ignore_eos=True, max_tokens=300) as response:
@@ -144,7 +142,7 @@ def test_B01_sigterm_while_it_generates(daemons: DaemonFactory, llama_server: st
     assert marked(daemon) == []
 
 
-def test_A03_a_file_that_is_no_model_fails_at_once_with_what_llama_server_said(
+def test_a_file_that_is_no_model_fails_at_once_with_what_llama_server_said(
     daemons: DaemonFactory, llama_server: str, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.gguf"
@@ -170,7 +168,7 @@ def test_embeddings(daemons: DaemonFactory, llama_server: str, models: Path) -> 
     assert answer.headers["x-accelerd-model"] == "e"
 
 
-def test_B13_reload_keeps_the_stream_of_an_unchanged_model_and_replaces_a_changed_one(
+def test_reload_keeps_the_stream_of_an_unchanged_model_and_replaces_a_changed_one(
     daemons: DaemonFactory, llama_server: str, slow: Path, tiny: Path
 ) -> None:
     daemon = daemons.start(toml(llama_server, {"m": slow, "t": tiny}))

@@ -117,7 +117,7 @@ def test_a_connection_serves_as_many_requests_as_it_says(transport: str, tiny: s
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("stream", [True, False])
-def test_D04_a_client_that_goes_away_ends_the_work(stream: bool, transport: str, models: Path, tmp_path: Path) -> None:
+def test_a_client_that_goes_away_ends_the_work(stream: bool, transport: str, models: Path, tmp_path: Path) -> None:
     """A stream is noticed at once, an unstreamed request by the server's poll once a second."""
     slow = str(make_model(models, size_mb=40, ctx=32768))
 
@@ -261,7 +261,7 @@ def test_shards_and_a_long_reply(models: Path, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_D20_secret_is_in_the_environment_only(tiny: str, tmp_path: Path) -> None:
+def test_secret_is_in_the_environment_only(tiny: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         engine = real_engine(tmp_path, "auto", LLAMA_ARG_CTX_SIZE="256", LD_PRELOAD_X="1", LLAMA_API_KEY="theirs")
         async with running(engine, spec(tiny), tmp_path) as server:
@@ -277,7 +277,7 @@ def test_D20_secret_is_in_the_environment_only(tiny: str, tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_D24_underscores_do_not_smuggle_a_key_past_the_refusal(tiny: str, tmp_path: Path) -> None:
+def test_underscores_do_not_smuggle_a_key_past_the_refusal(tiny: str, tmp_path: Path) -> None:
     """llama-server reads --api_key as --api-key; so do we."""
     from accelerd.base.errors import AccelError
 

@@ -1,4 +1,4 @@
-"""The whole daemon with a real llama-server: answers untouched, and work that nobody waits for is ended (D04)."""
+"""The whole daemon with a real llama-server: answers untouched, and work that nobody waits for is ended."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rests(daemon: Daemon, model: str) -> bool:
 @pytest.mark.parametrize("how", ["close", "vanish"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 @pytest.mark.parametrize("model", ["wide", "narrow"])
-def test_D04_the_slot_of_a_client_who_has_gone_is_free_within_a_second(
+def test_the_slot_of_a_client_who_has_gone_is_free_within_a_second(
     daemon: Daemon, model: str, stream: bool, how: str
 ) -> None:
     assert rests(daemon, model)
@@ -80,7 +80,7 @@ def test_D04_the_slot_of_a_client_who_has_gone_is_free_within_a_second(
     assert daemon.chat(model).json()["choices"][0]["message"]["content"] == SHORT_REPLY
 
 
-def test_D04_a_plain_request_is_ended_though_another_stream_runs(daemon: Daemon) -> None:
+def test_a_plain_request_is_ended_though_another_stream_runs(daemon: Daemon) -> None:
     """llama-server alone would generate to the end: its look at the reader is put off by every token of the other."""
 
     engine = engine_of(daemon, "wide")

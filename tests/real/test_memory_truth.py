@@ -163,7 +163,7 @@ def ready(daemon: Daemon) -> set[str]:
 
 
 @pytest.mark.parametrize("threshold", ["hard", "soft"])
-def test_A33_a_stranger_takes_the_memory_and_gives_it_back(
+def test_a_stranger_takes_the_memory_and_gives_it_back(
     daemons: DaemonFactory,
     llama_server: str,
     files: dict[str, Path],
@@ -201,7 +201,7 @@ def test_A33_a_stranger_takes_the_memory_and_gives_it_back(
     print(f"{threshold}: memory was back {took:.2f} s after the stranger had taken his")
 
 
-def test_A33_idle_models_make_room_and_the_one_at_work_goes_on(
+def test_idle_models_make_room_and_the_one_at_work_goes_on(
     daemons: DaemonFactory,
     llama_server: str,
     files: dict[str, Path],

@@ -9,7 +9,7 @@ from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
 
 
-def test_B03_an_adopted_model_is_on_the_ledger_at_once_and_serves_without_a_load() -> None:
+def test_an_adopted_model_is_on_the_ledger_at_once_and_serves_without_a_load() -> None:
     bench = Bench(
         [model("a"), model("b")], limits=SharedLimits(3 * MIB, "test", None), memory={"a": 2 * MIB, "b": 2 * MIB}
     )
@@ -119,7 +119,7 @@ def test_keeping_at_the_end_leaves_what_loads_and_what_is_ready_alone() -> None:
     assert [instance for instance, _ in bench.stopped] == [bench.instance("b")]
 
 
-def test_B19_after_a_suspend_nobody_is_served_before_the_model_has_answered() -> None:
+def test_after_a_suspend_nobody_is_served_before_the_model_has_answered() -> None:
     bench = Bench([model("a", parallel=2), model("b")], settings=SchedulerSettings())
     bench.loaded("a")
     bench.request_load("b")

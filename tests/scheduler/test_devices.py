@@ -9,7 +9,7 @@ from tests.scheduler.bench import Bench, model
 GONE, RESET = Cause.DEVICE_REMOVED, Cause.DEVICE_RESET
 
 
-def test_C01_a_model_whose_device_has_gone_fails_until_the_device_is_back() -> None:
+def test_a_model_whose_device_has_gone_fails_until_the_device_is_back() -> None:
     bench = Bench([model("a"), model("b")])
     bench.loaded("a")
     running = bench.request("a")
@@ -30,7 +30,7 @@ def test_C01_a_model_whose_device_has_gone_fails_until_the_device_is_back() -> N
     assert bench.request("a").error is None
 
 
-def test_C01_a_pinned_model_comes_back_with_its_device() -> None:
+def test_a_pinned_model_comes_back_with_its_device() -> None:
     bench = Bench([model("a", pin=True)])
     bench.loaded("a")
     bench.core.devices.lost("a", GONE, "it has gone")
@@ -40,7 +40,7 @@ def test_C01_a_pinned_model_comes_back_with_its_device() -> None:
     assert bench.loads() == ["a", "a"]
 
 
-def test_C01_models_that_load_drain_or_have_no_process() -> None:
+def test_models_that_load_drain_or_have_no_process() -> None:
     bench = Bench([model("loading"), model("draining"), model("stopped")])
     bench.request("loading")
     bench.loaded("draining")
@@ -63,7 +63,7 @@ def test_the_devices_return_is_nothing_to_a_model_that_failed_otherwise() -> Non
     assert (bench.state("a"), bench.state("b")) == (State.FAILED, State.READY)
 
 
-def test_C02_a_reset_reloads_once_and_quarantines_when_it_happens_again() -> None:
+def test_a_reset_reloads_once_and_quarantines_when_it_happens_again() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.core.devices.lost("a", RESET, "it was reset")
@@ -77,7 +77,7 @@ def test_C02_a_reset_reloads_once_and_quarantines_when_it_happens_again() -> Non
     assert bench.loads() == ["a", "a"]
 
 
-def test_C02_a_reset_that_the_device_survived_has_the_model_asked_before_it_serves() -> None:
+def test_a_reset_that_the_device_survived_has_the_model_asked_before_it_serves() -> None:
     bench = Bench([model("a", parallel=2)])
     bench.loaded("a")
     bench.core.devices.suspect("a")

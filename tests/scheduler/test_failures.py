@@ -17,7 +17,7 @@ def error_of(request: Request) -> str:
     return request.error.code
 
 
-def test_A01_a_missing_program_fails_at_once_and_nothing_loops() -> None:
+def test_a_missing_program_fails_at_once_and_nothing_loops() -> None:
     bench = Bench([model("a")])
     request = bench.request("a")
     bench.gone("a", Cause.NO_PROGRAM, "llama-server is not installed")
@@ -29,7 +29,7 @@ def test_A01_a_missing_program_fails_at_once_and_nothing_loops() -> None:
     assert bench.loads() == ["a", "a"], "it may be there by now"
 
 
-def test_A02_a_failed_spawn_counts_as_an_attempt_and_ends_in_failed() -> None:
+def test_a_failed_spawn_counts_as_an_attempt_and_ends_in_failed() -> None:
     bench = Bench([model("a", preload=True)], settings=SchedulerSettings(max_failures=4))
     bench.request_load("a", may_evict=False)
     for _ in range(4):
@@ -41,7 +41,7 @@ def test_A02_a_failed_spawn_counts_as_an_attempt_and_ends_in_failed() -> None:
     assert bench.core.next_deadline() == math.inf
 
 
-def test_A06_crash_while_idle_stops_a_model_on_demand() -> None:
+def test_crash_while_idle_stops_a_model_on_demand() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.gone("a", Cause.SIGNALED, "killed by SIGSEGV")
@@ -51,7 +51,7 @@ def test_A06_crash_while_idle_stops_a_model_on_demand() -> None:
     assert bench.loads() == ["a", "a"], "the next request starts it at once"
 
 
-def test_A06_crash_while_idle_brings_a_kept_model_back() -> None:
+def test_crash_while_idle_brings_a_kept_model_back() -> None:
     bench = Bench([model("a", pin=True)])
     bench.loaded("a")
     bench.gone("a", Cause.SIGNALED, "killed by SIGSEGV")
@@ -60,7 +60,7 @@ def test_A06_crash_while_idle_brings_a_kept_model_back() -> None:
     assert bench.loads() == ["a", "a"]
 
 
-def test_A08_an_end_while_draining_or_stopping_is_no_failure() -> None:
+def test_an_end_while_draining_or_stopping_is_no_failure() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.request("a")
@@ -70,7 +70,7 @@ def test_A08_an_end_while_draining_or_stopping_is_no_failure() -> None:
     assert bench.core.snapshot("a").error is None
 
 
-def test_A09_a_crash_loop_backs_off_longer_and_longer_and_then_gives_up() -> None:
+def test_a_crash_loop_backs_off_longer_and_longer_and_then_gives_up() -> None:
     settings = SchedulerSettings(max_failures=5, backoff_initial=1, backoff_max=3, failure_window=600)
     bench = Bench([model("a")], settings=settings)
     delays = []
@@ -97,7 +97,7 @@ def test_A09_a_crash_loop_backs_off_longer_and_longer_and_then_gives_up() -> Non
     assert len(bench.loads()) == 6
 
 
-def test_A09_failures_are_forgotten_after_a_stable_time() -> None:
+def test_failures_are_forgotten_after_a_stable_time() -> None:
     settings = SchedulerSettings(max_failures=2, failure_window=100)
     bench = Bench([model("a", idle_timeout=None)], settings=settings)
     for _ in range(4):
@@ -107,7 +107,7 @@ def test_A09_failures_are_forgotten_after_a_stable_time() -> None:
         assert bench.state("a") is State.STOPPED
 
 
-def test_A10_a_load_that_was_killed_for_want_of_progress_is_a_failure() -> None:
+def test_a_load_that_was_killed_for_want_of_progress_is_a_failure() -> None:
     bench = Bench([model("a")])
     request = bench.request("a")
     bench.core.instance_killing(bench.instance("a"))
@@ -118,7 +118,7 @@ def test_A10_a_load_that_was_killed_for_want_of_progress_is_a_failure() -> None:
     assert bench.core.memory_held() == 0
 
 
-def test_A12_requests_that_fail_in_a_row_cause_one_probe_then_one_reload_then_quarantine() -> None:
+def test_requests_that_fail_in_a_row_cause_one_probe_then_one_reload_then_quarantine() -> None:
     bench = Bench([model("a", parallel=2)])
     for generation in range(2):
         bench.loaded("a")
@@ -143,7 +143,7 @@ def test_A12_requests_that_fail_in_a_row_cause_one_probe_then_one_reload_then_qu
     assert error_of(bench.request("a")) == "model_failed"
 
 
-def test_A12_success_in_between_is_no_row() -> None:
+def test_success_in_between_is_no_row() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     for ok in (False, False, True, False, False, None, True):
@@ -151,7 +151,7 @@ def test_A12_success_in_between_is_no_row() -> None:
     assert bench.probed == []
 
 
-def test_A12_a_probe_that_succeeds_clears_the_suspicion() -> None:
+def test_a_probe_that_succeeds_clears_the_suspicion() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     for _ in range(3):
@@ -162,7 +162,7 @@ def test_A12_a_probe_that_succeeds_clears_the_suspicion() -> None:
     assert bench.stopped == []
 
 
-def test_A13_an_engine_that_still_makes_progress_is_not_killed() -> None:
+def test_an_engine_that_still_makes_progress_is_not_killed() -> None:
     bench = Bench([model("a", parallel=4)])
     bench.loaded("a")
     streaming = bench.request("a")

@@ -84,7 +84,7 @@ def test_a_client_that_goes_leaves_the_queue_and_the_load_goes_on() -> None:
     assert bench.state("a") is State.READY
 
 
-def test_A05_crash_while_loading_fails_all_waiters_with_one_error_and_frees_the_memory_once() -> None:
+def test_crash_while_loading_fails_all_waiters_with_one_error_and_frees_the_memory_once() -> None:
     bench = Bench([model("a", parallel=8)])
     requests = [bench.request("a") for _ in range(6)]
     assert bench.core.memory_held() > 0
@@ -99,7 +99,7 @@ def test_A05_crash_while_loading_fails_all_waiters_with_one_error_and_frees_the_
     assert bench.core.queued == 0
 
 
-def test_A26_stop_during_start_cancels_once_and_answers_both_callers() -> None:
+def test_stop_during_start_cancels_once_and_answers_both_callers() -> None:
     bench = Bench([model("a")])
     request_load = bench.request_load("a")
     unloaded: list[bool] = []
@@ -114,7 +114,7 @@ def test_A26_stop_during_start_cancels_once_and_answers_both_callers() -> None:
     assert bench.state("a") is State.STOPPED
 
 
-def test_A27_start_during_stop_waits_then_starts_once() -> None:
+def test_start_during_stop_waits_then_starts_once() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.core.unload("a", force=False, done=lambda: None)
@@ -126,7 +126,7 @@ def test_A27_start_during_stop_waits_then_starts_once() -> None:
     assert request.lease is not None
 
 
-def test_A28_start_twice_and_stop_twice_are_idempotent() -> None:
+def test_start_twice_and_stop_twice_are_idempotent() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     again = bench.request_load("a")
@@ -141,7 +141,7 @@ def test_A28_start_twice_and_stop_twice_are_idempotent() -> None:
     assert len(bench.stopped) == 1
 
 
-def test_A29_the_idle_timer_never_takes_a_model_from_a_request() -> None:
+def test_the_idle_timer_never_takes_a_model_from_a_request() -> None:
     bench = Bench([model("a", idle_timeout=10.0)])
     bench.loaded("a")
     bench.pass_time(9.9)
@@ -214,7 +214,7 @@ def test_shutdown_refuses_whoever_waits_and_leaves_running_requests_alone() -> N
     assert bench.request("a").error is not None
 
 
-def test_B01_models_are_stopped_the_youngest_first() -> None:
+def test_models_are_stopped_the_youngest_first() -> None:
     bench = Bench([model("a"), model("b"), model("c")])
     for name in "abc":
         bench.clock.advance(1)
@@ -226,7 +226,7 @@ def test_B01_models_are_stopped_the_youngest_first() -> None:
 
 
 class TestConfigure:
-    def test_B13_a_setting_that_the_process_depends_on_drains_and_replaces_it(self) -> None:
+    def test_a_setting_that_the_process_depends_on_drains_and_replaces_it(self) -> None:
         bench = Bench([model("a"), model("b")])
         bench.loaded("a")
         bench.loaded("b")
@@ -260,7 +260,7 @@ class TestConfigure:
         bench.pass_time(6)
         assert bench.state("a") is State.STOPPING
 
-    def test_B14_a_removed_model_drains_and_is_then_forgotten(self) -> None:
+    def test_a_removed_model_drains_and_is_then_forgotten(self) -> None:
         bench = Bench([model("a"), model("b")])
         bench.loaded("a")
         running, waiting = bench.request("a"), bench.request("a")

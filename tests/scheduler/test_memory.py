@@ -27,7 +27,7 @@ def refusal(request: Request) -> tuple[str, str]:
     return request.error.code, request.error.message
 
 
-def test_A16_an_oom_kill_is_no_crash_and_raises_what_is_reserved() -> None:
+def test_an_oom_kill_is_no_crash_and_raises_what_is_reserved() -> None:
     bench = bench_of(100, a=40, b=10)
     bench.loaded("b")
     bench.loaded("a")
@@ -44,7 +44,7 @@ def test_A16_an_oom_kill_is_no_crash_and_raises_what_is_reserved() -> None:
     assert bench.loads() == ["b", "a"], "nobody asks: nothing is tried again"
 
 
-def test_A16_what_was_seen_in_use_counts_where_it_is_more() -> None:
+def test_what_was_seen_in_use_counts_where_it_is_more() -> None:
     bench = bench_of(100, a=40)
     bench.loaded("a")
     bench.gone("a", OOM, KILLED, peak=70 * MIB)
@@ -61,7 +61,7 @@ def test_after_an_oom_kill_it_reserves_at_least_the_peak_that_was_measured_while
     assert bench.core.snapshot("a").memory == 70 * MIB
 
 
-def test_A16_the_next_request_has_others_leave_for_the_larger_model() -> None:
+def test_the_next_request_has_others_leave_for_the_larger_model() -> None:
     bench = bench_of(100, a=60, b=40)
     bench.loaded("b")
     bench.loaded("a")
@@ -75,7 +75,7 @@ def test_A16_the_next_request_has_others_leave_for_the_larger_model() -> None:
     assert request.lease
 
 
-def test_A16_what_can_never_fit_is_refused_with_the_arithmetic() -> None:
+def test_what_can_never_fit_is_refused_with_the_arithmetic() -> None:
     bench = bench_of(70, a=60)
     bench.loaded("a")
     bench.gone("a", OOM, KILLED)
@@ -89,7 +89,7 @@ def test_A16_what_can_never_fit_is_refused_with_the_arithmetic() -> None:
     assert bench.loads() == ["a", "a"], "a person may have it tried as before"
 
 
-def test_A17_a_limit_of_its_own_refuses_it_too() -> None:
+def test_a_limit_of_its_own_refuses_it_too() -> None:
     bench = Bench([model("a", memory_max=50 * MIB)], memory={"a": 45 * MIB})
     bench.loaded("a")
     bench.gone("a", OOM, KILLED)
@@ -98,7 +98,7 @@ def test_A17_a_limit_of_its_own_refuses_it_too() -> None:
     assert "its memory_max is 50.0 MiB" in text
 
 
-def test_A32_a_load_that_runs_out_of_memory_is_tried_once_more_with_more_room() -> None:
+def test_a_load_that_runs_out_of_memory_is_tried_once_more_with_more_room() -> None:
     bench = bench_of(1000, a=40)
     request = bench.request("a")
     bench.gone("a", OOM, KILLED)
@@ -113,7 +113,7 @@ def test_A32_a_load_that_runs_out_of_memory_is_tried_once_more_with_more_room() 
     assert len(bench.loads()) == 2
 
 
-def test_A32_a_kept_model_is_not_killed_again_and_again() -> None:
+def test_a_kept_model_is_not_killed_again_and_again() -> None:
     bench = Bench([model("a", pin=True)], settings=SchedulerSettings(failure_window=600))
     bench.request_load("a")
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_A32_a_kept_model_is_not_killed_again_and_again() -> None:
     assert len(bench.loads()) == 4
 
 
-def test_A16_an_oom_kill_counts_for_no_crash_loop() -> None:
+def test_an_oom_kill_counts_for_no_crash_loop() -> None:
     bench = Bench([model("a")], settings=SchedulerSettings(max_failures=2, failure_window=600))
     bench.loaded("a")
     bench.gone("a", OOM, KILLED)
@@ -139,7 +139,7 @@ def test_A16_an_oom_kill_counts_for_no_crash_loop() -> None:
     assert bench.state("a") is State.STOPPED, "the first crash of two"
 
 
-def test_A16_while_it_drains_it_is_an_oom_kill_all_the_same() -> None:
+def test_while_it_drains_it_is_an_oom_kill_all_the_same() -> None:
     bench = bench_of(100, a=40)
     bench.loaded("a")
     bench.request("a")
@@ -153,7 +153,7 @@ def test_A16_while_it_drains_it_is_an_oom_kill_all_the_same() -> None:
 # --- memory that does not come back -------------------------------------------------------------------------------
 
 
-def test_A30_a_load_goes_on_when_nobody_waits_for_it_any_more() -> None:
+def test_a_load_goes_on_when_nobody_waits_for_it_any_more() -> None:
     bench = bench_of(100, a=60, b=60)
     requests = [bench.request("a") for _ in range(3)]
     for request in requests:
@@ -173,7 +173,7 @@ def test_A30_a_load_goes_on_when_nobody_waits_for_it_any_more() -> None:
     assert bench.loads() == ["a", "b"]
 
 
-def test_A31_the_next_admission_waits_until_the_memory_is_back() -> None:
+def test_the_next_admission_waits_until_the_memory_is_back() -> None:
     bench = bench_of(100, a=60, b=60)
     bench.slow_pools = True
     bench.loaded("a")
@@ -196,7 +196,7 @@ def test_A31_the_next_admission_waits_until_the_memory_is_back() -> None:
     assert request.lease
 
 
-def test_A31_what_does_not_come_back_is_named_and_stays_on_the_ledger() -> None:
+def test_what_does_not_come_back_is_named_and_stays_on_the_ledger() -> None:
     bench = bench_of(100, a=60, b=60)
     bench.slow_pools = True
     bench.loaded("a")
@@ -235,7 +235,7 @@ def test_memory_that_does_not_come_back_counts_for_no_more_than_the_model_had() 
     assert bench.loads() == ["a", "b"], "40 MiB fit beside 60"
 
 
-def test_A31_an_unload_is_over_when_the_memory_is_back() -> None:
+def test_an_unload_is_over_when_the_memory_is_back() -> None:
     bench = bench_of(100, a=60)
     bench.slow_pools = True
     bench.loaded("a")
@@ -250,7 +250,7 @@ def test_A31_an_unload_is_over_when_the_memory_is_back() -> None:
 
 
 @pytest.mark.parametrize("cause", [Cause.EXITED, Cause.NO_MODEL, Cause.UNHEALTHY, OOM])
-def test_A31_every_way_to_end_waits_for_the_memory(cause: Cause) -> None:
+def test_every_way_to_end_waits_for_the_memory(cause: Cause) -> None:
     bench = bench_of(100, a=40)
     bench.slow_pools = True
     bench.loaded("a")
@@ -263,7 +263,7 @@ def test_A31_every_way_to_end_waits_for_the_memory(cause: Cause) -> None:
     assert bench.core.snapshot("a").error is not None
 
 
-def test_A31_a_model_that_was_removed_meanwhile_leaves_its_name_at_the_residue() -> None:
+def test_a_model_that_was_removed_meanwhile_leaves_its_name_at_the_residue() -> None:
     bench = bench_of(100, a=60, b=10)
     bench.slow_pools = True
     bench.loaded("a")

@@ -154,7 +154,7 @@ def test_B_several_flm_share_the_npu() -> None:
 
 
 @pytest.mark.parametrize("family", ["whispercpp", "ryzenai-llm", "a-new-one"])
-def test_A4_families_that_exclude_each_other_make_each_other_leave(family: str) -> None:
+def test_families_that_exclude_each_other_make_each_other_leave(family: str) -> None:
     bench = Halo(flm=on_npu(4), asr=on_npu(1, kind="asr"), other=on_npu(4, family), gpu=on_gpu(8))
     for name in ("flm", "asr", "gpu"):
         bench.loaded(name)
@@ -171,7 +171,7 @@ def test_A4_families_that_exclude_each_other_make_each_other_leave(family: str) 
     assert bench.state("other") is State.STOPPING
 
 
-def test_A4_a_busy_model_that_excludes_is_not_cut() -> None:
+def test_a_busy_model_that_excludes_is_not_cut() -> None:
     bench = Halo(flm=on_npu(4), whisper=on_npu(1, "whispercpp", "asr"))
     bench.loaded("flm")
     running = bench.request("flm")
@@ -186,7 +186,7 @@ def test_A4_a_busy_model_that_excludes_is_not_cut() -> None:
     assert waiting.lease
 
 
-def test_A4_a_pinned_model_that_excludes_is_told_with_the_rule() -> None:
+def test_a_pinned_model_that_excludes_is_told_with_the_rule() -> None:
     bench = Halo(flm=on_npu(4), whisper=on_npu(1, "whispercpp", "asr"))
     bench.configure([model("flm", pin=True), model("whisper")])
     bench.loaded("flm")
@@ -201,7 +201,7 @@ def test_A4_a_pinned_model_that_excludes_is_told_with_the_rule() -> None:
         bench.core.holds.hold("whisper", "me", load=False)
 
 
-def test_A4_one_lemonade_holds_one_flm_model_of_each_kind() -> None:
+def test_one_lemonade_holds_one_flm_model_of_each_kind() -> None:
     lemonade = {"host": "Lemonade server"}
     bench = Halo(a=on_npu(4, **lemonade), b=on_npu(4, **lemonade), asr=on_npu(1, kind="asr", **lemonade), own=on_npu(4))
     for name in ("a", "asr", "own"):

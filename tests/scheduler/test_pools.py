@@ -104,7 +104,7 @@ def test_what_can_never_fit_is_refused_at_once_with_numbers_and_what_would() -> 
     assert bench.offers[0][1][CARD] == 23 * GIB
 
 
-def test_A33_a_request_waits_a_while_for_memory_that_a_game_has() -> None:
+def test_a_request_waits_a_while_for_memory_that_a_game_has() -> None:
     bench = Machine({"a": on(CARD, 20), "other": on(RAM, 1)})
     bench.foreign = {CARD: 10}
     bench.look_now()
@@ -137,7 +137,7 @@ def test_while_a_request_waits_for_memory_of_other_programs_it_has_somebody_look
     assert bench.loads() == ["a"]
 
 
-def test_A33_after_a_while_it_is_refused_and_may_come_again() -> None:
+def test_after_a_while_it_is_refused_and_may_come_again() -> None:
     bench = Machine({"a": on(CARD, 20)})
     bench.foreign = {CARD: 10}
     bench.look_now()
@@ -296,7 +296,7 @@ def test_one_of_lower_priority_leaves_first() -> None:
 # --- pressure ---
 
 
-def test_A33_under_pressure_idle_models_leave_the_largest_first() -> None:
+def test_under_pressure_idle_models_leave_the_largest_first() -> None:
     bench = Machine({"small": on(CARD, 4), "large": on(CARD, 10), "busy": on(CARD, 8), "ram": on(RAM, 40)})
     for name in ("small", "large", "busy", "ram"):
         bench.loaded(name)
@@ -311,7 +311,7 @@ def test_A33_under_pressure_idle_models_leave_the_largest_first() -> None:
     assert bench.state("small") is State.STOPPING
 
 
-def test_A33_what_comes_back_is_what_was_in_use() -> None:
+def test_what_comes_back_is_what_was_in_use() -> None:
     bench = Machine({"a": on(RAM, 20), "b": on(RAM, 10)})
     bench.loaded("a")
     bench.loaded("b")
@@ -321,7 +321,7 @@ def test_A33_what_comes_back_is_what_was_in_use() -> None:
     assert (bench.state("a"), bench.state("b")) == (State.READY, State.STOPPING)
 
 
-def test_A33_hard_pressure_drains_those_that_work_and_cuts_nobody() -> None:
+def test_hard_pressure_drains_those_that_work_and_cuts_nobody() -> None:
     bench = Machine({"busy": on(CARD, 8), "pinned": on(CARD, 8)}, pinned=model("pinned", pin=True))
     bench.loaded("busy")
     bench.loaded("pinned")
@@ -343,7 +343,7 @@ def test_pressure_on_main_memory_is_relieved_by_what_a_gpu_holds_there() -> None
     assert (bench.state("a"), bench.state("b")) == (State.STOPPING, State.READY)
 
 
-def test_A33_a_kept_model_comes_back_when_it_has_been_calm_for_a_while() -> None:
+def test_a_kept_model_comes_back_when_it_has_been_calm_for_a_while() -> None:
     bench = Machine({"a": on(CARD, 20)}, a=model("a", preload=True))
     bench.loaded("a")
     bench.foreign = {CARD: 10}
@@ -437,7 +437,7 @@ def test_yield_now_cuts_what_runs_and_what_loads() -> None:
     assert bench.loads() == ["busy", "loading", "busy"]
 
 
-def test_A31_lost_memory_counts_in_its_own_pool() -> None:
+def test_lost_memory_counts_in_its_own_pool() -> None:
     bench = Machine({"a": on(CARD, 20), "b": on(CARD, 20), "c": on(RAM, 20)})
     bench.slow_pools = True
     bench.loaded("a")

@@ -106,7 +106,7 @@ async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Schedul
         scheduler.close()
 
 
-async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_model() -> None:
+async def test_the_first_request_after_a_suspend_waits_for_an_answer_of_the_model() -> None:
     world = World()
     async with scheduler_of(world, model("a")) as scheduler:
         first = asyncio.create_task(scheduler.wait("a"))
@@ -129,7 +129,7 @@ async def test_B19_the_first_request_after_a_suspend_waits_for_an_answer_of_the_
         assert world.naps == [3600.0]
 
 
-async def test_B19_before_a_sleep_everybody_waits_and_afterwards_models_are_asked_first() -> None:
+async def test_before_a_sleep_everybody_waits_and_afterwards_models_are_asked_first() -> None:
     world = World()
     async with scheduler_of(world, model("a"), model("b")) as scheduler:
         first = asyncio.create_task(scheduler.wait("a"))
@@ -189,7 +189,7 @@ async def test_memory_is_looked_at_from_the_moment_that_something_lives() -> Non
         assert len(looks) > before
 
 
-async def test_A31_a_port_tells_when_memory_is_back() -> None:
+async def test_a_port_tells_when_memory_is_back() -> None:
     world = World(slow=True)
     async with scheduler_of(world, model("a")) as scheduler:
         scheduler.enqueue("a")
@@ -204,7 +204,7 @@ async def test_A31_a_port_tells_when_memory_is_back() -> None:
         assert world.cancelled == 0
 
 
-async def test_A31_the_end_of_the_daemon_does_not_wait_for_memory() -> None:
+async def test_the_end_of_the_daemon_does_not_wait_for_memory() -> None:
     world = World(slow=True)
     async with scheduler_of(world, model("a")) as scheduler:
         scheduler.enqueue("a")
@@ -215,7 +215,7 @@ async def test_A31_the_end_of_the_daemon_does_not_wait_for_memory() -> None:
     assert world.cancelled == 1
 
 
-async def test_A16_a_need_is_remembered_until_a_person_resets_it() -> None:
+async def test_a_need_is_remembered_until_a_person_resets_it() -> None:
     world = World()
     async with scheduler_of(world, model("a")) as scheduler:
         ticket = scheduler.enqueue("a")
@@ -236,7 +236,7 @@ async def test_A16_a_need_is_remembered_until_a_person_resets_it() -> None:
         assert scheduler.snapshot("a").memory == MIB
 
 
-async def test_B03_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
+async def test_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
     world = World()
     async with scheduler_of(world, model("a")) as scheduler:
         assert scheduler.adopt("a", "found", fits=True)

@@ -1,4 +1,4 @@
-"""Row A15: a process that SIGKILL does not end is never called stopped, stays counted, and spoils its device only."""
+"""A process that SIGKILL does not end is never called stopped, stays counted, and spoils its device only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench_with_stuck(**settings: object) -> Bench:
     return bench
 
 
-def test_A15_it_is_killing_and_counted_for_as_long_as_it_lives() -> None:
+def test_it_is_killing_and_counted_for_as_long_as_it_lives() -> None:
     bench = bench_with_stuck()
     bench.pass_time(10_000)
     assert bench.state("a") is State.KILLING
@@ -33,7 +33,7 @@ def test_A15_it_is_killing_and_counted_for_as_long_as_it_lives() -> None:
     assert bench.core.memory_held() == MIB
 
 
-def test_A15_a_kill_that_takes_a_while_is_nothing() -> None:
+def test_a_kill_that_takes_a_while_is_nothing() -> None:
     bench = bench_with_stuck()
     waiting = bench.request("b")
     bench.pass_time(STUCK_AFTER - 1)
@@ -43,7 +43,7 @@ def test_A15_a_kill_that_takes_a_while_is_nothing() -> None:
     assert waiting.lease is not None
 
 
-def test_A15_its_device_takes_no_other_model_until_it_has_gone() -> None:
+def test_its_device_takes_no_other_model_until_it_has_gone() -> None:
     bench = bench_with_stuck()
     bench.pass_time(STUCK_AFTER + 1)
     refused = bench.request("b").error
@@ -60,7 +60,7 @@ def test_A15_its_device_takes_no_other_model_until_it_has_gone() -> None:
     assert bench.state("b") is State.STARTING
 
 
-def test_A15_a_model_of_the_cpu_quarantines_nothing() -> None:
+def test_a_model_of_the_cpu_quarantines_nothing() -> None:
     bench = bench_with_stuck(gpu_layers=0)
     bench.pass_time(STUCK_AFTER + 1)
     assert bench.core.snapshot("a").reason.endswith("its memory stays counted")
@@ -68,7 +68,7 @@ def test_A15_a_model_of_the_cpu_quarantines_nothing() -> None:
     assert bench.state("b") is State.STARTING
 
 
-def test_A15_whoever_waits_for_it_is_told() -> None:
+def test_whoever_waits_for_it_is_told() -> None:
     bench = bench_with_stuck()
     failed: list[AccelError] = []
     bench.core.unload("a", force=True, done=lambda: failed.append(AccelError("internal", "")), failed=failed.append)
@@ -87,7 +87,7 @@ def test_A15_whoever_waits_for_it_is_told() -> None:
     assert bench.core.queued == 0
 
 
-def test_A15_what_is_left_of_a_model_that_ended_by_itself_takes_it_out_of_service() -> None:
+def test_what_is_left_of_a_model_that_ended_by_itself_takes_it_out_of_service() -> None:
     """Its server is dead, a grandchild of it hangs: nobody may be sent there."""
     bench = Bench([model("a")])
     bench.loaded("a")
@@ -100,7 +100,7 @@ def test_A15_what_is_left_of_a_model_that_ended_by_itself_takes_it_out_of_servic
     assert bench.state("a") in (State.BACKOFF, State.STARTING)
 
 
-def test_A15_a_loading_model_that_cannot_be_ended_is_as_stuck() -> None:
+def test_a_loading_model_that_cannot_be_ended_is_as_stuck() -> None:
     bench = Bench([model("a"), model("b")])
     bench.request_load("a")
     bench.core.instance_killing(bench.instance("a"))

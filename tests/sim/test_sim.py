@@ -38,7 +38,7 @@ def test_everybody_is_served_and_nobody_evicted_at_work(kind: str, seed: int) ->
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_A33_a_game_gets_its_memory(seed: int) -> None:
+def test_a_game_gets_its_memory(seed: int) -> None:
     """Others leave it without, as long as nobody asks for another model."""
     assert max(size for _, size in trace("day", seed).foreign) == GAME
     assert played("accelerd", "day", seed).game_lacked <= 5.0

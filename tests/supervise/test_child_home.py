@@ -1,4 +1,4 @@
-"""What the home `child` adds to a child process: weights, and OOM kills told apart (row A16, with a made-up cgroup)."""
+"""What the home `child` adds to a child process: weights, and OOM kills told apart (with a made-up cgroup)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kernel(house: InstanceContext, tmp_path: Path) -> MadeUpKernel:
     return made
 
 
-async def test_A16_oom_kill_is_told_apart_from_a_kill(house: InstanceContext, kernel: MadeUpKernel) -> None:
+async def test_oom_kill_is_told_apart_from_a_kill(house: InstanceContext, kernel: MadeUpKernel) -> None:
     kernel.kills(4)  # before our time
     async with house:
         first, second = house.start(name="a"), house.start(name="b")
@@ -53,7 +53,7 @@ async def test_A16_oom_kill_is_told_apart_from_a_kill(house: InstanceContext, ke
         assert (await house.gone(second)).cause is Cause.SIGNALED
 
 
-async def test_A16_our_own_kill_is_never_one(house: InstanceContext, kernel: MadeUpKernel) -> None:
+async def test_our_own_kill_is_never_one(house: InstanceContext, kernel: MadeUpKernel) -> None:
     async with house:
         number = house.start("ignore-term", stop_timeout=0.1)
         await house.ready(number)
@@ -74,7 +74,7 @@ def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def test_A17_a_model_goes_before_the_daemon(house: InstanceContext) -> None:
+async def test_a_model_goes_before_the_daemon(house: InstanceContext) -> None:
     async with house:
         number = house.start(nice=7, oom_score_adjust=400)
         await house.ready(number)

@@ -58,7 +58,7 @@ def test_what_was_written_is_read_and_nobody_else_can(store: RecordStore, tmp_pa
     assert path_of(tmp_path).parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_B04_a_write_that_a_crash_cut_off_leaves_the_record_before_it(store: RecordStore, tmp_path: Path) -> None:
+def test_a_write_that_a_crash_cut_off_leaves_the_record_before_it(store: RecordStore, tmp_path: Path) -> None:
     store.write(record())
     torn = path_of(tmp_path).with_name(".1-aa.json.new")
     torn.write_bytes(path_of(tmp_path).read_bytes()[:50])
@@ -86,7 +86,7 @@ def test_B04_a_write_that_a_crash_cut_off_leaves_the_record_before_it(store: Rec
     ],
     ids=["torn", "empty", "zeros", "other", "newer", "odd version", "no plan", "another owner", "another instance"],
 )
-def test_B04_one_that_cannot_be_used_is_set_aside_and_the_others_are_read(
+def test_one_that_cannot_be_used_is_set_aside_and_the_others_are_read(
     store: RecordStore, tmp_path: Path, spoil: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     store.write(record())
@@ -110,7 +110,7 @@ def test_what_a_later_version_adds_does_no_harm(store: RecordStore, tmp_path: Pa
     assert store.read_all() == [record()]
 
 
-async def test_B10_a_disk_that_is_full_from_now_on_keeps_what_was_written_before(
+async def test_a_disk_that_is_full_from_now_on_keeps_what_was_written_before(
     store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -133,7 +133,7 @@ async def test_B10_a_disk_that_is_full_from_now_on_keeps_what_was_written_before
     assert store.read_all() == []
 
 
-def test_B10_a_write_that_really_fails_in_the_middle_leaves_the_old_record(store: RecordStore, tmp_path: Path) -> None:
+def test_a_write_that_really_fails_in_the_middle_leaves_the_old_record(store: RecordStore, tmp_path: Path) -> None:
     store.write(record())
     long = record(plan=replace(record().plan, warnings=("x" * 9000,)))
     pid = os.fork()
@@ -150,7 +150,7 @@ def test_B10_a_write_that_really_fails_in_the_middle_leaves_the_old_record(store
     assert os.listdir(tmp_path / "instances") == ["1-aa.json"]
 
 
-def test_B04_links_and_fifos_are_not_followed(store: RecordStore, tmp_path: Path) -> None:
+def test_links_and_fifos_are_not_followed(store: RecordStore, tmp_path: Path) -> None:
     store.write(record())
     folder = tmp_path / "instances"
     (folder / "2-cc.json").symlink_to(path_of(tmp_path))
@@ -171,7 +171,7 @@ def test_a_survivor_fits_only_what_would_be_started_now() -> None:
 # --- holding on to processes that are nobody's children -----------------------------------------------------------
 
 
-def test_A34_only_the_very_process_is_held() -> None:
+def test_only_the_very_process_is_held() -> None:
     """A pid of another start time is another process; one that is free is nobody's."""
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"ACCELERD_INSTANCE": "x"})
     try:

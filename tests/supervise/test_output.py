@@ -1,4 +1,4 @@
-"""What an engine prints is bounded, harmless and never in the way: row A23."""
+"""What an engine prints is bounded, harmless and never in the way."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Clock:
         ("turned \u202eeman\u2028new".encode(), "turned \\u202eeman\\u2028new"),
     ],
 )
-def test_A23_control_characters_are_escaped(raw: bytes, text: str) -> None:
+def test_control_characters_are_escaped(raw: bytes, text: str) -> None:
     assert printable(raw) == text
 
 
-def test_A23_a_long_line_is_cut_and_says_so() -> None:
+def test_a_long_line_is_cut_and_says_so() -> None:
     line = printable(b"x" * 1_000_000)
     assert line == "x" * LINE_BYTES + CUT_MARK
 
 
-def test_A23_the_ring_keeps_the_newest_bytes_and_whole_lines() -> None:
+def test_the_ring_keeps_the_newest_bytes_and_whole_lines() -> None:
     ring = OutputRing(limit=1000)
     for number in range(10_000):
         ring.write(b"line %d\n" % number)
@@ -54,7 +54,7 @@ def test_A23_the_ring_keeps_the_newest_bytes_and_whole_lines() -> None:
     assert ring.lines(0) == []
 
 
-def test_A23_one_chunk_larger_than_the_ring() -> None:
+def test_one_chunk_larger_than_the_ring() -> None:
     ring = OutputRing(limit=100)
     ring.write(b"a" * 1000 + b"\nend\n")
     assert ring.lines() == ["end"]
@@ -91,7 +91,7 @@ async def test_followers_get_whole_lines_as_they_come() -> None:
         assert [line async for line in lines] == ["next", "the last"]
 
 
-async def test_A23_a_slow_follower_loses_output_and_is_told_how_much() -> None:
+async def test_a_slow_follower_loses_output_and_is_told_how_much() -> None:
     ring = OutputRing()
     with ring.follow() as lines:
         for _ in range(100):
@@ -112,7 +112,7 @@ async def test_a_closed_follower_costs_nothing_more() -> None:
     assert [line async for line in lines] == ["one"]
 
 
-def test_A23_the_journal_gets_so_many_lines_a_second() -> None:
+def test_the_journal_gets_so_many_lines_a_second() -> None:
     clock, sent = Clock(), list[str]()
     feed = JournalFeed(lambda model, line: sent.append(f"{model}: {line}"), "m", clock, rate=3)
     feed.feed(b"1\n2\n3\n4\n5\nsix")
@@ -127,7 +127,7 @@ def test_A23_the_journal_gets_so_many_lines_a_second() -> None:
     assert sent[5:] == ["m: partial", "m: end"]
 
 
-def test_A23_the_journal_gets_a_line_without_end_once() -> None:
+def test_the_journal_gets_a_line_without_end_once() -> None:
     sent = list[str]()
     feed = JournalFeed(lambda _, line: sent.append(line), "m", Clock(), rate=10)
     for _ in range(1000):
@@ -138,7 +138,7 @@ def test_A23_the_journal_gets_a_line_without_end_once() -> None:
 
 
 @pytest.mark.parametrize("mode", ["flood", "binary-output"])
-async def test_A23_flood_costs_a_bounded_share_of_the_loop(house: InstanceContext, mode: str) -> None:
+async def test_flood_costs_a_bounded_share_of_the_loop(house: InstanceContext, mode: str) -> None:
     async with house:
         number = house.start(mode)
         await house.ready(number)

@@ -1,4 +1,4 @@
-"""Ready means ours: rows A24 and A25, the secret, and the probe of a live engine (A12)."""
+"""Ready means ours: the secret, and the probe of a live engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def on_port(plan: LaunchPlan, port: int) -> LaunchPlan:
     return replace(plan, argv=tuple(argv), endpoint=Endpoint(port=port))
 
 
-async def test_A24_port_taken_before_the_spawn(house: InstanceContext) -> None:
+async def test_port_taken_before_the_spawn(house: InstanceContext) -> None:
     house.engine.tcp = True
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -55,7 +55,7 @@ async def test_A24_port_taken_before_the_spawn(house: InstanceContext) -> None:
             assert facts.plan is house.engine.plans[1]
 
 
-async def test_A24_no_port_can_be_had(house: InstanceContext) -> None:
+async def test_no_port_can_be_had(house: InstanceContext) -> None:
     async with house:
         number = house.start("bind-fail")
         exit = await house.gone(number)
@@ -64,7 +64,7 @@ async def test_A24_no_port_can_be_had(house: InstanceContext) -> None:
     assert any("couldn't bind" in line for line in exit.tail)
 
 
-async def test_A24_stale_socket_file_is_removed(house: InstanceContext) -> None:
+async def test_stale_socket_file_is_removed(house: InstanceContext) -> None:
     path = house.roots.instances / "stale.sock"
 
     def stale(_: int, plan: LaunchPlan) -> LaunchPlan:
@@ -94,7 +94,7 @@ async def test_a_file_that_is_no_socket_is_never_removed(house: InstanceContext,
     assert path.read_text() == "not a socket"
 
 
-async def test_A25_foreign_server_on_our_port_is_never_ready(house: InstanceContext) -> None:
+async def test_foreign_server_on_our_port_is_never_ready(house: InstanceContext) -> None:
     house.engine.tcp = True
     port = free_port()
     house.engine.edit = lambda _, plan: on_port(plan, port)
@@ -106,7 +106,7 @@ async def test_A25_foreign_server_on_our_port_is_never_ready(house: InstanceCont
     assert "another program listens" in exit.message
 
 
-async def test_A25_foreign_server_costs_only_a_second_plan(house: InstanceContext) -> None:
+async def test_foreign_server_costs_only_a_second_plan(house: InstanceContext) -> None:
     house.engine.tcp = True
     port = free_port()
     house.engine.edit = lambda number, plan: (
@@ -118,7 +118,7 @@ async def test_A25_foreign_server_costs_only_a_second_plan(house: InstanceContex
         assert endpoint.port != port
 
 
-async def test_A25_listener_of_another_instance_is_foreign(house: InstanceContext) -> None:
+async def test_listener_of_another_instance_is_foreign(house: InstanceContext) -> None:
     """On a unix socket too: the peer must be a process of this very instance."""
     async with house:
         first = house.start(name="first")
@@ -132,7 +132,7 @@ async def test_A25_listener_of_another_instance_is_foreign(house: InstanceContex
     assert exit.cause in (Cause.PORT_UNAVAILABLE, Cause.LOAD_TIMEOUT)
 
 
-async def test_A25_engine_that_takes_any_key_is_refused(house: InstanceContext) -> None:
+async def test_engine_that_takes_any_key_is_refused(house: InstanceContext) -> None:
     async with house:
         number = house.start("foreign-ok")
         exit = await house.gone(number)
@@ -141,14 +141,14 @@ async def test_A25_engine_that_takes_any_key_is_refused(house: InstanceContext) 
     assert "any key" in exit.message
 
 
-async def test_A25_engine_that_refuses_our_key(house: InstanceContext) -> None:
+async def test_engine_that_refuses_our_key(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("wrong-key"))
     assert exit.cause is Cause.REFUSED
     assert "refuses the key" in exit.message
 
 
-def test_A25_who_would_get_a_connection() -> None:
+def test_who_would_get_a_connection() -> None:
     me, proc = [os.getpid()], Path("/proc")
     port = free_port()
     assert tcp_owner(proc, port, me) is ListenerOwner.NOBODY
@@ -166,7 +166,7 @@ def test_A25_who_would_get_a_connection() -> None:
 
 
 @pytest.mark.parametrize(("mode", "ok"), [("", True), ("health-ok-infer-500", False), ("die-before-headers", False)])
-async def test_A12_probe_tells_whether_requests_are_answered(house: InstanceContext, mode: str, ok: bool) -> None:
+async def test_probe_tells_whether_requests_are_answered(house: InstanceContext, mode: str, ok: bool) -> None:
     async with house:
         number = house.start(mode)
         await house.ready(number)
@@ -178,7 +178,7 @@ async def test_A12_probe_tells_whether_requests_are_answered(house: InstanceCont
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A12_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: InstanceContext) -> None:
+async def test_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: InstanceContext) -> None:
     async with house:
         number = house.start("infer-hang")
         await house.ready(number)

@@ -1,4 +1,4 @@
-"""The ordinary life of an instance, and how it ends: rows A01 to A04, A08, A10, A11, A14, A26, A28."""
+"""The ordinary life of an instance, and how it ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_ready_then_stopped(house: InstanceContext, tcp: bool) -> None:
         assert house.recorded("term")
 
 
-def test_A18_the_same_on_the_loop_that_the_daemon_uses(house: InstanceContext) -> None:
+def test_the_same_on_the_loop_that_the_daemon_uses(house: InstanceContext) -> None:
     before = {child.pid for child in psutil.Process().children()}  # pytest's own, a PAM session's helper for one
 
     async def scenario() -> None:
@@ -78,7 +78,7 @@ async def test_child_has_exactly_the_planned_environment_and_the_marks(house: In
 
 
 @pytest.mark.parametrize("program", ["/no/such/llama-server", "no-such-llama-server"])
-async def test_A01_missing_program(house: InstanceContext, program: str) -> None:
+async def test_missing_program(house: InstanceContext, program: str) -> None:
     house.engine.edit = lambda _, plan: replace(plan, argv=(program,))
     async with house:
         exit = await house.gone(house.start())
@@ -86,7 +86,7 @@ async def test_A01_missing_program(house: InstanceContext, program: str) -> None
     assert program in exit.message
 
 
-async def test_A01_program_not_executable(house: InstanceContext, tmp_path: Path) -> None:
+async def test_program_not_executable(house: InstanceContext, tmp_path: Path) -> None:
     program = tmp_path / "llama-server"
     program.write_text("#!/bin/sh\n")
     house.engine.edit = lambda _, plan: replace(plan, argv=(str(program),))
@@ -96,7 +96,7 @@ async def test_A01_program_not_executable(house: InstanceContext, tmp_path: Path
     assert "not executable" in exit.message
 
 
-async def test_A01_program_of_a_missing_interpreter(house: InstanceContext, tmp_path: Path) -> None:
+async def test_program_of_a_missing_interpreter(house: InstanceContext, tmp_path: Path) -> None:
     program = tmp_path / "llama-server"
     program.write_text("#!/no/such/interpreter\n")
     program.chmod(0o755)
@@ -119,7 +119,7 @@ class StarvedSpawner(Spawner):
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
-async def test_A02_spawn_fails_for_want_of_something(house: InstanceContext, number: int) -> None:
+async def test_spawn_fails_for_want_of_something(house: InstanceContext, number: int) -> None:
     house.options["homes"] = {"child": ChildHome(StarvedSpawner(number))}
     async with house:
         exit = await house.gone(house.start())
@@ -142,7 +142,7 @@ async def test_plan_that_cannot_be_made(house: InstanceContext, detail: str, cau
     assert (exit.cause, exit.message) == (cause, "cannot do that: try this")
 
 
-async def test_A03_exits_before_listening(house: InstanceContext) -> None:
+async def test_exits_before_listening(house: InstanceContext) -> None:
     async with house:
         began = time.monotonic()
         exit = await house.gone(house.start("exit:7"))
@@ -152,7 +152,7 @@ async def test_A03_exits_before_listening(house: InstanceContext) -> None:
     assert exit.tail[-1] == "E main: exiting due to mode exit:7"
 
 
-async def test_A03_unknown_flag_and_only_the_last_twenty_lines(house: InstanceContext) -> None:
+async def test_unknown_flag_and_only_the_last_twenty_lines(house: InstanceContext) -> None:
     script = 'i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo "line $i"; done; exit 3'
     house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script))
     async with house:
@@ -161,7 +161,7 @@ async def test_A03_unknown_flag_and_only_the_last_twenty_lines(house: InstanceCo
     assert exit.tail == tuple(f"line {i}" for i in range(31, 51))
 
 
-async def test_A04_exits_with_0_while_loading(house: InstanceContext) -> None:
+async def test_exits_with_0_while_loading(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("exit:0"))
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
@@ -186,7 +186,7 @@ async def test_exit_when_ready_is_told(house: InstanceContext) -> None:
     assert (exit.cause, exit.status) == (Cause.EXITED, 4)
 
 
-async def test_A08_exit_code_of_an_asked_stop_is_no_failure(house: InstanceContext) -> None:
+async def test_exit_code_of_an_asked_stop_is_no_failure(house: InstanceContext) -> None:
     script = 'trap "exit 9" TERM; touch "$0"; while :; do sleep 0.01; done'
     flag = house.roots.home / "trapped"
     house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script, str(flag)))
@@ -197,7 +197,7 @@ async def test_A08_exit_code_of_an_asked_stop_is_no_failure(house: InstanceConte
     assert (exit.cause, exit.status) == (Cause.STOPPED, 9)
 
 
-async def test_A08_crash_between_the_order_to_stop_and_its_signal(house: InstanceContext) -> None:
+async def test_crash_between_the_order_to_stop_and_its_signal(house: InstanceContext) -> None:
     async with house:
         number = house.start()
         await house.ready(number)
@@ -206,7 +206,7 @@ async def test_A08_crash_between_the_order_to_stop_and_its_signal(house: Instanc
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A10_never_listens(house: InstanceContext) -> None:
+async def test_never_listens(house: InstanceContext) -> None:
     async with house:
         number = house.start("never-listen", start_timeout=0.3)
         exit = await house.gone(number)
@@ -216,7 +216,7 @@ async def test_A10_never_listens(house: InstanceContext) -> None:
 
 
 @pytest.mark.parametrize("sign", ["chatter:50", f"grow:{4 << 20}"])
-async def test_A10_observed_progress_extends_the_deadline(house: InstanceContext, sign: str) -> None:
+async def test_observed_progress_extends_the_deadline(house: InstanceContext, sign: str) -> None:
     async with house:
         number = house.start(f"slow-load:1.5,{sign}", start_timeout=0.6)
         await house.ready(number)
@@ -227,7 +227,7 @@ async def test_A10_observed_progress_extends_the_deadline(house: InstanceContext
         assert progress.line == "I main: model loaded"
 
 
-async def test_A10_hard_cap_ends_even_a_busy_load(house: InstanceContext) -> None:
+async def test_hard_cap_ends_even_a_busy_load(house: InstanceContext) -> None:
     async with house:
         began = time.monotonic()
         exit = await house.gone(house.start("health-503,chatter:20", start_timeout=0.15))
@@ -236,13 +236,13 @@ async def test_A10_hard_cap_ends_even_a_busy_load(house: InstanceContext) -> Non
     assert "all the time" in exit.message
 
 
-async def test_A11_health_is_503_for_ever(house: InstanceContext) -> None:
+async def test_health_is_503_for_ever(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("health-503", start_timeout=0.4))
     assert exit.cause is Cause.LOAD_TIMEOUT
 
 
-async def test_A14_sigterm_ignored(house: InstanceContext) -> None:
+async def test_sigterm_ignored(house: InstanceContext) -> None:
     async with house:
         number = house.start("ignore-term", stop_timeout=0.2)
         await house.ready(number)
@@ -253,7 +253,7 @@ async def test_A14_sigterm_ignored(house: InstanceContext) -> None:
     assert (exit.cause, exit.status) == (Cause.STOPPED, -signal.SIGKILL)
 
 
-async def test_A26_stop_while_it_loads(house: InstanceContext) -> None:
+async def test_stop_while_it_loads(house: InstanceContext) -> None:
     async with house:
         number = house.start("health-503")
         await house.until(lambda: bool(house.recorded("spawn")))
@@ -263,7 +263,7 @@ async def test_A26_stop_while_it_loads(house: InstanceContext) -> None:
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A26_stop_while_the_plan_is_made(house: InstanceContext) -> None:
+async def test_stop_while_the_plan_is_made(house: InstanceContext) -> None:
     house.engine.gate = asyncio.Event()
     async with house:
         number = house.start()
@@ -273,7 +273,7 @@ async def test_A26_stop_while_the_plan_is_made(house: InstanceContext) -> None:
     assert house.engine.plans == []
 
 
-async def test_A26_stop_at_once(house: InstanceContext) -> None:
+async def test_stop_at_once(house: InstanceContext) -> None:
     async with house:
         number = house.start()
         exit = await house.stopped(number)
@@ -282,7 +282,7 @@ async def test_A26_stop_at_once(house: InstanceContext) -> None:
     assert house.recorded("spawn") == []
 
 
-async def test_A26_stop_at_any_moment_of_a_start(house: InstanceContext) -> None:
+async def test_stop_at_any_moment_of_a_start(house: InstanceContext) -> None:
     async with house:
         for step in range(12):
             number = house.start()
@@ -291,7 +291,7 @@ async def test_A26_stop_at_any_moment_of_a_start(house: InstanceContext) -> None
             assert exit.cause is Cause.STOPPED
 
 
-async def test_A28_stop_and_start_twice(house: InstanceContext) -> None:
+async def test_stop_and_start_twice(house: InstanceContext) -> None:
     async with house:
         number = house.start()
         house.supervisor.start(number, ModelSpec("m", engine="fake"))

@@ -1,4 +1,4 @@
-"""Whatever an engine forks, `gone` means that nothing of it is left: rows A15, A18 to A21, A34, B02, B03."""
+"""Whatever an engine forks, `gone` means that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from accelerd.supervise.waiting import SupervisorSettings
 from tests.supervise.house import Heard, InstanceContext, alive
 
 
-async def test_A18_many_deaths_at_once_leave_no_zombie(house: InstanceContext) -> None:
+async def test_many_deaths_at_once_leave_no_zombie(house: InstanceContext) -> None:
     before = psutil.Process().children()  # pytest's own, a PAM session's helper for one
     async with house:
         numbers = [house.start(name=f"m{i}") for i in range(6)]
@@ -42,7 +42,7 @@ async def test_A18_many_deaths_at_once_leave_no_zombie(house: InstanceContext) -
         assert psutil.Process().children() == before  # not even a zombie
 
 
-async def test_A19_wrapper_that_does_not_forward_the_signal(house: InstanceContext) -> None:
+async def test_wrapper_that_does_not_forward_the_signal(house: InstanceContext) -> None:
     async with house:
         number = house.start("fork-wrapper")
         await house.ready(number)  # the socket belongs to the wrapper's child: it counts as ours
@@ -53,7 +53,7 @@ async def test_A19_wrapper_that_does_not_forward_the_signal(house: InstanceConte
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A19_wrapper_that_exits(house: InstanceContext) -> None:
+async def test_wrapper_that_exits(house: InstanceContext) -> None:
     async with house:
         exit = await house.gone(house.start("fork-wrapper-exit"))
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
@@ -61,7 +61,7 @@ async def test_A19_wrapper_that_exits(house: InstanceContext) -> None:
 
 
 @pytest.mark.parametrize("ends", ["stop", "crash"])
-async def test_A20_grandchild_in_a_session_of_its_own(house: InstanceContext, ends: str) -> None:
+async def test_grandchild_in_a_session_of_its_own(house: InstanceContext, ends: str) -> None:
     async with house:
         number = house.start("setsid-grandchild")
         await house.ready(number)
@@ -76,7 +76,7 @@ async def test_A20_grandchild_in_a_session_of_its_own(house: InstanceContext, en
         assert not alive(stranger)
 
 
-async def test_A21_grandchild_that_holds_stdout_does_not_delay_the_end(house: InstanceContext) -> None:
+async def test_grandchild_that_holds_stdout_does_not_delay_the_end(house: InstanceContext) -> None:
     async with house:
         number = house.start("hold-stdout")
         await house.ready(number)
@@ -88,7 +88,7 @@ async def test_A21_grandchild_that_holds_stdout_does_not_delay_the_end(house: In
     assert exit.cause is Cause.SIGNALED
 
 
-async def test_A21_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(house: InstanceContext) -> None:
+async def test_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(house: InstanceContext) -> None:
     """It has left the session and cleaned its environment, and holds the pipe."""
     script = "setsid env -i sleep 60 & echo $! ; wait"
     house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script))
@@ -117,9 +117,7 @@ class Undying(ProcTable):
         return [*found, Process(2**22 - 1, 1, "hung")] if self.stuck else found
 
 
-async def test_A15_what_cannot_be_killed_is_never_gone(
-    house: InstanceContext, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_cannot_be_killed_is_never_gone(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
     house.options["limits"] = SupervisorSettings(slow_after=0.1, loud_after=0.3)
     table = house.options["table"] = Undying()
     async with house:
@@ -136,7 +134,7 @@ async def test_A15_what_cannot_be_killed_is_never_gone(
     assert exit.cause is Cause.STOPPED
 
 
-async def test_A15_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
+async def test_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
     house.options |= {"table": Undying(), "limits": SupervisorSettings(close_patience=0.2)}
     await house.__aenter__()
     number = house.start()
@@ -150,7 +148,7 @@ async def test_A15_close_gives_up_in_time_and_says_so(house: InstanceContext, ca
     await house.supervisor.sweep_leftovers()  # as the next start of the daemon would
 
 
-def test_A34_only_the_very_process_is_signalled() -> None:
+def test_only_the_very_process_is_signalled() -> None:
     child = subprocess.Popen(["sleep", "60"], env={names.ENV_MARK_INSTANCE: "a34-test", "PATH": os.environ["PATH"]})
     try:
         table = ProcTable()
@@ -209,7 +207,7 @@ async def test_close_stops_all_the_youngest_first(house: InstanceContext) -> Non
     assert exit.cause is Cause.STOPPED
 
 
-async def test_B02_kill_all_asks_nobody(house: InstanceContext) -> None:
+async def test_kill_all_asks_nobody(house: InstanceContext) -> None:
     async with house:
         numbers = [house.start("ignore-term", stop_timeout=60), house.start("health-503", name="n", stop_timeout=60)]
         await house.ready(numbers[0])
@@ -246,7 +244,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-async def test_B03_children_of_a_killed_daemon(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
+async def test_children_of_a_killed_daemon(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
     """PDEATHSIG takes the engine itself; the grandchild that escaped is found by its mark at the next start."""
     daemon = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DAEMON, str(house.roots.runtime), stdout=asyncio.subprocess.PIPE

@@ -59,7 +59,7 @@ async def test_ready_probed_and_stopped(house: InstanceContext, models: Path, tr
     assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
 
 
-async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: InstanceContext, models: Path) -> None:
+async def test_stop_while_a_stream_runs_does_not_wait_for_it(house: InstanceContext, models: Path) -> None:
     """SIGTERM alone lasts as long as the stream's client or the next ping: up to half a minute."""
     async with real(house) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models), stop_timeout=0.5))
@@ -75,7 +75,7 @@ async def test_A14_stop_while_a_stream_runs_does_not_wait_for_it(house: Instance
         assert exit.cause is Cause.STOPPED
 
 
-async def test_A03_file_that_is_no_model(house: InstanceContext, tmp_path: Path) -> None:
+async def test_file_that_is_no_model(house: InstanceContext, tmp_path: Path) -> None:
     path = tmp_path / "garbage.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 4096)
     async with real(house) as (supervisor, heard):
@@ -85,7 +85,7 @@ async def test_A03_file_that_is_no_model(house: InstanceContext, tmp_path: Path)
     assert exit.message
 
 
-async def test_A26_stop_while_it_loads(house: InstanceContext, models: Path) -> None:
+async def test_stop_while_it_loads(house: InstanceContext, models: Path) -> None:
     async with real(house) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models, size_mb=400), mmap=False))
         async with asyncio.timeout(10):

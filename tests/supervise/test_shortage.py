@@ -1,4 +1,4 @@
-"""Rows A16, A32: an engine that gets no memory exits like any other that fails; what it printed tells them apart."""
+"""An engine that gets no memory exits like any other that fails; what it printed tells them apart."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def plan(**settings: object) -> LaunchPlan:
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_A32_every_backend_has_words_for_it(case: str) -> None:
+def test_every_backend_has_words_for_it(case: str) -> None:
     lines, wanted = SAID[case]
     found = failed_allocation(plan(), ["I load: some line", *lines])
     assert found is not None
@@ -163,7 +163,7 @@ def test_a_notice_beside_it_hides_no_want_of_memory() -> None:
     assert found == FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
 
 
-def test_A32_the_sentence_has_the_figures() -> None:
+def test_the_sentence_has_the_figures() -> None:
     lack = FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
     assert allocation_failed(plan(), lack, 300 * MIB, 1.26, False) == (
         "llama-server ran out of memory after 1.3 s, before it was ready: an allocation of 990 MiB failed "
@@ -182,7 +182,7 @@ def saying(lines: Sequence[str], end: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("end", "status"), [("exit 1", 1), ("kill -ABRT $$", -signal.SIGABRT), ("kill -SEGV $$", -signal.SIGSEGV)]
 )
-async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: InstanceContext, end: str, status: int) -> None:
+async def test_however_it_ends_it_ended_for_want_of_memory(house: InstanceContext, end: str, status: int) -> None:
     house.engine.edit = lambda _, made: plan(argv=saying(SAID["cuda weights"][0], end), endpoint=made.endpoint)
     async with house:
         exit = await house.gone(house.start())
@@ -192,7 +192,7 @@ async def test_A32_however_it_ends_it_ended_for_want_of_memory(house: InstanceCo
     assert exit.tail[0].startswith("ggml_backend_cuda")
 
 
-async def test_A32_a_backtrace_does_not_hide_it(house: InstanceContext) -> None:
+async def test_a_backtrace_does_not_hide_it(house: InstanceContext) -> None:
     lines = [*SAID["rocm, aborts"][0], *(f"#{number} 0x0000 in ?? ()" for number in range(SHORTAGE_LINES - 20))]
     house.engine.edit = lambda _, made: plan(argv=saying(lines, "kill -ABRT $$"), endpoint=made.endpoint)
     async with house:
@@ -261,7 +261,7 @@ def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
     ],
     ids=["weights", "kv", "compute", "huge context"],
 )
-async def test_A32_the_real_llama_server_is_understood(
+async def test_the_real_llama_server_is_understood(
     house: InstanceContext, llama_server: str, tmp_path: Path, settings: dict[str, int], limit: int | None, said: str
 ) -> None:
     """Under a hard limit of its address space malloc fails as it does when a machine has no more."""

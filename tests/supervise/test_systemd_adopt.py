@@ -1,4 +1,4 @@
-"""Models that outlive the daemon, with a real systemd --user: rows B03, B04; the next daemon takes them over."""
+"""Models that outlive the daemon, with a real systemd --user: the next daemon takes them over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.system.systemd_user import wait_until
 
 
 @pytest.mark.parametrize("end", ["killed", "restarted"])
-def test_B03_the_next_daemon_goes_on_with_the_same_process(units: Units, end: str) -> None:
+def test_the_next_daemon_goes_on_with_the_same_process(units: Units, end: str) -> None:
     first = units.daemon()
     pid = first.start(1, units.name(), "ignore-term")
     units.noted()
@@ -46,7 +46,7 @@ def test_B03_the_next_daemon_goes_on_with_the_same_process(units: Units, end: st
     assert units.errors() == ""
 
 
-def test_B03_a_daemon_reload_in_between_changes_nothing(units: Units) -> None:
+def test_a_daemon_reload_in_between_changes_nothing(units: Units) -> None:
     """Every upgrade of a package makes one; systemd then reads what it has written down of a transient unit."""
     first = units.daemon()
     pid = first.start(1, units.name())
@@ -67,7 +67,7 @@ def test_B03_a_daemon_reload_in_between_changes_nothing(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_several_generations_of_daemons(units: Units) -> None:
+def test_several_generations_of_daemons(units: Units) -> None:
     daemon = units.daemon()
     pid = daemon.start(1, units.name())
     for n in range(2, 5):
@@ -82,7 +82,7 @@ def test_B03_several_generations_of_daemons(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_output_of_the_time_without_a_daemon_is_not_lost(units: Units) -> None:
+def test_output_of_the_time_without_a_daemon_is_not_lost(units: Units) -> None:
     first = units.daemon()
     first.ask("start", n=1, name=units.name(), mode="slow-load:1.5,chatter:50")
     first.wait("line", line="I main: fake server")
@@ -98,7 +98,7 @@ def test_B03_output_of_the_time_without_a_daemon_is_not_lost(units: Units) -> No
     assert lines[-1] == "I main: model loaded"
 
 
-def test_B03_flood_without_a_reader_does_not_kill(units: Units) -> None:
+def test_flood_without_a_reader_does_not_kill(units: Units) -> None:
     """It waits when the pipe is full, and goes on when the next daemon reads."""
     first = units.daemon()
     pid = first.start(1, units.name(), "flood")
@@ -112,7 +112,7 @@ def test_B03_flood_without_a_reader_does_not_kill(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_while_it_loads(units: Units) -> None:
+def test_while_it_loads(units: Units) -> None:
     first = units.daemon()
     first.ask("start", n=1, name=units.name(), mode="slow-load:2")
     first.wait("line", line="I main: fake server")
@@ -126,7 +126,7 @@ def test_B03_while_it_loads(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_what_is_not_wanted_any_more_is_ended(units: Units) -> None:
+def test_what_is_not_wanted_any_more_is_ended(units: Units) -> None:
     first = units.daemon()
     pids = [first.start(1, units.name("a")), first.start(2, units.name("b"), "ignore-term,setsid-grandchild")]
     first.kill()
@@ -142,7 +142,7 @@ def test_B03_what_is_not_wanted_any_more_is_ended(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_other_settings_do_not_fit(units: Units) -> None:
+def test_other_settings_do_not_fit(units: Units) -> None:
     first = units.daemon()
     first.start(1, units.name(), env={"TOKEN": "old"})
     first.kill()
@@ -153,7 +153,7 @@ def test_B03_other_settings_do_not_fit(units: Units) -> None:
 
 
 @pytest.mark.parametrize("dies", ["alone", "with the daemon"])
-def test_B03_it_died_while_no_daemon_ran(units: Units, dies: str) -> None:
+def test_it_died_while_no_daemon_ran(units: Units, dies: str) -> None:
     first = units.daemon()
     pid = first.start(1, units.name())
     if dies == "alone":
@@ -168,7 +168,7 @@ def test_B03_it_died_while_no_daemon_ran(units: Units, dies: str) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_survivor_that_answers_no_more_is_ended(units: Units) -> None:
+def test_survivor_that_answers_no_more_is_ended(units: Units) -> None:
     first = units.daemon()
     pid = first.start(1, units.name(), stop_timeout=0.3)
     units.noted()
@@ -182,7 +182,7 @@ def test_B03_survivor_that_answers_no_more_is_ended(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_daemon_killed_while_it_stops_a_model(units: Units) -> None:
+def test_daemon_killed_while_it_stops_a_model(units: Units) -> None:
     first = units.daemon()
     pid = first.start(1, units.name(), "ignore-term", stop_timeout=60)
     first.ask("stop", n=1)
@@ -196,7 +196,7 @@ def test_B03_daemon_killed_while_it_stops_a_model(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_taken_over_under_the_second_name(units: Units) -> None:
+def test_taken_over_under_the_second_name(units: Units) -> None:
     units.manager.run(["systemd-run", "--user", f"--unit={units.unit()}", "sleep", "60"])
     first = units.daemon()
     pid = first.start(1, units.name())
@@ -210,7 +210,7 @@ def test_B03_taken_over_under_the_second_name(units: Units) -> None:
     units.assert_nothing_left()
 
 
-def test_B03_fifo_that_was_removed_is_found_by_its_descriptor(units: Units) -> None:
+def test_fifo_that_was_removed_is_found_by_its_descriptor(units: Units) -> None:
     first = units.daemon()
     first.ask("start", n=1, name=units.name(), mode="slow-load:3,chatter:50")
     first.wait("line", line="I main: fake server")
@@ -222,7 +222,7 @@ def test_B03_fifo_that_was_removed_is_found_by_its_descriptor(units: Units) -> N
     second.wait("ready", n=1)
 
 
-def test_B04_killed_between_the_record_and_the_process(units: Units) -> None:
+def test_killed_between_the_record_and_the_process(units: Units) -> None:
     first = units.daemon("--die-before-spawn")
     with pytest.raises((AssertionError, BrokenPipeError)):
         first.start(1, units.name())
@@ -247,7 +247,7 @@ def edit_mark(record: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("edit", [edit_nothing, edit_version, edit_mark], ids=["torn", "newer", "another's"])
-def test_B04_record_that_cannot_be_used(units: Units, edit: Any) -> None:
+def test_record_that_cannot_be_used(units: Units, edit: Any) -> None:
     first = units.daemon()
     pid = first.start(1, units.name())
     first.kill()

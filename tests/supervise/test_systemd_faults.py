@@ -1,4 +1,4 @@
-"""What a real systemd does not do on demand, with a fake one: rows A15, A16, A17, A34; and a bus that goes away."""
+"""What a real systemd does not do on demand, with a fake one: a bus that goes away."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def killed_by(result: str) -> Any:
 
 
 @pytest.mark.parametrize("limit", [None, 8 << 30])
-async def test_A16_A17_killed_for_want_of_memory_is_told_apart(
+async def test_killed_for_want_of_memory_is_told_apart(
     house: InstanceContext, manager: FakeUserManager, limit: int | None
 ) -> None:
     manager.edit = killed_by("oom-kill")
@@ -61,7 +61,7 @@ async def test_A16_A17_killed_for_want_of_memory_is_told_apart(
     assert manager.units == {}
 
 
-async def test_A16_while_it_is_told_to_stop_it_is_a_stop(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_while_it_is_told_to_stop_it_is_a_stop(house: InstanceContext, manager: FakeUserManager) -> None:
     manager.edit = killed_by("oom-kill")
     async with house:
         number = house.start("ignore-term", stop_timeout=0.1)
@@ -81,7 +81,7 @@ async def test_other_results_are_signals(house: InstanceContext, manager: FakeUs
     assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
 
 
-async def test_A15_unit_that_does_not_end_is_not_gone(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_unit_that_does_not_end_is_not_gone(house: InstanceContext, manager: FakeUserManager) -> None:
     """Something without the mark hangs in its control group."""
     async with house:
         number = house.start()
@@ -213,7 +213,7 @@ async def left_by_a_daemon(house: InstanceContext) -> tuple[int, Adoptable]:
     return pid, survivor
 
 
-async def test_A34_unit_of_another_process_is_not_taken_over(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_unit_of_another_process_is_not_taken_over(house: InstanceContext, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(house)
     manager.edit = lambda properties: properties | {"MainPID": os.getpid()}
     async with house:
@@ -224,7 +224,7 @@ async def test_A34_unit_of_another_process_is_not_taken_over(house: InstanceCont
     await house.until(lambda: not alive(pid))
 
 
-async def test_A34_process_that_ends_during_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_process_that_ends_during_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(house)
     looks = 0
 

@@ -1,4 +1,4 @@
-"""Models in units of a real systemd --user: rows A01, A03, A14, A17, A20 to A22; nothing is left after any end."""
+"""Models in units of a real systemd --user: nothing is left after any end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_environment_is_the_planned_one_and_no_secret_shows(units: Units, daemon
         assert (units.runtime / "instances" / name).stat().st_mode & 0o077 == 0 or name.endswith(".sock")
 
 
-def test_A17_A22_limits_are_the_unit_s(units: Units, daemon: Daemon) -> None:
+def test_limits_are_the_unit_s(units: Units, daemon: Daemon) -> None:
     """That they are kept is the kernel's business, where it has the controllers."""
     pid = daemon.start(
         1, units.name(),
@@ -88,7 +88,7 @@ def test_A17_A22_limits_are_the_unit_s(units: Units, daemon: Daemon) -> None:
     assert "Max core file size        0                    0" in Path(f"/proc/{pid}/limits").read_text()
 
 
-def test_A14_sigterm_ignored(units: Units, daemon: Daemon) -> None:
+def test_sigterm_ignored(units: Units, daemon: Daemon) -> None:
     pid = daemon.start(1, units.name(), "ignore-term", stop_timeout=0.3)
     daemon.ask("stop", n=1)
     daemon.wait("killing", n=1)
@@ -107,7 +107,7 @@ def test_killed_by_somebody(units: Units, daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 7, 203])
-def test_A03_exits_before_listening(units: Units, daemon: Daemon, status: int) -> None:
+def test_exits_before_listening(units: Units, daemon: Daemon, status: int) -> None:
     daemon.ask("start", n=1, name=units.name(), mode=f"exit:{status}")
     gone = daemon.wait("gone", n=1)
     assert (gone["cause"], gone["status"]) == ("exited", status)
@@ -115,7 +115,7 @@ def test_A03_exits_before_listening(units: Units, daemon: Daemon, status: int) -
     units.assert_nothing_left()
 
 
-def test_A03_exits_at_once(units: Units, daemon: Daemon) -> None:
+def test_exits_at_once(units: Units, daemon: Daemon) -> None:
     for n in range(1, 6):
         daemon.ask("start", n=n, name=units.name(), argv=["/bin/sh", "-c", "echo bye; exit 3"])
         gone = daemon.wait("gone", n=n)
@@ -124,7 +124,7 @@ def test_A03_exits_at_once(units: Units, daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "#!/no/such/interpreter\n", "no program\n"])
-def test_A01_program_that_cannot_be_executed(units: Units, daemon: Daemon, text: str | None) -> None:
+def test_program_that_cannot_be_executed(units: Units, daemon: Daemon, text: str | None) -> None:
     program = units.manager.home / "llama-server"
     if text is not None:
         units.manager.script(program, text)
@@ -135,7 +135,7 @@ def test_A01_program_that_cannot_be_executed(units: Units, daemon: Daemon, text:
     units.assert_nothing_left()
 
 
-def test_A20_what_cleans_its_environment_is_in_the_control_group_still(units: Units, daemon: Daemon) -> None:
+def test_what_cleans_its_environment_is_in_the_control_group_still(units: Units, daemon: Daemon) -> None:
     note = units.manager.home / "stranger"
     script = f'setsid env -i {sys.executable} -c "import time; time.sleep(60)" & echo $! >{note}; wait'
     daemon.ask("start", n=1, name=units.name(), argv=["/bin/sh", "-c", script])
@@ -148,7 +148,7 @@ def test_A20_what_cleans_its_environment_is_in_the_control_group_still(units: Un
     units.assert_nothing_left()
 
 
-def test_A19_A20_wrapper_and_grandchild_in_a_session_of_its_own(units: Units, daemon: Daemon) -> None:
+def test_wrapper_and_grandchild_in_a_session_of_its_own(units: Units, daemon: Daemon) -> None:
     daemon.start(1, units.name(), "fork-wrapper,setsid-grandchild")
     assert len(units.pids()) == 3
     assert daemon.stopped(1)["cause"] == "stopped"

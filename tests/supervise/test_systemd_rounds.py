@@ -1,4 +1,4 @@
-"""Load, stop, kill and restart in random order in a real systemd --user: no process is lost and none is left (B03)."""
+"""Load, stop, kill and restart in random order in a real systemd --user: no process is lost and none is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODES = ("", "ignore-term", "setsid-grandchild", "fork-wrapper")
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_B03_random_rounds(units: Units, seed: int) -> None:
+def test_random_rounds(units: Units, seed: int) -> None:
     chance = random.Random(seed)
     daemon = units.daemon()
     live: dict[str, tuple[int, int]] = {}  # model → instance, pid

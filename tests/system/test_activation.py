@@ -109,9 +109,7 @@ def test_both_loopbacks_are_bound_and_connections_wait_for_the_first_accept(held
 
 
 @pytest.mark.parametrize("busy", ["127.0.0.1", "::1", "0.0.0.0", "::"])
-def test_B16_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(
-    held: contextlib.ExitStack, busy: str
-) -> None:
+def test_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(held: contextlib.ExitStack, busy: str) -> None:
     port = free_port()
     family = socket.AF_INET6 if ":" in busy else socket.AF_INET
     held.enter_context(socket.create_server((busy, port), family=family))
@@ -124,14 +122,14 @@ def test_B16_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(
         pytest.fail("one family was left bound")
 
 
-def test_B16_a_holder_that_cannot_be_seen_is_still_a_clear_text(held: contextlib.ExitStack, tmp_path: Path) -> None:
+def test_a_holder_that_cannot_be_seen_is_still_a_clear_text(held: contextlib.ExitStack, tmp_path: Path) -> None:
     port = free_port()
     held.enter_context(socket.create_server(("127.0.0.1", port)))
     with pytest.raises(StartError, match=r"a program of another user uses the port"):
         bind_tcp([f"127.0.0.1:{port}"], proc=tmp_path)
 
 
-def test_B16_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.ExitStack, tmp_path: Path) -> None:
+def test_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.ExitStack, tmp_path: Path) -> None:
     port = free_port()
     server = held.enter_context(socket.create_server(("127.0.0.1", port)))
     inode = os.fstat(server.fileno()).st_ino
@@ -183,7 +181,7 @@ def test_listen_addresses_are_parsed_or_refused_as_configuration() -> None:
         assert caught.value.status == EXIT_CONFIG
 
 
-def test_B17_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     bind_unix(path).close()
     assert path.exists()  # as after a crash: closed, not unlinked
@@ -193,7 +191,7 @@ def test_B17_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
         client.connect(str(path))
 
 
-def test_B17_a_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
+def test_a_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     with bind_unix(path) as first:
         with pytest.raises(StartError, match=rf"process {os.getpid()} listens on it"):
@@ -203,7 +201,7 @@ def test_B17_a_socket_that_answers_is_left_alone(tmp_path: Path) -> None:
             client.connect(str(path))
 
 
-def test_B17_a_listener_whose_queue_is_full_is_left_alone(tmp_path: Path) -> None:
+def test_a_listener_whose_queue_is_full_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     with bind_unix(path, backlog=0), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -211,7 +209,7 @@ def test_B17_a_listener_whose_queue_is_full_is_left_alone(tmp_path: Path) -> Non
             bind_unix(path)
 
 
-def test_B17_something_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_something_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "accelerd").mkdir()
     path = tmp_path / "accelerd/accelerd.sock"
     target = tmp_path / "target"
@@ -224,7 +222,7 @@ def test_B17_something_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
-def test_D22_the_socket_file_has_mode_0600_from_its_first_moment(tmp_path: Path, umask: int) -> None:
+def test_the_socket_file_has_mode_0600_from_its_first_moment(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     path.parent.mkdir(mode=0o700)
     seen: set[int] = set()
@@ -250,7 +248,7 @@ def test_D22_the_socket_file_has_mode_0600_from_its_first_moment(tmp_path: Path,
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_D22_a_directory_open_to_others_is_closed_first(tmp_path: Path) -> None:
+def test_a_directory_open_to_others_is_closed_first(tmp_path: Path) -> None:
     path = tmp_path / "accelerd/accelerd.sock"
     path.parent.mkdir()
     path.parent.chmod(0o777)

@@ -69,7 +69,7 @@ async def test_nobody_is_started_for_it(bus: Bus, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-async def test_B20_a_machine_without_a_system_bus_is_on_mains(bus: Bus) -> None:
+async def test_a_machine_without_a_system_bus_is_on_mains(bus: Bus) -> None:
     bus.stop()
     ear = Ear(bus)
     assert await ear.next() == ""

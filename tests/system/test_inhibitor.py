@@ -144,7 +144,7 @@ async def test_a_logind_that_refuses_or_is_not_there_is_named(bus: Bus) -> None:
         assert guard.degraded is None
 
 
-async def test_B20_a_bus_that_dies_while_the_machine_falls_asleep_leaves_nobody_waiting(bus: Bus) -> None:
+async def test_a_bus_that_dies_while_the_machine_falls_asleep_leaves_nobody_waiting(bus: Bus) -> None:
     logind = await asyncio.to_thread(bus.player, "logind")
     work = Work()
     async with guarding(bus, work) as guard:

@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run/accelerd/accelerd.lock"
 
 
-def test_B15_a_second_instance_is_told_the_pid_of_the_first_and_disturbs_nothing(path: Path) -> None:
+def test_a_second_instance_is_told_the_pid_of_the_first_and_disturbs_nothing(path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:

@@ -119,7 +119,7 @@ async def test_numbers_of_a_service_that_has_ended_are_not_those_of_the_next(bus
         assert (await asyncio.to_thread(second.ask, "log"))[0]["replaces"] == 0, "1 is somebody else's there"
 
 
-async def test_B20_a_session_without_a_bus_costs_nothing(bus: Bus) -> None:
+async def test_a_session_without_a_bus_costs_nothing(bus: Bus) -> None:
     bus.stop()
     async with notifying(bus) as notifications:
         notifications.show(Notification("x", "nobody sees this"))

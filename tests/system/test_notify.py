@@ -131,7 +131,7 @@ def test_a_wedged_service_manager_is_logged_once_and_the_status_said_again(caplo
     assert messages.sent == ["STATUS=one"]
 
 
-def test_B05_the_watchdog_is_fed_only_while_every_part_lives(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_watchdog_is_fed_only_while_every_part_lives(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         messages = Messages()
         watchdog = Watchdog(Notifier(messages, watchdog_interval=0.02))
@@ -154,7 +154,7 @@ def test_B05_the_watchdog_is_fed_only_while_every_part_lives(caplog: pytest.LogC
     asyncio.run(scenario())
 
 
-def test_B05_a_heart_beat_that_raises_counts_as_dead(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_heart_beat_that_raises_counts_as_dead(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         messages = Messages()
         watchdog = Watchdog(Notifier(messages, watchdog_interval=60))

@@ -213,7 +213,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_B08_a_broken_file_is_set_aside_and_the_store_starts_empty(
+def test_a_broken_file_is_set_aside_and_the_store_starts_empty(
     path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     remember(path)
@@ -227,7 +227,7 @@ def test_B08_a_broken_file_is_set_aside_and_the_store_starts_empty(
     assert opened(path).load_seconds("qwen") == 3.0
 
 
-def test_B08_broken_files_are_counted_and_bounded(path: Path) -> None:
+def test_broken_files_are_counted_and_bounded(path: Path) -> None:
     remember(path)
     for number in range(12):
         path.write_bytes(b"broken %d" % number)
@@ -237,7 +237,7 @@ def test_B08_broken_files_are_counted_and_bounded(path: Path) -> None:
     assert (path.parent / kept[-1]).read_bytes() == b"broken 11"
 
 
-def test_B08_planted_links_fifos_and_directories_are_set_aside_not_followed(path: Path, tmp_path: Path) -> None:
+def test_planted_links_fifos_and_directories_are_set_aside_not_followed(path: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text('{"version": 1, "models": {"qwen": {"load_seconds": 9}}}')
     remember(path)
@@ -254,7 +254,7 @@ def test_B08_planted_links_fifos_and_directories_are_set_aside_not_followed(path
     assert opened(path).load_seconds("qwen") == 2.5
 
 
-def test_B09_a_file_of_a_newer_version_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_a_newer_version_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     newer = b'{"version": 2, "models": ["in", "another", "shape"]}'
     remember(path)
     path.write_bytes(newer)
@@ -274,9 +274,7 @@ def test_B09_a_file_of_a_newer_version_is_left_alone(path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
-def test_B10_a_failing_disk_degrades_and_is_tried_again(
-    path: Path, caplog: pytest.LogCaptureFixture, error: int
-) -> None:
+def test_a_failing_disk_degrades_and_is_tried_again(path: Path, caplog: pytest.LogCaptureFixture, error: int) -> None:
     caplog.set_level(logging.INFO)
     heard: list[str | None] = []
 
@@ -298,7 +296,7 @@ def test_B10_a_failing_disk_degrades_and_is_tried_again(
     assert len(events(caplog)) == 2  # not one per attempt
 
 
-def test_B10_retries_come_more_and_more_seldom(path: Path) -> None:
+def test_retries_come_more_and_more_seldom(path: Path) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         file = FailingFile(path)
@@ -318,7 +316,7 @@ def test_B10_retries_come_more_and_more_seldom(path: Path) -> None:
     asyncio.run(run())
 
 
-def test_B10_a_really_full_disk_leaves_the_old_file_whole(path: Path) -> None:
+def test_a_really_full_disk_leaves_the_old_file_whole(path: Path) -> None:
     remember(path)
     old = path.read_bytes()
     full = AtomicFile(path)
@@ -341,7 +339,7 @@ def test_B10_a_really_full_disk_leaves_the_old_file_whole(path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_B10_a_write_that_was_cut_by_a_crash_is_invisible(path: Path) -> None:
+def test_a_write_that_was_cut_by_a_crash_is_invisible(path: Path) -> None:
     remember(path)
     (path.parent / ".state.json.new").write_bytes(b'{"version": 1, "mod')
     assert opened(path).load_seconds("qwen") == 2.5
@@ -349,7 +347,7 @@ def test_B10_a_write_that_was_cut_by_a_crash_is_invisible(path: Path) -> None:
     assert os.listdir(path.parent) == ["state.json"]
 
 
-def test_B10_an_unreadable_directory_is_not_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_directory_is_not_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.parent.mkdir()
     path.parent.write_text("a file where the directory should be")
 
@@ -367,7 +365,7 @@ def test_B10_an_unreadable_directory_is_not_the_end(path: Path, caplog: pytest.L
     assert opened(path).load_seconds("qwen") == 1.0
 
 
-def test_B27_a_directory_deleted_while_running_is_made_again(path: Path) -> None:
+def test_a_directory_deleted_while_running_is_made_again(path: Path) -> None:
     async def run() -> None:
         store = opened(path)
         store.remember_load("qwen", 1.0)

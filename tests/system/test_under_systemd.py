@@ -63,7 +63,7 @@ def test_units_pass_systemd_analyze_without_a_warning(user_manager: UserManager)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_A22_the_loaded_unit_bounds_the_number_of_tasks(deployed: Deployed) -> None:
+def test_the_loaded_unit_bounds_the_number_of_tasks(deployed: Deployed) -> None:
     deployed.install()
     deployed.start()
     seen = deployed.manager.properties(SERVICE)
@@ -99,7 +99,7 @@ def test_what_the_service_inherits(deployed: Deployed) -> None:
     assert not seen["no_new_privs"], "rootless podman needs the setuid newuidmap"
 
 
-def test_B05_a_hung_loop_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
+def test_a_hung_loop_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
     deployed.install(dropin="[Service]\nWatchdogSec=1\nRestartSec=100ms")
     pid = deployed.start()
     with pytest.raises((OSError, http.client.HTTPException)):
@@ -121,7 +121,7 @@ def test_a_healthy_service_outlives_many_watchdog_intervals(deployed: Deployed) 
     assert deployed.main_pid() == pid
 
 
-def test_B06_a_crash_loop_ends_in_failed_and_reset_failed_revives(deployed: Deployed) -> None:
+def test_a_crash_loop_ends_in_failed_and_reset_failed_revives(deployed: Deployed) -> None:
     deployed.install(arguments="--exit 1", dropin="[Service]\nRestartSec=50ms")
     deployed.manager.systemctl("start", SERVICE, check=False)
     seen = deployed.manager.wait_for(SERVICE, ActiveState="failed")
@@ -212,7 +212,7 @@ def test_the_socket_unit_starts_on_a_machine_without_the_ipv6_loopback(deployed:
     assert deployed.manager.systemctl("start", SOCKET, check=False).returncode != 0
 
 
-def test_B16_a_busy_port_fails_the_start_with_the_holder_in_the_text(deployed: Deployed) -> None:
+def test_a_busy_port_fails_the_start_with_the_holder_in_the_text(deployed: Deployed) -> None:
     held = deployed.manager.popen([sys.executable, "-c", HOLD, str(deployed.port)], stdin=-1, stdout=-1)
     try:
         assert held.stdout is not None
@@ -238,7 +238,7 @@ with socket.create_server(("::1", int(sys.argv[1])), family=socket.AF_INET6):
 """
 
 
-def test_B15_a_second_instance_ends_with_the_pid_of_the_first(deployed: Deployed) -> None:
+def test_a_second_instance_ends_with_the_pid_of_the_first(deployed: Deployed) -> None:
     deployed.install()
     pid = deployed.start()
     second = deployed.manager.run(

@@ -128,7 +128,7 @@ def test_a_rule_that_sets_nothing_is_a_mistake(tmp_path: Path) -> None:
     assert str(rules.problems[0]) == "tuning.toml:1: rules.empty: needs set = {…}: what it sets"
 
 
-def test_D26_rules_that_somebody_else_could_write_are_not_read(tmp_path: Path) -> None:
+def test_rules_that_somebody_else_could_write_are_not_read(tmp_path: Path) -> None:
     user_file(tmp_path / "accelerd.toml").write_text(GOOD)
     user_file(tmp_path / "accelerd.toml").chmod(0o666)
     rules = load(tmp_path / "accelerd.toml")
