@@ -1,25 +1,22 @@
 """Every string that crosses a boundary of the process: paths, environment, journal fields, control routes.
 
-Owns no logic. Change a name here and the whole program, its units and its tests follow; find a name here and you know
-everybody who may depend on it.
+Owns no logic. Change a name here, and the whole program, its units and its tests follow.
 """
 
 from typing import Final
 
 PROGRAM: Final = "accelerd"
-DEFAULT_PORT: Final = 4000
 
 # --- files, below the XDG directory named in the comment ---
 CONFIG_DIR: Final = "accelerd"  # $XDG_CONFIG_HOME
 CONFIG_FILE: Final = "accelerd.toml"
-DROPIN_DIR: Final = "accelerd.toml.d"
 RUNTIME_DIR: Final = "accelerd"  # $XDG_RUNTIME_DIR, mode 0700
 CONTROL_SOCKET: Final = "accelerd.sock"
 LOCK_FILE: Final = "accelerd.lock"
 INSTANCE_DIR: Final = "instances"  # sockets of the engines
 STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
 STATE_FILE: Final = "state.json"
-YIELD_FILE: Final = "yield.json"  # in the runtime directory: what a person wants given up
+YIELD_FILE: Final = "yield.json"  # in the runtime directory: what a person wants yielded
 TOOLBOX_FILE: Final = "toolboxes.json"  # a refresh of a toolbox that has begun
 CACHE_DIR: Final = "accelerd"  # $XDG_CACHE_HOME
 
@@ -29,17 +26,11 @@ ENV_SOCKET: Final = "ACCELERD_SOCKET"  # path of the control socket, for accelct
 ENV_LOG_LEVEL: Final = "ACCELERD_LOG_LEVEL"
 
 # --- environment given to an engine's process: how its processes are found again ---
-ENV_MARK_INSTANCE: Final = "ACCELERD_INSTANCE"  # unique per start of a model
-ENV_MARK_OWNER: Final = "ACCELERD_OWNER"  # the runtime directory of the daemon that started it
+ENV_INSTANCE: Final = "ACCELERD_INSTANCE"  # unique per start of a model
+ENV_OWNER: Final = "ACCELERD_OWNER"  # the runtime directory of the daemon that started it
 
-# --- journal fields (upper case, journald's grammar) ---
+# --- journal fields; system/records.py makes the others from the arguments of `event` ---
 FIELD_MODEL: Final = "ACCELERD_MODEL"
-FIELD_STATE_FROM: Final = "ACCELERD_STATE_FROM"
-FIELD_STATE_TO: Final = "ACCELERD_STATE_TO"
-FIELD_REASON: Final = "ACCELERD_REASON"
-FIELD_CHILD_PID: Final = "ACCELERD_CHILD_PID"
-FIELD_ERROR: Final = "ACCELERD_ERROR"
-FIELD_STREAM: Final = "ACCELERD_STREAM"  # "engine" on lines that an engine printed
 
 # --- journal message ids: a contract with operators, never reused ---
 MSG_STARTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b01"
@@ -47,7 +38,6 @@ MSG_STOPPING: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b02"
 MSG_STATE_CHANGED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b03"
 MSG_LOAD_FAILED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b04"
 MSG_CHILD_DIED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b05"
-MSG_EVICTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b06"
 MSG_CONFIG_REJECTED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b07"
 MSG_CONFIG_LOADED: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b08"
 MSG_STATE_FILE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b09"
@@ -66,7 +56,7 @@ MSG_LEVEL: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b23"  # a device's performance 
 MSG_LEVEL_UNABLE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b21"
 MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
 
-MSG_YIELD: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b30"  # memory was given up to a person or a game, or is ours again
+MSG_YIELD: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b30"  # memory was yielded to a person or a game, or yielding ended
 MSG_PRESSURE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b31"  # models make room for other programs
 MSG_PIN: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # a program has a model kept, or no longer
 

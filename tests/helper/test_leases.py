@@ -133,7 +133,7 @@ def test_a_level_that_is_there_already_is_left_there(leases: LevelLeases, sysfs:
     assert sysfs.level() == "high"
 
 
-def test_C07_a_value_that_does_not_hold_is_taken_back(driven: LevelLeases, driver: type[Driver], sysfs: Sysfs) -> None:
+def test_a_value_that_does_not_hold_is_taken_back(driven: LevelLeases, driver: type[Driver], sysfs: Sysfs) -> None:
     sysfs.put("low")
     driver.takes = ("low",)
     with pytest.raises(LevelError, match="does not accept high: it is at 'low', low is restored"):
@@ -146,7 +146,7 @@ def test_C07_a_value_that_does_not_hold_is_taken_back(driven: LevelLeases, drive
     ("number", "expected"),
     [(errno.EACCES, "Failed"), (errno.EPERM, "Failed"), (errno.EINVAL, "Failed"), (errno.EBUSY, "Busy")],
 )
-def test_C04_a_write_that_the_driver_refuses_is_an_answer_and_leaves_no_lease(
+def test_a_write_that_the_driver_refuses_is_an_answer_and_leaves_no_lease(
     driven: LevelLeases, driver: type[Driver], sysfs: Sysfs, record: Path, number: int, expected: str
 ) -> None:
     driver.fails = number
@@ -214,7 +214,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(leases: LevelLeases, sy
 
 
 @pytest.mark.parametrize("text", ["", "unknown", "x" * 200, "auto high"])
-def test_C08_a_level_that_is_none_is_refused(leases: LevelLeases, sysfs: Sysfs, text: str) -> None:
+def test_a_level_that_is_none_is_refused(leases: LevelLeases, sysfs: Sysfs, text: str) -> None:
     sysfs.put(text)
     assert code(lambda: leases.set(APU, "high", "a")) in ("Busy", "Unsupported")
     assert sysfs.level() == text

@@ -337,7 +337,7 @@ async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(house: L
         marked = {one.pid for one in ProcTable().owned(str(house.roots.runtime))}
         assert {house.own.pid, house.pid(number)} <= marked
         found = await asyncio.to_thread(Path(f"/proc/{house.pid(number)}/environ").read_bytes)
-        assert f"{names.ENV_MARK_OWNER}={house.roots.runtime}".encode() in found.split(b"\0")
+        assert f"{names.ENV_OWNER}={house.roots.runtime}".encode() in found.split(b"\0")
 
 
 async def test_loads_wait_for_each_other_and_one_that_waits_can_be_stopped(house: LemonadeHouse) -> None:

@@ -29,7 +29,7 @@ def process(
     folder.mkdir(parents=True, exist_ok=True)
     fields = [state, parent, session, session, *[0] * 15, started, *[0] * 27, env_at, env_at + 10, 0]
     (folder / "stat").write_text(f"{pid} ({name}) {' '.join(map(str, fields))}\n")
-    variables = [f"{names.ENV_MARK_INSTANCE}={tag}"] if tag else ["PATH=/bin"]
+    variables = [f"{names.ENV_INSTANCE}={tag}"] if tag else ["PATH=/bin"]
     (folder / "environ").write_bytes(b"\0".join(entry.encode() for entry in variables) + b"\0")
 
 
@@ -55,7 +55,7 @@ def test_a_process_that_executes_another_program_is_looked_at_again(tmp_path: Pa
     process(tmp_path, 10)
     groups = ProcessGroups(tmp_path)
     assert groups.look({1: origin("one")}) == {1: []}
-    (tmp_path / "10/environ").write_bytes(f"{names.ENV_MARK_INSTANCE}=one\0".encode())
+    (tmp_path / "10/environ").write_bytes(f"{names.ENV_INSTANCE}=one\0".encode())
     assert groups.look({1: origin("one")}) == {1: []}, "what has not changed is not read"
     process(tmp_path, 10, tag="one", env_at=8192)
     assert groups.look({1: origin("one")}) == {1: [10]}

@@ -67,8 +67,8 @@ async def test_child_has_exactly_the_planned_environment_and_the_marks(house: In
         await house.ready(number)
         child = psutil.Process(house.pid(number))
         given = child.environ()
-        assert given.pop(names.ENV_MARK_INSTANCE)
-        assert given.pop(names.ENV_MARK_OWNER) == str(house.roots.runtime)
+        assert given.pop(names.ENV_INSTANCE)
+        assert given.pop(names.ENV_OWNER) == str(house.roots.runtime)
         assert given == house.engine.plans[0].env
         assert child.cwd() == str(house.roots.home)
         assert os.readlink(f"/proc/{child.pid}/fd/0") == "/dev/null"

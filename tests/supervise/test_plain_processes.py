@@ -149,7 +149,7 @@ async def test_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog
 
 
 def test_only_the_very_process_is_signalled() -> None:
-    child = subprocess.Popen(["sleep", "60"], env={names.ENV_MARK_INSTANCE: "a34-test", "PATH": os.environ["PATH"]})
+    child = subprocess.Popen(["sleep", "60"], env={names.ENV_INSTANCE: "a34-test", "PATH": os.environ["PATH"]})
     try:
         table = ProcTable()
         found = table.members(InstanceTag("a34-test", "/nowhere"), None)

@@ -127,7 +127,7 @@ class Units:
 
     def pids(self) -> list[int]:
         """All processes that carry the mark of this runtime directory."""
-        tag = f"{names.ENV_MARK_OWNER}={self.runtime}".encode()
+        tag = f"{names.ENV_OWNER}={self.runtime}".encode()
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:

@@ -99,7 +99,7 @@ def test_an_event_arrives_with_fields_place_and_message_id(
 def test_plain_logging_calls_may_carry_fields_too(
     journald: Journald, journal: JournalHandler, logger: logging.Logger
 ) -> None:
-    extra = {"fields": {names.FIELD_CHILD_PID: 7, "_UID": "0", "lower": "x", "A=B": "x"}, "message_id": MESSAGE_ID}
+    extra = {"fields": {"ACCELERD_CHILD_PID": 7, "_UID": "0", "lower": "x", "A=B": "x"}, "message_id": MESSAGE_ID}
     logger.info("started %s", "qwen", extra=extra)
     entry = journald.entry()
     assert (entry["MESSAGE"], entry["ACCELERD_CHILD_PID"], entry["MESSAGE_ID"]) == ("started qwen", "7", MESSAGE_ID)

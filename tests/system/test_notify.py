@@ -101,12 +101,11 @@ def test_a_socket_that_nobody_serves_is_the_same_as_none(
     assert "cannot reach the service manager" in caplog.text
 
 
-def test_reloading_carries_the_monotonic_time_and_timeouts_are_microseconds() -> None:
+def test_reloading_carries_the_monotonic_time() -> None:
     messages = Messages()
     notifier = Notifier(messages, clock=FixedClock())
     notifier.reloading()
-    notifier.extend_timeout(1.5)
-    assert messages.sent == ["RELOADING=1\nMONOTONIC_USEC=12500000", "EXTEND_TIMEOUT_USEC=1500000"]
+    assert messages.sent == ["RELOADING=1\nMONOTONIC_USEC=12500000"]
 
 
 def test_status_is_one_line_and_sent_only_when_it_changes() -> None:

@@ -79,9 +79,6 @@ class Features:
         """The first of the names that this build knows."""
         return next((name for name in names if self.find(name)), None)
 
-    def by_env(self, variable: str) -> Option | None:
-        return next((o for o in self.options.values() if variable in o.env), None)
-
 
 class Saved(msgspec.Struct):
     """One file of the cache on disk."""

@@ -49,7 +49,7 @@ class InstanceTag:
     owner: str  # the daemon's runtime directory
 
     def environment(self) -> dict[str, str]:
-        return {names.ENV_MARK_INSTANCE: self.instance, names.ENV_MARK_OWNER: self.owner}
+        return {names.ENV_INSTANCE: self.instance, names.ENV_OWNER: self.owner}
 
 
 class ProcessTable(Protocol):
@@ -76,7 +76,7 @@ class ProcTable:
         self._proc = proc
 
     def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
-        wanted = _entry(names.ENV_MARK_INSTANCE, tag.instance)
+        wanted = _entry(names.ENV_INSTANCE, tag.instance)
 
         def is_member(stat: ProcStat, mine: bool) -> bool:
             # A session is ours whatever uid its processes took (a setuid program): dead must mean proven dead.
@@ -87,8 +87,8 @@ class ProcTable:
         return list(self._scan(is_member))
 
     def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
-        wanted = _entry(names.ENV_MARK_OWNER, owner)
-        unwanted = {_entry(names.ENV_MARK_INSTANCE, instance) for instance in spared}
+        wanted = _entry(names.ENV_OWNER, owner)
+        unwanted = {_entry(names.ENV_INSTANCE, instance) for instance in spared}
 
         def is_owned(stat: ProcStat, mine: bool) -> bool:
             environment = self._environment(stat.pid) if mine else ()

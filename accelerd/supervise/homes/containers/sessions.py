@@ -32,7 +32,7 @@ class ContainerSessions:
 
     def __init__(self, proc: Path, owner: str) -> None:
         self._proc = proc
-        self._tag = f"{names.ENV_MARK_OWNER}={owner}".encode()
+        self._tag = f"{names.ENV_OWNER}={owner}".encode()
 
     def pids(self, container: Container) -> set[int]:
         """Every live process in there."""
