@@ -1,4 +1,4 @@
-"""An accelerd for which SIGKILL to a model is an end for want of memory: python -m tests.daemon.oom_main
+"""An accelerd for which SIGKILL to a model is an OOM kill: python -m tests.daemon.oom_main
 
 The limits that make a kernel do it need control groups that not every machine of a test hands out. $TEST_SYS is its
 /sys, where a test counts the kernel's kills in a container; what it logs goes to the journal socket $TEST_JOURNAL too.
@@ -42,7 +42,7 @@ class CrampedHome(ChildHome):
 
 
 class CrampedManager:
-    """A UserManager that calls every SIGKILL what systemd calls one of the kernel for want of memory."""
+    """A UserManager that reports every SIGKILL as an OOM kill."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager

@@ -1,4 +1,4 @@
-"""A model that is killed for want of memory, seen from outside: its name for it, its new figure, its neighbours."""
+"""A model that is killed by the OOM killer, seen from outside: its name for it, its new figure, its neighbours."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_oom_kill_is_named_remembered_and_leaves_neighbours_alone(daemons: Da
     assert again.chat("a").status == 200
 
 
-def test_a_load_that_is_killed_for_want_of_memory_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
+def test_a_load_that_is_killed_by_the_oom_killer_is_tried_once_more(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(QUICK + site.model("a", "slow-load:20", memory="100MiB"), module=CRAMPED)
     with side_by_side() as do:
         request = do(daemon.chat, "a")
@@ -104,7 +104,7 @@ def test_a_load_that_never_gets_its_memory_is_given_up_with_its_figures(
     assert site.spawns("a") == 1, "it needs more than there is: trying again is pointless"
     seen = daemon.status("a")
     assert (seen["error"]["cause"], seen["memory"]) == ("oom-kill", 100 << 30)
-    assert "it asked for 100 GiB more" in seen["error"]["message"]
+    assert "an allocation of 100 GiB failed" in seen["error"]["message"]
 
 
 def test_what_a_model_was_seen_to_use_is_what_it_needs_the_next_time(daemons: DaemonFactory, site: Site) -> None:

@@ -1,4 +1,4 @@
-"""A model that is killed for want of memory, in a unit and in a toolbox, under the shipped units: how everybody hears.
+"""A model that is killed by the OOM killer, in a unit and in a toolbox, under the shipped units: how everybody hears.
 
 That the kernel did it is made up (oom_main.py): systemd's word for it, and the count in the container's control group.
 """

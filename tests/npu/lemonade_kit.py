@@ -31,7 +31,7 @@ from accelerd.supervise.homes.lemonade import LemonadeHome
 from accelerd.supervise.homes.lemonade.own import OwnServer
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.harness import eventually, free_port
-from tests.supervise.house import PATIENCE, Heard
+from tests.supervise.bench import PATIENCE, Heard
 
 STANDINS = Path(__file__).parent / "standins"
 REAL = os.environ.get("ACCELERD_TEST_LEMOND")
@@ -69,8 +69,8 @@ class Standin:
         return [one for one in map(json.loads, lines) if one["path"] == path]
 
 
-class LemonadeHouse:
-    """`async with house:` makes the supervisor and, at the end, closes it."""
+class LemonadeBench:
+    """`async with bench:` makes the supervisor and, at the end, closes it."""
 
     def __init__(self, tmp_path: Path, runtime: Path, programs: tuple[str, ...] = ("lemond",)) -> None:
         home = tmp_path / "home"
@@ -82,7 +82,7 @@ class LemonadeHouse:
         self.extra: dict[str, Home] = {}
         self._numbers = itertools.count(1)
 
-    async def __aenter__(self) -> LemonadeHouse:
+    async def __aenter__(self) -> LemonadeBench:
         clock = SystemClock()
         child = ChildHome(proc=self.roots.proc, sys=self.roots.sys)
         homes: dict[str, Home] = {"child": child, **self.extra}

@@ -15,126 +15,126 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings
 from accelerd.supervise.process.processes import ProcTable
 from tests.harness import eventually, free_port
-from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeHouse, foreign
+from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeBench, foreign
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[LemonadeHouse]:
+def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
-        yield LemonadeHouse(tmp_path, Path(runtime))
+        yield LemonadeBench(tmp_path, Path(runtime))
         assert ProcTable().owned(runtime) == []
 
 
-def uses(house: LemonadeHouse, server: Foreign, key: str | None = None) -> LemonadeHouse:
-    file = house.roots.home / "key"
+def uses(bench: LemonadeBench, server: Foreign, key: str | None = None) -> LemonadeBench:
+    file = bench.roots.home / "key"
     file.write_text(f"{key or server.key}\n")
-    house.settings = LemonadeSettings(url=server.url, key_file=str(file))
-    return house
+    bench.settings = LemonadeSettings(url=server.url, key_file=str(file))
+    return bench
 
 
-async def test_a_running_server_is_used_and_lives_on(house: LemonadeHouse) -> None:
-    with foreign(house.standin, key="s3cret") as server:
-        async with uses(house, server):
-            (number,) = await house.loaded(QWEN)
+async def test_a_running_server_is_used_and_lives_on(bench: LemonadeBench) -> None:
+    with foreign(bench.standin, key="s3cret") as server:
+        async with uses(bench, server):
+            (number,) = await bench.loaded(QWEN)
             assert server.loaded() == [QWEN]
-            exit = await house.stopped(number)
+            exit = await bench.stopped(number)
             assert exit.cause is Cause.STOPPED
             assert server.loaded() == []
-            await house.loaded(EMBED)
+            await bench.loaded(EMBED)
         assert server.process.poll() is None, "it is never ended"
         assert server.loaded() == [], "what accelerd has loaded it has unloaded"
-        assert len(house.standin.requests("start")) == 1
+        assert len(bench.standin.requests("start")) == 1
 
 
-async def test_what_was_loaded_before_is_taken_as_it_is_and_left_there(house: LemonadeHouse) -> None:
-    with foreign(house.standin) as server:
+async def test_what_was_loaded_before_is_taken_as_it_is_and_left_there(bench: LemonadeBench) -> None:
+    with foreign(bench.standin) as server:
         server.ask("/api/v1/load", {"model_name": QWEN, "ctx_size": 1024})
         pid = server.ask("/api/v1/health")["all_models_loaded"][0]["pid"]
-        async with uses(house, server):
-            (number,) = await house.loaded(QWEN)
-            assert house.pid(number) == pid
-            assert len(house.standin.requests("/api/v1/load")) == 1, "not loaded anew"
-            await house.stopped(number)
+        async with uses(bench, server):
+            (number,) = await bench.loaded(QWEN)
+            assert bench.pid(number) == pid
+            assert len(bench.standin.requests("/api/v1/load")) == 1, "not loaded anew"
+            await bench.stopped(number)
             assert server.loaded() == [QWEN]
-        assert house.standin.requests("/api/v1/unload") == []
+        assert bench.standin.requests("/api/v1/unload") == []
 
 
-async def test_what_it_throws_out_by_itself_is_put_away(house: LemonadeHouse) -> None:
+async def test_what_it_throws_out_by_itself_is_put_away(bench: LemonadeBench) -> None:
     """One model of a type, as it is set up by default: the next one takes the place of the first."""
-    with foreign(house.standin, max_loaded=1) as server:
-        async with uses(house, server):
-            first, other = await house.loaded(QWEN, EMBED)
-            (second,) = await house.loaded(GEMMA)
-            exit = await house.gone(first)
+    with foreign(bench.standin, max_loaded=1) as server:
+        async with uses(bench, server):
+            first, other = await bench.loaded(QWEN, EMBED)
+            (second,) = await bench.loaded(GEMMA)
+            exit = await bench.gone(first)
             assert exit.cause is Cause.UNLOADED_BY_SERVER
             assert exit.message == f"the Lemonade Server unloaded it to load {GEMMA}"
-            assert house.heard.of(other) == ["ready"], "of another type"
-            assert house.heard.of(second) == ["ready"]
+            assert bench.heard.of(other) == ["ready"], "of another type"
+            assert bench.heard.of(second) == ["ready"]
 
 
-async def test_what_somebody_else_unloads_is_put_away_and_not_ours(house: LemonadeHouse) -> None:
-    with foreign(house.standin) as server:
-        async with uses(house, server):
-            (number,) = await house.loaded(QWEN)
+async def test_what_somebody_else_unloads_is_put_away_and_not_ours(bench: LemonadeBench) -> None:
+    with foreign(bench.standin) as server:
+        async with uses(bench, server):
+            (number,) = await bench.loaded(QWEN)
             server.ask("/api/v1/unload", {"model_name": QWEN})
-            exit = await house.gone(number)
+            exit = await bench.gone(number)
             assert exit.cause is Cause.UNLOADED_BY_SERVER
             assert "by itself, or somebody else told it to" in exit.message
 
 
-async def test_another_pid_is_another_life(house: LemonadeHouse) -> None:
+async def test_another_pid_is_another_life(bench: LemonadeBench) -> None:
     """Somebody loads it with other options: the backend that accelerd knew is no more."""
-    with foreign(house.standin) as server:
-        async with uses(house, server):
-            (number,) = await house.loaded(QWEN)
+    with foreign(bench.standin) as server:
+        async with uses(bench, server):
+            (number,) = await bench.loaded(QWEN)
             server.ask("/api/v1/load", {"model_name": QWEN, "ctx_size": 512})
-            exit = await house.gone(number)
+            exit = await bench.gone(number)
             assert exit.cause is Cause.UNLOADED_BY_SERVER
             assert exit.message.startswith("the Lemonade Server unloaded it: it was started again, as process ")
 
 
-async def test_all_places_pinned(house: LemonadeHouse) -> None:
-    with foreign(house.standin, max_loaded=1) as server:
-        async with uses(house, server):
-            (pinned,) = await house.loaded(QWEN, pin=True)
-            exit = await house.gone(house.start(GEMMA))
+async def test_all_places_pinned(bench: LemonadeBench) -> None:
+    with foreign(bench.standin, max_loaded=1) as server:
+        async with uses(bench, server):
+            (pinned,) = await bench.loaded(QWEN, pin=True)
+            exit = await bench.gone(bench.start(GEMMA))
             assert exit.cause is Cause.SPAWN_FAILED, "it may be tried again"
             assert f"no place for {GEMMA}, what is there is pinned" in exit.message
-            assert house.heard.of(pinned) == ["ready"]
+            assert bench.heard.of(pinned) == ["ready"]
 
 
-async def test_a_server_that_goes_takes_its_models_along(house: LemonadeHouse) -> None:
-    with foreign(house.standin) as server:
-        async with uses(house, server):
-            (number,) = await house.loaded(QWEN)
+async def test_a_server_that_goes_takes_its_models_along(bench: LemonadeBench) -> None:
+    with foreign(bench.standin) as server:
+        async with uses(bench, server):
+            (number,) = await bench.loaded(QWEN)
             server.close()
-            exit = await house.gone(number)
+            exit = await bench.gone(number)
             assert exit.cause in (Cause.EXITED, Cause.UNLOADED_BY_SERVER)
             eventually(lambda: server.process.poll() is not None, "its end")
-            again = await house.gone(house.start(QWEN))
+            again = await bench.gone(bench.start(QWEN))
             assert again.cause is Cause.EXITED
             assert f"no Lemonade Server answers at {server.url}" in again.message
 
 
-async def test_nobody_there(house: LemonadeHouse) -> None:
-    house.settings = LemonadeSettings(url=f"http://127.0.0.1:{free_port()}")
-    async with house:
-        exit = await house.gone(house.start(QWEN))
+async def test_nobody_there(bench: LemonadeBench) -> None:
+    bench.settings = LemonadeSettings(url=f"http://127.0.0.1:{free_port()}")
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
     assert "start it, or take the url away" in exit.message
-    assert house.standin.requests("start") == [], "none is started instead"
+    assert bench.standin.requests("start") == [], "none is started instead"
 
 
-async def test_a_wrong_key(house: LemonadeHouse) -> None:
-    with foreign(house.standin, key="s3cret") as server:
-        async with uses(house, server, key="wrong"):
-            exit = await house.gone(house.start(QWEN))
+async def test_a_wrong_key(bench: LemonadeBench) -> None:
+    with foreign(bench.standin, key="s3cret") as server:
+        async with uses(bench, server, key="wrong"):
+            exit = await bench.gone(bench.start(QWEN))
     assert "key_file" in exit.message
     assert "wrong" not in exit.message
 
 
-async def test_a_key_that_cannot_be_read(house: LemonadeHouse) -> None:
-    house.settings = LemonadeSettings(url=f"http://127.0.0.1:{free_port()}", key_file=str(house.roots.home / "none"))
-    async with house:
-        exit = await house.gone(house.start(QWEN))
+async def test_a_key_that_cannot_be_read(bench: LemonadeBench) -> None:
+    bench.settings = LemonadeSettings(url=f"http://127.0.0.1:{free_port()}", key_file=str(bench.roots.home / "none"))
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
     assert exit.cause is Cause.REFUSED
     assert "cannot read the key of the Lemonade Server" in exit.message

@@ -17,34 +17,34 @@ from accelerd.base.ports import Roots
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.process.spawn import NoProgram
-from tests.npu.lemonade_kit import EMBED, QWEN, REAL, LemonadeHouse
-from tests.supervise.house import alive
+from tests.npu.lemonade_kit import EMBED, QWEN, REAL, LemonadeBench
+from tests.supervise.bench import alive
 
 VERSIONS = ["10.0.0", "10.2.0", "10.10.0", "11.7.0", "11.8.0"]
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[LemonadeHouse]:
+def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
-        yield LemonadeHouse(tmp_path, Path(runtime), ())
+        yield LemonadeBench(tmp_path, Path(runtime), ())
         assert ProcTable().owned(runtime) == []
 
 
-def generation(house: LemonadeHouse, version: str) -> None:
+def generation(bench: LemonadeBench, version: str) -> None:
     """Have this version, and no other."""
     legacy = version.startswith("10.0")
     name = "lemonade-server" if legacy else "lemond"
-    (house.standin.bin / name).symlink_to(Path(__file__).parent / "standins" / name)
-    house.standin.say(version=version)
+    (bench.standin.bin / name).symlink_to(Path(__file__).parent / "standins" / name)
+    bench.standin.say(version=version)
 
 
-async def test_the_program_is_known_by_its_help(house: LemonadeHouse) -> None:
+async def test_the_program_is_known_by_its_help(bench: LemonadeBench) -> None:
     """Of a real lemond too, where there is one."""
     if REAL:
-        (house.standin.bin / "lemond").symlink_to(REAL)
+        (bench.standin.bin / "lemond").symlink_to(REAL)
     else:
-        generation(house, "11.8.0")
-    found = await program.find(None, {"PATH": house.standin.path, "HOME": str(house.roots.home)})
+        generation(bench, "11.8.0")
+    found = await program.find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
     assert found.path.endswith("/lemond")
     assert not found.legacy
     if not REAL:
@@ -52,84 +52,84 @@ async def test_the_program_is_known_by_its_help(house: LemonadeHouse) -> None:
         assert found.no_broadcast
 
 
-async def test_the_server_starts_in_its_own_folders_and_ends(house: LemonadeHouse) -> None:
+async def test_the_server_starts_in_its_own_folders_and_ends(bench: LemonadeBench) -> None:
     """Of a real lemond too, where there is one: a model that nobody has is refused by name."""
     if REAL:
-        (house.standin.bin / "lemond").symlink_to(REAL)
+        (bench.standin.bin / "lemond").symlink_to(REAL)
     else:
-        generation(house, "11.7.0")
-    async with house:
-        exit = await house.gone(house.start("No-Such-Model-GGUF"))
+        generation(bench, "11.7.0")
+    async with bench:
+        exit = await bench.gone(bench.start("No-Such-Model-GGUF"))
         assert exit.cause is Cause.NO_MODEL
         assert "Lemonade knows no model No-Such-Model-GGUF" in exit.message
-        pid = house.own.pid
+        pid = bench.own.pid
         assert alive(pid)
-        assert house.own.client is not None
-        assert (await house.own.client.health()).release >= (10, 1)
+        assert bench.own.client is not None
+        assert (await bench.own.client.health()).release >= (10, 1)
     assert not alive(pid)
-    assert not (house.roots.home / ".cache/lemonade").exists()
-    assert not (house.roots.home / ".config/lemonade").exists()
+    assert not (bench.roots.home / ".cache/lemonade").exists()
+    assert not (bench.roots.home / ".config/lemonade").exists()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_generation_serves(house: LemonadeHouse, version: str) -> None:
-    generation(house, version)
-    async with house:
-        first, second = await house.loaded(QWEN, EMBED)
-        assert house.own.client is not None
-        assert (await house.own.client.health()).version == version
-        pid = house.pid(first)
-        assert pid != house.own.pid, "10.0 does not tell it: then who listens is looked for"
-        exit = await house.stopped(first)
+async def test_every_generation_serves(bench: LemonadeBench, version: str) -> None:
+    generation(bench, version)
+    async with bench:
+        first, second = await bench.loaded(QWEN, EMBED)
+        assert bench.own.client is not None
+        assert (await bench.own.client.health()).version == version
+        pid = bench.pid(first)
+        assert pid != bench.own.pid, "10.0 does not tell it: then who listens is looked for"
+        exit = await bench.stopped(first)
         assert exit.cause is Cause.STOPPED
         assert not alive(pid)
-        assert house.heard.of(second) == ["ready"]
-    assert not (house.roots.home / ".cache/lemonade").exists(), "the user's own"
+        assert bench.heard.of(second) == ["ready"]
+    assert not (bench.roots.home / ".cache/lemonade").exists(), "the user's own"
 
 
-async def test_after_11_7_the_settings_lie_in_a_folder_of_their_own(house: LemonadeHouse) -> None:
-    generation(house, "11.8.0")
-    async with house:
-        await house.loaded(QWEN)
-    assert json.loads((house.roots.state / "lemonade/config.json").read_text())["max_loaded_models"] == -1
-    (start,) = house.standin.requests("start")
-    assert start["argv"][:2] == [str(house.roots.cache / "lemonade"), str(house.roots.state / "lemonade")]
+async def test_after_11_7_the_settings_lie_in_a_folder_of_their_own(bench: LemonadeBench) -> None:
+    generation(bench, "11.8.0")
+    async with bench:
+        await bench.loaded(QWEN)
+    assert json.loads((bench.roots.state / "lemonade/config.json").read_text())["max_loaded_models"] == -1
+    (start,) = bench.standin.requests("start")
+    assert start["argv"][:2] == [str(bench.roots.cache / "lemonade"), str(bench.roots.state / "lemonade")]
 
 
-async def test_the_older_generation_is_told_by_options_and_variables(house: LemonadeHouse) -> None:
-    generation(house, "10.0.0")
-    async with house:
-        await house.loaded(QWEN)
-    (start,) = house.standin.requests("start")
+async def test_the_older_generation_is_told_by_options_and_variables(bench: LemonadeBench) -> None:
+    generation(bench, "10.0.0")
+    async with bench:
+        await bench.loaded(QWEN)
+    (start,) = bench.standin.requests("start")
     assert start["argv"][0] == "serve"
     assert "--no-tray" in start["argv"]
     assert start["env"]["LEMONADE_NO_BROADCAST"] == "1"
     assert start["argv"][start["argv"].index("--max-loaded-models") + 1] == "-1"
-    assert start["env"]["LEMONADE_CACHE_DIR"] == str(house.roots.cache / "lemonade")
+    assert start["env"]["LEMONADE_CACHE_DIR"] == str(bench.roots.cache / "lemonade")
 
 
-async def test_the_older_one_runs_beside_the_users_own(house: LemonadeHouse) -> None:
+async def test_the_older_one_runs_beside_the_users_own(bench: LemonadeBench) -> None:
     """10.0 runs once for a user, by a lock in XDG_RUNTIME_DIR: accelerd's has one of its own."""
-    generation(house, "10.0.0")
-    env = {"PATH": house.standin.path, "HOME": str(house.roots.home), "XDG_RUNTIME_DIR": str(house.roots.runtime)}
-    argv = [str(house.standin.bin / "lemonade-server"), "serve", "--port", "0"]
+    generation(bench, "10.0.0")
+    env = {"PATH": bench.standin.path, "HOME": str(bench.roots.home), "XDG_RUNTIME_DIR": str(bench.roots.runtime)}
+    argv = [str(bench.standin.bin / "lemonade-server"), "serve", "--port", "0"]
     users = await asyncio.create_subprocess_exec(
         *argv, env=env, stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.DEVNULL
     )
     try:
-        await house.until(lambda: len(house.standin.requests("start")) == 1)
-        async with house:
-            await house.loaded(QWEN)
+        await bench.until(lambda: len(bench.standin.requests("start")) == 1)
+        async with bench:
+            await bench.loaded(QWEN)
         assert users.returncode is None
     finally:
         users.terminate()
         await users.wait()
 
 
-async def test_the_newer_generation_is_taken_where_there_are_both(house: LemonadeHouse) -> None:
-    generation(house, "10.0.0")
-    generation(house, "11.7.0")
-    found = await program.find(None, {"PATH": house.standin.path, "HOME": str(house.roots.home)})
+async def test_the_newer_generation_is_taken_where_there_are_both(bench: LemonadeBench) -> None:
+    generation(bench, "10.0.0")
+    generation(bench, "11.7.0")
+    found = await program.find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
     assert os.path.basename(found.path) == "lemond"
 
 

@@ -22,7 +22,7 @@ from accelerd.memory.watch import MemoryWatch
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine
-from tests.supervise.house import Heard
+from tests.supervise.bench import Heard
 
 MB = 10**6
 PROC = Path("/proc")

@@ -14,7 +14,7 @@ from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 OOM = Cause.OOM_KILLED
-KILLED = "llama-server was killed by the kernel for want of memory"
+KILLED = "llama-server was killed by the OOM killer"
 
 
 def bench_of(budget: int, **memory: int) -> Bench:

@@ -10,19 +10,19 @@ import pytest
 
 from accelerd.supervise.process.processes import ProcTable
 from tests.settled import pytest_pyfunc_call, settled
-from tests.supervise.house import InstanceContext
+from tests.supervise.bench import SupervisorBench
 from tests.supervise.units import Units
 from tests.system.systemd_user import UserManager, user_manager
 
-__all__ = ["house", "pytest_pyfunc_call", "settled", "units", "user_manager"]
+__all__ = ["bench", "pytest_pyfunc_call", "settled", "units", "user_manager"]
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[InstanceContext]:
-    """A supervisor to be used as `async with house:`; after the test no marked process may live."""
+def bench(tmp_path: Path) -> Iterator[SupervisorBench]:
+    """A supervisor to be used as `async with bench:`; after the test no marked process may live."""
     # A socket's path has room for 107 bytes: pytest's own directories are too deep.
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
-        made = InstanceContext(tmp_path, Path(runtime))
+        made = SupervisorBench(tmp_path, Path(runtime))
         yield made
         assert ProcTable().owned(runtime) == []
         assert list(made.roots.instances.glob("*.sock")) == []

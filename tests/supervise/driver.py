@@ -28,7 +28,7 @@ from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.dbus.client import Buses
-from tests.supervise.house import FakeEngine
+from tests.supervise.bench import FakeEngine
 
 
 def tell(**what: Any) -> None:

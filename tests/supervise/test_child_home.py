@@ -12,7 +12,7 @@ import pytest
 from accelerd.base.cgroup import Cgroup, cgroup_of, find_cgroup
 from accelerd.base.exits import Cause
 from accelerd.supervise.homes.child_home import ChildHome
-from tests.supervise.house import InstanceContext
+from tests.supervise.bench import SupervisorBench
 
 
 class MadeUpKernel:
@@ -32,53 +32,53 @@ class MadeUpKernel:
 
 
 @pytest.fixture
-def kernel(house: InstanceContext, tmp_path: Path) -> MadeUpKernel:
+def kernel(bench: SupervisorBench, tmp_path: Path) -> MadeUpKernel:
     made = MadeUpKernel(tmp_path / "kernel")
     home = ChildHome(proc=made.proc, sys=made.sys)
-    house.options |= {"homes": {"child": home}}
+    bench.options |= {"homes": {"child": home}}
     return made
 
 
-async def test_oom_kill_is_told_apart_from_a_kill(house: InstanceContext, kernel: MadeUpKernel) -> None:
+async def test_oom_kill_is_told_apart_from_a_kill(bench: SupervisorBench, kernel: MadeUpKernel) -> None:
     kernel.kills(4)  # before our time
-    async with house:
-        first, second = house.start(name="a"), house.start(name="b")
-        await house.ready(first)
-        await house.ready(second)
+    async with bench:
+        first, second = bench.start(name="a"), bench.start(name="b")
+        await bench.ready(first)
+        await bench.ready(second)
         kernel.kills(5)
-        os.kill(house.pid(first), signal.SIGKILL)
-        exit = await house.gone(first)
+        os.kill(bench.pid(first), signal.SIGKILL)
+        exit = await bench.gone(first)
         assert (exit.cause, exit.status) == (Cause.OOM_KILLED, -signal.SIGKILL)
-        os.kill(house.pid(second), signal.SIGKILL)  # by a person: the count has not risen
-        assert (await house.gone(second)).cause is Cause.SIGNALED
+        os.kill(bench.pid(second), signal.SIGKILL)  # by a person: the count has not risen
+        assert (await bench.gone(second)).cause is Cause.SIGNALED
 
 
-async def test_our_own_kill_is_never_one(house: InstanceContext, kernel: MadeUpKernel) -> None:
-    async with house:
-        number = house.start("ignore-term", stop_timeout=0.1)
-        await house.ready(number)
+async def test_our_own_kill_is_never_one(bench: SupervisorBench, kernel: MadeUpKernel) -> None:
+    async with bench:
+        number = bench.start("ignore-term", stop_timeout=0.1)
+        await bench.ready(number)
         kernel.kills(1)
-        assert (await house.stopped(number)).cause is Cause.STOPPED
+        assert (await bench.stopped(number)).cause is Cause.STOPPED
 
 
-async def test_machine_without_control_groups(house: InstanceContext, tmp_path: Path) -> None:
-    house.options |= {"homes": {"child": ChildHome(proc=tmp_path, sys=tmp_path)}}
-    async with house:
-        number = house.start()
-        await house.ready(number)
-        os.kill(house.pid(number), signal.SIGKILL)
-        assert (await house.gone(number)).cause is Cause.SIGNALED
+async def test_machine_without_control_groups(bench: SupervisorBench, tmp_path: Path) -> None:
+    bench.options |= {"homes": {"child": ChildHome(proc=tmp_path, sys=tmp_path)}}
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
+        os.kill(bench.pid(number), signal.SIGKILL)
+        assert (await bench.gone(number)).cause is Cause.SIGNALED
 
 
 def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def test_a_model_goes_before_the_daemon(house: InstanceContext) -> None:
-    async with house:
-        number = house.start(nice=7, oom_score_adjust=400)
-        await house.ready(number)
-        pid = house.pid(number)
+async def test_a_model_goes_before_the_daemon(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start(nice=7, oom_score_adjust=400)
+        await bench.ready(number)
+        pid = bench.pid(number)
         assert oom_score(pid) == 400
         assert os.getpriority(os.PRIO_PROCESS, pid) == 7
 
@@ -100,14 +100,14 @@ def test_what_a_control_group_tells(tmp_path: Path) -> None:
     assert find_cgroup(kernel.sys, "/elsewhere") is None
 
 
-async def test_a_child_may_lock_as_much_memory_as_its_user_may(house: InstanceContext) -> None:
+async def test_a_child_may_lock_as_much_memory_as_its_user_may(bench: SupervisorBench) -> None:
     """An NPU's buffers count as locked, and what a login gives at first is far too little."""
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 1024, before[1]))
     try:
-        async with house:
-            number = house.start()
-            await house.ready(number)
-            assert resource.prlimit(house.pid(number), resource.RLIMIT_MEMLOCK) == (before[1], before[1])
+        async with bench:
+            number = bench.start()
+            await bench.ready(number)
+            assert resource.prlimit(bench.pid(number), resource.RLIMIT_MEMLOCK) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)

@@ -10,7 +10,7 @@ import pytest
 
 from accelerd.engines.base import Endpoint
 from accelerd.supervise.http_probe import ProbeError, answer, status
-from tests.supervise.house import free_port
+from tests.supervise.bench import free_port
 
 
 @asynccontextmanager

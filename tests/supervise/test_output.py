@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from accelerd.supervise.process.output import CUT_MARK, LINE_BYTES, RING_BYTES, JournalFeed, OutputRing, printable
-from tests.supervise.house import InstanceContext
+from tests.supervise.bench import SupervisorBench
 
 
 class Clock:
@@ -138,11 +138,11 @@ def test_the_journal_gets_a_line_without_end_once() -> None:
 
 
 @pytest.mark.parametrize("mode", ["flood", "binary-output"])
-async def test_flood_costs_a_bounded_share_of_the_loop(house: InstanceContext, mode: str) -> None:
-    async with house:
-        number = house.start(mode)
-        await house.ready(number)
-        ring = house.supervisor.output("m")
+async def test_flood_costs_a_bounded_share_of_the_loop(bench: SupervisorBench, mode: str) -> None:
+    async with bench:
+        number = bench.start(mode)
+        await bench.ready(number)
+        ring = bench.supervisor.output("m")
         cpu, began = time.process_time(), time.monotonic()
         start = ring.total
         async with asyncio.timeout(10):
@@ -153,17 +153,17 @@ async def test_flood_costs_a_bounded_share_of_the_loop(house: InstanceContext, m
         assert (ring.total - start) / elapsed < 20 << 20
         assert sum(map(len, ring.lines())) < 4 * RING_BYTES  # escapes are longer than what they stand for
         assert all("\x1b" not in line and len(line) <= 4 * LINE_BYTES + len(CUT_MARK) for line in ring.lines())
-        exit = await house.stopped(number)
+        exit = await bench.stopped(number)
         assert len(exit.tail) <= 20
-        assert len(house.journal) < 60 * (elapsed + 5)
+        assert len(bench.journal) < 60 * (elapsed + 5)
 
 
-async def test_output_survives_the_instance_and_is_told_to_the_journal(house: InstanceContext) -> None:
-    house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", "echo out; echo err >&2; exit 1"))
-    async with house:
-        await house.gone(house.start())
-        exit = await house.gone(house.start())
-        assert house.supervisor.output("m").lines() == ["out", "err", "out", "err"]
+async def test_output_survives_the_instance_and_is_told_to_the_journal(bench: SupervisorBench) -> None:
+    bench.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", "echo out; echo err >&2; exit 1"))
+    async with bench:
+        await bench.gone(bench.start())
+        exit = await bench.gone(bench.start())
+        assert bench.supervisor.output("m").lines() == ["out", "err", "out", "err"]
         assert exit.tail == ("out", "err")
-        assert house.supervisor.output("never ran").lines() == []
-    assert house.journal == [("m", "out"), ("m", "err")] * 2
+        assert bench.supervisor.output("never ran").lines() == []
+    assert bench.journal == [("m", "out"), ("m", "err")] * 2

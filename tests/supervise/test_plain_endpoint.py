@@ -16,7 +16,7 @@ import pytest
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
-from tests.supervise.house import FAKE_SERVER, InstanceContext, alive, free_port
+from tests.supervise.bench import FAKE_SERVER, SupervisorBench, alive, free_port
 
 
 @asynccontextmanager
@@ -41,31 +41,31 @@ def on_port(plan: LaunchPlan, port: int) -> LaunchPlan:
     return replace(plan, argv=tuple(argv), endpoint=Endpoint(port=port))
 
 
-async def test_port_taken_before_the_spawn(house: InstanceContext) -> None:
-    house.engine.tcp = True
+async def test_port_taken_before_the_spawn(bench: SupervisorBench) -> None:
+    bench.engine.tcp = True
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        house.engine.edit = lambda number, plan: on_port(plan, port) if number == 0 else plan
-        async with house:
-            number = house.start()
-            await house.ready(number)
-            assert len(house.engine.plans) == 2
-            facts = house.supervisor.facts(number)
+        bench.engine.edit = lambda number, plan: on_port(plan, port) if number == 0 else plan
+        async with bench:
+            number = bench.start()
+            await bench.ready(number)
+            assert len(bench.engine.plans) == 2
+            facts = bench.supervisor.facts(number)
             assert facts is not None
-            assert facts.plan is house.engine.plans[1]
+            assert facts.plan is bench.engine.plans[1]
 
 
-async def test_no_port_can_be_had(house: InstanceContext) -> None:
-    async with house:
-        number = house.start("bind-fail")
-        exit = await house.gone(number)
-        assert len(house.recorded("spawn")) == 4
+async def test_no_port_can_be_had(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start("bind-fail")
+        exit = await bench.gone(number)
+        assert len(bench.recorded("spawn")) == 4
     assert exit.cause is Cause.PORT_UNAVAILABLE
     assert any("couldn't bind" in line for line in exit.tail)
 
 
-async def test_stale_socket_file_is_removed(house: InstanceContext) -> None:
-    path = house.roots.instances / "stale.sock"
+async def test_stale_socket_file_is_removed(bench: SupervisorBench) -> None:
+    path = bench.roots.instances / "stale.sock"
 
     def stale(_: int, plan: LaunchPlan) -> LaunchPlan:
         path.parent.mkdir()
@@ -74,76 +74,76 @@ async def test_stale_socket_file_is_removed(house: InstanceContext) -> None:
         argv = [str(path) if part == plan.endpoint.unix else part for part in plan.argv]
         return replace(plan, argv=tuple(argv), endpoint=Endpoint(unix=str(path)))
 
-    house.engine.edit = stale
-    async with house:
-        number = house.start()
-        await house.ready(number)
-        await house.stopped(number)
+    bench.engine.edit = stale
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
+        await bench.stopped(number)
     assert not path.exists()
 
 
-async def test_a_file_that_is_no_socket_is_never_removed(house: InstanceContext, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_socket_is_never_removed(bench: SupervisorBench, tmp_path: Path) -> None:
     path = tmp_path / "precious.sock"
     path.write_text("not a socket")
-    house.engine.edit = lambda _, plan: replace(
+    bench.engine.edit = lambda _, plan: replace(
         plan, argv=(*plan.argv[:-1], str(path)), endpoint=Endpoint(unix=str(path))
     )
-    async with house:
-        exit = await house.gone(house.start())
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert exit.cause is Cause.PORT_UNAVAILABLE
     assert path.read_text() == "not a socket"
 
 
-async def test_foreign_server_on_our_port_is_never_ready(house: InstanceContext) -> None:
-    house.engine.tcp = True
+async def test_foreign_server_on_our_port_is_never_ready(bench: SupervisorBench) -> None:
+    bench.engine.tcp = True
     port = free_port()
-    house.engine.edit = lambda _, plan: on_port(plan, port)
-    async with foreign_server(port), house:
-        number = house.start("never-listen")
-        exit = await house.gone(number)
-        assert house.heard.of(number) == ["gone"]
+    bench.engine.edit = lambda _, plan: on_port(plan, port)
+    async with foreign_server(port), bench:
+        number = bench.start("never-listen")
+        exit = await bench.gone(number)
+        assert bench.heard.of(number) == ["gone"]
     assert exit.cause is Cause.PORT_UNAVAILABLE
     assert "another program listens" in exit.message
 
 
-async def test_foreign_server_costs_only_a_second_plan(house: InstanceContext) -> None:
-    house.engine.tcp = True
+async def test_foreign_server_costs_only_a_second_plan(bench: SupervisorBench) -> None:
+    bench.engine.tcp = True
     port = free_port()
-    house.engine.edit = lambda number, plan: (
+    bench.engine.edit = lambda number, plan: (
         replace(on_port(plan, port), env={**plan.env, "FAKE_MODE": "never-listen"}) if number == 0 else plan
     )
-    async with foreign_server(port), house:
-        number = house.start()
-        endpoint, _ = await house.heard.wait("ready", number)
+    async with foreign_server(port), bench:
+        number = bench.start()
+        endpoint, _ = await bench.heard.wait("ready", number)
         assert endpoint.port != port
 
 
-async def test_listener_of_another_instance_is_foreign(house: InstanceContext) -> None:
+async def test_listener_of_another_instance_is_foreign(bench: SupervisorBench) -> None:
     """On a unix socket too: the peer must be a process of this very instance."""
-    async with house:
-        first = house.start(name="first")
-        endpoint, _ = await house.heard.wait("ready", first)
-        second = house.start("never-listen", name="second", start_timeout=0.3)
-        await house.until(lambda: len(house.recorded("spawn")) == 2)
-        os.link(str(endpoint.unix), house.engine.plans[1].endpoint.unix or "")
-        exit = await house.gone(second)
-        assert house.heard.of(second) == ["gone"]
-        assert alive(house.pid(first))
+    async with bench:
+        first = bench.start(name="first")
+        endpoint, _ = await bench.heard.wait("ready", first)
+        second = bench.start("never-listen", name="second", start_timeout=0.3)
+        await bench.until(lambda: len(bench.recorded("spawn")) == 2)
+        os.link(str(endpoint.unix), bench.engine.plans[1].endpoint.unix or "")
+        exit = await bench.gone(second)
+        assert bench.heard.of(second) == ["gone"]
+        assert alive(bench.pid(first))
     assert exit.cause in (Cause.PORT_UNAVAILABLE, Cause.LOAD_TIMEOUT)
 
 
-async def test_engine_that_takes_any_key_is_refused(house: InstanceContext) -> None:
-    async with house:
-        number = house.start("foreign-ok")
-        exit = await house.gone(number)
-        assert house.heard.of(number) == ["gone"]
+async def test_engine_that_takes_any_key_is_refused(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start("foreign-ok")
+        exit = await bench.gone(number)
+        assert bench.heard.of(number) == ["gone"]
     assert exit.cause is Cause.REFUSED
     assert "any key" in exit.message
 
 
-async def test_engine_that_refuses_our_key(house: InstanceContext) -> None:
-    async with house:
-        exit = await house.gone(house.start("wrong-key"))
+async def test_engine_that_refuses_our_key(bench: SupervisorBench) -> None:
+    async with bench:
+        exit = await bench.gone(bench.start("wrong-key"))
     assert exit.cause is Cause.REFUSED
     assert "refuses the key" in exit.message
 
@@ -166,57 +166,57 @@ def test_who_would_get_a_connection() -> None:
 
 
 @pytest.mark.parametrize(("mode", "ok"), [("", True), ("health-ok-infer-500", False), ("die-before-headers", False)])
-async def test_probe_tells_whether_requests_are_answered(house: InstanceContext, mode: str, ok: bool) -> None:
-    async with house:
-        number = house.start(mode)
-        await house.ready(number)
-        house.supervisor.probe(number)
-        assert await house.heard.wait("probed", number) is ok
-        assert [record["path"] for record in house.recorded("start")] == ["/v1/completions"]
-        assert alive(house.pid(number))  # what follows is the scheduler's decision
-        exit = await house.stopped(number)
+async def test_probe_tells_whether_requests_are_answered(bench: SupervisorBench, mode: str, ok: bool) -> None:
+    async with bench:
+        number = bench.start(mode)
+        await bench.ready(number)
+        bench.supervisor.probe(number)
+        assert await bench.heard.wait("probed", number) is ok
+        assert [record["path"] for record in bench.recorded("start")] == ["/v1/completions"]
+        assert alive(bench.pid(number))  # what follows is the scheduler's decision
+        exit = await bench.stopped(number)
     assert exit.cause is Cause.STOPPED
 
 
-async def test_probe_of_a_hung_engine_does_not_hold_up_its_stop(house: InstanceContext) -> None:
-    async with house:
-        number = house.start("infer-hang")
-        await house.ready(number)
-        house.supervisor.probe(number)
-        await house.until(lambda: bool(house.recorded("start")))
-        house.supervisor.stop(number, Cause.UNHEALTHY)
+async def test_probe_of_a_hung_engine_does_not_hold_up_its_stop(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start("infer-hang")
+        await bench.ready(number)
+        bench.supervisor.probe(number)
+        await bench.until(lambda: bool(bench.recorded("start")))
+        bench.supervisor.stop(number, Cause.UNHEALTHY)
         async with asyncio.timeout(3):
-            exit = await house.gone(number)
-        assert "probed" not in house.heard.of(number)
+            exit = await bench.gone(number)
+        assert "probed" not in bench.heard.of(number)
     assert exit.cause is Cause.UNHEALTHY
     assert "answered health checks but no requests" in exit.message
 
 
-async def test_memory_of_all_processes(house: InstanceContext) -> None:
-    async with house:
-        number = house.start(f"alloc:{32 << 20},fork-wrapper")
-        await house.ready(number)
-        used = await house.supervisor.memory(number)
+async def test_memory_of_all_processes(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start(f"alloc:{32 << 20},fork-wrapper")
+        await bench.ready(number)
+        used = await bench.supervisor.memory(number)
         assert used is not None
         assert 32 << 20 < used < 200 << 20
-        await house.stopped(number)
-        assert await house.supervisor.memory(number) is None
+        await bench.stopped(number)
+        assert await bench.supervisor.memory(number) is None
 
 
 async def test_a_bug_in_the_listener_ends_the_instance_and_is_logged(
-    house: InstanceContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: SupervisorBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with house:
+    async with bench:
 
         def broken(*_: object) -> None:
             raise RuntimeError("this is a bug")
 
-        monkeypatch.setattr(house.heard, "instance_ready", broken)
-        number = house.start()
-        exit = await house.gone(number)
+        monkeypatch.setattr(bench.heard, "instance_ready", broken)
+        number = bench.start()
+        exit = await bench.gone(number)
         assert "a bug in accelerd" in exit.message
         assert "this is a bug" in caplog.text
         monkeypatch.undo()
-        monkeypatch.setattr(house.heard, "instance_gone", broken)
-        house.supervisor.stop(house.start(name="n"))
-        await house.until(lambda: "nobody could be told" in caplog.text)
+        monkeypatch.setattr(bench.heard, "instance_gone", broken)
+        bench.supervisor.stop(bench.start(name="n"))
+        await bench.until(lambda: "could not be reported" in caplog.text)

@@ -23,84 +23,84 @@ from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
 from accelerd.supervise.process.spawn import ChildProcess, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorSettings
-from tests.supervise.house import Heard, InstanceContext, alive
+from tests.supervise.bench import Heard, SupervisorBench, alive
 
 
-async def test_many_deaths_at_once_leave_no_zombie(house: InstanceContext) -> None:
+async def test_many_deaths_at_once_leave_no_zombie(bench: SupervisorBench) -> None:
     before = psutil.Process().children()  # pytest's own, a PAM session's helper for one
-    async with house:
-        numbers = [house.start(name=f"m{i}") for i in range(6)]
+    async with bench:
+        numbers = [bench.start(name=f"m{i}") for i in range(6)]
         pids = []
         for number in numbers:
-            await house.ready(number)
-            pids.append(house.pid(number))
+            await bench.ready(number)
+            pids.append(bench.pid(number))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for number in numbers:
-            exit = await house.gone(number)
+            exit = await bench.gone(number)
             assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
         assert psutil.Process().children() == before  # not even a zombie
 
 
-async def test_wrapper_that_does_not_forward_the_signal(house: InstanceContext) -> None:
-    async with house:
-        number = house.start("fork-wrapper")
-        await house.ready(number)  # the socket belongs to the wrapper's child: it counts as ours
-        server = house.recorded("ready")[0]["pid"]
-        assert server != house.pid(number)
-        exit = await house.stopped(number)
+async def test_wrapper_that_does_not_forward_the_signal(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start("fork-wrapper")
+        await bench.ready(number)  # the socket belongs to the wrapper's child: it counts as ours
+        server = bench.recorded("ready")[0]["pid"]
+        assert server != bench.pid(number)
+        exit = await bench.stopped(number)
         assert not alive(server)
     assert exit.cause is Cause.STOPPED
 
 
-async def test_wrapper_that_exits(house: InstanceContext) -> None:
-    async with house:
-        exit = await house.gone(house.start("fork-wrapper-exit"))
+async def test_wrapper_that_exits(bench: SupervisorBench) -> None:
+    async with bench:
+        exit = await bench.gone(bench.start("fork-wrapper-exit"))
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
     assert "must stay in the foreground" in exit.message
 
 
 @pytest.mark.parametrize("ends", ["stop", "crash"])
-async def test_grandchild_in_a_session_of_its_own(house: InstanceContext, ends: str) -> None:
-    async with house:
-        number = house.start("setsid-grandchild")
-        await house.ready(number)
-        await house.until(lambda: bool(house.recorded("bystander")))
-        stranger = house.recorded("bystander")[0]["pid"]
+async def test_grandchild_in_a_session_of_its_own(bench: SupervisorBench, ends: str) -> None:
+    async with bench:
+        number = bench.start("setsid-grandchild")
+        await bench.ready(number)
+        await bench.until(lambda: bool(bench.recorded("bystander")))
+        stranger = bench.recorded("bystander")[0]["pid"]
         assert os.getsid(stranger) == stranger
         if ends == "stop":
-            await house.stopped(number)
+            await bench.stopped(number)
         else:
-            os.kill(house.pid(number), signal.SIGKILL)
-            await house.gone(number)
+            os.kill(bench.pid(number), signal.SIGKILL)
+            await bench.gone(number)
         assert not alive(stranger)
 
 
-async def test_grandchild_that_holds_stdout_does_not_delay_the_end(house: InstanceContext) -> None:
-    async with house:
-        number = house.start("hold-stdout")
-        await house.ready(number)
-        await house.until(lambda: bool(house.recorded("bystander")))
-        os.kill(house.pid(number), signal.SIGKILL)
+async def test_grandchild_that_holds_stdout_does_not_delay_the_end(bench: SupervisorBench) -> None:
+    async with bench:
+        number = bench.start("hold-stdout")
+        await bench.ready(number)
+        await bench.until(lambda: bool(bench.recorded("bystander")))
+        os.kill(bench.pid(number), signal.SIGKILL)
         async with asyncio.timeout(2):
-            exit = await house.gone(number)
-        assert not alive(house.recorded("bystander")[0]["pid"])
+            exit = await bench.gone(number)
+        assert not alive(bench.recorded("bystander")[0]["pid"])
     assert exit.cause is Cause.SIGNALED
 
 
-async def test_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(house: InstanceContext) -> None:
+async def test_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(bench: SupervisorBench) -> None:
     """It has left the session and cleaned its environment, and holds the pipe."""
     script = "setsid env -i sleep 60 & echo $! ; wait"
-    house.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script))
-    async with house:
-        number = house.start()
-        ring = house.supervisor.output("m")
-        await house.until(lambda: bool(ring.lines()))
+    bench.engine.edit = lambda _, plan: replace(plan, argv=("/bin/sh", "-c", script))
+    async with bench:
+        number = bench.start()
+        ring = bench.supervisor.output("m")
+        await bench.until(lambda: bool(ring.lines()))
         stranger = int(ring.lines()[0])
-        await house.until(lambda: alive(stranger) and os.getsid(stranger) == stranger)
-        await house.until(lambda: b"sleep" in Path(f"/proc/{stranger}/cmdline").read_bytes())
+        await bench.until(lambda: alive(stranger) and os.getsid(stranger) == stranger)
+        await bench.until(lambda: b"sleep" in Path(f"/proc/{stranger}/cmdline").read_bytes())
         async with asyncio.timeout(2):
-            exit = await house.stopped(number)
+            exit = await bench.stopped(number)
         assert exit.cause is Cause.STOPPED
         os.kill(stranger, signal.SIGKILL)
 
@@ -117,35 +117,35 @@ class Undying(ProcTable):
         return [*found, Process(2**22 - 1, 1, "hung")] if self.stuck else found
 
 
-async def test_what_cannot_be_killed_is_never_gone(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
-    house.options["limits"] = SupervisorSettings(slow_after=0.1, loud_after=0.3)
-    table = house.options["table"] = Undying()
-    async with house:
-        number = house.start()
-        await house.ready(number)
-        house.supervisor.stop(number)
-        await house.heard.wait("killing", number)
-        await house.until(lambda: "cannot end m" in caplog.text)
+async def test_what_cannot_be_killed_is_never_gone(bench: SupervisorBench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.options["limits"] = SupervisorSettings(slow_after=0.1, loud_after=0.3)
+    table = bench.options["table"] = Undying()
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
+        bench.supervisor.stop(number)
+        await bench.heard.wait("killing", number)
+        await bench.until(lambda: "cannot end m" in caplog.text)
         assert "hung[" in caplog.text
-        assert house.heard.of(number) == ["ready", "killing"]
-        assert house.supervisor.facts(number) is not None
+        assert bench.heard.of(number) == ["ready", "killing"]
+        assert bench.supervisor.facts(number) is not None
         table.stuck = False
-        exit = await house.gone(number)
+        exit = await bench.gone(number)
     assert exit.cause is Cause.STOPPED
 
 
-async def test_close_gives_up_in_time_and_says_so(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
-    house.options |= {"table": Undying(), "limits": SupervisorSettings(close_patience=0.2)}
-    await house.__aenter__()
-    number = house.start()
-    await house.ready(number)
-    pid = house.pid(number)
+async def test_close_gives_up_in_time_and_says_so(bench: SupervisorBench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.options |= {"table": Undying(), "limits": SupervisorSettings(close_patience=0.2)}
+    await bench.__aenter__()
+    number = bench.start()
+    await bench.ready(number)
+    pid = bench.pid(number)
     async with asyncio.timeout(10):
-        assert not await house.supervisor.close(0.1)
+        assert not await bench.supervisor.close(0.1)
     assert not alive(pid)
-    assert "given up" in caplog.text
-    assert "gone" not in house.heard.of(number)
-    await house.supervisor.sweep_leftovers()  # as the next start of the daemon would
+    assert "giving up" in caplog.text
+    assert "gone" not in bench.heard.of(number)
+    await bench.supervisor.sweep_leftovers()  # as the next start of the daemon would
 
 
 def test_only_the_very_process_is_signalled() -> None:
@@ -190,45 +190,42 @@ class NotingSpawner(Spawner):
         return child
 
 
-async def test_close_stops_all_the_youngest_first(house: InstanceContext) -> None:
+async def test_close_stops_all_the_youngest_first(bench: SupervisorBench) -> None:
     spawner = NotingSpawner()
-    house.options["homes"] = {"child": ChildHome(spawner)}
-    await house.__aenter__()
-    numbers = [house.start(name=f"m{i}") for i in range(3)]
+    bench.options["homes"] = {"child": ChildHome(spawner)}
+    await bench.__aenter__()
+    numbers = [bench.start(name=f"m{i}") for i in range(3)]
     pids = []
     for number in numbers:
-        await house.ready(number)
-        pids.append(house.pid(number))
-    assert await house.supervisor.close(5)
+        await bench.ready(number)
+        pids.append(bench.pid(number))
+    assert await bench.supervisor.close(5)
     assert spawner.told == pids[::-1]
-    assert [house.heard.of(number) for number in numbers] == [["ready", "gone"]] * 3
-    late = house.start()
-    exit = await house.gone(late)
+    assert [bench.heard.of(number) for number in numbers] == [["ready", "gone"]] * 3
+    late = bench.start()
+    exit = await bench.gone(late)
     assert exit.cause is Cause.STOPPED
 
 
-async def test_kill_all_asks_nobody(house: InstanceContext) -> None:
-    async with house:
-        numbers = [house.start("ignore-term", stop_timeout=60), house.start("health-503", name="n", stop_timeout=60)]
-        await house.ready(numbers[0])
+async def test_kill_all_asks_nobody(bench: SupervisorBench) -> None:
+    async with bench:
+        numbers = [bench.start("ignore-term", stop_timeout=60), bench.start("health-503", name="n", stop_timeout=60)]
+        await bench.ready(numbers[0])
         for number in numbers:
-            house.supervisor.stop(number)
-        await house.until(lambda: bool(house.recorded("term")))
-        house.supervisor.kill_all()
+            bench.supervisor.stop(number)
+        await bench.until(lambda: bool(bench.recorded("term")))
+        bench.supervisor.kill_all()
         async with asyncio.timeout(3):
             for number in numbers:
-                assert (await house.gone(number)).cause is Cause.STOPPED
+                assert (await bench.gone(number)).cause is Cause.STOPPED
 
 
 DAEMON = """
 import asyncio, sys
 from pathlib import Path
-from accelerd.ports import Roots, SystemClock
-from accelerd.supervise.child_home import ChildHome
-from accelerd.supervise.waiting import Limits
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.spawn import Child, Spawner
-from tests.supervise.house import FakeEngine, Heard
+from tests.supervise.bench import FakeEngine, Heard
 from accelerd.config.model import ModelSpec
 
 async def main(runtime):
@@ -244,26 +241,26 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-async def test_children_of_a_killed_daemon(house: InstanceContext, caplog: pytest.LogCaptureFixture) -> None:
+async def test_children_of_a_killed_daemon(bench: SupervisorBench, caplog: pytest.LogCaptureFixture) -> None:
     """PDEATHSIG takes the engine itself; the grandchild that escaped is found by its mark at the next start."""
     daemon = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DAEMON, str(house.roots.runtime), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", DAEMON, str(bench.roots.runtime), stdout=asyncio.subprocess.PIPE
     )
     assert daemon.stdout is not None
     engine = int(await daemon.stdout.readline())
     daemon.kill()
     await daemon.wait()
-    await house.until(lambda: not alive(engine))
-    left = ProcTable().owned(str(house.roots.runtime))
+    await bench.until(lambda: not alive(engine))
+    left = ProcTable().owned(str(bench.roots.runtime))
     assert len(left) == 1
-    assert list(house.roots.instances.glob("*.sock"))
+    assert list(bench.roots.instances.glob("*.sock"))
     caplog.set_level(logging.WARNING)
     supervisor = ProcessSupervisor(
-        Heard(), {}, house.roots, SystemClock(), limits=SupervisorSettings(leftover_grace=0.2)
+        Heard(), {}, bench.roots, SystemClock(), limits=SupervisorSettings(leftover_grace=0.2)
     )
     assert await supervisor.sweep_leftovers() == 1
     assert not alive(left[0].pid)
     said = [record for record in caplog.records if getattr(record, "message_id", None) == names.MSG_LEFTOVER]
     assert ["SIGTERM" in said[0].getMessage(), "SIGKILL" in said[1].getMessage()] == [True, True]
-    assert not list(house.roots.instances.glob("*.sock"))
+    assert not list(bench.roots.instances.glob("*.sock"))
     assert await supervisor.sweep_leftovers() == 0

@@ -19,7 +19,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
 from tests.real.server import Connection, real_engine
-from tests.supervise.house import Heard, InstanceContext, alive
+from tests.supervise.bench import Heard, SupervisorBench, alive
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def real(house: InstanceContext, transport: str = "auto") -> AsyncIterator[tuple[ProcessSupervisor, Heard]]:
+async def real(bench: SupervisorBench, transport: str = "auto") -> AsyncIterator[tuple[ProcessSupervisor, Heard]]:
     heard = Heard()
-    engine = real_engine(house.roots.cache, transport)
-    supervisor = ProcessSupervisor(heard, {"llama-server": engine}, house.roots, SystemClock())
+    engine = real_engine(bench.roots.cache, transport)
+    supervisor = ProcessSupervisor(heard, {"llama-server": engine}, bench.roots, SystemClock())
     try:
         yield supervisor, heard
     finally:
@@ -43,8 +43,8 @@ def spec(path: Path, **settings: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-async def test_ready_probed_and_stopped(house: InstanceContext, models: Path, transport: str) -> None:
-    async with real(house, transport) as (supervisor, heard):
+async def test_ready_probed_and_stopped(bench: SupervisorBench, models: Path, transport: str) -> None:
+    async with real(bench, transport) as (supervisor, heard):
         began = time.monotonic()
         supervisor.start(1, spec(make_model(models)))
         await heard.wait("ready", 1)
@@ -59,9 +59,9 @@ async def test_ready_probed_and_stopped(house: InstanceContext, models: Path, tr
     assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
 
 
-async def test_stop_while_a_stream_runs_does_not_wait_for_it(house: InstanceContext, models: Path) -> None:
+async def test_stop_while_a_stream_runs_does_not_wait_for_it(bench: SupervisorBench, models: Path) -> None:
     """SIGTERM alone lasts as long as the stream's client or the next ping: up to half a minute."""
-    async with real(house) as (supervisor, heard):
+    async with real(bench) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models), stop_timeout=0.5))
         endpoint, secret = await heard.wait("ready", 1)
         connection = await Connection.open(endpoint)
@@ -75,18 +75,18 @@ async def test_stop_while_a_stream_runs_does_not_wait_for_it(house: InstanceCont
         assert exit.cause is Cause.STOPPED
 
 
-async def test_file_that_is_no_model(house: InstanceContext, tmp_path: Path) -> None:
+async def test_file_that_is_no_model(bench: SupervisorBench, tmp_path: Path) -> None:
     path = tmp_path / "garbage.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 4096)
-    async with real(house) as (supervisor, heard):
+    async with real(bench) as (supervisor, heard):
         supervisor.start(1, spec(path))
         exit = await heard.wait("gone", 1)
     assert exit.cause in (Cause.EXITED, Cause.NO_MODEL, Cause.REFUSED)
     assert exit.message
 
 
-async def test_stop_while_it_loads(house: InstanceContext, models: Path) -> None:
-    async with real(house) as (supervisor, heard):
+async def test_stop_while_it_loads(bench: SupervisorBench, models: Path) -> None:
+    async with real(bench) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models, size_mb=400), mmap=False))
         async with asyncio.timeout(10):
             while (facts := supervisor.facts(1)) is None or facts.pid is None:  # noqa: ASYNC110
@@ -98,8 +98,8 @@ async def test_stop_while_it_loads(house: InstanceContext, models: Path) -> None
     assert exit.cause is Cause.STOPPED
 
 
-async def test_killed_when_ready(house: InstanceContext, models: Path) -> None:
-    async with real(house) as (supervisor, heard):
+async def test_killed_when_ready(bench: SupervisorBench, models: Path) -> None:
+    async with real(bench) as (supervisor, heard):
         supervisor.start(1, spec(make_model(models)))
         await heard.wait("ready", 1)
         facts = supervisor.facts(1)

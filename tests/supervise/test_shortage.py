@@ -18,7 +18,7 @@ from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, a
 from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag
 from tests.models import make_model
-from tests.supervise.house import InstanceContext
+from tests.supervise.bench import SupervisorBench
 from tests.supervise.test_plain_real import real
 
 MIB = 1 << 20
@@ -157,7 +157,7 @@ def test_other_failures_are_not_taken_for_it(lines: list[str]) -> None:
     assert failed_allocation(plan(), lines) is None
 
 
-def test_a_notice_beside_it_hides_no_want_of_memory() -> None:
+def test_a_notice_beside_it_hides_no_failed_allocation() -> None:
     notice = "W ggml_vulkan: Failed to allocate pinned memory (Requested buffer size exceeds device buffer size limit)"
     found = failed_allocation(plan(), [notice, *SAID["vulkan weights"][0]])
     assert found == FailedAllocation("failed to allocate Vulkan0 buffer of size 1037832192", 1037832192)
@@ -182,53 +182,53 @@ def saying(lines: Sequence[str], end: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("end", "status"), [("exit 1", 1), ("kill -ABRT $$", -signal.SIGABRT), ("kill -SEGV $$", -signal.SIGSEGV)]
 )
-async def test_however_it_ends_it_ended_for_want_of_memory(house: InstanceContext, end: str, status: int) -> None:
-    house.engine.edit = lambda _, made: plan(argv=saying(SAID["cuda weights"][0], end), endpoint=made.endpoint)
-    async with house:
-        exit = await house.gone(house.start())
+async def test_however_it_ends_it_ran_out_of_memory(bench: SupervisorBench, end: str, status: int) -> None:
+    bench.engine.edit = lambda _, made: plan(argv=saying(SAID["cuda weights"][0], end), endpoint=made.endpoint)
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert (exit.cause, exit.status) == (Cause.OOM_KILLED, status)
-    assert "asked for 141 GiB more" in exit.message
+    assert "an allocation of 141 GiB failed" in exit.message
     assert exit.peak == 151851674624, "so much it needs at least"
     assert exit.tail[0].startswith("ggml_backend_cuda")
 
 
-async def test_a_backtrace_does_not_hide_it(house: InstanceContext) -> None:
+async def test_a_backtrace_does_not_hide_it(bench: SupervisorBench) -> None:
     lines = [*SAID["rocm, aborts"][0], *(f"#{number} 0x0000 in ?? ()" for number in range(SHORTAGE_LINES - 20))]
-    house.engine.edit = lambda _, made: plan(argv=saying(lines, "kill -ABRT $$"), endpoint=made.endpoint)
-    async with house:
-        exit = await house.gone(house.start())
+    bench.engine.edit = lambda _, made: plan(argv=saying(lines, "kill -ABRT $$"), endpoint=made.endpoint)
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert exit.cause is Cause.OOM_KILLED
     assert "ROCm error: out of memory" in exit.message
 
 
-async def test_an_end_without_failure_is_no_want_of_memory(house: InstanceContext) -> None:
-    house.engine.edit = lambda _, made: plan(argv=saying(SAID["rocm, aborts"][0], "exit 0"), endpoint=made.endpoint)
-    async with house:
-        exit = await house.gone(house.start())
+async def test_an_end_without_failure_is_not_out_of_memory(bench: SupervisorBench) -> None:
+    bench.engine.edit = lambda _, made: plan(argv=saying(SAID["rocm, aborts"][0], "exit 0"), endpoint=made.endpoint)
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert (exit.cause, exit.status) == (Cause.EXITED, 0)
 
 
-async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(house: InstanceContext, tmp_path: Path) -> None:
+async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(bench: SupervisorBench, tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("\n".join(SAID["cuda, tried again with less"][0]) + "\n")
-    house.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
-    async with house:
-        number = house.start(f"words:{words},exit-late:0.05:3")
-        await house.ready(number)
-        exit = await house.gone(number)
-        again = await house.gone(house.start(f"words:{words},exit:3"))
+    bench.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
+    async with bench:
+        number = bench.start(f"words:{words},exit-late:0.05:3")
+        await bench.ready(number)
+        exit = await bench.gone(number)
+        again = await bench.gone(bench.start(f"words:{words},exit:3"))
     assert (exit.cause, exit.status) == (Cause.EXITED, 3)
     assert (again.cause, again.status) == (Cause.OOM_KILLED, 3)
 
 
-async def test_an_instance_that_is_stopped_was_stopped_whatever_it_said(house: InstanceContext, tmp_path: Path) -> None:
+async def test_an_instance_that_is_stopped_was_stopped_whatever_it_said(bench: SupervisorBench, tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("CUDA error: out of memory\n")
-    house.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
-    async with house:
-        number = house.start(f"words:{words},health-503")
-        await house.until(lambda: bool(house.supervisor.output("m").lines()))
-        assert (await house.stopped(number)).cause is Cause.STOPPED
+    bench.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
+    async with bench:
+        number = bench.start(f"words:{words},health-503")
+        await bench.until(lambda: bool(bench.supervisor.output("m").lines()))
+        assert (await bench.stopped(number)).cause is Cause.STOPPED
 
 
 def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_words_outlive_the_daemon_with_the_instance(tmp_path: Path) -> None:
     ids=["weights", "kv", "compute", "huge context"],
 )
 async def test_the_real_llama_server_is_understood(
-    house: InstanceContext, llama_server: str, tmp_path: Path, settings: dict[str, int], limit: int | None, said: str
+    bench: SupervisorBench, llama_server: str, tmp_path: Path, settings: dict[str, int], limit: int | None, said: str
 ) -> None:
     """Under a hard limit of its address space malloc fails as it does when a machine has no more."""
     binary = tmp_path / "llama-server"
@@ -271,11 +271,11 @@ async def test_the_real_llama_server_is_understood(
     binary.write_text(f'#!/bin/sh\n{cap}exec {shlex.quote(llama_server)} "$@"\n')
     binary.chmod(0o755)
     path = make_model(tmp_path, size_mb=200)
-    async with real(house) as (supervisor, heard):
+    async with real(bench) as (supervisor, heard):
         supervisor.start(1, ModelSpec("m", path=str(path), binary=str(binary), threads=1, parallel=1, **settings))  # type: ignore[arg-type]
         exit = await heard.wait("gone", 1)
     assert (exit.cause, exit.status) == (Cause.OOM_KILLED, 1)
     assert said in exit.message
-    assert "before it was ready: it asked for" in exit.message
+    assert "before it was ready: an allocation of" in exit.message
     assert exit.peak is not None
     assert exit.peak > 40 * MIB

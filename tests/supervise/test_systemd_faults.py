@@ -23,18 +23,18 @@ from accelerd.supervise.instance_records import Adoptable, RecordStore, StoredIn
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.dbus.client import BusError
 from tests.fakes.user_manager import FakeUserManager
-from tests.supervise.house import InstanceContext, alive
+from tests.supervise.bench import SupervisorBench, alive
 
 
 @pytest.fixture
-def manager(house: InstanceContext) -> Iterator[FakeUserManager]:
-    """`house` with all models in units of a fake systemd."""
+def manager(bench: SupervisorBench) -> Iterator[FakeUserManager]:
+    """`bench` with all models in units of a fake systemd."""
     made = FakeUserManager()
-    home = SystemdHome(made, house.roots)
-    house.options |= {"homes": {"systemd": home}, "choose": lambda spec: home}
+    home = SystemdHome(made, bench.roots)
+    bench.options |= {"homes": {"systemd": home}, "choose": lambda spec: home}
     yield made
     made.close()
-    assert [path.name for path in house.roots.instances.glob("*") if path.suffix != ".corrupt-1"] == []
+    assert [path.name for path in bench.roots.instances.glob("*") if path.suffix != ".corrupt-1"] == []
 
 
 def killed_by(result: str) -> Any:
@@ -45,15 +45,13 @@ def killed_by(result: str) -> Any:
 
 
 @pytest.mark.parametrize("limit", [None, 8 << 30])
-async def test_killed_for_want_of_memory_is_told_apart(
-    house: InstanceContext, manager: FakeUserManager, limit: int | None
-) -> None:
+async def test_an_oom_kill_is_told_apart(bench: SupervisorBench, manager: FakeUserManager, limit: int | None) -> None:
     manager.edit = killed_by("oom-kill")
-    async with house:
-        number = house.start(f"alloc:{20 << 20}", memory_max=limit)
-        await house.ready(number)
-        os.kill(house.pid(number), signal.SIGKILL)  # as the kernel or systemd-oomd does
-        exit = await house.gone(number)
+    async with bench:
+        number = bench.start(f"alloc:{20 << 20}", memory_max=limit)
+        await bench.ready(number)
+        os.kill(bench.pid(number), signal.SIGKILL)  # as the kernel or systemd-oomd does
+        exit = await bench.gone(number)
     assert (exit.cause, exit.status) == (Cause.OOM_KILLED, -signal.SIGKILL)
     assert "out of memory" in exit.message
     assert ("memory_max of 8.0 GiB" in exit.message) is (limit is not None)
@@ -61,171 +59,171 @@ async def test_killed_for_want_of_memory_is_told_apart(
     assert manager.units == {}
 
 
-async def test_while_it_is_told_to_stop_it_is_a_stop(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_while_it_is_told_to_stop_it_is_a_stop(bench: SupervisorBench, manager: FakeUserManager) -> None:
     manager.edit = killed_by("oom-kill")
-    async with house:
-        number = house.start("ignore-term", stop_timeout=0.1)
-        await house.ready(number)
-        exit = await house.stopped(number)
+    async with bench:
+        number = bench.start("ignore-term", stop_timeout=0.1)
+        await bench.ready(number)
+        exit = await bench.stopped(number)
     assert exit.cause is Cause.STOPPED
 
 
 @pytest.mark.parametrize("result", ["signal", "timeout", "core-dump"])
-async def test_other_results_are_signals(house: InstanceContext, manager: FakeUserManager, result: str) -> None:
+async def test_other_results_are_signals(bench: SupervisorBench, manager: FakeUserManager, result: str) -> None:
     manager.edit = killed_by(result)
-    async with house:
-        number = house.start()
-        await house.ready(number)
-        os.kill(house.pid(number), signal.SIGKILL)
-        exit = await house.gone(number)
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
+        os.kill(bench.pid(number), signal.SIGKILL)
+        exit = await bench.gone(number)
     assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGKILL)
 
 
-async def test_unit_that_does_not_end_is_not_gone(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_unit_that_does_not_end_is_not_gone(bench: SupervisorBench, manager: FakeUserManager) -> None:
     """Something without the mark hangs in its control group."""
-    async with house:
-        number = house.start()
-        await house.ready(number)
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
         manager.edit = lambda properties: properties | {"ActiveState": "deactivating"}
-        pid = house.pid(number)
-        house.supervisor.stop(number)
-        await house.until(lambda: not alive(pid) and manager.calls.count(("kill", "accelerd-m.service")) > 2)
-        assert house.heard.of(number) == ["ready"]
-        assert list(house.roots.instances.glob("*.json"))
+        pid = bench.pid(number)
+        bench.supervisor.stop(number)
+        await bench.until(lambda: not alive(pid) and manager.calls.count(("kill", "accelerd-m.service")) > 2)
+        assert bench.heard.of(number) == ["ready"]
+        assert list(bench.roots.instances.glob("*.json"))
         manager.edit = lambda properties: properties
-        exit = await house.gone(number)
+        exit = await bench.gone(number)
     assert exit.cause is Cause.STOPPED
 
 
-async def test_silent_manager_is_an_error_that_may_pass(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_silent_manager_is_an_error_that_may_pass(bench: SupervisorBench, manager: FakeUserManager) -> None:
     manager.silent = True
-    async with house:
-        exit = await house.gone(house.start())
+    async with bench:
+        exit = await bench.gone(bench.start())
         assert exit.cause is Cause.SPAWN_FAILED
         assert "does not answer" in exit.message
         manager.silent = False
-        number = house.start()
-        await house.ready(number)
-        await house.stopped(number)
+        number = bench.start()
+        await bench.ready(number)
+        await bench.stopped(number)
 
 
-async def test_start_that_is_refused_leaves_nothing(house: InstanceContext, manager: FakeUserManager) -> None:
+async def test_start_that_is_refused_leaves_nothing(bench: SupervisorBench, manager: FakeUserManager) -> None:
     manager.refuse = BusError("cannot start a unit: Cannot set property", "org.freedesktop.DBus.Error.InvalidArgs")
-    async with house:
-        exit = await house.gone(house.start())
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert exit.cause is Cause.SPAWN_FAILED
-    assert list(house.roots.instances.iterdir()) == []
+    assert list(bench.roots.instances.iterdir()) == []
 
 
 async def test_unit_that_never_begins(
-    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
+    bench: SupervisorBench, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerd.supervise.homes.systemd.START_TIMEOUT", 0.3)
     manager.edit = lambda properties: properties | {"ActiveState": "activating"}
-    async with house:
-        exit = await house.gone(house.start())
+    async with bench:
+        exit = await bench.gone(bench.start())
         assert exit.cause is Cause.SPAWN_FAILED
         assert ("stop", "accelerd-m.service") in manager.calls
-        await house.until(lambda: manager.units["accelerd-m.service"].process.poll() is not None)
+        await bench.until(lambda: manager.units["accelerd-m.service"].process.poll() is not None)
 
 
 async def test_both_names_taken(
-    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
+    bench: SupervisorBench, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def taken(unit: str, properties: object) -> None:
         raise BusError(f"{unit} was already loaded", UNIT_EXISTS)
 
     monkeypatch.setattr(manager, "start", taken)
-    async with house:
-        exit = await house.gone(house.start())
+    async with bench:
+        exit = await bench.gone(bench.start())
     assert exit.cause is Cause.SPAWN_FAILED
     assert "name" in exit.message
 
 
 async def test_bus_that_is_gone_when_it_ends(
-    house: InstanceContext, manager: FakeUserManager, caplog: pytest.LogCaptureFixture
+    bench: SupervisorBench, manager: FakeUserManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with house:
-        first, second = house.start(name="a"), house.start(name="b")
-        await house.ready(first)
-        await house.ready(second)
+    async with bench:
+        first, second = bench.start(name="a"), bench.start(name="b")
+        await bench.ready(first)
+        await bench.ready(second)
         manager.silent = True
-        os.kill(house.pid(first), signal.SIGKILL)
-        exit = await house.gone(first)
+        os.kill(bench.pid(first), signal.SIGKILL)
+        exit = await bench.gone(first)
         assert (exit.cause, exit.status) == (Cause.EXITED, None)
-        assert (await house.stopped(second)).cause is Cause.STOPPED
+        assert (await bench.stopped(second)).cause is Cause.STOPPED
     assert "cannot learn how accelerd-a.service ended" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["BAD-NAME", "1BAD", "É"])
-async def test_environment_that_a_file_cannot_say(house: InstanceContext, manager: FakeUserManager, name: str) -> None:
-    async with house:
-        exit = await house.gone(house.start(env={name: "t0ken"}))
+async def test_environment_that_a_file_cannot_say(bench: SupervisorBench, manager: FakeUserManager, name: str) -> None:
+    async with bench:
+        exit = await bench.gone(bench.start(env={name: "t0ken"}))
     assert exit.cause is Cause.SPAWN_FAILED
     assert name in exit.message
     assert "t0ken" not in exit.message
 
 
 async def test_model_that_shall_not_survive_is_bound_to_the_daemon_s_unit(
-    house: InstanceContext, manager: FakeUserManager
+    bench: SupervisorBench, manager: FakeUserManager
 ) -> None:
     manager.own_unit = "accelerd.service"
-    async with house:
-        number = house.start(survive=False)
-        await house.ready(number)
+    async with bench:
+        number = bench.start(survive=False)
+        await bench.ready(number)
         assert manager.units["accelerd-m.service"].properties["StopPropagatedFrom"] == ["accelerd.service"]
-        (record,) = house.roots.instances.glob("*.json")
+        (record,) = bench.roots.instances.glob("*.json")
         assert json.loads(record.read_text())["survives"] is False
-        record = house.start(name="k")
-        await house.ready(record)
+        record = bench.start(name="k")
+        await bench.ready(record)
         assert "StopPropagatedFrom" not in manager.units["accelerd-k.service"].properties
         assert "SESSION" in manager.units["accelerd-k.service"].properties["UnsetEnvironment"]
 
 
 async def test_full_disk_costs_the_survival_and_nothing_else(
-    house: InstanceContext, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: SupervisorBench, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(store: RecordStore, record: StoredInstance) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RecordStore, "write", full)
-    async with house:
-        number = house.start()
-        await house.ready(number)
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
         assert "cannot write its record" in caplog.text
-        assert await house.supervisor.close(5, keep=True)
-        assert (await house.gone(number)).cause is Cause.STOPPED
+        assert await bench.supervisor.close(5, keep=True)
+        assert (await bench.gone(number)).cause is Cause.STOPPED
 
 
-async def left_by_a_daemon(house: InstanceContext) -> tuple[int, Adoptable]:
+async def left_by_a_daemon(bench: SupervisorBench) -> tuple[int, Adoptable]:
     """A ready model whose daemon has gone."""
-    async with house:
-        number = house.start()
-        await house.ready(number)
-        pid = house.pid(number)
-        await house.until(lambda: '"ready"' in next(house.roots.instances.glob("*.json")).read_text())
-        assert await house.supervisor.close(5, keep=True)
-        assert house.heard.of(number) == ["ready"]
+    async with bench:
+        number = bench.start()
+        await bench.ready(number)
+        pid = bench.pid(number)
+        await bench.until(lambda: '"ready"' in next(bench.roots.instances.glob("*.json")).read_text())
+        assert await bench.supervisor.close(5, keep=True)
+        assert bench.heard.of(number) == ["ready"]
     assert alive(pid)
-    async with house:
-        (survivor,) = await house.supervisor.survivors()
+    async with bench:
+        (survivor,) = await bench.supervisor.survivors()
     assert survivor.was_ready
     return pid, survivor
 
 
-async def test_unit_of_another_process_is_not_taken_over(house: InstanceContext, manager: FakeUserManager) -> None:
-    pid, survivor = await left_by_a_daemon(house)
+async def test_unit_of_another_process_is_not_taken_over(bench: SupervisorBench, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(bench)
     manager.edit = lambda properties: properties | {"MainPID": os.getpid()}
-    async with house:
-        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
-        exit = await house.gone(1)
+    async with bench:
+        bench.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        exit = await bench.gone(1)
         assert "ended while no accelerd ran" in exit.message
         manager.edit = lambda properties: properties
-    await house.until(lambda: not alive(pid))
+    await bench.until(lambda: not alive(pid))
 
 
-async def test_process_that_ends_during_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
-    pid, survivor = await left_by_a_daemon(house)
+async def test_process_that_ends_during_the_adoption(bench: SupervisorBench, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(bench)
     looks = 0
 
     def end_at_the_second_look(properties: dict[str, Any]) -> dict[str, Any]:
@@ -238,51 +236,51 @@ async def test_process_that_ends_during_the_adoption(house: InstanceContext, man
         return properties
 
     manager.edit = end_at_the_second_look
-    async with house:
-        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
-        assert (await house.gone(1)).cause is Cause.EXITED
+    async with bench:
+        bench.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        assert (await bench.gone(1)).cause is Cause.EXITED
 
 
-async def test_manager_that_is_silent_at_the_adoption(house: InstanceContext, manager: FakeUserManager) -> None:
-    pid, survivor = await left_by_a_daemon(house)
+async def test_manager_that_is_silent_at_the_adoption(bench: SupervisorBench, manager: FakeUserManager) -> None:
+    pid, survivor = await left_by_a_daemon(bench)
     manager.silent = True
-    async with house:
-        house.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
-        assert (await house.gone(1)).cause is Cause.EXITED
-    await house.until(lambda: not alive(pid))
+    async with bench:
+        bench.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
+        assert (await bench.gone(1)).cause is Cause.EXITED
+    await bench.until(lambda: not alive(pid))
 
 
 async def test_endpoint_that_somebody_else_has_now_ends_the_survivor(
-    house: InstanceContext, manager: FakeUserManager
+    bench: SupervisorBench, manager: FakeUserManager
 ) -> None:
-    pid, survivor = await left_by_a_daemon(house)
-    async with house:
+    pid, survivor = await left_by_a_daemon(bench)
+    async with bench:
         endpoint = survivor.record.unix
         assert endpoint is not None
         os.unlink(endpoint)
-        other = house.start(name="other")
-        theirs, _ = await house.heard.wait("ready", other)
+        other = bench.start(name="other")
+        theirs, _ = await bench.heard.wait("ready", other)
         os.link(str(theirs.unix), endpoint)
-        house.supervisor.adopt(7, ModelSpec("m", engine="fake"), survivor)
-        exit = await house.heard.wait("gone", 7)
+        bench.supervisor.adopt(7, ModelSpec("m", engine="fake"), survivor)
+        exit = await bench.heard.wait("gone", 7)
         assert exit.cause is Cause.PORT_UNAVAILABLE
         assert not alive(pid)
 
 
-async def test_record_says_no_secret_but_the_key(house: InstanceContext, manager: FakeUserManager) -> None:
-    async with house:
-        number = house.start(env={"TOKEN": "s3cret-t0ken"})
-        _, secret = await house.heard.wait("ready", number)
-        (path,) = house.roots.instances.glob("*.json")
+async def test_record_says_no_secret_but_the_key(bench: SupervisorBench, manager: FakeUserManager) -> None:
+    async with bench:
+        number = bench.start(env={"TOKEN": "s3cret-t0ken"})
+        _, secret = await bench.heard.wait("ready", number)
+        (path,) = bench.roots.instances.glob("*.json")
         text = path.read_text()
         assert text.count(secret) == 1
         assert "s3cret-t0ken" not in text
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_choice_of_a_home(house: InstanceContext) -> None:
+async def test_choice_of_a_home(bench: SupervisorBench) -> None:
     manager = FakeUserManager()
-    homes = {"child": ChildHome(), "systemd": SystemdHome(manager, house.roots)}
+    homes = {"child": ChildHome(), "systemd": SystemdHome(manager, bench.roots)}
     choice = HomeChoice(homes, manager)
     manager.silent = True
     assert await choice.look()
@@ -300,11 +298,11 @@ async def test_choice_of_a_home(house: InstanceContext) -> None:
     assert await HomeChoice(homes, None).look() == "this machine has none"
 
 
-async def test_home_that_is_not_to_be_had_is_a_permanent_failure(house: InstanceContext) -> None:
+async def test_home_that_is_not_to_be_had_is_a_permanent_failure(bench: SupervisorBench) -> None:
     homes = {"child": ChildHome()}
-    house.options |= {"homes": homes, "choose": HomeChoice(homes, None)}
-    async with house:
-        exit = await house.gone(house.start(home="systemd"))
+    bench.options |= {"homes": homes, "choose": HomeChoice(homes, None)}
+    async with bench:
+        exit = await bench.gone(bench.start(home="systemd"))
     assert exit.cause is Cause.REFUSED
     assert 'home = "systemd"' in exit.message
 

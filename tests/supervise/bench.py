@@ -111,8 +111,8 @@ class Heard:
                 await self.changed.wait()
 
 
-class InstanceContext:
-    """`async with house:` makes the supervisor and, at the end, closes it."""
+class SupervisorBench:
+    """`async with bench:` makes the supervisor and, at the end, closes it."""
 
     def __init__(self, tmp_path: Path, runtime: Path) -> None:
         self.roots = Roots(tmp_path / "c.toml", runtime, tmp_path, tmp_path, home=tmp_path)
@@ -122,7 +122,7 @@ class InstanceContext:
         self.options: dict[str, Any] = {}
         self._numbers = itertools.count(1)
 
-    async def __aenter__(self) -> InstanceContext:
+    async def __aenter__(self) -> SupervisorBench:
         self.heard = Heard()
         self.supervisor = ProcessSupervisor(
             self.heard,
