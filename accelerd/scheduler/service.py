@@ -36,14 +36,6 @@ log = logging.getLogger(__name__)
 SLEPT = 1.0  # s of suspension that count as a sleep of the machine
 
 
-def never_asleep() -> float:
-    return 0.0
-
-
-def nobody_looks() -> bool:
-    return False
-
-
 class Scheduler:
     """Leases of ready models. A lease is got by `acquire` (at once or None) or `wait`, and ended by `release`."""
 
@@ -54,7 +46,7 @@ class Scheduler:
         limits: SharedLimits,
         events: EventStream,
         *,
-        asleep: Callable[[], float] = never_asleep,
+        asleep: Callable[[], float] = lambda: 0.0,
         stuck_after: float = STUCK_AFTER,
     ) -> None:
         """`asleep()`: seconds that this machine was suspended, since whenever. `stuck_after`: see Core."""
@@ -69,7 +61,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._supervisor: Supervisor | None = None
         self._needs: ModelRequirements | None = None
-        self._look: Callable[[], bool] = nobody_looks
+        self._look: Callable[[], bool] = lambda: False
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._all_gone: asyncio.Future[None] | None = None
@@ -78,7 +70,7 @@ class Scheduler:
         self,
         supervisor: Supervisor,
         needs: ModelRequirements,
-        look: Callable[[], bool] = nobody_looks,
+        look: Callable[[], bool] = lambda: False,
         reclaim: Reclaim | None = None,
     ) -> None:
         """Connect what runs processes and what knows the models' requirements; before the first request.

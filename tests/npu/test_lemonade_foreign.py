@@ -59,7 +59,7 @@ async def test_what_was_loaded_before_is_taken_as_it_is_and_left_there(bench: Le
         assert bench.standin.requests("/api/v1/unload") == []
 
 
-async def test_what_it_throws_out_by_itself_is_put_away(bench: LemonadeBench) -> None:
+async def test_a_model_that_the_server_evicts_is_unloaded_by_server(bench: LemonadeBench) -> None:
     """One model of a type, as it is set up by default: the next one takes the place of the first."""
     with foreign(bench.standin, max_loaded=1) as server:
         async with uses(bench, server):
@@ -72,14 +72,14 @@ async def test_what_it_throws_out_by_itself_is_put_away(bench: LemonadeBench) ->
             assert bench.heard.of(second) == ["ready"]
 
 
-async def test_what_somebody_else_unloads_is_put_away_and_not_ours(bench: LemonadeBench) -> None:
+async def test_a_model_that_another_client_unloads_is_unloaded_by_server(bench: LemonadeBench) -> None:
     with foreign(bench.standin) as server:
         async with uses(bench, server):
             (number,) = await bench.loaded(QWEN)
             server.ask("/api/v1/unload", {"model_name": QWEN})
             exit = await bench.gone(number)
             assert exit.cause is Cause.UNLOADED_BY_SERVER
-            assert "by itself, or somebody else told it to" in exit.message
+            assert "perhaps for another client" in exit.message
 
 
 async def test_another_pid_is_another_life(bench: LemonadeBench) -> None:
