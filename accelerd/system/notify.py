@@ -102,10 +102,6 @@ class Notifier:
         line = self._status_line(text)
         return self._send(*line) if line else True
 
-    def extend_timeout(self, seconds: float) -> bool:
-        """Ask for `seconds` from now for the start, reload or stop in progress."""
-        return self._send(f"EXTEND_TIMEOUT_USEC={max(1, int(seconds * 1_000_000))}")
-
     def alive(self) -> bool:
         """Feed the watchdog."""
         return self._send("WATCHDOG=1")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import accelerd
 from accelerd import __version__
 from accelerd.base import names
+from accelerd.base.proc import listeners
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
 from accelerd.cli.programs import LISTENING, REAPER, SERVICE, SOCKET, START, unit_state
-
-LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 
 def daemon(s: CheckContext) -> Iterator[Check]:
@@ -114,7 +114,9 @@ def ports(s: CheckContext) -> Iterator[Check]:
     ours = set() if isinstance(status, Failure) else set(status.get("listen") or ())
     socket = unit_state(s.programs, SOCKET)
     held_by_systemd = socket is not None and socket.active == LISTENING
-    taken = listening(s)
+    taken: set[int] = set()
+    with suppress(OSError):
+        taken = {port for _, port, _ in listeners(s.roots.proc)}
     for address in s.config.server.listen:
         port = int(address.rpartition(":")[2])
         if address in ours:
@@ -125,21 +127,6 @@ def ports(s: CheckContext) -> Iterator[Check]:
             yield Check("port", "ok", f"{address} is held for accelerd")
         else:
             yield Check("port", "fail", f"{address} is in use by another program", f"ss -ltnp 'sport = :{port}'")
-
-
-def listening(s: CheckContext) -> set[int]:
-    """Every TCP port with a listener, on any address."""
-    found = set()
-    for table in ("net/tcp", "net/tcp6"):
-        try:
-            rows = (s.roots.proc / table).read_text().splitlines()[1:]
-        except OSError:
-            continue  # IPv6 may be off
-        for row in rows:
-            fields = row.split()
-            if len(fields) > 3 and fields[3] == LISTEN:
-                found.add(int(fields[1].rpartition(":")[2], 16))
-    return found
 
 
 def control_socket(s: CheckContext) -> Iterator[Check]:

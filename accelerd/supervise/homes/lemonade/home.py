@@ -18,8 +18,8 @@ from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, Launc
 from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
 from accelerd.supervise.homes.lemonade.server import ExternalServer, LemonadeServer
 from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
-from accelerd.supervise.limits import SupervisorSettings
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
+from accelerd.supervise.waiting import SupervisorSettings
 from accelerd.system.private_files import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
