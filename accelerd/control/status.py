@@ -22,11 +22,11 @@ from accelerd.control.model_info import ModelNames
 from accelerd.control.npu_usage import ClaimStatus, claims_of
 from accelerd.control.operations import ModelRequest, Operation, Request, operation
 from accelerd.engines.base import Flag, LaunchPlan, Traits
-from accelerd.instances import Facts
+from accelerd.instances import InstanceInfo
 from accelerd.memory.ledger import Ledger
 from accelerd.routing.choice import Decision
 from accelerd.routing.directory import Directory
-from accelerd.scheduler.placement import Limits
+from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 
@@ -215,7 +215,7 @@ class Output(Protocol):
 class Processes(Protocol):
     """What may be known of models' processes."""
 
-    def facts(self, instance: int) -> Facts | None: ...
+    def facts(self, instance: int) -> InstanceInfo | None: ...
     def progress(self, instance: int) -> Progress | None: ...
     def output(self, model: str) -> Output: ...
     async def memory(self, instance: int) -> int | None: ...
@@ -380,7 +380,7 @@ class StatusOperations:
         used = await self._processes.memory(instance) if instance is not None else None
         return self.model_status(snapshot, used)
 
-    def _facts(self, snapshot: Snapshot) -> Facts | None:
+    def _facts(self, snapshot: Snapshot) -> InstanceInfo | None:
         return self._processes.facts(snapshot.instance) if snapshot.instance is not None else None
 
     def _explain_route(self, route: Route) -> RouteExplanation:
@@ -405,7 +405,7 @@ class StatusOperations:
         )
 
 
-def room_of(limits: Limits, ledger: Ledger) -> tuple[int | None, str]:
+def room_of(limits: SharedLimits, ledger: Ledger) -> tuple[int | None, str]:
     """Bytes that all models together could have on this machine, and who says so. None: nothing is known of it."""
     if limits.memory is not None:
         return limits.memory, limits.memory_source

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from accelerd.base import names
 from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
 from accelerd.supervise.process.processes import InstanceTag
-from tests.supervise.house import InstanceContext
+from tests.supervise.bench import SupervisorBench
 
 
 def origin(instance: str, session: int | None = None, main: int | None = None) -> ProcessIdentity:
@@ -77,21 +77,21 @@ def test_any_text_is_a_process_or_none(tmp_path_factory: pytest.TempPathFactory,
     assert ProcessGroups(folder.parent).look({1: origin("one", main=8)}) == {1: []}
 
 
-async def test_the_processes_of_real_instances(house: InstanceContext) -> None:
-    async with house:
-        assert await asyncio.to_thread(house.supervisor.process_finder()) == {}
-        plain, forking = house.start(), house.start("fork-wrapper", name="n")
-        stray = house.start("setsid-grandchild", name="o")
+async def test_the_processes_of_real_instances(bench: SupervisorBench) -> None:
+    async with bench:
+        assert await asyncio.to_thread(bench.supervisor.process_finder()) == {}
+        plain, forking = bench.start(), bench.start("fork-wrapper", name="n")
+        stray = bench.start("setsid-grandchild", name="o")
         for number in (plain, forking, stray):
-            await house.ready(number)
-        await house.until(lambda: bool(house.recorded("bystander")))
-        stranger = house.recorded("bystander")[0]["pid"]
-        found, again = await asyncio.gather(*(asyncio.to_thread(house.supervisor.process_finder()) for _ in range(2)))
+            await bench.ready(number)
+        await bench.until(lambda: bool(bench.recorded("bystander")))
+        stranger = bench.recorded("bystander")[0]["pid"]
+        found, again = await asyncio.gather(*(asyncio.to_thread(bench.supervisor.process_finder()) for _ in range(2)))
         assert found == again
-        assert found[plain] == [house.pid(plain)]
-        assert house.pid(forking) in found[forking]
+        assert found[plain] == [bench.pid(plain)]
+        assert bench.pid(forking) in found[forking]
         assert len(found[forking]) == 2
-        assert {house.pid(stray), stranger} <= set(found[stray])
-        os.kill(house.pid(plain), signal.SIGKILL)
-        await house.gone(plain)
-        assert set(await asyncio.to_thread(house.supervisor.process_finder())) == {forking, stray}
+        assert {bench.pid(stray), stranger} <= set(found[stray])
+        os.kill(bench.pid(plain), signal.SIGKILL)
+        await bench.gone(plain)
+        assert set(await asyncio.to_thread(bench.supervisor.process_finder())) == {forking, stray}
