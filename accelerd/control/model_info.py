@@ -28,7 +28,7 @@ from accelerd.scheduler.events import ModelLoaded
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.process.output import OutputRing
-from accelerd.supervise.supervisor import LoadProgress, ProcessSupervisor
+from accelerd.supervise.supervisor import InstanceProgress, ProcessSupervisor
 
 AT_ONCE = 4  # models whose files are looked into at a time
 PATIENCE = 10.0  # s for all of them
@@ -84,7 +84,7 @@ class ModelInfo:
     def facts(self, instance: int) -> InstanceInfo | None:
         return self._supervisor.facts(instance)
 
-    def progress(self, instance: int) -> LoadProgress | None:
+    def progress(self, instance: int) -> InstanceProgress | None:
         return self._supervisor.progress(instance)
 
     def output(self, model: str) -> OutputRing:

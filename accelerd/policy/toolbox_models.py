@@ -8,7 +8,7 @@ from __future__ import annotations
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.homes.containers.refresh_context import ToolboxModel
+from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox
 from accelerd.supervise.supervisor import ProcessSupervisor
 
 LOADED = (State.STARTING, State.READY)
@@ -21,18 +21,18 @@ class ToolboxModels:
         self._scheduler = scheduler
         self._supervisor = supervisor
 
-    def used(self) -> dict[str, list[ToolboxModel]]:
+    def used(self) -> dict[str, list[ModelInToolbox]]:
         """By the name of their toolbox, in the order of the configuration."""
-        found: dict[str, list[ToolboxModel]] = {}
+        found: dict[str, list[ModelInToolbox]] = {}
         for snapshot in self._scheduler.snapshots():
             if snapshot.spec.home == "toolbox" and snapshot.spec.container:
                 found.setdefault(snapshot.spec.container, []).append(self._used(snapshot))
         return found
 
-    def _used(self, snapshot: Snapshot) -> ToolboxModel:
+    def _used(self, snapshot: Snapshot) -> ModelInToolbox:
         facts = self._supervisor.facts(snapshot.instance) if snapshot.instance is not None else None
         pid = facts.pid if facts is not None else None
-        return ToolboxModel(snapshot.spec.name, str(snapshot.state), snapshot.state in LOADED, pid)
+        return ModelInToolbox(snapshot.spec.name, str(snapshot.state), snapshot.state in LOADED, pid)
 
     async def unload(self, model: str) -> None:
         """Let its running requests end and stop it. AccelError."""

@@ -24,7 +24,7 @@ from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import (
     SharedLimits,
-    Yielded,
+    YieldedMemory,
     fitting,
     lasting_reason_not_resident,
     never_for,
@@ -99,7 +99,7 @@ class Admission:
         self.queued = 0  # waiters of all models together
         self.wake = math.inf  # when the queue wants `schedule` called again
         self.view: MemorySnapshot | None = None  # the last memory snapshot
-        self.yielded: Yielded | None = None
+        self.yielded: YieldedMemory | None = None
         self._looking_since: float | None = None
         self._next_instance = 1
 
@@ -293,7 +293,7 @@ class Admission:
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
 
-    def _until(self, yielded: Yielded, now: float) -> float:
+    def _until(self, yielded: YieldedMemory, now: float) -> float:
         return max(1.0, yielded.until - now) if yielded.until is not None else 60.0
 
     def _waited(self, target: ModelRecord, now: float) -> bool:

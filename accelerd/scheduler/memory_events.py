@@ -13,7 +13,7 @@ from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
 from accelerd.scheduler.lifecycle import LEAVING, State
-from accelerd.scheduler.placement import Yielded, fitting, outgrown
+from accelerd.scheduler.placement import YieldedMemory, fitting, outgrown
 from accelerd.scheduler.record import ModelRecord
 
 YIELD_GRACE = 10.0  # s that running requests still get when memory is yielded
@@ -99,7 +99,7 @@ class MemoryEvents:
     def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None:
         """Give up these pools (None: all) and start nothing there until then. Requests may end, unless `now`."""
         admission, time = self._admission, self._admission.clock.monotonic()
-        admission.yielded = wanted = Yielded(pools, until, why)
+        admission.yielded = wanted = YieldedMemory(pools, until, why)
         for record in list(admission.records.values()):
             if not record.occupied or not _holds(record, wanted):
                 continue
@@ -121,7 +121,7 @@ class MemoryEvents:
         self._admission.schedule()
 
     @property
-    def yielded(self) -> Yielded | None:
+    def yielded(self) -> YieldedMemory | None:
         return self._admission.yielded
 
     # --- time -------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class MemoryEvents:
                 admission.request_load(record, held=True)
 
 
-def _holds(record: ModelRecord, wanted: Yielded) -> bool:
+def _holds(record: ModelRecord, wanted: YieldedMemory) -> bool:
     return wanted.covers(record.need) or any(
         size > 0 and pool != RAM and pool in (wanted.pools or ()) for pool, size in record.peak.items()
     )

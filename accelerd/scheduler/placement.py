@@ -17,7 +17,7 @@ from accelerd.scheduler.record import ModelRecord, Residue
 
 
 @dataclass(frozen=True)
-class Yielded:
+class YieldedMemory:
     """Memory that is yielded to other programs: nothing is started in it."""
 
     pools: frozenset[str] | None  # None: all
@@ -38,7 +38,7 @@ class SharedLimits:
     lost: tuple[Residue, ...] = ()  # memory that ended models have not given back
     quarantined: Mapping[str, str] = field(default_factory=dict)  # device → the model there that cannot be ended
     pools: tuple[Pool, ...] = ()  # as they were seen last; empty: nothing is known of this machine
-    yielded: Yielded | None = None
+    yielded: YieldedMemory | None = None
 
     def undisturbed(self) -> SharedLimits:
         """The same with nobody but our models, and what they have not given back, on the machine."""

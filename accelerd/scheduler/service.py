@@ -26,7 +26,7 @@ from accelerd.scheduler import events as published
 from accelerd.scheduler.core import Core
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.placement import SharedLimits, Yielded
+from accelerd.scheduler.placement import SharedLimits, YieldedMemory
 from accelerd.scheduler.ports import InstantReclaim, ModelRequirements, Reclaim, ReclaimWatch
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, Transition, Waiter
 from accelerd.scheduler.ticket import Ticket
@@ -224,7 +224,7 @@ class Scheduler:
         self._rearm()
 
     @property
-    def yielded(self) -> Yielded | None:
+    def yielded(self) -> YieldedMemory | None:
         return self._core.memory.yielded
 
     def ledger(self) -> Ledger:

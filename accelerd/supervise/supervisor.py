@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadProgress:
+class InstanceProgress:
     """What a loading instance shows of itself."""
 
     line: str  # the last line it printed
@@ -123,13 +123,13 @@ class ProcessSupervisor(Supervisor):
         life = self._instances.get(instance)
         return life.facts() if life is not None else None
 
-    def progress(self, instance: int) -> LoadProgress | None:
+    def progress(self, instance: int) -> InstanceProgress | None:
         """None: no such instance, or it is gone."""
         life = self._instances.get(instance)
         if life is None:
             return None
         line = life.ring.last_line() if life.ring.total > life.line_from else ""
-        return LoadProgress(line, life.resident, life.taken_in)
+        return InstanceProgress(line, life.resident, life.taken_in)
 
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""

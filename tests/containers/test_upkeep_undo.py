@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.supervise.homes.containers.refresh import Refresh
+from accelerd.supervise.homes.containers.refresh import ToolboxRefresh
 
 from .upkeep_world import BROKEN, DeadEngine, Died, Session, Upkeep, image
 from .world import World
@@ -168,7 +168,7 @@ async def test_what_a_daemon_leaves_that_dies_in_the_middle_the_next_one_repairs
         new_image = image(containers, "200 (bbb)", tag)
         kit = care.new_kit(DeadEngine(care.kit, verb, nth, before=before))
         with pytest.raises(Died):
-            await Refresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
+            await ToolboxRefresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
         begun = json.loads(care.record.read_text())["begun"]
         assert (begun["name"], begun["old"], begun.get("stage", "trial")) == (care.name, old.id, stage)
 
@@ -198,7 +198,7 @@ async def test_the_next_refresh_repairs_what_the_start_of_the_daemon_could_not(c
         image(containers, "200 (bbb)", tag)
         kit = care.new_kit(DeadEngine(care.kit, "rename"))
         with pytest.raises(Died):
-            await Refresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
+            await ToolboxRefresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
         assert care.containers() == [f"{care.name}-old"]
         blocker = f"{care.name}"
         containers.podman("create", "--name", blocker, containers.image, "true")
@@ -218,7 +218,7 @@ async def test_models_are_not_loaded_again_after_the_machine_was_started_anew(co
         image(containers, "200 (bbb)", tag)
         kit = care.new_kit(DeadEngine(care.kit, "rename"))
         with pytest.raises(Died):
-            await Refresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
+            await ToolboxRefresh(kit, care.name, force=False, say=lambda *_, **__: None).run()
         begun = json.loads(care.record.read_text())
         assert begun["begun"]["loaded"] == ["one"]
         begun["begun"]["boot"] = "another"

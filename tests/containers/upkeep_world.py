@@ -18,7 +18,7 @@ from accelerd.base.ports import SystemClock
 from accelerd.supervise.homes.containers.builds import Builds
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
-from accelerd.supervise.homes.containers.refresh_context import RefreshContext, ToolboxModel
+from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox, RefreshContext
 from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
 from accelerd.supervise.homes.containers.sessions import ContainerSessions
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
@@ -49,11 +49,11 @@ class Lives:
         self.hold: dict[str, asyncio.Event] = {}  # a model whose unload waits
         self.failing: dict[str, AccelError] = {}
 
-    def used(self) -> Mapping[str, list[ToolboxModel]]:
+    def used(self) -> Mapping[str, list[ModelInToolbox]]:
         return {self.toolbox: [self._used(name, life) for name, life in self.lives.items()]}
 
-    def _used(self, name: str, life: Neighbour | None) -> ToolboxModel:
-        return ToolboxModel(name, "ready" if life else "stopped", life is not None, life.main.pid if life else None)
+    def _used(self, name: str, life: Neighbour | None) -> ModelInToolbox:
+        return ModelInToolbox(name, "ready" if life else "stopped", life is not None, life.main.pid if life else None)
 
     async def unload(self, model: str) -> None:
         self.calls.append(("unload", model))

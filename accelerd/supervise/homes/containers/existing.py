@@ -22,8 +22,8 @@ from accelerd.supervise.homes.containers.commands import CliProcess, CommandResu
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff
 from accelerd.supervise.homes.containers.main_process import (
+    ContainerExit,
     ContainerMainProcess,
-    ExitStatus,
     OomWatch,
     ProcessGone,
     hold,
@@ -182,7 +182,7 @@ class ExistingHome:
             oom=OomWatch.of(self._roots, stat.pid) if stat is not None else None,
         )  # fmt: skip
 
-    async def _finish(self, start: _ExistingStart) -> ExitStatus:
+    async def _finish(self, start: _ExistingStart) -> ContainerExit:
         """The main process has ended: wait until the engine knows, and stop what a restart policy began again."""
         deadline = self._clock.monotonic() + END_PATIENCE
         found = await start.engine.inspect(start.name)
@@ -191,10 +191,10 @@ class ExistingHome:
                 await start.engine.stop(start.name, 0)
             await asyncio.sleep(POLL)
             found = await start.engine.inspect(start.name)
-        ending = ExitStatus(None)
+        ending = ContainerExit(None)
         if found is not None and not found.running:
             code = found.exit_code
-            ending = ExitStatus(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
+            ending = ContainerExit(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
         elif found is not None:
             await start.engine.stop(start.name, 0)  # it was started again by itself: two lives are not one
         if start.logs is not None:

@@ -35,7 +35,7 @@ INIT_PATIENCE: Final = 2.0  # s from the program's end to that of its init
 
 
 @dataclass(frozen=True)
-class ExitStatus:
+class ContainerExit:
     """What a home knows of an end: the exit status or minus the signal, and what the kernel did."""
 
     status: int | None
@@ -93,7 +93,7 @@ class ContainerMainProcess:
         pidfd: int | None,
         *,
         on_exit: Callable[[], None],
-        finish: Callable[[], Awaitable[ExitStatus]],
+        finish: Callable[[], Awaitable[ContainerExit]],
         close: Callable[[], None],
         reader: OutputReader | None = None,
         signal_by_engine: SignalByEngine | None = None,

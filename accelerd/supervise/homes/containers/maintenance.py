@@ -16,8 +16,8 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.engine import Container
-from accelerd.supervise.homes.containers.refresh import Refresh
-from accelerd.supervise.homes.containers.refresh_context import RefreshContext, ToolboxModel, failed, put_back, sweep
+from accelerd.supervise.homes.containers.refresh import ToolboxRefresh
+from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox, RefreshContext, failed, put_back, sweep
 from accelerd.supervise.homes.home import HomeError
 from accelerd.system.records import NOTICE, event
 
@@ -48,7 +48,7 @@ class RefreshJob:
         self.toolbox = toolbox
         self.began = now
         self.steps: list[dict[str, Any]] = []  # the last one changes until the next begins
-        self.refresh: Refresh | None = None
+        self.refresh: ToolboxRefresh | None = None
         self.task: asyncio.Task[dict[str, Any]]
 
     def say(
@@ -109,7 +109,7 @@ class ToolboxMaintenance:
         }
 
     async def _described(
-        self, container: Container, here: Mapping[str, str], used: list[ToolboxModel]
+        self, container: Container, here: Mapping[str, str], used: list[ModelInToolbox]
     ) -> dict[str, Any]:
         builds, known = self._context.builds, images.find(container.image)
         now = here.get(container.image)
@@ -178,7 +178,7 @@ class ToolboxMaintenance:
                 f"cannot refresh {name}: it is pinned to image {pinned[:12]}; accelctl toolbox unpin {name}",
             )
         job = self._job = RefreshJob(name, self._context.clock.monotonic())
-        job.refresh = Refresh(self._context, name, force=force, say=job.say)
+        job.refresh = ToolboxRefresh(self._context, name, force=force, say=job.say)
         job.task = asyncio.create_task(self._run(job), name=f"refresh {name}")
         job.task.add_done_callback(_heard)
         return job
@@ -249,7 +249,7 @@ class ToolboxMaintenance:
         await asyncio.wait((job.task,), timeout=UNDO_PATIENCE)
 
 
-def _models(used: list[ToolboxModel]) -> list[dict[str, Any]]:
+def _models(used: list[ModelInToolbox]) -> list[dict[str, Any]]:
     return [{"name": model.name, "state": model.state, "loaded": model.loaded} for model in used]
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 LOCAL: Final = "localhost/"  # images made on this machine: there is nowhere to pull them from
 
 
-class Refresh:
+class ToolboxRefresh:
     """One run of it: `run` once."""
 
     def __init__(self, context: RefreshContext, name: str, *, force: bool, say: Say) -> None:

@@ -32,7 +32,7 @@ TOOLBOX_CODES: Final = ("toolbox_not_found", "toolbox_busy", "toolbox_pinned", "
 
 
 @dataclass(frozen=True)
-class ToolboxModel:
+class ModelInToolbox:
     """A model that is configured to run in a toolbox."""
 
     name: str
@@ -41,10 +41,10 @@ class ToolboxModel:
     pid: int | None
 
 
-class ToolboxModels(Protocol):
+class ModelControl(Protocol):
     """The scheduler, as far as toolboxes need it. AccelError."""
 
-    def used(self) -> Mapping[str, list[ToolboxModel]]:
+    def used(self) -> Mapping[str, list[ModelInToolbox]]:
         """All models whose home is a toolbox, by its name."""
         ...
 
@@ -66,7 +66,7 @@ class RefreshContext:
     builds: Builds
     sessions: ContainerSessions
     locks: MaintenanceLocks
-    models: ToolboxModels
+    models: ModelControl
     record: RefreshRecord
     clock: Clock
     patience: float = 3.0  # s for short commands in the toolbox to end, such as llama-server --version
@@ -90,10 +90,10 @@ class RefreshContext:
                 return found
             await asyncio.sleep(0.1)
 
-    def on(self, toolbox: str) -> list[ToolboxModel]:
+    def on(self, toolbox: str) -> list[ModelInToolbox]:
         return list(self.models.used().get(toolbox, ()))
 
-    async def running_in(self, toolbox: str, container: Container) -> list[ToolboxModel]:
+    async def running_in(self, toolbox: str, container: Container) -> list[ModelInToolbox]:
         """The models of a toolbox whose processes are in this very container."""
         pids = await asyncio.to_thread(self.sessions.pids, container)
         return [model for model in self.on(toolbox) if model.pid in pids]

@@ -33,8 +33,8 @@ from accelerd.supervise.homes.containers.engine import (
 )
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff, as_env_file, inner_environment
 from accelerd.supervise.homes.containers.main_process import (
+    ContainerExit,
     ContainerMainProcess,
-    ExitStatus,
     OomWatch,
     ProcessGone,
     hold,
@@ -298,17 +298,17 @@ class RunHome:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _ContainerStart) -> ExitStatus:
+    async def _finish(self, start: _ContainerStart) -> ContainerExit:
         """The program has ended: read how, take the rest of its output, remove the container."""
         deadline = self._clock.monotonic() + 2.0
         found = await self._engine.inspect(start.name)
         while found is not None and found.running and self._clock.monotonic() < deadline:
             await asyncio.sleep(POLL)
             found = await self._engine.inspect(start.name)
-        ending = ExitStatus(None)
+        ending = ContainerExit(None)
         if found is not None and not found.running:
             code = found.exit_code
-            ending = ExitStatus(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
+            ending = ContainerExit(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
         if start.logs is not None:
             await start.logs.end(1.0)
         await self._engine.remove(start.name)

@@ -30,8 +30,8 @@ from accelerd.supervise.homes.containers.handoff import (  # fmt: skip
     inner_environment,
 )
 from accelerd.supervise.homes.containers.main_process import (
+    ContainerExit,
     ContainerMainProcess,
-    ExitStatus,
     OomWatch,
     ProcessGone,
     hold,
@@ -287,7 +287,7 @@ class ToolboxHome:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _ToolboxStart) -> ExitStatus:
+    async def _finish(self, start: _ToolboxStart) -> ContainerExit:
         """The program has ended: wait for what carried it, and see to it that nothing of it stays."""
         deadline = self._clock.monotonic() + END_PATIENCE
         while (end := start.handoff.end()) is None and self._clock.monotonic() < deadline:
@@ -300,7 +300,7 @@ class ToolboxHome:
             await start.cli.end(max(deadline - self._clock.monotonic(), 0.5))
         await self._close_session(start)
         await asyncio.to_thread(start.handoff.remove)
-        return ExitStatus(end.status if end is not None else None)
+        return ContainerExit(end.status if end is not None else None)
 
     async def _close_session(self, start: _ToolboxStart) -> None:
         """podman forgets a session when `podman exec` sees its end; where that was killed, accelerd has to tell it."""
