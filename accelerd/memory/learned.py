@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from accelerd.base.sizes import human_size
-from accelerd.memory.model import OUTGROWN, RAM, Forecast, MemoryRequirement
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 
 KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
 WORTH_WRITING: Final = 1.01  # a peak that grew by less does not have the file written
@@ -208,9 +208,9 @@ def improved(need: MemoryRequirement, entry: Entry) -> MemoryRequirement:
         source = f"measured in an earlier run{when}: the {_kind(declared)} was {human_size(need.total)}"
         better = replace(need, amounts=amounts, source=source, parts={})
     if entry.need > better.total:
-        source = f"{OUTGROWN} {human_size(entry.lacked)} in an earlier run{when}: "
+        source = f"ran out of memory with {human_size(entry.lacked)} in an earlier run{when}: "
         source += f"the {_kind(declared)} was {human_size(need.total)}"
-        better = better.scaled(entry.need, source)
+        better = better.scaled(entry.need, source, raised=True)
     return better
 
 

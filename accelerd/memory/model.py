@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 RAM: Final = "ram"  # the id of main memory
-OUTGROWN: Final = "ran out of memory with"  # so begins the source of a need that was raised
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,22 @@ class MemoryRequirement:
         default_factory=dict
     )  # "weights", "kv cache", "compute", "projector", … for people
     claims: tuple[Claim, ...] = ()
+    raised: bool = False  # the model ran out of memory with less than this
 
     @property
     def total(self) -> int:
         return sum(self.amounts.values())
 
-    def scaled(self, total: int, source: str) -> MemoryRequirement:
+    def scaled(self, total: int, source: str, *, raised: bool = False) -> MemoryRequirement:
         """The same need with `total` bytes, every pool in proportion."""
         old = self.total
         if old <= 0:
             pool = next(iter(self.amounts), RAM)
-            return replace(self, amounts={pool: total}, source=source, parts={})
+            return replace(self, amounts={pool: total}, source=source, parts={}, raised=raised)
         amounts = {pool: size * total // old for pool, size in self.amounts.items()}
         first = max(amounts, key=lambda pool: amounts[pool])
         amounts[first] += total - sum(amounts.values())  # what rounding took
-        return replace(self, amounts=amounts, source=source, parts={})
+        return replace(self, amounts=amounts, source=source, parts={}, raised=raised)
 
 
 def in_ram(size: int, source: str) -> MemoryRequirement:

@@ -28,7 +28,6 @@ from accelerd.scheduler.placement import (
     fitting,
     lasting_reason_not_resident,
     never_for,
-    outgrown,
     why_not_resident,
 )
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
@@ -278,7 +277,7 @@ class Admission:
             code, retry_after = "memory_in_use", self.settings.memory_wait
         else:
             why, room = never, alone
-            if outgrown(target):
+            if target.need.raised:
                 why, code = f"{why}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
         text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):

@@ -16,7 +16,7 @@ from typing import Final
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit
 from accelerd.base.sizes import human_size
-from accelerd.memory.model import OUTGROWN, RAM
+from accelerd.memory.model import RAM
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import ModelRecord, PendingExit, Residue
@@ -201,11 +201,11 @@ class ExitHandling:
             more = f"; from now on it reserves {human_size(new)} instead of {human_size(old)}" if new > old else ""
             self._admission.move(record, Event.OUT_OF_MEMORY, exit.message + more)
         if new > old:
-            source = f"{OUTGROWN} {human_size(old)}"
-            options = tuple(need.scaled(need.total * new // old if old else new, source)
+            source = f"ran out of memory with {human_size(old)}"
+            options = tuple(need.scaled(need.total * new // old if old else new, source, raised=True)
                             for need in record.forecast.options)  # fmt: skip
             record.forecast = replace(record.forecast, options=options)
-            record.need = record.need.scaled(new, source)
+            record.need = record.need.scaled(new, source, raised=True)
             self._effects.raise_requirement(record.spec, record.need)
         error = self.failure(record, now)
         if given_up:

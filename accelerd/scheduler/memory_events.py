@@ -13,7 +13,7 @@ from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
 from accelerd.scheduler.lifecycle import LEAVING, State
-from accelerd.scheduler.placement import YieldedMemory, fitting, outgrown
+from accelerd.scheduler.placement import YieldedMemory, fitting
 from accelerd.scheduler.record import ModelRecord
 
 YIELD_GRACE = 10.0  # s that running requests still get when memory is yielded
@@ -32,7 +32,7 @@ class MemoryEvents:
     def forecast(self, name: str, forecast: Forecast) -> None:
         """A better estimate of what a model needs. One that is loaded keeps its reservation."""
         record = self._names.get(name)
-        if record is not None and not outgrown(record):
+        if record is not None and not record.need.raised:
             if record.next_spec is not None:
                 record.next_forecast = forecast
             if not record.occupied:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, Shortage
-from accelerd.memory.model import OUTGROWN, RAM, MemoryRequirement, Pool
+from accelerd.memory.model import RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.scheduler.record import ModelRecord, Residue
 
@@ -77,11 +77,6 @@ def never_for(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) 
     return apart(need, other.need) and excludes(target.spec, other.spec) is None
 
 
-def outgrown(record: ModelRecord) -> bool:
-    """Is the reserved memory what the model turned out to need, rather than an estimate?"""
-    return record.memory_source.startswith(OUTGROWN)
-
-
 def fitting(target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits) -> MemoryRequirement | None:
     """The best way to place `target` beside `others`; None: there is none."""
     others = list(others)
@@ -109,7 +104,7 @@ def why_not_resident(
     for pool, wanted, taken in lacking(need, (other.need for other in others), limits.pools):
         return of_contexts(pool, wanted, taken, others)
     own_limit = target.spec.memory_max
-    if own_limit is not None and outgrown(target) and need.total > own_limit:
+    if own_limit is not None and need.raised and need.total > own_limit:
         return f"it needs {human_size(need.total)} ({need.source}) and its memory_max is {human_size(own_limit)}"
     if limits.memory is not None:
         held = sum(sum(other.held().values()) for other in others)

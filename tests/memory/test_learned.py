@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from accelerd.control.remembered import StateStore
 from accelerd.memory.learned import KEPT, Entry, Learned, improved
-from accelerd.memory.model import OUTGROWN, RAM, Forecast, MemoryRequirement
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -126,14 +126,14 @@ def test_what_ran_out_of_memory_is_raised_and_no_measurement_lowers_it() -> None
     learned.outgrown("k", need, 10 * GIB, model="a")
     raised = learned.apply(forecast(on_gpu(8 * GIB))).options[0]
     assert raised.amounts == {GPU: 10 * GIB, RAM: 0}
-    expected = f"{OUTGROWN} 8.0 GiB in an earlier run ({DAY}): the estimate was 8.0 GiB"
+    expected = f"ran out of memory with 8.0 GiB in an earlier run ({DAY}): the estimate was 8.0 GiB"
     assert raised.source == expected
     learned.saw("k", raised, {GPU: 5 * GIB}, settled=True)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].total == 10 * GIB
     learned.outgrown("k", raised, 9 * GIB)
     assert learned.apply(forecast(on_gpu(8 * GIB))).options[0].total == 10 * GIB
     learned.outgrown("k", replace(raised, amounts={GPU: 12 * GIB}), 12 * GIB)
-    assert f"{OUTGROWN} 10.0 GiB" in learned.apply(forecast(on_gpu(8 * GIB))).options[0].source
+    assert "ran out of memory with 10.0 GiB" in learned.apply(forecast(on_gpu(8 * GIB))).options[0].source
     [entry] = learned.entries()
     assert (entry.model, entry.shortages, entry.estimate[GPU]) == ("a", 3, 8 * GIB)
     assert learned.forget("k") == 1

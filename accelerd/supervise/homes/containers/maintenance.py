@@ -67,7 +67,7 @@ class RefreshJob:
 
 
 class ToolboxMaintenance:
-    """See the module's text."""
+    """Lists, refreshes and pins toolboxes."""
 
     def __init__(self, context: RefreshContext, pins: PinStore) -> None:
         self._context = context
