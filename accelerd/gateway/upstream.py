@@ -15,7 +15,7 @@ from accelerd.gateway.responses import JSON_TYPE
 
 CONNECT_TIMEOUT = 5.0  # s: the engine is on this machine
 MAX_AHEAD = 8  # connections opened ahead of the next requests
-AHEAD_DELAY = 0.002  # s: requests that arrive together come first
+AHEAD_DELAY = 0.002  # s until connections are closed and opened: requests that arrive together come first
 
 
 class ResponseReceiver(Protocol):
@@ -179,8 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._read_on()  # the next reader is another
             self._pool.give_back(self)
         else:
-            self.transport.close()
-            self._pool.closed_after_stream(self)
+            self._pool.retire(self)
         receiver.done()
 
     def _lose(self, reason: str) -> None:
@@ -221,6 +220,8 @@ class Pool:
         self._closes = False  # has the engine closed a connection after a stream?
         self._connecting = 0
         self._filling: asyncio.Task[None] | None = None
+        self._tidying: asyncio.TimerHandle | None = None
+        self._retired: list[UpstreamConnection] = []
         self._opening = asyncio.Lock()  # held while one is opened ahead
         self._heads: dict[str, bytes] = {}  # path: a request's head, to the digits of its length
         self._closed = False
@@ -241,8 +242,8 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
-                if self._closes:
-                    self._open_ahead()
+                if self._closes and self._limit_ahead:
+                    self._tidy_later()
                 return connection
         return None
 
@@ -289,13 +290,22 @@ class Pool:
         else:
             self._idle.append(connection)
 
-    def closed_after_stream(self, connection: UpstreamConnection) -> None:
-        """It has answered, and the engine closes it."""
+    def retire(self, connection: UpstreamConnection) -> None:
+        """It has answered and is not used again; most engines close it themselves."""
         self._open.discard(connection)
+        self._retired.append(connection)
         self._closes = True
-        self._open_ahead()
+        self._tidy_later()
 
-    def _open_ahead(self) -> None:
+    def _tidy_later(self) -> None:
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(AHEAD_DELAY, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        for connection in self._retired:
+            connection.transport.close()
+        self._retired.clear()
         if self._filling is None and self._wants_ahead():
             self._filling = asyncio.get_running_loop().create_task(self._fill())
 
@@ -307,7 +317,6 @@ class Pool:
 
     async def _fill(self) -> None:
         try:
-            await asyncio.sleep(AHEAD_DELAY)
             while self._wants_ahead():
                 async with self._opening:
                     self.give_back(await self._connect())
@@ -319,6 +328,9 @@ class Pool:
     def close(self) -> None:
         """The instance is leaving: close what idles now, the rest when its exchange ends."""
         self._closed = True
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidy()
         if self._filling is not None:
             self._filling.cancel()
         for connection in self._idle:
