@@ -183,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
             if not request.admitted and not self._admit(request):
                 continue
             if request.size > self._server.settings.max_body:
-                self._reply(request, error_response(too_large(self._server.settings.max_body), request.path))
+                self._reply(request, refusal(request, too_large(self._server.settings.max_body)))
             elif request.complete:
                 self._parsed.popleft()
                 self._begin(request)
@@ -253,7 +253,7 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = False
         if self.relay is not None and self.relay.committed:
             return None
-        return error_response(AccelError("internal", "internal error; see the journal"))
+        return refusal(request, AccelError("internal", "internal error; see the journal"))
 
     def answered(self, *, keep_alive: bool) -> None:
         """The response to the request in hand is on the wire: the next one may follow."""
@@ -328,7 +328,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         elif request is not None and request.admitted:
             error = AccelError("request_timeout", "the body did not come in time (server.body_timeout)")
-            self._reply(request, error_response(error, request.path))
+            self._reply(request, refusal(request, error))
         else:
             self.close()
             if self.transport.get_write_buffer_size():
@@ -360,6 +360,12 @@ class ClientConnection(asyncio.Protocol):
         await self._gone
         if self._task is not None:
             await asyncio.wait((self._task,))
+
+
+def refusal(request: HttpRequest, error: AccelError) -> Response:
+    """The error as the response to an admitted request."""
+    response = error_response(error, request.path)
+    return response if request.origin is None else response.readable_by(request.origin)
 
 
 def too_large(limit: int) -> AccelError:

@@ -22,7 +22,7 @@ from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
-from accelerd.gateway.connection import ClientConnection, too_large
+from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.endpoints import FORMS, PATH_ALIASES, TASKS
 from accelerd.gateway.form_body import FORM, boundary_of, content_type, read_form
 from accelerd.gateway.forward import Forwarder, InferenceRequest
@@ -30,7 +30,7 @@ from accelerd.gateway.json_body import MAX_NAME, read_json
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.gateway.responses import JSON_TYPE, Response, cors_headers, error_response, json_response
+from accelerd.gateway.responses import JSON_TYPE, Response, error_response, json_response
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.events import ModelTransition
@@ -109,7 +109,7 @@ class Gateway:
             return self._admit_path(request, path)
         except AccelError as error:
             response = error_response(error, path)
-        return response if origin is None else with_cors(response, origin.decode("latin-1"))
+        return response if origin is None else response.readable_by(origin.decode("latin-1"))
 
     def _admit_path(self, request: HttpRequest, path: str) -> Response | None:
         if path in TASKS:
@@ -123,7 +123,7 @@ class Gateway:
             request.for_control = True
             return None
         response = json_response(self._from_memory(request, path))
-        return response if request.origin is None else with_cors(response, request.origin)
+        return response if request.origin is None else response.readable_by(request.origin)
 
     def _check_body(self, request: HttpRequest, kind: str) -> None:
         """AccelError when the body is of the wrong kind or says that it is too large."""
@@ -168,7 +168,7 @@ class Gateway:
         try:
             asked = self._read(request, request.path)
         except AccelError as error:
-            return _refusal(request, error)
+            return refusal(request, error)
         relay = connection.relay = Relay(
             connection.transport,
             self._now,
@@ -180,12 +180,12 @@ class Gateway:
         try:
             self._forwarder.start(asked, relay)
         except AccelError as error:
-            return _refusal(request, error)
+            return refusal(request, error)
         return self._finish(request, asked, relay)
 
     async def _finish(self, request: HttpRequest, asked: InferenceRequest, relay: Relay) -> Response | None:
         error = await self._forwarder.forward(asked, relay)
-        return None if error is None else _refusal(request, error)
+        return None if error is None else refusal(request, error)
 
     def _read(self, request: HttpRequest, path: str) -> InferenceRequest:
         """Read the body and find its model. AccelError."""
@@ -197,15 +197,6 @@ class Gateway:
             return InferenceRequest(self.router.target(path, form), path, form, body, content_type(boundary))
         info = read_json(path, body)
         return InferenceRequest(self.router.target(path, info), path, info, body, JSON_TYPE)
-
-
-def _refusal(request: HttpRequest, error: AccelError) -> Response:
-    response = error_response(error, request.path)
-    return response if request.origin is None else with_cors(response, request.origin)
-
-
-def with_cors(response: Response, origin: str) -> Response:
-    return response._replace(headers={**response.headers, **cors_headers(origin)})
 
 
 def _preflight(request: HttpRequest, origin: str) -> Response:

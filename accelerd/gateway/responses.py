@@ -23,6 +23,10 @@ class Response(NamedTuple):
     body: bytes
     headers: Mapping[str, str] = {}
 
+    def readable_by(self, origin: str) -> Response:
+        """With the headers that let a web page of that origin read it."""
+        return self._replace(headers={**self.headers, **cors_headers(origin)})
+
     def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
         """The bytes to send. `head_only`: the answer to a HEAD request."""
         lines = [f"HTTP/1.1 {self.status} {reason(self.status)}"]

@@ -13,6 +13,7 @@ from tests.gateway.bench import (
     SSE_HEAD,
     Bench,
     bench,
+    chunk,
     fresh_and_reused,
     on_both_loops,
     token,
@@ -244,6 +245,21 @@ async def test_an_allowed_page_can_read_what_was_put_together(tmp_path: Path) ->
         whole = await client.ask(body=chat(), headers={"Origin": PAGE})
         assert (whole.status, readable(whole)) == (200, True)
         assert whole.json()["object"] == "chat.completion"
+
+
+@on_both_loops
+async def test_an_allowed_page_can_read_why_its_body_was_not_taken(tmp_path: Path) -> None:
+    settings = ServerSettings(allowed_origins=(PAGE,), max_body=100, body_timeout=0.1)
+    async with bench(tmp_path, settings) as b:
+        async with await b.client() as client:
+            headers = {"Origin": PAGE, "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+            client.send(request(headers=headers) + chunk(b" " * 200))
+            response = await client.response()
+            assert (response.status, readable(response)) == (413, True)
+        async with await b.client() as client:
+            client.send(request(body=b"", headers={"Origin": PAGE, "Content-Length": "10"}))
+            response = await client.response()
+            assert (response.status, readable(response)) == (408, True)
 
 
 # --- preflight requests ----------------------------------------------------------------------------------------------
