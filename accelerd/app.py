@@ -79,7 +79,7 @@ from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.exporter import ObjectExporter
@@ -117,7 +117,7 @@ def build(
     problems: list[Problem],
     make: MakeHomes | None = None,
     *,
-    patience: SupervisorSettings | None = None,
+    patience: SupervisorLimits | None = None,
     stuck_after: float = STUCK_AFTER,
     source: UdevSource | None = None,
     memory_roots: Roots | None = None,

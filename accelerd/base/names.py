@@ -58,7 +58,7 @@ MSG_CLOCK_STUCK: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b22"
 
 MSG_YIELD: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b30"  # memory was yielded to a person or a game, or yielding ended
 MSG_PRESSURE: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b31"  # models make room for other programs
-MSG_PIN: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # a program has a model kept, or no longer
+MSG_PIN: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # a program holds a model, or holds it no longer
 
 MSG_SLEEP: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b33"  # the machine is about to be suspended, or awake again
 MSG_POWER: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b34"  # power is saved on battery, or not any more

@@ -52,7 +52,7 @@ class Core:
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
 
-    # --- requests ---------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------
 
     def acquire(self, name: str) -> Lease | None:
         """The fast path: a lease when the model is ready, has a free slot and nobody waits for anything."""
@@ -132,7 +132,7 @@ class Core:
             record.probing = True
             self._effects.probe(record.instance)
 
-    # --- commands --------------------------------------------------------------------------------------
+    # --- commands -----------------------------------------------------------------------------------------------
 
     def reset(self, name: str, *, memory: bool = False) -> None:
         """Forget the failures of a model; with `memory` also that it needs more than estimated. AccelError."""
@@ -273,7 +273,7 @@ class Core:
         for record in sorted(alive, key=lambda r: r.started_at, reverse=True):
             self._admission.stop(record, "shutting down")
 
-    # --- reports of instances ----------------------------------------------------------------------------------
+    # --- reports of instances -----------------------------------------------------------------------------------
 
     def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None:
         record = self._admission.instances[instance]
@@ -340,7 +340,7 @@ class Core:
         if reload and not record.waiting:
             self._admission.request_load(record)
 
-    # --- time -------------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Do what has become due: queue deadlines, back-off, idle models, the bound on overtaking."""
@@ -390,7 +390,7 @@ class Core:
             return None
         return record.last_used + timeout
 
-    # --- readers ----------------------------------------------------------------------------------------------
+    # --- readers ------------------------------------------------------------------------------------------------
 
     def _find(self, name: str) -> ModelRecord:
         record = self._names.get(name)

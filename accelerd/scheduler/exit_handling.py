@@ -124,7 +124,7 @@ class ExitHandling:
         after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
         return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
 
-    # --- inside -----------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------------
 
     def _finish(self, record: ModelRecord, residue: str = "") -> None:
         """The model leaves OCCUPIED."""

@@ -66,7 +66,7 @@ class MemoryEvents:
         """The last snapshot."""
         return self._admission.view
 
-    # --- pressure ---------------------------------------------------------------------------------------------
+    # --- pressure -----------------------------------------------------------------------------------------------
 
     def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
         """Have models leave a pool until `size` bytes of it come back: idle ones, the largest first.
@@ -94,7 +94,7 @@ class MemoryEvents:
         admission.schedule()
         return coming
 
-    # --- yielding --------------------------------------------------------------------------------------
+    # --- yielding -----------------------------------------------------------------------------------------------
 
     def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None:
         """Give up these pools (None: all) and start nothing there until then. Requests may end, unless `now`."""
@@ -124,7 +124,7 @@ class MemoryEvents:
     def yielded(self) -> YieldedMemory | None:
         return self._admission.yielded
 
-    # --- time -------------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         yielded = self._admission.yielded

@@ -33,7 +33,7 @@ class Lease:
         self.instance = instance
         self.endpoint = endpoint
         self.secret = secret
-        self.progress = now  # when the engine last sent something for this request; kept by the relay
+        self.progress = now  # when the engine last sent something for this request; updated by the relay
 
     @property
     def model(self) -> str:

@@ -81,7 +81,7 @@ class Scheduler:
         self._reclaim = reclaim or self._reclaim
         self._events.subscribe(MemorySnapshot, self.on_memory_snapshot)
 
-    # --- requests ---------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------
 
     def acquire(self, name: str) -> Lease | None:
         """A lease if one is free right now and nobody waits, else None: then `wait`."""
@@ -116,7 +116,7 @@ class Scheduler:
             if core.queued or (timeout is not None and record.last_used + timeout < self._armed):
                 self._rearm()
 
-    # --- commands --------------------------------------------------------------------------------------
+    # --- commands -----------------------------------------------------------------------------------------------
 
     async def load(self, name: str, *, evict: bool = True, reset: bool = True) -> None:
         """Have the model ready, forgetting earlier failures if `reset`. AccelError when it cannot be."""
@@ -179,7 +179,7 @@ class Scheduler:
         self._core.devices.pause(paused)
         self._rearm()
 
-    # --- holds, see Holds -------------------------------------------------------------------------------------
+    # --- holds, see Holds ---------------------------------------------------------------------------------------
 
     def hold(self, name: str, key: str, *, load: bool) -> str:
         held = self._core.holds.hold(name, key, load=load)
@@ -242,7 +242,7 @@ class Scheduler:
         """Does any model serve a request?"""
         return any(s.leases for s in self._core.snapshots())
 
-    # --- models of others -------------------------------------------------------------------------------------
+    # --- models of others ---------------------------------------------------------------------------------------
 
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:
         """Take over what an earlier daemon started, see Core.adopt."""
@@ -284,7 +284,7 @@ class Scheduler:
             watch.cancel()
         self._watches.clear()
 
-    # --- Listener ---------------------------------------------------------------------------------------------
+    # --- Listener -----------------------------------------------------------------------------------------------
 
     def instance_ready(self, instance: int, endpoint: Endpoint, secret: str) -> None:
         self._core.instance_ready(instance, endpoint, secret)
@@ -304,7 +304,7 @@ class Scheduler:
             self._all_gone.set_result(None)
         self._rearm()
 
-    # --- Effects ----------------------------------------------------------------------------------------------
+    # --- Effects ------------------------------------------------------------------------------------------------
 
     def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         assert self._supervisor is not None
@@ -373,7 +373,7 @@ class Scheduler:
     def jitter(self) -> float:
         return random.random()
 
-    # --- time -------------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------------
 
     def _rearm(self) -> None:
         due = self._core.next_deadline()
@@ -400,7 +400,7 @@ class Scheduler:
             self._events.publish(published.SystemResumed(slept))
             self._core.devices.slept()
 
-    # --- readers ----------------------------------------------------------------------------------------------
+    # --- readers ------------------------------------------------------------------------------------------------
 
     def snapshot(self, name: str) -> Snapshot:
         return self._core.snapshot(name)

@@ -132,7 +132,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-# --- starts that failed ---------------------------------------------------------------------------------------
+# --- starts that failed -----------------------------------------------------------------------------------------
 
 
 def cause_of(error: AccelError, default: Cause = Cause.REFUSED) -> Cause:

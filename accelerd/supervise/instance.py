@@ -34,7 +34,7 @@ from accelerd.supervise.process.processes import InstanceTag, ProcessTable, desc
 from accelerd.supervise.process.spawn import NoProgram
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
 from accelerd.supervise.proof import prove
-from accelerd.supervise.waiting import SupervisorSettings, race
+from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class InstanceContext:
     records: RecordStore
     table: ProcessTable
     sink: Callable[[str, str, str | None], None] | None
-    limits: SupervisorSettings
+    limits: SupervisorLimits
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Instance:
         self._ending = False
         self._letting_go = False
 
-    # --- from outside -----------------------------------------------------------------------------------------
+    # --- from outside -------------------------------------------------------------------------------------------
 
     def stop(self, cause: Cause, message: str = "") -> None:
         """End it, in whatever phase it is. Only the first call counts."""
@@ -163,7 +163,7 @@ class Instance:
         members = await asyncio.to_thread(self._context.table.members, self.tag, session)
         return [process.pid for process in members]
 
-    # --- the life ---------------------------------------------------------------------------------------------
+    # --- the life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> Exit:
         """Run it to its end. Returns only when nothing of the instance is left; a bug in here ends the instance too."""
@@ -351,10 +351,10 @@ class Instance:
             self._log(logging.WARNING, f"fails the smallest request: {trouble}", names.MSG_UNHEALTHY)
         self._context.listener.instance_probed(self.number, not trouble)
 
-    # --- the end ----------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------
 
     async def _end(self, main: MainProcess | None, plan: LaunchPlan) -> str:
-        """SIGTERM, grace, SIGKILL, proof. The processes found beside the leader, in words."""
+        """SIGTERM, grace, SIGKILL, proof. The processes found beside the main process, for the message."""
         self._ending = True
         if main is not None and not main.exited.is_set() and not self._kill.is_set():
             self._terminate()

@@ -17,7 +17,7 @@ from accelerd.supervise import exit_messages as exit_messages
 from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
-from accelerd.supervise.waiting import SupervisorSettings, race
+from accelerd.supervise.waiting import SupervisorLimits, race
 
 
 class Loading:
@@ -31,7 +31,7 @@ class Loading:
         *,
         ring: OutputRing,
         clock: Clock,
-        limits: SupervisorSettings,
+        limits: SupervisorLimits,
         proc: Path,
         timeout: float,
         settle: Callable[[], Awaitable[LaunchPlan]] | None = None,

@@ -28,7 +28,7 @@ from accelerd.supervise.process.groups import ProcessGroups
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
 from accelerd.supervise.process.sweep import end_recorded, remove_files, remove_sockets, sweep_leftovers
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ProcessSupervisor(Supervisor):
         homes: Mapping[str, Home] | None = None,
         choose: Callable[[ModelSpec], Home] | None = None,
         sink: Callable[[str, str, str | None], None] | None = None,
-        limits: SupervisorSettings | None = None,
+        limits: SupervisorLimits | None = None,
         table: ProcessTable | None = None,
     ) -> None:
         """`homes` by kind, `choose` the one for a model (HomeError: there is none); by default all are children.
@@ -81,10 +81,10 @@ class ProcessSupervisor(Supervisor):
             records=RecordStore(roots.instances, self._owner),
             table=table or ProcTable(roots.proc),
             sink=sink,
-            limits=limits or SupervisorSettings(),
+            limits=limits or SupervisorLimits(),
         )
 
-    # --- the Protocol -----------------------------------------------------------------------------------------
+    # --- the Protocol -------------------------------------------------------------------------------------------
 
     def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         if instance in self._instances:
@@ -116,7 +116,7 @@ class ProcessSupervisor(Supervisor):
         if life is not None:
             life.probe()
 
-    # --- information --------------------------------------------------------------------
+    # --- information --------------------------------------------------------------------------------------------
 
     def facts(self, instance: int) -> InstanceInfo | None:
         """None: no such instance, or it is gone."""
@@ -147,7 +147,7 @@ class ProcessSupervisor(Supervisor):
         origins = {number: life.origin for number, life in self._instances.items()}
         return partial(self._groups.look, origins)
 
-    # --- begin and end of the daemon --------------------------------------------------------------------------
+    # --- begin and end of the daemon ----------------------------------------------------------------------------
 
     async def survivors(self) -> list[Adoptable]:
         """At start-up: what an earlier daemon of this runtime directory left running to be taken over."""

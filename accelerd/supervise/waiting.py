@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class SupervisorSettings:
+class SupervisorLimits:
     """Passed in by constructor; the defaults are what the daemon runs with."""
 
     port_retries: int = 3  # further plans when an endpoint was taken

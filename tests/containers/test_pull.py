@@ -11,7 +11,7 @@ import pytest
 
 from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers.engine import ContainerEngine
-from accelerd.supervise.homes.containers.pull import Pulled, PullScreen, pull, told_in_lines
+from accelerd.supervise.homes.containers.pull import Pulled, PullScreen, progress_lines, pull
 from accelerd.supervise.homes.home import HomeError
 from tests.fakes.clock import FakeClock
 
@@ -172,7 +172,7 @@ async def test_a_pull_that_is_given_up_ends_podman(containers: World) -> None:
 
 def test_how_far_it_is_as_lines() -> None:
     clock, said = FakeClock(), bytearray()
-    show = told_in_lines(said.extend, clock)
+    show = progress_lines(said.extend, clock)
     show(Pulled(0, 0, "Trying to pull"))
     clock.advance(1.0)
     show(Pulled(0, 0, "Trying to pull"))

@@ -12,7 +12,7 @@ from accelerd.app import build
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
 
@@ -21,7 +21,7 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        await build(roots, config, problems, patience=SupervisorSettings(probe_timeout=0.5), stuck_after=0.5).run()
+        await build(roots, config, problems, patience=SupervisorLimits(probe_timeout=0.5), stuck_after=0.5).run()
 
 
 if __name__ == "__main__":

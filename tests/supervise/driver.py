@@ -26,7 +26,7 @@ from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.dbus.client import Buses
 from tests.supervise.bench import FakeEngine
 
@@ -79,7 +79,7 @@ class Driver:
             homes=self.homes,
             choose=self.choice,
             sink=lambda model, line, unit: tell(event="line", model=model, line=line, unit=unit),
-            limits=SupervisorSettings(adopt_patience=2.0, leftover_grace=1.0),
+            limits=SupervisorLimits(adopt_patience=2.0, leftover_grace=1.0),
         )
 
     async def run(self) -> None:

@@ -22,7 +22,7 @@ from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
 from accelerd.supervise.process.spawn import ChildProcess, Spawner
 from accelerd.supervise.supervisor import ProcessSupervisor
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from tests.supervise.bench import Heard, SupervisorBench, alive
 
 
@@ -118,7 +118,7 @@ class Undying(ProcTable):
 
 
 async def test_what_cannot_be_killed_is_never_gone(bench: SupervisorBench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.options["limits"] = SupervisorSettings(slow_after=0.1, loud_after=0.3)
+    bench.options["limits"] = SupervisorLimits(slow_after=0.1, loud_after=0.3)
     table = bench.options["table"] = Undying()
     async with bench:
         number = bench.start()
@@ -135,7 +135,7 @@ async def test_what_cannot_be_killed_is_never_gone(bench: SupervisorBench, caplo
 
 
 async def test_close_gives_up_in_time_and_says_so(bench: SupervisorBench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.options |= {"table": Undying(), "limits": SupervisorSettings(close_patience=0.2)}
+    bench.options |= {"table": Undying(), "limits": SupervisorLimits(close_patience=0.2)}
     await bench.__aenter__()
     number = bench.start()
     await bench.ready(number)
@@ -255,9 +255,7 @@ async def test_children_of_a_killed_daemon(bench: SupervisorBench, caplog: pytes
     assert len(left) == 1
     assert list(bench.roots.instances.glob("*.sock"))
     caplog.set_level(logging.WARNING)
-    supervisor = ProcessSupervisor(
-        Heard(), {}, bench.roots, SystemClock(), limits=SupervisorSettings(leftover_grace=0.2)
-    )
+    supervisor = ProcessSupervisor(Heard(), {}, bench.roots, SystemClock(), limits=SupervisorLimits(leftover_grace=0.2))
     assert await supervisor.sweep_leftovers() == 1
     assert not alive(left[0].pid)
     said = [record for record in caplog.records if getattr(record, "message_id", None) == names.MSG_LEFTOVER]

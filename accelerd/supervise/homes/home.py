@@ -1,8 +1,8 @@
 """Where a model's process lives: the one small interface behind which plain children, systemd units, toolboxes and
 containers stand.
 
-A Home starts what it is told and holds on to it; it never decides what to run, when to stop it or whether to try again.
-An Instance (instance.py) lives the life, whatever the home.
+A Home starts what it is given and holds on to it; it never decides what to run, when to stop it or whether to try
+again. An Instance (instance.py) lives the life, whatever the home.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class SystemdHome:
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """Nothing to do: programs are this machine's."""
 
-    # --- start ------------------------------------------------------------------------------------------------
+    # --- start --------------------------------------------------------------------------------------------------
 
     async def start(
         self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
@@ -171,7 +171,7 @@ class SystemdHome:
         await self._manager.reset_failed(unit)
         await self._manager.unref(unit)
 
-    # --- adopt ------------------------------------------------------------------------------------------------
+    # --- adopt --------------------------------------------------------------------------------------------------
 
     async def adopt(
         self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
@@ -219,7 +219,7 @@ class SystemdHome:
     async def _members(self, tag: InstanceTag) -> list[Process]:
         return await asyncio.to_thread(self._table.members, tag, None)
 
-    # --- both -------------------------------------------------------------------------------------------------
+    # --- both ---------------------------------------------------------------------------------------------------
 
     def _main(
         self,

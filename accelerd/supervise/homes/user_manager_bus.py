@@ -76,7 +76,7 @@ class BusUserManager:
 
         return await _unless(ask(), NO_SUCH_UNIT)
 
-    # --- calls ------------------------------------------------------------------------------------------------
+    # --- calls --------------------------------------------------------------------------------------------------
 
     async def _path(self, unit: str) -> str:
         return str((await self._call("look up a unit", "GetUnit", "(s)", unit))[0])

@@ -43,7 +43,7 @@ def find_program(name: str, path: str | None) -> str:
 
 
 class ChildProcess:
-    """A Leader (home.py): a child that is not yet reaped, so its pid and its process group cannot be anybody else's.
+    """A MainProcess (home.py): a child that is not yet reaped, so its pid and its process group cannot be reused.
 
     `on_output` gets what it prints, stdout and stderr as one stream; `on_exit` is called once, when its exit is seen.
     Both on the loop's thread.

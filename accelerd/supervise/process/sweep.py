@@ -20,7 +20,7 @@ from accelerd.base.ports import Clock
 from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, MainProcess
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,16 @@ async def sweep(
     model: str,
     table: ProcessTable,
     clock: Clock,
-    limits: SupervisorSettings,
+    limits: SupervisorLimits,
     slow: Callable[[], None],
 ) -> list[Process]:
     """SIGKILL all that is left of an instance; returns, when nothing is, the processes found beside its own.
 
-    `slow` is called once when that takes longer than limits.slow_after. The leader must not be released before.
+    `slow` is called once when that takes longer than limits.slow_after. The main process must not be released before.
     """
     began = clock.monotonic()
     found: dict[int, Process] = {}
-    empty, delay, told, loud_at = 0, 0.005, False, began + limits.loud_after
+    empty, delay, reported, loud_at = 0, 0.005, False, began + limits.loud_after
     while True:
         left = await asyncio.to_thread(_kill_members, table, tag, main.session if main is not None else None)
         if main is not None:
@@ -55,8 +55,8 @@ async def sweep(
             if empty >= (2 if found else 1):
                 return list(found.values())
         now = clock.monotonic()
-        if now - began > limits.slow_after and not told:
-            told = True
+        if now - began > limits.slow_after and not reported:
+            reported = True
             slow()
         if now > loud_at:
             loud_at = now + limits.loud_every
@@ -80,7 +80,7 @@ def _kill_members(table: ProcessTable, tag: InstanceTag, session: int | None) ->
     return members
 
 
-async def end_recorded(homes: Mapping[str, Home], record: InstanceRecord, limits: SupervisorSettings) -> None:
+async def end_recorded(homes: Mapping[str, Home], record: InstanceRecord, limits: SupervisorLimits) -> None:
     """End an instance of an earlier daemon that nobody wants any more, and what its home has of it.
 
     What the home does not know (any more) is left to sweep_leftovers.
@@ -110,7 +110,7 @@ async def end_recorded(homes: Mapping[str, Home], record: InstanceRecord, limits
 
 
 async def sweep_leftovers(
-    table: ProcessTable, owner: str, clock: Clock, limits: SupervisorSettings, spared: Collection[str] = ()
+    table: ProcessTable, owner: str, clock: Clock, limits: SupervisorLimits, spared: Collection[str] = ()
 ) -> int:
     """End the processes that an earlier daemon with this runtime directory left. How many there were.
 
@@ -136,13 +136,13 @@ async def sweep_leftovers(
 async def _signal_until_gone(
     table: ProcessTable,
     look: Callable[[], list[Process]],
-    told: Sequence[Process],
+    processes: Sequence[Process],
     number: int,
     deadline: float,
     clock: Clock,
 ) -> None:
     """Signal each process once (also those that appear meanwhile); wait until none is left or the deadline passes."""
-    left, signalled = list(told), set[Process]()
+    left, signalled = list(processes), set[Process]()
     delay = 0.01
     while left and clock.monotonic() < deadline:
         for process in set(left) - signalled:

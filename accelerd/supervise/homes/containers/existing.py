@@ -1,7 +1,7 @@
 """The home "container": a container that is there already and knows what to run. Here it is only started and stopped.
 
 Stops it through its engine, never behind its back: a container with a restart policy would come again. Its processes
-carry no mark, so the engine's word counts: it is gone when the engine says that it does not run.
+carry no tag, so the engine decides: the instance has ended when the engine reports that the container does not run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class ExistingHome:
         return await self._held(record.tag, found.name, engine, 10.0, on_output, on_exit)
 
     async def living(self, record: InstanceRecord) -> list[Process]:
-        """Its main process, which carries no mark: the container was made before."""
+        """Its main process, which carries no tag: the container existed before."""
         try:
             _, found = await self._find(record.place)
         except HomeError as error:

@@ -21,7 +21,7 @@ class KnownImage:
     devices: tuple[str, ...]
     groups: tuple[str, ...]
     options: tuple[str, ...]
-    args: tuple[str, ...]  # llama-server must be told
+    args: tuple[str, ...]  # that llama-server needs
     note: str = ""
     experimental: bool = False
 

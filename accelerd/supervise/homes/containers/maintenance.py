@@ -77,7 +77,7 @@ class ToolboxMaintenance:
         self._closed = False
         self._trouble: str | None = None  # what the last repair could not do
 
-    # --- list -------------------------------------------------------------------------------------------------
+    # --- list ---------------------------------------------------------------------------------------------------
 
     async def overview(self) -> dict[str, Any]:
         """Every toolbox and every known image, see docs/control.md. AccelError."""
@@ -134,7 +134,7 @@ class ToolboxMaintenance:
             "models": _models(used),
         }
 
-    # --- pin --------------------------------------------------------------------------------------------------
+    # --- pin ----------------------------------------------------------------------------------------------------
 
     async def pin(self, name: str) -> dict[str, Any]:
         """Let nobody refresh it until it is unpinned. AccelError."""
@@ -163,7 +163,7 @@ class ToolboxMaintenance:
         if self._pins.degraded:
             raise AccelError("toolbox_failed", f"cannot remember the pin of {name} for long: {self._pins.degraded}")
 
-    # --- refresh ----------------------------------------------------------------------------------------------
+    # --- refresh ------------------------------------------------------------------------------------------------
 
     def refresh(self, name: str, *, force: bool = False) -> RefreshJob:
         """Begin. AccelError at once when it may not be."""
@@ -202,7 +202,7 @@ class ToolboxMaintenance:
         finally:
             self._job = None
 
-    # --- what an earlier daemon left --------------------------------------------------------------------------
+    # --- what an earlier daemon left ----------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Read what there is to repair; nothing is done yet."""

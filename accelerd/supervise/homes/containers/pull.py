@@ -72,14 +72,14 @@ class PullScreen:
         return Pulled(done, total, self.lines[-1] if self.lines else "")
 
 
-def told_in_lines(on_output: Callable[[bytes], None], clock: Clock) -> Callable[[Pulled], None]:
+def progress_lines(on_output: Callable[[bytes], None], clock: Clock) -> Callable[[Pulled], None]:
     """For `pull`: how far it is, as a line of output a second."""
-    told = clock.monotonic()
+    shown = clock.monotonic()
 
     def show(pulled: Pulled) -> None:
-        nonlocal told
-        if clock.monotonic() - told >= 1.0:
-            told = clock.monotonic()
+        nonlocal shown
+        if clock.monotonic() - shown >= 1.0:
+            shown = clock.monotonic()
             far = f"{human_size(pulled.done)} of {human_size(pulled.total)}" if pulled.total else pulled.line
             on_output(f"pulling: {far}\n".encode())
 

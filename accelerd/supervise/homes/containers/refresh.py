@@ -78,7 +78,7 @@ class ToolboxRefresh:
             raise
         return await self._finish(old, was, now)
 
-    # --- steps ------------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------
 
     async def _free_names(self) -> None:
         """Make sure that the two names are free, and remove what an earlier refresh had to leave."""
@@ -101,7 +101,7 @@ class ToolboxRefresh:
                 "toolbox_busy",
                 f"cannot refresh {self._name}: {described(user_sessions)} is inside; leave it first, or use --force, "
                 "which keeps the old toolbox beside the new one until then",
-                inside=[str(visitor) for visitor in user_sessions],
+                inside=[str(session) for session in user_sessions],
             )
 
     async def _newest(self, old: Container) -> str:

@@ -39,7 +39,7 @@ from accelerd.supervise.homes.containers.main_process import (
     ProcessGone,
     hold,
 )
-from accelerd.supervise.homes.containers.pull import pull, told_in_lines
+from accelerd.supervise.homes.containers.pull import progress_lines, pull
 from accelerd.supervise.homes.containers.tree import children
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
@@ -100,14 +100,14 @@ class RunHome:
         flags = ("--rm", "--network=none", *images.flags(image, self.kind, self._roots.dev), *mounts)
         return await self._engine.call("run", *flags, *command, within=within, check=False)
 
-    # --- the Protocol -----------------------------------------------------------------------------------------
+    # --- the Protocol -------------------------------------------------------------------------------------------
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """The image is here."""
         image = spec.image or ""
         if await self._engine.image(image) is None:
             on_output(f"pulling {image}\n".encode())
-            await pull(self._engine, image, told_in_lines(on_output, self._clock))
+            await pull(self._engine, image, progress_lines(on_output, self._clock))
 
     async def start(
         self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
@@ -194,7 +194,7 @@ class RunHome:
             await self._engine.remove(one.id)
         return len(left)
 
-    # --- beginning --------------------------------------------------------------------------------------------
+    # --- beginning ----------------------------------------------------------------------------------------------
 
     async def _program(self, spec: ModelSpec, argv: Sequence[str]) -> tuple[bool, list[str]]:
         """The end of a `run` command line: the image and its arguments. True: the image's own program is used."""
@@ -296,7 +296,7 @@ class RunHome:
             return (Process.of(stat) if stat is not None else None), None
         return next(iter(children(self._roots.proc, container.pid)), None), Process.of(stat)
 
-    # --- the end ----------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------
 
     async def _finish(self, start: _ContainerStart) -> ContainerExit:
         """The program has ended: read how, take the rest of its output, remove the container."""

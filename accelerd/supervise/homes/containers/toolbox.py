@@ -134,7 +134,7 @@ class ToolboxHome:
         settings = images.settings(found.image)
         return Inside(words[0], f"{found.id} {words[1]}", there, settings, f"image {found.image}")
 
-    # --- the Protocol -----------------------------------------------------------------------------------------
+    # --- the Protocol -------------------------------------------------------------------------------------------
 
     async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
         """The container runs."""
@@ -193,7 +193,7 @@ class ToolboxHome:
         await self._abandon(start)
         return None
 
-    # --- beginning --------------------------------------------------------------------------------------------
+    # --- beginning ----------------------------------------------------------------------------------------------
 
     async def _up(self, name: str) -> Container:
         """The container, running. HomeError."""
@@ -285,7 +285,7 @@ class ToolboxHome:
         start.handoff.remember(session)
         return session
 
-    # --- the end ----------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------
 
     async def _finish(self, start: _ToolboxStart) -> ContainerExit:
         """The program has ended: wait for what carried it, and see to it that nothing of it stays."""

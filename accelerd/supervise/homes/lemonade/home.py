@@ -19,7 +19,7 @@ from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
 from accelerd.supervise.homes.lemonade.server import ExternalServer, LemonadeServer
 from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
-from accelerd.supervise.waiting import SupervisorSettings
+from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.private_files import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class LemonadeHome:
         homes: Mapping[str, Home],
         *,
         table: ProcessTable | None = None,
-        limits: SupervisorSettings | None = None,
+        limits: SupervisorLimits | None = None,
         idle: float = IDLE,
     ) -> None:
         """`homes`: where the process of accelerd's own server may live; `idle`: s that it stays without a tenant."""

@@ -29,7 +29,7 @@ from accelerd.supervise.process.output import TAIL_LINES, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable
 from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.process.sweep import sweep
-from accelerd.supervise.waiting import SupervisorSettings, race
+from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import NOTICE, event
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class OwnServer(LemonadeServer):
         roots: Roots,
         table: ProcessTable,
         homes: Mapping[str, Home],
-        limits: SupervisorSettings | None = None,
+        limits: SupervisorLimits | None = None,
         idle: float = IDLE,
     ) -> None:
         """`homes`: those that its process may live in, by kind."""
@@ -69,7 +69,7 @@ class OwnServer(LemonadeServer):
         self._roots = roots
         self._table = table
         self._homes = homes
-        self._limits = limits or SupervisorSettings()
+        self._limits = limits or SupervisorLimits()
         self._idle = idle
         self._folders = program.Folders.of(roots)
         self._ring = OutputRing()
@@ -79,7 +79,7 @@ class OwnServer(LemonadeServer):
         self._stopping = False
         self._ending: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
-        self._fate: ExitReason | None = None
+        self._exit_reason: ExitReason | None = None
         self._wanted: str | None = None  # the program, as the configuration names it
 
     async def up(self, launch: LaunchRequest) -> LemonadeClient:
@@ -101,7 +101,7 @@ class OwnServer(LemonadeServer):
             else:
                 await self._stop(self._main)
 
-    # --- start ------------------------------------------------------------------------------------------------
+    # --- start --------------------------------------------------------------------------------------------------
 
     async def _begin(self, launch: LaunchRequest) -> None:
         assert launch.tenancy is not None
@@ -133,7 +133,7 @@ class OwnServer(LemonadeServer):
         # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
         spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
         argv = program.command(found, self._folders, port)
-        self._ring, self._fate, self._stopping = OutputRing(), None, False
+        self._ring, self._exit_reason, self._stopping = OutputRing(), None, False
         self._tag = tag
         self._main = main = await self._spawn(LaunchRequest(spec, argv, env, launch.cwd, tag))
         self.pid, self.unit = main.pid, main.unit
@@ -206,7 +206,7 @@ class OwnServer(LemonadeServer):
         for tenant in loading or (self.tenants if len(self.tenants) == 1 else []):
             tenant.printed(chunk)
 
-    # --- end --------------------------------------------------------------------------------------------------
+    # --- end ----------------------------------------------------------------------------------------------------
 
     def leave(self, tenant: LemonadeTenant) -> None:
         super().leave(tenant)
@@ -259,14 +259,14 @@ class OwnServer(LemonadeServer):
             client, self.client = self.client, None
             if client is not None:
                 await client.close()
-            self._fate = fate = self._verdict(main)
+            self._exit_reason = reason = self._reason_of(main)
             if not self._stopping:
-                event(log, logging.WARNING, fate[1], child_pid=main.pid)
-            self.gone(fate)
+                event(log, logging.WARNING, reason[1], child_pid=main.pid)
+            self.gone(reason)
         finally:
             self._ending = None
 
-    def _verdict(self, main: MainProcess) -> ExitReason:
+    def _reason_of(self, main: MainProcess) -> ExitReason:
         if self._stopping:
             return Cause.STOPPED, "the Lemonade Server was ended"
         if main.result == "oom-kill":
@@ -277,14 +277,14 @@ class OwnServer(LemonadeServer):
             return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
         return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}"
 
-    async def fate(self) -> ExitReason:
+    async def exit_reason(self) -> ExitReason:
         """A broken connection may be its end: then it is known in a moment."""
         if self._ending is None and self._main is not None:
             await race(self._main.exited.wait(), within=1.0)
             await asyncio.sleep(0)
         await self._until_ended()
-        if self._main is None and self._fate is not None:
-            return self._fate
+        if self._main is None and self._exit_reason is not None:
+            return self._exit_reason
         return Cause.EXITED, "the connection to the Lemonade Server broke"
 
 

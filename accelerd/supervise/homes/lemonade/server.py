@@ -61,14 +61,14 @@ class LemonadeServer(ABC):
         """The running server. AccelError('model_failed') when it cannot be had."""
 
     @abstractmethod
-    async def fate(self) -> ExitReason:
+    async def exit_reason(self) -> ExitReason:
         """After a connection to it broke: how it ended, or that it did not."""
 
     @abstractmethod
     async def close(self) -> None:
         """The daemon ends."""
 
-    # --- tenants ----------------------------------------------------------------------------------------------
+    # --- tenants ------------------------------------------------------------------------------------------------
 
     def join(self, tenant: LemonadeTenant) -> None:
         self.tenants.append(tenant)
@@ -102,13 +102,13 @@ class LemonadeServer(ABC):
                 log.warning("the Lemonade Server does not list its models: %s", error)
                 continue
             for tenant in list(self.tenants):
-                tenant.seen(health)
+                tenant.on_health(health)
 
-    def gone(self, fate: ExitReason) -> None:
+    def gone(self, reason: ExitReason) -> None:
         """The server is no more: neither is any of its tenants."""
         for tenant in list(self.tenants):
             if tenant.attached:  # others wait for the next one
-                tenant.server_gone(fate)
+                tenant.server_gone(reason)
 
     async def _close_tasks(self, *more: asyncio.Task[None] | None) -> None:
         """Cancel all tasks."""
@@ -116,7 +116,7 @@ class LemonadeServer(ABC):
             task.cancel()
         await asyncio.gather(*own, return_exceptions=True)
 
-    # --- loads ------------------------------------------------------------------------------------------------
+    # --- loads --------------------------------------------------------------------------------------------------
 
     def begins(self, model: str) -> None:
         """It begins to load this model."""
@@ -157,7 +157,7 @@ class LemonadeServer(ABC):
             return Cause.EXITED, f"its backend in the Lemonade Server ended (process {pid or 'unknown'})"
         return Cause.UNLOADED_BY_SERVER, f"{by_itself}, perhaps for another client"
 
-    # --- processes --------------------------------------------------------------------------------------------
+    # --- processes ----------------------------------------------------------------------------------------------
 
     def processes_of(self, tenant: LemonadeTenant) -> Sequence[int]:
         """The tenant's live processes: its backend, and what that has started. Blocking."""
@@ -203,7 +203,7 @@ class ExternalServer(LemonadeServer):
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
         return self.client
 
-    async def fate(self) -> ExitReason:
+    async def exit_reason(self) -> ExitReason:
         return Cause.EXITED, "the connection to the Lemonade Server broke"
 
     async def close(self) -> None:

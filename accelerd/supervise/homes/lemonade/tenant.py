@@ -1,7 +1,7 @@
 """A model inside a Lemonade Server, as a MainProcess: loaded, watched and unloaded through the server's HTTP.
 
-Its pid is its backend's as soon as the server tells, until then the server's own. What it did not ask for, the server
-did by itself, and is told so. Never unloads a model that was there before.
+Its pid is its backend's as soon as the server tells, until then the server's own. An unload that accelerd did not
+ask for is reported as the server's. Never unloads a model that was there before.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class LemonadeTenant:
         server.join(self)
         self._task = asyncio.create_task(self._life(), name=f"tenant {self.model}")
 
-    # --- a TenantProcess ---------------------------------------------------------------------------------------------
+    # --- a TenantProcess ----------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
@@ -94,7 +94,7 @@ class LemonadeTenant:
     def living(self) -> Sequence[int]:
         return self._server.processes_of(self)
 
-    # --- a MainProcess ---------------------------------------------------------------------------------------------
+    # --- a MainProcess ------------------------------------------------------------------------------------------
 
     def signal(self, number: int) -> None:
         """Whatever the signal: it is unloaded."""
@@ -138,12 +138,12 @@ class LemonadeTenant:
     def unexecuted(self, last_line: str) -> str | None:
         return None
 
-    # --- reports of the server --------------------------------------------------------------------------------
+    # --- reports of the server ----------------------------------------------------------------------------------
 
     def printed(self, chunk: bytes) -> None:
         self._on_output(chunk)
 
-    def seen(self, health: Health) -> None:
+    def on_health(self, health: Health) -> None:
         """One look at what the server holds."""
         if not self.loaded or self._entry is None or self.exited.is_set():
             return
@@ -155,11 +155,11 @@ class LemonadeTenant:
             self._other_pid = entry.pid
             self._changed.set()
 
-    def server_gone(self, fate: ExitReason) -> None:
+    def server_gone(self, reason: ExitReason) -> None:
         """With the server it is gone too."""
-        self._over(None if self._leaving else fate)
+        self._over(None if self._leaving else reason)
 
-    # --- the life ---------------------------------------------------------------------------------------------
+    # --- the life -----------------------------------------------------------------------------------------------
 
     async def _life(self) -> None:
         try:
@@ -215,12 +215,12 @@ class LemonadeTenant:
             body: dict[str, Any] = dict(self._tenancy.load)
             if self._tenancy.pin and health.release >= PINS_SINCE:
                 body["pinned"] = True
-            await self._put_to_it(client, body)
+            await self._load_in_turn(client, body)
             after = await client.health(within=30.0)
         except Refused as error:
             raise self._refusal(error) from None
         except Unreachable:
-            cause, text = await self._server.fate()
+            cause, text = await self._server.exit_reason()
             raise AccelError("model_failed", text, cause=cause.value) from None
         except LemonadeError as error:
             raise AccelError("model_failed", f"the Lemonade Server: {error}", cause=Cause.EXITED.value) from None
@@ -230,7 +230,7 @@ class LemonadeTenant:
             raise AccelError("model_failed", text, cause=cause.value)
         await self._settle(entry)
 
-    async def _put_to_it(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
+    async def _load_in_turn(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
         """Returns when it is loaded. LemonadeError."""
         self._server.begins(self.model)
         loaded = False
@@ -338,18 +338,18 @@ class LemonadeTenant:
         try:
             entry = (await client.health(within=SURE_WITHIN)).of(self._entry.model)
         except Unreachable:
-            fate = await self._server.fate()
-            await self._go(client, fate)
+            reason = await self._server.exit_reason()
+            await self._go(client, reason)
             return
         except LemonadeError:
             entry = None
-        fate = self._server.why_gone(self.model, self._backend, alive=alive)
+        reason = self._server.why_gone(self.model, self._backend, alive=alive)
         if entry is not None and entry.pid != self._entry.pid:
             anew = f"it was started again, as process {entry.pid} instead of {self._backend}"
-            fate = Cause.UNLOADED_BY_SERVER, f"the Lemonade Server unloaded it: {anew}"
-        await self._go(client, fate)
+            reason = Cause.UNLOADED_BY_SERVER, f"the Lemonade Server unloaded it: {anew}"
+        await self._go(client, reason)
 
-    async def _go(self, client: LemonadeClient, fate: ExitReason | None) -> None:
+    async def _go(self, client: LemonadeClient, reason: ExitReason | None) -> None:
         """Have it unloaded, and return when that is proven."""
         name = self._entry.model if self._entry is not None else self.model
         while not (self._taken or self.exited.is_set()):
@@ -366,7 +366,7 @@ class LemonadeTenant:
                 await self._unload(client)
             else:
                 await self._until_dead()
-        self._over(fate)
+        self._over(reason)
 
     async def _unload(self, client: LemonadeClient) -> None:
         """One order to unload it. While another model is loaded it is not followed: a kill does not wait for it."""
@@ -398,11 +398,11 @@ class LemonadeTenant:
         except TimeoutError:
             self._kill(await asyncio.to_thread(lambda: self._server.spare(self._server.processes_of(self))))
 
-    def _over(self, fate: ExitReason | None) -> None:
+    def _over(self, reason: ExitReason | None) -> None:
         if self.exited.is_set():
             return
-        self.ended = fate
-        self.result = fate[0].value if fate is not None else None
+        self.ended = reason
+        self.result = reason[0].value if reason is not None else None
         self._drop_pidfd()
         self.exited.set()
         self._server.leave(self)
