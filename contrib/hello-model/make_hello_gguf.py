@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a tiny GGUF model from nothing: for a first hello on a machine without models, and for the tests.
+"""Creates a tiny GGUF model: for a first try on a machine without models, and for the tests.
 
 Needs the packages gguf and numpy; downloads nothing. Equal arguments give byte-identical files.
 
@@ -12,7 +12,7 @@ Needs the packages gguf and numpy; downloads nothing. Equal arguments give byte-
     make_hello_gguf.py rerank.gguf --kind rerank                   # scores that differ between documents
 
 The chat model answers every prompt with the same words at any usual temperature. A request with tools, whose last
-message is not a tool's result, is answered with the call given by --tool-call. "ignore_eos" makes it go on for ever.
+message is not a tool's result, is answered with the call given by --tool-call. "ignore_eos" makes it continue for ever.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_it_shows_what_others_do(env: dict[str, str], daemon: Daemon, tmp_path: 
         assert daemon.events("load?model=hello")[-1]["event"] == "ready"
         eventually(lambda: "●  hello   ready" in shown.read_text(), "it shows the load")
         daemon.stop()
-        eventually(lambda: "accelerd does not run" in shown.read_text(), "it shows that nobody is there")
+        eventually(lambda: "accelerd is not running" in shown.read_text(), "it shows that nobody is there")
         assert watching.poll() is None
     finally:
         watching.kill()

@@ -190,6 +190,16 @@ def test_a_daemon_that_restarts(ctl: Ctl, fleet: FakeDaemon) -> None:
     assert [next(seen).get("state") for _ in range(4)] == ["starting", "gone", "back", "ready"]
 
 
+def test_a_stream_that_lost_events_begins_again(ctl: Ctl, fleet: FakeDaemon) -> None:
+    rounds = iter([events(MODEL, {"event": "lost", "events": 3}), events({**MODEL, "state": "ready"})])
+    fleet.answers["GET events"] = lambda query, body: next(rounds)
+    seen = monitor.watch(asking(ctl), ("embed",), NoSystemd(), pause=lambda seconds: None)
+    assert [next(seen).get("state") for _ in range(4)] == ["starting", None, "ready", "gone"]
+    assert monitor.of_lost({"event": "lost", "events": 3}) == (
+        "accelerd", "3 events lost: they were printed too slowly",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("socket", "service", "connects"),
     [("active", "inactive", False), ("active", "active", True), ("inactive", "inactive", True), (None, None, True)],

@@ -54,11 +54,17 @@ def watch(
     models = count(len(status.get("models") or ()), "model")
     context.out.note(f"watching {', '.join(sorted(chosen)) or models}; stop with Ctrl-C")
     while True:
+        kind = None
         try:
-            yield from (event for event in context.client.watch("events") if concerns(event, chosen))
+            for event in context.client.watch("events"):
+                kind = event.get("event")
+                if kind == "lost" or concerns(event, chosen):
+                    yield event
         except Failure as failure:
             if failure.code not in ("connection_lost", "shutting_down"):
                 raise
+        if kind == "lost":
+            continue  # accelerd has ended the stream because this program read too slowly
         yield {"event": "manager", "change": "state", "state": "gone"}
         while not back(context, programs):
             pause(RETRY)
@@ -162,6 +168,10 @@ def of_manager(event: Event) -> tuple[str, str]:
     return names.PROGRAM, f"{event.get('state')}{because(event.get('degraded'))}"
 
 
+def of_lost(event: Event) -> tuple[str, str]:
+    return names.PROGRAM, f"{count(int(event.get('events') or 0), 'event')} lost: they were printed too slowly"
+
+
 def of_other(event: Event) -> tuple[str, str]:
     """A kind that this version does not know."""
     facts = [f"{key} {value}" for key, value in event.items() if key not in ("event", "at")]
@@ -174,4 +184,5 @@ LINES: dict[str, Callable[[Event], tuple[str, str]]] = {
     "job": of_job,
     "memory": of_memory,
     "manager": of_manager,
+    "lost": of_lost,
 }
