@@ -265,7 +265,7 @@ def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: CheckContext) ->
     function = replace(function, driver="amdxdna")
     (here.roots.proc / "self").mkdir()
     (here.roots.proc / "self/limits").write_text("Max locked memory   8388608   8388608   bytes\n")
-    lines = [check for check in host.devices(here) if "may be locked" in check.detail]
+    lines = [check for check in host.devices(here) if "memory lock limit" in check.detail]
     assert [(line.level, line.fix) for line in lines] == [("warn", MEMLOCK_FIX)]
 
 

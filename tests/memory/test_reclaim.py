@@ -386,8 +386,8 @@ async def test_with_the_watch_of_memory_that_the_daemon_has() -> None:
         def look(self, devices: object, processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
             return replace(world.seen(), at=SystemClock().monotonic())
 
-    async def processes() -> dict[int, list[int]]:
-        return {instance: [] for instance in world.ours}
+    def processes() -> Callable[[], dict[int, list[int]]]:
+        return lambda: {instance: [] for instance in world.ours}
 
     world, events = Machine(), EventStream()
     watch = MemoryWatch(Meter(), list, processes, events, SystemClock())

@@ -43,7 +43,7 @@ class Books(Bench):
         if transition.event is Event.DRAIN and reason.startswith("made room for "):
             other = reason.removeprefix("made room for ").partition(":")[0]
             self.apart(record.spec.name, other)
-        if transition.event is Event.DRAIN and reason.startswith("others waited"):
+        if transition.event is Event.DRAIN and reason.startswith("other requests waited"):
             waiting = [s.spec.name for s in self.core.snapshots() if s.queue and s.state not in OCCUPIED]
             assert any((name in ON_NPU) == (record.spec.name in ON_NPU) for name in waiting), "it drains for nobody"
 
@@ -83,7 +83,7 @@ class World(RuleBasedStateMachine):
                 need = MemoryRequirement({RAM: size * MIB}, "test")
             forecasts[name] = Forecast((need,))
         rules = SchedulerSettings(
-            max_queue=20, queue_timeout=900.0, max_failures=3, memory_wait=30.0, cool_down=5.0, min_resident=0
+            max_queue=20, queue_timeout=1e6, max_failures=3, memory_wait=30.0, cool_down=5.0, min_resident=0
         )
         specs = [model(name, parallel=2, idle_timeout=300.0, pin=name == pinned) for name in NAMES]
         limits = SharedLimits(budget * MIB if budget else None, "test", max_loaded)

@@ -36,7 +36,9 @@ class Books(Bench):
         leaves = transition.event in (Event.DRAIN, Event.STOP) and transition.before is State.READY
         if leaves and record.unevictable:
             # Neither another model, nor pressure, nor idleness: only people, a hung engine, a new configuration.
-            assert not transition.reason.startswith(("made room", "others waited", "idle", "a game")), transition
+            assert not transition.reason.startswith(("made room", "other requests waited", "idle", "a game")), (
+                transition
+            )
 
     def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
         super().start(instance, spec, need)
