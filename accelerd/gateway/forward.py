@@ -81,13 +81,14 @@ class Forwarder:
         relay.lease = lease = self._scheduler.acquire(request.target.model)
         if lease is None or self._collects(lease, request):
             return
-        connection = self._pool(lease).reuse()
+        pool = self._pool(lease)
+        connection = pool.reuse()
         if connection is None:
             return
         try:
             body = request.body()
             self._prepare(relay, request)
-            relay.in_flight = self._transmit(connection, lease, relay, request, body, relay)
+            relay.in_flight = self._transmit(pool, connection, relay, request, body, relay)
         except Exception:
             connection.transport.abort()
             self._sweeper.forget(relay)
@@ -102,9 +103,10 @@ class Forwarder:
                 relay.lease = lease = await self._wait(request, relay)
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info)
-            if self._collects(lease, request):
-                return await self._collect(lease, relay, request)
-            self._prepare(relay, request)
+            if relay.in_flight is None:
+                if self._collects(lease, request):
+                    return await self._collect(lease, relay, request)
+                self._prepare(relay, request)
             return await self._send(lease, relay, request, request.body(), relay)
         except AccelError as error:
             return relay.fail(error)
@@ -193,10 +195,10 @@ class Forwarder:
     ) -> AccelError | None:
         """One exchange with the engine. Repeated once if a reused connection was stale."""
         finished, relay.in_flight = relay.in_flight, None
-        pool = self._pool(lease)
         fresh = False
         while True:
             if finished is None:
+                pool = self._pool(lease)
                 connection = None if fresh or relay.committed else pool.reuse()  # no risk if it cannot be repeated
                 fresh = connection is None
                 try:
@@ -204,7 +206,7 @@ class Forwarder:
                 except (OSError, TimeoutError) as error:
                     relay.ok = False
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
-                finished = self._transmit(connection, lease, receiver, request, body, relay)
+                finished = self._transmit(pool, connection, receiver, request, body, relay)
             try:
                 outcome = await finished
             except asyncio.CancelledError:
@@ -218,15 +220,16 @@ class Forwarder:
 
     def _transmit(
         self,
+        pool: Pool,
         connection: UpstreamConnection,
-        lease: Lease,
         receiver: Relay | Collector,
         request: InferenceRequest,
         body: bytes,
         relay: Relay,
     ) -> asyncio.Future[AccelError | None]:
         """Send the request. The future gets the outcome, see Relay."""
-        pool, path, secret, kind = self._pool(lease), request.target.path, lease.secret, request.content_type
+        assert relay.lease is not None
+        path, secret, kind = request.target.path, relay.lease.secret, request.content_type
         data = pool.request(path, secret, body) if kind is JSON_TYPE else pool.request_of(kind, path, secret, body)
         finished: asyncio.Future[AccelError | None] = self._loop.create_future()
         receiver.begin(finished)
