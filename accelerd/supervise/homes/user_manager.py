@@ -1,6 +1,6 @@
-"""The user's service manager (systemd --user) as the homes need it: a small port, and what a unit's properties say.
+"""The user's service manager (systemd --user): a small Protocol, and the state of a unit from its properties.
 
-The port's real side is user_manager_bus.py. Nothing here decides what runs.
+Implemented by user_manager_bus.py. Nothing here decides what runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ UnitProperty = tuple[str, str, Any]  # name, D-Bus signature, value
 
 
 class UserManager(Protocol):
-    """All raise BusError, within a few seconds. To be used on the event loop, which they never block."""
+    """All methods raise BusError, within a few seconds. They never block the event loop."""
 
     async def start(self, unit: str, properties: Sequence[UnitProperty]) -> None:
-        """Start a transient unit. Returns when the job is queued."""
+        """Start a transient unit. Returns once the job is queued."""
         ...
 
     async def show(self, unit: str) -> Mapping[str, Any] | None:
@@ -33,15 +33,15 @@ class UserManager(Protocol):
 
     async def reset_failed(self, unit: str) -> None: ...
     async def ref(self, unit: str) -> None:
-        """Keep the unit's properties after its end, until `unref` or the end of this program."""
+        """Keep the unit loaded after it has ended, until `unref` or the end of the connection to the bus."""
         ...
 
     async def unref(self, unit: str) -> None:
-        """Nothing happens when it is not held."""
+        """Has no effect without a reference."""
         ...
 
     async def environment(self) -> list[str]:
-        """What every unit inherits: "NAME=value"."""
+        """The environment that every unit inherits: "NAME=value"."""
         ...
 
     async def unit_of(self, pid: int) -> str | None:
@@ -49,12 +49,12 @@ class UserManager(Protocol):
         ...
 
     async def job_type(self, unit: str) -> str | None:
-        """What is being done with a unit now: "start", "stop", "restart", …; None: nothing."""
+        """The type of the unit's job: "start", "stop", "restart", …; None without a job."""
         ...
 
 
-# Read one after the other, in this order: when there was no job any more, the state read after it is what came of it;
-# and when that is final, so is everything read later.
+# Read in this order: if there was no job any more, the state that is read after it is the job's result; and if that
+# state is final, so is everything that is read later.
 UNIT_PROPERTIES: Final = ("Job", "ActiveState", "ActiveEnterTimestampMonotonic")
 SERVICE_PROPERTIES: Final = (
     "MainPID",
@@ -73,9 +73,9 @@ class UnitState:
     """A service unit at one moment."""
 
     active: str  # "inactive", "activating", "active", "deactivating", "failed"
-    began: bool  # its program was executed
-    queued: bool  # a job waits or runs
-    main_pid: int | None  # while it lives
+    began: bool  # its program has been executed
+    queued: bool  # it has a job
+    main_pid: int | None  # while it runs
     first_pid: int | None  # of the main process, also after its end
     status: int | None  # of the main process: exit status, or minus the signal
     result: str  # "success", "exit-code", "signal", "core-dump", "oom-kill", "timeout", "resources", …
@@ -83,7 +83,7 @@ class UnitState:
 
     @classmethod
     def parse(cls, properties: Mapping[str, Any]) -> UnitState:
-        """From what `show` gave."""
+        """From the properties that `show` returns."""
         code, status = properties["ExecMainCode"], properties["ExecMainStatus"]
         return cls(
             active=properties["ActiveState"],
@@ -98,10 +98,10 @@ class UnitState:
 
     @property
     def over(self) -> bool:
-        """Nothing of it lives and nothing is about to."""
+        """No process of it runs or is about to start."""
         return self.active in ("inactive", "failed") and not self.queued
 
     @property
     def trouble(self) -> str | None:
-        """How it ended, if that says more than the status."""
+        """How it ended, if that is more than its exit status."""
         return self.result if self.over and self.result != "success" else None
