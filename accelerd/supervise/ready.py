@@ -17,7 +17,7 @@ from typing import Final
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
-from accelerd.supervise.process.listen_owner import ListenerOwner
+from accelerd.supervise.process.processes import ListenerOwner
 from accelerd.supervise.proof import BUSY, prove
 
 FIRST_DELAY: Final = 0.01  # s between looks at the start …

@@ -12,8 +12,8 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.process.listen_owner import ListenerOwner
 from accelerd.supervise.process.output import REDACTED_BYTES, OutputRedactor
+from accelerd.supervise.process.processes import ListenerOwner
 from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}

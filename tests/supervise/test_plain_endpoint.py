@@ -15,7 +15,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
+from accelerd.supervise.process.processes import ListenerOwner, tcp_owner
 from tests.supervise.bench import FAKE_SERVER, SupervisorBench, alive, free_port
 
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from accelerd.base import names
-from accelerd.base.proc import ProcStat, living, pids, read_file, read_stat
+from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, read_stat, sockets
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -137,3 +138,28 @@ def describe(processes: Iterable[Process]) -> str:
     found = list(processes)
     text = ", ".join(map(str, found[:8]))
     return f"{text} and {len(found) - 8} more" if len(found) > 8 else text
+
+
+class ListenerOwner(Enum):
+    """Who has the endpoint."""
+
+    NOBODY = "nobody"
+    OURS = "ours"
+    FOREIGN = "foreign"
+
+
+def tcp_owner(proc: Path, port: int, members: Iterable[int]) -> ListenerOwner:
+    """Who would get a connection to 127.0.0.1:`port`. Of several listeners (SO_REUSEPORT) all must be `members`.
+
+    Another program may sit on the port that was meant for an engine and answer 200 to everything: nothing, least of all
+    the secret, is sent before the listening socket is known to be ours. Blocking.
+    """
+    inodes = {
+        inode
+        for address, number, inode in listeners(proc)
+        if number == port and (address.is_unspecified or str(address) == "127.0.0.1")
+    }
+    if not inodes:
+        return ListenerOwner.NOBODY
+    ours: set[str] = set().union(*(sockets(proc, pid) for pid in members))
+    return ListenerOwner.OURS if inodes <= ours else ListenerOwner.FOREIGN

@@ -24,9 +24,8 @@ from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeEr
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
-from accelerd.supervise.process.listen_owner import ListenerOwner, tcp_owner
 from accelerd.supervise.process.output import TAIL_LINES, OutputRing
-from accelerd.supervise.process.processes import InstanceTag, ProcessTable
+from accelerd.supervise.process.processes import InstanceTag, ListenerOwner, ProcessTable, tcp_owner
 from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.process.sweep import sweep
 from accelerd.supervise.waiting import SupervisorLimits, race
