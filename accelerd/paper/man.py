@@ -12,44 +12,45 @@ from accelerd.paper.roff import Page, bold, escape, italic
 from accelerd.paper.tree import Node, Option, Word, options_of
 
 ENVIRONMENT: Final = {
-    names.ENV_CONFIG: "Another configuration file than the usual one.",
-    names.ENV_LOG_LEVEL: "How much accelerd says: debug, info, notice, warning or error.",
+    names.ENV_CONFIG: "The configuration file, instead of the default one.",
+    names.ENV_LOG_LEVEL: "The least severe messages to log: debug, info, notice, warning or error.",
 }
 CTL_ENVIRONMENT: Final = {
-    names.ENV_SOCKET: "The daemon's control socket, where it is not the usual one.",
+    names.ENV_SOCKET: "The daemon's control socket, instead of the default one.",
     names.ENV_CONFIG: ENVIRONMENT[names.ENV_CONFIG],
-    "NO_COLOR": "When it is set to anything: no colours.",
+    "NO_COLOR": "If set to anything but the empty string, no colours are used.",
 }
 FILES: Final = {
     "$XDG_CONFIG_HOME/accelerd/accelerd.toml": "The configuration, by default in `~/.config`; see accelerd.toml(5).",
-    "$XDG_CONFIG_HOME/accelerd/accelerd.toml.d/*.toml": "What is read after it; `accelctl add` writes here.",
-    "$XDG_RUNTIME_DIR/accelerd/accelerd.sock": "The control socket: the same HTTP, and /accelerd/v1 for accelctl.",
-    "$XDG_STATE_HOME/accelerd": "What accelerd remembers: measured memory, tuning; by default in `~/.local/state`.",
+    "$XDG_CONFIG_HOME/accelerd/accelerd.toml.d/*.toml": "Drop-ins, read after it; `accelctl add` writes them.",
+    "$XDG_RUNTIME_DIR/accelerd/accelerd.sock": "The control socket: HTTP with /v1, and /accelerd/v1 for accelctl.",
+    "$XDG_STATE_HOME/accelerd": "State kept across restarts, such as measured memory; default: `~/.local/state`.",
 }
 DAEMON: Final = (
     "accelerd runs local AI models in servers such as llama-server, shares the memory of the machine among them, and "
     "serves all of them on one OpenAI-compatible endpoint: http://localhost:4000/v1. A model is loaded when a request "
-    "wants it and leaves when another needs its room.",
-    "It runs as a service of one user, `accelerd.service`, which its socket, a call on the session bus to "
-    "org.accelerd1, or the login starts. In a terminal it does the same. Everything but the options below is in the "
-    "configuration.",
-    "SIGHUP reads the configuration again, SIGTERM and SIGINT let requests finish and then end it; a second one does "
-    "not wait. Models that live in units or containers of their own survive a restart of the service.",
+    "needs it and unloaded when another needs its memory.",
+    "It runs as a systemd service of one user, `accelerd.service`, started by a connection to its socket, by a call to "
+    "org.accelerd1 on the session bus, or at login. It can also be run in a terminal. Everything but the options below "
+    "is set in the configuration.",
+    "SIGHUP reloads the configuration. SIGTERM and SIGINT end accelerd when its requests have finished; a second one "
+    "ends it at once. Models that live in units or containers of their own survive a restart of the service.",
 )
-DAEMON_STATUS: Final = {"0": "It ended as it was told to.", "1": "It cannot start.", "2": "Wrong usage.",
-                        "78": "The configuration is wrong."}  # fmt: skip
+DAEMON_STATUS: Final = {"0": "It was stopped.", "1": "It failed to start.", "2": "Wrong usage.",
+                        "78": "The configuration is not valid."}  # fmt: skip
 
 
 def accelctl_page(root: Node) -> str:
-    page = Page("accelctl", 1, "talk to accelerd, the daemon for local AI models")
+    page = Page("accelctl", 1, "control accelerd, the daemon for local AI models")
     page.heading("SYNOPSIS")
     page.synopsis(
         f"{bold('accelctl')} [{bold('--socket')} {italic('PATH')}] [{bold('--json')}] {italic('COMMAND')} ..."
     )
     page.heading("DESCRIPTION")
     page.paragraph(
-        "accelctl shows and changes what accelerd(8) does. What it shows, it shows as JSON too, with `--json`. Where "
-        "the daemon is not needed (configuration, devices, whether a model fits) it works without one."
+        "accelctl controls accelerd(8) over its control socket; where systemd listens on that socket, accelctl starts "
+        "accelerd. With `--json` every command prints JSON. Commands that do not need the daemon (configuration, "
+        "devices, whether a model fits) work without it."
     )
     page.heading("OPTIONS")
     page.paragraph("These may stand before the command and after it.")
