@@ -171,10 +171,10 @@ def build(
         events,
         clock,
         moving=scheduler.memory_moves,
-        working=scheduler.models_in_use,
+        working=scheduler.busy,
         stall=StallTrigger(pressure_files(measured)),
     )
-    events.subscribe(ModelInUse, lambda event: memory.want_soon())
+    events.subscribe(ModelInUse, memory.on_model_in_use)
     reclaimer = Reclaimer(memory.look, clock, events)
     scheduler.attach(supervisor, model_info, memory.want, reclaimer)
     events.subscribe(ConfigApplied, meter.on_config)
@@ -199,11 +199,11 @@ def build(
     models = ConfiguredModels(config, scheduler, model_info, power, events)
 
     # control
-    trials = TuningRuns(scheduler, models.try_out, engines, tuner)
+    tuning_runs = TuningRuns(scheduler, models.try_out, engines, tuner)
     upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
     gateway = Gateway(clock, scheduler, engines, events)
     exporter = session_exporter(buses.session, events)
-    desk = BusService(exporter, scheduler, devices.current, str(roots.runtime))
+    bus_service = BusService(exporter, scheduler, devices.current, str(roots.runtime))
     parts = Parts(
         roots=roots,
         clock=clock,
@@ -228,8 +228,8 @@ def build(
         notifications=notifications,
         gateway=gateway,
         listeners=Listeners(gateway, config.server),
-        desk=desk,
-        trials=trials,
+        bus_service=bus_service,
+        tuning_runs=tuning_runs,
         tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
         unix=unix,
         buses=buses,
@@ -242,15 +242,14 @@ def build(
         processes=model_info,
         router=gateway.router,
         daemon=daemon,
-        tuning=trials,
+        tuning=tuning_runs,
         devices=devices,
         observer=DeviceObserver(roots, clock),
         yielding=yielding,
         upkeep=upkeep,
-        look=memory.look,
+        memory=memory,
         learned=model_info.learned,
         forecast=partial(model_info.forecast, ask=True),
-        memory_degraded=lambda: memory.degraded,
         level_owner=clock_boost.owner,
         conflicts=conflicts,
     )
@@ -261,7 +260,7 @@ def build(
         return HttpControl(api)
 
     gateway.make_control = http_control
-    desk.attach(daemon, api)
+    bus_service.attach(daemon, api)
     return daemon
 
 

@@ -86,15 +86,15 @@ class Parts:
     notifications: DesktopNotifications
     gateway: Gateway
     listeners: Listeners
-    desk: BusService
-    trials: TuningRuns
+    bus_service: BusService
+    tuning_runs: TuningRuns
     tcp: Sequence[socket.socket]
     unix: Sequence[socket.socket]
     buses: Buses  # closed last
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.desk.degraded
+        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.bus_service.degraded
 
 
 class Daemon:
@@ -143,8 +143,8 @@ class Daemon:
         self._listening = [describe(sock) for sock in parts.tcp]
         # What needs D-Bus begins after the listeners: no request waits for it.
         parts.events.publish(ConfigApplied(self._config))
-        parts.desk.begin()
-        await parts.desk.open()
+        parts.bus_service.begin()
+        await parts.bus_service.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
@@ -270,7 +270,7 @@ class Daemon:
         await parts.upkeep.close()
         parts.listeners.stop_accepting()
         parts.supervisor.end_readers()  # or they would be waited for like requests
-        parts.trials.stop()
+        parts.tuning_runs.stop()
         keep = await parts.successor.expected(crashed=crashed)
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
@@ -289,7 +289,7 @@ class Daemon:
         await parts.supervisor.close(patience if keep else STOP_MARGIN, keep=keep)
         hurry.cancel()
         await asyncio.gather(hurry, return_exceptions=True)
-        await parts.desk.close()
+        await parts.bus_service.close()
         await parts.listeners.close()
         await parts.memory.close()
         await parts.devices.close()

@@ -19,7 +19,7 @@ from accelerd.control.devices import DeviceList, DeviceOperations, Observer, no_
 from accelerd.control.job_status import JobOperations
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.known_conflicts import KnownConflicts
-from accelerd.control.memory import Learned, MemoryOperations
+from accelerd.control.memory import Learned, MemoryOperations, MemorySource
 from accelerd.control.memory_release import MemoryReleaseOperations, Yielding
 from accelerd.control.model_info import ModelNames
 from accelerd.control.models import ModelOperations
@@ -27,7 +27,7 @@ from accelerd.control.operations import Operation, Request, parse
 from accelerd.control.status import DaemonStatus, Processes, Router, StatusOperations
 from accelerd.control.toolboxes import ToolboxOperations, Upkeep
 from accelerd.control.tuning_runs import TuningRuns
-from accelerd.memory.model import Forecast, MemorySnapshot
+from accelerd.memory.model import Forecast
 from accelerd.policy.pins import Pins
 from accelerd.scheduler.service import Scheduler
 
@@ -67,15 +67,14 @@ class ControlApi:
         observer: Observer,
         yielding: Yielding,
         upkeep: Upkeep,
-        look: Callable[[], Awaitable[MemorySnapshot]],
+        memory: MemorySource,
         learned: Learned,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
-        memory_degraded: Callable[[], str | None] = lambda: None,
         level_owner: Callable[[str], str | None] = no_owner,
         conflicts: KnownConflicts | None = None,
     ) -> None:
-        """`look`: a fresh look at memory; `forecast`: what a model will need, with what was learned; `memory_degraded`:
-        why memory cannot be measured; `level_owner(device id)`: who has set its performance level."""
+        """`forecast`: what a model will need, with what was learned; `level_owner(device id)`: who has set its
+        performance level."""
         self.events = events
         self.jobs = jobs = Jobs(clock, events)
         self.pins = Pins(scheduler, clock, events)
@@ -86,7 +85,7 @@ class ControlApi:
         groups = (
             self.status,
             ModelOperations(scheduler, names, processes, jobs, self.pins, tuning, self.accepting),
-            MemoryOperations(scheduler, names, look, learned, forecast, yielding.report, memory_degraded),
+            MemoryOperations(scheduler, names, memory, learned, forecast, yielding.report),
             MemoryReleaseOperations(scheduler, yielding, devices.current, jobs),
             DeviceOperations(devices, observer, scheduler, processes, jobs, level_owner),
             ToolboxOperations(upkeep, jobs),

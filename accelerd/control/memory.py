@@ -107,6 +107,16 @@ class Learned(Protocol):
         ...
 
 
+class MemorySource(Protocol):
+    """What measures memory."""
+
+    degraded: str | None  # why it cannot be measured
+
+    async def look(self) -> MemorySnapshot:
+        """Measure now."""
+        ...
+
+
 class MemoryOperations:
     """Looks at memory, and forgets what was learned."""
 
@@ -114,21 +124,18 @@ class MemoryOperations:
         self,
         scheduler: Scheduler,
         names: ModelNames,
-        look: Callable[[], Awaitable[MemorySnapshot]],
+        memory: MemorySource,
         learned: Learned,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
         yielded: Callable[[], Any] = lambda: None,
-        degraded: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`look`: a fresh one; `forecast`: with what was learned; `yielded`: see Yielding.report; `degraded`: why
-        memory cannot be measured."""
+        """`forecast`: what a model will need, with what was learned; `yielded`: see Yielding.report."""
         self._scheduler = scheduler
         self._names = names
-        self._look = look
+        self._memory = memory
         self._learned = learned
         self._forecast = forecast
         self._yielded = yielded
-        self._degraded = degraded
 
     def operations(self) -> list[Operation]:
         return [
@@ -140,7 +147,7 @@ class MemoryOperations:
 
     async def memory(self) -> Memory:
         """The pools and who holds what of them, from a fresh look."""
-        seen = await self._look()
+        seen = await self._memory.look()
         snapshots = {snapshot.spec.name: snapshot for snapshot in self._scheduler.snapshots()}
 
         def facts(name: str) -> HolderFacts:
@@ -155,7 +162,7 @@ class MemoryOperations:
             found.stall,
             waiting=[self._waiting(snapshot) for snapshot in snapshots.values() if snapshot.queue],
             yielded=self._yielded(),
-            degraded=self._degraded(),
+            degraded=self._memory.degraded,
         )
 
     def _waiting(self, snapshot: Snapshot) -> Waiting:

@@ -120,8 +120,8 @@ class MemoryWatch:
         self._wanted.set()
         return self._task is not None and self.degraded is None
 
-    def want_soon(self) -> None:
-        """Look within a second, where a model has begun or ceased to work. Cheap."""
+    def on_model_in_use(self, event: object) -> None:
+        """A model has begun or ceased to work: look within a second. Cheap."""
         self._within(self._rhythm.usual)
 
     async def look(self) -> MemorySnapshot:

@@ -238,10 +238,6 @@ class Scheduler:
         """Is a model being loaded, or is the memory of one waited for?"""
         return any(s.state in (State.STARTING, State.RECLAIMING) for s in self._core.snapshots())
 
-    def models_in_use(self) -> bool:
-        """Does any model serve a request?"""
-        return any(s.leases for s in self._core.snapshots())
-
     # --- models of others ---------------------------------------------------------------------------------------
 
     def adopt(self, name: str, found: object, *, fits: bool) -> bool:

@@ -243,7 +243,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         observer=world,
         yielding=world,
         upkeep=SimpleNamespace(),  # type: ignore[arg-type]
-        look=seen,
+        memory=SimpleNamespace(look=seen, degraded=None),
         learned=learned,
         forecast=forecast,
     )

@@ -91,8 +91,7 @@ class Site:
         self.seen = MemorySnapshot(1.0, (POOL,), {}, (ForeignUser(RAM, 7, "firefox", 5 * GIB),), Stall(0.5, 0.0))
         names = ModelNames(cast(Scheduler, self.models), Directory)
         operations = MemoryOperations(
-            cast(Scheduler, self.models), names, self.look, self.learned, self.forecast,
-            yielded=lambda: self.yielded, degraded=lambda: self.degraded,
+            cast(Scheduler, self.models), names, self, self.learned, self.forecast, lambda: self.yielded
         ).operations()  # fmt: skip
         self.operations = {operation.name: operation for operation in operations}
 

@@ -235,7 +235,7 @@ async def test_a_model_that_begins_to_work_shortens_the_wait() -> None:
         await asyncio.sleep(0.05)
         assert len(s.told) == count
         s.working = True
-        s.watch.want_soon()
+        s.watch.on_model_in_use(None)
         await s.until(count + 3)
 
 
