@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -131,6 +132,13 @@ class Service:
         pipe.flush()
         assert self.heard() == "done"
 
+    def suspend(self) -> None:
+        """It is there and answers nothing."""
+        self._child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._child.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         for pipe in (self._child.stdin, self._child.stdout):
             _pipe(pipe).close()
@@ -191,10 +199,10 @@ def main(address: str, kind: str, first: str) -> None:
             return False
         before, value = value, int(line)
         if kind == "gamemode":
-            signal = "GameRegistered" if value > before else "GameUnregistered"
+            member = "GameRegistered" if value > before else "GameUnregistered"
             arguments = GLib.Variant("(io)", (4711, f"{path}/Games/4711"))
             changed = GLib.Variant("(sa{sv}as)", (interface.name, {"ClientCount": variant()}, []))
-            bus.emit_signal(None, path, interface.name, signal, arguments)
+            bus.emit_signal(None, path, interface.name, member, arguments)
             bus.emit_signal(None, path, "org.freedesktop.DBus.Properties", "PropertiesChanged", changed)
         else:
             bus.emit_signal(None, path, interface.name, "PrepareForSleep", GLib.Variant("(b)", (bool(value),)))
