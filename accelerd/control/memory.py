@@ -14,7 +14,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.control.model_info import ModelNames
 from accelerd.control.operations import ModelRequest, Operation, Request, operation
-from accelerd.memory.learned import Entry
+from accelerd.memory.learned import LearnedRecord
 from accelerd.memory.model import Claim, Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.report import HolderFacts, MemoryReport, report
 from accelerd.scheduler.record import Snapshot
@@ -101,7 +101,7 @@ class Fit(msgspec.Struct):
 class Learned(Protocol):
     """What models were measured to need."""
 
-    def entries(self) -> tuple[Entry, ...]: ...
+    def entries(self) -> tuple[LearnedRecord, ...]: ...
     def forget(self, key: str | None = None) -> int:
         """How many entries that was; None: all."""
         ...
@@ -202,7 +202,7 @@ class MemoryOperations:
         return Fit(snapshot.spec.name, snapshot.state, options, FitPlacement(fits, why))
 
 
-def _entry(entry: Entry) -> LearnedEntry:
+def _entry(entry: LearnedRecord) -> LearnedEntry:
     return LearnedEntry(
         model=entry.model,
         file=entry.file,

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from accelerd.base import names
-from accelerd.memory.learned import Entry
+from accelerd.memory.learned import LearnedRecord
 from accelerd.system.private_files import AtomicFile, FileStore, Unreadable
 from accelerd.system.records import event
 
@@ -45,7 +45,7 @@ class _Content(msgspec.Struct):
     version: int = VERSION
     models: dict[str, RememberedModel] = {}
     pins: dict[str, str] = {}  # image ids by toolbox
-    learned: list[Entry] = []  # what models were measured to need; absent in older files
+    learned: list[LearnedRecord] = []  # what models were measured to need; absent in older files
 
 
 class StateStore:
@@ -70,7 +70,7 @@ class StateStore:
         self._on_degraded = on_degraded
         self._models: dict[str, RememberedModel] = {}
         self._pins: dict[str, str] = {}
-        self._learned: tuple[Entry, ...] = ()
+        self._learned: tuple[LearnedRecord, ...] = ()
         self._persist = True
         self._dirty = False
         self._closing = False
@@ -108,11 +108,11 @@ class StateStore:
         self._changed()
 
     @property
-    def learned(self) -> Sequence[Entry]:
+    def learned(self) -> Sequence[LearnedRecord]:
         """What models were measured to need, as it was told last."""
         return self._learned
 
-    def learn(self, entries: Sequence[Entry]) -> None:
+    def learn(self, entries: Sequence[LearnedRecord]) -> None:
         """These are all there are now."""
         if self._learned != tuple(entries):
             self._learned = tuple(entries)

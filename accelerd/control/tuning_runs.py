@@ -24,14 +24,14 @@ from accelerd.engines.base import Build, Endpoint, Tuned
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
-from accelerd.tuning.meter import Load, MeterError, load_for, measure
-from accelerd.tuning.search import Candidate, Row, Search, Series, written
+from accelerd.tuning.meter import MeterError, MeterLoad, load_for, measure
+from accelerd.tuning.search import RateSeries, TuningCandidate, TuningRow, TuningSearch, written
 
 log = logging.getLogger(__name__)
 
 TRIED = Origin("accelctl tune")
 TryOut = Callable[[ModelSpec | None], Awaitable[None]]  # see Daemon.try_out
-Measure = Callable[[Endpoint, str, Load, Callable[[int], None]], Awaitable[tuple[Series, Series]]]
+Measure = Callable[[Endpoint, str, MeterLoad, Callable[[int], None]], Awaitable[tuple[RateSeries, RateSeries]]]
 
 
 class SeriesStatus(msgspec.Struct):
@@ -161,7 +161,7 @@ class TuningRuns:
         setting = await self._setting(spec)
         load = load_for(spec.context, quick=quick)
         gpu = setting.device is not None and setting.device.kind == "gpu"
-        search = Search(setting.tuned.spec, gpu, setting.physical, setting.logical, quick)
+        search = TuningSearch(setting.tuned.spec, gpu, setting.physical, setting.logical, quick)
         was_loaded = snapshot.state in (State.STARTING, State.READY)
         try:
             if snapshot.instance is not None:
@@ -205,7 +205,7 @@ class TuningRuns:
 
     # --- one candidate ----------------------------------------------------------------------------------------
 
-    async def _try(self, spec: ModelSpec, candidate: Candidate, load: Load, tell: Tell) -> Row:
+    async def _try(self, spec: ModelSpec, candidate: TuningCandidate, load: MeterLoad, tell: Tell) -> TuningRow:
         trial = replace(
             spec,
             name=f"{spec.name}{TRIAL_SUFFIX}",
@@ -224,13 +224,13 @@ class TuningRuns:
             await self._scheduler.load(trial.name)
             row = await self._measured(trial.name, candidate, load, tell)
         except AccelError as error:
-            row = Row(candidate, failed=_why(error))
+            row = TuningRow(candidate, failed=_why(error))
         except MeterError as error:
-            row = Row(candidate, failed=str(error))
+            row = TuningRow(candidate, failed=str(error))
         await self._scheduler.unload(trial.name, force=True)
         return row
 
-    async def _measured(self, name: str, candidate: Candidate, load: Load, tell: Tell) -> Row:
+    async def _measured(self, name: str, candidate: TuningCandidate, load: MeterLoad, tell: Tell) -> TuningRow:
         lease = await self._scheduler.wait(name)
         disturbed = False
 
@@ -243,7 +243,7 @@ class TuningRuns:
         try:
             prompt, generation = await self._measure(lease.endpoint, lease.secret, load, step)
             disturbed = disturbed or self._others_work(name)
-            return Row(candidate, prompt, generation, disturbed=disturbed)
+            return TuningRow(candidate, prompt, generation, disturbed=disturbed)
         finally:
             self._scheduler.release(lease, None)
 
@@ -271,7 +271,7 @@ def _why(error: AccelError) -> str:
     return f"{error.message}: {tail[-1]}" if isinstance(tail, list | tuple) and tail else error.message
 
 
-def outcome(spec: ModelSpec, setting: Setting, load: Load, search: Search) -> TuneDone:
+def outcome(spec: ModelSpec, setting: Setting, load: MeterLoad, search: TuningSearch) -> TuneDone:
     """What came of it."""
     changes = search.changes()
     own = spec.origins
@@ -287,8 +287,8 @@ def outcome(spec: ModelSpec, setting: Setting, load: Load, search: Search) -> Tu
     )
 
 
-def _row(row: Row, search: Search) -> TuneRow:
-    def series(one: Series | None) -> SeriesStatus | None:
+def _row(row: TuningRow, search: TuningSearch) -> TuneRow:
+    def series(one: RateSeries | None) -> SeriesStatus | None:
         return SeriesStatus(one.median, one.spread, list(one.values)) if one is not None else None
 
     return TuneRow(

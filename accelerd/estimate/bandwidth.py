@@ -112,7 +112,7 @@ def rate(best: float, kind: Kind, source: str) -> Rate:
 @cache
 def table() -> dict[str, Any]:
     """bandwidth.toml; it does not change while the program runs."""
-    return tomllib.loads((files("accelerd.memory") / "bandwidth.toml").read_text())
+    return tomllib.loads((files("accelerd.estimate") / "bandwidth.toml").read_text())
 
 
 # --- models ---------------------------------------------------------------------------------------------------

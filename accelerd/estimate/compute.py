@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from accelerd.estimate.facts import Facts, Layer
+from accelerd.estimate.facts import ModelFacts, ModelLayer
 
 MARGIN: Final = 16 << 20  # bytes, on every device that computes layers: what the closed form may be short by
 NUMBER: Final = 4  # bytes: results are f32
@@ -35,7 +35,7 @@ class Batch:
     flash: bool
 
 
-def buffers(facts: Facts, batch: Batch, devices: Sequence[int], output: int, host_experts: int) -> list[int]:
+def buffers(facts: ModelFacts, batch: Batch, devices: Sequence[int], output: int, host_experts: int) -> list[int]:
     """Bytes by device; 0 is main memory. `devices`: of each layer; `output`: of the output matrix.
 
     `host_experts`: so many of the first layers have their experts in main memory.
@@ -63,13 +63,13 @@ def buffers(facts: Facts, batch: Batch, devices: Sequence[int], output: int, hos
     return found
 
 
-def logits(facts: Facts, tokens: int) -> int:
+def logits(facts: ModelFacts, tokens: int) -> int:
     """Bytes of the scores of all words of the vocabulary for so many tokens."""
     scores = not facts.encoder or "output.weight" in facts.outside
     return NUMBER * facts.vocabulary * tokens if scores else 0
 
 
-def _of_layers(facts: Facts, batch: Batch, layers: Sequence[Layer], scores: int) -> int:
+def _of_layers(facts: ModelFacts, batch: Batch, layers: Sequence[ModelLayer], scores: int) -> int:
     """Bytes while the widest of these layers is computed, or after them `scores` bytes of logits."""
     widest = max((_width(facts, batch, layer) for layer in layers), default=0)
     inside = NUMBER * batch.tokens * widest + _masks(facts, batch, layers)
@@ -81,7 +81,7 @@ def _of_layers(facts: Facts, batch: Batch, layers: Sequence[Layer], scores: int)
     return size
 
 
-def _width(facts: Facts, batch: Batch, layer: Layer) -> int:
+def _width(facts: ModelFacts, batch: Batch, layer: ModelLayer) -> int:
     """Numbers of one token while the layer's widest part is computed."""
     parts = [0]
     if (down := layer.tensors.get("ffn_down.weight")) is not None:
@@ -101,12 +101,12 @@ def _width(facts: Facts, batch: Batch, layer: Layer) -> int:
     return max(parts)
 
 
-def _cells(facts: Facts, batch: Batch, layer: Layer) -> int:
+def _cells(facts: ModelFacts, batch: Batch, layer: ModelLayer) -> int:
     """Cells that one token attends to."""
     return batch.tokens if facts.encoder else batch.window_cells if layer.window else batch.cells
 
 
-def _masks(facts: Facts, batch: Batch, layers: Sequence[Layer]) -> int:
+def _masks(facts: ModelFacts, batch: Batch, layers: Sequence[ModelLayer]) -> int:
     """Bytes of the attention masks, one for layers with a window and one for those without; f16 for flash attention."""
     cells = {layer.window: _cells(facts, batch, layer) for layer in layers if layer.attends}
     return sum((2 if batch.flash else NUMBER) * batch.tokens * count for count in cells.values())

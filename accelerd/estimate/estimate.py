@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 from accelerd.estimate import kv
 from accelerd.estimate.compute import Batch, buffers
-from accelerd.estimate.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, Facts, facts
-from accelerd.estimate.tensors import Model, Tensor
+from accelerd.estimate.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, facts
+from accelerd.estimate.tensors import GgufModel, Tensor
 
 MIB: Final = 1 << 20
 MOST: Final = 1 << 31  # of a context
@@ -34,7 +34,7 @@ PROJECTOR_LEAST: Final = 32 * MIB
 
 
 @dataclass(frozen=True)
-class Settings:
+class EstimateSettings:
     """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: all it was trained for."""
 
     context: int = 4096
@@ -59,7 +59,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Share:
+class MemoryShare:
     """Bytes in one place."""
 
     weights: int = 0
@@ -87,8 +87,8 @@ class Share:
 class Estimate:
     """One model with one set of settings, not yet placed."""
 
-    facts: Facts = field(repr=False)
-    settings: Settings
+    facts: ModelFacts = field(repr=False)
+    settings: EstimateSettings
     batch: Batch = field(repr=False)
     layers: tuple[tuple[int, int], ...] = field(repr=False)  # bytes of weights and of cache
     embedding: int  # bytes of weights that are always in main memory
@@ -119,7 +119,7 @@ class Estimate:
         """Bytes when all of it is in main memory, what the program keeps for itself left out."""
         return sum(share.total - share.program - share.checkpoints for share in self.placed(()))
 
-    def placed(self, counts: Sequence[int]) -> tuple[Share, ...]:
+    def placed(self, counts: Sequence[int]) -> tuple[MemoryShare, ...]:
         """The share of main memory, then of each GPU. `counts`: layers on each, the last ones of the model and, where
         all are, what comes behind them; what is left over stays in main memory."""
         counts = [max(0, count) for count in counts]
@@ -143,7 +143,7 @@ class Estimate:
                 weights += self.tied if place else self.tied_repacked
             cache_here = self.settings.offload_cache or not counts
             cache = sum(one for _, one in own) if cache_here else self.cache if place == 0 else 0
-            share = Share(
+            share = MemoryShare(
                 weights=weights,
                 cache=cache,
                 compute=computing[place] if place < len(computing) else 0,
@@ -160,7 +160,7 @@ class Estimate:
             return PROGRAM + TOKEN * self.facts.vocabulary
         return BACKEND.get(self.settings.backend, BACKEND_ELSE) if used else 0
 
-    def _with_draft(self, shares: list[Share]) -> tuple[Share, ...]:
+    def _with_draft(self, shares: list[MemoryShare]) -> tuple[MemoryShare, ...]:
         """The draft model goes where the first layers on a GPU are."""
         if self.draft is None:
             return tuple(shares)
@@ -185,7 +185,9 @@ def _at_most(counts: list[int], whole: int) -> list[int]:
     return found
 
 
-def estimate(model: Model, settings: Settings, projector: Model | None = None, draft: Model | None = None) -> Estimate:
+def estimate(
+    model: GgufModel, settings: EstimateSettings, projector: GgufModel | None = None, draft: GgufModel | None = None
+) -> Estimate:
     """What `model` will take. Never fails, whatever its header claims."""
     known = _facts(model)
     context = min(settings.context or known.trained or 4096, MOST)
@@ -236,7 +238,9 @@ def _padded(tensors: Iterable[Tensor]) -> int:
     return sum(-(-one.size // ALIGNMENT) * ALIGNMENT for one in tensors)
 
 
-def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch: int, flash: bool) -> Batch:
+def _batch(
+    known: ModelFacts, settings: EstimateSettings, held: kv.CacheCells, batch: int, ubatch: int, flash: bool
+) -> Batch:
     tokens = min(held.full * held.streams, ubatch)
     tokens = -(-tokens // held.sequences) * held.sequences
     every = settings.embeddings or settings.rerank or not settings.few_outputs
@@ -244,7 +248,7 @@ def _batch(known: Facts, settings: Settings, held: kv.Cells, batch: int, ubatch:
     return Batch(tokens, max(1, min(tokens, wanted)), held.full, held.window, held.streams, flash)
 
 
-def _projector(model: Model) -> tuple[int, int]:
+def _projector(model: GgufModel) -> tuple[int, int]:
     """Weights and buffer of what turns pictures or sound into tokens."""
     value = model.header.values
     size = 0
@@ -259,7 +263,7 @@ def _projector(model: Model) -> tuple[int, int]:
     return _padded(model.tensors.values()), max(PROJECTOR_LEAST, size)
 
 
-def _draft(model: Model, settings: Settings, slots: int) -> Estimate:
+def _draft(model: GgufModel, settings: EstimateSettings, slots: int) -> Estimate:
     """The model that guesses: the same context, its own cache in f16."""
     own = replace(settings, type_k="f16", type_v="f16", embeddings=False, rerank=False, drafted=0)
     return estimate(model, own)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from accelerd.estimate.tensors import Model, Tensor
+from accelerd.estimate.tensors import GgufModel, Tensor
 
 MOST_LAYERS: Final = 2048
 LARGEST: Final = 1 << 31  # of any number in a header that means a size; a larger one is nonsense
@@ -45,7 +45,7 @@ TWICE: Final = frozenset({"gemma4"})
 
 
 @dataclass(frozen=True)
-class Layer:
+class ModelLayer:
     """One layer. Its tensors by the part of their name behind "blk.N."."""
 
     index: int
@@ -81,15 +81,15 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """See the module's text. Numbers are counts of numbers or tokens unless they say bytes."""
+class ModelFacts:
+    """A model as far as its memory depends on it. Figures are counts of values or tokens unless they say bytes."""
 
     architecture: str
     width: int  # numbers of one token between layers
     vocabulary: int
     trained: int  # context
-    layers: tuple[Layer, ...]
-    drafting: tuple[Layer, ...]  # that only draft tokens
+    layers: tuple[ModelLayer, ...]
+    drafting: tuple[ModelLayer, ...]  # that only draft tokens
     outside: Mapping[str, Tensor] = field(repr=False)  # tensors of no layer
     encoder: bool
     causal: bool
@@ -120,13 +120,13 @@ class Facts:
         return seen, self.state * self.inner
 
 
-def facts(model: Model) -> Facts:
+def facts(model: GgufModel) -> ModelFacts:
     """What decides about the memory of `model`."""
     return _Reader(model).facts()
 
 
 class _Reader:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: GgufModel) -> None:
         self._model = model
 
     def number(self, key: str, default: int = 0) -> int:
@@ -139,7 +139,7 @@ class _Reader:
             value = value[index] if index < len(value) else default
         return min(value, LARGEST) if isinstance(value, int) and value >= 0 else default
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelFacts:
         model = self._model
         name = model.architecture
         by_layer: dict[int, dict[str, Tensor]] = {}
@@ -157,7 +157,7 @@ class _Reader:
         mla = bool(self.number("attention.key_length_mla") and self.number("attention.value_length_mla"))
         layers = [self.layer(i, by_layer.get(i, {}), i < len(windowed) and windowed[i], mla) for i in range(count)]
         shared = self.number("attention.shared_kv_layers")
-        return Facts(
+        return ModelFacts(
             architecture=name,
             width=self.number("embedding_length"),
             vocabulary=min(model.vocabulary, LARGEST),
@@ -202,7 +202,7 @@ class _Reader:
             return window, [True] * count
         return window, [(i % every != 0) if first else (i % every < every - 1) for i in range(count)]
 
-    def layer(self, index: int, tensors: Mapping[str, Tensor], window: bool, mla: bool) -> Layer:
+    def layer(self, index: int, tensors: Mapping[str, Tensor], window: bool, mla: bool) -> ModelLayer:
         name = self._model.architecture
         width = self.number("embedding_length")
         heads = self.each("attention.head_count", index, 0)
@@ -217,4 +217,4 @@ class _Reader:
         attends = attention and (not state or name in BOTH)
         if attends and kv_heads:
             kv_heads = 1 if mla else kv_heads
-        return Layer(index, tensors, attends, state, window, heads, kv_heads, key, value)
+        return ModelLayer(index, tensors, attends, state, window, heads, kv_heads, key, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from accelerd.estimate.facts import Facts, Layer
+from accelerd.estimate.facts import ModelFacts, ModelLayer
 from accelerd.estimate.tensors import row_bytes
 
 PAD: Final = 256  # cells
@@ -16,7 +16,7 @@ STATE_NUMBER: Final = 4  # bytes; states are always f32
 
 
 @dataclass(frozen=True)
-class Cells:
+class CacheCells:
     """What one sequence's caches hold, and how many caches lie side by side."""
 
     full: int
@@ -29,16 +29,18 @@ def padded(count: int) -> int:
     return -(-count // PAD) * PAD
 
 
-def cells(facts: Facts, context: int, slots: int, ubatch: int, *, unified: bool, window_full: bool = False) -> Cells:
+def cells(
+    facts: ModelFacts, context: int, slots: int, ubatch: int, *, unified: bool, window_full: bool = False
+) -> CacheCells:
     """For a context of all slots together. `unified`: the slots share one cache."""
     each = padded(context) if unified else padded(max(1, padded(context) // slots))
     window = each
     if facts.window and not window_full:
         window = padded(min(each, facts.window * (slots if unified else 1) + ubatch))
-    return Cells(each, window, 1 if unified else slots, slots)
+    return CacheCells(each, window, 1 if unified else slots, slots)
 
 
-def layer_bytes(facts: Facts, layer: Layer, cells: Cells, type_k: str, type_v: str, widest: int) -> int:
+def layer_bytes(facts: ModelFacts, layer: ModelLayer, cells: CacheCells, type_k: str, type_v: str, widest: int) -> int:
     """What one layer keeps. `widest`: numbers of the largest row of values, where all layers must be alike; else 0."""
     total = 0
     if layer.state:
@@ -55,14 +57,14 @@ def layer_bytes(facts: Facts, layer: Layer, cells: Cells, type_k: str, type_v: s
     return total
 
 
-def rewind_bytes(facts: Facts, cells: Cells, type_k: str, type_v: str) -> int:
+def rewind_bytes(facts: ModelFacts, cells: CacheCells, type_k: str, type_v: str) -> int:
     """What is kept to go back to one place in one conversation: windows and states forget, other caches do not."""
     states = STATE_NUMBER * sum(facts.row_state) * sum(layer.state for layer in facts.layers)
-    one = Cells(0, min(facts.window, cells.window), 1, 0)
+    one = CacheCells(0, min(facts.window, cells.window), 1, 0)
     windows = (layer_bytes(facts, layer, one, type_k, type_v, 0) for layer in facts.layers if layer.window)
     return states + sum(windows)
 
 
-def widest_value(facts: Facts) -> int:
+def widest_value(facts: ModelFacts) -> int:
     """Numbers of the largest row of values, which all rows have where values are kept turned."""
     return max((layer.value * layer.kv_heads for layer in facts.layers if layer.attends), default=0)

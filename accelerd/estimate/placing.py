@@ -13,7 +13,7 @@ from typing import Final
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import COMPUTE, Device, first_gpu, first_npu
-from accelerd.estimate.estimate import Estimate, Share
+from accelerd.estimate.estimate import Estimate, MemoryShare
 from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES
 
@@ -87,7 +87,7 @@ def _on(gpus: Sequence[Device], estimate: Estimate, count: int, source: str) -> 
     return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus), source)
 
 
-def _need(shares: Sequence[Share], slots: tuple[str, ...], source: str) -> MemoryRequirement:
+def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...], source: str) -> MemoryRequirement:
     amounts: dict[str, int] = {}
     parts: dict[str, int] = {}
     for pool, share in zip((RAM, *slots), shares, strict=True):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from accelerd.estimate.gguf import GgufError, Header
-from accelerd.estimate.tensors import Model, Tensor, parts, read_part
+from accelerd.estimate.tensors import GgufModel, Tensor, parts, read_part
 
 BUDGET: Final = 64 << 20  # bytes of one model
 FIRST: Final = 1 << 20  # bytes of the first request; each further one asks for twice as many …
@@ -50,10 +50,10 @@ class Remote:
     """A model on a server."""
 
     url: str  # of the first file
-    model: Model
+    model: GgufModel
     size: int  # bytes of all files
     read: int  # bytes that were read
-    projector: Model | None = None
+    projector: GgufModel | None = None
 
 
 def is_remote(text: str) -> bool:
@@ -70,8 +70,8 @@ def read_remote(text: str, env: Mapping[str, str]) -> Remote:
     extra = None
     if projector is not None:
         opened = RangeFile(projector, web)
-        extra = Model(*read_files([opened]), files=(projector,))
-    model = Model(header, tensors, tuple(file.url for file in files))
+        extra = GgufModel(*read_files([opened]), files=(projector,))
+    model = GgufModel(header, tensors, tuple(file.url for file in files))
     return Remote(files[0].url, model, sum(file.size for file in files), web.read, extra)
 
 

@@ -49,7 +49,7 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)  # equal to itself only, so that it can be a key
-class Model:
+class GgufModel:
     """A model as its headers describe it."""
 
     header: Header
@@ -165,9 +165,9 @@ class ModelReader:
     def __init__(self, keep: int = KEPT) -> None:
         self._keep = keep
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Identity, Model]] = {}
+        self._known: dict[str, tuple[Identity, GgufModel]] = {}
 
-    def read(self, path: str) -> Model:
+    def read(self, path: str) -> GgufModel:
         """The model of that file and of the parts that belong to it. GgufError; OSError when one cannot be read."""
         now = identity(path)
         with self._lock:
@@ -183,7 +183,7 @@ class ModelReader:
         return model
 
 
-def read_model(path: str | os.PathLike[str]) -> Model:
+def read_model(path: str | os.PathLike[str]) -> GgufModel:
     """A model's headers. GgufError; OSError when a file cannot be read."""
     files = parts(os.fspath(path))
     header: Header | None = None
@@ -199,4 +199,4 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     count = header.values.get("split.count", 1)
     if isinstance(count, int) and count > 1 and count != len(files):
         raise GgufError(f"it is part of a model in {count} files, whose names must end in -00001-of-{count:05d}.gguf")
-    return Model(header, tensors, tuple(files))
+    return GgufModel(header, tensors, tuple(files))

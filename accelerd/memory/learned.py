@@ -29,7 +29,7 @@ Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LearnedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of one model, placed in one way."""
 
     key: str
@@ -49,27 +49,27 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 Ident = tuple[str, tuple[str, ...]]
 
 
-class Store(Protocol):
+class LearnedStore(Protocol):
     """Where entries outlive the daemon."""
 
     @property
-    def learned(self) -> Sequence[Entry]:
+    def learned(self) -> Sequence[LearnedRecord]:
         """The oldest first."""
         ...
 
-    def learn(self, entries: Sequence[Entry]) -> None:
+    def learn(self, entries: Sequence[LearnedRecord]) -> None:
         """These are all there are now; returns at once."""
         ...
 
 
 class Learned:
-    """See the module's text. Used on the loop's thread; every method is quick enough to be called after every look."""
+    """Used on the event loop; every method is quick enough to be called after every look."""
 
-    def __init__(self, store: Store, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: LearnedStore, now: Callable[[], float] = time.time) -> None:
         """`now`: seconds since 1970, told to people and used for nothing else."""
         self._store = store
         self._now = now
-        self._entries: dict[Ident, Entry] = {(entry.key, entry.devices): entry for entry in store.learned}
+        self._entries: dict[Ident, LearnedRecord] = {(entry.key, entry.devices): entry for entry in store.learned}
         self._stored = dict(self._entries)
         self._estimates: dict[Ident, Mapping[str, int]] = {}  # as `apply` was given them last
         self._begun: dict[Ident, None] = {}  # loaded, and not measured since
@@ -103,7 +103,7 @@ class Learned:
         if not key:
             return
         ident = _ident(key, need)
-        old = self._entries.get(ident) or Entry(key=ident[0], devices=ident[1], runs=0)
+        old = self._entries.get(ident) or LearnedRecord(key=ident[0], devices=ident[1], runs=0)
         peaks = {pool: max(old.peak.get(pool, 0), peak.get(pool, 0)) for pool in {*old.peak, *peak}}
         another = old.runs == 0 or ident in self._begun
         self._begun.pop(ident, None)
@@ -126,7 +126,7 @@ class Learned:
         if not key:
             return
         ident = _ident(key, need)
-        old = self._entries.get(ident) or Entry(key=ident[0], devices=ident[1], runs=0)
+        old = self._entries.get(ident) or LearnedRecord(key=ident[0], devices=ident[1], runs=0)
         estimate = self._estimate(ident, need)
         before = need.total if need.total < total else improved(replace(need, amounts=estimate), old).total
         raised = total > old.need
@@ -154,7 +154,7 @@ class Learned:
             self._store_all()
         return len(gone)
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[LearnedRecord, ...]:
         """All that is known, the newest first."""
         return tuple(reversed(self._entries.values()))
 
@@ -182,7 +182,7 @@ class Learned:
     def _when(self) -> float:
         return round(min(max(self._now(), 0.0), LATEST))
 
-    def _put(self, ident: Ident, entry: Entry) -> None:
+    def _put(self, ident: Ident, entry: LearnedRecord) -> None:
         self._entries.pop(ident, None)  # and to the end
         self._entries[ident] = entry
         _bound(self._entries)
@@ -194,7 +194,7 @@ class Learned:
         self._store.learn(tuple(self._entries.values()))
 
 
-def improved(need: MemoryRequirement, entry: Entry) -> MemoryRequirement:
+def improved(need: MemoryRequirement, entry: LearnedRecord) -> MemoryRequirement:
     """An estimate with what is known of it. Pure."""
     declared = need.source.startswith(DECLARED)
     amounts = dict(need.amounts)
@@ -218,13 +218,17 @@ def _kind(declared: bool) -> str:
     return "figure in the configuration" if declared else "estimate"
 
 
-def _differs(old: Entry | None, new: Entry) -> bool:
-    """Is it worth writing the file? How long ago it was seen alone is not."""
+def _differs(old: LearnedRecord | None, new: LearnedRecord) -> bool:
+    """Is it worth writing the file? Not when only the time or the name differs: models that share a file take turns."""
     if old is None or old.peak.keys() != new.peak.keys():
         return True
-    if msgspec.structs.replace(old, peak={}, at=0.0) != msgspec.structs.replace(new, peak={}, at=0.0):
+    if _lasting(old) != _lasting(new):
         return True
     return any(size > old.peak[pool] * WORTH_WRITING for pool, size in new.peak.items())
+
+
+def _lasting(record: LearnedRecord) -> LearnedRecord:
+    return msgspec.structs.replace(record, peak={}, at=0.0, model="")
 
 
 def _bound(found: dict[Ident, Any]) -> None:

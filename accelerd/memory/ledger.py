@@ -28,7 +28,7 @@ class Holding:
 
 
 @dataclass(frozen=True)
-class Held:
+class PoolHolding:
     """A holding, in one pool."""
 
     model: str
@@ -42,7 +42,7 @@ class Balance:
     """One pool."""
 
     pool: Pool
-    holdings: tuple[Held, ...]
+    holdings: tuple[PoolHolding, ...]
     foreign: int  # others' use, without what ended models have not given back
     spilled: int  # of pools that lie in this one, beyond what they have for themselves
     free: int  # what may still be given away; negative: more is held than should be
@@ -53,7 +53,7 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class Shortage:
+class PoolShortage:
     """A pool that has not enough."""
 
     balance: Balance
@@ -62,7 +62,7 @@ class Shortage:
 
 
 class Ledger:
-    """See the module's text."""
+    """The pools, and what models hold of them."""
 
     def __init__(self, pools: Iterable[Pool], holdings: Iterable[Holding] = ()) -> None:
         """What is held of pools that are not there counts nowhere."""
@@ -81,11 +81,13 @@ class Ledger:
     def balances(self) -> tuple[Balance, ...]:
         return tuple(self._balance(pool, self._spilled(self._held)) for pool in self.pools.values())
 
-    def shortages(self, amounts: Mapping[str, int], without: Iterable[Mapping[str, int]] = ()) -> tuple[Shortage, ...]:
+    def shortages(
+        self, amounts: Mapping[str, int], without: Iterable[Mapping[str, int]] = ()
+    ) -> tuple[PoolShortage, ...]:
         """The pools that have not enough for `amounts` more, if what is in `without` were gone. Empty: it fits."""
         spilled = self._spilled(self._held)
         return tuple(
-            Shortage(self._balance(self.pools[id], spilled), wanted, missing)
+            PoolShortage(self._balance(self.pools[id], spilled), wanted, missing)
             for id, wanted, missing in self._missing(amounts, without)
         )
 
@@ -133,7 +135,7 @@ class Ledger:
 
     def _balance(self, pool: Pool, spilled: Mapping[str, int]) -> Balance:
         holdings = tuple(
-            Held(one.model, one.phase, one.amounts.get(pool.id, 0), one.used.get(pool.id) if one.used else None)
+            PoolHolding(one.model, one.phase, one.amounts.get(pool.id, 0), one.used.get(pool.id) if one.used else None)
             for one in self.holdings
             if one.amounts.get(pool.id) or one.used.get(pool.id)
         )

@@ -21,14 +21,14 @@ WORTH_NAMING: Final = 256 << 20  # bytes resident
 
 
 @dataclass(frozen=True)
-class MainMemory:
+class MainMemoryUse:
     """Bytes."""
 
     total: int
     used: int  # by anybody, and not to be had by asking for it
 
 
-def read_main_memory(roots: Roots) -> MainMemory | None:
+def read_main_memory(roots: Roots) -> MainMemoryUse | None:
     """None where /proc does not say.
 
     Beyond the page cache, which the kernel takes into account itself, there are caches that it calls used and that
@@ -39,7 +39,7 @@ def read_main_memory(roots: Roots) -> MainMemory | None:
     if not 0 < total <= MOST_BYTES or available is None:
         return None
     yielding = told.get("GPUReclaim", 0) + zfs_cache(roots)  # GPUReclaim: since Linux 6.19
-    return MainMemory(total, max(0, total - available - yielding))
+    return MainMemoryUse(total, max(0, total - available - yielding))
 
 
 def zfs_cache(roots: Roots) -> int:

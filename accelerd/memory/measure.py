@@ -19,10 +19,10 @@ from accelerd.config.model import ConfigApplied
 from accelerd.devices.fdinfo import MemoryHolder
 from accelerd.devices.model import Device
 from accelerd.devices.observer import DeviceObserver, DeviceStatus
-from accelerd.memory.main_memory import MainMemory, largest, read_main_memory, usual_reserve
+from accelerd.memory.main_memory import MainMemoryUse, largest, read_main_memory, usual_reserve
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
-from accelerd.memory.regions import Part, Shape, part, pool_of, shape_of
-from accelerd.memory.resident import Held, Residents
+from accelerd.memory.regions import DeviceMemory, DeviceUse, part, pool_of, shape_of
+from accelerd.memory.resident import ResidentMemory, Residents
 from accelerd.memory.stall import read_stall
 
 GPU_RESERVE: Final = 256 << 20
@@ -38,8 +38,8 @@ class _Device:
     """One device in one look."""
 
     look: DeviceStatus
-    shape: Shape
-    parts: Mapping[int, Part]  # what each instance holds through it
+    shape: DeviceMemory
+    parts: Mapping[int, DeviceUse]  # what each instance holds through it
 
     @property
     def foreign(self) -> int | None:
@@ -50,7 +50,7 @@ class _Device:
 
 
 class Meter:
-    """See the module's text. `observer` must be this one's alone."""
+    """`observer` must be used by nobody else."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Meter:
         self._reserve = reserve
         self._gpu_reserve = gpu_reserve
         self._residents = Residents(roots, clock)
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: dict[str, DeviceMemory] = {}
         self._before: dict[str, int] = {}  # strangers' bytes by device, while all of ours there could be told
         self._strangers: dict[str, tuple[MemoryHolder, ...]] = {}
         self._looked_around: tuple[float, frozenset[int], dict[str, int]] | None = None  # when, instances, strangers
@@ -105,7 +105,7 @@ class Meter:
     # --- devices ----------------------------------------------------------------------------------------------
 
     def _devices(
-        self, looks: Iterable[DeviceStatus], owners: Mapping[int, int], main: MainMemory | None
+        self, looks: Iterable[DeviceStatus], owners: Mapping[int, int], main: MainMemoryUse | None
     ) -> Iterator[_Device]:
         untold, shapes = {}, {}
         for look in looks:
@@ -123,12 +123,12 @@ class Meter:
         self.untold, self._shapes = untold, shapes
         self._before = {id: size for id, size in self._before.items() if id in shapes}
 
-    def _divided(self, look: DeviceStatus, shape: Shape, owners: Mapping[int, int]) -> _Device:
+    def _divided(self, look: DeviceStatus, shape: DeviceMemory, owners: Mapping[int, int]) -> _Device:
         """Who of ours holds what of it."""
-        parts: dict[int, Part] = {}
+        parts: dict[int, DeviceUse] = {}
         for holder in look.holders:
             instance = owners[holder.pid]
-            one = parts.get(instance, Part()) + part(holder.memory, shape)
+            one = parts.get(instance, DeviceUse()) + part(holder.memory, shape)
             parts[instance] = replace(one, device=min(one.device, shape.capacity))
         device = _Device(look, shape, parts)
         unsized = {owners[pid] for pid in look.unsized}
@@ -141,10 +141,10 @@ class Meter:
         # The driver says that they use it, not how much: what has come since before them is theirs, in equal parts.
         each = max(0, rest - self._before.get(look.device.id, 0)) // len(unsized)
         return replace(
-            device, parts=parts | {instance: parts.get(instance, Part()) + Part(each) for instance in unsized}
+            device, parts=parts | {instance: parts.get(instance, DeviceUse()) + DeviceUse(each) for instance in unsized}
         )
 
-    def _pool(self, device: _Device, main: MainMemory | None) -> Pool:
+    def _pool(self, device: _Device, main: MainMemoryUse | None) -> Pool:
         foreign = device.foreign
         if foreign is None:
             strangers = () if device.look.readings.asleep else self._strangers.get(device.look.device.id, ())
@@ -153,7 +153,7 @@ class Meter:
 
     # --- main memory ------------------------------------------------------------------------------------------
 
-    def _main(self, main: MainMemory, held: Iterable[Held], parts: Iterable[Part]) -> Pool:
+    def _main(self, main: MainMemoryUse, held: Iterable[ResidentMemory], parts: Iterable[DeviceUse]) -> Pool:
         """Pages that drivers keep in main memory for a process are in no process's share of it."""
         firm = sum(one.firm for one in held) + sum(one.main + one.backing for one in parts)
         reserve = self._reserve if self._reserve is not None else usual_reserve(main.total)
@@ -190,12 +190,14 @@ class Meter:
         return tuple(sorted(named, key=lambda one: (-one.size, one.pool, one.pid))[:MOST_NAMED])
 
 
-def _used(instance: int, held: Held | None, found: Iterable[_Device], main: MainMemory | None) -> dict[str, int]:
+def _used(
+    instance: int, held: ResidentMemory | None, found: Iterable[_Device], main: MainMemoryUse | None
+) -> dict[str, int]:
     """What an instance has in use, by pool; empty when none of its processes could be seen."""
     used: dict[str, int] = {}
     in_main = held.total if held is not None else 0
     for device in found:
-        one = device.parts.get(instance, Part())
+        one = device.parts.get(instance, DeviceUse())
         if one.device:
             used[device.look.device.id] = one.device
         in_main += one.main

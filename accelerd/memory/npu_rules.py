@@ -56,7 +56,7 @@ GENERATIONS: Final[Mapping[tuple[str, str], Generation]] = {
 NPU_ENGINES: Final = frozenset({"flm"})  # that run nothing anywhere else
 
 NPU, OTHER = "NPU", "GPU or the processor"
-APART: Final = "models on the {theirs} are not put away for a model on the {own}"
+APART: Final = "models on the {theirs} are not unloaded for a model on the {own}"
 
 
 def contexts(device: Device) -> int | None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from accelerd.base.sizes import human_size
 from accelerd.config.model import MemorySettings
-from accelerd.memory.ledger import Balance, Held
+from accelerd.memory.ledger import Balance, PoolHolding
 from accelerd.memory.model import RAM, MemorySnapshot, Stall
 
 NOISE: Final = 16  # a shortage of less than this part of the reserve is what the reserve is for
@@ -32,7 +32,7 @@ RETURNS: Final = ("leaving", "reclaiming")
 
 
 @dataclass(frozen=True)
-class Order:
+class RoomOrder:
     """Make room."""
 
     pool: str  # the one that is short; what it backs can help it
@@ -42,7 +42,7 @@ class Order:
 
 
 @dataclass
-class _State:
+class _PoolState:
     """What is remembered of one pool."""
 
     calm: int | None = None  # others' use when there was room for all that is reserved, or less
@@ -60,7 +60,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Figures:
+class _PoolFigures:
     """One pool in bytes, with what lies in it of others that it backs."""
 
     balance: Balance
@@ -87,23 +87,23 @@ class _Figures:
 
 
 class Pressure:
-    """See the module's text. One look after the other, in the order of time."""
+    """Is given one snapshot after the other, in the order of time."""
 
     def __init__(self, settings: MemorySettings) -> None:
         self._settings = settings
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, _PoolState] = {}
 
     def configure(self, settings: MemorySettings) -> None:
         self._settings = settings
 
-    def look(self, seen: MemorySnapshot, balances: Sequence[Balance], now: float) -> tuple[Order, ...]:
+    def look(self, seen: MemorySnapshot, balances: Sequence[Balance], now: float) -> tuple[RoomOrder, ...]:
         """What shall make room now. Each order must be answered."""
         books = {balance.pool.id: balance for balance in balances}
-        self._states = {id: self._states.get(id) or _State() for id in books}
+        self._states = {id: self._states.get(id) or _PoolState() for id in books}
         found = [self._pool(_figures(balance, books), seen, now) for balance in balances]
         return tuple(order for order in found if order is not None)
 
-    def answered(self, order: Order, coming: int) -> None:
+    def answered(self, order: RoomOrder, coming: int) -> None:
         """The order is carried out: so many bytes will come back. 0: no model can leave now."""
         if order.pool in self._states:
             self._states[order.pool].coming = coming
@@ -122,7 +122,7 @@ class Pressure:
 
     # --- one pool ---------------------------------------------------------------------------------------------
 
-    def _pool(self, figures: _Figures, seen: MemorySnapshot, now: float) -> Order | None:
+    def _pool(self, figures: _PoolFigures, seen: MemorySnapshot, now: float) -> RoomOrder | None:
         pool, foreign = figures.balance.pool, figures.balance.foreign
         state = self._states[pool.id]
         if figures.loading:
@@ -157,9 +157,9 @@ class Pressure:
         if stalled:
             state.stalled = now
         most = figures.coming + figures.movable
-        return Order(pool.id, min(size, most), _why(figures, before, grown, seen, stalled), urgent)
+        return RoomOrder(pool.id, min(size, most), _why(figures, before, grown, seen, stalled), urgent)
 
-    def _thresholds(self, figures: _Figures, state: _State, due: int, now: float) -> tuple[bool, bool]:
+    def _thresholds(self, figures: _PoolFigures, state: _PoolState, due: int, now: float) -> tuple[bool, bool]:
         """(hard, soft): is it passed, and for long enough?"""
         reserve = figures.balance.pool.reserve
         if due <= reserve // NOISE:
@@ -172,8 +172,8 @@ class Pressure:
         state.doubted = below
         return hard, now - state.short_since >= self._settings.soft_grace
 
-    def _stalls(self, figures: _Figures, state: _State, stall: Stall | None, now: float) -> bool:
-        """Do programs stand still for want of this memory?
+    def _stalls(self, figures: _PoolFigures, state: _PoolState, stall: Stall | None, now: float) -> bool:
+        """Are programs waiting for this memory?
 
         Not while a model is loaded, which makes the loader wait for the disk; nor with memory to spare: then some
         program has come to a limit of its own, and no model's leaving would help it.
@@ -185,7 +185,7 @@ class Pressure:
             return False
         return figures.free < max(2 * pool.reserve, pool.capacity // SHARE)
 
-    def _waits(self, figures: _Figures, state: _State, urgent: bool, now: float) -> bool:
+    def _waits(self, figures: _PoolFigures, state: _PoolState, urgent: bool, now: float) -> bool:
         """Is the effect of an order still to be seen? What has become urgent since does not wait for it."""
         if state.ordered is None or now - state.ordered >= EFFECT or (urgent and not state.urgent):
             return False
@@ -196,7 +196,7 @@ class Pressure:
         return True
 
 
-def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
+def _figures(balance: Balance, books: Mapping[str, Balance]) -> _PoolFigures:
     """The pool as it is, not as it was reserved."""
     backed = [one for one in books.values() if one.pool.backed_by == balance.pool.id]
     spilled = max(0, balance.spilled + sum(_use(h) - h.size for one in backed for h in one.holdings))
@@ -206,7 +206,7 @@ def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
     everything = [(one.pool.id, held) for one in inside for held in one.holdings]
     staying = sum(_sum(one.holdings, STAYS) for one in backed)
     returning = sum(_sum(one.holdings, RETURNS) for one in backed)
-    return _Figures(
+    return _PoolFigures(
         balance=balance,
         ours=sum(map(_use, balance.holdings)) + spilled,
         reserved={(id, h.model): max(h.size, h.used or 0) for id, h in everything if h.phase in STAYS},
@@ -217,18 +217,18 @@ def _figures(balance: Balance, books: Mapping[str, Balance]) -> _Figures:
     )
 
 
-def _use(held: Held) -> int:
+def _use(held: PoolHolding) -> int:
     """What it takes: all that it may take while it loads, then what was seen."""
     if not held.used or held.phase in ("reclaiming", "lost"):
         return held.size
     return max(held.size, held.used) if held.phase == "loading" else held.used
 
 
-def _sum(holdings: Iterable[Held], phases: Sequence[str]) -> int:
+def _sum(holdings: Iterable[PoolHolding], phases: Sequence[str]) -> int:
     return sum(_use(held) for held in holdings if held.phase in phases)
 
 
-def _why(figures: _Figures, before: int, grown: int, seen: MemorySnapshot, stalled: bool) -> str:
+def _why(figures: _PoolFigures, before: int, grown: int, seen: MemorySnapshot, stalled: bool) -> str:
     balance = figures.balance
     pool, more = balance.pool, balance.foreign - before
     others = f"others use {human_size(balance.foreign)}"
@@ -241,12 +241,12 @@ def _why(figures: _Figures, before: int, grown: int, seen: MemorySnapshot, stall
     if grown >= WORTH_SAYING:
         ours += f", {human_size(grown)} more than was reserved for them"
     text = f"{pool.label} is short: {human_size(figures.free)} of {human_size(pool.capacity)} free, "
-    text += f"{human_size(pool.reserve)} are to be"
+    text += f"{human_size(pool.reserve)} must stay free"
     text += f"; {others}; {ours}"
     if figures.coming:
         text += f", of which {human_size(figures.coming)} are on their way back"
     if stalled and seen.stall is not None:
         full, some = seen.stall.full, seen.stall.some
-        part = f"{full:.0f} % of the last 10 s" if full >= STALL_FULL else f"in {some:.0f} % of the last 10 s some"
-        text += f"; programs stood still for want of it {part}"
+        who, share = ("all", full) if full >= STALL_FULL else ("some", some)
+        text += f"; {who} programs waited for memory during {share:.0f} % of the last 10 s"
     return text

@@ -33,7 +33,7 @@ Pause = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Others:
+class OtherPrograms:
     """What others than our models use of one pool."""
 
     foreign: int  # by the driver's figures
@@ -42,7 +42,7 @@ class Others:
 
 
 @dataclass(slots=True, eq=False)
-class Debt:
+class UnreturnedMemory:
     """What one ended instance has not given back. The Watch that is handed out."""
 
     reclaimer: Reclaimer
@@ -64,16 +64,16 @@ class Debt:
 
 
 @dataclass(slots=True)
-class Account:
+class PoolAccount:
     """One pool with debts: what is missing in it. Pure, but for its own figures."""
 
-    others: Others  # what others are believed to use
+    others: OtherPrograms  # what others are believed to use
     label: str
     missing: int = -1  # as it was for a while
     steady_since: float = 0.0
     absent_since: float | None = None  # the pool is seen no more: its device has gone
 
-    def look(self, at: float, now: Others) -> int:
+    def look(self, at: float, now: OtherPrograms) -> int:
         """Bytes that nobody can be named for, beyond what others used before."""
         foreign, named = self.others.foreign, self.others.named
         if now.named < named:  # somebody has left: what he had is not ours
@@ -85,12 +85,12 @@ class Account:
             taken = min(missing, now.named - named)
             foreign, named, missing = foreign + taken, named + taken, missing - taken
             self.missing, self.steady_since = missing, at
-        self.others = Others(foreign, named)
+        self.others = OtherPrograms(foreign, named)
         return missing
 
 
 class Reclaimer:
-    """See the module's text. Used on the loop's thread."""
+    """Watches whether the memory of ended instances comes back. Used on the event loop."""
 
     def __init__(self, look: Look, clock: Clock, events: EventStream, *, pause: Pause = asyncio.sleep) -> None:
         """`look` takes a look at all memory; `pause` waits so many seconds between looks."""
@@ -98,13 +98,13 @@ class Reclaimer:
         self._clock = clock
         self._pause = pause
         self._last: MemorySnapshot | None = None
-        self._alive: dict[int, dict[str, Others]] = {}  # what others used beside an instance, by pool
-        self._debts: list[Debt] = []  # the oldest first
-        self._accounts: dict[str, Account] = {}  # by pool; of pools with debts
+        self._alive: dict[int, dict[str, OtherPrograms]] = {}  # what others used beside an instance, by pool
+        self._debts: list[UnreturnedMemory] = []  # the oldest first
+        self._accounts: dict[str, PoolAccount] = {}  # by pool; of pools with debts
         self._poller: asyncio.Task[None] | None = None
         events.subscribe(MemorySnapshot, self.on_memory_snapshot)
 
-    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Debt | None:
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> UnreturnedMemory | None:
         """See the scheduler's Reclaim. None too when nobody has ever looked: then nothing can be compared."""
         before = self._alive.pop(instance, {})
         labels = {pool.id: pool.label for pool in self._last.pools} if self._last is not None else {}
@@ -113,8 +113,8 @@ class Reclaimer:
             return None
         for pool in on_devices:
             if pool not in self._accounts:
-                self._accounts[pool] = Account(before.get(pool) or _others(self._last, pool), labels[pool])
-        debt = Debt(self, instance, model, on_devices, changed, self._clock.monotonic())
+                self._accounts[pool] = PoolAccount(before.get(pool) or _others(self._last, pool), labels[pool])
+        debt = UnreturnedMemory(self, instance, model, on_devices, changed, self._clock.monotonic())
         self._debts.append(debt)
         if self._poller is None:
             self._poller = asyncio.get_running_loop().create_task(self._poll(), name="reclaim")
@@ -132,7 +132,7 @@ class Reclaimer:
             if debt.since <= seen.at and debt in self._debts:  # what is told may end other watches
                 self._tell(debt)
 
-    def drop(self, debt: Debt) -> None:
+    def drop(self, debt: UnreturnedMemory) -> None:
         """It is watched no longer."""
         if debt not in self._debts:
             return
@@ -198,7 +198,7 @@ class Reclaimer:
             missing -= share
             debt.left[pool] = share if share > debt.slack(pool) else 0
 
-    def _tell(self, debt: Debt) -> None:
+    def _tell(self, debt: UnreturnedMemory) -> None:
         if len(debt.left) < len(debt.held):
             return  # a pool has not been seen yet
         left = {pool: size for pool, size in debt.left.items() if size}
@@ -212,9 +212,9 @@ class Reclaimer:
         debt.changed(total, where)
 
 
-def _others(seen: MemorySnapshot | None, pool: str, beside: int = 0) -> Others:
+def _others(seen: MemorySnapshot | None, pool: str, beside: int = 0) -> OtherPrograms:
     if seen is None:
-        return Others(0, 0, beside)
+        return OtherPrograms(0, 0, beside)
     foreign = sum(one.foreign for one in seen.pools if one.id == pool)
     named = sum(user.size for user in seen.foreign if user.pool == pool)
-    return Others(foreign, named, beside)
+    return OtherPrograms(foreign, named, beside)

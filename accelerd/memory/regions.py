@@ -23,19 +23,19 @@ EVICTED: Final = "cpu"  # main memory that it does not see
 
 
 @dataclass(frozen=True)
-class Part:
+class DeviceUse:
     """What somebody holds through a device, in bytes."""
 
     device: int = 0  # of the device's pool
     main: int = 0  # of main memory, counted there
     backing: int = 0  # of `device`, what lies in main memory
 
-    def __add__(self, other: Part) -> Part:
-        return Part(self.device + other.device, self.main + other.main, self.backing + other.backing)
+    def __add__(self, other: DeviceUse) -> DeviceUse:
+        return DeviceUse(self.device + other.device, self.main + other.main, self.backing + other.backing)
 
 
 @dataclass(frozen=True)
-class Shape:
+class DeviceMemory:
     """The memory of a device."""
 
     capacity: int
@@ -47,34 +47,34 @@ class Shape:
         return self.own is not None
 
 
-def part(memory: Mapping[str, int], shape: Shape) -> Part:
+def part(memory: Mapping[str, int], shape: DeviceMemory) -> DeviceUse:
     """What a client with these regions holds."""
     local = sum(size for region, size in memory.items() if region.startswith(LOCAL))
     mapped = sum(size for region, size in memory.items() if region.startswith(MAPPED))
     evicted = memory.get(EVICTED, 0)
     if shape.own is None:
-        return Part(local, mapped + evicted)
+        return DeviceUse(local, mapped + evicted)
     # More than the device has for itself cannot lie there, whatever the driver calls it.
-    return Part(local + mapped, evicted, mapped + max(0, local - shape.own))
+    return DeviceUse(local + mapped, evicted, mapped + max(0, local - shape.own))
 
 
-def shape_of(device: Device, readings: Readings, main: int | None) -> Shape | None:
+def shape_of(device: Device, readings: Readings, main: int | None) -> DeviceMemory | None:
     """`main`: bytes of main memory, None where that is not known. None: the device tells nothing to plan with."""
     sizes = {pool.name: pool for pool in readings.pools}
     vram, gtt, unified = sizes.get("vram"), sizes.get("gtt"), sizes.get("unified")
     if device.kind == "npu":
         told = sizes.get("ram")
-        return Shape(main, 0, told.used if told is not None else None) if main is not None else None
+        return DeviceMemory(main, 0, told.used if told is not None else None) if main is not None else None
     if vram is None and gtt is None:
         # The machine's own memory: how much of it is the device's nobody tells.
         capacity = main if main is not None else unified.total if unified is not None else 0
-        return Shape(capacity, 0, None) if unified is not None and capacity else None
+        return DeviceMemory(capacity, 0, None) if unified is not None and capacity else None
     if not device.unified:
-        return Shape(vram.total, None, vram.used) if vram is not None and vram.total else None
+        return DeviceMemory(vram.total, None, vram.used) if vram is not None and vram.total else None
     own = vram.total if vram is not None else 0
     mapped = gtt.total if gtt is not None else 0
     # Older kernels let GTT be larger than what there is.
-    return Shape(own + (min(mapped, main) if main is not None else mapped), own, _sum(vram, gtt))
+    return DeviceMemory(own + (min(mapped, main) if main is not None else mapped), own, _sum(vram, gtt))
 
 
 def _sum(*pools: MemoryPool | None) -> int | None:
@@ -83,7 +83,7 @@ def _sum(*pools: MemoryPool | None) -> int | None:
     return sum(known) if len(known) == len(used) else None
 
 
-def pool_of(device: Device, shape: Shape, foreign: int, *, reserve: int, main: bool) -> Pool:
+def pool_of(device: Device, shape: DeviceMemory, foreign: int, *, reserve: int, main: bool) -> Pool:
     """The pool of a device. `main`: main memory is a pool too."""
     return Pool(
         id=device.id,

@@ -21,7 +21,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Held:
+class ResidentMemory:
     """Bytes of main memory."""
 
     anon: int = 0
@@ -38,13 +38,13 @@ class Held:
         """What the kernel cannot drop. A model's file is locked alone, or all of a process is."""
         return self.anon + self.shmem + min(self.locked, self.file)
 
-    def __add__(self, other: Held) -> Held:
-        return Held(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+    def __add__(self, other: ResidentMemory) -> ResidentMemory:
+        return ResidentMemory(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
-    def moved(self, before: Held, now: Held) -> Held:
+    def moved(self, before: ResidentMemory, now: ResidentMemory) -> ResidentMemory:
         """This, changed by as much as it is from `before` to `now`; never below nothing."""
         changed = (getattr(self, f.name) + getattr(now, f.name) - getattr(before, f.name) for f in fields(self))
-        return Held(*(max(0, size) for size in changed))
+        return ResidentMemory(*(max(0, size) for size in changed))
 
 
 def resident(proc: Path, pids: Iterable[int]) -> int:
@@ -89,23 +89,23 @@ def _pss(proc: Path, pid: int) -> int | None:
     return share.total if share is not None else None
 
 
-def shared(proc: Path, pid: int) -> Held | None:
+def shared(proc: Path, pid: int) -> ResidentMemory | None:
     """The proportional share of a process. Walks its page tables: some 3 ms for each GB. None: not to be had."""
     told = _sizes(proc / str(pid) / "smaps_rollup")
     if "Pss" not in told:
         return None  # it has ended, or may not be looked into
     if "Pss_Anon" not in told:  # before Linux 5.9
         anon = min(told["Pss"], told.get("Anonymous", 0))
-        return Held(anon, 0, told["Pss"] - anon, told.get("Locked", 0))
-    return Held(told["Pss_Anon"], told.get("Pss_Shmem", 0), told.get("Pss_File", 0), told.get("Locked", 0))
+        return ResidentMemory(anon, 0, told["Pss"] - anon, told.get("Locked", 0))
+    return ResidentMemory(told["Pss_Anon"], told.get("Pss_Shmem", 0), told.get("Pss_File", 0), told.get("Locked", 0))
 
 
-def counted(proc: Path, pid: int) -> Held | None:
+def counted(proc: Path, pid: int) -> ResidentMemory | None:
     """What the kernel has counted for a process (RSS by kind): cheap, and anybody may ask. None: it has ended."""
     told = _sizes(proc / str(pid) / "status")
     if "RssAnon" not in told:
         return None
-    return Held(told["RssAnon"], told.get("RssShmem", 0), told.get("RssFile", 0), told.get("VmLck", 0))
+    return ResidentMemory(told["RssAnon"], told.get("RssShmem", 0), told.get("RssFile", 0), told.get("VmLck", 0))
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -124,11 +124,11 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownProcess:
     """The share of a process, what was counted for it then, and when the share is to be read again."""
 
-    share: Held
-    counted: Held
+    share: ResidentMemory
+    counted: ResidentMemory
     due: float
 
 
@@ -141,9 +141,9 @@ class Residents:
     def __init__(self, roots: Roots, clock: Clock) -> None:
         self._roots = roots
         self._clock = clock
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, _KnownProcess] = {}
 
-    def look(self, groups: Mapping[int, Collection[int]]) -> dict[int, Held]:
+    def look(self, groups: Mapping[int, Collection[int]]) -> dict[int, ResidentMemory]:
         """By group; a group of which no process lives is left out. Processes in none of them are forgotten."""
         found = {}
         for group, pids in groups.items():
@@ -157,12 +157,12 @@ class Residents:
             if closed:
                 held.append(self._closed(closed))
             if held:
-                found[group] = sum(held, Held())
+                found[group] = sum(held, ResidentMemory())
         live = {pid for pids in groups.values() for pid in pids}
         self._known = {pid: known for pid, known in self._known.items() if pid in live}
         return found
 
-    def _share(self, pid: int) -> Held | None:
+    def _share(self, pid: int) -> ResidentMemory | None:
         """None: it has ended, or may not be looked into."""
         now = counted(self._roots.proc, pid)
         known = self._known.get(pid)
@@ -175,10 +175,10 @@ class Residents:
         if share is None:
             return None
         ended = self._clock.monotonic()
-        self._known[pid] = _Known(share, now, ended + max(AGAIN, SHARE * (ended - began)))
+        self._known[pid] = _KnownProcess(share, now, ended + max(AGAIN, SHARE * (ended - began)))
         return share
 
-    def _closed(self, processes: Mapping[int, Held]) -> Held:
+    def _closed(self, processes: Mapping[int, ResidentMemory]) -> ResidentMemory:
         """Of processes of another user, of which only the counters can be read.
 
         What several of them share is taken to be the same pages. A control group that is theirs alone knows what they
@@ -194,4 +194,4 @@ class Residents:
             most = max(held.anon for held in processes.values())
             anon = max(most, min(anon, charged.get("anon", anon)))  # after a fork both have the same pages
             shmem = max(shmem, charged.get("shmem", 0))
-        return Held(anon, shmem, file, locked)
+        return ResidentMemory(anon, shmem, file, locked)

@@ -54,7 +54,7 @@ USUAL: Final = Rhythm()
 
 
 class MemoryWatch:
-    """See the module's text. All methods run on the event loop. Who starts an instance calls `want`."""
+    """All methods run on the event loop. Whoever starts an instance calls `want`."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec
-from accelerd.memory.ledger import Holding, Ledger, Shortage
+from accelerd.memory.ledger import Holding, Ledger, PoolShortage
 from accelerd.memory.model import RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.scheduler.record import ModelRecord, Residue
@@ -145,7 +145,7 @@ def lasting_reason_not_resident(
     return why
 
 
-def in_words(short: Shortage, need: MemoryRequirement) -> str:
+def in_words(short: PoolShortage, need: MemoryRequirement) -> str:
     """The arithmetic of one pool."""
     balance, pool = short.balance, short.balance.pool
     where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"

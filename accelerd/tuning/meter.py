@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from accelerd.engines.base import Endpoint
-from accelerd.tuning.search import Series
+from accelerd.tuning.search import RateSeries
 
 if TYPE_CHECKING:
     import aiohttp  # loaded with the first measurement: it is large
@@ -31,7 +31,7 @@ class MeterError(Exception):
 
 
 @dataclass(frozen=True)
-class Load:
+class MeterLoad:
     """How much is asked of a server."""
 
     prompt: int  # tokens
@@ -39,11 +39,11 @@ class Load:
     repeats: int
 
 
-def load_for(context: int | None, *, quick: bool) -> Load:
+def load_for(context: int | None, *, quick: bool) -> MeterLoad:
     """What fits a request's context."""
     room = context or 4096
     answer = min(64 if quick else 128, room // 4)
-    return Load(min(512 if quick else 2048, room - answer - 16), answer, 3 if quick else 5)
+    return MeterLoad(min(512 if quick else 2048, room - answer - 16), answer, 3 if quick else 5)
 
 
 def text(words: int) -> str:
@@ -52,7 +52,9 @@ def text(words: int) -> str:
     return " ".join(known[(i * i * 7 + i * 13 + i // 11) % len(known)] for i in range(words))
 
 
-async def measure(endpoint: Endpoint, secret: str, load: Load, step: Callable[[int], None]) -> tuple[Series, Series]:
+async def measure(
+    endpoint: Endpoint, secret: str, load: MeterLoad, step: Callable[[int], None]
+) -> tuple[RateSeries, RateSeries]:
     """Rates of prompt and answer. `step(n)` before the n-th repeat, 0 is the warm-up. MeterError."""
     prompts: list[float] = []
     answers: list[float] = []
@@ -65,7 +67,7 @@ async def measure(endpoint: Endpoint, secret: str, load: Load, step: Callable[[i
             prompt, answer = await _complete(session, tokens[number:] + tokens[:number], load.answer)
             prompts.append(prompt)
             answers.append(answer)
-    return Series(tuple(prompts)), Series(tuple(answers))
+    return RateSeries(tuple(prompts)), RateSeries(tuple(answers))
 
 
 def _session(endpoint: Endpoint, secret: str) -> aiohttp.ClientSession:

@@ -16,7 +16,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Advice, Build, Tuned
 from accelerd.estimate.gguf import Header
-from accelerd.tuning.rules import Rule
+from accelerd.tuning.rules import TuningRule
 from accelerd.tuning.schema import PHYSICAL
 
 VENDORS: Final = {"1002": "amd", "10de": "nvidia", "8086": "intel"}
@@ -26,7 +26,7 @@ PATTERNS: Final = ("gfx", "driver", "engine", "architecture")
 
 
 @dataclass(frozen=True)
-class Situation:
+class RuleContext:
     """What a rule's `when` is held against, in its words; None: not known."""
 
     device: str | None = None
@@ -46,10 +46,10 @@ class Situation:
 
 def situation(
     spec: ModelSpec, device: Device | None, build: Build, header: Header | None, size: int | None
-) -> Situation:
+) -> RuleContext:
     """`device` None: it is not known; `header` None: the model cannot be looked into; `size`: bytes of its files."""
     gpu = device is not None and device.kind == "gpu"
-    return Situation(
+    return RuleContext(
         device=device.kind if device is not None else None,
         vendor=VENDORS.get(device.vendor, device.vendor) or None if device is not None else None,
         gfx=device.gfx if device is not None else None,
@@ -66,12 +66,12 @@ def situation(
     )
 
 
-def holds(when: Mapping[str, Any], here: Situation) -> bool:
+def holds(when: Mapping[str, Any], here: RuleContext) -> bool:
     """Do all conditions hold? What is not known does not."""
     return all(_holds(key, wanted, here) for key, wanted in when.items())
 
 
-def _holds(key: str, wanted: Any, here: Situation) -> bool:
+def _holds(key: str, wanted: Any, here: RuleContext) -> bool:
     several = wanted if isinstance(wanted, tuple) else (wanted,)
     match key:
         case "min_size":
@@ -88,16 +88,16 @@ def _holds(key: str, wanted: Any, here: Situation) -> bool:
     return value in several
 
 
-def tune(rules: Sequence[Rule], spec: ModelSpec, here: Situation, cores: int) -> Tuned:
+def tune(rules: Sequence[TuningRule], spec: ModelSpec, here: RuleContext, cores: int) -> Tuned:
     """The model with what the rules set, and what they say of the rest. `cores`: physical ones of the processor."""
-    chosen: dict[str, tuple[Rule, Any]] = {}
+    chosen: dict[str, tuple[TuningRule, Any]] = {}
     for rule in rules:
         if holds(rule.when, here):
             for setting, value in rule.sets.items():
                 chosen[setting] = (rule, cores if value == PHYSICAL and setting == "threads" else value)
     given = _given_as_arguments(spec)
     advice: list[Advice] = []
-    follow: dict[str, tuple[Rule, Any]] = {}
+    follow: dict[str, tuple[TuningRule, Any]] = {}
     for setting, (rule, value) in chosen.items():
         if setting in given:
             advice.append(_advice("extra_args", setting, rule, value, f"{given[setting]} is your own"))
@@ -113,7 +113,7 @@ def tune(rules: Sequence[Rule], spec: ModelSpec, here: Situation, cores: int) ->
     return Tuned(_with(spec, follow), tuple(advice), tuple(warnings))
 
 
-def _with(spec: ModelSpec, follow: Mapping[str, tuple[Rule, Any]]) -> ModelSpec:
+def _with(spec: ModelSpec, follow: Mapping[str, tuple[TuningRule, Any]]) -> ModelSpec:
     values = {key: value for key, (_, value) in follow.items() if not key.startswith("env.")}
     env = {key.removeprefix("env."): value for key, (_, value) in follow.items() if key.startswith("env.")}
     origins = {**spec.origins, **{key: rule.origin for key, (rule, _) in follow.items()}}
@@ -143,7 +143,7 @@ def _given_as_arguments(spec: ModelSpec) -> dict[str, str]:
 
 
 def _conflicts(
-    spec: ModelSpec, given: Mapping[str, str], follow: Mapping[str, tuple[Rule, Any]]
+    spec: ModelSpec, given: Mapping[str, str], follow: Mapping[str, tuple[TuningRule, Any]]
 ) -> list[tuple[str, str]]:
     """Settings of `follow` that cannot go with what is set, and why."""
 
@@ -188,5 +188,5 @@ def _says(setting: str, value: Any) -> str:
     return f"{WRITTEN.get(setting, setting)} = {text}"
 
 
-def _advice(at: str, setting: str, rule: Rule, value: Any, why_not: str = "") -> Advice:
+def _advice(at: str, setting: str, rule: TuningRule, value: Any, why_not: str = "") -> Advice:
     return Advice(at, _says(setting, value), rule.origin, rule.reason, rule.source, why_not)

@@ -24,7 +24,7 @@ PACKAGED: Final = "rules.toml"
 
 
 @dataclass(frozen=True)
-class Rule:
+class TuningRule:
     """If `when` holds then `sets`, for a reason. Values are those of ModelSpec; "env.NAME" is a variable."""
 
     name: str
@@ -37,10 +37,10 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Rules:
+class TuningRules:
     """In the order in which they hold: what comes later wins. `problems`: why the user's own are not among them."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[TuningRule, ...]
     problems: tuple[Problem, ...] = ()
 
 
@@ -49,7 +49,7 @@ def user_file(config_file: Path) -> Path:
     return config_file.with_name(USER_FILE)
 
 
-def load(config_file: Path) -> Rules:
+def load(config_file: Path) -> TuningRules:
     """All rules that hold for the user of this configuration."""
     own = sources.read(user_file(config_file))
     rules, problems = parse(own)
@@ -61,11 +61,11 @@ def load(config_file: Path) -> Rules:
         if not rule.enabled and not rule.sets and rule.name not in {one.name for one in packaged()}:
             text = f"there is no rule {rule.name} to switch off"
             problems.append(Problem(rule.origin.file or "", rule.origin.line, _key(rule.name), text, "warning"))
-    return Rules(tuple(rule for rule in merged.values() if rule.enabled), tuple(problems))
+    return TuningRules(tuple(rule for rule in merged.values() if rule.enabled), tuple(problems))
 
 
 @cache
-def packaged() -> tuple[Rule, ...]:
+def packaged() -> tuple[TuningRule, ...]:
     """The package's own."""
     text = (resources.files(__package__) / PACKAGED).read_text("utf-8")
     rules, problems = parse([sources.Source(PACKAGED, Path(PACKAGED), text)])
@@ -74,9 +74,9 @@ def packaged() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def parse(files: Sequence[sources.Source]) -> tuple[list[Rule], list[Problem]]:
+def parse(files: Sequence[sources.Source]) -> tuple[list[TuningRule], list[Problem]]:
     """The rules of these files in order, and every mistake."""
-    rules: dict[str, Rule] = {}
+    rules: dict[str, TuningRule] = {}
     problems: list[Problem] = []
     for source in files:
         tree, problem = sources.parse(source)
@@ -113,10 +113,10 @@ class _Found:
     def __post_init__(self) -> None:
         self.names = [str(path[1]) for path, entry in self.entries.items() if len(path) == 2 and entry.value is TABLE]
 
-    def rules(self) -> Iterator[Rule]:
+    def rules(self) -> Iterator[TuningRule]:
         for name in self.names:
             here = self.entries["rules", name]
-            yield Rule(
+            yield TuningRule(
                 name=name,
                 when={key: value for (key, *_), value in self._values(name, "when")},
                 sets={_field(key): value for key, value in self._values(name, "set")},

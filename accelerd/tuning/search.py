@@ -29,7 +29,7 @@ UNQUANTISED: Final = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True)
-class Series:
+class RateSeries:
     """Tokens a second, measured several times."""
 
     values: tuple[float, ...]
@@ -50,7 +50,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TuningCandidate:
     """One way of running the model: `settings` beside those that it has now, by field of ModelSpec."""
 
     label: str
@@ -58,12 +58,12 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class TuningRow:
     """What came of a candidate."""
 
-    candidate: Candidate
-    prompt: Series | None = None
-    generation: Series | None = None
+    candidate: TuningCandidate
+    prompt: RateSeries | None = None
+    generation: RateSeries | None = None
     failed: str = ""  # why there are no numbers
     disturbed: bool = False  # other models worked meanwhile
 
@@ -81,13 +81,13 @@ class Row:
         return min(MOST_NOISE, max(self.prompt.noise, self.generation.noise))
 
 
-def better(row: Row, than: Row) -> bool:
+def better(row: TuningRow, than: TuningRow) -> bool:
     """Is it faster, by more than chance?"""
     return row.seconds < than.seconds * (1 - max(LEAST_GAIN, row.noise, than.noise))
 
 
 @dataclass
-class Search:
+class TuningSearch:
     """Ask `next` for a candidate, tell `done` what came of it, until there is none left. The first is how it is now."""
 
     now: ModelSpec  # with all that rules add
@@ -95,15 +95,15 @@ class Search:
     physical: int  # cores
     logical: int
     quick: bool = False
-    rows: list[Row] = field(default_factory=list)
-    best: Row | None = None
+    rows: list[TuningRow] = field(default_factory=list)
+    best: TuningRow | None = None
 
     def __post_init__(self) -> None:
-        self._queue: deque[Candidate] = deque([Candidate("as it is now", {})])
+        self._queue: deque[TuningCandidate] = deque([TuningCandidate("as it is now", {})])
         self._tried = {self._key({})}
         self._stages = self._knobs()
 
-    def next(self) -> Candidate | None:
+    def next(self) -> TuningCandidate | None:
         while not self._queue:
             stage = next(self._stages, None)
             if stage is None:
@@ -112,10 +112,10 @@ class Search:
                 key = self._key(settings)
                 if key not in self._tried:
                     self._tried.add(key)
-                    self._queue.append(Candidate(self._label(settings), settings))
+                    self._queue.append(TuningCandidate(self._label(settings), settings))
         return self._queue.popleft()
 
-    def done(self, row: Row) -> None:
+    def done(self, row: TuningRow) -> None:
         self.rows.append(row)
         if self.best is None or better(row, self.best):
             self.best = row

@@ -18,7 +18,7 @@ from accelerd.engines.base import Build, Tuned
 from accelerd.estimate.gguf import GgufError, Header, read_header
 from accelerd.tuning import rules as rule_files
 from accelerd.tuning.resolve import situation, tune
-from accelerd.tuning.rules import Rules
+from accelerd.tuning.rules import TuningRules
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class RuleTuner:
         self._devices = devices
         self._sys = sys
         self._headers: dict[str, tuple[Stamp, Header | None]] = {}
-        self._rules: tuple[Stamp, Rules] | None = None
+        self._rules: tuple[Stamp, TuningRules] | None = None
 
     async def __call__(self, spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
         return await asyncio.to_thread(self._tune, spec, build, weights)
@@ -48,7 +48,7 @@ class RuleTuner:
         allowed = os.sched_getaffinity(0)
         return physical_cores(self._sys, allowed), len(allowed)
 
-    def rules(self) -> Rules:
+    def rules(self) -> TuningRules:
         """All that hold now. Blocking."""
         file = rule_files.user_file(self._config_file)
         stamp = _stamp([file, *sorted(Path(f"{file}.d").glob("*.toml"))])

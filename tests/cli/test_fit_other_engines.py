@@ -67,7 +67,7 @@ def test_who_has_to_leave_is_of_its_own_kind() -> None:
     assert verdict(need(40), held("a", 20), gpu, free=64) == (
         False, False,
         "does not fit on RyzenAI-npu5: it needs 40.0 GiB of main memory, 6.0 GiB more than is free; "
-        "models on the GPU or the processor are not put away for a model on the NPU",
+        "models on the GPU or the processor are not unloaded for a model on the NPU",
     )  # fmt: skip
     assert verdict(need(30), held("a", 20), gpu, free=64) == (False, True, "fits on RyzenAI-npu5 after unloading a")
 

@@ -11,7 +11,7 @@ import pytest
 from accelerd.cli.fit.verdict import GgufFit, MachineState
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.engines.llama_server.forecast import Known, Read, settings_of
+from accelerd.engines.llama_server.forecast import ForecastInputs, ModelFiles, settings_of
 from accelerd.estimate.bandwidth import Rate
 from accelerd.estimate.placing import usable
 from accelerd.estimate.tensors import read_model
@@ -52,7 +52,7 @@ def fitting(path: Path, here: MachineState, measured: tuple[MemoryRequirement, .
     spec = ModelSpec(name="m", path=str(path), **settings)
     gpus = usable(here.devices)
     used, layers, _ = settings_of(spec, None, bool(gpus), "riscv64")
-    return GgufFit(Known(Read(model, None, None, ()), used, spec, gpus, layers), here, measured)
+    return GgufFit(ForecastInputs(ModelFiles(model, None, None, ()), used, spec, gpus, layers), here, measured)
 
 
 def on(pool: str, size: int, name: str = "other", phase: Any = "resident") -> Holding:

@@ -13,7 +13,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.control.memory import MemoryOperations
 from accelerd.control.model_info import ModelNames
 from accelerd.control.operations import parse
-from accelerd.memory.learned import Entry, Learned
+from accelerd.memory.learned import Learned, LearnedRecord
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool, Stall
 from accelerd.routing.directory import Directory
@@ -64,7 +64,7 @@ class Models:
 
 
 class Store:
-    learned: tuple[Entry, ...] = ()
+    learned: tuple[LearnedRecord, ...] = ()
 
     def learn(self, entries: Any) -> None:
         self.learned = tuple(entries)

@@ -88,7 +88,9 @@ def test_a_program_takes_memory_and_gives_it_back(start: Starter, machine: Machi
     daemon.wait_state("large", "stopped")
     assert ready(daemon) == {"small"}, "one was enough"
     model = daemon.status("large")
-    assert re.search(r"main memory is short: 1\.0 GiB of 64\.0 GiB free, 4\.0 GiB are to be", model["reason"]), model
+    assert re.search(r"main memory is short: 1\.0 GiB of 64\.0 GiB free, 4\.0 GiB must stay free", model["reason"]), (
+        model
+    )
     assert "models are being unloaded" in daemon.output()
     machine.others(10)
     daemon.wait_state("large", "ready")

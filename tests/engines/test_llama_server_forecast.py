@@ -16,7 +16,7 @@ from accelerd.engines.base import Build, Endpoint, Fixed
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
 from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, corrected, settings_of
-from accelerd.estimate.estimate import REPACKED, Settings, estimate
+from accelerd.estimate.estimate import REPACKED, EstimateSettings, estimate
 from accelerd.estimate.placing import options
 from accelerd.memory.model import RAM, Forecast
 from tests.memory.animals import animal
@@ -79,7 +79,7 @@ def test_further_arguments_count() -> None:
     )  # fmt: skip
     found, layers, named = settings_of(spec_of(None, extra_args=told), NEW, True, "x86_64")
     assert found == replace(
-        Settings(context=8192, few_outputs=True, backend="radv"),
+        EstimateSettings(context=8192, few_outputs=True, backend="radv"),
         ubatch=64, batch=128, type_k="q8_0", type_v="q4_0", flash="off", unified=True, window_full=True,
         offload_cache=False, host_experts=3,
     )  # fmt: skip
@@ -188,7 +188,7 @@ def test_the_tool_knows_buffers_of_architectures_that_are_new(tmp_path: Path) ->
 def test_buffers_full_of_logits_that_a_server_does_not_reserve_are_an_upper_bound(
     said: int, believed: int | None
 ) -> None:
-    found = estimate(animal(vocabulary=200_000), Settings(context=4096))  # 390 MiB for 512 tokens' logits
+    found = estimate(animal(vocabulary=200_000), EstimateSettings(context=4096))  # 390 MiB for 512 tokens' logits
     (need,) = options(found, (), gpu_layers=0, wanted_gpus=None, source=FROM_HEADER)
     answer = FitAnswer((FitRow("Host", "host", found.weights, found.cache, said * MIB),))
     better = corrected(need, found, answer)

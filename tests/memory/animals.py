@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerd.estimate.gguf import Header
-from accelerd.estimate.tensors import TYPES, Model, Tensor
+from accelerd.estimate.tensors import TYPES, GgufModel, Tensor
 
 MIB = 1 << 20
 NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
@@ -32,7 +32,7 @@ def animal(
     experts: int = 0,
     tied: bool = False,
     **values: Any,
-) -> Model:
+) -> GgufModel:
     """A model of `layers` alike. Further values are keys of the architecture, dots written as two underscores."""
     said: dict[str, Any] = {
         "block_count": layers, "embedding_length": width, "attention.head_count": heads,
@@ -62,4 +62,4 @@ def animal(
     header = Header(3, len(tensors), {"general.architecture": architecture,
                                       **{f"{architecture}.{key}": value for key, value in said.items()}},
                     {"tokenizer.ggml.tokens": vocabulary})  # fmt: skip
-    return Model(header, tensors, ("animal.gguf",))
+    return GgufModel(header, tensors, ("animal.gguf",))

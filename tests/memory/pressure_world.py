@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from accelerd.config.model import MemorySettings
 from accelerd.memory.ledger import Holding, Ledger, Phase
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
-from accelerd.memory.pressure import Order, Pressure
+from accelerd.memory.pressure import Pressure, RoomOrder
 
 GIB = 1 << 30
 GPU = "0000:03:00.0"
@@ -40,7 +40,7 @@ class World:
         self.now = 100.0
         self.leaving = leaving
         self.pressure = Pressure(settings or MemorySettings(soft_grace=3))
-        self.orders: list[tuple[float, Order]] = []
+        self.orders: list[tuple[float, RoomOrder]] = []
 
     def ledger(self) -> Ledger:
         pools = [
@@ -49,7 +49,7 @@ class World:
         ]
         return Ledger(pools, [Holding(n, m.phase, m.amounts, m.used or m.amounts) for n, m in self.models.items()])
 
-    def look(self) -> tuple[Order, ...]:
+    def look(self) -> tuple[RoomOrder, ...]:
         """One look, and what follows of it."""
         self.models = {n: m for n, m in self.models.items() if m.phase != "leaving" or m.back_at > self.now}
         ledger = self.ledger()
@@ -60,9 +60,9 @@ class World:
             self.pressure.answered(order, self.make_room(order))
         return orders
 
-    def run(self, seconds: float, *, every: float = 1.0, then: Callable[[], None] | None = None) -> list[Order]:
+    def run(self, seconds: float, *, every: float = 1.0, then: Callable[[], None] | None = None) -> list[RoomOrder]:
         """Looks for so long; `then` is done after each. All orders."""
-        found: list[Order] = []
+        found: list[RoomOrder] = []
         end = self.now + seconds
         while self.now < end:
             self.now += every
@@ -71,7 +71,7 @@ class World:
                 then()
         return found
 
-    def make_room(self, order: Order) -> int:
+    def make_room(self, order: RoomOrder) -> int:
         ledger = self.ledger()
 
         def gain(model: Model) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.estimate.estimate import Settings, estimate
+from accelerd.estimate.estimate import EstimateSettings, estimate
 from accelerd.estimate.placing import options
 from accelerd.estimate.tensors import read_model
 from tests.memory import zoo
@@ -20,9 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["gemma3", "mamba", "qwen3next"])
 def test_a_model_that_forgets_keeps_as_many_places_as_it_may(folder: Path, name: str) -> None:
     model = read_model(zoo.make(name, folder).path)
-    few = estimate(model, Settings(context=8192, slots=2, checkpoints=4))
-    many = estimate(model, Settings(context=8192, slots=2, checkpoints=8))
-    none = estimate(model, Settings(context=8192, slots=2))
+    few = estimate(model, EstimateSettings(context=8192, slots=2, checkpoints=4))
+    many = estimate(model, EstimateSettings(context=8192, slots=2, checkpoints=8))
+    none = estimate(model, EstimateSettings(context=8192, slots=2))
     assert 0 < 2 * few.checkpoints == many.checkpoints
     assert none.checkpoints == 0
     assert few.total == many.total == none.total, "it is beside what the engine reports"
@@ -36,12 +36,14 @@ def test_a_model_that_forgets_keeps_as_many_places_as_it_may(folder: Path, name:
 )
 def test_one_place_is_as_large_as_llama_server_says(folder: Path, name: str, seen: float) -> None:
     """As its log has it: "created context checkpoint …, size = 7.506 MiB"; a few kB of it are no state."""
-    found = estimate(read_model(zoo.make(name, folder).path), Settings(context=8192, checkpoints=1)).checkpoints
+    found = estimate(read_model(zoo.make(name, folder).path), EstimateSettings(context=8192, checkpoints=1)).checkpoints
     assert found / (1 << 20) == pytest.approx(seen, abs=0.02)
 
 
 def test_a_model_that_forgets_nothing_keeps_none(folder: Path) -> None:
     assert (
-        estimate(read_model(zoo.make("llama-gqa", folder).path), Settings(context=8192, checkpoints=32)).checkpoints
+        estimate(
+            read_model(zoo.make("llama-gqa", folder).path), EstimateSettings(context=8192, checkpoints=32)
+        ).checkpoints
         == 0
     )

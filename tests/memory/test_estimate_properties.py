@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.estimate.estimate import Estimate, Settings, estimate
+from accelerd.estimate.estimate import Estimate, EstimateSettings, estimate
 from accelerd.estimate.gguf import Header
-from accelerd.estimate.tensors import Model, Tensor
+from accelerd.estimate.tensors import GgufModel, Tensor
 from tests.memory.animals import animal
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -42,7 +42,7 @@ shape = st.lists(st.sampled_from([0, 1, 2, 3, 64, 96, 512, 1 << 20]), min_size=1
 
 
 @st.composite
-def models(draw: st.DrawFn) -> Model:
+def models(draw: st.DrawFn) -> GgufModel:
     kind = draw(st.sampled_from(KINDS))
     values: dict[str, Any] = {"general.architecture": kind}
     for key in draw(st.lists(st.sampled_from(KEYS), unique=True)):
@@ -53,11 +53,11 @@ def models(draw: st.DrawFn) -> Model:
             tensors[f"blk.{index}.{name}.weight"] = Tensor(draw(shape), "f16", draw(st.integers(0, 1 << 40)))
     for name in draw(st.lists(st.sampled_from(["token_embd", "output", "output_norm", "cls"]), unique=True)):
         tensors[f"{name}.weight"] = Tensor(draw(shape), "f16", draw(st.integers(0, 1 << 40)))
-    return Model(Header(3, len(tensors), values, {"tokenizer.ggml.tokens": draw(number)}), tensors, ())
+    return GgufModel(Header(3, len(tensors), values, {"tokenizer.ggml.tokens": draw(number)}), tensors, ())
 
 
 wanted = st.builds(
-    Settings,
+    EstimateSettings,
     context=st.sampled_from([0, 1, 256, 5000, 1 << 20, 1 << 62]),
     slots=st.integers(0, 9),
     unified=st.booleans(),
@@ -79,7 +79,7 @@ def whole(found: Estimate) -> int:
 @QUICK
 @given(models(), wanted, st.lists(st.integers(-1, 5), max_size=3))
 def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
-    model: Model, want: Settings, counts: list[int]
+    model: GgufModel, want: EstimateSettings, counts: list[int]
 ) -> None:
     found = estimate(model, want)
     shares = found.placed(counts)
@@ -103,7 +103,7 @@ def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
 def test_more_context_and_more_slots_never_need_less(kind: str, one: int, two: int, slots: int, flash: Any) -> None:
     model = animal(kind, attention__sliding_window=1024, experts=8 if kind == "qwen3moe" else 0)
     small, large = sorted((one, two))
-    base = Settings(context=small, flash=flash)
+    base = EstimateSettings(context=small, flash=flash)
     assert estimate(model, base).cache <= estimate(model, replace(base, context=large)).cache
     assert whole(estimate(model, base)) <= whole(estimate(model, replace(base, context=large)))
     each = [estimate(model, replace(base, context=small * count, slots=count)) for count in (slots, slots + 1)]
@@ -113,7 +113,7 @@ def test_more_context_and_more_slots_never_need_less(kind: str, one: int, two: i
 @QUICK
 @given(st.integers(1, 6), st.integers(1, 100_000))
 def test_however_it_is_divided_no_weight_and_no_cell_is_lost(layers: int, context: int) -> None:
-    found = estimate(animal(layers=layers), Settings(context=context))
+    found = estimate(animal(layers=layers), EstimateSettings(context=context))
     for first in range(layers + 2):
         for second in range(layers + 2 - first):
             shares = found.placed((first, second))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.estimate.compute import MARGIN
-from accelerd.estimate.estimate import REPACKED, Settings, estimate
+from accelerd.estimate.estimate import REPACKED, EstimateSettings, estimate
 from accelerd.estimate.tensors import read_model
 from tests.memory import reported, zoo, zoo_report
 
@@ -24,9 +24,9 @@ LEAST_FAR = 32 * MIB
 EXACT = 0.005  # weights and cache, of what is reported
 
 
-def wanted(told: reported.Settings) -> Settings:
+def wanted(told: reported.Settings) -> EstimateSettings:
     """The estimate's settings for what the server is told."""
-    return Settings(
+    return EstimateSettings(
         context=told.context,
         slots=told.parallel,
         type_k=told.type_k,
@@ -80,6 +80,6 @@ def test_an_estimate_is_what_the_server_takes_of_a_model_that_only_its_header_sh
     told = reported.Settings(context={"qwen3moe": 4096, "gemma3": 32768, "deepseek2": 131072}[name])
     fit = os.path.join(os.path.dirname(llama_server), "llama-fit-params")
     ((_, weights, cache, buffer),) = reported.projected(fit, big.path, told)
-    found = estimate(model, Settings(context=told.context, few_outputs=False))
+    found = estimate(model, EstimateSettings(context=told.context, few_outputs=False))
     assert [found.weights // MIB, found.cache // MIB] == [weights, cache]
     assert 0 <= found.compute // MIB - buffer <= LEAST_FAR // MIB + FAR * buffer

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.control.remembered import StateStore
-from accelerd.memory.learned import KEPT, Entry, Learned, improved
+from accelerd.memory.learned import KEPT, Learned, LearnedRecord, improved
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 
 MIB = 1 << 20
@@ -26,10 +26,10 @@ class Shelf:
     """A Store that counts."""
 
     def __init__(self) -> None:
-        self.learned: Sequence[Entry] = ()
+        self.learned: Sequence[LearnedRecord] = ()
         self.writes = 0
 
-    def learn(self, entries: Sequence[Entry]) -> None:
+    def learn(self, entries: Sequence[LearnedRecord]) -> None:
         self.learned = entries
         self.writes += 1
 
@@ -164,7 +164,7 @@ def test_names_that_no_file_can_hold_are_written_as_well_as_can_be() -> None:
     [entry] = learned.entries()
     assert entry.model == "/m/\\udcff.gguf"
     assert (entry.file[0], entry.file[-10:], len(entry.file)) == ("…", "/last.gguf", 500)
-    assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry
+    assert msgspec.json.decode(msgspec.json.encode(entry), type=LearnedRecord) == entry
     assert learned.apply(forecast(on_gpu(GIB), key=odd)).options[0].total == 2 * GIB
     assert learned.forget(odd) == 1
 
@@ -249,7 +249,7 @@ def test_whatever_happens_no_figure_is_negative_or_below_what_was_outgrown(
 
 
 ENTRIES = st.builds(
-    Entry,
+    LearnedRecord,
     key=st.text(min_size=1, max_size=8),
     devices=DEVICES,
     model=st.text(max_size=8),
@@ -266,14 +266,14 @@ ENTRIES = st.builds(
 
 
 @given(ENTRIES, POOLS)
-def test_every_entry_that_a_file_may_have_makes_a_need(entry: Entry, amounts: dict[str, int]) -> None:
+def test_every_entry_that_a_file_may_have_makes_a_need(entry: LearnedRecord, amounts: dict[str, int]) -> None:
     better = improved(MemoryRequirement(amounts, "estimated", entry.devices), entry)
     assert all(size >= 0 for size in better.amounts.values())
     assert better.total >= entry.need
 
 
 @given(st.lists(ENTRIES, max_size=4, unique_by=lambda entry: (entry.key, entry.devices)))
-def test_what_was_learned_is_there_after_a_restart(entries: list[Entry]) -> None:
+def test_what_was_learned_is_there_after_a_restart(entries: list[LearnedRecord]) -> None:
     """The whole way: through the file and back."""
     written: dict[Path, bytes] = {}
 
@@ -289,7 +289,7 @@ def test_what_was_learned_is_there_after_a_restart(entries: list[Entry]) -> None
         def set_aside(self) -> str:
             raise AssertionError("it must be readable")
 
-    async def run() -> tuple[Entry, ...]:
+    async def run() -> tuple[LearnedRecord, ...]:
         store = StateStore(Path("/x"), file=Memory())
         store.learn(entries)
         await store.close()
@@ -298,3 +298,12 @@ def test_what_was_learned_is_there_after_a_restart(entries: list[Entry]) -> None
         return Learned(again).entries()
 
     assert asyncio.run(run()) == tuple(reversed(entries))
+
+
+def test_two_models_of_one_file_do_not_have_it_written_in_turns() -> None:
+    shelf = Shelf()
+    learned = learning(shelf)
+    for model in ("a", "b") * 3:
+        learned.saw("k", on_gpu(GIB), {GPU: GIB}, settled=True, model=model)
+    assert shelf.writes == 1
+    assert learned.entries()[0].model == "b"

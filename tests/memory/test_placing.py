@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
-from accelerd.estimate.estimate import Settings, estimate
+from accelerd.estimate.estimate import EstimateSettings, estimate
 from accelerd.estimate.placing import divided, options, room, usable
 from accelerd.memory.model import RAM, MemoryRequirement
 from tests.memory.animals import MIB, animal
@@ -28,7 +28,7 @@ NPU = Device("npu", "XDNA", "amdxdna", "0000:c6:00.1")
 def ways(
     gpus: list[Device], *, layers: int | str | None = None, wanted: list[str] | None = None, **settings: object
 ) -> tuple[MemoryRequirement, ...]:
-    found = estimate(animal(layers=9), Settings(context=8192, **settings))  # type: ignore[arg-type]
+    found = estimate(animal(layers=9), EstimateSettings(context=8192, **settings))  # type: ignore[arg-type]
     return options(found, usable(gpus), gpu_layers=layers, wanted_gpus=wanted, source="test")
 
 

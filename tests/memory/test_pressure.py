@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from accelerd.config.model import MemorySettings
-from accelerd.memory.ledger import Balance, Held
+from accelerd.memory.ledger import Balance, PoolHolding
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
-from accelerd.memory.pressure import EFFECT, Order, Pressure
+from accelerd.memory.pressure import EFFECT, Pressure, RoomOrder
 from tests.memory.pressure_world import GIB, GPU, Model, World, card, ram, unified
 
 
@@ -231,11 +231,11 @@ def test_the_order_names_the_pool_and_the_numbers() -> None:
     world.foreign[GPU] = 14 * GIB
     world.users = (ForeignUser(RAM, 1, "firefox", 9 * GIB), ForeignUser(GPU, 2, "game.exe", 11 * GIB))
     [order] = world.run(1)
-    assert order == Order(
+    assert order == RoomOrder(
         GPU,
         2 * GIB + 24 * GIB // 20 - GIB,
-        "a card is short: 0.0 GiB of 24.0 GiB free, 1.0 GiB are to be; others use 14.0 GiB (12.0 GiB more than when "
-        "there was room), game.exe alone 11.0 GiB; models 10.0 GiB",
+        "a card is short: 0 B of 24.0 GiB free, 1.0 GiB must stay free; others use 14.0 GiB "
+        "(12.0 GiB more than when there was room), game.exe alone 11.0 GiB; models 10.0 GiB",
         True,
     )
     assert world.resident() == {"b"}
@@ -295,7 +295,7 @@ def test_programs_that_stand_still(stall: Stall | None, free: int, ordered: bool
     assert [order.hard for order in orders] == [True] * ordered
     if ordered:
         assert orders[0].size == 64 * GIB // 20
-        assert "stood still" in orders[0].why
+        assert "programs waited for memory" in orders[0].why
 
 
 def test_a_stall_is_not_blamed_on_a_load() -> None:
@@ -344,7 +344,7 @@ def test_before_the_first_look_nothing_is_known() -> None:
 def test_a_pool_that_goes_is_forgotten() -> None:
     pressure = Pressure(MemorySettings())
     pool = card()
-    balance = Balance(pool, (Held("a", "resident", 23 * GIB, None),), 10 * GIB, 0, -10 * GIB)
+    balance = Balance(pool, (PoolHolding("a", "resident", 23 * GIB, None),), 10 * GIB, 0, -10 * GIB)
     [order] = pressure.look(MemorySnapshot(1, (pool,), {}), (balance,), 1)
     assert pressure.pressed == (GPU,)
     assert pressure.look(MemorySnapshot(2, (), {}), (), 2) == ()

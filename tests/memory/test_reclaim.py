@@ -17,7 +17,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool
-from accelerd.memory.reclaim import QUICK, SLACK, STEADY, Account, Debt, Others, Reclaimer
+from accelerd.memory.reclaim import QUICK, SLACK, STEADY, OtherPrograms, PoolAccount, Reclaimer, UnreturnedMemory
 from accelerd.memory.watch import MemoryWatch
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.ports import Reclaim, ReclaimWatch
@@ -90,7 +90,7 @@ class Machine:
         self.ours[instance] = {{"gpu": GPU, "card": CARD, "ram": RAM}[name]: size for name, size in used.items()}
         self.reclaimer.on_memory_snapshot(self.seen())
 
-    def ends(self, instance: int, **missing: int) -> Debt | None:
+    def ends(self, instance: int, **missing: int) -> UnreturnedMemory | None:
         """It is gone, and the driver still has so much of it."""
         held = self.ours.pop(instance)
         for name, size in missing.items():
@@ -125,7 +125,7 @@ def into(sizes: dict[int, int], instance: int) -> Callable[[int, str], None]:
 
 def test_it_is_what_the_scheduler_asks_for() -> None:
     port: Reclaim = Machine().reclaimer
-    watch: type[ReclaimWatch] = Debt
+    watch: type[ReclaimWatch] = UnreturnedMemory
     assert (callable(port.watch), callable(watch.cancel)) == (True, True)
 
 
@@ -472,17 +472,17 @@ READINGS = st.lists(st.tuples(st.integers(0, 64), st.integers(0, 16)), min_size=
 
 @given(READINGS)
 def test_an_account_never_misses_more_than_there_is_and_believes_in_the_end(readings: list[tuple[int, int]]) -> None:
-    account = Account(Others(4 * GIB, 2 * GIB), "a card")
+    account = PoolAccount(OtherPrograms(4 * GIB, 2 * GIB), "a card")
     at = 0.0
     for nameless, named in readings:
         at += QUICK
         foreign = (nameless + named) * GIB // 4
-        missing = account.look(at, Others(foreign, named * GIB // 4))
+        missing = account.look(at, OtherPrograms(foreign, named * GIB // 4))
         assert 0 <= missing <= foreign
         assert account.others.foreign >= account.others.named >= 0
     for _ in range(20):
         at += QUICK
-        missing = account.look(at, Others(3 * GIB + 2 * GIB, 3 * GIB))
+        missing = account.look(at, OtherPrograms(3 * GIB + 2 * GIB, 3 * GIB))
     assert missing == 0, "others have their two nameless GiB, as before"
 
 

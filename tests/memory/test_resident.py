@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.memory.model import Stall
-from accelerd.memory.resident import AGAIN, Held, Residents, counted, proportional, resident, shared, taken_in
+from accelerd.memory.resident import AGAIN, ResidentMemory, Residents, counted, proportional, resident, shared, taken_in
 from accelerd.memory.stall import read_stall
 from tests.memory.machines import GIB, MIB, Machine
 
@@ -26,7 +26,7 @@ def test_a_share_is_what_is_held_alone_and_a_part_of_the_rest(tmp_path: Path) ->
     m = Machine(tmp_path)
     m.process(10, anon=2 * GIB, file=4 * GIB, shmem=GIB, private=0.5)
     residents = Residents(m.roots, m.clock)
-    assert residents.look({1: [10]}) == {1: Held(GIB, GIB // 2, 2 * GIB)}
+    assert residents.look({1: [10]}) == {1: ResidentMemory(GIB, GIB // 2, 2 * GIB)}
     assert (proportional(m.roots.proc, [10, 11]), resident(m.roots.proc, [10, 11])) == (3 * GIB + GIB // 2, 7 * GIB)
     assert proportional(m.roots.proc, [11]) is None
 
@@ -37,9 +37,9 @@ def test_between_two_readings_a_share_moves_as_the_counters_do(tmp_path: Path) -
     residents = Residents(m.roots, m.clock)
     residents.look({1: [10]})
     m.memory(10, anon=3 * GIB, file=GIB, shmem=MIB, private=0.5)
-    assert residents.look({1: [10]}) == {1: Held(2 * GIB, MIB, 0)}, "never below nothing"
+    assert residents.look({1: [10]}) == {1: ResidentMemory(2 * GIB, MIB, 0)}, "never below nothing"
     m.clock.advance(AGAIN)
-    assert residents.look({1: [10]}) == {1: Held(3 * GIB // 2, MIB // 2, GIB // 2)}
+    assert residents.look({1: [10]}) == {1: ResidentMemory(3 * GIB // 2, MIB // 2, GIB // 2)}
 
 
 def test_a_share_that_takes_long_to_read_is_read_less_often(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_a_share_that_takes_long_to_read_is_read_less_often(tmp_path: Path) -> N
     residents.look({1: [10]})
     path.write_text("Pss: 8 kB\nPss_Anon: 8 kB\n")
     m.clock.advance(20)
-    assert residents.look({1: [10]}) == {1: Held(GIB)}
+    assert residents.look({1: [10]}) == {1: ResidentMemory(GIB)}
     m.clock.advance(10)
-    assert residents.look({1: [10]}) == {1: Held(8192)}
+    assert residents.look({1: [10]}) == {1: ResidentMemory(8192)}
 
 
 def test_a_pid_that_was_another_process_before_is_read_anew(tmp_path: Path) -> None:
@@ -71,24 +71,24 @@ def test_a_pid_that_was_another_process_before_is_read_anew(tmp_path: Path) -> N
     residents.look({1: [10]})
     residents.look({})
     m.memory(10, anon=4 * GIB)
-    assert residents.look({1: [10]}) == {1: Held(4 * GIB)}
+    assert residents.look({1: [10]}) == {1: ResidentMemory(4 * GIB)}
 
 
 def test_older_kernels_do_not_split_the_share(tmp_path: Path) -> None:
     m = Machine(tmp_path)
     m.process(10)
     (m.roots.proc / "10/smaps_rollup").write_text("Rss: 9 kB\nPss: 6 kB\nAnonymous: 4 kB\nLocked: 1 kB\n")
-    assert shared(m.roots.proc, 10) == Held(4096, 0, 2048, 1024)
+    assert shared(m.roots.proc, 10) == ResidentMemory(4096, 0, 2048, 1024)
 
 
 @pytest.mark.parametrize(("charged", "expected"), [
     # After a fork both processes count the same pages; the group knows how many there are.
-    ({"anon": 5 * GIB, "shmem": 2 * GIB, "file": 90 * GIB}, Held(5 * GIB, 2 * GIB, 7 * GIB)),
-    ({"anon": GIB, "shmem": 0}, Held(4 * GIB, GIB, 7 * GIB)),  # charged elsewhere: one process alone has more
-    ({}, Held(7 * GIB, GIB, 7 * GIB)),
+    ({"anon": 5 * GIB, "shmem": 2 * GIB, "file": 90 * GIB}, ResidentMemory(5 * GIB, 2 * GIB, 7 * GIB)),
+    ({"anon": GIB, "shmem": 0}, ResidentMemory(4 * GIB, GIB, 7 * GIB)),  # charged elsewhere: one process alone has more
+    ({}, ResidentMemory(7 * GIB, GIB, 7 * GIB)),
 ])  # fmt: skip
 def test_a_container_of_another_user_is_known_by_its_control_group(
-    tmp_path: Path, charged: dict[str, int], expected: Held
+    tmp_path: Path, charged: dict[str, int], expected: ResidentMemory
 ) -> None:
     """The page cache that its group is charged for is not what its processes use."""
     m = Machine(tmp_path)
@@ -112,7 +112,7 @@ def test_a_control_group_with_others_in_it_says_nothing(tmp_path: Path) -> None:
     m.process(10, anon=2 * GIB)
     m.close(10)
     (m.roots.proc / "10/cgroup").write_text("0::/user.slice\n")
-    assert Residents(m.roots, m.clock).look({1: [10]}) == {1: Held(2 * GIB)}
+    assert Residents(m.roots, m.clock).look({1: [10]}) == {1: ResidentMemory(2 * GIB)}
 
 
 def test_the_real_proc_tells_what_this_process_holds() -> None:

@@ -75,7 +75,9 @@ def test_idle_models_make_room_and_the_journal_says_why(caplog: pytest.LogCaptur
     assert world.scheduler.asked == [(RAM, GIB + 64 * GIB // 20, False)]
     assert (world.scheduler.idle, world.relief.pressed) == (1, (RAM,))
     [text] = told(caplog)
-    assert text.startswith("main memory is short: 3.0 GiB of 64.0 GiB free, 4.0 GiB are to be; others use 41.0 GiB")
+    assert text.startswith(
+        "main memory is short: 3.0 GiB of 64.0 GiB free, 4.0 GiB must stay free; others use 41.0 GiB"
+    )
     assert text.endswith("; models are being unloaded")
     world.run(1)
     assert world.relief.pressed == ()

@@ -60,10 +60,10 @@ def test_neither_kind_is_put_away_for_the_other_although_main_memory_is_shared(f
     if second == "npu":
         assert "it needs 24.0 GiB of main memory (estimated), which has 128 GiB, 8.0 GiB kept free" in text
         assert "109 GiB held for GPUs: 13.0 GiB are missing" in text
-        assert text.endswith("models on the GPU or the processor are not put away for a model on the NPU")
+        assert text.endswith("models on the GPU or the processor are not unloaded for a model on the NPU")
     else:
         assert "24.0 GiB held by npu" in text
-        assert text.endswith("models on the NPU are not put away for a model on the GPU or the processor")
+        assert text.endswith("models on the NPU are not unloaded for a model on the GPU or the processor")
 
 
 def test_who_lacks_it_waits_until_the_other_kind_leaves_by_itself() -> None:

@@ -107,5 +107,5 @@ def test_models_on_an_npu_and_the_others_live_beside_each_other(seed: int) -> No
     assert result.failed_loads == 0
     assert result.evicted_in_use == 0
     assert result.peak <= day.capacity
-    assert all("are not put away for a model on" in why for why in result.failed), result.failed
+    assert all("are not unloaded for a model on" in why for why in result.failed), result.failed
     assert len(result.failed) <= result.requests // 200

@@ -18,7 +18,7 @@ import pytest
 
 from accelerd.base import names
 from accelerd.control.remembered import MODELS_KEPT, StateStore
-from accelerd.memory.learned import Entry
+from accelerd.memory.learned import LearnedRecord
 from accelerd.system.private_files import AtomicFile
 
 
@@ -115,21 +115,21 @@ def test_the_seconds_of_the_last_load_count(path: Path) -> None:
     assert opened(path).load_seconds("qwen") == 1.25
 
 
-LEARNED = Entry(
+LEARNED = LearnedRecord(
     key="k", devices=("0000:c1:00.0",), model="qwen", file="/m/qwen.gguf", estimate={"ram": 5}, peak={"ram": 7}, at=9.0
 )
 
 
 def test_what_was_measured_is_remembered(path: Path) -> None:
-    async def run(*entries: Entry) -> None:
+    async def run(*entries: LearnedRecord) -> None:
         store = opened(path)
         store.learn(entries)
         await store.close()
 
-    asyncio.run(run(LEARNED, Entry(key="other", settled=True, need=3)))
-    assert opened(path).learned == (LEARNED, Entry(key="other", settled=True, need=3))
+    asyncio.run(run(LEARNED, LearnedRecord(key="other", settled=True, need=3)))
+    assert opened(path).learned == (LEARNED, LearnedRecord(key="other", settled=True, need=3))
     written = path.stat().st_mtime_ns
-    asyncio.run(run(LEARNED, Entry(key="other", settled=True, need=3)))
+    asyncio.run(run(LEARNED, LearnedRecord(key="other", settled=True, need=3)))
     assert path.stat().st_mtime_ns == written, "nothing changed"
     asyncio.run(run())
     assert opened(path).learned == ()
@@ -151,7 +151,7 @@ def test_a_file_of_an_accelerd_that_remembers_more_is_read(path: Path) -> None:
     path.parent.mkdir(parents=True, mode=0o700)
     more = {"version": 1, "learned": [{"key": "k", "peak": {"ram": 7}, "colour": "red"}], "more": [1, 2]}
     path.write_text(json.dumps(more))
-    assert opened(path).learned == (Entry(key="k", peak={"ram": 7}),)
+    assert opened(path).learned == (LearnedRecord(key="k", peak={"ram": 7}),)
 
 
 def test_changes_are_written_soon_together_and_not_at_all_when_nothing_changed(path: Path) -> None:

@@ -9,7 +9,7 @@ from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Build, Tuned
 from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import situation, tune
-from accelerd.tuning.rules import Rule, packaged
+from accelerd.tuning.rules import TuningRule, packaged
 
 GIB = 1 << 30
 STRIX_HALO = Device(
@@ -39,7 +39,7 @@ def tuned(
     backend: str = "radv",
     header: Header | None = DENSE,
     size: int = 16 * GIB,
-    rules: tuple[Rule, ...] | None = None,
+    rules: tuple[TuningRule, ...] | None = None,
     **settings: Any,
 ) -> Tuned:
     """What rules, by default the package's, make of a model."""

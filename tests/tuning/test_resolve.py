@@ -11,15 +11,15 @@ import pytest
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import holds, situation
-from accelerd.tuning.rules import Rule
+from accelerd.tuning.rules import TuningRule
 from tests.tuning.machine import CORES, CPU, DENSE, GEFORCE, GIB, MOE, RADEON, STRIX_HALO, build, changes, own, tuned
 
 ALWAYS = {"mmap": False, "flash_attention": "on", "gpu_layers": "all", "cache_type_k": "q8_0", "cache_type_v": "q8_0"}
 HIPBLASLT = {"env.ROCBLAS_USE_HIPBLASLT": "1"}
 
 
-def rule(name: str, when: dict[str, Any] | None = None, **sets: Any) -> Rule:
-    return Rule(name, when or {}, sets, "a book", "so it is", Origin(f"tuning rule {name}", "tuning.toml", 1))
+def rule(name: str, when: dict[str, Any] | None = None, **sets: Any) -> TuningRule:
+    return TuningRule(name, when or {}, sets, "a book", "so it is", Origin(f"tuning rule {name}", "tuning.toml", 1))
 
 
 @pytest.mark.parametrize(

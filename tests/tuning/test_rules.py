@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from accelerd.config.model import LayerTable, ModelSpec
-from accelerd.tuning.rules import Rules, load, packaged, user_file
+from accelerd.tuning.rules import TuningRules, load, packaged, user_file
 from accelerd.tuning.schema import SetTable, WhenTable
 
 GOOD = """\
@@ -21,7 +21,7 @@ reason = "it was faster"
 """
 
 
-def read(folder: Path, text: str, **more: str) -> Rules:
+def read(folder: Path, text: str, **more: str) -> TuningRules:
     """The rules with the user's files tuning.toml and, by name, those of tuning.toml.d."""
     config = folder / "accelerd.toml"
     user_file(config).write_text(text)
@@ -31,7 +31,7 @@ def read(folder: Path, text: str, **more: str) -> Rules:
     return load(config)
 
 
-def names(rules: Rules) -> list[str]:
+def names(rules: TuningRules) -> list[str]:
     return [rule.name for rule in rules.rules]
 
 

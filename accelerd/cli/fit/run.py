@@ -93,14 +93,14 @@ def judged(
     import platform
 
     from accelerd.cli.fit.verdict import GgufFit, MachineState, requirement_of
-    from accelerd.engines.llama_server.forecast import Forecaster, Known, settings_of
+    from accelerd.engines.llama_server.forecast import Forecaster, ForecastInputs, settings_of
     from accelerd.estimate.placing import usable
     from accelerd.memory.report import ledger_of
 
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
     used, layers, _ = settings_of(spec, build, bool(gpus), platform.machine())
-    known = Known(subject.read, used, spec, gpus, layers)
+    known = ForecastInputs(subject.read, used, spec, gpus, layers)
     measured = tuple(requirement_of(option) for option in told["options"]) if told else ()
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options

@@ -17,11 +17,11 @@ from accelerd.cli.fit import gguf_files
 from accelerd.cli.text import nearest
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
-from accelerd.engines.llama_server.forecast import Read
+from accelerd.engines.llama_server.forecast import ModelFiles
 from accelerd.estimate import remote
 from accelerd.estimate.facts import facts
 from accelerd.estimate.gguf import GgufError
-from accelerd.estimate.tensors import Model, ModelReader, identity, parts
+from accelerd.estimate.tensors import GgufModel, ModelReader, identity, parts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 ASKED = Origin("command line")
@@ -33,13 +33,13 @@ class Subject:
     """One model."""
 
     spec: ModelSpec
-    read: Read
+    read: ModelFiles
     size: int  # bytes of its files
     configured: bool = False
     remote: remote.Remote | None = None
 
     @property
-    def model(self) -> Model:
+    def model(self) -> GgufModel:
         return self.read.model
 
 
@@ -99,7 +99,7 @@ def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
     """Headers from the disk."""
     reader = ModelReader()
 
-    def read(name: str | None) -> Model | None:
+    def read(name: str | None) -> GgufModel | None:
         if not name:
             return None
         try:
@@ -115,7 +115,7 @@ def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
     names = [name for name in (spec.path, spec.mmproj, spec.draft_model) if name]
     try:
         size = sum(Path(file).stat().st_size for name in names for file in parts(name))
-        found = Read(model, projector, draft, tuple(identity(name) for name in names))
+        found = ModelFiles(model, projector, draft, tuple(identity(name) for name in names))
     except OSError as error:
         raise Failure(f"cannot read {error.filename}: {error.strerror}") from error
     return Subject(asked(spec, model, given), found, size)
@@ -131,11 +131,11 @@ def of_address(
         shown = [*error.candidates[: gguf_files.SHOWN]]
         code, exit = ("ambiguous", ExitStatus.USAGE) if shown else ("not_readable", ExitStatus.FAILED)
         raise Failure(error.message, exit=exit, code=code, hint=error.hint, tail=shown) from error
-    read = Read(found.model, found.projector, None, ())
+    read = ModelFiles(found.model, found.projector, None, ())
     return Subject(asked(spec or ModelSpec(name=name), found.model, given), read, found.size, remote=found)
 
 
-def asked(spec: ModelSpec, model: Model, given: Mapping[str, Any]) -> ModelSpec:
+def asked(spec: ModelSpec, model: GgufModel, given: Mapping[str, Any]) -> ModelSpec:
     """The model with what is asked for, as what its header says it is for."""
     known = facts(model)
     if known.encoder and not (spec.embeddings or spec.rerank):

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any, Final
 
 from accelerd.devices.model import Device
-from accelerd.engines.llama_server.forecast import FROM_HEADER, Known, ways
-from accelerd.estimate import bandwidth, offers, placing
+from accelerd.engines.llama_server.forecast import FROM_HEADER, ForecastInputs, ways
+from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
-from accelerd.estimate.estimate import Estimate, Share, estimate
+from accelerd.estimate.estimate import Estimate, MemoryShare, estimate
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
 
@@ -27,12 +27,12 @@ class FreeMemory:
     """What there is, by pool: free, and of GPUs that share main memory what they have for themselves."""
 
     free: Mapping[str, int]
-    backing: offers.Backing
+    backing: smaller.Backing
     total: int | None = None  # of all pools together; None: no limit
 
     def takes(self, need: MemoryRequirement) -> bool:
         within = self.total is None or need.total <= self.total
-        return within and offers.fits(need, self.free, self.backing)
+        return within and smaller.fits(need, self.free, self.backing)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def requirement_of(option: Mapping[str, Any]) -> MemoryRequirement:
 class GgufFit:
     """One model on one machine."""
 
-    def __init__(self, known: Known, machine: MachineState, measured: Sequence[MemoryRequirement] = ()) -> None:
+    def __init__(
+        self, known: ForecastInputs, machine: MachineState, measured: Sequence[MemoryRequirement] = ()
+    ) -> None:
         """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
         self.known = known
         self.machine = machine
@@ -203,7 +205,7 @@ class GgufFit:
 
     def largest(self, kind: str | None, room: FreeMemory) -> int:
         """The largest context of one request that fits; 0: none does."""
-        return offers.largest_context(ways(self.known), room.free, self.trained or offers.LARGEST, kind, room.backing)
+        return smaller.largest_context(ways(self.known), room.free, self.trained or smaller.LARGEST, kind, room.backing)
 
     @cached_property
     def contexts(self) -> list[dict[str, Any]]:
@@ -224,7 +226,7 @@ class GgufFit:
             return ""
         context = self.known.spec.context or self.trained
         room = self.alone
-        found = offers.clause(offers.offers(ways(self.known), room.free, context, self.kind, room.backing))
+        found = smaller.describe(smaller.suggest_smaller(ways(self.known), room.free, context, self.kind, room.backing))
         layers = self._layers()
         if layers is not None:
             more = f"gpu_layers = {layers}" + (
@@ -250,7 +252,7 @@ class GgufFit:
         return low if low >= 0 else None
 
     @cached_property
-    def shares(self) -> dict[str, Share]:
+    def shares(self) -> dict[str, MemoryShare]:
         """What lies where, by pool."""
         devices = {device.id: device for device in self.machine.devices}
         chosen = [devices[id] for id in self.need.devices if id in devices]

@@ -17,7 +17,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Advice, Endpoint, Flag
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
-from accelerd.engines.llama_server.features import Features, Option
+from accelerd.engines.llama_server.features import Features, ProgramOption
 
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
@@ -66,7 +66,7 @@ class CommandLine:
         note = "; ".join(one.note for one in about)
         self.flags.append(Flag(shlex.join(tokens), source, ": ".join(reasons), note))
 
-    def option(self, key: str, names: Iterable[str]) -> Option | None:
+    def option(self, key: str, names: Iterable[str]) -> ProgramOption | None:
         """The option that says `key`; where the build has none of the names, a refusal is noted."""
         names = tuple(names)
         option = self.features.find(*names)
@@ -222,7 +222,7 @@ def _gpu_layers(line: CommandLine, wanted: int | str) -> None:
         line.warnings.append("gpu_layers = auto: this build takes only numbers, its own default is kept")
 
 
-def _flash_attention(line: CommandLine, wanted: str, option: Option | None) -> None:
+def _flash_attention(line: CommandLine, wanted: str, option: ProgramOption | None) -> None:
     if option is None or option.hint:
         line.set("flash_attention", ("-fa", "--flash-attn"), wanted, "flash attention")
     elif wanted == "on":

@@ -72,7 +72,7 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
-class Planned(NamedTuple):
+class PlannedLaunch(NamedTuple):
     """What the last plan for a model has found out."""
 
     told: ModelSpec  # as the configuration has it
@@ -115,7 +115,7 @@ class LlamaServer(Engine):
         self._features = features or FeatureReader(cache)
         self._forecaster = forecaster or Forecaster()
         self._fit = fit or FitParams(cache, features=self._features)
-        self._planned: dict[str, Planned] = {}  # by model
+        self._planned: dict[str, PlannedLaunch] = {}  # by model
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -135,7 +135,7 @@ class LlamaServer(Engine):
             return inside.fixed_plan(spec, place)
         await asyncio.to_thread(files.check_files, spec)
         features, tuned, build = await self._tuned(spec, place)
-        self._planned[spec.name] = Planned(spec, tuned.spec, build)
+        self._planned[spec.name] = PlannedLaunch(spec, tuned.spec, build)
         spec = tuned.spec
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
         named, doubt = await self._named(spec, place, features, slots)

@@ -35,7 +35,7 @@ DRIVER_VARIABLES: Final = frozenset(
 )
 
 
-class Option(msgspec.Struct, frozen=True):
+class ProgramOption(msgspec.Struct, frozen=True):
     """One entry of the help text."""
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Option(msgspec.Struct, frozen=True):
         return "argument has been removed" in self.text
 
 
-class Identity(msgspec.Struct, frozen=True):
+class ProgramIdentity(msgspec.Struct, frozen=True):
     """Which file it was that printed the help."""
 
     path: str
@@ -65,9 +65,9 @@ class Features:
 
     binary: str
     version: str
-    options: Mapping[str, Option]
+    options: Mapping[str, ProgramOption]
 
-    def find(self, *names: str) -> Option | None:
+    def find(self, *names: str) -> ProgramOption | None:
         """The first of the options that this build still has."""
         for name in names:
             option = self.options.get(name)
@@ -80,18 +80,18 @@ class Features:
         return next((name for name in names if self.find(name)), None)
 
 
-class Saved(msgspec.Struct):
+class SavedFeatures(msgspec.Struct):
     """One file of the cache on disk."""
 
     format: int
-    identity: Identity
+    identity: ProgramIdentity
     version: str
-    options: list[Option]
+    options: list[ProgramOption]
 
 
-def parse_help(text: str) -> list[Option]:
+def parse_help(text: str) -> list[ProgramOption]:
     """The options of a help text, of this year's layout or the older indented one; lines that are none are skipped."""
-    options: list[Option] = []
+    options: list[ProgramOption] = []
     head: tuple[tuple[str, ...], str] | None = None
     body: list[str] = []
 
@@ -137,10 +137,10 @@ def _head(line: str) -> tuple[tuple[str, ...], str, str] | None:
     return tuple(names), hint, text.strip()
 
 
-def _option(names: tuple[str, ...], hint: str, body: list[str]) -> Option:
+def _option(names: tuple[str, ...], hint: str, body: list[str]) -> ProgramOption:
     text = " ".join(part for part in body if part)
     env = tuple(re.findall(r"\(env: (\w+)\)", text))
-    return Option(names=names, hint=hint, choices=tuple(_choices(hint, body, text)), env=env, text=text[:1000])
+    return ProgramOption(names=names, hint=hint, choices=tuple(_choices(hint, body, text)), env=env, text=text[:1000])
 
 
 def _choices(hint: str, body: list[str], text: str) -> Iterator[str]:
@@ -158,7 +158,7 @@ class FeatureReader:
     def __init__(self, cache: Path | None, timeout: float = HELP_TIMEOUT) -> None:
         self._cache = cache
         self._timeout = timeout
-        self._known: dict[str, tuple[Identity, Features]] = {}
+        self._known: dict[str, tuple[ProgramIdentity, Features]] = {}
         self._inside: dict[str, Features] = {}
         self._devices: dict[tuple[object, ...], str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -236,9 +236,9 @@ class FeatureReader:
                 return ""
         return known
 
-    async def _ask(self, identity: Identity, env: Mapping[str, str]) -> Saved:
+    async def _ask(self, identity: ProgramIdentity, env: Mapping[str, str]) -> SavedFeatures:
         version, options = await _ask(identity.path, lambda flag: self._run(identity.path, flag, env))
-        return Saved(CACHE_FORMAT, identity, version, options)
+        return SavedFeatures(CACHE_FORMAT, identity, version, options)
 
     async def _run(self, path: str, flag: str, env: Mapping[str, str]) -> tuple[int | None, str, str]:
         """Exit status and the two outputs."""
@@ -246,7 +246,9 @@ class FeatureReader:
         return answer.status, answer.out, answer.err
 
 
-async def _ask(path: str, run: Callable[[str], Awaitable[tuple[int | None, str, str]]]) -> tuple[str, list[Option]]:
+async def _ask(
+    path: str, run: Callable[[str], Awaitable[tuple[int | None, str, str]]]
+) -> tuple[str, list[ProgramOption]]:
     """Version and options, from what `run` says for a flag: exit status and the two outputs."""
     status, out, err = await run("--help")
     options = parse_help(out) or parse_help(err)
@@ -264,7 +266,7 @@ async def _ask(path: str, run: Callable[[str], Awaitable[tuple[int | None, str, 
     return match[1].strip() if match else "unknown version", options
 
 
-def _identify(binary: str) -> tuple[Identity, bool]:
+def _identify(binary: str) -> tuple[ProgramIdentity, bool]:
     """Which file this is, and whether it is a script."""
     try:
         path = os.path.realpath(binary)
@@ -273,17 +275,17 @@ def _identify(binary: str) -> tuple[Identity, bool]:
             script = f.read(2) == b"#!"
     except OSError as e:
         raise AccelError("model_failed", f"cannot read {binary}: {e.strerror}", cause=Cause.NO_PROGRAM.value) from e
-    return Identity(path, stat.st_size, stat.st_mtime_ns, stat.st_ino), script
+    return ProgramIdentity(path, stat.st_size, stat.st_mtime_ns, stat.st_ino), script
 
 
-def _cache_name(identity: Identity) -> str:
+def _cache_name(identity: ProgramIdentity) -> str:
     return f"llama-server-{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:16]}.json"
 
 
-def _load(file: Path, identity: Identity) -> Saved | None:
+def _load(file: Path, identity: ProgramIdentity) -> SavedFeatures | None:
     """What the file says of exactly this binary; anything else counts as nothing."""
     try:
-        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
+        saved = msgspec.json.decode(file.read_bytes(), type=SavedFeatures)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -292,7 +294,7 @@ def _load(file: Path, identity: Identity) -> Saved | None:
     return saved if saved.format == CACHE_FORMAT and saved.identity == identity and saved.options else None
 
 
-def _save(file: Path, saved: Saved) -> None:
+def _save(file: Path, saved: SavedFeatures) -> None:
     """Old or new, never half. Only a convenience: a full or read-only disk is logged, not raised."""
     temporary = None
     try:

@@ -18,7 +18,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.engines.llama_server import argv
 from accelerd.engines.llama_server.extra import normal
-from accelerd.engines.llama_server.features import Features, Option
+from accelerd.engines.llama_server.features import Features, ProgramOption
 
 MIB: Final = 1 << 20
 NOWHERE: Final = Endpoint(port=1)  # nothing listens: the tool never sees it
@@ -111,7 +111,7 @@ def ways(tool: Features) -> tuple[tuple[str, ...], ...]:
     return (*([(jsonl,)] * TRIES if jsonl else []), (repack,) if repack else ())
 
 
-def _values(option: Option | None, following: Sequence[str]) -> int:
+def _values(option: ProgramOption | None, following: Sequence[str]) -> int:
     """How many values an option takes; where nobody knows it, what looks like one."""
     if option is None:
         return 1 if following and not following[0].startswith("-") else 0

@@ -21,12 +21,12 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import Build
 from accelerd.engines.llama_server import argv, files
 from accelerd.engines.llama_server.fit_command import FitAnswer
-from accelerd.estimate import offers
+from accelerd.estimate import smaller
 from accelerd.estimate.compute import logits
-from accelerd.estimate.estimate import REPACKED, Estimate, Settings, estimate
+from accelerd.estimate.estimate import REPACKED, Estimate, EstimateSettings, estimate
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.placing import options, usable
-from accelerd.estimate.tensors import Identity, Model, ModelReader, identity
+from accelerd.estimate.tensors import GgufModel, Identity, ModelReader, identity
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 
 log = logging.getLogger(__name__)
@@ -57,21 +57,21 @@ FILES: Final = {"--mmproj": "mmproj", "-mm": "mmproj", "--model-draft": "draft_m
 
 
 @dataclass(frozen=True)
-class Read:
+class ModelFiles:
     """The files of a model, read."""
 
-    model: Model
-    projector: Model | None
-    draft: Model | None
+    model: GgufModel
+    projector: GgufModel | None
+    draft: GgufModel | None
     identities: tuple[Identity, ...]
 
 
 @dataclass(frozen=True)
-class Known:
+class ForecastInputs:
     """What a later offer needs of an earlier forecast."""
 
-    read: Read
-    settings: Settings
+    read: ModelFiles
+    settings: EstimateSettings
     spec: ModelSpec  # as settled
     gpus: tuple[Device, ...]
     gpu_layers: int | str | None
@@ -86,7 +86,7 @@ class Forecaster:
     def __init__(self, reader: ModelReader | None = None, machine: Callable[[], str] = platform.machine) -> None:
         self._reader = reader or ModelReader()
         self._machine = machine
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, ForecastInputs] = {}
 
     def forecast(
         self,
@@ -113,7 +113,7 @@ class Forecaster:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
-        known = Known(read, settings, settled, gpus, layers, spec, build, answer)
+        known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
@@ -129,17 +129,17 @@ class Forecaster:
         if known is None or spec.memory is not None:
             return ""
         context = spec.context or known.read.model.number("context_length")
-        found = offers.offers(ways(known), room, context, known.settings.type_k, backing(known.gpus))
-        return offers.clause(found)
+        found = smaller.suggest_smaller(ways(known), room, context, known.settings.type_k, backing(known.gpus))
+        return smaller.describe(found)
 
-    def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> Read:
+    def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> ModelFiles:
         assert spec.path is not None
         projector, draft = (paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model"))
         names = [name for name in (spec.path, projector, draft) if name]
         models = [self._reader.read(name) if name else None for name in (spec.path, projector, draft)]
         model = models[0]
         assert model is not None
-        return Read(model, models[1], models[2], tuple(identity(name) for name in names))
+        return ModelFiles(model, models[1], models[2], tuple(identity(name) for name in names))
 
     @staticmethod
     def _unread(spec: ModelSpec, error: GgufError | OSError) -> MemoryRequirement:
@@ -162,7 +162,7 @@ class Forecaster:
         return Forecast(tuple(MemoryRequirement({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
 
     @staticmethod
-    def _key(known: Known, build: Build | None) -> str:
+    def _key(known: ForecastInputs, build: Build | None) -> str:
         """Names the files, the settings that matter, and the program."""
         settings = {name: sorted(value) if isinstance(value, frozenset) else value
                     for name, value in asdict(known.settings).items()}  # fmt: skip
@@ -191,7 +191,7 @@ def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> Me
 
 def settings_of(
     spec: ModelSpec, build: Build | None, gpu: bool, machine: str
-) -> tuple[Settings, int | str | None, dict[str, str]]:
+) -> tuple[EstimateSettings, int | str | None, dict[str, str]]:
     """What the estimate is made for, the layers on GPUs, and files that extra_args name by field.
 
     `build` None: the program was not asked; then more than it may take. `gpu`: there is one.
@@ -201,7 +201,7 @@ def settings_of(
     if whole and spec.ubatch is None and spec.context is not None:
         ubatch = min(spec.context, argv.EMBEDDING_BATCH_CAP)
         batch = max(spec.batch or ubatch, ubatch)
-    settings = Settings(
+    settings = EstimateSettings(
         context=(spec.context or 0) * spec.parallel,
         slots=spec.parallel,
         type_k=spec.cache_type_k or "f16",
@@ -222,8 +222,8 @@ def settings_of(
 
 
 def _told(
-    settings: Settings, layers: int | str | None, arguments: Sequence[str]
-) -> tuple[Settings, int | str | None, dict[str, str]]:
+    settings: EstimateSettings, layers: int | str | None, arguments: Sequence[str]
+) -> tuple[EstimateSettings, int | str | None, dict[str, str]]:
     """What extra_args change of it; what is no number where one belongs is left to the program to refuse."""
     changed: dict[str, Any] = {}
     named: dict[str, str] = {}
@@ -247,7 +247,7 @@ def _told(
     return replace(settings, **changed), layers, named
 
 
-def ways(known: Known) -> offers.Ways:
+def ways(known: ForecastInputs) -> smaller.Ways:
     """How the model could be placed with another context and another type of its cache."""
 
     def placed(context: int, kind: str | None) -> Sequence[MemoryRequirement]:

@@ -21,7 +21,7 @@ NEAR: Final = 0.1  # sizes that differ by less may be the same memory, counted i
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedDevice:
     """One line of `--list-devices`."""
 
     name: str
@@ -29,12 +29,12 @@ class Listed:
     size: int | None  # bytes
 
 
-def listed(told: str) -> list[Listed]:
+def listed(told: str) -> list[ListedDevice]:
     """What the program can compute on, in its own order."""
     found = []
     for match in LINE.finditer(told.partition("Available devices")[2]):
         size = int(match["total"]) << 20 if match["total"] else None
-        found.append(Listed(match["name"], match["text"], size))
+        found.append(ListedDevice(match["name"], match["text"], size))
     return found
 
 
@@ -60,7 +60,7 @@ def names_of(told: str, devices: Iterable[Device], wanted: Sequence[str]) -> tup
     return tuple(found[slot] for slot in wanted)
 
 
-def _likeness(one: Listed, gpu: Device) -> float:
+def _likeness(one: ListedDevice, gpu: Device) -> float:
     """0: it is not this one."""
     ours = set(WORD.findall(f"{gpu.name} {gpu.gfx or ''}".lower()))
     theirs = set(WORD.findall(one.text.lower()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.estimate.offers import Offer, clause, fits, largest_context, offers
+from accelerd.estimate.smaller import SmallerSetting, describe, fits, largest_context, suggest_smaller
 from accelerd.memory.model import RAM, MemoryRequirement
 
 MIB = 1 << 20
@@ -47,18 +47,22 @@ def test_the_largest_context_is_a_multiple_or_all_that_was_asked_for() -> None:
 
 def test_offers_come_in_order_of_context_and_end_where_all_fits() -> None:
     room = {RAM: MIB, GPU: 100 * MIB + 40 * 1024 * 4096}
-    assert offers(ways, room, 65536, "f16") == (Offer(40 * 1024), Offer(65536, "q8_0"))
-    assert offers(ways, room, 262144, "f16") == (Offer(40960), Offer(76800, "q8_0"), Offer(145408, "q4_0"))
-    assert offers(ways, {RAM: 0}, 65536, "f16") == ()
-    assert [one.type for one in offers(ways, room, 262144, "q8_0")] == [None, "q4_0"]
-    assert [one.type for one in offers(ways, room, 262144, "q4_0")] == [None]
+    assert suggest_smaller(ways, room, 65536, "f16") == (SmallerSetting(40 * 1024), SmallerSetting(65536, "q8_0"))
+    assert suggest_smaller(ways, room, 262144, "f16") == (
+        SmallerSetting(40960),
+        SmallerSetting(76800, "q8_0"),
+        SmallerSetting(145408, "q4_0"),
+    )
+    assert suggest_smaller(ways, {RAM: 0}, 65536, "f16") == ()
+    assert [one.type for one in suggest_smaller(ways, room, 262144, "q8_0")] == [None, "q4_0"]
+    assert [one.type for one in suggest_smaller(ways, room, 262144, "q4_0")] == [None]
 
 
 def test_offers_are_said_in_the_words_of_the_configuration() -> None:
-    assert clause((Offer(16384), Offer(32768, "q8_0"))) == (
+    assert describe((SmallerSetting(16384), SmallerSetting(32768, "q8_0"))) == (
         'it would fit with context = 16384, or with kv_cache_type = "q8_0" and context = 32768'
     )
-    assert clause(()) == ""
+    assert describe(()) == ""
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,7 +20,7 @@ Backing = Mapping[str, tuple[str, int]]
 
 
 @dataclass(frozen=True)
-class Offer:
+class SmallerSetting:
     """One setting that fits. `type`: of the cache; None: as it is."""
 
     context: int  # tokens of one request
@@ -54,19 +54,19 @@ def largest_context(
     return low * STEP
 
 
-def offers(
+def suggest_smaller(
     ways: Ways, room: Mapping[str, int], context: int, kind: str, backing: Backing | None = None
-) -> tuple[Offer, ...]:
+) -> tuple[SmallerSetting, ...]:
     """What fits of a model that does not with `context` and a cache of `kind`, each with more context than before."""
-    found: list[Offer] = []
+    found: list[SmallerSetting] = []
     for other in (None, *(one for one in SMALLER if BITS[one] < BITS.get(kind, 16))):
         best = largest_context(ways, room, context, other, backing)
         if best > (found[-1].context if found else 0):
-            found.append(Offer(best, other))
+            found.append(SmallerSetting(best, other))
     return tuple(found)
 
 
-def clause(found: Sequence[Offer]) -> str:
+def describe(found: Sequence[SmallerSetting]) -> str:
     """For people: "it would fit with context = 16384, or with kv_cache_type = "q8_0" and context = 32768"."""
     words = []
     for one in found:
