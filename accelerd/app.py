@@ -46,7 +46,7 @@ from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.policy.configured_models import ConfiguredModels, limits_of
+from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.policy.device_loss import DeviceLoss
 from accelerd.policy.event_log import EventLog
 from accelerd.policy.memory_pressure import MemoryPressureRelief

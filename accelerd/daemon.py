@@ -36,7 +36,7 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.policy.configured_models import ConfiguredModels, Forecasts
+from accelerd.control.configured_models import ConfiguredModels, Forecasts
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.status_line import StatusLine

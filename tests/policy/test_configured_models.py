@@ -13,7 +13,7 @@ from accelerd.control.model_info import ModelInfo
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.battery import PowerSaving
-from accelerd.policy.configured_models import ConfiguredModels
+from accelerd.control.configured_models import ConfiguredModels
 from accelerd.scheduler.events import ModelLoaded
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
