@@ -17,6 +17,7 @@ from accelerd.bus.service import BusService
 from accelerd.config import Config, Problem, check
 from accelerd.config.model import ConfigApplied
 from accelerd.control.api import ControlApi
+from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
 from accelerd.control.remembered import StateStore
@@ -46,7 +47,6 @@ from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.policy.device_loss import DeviceLoss
 from accelerd.policy.event_log import EventLog
 from accelerd.policy.memory_pressure import MemoryPressureRelief

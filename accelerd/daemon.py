@@ -25,6 +25,7 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.bus.service import BusService
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
+from accelerd.control.configured_models import ConfiguredModels, Forecasts
 from accelerd.control.remembered import StateStore
 from accelerd.control.status import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.control.tuning_runs import TuningRuns
@@ -36,7 +37,6 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
-from accelerd.control.configured_models import ConfiguredModels, Forecasts
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.status_line import StatusLine

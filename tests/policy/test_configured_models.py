@@ -9,11 +9,11 @@ from typing import Any
 from accelerd.base.events import EventStream
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
+from accelerd.control.configured_models import ConfiguredModels
 from accelerd.control.model_info import ModelInfo
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.battery import PowerSaving
-from accelerd.control.configured_models import ConfiguredModels
 from accelerd.scheduler.events import ModelLoaded
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -23,16 +23,13 @@ from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
-from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
+from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer, ServedModel
 from accelerd.supervise.process.output import TAIL_LINES, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ListenerOwner, ProcessTable, tcp_owner
 from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.process.sweep import sweep
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import NOTICE, event
-
-if TYPE_CHECKING:
-    from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +204,7 @@ class OwnServer(LemonadeServer):
 
     # --- end ----------------------------------------------------------------------------------------------------
 
-    def leave(self, tenant: LemonadeTenant) -> None:
+    def leave(self, tenant: ServedModel) -> None:
         super().leave(tenant)
         if not self.tenants and self._main is not None and (self._idling is None or self._idling.done()):
             self._idling = asyncio.create_task(self._rest(), name="Lemonade Server without a model")

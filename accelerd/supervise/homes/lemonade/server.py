@@ -11,19 +11,17 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError, Silent, Unreachable
+from accelerd.engines.lemonade.client import Address, Health, LemonadeClient, LemonadeError, Silent, Unreachable
 from accelerd.engines.lemonade.engine import read_key
 from accelerd.supervise.homes.home import LaunchRequest
 from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
-
-if TYPE_CHECKING:
-    from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
+from accelerd.supervise.process.processes import InstanceTag
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,21 @@ AFTERMATH: Final = 5.0  # s after a load in which what leaves does so because of
 NPU_RECIPES: Final = frozenset(("flm", "ryzenai-llm", "whispercpp"))
 
 ExitReason = tuple[Cause, str]
+
+
+class ServedModel(Protocol):
+    """A model in a server, as the server sees it: tenant.LemonadeTenant."""
+
+    tag: InstanceTag
+    model: str  # the server's name for it
+    loaded: bool
+    attached: bool  # loaded, or being loaded, in the server that runs now
+
+    @property
+    def pid(self) -> int: ...
+    def printed(self, chunk: bytes) -> None: ...
+    def on_health(self, health: Health) -> None: ...
+    def server_gone(self, reason: ExitReason) -> None: ...
 
 
 class LemonadeServer(ABC):
@@ -47,7 +60,7 @@ class LemonadeServer(ABC):
         self.client: LemonadeClient | None = None
         self.pid = 0  # of the server's own process; 0: not known
         self.unit: str | None = None
-        self.tenants: list[LemonadeTenant] = []
+        self.tenants: list[ServedModel] = []
         self.remember: Callable[[bytes], None] = lambda known: None  # keeps what is known of models; blocking
         self.turn = asyncio.Lock()  # it loads one model at a time
         self._loads: list[str] = []  # models that it is loading, the last one last
@@ -70,10 +83,10 @@ class LemonadeServer(ABC):
 
     # --- tenants ------------------------------------------------------------------------------------------------
 
-    def join(self, tenant: LemonadeTenant) -> None:
+    def join(self, tenant: ServedModel) -> None:
         self.tenants.append(tenant)
 
-    def leave(self, tenant: LemonadeTenant) -> None:
+    def leave(self, tenant: ServedModel) -> None:
         """It is gone. May be called twice."""
         if tenant in self.tenants:
             self.tenants.remove(tenant)
@@ -159,7 +172,7 @@ class LemonadeServer(ABC):
 
     # --- processes ----------------------------------------------------------------------------------------------
 
-    def processes_of(self, tenant: LemonadeTenant) -> Sequence[int]:
+    def processes_of(self, tenant: ServedModel) -> Sequence[int]:
         """The tenant's live processes: its backend, and what that has started. Blocking."""
         origins = {number: ProcessIdentity(one.tag, None, one.pid) for number, one in enumerate(list(self.tenants))}
         number = next((number for number, one in enumerate(list(self.tenants)) if one is tenant), None)
