@@ -7,6 +7,7 @@ the web page are adapters that walk `operations`; none of them holds an operatio
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from accelerd.base.errors import AccelError
@@ -16,6 +17,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.config.problems import Problem
 from accelerd.control.configuration import ConfigOperations
 from accelerd.control.devices import DeviceList, DeviceOperations, Observer, no_owner
+from accelerd.control.event_feed import EventFeed
 from accelerd.control.job_status import JobOperations
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.known_conflicts import KnownConflicts
@@ -23,7 +25,7 @@ from accelerd.control.memory import Learned, MemoryOperations, MemorySource
 from accelerd.control.memory_release import MemoryReleaseOperations, Yielding
 from accelerd.control.model_info import ModelNames
 from accelerd.control.models import ModelOperations
-from accelerd.control.operations import Operation, Request, parse
+from accelerd.control.operations import Operation, Request, operation, parse
 from accelerd.control.status import DaemonStatus, Processes, Router, StatusOperations
 from accelerd.control.toolboxes import ToolboxOperations, Upkeep
 from accelerd.control.tuning_runs import TuningRuns
@@ -92,7 +94,15 @@ class ControlApi:
             ConfigOperations(daemon, jobs),
             JobOperations(jobs),
         )
-        self.operations: Mapping[str, Operation] = {one.name: one for group in groups for one in group.operations()}
+        self._feed = partial(EventFeed, scheduler, daemon.overview)
+        self.operations: Mapping[str, Operation] = {"events": operation("stream", "events", self.event_feed)} | {
+            one.name: one for group in groups for one in group.operations()
+        }
+
+    async def event_feed(self) -> EventFeed:
+        """Changes of models, devices, jobs, memory and accelerd itself, from now on."""
+        self.accepting()
+        return self._feed()
 
     async def call(self, name: str, given: Mapping[str, Any], owner: str, *, text: bool = False) -> Any:
         """Carry out an operation: its answer, or the Job that does it. `given`, `text`: see `parse`. AccelError."""

@@ -19,6 +19,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.control.api import ControlApi
+from accelerd.control.event_feed import KINDS, EventFeed, EventsLost
 from accelerd.control.jobs import Job
 from accelerd.control.models import Claimed
 from accelerd.control.operations import Operation, parse
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp import web  # loaded with the first control request: it is large
 
 OWNER: Final = "the control socket"
-METHODS: Final = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST"}
+METHODS: Final = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST", "stream": "GET"}
 NDJSON: Final = "application/x-ndjson"
 
 Query = dict[str, str]
@@ -67,6 +68,8 @@ class HttpControl:
         if operation.kind == "claim":
             return await self._claim(request, operation, query)
         answer = await self._api.perform(operation, query, OWNER, text=True)
+        if operation.kind == "stream":
+            return await self._watch(request, answer)
         if operation.kind != "job":
             return _json(answer)
         with self._api.jobs.follow(answer) as events:
@@ -85,6 +88,20 @@ class HttpControl:
             await response.prepare(request)
             async for line in lines:
                 await response.write(line.encode() + b"\n")
+        return response
+
+    async def _watch(self, request: web.BaseRequest, feed: EventFeed) -> web.StreamResponse:
+        """Until the client goes, the daemon shuts down, or the client was too slow."""
+        with self._api.events.reader(*KINDS) as published:
+            response = await _begin(request)
+            async for one in published:
+                for event in feed.of(one):
+                    await response.write(_line(event))
+                if published.dropped:
+                    await response.write(_line(EventsLost(published.dropped)))
+                    break
+                if isinstance(one, DaemonStateChanged) and one.state is DaemonState.DRAINING:
+                    break
         return response
 
     async def _claim(self, request: web.BaseRequest, operation: Operation, query: Query) -> web.StreamResponse:

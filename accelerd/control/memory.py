@@ -6,7 +6,7 @@ Shows and forgets; decides nothing. Who has what is the scheduler's ledger, what
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from accelerd.control.operations import ModelRequest, Operation, Request, operat
 from accelerd.memory.learned import LearnedRecord
 from accelerd.memory.model import Claim, Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.report import HolderFacts, MemoryReport, report
+from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 
@@ -36,7 +37,7 @@ class Memory(MemoryReport, kw_only=True):
     """The pools and who holds what of them, from a fresh look."""
 
     waiting: list[Waiting]
-    yielded: Any  # see Yielding.report
+    yielded: YieldReport | None
     degraded: str | None  # why memory cannot be measured
 
 
@@ -127,9 +128,9 @@ class MemoryOperations:
         memory: MemorySource,
         learned: Learned,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
-        yielded: Callable[[], Any] = lambda: None,
+        yielded: Callable[[], YieldReport | None] = lambda: None,
     ) -> None:
-        """`forecast`: what a model will need, with what was learned; `yielded`: see Yielding.report."""
+        """`forecast`: what a model will need, with what was learned."""
         self._scheduler = scheduler
         self._names = names
         self._memory = memory

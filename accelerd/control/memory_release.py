@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
@@ -19,6 +19,7 @@ from accelerd.control.models import PROGRESS_EVERY
 from accelerd.control.operations import NoArguments, Operation, Request, operation
 from accelerd.devices.model import Device, first_gpu
 from accelerd.memory.model import RAM
+from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import LEAVING, State
 from accelerd.scheduler.record import Snapshot
@@ -78,14 +79,9 @@ class Evicted(msgspec.Struct, tag="evicted", tag_field="event"):
     elapsed: float
 
 
-class Yielded(msgspec.Struct, tag="yielded", tag_field="event", kw_only=True):
-    """What was given up. `stuck`: models whose processes cannot be ended."""
+class Yielded(YieldReport, tag="yielded", tag_field="event", kw_only=True):
+    """What was yielded. `stuck`: models whose processes cannot be ended."""
 
-    what: str
-    pools: list[str] | None  # None: all
-    remaining: float | None  # seconds; None: until `resume`
-    why: str
-    holds: list[Any]
     freed: list[PoolSize]
     models: list[ModelSize]
     stuck: list[str]
@@ -116,7 +112,7 @@ class Yielding(Protocol):
         """Is this pool given up?"""
         ...
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> YieldReport | None:
         """None while nothing is given up."""
         ...
 
@@ -204,12 +200,11 @@ class MemoryReleaseOperations:
         """End every yield, whoever asked for it."""
 
         async def work(job: Job) -> Resumed:
-            report = self._yielding.report() or {}
+            report = self._yielding.report()
             back = [snapshot.spec.name for snapshot in self._scheduler.snapshots() if snapshot.displaced]
             resumed = await self._yielding.resume()
-            return Resumed(
-                resumed=resumed, what=report.get("what"), why=report.get("why"), back=back, elapsed=job.elapsed
-            )
+            what, why = (report.what, report.why) if report is not None else (None, None)
+            return Resumed(resumed=resumed, what=what, why=why, back=back, elapsed=job.elapsed)
 
         return self._jobs.start("resume", "", work, cancellable=False)
 
@@ -225,7 +220,7 @@ class MemoryReleaseOperations:
                 freed[pool] = freed.get(pool, 0) + max(0, size - stays.get(name, {}).get(pool, 0))
         pools = self._scheduler.ledger().pools
         return Yielded(
-            **report,
+            **msgspec.structs.asdict(report),
             freed=[PoolSize(id, pools[id].label if id in pools else id, size) for id, size in freed.items()],
             models=[ModelSize(name, sum(held.values())) for name, held in before.items()],
             stuck=[s.spec.name for s in models],

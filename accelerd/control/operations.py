@@ -16,9 +16,9 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 
-Kind = Literal["look", "action", "job", "claim"]
+Kind = Literal["look", "action", "job", "claim", "stream"]
 """look: reads. action: is done when it is answered. job: is carried out by a Job, whose events may be followed.
-claim: holds as long as the client that made it is there."""
+claim: holds as long as the client that made it is there. stream: tells events as long as the client listens."""
 
 WORDS: Final[dict[Any, str]] = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 SHOWN: Final = 60  # characters of a wrong name or value that are quoted back

@@ -24,6 +24,7 @@ from accelerd.control.operations import ModelRequest, Operation, Request, operat
 from accelerd.engines.base import Flag, LaunchPlan, Traits
 from accelerd.instances import InstanceInfo
 from accelerd.memory.ledger import Ledger
+from accelerd.policy.yielding import YieldReport
 from accelerd.routing.choice import Decision
 from accelerd.routing.directory import Directory
 from accelerd.scheduler.placement import SharedLimits
@@ -54,7 +55,7 @@ class DaemonStatus(msgspec.Struct, kw_only=True):
     status: str  # one line for people
     listen: list[str]
     config: ConfigStatus
-    yielded: Any  # see Yielding.report
+    yielded: YieldReport | None
     performance: Any  # see ClockBoost.report
     desktop: DesktopStatus | None
     degraded: str | None  # what this machine, or a part of it, lacks

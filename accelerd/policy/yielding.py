@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -36,6 +36,24 @@ RECHECK: Final = 30.0  # s; timers stand still while the machine sleeps, an end 
 @dataclass(frozen=True)
 class YieldChanged:
     """Published when what is yielded may have changed."""
+
+
+class YieldReason(msgspec.Struct):
+    """Who yields memory, and for how many seconds still. None: until it is ended."""
+
+    who: str
+    why: str
+    remaining: float | None
+
+
+class YieldReport(msgspec.Struct, kw_only=True):
+    """What is yielded to other programs."""
+
+    what: str  # for people
+    pools: list[str] | None  # None: all
+    remaining: float | None
+    why: str
+    holds: list[YieldReason]
 
 
 @dataclass(frozen=True)
@@ -181,21 +199,18 @@ class Yielding:
         if self._timer is not None:
             self._timer.cancel()
 
-    def report(self) -> dict[str, Any] | None:
-        """For `status`: {"what", "pools", "remaining", "why", "holds"}; None while nothing is yielded."""
+    def report(self) -> YieldReport | None:
+        """None while nothing is yielded."""
         if not self._holds:
             return None
         pools = self._pools()
-        return {
-            "what": self.what,
-            "pools": sorted(pools) if pools is not None else None,
-            "remaining": self._remaining(self._until()),
-            "why": self._why(),
-            "holds": [
-                {"who": who, "why": hold.why, "remaining": self._remaining(hold.until)}
-                for who, hold in self._holds.items()
-            ],
-        }
+        return YieldReport(
+            what=self.what,
+            pools=sorted(pools) if pools is not None else None,
+            remaining=self._remaining(self._until()),
+            why=self._why(),
+            holds=[YieldReason(who, hold.why, self._remaining(hold.until)) for who, hold in self._holds.items()],
+        )
 
     @property
     def what(self) -> str:

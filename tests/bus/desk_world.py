@@ -27,6 +27,7 @@ from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import InstanceInfo
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
+from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from tests.bus.fake_bus import FakeBus
@@ -144,11 +145,9 @@ class World:
     def concerns(self, pool: str) -> bool:
         return self.given
 
-    def report(self) -> dict[str, Any] | None:
-        pools = [GPU.id]
-        return (
-            {"what": self.what, "pools": pools, "remaining": None, "why": "test", "holds": []} if self.given else None
-        )
+    def report(self) -> YieldReport | None:
+        report = YieldReport(what=self.what, pools=[GPU.id], remaining=None, why="test", holds=[])
+        return report if self.given else None
 
     what = "the GPU"
 

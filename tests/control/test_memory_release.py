@@ -18,6 +18,7 @@ from accelerd.control.memory_release import MemoryReleaseOperations
 from accelerd.control.operations import parse
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool
+from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
@@ -74,8 +75,9 @@ class World:
     def what(self) -> str:
         return "the GPU"
 
-    def report(self) -> dict[str, Any] | None:
-        return {"what": "the GPU", "pools": [GPU], "remaining": None, "why": "w", "holds": []} if self.given else None
+    def report(self) -> YieldReport | None:
+        report = YieldReport(what="the GPU", pools=[GPU], remaining=None, why="w", holds=[])
+        return report if self.given else None
 
     async def do(self, name: str, **query: str) -> list[dict[str, Any]]:
         """The events of the job. AccelError when there is none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from unittest.mock import MagicMock
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 from gi.repository import Gio, GLib
 
@@ -32,7 +34,7 @@ from accelerd.control.operations import Operation
 from tests.bus.live import Live, environment
 from tests.bus.world import Client
 from tests.daemon.kit import QUICK, Site
-from tests.harness import DaemonFactory, UnixConnection
+from tests.harness import ROOT, DaemonFactory, UnixConnection
 from tests.settled import pytest_pyfunc_call, settled
 from tests.system.buses import glib_worker
 from tests.system.fake_services import private_bus
@@ -49,20 +51,10 @@ MOMENTARY = frozenset({
 
 def an_api() -> ControlApi:
     """The real one, over a daemon that is not there."""
-    words = [
-        "scheduler",
-        "processes",
-        "router",
-        "daemon",
-        "tuning",
-        "devices",
-        "observer",
-        "yielding",
-        "upkeep",
-        "look",
-        "learned",
-        "forecast",
-    ]
+    words = (
+        "scheduler", "processes", "router", "daemon", "tuning", "devices", "observer", "yielding", "upkeep", "look",
+        "learned", "forecast",
+    )  # fmt: skip
     return ControlApi(clock=SystemClock(), events=EventStream(), **{word: MagicMock() for word in words})
 
 
@@ -267,14 +259,29 @@ def steady(value: Any) -> Any:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {case.operation for case in CASES} == OPERATIONS.keys()
+    assert {case.operation for case in CASES} | {"events"} == OPERATIONS.keys()
+
+
+def test_every_operation_is_documented() -> None:
+    """With its HTTP method and every argument."""
+    text = (ROOT / "docs" / "control.md").read_text()
+    rows = {
+        row[1]: row for row in re.findall(r"^\| `(GET|POST) /accelerd/v1/([\w/]+)` \| (.*?) \|", text, re.MULTILINE)
+    }
+    assert rows.keys() == OPERATIONS.keys()
+    for name, (method, _, arguments) in rows.items():
+        operation = OPERATIONS[name]
+        assert method == HTTP_METHODS[operation.kind]
+        told = set(re.findall(r"`([\w-]+)`", arguments))
+        assert told == {one.encode_name for one in msgspec.structs.fields(operation.request)}, name
 
 
 def test_every_operation_is_on_the_bus() -> None:
-    """By a method of its own, or by Query if it only looks."""
+    """By a method of its own, by Query if it only looks, by signals if it tells events."""
     by_method = {method.operation for method in METHODS.values()}
     for operation in OPERATIONS.values():
-        assert operation.name in by_method or operation.kind == "look", operation.name
+        as_signals = operation.kind == "stream"
+        assert operation.name in by_method or operation.kind == "look" or as_signals, operation.name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -301,6 +308,22 @@ def test_the_same_question_has_the_same_answer(world: World, case: Case) -> None
             shared = {key: one for key, one in steady(told).items() if key in expected and key != "event"}
             assert shared == {key: expected[key] for key in shared}
             assert shared
+
+
+def test_events_are_those_of_the_bus(world: World) -> None:
+    connection = UnixConnection(world.live.daemon.control_socket)
+    connection.request("GET", "/accelerd/v1/events")
+    response = connection.getresponse()
+    job = world._call("LoadModel", "(sa{sv})", "other", NONE)[0]
+    world.client.answer(job, names.BUS_JOB, "Wait")
+    seen: list[dict[str, Any]] = []
+    while not any(one["event"] == "job" and one["result"] for one in seen):
+        seen.append(json.loads(response.readline()))
+    assert {one["job"] for one in seen if one["event"] == "job"} == {int(job.rpartition("/")[2])}
+    states = [(one["before"], one["state"]) for one in seen if one["event"] == "model"]
+    assert states == [("stopped", "starting"), ("starting", "ready")]
+    response.close()
+    connection.close()
 
 
 async def test_nothing_is_begun_while_the_daemon_ends() -> None:

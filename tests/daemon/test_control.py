@@ -80,24 +80,16 @@ def test_each_route_takes_its_method_alone(daemon: Daemon, method: str, route: s
 
 def test_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
     documented = re.findall(r"`(GET|POST) (/accelerd/v1/[\w/]+)", DOC)
-    assert len(documented) == 19
+    assert documented
     for method, path in documented:
         beyond = daemon.send(method, f"{path}?model=nobody")
         assert (beyond.status, beyond.code) == (404, "not_found"), path
-        if "toolbox" not in path:  # those would look at this machine's containers
-            named = "model" in _arguments(path)
-            assert daemon.control(method, f"{path}?model=nobody").status == (404 if named else 400)
-            if not named and method == "GET":
-                assert daemon.control(method, path).status == 200
+        there = daemon.control(method, f"{path}?nonsense=1")
+        assert (there.status, there.code) == (400, "bad_request"), path
     unknown = daemon.control("GET", "nothing")
     assert (unknown.status, unknown.code) == (404, "not_found")
     models = daemon.control("GET", "/v1/models").json()["data"]
     assert [m["id"] for m in models] == [m["name"] for m in daemon.status()["models"]]
-
-
-def _arguments(path: str) -> str:
-    """What the documentation writes behind a route."""
-    return DOC.split(f"{path}", 1)[1].partition("`")[0]
 
 
 def test_another_users_process_is_refused() -> None:

@@ -14,7 +14,7 @@ from accelerd.base.events import EventStream
 from accelerd.config.model import Config, ConfigApplied, MemorySettings
 from accelerd.devices.model import Device
 from accelerd.devices.watch import DevicesChanged
-from accelerd.policy.yielding import Yielding, boot_id, gpu_pools
+from accelerd.policy.yielding import Yielding, YieldReason, YieldReport, boot_id, gpu_pools
 from accelerd.system.private_files import AtomicFile
 from tests.fakes.clock import FakeClock
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
@@ -104,13 +104,10 @@ async def test_a_person_asks_and_takes_back(world: World) -> None:
     assert world.scheduler.told == []
     await world.yielding.ask()
     assert world.scheduler.told == [({GPU}, None, "accelctl yield", False)]
-    assert world.yielding.report() == {
-        "what": "the GPU",
-        "pools": [GPU],
-        "remaining": None,
-        "why": "accelctl yield",
-        "holds": [{"who": "person", "why": "accelctl yield", "remaining": None}],
-    }
+    why = "accelctl yield"
+    assert world.yielding.report() == YieldReport(
+        what="the GPU", pools=[GPU], remaining=None, why=why, holds=[YieldReason("person", why, None)]
+    )
     assert world.yielding.concerns(GPU)
     assert not world.yielding.concerns("ram")
     assert await world.yielding.resume()
@@ -154,7 +151,7 @@ async def test_time_asleep_counts(world: World) -> None:
     await world.passes(599)
     report = world.yielding.report()
     assert report is not None
-    assert report["remaining"] == 1
+    assert report.remaining == 1
     world.slept += 1
     await world.passes(0)
     assert world.yielding.report() is None
