@@ -90,7 +90,8 @@ CASES = [
     Case("model", {"model": "nobody"}, code="model_not_found"),
     Case("model", {"model": "both"}, code="bad_request"),
     Case("model", code="bad_request"),
-    *(Case("explain", {"model": name}, ctl=("explain", name)) for name in ("m", "gpt", "local/m", "both")),
+    *(Case("explain", {"model": name}, ctl=("explain", name), before="load?model=m")
+      for name in ("m", "gpt", "local/m", "both")),
     Case("explain", {"model": "nobody"}, ctl=("explain", "nobody"), code="model_not_found"),
     Case("logs", {"model": "m", "lines": 3}),
     Case("logs", {"model": "m", "lines": -1}, code="bad_request"),
@@ -128,7 +129,7 @@ CASES = [
     Case("evict", {"bytes": 1 << 60}, ("Evict", "(toa{sv})", 1 << 60, "/", NONE), code="does_not_fit"),
     Case("yield", {"for": 1800, "now": "1"},
          ("YieldMemory", "(a{sv})", {"for-usec": GLib.Variant("t", 1_800_000_000), "now": FLAG}),
-         ("yield", "--for", "30m", "--now")),
+         ("yield", "--for", "30m", "--now"), before="yield?now=1"),
     Case("yield", {"for": 0}, ("YieldMemory", "(a{sv})", {"for-usec": GLib.Variant("t", 0)}), code="bad_request"),
     Case("resume", bus=("Resume", "(a{sv})", NONE), ctl=("resume",), before="yield?now=1"),
     Case("devices", ctl=("devices",)),
