@@ -118,7 +118,7 @@ CASES = [
     Case("hold", {"model": "no", "reason": "x"}, ("HoldModel", "(sssa{sv})", "no", "x", "", NONE),
          code="model_not_found"),
     Case("unpin", {"cookie": 4711}, ("Unpin", "(u)", 4711), code="pin_not_found"),
-    Case("memory", ctl=("memory",)),
+    Case("memory", ctl=("memory",), before="load?model=m"),
     Case("memory/learned", ctl=("memory", "learned")),
     Case("memory/forget", {"all": "1"}, ("ForgetMemory", "(s)", ""), ("memory", "forget", "--all")),
     Case("memory/forget", {"model": "no"}, ("ForgetMemory", "(s)", "no"), ("memory", "forget", "no"),
