@@ -7,6 +7,7 @@ to the next (times, readings, memory in use) is compared by its presence alone.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import json
 import re
@@ -51,11 +52,12 @@ MOMENTARY = frozenset({
 
 def an_api() -> ControlApi:
     """The real one, over a daemon that is not there."""
-    words = (
-        "scheduler", "processes", "router", "daemon", "tuning", "devices", "observer", "yielding", "upkeep", "look",
-        "learned", "forecast",
-    )  # fmt: skip
-    return ControlApi(clock=SystemClock(), events=EventStream(), **{word: MagicMock() for word in words})
+    needed = [
+        name
+        for name, one in inspect.signature(ControlApi).parameters.items()
+        if one.default is one.empty and name not in ("clock", "events")
+    ]
+    return ControlApi(clock=SystemClock(), events=EventStream(), **{name: MagicMock() for name in needed})
 
 
 async def registry() -> dict[str, Operation]:
