@@ -49,10 +49,6 @@ class EventStream:
         """The events of these classes, for a task that may be slower than they come."""
         return EventReader(self, kinds, limit)
 
-    def wanted(self, kind: type) -> bool:
-        """Does anybody subscribe to this class? For publishers whose events are costly to make."""
-        return bool(self._subscribers.get(kind))
-
     def publish(self, event: object) -> None:
         """Deliver to all subscribers before this returns, unless called by a subscriber: then after the current one."""
         if self._delivering:

@@ -1,7 +1,7 @@
-"""One daemon after the other: what is left of an earlier one, what is left to a later one, and what is left to nobody.
+"""Takeover between daemons: adopts models of an earlier daemon and leaves models running for a later one.
 
-Takes over the models that an earlier daemon left before anything else is admitted; finds out whether a later daemon
-will want those that run now; `accelerd --reap` ends what no daemon will ever want. Starts nothing.
+Adopts before anything else is admitted; finds out whether a later daemon will adopt the models that run now;
+`accelerd --reap` ends what no daemon will adopt. Starts nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE: Final = 1.0  # s for systemd's answer; a manager that is going down gi
 
 
 class Adopter(Protocol):
-    """The scheduler, as far as this needs it."""
+    """The scheduler, as far as it is needed here."""
 
     def adopt(self, name: str, found: object, *, fits: bool) -> bool: ...
 
@@ -43,7 +43,7 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
     for one in sorted(found, key=importance, reverse=True):
         spec = models.get(one.record.model)
         if spec is None:
-            text = f"{one.record.model} is not configured any more: what an earlier accelerd left of it is ended"
+            text = f"{one.record.model} is no longer configured: ending what an earlier accelerd left of it"
             event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.record.model)
         elif scheduler.adopt(spec.name, one, fits=one.fits(spec)):
             adopted.append(one)

@@ -1,6 +1,6 @@
-"""Models in toolboxes, as the upkeep of toolboxes sees and moves them: the scheduler behind refresh_kit.Models.
+"""Models in toolboxes, for toolbox refreshes: which there are, and how to unload and reload them.
 
-Asks the scheduler like everybody else; knows no container.
+Asks the scheduler; knows no container.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOADED = (State.STARTING, State.READY)
 
 
 class ToolboxModels:
-    """See the module's text."""
+    """Implements refresh_kit.Models."""
 
     def __init__(self, scheduler: Scheduler, supervisor: ProcessSupervisor) -> None:
         self._scheduler = scheduler
