@@ -237,8 +237,9 @@ class Daemon:
         if "server.listen" in changes.settings:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
         self._parts.engines.update(self._make_engines(config))
-        self._apply(config, keys, await self._parts.models.forecasts(config), changes.relaunch)
-        self._parts.events.publish(ConfigApplied(config))
+        forecasts = await self._parts.models.forecasts(config)
+        self._parts.events.publish(ConfigApplied(config))  # first: how models are adapted may depend on it
+        self._apply(config, keys, forecasts, changes.relaunch)
         self._config, self._problems = config, problems
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)

@@ -113,7 +113,7 @@ def test_what_matters_most_is_taken_over_first() -> None:
     found = [left(models["a"], starting), left(models["b"]), left(models["c"], starting), left(spec("gone"))]
     taken = take_over(found, models, scheduler)
     assert scheduler.adopted == [("c", True), ("b", True), ("a", True)]
-    assert [one.kept.model for one in taken] == ["c", "b", "a"], "what is not configured is left to the sweep"
+    assert [one.record.model for one in taken] == ["c", "b", "a"], "what is not configured is left to the sweep"
 
 
 def test_another_launch_setting_means_that_it_no_longer_fits() -> None:
