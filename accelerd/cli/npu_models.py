@@ -37,36 +37,40 @@ class NpuModel:
 
 def look_up(context: Context, source: str, binary: str) -> NpuModel:
     """The model that `npu/NAME` names. Raises Failure."""
-    from accelerd.engines.flm import names, program
+    from accelerd.engines.flm import catalogue, program
 
     wanted = source.removeprefix(PREFIX)
     try:
         path = program.find(binary, context.env)
-        asked = program.Program(time.monotonic).models(path, program.environment(context.env))
+        asked = program.FlmProgram(time.monotonic).models(path, program.environment(context.env))
         known = asyncio.run(asked)
     except AccelError as error:
         message, _, hint = error.message.partition("; ")
         raise Failure(message, code="no_program", hint=hint) from None
-    except program.Silent as error:
+    except program.FlmUnavailable as error:
         raise Failure(f"{binary} did not list its models: {error}", hint="see: accelctl doctor") from None
-    tag = names.find(wanted, known)
+    tag = catalogue.find_tag(wanted, known)
     if tag is None:
-        near = names.near(wanted, known)
-        hint = f"did you mean {' or '.join(PREFIX + names.plain(one) for one in near)}?" if near else "see: flm list"
+        near = catalogue.similar_tags(wanted, known)
+        hint = (
+            f"did you mean {' or '.join(PREFIX + catalogue.plain_name(one) for one in near)}?"
+            if near
+            else "see: flm list"
+        )
         raise Failure(
             f"FastFlowLM has no model {wanted}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
         )
     table: dict[str, Any] = {"engine": "flm", "model": tag}
     extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)
     table |= {extra: True} if extra else {}
-    return NpuModel(table, names.model_name(tag), path, tag, known[tag].installed is True)
+    return NpuModel(table, catalogue.model_name(tag), path, tag, known[tag].installed is True)
 
 
 def same(one: str, other: str) -> bool:
     """Do two spellings mean one model?"""
-    from accelerd.engines.flm import names
+    from accelerd.engines.flm import catalogue
 
-    return names.plain(one) == names.plain(other)
+    return catalogue.plain_name(one) == catalogue.plain_name(other)
 
 
 def fetch(context: Context, wanted: NpuModel) -> None:
@@ -83,8 +87,8 @@ def troubles(context: Context, path: str) -> list[str]:
     from accelerd.engines.flm import program, stack
 
     try:
-        report = asyncio.run(program.Program(time.monotonic).validate(path, program.environment(context.env)))
-    except program.Silent:
+        report = asyncio.run(program.FlmProgram(time.monotonic).validate(path, program.environment(context.env)))
+    except program.FlmUnavailable:
         return []  # accelctl doctor reports that
     try:
         command_line = (context.roots.proc / "cmdline").read_text(errors="replace")

@@ -20,7 +20,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
-from accelerd.engines.base import Build, Endpoint, Tuned
+from accelerd.engines.base import Endpoint, EngineBuild, TunedModel
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
@@ -94,13 +94,13 @@ Tell = Callable[[TuneProgress], None]
 class Settles(Protocol):
     """An engine that can say what rules and images make of a model."""
 
-    async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]: ...
+    async def settled(self, spec: ModelSpec) -> tuple[TunedModel, EngineBuild]: ...
 
 
 class Machine(Protocol):
     """What models are tuned for."""
 
-    async def device(self, spec: ModelSpec, build: Build) -> Device | None: ...
+    async def device(self, spec: ModelSpec, build: EngineBuild) -> Device | None: ...
     def cores(self) -> tuple[int, int]:
         """Physical ones, and hardware threads."""
         ...
@@ -110,8 +110,8 @@ class Machine(Protocol):
 class Setting:
     """What the model is, before anything is tried."""
 
-    tuned: Tuned
-    build: Build
+    tuned: TunedModel
+    build: EngineBuild
     device: Device | None
     physical: int  # cores
     logical: int

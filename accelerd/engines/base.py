@@ -1,4 +1,4 @@
-"""What an engine tells the rest of the house: how to start a model, how to know it is ready, how it speaks.
+"""The interface of an engine: how to start a model, how to check that it is ready, and its HTTP dialect.
 
 An engine turns a ModelSpec into a LaunchPlan and never spawns, kills or waits. `supervise` runs plans and never decides
 what to run.
@@ -33,19 +33,19 @@ class Flag:
 
     text: str  # as on the command line, "--ctx-size 8192"; an environment variable as "env NAME=value"
     source: str  # "accelerd.toml:12 models.qwen.context", "profiles.big", "defaults", "built-in"
-    reason: str  # one clause for a person
+    reason: str  # one clause, for users
     note: str = ""  # where a tuning rule's reason comes from, or what a rule would say instead
 
 
 @dataclass(frozen=True)
 class Tenancy:
-    """A model inside a server of many models: which server that is, and what it is told to load it."""
+    """A model inside a server with several models: the server, and the request that loads the model."""
 
-    model: str  # as the server calls it
+    model: str  # the server's name for it
     load: Mapping[str, Any]  # the body of the request
-    url: str | None = None  # of a server that runs already, and is used; None: one that accelerd starts for all of them
+    url: str | None = None  # of a server that is already running; None: accelerd starts one
     key_file: str | None = None  # with the key of that server
-    program: str | None = None  # the one to start; None: what there is
+    program: str | None = None  # the program to start; None: the default
     pin: bool = False
 
 
@@ -64,20 +64,24 @@ class LaunchPlan:
     health_path: str = "/health"
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes | None = b'{"prompt": " ", "max_tokens": 1}'  # None: it is only asked for, with GET
-    guarded: bool = True  # only who has the secret is answered; False: somebody else decides that
-    keyed: bool = True  # the engine knows keys; False: whoever reaches its endpoint is answered, and no key is sent
-    backend: str = ""  # what computes, as Build has it; "": not known
-    prove: bool = False  # it says that it is well without a model too: ready only once the probe was answered
+    guarded: bool = True  # the secret is required for requests; False: another server decides
+    keyed: bool = (
+        True  # the engine supports keys; False: no key is sent, and everyone who reaches the endpoint can use it
+    )
+    backend: str = ""  # as in EngineBuild; "": unknown
+    prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
     probe_type: str = "application/json"  # of probe_body
-    discreet: str = ""  # regex: once ready, only such lines of output are kept, others may hold prompts; "": all are
-    out_of_memory: tuple[str, ...] = ()  # regexes: a line that says it got no memory; group `bytes`, `mib`: so much
-    too_large: tuple[str, ...] = ()  # regexes: … but for a limit of the driver, where more room helps nobody
-    tenancy: Tenancy | None = None  # it is loaded in a server; where it is to be reached is known after that
+    discreet: str = ""  # regex: once ready, only matching output is kept, since the rest may contain prompts; "": all
+    out_of_memory: tuple[
+        str, ...
+    ] = ()  # regexes of output lines that report a failed allocation; groups `bytes`, `mib`: its size
+    too_large: tuple[str, ...] = ()  # regexes: … because of a limit of the driver, where free memory does not help
+    tenancy: Tenancy | None = None  # it is loaded in a server; its address is known after that
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a short command said."""
+class ProgramOutput:
+    """The result of a short command."""
 
     status: int
     out: str
@@ -85,99 +89,99 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """A program and a model's files, as they are in a container."""
+class ContainerProgram:
+    """A program and a model's files inside a container."""
 
-    program: str  # how it is called there
-    build: str  # names exactly this program: it does the same as long as this stays
-    files: Mapping[str, str]  # a file's name on this machine → its name there; what is missing cannot be seen there
-    settings: Mapping[str, Any]  # what the image wants of models that do not say otherwise, by field of ModelSpec
-    source: str  # who says so: the image
+    program: str  # its path there
+    build: str  # identifies the program; it behaves the same as long as this does not change
+    files: Mapping[str, str]  # path on this machine → path there; missing: not visible there
+    settings: Mapping[str, Any]  # default settings of the image, by field of ModelSpec
+    source: str  # the image
 
 
-class Place(Protocol):
-    """A container, where a model's program is another one than on this machine. AccelError('model_failed')."""
+class ContainerAccess(Protocol):
+    """Access to a container with its own engine program. AccelError('model_failed')."""
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside: ...
-    async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram: ...
+    async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
         """Run a short command there, such as `llama-server --help`."""
         ...
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A server that knows by itself what to run: it is only started and stopped."""
+class FixedServer:
+    """A server with a fixed command: it is only started and stopped."""
 
     endpoint: Endpoint
-    command: tuple[str, ...]  # what starts it, for people
+    command: tuple[str, ...]  # the command that starts it, for users
     source: str  # "container llama"
 
 
-# Where a model's program is; None: on this machine.
-Places = Callable[[ModelSpec], Awaitable[Place | Fixed | None]]
+# Finds where a model's program runs; None: on this machine.
+ContainerLookup = Callable[[ModelSpec], Awaitable[ContainerAccess | FixedServer | None]]
 
 
 async def on_this_machine(spec: ModelSpec) -> None:
-    """The Places of a machine without containers."""
+    """The ContainerLookup of a machine without containers."""
     return
 
 
 @dataclass(frozen=True)
-class Build:
-    """The program that a model would be run with, as tuning sees it."""
+class EngineBuild:
+    """The program that runs a model, for tuning."""
 
     engine: str
     version: str
-    backend: str  # what computes: "radv", "amdvlk", "vulkan", "rocm", "cuda", "sycl", "metal", "cpu"; "": not known
-    options: frozenset[str]  # every name of an option that it has
+    backend: str  # "radv", "amdvlk", "vulkan", "rocm", "cuda", "sycl", "metal", "cpu"; "": unknown
+    options: frozenset[str]  # all names of its options
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What a tuning rule says of one setting."""
+class TuningAdvice:
+    """A tuning rule's recommendation for one setting."""
 
-    setting: str  # field of ModelSpec, "env.NAME", or "extra_args" where those decide
+    setting: str  # field of ModelSpec, "env.NAME", or "extra_args" if they override it
     says: str  # "mmap = false"
     rule: Origin
     reason: str  # one clause
-    source: str  # who found out: an address, a document
-    why_not: str = ""  # why it is not followed; empty: it is
+    source: str  # URL or document
+    why_not: str = ""  # why it is not applied; empty: it is
 
     @property
     def note(self) -> str:
-        """One line beside the flag."""
-        return f"{self.why_not}; {self.rule} would say {self.says}: {self.reason}" if self.why_not else self.source
+        """A note for the flag."""
+        return f"{self.why_not}; {self.rule} recommends {self.says}: {self.reason}" if self.why_not else self.source
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A model with what the rules add to it."""
+class TunedModel:
+    """A model with the settings that tuning rules add."""
 
     spec: ModelSpec
-    advice: tuple[Advice, ...] = ()
+    advice: tuple[TuningAdvice, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-class Tuner(Protocol):
-    """Sets what nobody has set, by rules. Never fails: what it does not know it leaves alone."""
+class ModelTuner(Protocol):
+    """Sets unset settings by tuning rules. Never raises."""
 
-    async def __call__(self, spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
-        """`weights`: the model's files, as they are called on this machine."""
+    async def __call__(self, spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:
+        """`weights`: paths of the model's files on this machine."""
         ...
 
 
-async def untuned(spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
-    """The Tuner that knows no rules."""
-    return Tuned(spec)
+async def untuned(spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:
+    """A ModelTuner without rules."""
+    return TunedModel(spec)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the engine's HTTP behaves, for the gateway. Facts of the engine, not of one model."""
+    """How the engine's HTTP server behaves. The same for all models of the engine."""
 
-    streams_notice_disconnect: bool = False  # only a streamed request is cancelled promptly when its client goes
-    busy: frozenset[int] = frozenset()  # statuses of "my queue is full, ask again": no client is told so
-    masks_errors: bool = False  # it may answer an error with status 200
+    streams_notice_disconnect: bool = False  # cancels only streamed requests promptly when the client disconnects
+    busy: frozenset[int] = frozenset()  # statuses for a full queue: the gateway retries
+    masks_errors: bool = False  # may report an error with status 200
     closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead
 
 
@@ -188,33 +192,33 @@ Task = Literal[
 
 @dataclass(frozen=True)
 class Traits:
-    """What a model can be asked for, and how its engine wants to be asked."""
+    """The tasks of a model, and how to send requests to its engine."""
 
     tasks: frozenset[Task]
-    why_not: Mapping[str, str] = field(default_factory=dict)  # task → why it is not among them, and what to do
-    wire_name: str | None = None  # what `model` in a request must say; None: whatever the client wrote
-    paths: Mapping[str, str] = field(default_factory=dict)  # path of the API → the engine's own, where it differs
-    labels: tuple[str, ...] = ()  # as the engine has them: "reasoning", "tool-calling"
-    recipe: str = ""  # how a server of many engines runs it: "flm", "llamacpp", "whispercpp"
-    device: str = ""  # kind of what it computes on: "npu", "gpu", "cpu"; "": not known
+    why_not: Mapping[str, str] = field(default_factory=dict)  # task → why it is not supported, and what to do
+    wire_name: str | None = None  # required value of `model` in a request; None: any
+    paths: Mapping[str, str] = field(default_factory=dict)  # API path → the engine's path, if different
+    labels: tuple[str, ...] = ()  # the engine's labels: "reasoning", "tool-calling"
+    recipe: str = ""  # Lemonade's recipe: "flm", "llamacpp", "whispercpp"
+    device: str = ""  # "npu", "gpu", "cpu"; "": unknown
 
 
 class Engine(Protocol):
-    """Plans raise AccelError('model_failed', …) with what to do when a model cannot be started as configured."""
+    """`plan` raises AccelError('model_failed') with advice if a model cannot be started as configured."""
 
     dialect: Dialect
 
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
-        """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
+        """A new plan, with a new endpoint under `runtime` (or a free port) and a new secret.
 
-        `slots`: PCI slots of the GPUs it shall use, where somebody has decided that.
+        `slots`: PCI slots of the GPUs to use, if they have been selected.
         """
         ...
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
-        """What the model will need on a machine with these devices. Never raises: what is not known counts 0.
+        """Estimates the memory that the model needs on these devices. Never raises; unknown sizes count 0.
 
-        `ask`: its program may be asked, which can take seconds; without it the figure may be too high.
+        `ask`: the program may be run for it, which can take seconds; otherwise the estimate may be too high.
         """
         ...
 
@@ -223,5 +227,5 @@ class Engine(Protocol):
         ...
 
     def traits(self, spec: ModelSpec) -> Traits:
-        """What the model can be asked for, as far as it is known by now. Quick, never raises."""
+        """The known abilities of the model. Fast, never raises."""
         ...

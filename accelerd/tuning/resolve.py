@@ -14,7 +14,7 @@ from typing import Any, Final
 from accelerd.config import flags
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Advice, Build, Tuned
+from accelerd.engines.base import EngineBuild, TunedModel, TuningAdvice
 from accelerd.estimate.gguf import Header
 from accelerd.tuning.rules import TuningRule
 from accelerd.tuning.schema import PHYSICAL
@@ -45,7 +45,7 @@ class RuleContext:
 
 
 def situation(
-    spec: ModelSpec, device: Device | None, build: Build, header: Header | None, size: int | None
+    spec: ModelSpec, device: Device | None, build: EngineBuild, header: Header | None, size: int | None
 ) -> RuleContext:
     """`device` None: it is not known; `header` None: the model cannot be looked into; `size`: bytes of its files."""
     gpu = device is not None and device.kind == "gpu"
@@ -88,7 +88,7 @@ def _holds(key: str, wanted: Any, here: RuleContext) -> bool:
     return value in several
 
 
-def tune(rules: Sequence[TuningRule], spec: ModelSpec, here: RuleContext, cores: int) -> Tuned:
+def tune(rules: Sequence[TuningRule], spec: ModelSpec, here: RuleContext, cores: int) -> TunedModel:
     """The model with what the rules set, and what they say of the rest. `cores`: physical ones of the processor."""
     chosen: dict[str, tuple[TuningRule, Any]] = {}
     for rule in rules:
@@ -96,7 +96,7 @@ def tune(rules: Sequence[TuningRule], spec: ModelSpec, here: RuleContext, cores:
             for setting, value in rule.sets.items():
                 chosen[setting] = (rule, cores if value == PHYSICAL and setting == "threads" else value)
     given = _given_as_arguments(spec)
-    advice: list[Advice] = []
+    advice: list[TuningAdvice] = []
     follow: dict[str, tuple[TuningRule, Any]] = {}
     for setting, (rule, value) in chosen.items():
         if setting in given:
@@ -110,7 +110,7 @@ def tune(rules: Sequence[TuningRule], spec: ModelSpec, here: RuleContext, cores:
         for setting, why in _conflicts(spec, given, follow)
     ]
     advice += [_advice(setting, setting, rule, value) for setting, (rule, value) in follow.items()]
-    return Tuned(_with(spec, follow), tuple(advice), tuple(warnings))
+    return TunedModel(_with(spec, follow), tuple(advice), tuple(warnings))
 
 
 def _with(spec: ModelSpec, follow: Mapping[str, tuple[TuningRule, Any]]) -> ModelSpec:
@@ -188,5 +188,5 @@ def _says(setting: str, value: Any) -> str:
     return f"{WRITTEN.get(setting, setting)} = {text}"
 
 
-def _advice(at: str, setting: str, rule: TuningRule, value: Any, why_not: str = "") -> Advice:
-    return Advice(at, _says(setting, value), rule.origin, rule.reason, rule.source, why_not)
+def _advice(at: str, setting: str, rule: TuningRule, value: Any, why_not: str = "") -> TuningAdvice:
+    return TuningAdvice(at, _says(setting, value), rule.origin, rule.reason, rule.source, why_not)

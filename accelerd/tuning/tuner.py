@@ -14,7 +14,7 @@ from pathlib import Path
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Build, Tuned
+from accelerd.engines.base import EngineBuild, TunedModel
 from accelerd.estimate.gguf import GgufError, Header, read_header
 from accelerd.tuning import rules as rule_files
 from accelerd.tuning.resolve import situation, tune
@@ -36,10 +36,10 @@ class RuleTuner:
         self._headers: dict[str, tuple[Stamp, Header | None]] = {}
         self._rules: tuple[Stamp, TuningRules] | None = None
 
-    async def __call__(self, spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
+    async def __call__(self, spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:
         return await asyncio.to_thread(self._tune, spec, build, weights)
 
-    async def device(self, spec: ModelSpec, build: Build) -> Device | None:
+    async def device(self, spec: ModelSpec, build: EngineBuild) -> Device | None:
         """What the model would be tuned for."""
         return device_for(spec, build, await asyncio.to_thread(lambda: list(self._devices())))
 
@@ -58,7 +58,7 @@ class RuleTuner:
                 log.warning("%s", problem)
         return self._rules[1]
 
-    def _tune(self, spec: ModelSpec, build: Build, weights: Sequence[str]) -> Tuned:
+    def _tune(self, spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:
         rules = self.rules()
         device = device_for(spec, build, self._devices())
         header, size = self._look_into(weights)
@@ -86,7 +86,7 @@ class RuleTuner:
         return known[1], sum(size for _, _, size in stamp)
 
 
-def device_for(spec: ModelSpec, build: Build, devices: Iterable[Device]) -> Device | None:
+def device_for(spec: ModelSpec, build: EngineBuild, devices: Iterable[Device]) -> Device | None:
     """The first GPU that can be used, cards before what is part of a processor as in llama.cpp; else the processor."""
     found = list(devices)
     usable = [d for d in found if d.kind == "gpu" and d.problem is None and not any(t.blocks for t in d.troubles)]

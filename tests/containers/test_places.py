@@ -10,7 +10,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Endpoint, Fixed, Place
+from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.engine import ContainerEngine
 from accelerd.supervise.homes.containers.existing import ExistingHome
@@ -32,10 +32,10 @@ def places(world: World) -> HomePlaces:
     return HomePlaces({home.kind: home for home in homes})
 
 
-async def place(world: World, spec: ModelSpec) -> Place:
+async def place(world: World, spec: ModelSpec) -> ContainerAccess:
     found = await places(world)(spec)
     assert found is not None
-    assert not isinstance(found, Fixed)
+    assert not isinstance(found, FixedServer)
     return found
 
 
@@ -122,7 +122,7 @@ async def test_an_existing_container_is_an_endpoint(containers: World) -> None:
     name = containers.name("server")
     containers.podman("create", "--name", name, "-p", "127.0.0.1:18080:8080", containers.image, "sleep", "9")
     found = await places(containers)(ModelSpec("m", home="container", container=name))
-    assert found == Fixed(Endpoint(port=18080), ("podman", "start", name), f"container {name}")
+    assert found == FixedServer(Endpoint(port=18080), ("podman", "start", name), f"container {name}")
     assert await places(containers)(ModelSpec("m")) is None
 
 

@@ -15,7 +15,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Answer, Inside, Place
+from accelerd.engines.base import ProgramOutput, ContainerAccess, ContainerProgram
 from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways
@@ -222,11 +222,11 @@ def test_what_had_no_time_is_asked_again(tmp_path: Path, model: Path) -> None:
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
     limits = []
 
-    async def busy(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> Answer:
+    async def busy(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> ProgramOutput:
         limits.append(within)
         if len(limits) == 1:
             raise AccelError("model_failed", "too slow", cause=Cause.NO_PROGRAM.value)
-        return Answer(0, "Host 5 1 1\n", "")
+        return ProgramOutput(0, "Host 5 1 1\n", "")
 
     fits = FitParams(None, run=busy)
     assert ask(fake, model, of=fits).why_not == "too slow"
@@ -241,10 +241,10 @@ def test_json_that_is_lost_is_asked_for_again_and_then_plain(
     """llama-fit-params may end before its log is written."""
     told = []
 
-    async def forgetful(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> Answer:
+    async def forgetful(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> ProgramOutput:
         told.append(argv[-1])
         kept = ROWS if len(told) == good else "Host 7 1 1\n"
-        return Answer(0, kept, "")
+        return ProgramOutput(0, kept, "")
 
     fake = Fake(tmp_path / "bin", "exit 1", TOOL_HELP + "--log-jsonl, --no-log-jsonl    log as JSON\n")
     answer = ask(fake, model, of=FitParams(None, run=forgetful))
@@ -373,7 +373,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path, model: Pa
 # --- in a container ---
 
 
-class Container(Place):
+class Container(ContainerAccess):
     """An image with the tool, or without."""
 
     def __init__(self, text: str, status: int = 0, failing: AccelError | None = None) -> None:
@@ -381,22 +381,22 @@ class Container(Place):
         self.asked: list[tuple[str, ...]] = []
         self.specs: list[ModelSpec] = []
 
-    async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+    async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
         self.asked.append(argv)
         self.specs.append(spec)
         if self.failing:
             raise self.failing
         if argv[1] == "--help":
-            return Answer(0 if self.help else 127, self.help, "" if self.help else "not found")
+            return ProgramOutput(0 if self.help else 127, self.help, "" if self.help else "not found")
         if argv[1] == "--version":
-            return Answer(0, "", f"version: {VERSION}\n")
-        return Answer(self.status, "Vulkan0 5 1 1\nHost 1 0 0\n", "")
+            return ProgramOutput(0, "", f"version: {VERSION}\n")
+        return ProgramOutput(self.status, "Vulkan0 5 1 1\nHost 1 0 0\n", "")
 
 
 def inside(place: Container, model: Path, fits: FitParams, **settings: Any) -> FitAnswer | None:
     spec = ModelSpec("m", path=str(model), home="podman", image="img", **settings)
     seen = ModelSpec("m", path="/run/host/m.gguf")
-    found = Inside("/app/llama-server", "image-1", {}, {}, "image img")
+    found = ContainerProgram("/app/llama-server", "image-1", {}, {}, "image img")
     return asyncio.run(fits.ask_inside(spec, seen, SERVER, [str(model)], found, place))
 
 
@@ -435,7 +435,7 @@ def test_a_container_that_does_not_run_is_asked_again(model: Path) -> None:
 
 def test_a_container_that_does_not_answer_is_not_waited_for(model: Path) -> None:
     class Silent(Container):
-        async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+        async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
             await asyncio.Event().wait()
             raise AssertionError
 

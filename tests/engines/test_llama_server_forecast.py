@@ -12,7 +12,7 @@ import pytest
 
 from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.engines.base import Build, Endpoint, Fixed
+from accelerd.engines.base import Endpoint, EngineBuild, FixedServer
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
 from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, corrected, settings_of
@@ -27,8 +27,8 @@ MIB, GIB = 1 << 20, 1 << 30
 CARD = Device("gpu", "card", "amdgpu", "0000:03:00.0", pools=(MemoryPool("vram", 24 * GIB),), apu=False)
 APU = Device("gpu", "apu", "amdgpu", "0000:c1:00.0", apu=True, unified=True,
              pools=(MemoryPool("vram", GIB), MemoryPool("unified", 65 * GIB)))  # fmt: skip
-NEW = Build("llama-server", "1", "radv", frozenset({"--load-mode"}))
-OLD = Build("llama-server", "0", "cuda", frozenset())
+NEW = EngineBuild("llama-server", "1", "radv", frozenset({"--load-mode"}))
+OLD = EngineBuild("llama-server", "0", "cuda", frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def spec_of(path: Path | None, **more: Any) -> ModelSpec:
     return ModelSpec("m", path=str(path) if path else None, **more)
 
 
-def expect(spec: ModelSpec, *devices: Device, build: Build | None = NEW, answer: FitAnswer | None = None) -> Forecast:
+def expect(
+    spec: ModelSpec, *devices: Device, build: EngineBuild | None = NEW, answer: FitAnswer | None = None
+) -> Forecast:
     return Forecaster(machine=lambda: "x86_64").forecast(spec, spec, build, devices, answer)
 
 
@@ -248,8 +250,8 @@ def test_a_program_that_cannot_be_asked_leaves_the_estimate(path: Path, tmp_path
     missing = asked(server, spec_of(tmp_path / "none.gguf"))
     assert missing.options[0].total == 0
 
-    async def fixed(spec: ModelSpec) -> Fixed:
-        return Fixed(Endpoint(port=1), ("run",), "container x")
+    async def fixed(spec: ModelSpec) -> FixedServer:
+        return FixedServer(Endpoint(port=1), ("run",), "container x")
 
     elsewhere = LlamaServer(LlamaServerSettings(), places=fixed)
     assert asked(elsewhere, spec_of(path)).options[0].source == FROM_HEADER

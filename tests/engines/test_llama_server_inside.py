@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Answer, Endpoint, Fixed, Inside, Place
+from accelerd.engines.base import ProgramOutput, ContainerAccess, ContainerProgram, Endpoint, FixedServer
 from accelerd.engines.llama_server import LlamaServer
 from tests.engines.helps import OLDER, THIS_YEAR, model_file
 from tests.engines.test_llama_server_plan import SECRET, engine, failure, plan
@@ -16,7 +16,7 @@ from tests.engines.test_llama_server_plan import SECRET, engine, failure, plan
 IMAGE = "image docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv"
 
 
-class Container(Place):
+class Container(ContainerAccess):
     """Shows the folder `shown` of this machine in /run/host."""
 
     def __init__(self, shown: Path, text: str = THIS_YEAR) -> None:
@@ -26,17 +26,17 @@ class Container(Place):
         self.settings: dict[str, Any] = {}
         self.asked: list[tuple[str, ...]] = []
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         seen = {file: f"/run/host{file}" for file in files if Path(file).is_relative_to(self.shown)}
-        return Inside(f"/usr/bin/{program}", self.build, seen, self.settings, IMAGE)
+        return ContainerProgram(f"/usr/bin/{program}", self.build, seen, self.settings, IMAGE)
 
-    async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+    async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
         self.asked.append(argv)
-        return Answer(0, self.help, "") if argv[1] == "--help" else Answer(0, "", "version: 5412 (abc)\n")
+        return ProgramOutput(0, self.help, "") if argv[1] == "--help" else ProgramOutput(0, "", "version: 5412 (abc)\n")
 
 
-def server(there: Place | Fixed | None) -> LlamaServer:
-    async def places(spec: ModelSpec) -> Place | Fixed | None:
+def server(there: ContainerAccess | FixedServer | None) -> LlamaServer:
+    async def places(spec: ModelSpec) -> ContainerAccess | FixedServer | None:
         return there
 
     return engine("llama-server", places=places)
@@ -91,7 +91,7 @@ def test_a_program_that_is_none_is_said_with_its_last_line(tmp_path: Path) -> No
 
 
 def test_an_existing_container_is_only_started(tmp_path: Path) -> None:
-    fixed = Fixed(Endpoint(port=9000), ("docker", "start", "qwen"), "container qwen")
+    fixed = FixedServer(Endpoint(port=9000), ("docker", "start", "qwen"), "container qwen")
     model = ModelSpec("m", home="container", container="qwen", env=(("LLAMA_API_KEY", "theirs"),))
     made = plan(server(fixed), model, tmp_path)
     assert (made.argv, made.endpoint.port, made.secret, made.guarded) == (fixed.command, 9000, "theirs", False)

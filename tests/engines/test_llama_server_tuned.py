@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec, Origin
-from accelerd.engines.base import LaunchPlan, Tuned
+from accelerd.engines.base import LaunchPlan, TunedModel
 from accelerd.engines.llama_server import backend
 from accelerd.engines.llama_server.argv import CommandLine, build
 from accelerd.tuning.tuner import RuleTuner
@@ -33,7 +33,7 @@ Available devices:
 """
 
 
-def line(features: Any, result: Tuned) -> CommandLine:
+def line(features: Any, result: TunedModel) -> CommandLine:
     return build(replace(result.spec, name="m", context=4096), features, TCP, result.advice)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accelerd.engines.flm import names
+from accelerd.engines.flm import catalogue
 from accelerd.engines.flm.catalogue import KNOWN
 
 
@@ -26,28 +26,28 @@ from accelerd.engines.flm.catalogue import KNOWN
     ],
 )
 def test_every_spelling_finds_its_tag(written: str, tag: str) -> None:
-    assert names.find(written, KNOWN) == tag
+    assert catalogue.find_tag(written, KNOWN) == tag
 
 
 @pytest.mark.parametrize("written", ["qwen3", "qwen4-4b", "", "4b", "qwen3:5b"])
 def test_what_is_not_there_or_not_one_is_not_guessed(written: str) -> None:
-    assert names.find(written, KNOWN) is None
+    assert catalogue.find_tag(written, KNOWN) is None
 
 
 def test_a_family_or_a_slip_has_neighbours() -> None:
-    assert names.near("qwen3", KNOWN)[:1] != []
-    assert set(names.near("qwen3", KNOWN)) <= set(KNOWN)
-    assert "qwen3:4b" in names.near("qwen3-5b", KNOWN)
-    assert names.near("qwem3-4b", KNOWN)[0] == "qwen3:4b"
-    assert names.near("zzzz", KNOWN) == []
+    assert catalogue.similar_tags("qwen3", KNOWN)[:1] != []
+    assert set(catalogue.similar_tags("qwen3", KNOWN)) <= set(KNOWN)
+    assert "qwen3:4b" in catalogue.similar_tags("qwen3-5b", KNOWN)
+    assert catalogue.similar_tags("qwem3-4b", KNOWN)[0] == "qwen3:4b"
+    assert catalogue.similar_tags("zzzz", KNOWN) == []
 
 
 @pytest.mark.parametrize("tag", KNOWN)
 def test_names_go_there_and_back(tag: str) -> None:
-    assert names.find(names.model_name(tag).removeprefix("npu/"), KNOWN) == tag
-    assert names.find(f"{names.plain(tag)}-FLM", KNOWN) == tag
+    assert catalogue.find_tag(catalogue.model_name(tag).removeprefix("npu/"), KNOWN) == tag
+    assert catalogue.find_tag(f"{catalogue.plain_name(tag)}-FLM", KNOWN) == tag
 
 
 def test_a_model_newer_than_the_list_keeps_its_colon_or_gets_one() -> None:
-    assert names.tag_of("qwen9:7b") == "qwen9:7b"
-    assert names.tag_of("Qwen9-7B-FLM") == "qwen9:7b"
+    assert catalogue.tag_of("qwen9:7b") == "qwen9:7b"
+    assert catalogue.tag_of("Qwen9-7B-FLM") == "qwen9:7b"

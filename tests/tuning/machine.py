@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.engines.base import Build, Tuned
+from accelerd.engines.base import EngineBuild, TunedModel
 from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import situation, tune
 from accelerd.tuning.rules import TuningRule, packaged
@@ -25,8 +25,8 @@ MOE = Header(3, 600, {"general.architecture": "qwen3moe", "qwen3moe.expert_count
 CORES = 8
 
 
-def build(backend: str = "radv", *options: str) -> Build:
-    return Build("llama-server", "version 1", backend, frozenset(options))
+def build(backend: str = "radv", *options: str) -> EngineBuild:
+    return EngineBuild("llama-server", "version 1", backend, frozenset(options))
 
 
 def own(line: int = 5, layer: str = "model", file: str = "accelerd.toml") -> Origin:
@@ -41,14 +41,14 @@ def tuned(
     size: int = 16 * GIB,
     rules: tuple[TuningRule, ...] | None = None,
     **settings: Any,
-) -> Tuned:
+) -> TunedModel:
     """What rules, by default the package's, make of a model."""
     spec = spec or ModelSpec("qwen", path="/m.gguf", **settings)
     here = situation(spec, device, build(backend), header, size)
     return tune(packaged() if rules is None else rules, spec, here, CORES)
 
 
-def changes(result: Tuned) -> dict[str, Any]:
+def changes(result: TunedModel) -> dict[str, Any]:
     """What was set, by field; variables as env.NAME."""
     names = ("mmap", "flash_attention", "batch", "ubatch", "cache_type_k", "cache_type_v", "gpu_layers", "threads")
     found = {name: getattr(result.spec, name) for name in names if result.spec.origin(name).by_rule}

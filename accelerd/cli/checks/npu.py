@@ -39,8 +39,8 @@ async def _version(s: CheckContext, path: str) -> Check:
     from accelerd.engines.flm import program
 
     try:
-        version = await program.Program(time.monotonic).version(path, program.environment(s.env))
-    except program.Silent as error:
+        version = await program.FlmProgram(time.monotonic).version(path, program.environment(s.env))
+    except program.FlmUnavailable as error:
         return Check("flm", "fail", f"{path}: {error}", "install FastFlowLM 0.9.35 or newer")
     return Check("flm", "ok", f"{path}, version {printable(version)}")
 
@@ -90,19 +90,19 @@ def _memlock(s: CheckContext, here: str) -> Check:
 
 async def _models(s: CheckContext, path: str) -> list[Check]:
     """Configured models that have not been downloaded."""
-    from accelerd.engines.flm import argv, catalogue, names, program
+    from accelerd.engines.flm import argv, catalogue, program
 
     try:
-        known = await program.Program(time.monotonic).models(path, program.environment(s.env))
-    except program.Silent as error:
+        known = await program.FlmProgram(time.monotonic).models(path, program.environment(s.env))
+    except program.FlmUnavailable as error:
         return [Check("npu-models", "warn", str(error), "flm list")]
     found = []
     for spec in s.config.models.values():
         if spec.engine != "flm":
             continue
-        tag = names.find(spec.model or "", known)
+        tag = catalogue.find_tag(spec.model or "", known)
         if tag is None:
-            near = " or ".join(names.near(spec.model or "", known)) or "another: flm list"
+            near = " or ".join(catalogue.similar_tags(spec.model or "", known)) or "another: flm list"
             fix = f"correct {spec.origin('model')}: {near}"
             found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM has no model {spec.model!r}", fix))
             continue

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerd.cli.fit.verdict import GgufFit
     from accelerd.config.model import ModelSpec
     from accelerd.devices.model import Device
-    from accelerd.engines.base import Build
+    from accelerd.engines.base import EngineBuild
     from accelerd.estimate.bandwidth import Rate
 
 HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
@@ -121,17 +121,17 @@ def judged(
 
 def settled(
     context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
-) -> tuple[ModelSpec, Build | None, list[str]]:
+) -> tuple[ModelSpec, EngineBuild | None, list[str]]:
     """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
     from accelerd.base.errors import AccelError
-    from accelerd.engines.base import Tuned
+    from accelerd.engines.base import TunedModel
     from accelerd.engines.llama_server.engine import LlamaServer
     from accelerd.tuning.resolve import situation, tune
     from accelerd.tuning.tuner import RuleTuner, device_for
 
     rules = RuleTuner(context.roots.config_file, lambda: devices, context.roots.sys)
 
-    async def tuner(spec: ModelSpec, build: Build, weights: object) -> Tuned:
+    async def tuner(spec: ModelSpec, build: EngineBuild, weights: object) -> TunedModel:
         """As the daemon's, for a model whose files may be elsewhere."""
         device = device_for(spec, build, devices)
         held = situation(spec, device, build, subject.model.header, subject.size)

@@ -1,5 +1,4 @@
-"""FastFlowLM: models on the NPU of an AMD processor, by its program `flm`.
+"""The engine `flm`: FastFlowLM, for models on the NPU of an AMD processor.
 
-One server for each model, started and asked as accelerd asks all engines. It asks for no key, listens with TCP only,
-and stays up when its model has failed: what is made of that is said in the plan.
+One server per model. See README.md in this directory for how accelerd handles FastFlowLM's behaviour.
 """

@@ -1,7 +1,6 @@
-"""The command line of one `flm serve`, with the reason of each word. Pure.
+"""The command line of `flm serve`, with a reason for each argument. Pure.
 
-Extra arguments are taken only from FastFlowLM's own list of what changes how a model runs; where it listens, which
-model it is and how long its context is are accelerd's.
+Only certain extra arguments are allowed; accelerd sets address, model and context.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from accelerd.engines.base import Flag
 from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER
 
 LEAST_CONTEXT: Final = 512
-QUEUE: Final = 10  # requests that wait at one server, by default
-SOCKETS: Final = 10  # connections at once, by default; one more is closed without a word
-SPARE: Final = 8  # connections beside those of requests: health, the pool's idle ones
+QUEUE: Final = 10  # default length of the server's queue
+SOCKETS: Final = 10  # default number of connections; further ones are closed silently
+SPARE: Final = 8  # additional connections: health checks, idle ones of the pool
 POWER: Final = ("default", "powersaver", "balanced", "performance", "turbo")
-# What may stand in extra_args. Each has a value.
+# Allowed in extra_args. Each has a value.
 EXTRA: Final = ("--pmode", "--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len", "--preemption", "--cors")
 NUMBERS: Final = ("--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len")
 SHORT: Final = {"-r": "--img-pre-resize", "-s": "--socket", "-q": "--q-len"}
@@ -29,8 +28,8 @@ BUILT_IN: Final = "built-in"
 
 
 @dataclass
-class Line:
-    """argv after the program's name, and what there is to say of it."""
+class CommandLine:
+    """The arguments, with reasons and warnings."""
 
     argv: list[str]
     flags: list[Flag] = field(default_factory=list)
@@ -42,57 +41,62 @@ class Line:
 
 
 def context_of(asked: int) -> int:
-    """What FastFlowLM makes of a context: a power of two, from 512 on."""
+    """The context that FastFlowLM uses: a power of two, at least 512."""
     return 1 << (max(asked, LEAST_CONTEXT) - 1).bit_length()
 
 
 def parts(spec: ModelSpec, tag: str) -> tuple[str | None, bool, bool]:
-    """The model that it is to start with, and whether it hears and makes embeddings too.
+    """The language model, if any, and whether transcription and embeddings are enabled.
 
-    Its one model for each of these comes by a switch, not by its name.
+    FastFlowLM has one model for each of the latter, enabled by an option.
     """
     alone = tag in (WHISPER, EMBEDDER)
     return None if alone else tag, spec.transcription or tag == WHISPER, spec.embeddings or tag == EMBEDDER
 
 
-def build(spec: ModelSpec, program: str, tag: str, port: int) -> Line:
-    """AccelError('model_failed') for extra arguments that may not be passed on."""
+def build(spec: ModelSpec, program: str, tag: str, port: int) -> CommandLine:
+    """AccelError('model_failed') for extra arguments that are not allowed."""
     own, hears, embeds = parts(spec, tag)
     extra = checked(spec.extra_args)
-    line = Line([program])
+    line = CommandLine([program])
     which = spec.origin("model")
     if own is not None:
         line.add("serve", own, source=which, reason="the model")
     else:
-        line.add("serve", source=BUILT_IN, reason=f"without a model of its own: {tag} comes by a switch")
+        line.add("serve", source=BUILT_IN, reason=f"without a language model: an option enables {tag}")
     if own is not None and spec.context is not None:
         becomes = context_of(spec.context)
         reason = "tokens of one request"
         if becomes != spec.context:
-            reason += f"; FastFlowLM makes {becomes} of it, a power of two and {LEAST_CONTEXT} at least"
+            reason += f"; FastFlowLM rounds it to {becomes}, a power of two and at least {LEAST_CONTEXT}"
         line.add("--ctx-len", str(spec.context), source=spec.origin("context"), reason=reason)
-    line.add("--port", str(port), "--host", "127.0.0.1", source=BUILT_IN, reason="a free port of this machine alone")
+    line.add(
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+        source=BUILT_IN,
+        reason="a free port, reachable only from this machine",
+    )
     if hears:
-        line.add(
-            "--asr", "1", source=spec.origin("transcription"), reason=f"it writes down what it hears, by {WHISPER}"
-        )
+        line.add("--asr", "1", source=spec.origin("transcription"), reason=f"enables transcription with {WHISPER}")
     if embeds:
-        line.add("--embed", "1", source=spec.origin("embeddings"), reason=f"it makes embeddings, by {EMBEDDER}")
+        line.add("--embed", "1", source=spec.origin("embeddings"), reason=f"enables embeddings with {EMBEDDER}")
     if "--q-len" not in extra:
-        reason = "requests that it lets wait; accelerd sends it no more at once than it answers"
+        reason = "length of its queue; accelerd queues requests itself"
         line.add("--q-len", str(max(QUEUE, spec.slots)), source=BUILT_IN, reason=reason)
     if "--socket" not in extra:
-        reason = "connections at once; one more would be closed without an answer"
+        reason = "number of connections; further ones would be closed without an answer"
         line.add("--socket", str(max(SOCKETS, spec.slots) + SPARE), source=BUILT_IN, reason=reason)
-    line.add("--quiet", source=BUILT_IN, reason="no pictures and no progress bars in its output")
+    line.add("--quiet", source=BUILT_IN, reason="no banner and no progress bars in its output")
     for name, value in extra.items():
         line.add(name, value, source=spec.origin("extra_args"), reason="as written in extra_args")
     if "--pmode" in extra:
-        line.warnings.append("extra_args --pmode: on Linux FastFlowLM leaves the NPU's power mode as it is")
+        line.warnings.append("extra_args --pmode: FastFlowLM does not change the power mode of the NPU on Linux")
     if spec.slots > 1:
         line.warnings.append(
-            f"concurrency = {spec.slots} ({spec.origin('concurrency')}): FastFlowLM answers one request at a time, "
-            "the others wait in its own queue"
+            f"concurrency = {spec.slots} ({spec.origin('concurrency')}): FastFlowLM processes one request at a time; "
+            "the others wait in its queue"
         )
     return line
 
@@ -106,10 +110,10 @@ def checked(arguments: Sequence[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         name = SHORT.get(name, name)
         if name not in EXTRA:
-            _refuse(f"extra_args {name}: FastFlowLM's server takes {', '.join(EXTRA)} and nothing else from there")
+            _refuse(f"extra_args {name}: not allowed; the allowed options are {', '.join(EXTRA)}")
         if not equals:
             if not rest:
-                _refuse(f"extra_args {name}: its value is missing")
+                _refuse(f"extra_args {name}: the value is missing")
             value = rest.pop(0)
         if name in NUMBERS and not (value.isascii() and value.isdigit()):
             _refuse(f"extra_args {name}: expected a number, not {value!r}")

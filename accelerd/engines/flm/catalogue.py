@@ -1,12 +1,13 @@
-"""What is known of FastFlowLM's models without asking it: how large they are, what they can, what their cache takes.
+"""FastFlowLM's models and their names: size, abilities and cache size, without running the program.
 
-Data of its list of models (0.9.45), and of the models' own published configurations for the cache, which its list does
-not tell. What the installed program says wins.
+From its list of models (0.9.45) and, for the cache, the models' published configurations. The installed program's own
+list takes precedence. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,22 +15,23 @@ GB: Final = 10**9
 CACHE_UNKNOWN: Final = 128 * 1024  # bytes a token: more than most
 WHISPER: Final = "whisper-v3:turbo"
 EMBEDDER: Final = "embed-gemma:300m"
+SUFFIX: Final = "-flm"  # of Lemonade's names
 
 
 @dataclass(frozen=True)
-class Known:
+class FlmModel:
     """One model."""
 
     tag: str
     footprint: int  # bytes of its weights
-    context: int  # tokens, when nobody says otherwise
+    context: int  # default, in tokens
     labels: tuple[str, ...] = ()
     cache: int = CACHE_UNKNOWN  # bytes a token
-    installed: bool | None = None  # None: nobody was asked
+    installed: bool | None = None  # None: unknown
 
     @property
     def kind(self) -> str:
-        """As a place on the NPU is called: "asr", "embed", "llm"."""
+        """The kind of NPU context: "asr", "embed", "llm"."""
         if "transcription" in self.labels:
             return "asr"
         return "embed" if "embeddings" in self.labels else "llm"
@@ -75,21 +77,21 @@ _ROWS: Final = (
     ("translategemma:4b", 4.5, 65536, "vision", 24),
     ("whisper-v3:turbo", 0.62, 448, "audio realtime-transcription transcription", 0),
 )
-KNOWN: Final[Mapping[str, Known]] = {
-    tag: Known(tag, int(size * GB), context, tuple(labels.split()), cache * 1024)
+KNOWN: Final[Mapping[str, FlmModel]] = {
+    tag: FlmModel(tag, int(size * GB), context, tuple(labels.split()), cache * 1024)
     for tag, size, context, labels, cache in _ROWS
 }
 
 
-def of_listing(entry: Mapping[str, Any]) -> Known | None:
-    """One model of `flm list --json`; None: that is none. What it does not say is taken from the table."""
+def of_listing(entry: Mapping[str, Any]) -> FlmModel | None:
+    """One model of `flm list --json`; None if invalid. Missing values come from the table."""
     tag = entry.get("name")
     if not isinstance(tag, str) or not tag:
         return None
     table = KNOWN.get(tag)
     footprint, context, labels = entry.get("footprint"), entry.get("default_context_length"), entry.get("label")
     size = int(footprint * GB) if isinstance(footprint, int | float) else table.footprint if table else 0
-    return Known(
+    return FlmModel(
         tag,
         size,
         context if isinstance(context, int) else table.context if table else 0,
@@ -97,3 +99,48 @@ def of_listing(entry: Mapping[str, Any]) -> Known | None:
         table.cache if table else CACHE_UNKNOWN,
         entry.get("installed") is True,
     )
+
+
+# --- names: the tag is "qwen3:4b", Lemonade writes "qwen3-4b-FLM", people "qwen3-4b", in any case ---
+
+
+def plain_name(name: str) -> str:
+    """The common spelling: `qwen3-4b`."""
+    return name.strip().lower().removesuffix(SUFFIX).replace(":", "-")
+
+
+def find_tag(name: str, known: Iterable[str]) -> str | None:
+    """The matching tag; a family alone, if it has one member. None if there is no match, or more than one."""
+    tags = list(known)
+    wanted = plain_name(name)
+    for tag in tags:
+        if plain_name(tag) == wanted:
+            return tag
+    family = [tag for tag in tags if tag.partition(":")[0].lower() == wanted]
+    return family[0] if len(family) == 1 else None
+
+
+def tag_of(name: str, known: Iterable[str] = ()) -> str:
+    """The tag, also of an unknown model: the text after the last dash is the size."""
+    found = find_tag(name, known)
+    if found is not None:
+        return found
+    if ":" in name:
+        return name.strip().lower().removesuffix(SUFFIX)
+    family, dash, size = plain_name(name).rpartition("-")
+    return f"{family}:{size}" if dash else size
+
+
+def model_name(tag: str) -> str:
+    """accelerd's name for it: `npu/qwen3-4b`."""
+    return f"npu/{plain_name(tag)}"
+
+
+def similar_tags(name: str, known: Iterable[str], most: int = 4) -> list[str]:
+    """Similar tags: of the same family, else with a similar name."""
+    tags = list(known)
+    wanted = plain_name(name)
+    family = [tag for tag in tags if tag.partition(":")[0].lower() in (wanted, wanted.rpartition("-")[0])]
+    by_plain = {plain_name(tag): tag for tag in tags}
+    like = [by_plain[one] for one in difflib.get_close_matches(wanted, by_plain, n=most, cutoff=0.5)]
+    return list(dict.fromkeys([*like, *family]))[:most]

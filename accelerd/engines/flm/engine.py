@@ -1,7 +1,7 @@
-"""The engine `flm`: turns a model of the configuration into a plan to start FastFlowLM's server for it.
+"""The engine `flm`: plans the start of a FastFlowLM server for a model.
 
-Asks the program first whether this machine's NPU works and whether the model is here, since a server whose model has
-failed stays up, and one whose model is missing would fetch it. Starts no server, fetches nothing.
+First checks with the program whether the NPU works and the model is installed, because a server stays up after its
+model failed, and downloads a missing model. Starts no server, downloads nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from accelerd.base.sizes import human_size
 from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
-from accelerd.engines.flm import argv, asks, footprint, names, program, stack
-from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, Known
+from accelerd.engines.flm import argv, catalogue, footprint, program, stack, traits
+from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, FlmModel
 from accelerd.engines.llama_server.engine import free_port
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)
 
-OPEN_TO_ALL: Final = "flm asks for no key: while this model is loaded every user of this machine can ask it"
-# Of its output: what it says of itself. It prints requests too.
+OPEN_TO_ALL: Final = "flm has no API key: while this model is loaded, every user of this machine can use it"
+# Its own messages; it also prints request contents.
 DISCREET: Final = r"(?:\x1b\[[0-9;]*m)*\[(?:ERROR|Error|WARNING|Warning|Linux)\]"
 OUT_OF_MEMORY: Final = (
     r"(?i)std::bad_alloc",
@@ -39,13 +39,13 @@ OUT_OF_MEMORY: Final = (
 
 
 def lockable() -> int | None:
-    """Bytes that what is started here may lock; None: all."""
+    """Bytes that child processes can lock; None: unlimited."""
     most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     return None if most == resource.RLIM_INFINITY or os.geteuid() == 0 else most
 
 
 class Flm(Engine):
-    """Plans for FastFlowLM's server. One object for all models: it remembers what the program said."""
+    """Plans for FastFlowLM servers. One object for all models; it caches the program's answers."""
 
     dialect = Dialect(busy=frozenset({503}), masks_errors=True)
 
@@ -61,7 +61,7 @@ class Flm(Engine):
         proc: Path = Path("/proc"),
         lockable: Callable[[], int | None] = lockable,
     ) -> None:
-        """`now()`: monotonic seconds; `lockable()`: bytes of memory that may be locked, None: all."""
+        """`now()`: monotonic seconds; `lockable()`: bytes of memory that can be locked, None: unlimited."""
         self._settings = settings
         self._environ = dict(os.environ if environ is None else environ)
         self._which = which
@@ -69,11 +69,11 @@ class Flm(Engine):
         self._port = port
         self._proc = proc
         self._lockable = lockable
-        self._program = program.Program(now)
-        self._known: dict[str, Known] = {}  # as the program said last
+        self._program = program.FlmProgram(now)
+        self._known: dict[str, FlmModel] = {}  # from the program's last list
 
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
-        """A fresh plan, on a free port. AccelError('model_failed') with what to do."""
+        """A new plan with a free port. AccelError('model_failed') with advice."""
         argv.checked(spec.extra_args)
         path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
         env = self._env(spec)
@@ -82,11 +82,11 @@ class Flm(Engine):
         warnings += doubt
         may, wants = self._lockable(), footprint.lockable_needed(spec, known)
         if may is not None and may < wants:
-            text = f"this user may lock {human_size(may)} of memory and {known.tag} wants {human_size(wants)}"
+            text = f"the memory lock limit is {human_size(may)}, but {known.tag} needs {human_size(wants)}"
             warnings.append(f"{text}: {stack.MEMLOCK_FIX}")
         port = await to_thread(self._port)
         line = argv.build(spec, path, known.tag, port)
-        probe_path, probe_body, probe_type = asks.probe(spec, known.tag)
+        probe_path, probe_body, probe_type = traits.probe(spec, known.tag)
         return LaunchPlan(
             model=spec.name,
             argv=tuple(line.argv),
@@ -107,56 +107,60 @@ class Flm(Engine):
         )
 
     async def _ready(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> list[str]:
-        """Warnings. AccelError when the program says that it cannot use the NPU."""
+        """Returns warnings. AccelError if the program cannot use the NPU."""
         try:
             report = await self._program.validate(path, env)
-        except program.Silent as error:
-            return [f"whether the NPU works is not known: {error}"]
+        except program.FlmUnavailable as error:
+            return [f"cannot check whether the NPU works: {error}"]
         wrong = stack.troubles(report, command_line=await to_thread(self._command_line), lockable=self._lockable())
         if not wrong:
             unsaid = report.get("ready") is not True and report.get("memlock_ok") is not False
-            return ["flm validate says that the NPU is not ready, and not why: see flm validate"] if unsaid else []
+            return (
+                ["flm validate reports that the NPU is not ready, without a reason; run: flm validate"]
+                if unsaid
+                else []
+            )
         said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
         raise AccelError("model_failed", f"cannot use the NPU for {spec.name}: {said}", cause=Cause.REFUSED.value)
 
-    async def _present(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> tuple[Known, list[str]]:
-        """The model, as the program knows it, and warnings. AccelError when it is not on this machine."""
+    async def _present(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> tuple[FlmModel, list[str]]:
+        """The model in the program's list, and warnings. AccelError if it is not installed."""
         wanted = spec.model or ""
         try:
             models = self._known = await self._program.models(path, env)
-        except program.Silent as error:
-            return self._guess(spec), [f"which models are on this machine is not known: {error}"]
-        tag = names.find(wanted, models)
+        except program.FlmUnavailable as error:
+            return self._guess(spec), [f"cannot check which models are installed: {error}"]
+        tag = catalogue.find_tag(wanted, models)
         if tag is None:
-            near = names.near(wanted, models)
+            near = catalogue.similar_tags(wanted, models)
             hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
-            text = f"FastFlowLM knows no model {wanted!r}; {hint}"
+            text = f"FastFlowLM has no model {wanted!r}; {hint}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
         own, hears, embeds = argv.parts(spec, tag)
         wants = [one for one, yes in ((own, True), (WHISPER, hears), (EMBEDDER, embeds)) if one and yes]
         missing = [one for one in wants if one in models and not models[one].installed]
         if missing:
-            self._program.forget()  # as soon as it is fetched it can be used
-            here = "is not on this machine" if len(missing) == 1 else "are not on this machine"
+            self._program.forget()  # so that it can be used right after the download
+            here = "is not installed" if len(missing) == 1 else "are not installed"
             command = " && ".join(f"flm pull {one}" for one in missing)
             text = f"{' and '.join(missing)} {here}; run: {command}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
         return models[tag], []
 
-    def _guess(self, spec: ModelSpec) -> Known:
-        """The model, without asking anybody."""
+    def _guess(self, spec: ModelSpec) -> FlmModel:
+        """The model, without running the program."""
         known = {**KNOWN, **self._known}
-        tag = names.tag_of(spec.model or "", known)
-        return known.get(tag) or Known(tag, 0, 0, (), CACHE_UNKNOWN)
+        tag = catalogue.tag_of(spec.model or "", known)
+        return known.get(tag) or FlmModel(tag, 0, 0, (), CACHE_UNKNOWN)
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
-        """Main memory, and places on the NPU. Never raises. `ask`: its program may be asked."""
+        """Main memory and NPU contexts. Never raises. `ask`: the program may be run."""
         if ask:
             try:
                 path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
                 self._known = await self._program.models(path, self._env(spec))
-            except (AccelError, program.Silent) as error:
-                log.info("flm cannot be asked about %s: %s", spec.name, error)
+            except (AccelError, program.FlmUnavailable) as error:
+                log.info("cannot get information about %s from flm: %s", spec.name, error)
         return Forecast((footprint.need(spec, self._guess(spec), devices),))
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
@@ -167,17 +171,17 @@ class Flm(Engine):
         if spec.memory is not None or not sizes.get("kv cache") or free < known.cache * argv.LEAST_CONTEXT:
             return ""
         tokens = 1 << (free // known.cache).bit_length() - 1
-        return f"with context = {tokens} it would fit" if tokens >= 2048 else ""
+        return f"it fits with context = {tokens}" if tokens >= 2048 else ""
 
     def traits(self, spec: ModelSpec) -> Traits:
-        """By its settings and FastFlowLM's labels."""
-        return asks.traits(spec, self._guess(spec))
+        """From its settings and FastFlowLM's labels."""
+        return traits.traits(spec, self._guess(spec))
 
     def _env(self, spec: ModelSpec) -> dict[str, str]:
         return {**program.environment(self._environ), **dict(spec.env)}
 
     def _env_flags(self, spec: ModelSpec) -> list[Flag]:
-        said = [Flag("env FLM_DISABLE_UPDATE_CHECK=1", "built-in", "no question to the internet at each start")]
+        said = [Flag("env FLM_DISABLE_UPDATE_CHECK=1", "built-in", "do not contact the internet at each start")]
         return said + [
             Flag(f"env {name}=…", str(spec.origins.get(f"env.{name}") or spec.origin("env")), "as written")
             for name, _ in spec.env

@@ -1,6 +1,6 @@
-"""What a model of FastFlowLM takes: main memory, and its places on the NPU. Pure.
+"""The memory and NPU contexts of a FastFlowLM model. Pure.
 
-The NPU has no memory of its own, and the GPU's is not touched. Its program raises what it may lock by the same sizes.
+The NPU uses main memory; GPU memory is not used.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Final
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.flm import argv
-from accelerd.engines.flm.catalogue import EMBEDDER, KNOWN, WHISPER, Known
+from accelerd.engines.flm.catalogue import EMBEDDER, KNOWN, WHISPER, FlmModel
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
 
 MIB: Final = 1 << 20
-BESIDE: Final = 256 * MIB  # buffers and the program itself
+BESIDE: Final = 256 * MIB  # buffers and the program
 FAMILY: Final = "flm"
 NO_NPU: Final = "npu"  # the device of a claim on a machine without one
 
 
 def npu(devices: Sequence[Device]) -> Device | None:
-    """The one that FastFlowLM takes: AMD's, a working one first."""
+    """The NPU that FastFlowLM uses: one from AMD, working ones first."""
     found = [device for device in devices if device.kind == "npu" and device.vendor in ("", "1022")]
     return min(found, key=lambda d: (d.problem is not None, d.driver != "amdxdna", d.id), default=None)
 
 
-def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> MemoryRequirement:
-    """The one way to place it."""
+def need(spec: ModelSpec, known: FlmModel, devices: Sequence[Device]) -> MemoryRequirement:
+    """Its only placement."""
     device = npu(devices)
     where = device.id if device is not None else NO_NPU
     own, hears, embeds = argv.parts(spec, known.tag)
@@ -37,11 +37,15 @@ def need(spec: ModelSpec, known: Known, devices: Sequence[Device]) -> MemoryRequ
     if spec.memory is not None:
         return MemoryRequirement({RAM: spec.memory}, f"declared: {spec.origin('memory')}", on, claims=claims)
     sizes = parts(spec, known)
-    source = "estimated from FastFlowLM's list of models" if known.footprint else f"unknown: no list names {known.tag}"
+    source = (
+        "estimated from FastFlowLM's list of models"
+        if known.footprint
+        else f"unknown: {known.tag} is in no list of models"
+    )
     return MemoryRequirement({RAM: sum(sizes.values())}, source, on, sizes, claims)
 
 
-def parts(spec: ModelSpec, known: Known) -> dict[str, int]:
+def parts(spec: ModelSpec, known: FlmModel) -> dict[str, int]:
     """Bytes: "weights", "kv cache", "compute"."""
     own, hears, embeds = argv.parts(spec, known.tag)
     weights = known.footprint if own is not None else 0
@@ -52,6 +56,6 @@ def parts(spec: ModelSpec, known: Known) -> dict[str, int]:
     return {"weights": weights, "kv cache": cache, "compute": BESIDE} if weights else {}
 
 
-def lockable_needed(spec: ModelSpec, known: Known) -> int:
-    """Bytes that its program wants to lock."""
+def lockable_needed(spec: ModelSpec, known: FlmModel) -> int:
+    """Bytes that the program locks."""
     return sum(parts(spec, known).values()) + 2 * BESIDE

@@ -1,4 +1,4 @@
-"""The engine "lemonade": models inside a Lemonade Server."""
+"""The engine `lemonade`: models inside a Lemonade Server."""
 
 from accelerd.engines.lemonade.engine import Lemonade
 

@@ -1,7 +1,7 @@
-"""What is known of Lemonade's models by now: what servers listed, and how the loaded ones are reached.
+"""What is known about Lemonade's models: what servers have listed, and how to reach loaded models.
 
-Shared by the engine, which describes models, and the home, which loads them. Asks nobody; what was known is kept in a
-file, since a model is described long before a server runs.
+Shared by the engine, which describes models, and the home, which loads them. Contacts no server. The content is stored
+in a file, because models are described before a server runs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final
 import msgspec
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.lemonade.client import Address, Listed
+from accelerd.engines.lemonade.client import ListedModel, ServerAddress
 
-# Recipes whose backends are OpenAI servers themselves: requests go straight to them.
+# Recipes whose backends are OpenAI servers: requests go directly to them.
 DIRECT: Final = frozenset(("llamacpp", "flm"))
 MOST_KNOWN: Final = 4096  # models of all servers
 
 
 @dataclass(frozen=True)
-class Known:
-    """One model, as far as it is known."""
+class LemonadeModel:
+    """What is known about one model."""
 
     recipe: str = ""
     size: int | None = None  # bytes
@@ -30,20 +30,20 @@ class Known:
     labels: tuple[str, ...] = ()
     checkpoint: str = ""
     context: int | None = None
-    direct: bool | None = None  # is it asked at its own backend? None: not loaded yet
-    device: str = ""  # as the server says while it is loaded: "gpu npu"
+    direct: bool | None = None  # do requests go to its backend? None: not loaded yet
+    device: str = ""  # as the server reports while it is loaded: "gpu npu"
 
 
 class Catalogue:
-    """See the module's text. Names are compared without regard to case, as Lemonade's own have changed in it."""
+    """Models by name, ignoring case, because the case of Lemonade's names has changed."""
 
     def __init__(self, kept: bytes = b"") -> None:
-        """`kept`: what an earlier daemon knew, its `dump`."""
-        self._known: dict[str, Known] = _parsed(kept)
-        self.address: Address | None = None  # of the server that accelerd runs, while it runs
+        """`kept`: the `dump` of an earlier daemon."""
+        self._known: dict[str, LemonadeModel] = _parsed(kept)
+        self.address: ServerAddress | None = None  # of the server that accelerd runs, while it runs
 
-    def note(self, listed: Iterable[Listed]) -> None:
-        """What a server lists."""
+    def note(self, listed: Iterable[ListedModel]) -> None:
+        """Stores the list of a server."""
         for one in listed:
             before = self.of(one.model)
             self._keep(
@@ -60,7 +60,7 @@ class Catalogue:
             )
 
     def loaded(self, model: str, recipe: str, checkpoint: str, device: str, *, direct: bool) -> None:
-        """It is loaded, and is reached in this way."""
+        """Records that a model is loaded and how to reach it."""
         before = self.of(model)
         self._keep(
             model,
@@ -74,14 +74,14 @@ class Catalogue:
         )
 
     def dump(self) -> bytes:
-        """All that is known, to be kept."""
+        """The content as bytes, for storage."""
         return msgspec.json.encode(self._known)
 
-    def of(self, model: str) -> Known:
-        return self._known.get(model.casefold(), Known())
+    def of(self, model: str) -> LemonadeModel:
+        return self._known.get(model.casefold(), LemonadeModel())
 
     def recipe(self, spec: ModelSpec) -> str:
-        """Its recipe; where no server has told, what its name and settings say."""
+        """Its recipe; if no server has reported it, a guess from name and settings."""
         name = (spec.model or "").casefold()
         known = self.of(name).recipe
         if known:
@@ -90,14 +90,14 @@ class Catalogue:
             return "flm"
         return "whispercpp" if spec.transcription else "llamacpp"
 
-    def _keep(self, model: str, known: Known) -> None:
+    def _keep(self, model: str, known: LemonadeModel) -> None:
         while len(self._known) >= MOST_KNOWN and model.casefold() not in self._known:
             self._known.pop(next(iter(self._known)))
         self._known[model.casefold()] = known
 
 
-def _parsed(kept: bytes) -> dict[str, Known]:
+def _parsed(kept: bytes) -> dict[str, LemonadeModel]:
     try:
-        return msgspec.json.decode(kept, type=dict[str, Known]) if kept else {}
+        return msgspec.json.decode(kept, type=dict[str, LemonadeModel]) if kept else {}
     except msgspec.MsgspecError:
-        return {}  # of another version: servers tell it again
+        return {}  # from another version; servers will list the models again

@@ -1,7 +1,6 @@
-"""What a Lemonade Server is asked, and what it answers: the few requests of its HTTP that accelerd needs.
+"""HTTP client for a Lemonade Server, with the few requests that accelerd needs.
 
-Owns one HTTP session to one server. Never logs a key; decides nothing. Answers are read with care: versions differ in
-what they say, and what is missing is None.
+Owns one HTTP session to one server. Never logs a key. Versions differ in their answers; missing values are None.
 """
 
 from __future__ import annotations
@@ -15,33 +14,33 @@ from urllib.parse import urlsplit
 
 API: Final = "/api/v1"
 LIVE: Final = "/live"  # answers without a key
-QUICK: Final = 2.0  # s for an answer that costs nothing
+QUICK: Final = 2.0  # s for a trivial request
 
 
 class LemonadeError(Exception):
     """No usable answer. The text says why."""
 
 
-class Unreachable(LemonadeError):
-    """Nobody listens there, or the connection broke."""
+class LemonadeUnreachable(LemonadeError):
+    """No server listens there, or the connection was lost."""
 
 
-class Silent(LemonadeError):
-    """No answer in time: it may be busy."""
+class LemonadeTimeout(LemonadeError):
+    """No answer in time; the server may be busy."""
 
 
-class Refused(LemonadeError):
-    """An answer that says no."""
+class LemonadeRefused(LemonadeError):
+    """An error answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code  # "model_load_error", "model_not_found", …; "" where it says none
+        self.code = code  # "model_load_error", "model_not_found", …; "" if there is none
         self.message = message
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where a server listens, and its key."""
 
     url: str  # "http://127.0.0.1:13305"
@@ -54,11 +53,11 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """One model that the server holds, an entry of `health.all_models_loaded`."""
+class LoadedModel:
+    """A loaded model, an entry of `health.all_models_loaded`."""
 
     model: str
-    pid: int | None  # of its backend; versions before 10.1 do not tell
+    pid: int | None  # of its backend; not reported before 10.1
     port: int | None  # where its backend listens on 127.0.0.1
     recipe: str
     checkpoint: str
@@ -69,23 +68,23 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Health:
-    """What the server says of itself."""
+    """The server's health report."""
 
     version: str
-    loaded: Mapping[str, Loaded]  # by name in lower case
+    loaded: Mapping[str, LoadedModel]  # by name in lower case
 
     @property
     def release(self) -> tuple[int, ...]:
-        """Its version as numbers, (11, 7, 0); () where it does not look like one."""
+        """Its version as numbers, (11, 7, 0); () if it is not a version."""
         return release(self.version)
 
-    def of(self, model: str) -> Loaded | None:
+    def of(self, model: str) -> LoadedModel | None:
         return self.loaded.get(model.casefold())
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One model that the server knows. Sizes in bytes; None: not told."""
+class ListedModel:
+    """A model in the server's list. Sizes in bytes; None: unknown."""
 
     model: str
     recipe: str
@@ -93,19 +92,19 @@ class Listed:
     downloaded: bool | None
     labels: tuple[str, ...]
     checkpoint: str
-    context: int | None  # tokens that it was trained for
+    context: int | None  # trained context, in tokens
 
 
 def release(version: str) -> tuple[int, ...]:
-    """ "11.7.0" as numbers; () where it does not look like a version."""
+    """ "11.7.0" as numbers; () if it is not a version."""
     found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
     return tuple(int(part) for part in found.groups() if part is not None) if found else ()
 
 
 class LemonadeClient:
-    """One server. To be made on a running loop, and closed."""
+    """A client for one server. Create it on a running loop, and close it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: ServerAddress) -> None:
         import aiohttp
 
         self.address = address
@@ -119,7 +118,7 @@ class LemonadeClient:
         await self._session.close()
 
     async def alive(self) -> bool:
-        """Does it answer at all?"""
+        """Does the server answer?"""
         try:
             await self._ask("GET", LIVE, within=QUICK)
         except LemonadeError:
@@ -132,27 +131,27 @@ class LemonadeClient:
         found = [_loaded(one) for one in _list(said.get("all_models_loaded"))]
         return Health(str(said.get("version") or ""), {one.model.casefold(): one for one in found if one.model})
 
-    async def models(self, within: float = 10.0) -> list[Listed]:
-        """All that it knows, downloaded or not. LemonadeError."""
+    async def models(self, within: float = 10.0) -> list[ListedModel]:
+        """All models in its list, downloaded or not. LemonadeError."""
         said = await self._ask("GET", f"{API}/models?show_all=true", within=within)
         return [one for one in map(_listed, _list(said.get("data"))) if one.model]
 
     async def load(self, body: Mapping[str, Any], within: float | None = None) -> None:
-        """Returns when the model is loaded. `within` None: however long that takes. LemonadeError."""
+        """Returns when the model is loaded. Without `within` there is no time limit. LemonadeError."""
         await self._ask("POST", f"{API}/load", body, within=within)
 
     async def unload(self, model: str, within: float = 30.0) -> None:
-        """Never without a name: that would unload all. Refused with 404 when it is not loaded. LemonadeError."""
+        """Unloads one model; an empty name, which would unload all, is an error. 404 if not loaded. LemonadeError."""
         if not model:
             raise LemonadeError("no model named")
         await self._ask("POST", f"{API}/unload", {"model_name": model}, within=within)
 
     async def pin(self, model: str, pinned: bool) -> None:
-        """LemonadeError; versions before 10.10 know no pins."""
+        """LemonadeError; versions before 10.10 have no pins."""
         await self._ask("POST", "/internal/pin", {"model_name": model, "pinned": pinned}, within=QUICK)
 
     async def shutdown(self) -> None:
-        """LemonadeError; 10.0 knows only SIGTERM."""
+        """LemonadeError; 10.0 supports only SIGTERM."""
         await self._ask("POST", "/internal/shutdown", {}, within=QUICK)
 
     async def _ask(
@@ -161,7 +160,7 @@ class LemonadeClient:
         import aiohttp
 
         if self._session.closed:
-            raise Unreachable("the server was ended")
+            raise LemonadeUnreachable("the server was stopped")
         timeout = aiohttp.ClientTimeout(total=within, sock_connect=QUICK)
         try:
             async with self._session.request(
@@ -172,16 +171,18 @@ class LemonadeClient:
                     raise _refusal(answer.status, said, path)
                 return said
         except TimeoutError:
-            raise Silent(f"no answer to {path} within {within or QUICK:g} s") from None
+            raise LemonadeTimeout(f"no answer to {path} within {within or QUICK:g} s") from None
         except aiohttp.ClientError as error:
-            raise Unreachable(f"cannot ask for {path}: {error.__class__.__name__}") from None
+            raise LemonadeUnreachable(f"cannot request {path}: {error.__class__.__name__}") from None
 
 
-def _refusal(status: int, said: Mapping[str, Any], path: str) -> Refused:
+def _refusal(status: int, said: Mapping[str, Any], path: str) -> LemonadeRefused:
     error = said.get("error")
     if isinstance(error, dict):
-        return Refused(status, str(error.get("code") or error.get("type") or ""), str(error.get("message") or ""))
-    return Refused(status, "", str(error) if error else f"status {status} to {path}")
+        return LemonadeRefused(
+            status, str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
+        )
+    return LemonadeRefused(status, "", str(error) if error else f"status {status} to {path}")
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -200,8 +201,8 @@ def _number(value: object) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
-def _loaded(one: Mapping[str, Any]) -> Loaded:
-    return Loaded(
+def _loaded(one: Mapping[str, Any]) -> LoadedModel:
+    return LoadedModel(
         model=str(one.get("model_name") or ""),
         pid=_number(one.get("pid")),
         port=_local_port(str(one.get("backend_url") or "")),
@@ -213,14 +214,14 @@ def _loaded(one: Mapping[str, Any]) -> Loaded:
     )
 
 
-def _listed(one: Mapping[str, Any]) -> Listed:
+def _listed(one: Mapping[str, Any]) -> ListedModel:
     size = one.get("size")
     labels = one.get("labels")
     downloaded = one.get("downloaded")
-    return Listed(
+    return ListedModel(
         model=str(one.get("id") or ""),
         recipe=str(one.get("recipe") or ""),
-        size=int(size * 1e9) if isinstance(size, int | float) and size > 0 else None,  # it counts in 10^9 bytes
+        size=int(size * 1e9) if isinstance(size, int | float) and size > 0 else None,  # in units of 10^9 bytes
         downloaded=downloaded if isinstance(downloaded, bool) else None,
         labels=tuple(str(label) for label in labels) if isinstance(labels, list) else (),
         checkpoint=str(one.get("checkpoint") or ""),
@@ -229,7 +230,7 @@ def _listed(one: Mapping[str, Any]) -> Listed:
 
 
 def _local_port(url: str) -> int | None:
-    """The port of a backend of this machine; None for anything else."""
+    """The port of a backend on this machine; None otherwise."""
     try:
         parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"):

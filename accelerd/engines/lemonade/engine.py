@@ -1,7 +1,6 @@
-"""The Lemonade engine: turns a model of the configuration into what a Lemonade Server is told to load it.
+"""The engine `lemonade`: turns a model of the configuration into a load request for a Lemonade Server.
 
-Describes models by what servers have listed. Never starts a server: the home of the same name does, when a model is to
-be loaded.
+Describes models from what servers have listed. Never starts a server; the home of the same name does.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy
 from accelerd.engines.lemonade import forecast as forecasting
 from accelerd.engines.lemonade import request
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
+from accelerd.engines.lemonade.client import LemonadeClient, LemonadeError, ServerAddress
 from accelerd.engines.lemonade.traits import traits
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)
 
-# What a server and its backends take over from accelerd's environment: models are found, devices and proxies too.
+# Environment variables for the server and its backends: model directories, devices, proxies.
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
     "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "http_proxy", "https_proxy", "no_proxy",
@@ -38,7 +37,7 @@ INHERITED = (
 
 
 class Lemonade(Engine):
-    """See the module's text. One object for all models of one configuration."""
+    """Plans for models in a Lemonade Server. One object for all models."""
 
     dialect = Dialect(streams_notice_disconnect=True, busy=frozenset((503,)), masks_errors=True)
 
@@ -49,15 +48,15 @@ class Lemonade(Engine):
         *,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """`catalogue`: the one that the home keeps too."""
+        """`catalogue`: shared with the home."""
         self._settings = settings
         self._catalogue = catalogue
         self._environ = dict(os.environ if environ is None else environ)
 
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
-        """What the server is told. Where the model is to be reached is known when it is loaded."""
+        """The load request. The model's address is known after the load."""
         if not spec.model:
-            request.fail(Cause.REFUSED, f'{spec.name}: say which of Lemonade\'s models it is: model = "…"')
+            request.fail(Cause.REFUSED, f'{spec.name}: set model = "…" to one of Lemonade\'s models')
         await self._ask()
         recipe = self._catalogue.recipe(spec)
         known = self._catalogue.of(spec.model)
@@ -97,7 +96,7 @@ class Lemonade(Engine):
         return traits(spec, self._catalogue, own=self._settings.url is None)
 
     async def _ask(self) -> None:
-        """Have the list of the server that runs, if one does. Never raises."""
+        """Gets the list of the running server, if there is one. Never raises."""
         try:
             address = await self.address()
             if address is None:
@@ -108,13 +107,13 @@ class Lemonade(Engine):
             finally:
                 await client.close()
         except (LemonadeError, AccelError) as error:
-            log.info("no list of models from the Lemonade Server: %s", error)
+            log.info("cannot get the models of the Lemonade Server: %s", error)
 
-    async def address(self) -> Address | None:
-        """Of the server that runs; None: accelerd would start one. AccelError: the key cannot be read."""
+    async def address(self) -> ServerAddress | None:
+        """The address of the running server; None if there is none. AccelError if the key cannot be read."""
         if self._settings.url is None:
             return self._catalogue.address
-        return Address(self._settings.url, await asyncio.to_thread(read_key, self._settings.key_file))
+        return ServerAddress(self._settings.url, await asyncio.to_thread(read_key, self._settings.key_file))
 
 
 def read_key(key_file: str | None) -> str:
@@ -124,7 +123,7 @@ def read_key(key_file: str | None) -> str:
     try:
         return (Path(key_file).read_text().splitlines() or [""])[0].strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not a text file"
         request.fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
 
 
@@ -133,6 +132,6 @@ def _inherited(name: str) -> bool:
 
 
 def _shown(body: Mapping[str, object]) -> list[str]:
-    """The request as the options of Lemonade's own client, for people."""
+    """The request as options of Lemonade's client, for users."""
     return [f"--{name.replace('_', '-')}={value}" for name, value in body.items()
             if name not in ("model_name", "save_options")]  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a Lemonade Server is told to load a model: the settings of the model in Lemonade's own words. Pure.
+"""The load request for a Lemonade Server, from the settings of a model. Pure.
 
-Options are never saved there (`save_options`): what accelerd wants is said with every load. What Lemonade decides by
-itself is refused in extra_args with the reason.
+Options are never saved in the server (`save_options`); every load contains them. Options that Lemonade sets itself are
+refused in extra_args.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag
 
-# What Lemonade writes on the command line of a llama-server itself, and how accelerd is told instead.
+# Options of llama-server that Lemonade sets itself, and the setting to use instead.
 ITS_OWN: Final[Mapping[str, str]] = {
     "-m": "model", "--model": "model", "--port": "", "--host": "", "--api-key": "", "--metrics": "",
     "--ctx-size": "context", "-c": "context", "-ngl": "", "--n-gpu-layers": "", "--gpu-layers": "",
     "--jinja": "", "--no-jinja": "", "--mmproj": "", "--embeddings": "", "--embedding": "",
     "--reranking": "", "--rerank": "", "--device": "", "-dev": "",
 }  # fmt: skip
-# What it lets through to an flm.
+# Options that it passes on to flm.
 FLM_KNOWS: Final = (
     "--pmode", "--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len", "--preemption",
 )  # fmt: skip
@@ -36,7 +36,7 @@ NO_CONTEXT: Final = frozenset(("whispercpp", "moonshine", "kokoro", "sd-cpp"))
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """The body of POST /load, with the reasons of what is in it."""
+    """The body of POST /load, with reasons."""
 
     body: Mapping[str, Any]
     flags: tuple[Flag, ...]
@@ -44,9 +44,9 @@ class LoadRequest:
 
 
 def build(spec: ModelSpec, recipe: str, trained: int | None) -> LoadRequest:
-    """`trained`: tokens of context that the model was trained for, where that is known. AccelError('model_failed')."""
+    """`trained`: the model's trained context in tokens, if known. AccelError('model_failed')."""
     body: dict[str, Any] = {"model_name": spec.model, "save_options": False}
-    flags = [Flag(f"model_name={spec.model}", str(spec.origin("model")), "the model, as Lemonade calls it")]
+    flags = [Flag(f"model_name={spec.model}", str(spec.origin("model")), "Lemonade's name of the model")]
     if recipe not in NO_CONTEXT:
         size = trained if spec.context is None else spec.context * (spec.parallel if recipe == "llamacpp" else 1)
         if size is not None:
@@ -57,28 +57,28 @@ def build(spec: ModelSpec, recipe: str, trained: int | None) -> LoadRequest:
     if recipe == "llamacpp":
         arguments = _llama(spec)
     elif spec.extra_args and recipe != "flm":
-        warnings.append(f"extra_args have no effect: Lemonade takes none for {recipe}")
+        warnings.append(f"extra_args has no effect: Lemonade supports none for {recipe}")
     for argument in spec.extra_args if recipe in ("llamacpp", "flm") else ():
         _check(spec, recipe, argument)
-        arguments.append(Flag(_quoted(spec, argument), str(spec.origin("extra_args")), "given by you"))
+        arguments.append(Flag(_quoted(spec, argument), str(spec.origin("extra_args")), "set in extra_args"))
     if arguments:
         key = "flm_args" if recipe == "flm" else "llamacpp_args"
         body[key] = " ".join(flag.text for flag in arguments)
         flags += [Flag(f"{key}: {flag.text}", flag.source, flag.reason) for flag in arguments]
     if spec.env:
-        warnings.append("env has no effect: all models of a Lemonade Server have the server's environment")
+        warnings.append("env has no effect: all models use the environment of the Lemonade Server")
     return LoadRequest(body, tuple(flags), tuple(warnings))
 
 
 def _llama(spec: ModelSpec) -> list[Flag]:
-    """Of what Lemonade lets through to a llama-server, what the settings say."""
+    """The settings as options that Lemonade passes on to llama-server."""
     found: list[Flag] = []
 
     def add(field: str, text: str, reason: str) -> None:
         found.append(Flag(text, str(spec.origin(field)), reason))
 
     if spec.parallel > 1:
-        add("parallel", f"-np {spec.parallel}", "requests at once")
+        add("parallel", f"-np {spec.parallel}", "parallel requests")
     if spec.flash_attention is not None:
         add("flash_attention", f"-fa {spec.flash_attention}", "flash attention")
     if spec.mmap is False:
@@ -91,24 +91,27 @@ def _llama(spec: ModelSpec) -> list[Flag]:
             add(field, f"{name} {value}", "type of the KV cache")
     for field, name in SAMPLING:
         if (value := getattr(spec.sampling, field)) is not None:
-            add("sampling", f"{name} {value}", "what a request does not say")
+            add("sampling", f"{name} {value}", "default for requests")
     return found
 
 
 def _check(spec: ModelSpec, recipe: str, argument: str) -> None:
-    """AccelError for an option that Lemonade would refuse, or that would undo what accelerd relies on."""
+    """AccelError for an option that Lemonade refuses, or that conflicts with accelerd's own."""
     name = argument.partition("=")[0]
     if recipe == "flm" and name.startswith("-") and name not in FLM_KNOWS:
-        fail(Cause.REFUSED, f"extra_args: Lemonade hands {name} to no flm, only {', '.join(FLM_KNOWS)}")
+        fail(Cause.REFUSED, f"extra_args: Lemonade does not pass {name} on to flm, only {', '.join(FLM_KNOWS)}")
     if recipe == "llamacpp" and name in ITS_OWN:
         instead = f"; set {ITS_OWN[name]} of {spec.name} instead" if ITS_OWN[name] else ""
-        fail(Cause.REFUSED, f"extra_args: Lemonade sets {name} itself and refuses it{instead}")
+        fail(Cause.REFUSED, f"extra_args: {name} is not allowed, because Lemonade sets it itself{instead}")
 
 
 def _quoted(spec: ModelSpec, argument: str) -> str:
-    """One argument in a line that Lemonade splits at spaces, where double quotes hold together."""
+    """One argument of a line that Lemonade splits at spaces outside double quotes."""
     if '"' in argument or "\\" in argument or "\n" in argument:
-        fail(Cause.REFUSED, f"extra_args: an argument of {spec.name} has a quote or backslash: Lemonade takes none")
+        fail(
+            Cause.REFUSED,
+            f"extra_args: an argument of {spec.name} contains a quote or backslash, which Lemonade does not support",
+        )
     return f'"{argument}"' if not argument or any(one.isspace() for one in argument) else argument
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Advice, Endpoint, Flag
+from accelerd.engines.base import Endpoint, Flag, TuningAdvice
 from accelerd.engines.llama_server.extra import check_arguments, check_environment
 from accelerd.engines.llama_server.features import Features, ProgramOption
 
@@ -52,7 +52,7 @@ class CommandLine:
     spec: ModelSpec
     features: Features
     argv: list[str]
-    advice: Sequence[Advice] = ()  # what rules say of settings
+    advice: Sequence[TuningAdvice] = ()  # what rules say of settings
     flags: list[Flag] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ def build(
     spec: ModelSpec,
     features: Features,
     endpoint: Endpoint,
-    advice: Sequence[Advice] = (),
+    advice: Sequence[TuningAdvice] = (),
     gpus: Sequence[str] = (),
 ) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.

@@ -15,7 +15,7 @@ from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import Answer
+from accelerd.engines.base import ProgramOutput
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ MAX_OUTPUT: Final = 1 << 20  # bytes kept of each stream; this year's help has 5
 NO_DUMP: Final = 1  # of RLIMIT_CORE: with 0 a program that collects dumps is still started
 
 
-async def run(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> Answer:
+async def run(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> ProgramOutput:
     """What it said; a status below 0 is a signal. AccelError('model_failed') when it does not start, or end in time.
 
     On a timeout or when cancelled the process group is killed.
@@ -58,7 +58,7 @@ async def run(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> A
     finally:
         if not finished:
             await _kill(process)
-    return Answer(status, out, err)
+    return ProgramOutput(status, out, err)
 
 
 def _no_dump(pid: int) -> None:

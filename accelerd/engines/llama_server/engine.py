@@ -24,19 +24,19 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import (
-    Answer,
-    Build,
+    ProgramOutput,
+    ContainerAccess,
+    ContainerLookup,
     Dialect,
     Endpoint,
     Engine,
-    Fixed,
+    EngineBuild,
+    FixedServer,
     LaunchPlan,
-    Place,
-    Places,
+    ModelTuner,
     Task,
     Traits,
-    Tuned,
-    Tuner,
+    TunedModel,
     on_this_machine,
     untuned,
 )
@@ -77,7 +77,7 @@ class PlannedLaunch(NamedTuple):
 
     told: ModelSpec  # as the configuration has it
     settled: ModelSpec
-    build: Build
+    build: EngineBuild
 
 
 class LlamaServer(Engine):
@@ -96,8 +96,8 @@ class LlamaServer(Engine):
         token: Callable[[], str] = new_token,
         which: files.Which = files.system_which,
         features: FeatureReader | None = None,
-        places: Places = on_this_machine,
-        tuner: Tuner = untuned,
+        places: ContainerLookup = on_this_machine,
+        tuner: ModelTuner = untuned,
         devices: Callable[[], Iterable[Device]] = tuple,
         forecaster: Forecaster | None = None,
         fit: FitParams | None = None,
@@ -131,7 +131,7 @@ class LlamaServer(Engine):
         `slots`: PCI slots of those it shall use; none: the program decides.
         """
         place = await self._places(spec)
-        if isinstance(place, Fixed):
+        if isinstance(place, FixedServer):
             return inside.fixed_plan(spec, place)
         await asyncio.to_thread(files.check_files, spec)
         features, tuned, build = await self._tuned(spec, place)
@@ -159,7 +159,7 @@ class LlamaServer(Engine):
         )
 
     async def _named(
-        self, spec: ModelSpec, place: Place | None, features: Features, slots: Sequence[str]
+        self, spec: ModelSpec, place: ContainerAccess | None, features: Features, slots: Sequence[str]
     ) -> tuple[tuple[str, ...], str | None]:
         """What the program calls the GPUs in these slots, where it has a choice; a warning where that is not known."""
         if not slots or spec.gpu_layers == 0:
@@ -169,7 +169,7 @@ class LlamaServer(Engine):
             return (), f"cannot tell which device of {features.binary} is {', '.join(slots)}: the program chooses"
         return found, None
 
-    async def _listing(self, spec: ModelSpec, place: Place | None, features: Features) -> str:
+    async def _listing(self, spec: ModelSpec, place: ContainerAccess | None, features: Features) -> str:
         """What its program lists as devices."""
         if place is None:
             return await self._features.devices(features, environment.for_help(self._environ, spec))
@@ -180,23 +180,23 @@ class LlamaServer(Engine):
         """What is set for all models is a program of this machine: inside, its name alone may mean something."""
         return spec.binary or os.path.basename(self._settings.binary)
 
-    async def settled(self, spec: ModelSpec) -> tuple[Tuned, Build]:
+    async def settled(self, spec: ModelSpec) -> tuple[TunedModel, EngineBuild]:
         """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
         place = await self._places(spec)
-        if isinstance(place, Fixed):
+        if isinstance(place, FixedServer):
             files.fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
         await asyncio.to_thread(files.check_files, spec)
         _, tuned, build = await self._tuned(spec, place)
         return tuned, build
 
-    async def _tuned(self, spec: ModelSpec, place: Place | None) -> tuple[Features, Tuned, Build]:
+    async def _tuned(self, spec: ModelSpec, place: ContainerAccess | None) -> tuple[Features, TunedModel, EngineBuild]:
         """What its build can do, and the model as that build sees it, with what rules add."""
         weights = files.shards(spec.path) if spec.path else []
         features, seen, computes = await self._build_of(spec, place)
-        build = Build(spec.engine, features.version, computes, frozenset(features.options))
+        build = EngineBuild(spec.engine, features.version, computes, frozenset(features.options))
         return features, await self._tuner(seen, build, weights), build
 
-    async def _build_of(self, spec: ModelSpec, place: Place | None) -> tuple[Features, ModelSpec, str]:
+    async def _build_of(self, spec: ModelSpec, place: ContainerAccess | None) -> tuple[Features, ModelSpec, str]:
         """What its build can do, the model as that build sees it, and what computes."""
         if place is None:
             features = await self.features(spec)
@@ -208,7 +208,7 @@ class LlamaServer(Engine):
             )
         found = await place.look(spec, self._program(spec), inside.files_of(spec))
 
-        async def ask(*argv: str) -> Answer:
+        async def ask(*argv: str) -> ProgramOutput:
             return await place.ask(spec, *argv)
 
         features = await self._features.read_inside(found, ask)
@@ -233,7 +233,7 @@ class LlamaServer(Engine):
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
         return await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices, answer)
 
-    async def _asked(self, spec: ModelSpec) -> tuple[ModelSpec, Build, FitAnswer | None]:
+    async def _asked(self, spec: ModelSpec) -> tuple[ModelSpec, EngineBuild, FitAnswer | None]:
         """The settled model, its program, and what llama-fit-params says. Raises AccelError('model_failed')."""
         tuned, build = await self.settled(spec)
         place = await self._places(spec)
@@ -242,7 +242,7 @@ class LlamaServer(Engine):
             features, env = await self.features(spec), environment.for_help(self._environ, spec)
             listed = await self._features.devices(features, env)
             answer = await self._fit.ask(tuned.spec, features, weights, env, listed=listed)
-        elif not isinstance(place, Fixed):
+        elif not isinstance(place, FixedServer):
             found = await place.look(spec, self._program(spec), inside.files_of(spec))
             features = await self._features.read_inside(found, partial(place.ask, spec))
             answer = await self._fit.ask_inside(spec, tuned.spec, features, weights, found, place)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Advice, Flag
+from accelerd.engines.base import Flag, TuningAdvice
 
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
 
@@ -45,7 +45,7 @@ def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
 
 
 def for_server(
-    environ: Mapping[str, str], spec: ModelSpec, secret: str, advice: Sequence[Advice] = ()
+    environ: Mapping[str, str], spec: ModelSpec, secret: str, advice: Sequence[TuningAdvice] = ()
 ) -> tuple[dict[str, str], list[Flag]]:
     """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown."""
     said = {one.setting: one for one in advice}

@@ -22,7 +22,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import Answer, Inside
+from accelerd.engines.base import ProgramOutput, ContainerProgram
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.environment import DEVICES
 
@@ -185,7 +185,7 @@ class FeatureReader:
             self._known[identity.path] = (identity, features)
             return features
 
-    async def read_inside(self, found: Inside, ask: Callable[..., Awaitable[Answer]]) -> Features:
+    async def read_inside(self, found: ContainerProgram, ask: Callable[..., Awaitable[ProgramOutput]]) -> Features:
         """The same of a program in a container, which `ask` runs there; remembered until the daemon ends."""
         known = self._inside.get(found.build)
         if known is None:
@@ -215,7 +215,9 @@ class FeatureReader:
 
         return await self._listed(key, run)
 
-    async def devices_inside(self, found: Inside, features: Features, ask: Callable[..., Awaitable[Answer]]) -> str:
+    async def devices_inside(
+        self, found: ContainerProgram, features: Features, ask: Callable[..., Awaitable[ProgramOutput]]
+    ) -> str:
         """The same of a program in a container."""
         if features.find("--list-devices") is None:
             return ""

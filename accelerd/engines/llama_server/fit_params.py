@@ -22,7 +22,7 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Answer, Inside, Place
+from accelerd.engines.base import ProgramOutput, ContainerAccess, ContainerProgram
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.features import DRIVER_VARIABLES, FeatureReader, Features
 from accelerd.engines.llama_server.fit_cache import FitCache
@@ -38,7 +38,7 @@ TIMEOUT: Final = 10.0  # seconds; it takes 0.05 to 0.5
 AT_ONCE: Final = 4
 FILE: Final = "llama-fit-params.json"
 
-Run = Callable[[tuple[str, ...], Mapping[str, str], float], Awaitable[Answer]]
+Run = Callable[[tuple[str, ...], Mapping[str, str], float], Awaitable[ProgramOutput]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Tool:
     path: str
     stamp: tuple[object, ...]
     features: Callable[[], Awaitable[Features]]
-    run: Callable[[tuple[str, ...]], Awaitable[Answer]]
+    run: Callable[[tuple[str, ...]], Awaitable[ProgramOutput]]
 
 
 class FitParams:
@@ -92,7 +92,7 @@ class FitParams:
         path, stamp = found
         drivers = tuple(sorted((name, value) for name, value in env.items() if name in DRIVER_VARIABLES))
 
-        async def run(told: tuple[str, ...]) -> Answer:
+        async def run(told: tuple[str, ...]) -> ProgramOutput:
             return await self._run((path, *told), env, self._timeout)
 
         tool = _Tool(path, (*stamp, drivers), lambda: self._features.read(path, env), run)
@@ -104,8 +104,8 @@ class FitParams:
         seen: ModelSpec,
         features: Features,
         weights: Sequence[str],
-        found: Inside,
-        place: Place,
+        found: ContainerProgram,
+        place: ContainerAccess,
         *,
         devices: Sequence[str] = (),
         listed: str = "",
@@ -115,7 +115,7 @@ class FitParams:
         # By its name: an image with a server of its own would run that instead. And the files must be seen.
         there = replace(spec, binary=path, mounts=(*spec.mounts, *_folders(spec, weights)))
 
-        async def ask(*words: str) -> Answer:
+        async def ask(*words: str) -> ProgramOutput:
             try:
                 async with asyncio.timeout(self._timeout):
                     return await place.ask(there, *words)
@@ -187,7 +187,7 @@ async def _asked(
     tool: _Tool, told: tuple[str, ...], how: Sequence[tuple[str, ...]], left_out: tuple[str, ...]
 ) -> FitAnswer:
     """Asked in one way after the other, until it fails or has said something. AccelError: it does not run or end."""
-    answer = Answer(0, "", "")
+    answer = ProgramOutput(0, "", "")
     for way in how:
         answer = await tool.run((*told, *way))
         if answer.status:
@@ -197,7 +197,7 @@ async def _asked(
     return FitAnswer((), left_out, _why_not(tool.path, answer))
 
 
-def _why_not(path: str, answer: Answer) -> str:
+def _why_not(path: str, answer: ProgramOutput) -> str:
     """Why an answer is none."""
     said = [line.strip() for line in (answer.err or answer.out).splitlines() if line.strip()]
     if answer.status:

@@ -18,7 +18,7 @@ import msgspec
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Build
+from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server import argv, files
 from accelerd.engines.llama_server.fit_command import FitAnswer
 from accelerd.estimate import smaller
@@ -76,7 +76,7 @@ class ForecastInputs:
     gpus: tuple[Device, ...]
     gpu_layers: int | str | None
     told: ModelSpec | None = None  # as the configuration has it
-    build: Build | None = None  # None: it was not asked
+    build: EngineBuild | None = None  # None: it was not asked
     answer: FitAnswer | None = None
 
 
@@ -92,7 +92,7 @@ class Forecaster:
         self,
         spec: ModelSpec,
         settled: ModelSpec,
-        build: Build | None,
+        build: EngineBuild | None,
         devices: Sequence[Device],
         answer: FitAnswer | None = None,
     ) -> Forecast:
@@ -162,7 +162,7 @@ class Forecaster:
         return Forecast(tuple(MemoryRequirement({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
 
     @staticmethod
-    def _key(known: ForecastInputs, build: Build | None) -> str:
+    def _key(known: ForecastInputs, build: EngineBuild | None) -> str:
         """Names the files, the settings that matter, and the program."""
         settings = {name: sorted(value) if isinstance(value, frozenset) else value
                     for name, value in asdict(known.settings).items()}  # fmt: skip
@@ -190,7 +190,7 @@ def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> Me
 
 
 def settings_of(
-    spec: ModelSpec, build: Build | None, gpu: bool, machine: str
+    spec: ModelSpec, build: EngineBuild | None, gpu: bool, machine: str
 ) -> tuple[EstimateSettings, int | str | None, dict[str, str]]:
     """What the estimate is made for, the layers on GPUs, and files that extra_args name by field.
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
-from accelerd.engines.base import Fixed, Flag, Inside, LaunchPlan
+from accelerd.engines.base import ContainerProgram, FixedServer, Flag, LaunchPlan
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.files import fail, shards
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
@@ -25,7 +25,7 @@ def files_of(spec: ModelSpec) -> list[str]:
     return [*(shards(spec.path) if spec.path else []), *named]
 
 
-def as_seen_inside(spec: ModelSpec, found: Inside) -> ModelSpec:
+def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:
     """The model with the names and settings that hold inside. AccelError('model_failed'): a file cannot be seen."""
     hidden = [file for file in files_of(spec) if file not in found.files]
     if hidden:
@@ -39,7 +39,7 @@ def as_seen_inside(spec: ModelSpec, found: Inside) -> ModelSpec:
     return replace(spec, **changed, **wanted, origins=origins)
 
 
-def fixed_plan(spec: ModelSpec, there: Fixed) -> LaunchPlan:
+def fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:
     """For a container that knows what it runs. Its key, where it wants one, is LLAMA_API_KEY of the model's env."""
     reason = "the container knows what it runs: flags and environment are those it was made with"
     return LaunchPlan(

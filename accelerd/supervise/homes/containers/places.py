@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Answer, Endpoint, Fixed, Inside, Place
+from accelerd.engines.base import ProgramOutput, Endpoint, FixedServer, ContainerProgram, ContainerAccess
 from accelerd.supervise.homes.containers.commands import CommandResult
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.process.spawn import NoProgram
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class ContainerHome(Protocol):
     """A home whose programs are its own. HomeError, NoProgram."""
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside: ...
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram: ...
     async def ask(self, spec: ModelSpec, *argv: str) -> CommandResult: ...
 
 
@@ -35,18 +35,18 @@ class FixedHome(Protocol):
     async def command(self, spec: ModelSpec) -> tuple[str, ...]: ...
 
 
-class ContainerPlace(Place):
+class ContainerPlace(ContainerAccess):
     """See engines.base.Place."""
 
     def __init__(self, home: ContainerHome) -> None:
         self._home = home
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         return await _translated(self._home.look(spec, program, files))
 
-    async def ask(self, spec: ModelSpec, *argv: str) -> Answer:
+    async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
         done = await _translated(self._home.ask(spec, *argv))
-        return Answer(done.status, done.out, done.err)
+        return ProgramOutput(done.status, done.out, done.err)
 
 
 class HomePlaces:
@@ -56,13 +56,13 @@ class HomePlaces:
         """`homes` by kind."""
         self._homes = homes
 
-    async def __call__(self, spec: ModelSpec) -> Place | Fixed | None:
+    async def __call__(self, spec: ModelSpec) -> ContainerAccess | FixedServer | None:
         home = self._homes.get(spec.home)
         if isinstance(home, ContainerHome):
             return ContainerPlace(home)
         if isinstance(home, FixedHome):
             endpoint = await _translated(home.endpoint(spec))
-            return Fixed(endpoint, await _translated(home.command(spec)), f"container {spec.container}")
+            return FixedServer(endpoint, await _translated(home.command(spec)), f"container {spec.container}")
         return None
 
 

@@ -20,7 +20,7 @@ from typing import Final
 from accelerd.base.ports import Clock, Roots
 from accelerd.base.proc import living, pids, read_file
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Inside
+from accelerd.engines.base import ContainerProgram
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import (
@@ -81,7 +81,7 @@ class RunHome:
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return container_name(spec.name)
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         """The program of the image; the model's files will be mounted where they are. HomeError."""
         image = spec.image or ""
         known = await self._engine.image(image)
@@ -89,7 +89,7 @@ class RunHome:
             raise HomeError(f"{image} is not here yet: it is pulled when the model is loaded, or by: {self.kind} pull")
         own = _server(spec, entrypoint(known))
         name = own[0] if own else program
-        return Inside(name, f"{known.get('Id', '')} {name}", dict(zip(files, files, strict=True)),
+        return ContainerProgram(name, f"{known.get('Id', '')} {name}", dict(zip(files, files, strict=True)),
                       images.settings(image), f"image {image}")  # fmt: skip
 
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> CommandResult:

@@ -16,7 +16,7 @@ from typing import Final
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Inside
+from accelerd.engines.base import ContainerProgram
 from accelerd.supervise.homes.containers import images, tree
 from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
@@ -119,7 +119,7 @@ class ToolboxHome:
             container = (await self._up(spec.container or "")).name
             return await self._tools.call(*self.enter(container, argv), within=within, grace=ANSWER_GRACE)
 
-    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> Inside:
+    async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         """The program and the model's files as they are inside. HomeError, NoProgram."""
         async with self.locks.shared(spec.container or ""):
             found = await self._up(spec.container or "")
@@ -132,7 +132,7 @@ class ToolboxHome:
             raise HomeError(f"cannot look into {self.kind} {found.name}: {done.why()}")
         there = {file: name for file, name in zip(files, words[2:], strict=False) if name}
         settings = images.settings(found.image)
-        return Inside(words[0], f"{found.id} {words[1]}", there, settings, f"image {found.image}")
+        return ContainerProgram(words[0], f"{found.id} {words[1]}", there, settings, f"image {found.image}")
 
     # --- the Protocol -------------------------------------------------------------------------------------------
 

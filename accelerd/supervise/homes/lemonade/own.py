@@ -20,7 +20,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import Address, LemonadeClient, LemonadeError
+from accelerd.engines.lemonade.client import ServerAddress, LemonadeClient, LemonadeError
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer, ServedModel
@@ -133,7 +133,7 @@ class OwnServer(LemonadeServer):
         self._tag = tag
         self._main = main = await self._spawn(LaunchRequest(spec, argv, env, launch.cwd, tag))
         self.pid, self.unit = main.pid, main.unit
-        client = LemonadeClient(Address(f"http://{program.HOST}:{port}", key))
+        client = LemonadeClient(ServerAddress(f"http://{program.HOST}:{port}", key))
         try:
             await self._until_ready(main, tag, client, port)
         except BaseException:

@@ -17,7 +17,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import Address, Health, LemonadeClient, LemonadeError, Silent, Unreachable
+from accelerd.engines.lemonade.client import ServerAddress, Health, LemonadeClient, LemonadeError, LemonadeTimeout, LemonadeUnreachable
 from accelerd.engines.lemonade.engine import read_key
 from accelerd.supervise.homes.home import LaunchRequest
 from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
@@ -104,9 +104,9 @@ class LemonadeServer(ABC):
             try:
                 health = await client.health()
                 silent = 0
-            except Silent:
+            except LemonadeTimeout:
                 continue  # it may be busy with throwing something out
-            except Unreachable:
+            except LemonadeUnreachable:
                 silent += 1
                 if silent >= GONE_AFTER and not self.owned:
                     self.gone((Cause.EXITED, "the Lemonade Server that held it does not answer any more"))
@@ -203,10 +203,10 @@ class ExternalServer(LemonadeServer):
         if self.client is not None and self.client.address.key != key and not used:
             await self._forget()
         if self.client is None:
-            self.client = LemonadeClient(Address(tenancy.url, key))
+            self.client = LemonadeClient(ServerAddress(tenancy.url, key))
         try:
             await self.client.health(within=10.0)
-        except Unreachable:
+        except LemonadeUnreachable:
             await self._forget()
             text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or take the url away"
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None

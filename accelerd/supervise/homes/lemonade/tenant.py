@@ -20,7 +20,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.lemonade.catalogue import DIRECT
-from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, Loaded, Refused, Unreachable
+from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, LoadedModel, LemonadeRefused, LemonadeUnreachable
 from accelerd.supervise.exit_messages import cause_of
 from accelerd.supervise.homes.home import LaunchRequest, TenantAddress
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
@@ -62,7 +62,7 @@ class LemonadeTenant:
         self._server = server
         self._on_output = on_output
         self._on_exit = on_exit
-        self._entry: Loaded | None = None
+        self._entry: LoadedModel | None = None
         self._backend: int | None = None  # pid
         self._pidfd: int | None = None
         self._backend_gone = asyncio.Event()
@@ -207,7 +207,7 @@ class LemonadeTenant:
                 await self._settle(before)
                 return
             if before is not None:  # of an earlier life: it must not be taken for the new one
-                with suppress(Refused):
+                with suppress(LemonadeRefused):
                     await client.unload(self.model)
             await self._check(client)
             if self._leaving:
@@ -217,9 +217,9 @@ class LemonadeTenant:
                 body["pinned"] = True
             await self._load_in_turn(client, body)
             after = await client.health(within=30.0)
-        except Refused as error:
+        except LemonadeRefused as error:
             raise self._refusal(error) from None
-        except Unreachable:
+        except LemonadeUnreachable:
             cause, text = await self._server.exit_reason()
             raise AccelError("model_failed", text, cause=cause.value) from None
         except LemonadeError as error:
@@ -255,7 +255,7 @@ class LemonadeTenant:
             text = f"{self.model} is not downloaded: run lemonade pull {self.model}"
             raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
 
-    def _refusal(self, error: Refused) -> AccelError:
+    def _refusal(self, error: LemonadeRefused) -> AccelError:
         said = error.message.rstrip(".")
         if error.code == "model_not_found":
             return AccelError("model_failed", f"Lemonade knows no model {self.model}", cause=Cause.NO_MODEL.value)
@@ -272,7 +272,7 @@ class LemonadeTenant:
             return AccelError("model_failed", text, cause=Cause.REFUSED.value)
         return AccelError("model_failed", f"Lemonade did not load it: {said}", cause=Cause.EXITED.value)
 
-    async def _settle(self, entry: Loaded) -> None:
+    async def _settle(self, entry: LoadedModel) -> None:
         """It is loaded: hold on to its backend, and say where it is to be reached."""
         self._entry = entry
         # Somebody else's server may throw out what it takes for idle: it must see the requests.
@@ -289,7 +289,7 @@ class LemonadeTenant:
         if not self._settled.done():
             self._settled.set_result(self._reached(entry, direct))
 
-    def _reached(self, entry: Loaded, direct: bool) -> TenantAddress:
+    def _reached(self, entry: LoadedModel, direct: bool) -> TenantAddress:
         assert self._server.client is not None
         address = self._server.client.address
         wire = entry.checkpoint if direct and entry.recipe == "flm" else self.model
@@ -333,11 +333,11 @@ class LemonadeTenant:
     async def _lost(self, client: LemonadeClient) -> None:
         """It is not there any more, or not the same: nobody here has asked for that."""
         assert self._entry is not None
-        entry: Loaded | None = None
+        entry: LoadedModel | None = None
         alive = self._unlisted and not self._backend_gone.is_set()
         try:
             entry = (await client.health(within=SURE_WITHIN)).of(self._entry.model)
-        except Unreachable:
+        except LemonadeUnreachable:
             reason = await self._server.exit_reason()
             await self._go(client, reason)
             return
@@ -355,7 +355,7 @@ class LemonadeTenant:
         while not (self._taken or self.exited.is_set()):
             try:
                 listed = (await client.health()).of(name) is not None
-            except Unreachable:
+            except LemonadeUnreachable:
                 listed = False  # the server has ended; its tenants are notified once nothing of it is left
             except LemonadeError:
                 listed = True
@@ -409,7 +409,7 @@ class LemonadeTenant:
         self._on_exit()
 
 
-def _new_in(before: Health, after: Health) -> Loaded | None:
+def _new_in(before: Health, after: Health) -> LoadedModel | None:
     """The one model that a load has brought: its public name may be another than the one that was asked for."""
     new = [one for name, one in after.loaded.items() if name not in before.loaded]
     return new[0] if len(new) == 1 else None

@@ -1,6 +1,4 @@
-"""What a model of FastFlowLM can be asked for, what cannot be asked of it and whom to ask instead, and the tiny request
-that only a working one answers. Pure.
-"""
+"""The tasks that a FastFlowLM model supports, alternatives for the others, and the readiness probe. Pure."""
 
 from __future__ import annotations
 
@@ -11,22 +9,21 @@ from typing import Final
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Task, Traits
 from accelerd.engines.flm import argv
-from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER, Known
-from accelerd.engines.flm.names import model_name
+from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER, FlmModel, model_name
 
 BOUNDARY: Final = "accelerd-4f1f7c9e"
 RATE: Final = 16_000  # samples a second
 
 CHAT: Final = "ask /v1/chat/completions"
 NEVER: Final[dict[str, str]] = {
-    "messages": f"FastFlowLM has no Anthropic messages; {CHAT}",
-    "responses": f"FastFlowLM has no responses; {CHAT}",
-    "rerank": "FastFlowLM ranks nothing; a model of llama-server with rerank = true does",
+    "messages": f"FastFlowLM does not support /v1/messages; {CHAT}",
+    "responses": f"FastFlowLM does not support /v1/responses; {CHAT}",
+    "rerank": "FastFlowLM does not support reranking; use a llama-server model with rerank = true",
 }
 
 
-def traits(spec: ModelSpec, known: Known) -> Traits:
-    """By its settings, and by the labels that FastFlowLM gives it."""
+def traits(spec: ModelSpec, known: FlmModel) -> Traits:
+    """Derived from the settings and FastFlowLM's labels."""
     own, hears, embeds = argv.parts(spec, known.tag)
     tasks: set[Task] = set()
     why = dict(NEVER)
@@ -35,29 +32,29 @@ def traits(spec: ModelSpec, known: Known) -> Traits:
         if "tool-calling" in known.labels:
             tasks.add("tools")
         else:
-            why["tools"] = f"{known.tag} was not trained to call tools; qwen3:4b was: accelctl add npu/qwen3-4b"
+            why["tools"] = f"{known.tag} does not support tool calls; qwen3:4b does: accelctl add npu/qwen3-4b"
         if "vision" in known.labels:
             tasks.add("vision")
         else:
-            why["vision"] = f"{known.tag} sees no pictures; qwen3vl-it:4b does: accelctl add npu/qwen3vl-it-4b"
+            why["vision"] = f"{known.tag} does not support images; qwen3vl-it:4b does: accelctl add npu/qwen3vl-it-4b"
     else:
-        what = "writes down what it hears" if hears else "makes embeddings"
+        what = "transcription" if hears else "embeddings"
         for task in ("chat", "completions", "tools", "vision", "messages", "responses"):
-            why[task] = f"{spec.name} {what} and does nothing else"
+            why[task] = f"{spec.name} supports only {what}"
     if hears:
         tasks.add("transcription")
     else:
         add = f"accelctl add {model_name(WHISPER)}, or transcription = true for {spec.name}"
-        why["transcription"] = f"{known.tag} writes nothing down, {WHISPER} does: {add}"
+        why["transcription"] = f"{known.tag} does not support transcription, {WHISPER} does: {add}"
     if embeds:
         tasks.add("embeddings")
     else:
         add = f"accelctl add {model_name(EMBEDDER)}, or embeddings = true for {spec.name}"
-        why["embeddings"] = f"{known.tag} makes no embeddings, {EMBEDDER} does: {add}"
+        why["embeddings"] = f"{known.tag} does not support embeddings, {EMBEDDER} does: {add}"
     return Traits(
         frozenset(tasks),
         why,
-        wire_name=known.tag,  # it loads another model when a request names another, and a default for an unknown one
+        wire_name=known.tag,  # FastFlowLM loads whatever model a request names, and a default for an unknown name
         labels=known.labels,
         recipe="flm",
         device="npu",
@@ -65,7 +62,7 @@ def traits(spec: ModelSpec, known: Known) -> Traits:
 
 
 def probe(spec: ModelSpec, tag: str) -> tuple[str, bytes, str]:
-    """Path, body and its type, of what is to be answered before the model counts as ready."""
+    """Path, body and content type of the request that a ready model answers."""
     own, hears, _ = argv.parts(spec, tag)
     if own is not None:
         said = {"model": own, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stream": False}
@@ -76,7 +73,7 @@ def probe(spec: ModelSpec, tag: str) -> tuple[str, bytes, str]:
 
 
 def silence(seconds: float = 1.0) -> bytes:
-    """A WAV file in which nothing is heard."""
+    """A silent WAV file."""
     data = bytes(int(seconds * RATE) * 2)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, RATE * 2, 2, 16)
     body = b"WAVE" + form + struct.pack("<4sI", b"data", len(data)) + data
