@@ -1,3 +1,3 @@
 """accelerd: one supervisor daemon for the local AI models of a Linux machine."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -264,7 +264,7 @@ class SchedulerSettings:
     cool_down: float = key(
         toml.DurationOrZero,
         30.0,
-        "Time without memory pressure after which a pinned model that was unloaded for other programs is loaded again.",
+        "Time without memory pressure after which a pinned or preloaded model that was unloaded is loaded again.",
     )
     max_overtake: float = key(toml.DurationOrZero, 20.0, "Maximum time that later requests can go first.")
     max_failures: int = key(

@@ -178,7 +178,7 @@ def test_B_doctor_says_what_flm_validate_says(daemons: DaemonFactory, flm: FlmOn
     ("settings", "check", "detail", "fix"),
     [
         ({"kernel": "6.14.0"}, "npu-kernel", "6.17 is needed", "newer kernel"),
-        ({"firmware": [1, 0, 1, 1]}, "npu-firmware", "1.1.0.0 is needed", "linux-firmware"),
+        ({"firmware": [1, 0, 1, 1]}, "npu-firmware", "needs 1.1.0.0", "linux-firmware"),
         ({"device": False}, "npu-device", "no AMD NPU", "render"),
         ({"columns": 5}, "npu-columns", "has 5 columns", "no NPU"),
         ({"memlock": 8 << 20}, "npu-memlock", "may lock 8.0 MiB", "DefaultLimitMEMLOCK=infinity"),

@@ -228,7 +228,7 @@ def test_a_model_on_the_npu_and_one_beside_it_stream_at_once_and_neither_minds_t
 def test_explain_says_what_a_context_becomes(daemons: DaemonFactory, flm: FlmOnPath) -> None:
     daemon = started(daemons, flm, context=10000)
     said = json.dumps(daemon.control("GET", f"explain?model={NAME}").json())
-    assert "FastFlowLM makes 16384 of it" in said
+    assert "FastFlowLM rounds it to 16384" in said
     assert "every user of this machine can ask it" in said
 
 

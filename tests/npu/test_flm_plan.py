@@ -118,7 +118,7 @@ async def test_the_server_gets_no_token_and_asks_no_internet(flm: FlmOnPath) -> 
         ({"columns": 5}, "", r"has 5 columns.*needs an NPU with 8"),
         ({"drm": "0.5"}, "", r"amdxdna 0\.5 is too old.*0\.6"),
         ({"device": False}, "", r"finds no AMD NPU.*render"),
-        ({"device": False}, "quiet amd_iommu=off", r"amd_iommu=off turns the NPU off.*iommu=pt"),
+        ({"device": False}, "quiet amd_iommu=off", r"amd_iommu=off disables the NPU.*iommu=pt"),
         ({"memlock": 8 << 20}, "", r"may lock 8.0 MiB.*DefaultLimitMEMLOCK=infinity"),
     ],
 )

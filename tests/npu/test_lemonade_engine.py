@@ -160,7 +160,7 @@ async def test_a_plan_shows_what_lemonade_is_told(catalogue: Catalogue, tmp_path
     assert plan.argv[:3] == ("lemonade", "load", "Qwen3-4B-GGUF")
     assert "--ctx-size=8192" in plan.argv
     assert any("-ub 512" in flag.text for flag in plan.flags)
-    assert plan.warnings == ("env has no effect: all models of a Lemonade Server have the server's environment",)
+    assert plan.warnings == ("env has no effect: all models use the environment of the Lemonade Server",)
     assert plan.tenancy is not None
     assert plan.tenancy.load["save_options"] is False
 

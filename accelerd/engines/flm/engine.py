@@ -171,7 +171,7 @@ class Flm(Engine):
         if spec.memory is not None or not sizes.get("kv cache") or free < known.cache * argv.LEAST_CONTEXT:
             return ""
         tokens = 1 << (free // known.cache).bit_length() - 1
-        return f"it fits with context = {tokens}" if tokens >= 2048 else ""
+        return f"it would fit with context = {tokens}" if tokens >= 2048 else ""
 
     def traits(self, spec: ModelSpec) -> Traits:
         """From its settings and FastFlowLM's labels."""
