@@ -15,7 +15,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import ProgramOutput, ContainerAccess, ContainerProgram
+from accelerd.engines.base import ContainerAccess, ContainerProgram, ProgramOutput
 from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import ProgramOutput, ContainerAccess, ContainerProgram, Endpoint, FixedServer
+from accelerd.engines.base import ContainerAccess, ContainerProgram, Endpoint, FixedServer, ProgramOutput
 from accelerd.engines.llama_server import LlamaServer
 from tests.engines.helps import OLDER, THIS_YEAR, model_file
 from tests.engines.test_llama_server_plan import SECRET, engine, failure, plan

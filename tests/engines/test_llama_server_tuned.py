@@ -141,7 +141,7 @@ def test_the_same_model_with_rocm_gets_its_variables_shown(tmp_path: Path) -> No
     )
     (flag,) = [flag for flag in mine.flags if "HIPBLASLT" in flag.text]
     assert (flag.text, flag.source) == ("env ROCBLAS_USE_HIPBLASLT=…", "model (accelerd.toml:7)")
-    assert "would say env.ROCBLAS_USE_HIPBLASLT = 1" in flag.note
+    assert "recommends env.ROCBLAS_USE_HIPBLASLT = 1" in flag.note
 
 
 @pytest.mark.parametrize("text", [OLDER, THIS_YEAR])

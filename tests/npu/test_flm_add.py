@@ -177,11 +177,11 @@ def test_B_doctor_says_what_flm_validate_says(daemons: DaemonFactory, flm: FlmOn
 @pytest.mark.parametrize(
     ("settings", "check", "detail", "fix"),
     [
-        ({"kernel": "6.14.0"}, "npu-kernel", "6.17 is needed", "newer kernel"),
+        ({"kernel": "6.14.0"}, "npu-kernel", "needs 6.17", "newer kernel"),
         ({"firmware": [1, 0, 1, 1]}, "npu-firmware", "needs 1.1.0.0", "linux-firmware"),
         ({"device": False}, "npu-device", "no AMD NPU", "render"),
-        ({"columns": 5}, "npu-columns", "has 5 columns", "no NPU"),
-        ({"memlock": 8 << 20}, "npu-memlock", "may lock 8.0 MiB", "DefaultLimitMEMLOCK=infinity"),
+        ({"columns": 5}, "npu-columns", "has 5 columns", "another engine"),
+        ({"memlock": 8 << 20}, "npu-memlock", "memory lock limit is 8.0 MiB", "DefaultLimitMEMLOCK=infinity"),
     ],
 )
 def test_B_doctor_names_what_is_wrong_and_its_remedy(

@@ -60,16 +60,16 @@ async def test_the_command_line(flm: FlmOnPath) -> None:
     assert plan.guarded
     assert not plan.keyed
     assert plan.secret == ""
-    assert any("asks for no key" in warning for warning in plan.warnings)
+    assert any("has no API key" in warning for warning in plan.warnings)
 
 
 async def test_B_a_context_becomes_a_power_of_two_and_512_at_least(flm: FlmOnPath) -> None:
     def said(plan: LaunchPlan) -> str:
         return next(flag.reason for flag in plan.flags if flag.text.startswith("--ctx-len"))
 
-    assert "makes 16384 of it" in said(await planned(flm, spec(context=10000)))
-    assert "makes 512 of it" in said(await planned(flm, spec(context=128)))
-    assert "makes" not in said(await planned(flm, spec(context=4096)))
+    assert "rounds it to 16384" in said(await planned(flm, spec(context=10000)))
+    assert "rounds it to 512" in said(await planned(flm, spec(context=128)))
+    assert "rounds" not in said(await planned(flm, spec(context=4096)))
     assert "--ctx-len" not in (await planned(flm, spec(context=None))).argv
 
 
@@ -100,7 +100,7 @@ async def test_only_what_changes_how_a_model_runs_may_stand_in_extra_args(flm: F
 
 async def test_B_what_has_no_effect_on_linux_or_helps_nobody_is_said(flm: FlmOnPath) -> None:
     plan = await planned(flm, spec(extra_args=("--pmode", "turbo"), concurrency=4))
-    assert any("leaves the NPU's power mode as it is" in warning for warning in plan.warnings)
+    assert any("does not change the power mode of the NPU" in warning for warning in plan.warnings)
     assert any("one request at a time" in warning for warning in plan.warnings)
 
 
@@ -119,7 +119,7 @@ async def test_the_server_gets_no_token_and_asks_no_internet(flm: FlmOnPath) -> 
         ({"drm": "0.5"}, "", r"amdxdna 0\.5 is too old.*0\.6"),
         ({"device": False}, "", r"finds no AMD NPU.*render"),
         ({"device": False}, "quiet amd_iommu=off", r"amd_iommu=off disables the NPU.*iommu=pt"),
-        ({"memlock": 8 << 20}, "", r"may lock 8.0 MiB.*DefaultLimitMEMLOCK=infinity"),
+        ({"memlock": 8 << 20}, "", r"lock limit is 8.0 MiB.*DefaultLimitMEMLOCK=infinity"),
     ],
 )
 async def test_B_validate_says_what_is_wrong_before_a_start(
@@ -142,13 +142,13 @@ async def test_B_a_soft_limit_of_locked_memory_is_no_reason_where_more_may_be_as
 
 async def test_B_a_hard_limit_below_the_model_is_named(flm: FlmOnPath) -> None:
     plan = await planned(flm, spec(), lockable=lambda: 1 << 30)
-    assert any("may lock 1.0 GiB" in warning and "qwen3:4b" in warning for warning in plan.warnings)
+    assert any("lock limit is 1.0 GiB" in warning and "qwen3:4b" in warning for warning in plan.warnings)
 
 
 async def test_a_model_that_is_not_here_is_not_fetched_by_a_start(flm: FlmOnPath) -> None:
     assert await refusal(flm, spec("qwen3:8b")) == (
         "no-model",
-        "qwen3:8b is not on this machine; run: flm pull qwen3:8b",
+        "qwen3:8b is not installed; run: flm pull qwen3:8b",
     )
     cause, message = await refusal(flm, spec(transcription=True))
     assert cause == "no-model"
@@ -181,13 +181,16 @@ async def test_without_the_program_it_is_said_how_to_get_it(tmp_path: Path) -> N
 async def test_a_program_that_says_nothing_of_use_is_tried_with_a_warning(flm: FlmOnPath) -> None:
     flm.set(validate_garbage=True)
     plan = await planned(flm, spec())
-    assert any("is not known: flm validate --json printed no JSON" in warning for warning in plan.warnings)
+    assert any(
+        "cannot check whether the NPU works: flm validate --json printed no JSON" in warning
+        for warning in plan.warnings
+    )
 
 
 async def test_a_refusal_without_a_reason_is_passed_on_as_a_warning(flm: FlmOnPath) -> None:
     flm.set(ready=False)
     plan = await planned(flm, spec())
-    assert any("not ready, and not why" in warning for warning in plan.warnings)
+    assert any("not ready, without a reason" in warning for warning in plan.warnings)
 
 
 async def test_the_program_is_not_asked_again_for_some_seconds(flm: FlmOnPath) -> None:
@@ -223,9 +226,9 @@ async def test_what_a_model_can_be_asked_for_is_said_and_what_it_cannot(flm: Flm
     assert found.wire_name == "qwen3:4b"
     assert found.device == "npu"
     assert "reasoning" in found.labels
-    assert "no Anthropic messages; ask /v1/chat/completions" in found.why_not["messages"]
-    assert "no responses" in found.why_not["responses"]
-    assert "ranks nothing" in found.why_not["rerank"]
+    assert "does not support /v1/messages; ask /v1/chat/completions" in found.why_not["messages"]
+    assert "does not support /v1/responses" in found.why_not["responses"]
+    assert "does not support reranking" in found.why_not["rerank"]
     assert "npu/embed-gemma-300m" in found.why_not["embeddings"]
     small = engine(flm).traits(spec("llama3.2:1b"))
     assert "tools" not in small.tasks

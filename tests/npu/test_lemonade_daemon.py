@@ -182,7 +182,7 @@ def test_what_a_model_cannot_do_is_refused_with_a_reason(start: Start) -> None:
     refused = daemon.chat("nomic")
     assert refused.status == 400, refused.body
     assert refused.code == "not_supported_by_model"
-    assert "it is no chat model" in refused.json()["error"]["message"]
+    assert "does not support chat" in refused.json()["error"]["message"]
     listed = daemon.send("GET", "/v1/models").json()["data"]
     assert listed[0]["labels"] == ["embeddings"]
     assert listed[0]["recipe"] == "llamacpp"

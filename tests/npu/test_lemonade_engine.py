@@ -97,9 +97,9 @@ def test_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> No
 
 def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     found = engine(catalogue).traits(spec("qwen3-4b-FLM"))
-    assert "chat completions only" in found.why_not["messages"]
+    assert "supports only chat completions" in found.why_not["messages"]
     assert "label embeddings" in found.why_not["embeddings"]
-    assert "no label vision" in found.why_not["vision"]
+    assert "label vision" in found.why_not["vision"]
 
 
 def test_of_an_unknown_model_the_settings_tell_and_nothing_is_refused_that_it_may_do() -> None:
@@ -180,7 +180,7 @@ def test_sampling_is_handed_on_to_a_llama_server() -> None:
 def test_flm_takes_only_some_arguments() -> None:
     asked = request.build(spec("q-FLM", extra_args=("--q-len", "4")), "flm", None)
     assert asked.body["flm_args"] == "--q-len 4"
-    with pytest.raises(AccelError, match="Lemonade hands --asr to no flm"):
+    with pytest.raises(AccelError, match="Lemonade does not pass --asr on to flm"):
         request.build(spec("q-FLM", extra_args=("--asr", "1")), "flm", None)
 
 

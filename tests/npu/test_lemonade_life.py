@@ -133,7 +133,7 @@ async def test_arguments_that_lemonade_refuses_are_refused_before(bench: Lemonad
     async with bench:
         exit = await bench.gone(bench.start(extra_args=(argument, "1")))
     assert exit.cause is Cause.REFUSED
-    assert f"Lemonade sets {argument.partition('=')[0]} itself" in exit.message
+    assert f"{argument.partition('=')[0]} is not allowed, because Lemonade sets it itself" in exit.message
     assert bench.standin.requests("start") == []
 
 

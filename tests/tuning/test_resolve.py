@@ -75,7 +75,7 @@ def test_a_users_own_setting_wins_in_every_layer_and_is_marked(layer: str) -> No
     assert result.spec.origin("mmap") == own(layer=layer)
     notes = {one.setting: one.note for one in result.advice if one.why_not}
     assert notes["mmap"].startswith("your own setting; tuning rule strix-halo-mmap (rules.toml:")
-    assert "would say mmap = false: a mapped file makes" in notes["mmap"]
+    assert "recommends mmap = false: a mapped file makes" in notes["mmap"]
     assert set(notes) == {"mmap", "ubatch"}
 
 

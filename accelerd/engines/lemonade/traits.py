@@ -40,9 +40,9 @@ def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits
     tasks = _tasks(spec, recipe, known)
     if not (known.recipe or spec.embeddings or spec.rerank or spec.transcription):
         tasks |= UNKNOWN  # not listed by a server yet: allow whatever it may support
-    why_not: dict[str, str] = {task: f"{spec.name}: {why}" for task, why in NAMES.items() if task not in tasks}
+    why_not: dict[str, str] = {task: why for task, why in NAMES.items() if task not in tasks}
     if "chat" in tasks:
-        extra, refused = _beyond(spec, recipe, known, direct)
+        extra, refused = _beyond(recipe, known, direct)
         tasks |= extra
         why_not |= {task: why for task, why in refused.items() if task not in tasks}
     return Traits(
@@ -76,7 +76,7 @@ def _tasks(spec: ModelSpec, recipe: str, known: LemonadeModel) -> set[Task]:
     return {"transcription"} if spec.transcription else set(GENERATES)
 
 
-def _beyond(spec: ModelSpec, recipe: str, known: LemonadeModel, direct: bool) -> tuple[set[Task], dict[str, str]]:
+def _beyond(recipe: str, known: LemonadeModel, direct: bool) -> tuple[set[Task], dict[str, str]]:
     """Additional tasks of a chat model."""
     found: set[Task] = set()
     why_not: dict[str, str] = {}
@@ -85,14 +85,14 @@ def _beyond(spec: ModelSpec, recipe: str, known: LemonadeModel, direct: bool) ->
         if label in known.labels or (llama and (task == "tools" or not known.labels)):
             found.add("tools" if task == "tools" else "vision")
         else:
-            why_not[task] = f"{spec.name}: does not have Lemonade's label {label}"
+            why_not[task] = f"it does not have Lemonade's label {label}"
     if llama:
         found |= {"messages", "responses"}
     elif direct:
-        why_not |= dict.fromkeys(("messages", "responses"), f"{spec.name}: {recipe} supports only chat completions")
+        why_not |= dict.fromkeys(("messages", "responses"), f"{recipe} supports only chat completions")
     else:
         found.add("responses")
-        why_not["messages"] = f"{spec.name}: Lemonade's {recipe or 'server'} supports only chat completions"
+        why_not["messages"] = f"Lemonade's {recipe or 'server'} supports only chat completions"
     return found, why_not
 
 

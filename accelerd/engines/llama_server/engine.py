@@ -24,7 +24,6 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import (
-    ProgramOutput,
     ContainerAccess,
     ContainerLookup,
     Dialect,
@@ -34,6 +33,7 @@ from accelerd.engines.base import (
     FixedServer,
     LaunchPlan,
     ModelTuner,
+    ProgramOutput,
     Task,
     Traits,
     TunedModel,

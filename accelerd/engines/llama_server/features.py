@@ -22,7 +22,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import ProgramOutput, ContainerProgram
+from accelerd.engines.base import ContainerProgram, ProgramOutput
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.environment import DEVICES
 

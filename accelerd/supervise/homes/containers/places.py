@@ -1,4 +1,4 @@
-"""Where a model's program is, for the engines: the homes inside containers as engines.base.Place.
+"""Where a model's program is, for the engines: the homes inside containers as engines.base.ContainerAccess.
 
 Asks homes and turns their errors into those of engines; starts no model, decides nothing.
 """
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import ProgramOutput, Endpoint, FixedServer, ContainerProgram, ContainerAccess
+from accelerd.engines.base import ContainerAccess, ContainerProgram, Endpoint, FixedServer, ProgramOutput
 from accelerd.supervise.homes.containers.commands import CommandResult
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.process.spawn import NoProgram
@@ -36,7 +36,7 @@ class FixedHome(Protocol):
 
 
 class ContainerPlace(ContainerAccess):
-    """See engines.base.Place."""
+    """See engines.base.ContainerAccess."""
 
     def __init__(self, home: ContainerHome) -> None:
         self._home = home

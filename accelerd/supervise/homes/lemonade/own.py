@@ -20,7 +20,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import ServerAddress, LemonadeClient, LemonadeError
+from accelerd.engines.lemonade.client import LemonadeClient, LemonadeError, ServerAddress
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer, ServedModel

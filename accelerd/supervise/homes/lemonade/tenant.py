@@ -20,7 +20,14 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.lemonade.catalogue import DIRECT
-from accelerd.engines.lemonade.client import Health, LemonadeClient, LemonadeError, LoadedModel, LemonadeRefused, LemonadeUnreachable
+from accelerd.engines.lemonade.client import (
+    Health,
+    LemonadeClient,
+    LemonadeError,
+    LemonadeRefused,
+    LemonadeUnreachable,
+    LoadedModel,
+)
 from accelerd.supervise.exit_messages import cause_of
 from accelerd.supervise.homes.home import LaunchRequest, TenantAddress
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
