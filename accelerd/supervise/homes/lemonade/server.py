@@ -17,7 +17,14 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import ServerAddress, Health, LemonadeClient, LemonadeError, LemonadeTimeout, LemonadeUnreachable
+from accelerd.engines.lemonade.client import (
+    Health,
+    LemonadeClient,
+    LemonadeError,
+    LemonadeTimeout,
+    LemonadeUnreachable,
+    ServerAddress,
+)
 from accelerd.engines.lemonade.engine import read_key
 from accelerd.supervise.homes.home import LaunchRequest
 from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
