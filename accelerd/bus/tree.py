@@ -63,7 +63,7 @@ class Models(Protocol):
 
 
 class Tree:
-    """See the module's text. All methods on the event loop's thread; none waits."""
+    """Keeps the object tree. All methods run on the event loop's thread; none waits."""
 
     def __init__(
         self,

@@ -235,7 +235,7 @@ async def test_what_is_wrong_is_refused_and_nothing_has_happened(method: str, ar
 
 
 async def test_every_method_of_the_manager_is_there() -> None:
-    """With no arguments each fails for want of them, and for nothing else."""
+    """With no arguments each fails because they are missing, and for nothing else."""
     async with desk_of(model("m")) as world:
         for method in methods(BUS_MANAGER) - {"CheckConfig"}:
             with pytest.raises((TypeError, IndexError)):

@@ -1,6 +1,6 @@
 """How others decide, over the same trace: least recently used by bytes, Ollama's order, llama-swap's groups, foresight.
 
-Each follows its original in what it knows, whom it puts away and whom it lets wait; they share slots, idle timeouts and
+Each follows its original in what it knows, what it unloads and whom it lets wait; they share slots, idle timeouts and
 how processes start and end. Written from descriptions of their behaviour.
 """
 

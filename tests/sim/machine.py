@@ -63,7 +63,7 @@ class Result:
     bytes_moved: int = 0
     waits: list[float] = field(default_factory=list)  # of those that were served
     failed: list[str] = field(default_factory=list)
-    failed_loads: int = 0  # for want of memory
+    failed_loads: int = 0  # out of memory
     evicted_in_use: int = 0
     game_lacked: float = 0.0  # s
     game_lacked_bytes: float = 0.0  # byte-seconds
