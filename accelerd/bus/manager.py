@@ -1,7 +1,7 @@
 """The methods of the Manager, the models and the devices on the bus: each is an operation of the control API.
 
 Owns which method is which operation and how arguments and answers are translated. What an operation does not accept is
-refused by the operation. Keeps nothing.
+refused by the operation. Keeps only which clients have made claims.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from accelerd.control.operations import Operation
 from tests.bus.live import Live, environment
 from tests.bus.world import Client
 from tests.daemon.kit import QUICK, Site
-from tests.harness import ROOT, DaemonFactory, UnixConnection
+from tests.harness import ROOT, DaemonFactory, UnixConnection, eventually
 from tests.settled import pytest_pyfunc_call, settled
 from tests.system.buses import glib_worker
 from tests.system.fake_services import private_bus
@@ -242,6 +242,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, glib_worker: None) -> Iterat
         site.model("other", memory=5_000_000),
         site.model("huge", memory="8GB"),
         site.model("embeds", memory=5_000_000, embeddings=True),
+        site.model("slow", "slow-load:60", memory=5_000_000),
         '[routes.both]\nmodels = ["m", "other"]\n',
     ]
     programs = directory / "bin"  # no podman: this machine's toolboxes are left alone
@@ -327,6 +328,38 @@ def test_events_are_those_of_the_bus(world: World) -> None:
     assert states == [("stopped", "starting"), ("starting", "ready")]
     response.close()
     connection.close()
+
+
+def test_a_pin_over_http_is_seen_on_the_bus_and_ends_with_its_client(world: World) -> None:
+    def cookies() -> set[int]:
+        return {one[0] for one in world.live.get(names.BUS_PATH, "Pins")}
+
+    connection = UnixConnection(world.live.daemon.control_socket)
+    connection.request("POST", "/accelerd/v1/hold?model=m&reason=writing")
+    response = connection.getresponse()
+    cookie = json.loads(response.readline())["cookie"]
+    eventually(lambda: cookie in cookies(), "it is there")
+    response.close()
+    connection.close()
+    eventually(lambda: cookie not in cookies(), "it has ended")
+
+
+def test_a_job_is_joined_over_both_and_lasts_as_long_as_one_wants_it(world: World) -> None:
+    reader = UnixConnection(world.live.daemon.control_socket)
+    reader.request("POST", "/accelerd/v1/load?model=slow")
+    response = reader.getresponse()
+    assert json.loads(response.readline())["event"] == "progress"
+    job = world._call("LoadModel", "(sa{sv})", "slow", NONE)[0]
+    number = job.rpartition("/")[2]
+    under_way = world.live.daemon.control("GET", "jobs").json()["jobs"]
+    assert [one["id"] for one in under_way if one["subject"] == "slow"] == [int(number)]
+    response.close()
+    reader.close()
+    assert world.live.daemon.control("GET", f"job?id={number}").json()["state"] != "done"
+    canceled = world.live.daemon.control("POST", f"job/cancel?id={number}")
+    assert canceled.status == 200
+    assert world.client.answer(job, names.BUS_JOB, "Wait").unpack() == ("canceled",)
+    world.live.daemon.wait_state("slow", "stopped")
 
 
 async def test_nothing_is_begun_while_the_daemon_ends() -> None:
