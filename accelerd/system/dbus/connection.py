@@ -16,7 +16,8 @@ from pydbus.bus import Bus as PydbusBus
 from accelerd.system.dbus.thread import GLibThread, guarded
 
 FIRST_RETRY: Final = 500  # ms after a loss; the pause doubles with each failure
-LAST_RETRY: Final = 300_000
+FIRST_RETRY_UNSEEN: Final = 8_000  # ms, of a bus that was never there: most likely it never will be
+LAST_RETRY: Final = 30_000
 FLUSH_TIMEOUT: Final = 1_000  # ms
 
 
@@ -47,7 +48,7 @@ class BusConnection:
         self._attachments: list[Attachment] = []
         self._waiting: list[Callable[[Any, str], None]] = []
         self._attempt: Any = None  # its Gio.Cancellable
-        self._pause = FIRST_RETRY
+        self._pause = FIRST_RETRY_UNSEEN
         self._retry: Any = None
         self._closing = False
 
