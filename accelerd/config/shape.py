@@ -1,6 +1,6 @@
-"""The schema as a tree that programs walk: what may stand at each key.
+"""The schema as a tree that programs walk: which values each key allows.
 
-Builds the document from the settings classes of model.py and reflects it once. Knows types and `Meta.extra`; must never
+Builds the tree from the settings classes of model.py, once, by introspection. Knows types and `Meta.extra`; must never
 know a particular key's meaning. walk.py validates with it; show.py and jsonschema.py write values as in the file.
 """
 

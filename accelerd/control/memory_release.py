@@ -138,7 +138,7 @@ class MemoryReleaseOperations:
     # --- evict ------------------------------------------------------------------------------------------------
 
     async def evict(self, request: EvictRequest) -> Job:
-        """Have models leave a pool of memory, the least worth keeping first. Refused as a whole or not at all."""
+        """Unload models of a pool of memory, the largest first. Refused as a whole or not at all."""
         pool = self._pool(request.device)
         there = sum(self._gain(snapshot, pool, busy=request.busy) for snapshot in self._scheduler.snapshots())
         if request.bytes > there:

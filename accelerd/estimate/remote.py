@@ -1,7 +1,7 @@
-"""Reads the header of a GGUF file on a web server without downloading the file: by HTTP ranges, some MiB of it.
+"""Reads the header of a GGUF file on a web server without downloading the file: with HTTP range requests, a few MiB.
 
-Knows Hugging Face's addresses, "hf:ORG/REPO[:QUANT]". Reads at most 64 MiB, writes nothing, and sends a token only to
-the server that it is for. Blocks: call it in a thread.
+Knows Hugging Face's addresses, "hf:ORG/REPO[:QUANT]". Reads at most 64 MiB, writes nothing, and sends HF_TOKEN only
+to the Hugging Face endpoint. Blocks: call it in a thread.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""HTTP for inference: requests in, responses out. Knows no processes."""

@@ -1,7 +1,7 @@
-"""What processes hold of main memory, from /proc: RSS, and PSS, which counts a page that several share once.
+"""How much main memory processes hold, from /proc: RSS, and PSS, which counts a page that several share once.
 
-Blocking: call it in a thread. Knows no instances, and nothing of devices: what a driver keeps in main memory for a
-process is in none of these figures.
+Blocking: call it in a thread. Knows no instances, and nothing of devices: memory that a driver holds for a process is
+not included.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Running instances: start, readiness, stop, proof of the end. Decides nothing about models."""

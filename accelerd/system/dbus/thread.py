@@ -1,4 +1,4 @@
-"""The one GLib thread: a main context that all D-Bus connections live in. Nothing in it ever blocks.
+"""The one GLib thread: a main context that all D-Bus connections live in. Callbacks in it must not block.
 
 It starts with the first use. PyGObject is imported in the thread, so that the import does not hold up the event loop.
 """

@@ -1,6 +1,7 @@
 """What runs inside a container: its own processes, models, and sessions of users.
 
-Reads /proc, signals nothing. Needs containers whose processes the host sees, as those of toolbox are.
+Reads /proc, signals nothing. Works only where the container's processes are visible in the host's /proc, as toolbox's
+are.
 """
 
 from __future__ import annotations
