@@ -160,10 +160,10 @@ class LevelGovernor:
     def order(self) -> LevelOrder | None:
         """What to do now."""
         now = self._clock.monotonic()
-        request_load = self._wanted(now) and not self._hot and now >= self._truce_until
-        if request_load and (not self.held or self._lost):
+        wanted = self._wanted(now) and not self._hot and now >= self._truce_until
+        if wanted and (not self.held or self._lost):
             return LevelOrder.RAISE if now >= self._retry_at else None
-        return LevelOrder.RESTORE if self.held and not request_load else None
+        return LevelOrder.RESTORE if self.held and not wanted else None
 
     def look_due(self) -> bool:
         now = self._clock.monotonic()

@@ -26,8 +26,8 @@ from accelerd.scheduler.placement import (
     SharedLimits,
     YieldedMemory,
     fitting,
-    lasting_reason_not_resident,
     never_for,
+    why_never_resident,
     why_not_resident,
 )
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
@@ -260,7 +260,7 @@ class Admission:
         room, name = self.room, target.spec.name
         for need in target.forecast.options or (target.need,):
             stays = [r for r in there if r in fixed or never_for(target, need, r)]
-            why = lasting_reason_not_resident(target, stays, room, need)
+            why = why_never_resident(target, stays, room, need)
             if why is None:
                 return False
         if (first := why_not_resident(target, fixed, room)) is not None:

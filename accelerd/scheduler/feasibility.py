@@ -20,8 +20,8 @@ from accelerd.scheduler.placement import (
     SharedLimits,
     excludes,
     fitting,
-    lasting_reason_not_resident,
     never_for,
+    why_never_resident,
     why_not_resident,
 )
 from accelerd.scheduler.record import ModelRecord
@@ -41,8 +41,8 @@ def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     choice = choose(record, [r for r in others if r.unevictable], movable, room, admission.clock.monotonic())
     if choice is None:
         staying = [r for r in others if r.unevictable or never_for(record, record.need, r)]
-        wants_loaded = lasting_reason_not_resident(record, staying, room)
-        return False, wants_loaded if wants_loaded is not None and any(not r.unevictable for r in staying) else why
+        never = why_never_resident(record, staying, room)
+        return False, never if never is not None and any(not r.unevictable for r in staying) else why
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 

@@ -133,7 +133,7 @@ def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[ModelRecor
     return f"{text}, {taken} held by {', '.join(names)}" if names else text
 
 
-def lasting_reason_not_resident(
+def why_never_resident(
     target: ModelRecord, staying: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
 ) -> str | None:
     """`why_not_resident` for the models that do not leave for it; adds the rule of NPUs where that is the reason."""

@@ -22,7 +22,7 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.instances import InstanceInfo, Listener
-from accelerd.supervise import exit_messages as exit_messages
+from accelerd.supervise import exit_messages
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, TenantProcess
 from accelerd.supervise.http_probe import ProbeError

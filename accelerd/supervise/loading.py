@@ -13,7 +13,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
 from accelerd.memory.resident import resident, taken_in
-from accelerd.supervise import exit_messages as exit_messages
+from accelerd.supervise import exit_messages
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import ListenerOwner, tcp_owner
 from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready

@@ -62,7 +62,7 @@ class ProcessTable(Protocol):
 
     def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
         """Live processes, not this one, whose environment says that a daemon with this runtime directory started them,
-        but for those of the instances (Mark.instance) in `spared`."""
+        but for those of the instances (by InstanceTag.instance) in `spared`."""
         ...
 
     def signal(self, process: Process, number: int) -> bool:

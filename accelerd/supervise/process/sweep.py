@@ -114,7 +114,7 @@ async def sweep_leftovers(
 ) -> int:
     """End the processes that an earlier daemon with this runtime directory left. How many there were.
 
-    Those of the instances (Mark.instance) in `spared` live on.
+    Those of the instances (by InstanceTag.instance) in `spared` live on.
     """
     left = await asyncio.to_thread(table.owned, owner, spared)
     count = len(left)
@@ -180,7 +180,7 @@ def remove_sockets(folder: Path, spared: Collection[str] = ()) -> None:
 
 
 def remove_files(folder: Path, spared: Collection[str] = ()) -> None:
-    """Remove the other files of instances, but for those (Mark.instance) in `spared`. Blocking."""
+    """Remove the other files of instances, but for those (by InstanceTag.instance) in `spared`. Blocking."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             instance = InstanceFiles.instance_of(path.name)

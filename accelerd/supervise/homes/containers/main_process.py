@@ -68,7 +68,7 @@ class ProcessGone(Exception):
 
 
 def hold(proc: Path, process: Process) -> int:
-    """A pidfd of exactly this process. Gone."""
+    """A pidfd of exactly this process. ProcessGone."""
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:

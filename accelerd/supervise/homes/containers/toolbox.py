@@ -259,7 +259,7 @@ class ToolboxHome:
     async def _held(
         self, start: _ToolboxStart, process: Process | None, reader: OutputReader | None, on_exit: Callable[[], None]
     ) -> ContainerMainProcess:
-        """Hold it. Gone: it ended meanwhile (only when it was to be adopted)."""
+        """Hold it. ProcessGone: it ended meanwhile (only when it was to be adopted)."""
         pidfd, oom = None, None
         if process is not None:
             start.session = await asyncio.to_thread(self._session, start, process.pid)
