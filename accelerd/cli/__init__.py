@@ -71,6 +71,10 @@ class CommandParser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point: returns the exit status."""
+    if "_ARGCOMPLETE" in os.environ:  # a completion script of contrib/completions asks
+        from accelerd.cli.completion import answer
+
+        answer(overview(), COMMANDS, lambda name: command_parser(name)[1])
     given = list(sys.argv[1:] if argv is None else argv)
     return run(given, os.environ, sys.stdin, sys.stdout, sys.stderr)
 

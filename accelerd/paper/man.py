@@ -69,7 +69,7 @@ def accelctl_page(root: Node) -> str:
 def accelerd_page() -> str:
     parser = command_line()
     page = Page("accelerd", 8, "the daemon for local AI models")
-    options = options_of(parser, "")
+    options = options_of(parser)
     page.heading("SYNOPSIS")
     page.synopsis(" ".join([bold("accelerd"), *(f"[{_option(o, short=True)}]" for o in options)]))
     page.heading("DESCRIPTION")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from accelerd.paper.shells import MARK
-
+MARK: Final = "accelerd: made by python -m accelerd.paper; installed and removed by packaging/install and uninstall"
 SOURCE: Final = "accelerd"  # no version: the pages change when what they tell of does
 DATE: Final = "2026-11-21"  # of the form of these pages
 

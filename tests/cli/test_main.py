@@ -83,7 +83,8 @@ def test_status_imports_nothing_heavy(ctl: Ctl, daemon: FakeDaemon) -> None:
     """Start-up time is a promise: what costs it is not imported."""
     program = (
         "import sys; from accelerd.cli import main; code = main(['status']);"
-        "heavy = {'aiohttp', 'asyncio', 'numpy', 'rich', 'msgspec', 'pyudev', 'subprocess', 'accelerd.config.load'};"
+        "heavy = {'aiohttp', 'argcomplete', 'asyncio', 'numpy', 'rich', 'msgspec', 'pyudev', 'subprocess',"
+        " 'accelerd.config.load'};"
         "sys.exit(','.join(heavy & set(sys.modules)) or code)"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ctl.env, capture_output=True, text=True, check=False)

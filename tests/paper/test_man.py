@@ -12,7 +12,7 @@ import pytest
 from accelerd.__main__ import command_line
 from accelerd.config.reference import tables
 from accelerd.paper.roff import escape
-from accelerd.paper.tree import tree
+from accelerd.paper.tree import Node, tree
 
 MAN = Path(__file__).parents[2] / "docs" / "man"
 PAGES = sorted(path.name for path in MAN.iterdir())
@@ -59,15 +59,21 @@ def test_no_page_tells_of_a_machine_or_a_person(page: str) -> None:
     assert text.isascii()
 
 
+def nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from nodes(child)
+
+
 def options() -> Iterator[tuple[str, str]]:
-    for node in tree().walk():
+    for node in nodes(tree()):
         for option in node.options:
             yield node.path, option.names[-1]
 
 
 def test_every_command_and_option_of_accelctl_has_its_place() -> None:
     page = plain(shown("accelctl.1"))
-    for node in tree().walk():
+    for node in nodes(tree()):
         assert f"accelctl {node.path}".strip() in page
     for path, name in options():
         assert name in page, (path, name)
