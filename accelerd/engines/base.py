@@ -18,13 +18,14 @@ from accelerd.memory.model import Forecast
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an engine listens: a unix socket, or a TCP port on 127.0.0.1."""
+    """Where an engine listens: a unix socket, or a TCP port on this machine."""
 
     unix: str | None = None
     port: int | None = None
+    host: str = "127.0.0.1"
 
     def __str__(self) -> str:
-        return f"unix:{self.unix}" if self.unix else f"127.0.0.1:{self.port}"
+        return f"unix:{self.unix}" if self.unix else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)

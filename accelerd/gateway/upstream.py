@@ -265,7 +265,7 @@ class Pool:
                 else:
                     port = self._endpoint.port
                     assert port is not None
-                    _, connection = await loop.create_connection(self._make, "127.0.0.1", port)
+                    _, connection = await loop.create_connection(self._make, self._endpoint.host, port)
         finally:
             self._connecting -= 1
         return connection

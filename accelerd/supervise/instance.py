@@ -21,11 +21,11 @@ from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.engines.http import HttpError
 from accelerd.instances import InstanceInfo, Listener
 from accelerd.supervise import exit_messages
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, TenantProcess
-from accelerd.supervise.http_probe import ProbeError
 from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
 from accelerd.supervise.loading import Loading
 from accelerd.supervise.process.groups import ProcessIdentity
@@ -343,7 +343,7 @@ class Instance:
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
             _, trouble = await prove(plan, within=self._context.limits.probe_timeout)
-        except ProbeError as error:
+        except HttpError as error:
             trouble = str(error)
         if self._wake.is_set():
             return  # it is ending: a broken connection says nothing about its health

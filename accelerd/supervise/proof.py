@@ -10,18 +10,18 @@ import json
 from typing import Any, Final
 
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.http_probe import ANSWER_BYTES, answer
+from accelerd.engines.http import ANSWER_BYTES, request
 
 BUSY: Final = 503  # it is overloaded, which says nothing about its model
 SAID: Final = 200  # letters of a refusal
 
 
 async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
-    """The status, and why the answer is none; "" when it is one, or BUSY from who must prove itself. ProbeError.
+    """The status, and why the answer is none; "" when it is one, or BUSY from who must prove itself. HttpError.
 
     `within` seconds.
     """
-    code, body = await answer(
+    code, body = await request(
         plan.endpoint,
         plan.probe_path,
         within=within,

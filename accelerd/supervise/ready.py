@@ -16,7 +16,7 @@ from typing import Final
 
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.http_probe import ProbeError, connect, status, unix_peer
+from accelerd.engines.http import HttpError, connect, request, unix_peer
 from accelerd.supervise.process.processes import ListenerOwner
 from accelerd.supervise.proof import BUSY, prove
 
@@ -70,7 +70,7 @@ async def wait_ready(
                 outcome = await _ask(plan)
                 if plan.prove and outcome is not None and outcome.verdict is Readiness.READY:
                     outcome = await _proven(plan)
-            except ProbeError:
+            except HttpError:
                 outcome = None  # an engine that loads may refuse, hang up or be silent
             if outcome is not None and outcome.verdict in (Readiness.KEY_REFUSED, Readiness.WITHOUT_MODEL):
                 refused += 1
@@ -109,12 +109,12 @@ async def _owner(
 
 
 async def _ask(plan: LaunchPlan) -> ReadinessResult | None:
-    """One round of questions to our own engine; None: not yet. ProbeError."""
-    if await status(plan.endpoint, plan.health_path, within=PROBE_TIMEOUT) != 200:
+    """One round of questions to our own engine; None: not yet. HttpError."""
+    if await _status(plan, plan.health_path) != 200:
         return None
     if not plan.keyed:
         return ReadinessResult(Readiness.READY)
-    ours = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=plan.secret)
+    ours = await _status(plan, plan.warm_path, plan.secret)
     if ours in (401, 403):
         return ReadinessResult(Readiness.KEY_REFUSED)
     if ours != 200:
@@ -122,7 +122,11 @@ async def _ask(plan: LaunchPlan) -> ReadinessResult | None:
     if not plan.guarded:
         return ReadinessResult(Readiness.READY)
     # A key that was never given out: an engine that takes it would serve every user of this machine.
-    other = await status(plan.endpoint, plan.warm_path, within=PROBE_TIMEOUT, bearer=secrets.token_hex(16))
+    other = await _status(plan, plan.warm_path, secrets.token_hex(16))
     if other == 200:
         return ReadinessResult(Readiness.KEY_IGNORED)
     return ReadinessResult(Readiness.READY) if other in (401, 403) else None
+
+
+async def _status(plan: LaunchPlan, path: str, bearer: str = "") -> int:
+    return (await request(plan.endpoint, path, within=PROBE_TIMEOUT, bearer=bearer, most=0))[0]

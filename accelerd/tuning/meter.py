@@ -6,24 +6,27 @@ on past its end. Knows nothing of models or leases, and asks one server at its e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from accelerd.engines.base import Endpoint
+from accelerd.engines.http import HttpError, request
 from accelerd.tuning.search import RateSeries
 
-if TYPE_CHECKING:
-    import aiohttp  # loaded with the first measurement: it is large
-
 PATIENCE: Final = 1800.0  # s for one request: a large model on a slow processor takes minutes
+ANSWER_BYTES: Final = 8 << 20  # it repeats the prompt
 PROSE: Final = (
     "the river runs below a town where people build boats and sell fish when winter comes they mend nets tell stories "
     "about storms count coins write letters to daughters who live far away learn new songs bake bread keep bees argue "
     "over prices measure timber paint doors plant trees teach children watch stars repair clocks"
 )
+
+
+Post = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # path, JSON
 
 
 class MeterError(Exception):
@@ -58,43 +61,31 @@ async def measure(
     """Rates of prompt and answer. `step(n)` before the n-th repeat, 0 is the warm-up. MeterError."""
     prompts: list[float] = []
     answers: list[float] = []
-    async with _session(endpoint, secret) as session:
-        tokens = await _tokens(session, load.prompt)
-        step(0)
-        await _complete(session, tokens[: max(1, load.prompt // 8)], min(8, load.answer))
-        for number in range(1, load.repeats + 1):
-            step(number)
-            prompt, answer = await _complete(session, tokens[number:] + tokens[:number], load.answer)
-            prompts.append(prompt)
-            answers.append(answer)
+    post = partial(_post, endpoint, secret)
+    tokens = await _tokens(post, load.prompt)
+    step(0)
+    await _complete(post, tokens[: max(1, load.prompt // 8)], min(8, load.answer))
+    for number in range(1, load.repeats + 1):
+        step(number)
+        prompt, answer = await _complete(post, tokens[number:] + tokens[:number], load.answer)
+        prompts.append(prompt)
+        answers.append(answer)
     return RateSeries(tuple(prompts)), RateSeries(tuple(answers))
 
 
-def _session(endpoint: Endpoint, secret: str) -> aiohttp.ClientSession:
-    import aiohttp
-
-    connector = aiohttp.UnixConnector(endpoint.unix) if endpoint.unix else aiohttp.TCPConnector()
-    return aiohttp.ClientSession(
-        "http://localhost" if endpoint.unix else f"http://127.0.0.1:{endpoint.port}",
-        connector=connector,
-        headers={"Authorization": f"Bearer {secret}"},
-        timeout=aiohttp.ClientTimeout(total=PATIENCE),
-    )
-
-
-async def _tokens(session: aiohttp.ClientSession, count: int) -> list[int]:
+async def _tokens(post: Post, count: int) -> list[int]:
     """So many tokens of the model's vocabulary."""
-    answer = await _post(session, "/tokenize", {"content": text(count)})
+    answer = await post("/tokenize", {"content": text(count)})
     tokens = answer.get("tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, int) for token in tokens):
         raise MeterError("it does not say how it splits a text into tokens")
     return (tokens * (count // len(tokens) + 1))[:count]
 
 
-async def _complete(session: aiohttp.ClientSession, prompt: list[int], answer: int) -> tuple[float, float]:
+async def _complete(post: Post, prompt: list[int], answer: int) -> tuple[float, float]:
     """Rates of one request."""
     asked = {"prompt": prompt, "n_predict": answer, "cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
-    timings = (await _post(session, "/completion", asked)).get("timings")
+    timings = (await post("/completion", asked)).get("timings")
     rates = [timings.get(key) if isinstance(timings, dict) else None for key in ("prompt_per_second",
                                                                                "predicted_per_second")]  # fmt: skip
     first, second = rates
@@ -103,18 +94,15 @@ async def _complete(session: aiohttp.ClientSession, prompt: list[int], answer: i
     return float(first), float(second)
 
 
-async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    import aiohttp
-
+async def _post(endpoint: Endpoint, secret: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     try:
-        async with session.post(
-            path, data=msgspec.json.encode(body), headers={"Content-Type": "application/json"}
-        ) as r:
-            data = await r.read()
-            if r.status != 200:
-                raise MeterError(f"it answered {path} with status {r.status}: {data[:200].decode('utf-8', 'replace')}")
+        status, data = await request(
+            endpoint, path, within=PATIENCE, bearer=secret, body=msgspec.json.encode(body), most=ANSWER_BYTES
+        )
+        if status != 200:
+            raise MeterError(f"it answered {path} with status {status}: {data[:200].decode('utf-8', 'replace')}")
         return msgspec.json.decode(data, type=dict[str, Any])
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise MeterError(f"it did not answer {path}: {error or type(error).__name__}") from error
+    except HttpError as error:
+        raise MeterError(str(error)) from error
     except msgspec.MsgspecError as error:
         raise MeterError(f"its answer to {path} is not JSON") from error

@@ -22,11 +22,11 @@ from typing import Any
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
+from accelerd.engines.http import HttpError, request
 from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.main_process import ContainerMainProcess
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
 from accelerd.supervise.homes.home import Home, InstanceRecord, LaunchRequest
-from accelerd.supervise.http_probe import ProbeError, status
 from accelerd.supervise.process.processes import InstanceTag, ProcTable
 from tests.system.containers import IMAGE
 from tests.system.systemd_user import REPO
@@ -138,8 +138,8 @@ class Life:
 
         async def ok() -> bool:
             try:
-                return await status(Endpoint(unix=str(self.socket)), "/health", within=2.0) == 200
-            except (ProbeError, OSError):
+                return (await request(Endpoint(unix=str(self.socket)), "/health", within=2.0, most=0))[0] == 200
+            except (HttpError, OSError):
                 return False
 
         async with asyncio.timeout(PATIENCE):

@@ -18,7 +18,7 @@ import pytest
 from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
-from accelerd.supervise.http_probe import status
+from accelerd.engines.http import request
 from accelerd.supervise.process.processes import ProcTable
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, LemonadeBench
 from tests.supervise.bench import alive
@@ -38,9 +38,10 @@ async def test_a_model_is_asked_straight_at_its_backend(bench: LemonadeBench) ->
         (number,) = await bench.loaded(QWEN)
         server = bench.own
         assert server.client is not None
-        assert bench.endpoint(number) != server.client.address.port
+        assert bench.endpoint(number) != server.client.address.endpoint.port
         endpoint = Endpoint(port=bench.endpoint(number))
-        assert await status(endpoint, "/v1/completions", within=5, body=b'{"prompt": "hi", "max_tokens": 1}') == 200
+        asked = b'{"prompt": "hi", "max_tokens": 1}'
+        assert (await request(endpoint, "/v1/completions", within=5, body=asked))[0] == 200
         pid = bench.pid(number)
         assert pid != server.pid
         exit = await bench.stopped(number)
@@ -53,7 +54,7 @@ async def test_what_has_no_server_of_its_own_is_asked_at_lemonade(bench: Lemonad
     async with bench:
         (number,) = await bench.loaded("Whisper-Large-v3-Turbo")
         assert bench.own.client is not None
-        assert bench.endpoint(number) == bench.own.client.address.port
+        assert bench.endpoint(number) == bench.own.client.address.endpoint.port
         facts = bench.supervisor.facts(number)
         assert facts is not None
         assert facts.plan is not None
@@ -82,7 +83,7 @@ async def test_the_users_own_folders_are_never_touched(bench: LemonadeBench) -> 
     async with bench:
         await bench.loaded(QWEN)
         assert bench.own.client is not None
-        port = bench.own.client.address.port
+        port = bench.own.client.address.endpoint.port
     for folder in (home / ".cache/lemonade", home / ".config/lemonade"):
         assert json.loads((folder / "config.json").read_text()) == {"port": 13305}
     own = bench.roots.cache / "lemonade"
@@ -110,11 +111,11 @@ async def test_the_key_is_in_the_environment_and_asked_for(bench: LemonadeBench)
         (start,) = bench.standin.requests("start")
         assert start["env"]["LEMONADE_API_KEY"] == address.key
         assert address.key not in " ".join(start["argv"])
-        endpoint = Endpoint(port=address.port)
-        assert await status(endpoint, "/api/v1/health", within=5) == 401
-        assert await status(endpoint, "/api/v1/health", within=5, bearer=address.key) == 200
-        for request in bench.standin.requests("/api/v1/load"):
-            assert request["key"] == address.key
+        endpoint = address.endpoint
+        assert (await request(endpoint, "/api/v1/health", within=5))[0] == 401
+        assert (await request(endpoint, "/api/v1/health", within=5, bearer=address.key))[0] == 200
+        for sent in bench.standin.requests("/api/v1/load"):
+            assert sent["key"] == address.key
 
 
 async def test_settings_become_options_of_the_load_and_are_not_saved(bench: LemonadeBench) -> None:

@@ -1,6 +1,6 @@
 """HTTP client for a Lemonade Server, with the few requests that accelerd needs.
 
-Owns one HTTP session to one server. Never logs a key. Versions differ in their answers; missing values are None.
+Never logs a key. Versions differ in their answers; missing values are None.
 """
 
 from __future__ import annotations
@@ -12,24 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from accelerd.engines.base import Endpoint
+from accelerd.engines.http import HttpError, HttpUnreachable, request
+
 API: Final = "/api/v1"
 LIVE: Final = "/live"  # answers without a key
 QUICK: Final = 2.0  # s for a trivial request
 
 
-class LemonadeError(Exception):
-    """No usable answer. The text says why."""
+ANSWER_BYTES: Final = 16 << 20  # its list of models
 
 
-class LemonadeUnreachable(LemonadeError):
-    """No server listens there, or the connection was lost."""
-
-
-class LemonadeTimeout(LemonadeError):
-    """No answer in time; the server may be busy."""
-
-
-class LemonadeRefused(LemonadeError):
+class LemonadeRefused(HttpError):
     """An error answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -47,9 +41,10 @@ class ServerAddress:
     key: str = field(default="", repr=False)
 
     @property
-    def port(self) -> int:
+    def endpoint(self) -> Endpoint:
         parts = urlsplit(self.url)
-        return parts.port or 80
+        host = parts.hostname or "localhost"
+        return Endpoint(port=parts.port or 80, host="127.0.0.1" if host == "localhost" else host)
 
 
 @dataclass(frozen=True)
@@ -102,78 +97,65 @@ def release(version: str) -> tuple[int, ...]:
 
 
 class LemonadeClient:
-    """A client for one server. Create it on a running loop, and close it."""
+    """A client for one server; after its `close` it sends no more requests."""
 
     def __init__(self, address: ServerAddress) -> None:
-        import aiohttp
-
         self.address = address
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {address.key}"} if address.key else {},
-            connector=aiohttp.TCPConnector(force_close=True),
-            trust_env=False,
-        )
+        self._closed = False
 
-    async def close(self) -> None:
-        await self._session.close()
+    def close(self) -> None:
+        """The server has ended: what listens there from now on must not be sent its key."""
+        self._closed = True
 
     async def alive(self) -> bool:
         """Does the server answer?"""
         try:
-            await self._ask("GET", LIVE, within=QUICK)
-        except LemonadeError:
+            await self._ask(LIVE, within=QUICK)
+        except HttpError:
             return False
         return True
 
     async def health(self, within: float = QUICK) -> Health:
-        """LemonadeError."""
-        said = await self._ask("GET", f"{API}/health", within=within)
+        """HttpError."""
+        said = await self._ask(f"{API}/health", within=within)
         found = [_loaded(one) for one in _list(said.get("all_models_loaded"))]
         return Health(str(said.get("version") or ""), {one.model.casefold(): one for one in found if one.model})
 
     async def models(self, within: float = 10.0) -> list[ListedModel]:
-        """All models in its list, downloaded or not. LemonadeError."""
-        said = await self._ask("GET", f"{API}/models?show_all=true", within=within)
+        """All models in its list, downloaded or not. HttpError."""
+        said = await self._ask(f"{API}/models?show_all=true", within=within)
         return [one for one in map(_listed, _list(said.get("data"))) if one.model]
 
     async def load(self, body: Mapping[str, Any], within: float | None = None) -> None:
-        """Returns when the model is loaded. Without `within` there is no time limit. LemonadeError."""
-        await self._ask("POST", f"{API}/load", body, within=within)
+        """Returns when the model is loaded. Without `within` there is no time limit. HttpError."""
+        await self._ask(f"{API}/load", body, within=within)
 
     async def unload(self, model: str, within: float = 30.0) -> None:
-        """Unloads one model; an empty name, which would unload all, is an error. 404 if not loaded. LemonadeError."""
+        """Unloads one model; an empty name, which would unload all, is an error. 404 if not loaded. HttpError."""
         if not model:
-            raise LemonadeError("no model named")
-        await self._ask("POST", f"{API}/unload", {"model_name": model}, within=within)
+            raise HttpError("no model named")
+        await self._ask(f"{API}/unload", {"model_name": model}, within=within)
 
     async def pin(self, model: str, pinned: bool) -> None:
-        """LemonadeError; versions before 10.10 have no pins."""
-        await self._ask("POST", "/internal/pin", {"model_name": model, "pinned": pinned}, within=QUICK)
+        """HttpError; versions before 10.10 have no pins."""
+        await self._ask("/internal/pin", {"model_name": model, "pinned": pinned}, within=QUICK)
 
     async def shutdown(self) -> None:
-        """LemonadeError; 10.0 supports only SIGTERM."""
-        await self._ask("POST", "/internal/shutdown", {}, within=QUICK)
+        """HttpError; 10.0 supports only SIGTERM."""
+        await self._ask("/internal/shutdown", {}, within=QUICK)
 
-    async def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, within: float | None
-    ) -> dict[str, Any]:
-        import aiohttp
-
-        if self._session.closed:
-            raise LemonadeUnreachable("the server was stopped")
-        timeout = aiohttp.ClientTimeout(total=within, sock_connect=QUICK)
-        try:
-            async with self._session.request(
-                method, self.address.url.rstrip("/") + path, json=body, timeout=timeout, allow_redirects=False
-            ) as answer:
-                said = _object(await answer.read())
-                if answer.status != 200:
-                    raise _refusal(answer.status, said, path)
-                return said
-        except TimeoutError:
-            raise LemonadeTimeout(f"no answer to {path} within {within or QUICK:g} s") from None
-        except aiohttp.ClientError as error:
-            raise LemonadeUnreachable(f"cannot request {path}: {error.__class__.__name__}") from None
+    async def _ask(self, path: str, body: Mapping[str, Any] | None = None, *, within: float | None) -> dict[str, Any]:
+        """GET, or POST with a `body`."""
+        if self._closed:
+            raise HttpUnreachable("the server was stopped")
+        data = json.dumps(body).encode() if body is not None else None
+        status, answer = await request(
+            self.address.endpoint, path, within=within, bearer=self.address.key, body=data, most=ANSWER_BYTES
+        )
+        said = _object(answer)
+        if status != 200:
+            raise _refusal(status, said, path)
+        return said
 
 
 def _refusal(status: int, said: Mapping[str, Any], path: str) -> LemonadeRefused:

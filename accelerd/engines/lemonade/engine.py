@@ -16,10 +16,11 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits
+from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade import forecast as forecasting
 from accelerd.engines.lemonade import request
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import LemonadeClient, LemonadeError, ServerAddress
+from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
 from accelerd.engines.lemonade.traits import traits
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
@@ -101,12 +102,8 @@ class Lemonade(Engine):
             address = await self.address()
             if address is None:
                 return
-            client = LemonadeClient(address)
-            try:
-                self._catalogue.note(await client.models())
-            finally:
-                await client.close()
-        except (LemonadeError, AccelError) as error:
+            self._catalogue.note(await LemonadeClient(address).models())
+        except (HttpError, AccelError) as error:
             log.info("cannot get the models of the Lemonade Server: %s", error)
 
     async def address(self) -> ServerAddress | None:

@@ -19,8 +19,9 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
+from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import LemonadeClient, LemonadeError, ServerAddress
+from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer, ServedModel
@@ -137,7 +138,7 @@ class OwnServer(LemonadeServer):
         try:
             await self._until_ready(main, tag, client, port)
         except BaseException:
-            await client.close()
+            client.close()
             self._stopping = True
             main.kill_group()
             self._end_of(main, tag)
@@ -173,7 +174,7 @@ class OwnServer(LemonadeServer):
             if foreign >= 3:
                 raise PortTaken(f"another program listens at port {port}")
             if owner is ListenerOwner.OURS:
-                with suppress(LemonadeError):
+                with suppress(HttpError):
                     await client.health()
                     return
             if self.clock.monotonic() > deadline:
@@ -254,7 +255,7 @@ class OwnServer(LemonadeServer):
             self._main, self.pid, self.catalogue.address = None, 0, None
             client, self.client = self.client, None
             if client is not None:
-                await client.close()
+                client.close()
             self._exit_reason = reason = self._reason_of(main)
             if not self._stopping:
                 event(log, logging.WARNING, reason[1], child_pid=main.pid)

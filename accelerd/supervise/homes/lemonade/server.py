@@ -16,13 +16,11 @@ from typing import Final, Protocol
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
+from accelerd.engines.http import HttpError, HttpTimeout, HttpUnreachable
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import (
     Health,
     LemonadeClient,
-    LemonadeError,
-    LemonadeTimeout,
-    LemonadeUnreachable,
     ServerAddress,
 )
 from accelerd.engines.lemonade.engine import read_key
@@ -111,14 +109,14 @@ class LemonadeServer(ABC):
             try:
                 health = await client.health()
                 silent = 0
-            except LemonadeTimeout:
+            except HttpTimeout:
                 continue  # it may be busy with throwing something out
-            except LemonadeUnreachable:
+            except HttpUnreachable:
                 silent += 1
                 if silent >= GONE_AFTER and not self.owned:
                     self.gone((Cause.EXITED, "the Lemonade Server that held it does not answer any more"))
                 continue
-            except LemonadeError as error:
+            except HttpError as error:
                 log.warning("the Lemonade Server does not list its models: %s", error)
                 continue
             for tenant in list(self.tenants):
@@ -208,17 +206,17 @@ class ExternalServer(LemonadeServer):
         key = await asyncio.to_thread(read_key, tenancy.key_file)
         used = any(tenant.loaded for tenant in self.tenants)
         if self.client is not None and self.client.address.key != key and not used:
-            await self._forget()
+            self._forget()
         if self.client is None:
             self.client = LemonadeClient(ServerAddress(tenancy.url, key))
         try:
             await self.client.health(within=10.0)
-        except LemonadeUnreachable:
-            await self._forget()
+        except HttpUnreachable:
+            self._forget()
             text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or take the url away"
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
-        except LemonadeError as error:
-            await self._forget()
+        except HttpError as error:
+            self._forget()
             text = f"the Lemonade Server at {tenancy.url} does not answer as one: {error} (is its key in key_file?)"
             raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
         return self.client
@@ -228,9 +226,9 @@ class ExternalServer(LemonadeServer):
 
     async def close(self) -> None:
         await self._close_tasks()
-        await self._forget()
+        self._forget()
 
-    async def _forget(self) -> None:
+    def _forget(self) -> None:
         client, self.client = self.client, None
         if client is not None:
-            await client.close()
+            client.close()

@@ -19,13 +19,12 @@ from typing import Any, Final
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
+from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import (
     Health,
     LemonadeClient,
-    LemonadeError,
     LemonadeRefused,
-    LemonadeUnreachable,
     LoadedModel,
 )
 from accelerd.supervise.exit_messages import cause_of
@@ -226,10 +225,10 @@ class LemonadeTenant:
             after = await client.health(within=30.0)
         except LemonadeRefused as error:
             raise self._refusal(error) from None
-        except LemonadeUnreachable:
+        except HttpUnreachable:
             cause, text = await self._server.exit_reason()
             raise AccelError("model_failed", text, cause=cause.value) from None
-        except LemonadeError as error:
+        except HttpError as error:
             raise AccelError("model_failed", f"the Lemonade Server: {error}", cause=Cause.EXITED.value) from None
         entry = after.of(self.model) or _new_in(health, after)
         if entry is None:
@@ -238,7 +237,7 @@ class LemonadeTenant:
         await self._settle(entry)
 
     async def _load_in_turn(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
-        """Returns when it is loaded. LemonadeError."""
+        """Returns when it is loaded. HttpError."""
         self._server.begins(self.model)
         loaded = False
         try:
@@ -305,7 +304,7 @@ class LemonadeTenant:
             # Its own server has no key: what is sent to it must not be the other one's.
             health = HEALTHS[entry.recipe]
             return TenantAddress(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
-        return TenantAddress(Endpoint(port=address.port), address.key, "/live", "/v1/models", path, body, keyed=True)
+        return TenantAddress(address.endpoint, address.key, "/live", "/v1/models", path, body, keyed=True)
 
     def _hold(self, pid: int) -> None:
         try:
@@ -344,11 +343,11 @@ class LemonadeTenant:
         alive = self._unlisted and not self._backend_gone.is_set()
         try:
             entry = (await client.health(within=SURE_WITHIN)).of(self._entry.model)
-        except LemonadeUnreachable:
+        except HttpUnreachable:
             reason = await self._server.exit_reason()
             await self._go(client, reason)
             return
-        except LemonadeError:
+        except HttpError:
             entry = None
         reason = self._server.why_gone(self.model, self._backend, alive=alive)
         if entry is not None and entry.pid != self._entry.pid:
@@ -362,9 +361,9 @@ class LemonadeTenant:
         while not (self._taken or self.exited.is_set()):
             try:
                 listed = (await client.health()).of(name) is not None
-            except LemonadeUnreachable:
+            except HttpUnreachable:
                 listed = False  # the server has ended; its tenants are notified once nothing of it is left
-            except LemonadeError:
+            except HttpError:
                 listed = True
             dead = self._pidfd is None
             if dead and (not listed or self._killed_at is not None):
@@ -383,7 +382,7 @@ class LemonadeTenant:
             async def unload() -> None:
                 try:
                     await client.unload(self.model)
-                except LemonadeError as error:  # 404: it is not there any more; else it is asked again
+                except HttpError as error:  # 404: it is not there any more; else it is asked again
                     log.debug("%s: %s", self.model, error)
                     await asyncio.sleep(AGAIN)
                 finally:
