@@ -49,7 +49,7 @@ def buffers(facts: ModelFacts, batch: Batch, devices: Sequence[int], output: int
         scores = logits(facts, batch.outputs) if device == output else 0
         size = scores
         if layers:
-            size = _of_layers(facts, batch, layers, scores) + MARGIN
+            size = _of_layers(facts, batch, layers, scores, facts.layers if device == 0 else layers) + MARGIN
             size += copies * (2 * NUMBER * batch.tokens * max(facts.width, facts.inner) + _masks(facts, batch, layers))
         elif device == 0:  # tokens are looked up here, and masks made, for the GPUs
             size += (copies + 1) * (2 * NUMBER * batch.tokens * facts.width + _masks(facts, batch, facts.layers))
@@ -58,7 +58,7 @@ def buffers(facts: ModelFacts, batch: Batch, devices: Sequence[int], output: int
         stay = [layer for layer, where in zip(facts.layers, devices, strict=True)
                 if not where or layer.index < host_experts]  # fmt: skip
         largest = max((layer.largest for layer in stay), default=0)
-        everything = _of_layers(facts, batch, facts.layers, logits(facts, batch.outputs)) + MARGIN
+        everything = _of_layers(facts, batch, facts.layers, logits(facts, batch.outputs), facts.layers) + MARGIN
         found[used[0]] = max(found[used[0]], everything + largest)
     return found
 
@@ -69,10 +69,15 @@ def logits(facts: ModelFacts, tokens: int) -> int:
     return NUMBER * facts.vocabulary * tokens if scores else 0
 
 
-def _of_layers(facts: ModelFacts, batch: Batch, layers: Sequence[ModelLayer], scores: int) -> int:
-    """Bytes while the widest of these layers is computed, or after them `scores` bytes of logits."""
+def _of_layers(
+    facts: ModelFacts, batch: Batch, layers: Sequence[ModelLayer], scores: int, masked: Sequence[ModelLayer]
+) -> int:
+    """Bytes while the widest of these layers is computed, or after them `scores` bytes of logits.
+
+    `masked`: layers whose masks lie here; main memory has those of all layers, for the GPUs too.
+    """
     widest = max((_width(facts, batch, layer) for layer in layers), default=0)
-    inside = NUMBER * batch.tokens * widest + _masks(facts, batch, layers)
+    inside = NUMBER * batch.tokens * widest + _masks(facts, batch, masked)
     size = NUMBER * batch.tokens * RESIDUAL * facts.width + max(inside, scores)
     if not batch.flash and facts.rank:  # values are unpacked from the compressed cache
         size += 2 * facts.rank * batch.cells * batch.streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -179,6 +180,15 @@ def test_without_flash_attention_all_scores_lie_side_by_side() -> None:
     )
     assert without - with_it > 16384 * 512 * 8 * 4 * 9 // 10
     assert estimate(animal("grok"), EstimateSettings(context=16384, flash="on")).compute > 16384 * 512 * 8 * 4
+
+
+@pytest.mark.parametrize(("flash", "size"), [("on", 2), ("off", 4)])
+def test_main_memory_has_the_masks_of_layers_on_gpus_too(flash: Any, size: int) -> None:
+    model = animal("gemma3", layers=6, attention__sliding_window=512)  # only the last layer has no window
+    small, large = (
+        estimate(model, EstimateSettings(context=context, flash=flash)).placed((6,))[0] for context in (16384, 32768)
+    )
+    assert large.compute - small.compute == size * 512 * 16384
 
 
 def test_a_draft_model_has_weights_a_cache_and_a_buffer_of_its_own() -> None:
