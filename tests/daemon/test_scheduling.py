@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import queue
 import socket
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.daemon.kit import Site, history, rest_of, side_by_side, sse, tokens, whole_stream
-from tests.harness import Answer, Daemon, DaemonFactory, eventually, streaming
+from tests.harness import Answer, Daemon, DaemonFactory, UnixConnection, eventually, streaming
 
 NAMES = "abc"
 ROOM_FOR_ONE = '[scheduler]\nmemory = "1GB"\nlinger = "100ms"\n'
@@ -301,3 +302,31 @@ def test_a_load_goes_on_when_all_who_waited_for_it_have_gone(daemons: DaemonFact
         assert response.readline().startswith(b": loading m")
     daemon.wait_state("m", "ready")
     assert (site.spawns(), site.events("start"), history(daemon, "m")) == (1, [], ["starting", "ready"])
+
+
+def test_a_queued_load_is_given_up_when_the_last_client_that_wants_it_goes(daemons: DaemonFactory, site: Site) -> None:
+    slow = {"FAKE_TOKENS": "100000", "FAKE_DELAY_MS": "10"}
+    daemon = daemons.start(ROOM_FOR_ONE + three(site, env=slow))
+
+    def wants(name: str) -> UnixConnection:
+        client = UnixConnection(daemon.control_socket)
+        client.request("POST", f"/accelerd/v1/load?model={name}")
+        assert json.loads(client.getresponse().readline())["event"] == "progress"
+        return client
+
+    def loads() -> list[str]:
+        return [job["subject"] for job in daemon.control("GET", "jobs").json()["jobs"] if job["state"] != "done"]
+
+    with streaming(daemon, "a") as response:
+        assert response.readline().startswith(b"data: ")
+        first, second = wants("b"), wants("b")
+        assert loads() == ["b"]
+        first.close()
+        assert loads() == ["b"]  # another client waits for it
+        third = wants("c")
+        second.close()
+        eventually(lambda: loads() == ["c"], "nobody wants b")
+        assert daemon.status("b")["queue"] == 0
+    daemon.wait_state("c", "ready")
+    third.close()
+    assert history(daemon, "b") == []

@@ -229,7 +229,7 @@ def test_explain_says_what_a_context_becomes(daemons: DaemonFactory, flm: FlmOnP
     daemon = started(daemons, flm, context=10000)
     said = json.dumps(daemon.control("GET", f"explain?model={NAME}").json())
     assert "FastFlowLM rounds it to 16384" in said
-    assert "every user of this machine can ask it" in said
+    assert "every user of this machine can use it" in said
 
 
 def test_a_model_that_is_not_here_is_refused_with_the_command_that_fetches_it(
