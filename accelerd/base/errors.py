@@ -105,17 +105,26 @@ BUS_NAMES: Final = {code: kind.bus_name for code, kind in KINDS.items()}
 class AccelError(Exception):
     """An error that is shown to a user or a client.
 
-    `message` starts in lower case, says what is wrong and, if possible, what to do. `retry_after` is in seconds.
-    `fields` are additional JSON-ready details (never prompts, keys or environment).
+    `problem` starts in lower case and says what is wrong, `hint` what to do; `message` is both in one line.
+    `retry_after` is in seconds. `fields` are additional JSON-ready details (never prompts, keys or environment).
     """
 
     def __init__(
-        self, code: str, message: str, *, retry_after: float | None = None, param: str | None = None, **fields: Any
+        self,
+        code: str,
+        problem: str,
+        *,
+        hint: str = "",
+        retry_after: float | None = None,
+        param: str | None = None,
+        **fields: Any,
     ) -> None:
-        super().__init__(message)
+        self.problem = problem
+        self.hint = hint
+        self.message = f"{problem}; {hint}" if hint else problem
+        super().__init__(self.message)
         self.kind = KINDS[code]
         self.code = code
-        self.message = message
         self.retry_after = retry_after
         self.param = param
         self.fields = fields

@@ -45,8 +45,7 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
         asked = program.FlmProgram(time.monotonic).models(path, program.environment(context.env))
         known = asyncio.run(asked)
     except AccelError as error:
-        message, _, hint = error.message.partition("; ")
-        raise Failure(message, code="no_program", hint=hint) from None
+        raise Failure(error.problem, code="no_program", hint=error.hint) from None
     except program.FlmUnavailable as error:
         raise Failure(f"{binary} did not list its models: {error}", hint="see: accelctl doctor") from None
     tag = catalogue.find_tag(wanted, known)

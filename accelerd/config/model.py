@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 from msgspec import Struct
@@ -16,13 +17,23 @@ from accelerd.config import values as toml
 from accelerd.config.keys import about, key, launch_fields, named, table
 
 
+class SetBy(Enum):
+    """Who chose a setting's value."""
+
+    USER = "user"
+    RULE = "tuning rule"
+    IMAGE = "container image"
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a setting's value was written."""
 
-    layer: str  # "model", "profile big", "defaults", "built-in"
+    layer: str  # for people: "model", "profile big", "defaults", "built-in", "tuning rule strix-halo-mmap"
     file: str | None = None
     line: int | None = None
+    by: SetBy = SetBy.USER
+    table: tuple[str, ...] = field(default=(), compare=False)  # of the file: ("profiles", "big"); (): none
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.file else ""
@@ -31,11 +42,10 @@ class Origin:
     @property
     def by_rule(self) -> bool:
         """Did a tuning rule set it, and not the user?"""
-        return self.layer.startswith(TUNING_RULE)
+        return self.by is SetBy.RULE
 
 
 BUILT_IN = Origin("built-in")
-TUNING_RULE = "tuning rule "  # the layer of what a rule set is this and the rule's name
 
 
 @dataclass(frozen=True)

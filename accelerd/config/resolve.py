@@ -23,6 +23,7 @@ class SettingsLayer:
 
     label: str  # as in Origin.layer
     table: EntryTable
+    path: tuple[str, ...] = ()  # of the table
 
     def settings(self) -> Iterator[tuple[str, ConfigEntry]]:
         """("context", …), ("sampling.temperature", …), ("env.HOME", …): what was written and is valid."""
@@ -66,12 +67,12 @@ class ConfigTables:
     def layers(self, model: str) -> list[SettingsLayer]:
         """Where a model's settings come from, weakest first."""
         profiles = [
-            SettingsLayer(f"profile {name}", self.profiles[name])
+            SettingsLayer(f"profile {name}", self.profiles[name], ("profiles", name))
             for name in self.chosen(model)
             if name in self.profiles
         ]
         return [
-            SettingsLayer("defaults", self.section("defaults")),
+            SettingsLayer("defaults", self.section("defaults"), ("defaults",)),
             *profiles,
             SettingsLayer("model", self.models[model]),
         ]
@@ -124,7 +125,7 @@ def _model(name: str, layers: list[SettingsLayer]) -> ModelSpec:
     for layer in layers:
         for key, entry in layer.settings():
             table, _, inner = key.partition(".")
-            origin = Origin(layer.label, entry.file, entry.line)
+            origin = Origin(layer.label, entry.file, entry.line, table=layer.path)
             origins[key] = origin
             if inner:
                 origins[table] = origin

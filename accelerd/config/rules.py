@@ -326,10 +326,7 @@ def _where(entry: ConfigEntry) -> str:
 
 def _at(origin: Origin, spec: ModelSpec, field: str, message: str, severity: Any = "error") -> Problem:
     """A problem at the place where a model's setting was written, in whatever table."""
-    kind, _, profile = origin.layer.partition(" ")
-    table: KeyPath = (
-        ("profiles", profile) if profile else ("defaults",) if kind == "defaults" else ("models", spec.name)
-    )
+    table: KeyPath = origin.table or ("models", spec.name)
     key: KeyPath = ("kv_cache_type", field[-1]) if field.startswith("cache_type_") else (field,)
     return Problem(origin.file or "", origin.line, key_text((*table, *key)), message, severity)
 

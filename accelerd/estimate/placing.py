@@ -18,6 +18,7 @@ from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES
 
 ALL: Final = 1 << 16  # layers
+FROM_HEADER: Final = "estimated from the file's header"
 
 
 def usable(devices: Iterable[Device]) -> tuple[Device, ...]:
@@ -39,16 +40,15 @@ def options(
     *,
     gpu_layers: int | str | None,
     wanted_gpus: Sequence[str] | None,
-    source: str,
 ) -> tuple[MemoryRequirement, ...]:
     """The ways to place the model; never empty. `gpus`: as `usable` orders them; `wanted_gpus`: slots it may use."""
     count = gpu_layers if isinstance(gpu_layers, int) and gpu_layers >= 0 else ALL
     allowed = _allowed(gpus, wanted_gpus)
     if count == 0 or not allowed or estimate.settings.backend == "cpu":
-        return (_need(estimate.placed(()), (), source),)
-    found = [_on((gpu,), estimate, count, source) for gpu in allowed]
+        return (_need(estimate.placed(()), ()),)
+    found = [_on((gpu,), estimate, count) for gpu in allowed]
     for group in _groups(allowed):
-        found += [_on(group[:size], estimate, count, source) for size in range(2, len(group) + 1)]
+        found += [_on(group[:size], estimate, count) for size in range(2, len(group) + 1)]
     return tuple(found)
 
 
@@ -81,20 +81,20 @@ def divided(layers: int, rooms: Sequence[int]) -> list[int]:
     return counts
 
 
-def _on(gpus: Sequence[Device], estimate: Estimate, count: int, source: str) -> MemoryRequirement:
+def _on(gpus: Sequence[Device], estimate: Estimate, count: int) -> MemoryRequirement:
     layers = min(count, len(estimate.layers) + 1)
     counts = divided(layers, [room(gpu) for gpu in gpus])
-    return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus), source)
+    return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus))
 
 
-def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...], source: str) -> MemoryRequirement:
+def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...]) -> MemoryRequirement:
     amounts: dict[str, int] = {}
     parts: dict[str, int] = {}
     for pool, share in zip((RAM, *slots), shares, strict=True):
         amounts[pool] = amounts.get(pool, 0) + share.total
         for name, size in share.parts().items():
             parts[name] = parts.get(name, 0) + size
-    return MemoryRequirement(amounts, source, slots, parts)
+    return MemoryRequirement(amounts, FROM_HEADER, slots, parts)
 
 
 def default_device(spec: ModelSpec, devices: Sequence[Device]) -> str:

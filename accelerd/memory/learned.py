@@ -23,7 +23,6 @@ KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
 WORTH_WRITING: Final = 1.01  # a peak that grew by less does not have the file written
 LONGEST: Final = 500  # characters of a text for people
 LATEST: Final = 2.5e11  # s since 1970; what no calendar knows is no time
-DECLARED: Final = "declared"  # so begins the source of a figure that a person gave: it is only raised
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -196,26 +195,22 @@ class Learned:
 
 def improved(need: MemoryRequirement, entry: LearnedRecord) -> MemoryRequirement:
     """An estimate with what is known of it. Pure."""
-    declared = need.source.startswith(DECLARED)
+    what = "figure in the configuration" if need.declared else "estimate"
     amounts = dict(need.amounts)
     for pool, peak in entry.peak.items():
         # A device where nothing at all was seen is one that could not be read rather than one that is not used.
-        replaces = entry.settled and pool != RAM and peak > 0 and not declared
+        replaces = entry.settled and pool != RAM and peak > 0 and not need.declared
         amounts[pool] = peak if replaces else max(amounts.get(pool, 0), peak)
     when = f" ({date.fromtimestamp(entry.at).isoformat()})" if entry.at else ""
     better = need
     if amounts != need.amounts:
-        source = f"measured in an earlier run{when}: the {_kind(declared)} was {human_size(need.total)}"
+        source = f"measured in an earlier run{when}: the {what} was {human_size(need.total)}"
         better = replace(need, amounts=amounts, source=source, parts={})
     if entry.need > better.total:
         source = f"ran out of memory with {human_size(entry.lacked)} in an earlier run{when}: "
-        source += f"the {_kind(declared)} was {human_size(need.total)}"
+        source += f"the {what} was {human_size(need.total)}"
         better = better.scaled(entry.need, source, raised=True)
     return better
-
-
-def _kind(declared: bool) -> str:
-    return "figure in the configuration" if declared else "estimate"
 
 
 def _differs(old: LearnedRecord | None, new: LearnedRecord) -> bool:

@@ -58,6 +58,7 @@ class MemoryRequirement:
         default_factory=dict
     )  # "weights", "kv cache", "compute", "projector", … for people
     claims: tuple[Claim, ...] = ()
+    declared: bool = False  # written in the configuration: measurements only raise it
     raised: bool = False  # the model ran out of memory with less than this
 
     @property
@@ -76,9 +77,9 @@ class MemoryRequirement:
         return replace(self, amounts=amounts, source=source, parts={}, raised=raised)
 
 
-def in_ram(size: int, source: str) -> MemoryRequirement:
+def in_ram(size: int, source: str, *, declared: bool = False) -> MemoryRequirement:
     """A need of main memory alone."""
-    return MemoryRequirement({RAM: size}, source)
+    return MemoryRequirement({RAM: size}, source, declared=declared)
 
 
 @dataclass(frozen=True)

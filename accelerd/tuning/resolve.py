@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from accelerd.config import flags
-from accelerd.config.model import ModelSpec
+from accelerd.config.model import ModelSpec, SetBy
 from accelerd.devices.model import Device
 from accelerd.engines.base import EngineBuild, TunedModel, TuningAdvice
 from accelerd.estimate.gguf import Header
@@ -129,8 +129,8 @@ def _owner(spec: ModelSpec, setting: str) -> str | None:
     """Who has set it already, in words; None: nobody."""
     if _current(spec, setting) is None:
         return None
-    layer = spec.origin(setting).layer
-    return f"{layer} says so" if layer.startswith("image ") else "your own setting"
+    origin = spec.origin(setting)
+    return f"{origin.layer} says so" if origin.by is SetBy.IMAGE else "your own setting"
 
 
 def _given_as_arguments(spec: ModelSpec) -> dict[str, str]:

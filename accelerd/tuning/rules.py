@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from accelerd.config import positions, shape, sources
-from accelerd.config.model import TUNING_RULE, Origin
+from accelerd.config.model import Origin, SetBy
 from accelerd.config.problems import Problem, key_text
 from accelerd.config.walk import TABLE, ConfigEntries, PathBase, TreeWalker
 from accelerd.tuning.schema import RulesDocument
@@ -122,7 +122,7 @@ class _Found:
                 sets={_field(key): value for key, value in self._values(name, "set")},
                 source=self._text(name, "source"),
                 reason=self._text(name, "reason"),
-                origin=Origin(f"{TUNING_RULE}{name}", here.file, here.line),
+                origin=Origin(f"tuning rule {name}", here.file, here.line, SetBy.RULE),
                 enabled=self._enabled(name),
             )
 

@@ -15,9 +15,9 @@ from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Endpoint, EngineBuild, FixedServer
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
-from accelerd.engines.llama_server.forecast import FROM_HEADER, FROM_TOOL, Forecaster, corrected, settings_of
+from accelerd.engines.llama_server.forecast import FROM_TOOL, Forecaster, corrected, settings_of
 from accelerd.estimate.estimate import REPACKED, EstimateSettings, estimate
-from accelerd.estimate.placing import options
+from accelerd.estimate.placing import FROM_HEADER, options
 from accelerd.memory.model import RAM, Forecast
 from tests.memory.animals import animal
 from tests.memory.gguf_maker import string, u32, write
@@ -120,10 +120,11 @@ def test_a_declared_figure_wins_and_lies_where_the_model_would(path: Path) -> No
     assert expect(declared).options[0].amounts == {RAM: 5 * GIB}
     assert expect(declared, APU).options[0].amounts == {APU.id: 5 * GIB}
     (need,) = expect(declared, CARD, APU).options
-    assert (need.amounts, need.devices, need.source) == (
-        {CARD.id: 5 * GIB}, (CARD.id,), "declared: model (/c.toml:3)",
+    assert (need.amounts, need.devices, need.source, need.declared) == (
+        {CARD.id: 5 * GIB}, (CARD.id,), "declared: model (/c.toml:3)", True,
     )  # fmt: skip
-    assert expect(replace(declared, gpu_layers=0), CARD).options[0].amounts == {RAM: 5 * GIB}
+    (need,) = expect(replace(declared, gpu_layers=0), CARD).options
+    assert (need.amounts, need.declared) == ({RAM: 5 * GIB}, True)
     assert expect(replace(declared, gpus=(APU.id,)), CARD, APU).options[0].devices == (APU.id,)
     assert expect(declared).key == ""
 
@@ -191,7 +192,7 @@ def test_buffers_full_of_logits_that_a_server_does_not_reserve_are_an_upper_boun
     said: int, believed: int | None
 ) -> None:
     found = estimate(animal(vocabulary=200_000), EstimateSettings(context=4096))  # 390 MiB for 512 tokens' logits
-    (need,) = options(found, (), gpu_layers=0, wanted_gpus=None, source=FROM_HEADER)
+    (need,) = options(found, (), gpu_layers=0, wanted_gpus=None)
     answer = FitAnswer((FitRow("Host", "host", found.weights, found.cache, said * MIB),))
     better = corrected(need, found, answer)
     assert better.parts["compute"] == (need.parts["compute"] if believed is None else believed * MIB)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
+from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.files import footprint
@@ -297,10 +297,7 @@ def test_footprint_of_files(tmp_path: Path) -> None:
     assert source == "size of 2 files and projector + 10 % + 256 MiB"
 
 
-def test_footprint_declared_or_unknown(tmp_path: Path) -> None:
-    origins = {"memory": Origin("model", "/c.toml", 3)}
-    declared = ModelSpec("m", path="/none", memory=5, origins=origins)
-    assert footprint(declared) == (5, "declared: model (/c.toml:3)")
+def test_footprint_of_what_is_not_here(tmp_path: Path) -> None:
     size, source = footprint(ModelSpec("m", path=str(tmp_path / "none")))
     assert size == 0
     assert source.startswith("unknown: cannot read")

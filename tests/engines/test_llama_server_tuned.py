@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from accelerd.config.model import ModelSpec, Origin
+from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.engines.base import LaunchPlan, TunedModel
 from accelerd.engines.llama_server import backend
 from accelerd.engines.llama_server.argv import CommandLine, build
@@ -290,5 +290,5 @@ def test_what_libraries_tell(tmp_path: Path) -> None:
 
 
 def test_origins_of_rules_are_told_from_a_persons() -> None:
-    assert Origin("tuning rule x", "rules.toml", 3).by_rule
+    assert Origin("tuning rule x", "rules.toml", 3, SetBy.RULE).by_rule
     assert not own().by_rule

@@ -42,10 +42,8 @@ def forecast(*options: MemoryRequirement, key: str = "k") -> Forecast:
     return Forecast(options, key)
 
 
-def on_gpu(
-    device: int, ram: int = 0, *, gpu: str = GPU, source: str = "estimated from the file's header"
-) -> MemoryRequirement:
-    return MemoryRequirement({gpu: device, RAM: ram}, source, (gpu,), {"weights": device})
+def on_gpu(device: int, ram: int = 0, *, gpu: str = GPU) -> MemoryRequirement:
+    return MemoryRequirement({gpu: device, RAM: ram}, "estimated from the file's header", (gpu,), {"weights": device})
 
 
 def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
@@ -90,7 +88,7 @@ def test_a_device_that_could_not_be_read_proves_nothing() -> None:
 
 def test_what_a_person_has_declared_is_only_raised() -> None:
     learned = learning()
-    declared = on_gpu(8 * GIB, source="declared: models.a (accelerd.toml:3)")
+    declared = replace(on_gpu(8 * GIB), declared=True)
     learned.saw("k", declared, {GPU: 6 * GIB}, settled=True)
     assert learned.apply(forecast(declared)).options == (declared,)
     learned.saw("k", declared, {GPU: 9 * GIB}, settled=True)

@@ -6,7 +6,7 @@ import pytest
 
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.estimate.estimate import EstimateSettings, estimate
-from accelerd.estimate.placing import divided, options, room, usable
+from accelerd.estimate.placing import FROM_HEADER, divided, options, room, usable
 from accelerd.memory.model import RAM, MemoryRequirement
 from tests.memory.animals import MIB, animal
 
@@ -29,12 +29,12 @@ def ways(
     gpus: list[Device], *, layers: int | str | None = None, wanted: list[str] | None = None, **settings: object
 ) -> tuple[MemoryRequirement, ...]:
     found = estimate(animal(layers=9), EstimateSettings(context=8192, **settings))  # type: ignore[arg-type]
-    return options(found, usable(gpus), gpu_layers=layers, wanted_gpus=wanted, source="test")
+    return options(found, usable(gpus), gpu_layers=layers, wanted_gpus=wanted)
 
 
 def test_without_a_gpu_all_is_in_main_memory() -> None:
     (need,) = ways([CPU, NPU])
-    assert (set(need.amounts), need.devices, need.source) == ({RAM}, (), "test")
+    assert (set(need.amounts), need.devices, need.source) == ({RAM}, (), FROM_HEADER)
     assert need.total == sum(need.parts.values())
     assert set(need.parts) == {"weights", "kv cache", "compute", "output", "program"}
     assert ways([card(1, 8 * GIB), CPU], layers=0) == (need,)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from accelerd.config.model import ModelSpec, Origin
+from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.estimate.gguf import Header
 from accelerd.tuning.resolve import holds, situation
 from accelerd.tuning.rules import TuningRule
@@ -19,7 +19,8 @@ HIPBLASLT = {"env.ROCBLAS_USE_HIPBLASLT": "1"}
 
 
 def rule(name: str, when: dict[str, Any] | None = None, **sets: Any) -> TuningRule:
-    return TuningRule(name, when or {}, sets, "a book", "so it is", Origin(f"tuning rule {name}", "tuning.toml", 1))
+    origin = Origin(f"tuning rule {name}", "tuning.toml", 1, SetBy.RULE)
+    return TuningRule(name, when or {}, sets, "a book", "so it is", origin)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_user_who_says_the_same_is_not_told() -> None:
 
 
 def test_an_image_wins_over_a_rule_and_a_user_over_both() -> None:
-    image = Origin("image docker.io/somebody/llama:vulkan-radv")
+    image = Origin("image docker.io/somebody/llama:vulkan-radv", by=SetBy.IMAGE)
     result = tuned(ModelSpec("qwen", path="/m", flash_attention="off", origins={"flash_attention": image}))
     assert result.spec.flash_attention == "off"
     (note,) = [one.note for one in result.advice if one.setting == "flash_attention"]

@@ -63,8 +63,8 @@ def program(s: CheckContext, spec: ModelSpec) -> Check:
     try:
         found = asyncio.run(LlamaServer(s.config.llama_server, environ=s.env).features(spec))
     except AccelError as error:
-        message, _, hint = printable(error.message).partition("; ")
-        return Check("llama-server", "fail", message, s.checkout_tool("build-llama-server") or hint)
+        hint = s.checkout_tool("build-llama-server") or error.hint
+        return Check("llama-server", "fail", printable(error.problem), hint)
     load = found.pick("--load-mode", "--no-mmap") or "no option for mmap"
     options = len({option.names for option in found.options.values()})
     return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options, {load}")

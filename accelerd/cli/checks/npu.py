@@ -27,8 +27,7 @@ def flm(s: CheckContext) -> Iterator[Check]:
         path = program.find(s.config.flm.binary, s.env)
     except AccelError as error:
         if wanted:
-            message, _, hint = printable(error.message).partition("; ")
-            yield Check("flm", "fail", f"{wanted[0].name} needs it: {message}", hint)
+            yield Check("flm", "fail", f"{wanted[0].name} needs it: {printable(error.problem)}", error.hint)
         return
     yield asyncio.run(_version(s, path))
     yield from _validated(s, path)

@@ -151,8 +151,8 @@ def settled(
     try:
         tuned, build = asyncio.run(engine.settled(replace(spec, path=None, mmproj=None, draft_model=None)))
     except AccelError as error:
-        message = error.message.partition("; ")[0]
-        return spec, None, [f"llama-server could not be queried for its settings, so this may be too high: {message}"]
+        note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
+        return spec, None, [note]
     return replace(tuned.spec, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), build, []
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from accelerd.devices.model import Device
-from accelerd.engines.llama_server.forecast import FROM_HEADER, ForecastInputs, ways
+from accelerd.engines.llama_server.forecast import ForecastInputs, ways
 from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
 from accelerd.estimate.estimate import Estimate, MemoryShare, estimate
@@ -88,9 +88,9 @@ class GgufFit:
 
     @cached_property
     def options(self) -> tuple[MemoryRequirement, ...]:
-        known, source = self.known, FROM_HEADER
+        known = self.known
         return self.measured or placing.options(
-            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=source
+            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
         )
 
     # --- room -------------------------------------------------------------------------------------------------

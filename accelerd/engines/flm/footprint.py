@@ -35,7 +35,8 @@ def need(spec: ModelSpec, known: FlmModel, devices: Sequence[Device]) -> MemoryR
     claims = tuple(Claim(where, FAMILY, kind) for kind in kinds)
     on = (where,) if device is not None else ()
     if spec.memory is not None:
-        return MemoryRequirement({RAM: spec.memory}, f"declared: {spec.origin('memory')}", on, claims=claims)
+        source = f"declared: {spec.origin('memory')}"
+        return MemoryRequirement({RAM: spec.memory}, source, on, claims=claims, declared=True)
     sizes = parts(spec, known)
     source = (
         "estimated from FastFlowLM's list of models"

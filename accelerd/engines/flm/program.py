@@ -41,7 +41,8 @@ def find(wanted: str, environ: Mapping[str, str], which: Which = system_which) -
         if found is None:
             raise AccelError(
                 "model_failed",
-                f"cannot find the program {wanted}: it is not in PATH; {HINT}",
+                f"cannot find the program {wanted}: it is not in PATH",
+                hint=HINT,
                 cause=Cause.NO_PROGRAM.value,
             )
         return os.path.abspath(found)
@@ -49,7 +50,8 @@ def find(wanted: str, environ: Mapping[str, str], which: Which = system_which) -
     if not os.path.isabs(path) or not os.path.isfile(path) or not os.access(path, os.X_OK):
         raise AccelError(
             "model_failed",
-            f"cannot run {wanted}: it does not exist or is not executable; {HINT}",
+            f"cannot run {wanted}: it does not exist or is not executable",
+            hint=HINT,
             cause=Cause.NO_PROGRAM.value,
         )
     return path

@@ -14,7 +14,7 @@ from accelerd.devices.model import Device
 from accelerd.engines.lemonade.catalogue import Catalogue, LemonadeModel
 from accelerd.engines.lemonade.traits import device, traits
 from accelerd.estimate.placing import usable
-from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, in_ram
 
 # Recipe → family of NPU contexts.
 FAMILY: Final[Mapping[str, str]] = {"flm": "flm", "ryzenai-llm": "ryzenai-llm", "whispercpp": "whispercpp"}
@@ -25,21 +25,23 @@ def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue, h
     """`host`: identifies the server, which has its own limits for loaded models."""
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
     size, source = _size(spec, known)
-    key = _key(spec, known) if spec.memory is None and known.size else ""
+    declared = spec.memory is not None
+    key = _key(spec, known) if known.size and not declared else ""
     npu = next((one for one in devices if one.kind == "npu" and one.problem is None), None)
     kind = device(recipe, known)
     # The device of whisper is known only after a load; until then assume the NPU.
     if npu is not None and (kind == "npu" or (recipe == "whispercpp" and not known.device)):
         # The NPU uses main memory and no GPU memory.
         claim = Claim(npu.id, FAMILY.get(recipe, recipe), _kind(spec, catalogue), host=host)
-        return Forecast((MemoryRequirement({RAM: size}, source, devices=(npu.id,), claims=(claim,)),), key)
+        return Forecast((MemoryRequirement({RAM: size}, source, (npu.id,), claims=(claim,), declared=declared),), key)
     gpus = usable(devices)
     if kind == "gpu" and gpus and spec.gpu_layers != 0:
         wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
         # Lemonade selects the GPU itself; assume the first one that it would use.
         chosen = wanted[:1] or [gpu for gpu in gpus if gpu.apu is not True][:1] or list(gpus[:1])
-        return Forecast((MemoryRequirement({chosen[0].id: size}, source, devices=(chosen[0].id,)),), key)
-    return Forecast((MemoryRequirement({RAM: size}, source),), key)
+        one = chosen[0].id
+        return Forecast((MemoryRequirement({one: size}, source, (one,), declared=declared),), key)
+    return Forecast((in_ram(size, source, declared=declared),), key)
 
 
 def _size(spec: ModelSpec, known: LemonadeModel) -> tuple[int, str]:

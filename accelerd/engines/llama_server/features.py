@@ -259,8 +259,8 @@ async def _ask(
         raise AccelError(
             "model_failed",
             f"cannot use {path}: its --help printed no options (status {status}"
-            + (f", last line: {said[-1][:200]!r}" if said else "")
-            + "); is it a llama-server?",
+            + (f", last line: {said[-1][:200]!r})" if said else ")"),
+            hint="is it a llama-server?",
             cause=Cause.NO_PROGRAM.value,
         )
     _, version_out, version_err = await run("--version")

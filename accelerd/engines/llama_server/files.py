@@ -28,8 +28,8 @@ def system_which(name: str, path: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def fail(cause: Cause, message: str) -> NoReturn:
-    raise AccelError("model_failed", message, cause=cause.value)
+def fail(cause: Cause, problem: str, hint: str = "") -> NoReturn:
+    raise AccelError("model_failed", problem, hint=hint, cause=cause.value)
 
 
 def find_binary(wanted: str, environ: Mapping[str, str], extra_dirs: Sequence[Path], which: Which) -> str:
@@ -39,13 +39,13 @@ def find_binary(wanted: str, environ: Mapping[str, str], extra_dirs: Sequence[Pa
         found = which(wanted, os.pathsep.join([path, *map(str, extra_dirs)]))
         if found is None:
             places = "PATH" + "".join(f" and not in {d}" for d in extra_dirs)
-            fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not on {places}; {HINT}")
+            fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not on {places}", HINT)
         return os.path.abspath(found)
     path = expand_home(wanted, environ)
     if not os.path.isabs(path):
         fail(Cause.NO_PROGRAM, f"cannot use {wanted}: write a name on PATH or an absolute path")
     if not os.path.exists(path):
-        fail(Cause.NO_PROGRAM, f"cannot find the program {path}; {HINT}")
+        fail(Cause.NO_PROGRAM, f"cannot find the program {path}", HINT)
     if not os.path.isfile(path):
         fail(Cause.NO_PROGRAM, f"cannot run {path}: it is not a file")
     if not os.access(path, os.X_OK):
@@ -100,21 +100,19 @@ def _check_gguf(path: str, what: str) -> None:
     except FileNotFoundError:
         fail(Cause.NO_MODEL, f"cannot find the {what} {path}")
     except IsADirectoryError:
-        fail(Cause.NO_MODEL, f"cannot load {path}: it is a directory; name the .gguf file in it")
+        fail(Cause.NO_MODEL, f"cannot load {path}: it is a directory", "name the .gguf file in it")
     except OSError as e:
         fail(Cause.NO_MODEL, f"cannot read the {what} {path}: {e.strerror}")
     if not magic:
         fail(Cause.NO_MODEL, f"cannot load {path}: the file is empty")
     if magic.startswith(b"version "):
-        fail(Cause.NO_MODEL, f"cannot load {path}: it is a Git LFS pointer; fetch the file itself (git lfs pull)")
+        fail(Cause.NO_MODEL, f"cannot load {path}: it is a Git LFS pointer", "fetch the file itself (git lfs pull)")
     if not magic.startswith(GGUF_MAGIC):
         fail(Cause.NO_MODEL, f"cannot load {path}: it is not a GGUF file")
 
 
 def footprint(spec: ModelSpec) -> tuple[int, str]:
     """Bytes to reserve, and why. Never raises; (0, "unknown: …") where nothing can be said."""
-    if spec.memory is not None:
-        return spec.memory, f"declared: {spec.origin('memory')}"
     if not spec.path:
         return 0, "unknown: the model is downloaded by llama-server; set memory"
     files = shards(spec.path)

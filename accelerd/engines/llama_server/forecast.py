@@ -31,7 +31,6 @@ from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
 
 log = logging.getLogger(__name__)
 
-FROM_HEADER: Final = "estimated from the file's header"
 FROM_TOOL: Final = "estimated by llama-fit-params"
 MIB: Final = 1 << 20
 DRAFTED: Final = 16  # tokens that a draft model guesses at once, llama-server's default
@@ -118,7 +117,7 @@ class Forecaster:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
         found = estimate(read.model, settings, read.projector, read.draft)
-        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus, source=FROM_HEADER)
+        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus)
         if answer is not None and answer.rows:
             placed = tuple(corrected(need, found, answer) for need in placed)
         return Forecast(placed, self._key(known, build) if build is not None else "")
@@ -158,8 +157,10 @@ class Forecaster:
         wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
         chosen = [] if spec.gpu_layers == 0 else wanted or ([gpu for gpu in gpus if gpu.apu is not True] or gpus[:1])
         if not chosen:
-            return Forecast((in_ram(spec.memory, source),))
-        return Forecast(tuple(MemoryRequirement({gpu.id: spec.memory}, source, (gpu.id,)) for gpu in chosen))
+            return Forecast((in_ram(spec.memory, source, declared=True),))
+        return Forecast(
+            tuple(MemoryRequirement({gpu.id: spec.memory}, source, (gpu.id,), declared=True) for gpu in chosen)
+        )
 
     @staticmethod
     def _key(known: ForecastInputs, build: EngineBuild | None) -> str:
@@ -256,7 +257,7 @@ def ways(known: ForecastInputs) -> smaller.Ways:
             flash = "on" if settings.flash == "off" else settings.flash
             settings = replace(settings, type_k=kind, type_v=kind, flash=flash)
         found = estimate(known.read.model, settings, known.read.projector, known.read.draft)
-        return options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus, source=FROM_HEADER)
+        return options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus)
 
     return placed
 

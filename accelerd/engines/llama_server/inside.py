@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from accelerd.base.exits import Cause
-from accelerd.config.model import ModelSpec, Origin
+from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.engines.base import ContainerProgram, FixedServer, Flag, LaunchPlan
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.files import fail, shards
@@ -35,7 +35,7 @@ def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:
         )
     changed: dict[str, Any] = {field: found.files[value] for field in FILES if (value := getattr(spec, field))}
     wanted = {key: value for key, value in found.settings.items() if getattr(spec, key) is None}
-    origins = {**spec.origins, **{key: Origin(found.source) for key in wanted}}
+    origins = {**spec.origins, **{key: Origin(found.source, by=SetBy.IMAGE) for key in wanted}}
     return replace(spec, **changed, **wanted, origins=origins)
 
 
