@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
+from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
 from accelerd.memory.model import Forecast
+
+
+def fail(cause: Cause, problem: str, hint: str = "") -> NoReturn:
+    """A model cannot be started as configured."""
+    raise AccelError("model_failed", problem, hint=hint, cause=cause.value)
 
 
 @dataclass(frozen=True)

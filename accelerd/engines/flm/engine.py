@@ -20,7 +20,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits
+from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits, fail
 from accelerd.engines.flm import argv, catalogue, footprint, program, stack, traits
 from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, FlmModel
 from accelerd.engines.llama_server.engine import free_port
@@ -113,15 +113,12 @@ class Flm(Engine):
         except program.FlmUnavailable as error:
             return [f"cannot check whether the NPU works: {error}"]
         wrong = stack.troubles(report, command_line=await to_thread(self._command_line), lockable=self._lockable())
-        if not wrong:
-            unsaid = report.get("ready") is not True and report.get("memlock_ok") is not False
-            return (
-                ["flm validate reports that the NPU is not ready, without a reason; run: flm validate"]
-                if unsaid
-                else []
-            )
-        said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
-        raise AccelError("model_failed", f"cannot use the NPU for {spec.name}: {said}", cause=Cause.REFUSED.value)
+        if wrong:
+            said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
+            fail(Cause.REFUSED, f"cannot use the NPU for {spec.name}: {said}")
+        if report.get("ready") is not True and report.get("memlock_ok") is not False:
+            return ["flm validate reports that the NPU is not ready, without a reason; run: flm validate"]
+        return []
 
     async def _present(self, spec: ModelSpec, path: str, env: Mapping[str, str]) -> tuple[FlmModel, list[str]]:
         """The model in the program's list, and warnings. AccelError if it is not installed."""
@@ -134,8 +131,7 @@ class Flm(Engine):
         if tag is None:
             near = catalogue.similar_tags(wanted, models)
             hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
-            text = f"FastFlowLM has no model {wanted!r}; {hint}"
-            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+            fail(Cause.NO_MODEL, f"FastFlowLM has no model {wanted!r}", hint)
         own, hears, embeds = argv.parts(spec, tag)
         wants = [one for one, yes in ((own, True), (WHISPER, hears), (EMBEDDER, embeds)) if one and yes]
         missing = [one for one in wants if one in models and not models[one].installed]
@@ -143,8 +139,7 @@ class Flm(Engine):
             self._program.forget()  # so that it can be used right after the download
             here = "is not installed" if len(missing) == 1 else "are not installed"
             command = " && ".join(f"flm pull {one}" for one in missing)
-            text = f"{' and '.join(missing)} {here}; run: {command}"
-            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+            fail(Cause.NO_MODEL, f"{' and '.join(missing)} {here}", f"run: {command}")
         return models[tag], []
 
     def _guess(self, spec: ModelSpec) -> FlmModel:

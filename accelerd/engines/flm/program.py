@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.engines.base import fail
 from accelerd.engines.flm.catalogue import FlmModel, of_listing
 
 Which = Callable[[str, str], str | None]  # name, search path → file
@@ -39,21 +39,11 @@ def find(wanted: str, environ: Mapping[str, str], which: Which = system_which) -
     if "/" not in wanted:
         found = which(wanted, environ.get("PATH", os.defpath))
         if found is None:
-            raise AccelError(
-                "model_failed",
-                f"cannot find the program {wanted}: it is not in PATH",
-                hint=HINT,
-                cause=Cause.NO_PROGRAM.value,
-            )
+            fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not in PATH", HINT)
         return os.path.abspath(found)
     path = os.path.expanduser(wanted)
     if not os.path.isabs(path) or not os.path.isfile(path) or not os.access(path, os.X_OK):
-        raise AccelError(
-            "model_failed",
-            f"cannot run {wanted}: it does not exist or is not executable",
-            hint=HINT,
-            cause=Cause.NO_PROGRAM.value,
-        )
+        fail(Cause.NO_PROGRAM, f"cannot run {wanted}: it does not exist or is not executable", HINT)
     return path
 
 

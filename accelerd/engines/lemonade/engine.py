@@ -15,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits
+from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits, fail
 from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade import forecast as forecasting
 from accelerd.engines.lemonade import request
@@ -57,7 +57,7 @@ class Lemonade(Engine):
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         """The load request. The model's address is known after the load."""
         if not spec.model:
-            request.fail(Cause.REFUSED, f'{spec.name}: set model = "…" to one of Lemonade\'s models')
+            fail(Cause.REFUSED, f'{spec.name}: set model = "…" to one of Lemonade\'s models')
         await self._ask()
         recipe = self._catalogue.recipe(spec)
         known = self._catalogue.of(spec.model)
@@ -121,7 +121,7 @@ def read_key(key_file: str | None) -> str:
         return (Path(key_file).read_text().splitlines() or [""])[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        request.fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
+        fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
 
 
 def _inherited(name: str) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Flag
+from accelerd.engines.base import Flag, fail
 
 # Options of llama-server that Lemonade sets itself, and the setting to use instead.
 ITS_OWN: Final[Mapping[str, str]] = {
@@ -113,7 +112,3 @@ def _quoted(spec: ModelSpec, argument: str) -> str:
             f"extra_args: an argument of {spec.name} contains a quote or backslash, which Lemonade does not support",
         )
     return f'"{argument}"' if not argument or any(one.isspace() for one in argument) else argument
-
-
-def fail(cause: Cause, message: str) -> NoReturn:
-    raise AccelError("model_failed", message, cause=cause.value)

@@ -37,6 +37,7 @@ from accelerd.engines.base import (
     Task,
     Traits,
     TunedModel,
+    fail,
     on_this_machine,
     untuned,
 )
@@ -184,7 +185,7 @@ class LlamaServer(Engine):
         """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
         place = await self._places(spec)
         if isinstance(place, FixedServer):
-            files.fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
+            fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
         await asyncio.to_thread(files.check_files, spec)
         _, tuned, build = await self._tuned(spec, place)
         return tuned, build

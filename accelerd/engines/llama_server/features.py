@@ -22,7 +22,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import ContainerProgram, ProgramOutput
+from accelerd.engines.base import ContainerProgram, ProgramOutput, fail
 from accelerd.engines.llama_server import asking
 from accelerd.engines.llama_server.environment import DEVICES
 
@@ -256,13 +256,9 @@ async def _ask(
     options = parse_help(out) or parse_help(err)
     if not options:
         said = (err or out).strip().splitlines()
-        raise AccelError(
-            "model_failed",
-            f"cannot use {path}: its --help printed no options (status {status}"
-            + (f", last line: {said[-1][:200]!r})" if said else ")"),
-            hint="is it a llama-server?",
-            cause=Cause.NO_PROGRAM.value,
-        )
+        last = f", last line: {said[-1][:200]!r}" if said else ""
+        problem = f"cannot use {path}: its --help printed no options (status {status}{last})"
+        fail(Cause.NO_PROGRAM, problem, "is it a llama-server?")
     _, version_out, version_err = await run("--version")
     match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
     return match[1].strip() if match else "unknown version", options

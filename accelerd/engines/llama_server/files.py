@@ -10,11 +10,11 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import fail
 
 Which = Callable[[str, str], str | None]  # name, search path → file
 
@@ -26,10 +26,6 @@ OVERHEAD: Final = 256 << 20  # bytes beside the weights: compute buffers and a s
 
 def system_which(name: str, path: str) -> str | None:
     return shutil.which(name, path=path)
-
-
-def fail(cause: Cause, problem: str, hint: str = "") -> NoReturn:
-    raise AccelError("model_failed", problem, hint=hint, cause=cause.value)
 
 
 def find_binary(wanted: str, environ: Mapping[str, str], extra_dirs: Sequence[Path], which: Which) -> str:

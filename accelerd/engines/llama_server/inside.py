@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin, SetBy
-from accelerd.engines.base import ContainerProgram, FixedServer, Flag, LaunchPlan
+from accelerd.engines.base import ContainerProgram, FixedServer, Flag, LaunchPlan, fail
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
-from accelerd.engines.llama_server.files import fail, shards
+from accelerd.engines.llama_server.files import shards
 from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
 
 FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
