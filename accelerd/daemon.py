@@ -13,9 +13,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from accelerd import __version__
 from accelerd.base import names
@@ -59,8 +60,7 @@ GC_AFTER = 1.0  # s from the start until the first collection
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """What a daemon is made of."""
 
     roots: Roots

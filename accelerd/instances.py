@@ -7,8 +7,9 @@ for an instance. `gone` means that no process of the instance is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec
@@ -27,8 +28,7 @@ class Listener(Protocol):
         """The outcome of `probe`. What follows from it is the listener's decision."""
 
 
-@dataclass(frozen=True)
-class InstanceInfo:
+class InstanceInfo(Struct, frozen=True):
     """What is known of a live instance right now."""
 
     model: str

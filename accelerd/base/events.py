@@ -11,10 +11,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, TypeVar
+
+from msgspec import Struct
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +124,11 @@ class DaemonState(StrEnum):
     DRAINING = "draining"
 
 
-@dataclass(frozen=True)
-class DaemonStateChanged:
+class DaemonStateChanged(Struct, frozen=True):
     """Published by daemon.py, which no room may import; hence it is defined here."""
 
     state: DaemonState
 
 
-@dataclass(frozen=True)
-class DegradationChanged:
+class DegradationChanged(Struct, frozen=True):
     """Published by whoever can no longer do, or can do again, what it is for: `status` says what."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 
 class Cause(StrEnum):
@@ -30,8 +31,7 @@ class Cause(StrEnum):
 PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.REFUSED})
 
 
-@dataclass(frozen=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """How an instance ended, for people and for the restart policy."""
 
     cause: Cause

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from accelerd.base import names
 
@@ -26,8 +27,7 @@ class SystemClock:
         return time.monotonic()
 
 
-@dataclass(frozen=True)
-class Roots:
+class Roots(Struct, frozen=True):
     """Where accelerd's files live. Nothing else in the program spells these paths."""
 
     config_file: Path

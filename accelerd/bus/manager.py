@@ -7,10 +7,10 @@ refused by the operation. Keeps only which clients have made claims.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import BUS_NO_OBJECT
@@ -26,8 +26,7 @@ Options = Mapping[str, Any]
 MODES: Final = {"drain": False, "now": True}  # of UnloadModel: whether running requests are ended
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(Struct, frozen=True):
     """How a method carries out an operation: its arguments as the request's, the answer as its out arguments."""
 
     operation: str

@@ -5,14 +5,16 @@ Pure. Says which models may keep their process; draining and replacing them is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from accelerd.config.model import Config, ModelSpec, sections
 
 
-@dataclass(frozen=True)
-class ConfigDiff:
+class ConfigDiff(Struct, frozen=True):
     """Names of models, in the order of the new configuration (`removed`: of the old one)."""
 
     added: tuple[str, ...] = ()
@@ -27,7 +29,7 @@ class ConfigDiff:
 
     def as_dict(self) -> dict[str, list[str]]:
         """For JSON: the answer to a reload."""
-        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        return {name: list(names) for name, names in asdict(self).items()}
 
 
 def diff(old: Config, new: Config) -> ConfigDiff:

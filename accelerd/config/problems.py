@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.positions import KeyPath
@@ -18,8 +19,7 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN: Final = 60  # maximum characters of a wrong value in a message
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One mistake: where it was written and what was expected. `file` is relative to the configuration's folder."""
 
     file: str

@@ -7,8 +7,10 @@ relations between keys. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
 from accelerd.config.walk import ConfigEntries, ConfigEntry
@@ -17,8 +19,7 @@ _NOT_SETTINGS: Final = ("profile",)
 EntryTable = Mapping[tuple[str | int, ...], ConfigEntry]  # entries of one table, paths relative to it
 
 
-@dataclass(frozen=True)
-class SettingsLayer:
+class SettingsLayer(Struct, frozen=True):
     """One table that a model takes settings from."""
 
     label: str  # as in Origin.layer

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.config.keys import described, named, table
 from accelerd.config.model import SECTIONS, Config, LayerTable, ModelSpec, Route
@@ -44,8 +45,7 @@ Document = msgspec.defstruct(
 )
 
 
-@dataclass(frozen=True)
-class SchemaNode:
+class SchemaNode(Struct, frozen=True):
     """What may stand at a key."""
 
     type: Any

@@ -10,9 +10,10 @@ import os
 import re
 import stat
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.config.problems import Problem
 
@@ -20,8 +21,7 @@ _LARGEST: Final = 4 << 20  # bytes; larger files are refused
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """One file: its text, or why it cannot be used."""
 
     name: str  # for messages: relative to the main file's folder

@@ -7,11 +7,11 @@ at a time; rules.py checks what involves several keys or files. Does no I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.config import hints, shape
 from accelerd.config.positions import KeyPath
@@ -30,8 +30,7 @@ TABLE: Final = _NoValue.TABLE  # the entry of a table itself: it exists, maybe e
 INVALID: Final = _NoValue.INVALID  # the value of the key is wrong, and the problem has been reported
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigEntry:
+class ConfigEntry(Struct, frozen=True):
     """One key's value in the program's unit, and where it was written."""
 
     value: Any
@@ -47,8 +46,7 @@ class ConfigEntry:
 ConfigEntries = dict[KeyPath, ConfigEntry]
 
 
-@dataclass(frozen=True)
-class PathBase:
+class PathBase(Struct, frozen=True):
     """The directories that relative paths and ~ in the file refer to."""
 
     home: str

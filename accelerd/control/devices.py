@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.control.jobs import Job, Jobs

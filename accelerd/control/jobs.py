@@ -11,10 +11,10 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
@@ -105,23 +105,20 @@ Work = Callable[[Job], Awaitable[Any]]
 """Does the work, and returns the last event or None."""
 
 
-@dataclass(frozen=True)
-class JobChanged:
+class JobChanged(Struct, frozen=True):
     """A job is new, is further than it was, or has ended."""
 
     job: Job
 
 
-@dataclass(frozen=True)
-class JobTold:
+class JobTold(Struct, frozen=True):
     """A job has told an event."""
 
     job: Job
     event: Any
 
 
-@dataclass(frozen=True)
-class JobForgotten:
+class JobForgotten(Struct, frozen=True):
     """A job is no longer shown. Published once for each."""
 
     job: Job

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from accelerd.base.events import EventStream
 from accelerd.base.names import MSG_DEVICE
@@ -26,8 +27,7 @@ from accelerd.system.records import event as journal
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """A program on an NPU, and one elsewhere, that do not get along."""
 
     id: str
@@ -50,8 +50,7 @@ RULES: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Seat:
+class Seat(Struct, frozen=True):
     """A model, as far as it matters here."""
 
     model: str
@@ -59,8 +58,7 @@ class Seat:
     backend: str = ""  # "": not known
 
 
-@dataclass(frozen=True)
-class KnownConflict:
+class KnownConflict(Struct, frozen=True):
     """Something that a person should know."""
 
     id: str

@@ -6,9 +6,9 @@ Made of snapshots and the rules of NPUs; decides nothing, looks at nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.devices.model import Device
 from accelerd.memory import npu_rules
@@ -17,8 +17,7 @@ from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.record import Snapshot
 
 
-@dataclass(frozen=True)
-class Tenant:
+class Tenant(Struct, frozen=True):
     """One claim of a model. Bytes are the model's whole, wherever they lie: an NPU has no memory of its own."""
 
     model: str
@@ -30,8 +29,7 @@ class Tenant:
     memory_used: int | None  # seen in use; None: not seen yet
 
 
-@dataclass(frozen=True)
-class NpuUse:
+class NpuUse(Struct, frozen=True):
     """One NPU. `contexts` None: nobody knows how many there are."""
 
     contexts: int | None

@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 
@@ -41,8 +41,7 @@ class ModelRequest(Request, frozen=True):
 R = TypeVar("R", bound=Request)
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One operation. `call(request, owner)`: `owner` names the client, for claims. AccelError."""
 
     name: str  # "load", "toolbox/refresh"

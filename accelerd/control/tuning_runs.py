@@ -11,10 +11,11 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import TRIAL_SUFFIX
@@ -106,8 +107,7 @@ class Machine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """What the model is, before anything is tried."""
 
     tuned: TunedModel

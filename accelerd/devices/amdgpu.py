@@ -12,8 +12,9 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.devices.files import names, size, text
 from accelerd.devices.kfd import KfdNode
@@ -44,8 +45,7 @@ MOST_MHZ = 20_000
 AskDriver = Callable[[Path], bool | None]
 
 
-@dataclass(frozen=True)
-class AmdGpu:
+class AmdGpu(Struct, frozen=True):
     """The values for a Device."""
 
     name: str | None
@@ -137,8 +137,7 @@ def ask_driver(node: Path) -> bool | None:
     return bool(flags & FUSION)
 
 
-@dataclass(frozen=True)
-class ClockSteps:
+class ClockSteps(Struct, frozen=True):
     """The steps of a clock, in MHz."""
 
     lowest: int

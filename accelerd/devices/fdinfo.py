@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from accelerd.devices.files import names, text
 
@@ -24,8 +25,7 @@ NOT_THE_DEVICES = frozenset({"cpu"})
 MOST = 1 << 50
 
 
-@dataclass(frozen=True)
-class DrmClient:
+class DrmClient(Struct, frozen=True):
     """An open device: its memory and the work that it has done."""
 
     device: str  # PCI slot; the driver's name for a device on no PCI bus
@@ -41,8 +41,7 @@ class DrmClient:
         return self.device, self.number
 
 
-@dataclass(frozen=True)
-class MemoryHolder:
+class MemoryHolder(Struct, frozen=True):
     """A process and the memory of one device that it uses."""
 
     pid: int
@@ -54,8 +53,7 @@ class MemoryHolder:
         return sum(size for region, size in self.memory.items() if region not in NOT_THE_DEVICES)
 
 
-@dataclass(frozen=True)
-class FdinfoScan:
+class FdinfoScan(Struct, frozen=True):
     clients: tuple[DrmClient, ...] = ()
     denied: frozenset[int] = frozenset()  # pids of processes that could not be read
 

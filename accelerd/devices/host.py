@@ -10,8 +10,9 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.devices.files import lines, text
@@ -25,8 +26,7 @@ RUNTIMES = {  # driver of an NPU → a program or library through which models r
 Which = Callable[[str], str | None]
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(Struct, frozen=True):
     """Properties of the machine that matter for devices."""
 
     kernel: tuple[int, int, int] | None = None

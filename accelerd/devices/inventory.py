@@ -10,8 +10,9 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from accelerd.base.ports import Roots
 from accelerd.devices import amdgpu, troubles

@@ -6,14 +6,14 @@ are missing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.devices.files import lines, names, size, text
 
 
-@dataclass(frozen=True)
-class KfdNode:
+class KfdNode(Struct, frozen=True):
     """One GPU of the topology."""
 
     slot: str  # PCI, "0000:c1:00.0"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.base.ports import Clock
 
@@ -33,16 +35,14 @@ STUCK_FOR: Final = 5.0  # s
 Policy = Literal["busy", "always", "never"]
 
 
-@dataclass(frozen=True)
-class LevelRules:
+class LevelRules(Struct, frozen=True):
     """The user's settings for a device. `hold_time`: seconds that it stays raised after the last request."""
 
     policy: Policy = "busy"
     hold_time: float = 10.0
 
 
-@dataclass(frozen=True)
-class LevelReading:
+class LevelReading(Struct, frozen=True):
     """The readings of a device; None if unknown. Clocks in MHz, busy in %, °C, W."""
 
     level: str | None = None
@@ -59,8 +59,7 @@ class LevelOrder(StrEnum):
     RESTORE = "restore"
 
 
-@dataclass(frozen=True)
-class LevelNote:
+class LevelNote(Struct, frozen=True):
     """A message for the journal."""
 
     kind: Literal["level", "unable", "stuck"]

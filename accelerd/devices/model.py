@@ -7,13 +7,13 @@ again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import Struct, field, to_builtins
 
-@dataclass(frozen=True)
-class MemoryPool:
+
+class MemoryPool(Struct, frozen=True):
     """Memory that a device can use for models. Sizes in bytes; `used` is None if it is not cheap to read.
 
     Pools overlap: "visible vram" is part of "vram", and "unified" is "vram" plus "gtt".
@@ -24,8 +24,7 @@ class MemoryPool:
     used: int | None = None
 
 
-@dataclass(frozen=True)
-class DeviceTrouble:
+class DeviceTrouble(Struct, frozen=True):
     """A problem of a device that users should know about."""
 
     message: str  # one clause
@@ -33,8 +32,7 @@ class DeviceTrouble:
     blocks: bool = False  # the device cannot be used at all
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(Struct, frozen=True):
     """A GPU, an NPU, or the processor."""
 
     kind: Literal["gpu", "npu", "cpu"]
@@ -60,7 +58,8 @@ class Device:
         return self.slot or self.kind
 
     def json(self) -> dict[str, Any]:
-        return asdict(self) | {"id": self.id, "directory": str(self.directory) if self.directory else None}
+        found: dict[str, Any] = to_builtins(self, enc_hook=str)
+        return found | {"id": self.id}
 
 
 COMPUTE = frozenset({"amdgpu", "i915", "xe", "nvidia", "nouveau"})  # drivers through which models can run

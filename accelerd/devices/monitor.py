@@ -9,8 +9,9 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,7 @@ AT_ONCE = 64  # events processed per iteration of the loop
 MOST_FAILURES = 8  # consecutive failures after which the descriptor is given up
 
 
-@dataclass(frozen=True)
-class Uevent:
+class Uevent(Struct, frozen=True):
     """An event of a device."""
 
     action: str  # add, remove, bind, unbind, change …

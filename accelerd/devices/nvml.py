@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.devices.files import MOST_BYTES
 from accelerd.devices.model import MemoryPool
@@ -27,8 +29,7 @@ THROTTLE = {  # nvmlClocksEventReasons
 }
 
 
-@dataclass(frozen=True)
-class NvmlCard:
+class NvmlCard(Struct, frozen=True):
     """One card: its readings, and the memory of its users in bytes by pid."""
 
     readings: Readings

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.devices import fdinfo, kfd, nvml
@@ -26,8 +28,7 @@ CARDS_EVERY = 0.9  # s between two queries of NVML for memory
 UNKNOWN_LOAD = "available from the second reading on, while a program of this user uses the device"
 
 
-@dataclass(frozen=True)
-class DeviceStatus:
+class DeviceStatus(Struct, frozen=True):
     """The state of a device and who uses it."""
 
     device: Device

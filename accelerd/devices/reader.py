@@ -6,7 +6,8 @@ Checks the runtime state first and does not touch a sleeping device. Never raise
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.devices.drivers import Driver, reader_of

@@ -7,8 +7,9 @@ reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from accelerd.base.ports import Clock
 from accelerd.devices.files import UnreadableValue
@@ -19,8 +20,7 @@ KEEP = 30.0  # s that a last value replaces an unreadable one
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Frequency:
+class Frequency(Struct, frozen=True):
     """MHz; None: unknown."""
 
     now: float | None = None
@@ -28,8 +28,7 @@ class Frequency:
     highest: float | None = None
 
 
-@dataclass(frozen=True)
-class Readings:
+class Readings(Struct, frozen=True):
     """One look at one device. None, or a missing key: not known here, `reasons` may say why."""
 
     asleep: bool = False  # runtime-suspended; not read

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from accelerd.base.sizes import human_size
 from accelerd.devices.host import Host
@@ -35,8 +36,7 @@ LEFT_FOR_THE_SYSTEM = 8 * GIB
 TOO_LITTLE = 0.75  # of the possible GTT limit
 
 
-@dataclass(frozen=True)
-class DeviceNode:
+class DeviceNode(Struct, frozen=True):
     """A device node in the file system."""
 
     path: str

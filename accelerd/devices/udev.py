@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 
 @dataclass(frozen=True)
 class PciFunction:
@@ -24,8 +26,7 @@ class PciFunction:
     names: tuple[str, ...] = field(default=())  # from the hardware database: vendor, model
 
 
-@dataclass(frozen=True)
-class UdevDevice:
+class UdevDevice(Struct, frozen=True):
     """A device of a subsystem: a render node of drm, a node of accel, or a PCI function."""
 
     subsystem: str

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.nvml import Importer, each_card, first_line, short_slot, string

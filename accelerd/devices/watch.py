@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
@@ -27,8 +29,7 @@ GOES = frozenset({"remove", "unbind"})
 COMES = frozenset({"add", "bind"})
 
 
-@dataclass(frozen=True)
-class DevicesChanged:
+class DevicesChanged(Struct, frozen=True):
     """Devices came, went, changed or were reset. One that went and came back at once is in `removed` and in `added`."""
 
     before: tuple[Device, ...]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
+from msgspec import Struct
+
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
@@ -23,8 +25,7 @@ def fail(cause: Cause, problem: str, hint: str = "") -> NoReturn:
     raise AccelError("model_failed", problem, hint=hint, cause=cause.value)
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True):
     """Where an engine listens: a unix socket, or a TCP port on this machine."""
 
     unix: str | None = None
@@ -35,8 +36,7 @@ class Endpoint:
         return f"unix:{self.unix}" if self.unix else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One decision on the command line or in the environment, with its reason, for `accelctl explain`."""
 
     text: str  # as on the command line, "--ctx-size 8192"; an environment variable as "env NAME=value"
@@ -45,8 +45,7 @@ class Flag:
     note: str = ""  # where a tuning rule's reason comes from, or what a rule would say instead
 
 
-@dataclass(frozen=True)
-class Tenancy:
+class Tenancy(Struct, frozen=True):
     """A model inside a server with several models: the server, and the request that loads the model."""
 
     model: str  # the server's name for it
@@ -87,8 +86,7 @@ class LaunchPlan:
     tenancy: Tenancy | None = None  # it is loaded in a server; its address is known after that
 
 
-@dataclass(frozen=True)
-class ProgramOutput:
+class ProgramOutput(Struct, frozen=True):
     """The result of a short command."""
 
     status: int
@@ -96,8 +94,7 @@ class ProgramOutput:
     err: str
 
 
-@dataclass(frozen=True)
-class ContainerProgram:
+class ContainerProgram(Struct, frozen=True):
     """A program and a model's files inside a container."""
 
     program: str  # its path there
@@ -116,8 +113,7 @@ class ContainerAccess(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FixedServer:
+class FixedServer(Struct, frozen=True):
     """A server with a fixed command: it is only started and stopped."""
 
     endpoint: Endpoint
@@ -134,8 +130,7 @@ async def on_this_machine(spec: ModelSpec) -> None:
     return
 
 
-@dataclass(frozen=True)
-class EngineBuild:
+class EngineBuild(Struct, frozen=True):
     """The program that runs a model, for tuning."""
 
     engine: str
@@ -144,8 +139,7 @@ class EngineBuild:
     options: frozenset[str]  # all names of its options
 
 
-@dataclass(frozen=True)
-class TuningAdvice:
+class TuningAdvice(Struct, frozen=True):
     """A tuning rule's recommendation for one setting."""
 
     setting: str  # field of ModelSpec, "env.NAME", or "extra_args" if they override it
@@ -161,8 +155,7 @@ class TuningAdvice:
         return f"{self.why_not}; {self.rule} recommends {self.says}: {self.reason}" if self.why_not else self.source
 
 
-@dataclass(frozen=True)
-class TunedModel:
+class TunedModel(Struct, frozen=True):
     """A model with the settings that tuning rules add."""
 
     spec: ModelSpec
@@ -183,8 +176,7 @@ async def untuned(spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -
     return TunedModel(spec)
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """How the engine's HTTP server behaves. The same for all models of the engine."""
 
     streams_notice_disconnect: bool = False  # cancels only streamed requests promptly when the client disconnects

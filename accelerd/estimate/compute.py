@@ -8,8 +8,9 @@ replaces it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.estimate.facts import ModelFacts, ModelLayer
 
@@ -23,8 +24,7 @@ IN_FLIGHT: Final = 4  # batches that several GPUs compute at once, each with its
 CHOICE: Final = 24  # bytes for each token and each cell of an indexer that chooses cells
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What is computed at once, and the KV cells it attends to."""
 
     tokens: int

@@ -7,9 +7,12 @@ Pure and quick: some milliseconds, so that it can be asked again and again with 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.estimate import kv
 from accelerd.estimate.compute import Batch, buffers
@@ -33,8 +36,7 @@ PICTURE_TOKENS: Final = 4096  # patches that a projector for pictures of any siz
 PROJECTOR_LEAST: Final = 32 * MIB
 
 
-@dataclass(frozen=True)
-class EstimateSettings:
+class EstimateSettings(Struct, frozen=True):
     """What a model is run with. Sizes in tokens; `context` is that of all slots together, 0: all it was trained for."""
 
     context: int = 4096
@@ -58,8 +60,7 @@ class EstimateSettings:
     backend: str = ""  # of engines.base.Build
 
 
-@dataclass(frozen=True)
-class MemoryShare:
+class MemoryShare(Struct, frozen=True):
     """Bytes in one place."""
 
     weights: int = 0

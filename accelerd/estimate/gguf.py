@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field
 from typing import BinaryIO, Final
+
+from msgspec import Struct, field
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -36,8 +37,7 @@ class GgufError(Exception):
     """The file is no GGUF file that can be read. One clause."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Struct, frozen=True):
     """What a header says. Arrays that are long, nested or of strings are counted in `skipped`, by key."""
 
     version: int

@@ -5,8 +5,9 @@ How many cells a cache has for a context, slots and a window is llama.cpp's rule
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.estimate.facts import ModelFacts, ModelLayer
 from accelerd.estimate.tensors import row_bytes
@@ -15,8 +16,7 @@ PAD: Final = 256  # cells
 STATE_NUMBER: Final = 4  # bytes; states are always f32
 
 
-@dataclass(frozen=True)
-class CacheCells:
+class CacheCells(Struct, frozen=True):
     """What one sequence's caches hold, and how many caches lie side by side."""
 
     full: int

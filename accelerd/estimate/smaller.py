@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.memory.model import MemoryRequirement
 
@@ -19,8 +20,7 @@ Ways = Callable[[int, str | None], Sequence[MemoryRequirement]]
 Backing = Mapping[str, tuple[str, int]]
 
 
-@dataclass(frozen=True)
-class SmallerSetting:
+class SmallerSetting(Struct, frozen=True):
     """One setting that fits. `type`: of the cache; None: as it is."""
 
     context: int  # tokens of one request

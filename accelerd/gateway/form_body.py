@@ -6,7 +6,8 @@ Strict and bounded: a form that can be interpreted in two ways is refused. Sourc
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.json_body import MAX_NAME
@@ -29,8 +30,7 @@ PARAMETER = re.compile(rb";[ \t]*([^=]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\";]+))"
 WANTED = ("model", "stream", "file")
 
 
-@dataclass(frozen=True)
-class FormBody:
+class FormBody(Struct, frozen=True):
     """What was found in a form."""
 
     model: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
@@ -29,8 +30,7 @@ COMMENT_EVERY = 5.0  # s: to a streaming client that waits
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # s: before a busy engine is asked again
 
 
-@dataclass(slots=True)
-class InferenceRequest:
+class InferenceRequest(Struct):
     """A request as it goes to its engine."""
 
     target: UpstreamTarget

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
@@ -32,8 +33,7 @@ class RequestInfo(Protocol):
     def wants_tools(self) -> bool: ...
 
 
-@dataclass(frozen=True)
-class UpstreamTarget:
+class UpstreamTarget(Struct, frozen=True):
     """Where a request goes, and what the engine expects."""
 
     model: str

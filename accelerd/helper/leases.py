@@ -12,8 +12,9 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from accelerd.helper.gpu import Gpu, LevelError, check_arguments, opened
 
@@ -23,8 +24,7 @@ OpenGpu = Callable[[Path, str], AbstractContextManager[Gpu]]
 RESTORE_TRIES = 24  # then the level is left as it is
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """One caller wants one GPU to be at a level."""
 
     number: int
@@ -34,8 +34,7 @@ class Lease:
     pid: int
 
 
-@dataclass
-class LeasedLevel:
+class LeasedLevel(Struct):
     """The level of one GPU while there are leases of it."""
 
     level: str

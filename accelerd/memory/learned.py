@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import date
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from accelerd.base.sizes import human_size
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement

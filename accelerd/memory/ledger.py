@@ -7,8 +7,10 @@ what is counted is what the records say. Sizes are bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.memory.model import Claim, Pool
 
@@ -16,8 +18,7 @@ Phase = Literal["loading", "resident", "leaving", "reclaiming", "lost"]
 ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this memory as somebody else's
 
 
-@dataclass(frozen=True)
-class Holding:
+class Holding(Struct, frozen=True):
     """What one model holds."""
 
     model: str
@@ -27,8 +28,7 @@ class Holding:
     claims: tuple[Claim, ...] = ()  # its places on NPUs, which are not counted in bytes
 
 
-@dataclass(frozen=True)
-class PoolHolding:
+class PoolHolding(Struct, frozen=True):
     """A holding, in one pool."""
 
     model: str
@@ -37,8 +37,7 @@ class PoolHolding:
     used: int | None  # None: not seen yet
 
 
-@dataclass(frozen=True)
-class Balance:
+class Balance(Struct, frozen=True):
     """One pool."""
 
     pool: Pool
@@ -52,8 +51,7 @@ class Balance:
         return sum(one.size for one in self.holdings)
 
 
-@dataclass(frozen=True)
-class PoolShortage:
+class PoolShortage(Struct, frozen=True):
     """A pool that has not enough."""
 
     balance: Balance

@@ -5,8 +5,9 @@ Blocking reads of /proc. What our own models hold is subtracted by whoever knows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.devices.files import MOST_BYTES, lines, names, text
@@ -20,8 +21,7 @@ LEAST_RESERVE: Final = 512 << 20
 WORTH_NAMING: Final = 256 << 20  # bytes resident
 
 
-@dataclass(frozen=True)
-class MainMemoryUse:
+class MainMemoryUse(Struct, frozen=True):
     """Bytes."""
 
     total: int

@@ -11,8 +11,10 @@ have, never more. Others' use of a GPU without memory of its own is in the GPU's
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ConfigApplied
@@ -33,8 +35,7 @@ NOT_AGAIN: Final = 1.0  # … and from one time to the next at least: it means t
 COUNT_MAIN: Final = 10.0  # s between two looks at every process's share of main memory
 
 
-@dataclass(frozen=True)
-class _Device:
+class _Device(Struct, frozen=True):
     """One device in one look."""
 
     look: DeviceStatus

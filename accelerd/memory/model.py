@@ -6,14 +6,15 @@ Sizes are bytes. A pool's id is RAM or the id of a device (its PCI slot); amount
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 RAM: Final = "ram"  # the id of main memory
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(Struct, frozen=True):
     """Memory that models are placed in.
 
     A GPU that is part of the processor has `own` bytes for itself; what goes beyond lies in the pool `backed_by` and
@@ -36,8 +37,7 @@ class Pool:
         return max(0, self.capacity - self.reserve)
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A place on an NPU, which is not counted in bytes: hardware contexts, and with whom it is shared (npu_rules)."""
 
     device: str  # its id
@@ -47,8 +47,7 @@ class Claim:
     host: str = ""  # the one server that holds several models, for people: "Lemonade (13305)"; "": its own process
 
 
-@dataclass(frozen=True)
-class MemoryRequirement:
+class MemoryRequirement(Struct, frozen=True):
     """What one way of running a model takes, by pool."""
 
     amounts: Mapping[str, int]
@@ -82,8 +81,7 @@ def in_ram(size: int, source: str, *, declared: bool = False) -> MemoryRequireme
     return MemoryRequirement({RAM: size}, source, declared=declared)
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(Struct, frozen=True):
     """What is known before a model is loaded: the ways to place it, the best first. Never empty."""
 
     options: tuple[MemoryRequirement, ...]
@@ -93,8 +91,7 @@ class Forecast:
     load_seconds: float | None = None  # what the last load took
 
 
-@dataclass(frozen=True)
-class ForeignUser:
+class ForeignUser(Struct, frozen=True):
     """Somebody else's process and what it holds of a pool."""
 
     pool: str
@@ -103,16 +100,14 @@ class ForeignUser:
     size: int
 
 
-@dataclass(frozen=True)
-class Stall:
+class Stall(Struct, frozen=True):
     """Pressure stall information of memory, /proc/pressure/memory: % of the last 10 s."""
 
     some: float = 0.0
     full: float = 0.0
 
 
-@dataclass(frozen=True)
-class MemorySnapshot:
+class MemorySnapshot(Struct, frozen=True):
     """One look at all memory."""
 
     at: float  # monotonic seconds

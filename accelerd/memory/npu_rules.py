@@ -7,15 +7,15 @@ from. Pure: judges claims and ids, knows neither processes nor a scheduler.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.devices.model import Device
 from accelerd.memory.model import Claim, MemoryRequirement, Pool
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Struct, frozen=True):
     """Programs of one kind that compute on an NPU."""
 
     beside: frozenset[str]  # families that may compute on the same NPU at the same time
@@ -34,8 +34,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 ALONE: Final = Family(frozenset(), True, f"{ROUTER}: what it does not know has the NPU for itself")
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """NPUs of one kind, by PCI id."""
 
     names: str

@@ -9,8 +9,9 @@ causes an order: only growth does, of others or of models beyond what was reserv
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from accelerd.base.sizes import human_size
 from accelerd.config.model import MemorySettings
@@ -31,8 +32,7 @@ STAYS: Final = ("loading", "resident")  # its memory is not on its way back
 RETURNS: Final = ("leaving", "reclaiming")
 
 
-@dataclass(frozen=True)
-class RoomOrder:
+class RoomOrder(Struct, frozen=True):
     """Make room."""
 
     pool: str  # the one that is short; what it backs can help it
@@ -41,8 +41,7 @@ class RoomOrder:
     hard: bool  # models in use make room too
 
 
-@dataclass
-class _PoolState:
+class _PoolState(Struct):
     """What is remembered of one pool."""
 
     calm: int | None = None  # others' use when there was room for all that is reserved, or less
@@ -59,8 +58,7 @@ class _PoolState:
     calm_since: float | None = None
 
 
-@dataclass(frozen=True)
-class _PoolFigures:
+class _PoolFigures(Struct, frozen=True):
     """One pool in bytes, with what lies in it of others that it backs."""
 
     balance: Balance

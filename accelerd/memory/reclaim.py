@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
@@ -32,8 +33,7 @@ Look = Callable[[], Awaitable[MemorySnapshot]]
 Pause = Callable[[float], Awaitable[None]]
 
 
-@dataclass(frozen=True)
-class OtherPrograms:
+class OtherPrograms(Struct, frozen=True):
     """What others than our models use of one pool."""
 
     foreign: int  # by the driver's figures
@@ -41,8 +41,7 @@ class OtherPrograms:
     beside: int = 0  # bytes that the instance had then
 
 
-@dataclass(slots=True, eq=False)
-class UnreturnedMemory:
+class UnreturnedMemory(Struct, eq=False):
     """What one ended instance has not given back. The Watch that is handed out."""
 
     reclaimer: Reclaimer
@@ -63,8 +62,7 @@ class UnreturnedMemory:
         return max(SLACK, self.held[pool] // SLACK_SHARE)
 
 
-@dataclass(slots=True)
-class PoolAccount:
+class PoolAccount(Struct):
     """One pool with debts: what is missing in it. Pure, but for its own figures."""
 
     others: OtherPrograms  # what others are believed to use

@@ -7,8 +7,9 @@ pool where the two share their memory, else in main memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.readings import Readings
@@ -22,8 +23,7 @@ MAPPED: Final = ("gtt", "tt", "system", "memory")  # main memory that the device
 EVICTED: Final = "cpu"  # main memory that it does not see
 
 
-@dataclass(frozen=True)
-class DeviceUse:
+class DeviceUse(Struct, frozen=True):
     """What somebody holds through a device, in bytes."""
 
     device: int = 0  # of the device's pool
@@ -34,8 +34,7 @@ class DeviceUse:
         return DeviceUse(self.device + other.device, self.main + other.main, self.backing + other.backing)
 
 
-@dataclass(frozen=True)
-class DeviceMemory:
+class DeviceMemory(Struct, frozen=True):
     """The memory of a device."""
 
     capacity: int

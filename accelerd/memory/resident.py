@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from accelerd.base.cgroup import cgroup_of
 from accelerd.base.ports import Clock, Roots
@@ -20,8 +22,7 @@ SHARE: Final = 100  # … and at least so many times what reading it took: page 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class ResidentMemory:
+class ResidentMemory(Struct, frozen=True):
     """Bytes of main memory."""
 
     anon: int = 0
@@ -39,12 +40,12 @@ class ResidentMemory:
         return self.anon + self.shmem + min(self.locked, self.file)
 
     def __add__(self, other: ResidentMemory) -> ResidentMemory:
-        return ResidentMemory(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+        return ResidentMemory(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def moved(self, before: ResidentMemory, now: ResidentMemory) -> ResidentMemory:
         """This, changed by as much as it is from `before` to `now`; never below nothing."""
-        changed = (getattr(self, f.name) + getattr(now, f.name) - getattr(before, f.name) for f in fields(self))
-        return ResidentMemory(*(max(0, size) for size in changed))
+        sizes = zip(astuple(self), astuple(before), astuple(now), strict=True)
+        return ResidentMemory(*(max(0, size + new - old) for size, old, new in sizes))
 
 
 def resident(proc: Path, pids: Iterable[int]) -> int:
@@ -123,8 +124,7 @@ def _sizes(path: Path) -> dict[str, int]:
     return found
 
 
-@dataclass(frozen=True)
-class _KnownProcess:
+class _KnownProcess(Struct, frozen=True):
     """The share of a process, what was counted for it then, and when the share is to be read again."""
 
     share: ResidentMemory

@@ -14,8 +14,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
+
+from msgspec import Struct
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
@@ -38,8 +39,7 @@ class Measure(Protocol):
     def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot: ...
 
 
-@dataclass(frozen=True)
-class Rhythm:
+class Rhythm(Struct, frozen=True):
     """Seconds."""
 
     usual: float = 1.0  # from one look to the next while a model works

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
@@ -19,8 +21,7 @@ log = logging.getLogger(__name__)
 FIRST_READING: Final = 2.0  # s from the start until a battery that nobody reports counts as absent
 
 
-@dataclass(frozen=True)
-class PowerSavingChanged:
+class PowerSavingChanged(Struct, frozen=True):
     """Published when power saving begins or ends."""
 
     reason: str  # empty: it has ended

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -38,8 +39,7 @@ class ModelHolder(Protocol):
     def unhold(self, name: str, key: str) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Pin:
+class Pin(Struct, frozen=True):
     """`hold`: the model stays when it is loaded, but is not loaded for this."""
 
     cookie: int
@@ -60,8 +60,7 @@ class Pin:
         return f"pin {self.cookie}"
 
 
-@dataclass(frozen=True)
-class PinChanged:
+class PinChanged(Struct, frozen=True):
     """Published when a pin is made, and once when it ends."""
 
     pin: Pin

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
@@ -33,8 +33,7 @@ SLEEP: Final = "sleep"
 RECHECK: Final = 30.0  # s; timers stand still while the machine sleeps, an end by the clock on the wall does not
 
 
-@dataclass(frozen=True)
-class YieldChanged:
+class YieldChanged(Struct, frozen=True):
     """Published when what is yielded may have changed."""
 
 
@@ -56,8 +55,7 @@ class YieldReport(msgspec.Struct, kw_only=True):
     holds: list[YieldReason]
 
 
-@dataclass(frozen=True)
-class YieldHold:
+class YieldHold(Struct, frozen=True):
     """One reason to yield memory."""
 
     why: str  # one clause: "accelctl yield", "gamemode: 1 game"

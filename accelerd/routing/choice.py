@@ -7,7 +7,8 @@ answer at all is left out as long as another can.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from accelerd.config.model import Route
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, State
@@ -24,8 +25,7 @@ def placed(snapshot: Snapshot) -> frozenset[str]:
     return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))
 
 
-@dataclass(frozen=True)
-class RouteCandidate:
+class RouteCandidate(Struct, frozen=True):
     """One model of a route, as it is now."""
 
     model: str
@@ -38,8 +38,7 @@ class RouteCandidate:
         return self.ahead == 0
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """The model that answers, with the reason; `looks` at all of them, in the route's order."""
 
     model: str

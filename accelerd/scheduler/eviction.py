@@ -8,9 +8,10 @@ leaves for nothing. Models on NPUs never leave for others, nor others for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import lacking
@@ -22,8 +23,7 @@ MOST_PAIRS: Final = 16  # candidates of whom every pair is looked at; of more th
 Cost = tuple[bool, int, float, int, float]  # one works; highest priority; its cost; how many; when one was used last
 
 
-@dataclass(frozen=True)
-class EvictionPlan:
+class EvictionPlan(Struct, frozen=True):
     """How room is made."""
 
     need: MemoryRequirement  # where the model goes

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit

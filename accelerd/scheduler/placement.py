@@ -6,7 +6,9 @@ Knows no state of waiting requests and no time; choosing who leaves is eviction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec
@@ -16,8 +18,7 @@ from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.scheduler.record import ModelRecord, Residue
 
 
-@dataclass(frozen=True)
-class YieldedMemory:
+class YieldedMemory(Struct, frozen=True):
     """Memory that is yielded to other programs: nothing is started in it."""
 
     pools: frozenset[str] | None  # None: all
@@ -28,8 +29,7 @@ class YieldedMemory:
         return self.pools is None or any(size > 0 and pool in self.pools for pool, size in need.amounts.items())
 
 
-@dataclass(frozen=True)
-class SharedLimits:
+class SharedLimits(Struct, frozen=True):
     """What all models share. `memory` in bytes; None: no limit but the pools."""
 
     memory: int | None

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Exit
 from accelerd.config.model import ModelSpec
@@ -40,8 +42,7 @@ class Lease:
         return self.record.spec.name
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(Struct, eq=False):
     """A request for a lease, or a request to load the model, that waits. Resolved exactly once, with a lease or an
     error.
 
@@ -58,16 +59,14 @@ class Waiter:
     held: bool = False  # no client waits: it stands for a hold of the model
 
 
-@dataclass(frozen=True)
-class StopWatcher:
+class StopWatcher(Struct, frozen=True):
     """Somebody who waits for a model's end: one of the two is called, once."""
 
     done: Callable[[], None]
     failed: Callable[[AccelError], None]
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(Struct, frozen=True):
     at: float
     before: State
     after: State
@@ -75,8 +74,7 @@ class Transition:
     event: Event
 
 
-@dataclass(frozen=True)
-class PendingExit:
+class PendingExit(Struct, frozen=True):
     """How an instance ended, while its memory is waited for."""
 
     instance: int
@@ -84,8 +82,7 @@ class PendingExit:
     exit: Exit
 
 
-@dataclass(frozen=True)
-class Residue:
+class Residue(Struct, frozen=True):
     """Memory that an ended instance used and that its device has not freed. Bytes."""
 
     model: str
@@ -219,8 +216,7 @@ class ModelRecord:
         return reload_cost(self.load_seconds or LEAST_LOAD + self.memory / ASSUMED_SPEED)
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """One model for readers: status, the bus, the endpoint's model list."""
 
     spec: ModelSpec

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
@@ -27,8 +28,7 @@ SHORTAGE_LINES: Final = 300  # that are looked at: an abort prints a backtrace a
 SHORTAGE_CHARACTERS: Final = 160  # characters
 
 
-@dataclass(frozen=True)
-class FailedAllocation:
+class FailedAllocation(Struct, frozen=True):
     """An allocation that the engine reported as failed."""
 
     said: str  # in its own words

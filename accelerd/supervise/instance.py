@@ -10,10 +10,12 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, structs
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -40,8 +42,7 @@ from accelerd.system.records import event
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class InstanceContext:
+class InstanceContext(Struct, frozen=True):
     """What all instances share."""
 
     listener: Listener
@@ -55,8 +56,7 @@ class InstanceContext:
     limits: SupervisorLimits
 
 
-@dataclass(frozen=True)
-class EndReason:
+class EndReason(Struct, frozen=True):
     """Why an instance is to end; `cause` None: it has exited."""
 
     cause: Cause | None
@@ -176,7 +176,7 @@ class Instance:
                     return ended
                 if left:
                     self._log(logging.WARNING, f"{ended.message}; trying another port")
-            return replace(ended, cause=Cause.PORT_UNAVAILABLE)
+            return structs.replace(ended, cause=Cause.PORT_UNAVAILABLE)
         except Exception:
             self._log(logging.ERROR, f"a bug in accelerd ended instance {self.number}", names.MSG_BUG, exc_info=True)
             return Exit(Cause.SPAWN_FAILED, "cannot run the model: a bug in accelerd, see its log", tail=self._tail())

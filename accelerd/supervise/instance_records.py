@@ -11,12 +11,13 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct, structs
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
@@ -40,8 +41,7 @@ class Phase(StrEnum):
     ENDING = "ending"  # not to be taken over any more
 
 
-@dataclass(frozen=True)
-class StoredInstance:
+class StoredInstance(Struct, frozen=True):
     """One file. The plan is without its environment and its secret (that is in `record`)."""
 
     record: InstanceRecord
@@ -51,8 +51,7 @@ class StoredInstance:
     version: int = VERSION
 
 
-@dataclass(frozen=True)
-class Adoptable:
+class Adoptable(Struct, frozen=True):
     """An instance of an earlier daemon that lives."""
 
     stored: StoredInstance
@@ -180,7 +179,7 @@ class InstanceRecordFile:
     async def note(self, phase: Phase) -> None:
         """It has come this far."""
         if self._stored is not None:
-            self._stored = replace(self._stored, phase=phase)
+            self._stored = structs.replace(self._stored, phase=phase)
             await self._write(self._stored)
 
     async def remove(self) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
@@ -37,8 +38,7 @@ class Readiness(Enum):
     WITHOUT_MODEL = "without-model"  # our engine is up and answers no request
 
 
-@dataclass(frozen=True)
-class ReadinessResult:
+class ReadinessResult(Struct, frozen=True):
     """How waiting ended, and what the engine said about it, if anything."""
 
     verdict: Readiness

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.exits import Cause, Exit
@@ -34,8 +35,7 @@ from accelerd.system.records import NOTICE, event
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class InstanceProgress:
+class InstanceProgress(Struct, frozen=True):
     """What a loading instance shows of itself."""
 
     line: str  # the last line it printed

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True)
-class SupervisorLimits:
+
+class SupervisorLimits(Struct, frozen=True):
     """Passed in by constructor; the defaults are what the daemon runs with."""
 
     port_retries: int = 3  # further plans when an endpoint was taken

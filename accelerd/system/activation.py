@@ -15,9 +15,10 @@ import socket
 import stat
 import struct
 from collections.abc import Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.system.lock import EXIT_CONFIG, StartError
 from accelerd.system.port_owner import find_port_owner
@@ -29,8 +30,7 @@ UNIX_PATH_LIMIT: Final = 107  # bytes in sockaddr_un without the final NUL
 LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-@dataclass(frozen=True)
-class Activated:
+class Activated(Struct, frozen=True):
     """What systemd passed, by kind, in its order. Names are FileDescriptorName= of the socket unit."""
 
     tcp: tuple[tuple[str, socket.socket], ...] = ()
@@ -48,8 +48,7 @@ class Activated:
         return [sock for _, sock in self.unix]
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(Struct, frozen=True):
     """Our own TCP listeners, and a note for each address that was skipped."""
 
     sockets: tuple[socket.socket, ...]

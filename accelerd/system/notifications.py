@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock
 from accelerd.system.dbus.client import BusClient, BusError
@@ -28,8 +29,7 @@ LONGEST_TEXT: Final = 400  # characters
 DIGEST_KEY: Final = "digest"
 
 
-@dataclass(frozen=True)
-class Notification:
+class Notification(Struct, frozen=True):
     key: str  # what it is about: a later one with the same key replaces it
     summary: str  # one line
     body: str = ""

@@ -7,14 +7,14 @@ cannot be seen. Runs once, at a start that fails.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.base.proc import listeners, pids, read_file, sockets
 
 
-@dataclass(frozen=True)
-class PortOwner:
+class PortOwner(Struct, frozen=True):
     """A process that listens on the port."""
 
     pid: int

@@ -7,11 +7,11 @@ on past its end. Knows nothing of models or leases, and asks one server at its e
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, request
@@ -33,8 +33,7 @@ class MeterError(Exception):
     """The server could not be measured. One clause."""
 
 
-@dataclass(frozen=True)
-class MeterLoad:
+class MeterLoad(Struct, frozen=True):
     """How much is asked of a server."""
 
     prompt: int  # tokens

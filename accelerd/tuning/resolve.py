@@ -7,9 +7,11 @@ A rule never makes a start fail: what cannot go together with what is set alread
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.config import flags
 from accelerd.config.model import ModelSpec, SetBy
@@ -25,8 +27,7 @@ WRITTEN: Final = {"cache_type_k": "kv_cache_type.k", "cache_type_v": "kv_cache_t
 PATTERNS: Final = ("gfx", "driver", "engine", "architecture")
 
 
-@dataclass(frozen=True)
-class RuleContext:
+class RuleContext(Struct, frozen=True):
     """What a rule's `when` is held against, in its words; None: not known."""
 
     device: str | None = None

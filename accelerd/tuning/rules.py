@@ -7,11 +7,12 @@ the package's rules do. Blocking: call it in a thread. Decides nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from accelerd.config import positions, shape, sources
 from accelerd.config.model import Origin, SetBy
@@ -23,8 +24,7 @@ USER_FILE: Final = "tuning.toml"  # beside accelerd.toml; also its drop-in folde
 PACKAGED: Final = "rules.toml"
 
 
-@dataclass(frozen=True)
-class TuningRule:
+class TuningRule(Struct, frozen=True):
     """If `when` holds then `sets`, for a reason. Values are those of ModelSpec; "env.NAME" is a variable."""
 
     name: str
@@ -36,8 +36,7 @@ class TuningRule:
     enabled: bool = True
 
 
-@dataclass(frozen=True)
-class TuningRules:
+class TuningRules(Struct, frozen=True):
     """In the order in which they hold: what comes later wins. `problems`: why the user's own are not among them."""
 
     rules: tuple[TuningRule, ...]
@@ -103,8 +102,7 @@ def _key(name: str, *more: str) -> str:
     return key_text(("rules", name, *more))
 
 
-@dataclass
-class _Found:
+class _Found(Struct):
     """The entries of one file."""
 
     entries: ConfigEntries

@@ -10,8 +10,9 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from accelerd.config.model import ModelSpec
 
@@ -28,8 +29,7 @@ BATCHES: Final = (512, 2048, 4096)
 UNQUANTISED: Final = ("f32", "f16", "bf16")
 
 
-@dataclass(frozen=True)
-class RateSeries:
+class RateSeries(Struct, frozen=True):
     """Tokens a second, measured several times."""
 
     values: tuple[float, ...]
@@ -49,16 +49,14 @@ class RateSeries:
         return self.spread / self.median
 
 
-@dataclass(frozen=True)
-class TuningCandidate:
+class TuningCandidate(Struct, frozen=True):
     """One way of running the model: `settings` beside those that it has now, by field of ModelSpec."""
 
     label: str
     settings: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class TuningRow:
+class TuningRow(Struct, frozen=True):
     """What came of a candidate."""
 
     candidate: TuningCandidate
@@ -86,8 +84,7 @@ def better(row: TuningRow, than: TuningRow) -> bool:
     return row.seconds < than.seconds * (1 - max(LEAST_GAIN, row.noise, than.noise))
 
 
-@dataclass
-class TuningSearch:
+class TuningSearch(Struct):
     """Ask `next` for a candidate, tell `done` what came of it, until there is none left. The first is how it is now."""
 
     now: ModelSpec  # with all that rules add

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device

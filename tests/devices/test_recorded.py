@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from accelerd.base.ports import Roots
@@ -38,7 +38,7 @@ def devices(roots: Roots) -> list[Device]:
 def report(roots: Roots) -> list[dict[str, Any]]:
     found = [d for d in devices(roots) if d.kind != "cpu"]
     readings = [DeviceReader(device, roots, FakeClock()).read() for device in found]
-    return [{**d.json(), "readings": asdict(r)} for d, r in zip(found, readings, strict=True)]
+    return [{**d.json(), "readings": msgspec.to_builtins(r)} for d, r in zip(found, readings, strict=True)]
 
 
 @pytest.mark.parametrize(("archive", "tree"), CASES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
@@ -80,7 +81,7 @@ def test_further_arguments_count() -> None:
         "--ubatch-size", "many",
     )  # fmt: skip
     found, layers, named = settings_of(spec_of(None, extra_args=told), NEW, True, "x86_64")
-    assert found == replace(
+    assert found == structs.replace(
         EstimateSettings(context=8192, few_outputs=True, backend="radv"),
         ubatch=64, batch=128, type_k="q8_0", type_v="q4_0", flash="off", unified=True, window_full=True,
         offload_cache=False, host_experts=3,

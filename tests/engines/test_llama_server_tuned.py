@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.engines.base import LaunchPlan, TunedModel
@@ -156,7 +157,7 @@ def test_a_program_for_the_processor_is_tuned_for_the_processor(tmp_path: Path) 
     assert [text.split()[0] for text in shown(made)] == ["--threads"]
     layers = plan(machine(tmp_path, THIS_YEAR + DEVICES, STRIX_LIST), qwen(tmp_path, gpu_layers=0), tmp_path)
     assert [text.split()[0] for text in shown(layers)] == ["--threads"]
-    unusable = (replace(STRIX_HALO, problem="may not be opened"), CPU)
+    unusable = (structs.replace(STRIX_HALO, problem="may not be opened"), CPU)
     none = plan(machine(tmp_path, THIS_YEAR + DEVICES, STRIX_LIST, unusable), qwen(tmp_path), tmp_path)
     assert [text.split()[0] for text in shown(none)] == ["--threads"]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from accelerd.estimate.compute import MARGIN
 from accelerd.estimate.estimate import PROGRAM, EstimateSettings, estimate
@@ -223,7 +224,7 @@ def test_draft_layers_of_the_model_itself_are_not_loaded_where_nothing_uses_them
 def test_a_new_architecture_is_estimated_by_its_tensors() -> None:
     known, new = (estimate(animal(name), EstimateSettings()) for name in ("llama", "brand-new"))
     assert new.placed(()) == known.placed(())
-    states = replace(mixed(), header=replace(mixed().header, values={
+    states = replace(mixed(), header=structs.replace(mixed().header, values={
         key.replace("granitehybrid", "new"): value if key != "general.architecture" else "new"
         for key, value in mixed().header.values.items()}))  # fmt: skip
     assert estimate(states, EstimateSettings()).placed(()) == estimate(mixed(), EstimateSettings()).placed(())

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from accelerd.estimate.estimate import Estimate, EstimateSettings, estimate
 from accelerd.estimate.gguf import Header
@@ -104,9 +105,9 @@ def test_more_context_and_more_slots_never_need_less(kind: str, one: int, two: i
     model = animal(kind, attention__sliding_window=1024, experts=8 if kind == "qwen3moe" else 0)
     small, large = sorted((one, two))
     base = EstimateSettings(context=small, flash=flash)
-    assert estimate(model, base).cache <= estimate(model, replace(base, context=large)).cache
-    assert whole(estimate(model, base)) <= whole(estimate(model, replace(base, context=large)))
-    each = [estimate(model, replace(base, context=small * count, slots=count)) for count in (slots, slots + 1)]
+    assert estimate(model, base).cache <= estimate(model, structs.replace(base, context=large)).cache
+    assert whole(estimate(model, base)) <= whole(estimate(model, structs.replace(base, context=large)))
+    each = [estimate(model, structs.replace(base, context=small * count, slots=count)) for count in (slots, slots + 1)]
     assert each[0].cache <= each[1].cache
 
 

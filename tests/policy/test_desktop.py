@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
+from msgspec import structs
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
@@ -51,7 +52,7 @@ class World:
 
     def snapshots(self) -> list[Snapshot]:
         one = snapshot(ModelRecord(SPEC, Forecast((in_ram(1, "test"),))), 0.0, ())
-        return [replace(one, held={self.pool: self.held})]
+        return [structs.replace(one, held={self.pool: self.held})]
 
     def sleeping(self, asleep: bool) -> None:
         self.told.append("given up" if asleep else "taken back")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
@@ -44,7 +45,7 @@ def record(instance: str = "1-aa", **more: object) -> StoredInstance:
     record = InstanceRecord(
         "m", "toolbox", fingerprint(SPEC), InstanceTag(instance, OWNER), "tb", "/run/m.sock", None, "secret"
     )
-    return replace(StoredInstance(record, plan), **more)  # type: ignore[arg-type]
+    return structs.replace(StoredInstance(record, plan), **more)  # type: ignore[arg-type]
 
 
 def path_of(tmp_path: Path, instance: str = "1-aa") -> Path:
@@ -178,7 +179,7 @@ def test_only_the_very_process_is_held() -> None:
         (found,) = ProcTable().members(InstanceTag("x", OWNER), None)
         os.close(hold(Path("/proc"), found))
         with pytest.raises(ProcessGone):
-            hold(Path("/proc"), replace(found, started=found.started - 1))
+            hold(Path("/proc"), structs.replace(found, started=found.started - 1))
     finally:
         sleeper.kill()
         sleeper.communicate()

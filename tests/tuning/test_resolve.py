@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.estimate.gguf import Header

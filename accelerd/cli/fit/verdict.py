@@ -7,9 +7,11 @@ the bandwidth. Decides nothing that the scheduler decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from accelerd.devices.model import Device
 from accelerd.engines.llama_server.forecast import ForecastInputs, ways

@@ -6,8 +6,9 @@ Only certain extra arguments are allowed; accelerd sets address, model and conte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -27,8 +28,7 @@ SHORT: Final = {"-r": "--img-pre-resize", "-s": "--socket", "-q": "--q-len"}
 BUILT_IN: Final = "built-in"
 
 
-@dataclass
-class CommandLine:
+class CommandLine(Struct):
     """The arguments, with reasons and warnings."""
 
     argv: list[str]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 GB: Final = 10**9
 CACHE_UNKNOWN: Final = 128 * 1024  # bytes a token: more than most
@@ -18,8 +19,7 @@ EMBEDDER: Final = "embed-gemma:300m"
 SUFFIX: Final = "-flm"  # of Lemonade's names
 
 
-@dataclass(frozen=True)
-class FlmModel:
+class FlmModel(Struct, frozen=True):
     """One model."""
 
     tag: str

@@ -6,8 +6,9 @@ The engine uses it before it starts a server, and `accelctl doctor` shows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.base.sizes import human_size
 
@@ -21,8 +22,7 @@ MEMLOCK_FIX: Final = (
 )
 
 
-@dataclass(frozen=True)
-class NpuTrouble:
+class NpuTrouble(Struct, frozen=True):
     """A reason why the NPU does not work."""
 
     topic: str  # "kernel", "driver", "device", "firmware", "columns", "memlock"

@@ -7,10 +7,11 @@ in a file, because models are described before a server runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.client import ListedModel, ServerAddress
@@ -20,8 +21,7 @@ DIRECT: Final = frozenset(("llamacpp", "flm"))
 MOST_KNOWN: Final = 4096  # models of all servers
 
 
-@dataclass(frozen=True)
-class LemonadeModel:
+class LemonadeModel(Struct, frozen=True):
     """What is known about one model."""
 
     recipe: str = ""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, HttpUnreachable, request
 
@@ -47,8 +49,7 @@ class ServerAddress:
         return Endpoint(port=parts.port or 80, host="127.0.0.1" if host == "localhost" else host)
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Struct, frozen=True):
     """A loaded model, an entry of `health.all_models_loaded`."""
 
     model: str
@@ -61,8 +62,7 @@ class LoadedModel:
     pinned: bool
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(Struct, frozen=True):
     """The server's health report."""
 
     version: str
@@ -77,8 +77,7 @@ class Health:
         return self.loaded.get(model.casefold())
 
 
-@dataclass(frozen=True)
-class ListedModel:
+class ListedModel(Struct, frozen=True):
     """A model in the server's list. Sizes in bytes; None: unknown."""
 
     model: str

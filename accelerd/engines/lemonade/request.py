@@ -7,8 +7,9 @@ refused in extra_args.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
@@ -33,8 +34,7 @@ SAMPLING: Final = (
 NO_CONTEXT: Final = frozenset(("whispercpp", "moonshine", "kokoro", "sd-cpp"))
 
 
-@dataclass(frozen=True)
-class LoadRequest:
+class LoadRequest(Struct, frozen=True):
     """The body of POST /load, with reasons."""
 
     body: Mapping[str, Any]

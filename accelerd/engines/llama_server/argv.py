@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -45,8 +46,7 @@ SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
 )
 
 
-@dataclass
-class CommandLine:
+class CommandLine(Struct):
     """A command line in the making."""
 
     spec: ModelSpec

@@ -13,10 +13,11 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError

@@ -14,11 +14,11 @@ import os
 import re
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -59,8 +59,7 @@ class ProgramIdentity(msgspec.Struct, frozen=True):
     inode: int
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(Struct, frozen=True):
     """The options of one build, by every name they have."""
 
     binary: str

@@ -13,11 +13,12 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct, structs
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -41,8 +42,7 @@ FILE: Final = "llama-fit-params.json"
 Run = Callable[[tuple[str, ...], Mapping[str, str], float], Awaitable[ProgramOutput]]
 
 
-@dataclass(frozen=True)
-class _Tool:
+class _Tool(Struct, frozen=True):
     """The tool of one build: how it is run, and what names exactly it."""
 
     path: str
@@ -122,7 +122,7 @@ class FitParams:
             except TimeoutError:
                 raise AccelError("model_failed", f"{path} did not finish within {self._timeout:g} s") from None
 
-        program = replace(found, program=path, build=f"{found.build} {TOOL}")
+        program = structs.replace(found, program=path, build=f"{found.build} {TOOL}")
         tool = _Tool(
             path,
             (program.build,),

@@ -11,10 +11,11 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
@@ -55,8 +56,7 @@ FILES: Final = {"--mmproj": "mmproj", "-mm": "mmproj", "--model-draft": "draft_m
                 "--spec-draft-model": "draft_model"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(Struct, frozen=True):
     """The files of a model, read."""
 
     model: GgufModel
@@ -65,8 +65,7 @@ class ModelFiles:
     identities: tuple[Identity, ...]
 
 
-@dataclass(frozen=True)
-class ForecastInputs:
+class ForecastInputs(Struct, frozen=True):
     """What a later offer needs of an earlier forecast."""
 
     read: ModelFiles

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.devices.model import Device
 
@@ -20,8 +21,7 @@ WORD: Final = re.compile(r"[a-z]+\d+[a-z]*|\d{3,}[a-z]*")  # "gfx1151", "8060s",
 NEAR: Final = 0.1  # sizes that differ by less may be the same memory, counted in another way
 
 
-@dataclass(frozen=True)
-class ListedDevice:
+class ListedDevice(Struct, frozen=True):
     """One line of `--list-devices`."""
 
     name: str

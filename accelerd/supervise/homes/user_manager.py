@@ -6,8 +6,9 @@ Implemented by user_manager_bus.py. Nothing here decides what runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from msgspec import Struct
 
 UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
@@ -68,8 +69,7 @@ SERVICE_PROPERTIES: Final = (
 _CLD_EXITED: Final = 1
 
 
-@dataclass(frozen=True)
-class UnitState:
+class UnitState(Struct, frozen=True):
     """A service unit at one moment."""
 
     active: str  # "inactive", "activating", "active", "deactivating", "failed"

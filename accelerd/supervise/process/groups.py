@@ -10,8 +10,9 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.proc import ProcStat, living, pids, read_file
@@ -21,8 +22,7 @@ _VARIABLE = names.ENV_INSTANCE.encode() + b"="
 _Image = tuple[int, str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class ProcessIdentity:
+class ProcessIdentity(Struct, frozen=True):
     """By what the processes of one start are known."""
 
     tag: InstanceTag

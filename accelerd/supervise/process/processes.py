@@ -11,10 +11,11 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, read_stat, sockets
@@ -22,8 +23,7 @@ from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, rea
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(Struct, frozen=True):
     """One live process. `started` (clock ticks since boot) tells it from a later one with the same pid."""
 
     pid: int
@@ -42,8 +42,7 @@ class Process:
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / _TICKS)
 
 
-@dataclass(frozen=True)
-class InstanceTag:
+class InstanceTag(Struct, frozen=True):
     """How the processes of one start are known: the session of its first process, and two environment variables."""
 
     instance: str  # unique per start, over all lives of the daemon

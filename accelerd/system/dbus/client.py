@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from accelerd.system.dbus.thread import GLibThread, tell
 
@@ -184,8 +185,7 @@ class BusClient:
 _Answer = tuple[Any, FileIO | None]  # the body, a GLib.Variant, and the file that came with it
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(Struct, frozen=True):
     name: str
     path: str
     interface: str
@@ -236,8 +236,7 @@ class _Request:
             return BusError(f"unexpected answer: {type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True)
-class Buses:
+class Buses(Struct, frozen=True):
     """The two buses that a daemon uses, on one GLib thread."""
 
     session: BusClient

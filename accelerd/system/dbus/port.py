@@ -7,8 +7,9 @@ interface; a variant, also inside a{sv}, is given as `Variant`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct
 
 
 class Variant(NamedTuple):
@@ -19,8 +20,7 @@ class Variant(NamedTuple):
     value: Any
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Struct, frozen=True):
     """One method call. The arguments match the XML; variants in them are unpacked to plain Python."""
 
     sender: str  # the caller's unique name

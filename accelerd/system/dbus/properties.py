@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from accelerd.system.dbus.client import DBUS, DBUS_PATH, PROPERTIES, BusClient, BusError
 from accelerd.system.dbus.thread import tell
@@ -20,8 +21,7 @@ log = logging.getLogger(__name__)
 GET_TIMEOUT: Final = 5.0  # s
 
 
-@dataclass(frozen=True)
-class WatchedProperty:
+class WatchedProperty(Struct, frozen=True):
     service: str  # a well-known name
     path: str
     interface: str

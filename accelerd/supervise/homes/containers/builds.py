@@ -6,8 +6,9 @@ What an image says is remembered by the image's id; a toolbox may have got anoth
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.supervise.homes.containers.commands import CommandResult, CommandRunner
 from accelerd.supervise.homes.containers.engine import ContainerEngine
@@ -20,8 +21,7 @@ PATIENCE: Final = 60.0  # s; an image of tens of gigabytes may have to be read f
 _VERSION: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class ToolboxBuild:
+class ToolboxBuild(Struct, frozen=True):
     """`version` as llama-server writes it, "5412 (3a4b5c6)"; None: there is no llama-server."""
 
     version: str | None

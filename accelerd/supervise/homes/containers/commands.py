@@ -14,9 +14,10 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.supervise.homes.home import HomeError
 
@@ -34,8 +35,7 @@ TEXT_LIMIT: Final = 64 << 10  # bytes kept of what a tool prints
 PATIENCE: Final = 60.0  # s for an ordinary call
 
 
-@dataclass(frozen=True)
-class CommandResult:
+class CommandResult(Struct, frozen=True):
     """How a call ended."""
 
     argv: tuple[str, ...]

@@ -11,8 +11,9 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.base.proc import living
@@ -38,8 +39,7 @@ POLL: Final = 0.05  # s
 END_PATIENCE: Final = 5.0  # s until the engine has noticed the end
 
 
-@dataclass
-class _ExistingStart:
+class _ExistingStart(Struct):
     name: str
     engine: ContainerEngine
     handoff: ContainerHandoff

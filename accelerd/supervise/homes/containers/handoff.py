@@ -11,11 +11,11 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
@@ -72,8 +72,7 @@ exit $status
 """
 
 
-@dataclass(frozen=True)
-class ProgramExit:
+class ProgramExit(Struct, frozen=True):
     """How the program ended, as its parent saw it."""
 
     pid: int

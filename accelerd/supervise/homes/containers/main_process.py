@@ -13,9 +13,10 @@ import re
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.base.ports import Roots
@@ -34,16 +35,14 @@ UNEXECUTED: Final = re.compile(
 INIT_PATIENCE: Final = 2.0  # s from the program's end to that of its init
 
 
-@dataclass(frozen=True)
-class ContainerExit:
+class ContainerExit(Struct, frozen=True):
     """What a home knows of an end: the exit status or minus the signal, and what the kernel did."""
 
     status: int | None
     result: str | None = None
 
 
-@dataclass(frozen=True)
-class OomWatch:
+class OomWatch(Struct, frozen=True):
     """The kernel's count of OOM kills in the control group of a process, and its value at the start."""
 
     group: Cgroup

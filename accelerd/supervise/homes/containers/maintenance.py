@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Final, Protocol
+
+from msgspec.structs import asdict
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError

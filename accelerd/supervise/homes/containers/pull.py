@@ -12,8 +12,9 @@ import re
 import struct
 import termios
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock
 from accelerd.base.sizes import human_size
@@ -28,8 +29,7 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LINES: Final = 12  # kept for an error
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """How far it is: bytes of all layers that have begun, and what podman said last."""
 
     done: int

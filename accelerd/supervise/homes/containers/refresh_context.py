@@ -10,10 +10,10 @@ import asyncio
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
@@ -31,8 +31,7 @@ NO_FAULT: Final = ("model_not_found", "model_unloaded")
 TOOLBOX_CODES: Final = ("toolbox_not_found", "toolbox_busy", "toolbox_pinned", "toolbox_failed")
 
 
-@dataclass(frozen=True)
-class ModelInToolbox:
+class ModelInToolbox(Struct, frozen=True):
     """A model that is configured to run in a toolbox."""
 
     name: str
@@ -57,8 +56,7 @@ class ModelControl(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class RefreshContext:
+class RefreshContext(Struct, frozen=True):
     """What a refresh works with."""
 
     tools: CommandRunner

@@ -13,9 +13,10 @@ import re
 import signal
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.base.proc import living, pids, read_file
@@ -54,8 +55,7 @@ INITS: Final = ("podman-init", "docker-init", "catatonit", "tini", "dumb-init")
 FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could not be executed
 
 
-@dataclass
-class _ContainerStart:
+class _ContainerStart(Struct):
     """One instance, as this home holds it."""
 
     tag: InstanceTag

@@ -7,8 +7,9 @@ are.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.proc import ProcStat, all_living, read_file
@@ -16,8 +17,7 @@ from accelerd.supervise.homes.containers.engine import Container
 from accelerd.supervise.homes.containers.tree import descendants
 
 
-@dataclass(frozen=True)
-class UserSession:
+class UserSession(Struct, frozen=True):
     """The first process of a user's session in a container."""
 
     pid: int

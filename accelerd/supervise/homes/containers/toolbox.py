@@ -11,8 +11,9 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
@@ -65,8 +66,7 @@ done
 """
 
 
-@dataclass
-class _ToolboxStart:
+class _ToolboxStart(Struct):
     """One instance, as this home holds it."""
 
     tag: InstanceTag

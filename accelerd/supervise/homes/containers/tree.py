@@ -6,8 +6,9 @@ Blocking: call it in a thread. Signals nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from accelerd.base.proc import ProcStat, all_living, living, read_file
 from accelerd.supervise.process.processes import Process
@@ -35,8 +36,7 @@ def descendants(roots: Iterable[int], stats: Mapping[int, ProcStat]) -> set[int]
     return found
 
 
-@dataclass(frozen=True)
-class ExecSession:
+class ExecSession(Struct, frozen=True):
     """podman's record of one `podman exec`, and the conmon that is to end it."""
 
     id: str

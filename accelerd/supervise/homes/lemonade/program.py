@@ -12,9 +12,10 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.supervise.process.spawn import NoProgram, find_program
@@ -33,8 +34,7 @@ CONFIG_DIR: Final = "config_dir"
 NO_BROADCAST: Final = "--no-broadcast"
 
 
-@dataclass(frozen=True)
-class LemonadeProgram:
+class LemonadeProgram(Struct, frozen=True):
     """One Lemonade on this machine."""
 
     path: str
@@ -43,8 +43,7 @@ class LemonadeProgram:
     no_broadcast: bool = False
 
 
-@dataclass(frozen=True)
-class Folders:
+class Folders(Struct, frozen=True):
     """What the server of accelerd owns."""
 
     cache: Path
