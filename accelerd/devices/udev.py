@@ -6,15 +6,13 @@ Imports pyudev lazily, because libudev may be missing and the import takes time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 
-@dataclass(frozen=True)
-class PciFunction:
+class PciFunction(Struct, frozen=True):
     """The PCI function behind a device."""
 
     slot: str  # "0000:c1:00.0"
@@ -23,7 +21,7 @@ class PciFunction:
     device: str
     pci_class: int  # 0x030000 is a VGA controller
     path: Path  # below /sys
-    names: tuple[str, ...] = field(default=())  # from the hardware database: vendor, model
+    names: tuple[str, ...] = ()  # from the hardware database: vendor, model
 
 
 class UdevDevice(Struct, frozen=True):

@@ -7,10 +7,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from accelerd import __version__
 from accelerd.base.ports import Roots

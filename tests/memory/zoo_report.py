@@ -14,8 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tests.memory.reported import MIB, Settings, projected, reported
 from tests.memory.zoo import LOADABLE, ZOO, make
 
@@ -56,7 +54,7 @@ def rows(server: str, folder: Path, names: Sequence[str], *, wide: bool = True) 
                 "draft": str(draft) if draft else None,
                 "arch": model.architecture,
                 "tensor_bytes": model.tensor_bytes,
-                "settings": msgspec.structs.asdict(settings),
+                "settings": asdict(settings),
             }
             try:
                 report = reported(server, model.path, settings, draft)
