@@ -118,7 +118,7 @@ def _row(key: str, schema: dict[str, Any], node: shape.SchemaNode) -> ReferenceR
 
 def _collect(node: shape.SchemaNode, into: dict[str, shape.SchemaNode]) -> None:
     if node.struct:
-        into[node.struct] = node
+        into[node.struct.__name__] = node
     for child in (node.table or {}).values():
         _collect(child, into)
     if node.names:

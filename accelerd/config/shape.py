@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -45,7 +45,7 @@ Document = msgspec.defstruct(
 )
 
 
-class SchemaNode(Struct, frozen=True):
+class SchemaNode(Struct, frozen=True, dict=True):
     """What may stand at a key."""
 
     type: Any
@@ -54,16 +54,22 @@ class SchemaNode(Struct, frozen=True):
     path: Literal["file", "program"] | None = None
     secret: bool = False
     show: Parse | None = None  # the program's unit back to what is written
-    table: dict[str, SchemaNode] | None = None
     names: tuple[SchemaNode, SchemaNode] | None = None  # a table with free keys
     item: SchemaNode | None = None  # an array's element
     leaf: bool = True
-    struct: str = ""  # name of the table's struct
+    struct: type[Struct] | None = None  # of a table
+
+    @cached_property
+    def table(self) -> dict[str, SchemaNode] | None:
+        """What may stand at the keys of a table. Reflected when it is first asked for: most files name few tables."""
+        if self.struct is None:
+            return None
+        return {field.encode_name: reflect(field.type) for field in msgspec.structs.fields(self.struct)}
 
 
 @cache
 def document() -> SchemaNode:
-    """The schema's root, reflected once."""
+    """The schema's root."""
     return reflect(Document)
 
 
@@ -92,8 +98,7 @@ def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> SchemaNo
     if origin is Literal:
         return SchemaNode(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-        keys = {field.encode_name: reflect(field.type) for field in msgspec.structs.fields(plain)}
-        return SchemaNode(kind, "a table", table=keys, leaf=False, struct=plain.__name__)
+        return SchemaNode(kind, "a table", leaf=False, struct=plain)
     words = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
     return SchemaNode(kind, words[plain] + _limits(metas))
 
@@ -104,9 +109,9 @@ def _reflect_union(members: list[SchemaNode], kind: Any) -> SchemaNode:
         kind,
         ", or ".join(member.expects for member in members),
         first.parse if first else None,
-        table=next((member.table for member in members if member.table), None),
         item=next((member.item for member in members if member.item), None),
         leaf=any(member.leaf for member in members),
+        struct=next((member.struct for member in members if member.struct), None),
     )
 
 

@@ -7,7 +7,7 @@ the web page are adapters that walk `operations`; none of them holds an operatio
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from accelerd.base.errors import AccelError
@@ -84,7 +84,7 @@ class ControlApi:
         self.yielding = yielding
         self._daemon = daemon
         self.status = StatusOperations(scheduler, names, processes, router, daemon.overview, conflicts)
-        groups = (
+        self._groups = (
             self.status,
             ModelOperations(scheduler, names, processes, jobs, self.pins, tuning, self.accepting),
             MemoryOperations(scheduler, names, memory, learned, forecast, yielding.report),
@@ -95,8 +95,12 @@ class ControlApi:
             JobOperations(jobs),
         )
         self._feed = partial(EventFeed, scheduler, daemon.overview)
-        self.operations: Mapping[str, Operation] = {"events": operation("stream", "events", self.event_feed)} | {
-            one.name: one for group in groups for one in group.operations()
+
+    @cached_property
+    def operations(self) -> Mapping[str, Operation]:
+        """By name. Made when the first is asked for: the start need not wait for their types to be read."""
+        return {"events": operation("stream", "events", self.event_feed)} | {
+            one.name: one for group in self._groups for one in group.operations()
         }
 
     async def event_feed(self) -> EventFeed:
