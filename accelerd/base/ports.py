@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-from msgspec import Struct
 
 from accelerd.base import names
 
@@ -27,7 +26,8 @@ class SystemClock:
         return time.monotonic()
 
 
-class Roots(Struct, frozen=True):
+@dataclass(frozen=True)
+class Roots:
     """Where accelerd's files live. Nothing else in the program spells these paths."""
 
     config_file: Path

@@ -11,10 +11,9 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from msgspec.structs import replace
 
 from accelerd.app import make_homes, serve
 from accelerd.base.ports import Roots

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from accelerd.app import build
 from accelerd.base import names

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec import structs
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
@@ -140,7 +141,7 @@ async def test_a_card_with_another_number_is_the_same() -> None:
     diff = await stage.until(lambda diff: diff.added)
     assert diff.added[0].id == before.id == GPU_SLOT
     assert diff.added[0].node == "/dev/dri/renderD129"
-    assert replace(diff.added[0], node=before.node) == before
+    assert structs.replace(diff.added[0], node=before.node) == before
     await stage.watch.close()
 
 

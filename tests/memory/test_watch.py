@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec import structs
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
@@ -134,7 +134,7 @@ async def test_many_wishes_are_one_look() -> None:
 
 
 async def test_a_look_that_hangs_stops_nobody_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    async with stage(replace(FAST, patience=0.05)) as s:
+    async with stage(structs.replace(FAST, patience=0.05)) as s:
         await s.until(1)
         s.drivers.open.clear()
         assert (await s.watch.look()).at == 1, "what was seen last"
@@ -165,7 +165,7 @@ async def test_the_end_does_not_wait_for_a_look_that_hangs() -> None:
 
 
 async def test_a_machine_beyond_belief_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with stage(replace(FAST, patience=0.01)) as s:
+    async with stage(structs.replace(FAST, patience=0.01)) as s:
         await s.until(1)
         s.drivers.trouble = OSError("no /proc")
         await s.watch.look()
@@ -203,7 +203,7 @@ FULL = Pool(OTHER, "a card that no model uses", 16 * GIB, GIB, 16 * GIB)
     (seen(RAM_POOL, GPU, gpu=90 * GIB), True, False, False, 6.0),
     (seen(RAM_POOL, GPU, gpu=94 * GIB), True, False, False, USUAL.quick),
     (seen(RAM_POOL, GPU, ram=10 * GIB, gpu=85 * GIB), True, False, False, USUAL.quick),  # the GPU's is main memory
-    (seen(replace(FULL, id=HALO, foreign=0), gpu=13 * GIB), True, False, False, USUAL.card),
+    (seen(structs.replace(FULL, id=HALO, foreign=0), gpu=13 * GIB), True, False, False, USUAL.card),
 ])  # fmt: skip
 def test_looks_are_the_quicker_the_less_memory_is_free(
     look: MemorySnapshot, lives: bool, moving: bool, working: bool, pause: float | None
@@ -215,7 +215,7 @@ def test_looks_become_rare_where_memory_is_short_and_stays_as_it_is() -> None:
     ram = seen(RAM_POOL, ram=93 * GIB)
     pauses = [next_look(ram, lives=True, moving=False, working=False, steady=n) for n in range(6)]
     assert pauses == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
-    card = seen(replace(FULL, id=HALO, foreign=0), gpu=15 * GIB)
+    card = seen(structs.replace(FULL, id=HALO, foreign=0), gpu=15 * GIB)
     assert next_look(card, lives=True, moving=False, working=False, steady=99) == USUAL.card
 
 
@@ -223,8 +223,10 @@ def test_memory_has_fallen_when_others_or_models_took_more_of_a_pool_in_use() ->
     before = seen(RAM_POOL, FULL, ram=10 * GIB)
     assert not has_fallen(before, before)
     assert not has_fallen(before, seen(RAM_POOL, FULL, ram=9 * GIB))
-    assert not has_fallen(before, seen(RAM_POOL, replace(FULL, foreign=99 * GIB), ram=10 * GIB)), "no model uses it"
-    assert has_fallen(before, seen(replace(RAM_POOL, foreign=21 * GIB), FULL, ram=10 * GIB))
+    assert not has_fallen(before, seen(RAM_POOL, structs.replace(FULL, foreign=99 * GIB), ram=10 * GIB)), (
+        "no model uses it"
+    )
+    assert has_fallen(before, seen(structs.replace(RAM_POOL, foreign=21 * GIB), FULL, ram=10 * GIB))
     assert has_fallen(before, seen(RAM_POOL, FULL, ram=11 * GIB))
 
 

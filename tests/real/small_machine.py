@@ -16,11 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-
-from msgspec.structs import replace
 
 from accelerd import app
 from accelerd.base.ports import Roots
