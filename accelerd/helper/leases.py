@@ -12,9 +12,8 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from msgspec import Struct, field
 
 from accelerd.helper.gpu import Gpu, LevelError, check_arguments, opened
 
@@ -24,7 +23,8 @@ OpenGpu = Callable[[Path, str], AbstractContextManager[Gpu]]
 RESTORE_TRIES = 24  # then the level is left as it is
 
 
-class Lease(Struct, frozen=True):
+@dataclass(frozen=True)
+class Lease:
     """One caller wants one GPU to be at a level."""
 
     number: int
@@ -34,7 +34,8 @@ class Lease(Struct, frozen=True):
     pid: int
 
 
-class LeasedLevel(Struct):
+@dataclass
+class LeasedLevel:
     """The level of one GPU while there are leases of it."""
 
     level: str
