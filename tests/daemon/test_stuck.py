@@ -60,7 +60,7 @@ def test_the_daemon_ends_in_time_and_says_what_it_leaves(daemons: DaemonFactory,
     assert daemon.events("load?model=a")[-1]["event"] == "ready"
     pid = daemon.status("a")["pid"]
     daemon.stop(within=30)
-    assert "is not gone: given up" in daemon.output()
+    assert "has not ended: giving up" in daemon.output()
     assert psutil.Process(pid).status() == psutil.STATUS_DISK_SLEEP
     disk.answer()
     eventually(lambda: not psutil.pid_exists(pid), "it ends")
