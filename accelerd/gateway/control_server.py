@@ -50,20 +50,28 @@ class ControlServer:
             return web.Response()  # the client has disconnected
         connection = request.transport.get_protocol()
         assert isinstance(connection, ClientConnection)
-        path = request.raw_path.partition("?")[0]
+        try:
+            response = await self._response(request, request.raw_path.partition("?")[0])
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionResetError:
+            return web.Response()  # the client has disconnected meanwhile
+        connection.answered(keep_alive=bool(response.keep_alive))
+        return response
+
+    async def _response(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         try:
             response = await self._control(request, path)
             if response is None:
                 raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         except AccelError as error:
             response = web_response(error_response(error, path))
+        except ConnectionResetError:
+            raise
         except Exception:
             log.exception("a control request failed")
             response = web_response(error_response(AccelError("internal", "internal error; see the journal")))
             response.force_close()
-        await response.prepare(request)
-        await response.write_eof()
-        connection.answered(keep_alive=bool(response.keep_alive))
         return response
 
 

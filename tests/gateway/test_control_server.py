@@ -54,6 +54,8 @@ class Control:
                 raise AccelError("busy", "not now", retry_after=3)
             case "bug":
                 raise ZeroDivisionError
+            case "gone":
+                raise ConnectionResetError("Cannot write to closing transport")
         return None
 
 
@@ -116,6 +118,19 @@ async def test_errors_have_their_code_and_bugs_tell_nothing(tmp_path: Path, capl
         assert b"ZeroDivision" not in response.body
         assert await client.rest() == b""
         assert [r for r in caplog.records if r.exc_info]
+
+
+@on_both_loops
+async def test_a_client_that_is_gone_while_it_is_answered_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(tmp_path) as b, await Client.open_unix(b.unix) as client:
+        control = attach(b)
+        client.send(request("POST", f"{PREFIX}/gone"))
+        await until(lambda: bool(control.asked), "asked")
+        await client.close()
+        await until(lambda: not b.listeners._local.connections, "forgotten")
+        assert not [r for r in caplog.records if r.exc_info]
 
 
 @on_both_loops
