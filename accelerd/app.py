@@ -20,18 +20,18 @@ from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
-from accelerd.control.remembered import StateStore
+from accelerd.control.state_store import StateStore
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.daemon import Daemon, Parts
+from accelerd.devices.current_devices import DeviceWatch
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level_sensors import LevelSensors
 from accelerd.devices.model import Device
-from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import DeviceObserver
 from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
 from accelerd.devices.udev import UdevSource
-from accelerd.devices.watch import DeviceWatch
+from accelerd.devices.udev_events import PyudevMonitor
 from accelerd.engines.base import Endpoint, Engine
 from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
@@ -41,8 +41,8 @@ from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
+from accelerd.memory.psi import StallTrigger, pressure_files
 from accelerd.memory.reclaim import Reclaimer
-from accelerd.memory.stall import StallTrigger, pressure_files
 from accelerd.memory.watch import MemoryWatch
 from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
@@ -62,32 +62,32 @@ from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.containers.builds import Builds
 from accelerd.supervise.homes.containers.commands import CommandRunner
-from accelerd.supervise.homes.containers.engine import ContainerEngine
-from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.existing_container import ExistingHome
 from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
-from accelerd.supervise.homes.containers.places import HomePlaces
+from accelerd.supervise.homes.containers.new_container import RunHome
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
+from accelerd.supervise.homes.containers.program_places import HomePlaces
 from accelerd.supervise.homes.containers.refresh_context import RefreshContext
 from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
-from accelerd.supervise.homes.containers.run import RunHome
 from accelerd.supervise.homes.containers.sessions import ContainerSessions
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome, ToolboxHome
 from accelerd.supervise.homes.home import Home
 from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.lemonade import LemonadeHome
-from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.systemd_home import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
-from accelerd.system.dbus.exporter import ObjectExporter
+from accelerd.system.dbus.object_exporter import ObjectExporter
+from accelerd.system.desktop_notifications import NotificationSender
 from accelerd.system.desktop_state import watch_battery, watch_games
 from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
-from accelerd.system.notifications import NotificationSender
-from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.private_files import AtomicFile
+from accelerd.system.sd_notify import Notifier, Watchdog
 from accelerd.system.suspend import SleepGuard, time_asleep
 from accelerd.tuning.tuner import RuleTuner
 

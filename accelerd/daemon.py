@@ -27,10 +27,10 @@ from accelerd.bus.service import BusService
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
 from accelerd.control.configured_models import ConfiguredModels, Forecasts
-from accelerd.control.remembered import StateStore
+from accelerd.control.state_store import StateStore
 from accelerd.control.status import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.control.tuning_runs import TuningRuns
-from accelerd.devices.watch import DeviceWatch
+from accelerd.devices.current_devices import DeviceWatch
 from accelerd.engines.base import Engine
 from accelerd.gateway.access import read_keys
 from accelerd.gateway.gateway import Gateway
@@ -49,8 +49,8 @@ from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.system.activation import describe
 from accelerd.system.dbus.client import Buses
-from accelerd.system.notify import Notifier, Watchdog
 from accelerd.system.records import NOTICE, event
+from accelerd.system.sd_notify import Notifier, Watchdog
 
 log = logging.getLogger(__name__)
 

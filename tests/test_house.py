@@ -92,7 +92,7 @@ def test_only_clocks_for_people_read_the_wall_clock() -> None:
     """Timers run on monotonic time: a wall clock that jumps a year moves nothing."""
     allowed = {
         "cli/commands/toolbox.py",  # how old a toolbox is
-        "cli/daytime.py",  # "until 22:30"
+        "cli/time_of_day.py",  # "until 22:30"
         "gateway/gateway.py",  # `created` of OpenAI's model objects
         "system/terminal.py",  # the time in front of a log line
     }

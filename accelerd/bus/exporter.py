@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from accelerd.base import names
 from accelerd.system.dbus.client import BusClient
-from accelerd.system.dbus.exporter import ObjectExporter
+from accelerd.system.dbus.object_exporter import ObjectExporter
 
 if TYPE_CHECKING:
     from accelerd.system.dbus.xml import InterfaceInfo

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from accelerd import __version__
 from accelerd.base.names import BUS_MANAGER, BUS_PATH
 from accelerd.bus.manager import Methods
+from accelerd.bus.object_tree import Tree
 from accelerd.bus.paths import device_path, model_path
-from accelerd.bus.tree import Tree
 from accelerd.control.api import ControlApi
 from accelerd.devices.model import Device
 from accelerd.policy.pins import PinChanged

@@ -14,7 +14,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.config.model import Config, ModelSpec
 from accelerd.control.model_info import ModelInfo
-from accelerd.devices.watch import DevicesChanged
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.memory.model import Forecast
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
 from accelerd.scheduler.events import ModelLoaded

@@ -14,8 +14,8 @@ from accelerd.base.events import DaemonStateChanged, DegradationChanged
 from accelerd.config.model import ConfigApplied
 from accelerd.control.jobs import Job, JobChanged, JobForgotten
 from accelerd.control.status import DaemonStatus
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.model import MemorySnapshot
 from accelerd.policy.battery import PowerSavingChanged
 from accelerd.policy.pins import PinChanged

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
-from accelerd.control.remembered import StateStore
+from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.estimate.placing import default_device

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from accelerd.estimate.facts import ModelFacts, ModelLayer
+from accelerd.estimate.model_facts import ModelFacts, ModelLayer
 
 MARGIN: Final = 16 << 20  # bytes, on every device that computes layers: what the closed form may be short by
 NUMBER: Final = 4  # bytes: results are f32

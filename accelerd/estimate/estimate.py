@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from accelerd.estimate import kv
 from accelerd.estimate.compute import Batch, buffers
-from accelerd.estimate.facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, facts
+from accelerd.estimate.model_facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, facts
 from accelerd.estimate.tensors import GgufModel, Tensor
 
 MIB: Final = 1 << 20

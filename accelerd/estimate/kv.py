@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from accelerd.estimate.facts import ModelFacts, ModelLayer
+from accelerd.estimate.model_facts import ModelFacts, ModelLayer
 from accelerd.estimate.tensors import row_bytes
 
 PAD: Final = 256  # cells

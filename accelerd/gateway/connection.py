@@ -15,10 +15,10 @@ from typing import Protocol, cast
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
+from accelerd.gateway.exchange_timeouts import Sweeper
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
-from accelerd.gateway.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 

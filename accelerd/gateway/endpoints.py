@@ -24,7 +24,7 @@ TASKS: Final[dict[str, Task]] = {
 PATH_ALIASES: Final = {"/v1/reranking": "/v1/rerank", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}
 FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
-ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams assemble.py can put together
+ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  # where a request may bring tools
 
 PHRASES: Final[dict[Task, str]] = {

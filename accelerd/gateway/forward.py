@@ -1,7 +1,7 @@
 """Forwards inference requests to engines: waits for a lease, sends the request, retries a busy engine, ends the lease.
 
 The response goes from engine to client through a Relay as it comes, except where a whole answer must be looked at
-first: assembled from a stream (assemble.py), or from an engine that may report an error with status 200.
+first: assembled from a stream (stream_assembly.py), or from an engine that may report an error with status 200.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.gateway.assemble import ask_for_stream, assemble
 from accelerd.gateway.endpoints import ASSEMBLED
+from accelerd.gateway.exchange_timeouts import Sweeper
 from accelerd.gateway.form_body import FormBody
 from accelerd.gateway.json_body import JsonBody, with_model
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import JSON_TYPE
-from accelerd.gateway.sweeper import Sweeper
+from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.upstream import Pool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
@@ -140,7 +140,7 @@ class Forwarder:
         return not request.stream and (request.target.hides_errors or self._assembles(lease, request))
 
     def _assembles(self, lease: Lease, request: InferenceRequest) -> bool:
-        """Is a plain response requested as a stream and assembled? See assemble.py."""
+        """Is a plain response requested as a stream and assembled? See stream_assembly.py."""
         spec = lease.record.spec
         return spec.slots > 1 and request.path in ASSEMBLED and self._router.streams_notice_disconnect(spec)
 

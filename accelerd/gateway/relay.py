@@ -17,7 +17,7 @@ import msgspec
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.gateway.endpoints import ANTHROPIC, error_event, event_of
-from accelerd.gateway.framing import FramingError, Head, chunk
+from accelerd.gateway.response_framing import FramingError, Head, chunk
 from accelerd.gateway.responses import cors_headers, reason
 from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease

@@ -10,7 +10,7 @@ import asyncio
 from typing import Protocol, cast
 
 from accelerd.engines.base import Endpoint
-from accelerd.gateway.framing import MAX_HEAD, Chunked, FramingError, Head, parse_head
+from accelerd.gateway.response_framing import MAX_HEAD, Chunked, FramingError, Head, parse_head
 from accelerd.gateway.responses import JSON_TYPE
 
 CONNECT_TIMEOUT = 5.0  # s: the engine is on this machine

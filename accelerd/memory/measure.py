@@ -23,9 +23,9 @@ from accelerd.devices.model import Device
 from accelerd.devices.observer import DeviceObserver, DeviceStatus
 from accelerd.memory.main_memory import MainMemoryUse, largest, read_main_memory, usual_reserve
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
+from accelerd.memory.psi import read_stall
 from accelerd.memory.regions import DeviceMemory, DeviceUse, part, pool_of, shape_of
 from accelerd.memory.resident import ResidentMemory, Residents
-from accelerd.memory.stall import read_stall
 
 GPU_RESERVE: Final = 256 << 20
 MOST_NAMED: Final = 20

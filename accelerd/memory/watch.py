@@ -22,7 +22,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.devices.model import Device
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
-from accelerd.memory.stall import StallTrigger
+from accelerd.memory.psi import StallTrigger
 
 log = logging.getLogger(__name__)
 

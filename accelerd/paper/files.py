@@ -6,10 +6,10 @@ from typing import Final
 
 from argcomplete.shell_integration import shellcode
 
+from accelerd.paper.command_tree import tree
 from accelerd.paper.man import accelctl_page, accelerd_page
 from accelerd.paper.man_config import config_page
 from accelerd.paper.roff import MARK
-from accelerd.paper.tree import tree
 
 # Before argcomplete's own: zsh would quote the ~ and the $ of a path, and $BUFFER may have other commands in front.
 ZSH: Final = """\

@@ -8,8 +8,8 @@ from typing import Final
 from accelerd.__main__ import command_line
 from accelerd.base import names
 from accelerd.cli import EXIT_STATUSES
+from accelerd.paper.command_tree import Node, Option, Word, options_of
 from accelerd.paper.roff import Page, bold, escape, italic
-from accelerd.paper.tree import Node, Option, Word, options_of
 
 ENVIRONMENT: Final = {
     names.ENV_CONFIG: "The configuration file, instead of the default one.",

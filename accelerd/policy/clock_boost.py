@@ -10,11 +10,11 @@ from typing import Any
 
 from accelerd.base.events import EventStream
 from accelerd.config.model import ConfigApplied, ModelSpec, PerformanceSettings
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import LevelRules
 from accelerd.devices.model import Device
 from accelerd.devices.setters import DirectSetter
-from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.scheduler.events import ModelInUse
 

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.scheduler.lifecycle import OCCUPIED
 from accelerd.scheduler.service import Scheduler

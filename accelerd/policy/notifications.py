@@ -13,11 +13,11 @@ from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ConfigApplied
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.scheduler.events import MemoryNotReturned, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
-from accelerd.system.notifications import Notification, NotificationSender
+from accelerd.system.desktop_notifications import Notification, NotificationSender
 
 CAUSES: Final = {
     Cause.EXITED: "its program ended",

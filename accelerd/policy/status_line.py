@@ -10,7 +10,7 @@ from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
-from accelerd.system.notify import Notifier
+from accelerd.system.sd_notify import Notifier
 
 
 def status_line(snapshots: list[Snapshot], held: int) -> str:

@@ -20,8 +20,8 @@ from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import COMPUTE, Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.system.private_files import FileStore, Unreadable
 from accelerd.system.records import NOTICE, event
 

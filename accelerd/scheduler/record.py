@@ -18,8 +18,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.memory.ledger import Holding, Phase
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement
+from accelerd.scheduler.keep_value import Usage, reload_cost
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State
-from accelerd.scheduler.value import Usage, reload_cost
 
 ASSUMED_SPEED = 1 << 30  # bytes/s that a model is read with, where nothing is known
 LEAST_LOAD = 0.5  # s: starting the program alone

@@ -17,7 +17,7 @@ from accelerd.base import names
 from accelerd.bus.exporter import CANCELLED_WITH_CALLER, interfaces
 from accelerd.bus.paths import job_path, model_path
 from accelerd.system.dbus.client import CONNECT_TIMEOUT, BusClient
-from accelerd.system.dbus.exporter import ObjectExporter
+from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.dbus.port import Call
 from tests.harness import PATIENCE
 from tests.system.fake_services import Bus

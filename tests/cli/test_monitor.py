@@ -14,9 +14,9 @@ from accelerd.base.ports import Roots
 from accelerd.cli.commands import monitor
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
-from accelerd.cli.daytime import moment
 from accelerd.cli.output import CliOutput
 from accelerd.cli.programs import ProgramResult
+from accelerd.cli.time_of_day import moment
 from tests.harness import eventually
 
 from .conftest import Ctl, Stream

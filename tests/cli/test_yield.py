@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from accelerd.cli.daytime import seconds_until, time_in
 from accelerd.cli.failure import Failure
+from accelerd.cli.time_of_day import seconds_until, time_in
 
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, error, events, status

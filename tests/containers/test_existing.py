@@ -12,8 +12,8 @@ import pytest
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint
 from accelerd.supervise.homes.containers.commands import CommandRunner
-from accelerd.supervise.homes.containers.engine import ContainerEngine
-from accelerd.supervise.homes.containers.existing import ExistingHome
+from accelerd.supervise.homes.containers.existing_container import ExistingHome
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome
 from accelerd.supervise.homes.home import HomeError
 

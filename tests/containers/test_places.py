@@ -12,10 +12,10 @@ from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer
 from accelerd.supervise.homes.containers import images
-from accelerd.supervise.homes.containers.engine import ContainerEngine
-from accelerd.supervise.homes.containers.existing import ExistingHome
-from accelerd.supervise.homes.containers.places import HomePlaces
-from accelerd.supervise.homes.containers.run import RunHome
+from accelerd.supervise.homes.containers.existing_container import ExistingHome
+from accelerd.supervise.homes.containers.new_container import RunHome
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
+from accelerd.supervise.homes.containers.program_places import HomePlaces
 from accelerd.supervise.homes.home import Home, HomeError
 
 from .test_pull import registry_with

@@ -13,8 +13,8 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.supervise.homes.containers.commands import CommandRunner
-from accelerd.supervise.homes.containers.engine import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
-from accelerd.supervise.homes.containers.run import RunHome, container_name, groups
+from accelerd.supervise.homes.containers.new_container import RunHome, container_name, groups
+from accelerd.supervise.homes.containers.podman_docker import LABEL_INSTANCE, LABEL_OWNER, ContainerEngine
 from accelerd.supervise.homes.home import HomeError, LaunchRequest
 
 from .standins import install

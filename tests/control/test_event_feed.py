@@ -14,8 +14,8 @@ from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import Config, ConfigApplied, ModelSpec
 from accelerd.control.event_feed import STEP, EventFeed
 from accelerd.control.jobs import Job, JobChanged, JobForgotten
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.policy.battery import PowerSavingChanged

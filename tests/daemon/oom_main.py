@@ -19,7 +19,7 @@ from accelerd.app import make_homes, serve
 from accelerd.base.ports import Roots
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
-from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.systemd_home import SystemdHome
 from accelerd.system import logs
 from accelerd.system.journal import JournalClient, JournalHandler
 

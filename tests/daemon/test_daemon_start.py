@@ -176,8 +176,11 @@ ALLOWED = {
     ("system/terminal.py", "time.localtime"): 1,
     ("cli/commands/toolbox.py", "datetime.now"): 1,
     ("memory/learned.py", "time.time"): 1,  # when something was learned, for people
-    ("cli/daytime.py", "datetime.now"): 4,  # "until 22:30", how long ago something was learned, when something happened
-    ("cli/daytime.py", "datetime.fromtimestamp"): 1,
+    (
+        "cli/time_of_day.py",
+        "datetime.now",
+    ): 4,  # "until 22:30", how long ago something happened
+    ("cli/time_of_day.py", "datetime.fromtimestamp"): 1,
     # CLOCK_BOOTTIME and CLOCK_MONOTONIC, which nobody sets.
     ("supervise/process/processes.py", "time.clock_gettime"): 1,
     ("system/suspend.py", "time.clock_gettime"): 2,

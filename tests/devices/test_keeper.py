@@ -16,11 +16,11 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import Config, ConfigApplied, ModelSpec, PerformanceSettings
 from accelerd.devices import Device
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import LevelReading, LevelRules
 from accelerd.devices.level_sensors import LevelSensors
 from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
-from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.helper.gpu import LevelError
 from accelerd.policy.clock_boost import ClockBoost

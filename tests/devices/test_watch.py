@@ -15,9 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from accelerd.base.events import EventStream
+from accelerd.devices.current_devices import DevicesChanged, DeviceWatch, compare
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.monitor import AT_ONCE, MOST_FAILURES, PyudevMonitor, Uevent
-from accelerd.devices.watch import DevicesChanged, DeviceWatch, compare
+from accelerd.devices.udev_events import AT_ONCE, MOST_FAILURES, PyudevMonitor, Uevent
 
 PLACE = Path("/sys/devices/pci0000:00/0000:c1:00.0")
 GPU = Device("gpu", "8060S", "amdgpu", "0000:c1:00.0", "/dev/dri/renderD128", directory=PLACE)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
+from accelerd.devices.current_devices import compare
 from accelerd.devices.model import Device
-from accelerd.devices.watch import compare
 
 
 @dataclass

@@ -17,10 +17,10 @@ from msgspec import structs
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots, SystemClock
+from accelerd.devices.current_devices import DevicesChanged, DeviceWatch
 from accelerd.devices.inventory import Inventory
-from accelerd.devices.monitor import PyudevMonitor
 from accelerd.devices.observer import DeviceObserver
-from accelerd.devices.watch import DevicesChanged, DeviceWatch
+from accelerd.devices.udev_events import PyudevMonitor
 from accelerd.memory.measure import Meter
 from tests.devices import strix_halo
 from tests.devices.strix_halo import GIB, GPU, GPU_SLOT, GTT, GTT_USED, NPU_LOAD, NPU_SLOT, VRAM, VRAM_USED

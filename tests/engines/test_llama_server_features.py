@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.engines.llama_server.asking import MAX_OUTPUT
 from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
+from accelerd.engines.llama_server.run_command import MAX_OUTPUT
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR, program, runs
 
 ENV = {"PATH": os.environ["PATH"]}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.assemble import ask_for_stream, assemble
+from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 
 DONE = b"data: [DONE]\n\n"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.gateway.framing import MAX_LINE, Chunked, FramingError, chunk, parse_head
+from accelerd.gateway.response_framing import MAX_LINE, Chunked, FramingError, chunk, parse_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

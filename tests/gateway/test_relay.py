@@ -11,8 +11,8 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN, Collector, Relay, response_head
+from accelerd.gateway.response_framing import Head
 from accelerd.scheduler.record import Lease, ModelRecord
 from tests.fakes.clock import FakeClock
 from tests.gateway.bench import ONE_BYTE

@@ -10,8 +10,8 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Dialect, Endpoint
-from accelerd.gateway.framing import Head
 from accelerd.gateway.relay import STALE_WITHIN
+from accelerd.gateway.response_framing import Head
 from accelerd.gateway.upstream import MAX_AHEAD, Pool, UpstreamConnection, Upstreams
 from tests.gateway.bench import DONE, SSE_HEAD, Asked, Speaker, bench, chunk, on_both_loops, plain, token, until
 from tests.gateway.client import chat

@@ -10,8 +10,8 @@ from msgspec import structs
 
 from accelerd.estimate.compute import MARGIN
 from accelerd.estimate.estimate import PROGRAM, EstimateSettings, estimate
-from accelerd.estimate.facts import facts
 from accelerd.estimate.gguf import Header
+from accelerd.estimate.model_facts import facts
 from accelerd.estimate.tensors import GgufModel, Tensor
 from tests.memory.animals import MIB, animal, tensor
 

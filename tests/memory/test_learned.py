@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from accelerd.control.remembered import StateStore
+from accelerd.control.state_store import StateStore
 from accelerd.memory.learned import KEPT, Learned, LearnedRecord, improved
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.memory.model import Stall
+from accelerd.memory.psi import read_stall
 from accelerd.memory.resident import AGAIN, ResidentMemory, Residents, counted, proportional, resident, shared, taken_in
-from accelerd.memory.stall import read_stall
 from tests.memory.machines import GIB, MIB, Machine
 
 ME = os.getpid()

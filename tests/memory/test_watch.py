@@ -21,7 +21,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
 from accelerd.devices.model import Device
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
-from accelerd.memory.stall import StallTrigger, pressure_files
+from accelerd.memory.psi import StallTrigger, pressure_files
 from accelerd.memory.watch import USUAL, MemoryWatch, Rhythm, has_fallen, next_look
 from tests.fakes.clock import FakeClock
 from tests.memory.machines import CPU, GIB

@@ -23,8 +23,8 @@ from accelerd.cli.output import CliOutput
 from accelerd.config.model import Config, ModelSpec
 from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found, taking_turns
 from accelerd.control.npu_usage import claims_of, use_of
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.estimate.placing import default_device
 from accelerd.instances import InstanceInfo
 from accelerd.memory.ledger import Holding, Ledger

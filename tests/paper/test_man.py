@@ -11,8 +11,8 @@ import pytest
 
 from accelerd.__main__ import command_line
 from accelerd.config.reference import tables
+from accelerd.paper.command_tree import Node, tree
 from accelerd.paper.roff import escape
-from accelerd.paper.tree import Node, tree
 
 MAN = Path(__file__).parents[2] / "docs" / "man"
 PAGES = sorted(path.name for path in MAN.iterdir())

@@ -13,8 +13,8 @@ from msgspec import structs
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import Config, ConfigApplied, DesktopSettings, MemorySettings, ModelSpec
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
 from accelerd.policy.notifications import CAUSES, DesktopNotifications
@@ -22,7 +22,7 @@ from accelerd.policy.sleep import SleepPolicy
 from accelerd.scheduler.events import MemoryNotReturned, ModelInUse, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import ModelRecord, Residue, Snapshot, Transition, snapshot
-from accelerd.system.notifications import Notification
+from accelerd.system.desktop_notifications import Notification
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
 GPU = "0000:c1:00.0"

@@ -12,8 +12,8 @@ import pytest
 
 from accelerd.base.events import EventStream
 from accelerd.config.model import Config, ConfigApplied, MemorySettings
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.policy.yielding import Yielding, YieldReason, YieldReport, boot_id, gpu_pools
 from accelerd.system.private_files import AtomicFile
 from tests.fakes.clock import FakeClock

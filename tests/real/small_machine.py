@@ -23,7 +23,7 @@ from types import TracebackType
 
 from accelerd import app
 from accelerd.base.ports import Roots
-from accelerd.memory.stall import StallTrigger
+from accelerd.memory.psi import StallTrigger
 from accelerd.system import logs
 from tests.harness import Daemon
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec
-from accelerd.gateway.assemble import ask_for_stream, assemble
+from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from tests.models import make_model
 from tests.real.server import Connection, Reply, Server, real_engine, running
 

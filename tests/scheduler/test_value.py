@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.scheduler.value import HORIZONS, Usage, reload_cost
+from accelerd.scheduler.keep_value import HORIZONS, Usage, reload_cost
 
 DAY = 86400.0
 

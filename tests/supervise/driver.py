@@ -23,7 +23,7 @@ from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
 from accelerd.supervise.homes.homes import HomeChoice
-from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.systemd_home import SystemdHome
 from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits

@@ -16,7 +16,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.homes.homes import HomeChoice
-from accelerd.supervise.homes.systemd import SystemdHome
+from accelerd.supervise.homes.systemd_home import SystemdHome
 from accelerd.supervise.homes.transient_unit import second_name, unit_name
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS
 from accelerd.supervise.instance_records import Adoptable, RecordStore, StoredInstance
@@ -118,7 +118,7 @@ async def test_start_that_is_refused_leaves_nothing(bench: SupervisorBench, mana
 async def test_unit_that_never_begins(
     bench: SupervisorBench, manager: FakeUserManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accelerd.supervise.homes.systemd.START_TIMEOUT", 0.3)
+    monkeypatch.setattr("accelerd.supervise.homes.systemd_home.START_TIMEOUT", 0.3)
     manager.edit = lambda properties: properties | {"ActiveState": "activating"}
     async with bench:
         exit = await bench.gone(bench.start())

@@ -21,7 +21,7 @@ from pathlib import Path
 from accelerd.base.ports import Roots
 from accelerd.system import activation, logs
 from accelerd.system.lock import InstanceLock, StartError
-from accelerd.system.notify import Notifier, Watchdog
+from accelerd.system.sd_notify import Notifier, Watchdog
 
 log = logging.getLogger("standin")
 

@@ -19,8 +19,8 @@ import pytest
 
 from accelerd.base.ports import SystemClock
 from accelerd.system.dbus.client import BusClient
+from accelerd.system.desktop_notifications import Notification, NotificationSender
 from accelerd.system.desktop_state import watch_battery
-from accelerd.system.notifications import Notification, NotificationSender
 from accelerd.system.suspend import LOGIND, MANAGER, PATH, SleepGuard
 from tests.harness import PATIENCE
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401

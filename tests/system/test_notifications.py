@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerd.base.ports import SystemClock
 from accelerd.system.dbus.client import BusClient
-from accelerd.system.notifications import MOST_AT_ONCE, Notification, NotificationSender, condensed, printable
+from accelerd.system.desktop_notifications import MOST_AT_ONCE, Notification, NotificationSender, condensed, printable
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 from tests.system.buses import until
 from tests.system.fake_services import Bus, Player

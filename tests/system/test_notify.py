@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.system.notify import Notifier, Watchdog
+from accelerd.system.sd_notify import Notifier, Watchdog
 
 
 class Messages:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.base import names
-from accelerd.control.remembered import MODELS_KEPT, StateStore
+from accelerd.control.state_store import MODELS_KEPT, StateStore
 from accelerd.memory.learned import LearnedRecord
 from accelerd.system.private_files import AtomicFile
 

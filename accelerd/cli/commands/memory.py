@@ -9,11 +9,11 @@ from typing import Any
 
 from accelerd.cli import watching
 from accelerd.cli.context import Context, explain_name
-from accelerd.cli.daytime import seconds_since
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.local_machine import LocalMachine, source
 from accelerd.cli.memory_view import show, show_learned
 from accelerd.cli.text import count, span
+from accelerd.cli.time_of_day import seconds_since
 from accelerd.cli.watching import Fetch
 
 EPILOG = """\

@@ -13,11 +13,11 @@ from typing import Any
 from accelerd.base import names
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.daytime import moment
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.output import CliOutput
 from accelerd.cli.programs import LISTENING, SERVICE, SOCKET, ProgramRunner, SystemPrograms, unit_state
 from accelerd.cli.text import count, nearest, printable
+from accelerd.cli.time_of_day import moment
 
 EPILOG = """\
 Events are: states of models and devices, progress of jobs, memory, and changes of accelerd itself (configuration,

@@ -109,7 +109,7 @@ def header(context: Context, status: dict[str, Any]) -> str:
 
 def yielded(report: dict[str, Any]) -> str:
     """What is yielded, why, and until when."""
-    from accelerd.cli.daytime import time_in
+    from accelerd.cli.time_of_day import time_in
 
     until = f" until {time_in(report['remaining'])}" if report.get("remaining") is not None else ""
     return printable(f"{report['what']} is yielded{until} ({report['why']}); to end this: accelctl resume")

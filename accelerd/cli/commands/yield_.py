@@ -9,11 +9,11 @@ from typing import Any
 from accelerd.base.sizes import human_size
 from accelerd.cli.connect import failure_of
 from accelerd.cli.context import Command, Context
-from accelerd.cli.daytime import seconds_until, time_in
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.output import CliOutput
 from accelerd.cli.progress import WORDS
 from accelerd.cli.text import count, printable
+from accelerd.cli.time_of_day import seconds_until, time_in
 from accelerd.config.units import parse_duration
 
 YIELD_EPILOG = """\

@@ -19,8 +19,8 @@ from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.engines.llama_server.forecast import ModelFiles
 from accelerd.estimate import remote
-from accelerd.estimate.facts import facts
 from accelerd.estimate.gguf import GgufError
+from accelerd.estimate.model_facts import facts
 from accelerd.estimate.tensors import GgufModel, ModelReader, identity, parts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")

@@ -42,7 +42,8 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
-from accelerd.engines.llama_server import argv, backend, environment, files, gpus, inside
+from accelerd.engines.llama_server import argv, backend, environment, files, gpus
+from accelerd.engines.llama_server import in_container as inside
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.fit_params import FitAnswer, FitParams
 from accelerd.engines.llama_server.forecast import Forecaster

@@ -23,7 +23,7 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.engines.base import ContainerProgram, ProgramOutput, fail
-from accelerd.engines.llama_server import asking
+from accelerd.engines.llama_server import run_command as asking
 from accelerd.engines.llama_server.environment import DEVICES
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, ContainerProgram, ProgramOutput
-from accelerd.engines.llama_server import asking
+from accelerd.engines.llama_server import run_command as asking
 from accelerd.engines.llama_server.features import DRIVER_VARIABLES, FeatureReader, Features
 from accelerd.engines.llama_server.fit_cache import FitCache
 from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways

@@ -17,7 +17,7 @@ from typing import Final
 from accelerd.base.cgroup import Cgroup
 from accelerd.supervise.homes.user_manager import UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.process.reader import OutputReader
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)

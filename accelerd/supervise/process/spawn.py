@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from accelerd.base.errors import InternalError
-from accelerd.supervise.process.reader import OutputReader
+from accelerd.supervise.process.output_reader import OutputReader
 
 log = logging.getLogger(__name__)
 

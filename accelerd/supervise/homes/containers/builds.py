@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from accelerd.supervise.homes.containers.commands import CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.engine import ContainerEngine
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
 from accelerd.supervise.homes.home import HomeError
 
 NONE: Final = 96  # an exit status that neither podman nor llama-server has

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.containers.tree import ExecSession
+from accelerd.supervise.homes.containers.process_tree import ExecSession
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag

@@ -21,8 +21,8 @@ from msgspec import Struct
 from accelerd.base.cgroup import Cgroup, cgroup_of
 from accelerd.base.ports import Roots
 from accelerd.base.proc import living
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.supervise.process.processes import Process
-from accelerd.supervise.process.reader import OutputReader
 
 log = logging.getLogger(__name__)
 

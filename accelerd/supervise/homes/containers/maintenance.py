@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers import images
-from accelerd.supervise.homes.containers.engine import Container
+from accelerd.supervise.homes.containers.podman_docker import Container
 from accelerd.supervise.homes.containers.refresh import ToolboxRefresh
 from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox, RefreshContext, failed, put_back, sweep
 from accelerd.supervise.homes.home import HomeError

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from accelerd.base.ports import Clock
 from accelerd.base.sizes import human_size
-from accelerd.supervise.homes.containers.engine import PULL_PATIENCE, ContainerEngine
+from accelerd.supervise.homes.containers.podman_docker import PULL_PATIENCE, ContainerEngine
 from accelerd.supervise.homes.home import HomeError
 
 COLUMNS: Final = 160  # of the terminal that podman sees: wide enough for its bars and their numbers

@@ -14,7 +14,7 @@ from typing import Any, Final
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers.builds import ToolboxBuild
-from accelerd.supervise.homes.containers.engine import Container
+from accelerd.supervise.homes.containers.podman_docker import Container
 from accelerd.supervise.homes.containers.pull import Pulled, pull
 from accelerd.supervise.homes.containers.refresh_context import (
     GRACE,

@@ -19,8 +19,8 @@ from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.containers.builds import Builds
 from accelerd.supervise.homes.containers.commands import CommandRunner
-from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
+from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
 from accelerd.supervise.homes.containers.refresh_record import LeftoverContainer, PendingRefresh, RefreshRecord
 from accelerd.supervise.homes.containers.sessions import ContainerSessions, UserSession
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.proc import ProcStat, all_living, read_file
-from accelerd.supervise.homes.containers.engine import Container
-from accelerd.supervise.homes.containers.tree import descendants
+from accelerd.supervise.homes.containers.podman_docker import Container
+from accelerd.supervise.homes.containers.process_tree import descendants
 
 
 class UserSession(Struct, frozen=True):

@@ -18,9 +18,8 @@ from msgspec import Struct
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerProgram
-from accelerd.supervise.homes.containers import images, tree
+from accelerd.supervise.homes.containers import images, process_tree
 from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import (  # fmt: skip
     NOT_FOUND,
     NOT_HANDED,
@@ -38,9 +37,10 @@ from accelerd.supervise.homes.containers.main_process import (
     hold,
 )
 from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
+from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
-from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class _ToolboxStart(Struct):
     container: str
     handoff: ContainerHandoff
     cli: CliProcess | None = None
-    session: tree.ExecSession | None = None
+    session: process_tree.ExecSession | None = None
     end: ProgramExit | None = None
 
 
@@ -252,7 +252,7 @@ class ToolboxHome:
 
     async def _main(self, tag: InstanceTag) -> Process | None:
         def scan() -> Process | None:
-            return tree.top(self._roots.proc, self._table.members(tag, None))
+            return process_tree.top(self._roots.proc, self._table.members(tag, None))
 
         return await asyncio.to_thread(scan)
 
@@ -277,9 +277,9 @@ class ToolboxHome:
             reader=reader, oom=oom,
         )  # fmt: skip
 
-    def _session(self, start: _ToolboxStart, pid: int) -> tree.ExecSession | None:
+    def _session(self, start: _ToolboxStart, pid: int) -> process_tree.ExecSession | None:
         """The program's exec session, written down: without its conmon it could not be found again. Blocking."""
-        session = tree.exec_session(self._roots.proc, pid)
+        session = process_tree.exec_session(self._roots.proc, pid)
         if session is None:
             return start.handoff.recall()
         start.handoff.remember(session)
@@ -344,8 +344,8 @@ class ToolboxHome:
     def _kill_begun(self, start: _ToolboxStart) -> list[Process]:
         """SIGKILL to tagged processes, and to the shells inside that were to start them. Blocking."""
         left = {process.pid: process for process in self._table.members(start.tag, None)}
-        for process in tree.carriers(self._roots.proc, str(start.handoff.env)):
-            session = tree.exec_session(self._roots.proc, process.pid)
+        for process in process_tree.carriers(self._roots.proc, str(start.handoff.env)):
+            session = process_tree.exec_session(self._roots.proc, process.pid)
             if session is not None:
                 start.session = session
                 if process.name != "conmon":

@@ -20,7 +20,6 @@ from accelerd.base.proc import living
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.engine import Container, ContainerEngine
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff
 from accelerd.supervise.homes.containers.main_process import (
     ContainerExit,
@@ -29,9 +28,10 @@ from accelerd.supervise.homes.containers.main_process import (
     ProcessGone,
     hold,
 )
+from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process
-from accelerd.supervise.process.reader import OutputReader
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.devices.model import Device
-from accelerd.devices.monitor import Monitor, Uevent
+from accelerd.devices.udev_events import Monitor, Uevent
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)

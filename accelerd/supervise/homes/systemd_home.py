@@ -21,8 +21,8 @@ from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_nam
 from accelerd.supervise.homes.unit_process import UnitMainProcess
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitState, UserManager
 from accelerd.supervise.instance_files import InstanceFiles
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, ProcTable
-from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram, find_program
 from accelerd.system.dbus.client import BusError
 

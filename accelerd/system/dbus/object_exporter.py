@@ -215,7 +215,7 @@ class ObjectExporter:
             answer(_shutting_down())
             raise
         except Exception:
-            from accelerd.system.dbus.export import BUG
+            from accelerd.system.dbus.glib_export import BUG
 
             text = f"a call of {call.interface}.{call.method} failed"
             event(log, logging.ERROR, text, message_id=names.MSG_BUG, exc_info=True)
@@ -236,7 +236,7 @@ class _Server:
         self, exporter: ObjectExporter, bus: BusClient, name: str, root: str, interfaces: Mapping[str, InterfaceInfo]
     ) -> None:
         from accelerd.system.dbus.callers import Callers
-        from accelerd.system.dbus.export import ExportedObjects, Replies
+        from accelerd.system.dbus.glib_export import ExportedObjects, Replies
         from accelerd.system.dbus.owners import OwnedName
         from accelerd.system.dbus.values import pack
 

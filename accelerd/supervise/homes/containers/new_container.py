@@ -24,14 +24,6 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerProgram
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CliProcess, CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.engine import (
-    LABEL_INSTANCE,
-    LABEL_OWNER,
-    Container,
-    ContainerEngine,
-    entrypoint,
-    only_ours,
-)
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff, as_env_file, inner_environment
 from accelerd.supervise.homes.containers.main_process import (
     ContainerExit,
@@ -40,11 +32,19 @@ from accelerd.supervise.homes.containers.main_process import (
     ProcessGone,
     hold,
 )
+from accelerd.supervise.homes.containers.podman_docker import (
+    LABEL_INSTANCE,
+    LABEL_OWNER,
+    Container,
+    ContainerEngine,
+    entrypoint,
+    only_ours,
+)
+from accelerd.supervise.homes.containers.process_tree import children
 from accelerd.supervise.homes.containers.pull import progress_lines, pull
-from accelerd.supervise.homes.containers.tree import children
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
+from accelerd.supervise.process.output_reader import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
-from accelerd.supervise.process.reader import OutputReader
 from accelerd.supervise.process.spawn import NoProgram
 
 log = logging.getLogger(__name__)

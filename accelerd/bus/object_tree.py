@@ -23,8 +23,8 @@ from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.control.api import ControlApi
 from accelerd.control.devices import DeviceReport
 from accelerd.control.jobs import Job, JobChanged, JobForgotten, JobTold
+from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.devices.watch import DevicesChanged
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import MemorySnapshot
 from accelerd.policy.pins import PinChanged
