@@ -102,11 +102,15 @@ def test_only_clocks_for_people_read_the_wall_clock() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_every_module_says_what_it_owns_and_stays_small(file: Path) -> None:
-    text = file.read_text()
-    if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "a module docstring says what it owns"
-    assert text.count("\n") <= 450
+def test_every_module_says_what_it_owns(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text())), "a module docstring says what it owns"
+
+
+def test_files_stay_small() -> None:
+    """A file is one thing and not split by its length alone; still few are long."""
+    long = {str(f.relative_to(PACKAGE)): lines for f in FILES if (lines := f.read_text().count("\n")) > 450}
+    assert len(long) <= 3, long
+    assert max(long.values(), default=0) <= 600, long
 
 
 def test_the_changelog_begins_with_this_version() -> None:
