@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.settled import pytest_pyfunc_call, settled
 from tests.system.containers import container_manager
 
 __all__ = ["container_manager", "daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
+
+
+# A background job of a shell ignores it, and so would every program that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
