@@ -43,7 +43,7 @@ def explain_name(context: Context, name: str, failure: Failure) -> Failure:
     guess = nearest(name, known)
     some = ", ".join(known[:6]) + (" …" if len(known) > 6 else "")
     failure.hint = f"did you mean {guess}?" if guess else f"known models: {some}" if some else "add one: accelctl add"
-    failure.message = f"no model is called {name}"
+    failure.message = f"there is no model {name!r}"
     return failure
 
 

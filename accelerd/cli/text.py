@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def span(seconds: float | None) -> str:
@@ -29,6 +30,11 @@ def span(seconds: float | None) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """ "1 model", "2 models"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def errors_in(problems: Sequence[Mapping[str, Any]]) -> int:
+    """How many of a configuration's problems are not just warnings."""
+    return sum(problem.get("severity") != "warning" for problem in problems)
 
 
 def printable(text: str) -> str:

@@ -53,7 +53,12 @@ class ConfigErrors(AccelError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
         count = len(self.problems)
-        summary = "cannot use the configuration" if count == 1 else f"cannot use the configuration: {count} mistakes"
+        errors = sum(problem.severity == "error" for problem in self.problems)
+        summary = (
+            "cannot use the configuration"
+            if count == 1
+            else f"cannot use the configuration: {errors} error{'s' * (errors != 1)}"
+        )
         listed = "; ".join(map(str, self.problems[:3])) + (f"; and {count - 3} more" if count > 3 else "")
         super().__init__(
             "config_invalid", f"{summary}: {listed}", problems=[problem.as_dict() for problem in self.problems]

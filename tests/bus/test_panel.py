@@ -63,7 +63,7 @@ def test_what_goes_wrong_is_said_in_words(env: dict[str, str], daemon: Daemon) -
     assert done.stderr.strip()
     assert "Error" not in done.stderr.partition(" ")[0]  # the text, not the name in front of it
     assert "Traceback" not in done.stderr
-    assert panel(env, "load", "nobody").stderr == "no model is called nobody\n"
+    assert panel(env, "load", "nobody").stderr == "there is no model 'nobody'\n"
     assert panel(env, "load").returncode == 2
 
 

@@ -222,7 +222,7 @@ def test_a_stopped_service_is_not_started_again(
 def test_a_name_that_no_model_has(ctl: Ctl, fleet: FakeDaemon) -> None:
     result = ctl("monitor", "embd")
     assert (result.status, result.out) == (5, "")
-    assert result.err == "accelctl: no model is called embd; did you mean embed?\n"
+    assert result.err == "accelctl: there is no model 'embd'; did you mean embed?\n"
 
 
 def test_no_daemon(ctl: Ctl) -> None:

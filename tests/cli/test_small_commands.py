@@ -99,7 +99,7 @@ def test_reload_of_a_broken_configuration_lists_every_problem(ctl: Ctl, daemon: 
     assert result.status == 4
     assert "accelerd.toml:3: error: models.a.contxt: no such key" in result.out
     assert "accelerd.toml:9: error: models.b.parallel" in result.out
-    assert result.err == "accelctl: nothing was changed: the configuration has 2 problems\n"
+    assert result.err == "accelctl: nothing was changed: the configuration has 2 errors\n"
     assert json.loads(ctl("reload", "--json").out)["error"]["problems"] == problems
 
 

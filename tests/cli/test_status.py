@@ -108,8 +108,15 @@ def test_no_models_says_how_to_add_one(ctl: Ctl, daemon: FakeDaemon) -> None:
 def test_problems_of_the_configuration_on_disk_are_told(ctl: Ctl, daemon: FakeDaemon) -> None:
     problem = {"file": "accelerd.toml", "line": 3, "key": "x", "message": "unknown"}
     daemon.answers["GET status"] = Reply(status(*FLEET, config={"files": [], "problems": [problem]}))
-    assert "1 problem" in ctl("status").out
-    assert "accelctl config check" in ctl("status").out
+    assert "the configuration on disk has 1 error and is not in use: accelctl config check" in ctl("status").out
+
+
+def test_a_configuration_with_warnings_is_in_use(ctl: Ctl, daemon: FakeDaemon) -> None:
+    warning = {"file": "accelerd.toml", "line": 3, "key": "x", "message": "odd", "severity": "warning"}
+    daemon.answers["GET status"] = Reply(status(*FLEET, config={"files": [], "problems": [warning, warning]}))
+    text = ctl("status").out
+    assert "the configuration has 2 warnings: accelctl config check" in text
+    assert "not in use" not in text
 
 
 def test_one_model_by_name_or_alias(ctl: Ctl, daemon: FakeDaemon) -> None:

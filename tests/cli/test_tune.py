@@ -112,4 +112,4 @@ def test_busy_and_unknown_models(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST tune"] = error(404, "model_not_found", "cannot find model 'gemm'")
     result = ctl("tune", "gemm")
     assert result.status == 5
-    assert "no model is called gemm" in result.err
+    assert "there is no model 'gemm'" in result.err

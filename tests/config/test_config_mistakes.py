@@ -272,12 +272,18 @@ def test_who_could_have_written_the_file(uid: int, gid: int, mode: int, says: st
     assert reason is None if says is None else reason is not None and says in reason
 
 
+def test_warnings_are_not_counted_as_errors() -> None:
+    one = Problem("accelerd.toml", 1, "a", "wrong")
+    two = Problem("accelerd.toml", 2, "b", "odd", severity="warning")
+    assert str(ConfigErrors([one, two])).startswith("cannot use the configuration: 1 error: accelerd.toml:1: a: wrong")
+
+
 def test_errors_for_programs(home: Home) -> None:
     with pytest.raises(ConfigErrors) as caught:
         home.load("a = 1\nb = 1\nc = 1\nd = 1\n")
     error = caught.value
     assert (error.code, error.status, len(error.problems)) == ("config_invalid", 422, 4)
-    assert str(error).startswith("cannot use the configuration: 4 mistakes: accelerd.toml:1: a: unknown section")
+    assert str(error).startswith("cannot use the configuration: 4 errors: accelerd.toml:1: a: unknown section")
     assert str(error).endswith("; and 1 more")
     first = json.loads(json.dumps(error.openai()))["error"]["problems"][0]
     assert (first["file"], first["line"], first["key"], first["severity"]) == ("accelerd.toml", 1, "a", "error")

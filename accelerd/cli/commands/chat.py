@@ -119,7 +119,7 @@ def converse(context: Context, chat: Conversation) -> int:
 
     out = context.out
     if chat.model not in known_names(context):
-        plain = Failure(f"no model is called {chat.model}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
+        plain = Failure(f"there is no model {chat.model!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
         raise explain_name(context, chat.model, plain)
     out.note(HELP_TEXT)
     while True:

@@ -8,7 +8,7 @@ from accelerd import __version__
 from accelerd.base import names
 from accelerd.cli.context import Command, Context
 from accelerd.cli.failure import ExitStatus, Failure
-from accelerd.cli.text import count
+from accelerd.cli.text import count, errors_in
 
 CHANGES = {
     "added": "added",
@@ -31,7 +31,7 @@ def reload(context: Context, args: argparse.Namespace) -> int:
         problems = failure.fields.get("problems") or []
         if failure.code == "config_invalid" and not out.json_mode:
             out.problems(problems)
-            failure.message = f"nothing was changed: the configuration has {count(len(problems), 'problem')}"
+            failure.message = f"nothing was changed: the configuration has {count(errors_in(problems), 'error')}"
         raise
     out.result(changes)
     report(context, changes)

@@ -91,7 +91,7 @@ def resolve(status: dict[str, Any], wanted: Collection[str]) -> frozenset[str]:
             guess = nearest(typed, names_of)
             hint = f"did you mean {guess}?" if guess else "see: accelctl models"
             raise Failure(
-                f"no model is called {typed}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
+                f"there is no model {typed!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
             )
     return frozenset(names_of[typed] for typed in wanted)
 

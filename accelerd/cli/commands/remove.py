@@ -75,7 +75,7 @@ def dropin(context: Context, name: str) -> Path:
         )
     guess = nearest(name, models)
     raise Failure(
-        f"no model is called {name}",
+        f"there is no model {name!r}",
         exit=ExitStatus.NO_SUCH_MODEL,
         code="model_not_found",
         hint=f"did you mean {guess}?" if guess else "see: accelctl config show",

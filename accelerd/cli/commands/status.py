@@ -10,7 +10,7 @@ from typing import Any
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus
-from accelerd.cli.text import count, printable, span
+from accelerd.cli.text import count, errors_in, printable, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
 STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
@@ -64,11 +64,12 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.wrapped(note, indent="  ", first=f"{sign(number)} ")
     for remark in levels:
         out.wrapped(remark, indent="  ", first="! ", style="yellow")
-    if problems:
-        out.wrapped(
-            f"the configuration on disk has {count(len(problems), 'problem')} and is not in use: accelctl config check",
-            indent="  ", first="! ", style="red",
-        )  # fmt: skip
+    if errors := errors_in(problems):
+        text = f"the configuration on disk has {count(errors, 'error')} and is not in use: accelctl config check"
+        out.wrapped(text, indent="  ", first="! ", style="red")
+    elif problems:
+        text = f"the configuration has {count(len(problems), 'warning')}: accelctl config check"
+        out.wrapped(text, indent="  ", first="! ", style="yellow")
     return ExitStatus.OK
 
 
@@ -83,7 +84,7 @@ def no_such_model(context: Context, name: str) -> Exception:
     from accelerd.cli.context import explain_name
     from accelerd.cli.failure import Failure
 
-    plain = Failure(f"no model is called {name}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
+    plain = Failure(f"there is no model {name!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
     return explain_name(context, name, plain)
 
 
