@@ -23,7 +23,7 @@ from accelerd.memory.model import Forecast, in_ram
 from accelerd.supervise.supervisor import ProcessSupervisor
 
 FAKE_SERVER = Path(__file__).parent.parent / "fakes" / "fake_server.py"
-PATIENCE = 20.0  # s until a test gives up waiting
+PATIENCE = 60.0  # s: only a test that fails waits so long
 
 
 def free_port() -> int:
