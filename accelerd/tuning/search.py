@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from accelerd.config.model import ModelSpec
 
@@ -84,18 +84,18 @@ def better(row: TuningRow, than: TuningRow) -> bool:
     return row.seconds < than.seconds * (1 - max(LEAST_GAIN, row.noise, than.noise))
 
 
-class TuningSearch(Struct):
+class TuningSearch:
     """Ask `next` for a candidate, tell `done` what came of it, until there is none left. The first is how it is now."""
 
-    now: ModelSpec  # with all that rules add
-    gpu: bool
-    physical: int  # cores
-    logical: int
-    quick: bool = False
-    rows: list[TuningRow] = field(default_factory=list)
-    best: TuningRow | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, now: ModelSpec, gpu: bool, physical: int, logical: int, quick: bool = False) -> None:
+        """`now`: with all that rules add; `physical`, `logical`: cores."""
+        self.now = now
+        self.gpu = gpu
+        self.physical = physical
+        self.logical = logical
+        self.quick = quick
+        self.rows: list[TuningRow] = []
+        self.best: TuningRow | None = None
         self._queue: deque[TuningCandidate] = deque([TuningCandidate("as it is now", {})])
         self._tried = {self._key({})}
         self._stages = self._knobs()

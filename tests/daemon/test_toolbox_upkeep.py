@@ -162,7 +162,7 @@ def test_a_model_that_cannot_start_in_the_new_one_goes_on_in_the_old(service: Ca
     status, out, err = service.accelctl("toolbox", "refresh", CARE)
     assert (status, out) == (1, "")
     assert "the old one is in place as before" in err.splitlines()[-1]
-    assert f"{CARE}: puts the old toolbox back" in err
+    assert f"{CARE}: restoring the old toolbox" in err
     assert service.id() == old
     assert service.container(CARE)["State"]["StartedAt"] == began  # type: ignore[index]
     assert service.mine() == {CARE}
