@@ -6,6 +6,7 @@ connection. A connection of its own, not GLib's shared one: GLib ends the progra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -165,13 +166,23 @@ class BusConnection:
         for attachment in list(self._attachments):
             guarded(partial(attachment.unreachable, reason))
         if self._attachments and self._attempt is None and self._retry is None:
-            self._retry = self._thread.later(self._try_again, self._pause)
-            self._pause = min(self._pause * 2, LAST_RETRY)
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        self._retry = self._thread.later(self._try_again, self._pause)
+        self._pause = min(self._pause * 2, LAST_RETRY)
 
     def _try_again(self) -> None:
         self._retry = None
         if self._attachments:
-            self._connect()
+            if self._socket_exists():
+                self._connect()
+            else:
+                self._retry_later()  # an attempt wakes several threads
+
+    def _socket_exists(self) -> bool:
+        kind, _, path = self._address.partition("path=")
+        return kind != "unix:" or os.path.exists(path.partition(",")[0])
 
 
 class SignalRule(NamedTuple):
