@@ -39,6 +39,12 @@ class InstanceInfo(Struct, frozen=True):
     place: str | None = None  # what it is called there: the unit, the container; None: it has no name of its own
 
 
+class InstanceFacts(Protocol):
+    """Who knows live instances."""
+
+    def facts(self, instance: int) -> InstanceInfo | None: ...
+
+
 class Supervisor(Protocol):
     """Runs the processes. All calls return at once."""
 

@@ -21,8 +21,8 @@ from accelerd.control.event_feed import EventFeed
 from accelerd.control.job_status import JobOperations
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.known_conflicts import KnownConflicts
-from accelerd.control.memory import Learned, MemoryOperations, MemorySource
-from accelerd.control.memory_release import MemoryReleaseOperations, Yielding
+from accelerd.control.memory import LearnedNeeds, MemoryOperations, MemorySource
+from accelerd.control.memory_release import MemoryReleaseOperations, MemoryYielding
 from accelerd.control.model_info import ModelNames
 from accelerd.control.models import ModelOperations
 from accelerd.control.operations import Operation, Request, operation, parse
@@ -34,7 +34,7 @@ from accelerd.policy.pins import Pins
 from accelerd.scheduler.service import Scheduler
 
 
-class Daemon(Protocol):
+class ControlledDaemon(Protocol):
     """The daemon, as far as its operations need it."""
 
     @property
@@ -63,14 +63,14 @@ class ControlApi:
         scheduler: Scheduler,
         processes: Processes,
         router: Router,
-        daemon: Daemon,
+        daemon: ControlledDaemon,
         tuning: TuningRuns,
         devices: DeviceList,
         observer: Observer,
-        yielding: Yielding,
+        yielding: MemoryYielding,
         upkeep: Upkeep,
         memory: MemorySource,
-        learned: Learned,
+        learned: LearnedNeeds,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
         level_owner: Callable[[str], str | None] = no_owner,
         conflicts: KnownConflicts | None = None,

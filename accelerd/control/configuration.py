@@ -30,7 +30,7 @@ class ConfigCheck(msgspec.Struct):
     problems: Sequence[Problem]
 
 
-class Daemon(Protocol):
+class ConfiguredDaemon(Protocol):
     """The owner of the configuration."""
 
     async def reload(self) -> dict[str, list[str]]:
@@ -45,7 +45,7 @@ class Daemon(Protocol):
 class ConfigOperations:
     """What clients want done with the configuration."""
 
-    def __init__(self, daemon: Daemon, jobs: Jobs) -> None:
+    def __init__(self, daemon: ConfiguredDaemon, jobs: Jobs) -> None:
         self._daemon = daemon
         self._jobs = jobs
 

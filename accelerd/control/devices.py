@@ -19,7 +19,7 @@ from accelerd.control.operations import NoArguments, Operation, Request, operati
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.devices.observer import DeviceStatus
 from accelerd.devices.readings import Readings
-from accelerd.instances import InstanceInfo
+from accelerd.instances import InstanceFacts
 from accelerd.scheduler.service import Scheduler
 
 PATIENCE = 5.0  # s for a look
@@ -95,10 +95,6 @@ class Observer(Protocol):
         ...
 
 
-class Processes(Protocol):
-    def facts(self, instance: int) -> InstanceInfo | None: ...
-
-
 def no_owner(device: str) -> str | None:
     """The level's owner where nobody keeps levels."""
 
@@ -111,7 +107,7 @@ class DeviceOperations:
         devices: DeviceList,
         observer: Observer,
         scheduler: Scheduler,
-        processes: Processes,
+        processes: InstanceFacts,
         jobs: Jobs,
         level_owner: Callable[[str], str | None] = no_owner,
     ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct
 
@@ -16,7 +16,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.names import MSG_DEVICE
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan
-from accelerd.instances import InstanceInfo
+from accelerd.instances import InstanceFacts
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import clash
 from accelerd.scheduler.events import ModelLoaded
@@ -95,17 +95,13 @@ def taking_turns(model: str, need: MemoryRequirement, others: Iterable[Seat]) ->
             )
 
 
-class ModelInfo(Protocol):
-    def facts(self, instance: int) -> InstanceInfo | None: ...
-
-
 class KnownConflicts:
     """The same, of this machine's models and devices as they are now."""
 
     def __init__(
         self,
         snapshots: Callable[[], Sequence[Snapshot]],
-        insight: ModelInfo,
+        insight: InstanceFacts,
         devices: Callable[[], Sequence[Device]],
         events: EventStream,
     ) -> None:

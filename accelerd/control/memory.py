@@ -99,7 +99,7 @@ class Fit(msgspec.Struct):
     placement: FitPlacement
 
 
-class Learned(Protocol):
+class LearnedNeeds(Protocol):
     """What models were measured to need."""
 
     def entries(self) -> tuple[LearnedRecord, ...]: ...
@@ -126,7 +126,7 @@ class MemoryOperations:
         scheduler: Scheduler,
         names: ModelNames,
         memory: MemorySource,
-        learned: Learned,
+        learned: LearnedNeeds,
         forecast: Callable[[ModelSpec], Awaitable[Forecast]],
         yielded: Callable[[], YieldReport | None] = lambda: None,
     ) -> None:

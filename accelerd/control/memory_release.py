@@ -98,7 +98,7 @@ class Resumed(msgspec.Struct, tag="resumed", tag_field="event", kw_only=True):
     elapsed: float = 0.0
 
 
-class Yielding(Protocol):
+class MemoryYielding(Protocol):
     """Who wants the memory."""
 
     async def ask(self, seconds: float | None = None, *, everything: bool = False, now: bool = False) -> None: ...
@@ -121,7 +121,7 @@ class MemoryReleaseOperations:
     """What clients want models to give up."""
 
     def __init__(
-        self, scheduler: Scheduler, yielding: Yielding, devices: Callable[[], tuple[Device, ...]], jobs: Jobs
+        self, scheduler: Scheduler, yielding: MemoryYielding, devices: Callable[[], tuple[Device, ...]], jobs: Jobs
     ) -> None:
         self._scheduler = scheduler
         self._yielding = yielding

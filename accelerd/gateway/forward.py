@@ -21,7 +21,7 @@ from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
-from accelerd.gateway.upstream import Pool, UpstreamConnection, Upstreams
+from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
@@ -220,7 +220,7 @@ class Forwarder:
 
     def _transmit(
         self,
-        pool: Pool,
+        pool: ConnectionPool,
         connection: UpstreamConnection,
         receiver: Relay | Collector,
         request: InferenceRequest,
@@ -237,7 +237,7 @@ class Forwarder:
         connection.send(receiver, data)
         return finished
 
-    def _pool(self, lease: Lease) -> Pool:
+    def _pool(self, lease: Lease) -> ConnectionPool:
         pool = self._upstreams.get(lease.instance)
         if pool is None:
             spec = lease.record.spec

@@ -31,7 +31,7 @@ class Choice(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     logprobs: None = None
 
 
-class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+class StreamEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """The usual event. An event with any other field or type is decoded as a dictionary."""
 
     choices: tuple[Choice]
@@ -42,7 +42,7 @@ class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     system_fingerprint: str | msgspec.UnsetType = msgspec.UNSET
 
 
-USUAL = msgspec.json.Decoder(Event)
+USUAL = msgspec.json.Decoder(StreamEvent)
 OBJECTS = {"chat.completion.chunk": "chat.completion"}
 
 

@@ -50,7 +50,7 @@ class UpstreamConnection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._receiver: ResponseReceiver | None = None
         self._buffer = b""
@@ -204,7 +204,7 @@ class UpstreamConnection(asyncio.Protocol):
             )
 
 
-class Pool:
+class ConnectionPool:
     """The connections to one instance.
 
     llama-server closes the connection after every stream; connecting anew costs the next request a good part of its
@@ -348,14 +348,14 @@ class Upstreams:
     """The pools of all instances, by instance."""
 
     def __init__(self) -> None:
-        self._pools: dict[int, Pool] = {}
+        self._pools: dict[int, ConnectionPool] = {}
 
-    def get(self, instance: int) -> Pool | None:
+    def get(self, instance: int) -> ConnectionPool | None:
         return self._pools.get(instance)
 
-    def create(self, instance: int, endpoint: Endpoint, limit_ahead: int = 0) -> Pool:
+    def create(self, instance: int, endpoint: Endpoint, limit_ahead: int = 0) -> ConnectionPool:
         """`limit_ahead`: see Pool."""
-        pool = self._pools[instance] = Pool(endpoint, limit_ahead)
+        pool = self._pools[instance] = ConnectionPool(endpoint, limit_ahead)
         return pool
 
     def retire(self, instance: int) -> None:

@@ -24,7 +24,7 @@ RESTORE_TRIES = 24  # then the level is left as it is
 
 
 @dataclass(frozen=True)
-class Lease:
+class LevelLease:
     """One caller wants one GPU to be at a level."""
 
     number: int
@@ -40,7 +40,7 @@ class LeasedLevel:
 
     level: str
     before: str
-    leases: dict[int, Lease] = field(default_factory=dict)
+    leases: dict[int, LevelLease] = field(default_factory=dict)
     tries: int = 0  # to restore it, without leases
 
 
@@ -73,7 +73,7 @@ class LevelLeases:
             leases = dict(held.leases) if held else {}
             if mine is None:
                 self._last += 1
-                mine = Lease(self._last, slot, owner, uid, pid)
+                mine = LevelLease(self._last, slot, owner, uid, pid)
                 leases[mine.number] = mine
             self._held[slot] = LeasedLevel(level, before, leases)
             unrestored = self._unrestored.pop(slot, None)
@@ -96,7 +96,7 @@ class LevelLeases:
                 return
         raise LevelError("NoLease", "you have no such lease")
 
-    def forget(self, owner: str) -> list[Lease]:
+    def forget(self, owner: str) -> list[LevelLease]:
         """End the leases of a caller that has left the bus. Returned: those leases."""
         found = [lease for held in self._held.values() for lease in held.leases.values() if lease.owner == owner]
         for lease in found:
@@ -122,7 +122,7 @@ class LevelLeases:
             self._restore(slot, held)
         return not self._unrestored
 
-    def all(self) -> list[tuple[Lease, LeasedLevel]]:
+    def all(self) -> list[tuple[LevelLease, LeasedLevel]]:
         return [(lease, held) for held in self._held.values() for lease in held.leases.values()]
 
     @property

@@ -12,7 +12,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Dialect, Endpoint
 from accelerd.gateway.relay import STALE_WITHIN
 from accelerd.gateway.response_framing import Head
-from accelerd.gateway.upstream import MAX_AHEAD, Pool, UpstreamConnection, Upstreams
+from accelerd.gateway.upstream import MAX_AHEAD, ConnectionPool, UpstreamConnection, Upstreams
 from tests.gateway.bench import DONE, SSE_HEAD, Asked, Speaker, bench, chunk, on_both_loops, plain, token, until
 from tests.gateway.client import chat
 
@@ -74,7 +74,7 @@ class Scripted:
 async def hear(path: Path, *pieces: bytes, close: bool = False, contents: bool = False) -> list[Any]:
     """What a sink hears of a response."""
     async with Scripted(path / "s.sock", *pieces, close=close) as server:
-        connection = await Pool(Endpoint(unix=str(server.path))).connect()
+        connection = await ConnectionPool(Endpoint(unix=str(server.path))).connect()
         sink = Notes(contents)
         connection.send(sink, b"hi")
         async with asyncio.timeout(5):
@@ -141,7 +141,7 @@ def test_what_is_no_response_ends_the_connection(tmp_path: Path, raw: bytes) -> 
 @on_both_loops
 async def test_an_engine_that_speaks_unasked_is_hung_up_on(tmp_path: Path) -> None:
     async with Scripted(tmp_path / "s.sock") as server:
-        pool = Pool(Endpoint(unix=str(server.path)))
+        pool = ConnectionPool(Endpoint(unix=str(server.path)))
         connection = await pool.connect()
         pool.give_back(connection)
         await until(lambda: server.writers, "accepted")
@@ -153,7 +153,7 @@ async def test_an_engine_that_speaks_unasked_is_hung_up_on(tmp_path: Path) -> No
 @on_both_loops
 async def test_what_the_engine_closes_while_idle_leaves_the_pool(tmp_path: Path) -> None:
     async with Scripted(tmp_path / "s.sock") as server:
-        pool = Pool(Endpoint(unix=str(server.path)))
+        pool = ConnectionPool(Endpoint(unix=str(server.path)))
         pool.give_back(await pool.connect())
         await until(lambda: server.writers, "accepted")
         server.writers[0].close()
@@ -164,7 +164,7 @@ async def test_what_the_engine_closes_while_idle_leaves_the_pool(tmp_path: Path)
 @on_both_loops
 async def test_sending_on_a_closed_connection_is_told_at_once(tmp_path: Path) -> None:
     async with Scripted(tmp_path / "s.sock") as server:
-        connection = await Pool(Endpoint(unix=str(server.path))).connect()
+        connection = await ConnectionPool(Endpoint(unix=str(server.path))).connect()
         connection.transport.abort()
         await asyncio.sleep(0.01)
         sink = Notes()
@@ -176,7 +176,7 @@ async def test_sending_on_a_closed_connection_is_told_at_once(tmp_path: Path) ->
 async def test_an_exchange_given_up_harms_nobody_elses(tmp_path: Path) -> None:
     """The end of one exchange and its cancellation may come in the same turn of the loop; then it is another's."""
     async with Scripted(tmp_path / "s.sock", plain(b"x")) as server:
-        connection = await Pool(Endpoint(unix=str(server.path))).connect()
+        connection = await ConnectionPool(Endpoint(unix=str(server.path))).connect()
         first, second = Notes(), Notes()
         connection.send(first, b"hi")
         await first.ended.wait()
@@ -194,7 +194,7 @@ async def test_an_exchange_given_up_harms_nobody_elses(tmp_path: Path) -> None:
 @on_both_loops
 async def test_a_paused_connection_reads_again_in_its_next_exchange(tmp_path: Path) -> None:
     async with Scripted(tmp_path / "s.sock", plain(b"x")) as server:
-        pool = Pool(Endpoint(unix=str(server.path)))
+        pool = ConnectionPool(Endpoint(unix=str(server.path)))
         connection = await pool.connect()
 
         class Slow(Notes):
@@ -214,7 +214,7 @@ async def test_a_paused_connection_reads_again_in_its_next_exchange(tmp_path: Pa
 @on_both_loops
 async def test_pausing_what_is_closed_is_harmless(tmp_path: Path) -> None:
     async with Scripted(tmp_path / "s.sock") as server:
-        connection = await Pool(Endpoint(unix=str(server.path))).connect()
+        connection = await ConnectionPool(Endpoint(unix=str(server.path))).connect()
         sink = Notes()
         connection.send(sink, b"hi")
         connection.pause(sink)
@@ -253,9 +253,9 @@ async def stream_and_close(asked: Asked) -> None:
     asked.writer.close()
 
 
-def pool_of(b: Any) -> Pool:
+def pool_of(b: Any) -> ConnectionPool:
     (pool,) = b.gateway.upstreams._pools.values()
-    assert isinstance(pool, Pool)
+    assert isinstance(pool, ConnectionPool)
     return pool
 
 
@@ -427,10 +427,10 @@ async def test_an_engine_that_takes_no_connection_is_a_502(tmp_path: Path) -> No
 
 
 def test_a_request_has_its_kind_and_a_key_only_where_there_is_one() -> None:
-    pool = Pool(Endpoint(unix="/nowhere"))
+    pool = ConnectionPool(Endpoint(unix="/nowhere"))
     head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\n%bContent-Length: 2\r\n\r\n{}"
     key = b"Authorization: Bearer s\r\n"
     assert pool.request("/v1/x", "s", b"{}") == head % (b"application/json", key)
     assert pool.request_of("text/plain", "/v1/x", "s", b"{}") == head % (b"text/plain", key)
     assert pool.request("/v1/x", "s", b"{}") == head % (b"application/json", key)
-    assert Pool(Endpoint(port=1)).request("/v1/x", "", b"{}") == head % (b"application/json", b"")
+    assert ConnectionPool(Endpoint(port=1)).request("/v1/x", "", b"{}") == head % (b"application/json", b"")

@@ -28,7 +28,7 @@ SHORT: Final = {"-r": "--img-pre-resize", "-s": "--socket", "-q": "--q-len"}
 BUILT_IN: Final = "built-in"
 
 
-class CommandLine(Struct):
+class FlmCommandLine(Struct):
     """The arguments, with reasons and warnings."""
 
     argv: list[str]
@@ -54,11 +54,11 @@ def parts(spec: ModelSpec, tag: str) -> tuple[str | None, bool, bool]:
     return None if alone else tag, spec.transcription or tag == WHISPER, spec.embeddings or tag == EMBEDDER
 
 
-def build(spec: ModelSpec, program: str, tag: str, port: int) -> CommandLine:
+def build(spec: ModelSpec, program: str, tag: str, port: int) -> FlmCommandLine:
     """AccelError('model_failed') for extra arguments that are not allowed."""
     own, hears, embeds = parts(spec, tag)
     extra = checked(spec.extra_args)
-    line = CommandLine([program])
+    line = FlmCommandLine([program])
     which = spec.origin("model")
     if own is not None:
         line.add("serve", own, source=which, reason="the model")

@@ -34,7 +34,7 @@ SAMPLING: Final = (
 NO_CONTEXT: Final = frozenset(("whispercpp", "moonshine", "kokoro", "sd-cpp"))
 
 
-class LoadRequest(Struct, frozen=True):
+class LemonadeLoad(Struct, frozen=True):
     """The body of POST /load, with reasons."""
 
     body: Mapping[str, Any]
@@ -42,7 +42,7 @@ class LoadRequest(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def build(spec: ModelSpec, recipe: str, trained: int | None) -> LoadRequest:
+def build(spec: ModelSpec, recipe: str, trained: int | None) -> LemonadeLoad:
     """`trained`: the model's trained context in tokens, if known. AccelError('model_failed')."""
     body: dict[str, Any] = {"model_name": spec.model, "save_options": False}
     flags = [Flag(f"model_name={spec.model}", str(spec.origin("model")), "Lemonade's name of the model")]
@@ -66,7 +66,7 @@ def build(spec: ModelSpec, recipe: str, trained: int | None) -> LoadRequest:
         flags += [Flag(f"{key}: {flag.text}", flag.source, flag.reason) for flag in arguments]
     if spec.env:
         warnings.append("env has no effect: all models use the environment of the Lemonade Server")
-    return LoadRequest(body, tuple(flags), tuple(warnings))
+    return LemonadeLoad(body, tuple(flags), tuple(warnings))
 
 
 def _llama(spec: ModelSpec) -> list[Flag]:
