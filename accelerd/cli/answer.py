@@ -119,8 +119,7 @@ def take(answer: ChatAnswer, text: str, display: AnswerDisplay) -> None:
     if not isinstance(chunk, dict):
         raise Failure("the answer contains a chunk that is not a JSON object", code="bad_answer")
     if chunk.get("error"):
-        error = chunk["error"]
-        raise failure_of(error if isinstance(error, dict) else {"message": str(error)})
+        raise failure_of(chunk["error"])
     answer.usage = chunk.get("usage") or answer.usage
     answer.timings = chunk.get("timings") or answer.timings
     for choice in (chunk.get("choices") or ())[:1]:

@@ -186,14 +186,15 @@ def decode(data: bytes) -> dict[str, Any]:
 def refusal(status: int, body: bytes) -> Failure:
     """An error response as a Failure."""
     try:
-        error = json.loads(body)["error"]
-        return failure_of(error if isinstance(error, dict) else {"message": str(error)})
+        return failure_of(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return Failure(f"accelerd answered with HTTP status {status}", code="bad_answer")
 
 
-def failure_of(error: dict[str, Any]) -> Failure:
-    """An OpenAI-shaped error object as a Failure with the exit status of its code."""
+def failure_of(error: Any) -> Failure:
+    """An OpenAI-shaped error object as a Failure with the exit status of its code; of anything else the text."""
+    if not isinstance(error, dict):
+        error = {"message": str(error)}
     code = str(error.get("code") or "failed")
     known = {"message", "code", "type", "param", "tail"}
     return Failure(
