@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.connection import ClientConnection
@@ -54,7 +54,7 @@ class ControlServer:
             response = await self._response(request, request.raw_path.partition("?")[0])
             await response.prepare(request)
             await response.write_eof()
-        except ConnectionResetError:
+        except ClientConnectionResetError:
             return web.Response()  # the client has disconnected meanwhile
         connection.answered(keep_alive=bool(response.keep_alive))
         return response
@@ -66,7 +66,7 @@ class ControlServer:
                 raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         except AccelError as error:
             response = web_response(error_response(error, path))
-        except ConnectionResetError:
+        except ClientConnectionResetError:
             raise
         except Exception:
             log.exception("a control request failed")

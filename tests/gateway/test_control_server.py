@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
@@ -55,7 +55,7 @@ class Control:
             case "bug":
                 raise ZeroDivisionError
             case "gone":
-                raise ConnectionResetError("Cannot write to closing transport")
+                raise ClientConnectionResetError("Cannot write to closing transport")
         return None
 
 
