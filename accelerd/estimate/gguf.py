@@ -37,6 +37,10 @@ class GgufError(Exception):
     """The file is no GGUF file that can be read. One clause."""
 
 
+class TruncatedError(GgufError):
+    """The file ends before what its header announces."""
+
+
 class Header(Struct, frozen=True):
     """What a header says. Arrays that are long, nested or of strings are counted in `skipped`, by key."""
 
@@ -211,9 +215,13 @@ class Reader:
             self._left -= len(piece)
         self._window, self._at = b"".join(parts), 0
         if len(self._window) < size:
-            raise GgufError("the file ends within its header")
+            raise TruncatedError("the file ends within its header")
 
     def _reserve(self, size: int) -> None:
         """GgufError unless so many bytes are still to come."""
         if size > len(self._window) - self._at + self._left:
-            raise GgufError("its header is too large" if self._more else "the file ends within its header")
+            raise (
+                GgufError("its header is too large")
+                if self._more
+                else TruncatedError("the file ends within its header")
+            )

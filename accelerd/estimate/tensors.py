@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO, Final, NamedTuple
 
-from accelerd.estimate.gguf import GgufError, Header, Reader, open_file
+from accelerd.estimate.gguf import GgufError, Header, Reader, TruncatedError, open_file
 
 MOST_TENSORS: Final = 1 << 16  # in one file; the largest models have some 3000
 MOST_PARTS: Final = 1024
@@ -130,7 +130,7 @@ def _sized(found: list[tuple[int, str, tuple[int, ...], int]], room: int) -> dic
             type_ = f"type {kind}"
             size = max(0, (found[index + 1][0] if index + 1 < len(found) else room) - offset)
         if offset + size > room:
-            raise GgufError(f"the file ends within its weights: {offset + size - room} bytes are missing")
+            raise TruncatedError(f"the file ends within its weights: {offset + size - room} bytes are missing")
         if name in tensors:
             raise GgufError(f"it has {name} twice")
         tensors[name] = Tensor(shape, type_, size)
