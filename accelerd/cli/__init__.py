@@ -13,14 +13,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
+from accelerd import __version__
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
 from accelerd.cli.connect import EXITS, DaemonClient
 from accelerd.cli.context import Command, Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import ExitStatus, Failure, usage
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import nearest
 
@@ -63,10 +64,14 @@ exit status:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, with usage errors raised as a Failure of one line."""
+    """argparse, with usage errors raised as a Failure of one line, and the options that every command has."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+        shared_options(self)
 
     def error(self, message: str) -> NoReturn:
-        raise Failure(message, exit=ExitStatus.USAGE, code="usage", hint=f"see: {self.prog} --help")
+        raise usage(message, f"see: {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,24 +108,24 @@ def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: Text
 
 
 def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: CliOutput) -> int:
-    before, name, after = split(argv)
+    shared, words = split(argv)
+    name = next((word for word in words if not word.startswith("-")), None)
     first = overview()
-    args = first.parse_args(before)
+    first.parse_args(words if name is None else words[: words.index(name)])
     if name is None:
         first.print_help(out.stdout)
         return ExitStatus.USAGE if argv else ExitStatus.OK
     if name not in COMMANDS:
         guess = nearest(name, COMMANDS)
-        hint = f"did you mean {guess}?" if guess else "see: accelctl --help"
-        raise Failure(f"there is no command {name}", exit=ExitStatus.USAGE, code="usage", hint=hint)
+        raise usage(f"there is no command {name}", f"did you mean {guess}?" if guess else "see: accelctl --help")
     command, parser = command_parser(name)
-    rest = parser.parse_args(after)
-    out.json_mode = args.json or rest.json
+    args = parser.parse_args(words[words.index(name) + 1 :])
+    out.json_mode = shared.json
     roots = Roots.from_env(env)
-    named = rest.socket or args.socket or env.get(names.ENV_SOCKET)
+    named = shared.socket or env.get(names.ENV_SOCKET)
     client = DaemonClient(Path(named or roots.control_socket))
     try:
-        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), rest)
+        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), args)
     except Failure as failure:
         if not named and failure.code in ("not_running", "connection_lost"):
             from accelerd.cli.programs import SystemPrograms, explain_unreachable
@@ -135,20 +140,21 @@ def command_parser(name: str) -> tuple[Command, CommandParser]:
     command: Command = getattr(module, "COMMANDS", {}).get(name) or Command(
         module.add_arguments, module.run, getattr(module, "EPILOG", "")
     )
-    parser = CommandParser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=command.epilog or None,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
-    shared_options(parser)
+    parser = CommandParser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=command.epilog or None)
     command.add_arguments(parser)
     return command, parser
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
-    """The options before the command, the command, and everything after it."""
-    position = 0
-    while position < len(argv) and argv[position].startswith("-"):
-        position += 2 if argv[position] == "--socket" else 1
-    name = argv[position] if position < len(argv) else None
-    return list(argv[:position]), name, list(argv[position + 1 :])
+def split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that every command has, wherever they stand before "--", and the other words."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    shared_options(parser)
+    try:
+        shared, rest = parser.parse_known_args(argv[:end])
+    except argparse.ArgumentError as error:
+        raise usage(str(error), "see: accelctl --help") from None
+    return shared, [*rest, *argv[end:]]
 
 
 def overview() -> CommandParser:
@@ -156,26 +162,18 @@ def overview() -> CommandParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     parser = CommandParser(
-        prog="accelctl", usage="accelctl [--socket PATH] [--json] COMMAND …", allow_abbrev=False,
+        prog="accelctl", usage="accelctl [--socket PATH] [--json] COMMAND …", epilog=EXIT_STATUSES,
         description=f"Control accelerd, the daemon for the local AI models of this machine.\n\ncommands:\n{listing}",
-        epilog=EXIT_STATUSES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    shared_options(parser)
-    parser.add_argument("--version", action="version", version=version_line())
+    parser.add_argument("--version", action="version", version=f"accelctl {__version__}")
     return parser
 
 
 def shared_options(parser: argparse.ArgumentParser) -> None:
-    """Options that may be given before and after the command."""
+    """Options that may be given anywhere on the line."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument(
         "--socket",
         metavar="PATH",
         help=f"the control socket of accelerd; default: ${names.ENV_SOCKET}, else that of this user's accelerd",
     )
-
-
-def version_line() -> str:
-    from accelerd import __version__
-
-    return f"accelctl {__version__}"

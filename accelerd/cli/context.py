@@ -9,9 +9,8 @@ from typing import Any, TextIO
 
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.cli.connect import DaemonClient
-from accelerd.cli.failure import Failure
+from accelerd.cli.failure import Failure, no_model
 from accelerd.cli.output import CliOutput
-from accelerd.cli.text import nearest
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,32 @@ class Command:
     epilog: str = ""
 
 
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a command that takes none of its own."""
+
+
+def reload(context: Context) -> bool:
+    """Have the daemon read the configuration again; False when none runs."""
+    try:
+        context.client.post("reload")
+    except Failure as failure:
+        if failure.code != "not_running":
+            raise
+        return False
+    return True
+
+
 def explain_name(context: Context, name: str, failure: Failure) -> Failure:
     """A model_not_found failure with the name that was probably meant, or the names that there are."""
     if failure.code != "model_not_found" or failure.hint:
         return failure
+    return unknown_name(context, name)
+
+
+def unknown_name(context: Context, name: str) -> Failure:
     known = model_names(context.client.get("status"))
-    guess = nearest(name, known)
     some = ", ".join(known[:6]) + (" …" if len(known) > 6 else "")
-    failure.hint = f"did you mean {guess}?" if guess else f"known models: {some}" if some else "add one: accelctl add"
-    failure.message = f"there is no model {name!r}"
-    return failure
+    return no_model(name, known, f"known models: {some}" if some else "add one: accelctl add")
 
 
 def model_names(status: dict[str, Any]) -> list[str]:

@@ -5,9 +5,11 @@ Only `accelerd.cli.main` prints it; every other module raises it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
+
+from accelerd.cli.text import nearest
 
 
 class ExitStatus(IntEnum):
@@ -51,3 +53,21 @@ class Failure(Exception):
         if self.tail:
             body["tail"] = list(self.tail)
         return {"error": body}
+
+
+def usage(message: str, hint: str = "") -> Failure:
+    """The command line is wrong."""
+    return Failure(message, exit=ExitStatus.USAGE, code="usage", hint=hint)
+
+
+def no_model(name: str, known: Iterable[str], otherwise: str) -> Failure:
+    """No model has that name; the hint is the name that was probably meant, or `otherwise`."""
+    guess = nearest(name, known)
+    hint = f"did you mean {guess}?" if guess else otherwise
+    return Failure(f"there is no model {name!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint)
+
+
+def invalid(message: str, problems: Sequence[Mapping[str, Any]], hint: str = "") -> Failure:
+    """The configuration is not valid, or would not be."""
+    fields = {"problems": list(problems)}
+    return Failure(message, exit=ExitStatus.CONFIG_INVALID, code="config_invalid", hint=hint, fields=fields)

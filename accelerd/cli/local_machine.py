@@ -1,37 +1,14 @@
-"""This machine's memory: from the daemon, or measured by accelctl where there is none. The same JSON either way."""
+"""This machine's memory, measured by accelctl where there is no daemon. The same JSON as from one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import Failure
-from accelerd.cli.watching import Fetch
 
 if TYPE_CHECKING:
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
-
-# Codes of failures after which accelctl measures itself: no daemon, or one that does not know the route.
-WITHOUT_DAEMON = frozenset({"not_running", "not_reachable", "not_permitted", "no_answer", "not_found"})
-
-
-def source(context: Context, route: str, directly: Fetch) -> Fetch:
-    """Fetches `route` from the daemon; once there is none, calls `directly` from then on."""
-    daemon = True
-
-    def ask() -> dict[str, Any]:
-        nonlocal daemon
-        if daemon:
-            try:
-                return {"source": "daemon", **context.client.get(route)}
-            except Failure as failure:
-                if failure.code not in WITHOUT_DAEMON:
-                    raise
-                daemon = False
-        return directly()
-
-    return ask
 
 
 class LocalMachine:

@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 from accelerd.base.errors import AccelError
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import Failure, no_model
 from accelerd.cli.progress import follow
 
 PREFIX: Final = "npu/"
@@ -56,9 +56,9 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
             if near
             else "see: flm list"
         )
-        raise Failure(
-            f"FastFlowLM has no model {wanted}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
-        )
+        unknown = no_model(wanted, (), hint)
+        unknown.message = f"FastFlowLM has no model {wanted}"
+        raise unknown
     table: dict[str, Any] = {"engine": "flm", "model": tag}
     extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)
     table |= {extra: True} if extra else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import usage
 
 TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\Z", re.ASCII)
 
@@ -17,7 +17,7 @@ def seconds_until(text: str, now: datetime | None = None) -> float:
     """Until it is "22:30" next. Failure for what is no time of day."""
     match = TIME.match(text.strip())
     if match is None:
-        raise Failure(f"{text!r} is not a time of day such as 22:30", exit=ExitStatus.USAGE, code="usage")
+        raise usage(f"{text!r} is not a time of day such as 22:30")
     now = now or datetime.now()
     then = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
     if then <= now:

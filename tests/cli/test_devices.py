@@ -136,7 +136,7 @@ def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Co
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
     for tty in (True, False):
         here, stream = context(ctl, tty=tty)
-        assert devices.watch(here, devices.source(here), Pauses(3)) == 0
+        assert devices.asked(here).watch(Pauses(3)) == 0
         assert stream.getvalue().count("gpu c4:00.0") >= 3
         assert ("\x1b[?1049h" in stream.getvalue()) is tty, "the terminal's other screen, and back"
         assert ("\x1b[?1049l" in stream.getvalue()) is tty
@@ -145,7 +145,7 @@ def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemo
 
 def test_watching_for_programs_is_a_line_a_second(ctl: Ctl, knowing: FakeDaemon) -> None:
     here, stream = context(ctl, json_mode=True)
-    assert devices.watch(here, devices.source(here), Pauses(2)) == 0
+    assert devices.asked(here).watch(Pauses(2)) == 0
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["source"] for line in lines] == ["daemon", "daemon"]
 
@@ -153,6 +153,6 @@ def test_watching_for_programs_is_a_line_a_second(ctl: Ctl, knowing: FakeDaemon)
 def test_a_daemon_that_goes_while_it_is_watched(ctl: Ctl, short: Path) -> None:
     here, _ = context(ctl, json_mode=True)
     with FakeDaemon(short / "s", {"GET devices": Reply(ANSWER)}).serve():
-        ask = devices.source(here)
-        assert ask()["source"] == "daemon"
-    assert ask()["source"] == "direct"
+        page = devices.asked(here)
+        assert page.ask()["source"] == "daemon"
+    assert page.ask()["source"] == "direct"

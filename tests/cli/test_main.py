@@ -70,8 +70,16 @@ def test_shared_options_stand_before_or_after_the_command(ctl: Ctl, daemon: Fake
     assert json.loads(result.out)["pid"] == 4711
 
 
+@pytest.mark.parametrize(
+    "argv", [["toolbox", "--json", "list"], ["memory", "learned", "--json"], ["--json", "config", "show"]]
+)
+def test_shared_options_stand_anywhere(ctl: Ctl, argv: list[str]) -> None:
+    assert json.loads(ctl(*argv).out)
+
+
 def test_a_socket_called_like_a_command_is_no_command() -> None:
-    assert split(["--socket", "status", "models"]) == (["--socket", "status"], "models", [])
+    shared, words = split(["--socket", "status", "models", "--", "--json"])
+    assert (shared.socket, shared.json, words) == ("status", False, ["models", "--", "--json"])
 
 
 def test_version_option(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:

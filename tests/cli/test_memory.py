@@ -227,7 +227,7 @@ def context(ctl: Ctl, *, tty: bool = False, json_mode: bool = False) -> tuple[Co
 def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemon) -> None:
     for tty in (True, False):
         here, stream = context(ctl, tty=tty)
-        assert memory.watch(here, memory.asking(here), Pauses(3)) == 0
+        assert memory.asked(here).watch(Pauses(3)) == 0
         assert stream.getvalue().count("c4:00.0") >= 3
         assert ("\x1b[?1049h" in stream.getvalue()) is tty, "the terminal's other screen"
     assert len(knowing.requests) == 6
@@ -235,10 +235,10 @@ def test_watching_draws_the_page_again_until_ctrl_c(ctl: Ctl, knowing: FakeDaemo
 
 def test_watching_for_programs_is_a_line_a_second_also_when_the_daemon_goes(ctl: Ctl, short: Path) -> None:
     here, stream = context(ctl, json_mode=True)
-    ask = memory.asking(here)
+    page = memory.asked(here)
     with FakeDaemon(short / "s", {"GET memory": Reply(ANSWER)}).serve():
-        assert memory.watch(here, ask, Pauses(2)) == 0
-    assert memory.watch(here, ask, Pauses(1)) == 0
+        assert page.watch(Pauses(2)) == 0
+    assert page.watch(Pauses(1)) == 0
     assert [json.loads(line)["source"] for line in stream.getvalue().splitlines()] == ["daemon", "daemon", "direct"]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from accelerd.cli import npu_models
 from accelerd.cli.connect import START_COMMANDS
-from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Context, reload
+from accelerd.cli.failure import ExitStatus, Failure, invalid
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.text import count
 
@@ -57,10 +57,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
     found, problems = config.check(context.roots.config_file, context.roots.home)
     if found is None:
-        raise Failure(
-            f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})",
-            exit=ExitStatus.CONFIG_INVALID, code="config_invalid", hint="see: accelctl config check",
-        )  # fmt: skip
+        message = f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})"
+        raise invalid(message, [one.as_dict() for one in problems], "see: accelctl config check")
     if args.source.startswith(npu_models.PREFIX):
         wanted = npu_models.look_up(context, args.source, found.flm.binary)
         table, guess = wanted.table, wanted.name
@@ -129,12 +127,7 @@ def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
     listed = [problem.as_dict() for problem in problems]
     if not context.out.json_mode:
         context.out.problems(listed)
-    return Failure(
-        f"nothing was added: {name} would make the configuration invalid",
-        exit=ExitStatus.CONFIG_INVALID,
-        code="config_invalid",
-        fields={"problems": listed},
-    )
+    return invalid(f"nothing was added: {name} would make the configuration invalid", listed)
 
 
 def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
@@ -143,17 +136,6 @@ def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
     context.out.result({"name": name, "table": table, "file": None, "reloaded": False})
     context.out.line(tomli_w.dumps({"models": {name: table}}).rstrip("\n"))
     return ExitStatus.OK
-
-
-def reload(context: Context) -> bool:
-    """Reload the daemon's configuration; False when none runs."""
-    try:
-        context.client.post("reload")
-    except Failure as failure:
-        if failure.code != "not_running":
-            raise
-        return False
-    return True
 
 
 def report(context: Context, name: str, table: dict[str, Any], file: Path, reloaded: bool) -> None:

@@ -9,8 +9,8 @@ import argparse
 from typing import Any
 
 from accelerd.cli.answer import ChatAnswer, ask
-from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Context, explain_name, model_names, unknown_name
+from accelerd.cli.failure import ExitStatus, Failure, usage
 from accelerd.cli.screen import AnswerPrinter, summary
 
 HELP_TEXT = "/exit quits, /new starts over, /system TEXT sets instructions; Ctrl-C stops an answer"
@@ -41,9 +41,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         return each_line(context, chat)
     prompt = context.stdin.read().strip()
     if not prompt:
-        raise Failure(
-            "no prompt: stdin is empty", exit=ExitStatus.USAGE, code="usage", hint="see: accelctl chat --help"
-        )
+        raise usage("no prompt: stdin is empty", "see: accelctl chat --help")
     return once(context, chat, prompt)
 
 
@@ -73,9 +71,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": prompt})
         screen = AnswerPrinter(self._context.out)
         try:
-            answer = ask(
-                self._context.client, self._context.clock, self.model, self.messages, self._options, screen
-            )  # fmt: skip
+            answer = ask(self._context.client, self._context.clock, self.model, self.messages, self._options, screen)
         except Failure as failure:
             self.messages.pop()
             raise explain_name(self._context, self.model, failure) from None
@@ -118,9 +114,8 @@ def converse(context: Context, chat: Conversation) -> int:
     import readline  # noqa: F401  input() edits lines and remembers them once this is imported
 
     out = context.out
-    if chat.model not in known_names(context):
-        plain = Failure(f"there is no model {chat.model!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
-        raise explain_name(context, chat.model, plain)
+    if chat.model not in model_names(context.client.get("status")):
+        raise unknown_name(context, chat.model)
     out.note(HELP_TEXT)
     while True:
         try:
@@ -154,9 +149,3 @@ def command(context: Context, chat: Conversation, line: str) -> None:
         context.out.note("instructions set" if rest.strip() else "instructions removed")
     else:
         context.out.note(HELP_TEXT)
-
-
-def known_names(context: Context) -> list[str]:
-    from accelerd.cli.context import model_names
-
-    return model_names(context.client.get("status"))

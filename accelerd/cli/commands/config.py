@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
-from accelerd.cli.text import count
+from accelerd.cli.failure import ExitStatus, Failure, invalid
+from accelerd.cli.text import count, errors_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("show", "show the effective configuration with the origin of each value"),
         ("schema", "print a JSON Schema, which editors use for completion"),
     ):
-        action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
+        actions.add_parser(name, help=text, description=text)
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -31,14 +31,13 @@ def check(context: Context) -> int:
     out = context.out
     found, problems = config.check(context.roots.config_file, context.roots.home)
     listed = [problem.as_dict() for problem in problems]
-    errors = sum(1 for problem in listed if problem["severity"] == "error")
-    valid = found is not None and not errors
+    valid = found is not None and not errors_in(listed)
     models = list(found.models) if found else []
     out.result({"valid": valid, "file": str(context.roots.config_file), "models": models, "problems": listed})
     out.problems(listed)
     if not valid:
         if not out.json_mode:
-            out.failure(invalid(context, errors))
+            out.failure(broken(context, listed))
         return ExitStatus.CONFIG_INVALID
     warnings = f", {count(len(listed), 'warning')}" if listed else ""
     files = found.files if found else ()
@@ -47,9 +46,9 @@ def check(context: Context) -> int:
     return ExitStatus.OK
 
 
-def invalid(context: Context, errors: int) -> Failure:
-    message = f"the configuration in {context.roots.config_file.parent} is not valid: {count(errors, 'problem')}"
-    return Failure(message, exit=ExitStatus.CONFIG_INVALID, code="config_invalid")
+def broken(context: Context, problems: list[dict[str, Any]]) -> Failure:
+    errors = count(errors_in(problems), "problem")
+    return invalid(f"the configuration in {context.roots.config_file.parent} is not valid: {errors}", problems)
 
 
 def show(context: Context) -> int:
@@ -58,10 +57,8 @@ def show(context: Context) -> int:
     found, problems = config.check(context.roots.config_file, context.roots.home)
     listed = [problem.as_dict() for problem in problems]
     if found is None:
-        failure = invalid(context, len(listed))
-        failure.fields = {"problems": listed}
         context.out.problems(listed)
-        raise failure
+        raise broken(context, listed)
     context.out.result(config.show_dict(found))
     context.out.line(config.show(found).rstrip("\n"))
     return ExitStatus.OK

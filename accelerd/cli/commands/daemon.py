@@ -6,7 +6,7 @@ import argparse
 
 from accelerd import __version__
 from accelerd.base import names
-from accelerd.cli.context import Command, Context
+from accelerd.cli.context import Command, Context, no_arguments
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.text import count, errors_in
 
@@ -17,10 +17,6 @@ CHANGES = {
     "updated": "updated without a restart",
 }
 AFTER_RESTART = frozenset({"server.listen"})  # settings that a running daemon cannot change
-
-
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command takes no arguments of its own."""
 
 
 def reload(context: Context, args: argparse.Namespace) -> int:

@@ -6,15 +6,11 @@ Asks the daemon, which knows the models; without one it reads the devices itself
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
-from accelerd.cli import local_machine, watching
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
-from accelerd.cli.failure import ExitStatus
-from accelerd.cli.watching import Fetch
+from accelerd.cli.live_page import Fetch, LivePage
 
 EPILOG = "With --json and --watch: one JSON object per line, every second."
 
@@ -24,25 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    ask = source(context)
-    if args.watch:
-        return watch(context, ask)
-    answer = ask()
-    context.out.result(answer)
-    show(context.out, answer)
-    return ExitStatus.OK
+    return asked(context).report(again=args.watch)
 
 
-def source(context: Context) -> Fetch:
-    """The daemon, asked first now; or this process, when there is none."""
-    itself: Fetch | None = None
-
-    def look() -> dict[str, Any]:
-        nonlocal itself
-        itself = itself or directly(context)
-        return itself()
-
-    return local_machine.source(context, "devices", look)
+def asked(context: Context) -> LivePage:
+    return LivePage(context, "devices", lambda: directly(context), show)
 
 
 def directly(context: Context) -> Fetch:
@@ -61,8 +43,3 @@ def directly(context: Context) -> Fetch:
         return {"source": "direct", "devices": found, "degraded": None}
 
     return ask
-
-
-def watch(context: Context, ask: Fetch, pause: Callable[[float], None] = time.sleep) -> int:
-    """Until Ctrl-C."""
-    return watching.watch(context, ask, show, pause)

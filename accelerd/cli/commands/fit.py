@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import usage
 from accelerd.cli.local_machine import LocalMachine
 
 if TYPE_CHECKING:
@@ -95,4 +95,4 @@ def slot_of(text: str, devices: tuple[Device, ...]) -> str:
         return found
     known = ", ".join(f"{id} ({gpu.name})" for id, gpu in here.items())
     hint = f"usable GPUs: {known}" if known else "no GPU is usable for models; see: accelctl devices"
-    raise Failure(f"there is no GPU {text}", exit=ExitStatus.USAGE, code="usage", hint=hint)
+    raise usage(f"there is no GPU {text}", hint)

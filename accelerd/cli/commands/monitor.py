@@ -13,10 +13,10 @@ from typing import Any
 from accelerd.base import names
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.output import CliOutput
 from accelerd.cli.programs import LISTENING, SERVICE, SOCKET, ProgramRunner, SystemPrograms, unit_state
-from accelerd.cli.text import count, nearest, printable
+from accelerd.cli.text import count, printable
 from accelerd.cli.time_of_day import moment
 
 EPILOG = """\
@@ -88,11 +88,7 @@ def resolve(status: dict[str, Any], wanted: Collection[str]) -> frozenset[str]:
     names_of = {alias: str(m["name"]) for m in models for alias in (*(m.get("aliases") or ()), m["name"])}
     for typed in wanted:
         if typed not in names_of:
-            guess = nearest(typed, names_of)
-            hint = f"did you mean {guess}?" if guess else "see: accelctl models"
-            raise Failure(
-                f"there is no model {typed!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint
-            )
+            raise no_model(typed, names_of, "see: accelctl models")
     return frozenset(names_of[typed] for typed in wanted)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
-from accelerd.cli.text import nearest
+from accelerd.cli.context import Context, reload
+from accelerd.cli.failure import ExitStatus, Failure, invalid, no_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +25,11 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if found is None:
         for one, data in before.items():
             restore(one, data)
-        raise Failure(
+        raise invalid(
             f"nothing was removed: without {args.name} the configuration would be invalid ({problems[0]})",
-            exit=ExitStatus.CONFIG_INVALID,
-            code="config_invalid",
-            fields={"problems": [problem.as_dict() for problem in problems]},
+            [problem.as_dict() for problem in problems],
         )
-    reloaded = True
-    try:
-        context.client.post("reload")
-    except Failure as failure:
-        if failure.code != "not_running":
-            raise
-        reloaded = False
-    context.out.result({"name": args.name, "file": str(file), "reloaded": reloaded})
+    context.out.result({"name": args.name, "file": str(file), "reloaded": reload(context)})
     context.out.line(f"removed {args.name} ({file}); its model file was kept")
     return ExitStatus.OK
 
@@ -73,13 +63,7 @@ def dropin(context: Context, name: str) -> Path:
             f"{name} was not added by accelctl; it is configured in {where.file}:{where.line}",
             hint="delete it there, then: accelctl reload",
         )
-    guess = nearest(name, models)
-    raise Failure(
-        f"there is no model {name!r}",
-        exit=ExitStatus.NO_SUCH_MODEL,
-        code="model_not_found",
-        hint=f"did you mean {guess}?" if guess else "see: accelctl config show",
-    )
+    raise no_model(name, models, "see: accelctl config show")
 
 
 def restore(file: Path, data: bytes) -> None:

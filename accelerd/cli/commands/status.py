@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.context import Context
+from accelerd.cli.context import Context, unknown_name
 from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import count, errors_in, printable, span
 
@@ -29,7 +29,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if args.model:
         models = [m for m in models if meant(args.model, m, status.get("routes") or ())]
         if not models:
-            raise no_such_model(context, args.model)
+            raise unknown_name(context, args.model)
         status["models"] = models
     out = context.out
     out.result(status)
@@ -78,14 +78,6 @@ def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) ->
     if name in (model["name"], model.get("prefixed"), *(model.get("aliases") or ())):
         return True
     return any(route["name"] == name and model["name"] in route["models"] for route in routes)
-
-
-def no_such_model(context: Context, name: str) -> Exception:
-    from accelerd.cli.context import explain_name
-    from accelerd.cli.failure import Failure
-
-    plain = Failure(f"there is no model {name!r}", exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found")
-    return explain_name(context, name, plain)
 
 
 def header(context: Context, status: dict[str, Any]) -> str:

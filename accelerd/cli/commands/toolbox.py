@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="list|refresh|pin|unpin", required=True)
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
-        return made
+        return actions.add_parser(name, help=text, description=text)
 
     listing = action("list", "list all toolboxes: their build of llama.cpp, their image, the models in them")
     listing.add_argument("--known", action="store_true", help="also list the known images, pulled or not")

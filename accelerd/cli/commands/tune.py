@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from accelerd.cli.commands.add import reload
 from accelerd.cli.connect import failure_of
-from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Context, explain_name, reload
+from accelerd.cli.failure import ExitStatus, Failure, invalid
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import printable, span
 
@@ -209,9 +208,7 @@ def write(context: Context, last: dict[str, Any]) -> str:
             remarks=remarks(last),
         )  # fmt: skip
     except config.ConfigErrors as errors:
-        raise Failure(
-            f"nothing was written: with it the configuration would not be valid ({errors.problems[0]})",
-            exit=ExitStatus.CONFIG_INVALID, code="config_invalid",
-        ) from None  # fmt: skip
+        text = f"nothing was written: with it the configuration would not be valid ({errors.problems[0]})"
+        raise invalid(text, [problem.as_dict() for problem in errors.problems]) from None
     reload(context)
     return str(file)

@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.connect import failure_of
-from accelerd.cli.context import Command, Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Command, Context, no_arguments
+from accelerd.cli.failure import ExitStatus, usage
 from accelerd.cli.output import CliOutput
 from accelerd.cli.progress import WORDS
 from accelerd.cli.text import count, printable
@@ -53,9 +53,9 @@ def wanted(args: argparse.Namespace) -> float | None:
     try:
         seconds = parse_duration(args.span)
     except ValueError as error:
-        raise Failure(f"--for: expected {error}", exit=ExitStatus.USAGE, code="usage") from None
+        raise usage(f"--for: expected {error}") from None
     if seconds <= 0:
-        raise Failure("--for: expected a duration longer than zero", exit=ExitStatus.USAGE, code="usage")
+        raise usage("--for: expected a duration longer than zero")
     return seconds
 
 
@@ -93,13 +93,6 @@ def report(out: CliOutput, last: dict[str, Any]) -> None:
         )
 
 
-# --- resume ---------------------------------------------------------------------------------------------------
-
-
-def resume_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
-
-
 def resume(context: Context, args: argparse.Namespace) -> int:
     answer = context.client.post("resume")
     out = context.out
@@ -116,5 +109,5 @@ def resume(context: Context, args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "yield": Command(yield_arguments, yield_memory, YIELD_EPILOG),
-    "resume": Command(resume_arguments, resume, RESUME_EPILOG),
+    "resume": Command(no_arguments, resume, RESUME_EPILOG),
 }

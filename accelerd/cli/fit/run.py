@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
-from accelerd.cli.local_machine import WITHOUT_DAEMON, LocalMachine
+from accelerd.cli.failure import ExitStatus, Failure, usage
+from accelerd.cli.live_page import WITHOUT_DAEMON
+from accelerd.cli.local_machine import LocalMachine
 
 if TYPE_CHECKING:
     from accelerd.cli.fit.subject import Subject
@@ -41,7 +42,7 @@ def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict
     if (other := other_engines.find(context, model, settings)) is not None:
         if set(wanted) - {"context"}:
             text = f"{other.name} runs with {other.engine}, which takes none of these options but --ctx"
-            raise Failure(text, exit=ExitStatus.USAGE, code="usage")
+            raise usage(text)
         report, told = ask_daemon(
             context, other.name if other.name in settings.models else None, overridden=bool(wanted)
         )

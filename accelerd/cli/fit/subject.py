@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.cli.context import Context
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.fit import gguf_files
-from accelerd.cli.text import nearest
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.engines.llama_server.forecast import ModelFiles
@@ -58,17 +57,12 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
     try:
         return of_file(gguf_files.by_name(text, gguf_files.well_known(context.roots.home, context.env)), given)
     except Failure as failure:
-        names = [name for spec in config.models.values() for name in (spec.name, *spec.aliases)]
-        guess = nearest(text, names)
         if failure.code != "not_found":
             raise
-        hint = f"did you mean {guess}?" if guess else "give a path, an address, or hf:ORG/REPO"
-        raise Failure(
-            f"there is no model and no file called {text}",
-            exit=ExitStatus.NO_SUCH_MODEL,
-            code="model_not_found",
-            hint=hint,
-        ) from None
+        names = [name for spec in config.models.values() for name in (spec.name, *spec.aliases)]
+        unknown = no_model(text, names, "give a path, an address, or hf:ORG/REPO")
+        unknown.message = f"there is no model and no file called {text}"
+        raise unknown from None
 
 
 def gguf_name(text: str) -> str:
