@@ -31,6 +31,11 @@ def described(toml: Any, description: str, **limits: Any) -> Any:
     return Annotated[toml, about(description, **limits)]
 
 
+def array(toml: Any) -> Any:
+    """The type of an array."""
+    return GenericAlias(list, (toml,))
+
+
 def named(names: Any, toml: Any) -> Any:
     """The type of a table with free keys."""
     return GenericAlias(dict, (names, toml))

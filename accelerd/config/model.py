@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 
 from accelerd.config import values as toml
-from accelerd.config.keys import about, key, launch_fields, named, table
+from accelerd.config.keys import about, array, key, launch_fields, named, table
 
 
 class SetBy(Enum):
@@ -94,7 +94,7 @@ class ModelSpec:
         toml.ModelId, None, 'The engine\'s own id, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M".', model_only=True
     )
     description: str = key(toml.TextLine, "", "A description for people, on one line.", model_only=True, live=True)
-    aliases: tuple[str, ...] = key(list[toml.Name], (), "Additional names for clients.", model_only=True, live=True)
+    aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients.", model_only=True, live=True)
     # what runs
     binary: str | None = key(toml.Program, None, "The program to run instead of the engine's `binary`.")
     context: int | None = key(
@@ -115,7 +115,7 @@ class ModelSpec:
     ubatch: int | None = key(int, None, "Physical batch size, in tokens; at most `batch`.", ge=1, le=1 << 20)
     threads: int | None = key(int, None, "Number of CPU threads.", ge=1, le=4096)
     gpus: tuple[str, ...] | None = key(
-        list[toml.Slot], None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
+        array(toml.Slot), None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
     )
     mmproj: str | None = key(toml.FilePath, None, "Multimodal projector file.")
     draft_model: str | None = key(toml.FilePath, None, "File of a small draft model for speculative decoding.")
@@ -123,20 +123,18 @@ class ModelSpec:
     embeddings: bool = key(bool, False, "The model computes embeddings.")
     rerank: bool = key(bool, False, "The model reranks documents.")
     transcription: bool = key(bool, False, "The model transcribes audio.")
-    sampling: Sampling = key(  # noqa: RUF009 - a dataclass field
-        table(Sampling), Sampling(), "Default sampling parameters; a request can override them."
-    )
+    sampling: Sampling = key(table(Sampling), Sampling(), "Default sampling parameters; a request can override them.")
     extra_args: tuple[str, ...] = key(
-        list[toml.Argument], (), "Additional arguments for the engine, one string each, passed unchanged."
+        array(toml.Argument), (), "Additional arguments for the engine, one string each, passed unchanged."
     )
     # may hold tokens: never shown
     env: tuple[tuple[str, str], ...] = key(
-        dict[toml.EnvName, toml.EnvValue], (), "Additional environment variables, passed unchanged.", repr=False
+        named(toml.EnvName, toml.EnvValue), (), "Additional environment variables, passed unchanged.", repr=False
     )
     start_timeout: float = key(toml.Duration, 120.0, "A start without progress fails after this time.", live=True)
     stop_timeout: float = key(toml.Duration, 5.0, "Time between SIGTERM and SIGKILL.", live=True)
     # where it lives
-    home: Literal["auto", "child", "systemd", "toolbox", "distrobox", "podman", "docker", "container"] = key(
+    home: toml.HomeKind = key(
         toml.HomeKind,
         "auto",
         "Where the process runs: a child process of accelerd, a systemd unit, a toolbox, a distrobox, a new podman or "
@@ -144,9 +142,9 @@ class ModelSpec:
     )
     container: str | None = key(toml.ContainerName, None, "Name of the toolbox, distrobox or existing container.")
     image: str | None = key(toml.Image, None, "Image for podman or docker.")
-    devices: tuple[str, ...] = key(list[toml.Device], (), "Devices to pass to podman or docker.")
+    devices: tuple[str, ...] = key(array(toml.Device), (), "Devices to pass to podman or docker.")
     mounts: tuple[str, ...] = key(
-        list[toml.Mount], (), "Directories that podman or docker mounts, in addition to the directory of the model."
+        array(toml.Mount), (), "Directories that podman or docker mounts, in addition to the directory of the model."
     )
     survive: bool = key(
         bool, True, "Keep the model loaded while accelerd restarts, is upgraded or crashes, if its home supports it."
@@ -161,7 +159,7 @@ class ModelSpec:
     )
     cpu_weight: int | None = key(int, None, "CPU weight (CPUWeight=); the system's default is 100.", ge=1, le=10_000)
     nice: int | None = key(int, None, "Nice value; 19 is the lowest priority.", ge=0, le=19)
-    io_class: Literal["idle", "best-effort"] | None = key(toml.IoClass, None, "I/O scheduling class for disk access.")
+    io_class: toml.IoClass | None = key(toml.IoClass, None, "I/O scheduling class for disk access.")
     oom_score_adjust: int = key(
         int,
         200,
@@ -215,16 +213,16 @@ class ServerSettings:
     """Who may connect, from where, and time limits of connections."""
 
     listen: tuple[str, ...] = key(
-        list[toml.Address],
+        array(toml.Address),
         ("127.0.0.1:4000", "[::1]:4000"),
         "Addresses to listen on. An address that other machines can reach requires key_file.",
     )
     allowed_hosts: tuple[str, ...] = key(
-        list[toml.Host],
+        array(toml.Host),
         (),
         "Host names that clients may use for this server, in addition to localhost, 127.0.0.1 and [::1].",
     )
-    allowed_origins: tuple[str, ...] = key(list[toml.WebOrigin], (), "Web origins whose pages may use the API.")
+    allowed_origins: tuple[str, ...] = key(array(toml.WebOrigin), (), "Web origins whose pages may use the API.")
     key_file: str | None = key(
         toml.FilePath,
         None,
@@ -297,8 +295,8 @@ class MemorySettings:
         toml.Reserve, None, 'Main memory to keep free of models; "auto" is a tenth of it, from 512 MiB to 8 GiB.'
     )
     gpu_reserve: int = key(toml.Size, 256 << 20, "Memory of each GPU to keep free of models.")
-    yield_on: tuple[Literal["gamemode", "sleep"], ...] = key(
-        list[toml.YieldSignal],
+    yield_on: tuple[toml.YieldSignal, ...] = key(
+        array(toml.YieldSignal),
         ("gamemode",),
         'Free the GPUs, as `accelctl yield` does, while a game uses GameMode ("gamemode") or before the system sleeps '
         '("sleep").',
@@ -315,16 +313,14 @@ class MemorySettings:
 class DevicePerformanceSettings:
     """One GPU."""
 
-    policy: Literal["busy", "always", "never"] | None = key(
-        toml.LevelPolicy, None, "As in [performance], for this GPU."
-    )
+    policy: toml.LevelPolicy | None = key(toml.LevelPolicy, None, "As in [performance], for this GPU.")
 
 
 @dataclass(frozen=True)
 class PerformanceSettings:
     """When an integrated GPU runs at its highest clocks."""
 
-    policy: Literal["busy", "always", "never"] = key(
+    policy: toml.LevelPolicy = key(
         toml.LevelPolicy,
         "busy",
         'When the performance level of an integrated GPU is set to "high": while a model on it is in use, always, or '
@@ -332,7 +328,7 @@ class PerformanceSettings:
     )
     hold_time: float = key(toml.DurationOrZero, 10.0, "How long the level stays high after the last request.")
     # PCI slot → policy
-    devices: dict[str, Literal["busy", "always", "never"]] = key(  # noqa: RUF009 - a dataclass field
+    devices: dict[str, toml.LevelPolicy] = key(
         named(toml.Slot, table(DevicePerformanceSettings)), {}, "GPUs with their own policy, by PCI slot."
     )
 
@@ -347,7 +343,7 @@ class DesktopSettings:
         "Delay system sleep, as long as logind allows, until requests have finished and the memory that "
         "memory.yield_on selects is free.",
     )
-    on_battery: Literal["save", "ignore"] = key(
+    on_battery: toml.BatteryPolicy = key(
         toml.BatteryPolicy,
         "save",
         'On battery or with the power profile "power-saver": "save" loads models only for requests and unloads them '
@@ -408,7 +404,7 @@ class Route:
 
     name: str
     models: tuple[str, ...] = key(
-        list[toml.Name],
+        array(toml.Name),
         (),
         "The models in order of preference. While the device of a model is busy, requests go to the next one.",
     )
