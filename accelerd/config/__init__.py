@@ -6,10 +6,10 @@ every mistake at once. Starts nothing, keeps no state, and imports neither the s
 
 from accelerd.config.diff import ConfigDiff, diff
 from accelerd.config.dropin import write_dropin
-from accelerd.config.jsonschema import json_schema
 from accelerd.config.load import check, load
 from accelerd.config.model import Config, ModelSpec, Origin
 from accelerd.config.problems import ConfigErrors, Problem
+from accelerd.config.shape import json_schema
 from accelerd.config.show import show, show_dict
 
 __all__ = [

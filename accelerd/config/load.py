@@ -55,7 +55,7 @@ def evaluate(
         config = resolve.resolve(tables, tuple(str(source.path.absolute()) for source in files))
         problems += rules.errors(entries, tables, config)
         if with_warnings:
-            problems += rules.warnings(entries, tables, config)
+            problems += rules.warnings(entries, config)
     problems = _in_order(problems, [source.name for source in files])
     failed = any(problem.severity == "error" for problem in problems)
     return (None if failed else config), problems

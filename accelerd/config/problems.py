@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from accelerd.base.errors import AccelError
 from accelerd.config.positions import KeyPath
 
+Severity = Literal["error", "warning"]
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN: Final = 60  # maximum characters of a wrong value in a message
 
@@ -26,7 +28,7 @@ class Problem(Struct, frozen=True):
     line: int | None
     key: str  # "models.qwen.context"; empty when the mistake is about the whole file
     message: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
     column: int | None = None  # only for TOML syntax
 
     def __str__(self) -> str:
@@ -37,14 +39,7 @@ class Problem(Struct, frozen=True):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the API's `problems` and `accelctl --json`."""
-        return {
-            "file": self.file,
-            "line": self.line,
-            "column": self.column,
-            "key": self.key,
-            "message": self.message,
-            "severity": self.severity,
-        }
+        return asdict(self)
 
 
 class ConfigErrors(AccelError):
@@ -54,11 +49,9 @@ class ConfigErrors(AccelError):
         self.problems: tuple[Problem, ...] = tuple(problems)
         count = len(self.problems)
         errors = sum(problem.severity == "error" for problem in self.problems)
-        summary = (
-            "cannot use the configuration"
-            if count == 1
-            else f"cannot use the configuration: {errors} error{'s' * (errors != 1)}"
-        )
+        summary = "cannot use the configuration"
+        if count > 1:
+            summary += f": {errors} error{'s' * (errors != 1)}"
         listed = "; ".join(map(str, self.problems[:3])) + (f"; and {count - 3} more" if count > 3 else "")
         super().__init__(
             "config_invalid", f"{summary}: {listed}", problems=[problem.as_dict() for problem in self.problems]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from accelerd.config import shape, units
-from accelerd.config.jsonschema import json_schema
 from accelerd.config.problems import value_text
 from accelerd.config.show import toml
 from accelerd.config.values import NAME
@@ -95,7 +94,7 @@ def reference() -> str:
 
 def tables() -> Iterator[tuple[str, list[ReferenceRow]]]:
     """Every table of the file: its title and its keys."""
-    definitions = json_schema()["$defs"]
+    definitions = shape.json_schema()["$defs"]
     nodes: dict[str, shape.SchemaNode] = {}
     _collect(shape.document(), nodes)
     for name, (title, without) in SECTIONS.items():

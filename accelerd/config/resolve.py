@@ -13,10 +13,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
+from accelerd.config.positions import KeyPath
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
-EntryTable = Mapping[tuple[str | int, ...], ConfigEntry]  # entries of one table, paths relative to it
+EntryTable = Mapping[KeyPath, ConfigEntry]  # entries of one table, paths relative to it
 
 
 class SettingsLayer(Struct, frozen=True):
@@ -40,23 +41,19 @@ class ConfigTables:
     """The entries of all files, by table."""
 
     def __init__(self, entries: ConfigEntries) -> None:
-        self._sections: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
-        self.profiles: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
-        self.models: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
-        self.routes: dict[str, dict[tuple[str | int, ...], ConfigEntry]] = {}
-        named = {"profiles": self.profiles, "models": self.models, "routes": self.routes}
+        self._tables: dict[KeyPath, dict[KeyPath, ConfigEntry]] = {}
         for path, entry in entries.items():
-            section = str(path[0]) if path else ""
-            if section in named and len(path) > 1:
-                table = named[section].setdefault(str(path[1]), {})
-                table[path[2:]] = entry
-            elif section == "engines" and len(path) > 1:
-                self._sections.setdefault(f"engines.{path[1]}", {})[path[2:]] = entry
-            else:
-                self._sections.setdefault(section, {})[path[1:]] = entry
+            depth = 2 if path and path[0] in ("engines", "models", "profiles", "routes") else 1
+            self._tables.setdefault(path[:depth], {})[path[depth:]] = entry
+        self.profiles = self._named("profiles")
+        self.models = self._named("models")
+        self.routes = self._named("routes")
+
+    def _named(self, section: str) -> dict[str, EntryTable]:
+        return {str(path[1]): table for path, table in self._tables.items() if path[:1] == (section,) and path[1:]}
 
     def section(self, name: str) -> EntryTable:
-        return self._sections.get(name, {})
+        return self._tables.get(tuple(name.split(".")), {})
 
     def chosen(self, model: str) -> tuple[str, ...]:
         """The names in a model's `profile`, in order; they need not exist."""
@@ -82,37 +79,32 @@ class ConfigTables:
 def resolve(tables: ConfigTables, files: tuple[str, ...]) -> Config:
     """The whole configuration; sound only if no problem was found."""
     origins: dict[str, Origin] = {}
-    settings = {
-        name: type(getattr(Config, name))(**_settings(tables, section, origins)) for section, name in SECTIONS.items()
-    }
     return Config(
-        **settings,
+        **{
+            name: type(getattr(Config, name))(**_settings(tables.section(section), section, section, origins))
+            for section, name in SECTIONS.items()
+        },
         models={name: _model(name, tables.layers(name)) for name in tables.models},
-        routes={name: _route(name, table, origins) for name, table in tables.routes.items()},
+        routes={
+            name: Route(name, **_settings(table, f"routes.{name}", "route", origins))
+            for name, table in tables.routes.items()
+        },
         files=files,
         origins=origins,
     )
 
 
-def _settings(tables: ConfigTables, section: str, origins: dict[str, Origin]) -> dict[str, Any]:
-    """What was written in a section. The only table inside one, performance.devices, becomes {slot: policy}."""
+def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origin]) -> dict[str, Any]:
+    """What was written in a table. The only table inside one, performance.devices, becomes {slot: policy}."""
     values: dict[str, Any] = {}
-    for path, entry in tables.section(section).items():
+    for path, entry in table.items():
         if entry.usable:
             if len(path) == 1:
                 values[str(path[0])] = entry.value
             else:
                 values.setdefault(str(path[0]), {})[str(path[1])] = entry.value
-            origins[f"{section}.{'.'.join(map(str, path))}"] = Origin(section, entry.file, entry.line)
+            origins[f"{name}.{'.'.join(map(str, path))}"] = Origin(layer, entry.file, entry.line)
     return values
-
-
-def _route(name: str, table: EntryTable, origins: dict[str, Origin]) -> Route:
-    values: dict[str, Any] = {}
-    for key, entry in SettingsLayer("route", table).settings():
-        values[key] = entry.value
-        origins[f"routes.{name}.{key}"] = Origin("route", entry.file, entry.line)
-    return Route(name, **values)
 
 
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from accelerd.config import flags, units
-from accelerd.config.model import Config, ModelSpec, Origin
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
 from accelerd.config.positions import KeyPath
-from accelerd.config.problems import Problem, did_you_mean, key_text
+from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import ConfigTables
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
 
@@ -27,44 +26,31 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
     yield from _routes(entries, tables, config)
-    for path, entry in entries.items():
-        yield from _engine_input(path, entry)
-    seen: set[tuple[str, Origin]] = set()
+    for path, file, line, argument in _arguments(entries):
+        if reason := flags.refused(argument):
+            yield Problem(file, line, key_text(path), reason)
+    for path, entry in _variables(entries):
+        if reason := flags.refused_variable(str(path[-1])):
+            yield _problem(entry, path, reason)
     wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
-    for spec in config.models.values():
-        for field, message in (*_consistent(spec), *_at_home(spec, wrong), *_of_engine(spec)):
-            origin = spec.origin(field)
-            if (field, origin) not in seen:  # a mistake in a profile is reported once
-                seen.add((field, origin))
-                yield _at(origin, spec, field, message)
+    yield from _of_models(config, lambda spec: (*_consistent(spec), *_at_home(spec, wrong), *_of_engine(spec)))
     yield from _listening(entries, config)
     yield from _backoff(config)
 
 
-def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
+def warnings(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     """Probable mistakes: missing files, models that never fit, flags that have their own setting."""
-    for path, entry in entries.items():
-        yield from _engine_advice(path, entry)
-    seen: set[tuple[str, Origin]] = set()
-    for spec in config.models.values():
-        for field in ("path", "mmproj", "draft_model", "chat_template_file", "binary"):
-            value, origin = getattr(spec, field), spec.origin(field)
-            if field == "binary" and spec.contained:
-                continue  # a path inside the container
-            reason = _file_reason(value, program=field == "binary")
-            if reason and (field, origin) not in seen:
-                seen.add((field, origin))
-                yield _at(origin, spec, field, reason, "warning")
-        for field, message in _without_effect(spec):
-            if (field, spec.origin(field)) not in seen:
-                seen.add((field, spec.origin(field)))
-                yield _at(spec.origin(field), spec, field, message, "warning")
-        limit = config.scheduler.memory
-        if spec.memory is not None and limit is not None and spec.memory > limit:
-            text = (
-                f"{units.format_size(spec.memory)} never fits, because scheduler.memory is {units.format_size(limit)}"
-            )
-            yield _at(spec.origin("memory"), spec, "memory", text, "warning")
+    literal = "is passed unchanged: ~ and $ are not expanded"
+    for path, file, line, argument in _arguments(entries):
+        if advice := flags.better(argument):
+            yield Problem(file, line, key_text(path), advice, "warning")
+        if flags.unexpanded(argument):
+            yield Problem(file, line, key_text(path), literal, "warning")
+    for path, entry in _variables(entries):
+        if entry.usable and flags.unexpanded(str(entry.value)):
+            yield _problem(entry, path, literal, "warning")
+    limit = config.scheduler.memory
+    yield from _of_models(config, lambda spec: (*_files(spec), *_without_effect(spec), *_fits(spec, limit)), "warning")
     key_file = config.server.key_file
     if key_file and not os.path.exists(key_file):
         yield _global(config, "server.key_file", f"no such file: {key_file}", "warning")
@@ -72,25 +58,56 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         "llama-server": config.llama_server.binary, "flm": config.flm.binary, "lemonade": config.lemonade.binary,
     }  # fmt: skip
     for engine, program in programs.items():
-        reason = _file_reason(program, program=True)
-        if reason:
+        if reason := _file_reason(program, program=True):
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
 
 
+def _of_models(
+    config: Config, check: Callable[[ModelSpec], Iterable[tuple[str, str]]], severity: Severity = "error"
+) -> Iterator[Problem]:
+    """What `check` says of the settings of each model, at the place where the setting was written, in whatever table.
+
+    A mistake in a profile is reported once.
+    """
+    seen: set[tuple[str, Origin]] = set()
+    for spec in config.models.values():
+        for field, message in check(spec):
+            origin = spec.origin(field)
+            if (field, origin) in seen:
+                continue
+            seen.add((field, origin))
+            table: KeyPath = origin.table or ("models", spec.name)
+            key: KeyPath = ("kv_cache_type", field[-1]) if field.startswith("cache_type_") else (field,)
+            yield Problem(origin.file or "", origin.line, key_text((*table, *key)), message, severity)
+
+
+def _arguments(entries: ConfigEntries) -> Iterator[tuple[KeyPath, str, int | None, str]]:
+    """Every valid element of extra_args, with its key, file and line."""
+    for path, entry in entries.items():
+        if path and path[-1] == "extra_args":
+            for index, (argument, line) in enumerate(entry.items):
+                if argument is not INVALID:
+                    yield (*path, index), entry.file, line, argument
+
+
+def _variables(entries: ConfigEntries) -> Iterator[tuple[KeyPath, ConfigEntry]]:
+    return ((path, entry) for path, entry in entries.items() if len(path) > 1 and path[-2] == "env")
+
+
 def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
-    table = entries[("models", name)]
-    path, model = entries.get(("models", name, "path")), entries.get(("models", name, "model"))
-    if table.value is not TABLE:
+    table: KeyPath = ("models", name)
+    path, model = entries.get((*table, "path")), entries.get((*table, "model"))
+    if entries[table].value is not TABLE:
         return
     if path is None and model is None and not (spec and spec.home == "container"):
-        text = 'set path = "…" (a file) or model = "…" (the engine\'s own id)'
-        yield Problem(table.file, table.line, key_text(("models", name)), text)
+        yield _problem(entries[table], table, 'set path = "…" (a file) or model = "…" (the engine\'s own id)')
     elif spec is not None and spec.engine != "llama-server" and path is not None:
         text = f'{spec.engine} does not use model files; set model = "…" instead ({spec.origin("engine")})'
-        yield Problem(path.file, path.line, key_text(("models", name, "path")), text)
+        yield _problem(path, (*table, "path"), text)
     elif path is not None and model is not None:
-        text = f"set either path or model, not both; path is set, too ({_where(path)})"
-        yield Problem(model.file, model.line, key_text(("models", name, "model")), text)
+        yield _problem(
+            model, (*table, "model"), f"set either path or model, not both; path is set, too ({_where(path)})"
+        )
 
 
 def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> Iterator[Problem]:
@@ -127,50 +144,20 @@ def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Ite
     """A route has a unique name and refers to existing models."""
     aliases = {alias: spec.name for spec in config.models.values() for alias in spec.aliases}
     for name in config.routes:
-        table = entries[("routes", name)]
         path: KeyPath = ("routes", name)
         if name in tables.models or name in aliases:
             owner = name if name in tables.models else aliases[name]
-            yield Problem(table.file, table.line, key_text(path), f"the name '{name}' is already taken by {owner}")
+            yield _problem(entries[path], path, f"the name '{name}' is already taken by {owner}")
         listed = entries.get((*path, "models"))
         if listed is None:
-            yield Problem(table.file, table.line, key_text(path), "set models = […], in order of preference")
+            yield _problem(entries[path], path, "set models = […], in order of preference")
             continue
         if not listed.items:
-            yield Problem(listed.file, listed.line, key_text((*path, "models")), "expected at least one model")
+            yield _problem(listed, (*path, "models"), "expected at least one model")
         for index, (model, line) in enumerate(listed.items):
             if model is not INVALID and model not in tables.models:
                 text = f"there is no [models.{key_text((model,))}]{did_you_mean(model, list(tables.models))}"
                 yield Problem(listed.file, line, key_text((*path, "models", index)), text)
-
-
-def _engine_input(path: KeyPath, entry: ConfigEntry) -> Iterator[Problem]:
-    for place, line, reason in _arguments(path, entry, flags.refused):
-        yield Problem(entry.file, line, key_text(place), reason)
-    if len(path) > 1 and path[-2] == "env":
-        refusal = flags.refused_variable(str(path[-1]))
-        if refusal:
-            yield Problem(entry.file, entry.line, key_text(path), refusal)
-
-
-def _engine_advice(path: KeyPath, entry: ConfigEntry) -> Iterator[Problem]:
-    for place, line, reason in _arguments(path, entry, flags.better):
-        yield Problem(entry.file, line, key_text(place), reason, "warning")
-    literal = "is passed unchanged: ~ and $ are not expanded"
-    for place, line, reason in _arguments(path, entry, lambda text: literal if flags.unexpanded(text) else None):
-        yield Problem(entry.file, line, key_text(place), reason, "warning")
-    if len(path) > 1 and path[-2] == "env" and entry.usable and flags.unexpanded(str(entry.value)):
-        yield Problem(entry.file, entry.line, key_text(path), literal, "warning")
-
-
-def _arguments(
-    path: KeyPath, entry: ConfigEntry, judge: Callable[[str], str | None]
-) -> Iterator[tuple[KeyPath, int | None, str]]:
-    if path and path[-1] == "extra_args":
-        for index, (argument, line) in enumerate(entry.items):
-            reason = None if argument is INVALID else judge(argument)
-            if reason:
-                yield (*path, index), line, reason
 
 
 def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
@@ -269,8 +256,7 @@ def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
             if reason:
                 yield Problem(entry.file, line, key, f"{address} can be reached from other machines {reason}")
         seen.add(address)
-    reason = _key_file_reason(server.key_file) if server.key_file else None
-    if reason:
+    if server.key_file and (reason := _key_file_reason(server.key_file)):
         yield _global(config, "server.key_file", reason)
 
 
@@ -304,6 +290,21 @@ def _backoff(config: Config) -> Iterator[Problem]:
         yield _global(config, f"scheduler.{key}", f"backoff_initial ({first}) is longer than backoff_max ({cap})")
 
 
+def _files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    for field in ("path", "mmproj", "draft_model", "chat_template_file", "binary"):
+        program = field == "binary"
+        if not (program and spec.contained):  # then it is a path inside the container
+            reason = _file_reason(getattr(spec, field), program=program)
+            if reason:
+                yield field, reason
+
+
+def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:
+    if spec.memory is not None and limit is not None and spec.memory > limit:
+        size, most = units.format_size(spec.memory), units.format_size(limit)
+        yield "memory", f"{size} never fits, because scheduler.memory is {most}"
+
+
 def _file_reason(value: str | None, *, program: bool) -> str | None:
     if value is None or not value.startswith("/"):
         return None
@@ -324,14 +325,10 @@ def _where(entry: ConfigEntry) -> str:
     return f"{entry.file}:{entry.line}"
 
 
-def _at(origin: Origin, spec: ModelSpec, field: str, message: str, severity: Any = "error") -> Problem:
-    """A problem at the place where a model's setting was written, in whatever table."""
-    table: KeyPath = origin.table or ("models", spec.name)
-    key: KeyPath = ("kv_cache_type", field[-1]) if field.startswith("cache_type_") else (field,)
-    return Problem(origin.file or "", origin.line, key_text((*table, *key)), message, severity)
+def _problem(entry: ConfigEntry, path: KeyPath, message: str, severity: Severity = "error") -> Problem:
+    return Problem(entry.file, entry.line, key_text(path), message, severity)
 
 
-def _global(config: Config, key: str, message: str, severity: Any = "error") -> Problem:
-    origin = config.origins.get(key)
-    file, line = (origin.file or "", origin.line) if origin else ("", None)
-    return Problem(file, line, key, message, severity)
+def _global(config: Config, key: str, message: str, severity: Severity = "error") -> Problem:
+    origin = config.origins.get(key, BUILT_IN)
+    return Problem(origin.file or "", origin.line, key, message, severity)

@@ -1,7 +1,8 @@
 """The schema as a tree that programs walk: which values each key allows.
 
 Builds the tree from the settings classes of model.py, once, by introspection. Knows types and `Meta.extra`; must never
-know a particular key's meaning. walk.py validates with it; show.py and jsonschema.py write values as in the file.
+know a particular key's meaning. walk.py validates with it, show.py writes values as in the file, and editors get it as
+JSON Schema.
 """
 
 from __future__ import annotations
@@ -121,6 +122,18 @@ def _limits(metas: list[msgspec.Meta]) -> str:
     if least is None and most is None:
         return ""
     return f" from {least} to {most}" if most is not None else f" of at least {least}"
+
+
+def json_schema() -> dict[str, Any]:
+    """For editors: completion, descriptions, ranges. Every key is optional and none may be added."""
+    schema = msgspec.json.schema(Document)
+    definitions: dict[str, Any] = schema["$defs"]
+    for structure in definitions.values():
+        structure.pop("required", None)
+        structure["additionalProperties"] = False
+    # A drop-in may add to a model that another file names: one file alone need not have path or model, but never both.
+    definitions["ModelTable"]["not"] = {"required": ["path", "model"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "accelerd.toml", **schema}
 
 
 @cache

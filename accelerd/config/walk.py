@@ -1,22 +1,42 @@
 """Validates one parsed file against the schema and collects every mistake in it.
 
 Turns nested tables into flat entries {path: value in the program's unit}, each with its file and line. Checks one key
-at a time; rules.py checks what involves several keys or files. Does no I/O.
+at a time, with a suggestion for one that does not exist; rules.py checks what involves several keys or files. No I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from accelerd.config import hints, shape
+from accelerd.config import shape
 from accelerd.config.positions import KeyPath
-from accelerd.config.problems import Problem, key_text, kind_text, value_text
+from accelerd.config.problems import Problem, closest, did_you_mean, key_text, kind_text, value_text
 from accelerd.config.shape import SchemaNode
+
+# names that llama-server, llama-swap, Ollama and LiteLLM use
+SYNONYMS: Final[Mapping[str, str]] = {
+    "alias": "aliases", "args": "extra_args", "cmd": "path", "ctx": "context", "ctx_size": "context",
+    "context_length": "context", "context_size": "context", "max_context": "context", "n_ctx": "context",
+    "num_ctx": "context", "cache_type": "kv_cache_type", "cache_type_k": "kv_cache_type",
+    "cache_type_v": "kv_cache_type", "environment": "env", "fa": "flash_attention", "flash_attn": "flash_attention",
+    "file": "path", "filename": "path", "gguf": "path", "model_path": "path", "hf": "model", "hf_repo": "model",
+    "repo": "model", "id": "model", "keep_alive": "idle_timeout", "ttl": "idle_timeout", "timeout": "start_timeout",
+    "n_gpu_layers": "gpu_layers", "ngl": "gpu_layers", "num_gpu": "gpu_layers", "n_parallel": "parallel",
+    "slots": "parallel", "np": "parallel", "max_concurrency": "concurrency", "concurrency_limit": "concurrency",
+    "profiles": "profile", "profile": "profiles", "temp": "temperature", "embedding": "embeddings",
+    "reranking": "rerank", "no_mmap": "mmap", "autoload": "preload", "load_on_start": "preload", "sticky": "pin",
+    "batch_size": "batch", "ubatch_size": "ubatch", "host": "listen", "port": "listen", "bind": "listen",
+    "api_key_file": "key_file", "cors_origins": "allowed_origins", "hosts": "allowed_hosts", "model": "models",
+    "default": "defaults", "engine": "engines", "repetition_penalty": "repeat_penalty",
+    "ram": "memory", "vram": "memory", "llama_server": "llama-server", "llamacpp": "llama-server",
+    "llama.cpp": "llama-server", "macros": "profiles", "templates": "profiles",
+    "backoff_first": "backoff_initial", "backoff_cap": "backoff_max", "tail": "hold_time",  # before 0.7.0
+}  # fmt: skip
 
 
 class _NoValue(Enum):
@@ -121,7 +141,7 @@ class TreeWalker:
         return result
 
     def _unknown(self, path: KeyPath, key: str, known: list[str]) -> None:
-        suffix = hints.hint(key, known, shape.homes() if self._root is None else {})
+        suffix = _hint(key, known, shape.homes() if self._root is None else {})
         what = "section" if not path else "key"
         self._report((*path, key), f"unknown {what}{suffix}")
 
@@ -141,3 +161,20 @@ class TreeWalker:
 
 def _got(value: Any, node: SchemaNode) -> str:
     return kind_text(value) if node.secret else value_text(value)
+
+
+def _hint(key: str, here: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> str:
+    """A suffix for "unknown key": a similar key of this table, or the section that the key belongs to, or nothing.
+
+    `elsewhere` maps a key to the sections that know it.
+    """
+    meant = SYNONYMS.get(key.lower().replace("-", "_"))
+    if meant in here:
+        return f"; did you mean '{meant}'?"
+    if key in elsewhere:
+        return f"; it belongs in {' or '.join(elsewhere[key])}"
+    suffix = did_you_mean(key, here)
+    if suffix or not elsewhere:
+        return suffix
+    near = closest(key, list(elsewhere))
+    return f"; did you mean '{near}', which belongs in {' or '.join(elsewhere[near])}?" if near else ""
