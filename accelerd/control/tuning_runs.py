@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,7 @@ from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
 from accelerd.engines.base import Endpoint, EngineBuild, TunedModel
+from accelerd.engines.llama_server import LlamaServer
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
@@ -89,13 +90,6 @@ class TuneDone(msgspec.Struct, tag="done", tag_field="event", kw_only=True):
 
 
 Tell = Callable[[TuneProgress], None]
-
-
-@runtime_checkable
-class Settles(Protocol):
-    """An engine that can say what rules and images make of a model."""
-
-    async def settled(self, spec: ModelSpec) -> tuple[TunedModel, EngineBuild]: ...
 
 
 class Machine(Protocol):
@@ -182,11 +176,11 @@ class TuningRuns:
     async def _setting(self, spec: ModelSpec) -> Setting:
         """AccelError when the model could not be started, or its engine has nothing to set."""
         engine = self._engines[spec.engine]
-        if not isinstance(engine, Settles):
+        if not isinstance(engine, LlamaServer):
             raise AccelError("bad_request", f"cannot measure {spec.name}: {spec.engine} has nothing that could be set")
-        tuned, build = await engine.settled(spec)
-        device = await self._machine.device(spec, build)
-        return Setting(tuned, build, device, *self._machine.cores())
+        settled = await engine.settle(spec)
+        device = await self._machine.device(spec, settled.build)
+        return Setting(settled.tuned, settled.build, device, *self._machine.cores())
 
     def _refuse_if_busy(self, name: str) -> None:
         moving = (State.STARTING, State.DRAINING, State.STOPPING, State.KILLING)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,20 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, ContainerProgram, ProgramOutput
-from accelerd.engines.llama_server.features import FeatureReader, Features, parse_help
-from accelerd.engines.llama_server.fit_cache import FitCache
-from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow, arguments, parse, ways
-from accelerd.engines.llama_server.fit_params import FILE, FitParams
+from accelerd.engines.llama_server import fit_params
+from accelerd.engines.llama_server.answers import AnswerCache
+from accelerd.engines.llama_server.features import FeatureReader, Features, ProgramOption, parse_help
+from accelerd.engines.llama_server.fit_params import (
+    FILE,
+    FitAnswer,
+    FitParams,
+    FitRow,
+    arguments,
+    beside,
+    parse,
+    ways,
+)
+from accelerd.engines.program import Program, local
 from tests.engines.helps import THIS_YEAR, model_file
 from tests.memory.zoo import make
 
@@ -59,8 +69,8 @@ TOOL = features(TOOL_HELP)
 JSONL = features(TOOL_HELP + "--log-jsonl, --no-log-jsonl             log as JSON\n")
 
 
-def told(spec: ModelSpec, tool: Features = TOOL, devices: Sequence[str] = ()) -> str:
-    return shlex.join(arguments(spec, SERVER, tool, devices)[0])
+def told(spec: ModelSpec, tool: Features = TOOL) -> str:
+    return shlex.join(arguments(spec, SERVER, tool)[0])
 
 
 # --- what it is told ---
@@ -75,7 +85,6 @@ def test_it_is_told_what_the_server_is_told_and_nothing_else() -> None:
         "-m /m.gguf -c 3000 -np 3 --cache-type-k q8_0 --cache-type-v q8_0 -lm none -ngl all -fa on -b 1024 -ub 256"
         " --offline --fit-print on"
     )
-    assert told(spec, JSONL, ("Vulkan0", "Vulkan1")).endswith("--device Vulkan0,Vulkan1 --fit-print on")
     assert ways(JSONL) == (("--log-jsonl",),) * 3 + (("--no-repack",),)
     assert ways(features("-m,  --model FNAME    file\n")) == ((),)
 
@@ -89,7 +98,7 @@ def test_batches_of_an_embedding_model_are_the_servers() -> None:
 def test_extra_arguments_count_where_they_change_sizes() -> None:
     extra = ("--ctx-size", "512", "--seed", "-1", "-ot", "a=CPU", "--kv_unified", "--unheard-of", "5", "-fa", "off")
     spec = ModelSpec("m", path="/m.gguf", mmproj="/p.gguf", extra_args=extra)
-    words, left_out = arguments(spec, SERVER, TOOL, ())
+    words, left_out = arguments(spec, SERVER, TOOL)
     assert words[words.index("8192") + 1 :] == (
         "-np", "1", "--offline", "--ctx-size", "512", "-fa", "off", "--fit-print", "on",
     )  # fmt: skip
@@ -166,10 +175,34 @@ esac
         return self.counter.read_text().splitlines() if self.counter.exists() else []
 
 
-def ask(fake: Fake, model: Path, *, of: FitParams | None = None, timeout: float = 10.0, **options: Any) -> Any:
+def fit(cache: Path | None = None) -> FitParams:
+    return FitParams(cache, FeatureReader(cache))
+
+
+async def question(
+    fake: Fake, model: Path, of: FitParams, env: Mapping[str, str] = ENV, listed: str = "", **options: Any
+) -> FitAnswer | None:
+    tool = beside(fake.server.binary, env)
     spec = ModelSpec("m", path=str(model), **options)
-    one = of or FitParams(None, timeout=timeout)
-    return asyncio.run(one.ask(spec, fake.server, [str(model)], ENV))
+    return await of.ask(tool, spec, fake.server, [str(model)], listed) if tool else None
+
+
+def ask(fake: Fake, model: Path, *, of: FitParams | None = None, **options: Any) -> Any:
+    return asyncio.run(question(fake, model, of or fit(), **options))
+
+
+def played(monkeypatch: pytest.MonkeyPatch, answer: Callable[[tuple[str, ...]], str]) -> None:
+    """What the tool says is made up, but for its help."""
+
+    def fake(path: str, env: Mapping[str, str], within: float, drivers: frozenset[str] = frozenset()) -> Program:
+        real = local(path, env, within, drivers)
+
+        async def run(*words: str) -> ProgramOutput:
+            return await real.run(*words) if len(words) == 1 else ProgramOutput(0, answer(words), "")
+
+        return Program(real.path, real.identity, run, real.lasting, real.drivers)
+
+    monkeypatch.setattr(fit_params, "local", fake)
 
 
 @pytest.fixture
@@ -197,11 +230,10 @@ def test_no_tool_beside_the_server_is_no_answer(tmp_path: Path, model: Path) -> 
 )
 def test_what_goes_wrong_is_not_known_and_asked_once(tmp_path: Path, model: Path, body: str, why: str) -> None:
     fake = Fake(tmp_path / "bin", body)
-    fits = FitParams(tmp_path / "cache")
+    fits = fit(tmp_path / "cache")
 
     async def twice() -> list[FitAnswer | None]:
-        spec = ModelSpec("m", path=str(model))
-        return [await fits.ask(spec, fake.server, [str(model)], ENV) for _ in range(2)]
+        return [await question(fake, model, fits) for _ in range(2)]
 
     first, second = asyncio.run(twice())
     assert first is not None
@@ -212,42 +244,42 @@ def test_what_goes_wrong_is_not_known_and_asked_once(tmp_path: Path, model: Path
     assert not (tmp_path / "cache" / FILE).exists(), "the next daemon asks again"
 
 
-def test_a_tool_that_hangs_is_ended(tmp_path: Path, model: Path) -> None:
+def test_a_tool_that_hangs_is_ended(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(tmp_path / "bin", "sleep 300")
-    answer = ask(fake, model, of=FitParams(None, features=FeatureReader(None), timeout=0.2))
-    assert answer.why_not.endswith("did not finish within 0.2 s")
+    monkeypatch.setattr(fit_params, "TIMEOUT", 1.0)
+    assert ask(fake, model).why_not.endswith("did not finish within 1 s")
 
 
-def test_what_had_no_time_is_asked_again(tmp_path: Path, model: Path) -> None:
+def test_what_had_no_time_is_asked_again(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
-    limits = []
+    times: list[tuple[str, ...]] = []
 
-    async def busy(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> ProgramOutput:
-        limits.append(within)
-        if len(limits) == 1:
+    def busy(words: tuple[str, ...]) -> str:
+        times.append(words)
+        if len(times) == 1:
             raise AccelError("model_failed", "too slow", cause=Cause.NO_PROGRAM.value)
-        return ProgramOutput(0, "Host 5 1 1\n", "")
+        return "Host 5 1 1\n"
 
-    fits = FitParams(None, run=busy)
+    played(monkeypatch, busy)
+    fits = fit()
     assert ask(fake, model, of=fits).why_not == "too slow"
     assert ask(fake, model, of=fits).rows
-    assert limits == [10.0, 10.0]
 
 
 @pytest.mark.parametrize(("good", "asked"), [(1, 1), (3, 3), (99, 4)])
 def test_json_that_is_lost_is_asked_for_again_and_then_plain(
-    tmp_path: Path, model: Path, good: int, asked: int
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, good: int, asked: int
 ) -> None:
     """llama-fit-params may end before its log is written."""
     told = []
 
-    async def forgetful(argv: tuple[str, ...], env: Mapping[str, str], within: float) -> ProgramOutput:
-        told.append(argv[-1])
-        kept = ROWS if len(told) == good else "Host 7 1 1\n"
-        return ProgramOutput(0, kept, "")
+    def forgetful(words: tuple[str, ...]) -> str:
+        told.append(words[-1])
+        return ROWS if len(told) == good else "Host 7 1 1\n"
 
+    played(monkeypatch, forgetful)
     fake = Fake(tmp_path / "bin", "exit 1", TOOL_HELP + "--log-jsonl, --no-log-jsonl    log as JSON\n")
-    answer = ask(fake, model, of=FitParams(None, run=forgetful))
+    answer = ask(fake, model)
     assert told == ["--log-jsonl"] * min(asked, 3) + ["--no-repack"] * (asked == 4)
     assert answer.model == (7 if asked == 4 else 22) * MIB
 
@@ -266,8 +298,8 @@ def test_a_program_that_is_no_such_tool_is_never_started(tmp_path: Path, model: 
 def test_a_file_that_is_gone_or_downloaded_is_not_asked_about(tmp_path: Path, model: Path) -> None:
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
     assert "cannot read" in ask(fake, tmp_path / "none.gguf").why_not
-    answer = asyncio.run(FitParams(None).ask(ModelSpec("m", model="a/b"), fake.server, [], ENV))
-    assert answer is not None
+    tool = local(str(fake.tool), ENV, 10.0)
+    answer = asyncio.run(fit().ask(tool, ModelSpec("m", model="a/b"), fake.server, []))
     assert "downloads" in answer.why_not
     assert fake.runs == []
 
@@ -287,7 +319,7 @@ def test_an_answer_is_kept_for_the_file_the_settings_and_the_program(tmp_path: P
     cache = tmp_path / "cache"
 
     def runs(**options: Any) -> int:
-        answer = ask(fake, model, of=FitParams(cache), **options)  # each time another daemon
+        answer = ask(fake, model, of=fit(cache), **options)  # each time another daemon
         assert answer.rows == (FitRow("Host", "host", 5 * MIB, MIB, MIB),)
         return len(fake.runs)
 
@@ -301,11 +333,10 @@ def test_an_answer_is_kept_for_the_file_the_settings_and_the_program(tmp_path: P
 
 def test_the_same_question_at_once_is_asked_once(tmp_path: Path, model: Path) -> None:
     fake = Fake(tmp_path / "bin", "sleep 0.05; echo Host 5 1 1")
-    fits = FitParams(tmp_path / "cache")
+    fits = fit(tmp_path / "cache")
 
     async def scenario() -> None:
-        spec = ModelSpec("m", path=str(model))
-        answers = await asyncio.gather(*(fits.ask(spec, fake.server, [str(model)], ENV) for _ in range(5)))
+        answers = await asyncio.gather(*(question(fake, model, fits) for _ in range(5)))
         assert all(answer is not None and answer.rows for answer in answers)
 
     asyncio.run(scenario())
@@ -314,19 +345,18 @@ def test_the_same_question_at_once_is_asked_once(tmp_path: Path, model: Path) ->
 
 def test_devices_that_come_and_go_are_asked_about_anew(tmp_path: Path, model: Path) -> None:
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
-    fits = FitParams(None)
+    fits = fit()
 
     async def scenario() -> None:
-        spec = ModelSpec("m", path=str(model))
         for listed, runs in (
             ("Vulkan0: Radeon (8192 MiB, 8000 MiB free)", 1),
             ("Vulkan0: Radeon (8192 MiB, 90 MiB free)", 1),
             ("", 2),
         ):
-            assert await fits.ask(spec, fake.server, [str(model)], ENV, listed=listed)
+            assert await question(fake, model, fits, listed=listed)
             assert len(fake.runs) == runs
         env = {**ENV, "GGML_VK_VISIBLE_DEVICES": "1"}
-        assert await fits.ask(spec, fake.server, [str(model)], env)
+        assert await question(fake, model, fits, env)
         assert len(fake.runs) == 3
 
     asyncio.run(scenario())
@@ -337,14 +367,14 @@ def test_the_cache_is_bounded_and_what_was_used_stays(tmp_path: Path) -> None:
     answers = {str(n): FitAnswer((FitRow("Host", "host", n + 1, 0, 0),)) for n in range(6)}
 
     async def scenario() -> None:
-        cache = FitCache(file, limit=3)
+        cache = AnswerCache(file, FitAnswer, 3)
         for key in "012":
-            await cache.keep(key, answers[key])
+            await cache.keep(key, answers[key], lasting=True)
         assert await cache.find("0") == answers["0"]
         for key in "34":
-            await cache.keep(key, answers[key])
-        await cache.keep("5", FitAnswer(why_not="no"))
-        other = FitCache(file, limit=3)
+            await cache.keep(key, answers[key], lasting=True)
+        await cache.keep("5", FitAnswer(why_not="no"), lasting=False)
+        other = AnswerCache(file, FitAnswer, 3)
         assert [await other.find(key) for key in "01234"] == [answers["0"], None, None, answers["3"], answers["4"]]
         assert await cache.find("5") == FitAnswer(why_not="no")
 
@@ -352,22 +382,20 @@ def test_the_cache_is_bounded_and_what_was_used_stays(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["f.json"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b'{"format": 99, "answers": {}}', b'{"format": 1, "answers": {"a": 5}}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 99, "answers": {}}', b'{"a": 5}', b"[]"])
 def test_a_broken_cache_is_made_anew(tmp_path: Path, model: Path, content: bytes) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / FILE).write_bytes(content)
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
     for _ in range(2):
-        assert ask(fake, model, of=FitParams(tmp_path / "cache")).rows
+        assert ask(fake, model, of=fit(tmp_path / "cache")).rows
     assert len(fake.runs) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").write_text("")
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
-    assert ask(fake, model, of=FitParams(tmp_path / "file" / "cache")).rows
+    assert ask(fake, model, of=fit(tmp_path / "file" / "cache")).rows
 
 
 # --- in a container ---
@@ -393,18 +421,18 @@ class Container(ContainerAccess):
         return ProgramOutput(self.status, "Vulkan0 5 1 1\nHost 1 0 0\n", "")
 
 
-def inside(place: Container, model: Path, fits: FitParams, **settings: Any) -> FitAnswer | None:
+def inside(place: Container, model: Path, fits: FitParams, **settings: Any) -> FitAnswer:
     spec = ModelSpec("m", path=str(model), home="podman", image="img", **settings)
     seen = ModelSpec("m", path="/run/host/m.gguf")
     found = ContainerProgram("/app/llama-server", "image-1", {}, {}, "image img")
-    return asyncio.run(fits.ask_inside(spec, seen, SERVER, [str(model)], found, place))
+    tool = fit_params.inside(spec, found, place, [str(model)])
+    return asyncio.run(fits.ask(tool, seen, SERVER, [str(model)]))
 
 
 def test_in_a_container_it_is_asked_there_by_its_own_name(tmp_path: Path, model: Path) -> None:
-    place, fits = Container(TOOL_HELP), FitParams(tmp_path)
+    place, fits = Container(TOOL_HELP), fit(tmp_path)
     for _ in range(2):
         answer = inside(place, model, fits)
-        assert answer is not None
         assert [row.name for row in answer.rows] == ["Vulkan0", "Host"]
     assert [words[:3] for words in place.asked] == [
         ("/app/llama-fit-params", "--help"),
@@ -416,31 +444,30 @@ def test_in_a_container_it_is_asked_there_by_its_own_name(tmp_path: Path, model:
 
 
 def test_a_container_without_it_is_asked_once(model: Path) -> None:
-    place, fits = Container(""), FitParams(None)
-    assert [inside(place, model, fits) for _ in range(2)] == [None, None]
+    place, fits = Container(""), fit()
+    assert all("printed no options" in inside(place, model, fits).why_not for _ in range(2))
     assert len(place.asked) == 1
 
 
 def test_a_container_that_does_not_run_is_asked_again(model: Path) -> None:
-    place, fits = Container(TOOL_HELP), FitParams(None)
+    place, fits = Container(TOOL_HELP), fit()
     place.failing = AccelError("model_failed", "it is not running", cause=Cause.REFUSED.value)
     answer = inside(place, model, fits)
-    assert answer is not None
     assert answer.why_not == "it is not running"
     place.failing = None
     answer = inside(place, model, fits)
-    assert answer is not None
     assert answer.rows
 
 
-def test_a_container_that_does_not_answer_is_not_waited_for(model: Path) -> None:
+def test_a_container_that_does_not_answer_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_params, "TIMEOUT", 0.05)
+
     class Silent(Container):
         async def ask(self, spec: ModelSpec, *argv: str) -> ProgramOutput:
             await asyncio.Event().wait()
             raise AssertionError
 
-    answer = inside(Silent(TOOL_HELP), model, FitParams(None, timeout=0.05))
-    assert answer is not None
+    answer = inside(Silent(TOOL_HELP), model, fit())
     assert "did not finish" in answer.why_not
 
 
@@ -452,25 +479,24 @@ def real(server: str, spec: ModelSpec, weights: Sequence[Path], *, plain: bool =
 
     async def scenario() -> FitAnswer:
         reader = FeatureReader(None)
-        built = await reader.read(server, ENV)
+        built = await reader.read(local(server, ENV, 20.0))
+        tool = beside(server, ENV)
+        assert tool is not None
         if plain:
-            tool = await reader.read(str(Path(server).with_name("llama-fit-params")), ENV)
-            options = {name: option for name, option in tool.options.items() if "log-jsonl" not in name}
-            reader = Known(Features(tool.binary, tool.version, options))
-        answer = await FitParams(None, features=reader).ask(spec, built, [str(path) for path in weights], ENV)
-        assert answer is not None
-        return answer
+            known = await reader.read(tool)
+            reader = Known(known.version, {name: o for name, o in known.options.items() if "log-jsonl" not in name})
+        return await FitParams(None, reader).ask(tool, spec, built, [str(path) for path in weights])
 
     return asyncio.run(scenario())
 
 
 class Known(FeatureReader):
-    def __init__(self, features: Features) -> None:
+    def __init__(self, version: str, options: Mapping[str, ProgramOption]) -> None:
         super().__init__(None)
-        self._features = features
+        self._version, self._options = version, options
 
-    async def read(self, binary: str, env: Mapping[str, str]) -> Features:
-        return self._features
+    async def read(self, program: Program) -> Features:
+        return Features(program.path, self._version, self._options)
 
 
 def test_the_repack_trap(llama_server: str, tmp_path: Path) -> None:

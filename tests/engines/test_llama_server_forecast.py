@@ -15,7 +15,7 @@ from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Endpoint, EngineBuild, FixedServer
 from accelerd.engines.llama_server import LlamaServer
-from accelerd.engines.llama_server.fit_command import FitAnswer, FitRow
+from accelerd.engines.llama_server.fit_params import FitAnswer, FitRow
 from accelerd.engines.llama_server.forecast import FROM_TOOL, Forecaster, corrected, settings_of
 from accelerd.estimate.estimate import REPACKED, EstimateSettings, estimate
 from accelerd.estimate.placing import FROM_HEADER, options

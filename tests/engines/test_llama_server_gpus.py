@@ -10,7 +10,7 @@ import pytest
 from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.llama_server import LlamaServer
-from accelerd.engines.llama_server.gpus import listed, names_of
+from accelerd.engines.llama_server.output import listed, names_of
 from tests.engines.helps import THIS_YEAR, model_file
 
 GIB = 1 << 30

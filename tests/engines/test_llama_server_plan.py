@@ -98,18 +98,6 @@ def test_program_is_found_on_path_then_in_the_search_directories(binary: Path, t
     assert found.argv[0] == str(binary)
 
 
-def test_lookup_is_a_seam(binary: Path, tmp_path: Path) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def which(name: str, path: str) -> str:
-        asked.append((name, path))
-        return str(binary)
-
-    server = engine("some-llama", environ={"PATH": SYSTEM_PATH}, search=[Path("/b")], which=which)
-    assert plan(server, spec(tmp_path), tmp_path).argv[0] == str(binary)
-    assert asked == [("some-llama", f"{SYSTEM_PATH}:/b")]
-
-
 def test_home_is_the_environments_and_a_models_own_program_wins(binary: Path, tmp_path: Path) -> None:
     server = engine("/none", environ={"PATH": "/bin", "HOME": str(tmp_path)})
     assert plan(server, spec(tmp_path, binary="~/bin/llama-server"), tmp_path).argv[0] == str(binary)

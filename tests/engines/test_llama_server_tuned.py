@@ -15,7 +15,8 @@ from msgspec import structs
 
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.engines.base import LaunchPlan, TunedModel
-from accelerd.engines.llama_server import backend
+from accelerd.engines.llama_server import engine as engine_module
+from accelerd.engines.llama_server import output
 from accelerd.engines.llama_server.argv import CommandLine, build
 from accelerd.tuning.tuner import RuleTuner
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR, program, runs
@@ -175,12 +176,14 @@ def test_devices_are_asked_for_once_and_again_for_other_drivers(tmp_path: Path) 
     assert (len(listed.split()), runs(tmp_path / "bin" / "llama-server")) == (2, 1)
 
 
-def test_a_program_that_hangs_when_it_lists_devices_still_starts(tmp_path: Path) -> None:
+def test_a_program_that_hangs_when_it_lists_devices_still_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
     binary = program(folder, THIS_YEAR + DEVICES, extra='[ "$1" = --list-devices ] && exec sleep 60')
     server = engine(binary, tuner=RuleTuner(tmp_path / "accelerd.toml", lambda: [STRIX_HALO]))
-    server._features._timeout = 0.3
+    monkeypatch.setattr(engine_module, "HELP_TIMEOUT", 2.0)
     assert "-ngl all" in shown(plan(server, qwen(tmp_path), tmp_path))
 
 
@@ -256,7 +259,7 @@ def test_a_plan_with_its_notes_can_be_kept(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_a_list_of_devices_tells(text: str, expected: str) -> None:
-    assert backend.of_listing(text) == expected
+    assert output.backend_listed(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ def test_what_a_list_of_devices_tells(text: str, expected: str) -> None:
     ],
 )
 def test_what_an_image_tells(image: str, expected: str) -> None:
-    assert backend.of_image(image) == expected
+    assert output.backend_of_image(image) == expected
 
 
 def test_what_libraries_tell(tmp_path: Path) -> None:
@@ -282,12 +285,12 @@ def test_what_libraries_tell(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     binary = tmp_path / "bin" / "llama-server"
     binary.touch()
-    assert backend.beside(str(binary)) == ""
+    assert output.backend_beside(str(binary)) == ""
     for name in ("libggml-base.so", "libggml-cpu-haswell.so", "libggml-vulkan.so.0"):
         (tmp_path / "lib" / name).touch()
-    assert backend.beside(str(binary)) == "vulkan"
+    assert output.backend_beside(str(binary)) == "vulkan"
     os.symlink(tmp_path / "lib" / "libggml-base.so", tmp_path / "bin" / "libggml-hip.so")
-    assert backend.beside(str(binary)) == ""  # which of the two it is, cannot be said
+    assert output.backend_beside(str(binary)) == ""  # which of the two it is, cannot be said
 
 
 def test_origins_of_rules_are_told_from_a_persons() -> None:

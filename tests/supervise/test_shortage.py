@@ -13,7 +13,7 @@ import pytest
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.engines.llama_server.output import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, allocation_failed, failed_allocation
 from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag

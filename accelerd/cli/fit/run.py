@@ -150,11 +150,12 @@ def settled(
         tuner=tuner,
     )
     try:
-        tuned, build = asyncio.run(engine.settled(replace(spec, path=None, mmproj=None, draft_model=None)))
+        found = asyncio.run(engine.settle(replace(spec, path=None, mmproj=None, draft_model=None)))
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]
-    return replace(tuned.spec, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), build, []
+    tuned = found.tuned.spec
+    return replace(tuned, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), found.build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:

@@ -22,7 +22,7 @@ from accelerd.engines.lemonade import request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
 from accelerd.engines.lemonade.traits import traits
-from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.engines.llama_server.output import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)

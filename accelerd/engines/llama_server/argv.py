@@ -3,6 +3,10 @@
 Each setting is written in the words this build knows, with its source and reason beside it. What a build cannot express
 is an error that names it, unless leaving it out changes nothing a person asked for: what only a tuning rule advises is
 left out with a warning. No value is ever split or interpreted: one value is one token.
+
+Extra arguments come last, so they win over accelerd's own. Refused is what accelerd must own to supervise (where it
+listens, its key, which model), what would put a secret on the command line, and what lets a model run commands on the
+machine.
 """
 
 from __future__ import annotations
@@ -13,11 +17,9 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Endpoint, Flag, TuningAdvice
-from accelerd.engines.llama_server.extra import check_arguments, check_environment
+from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
 from accelerd.engines.llama_server.features import Features, ProgramOption
 
 BUILT_IN: Final = "built-in"
@@ -44,6 +46,34 @@ SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("seed", ("--seed",)),
     ("max_tokens", ("--predict", "--n-predict", "-n")),
 )
+
+# name → why it is refused; every other name of the same option, and its environment variable, is refused with it
+OWNED: Final[dict[str, str]] = {
+    "--host": "accelerd decides where it listens",
+    "--port": "accelerd decides where it listens",
+    "--reuse-port": "another process could take over the port",
+    "--api-prefix": "accelerd asks it at the usual paths",
+    "--ssl-key-file": "accelerd talks to it in plain HTTP",
+    "--ssl-cert-file": "accelerd talks to it in plain HTTP",
+    "--api-key": "each start has its own key, which is never on a command line",
+    "--api-key-file": "each start has its own key",
+    "--hf-token": "a command line can be read by everybody: put HF_TOKEN into env",
+    "--alias": "answers carry the configured name: use aliases",
+    "--model": "write path or model",
+    "--hf-repo": "write path or model",
+    "--model-url": "write path or model",
+    "--docker-repo": "write path or model",
+    "--models-dir": "accelerd starts one server for each model itself",
+    "--models-preset": "accelerd starts one server for each model itself",
+    "--tools": "a model could run commands on this machine",
+    "--tools-runtime": "a model could run commands on this machine",
+    "--agent": "a model could run commands on this machine",
+    "--mcp-servers-config": "a model could run commands on this machine",
+    "--mcp-servers-json": "a model could run commands on this machine",
+    "--ui-mcp-proxy": "web pages could reach other machines through it",
+    "--log-prompts-dir": "prompts are never written to disk",
+}
+SECRET_VARIABLES: Final = frozenset({"HF_TOKEN"})  # may be set although its option may not
 
 
 class CommandLine(Struct):
@@ -127,12 +157,8 @@ def build(
         line.add("--log-colors", "off", reason="output goes to the journal")
     _extra(line)
     if line.refusals:
-        raise AccelError(
-            "model_failed",
-            f"cannot start {spec.name} as configured with {features.binary} ({features.version}): "
-            + "; ".join(line.refusals),
-            cause=Cause.REFUSED.value,
-        )
+        program = f"{features.binary} ({features.version})"
+        fail(Cause.REFUSED, f"cannot start {spec.name} as configured with {program}: {'; '.join(line.refusals)}")
     return line
 
 
@@ -269,11 +295,38 @@ def _sampling(line: CommandLine) -> None:
             line.set(f"sampling.{key}", names, value, "where a request does not say")
 
 
+def normal(token: str) -> str:
+    """An argument as llama-server compares it: underscores in a long name are dashes; a value after `=` is cut off."""
+    name = token.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def owned(features: Features) -> dict[str, str]:
+    """Every name and environment variable of the options that may not be set, with the reason."""
+    reasons = dict(OWNED)
+    for name, reason in OWNED.items():
+        option = features.options.get(name)
+        if option is not None:
+            for other in (*option.names, *option.env):
+                if other not in SECRET_VARIABLES:
+                    reasons.setdefault(other, reason)
+    return reasons
+
+
 def _extra(line: CommandLine) -> None:
-    spec = line.spec
-    refusals, warnings = check_arguments(spec.extra_args, line.features)
-    refusals += check_environment(tuple(name for name, _ in spec.env), line.features)
-    line.refusals += refusals
-    line.warnings += warnings
-    if spec.extra_args:
-        line.add(*spec.extra_args, key="extra_args", reason="as written, after everything else")
+    """A value that looks like a refused option is refused too: which of the two it is, only the build knows."""
+    reasons = owned(line.features)
+    for token in line.spec.extra_args:
+        name = normal(token)
+        option = line.features.options.get(name)
+        if name in reasons:
+            line.refusals.append(f"extra_args {name}: {reasons[name]}")
+        elif not name.startswith("--") or len(name) == 2:
+            continue  # a value, or a short name that could be a negative number
+        elif option is None:
+            line.warnings.append(f"extra_args {name} is not in the help of this build: it may refuse to start")
+        elif option.removed:
+            line.refusals.append(f"extra_args {name}: {option.text}")
+    line.refusals += [f"env {name}: {reasons[name]}" for name, _ in line.spec.env if name in reasons]
+    if line.spec.extra_args:
+        line.add(*line.spec.extra_args, key="extra_args", reason="as written, after everything else")

@@ -15,9 +15,9 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from msgspec.structs import replace
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -27,14 +27,15 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import (
     ContainerAccess,
     ContainerLookup,
+    ContainerProgram,
     Dialect,
     Endpoint,
     Engine,
     EngineBuild,
     FixedServer,
+    Flag,
     LaunchPlan,
     ModelTuner,
-    ProgramOutput,
     Task,
     Traits,
     TunedModel,
@@ -42,16 +43,16 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
-from accelerd.engines.llama_server import argv, backend, environment, files, gpus
-from accelerd.engines.llama_server import in_container as inside
+from accelerd.engines.llama_server import argv, environment, files, fit_params, output
 from accelerd.engines.llama_server.features import FeatureReader, Features
-from accelerd.engines.llama_server.fit_params import FitAnswer, FitParams
 from accelerd.engines.llama_server.forecast import Forecaster
-from accelerd.engines.llama_server.shortage import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.engines.program import Program, find, local
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)
 
+HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
+HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROBES: Final = {
     "generate": ("/v1/completions", b'{"prompt": " ", "max_tokens": 1}'),
@@ -75,12 +76,16 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
-class PlannedLaunch(NamedTuple):
-    """What the last plan for a model has found out."""
+class Settled(Struct, frozen=True):
+    """A model with the program that runs it, and with all that images and tuning rules add."""
 
     told: ModelSpec  # as the configuration has it
-    settled: ModelSpec
+    tuned: TunedModel  # with the names that hold where the program is
+    program: Program
+    features: Features
     build: EngineBuild
+    place: ContainerAccess | None  # None: on this machine
+    found: ContainerProgram | None
 
 
 class LlamaServer(Engine):
@@ -97,13 +102,9 @@ class LlamaServer(Engine):
         search: Sequence[Path] = (),
         port: Callable[[], int] = free_port,
         token: Callable[[], str] = new_token,
-        which: files.Which = files.system_which,
-        features: FeatureReader | None = None,
         places: ContainerLookup = on_this_machine,
         tuner: ModelTuner = untuned,
         devices: Callable[[], Iterable[Device]] = tuple,
-        forecaster: Forecaster | None = None,
-        fit: FitParams | None = None,
     ) -> None:
         """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
         self._devices = devices
@@ -114,34 +115,31 @@ class LlamaServer(Engine):
         self._search = tuple(search)
         self._port = port
         self._token = token
-        self._which = which
-        self._features = features or FeatureReader(cache)
-        self._forecaster = forecaster or Forecaster()
-        self._fit = fit or FitParams(cache, features=self._features)
-        self._planned: dict[str, PlannedLaunch] = {}  # by model
+        self._features = FeatureReader(cache)
+        self._forecaster = Forecaster()
+        self._fit = fit_params.FitParams(cache, self._features)
+        self._settled: dict[str, Settled] = {}  # by model, of its last plan
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
-        binary = await asyncio.to_thread(
-            files.find_binary, spec.binary or self._settings.binary, self._environ, self._search, self._which
-        )
-        found = await self._features.read(binary, environment.for_help(self._environ, spec))
-        return replace(found, binary=binary)  # as it was named: a symlink may be what tells versions apart
+        return await self._features.read(await asyncio.to_thread(self._local, spec))
+
+    def _local(self, spec: ModelSpec) -> Program:
+        path = find(spec.binary or self._settings.binary, self._environ, HINT, self._search)
+        env = environment.for_help(self._environ, spec)
+        return local(path, env, HELP_TIMEOUT, environment.DRIVER_VARIABLES)
 
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
 
         `slots`: PCI slots of those it shall use; none: the program decides.
         """
-        place = await self._places(spec)
-        if isinstance(place, FixedServer):
-            return inside.fixed_plan(spec, place)
-        await asyncio.to_thread(files.check_files, spec)
-        features, tuned, build = await self._tuned(spec, place)
-        self._planned[spec.name] = PlannedLaunch(spec, tuned.spec, build)
-        spec = tuned.spec
+        if isinstance(fixed := await self._places(spec), FixedServer):
+            return _fixed_plan(spec, fixed)
+        settled = self._settled[spec.name] = await self.settle(spec)
+        spec, features, tuned = settled.tuned.spec, settled.features, settled.tuned
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
-        named, doubt = await self._named(spec, place, features, slots)
+        named, doubt = await self._named(settled, slots)
         line = argv.build(spec, features, endpoint, tuned.advice, named)
         secret = self._token()
         env, env_flags = environment.for_server(self._environ, spec, secret, tuned.advice)
@@ -156,102 +154,80 @@ class LlamaServer(Engine):
             warnings=(*filter(None, (warning, doubt)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
-            backend=build.backend,
-            out_of_memory=OUT_OF_MEMORY,
-            too_large=TOO_LARGE,
+            backend=settled.build.backend,
+            out_of_memory=output.OUT_OF_MEMORY,
+            too_large=output.TOO_LARGE,
         )
 
-    async def _named(
-        self, spec: ModelSpec, place: ContainerAccess | None, features: Features, slots: Sequence[str]
-    ) -> tuple[tuple[str, ...], str | None]:
+    async def _named(self, settled: Settled, slots: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
         """What the program calls the GPUs in these slots, where it has a choice; a warning where that is not known."""
-        if not slots or spec.gpu_layers == 0:
+        if not slots or settled.tuned.spec.gpu_layers == 0:
             return (), None
-        found = gpus.names_of(await self._listing(spec, place, features), self._devices(), slots)
+        program = settled.program
+        found = output.names_of(await self._features.devices(program, settled.features), self._devices(), slots)
         if found is None:
-            return (), f"cannot tell which device of {features.binary} is {', '.join(slots)}: the program chooses"
+            return (), f"cannot tell which device of {program.path} is {', '.join(slots)}: the program chooses"
         return found, None
 
-    async def _listing(self, spec: ModelSpec, place: ContainerAccess | None, features: Features) -> str:
-        """What its program lists as devices."""
-        if place is None:
-            return await self._features.devices(features, environment.for_help(self._environ, spec))
-        inside_it = await place.look(spec, self._program(spec), inside.files_of(spec))
-        return await self._features.devices_inside(inside_it, features, partial(place.ask, spec))
-
-    def _program(self, spec: ModelSpec) -> str:
-        """What is set for all models is a program of this machine: inside, its name alone may mean something."""
-        return spec.binary or os.path.basename(self._settings.binary)
-
-    async def settled(self, spec: ModelSpec) -> tuple[TunedModel, EngineBuild]:
+    async def settle(self, spec: ModelSpec) -> Settled:
         """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
         place = await self._places(spec)
         if isinstance(place, FixedServer):
             fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
         await asyncio.to_thread(files.check_files, spec)
-        _, tuned, build = await self._tuned(spec, place)
-        return tuned, build
-
-    async def _tuned(self, spec: ModelSpec, place: ContainerAccess | None) -> tuple[Features, TunedModel, EngineBuild]:
-        """What its build can do, and the model as that build sees it, with what rules add."""
-        weights = files.shards(spec.path) if spec.path else []
-        features, seen, computes = await self._build_of(spec, place)
-        build = EngineBuild(spec.engine, features.version, computes, frozenset(features.options))
-        return features, await self._tuner(seen, build, weights), build
-
-    async def _build_of(self, spec: ModelSpec, place: ContainerAccess | None) -> tuple[Features, ModelSpec, str]:
-        """What its build can do, the model as that build sees it, and what computes."""
+        found, backend, seen = None, "", spec
         if place is None:
-            features = await self.features(spec)
-            listed = await self._features.devices(features, environment.for_help(self._environ, spec))
-            return (
-                features,
-                spec,
-                backend.of_listing(listed) or await asyncio.to_thread(backend.beside, features.binary),
-            )
-        found = await place.look(spec, self._program(spec), inside.files_of(spec))
-
-        async def ask(*argv: str) -> ProgramOutput:
-            return await place.ask(spec, *argv)
-
-        features = await self._features.read_inside(found, ask)
-        computes = backend.of_image(found.source)
-        if computes in ("", "vulkan"):  # Vulkan's drivers differ
-            computes = backend.of_listing(await self._features.devices_inside(found, features, ask)) or computes
-        return features, inside.as_seen_inside(spec, found), computes
+            program = await asyncio.to_thread(self._local, spec)
+        else:
+            # What is set for all models is a program of this machine: inside, its name alone may mean something.
+            name = spec.binary or os.path.basename(self._settings.binary)
+            found = await place.look(spec, name, files.files_of(spec))
+            program = Program(found.program, (found.build,), partial(place.ask, spec, found.program))
+            backend = output.backend_of_image(found.source)
+        features = await self._features.read(program)
+        if backend in ("", "vulkan"):  # Vulkan's drivers differ
+            backend = output.backend_listed(await self._features.devices(program, features)) or backend
+        if found is not None:
+            seen = files.as_seen_inside(spec, found)
+        elif not backend:
+            backend = await asyncio.to_thread(output.backend_beside, program.path)
+        build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options))
+        tuned = await self._tuner(seen, build, files.shards(spec.path) if spec.path else [])
+        return Settled(spec, tuned, program, features, build, place, found)
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds.
 
         What a plan has found out of the program is known without asking.
         """
-        settled, build, answer = spec, None, None
-        planned = self._planned.get(spec.name)
-        if planned is not None and planned.told == spec:
-            settled, build = planned.settled, planned.build
+        settled, answer = self._settled.get(spec.name), None
+        if settled is not None and settled.told != spec:
+            settled = None
         if ask and spec.memory is None and spec.path:
             try:
-                settled, build, answer = await self._asked(spec)
+                settled = await self.settle(spec)
+                answer = await self._ask_tool(settled)
             except AccelError as error:
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
-        return await asyncio.to_thread(self._forecaster.forecast, spec, settled, build, devices, answer)
+        seen, build = (settled.tuned.spec, settled.build) if settled is not None else (spec, None)
+        return await asyncio.to_thread(self._forecaster.forecast, spec, seen, build, devices, answer)
 
-    async def _asked(self, spec: ModelSpec) -> tuple[ModelSpec, EngineBuild, FitAnswer | None]:
-        """The settled model, its program, and what llama-fit-params says. Raises AccelError('model_failed')."""
-        tuned, build = await self.settled(spec)
-        place = await self._places(spec)
-        weights, answer = files.shards(spec.path or ""), None
-        if place is None:
-            features, env = await self.features(spec), environment.for_help(self._environ, spec)
-            listed = await self._features.devices(features, env)
-            answer = await self._fit.ask(tuned.spec, features, weights, env, listed=listed)
-        elif not isinstance(place, FixedServer):
-            found = await place.look(spec, self._program(spec), inside.files_of(spec))
-            features = await self._features.read_inside(found, partial(place.ask, spec))
-            answer = await self._fit.ask_inside(spec, tuned.spec, features, weights, found, place)
-        if answer is not None and answer.why_not:
+    async def _ask_tool(self, settled: Settled) -> fit_params.FitAnswer | None:
+        """What llama-fit-params says; None: there is none."""
+        spec, program = settled.told, settled.program
+        weights, listed = files.shards(spec.path or ""), ""
+        if settled.place is None or settled.found is None:
+            env = environment.for_help(self._environ, spec)
+            tool = await asyncio.to_thread(fit_params.beside, program.path, env)
+            listed = await self._features.devices(program, settled.features)
+        else:
+            tool = fit_params.inside(spec, settled.found, settled.place, weights)
+        if tool is None:
+            return None
+        answer = await self._fit.ask(tool, settled.tuned.spec, settled.features, weights, listed)
+        if answer.why_not:
             log.info("llama-fit-params says nothing of %s: %s", spec.name, answer.why_not)
-        return tuned.spec, build, answer
+        return answer
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing."""
@@ -294,3 +270,19 @@ class LlamaServer(Engine):
             return None
         readable = re.sub(r"[^A-Za-z0-9.-]", "-", model)[: min(room, 32)]
         return f"{folder}/{readable}{unique}"
+
+
+def _fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:
+    """For a container that knows what it runs. Its key, where it wants one, is LLAMA_API_KEY of the model's env."""
+    reason = "the container knows what it runs: flags and environment are those it was made with"
+    return LaunchPlan(
+        model=spec.name,
+        argv=there.command,
+        env={},
+        endpoint=there.endpoint,
+        secret=dict(spec.env).get(environment.KEY_VARIABLE, ""),
+        flags=(Flag(" ".join(there.command), there.source, reason),),
+        guarded=False,
+        out_of_memory=output.OUT_OF_MEMORY,
+        too_large=output.TOO_LARGE,
+    )

@@ -23,6 +23,10 @@ DEVICES: Final = (
     "HSA_OVERRIDE_GFX_VERSION", "GGML_VK_VISIBLE_DEVICES", "MESA_VK_DEVICE_SELECT", "ONEAPI_DEVICE_SELECTOR",
     "ZE_AFFINITY_MASK", "ZES_ENABLE_SYSMAN",
 )  # fmt: skip
+# All that changes what `--list-devices` says.
+DRIVER_VARIABLES: Final = frozenset(
+    {*DEVICES, "AMD_VULKAN_ICD", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH"}
+)
 # Only for a model that llama-server downloads itself.
 DOWNLOAD: Final = (
     "LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "http_proxy",

@@ -1,41 +1,34 @@
 """What an installed llama-server can do, read from its own `--help`; flags come and go between builds.
 
-Runs `--help` and `--version` once for each file (path, size, time, inode), bounded in time and output, and remembers
-the answer in memory and on disk; `--list-devices` once in each life of the daemon. Never decides by build numbers:
-packagers set them as they like. Starts nothing but these commands; may be called from several plans at once.
+Runs `--help` and `--version` once for each file (path, size, time, inode) and remembers the answer in memory and on
+disk; `--list-devices` once in each life of the daemon. Never decides by build numbers: packagers set them as they like.
+Starts nothing but these commands; may be called from several plans at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import ContainerProgram, ProgramOutput, fail
-from accelerd.engines.llama_server import run_command as asking
-from accelerd.engines.llama_server.environment import DEVICES
+from accelerd.engines.base import fail
+from accelerd.engines.llama_server.answers import AnswerCache
+from accelerd.engines.program import Program
 
 log = logging.getLogger(__name__)
 
-HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
-CACHE_FORMAT: Final = 1
-DRIVER_VARIABLES: Final = frozenset(
-    {*DEVICES, "AMD_VULKAN_ICD", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH"}
-)
+FILE: Final = "llama-server.json"
+MOST_KNOWN: Final = 16  # programs; some 100 kB each
 
 
-class ProgramOption(msgspec.Struct, frozen=True):
+class ProgramOption(Struct, frozen=True):
     """One entry of the help text."""
 
     names: tuple[str, ...]
@@ -48,15 +41,6 @@ class ProgramOption(msgspec.Struct, frozen=True):
     def removed(self) -> bool:
         """Still listed, but only to tell what replaced it."""
         return "argument has been removed" in self.text
-
-
-class ProgramIdentity(msgspec.Struct, frozen=True):
-    """Which file it was that printed the help."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    inode: int
 
 
 class Features(Struct, frozen=True):
@@ -79,11 +63,9 @@ class Features(Struct, frozen=True):
         return next((name for name in names if self.find(name)), None)
 
 
-class SavedFeatures(msgspec.Struct):
-    """One file of the cache on disk."""
+class HelpText(Struct):
+    """What a program said of itself."""
 
-    format: int
-    identity: ProgramIdentity
     version: str
     options: list[ProgramOption]
 
@@ -152,155 +134,50 @@ def _choices(hint: str, body: list[str], text: str) -> Iterator[str]:
 
 
 class FeatureReader:
-    """Reads and remembers the features of binaries. `cache` is a directory; None: nothing is kept on disk."""
+    """Reads and remembers the features of programs. `cache` is a directory; None: nothing is kept on disk."""
 
-    def __init__(self, cache: Path | None, timeout: float = HELP_TIMEOUT) -> None:
-        self._cache = cache
-        self._timeout = timeout
-        self._known: dict[str, tuple[ProgramIdentity, Features]] = {}
-        self._inside: dict[str, Features] = {}
-        self._devices: dict[tuple[object, ...], str] = {}
+    def __init__(self, cache: Path | None) -> None:
+        self._helps = AnswerCache(cache / FILE if cache else None, HelpText, MOST_KNOWN)
+        self._devices: dict[tuple[str | int, ...], str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def read(self, binary: str, env: Mapping[str, str]) -> Features:
-        """The features of this executable, run in this environment when it is not known yet.
-
-        Raises AccelError('model_failed') when it does not print a help text.
-        """
-        identity, script = await asyncio.to_thread(_identify, binary)
+    async def read(self, program: Program) -> Features:
+        """AccelError('model_failed') when it does not print a help text."""
+        key = "\n".join(map(str, program.identity))
         # Two plans at once run one --help. A lock and no shared task: a cancelled caller takes nobody with it.
-        async with self._locks.setdefault(identity.path, asyncio.Lock()):
-            known = self._known.get(identity.path)
-            if known and known[0] == identity:
-                return known[1]
-            # What a wrapper script starts may change while the script stays: it is asked again by each daemon.
-            file = None if script or self._cache is None else self._cache / _cache_name(identity)
-            saved = await asyncio.to_thread(_load, file, identity) if file else None
-            if saved is None:
-                saved = await self._ask(identity, env)
-                if file:
-                    await asyncio.to_thread(_save, file, saved)
-            features = Features(identity.path, saved.version, {n: o for o in saved.options for n in o.names})
-            self._known[identity.path] = (identity, features)
-            return features
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            said = await self._helps.find(key)
+            if said is None:
+                said = await _ask(program)
+                await self._helps.keep(key, said, lasting=program.lasting)
+        return Features(program.path, said.version, {name: o for o in said.options for name in o.names})
 
-    async def read_inside(self, found: ContainerProgram, ask: Callable[..., Awaitable[ProgramOutput]]) -> Features:
-        """The same of a program in a container, which `ask` runs there; remembered until the daemon ends."""
-        known = self._inside.get(found.build)
-        if known is None:
-
-            async def run(flag: str) -> tuple[int | None, str, str]:
-                answer = await ask(found.program, flag)
-                return answer.status, answer.out, answer.err
-
-            version, options = await _ask(found.program, run)
-            known = Features(found.program, version, {name: o for o in options for name in o.names})
-            self._inside[found.build] = known
-        return known
-
-    async def devices(self, features: Features, env: Mapping[str, str]) -> str:
-        """What `--list-devices` of this executable says, with what its drivers say; empty where it says nothing.
+    async def devices(self, program: Program, features: Features) -> str:
+        """What `--list-devices` says, with what the drivers say; empty where it says nothing.
 
         Remembered for one environment of the drivers; not on disk, for it is this machine's drivers that answer.
         """
         if features.find("--list-devices") is None:
             return ""
-        chosen = tuple(sorted((name, value) for name, value in env.items() if name in DRIVER_VARIABLES))
-        key = (features.binary, chosen)
-
-        async def run() -> str:
-            _, out, err = await self._run(features.binary, "--list-devices", env)
-            return f"{out}\n{err}"
-
-        return await self._listed(key, run)
-
-    async def devices_inside(
-        self, found: ContainerProgram, features: Features, ask: Callable[..., Awaitable[ProgramOutput]]
-    ) -> str:
-        """The same of a program in a container."""
-        if features.find("--list-devices") is None:
-            return ""
-
-        async def run() -> str:
-            answer = await ask(found.program, "--list-devices")
-            return f"{answer.out}\n{answer.err}"
-
-        return await self._listed((found.build,), run)
-
-    async def _listed(self, key: tuple[object, ...], run: Callable[[], Awaitable[str]]) -> str:
-        known = self._devices.get(key)
-        if known is None:
+        key = (*program.identity, *program.drivers)
+        if key not in self._devices:
             try:
-                known = self._devices[key] = await run()
+                answer = await program.run("--list-devices")
             except AccelError as error:  # a start does not fail for it
-                log.info("the devices of %s are not known: %s", key[0], error.message)
+                log.info("the devices of %s are not known: %s", program.path, error.message)
                 return ""
-        return known
-
-    async def _ask(self, identity: ProgramIdentity, env: Mapping[str, str]) -> SavedFeatures:
-        version, options = await _ask(identity.path, lambda flag: self._run(identity.path, flag, env))
-        return SavedFeatures(CACHE_FORMAT, identity, version, options)
-
-    async def _run(self, path: str, flag: str, env: Mapping[str, str]) -> tuple[int | None, str, str]:
-        """Exit status and the two outputs."""
-        answer = await asking.run((path, flag), env, self._timeout)
-        return answer.status, answer.out, answer.err
+            self._devices[key] = f"{answer.out}\n{answer.err}"
+        return self._devices[key]
 
 
-async def _ask(
-    path: str, run: Callable[[str], Awaitable[tuple[int | None, str, str]]]
-) -> tuple[str, list[ProgramOption]]:
-    """Version and options, from what `run` says for a flag: exit status and the two outputs."""
-    status, out, err = await run("--help")
-    options = parse_help(out) or parse_help(err)
+async def _ask(program: Program) -> HelpText:
+    answer = await program.run("--help")
+    options = parse_help(answer.out) or parse_help(answer.err)
     if not options:
-        said = (err or out).strip().splitlines()
+        said = (answer.err or answer.out).strip().splitlines()
         last = f", last line: {said[-1][:200]!r}" if said else ""
-        problem = f"cannot use {path}: its --help printed no options (status {status}{last})"
+        problem = f"cannot use {program.path}: its --help printed no options (status {answer.status}{last})"
         fail(Cause.NO_PROGRAM, problem, "is it a llama-server?")
-    _, version_out, version_err = await run("--version")
-    match = re.search(r"^version: (.+)$", version_err + "\n" + version_out, re.MULTILINE)
-    return match[1].strip() if match else "unknown version", options
-
-
-def _identify(binary: str) -> tuple[ProgramIdentity, bool]:
-    """Which file this is, and whether it is a script."""
-    try:
-        path = os.path.realpath(binary)
-        with open(path, "rb") as f:
-            stat = os.fstat(f.fileno())
-            script = f.read(2) == b"#!"
-    except OSError as e:
-        raise AccelError("model_failed", f"cannot read {binary}: {e.strerror}", cause=Cause.NO_PROGRAM.value) from e
-    return ProgramIdentity(path, stat.st_size, stat.st_mtime_ns, stat.st_ino), script
-
-
-def _cache_name(identity: ProgramIdentity) -> str:
-    return f"llama-server-{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:16]}.json"
-
-
-def _load(file: Path, identity: ProgramIdentity) -> SavedFeatures | None:
-    """What the file says of exactly this binary; anything else counts as nothing."""
-    try:
-        saved = msgspec.json.decode(file.read_bytes(), type=SavedFeatures)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
-        log.warning("cannot use the cache %s, it is made anew: %s", file, e)
-        return None
-    return saved if saved.format == CACHE_FORMAT and saved.identity == identity and saved.options else None
-
-
-def _save(file: Path, saved: SavedFeatures) -> None:
-    """Old or new, never half. Only a convenience: a full or read-only disk is logged, not raised."""
-    temporary = None
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as f:
-            temporary = f.name
-            f.write(msgspec.json.encode(saved))
-        os.replace(temporary, file)
-    except OSError as e:
-        log.warning("cannot keep the cache %s: %s", file, e)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    answer = await program.run("--version")
+    match = re.search(r"^version: (.+)$", f"{answer.err}\n{answer.out}", re.MULTILINE)
+    return HelpText(match[1].strip() if match else "unknown version", options)

@@ -1,4 +1,4 @@
-"""Finds and checks the files a start needs: the program and the model, before anything is run.
+"""The files of a model: checked before anything is run, their sizes, and their names in a container.
 
 Looks at names, permissions and the first bytes; never reads a model. Blocking: call it in a thread.
 """
@@ -7,54 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from accelerd.base.exits import Cause
-from accelerd.config.model import ModelSpec
-from accelerd.engines.base import fail
+from accelerd.config.model import ModelSpec, Origin, SetBy
+from accelerd.engines.base import ContainerProgram, fail
 
-Which = Callable[[str, str], str | None]  # name, search path → file
-
+FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
 GGUF_MAGIC: Final = b"GGUF"
 SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
 OVERHEAD: Final = 256 << 20  # bytes beside the weights: compute buffers and a small KV cache
-
-
-def system_which(name: str, path: str) -> str | None:
-    return shutil.which(name, path=path)
-
-
-def find_binary(wanted: str, environ: Mapping[str, str], extra_dirs: Sequence[Path], which: Which) -> str:
-    """The program's path. A name is looked up on PATH, then in `extra_dirs`; a path may begin with ~."""
-    if "/" not in wanted:
-        path = environ.get("PATH", os.defpath)
-        found = which(wanted, os.pathsep.join([path, *map(str, extra_dirs)]))
-        if found is None:
-            places = "PATH" + "".join(f" and not in {d}" for d in extra_dirs)
-            fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not on {places}", HINT)
-        return os.path.abspath(found)
-    path = expand_home(wanted, environ)
-    if not os.path.isabs(path):
-        fail(Cause.NO_PROGRAM, f"cannot use {wanted}: write a name on PATH or an absolute path")
-    if not os.path.exists(path):
-        fail(Cause.NO_PROGRAM, f"cannot find the program {path}", HINT)
-    if not os.path.isfile(path):
-        fail(Cause.NO_PROGRAM, f"cannot run {path}: it is not a file")
-    if not os.access(path, os.X_OK):
-        fail(Cause.NO_PROGRAM, f"cannot run {path}: it is not executable (chmod +x helps if it is a program)")
-    return path
-
-
-def expand_home(path: str, environ: Mapping[str, str]) -> str:
-    """`~` and `~/…` in terms of the environment given, not of this process."""
-    home = environ.get("HOME")
-    if home and (path == "~" or path.startswith("~/")):
-        return home + path[1:]
-    return os.path.expanduser(path)
 
 
 def check_files(spec: ModelSpec) -> None:
@@ -120,3 +83,23 @@ def footprint(spec: ModelSpec) -> tuple[int, str]:
             return 0, f"unknown: cannot read {path}: {e.strerror}"
     what = "file size" if len(files) == 1 else f"size of {len(files)} files"
     return total * 11 // 10 + OVERHEAD, f"{what}{' and projector' if spec.mmproj else ''} + 10 % + 256 MiB"
+
+
+def files_of(spec: ModelSpec) -> list[str]:
+    """The files that the program will open, all shards of a model among them."""
+    named = [value for field in FILES[1:] if (value := getattr(spec, field))]
+    return [*(shards(spec.path) if spec.path else []), *named]
+
+
+def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:
+    """The model with the names and settings that hold inside. AccelError('model_failed'): a file cannot be seen."""
+    hidden = [file for file in files_of(spec) if file not in found.files]
+    if hidden:
+        where = f"{spec.home} {spec.container}" if spec.container else f"{spec.home} {spec.image}"
+        fail(
+            Cause.NO_MODEL, f"cannot see {hidden[0]} in {where}: put it below your home directory, or mount its folder"
+        )
+    changed: dict[str, Any] = {field: found.files[value] for field in FILES if (value := getattr(spec, field))}
+    wanted = {key: value for key, value in found.settings.items() if getattr(spec, key) is None}
+    origins = {**spec.origins, **{key: Origin(found.source, by=SetBy.IMAGE) for key in wanted}}
+    return replace(spec, **changed, **wanted, origins=origins)

@@ -21,7 +21,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server import argv, files
-from accelerd.engines.llama_server.fit_command import FitAnswer
+from accelerd.engines.llama_server.fit_params import FitAnswer
 from accelerd.estimate import smaller
 from accelerd.estimate.compute import logits
 from accelerd.estimate.estimate import REPACKED, Estimate, EstimateSettings, estimate
