@@ -25,8 +25,7 @@ from accelerd.control.tuning_runs import TuningRuns
 from accelerd.daemon import Daemon, Parts
 from accelerd.devices.current_devices import DeviceWatch
 from accelerd.devices.inventory import Inventory
-from accelerd.devices.keeper import LevelKeeper
-from accelerd.devices.level_sensors import LevelSensors
+from accelerd.devices.keeper import LevelKeeper, read_level
 from accelerd.devices.model import Device
 from accelerd.devices.observer import DeviceObserver
 from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
@@ -303,7 +302,8 @@ def make_clock_boost(
 ) -> ClockBoost:
     """Levels are set by the helper, else by the daemon itself where it may."""
     direct = DirectSetter(roots.sys, roots.runtime)
-    keeper = LevelKeeper(clock, LevelSetters([HelperSetter(bus), direct]), LevelSensors(roots.sys), OtherTools(bus))
+    setters, read = LevelSetters([HelperSetter(bus), direct]), partial(read_level, roots.sys)
+    keeper = LevelKeeper(clock, setters, read, OtherTools(bus))
     return ClockBoost(keeper, direct, devices.current, scheduler.placed, events)
 
 

@@ -12,7 +12,7 @@ from accelerd.system.dbus.client import BusClient
 from accelerd.system.dbus.object_exporter import ObjectExporter
 
 if TYPE_CHECKING:
-    from accelerd.system.dbus.xml import InterfaceInfo
+    from accelerd.system.dbus.glib_export import InterfaceInfo
 
 DIRECTORY: Final = Path(__file__).parent / "interfaces"
 CANCELLED_WITH_CALLER: Final = frozenset({(names.BUS_JOB, "Wait")})  # nobody else wants the answer
@@ -21,10 +21,10 @@ CANCELLED_WITH_CALLER: Final = frozenset({(names.BUS_JOB, "Wait")})  # nobody el
 @cache
 def interfaces() -> Mapping[str, InterfaceInfo]:
     """All of them, by name. ImportError without PyGObject."""
-    from accelerd.system.dbus.xml import parse
+    from accelerd.system.dbus.glib_export import parse_interface
 
     wanted = (names.BUS_MANAGER, names.BUS_MODEL, names.BUS_DEVICE, names.BUS_JOB)
-    return {name: parse((DIRECTORY / f"{name}.xml").read_text()) for name in wanted}
+    return {name: parse_interface((DIRECTORY / f"{name}.xml").read_text()) for name in wanted}
 
 
 def make_exporter(bus: BusClient, changed: Callable[[], None] = lambda: None) -> ObjectExporter:

@@ -11,13 +11,14 @@ from accelerd.base.names import BUS_JOB
 from accelerd.bus.manager import Methods
 from accelerd.bus.paths import error_name, job_path
 from accelerd.control.jobs import Job, Jobs
-from accelerd.system.dbus.port import Bus, Call
+from accelerd.system.dbus.object_exporter import ObjectExporter
+from accelerd.system.dbus.port import Call
 
 
 class JobObjects:
     """`subject(job)`: the path of what the job is about."""
 
-    def __init__(self, bus: Bus, jobs: Jobs, methods: Methods, subject: Callable[[Job], str]) -> None:
+    def __init__(self, bus: ObjectExporter, jobs: Jobs, methods: Methods, subject: Callable[[Job], str]) -> None:
         self._bus = bus
         self._jobs = jobs
         self._methods = methods

@@ -38,7 +38,7 @@ from accelerd.scheduler.events import (
 )
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
-from accelerd.system.dbus.port import Bus
+from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Tree:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: ObjectExporter,
         api: ControlApi,
         methods: Methods,
         scheduler: Models,

@@ -18,18 +18,10 @@ from accelerd.control.api import ControlApi
 from accelerd.devices.model import Device
 from accelerd.policy.pins import PinChanged
 from accelerd.scheduler.service import Scheduler
-from accelerd.system.dbus.port import Bus, Variant
+from accelerd.system.dbus.object_exporter import ObjectExporter
+from accelerd.system.dbus.port import Variant
 
 CAUSES: Mapping[str, str] = {"unpinned": "released"}  # of the end of a pin, where the bus has another word for it
-
-
-class SessionBus(Bus, Protocol):
-    """A Bus with a life."""
-
-    @property
-    def degraded(self) -> str | None: ...
-    async def start(self) -> str | None: ...
-    async def close(self) -> None: ...
 
 
 class Owner(Protocol):
@@ -57,7 +49,7 @@ class BusService:
 
     def __init__(
         self,
-        bus: SessionBus | None,
+        bus: ObjectExporter | None,
         scheduler: Scheduler,
         devices: Callable[[], tuple[Device, ...]],
         runtime: str,

@@ -2,8 +2,3 @@
 
 Must never know models. Reads /sys, /dev, /proc and udev, and vendor libraries only where they add something.
 """
-
-from accelerd.devices.inventory import inventory
-from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
-
-__all__ = ["Device", "DeviceTrouble", "MemoryPool", "inventory"]

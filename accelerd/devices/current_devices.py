@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
-from accelerd.devices.model import Device
-from accelerd.devices.udev_events import Monitor, Uevent
+from accelerd.devices.model import Device, lasting
+from accelerd.devices.udev_events import PyudevMonitor, Uevent
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class DeviceWatch:
     def __init__(
         self,
         scan: Callable[[], Iterable[Device]],
-        monitor: Monitor,
+        monitor: PyudevMonitor,
         events: EventStream,
         *,
         settle: float = SETTLE,
@@ -184,14 +183,10 @@ def compare(
         after=after,
         added=tuple(d for d in after if d.id not in old or d.id in went),
         removed=removed,
-        changed=tuple(d for d in stayed if _lasting(d) != _lasting(old[d.id])),
+        changed=tuple(d for d in stayed if lasting(d) != lasting(old[d.id])),
         reset=tuple(d for d in stayed if wedged.get(d.id, "none") != "none"),
         recovered=tuple(d for d in stayed if wedged.get(d.id) == "none"),
     )
-
-
-def _lasting(device: Device) -> Device:
-    return replace(device, pools=tuple(replace(pool, used=None) for pool in device.pools))
 
 
 def tell(diff: DevicesChanged) -> None:

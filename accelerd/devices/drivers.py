@@ -1,6 +1,7 @@
-"""Readings per kernel driver: amdgpu, i915 and xe, NPU drivers, and drivers with only a hwmon directory.
+"""Reads one device repeatedly: amdgpu, i915 and xe, NPU drivers, and drivers with only a hwmon directory.
 
-Each class returns Readings; ValueCache handles fallbacks, last values and reasons.
+Blocking, to be run in a thread, because a driver may be slow. Checks the runtime state first and does not touch a
+sleeping device. Never raises because of a driver: ValueCache handles fallbacks, last values and reasons.
 """
 
 from __future__ import annotations
@@ -9,44 +10,76 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from accelerd.base.ports import Clock
-from accelerd.devices import amdgpu, gpu_metrics, hwmon
+from accelerd.base.ports import Clock, Roots
+from accelerd.devices import amdgpu, gpu_metrics
 from accelerd.devices.amdgpu import MOST_MHZ
 from accelerd.devices.files import MOST_BYTES, AttributeFiles, UnreadableValue, names
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.host import machine_memory
+from accelerd.devices.hwmon import Hwmon, main_temperature
+from accelerd.devices.inventory import INTEL_DRIVERS, below_sys
+from accelerd.devices.model import Device, MemoryPool, unmeasured
 from accelerd.devices.readings import Frequency, Readings, ValueCache
 
 LEVEL = re.compile(r"[a-z_]{2,24}$")
+ASLEEP = frozenset({"suspended", "suspending"})
 
-T = TypeVar("T")
 
+class DeviceReader:
+    """Reads one device. For nvidia only its runtime state, see nvml.py."""
 
-class Driver(Protocol):
-    def read(self) -> Readings: ...
+    def __init__(self, device: Device, roots: Roots, clock: Clock, files: AttributeFiles | None = None) -> None:
+        self.device = device
+        self._directory = below_sys(device.directory, roots) if device.directory is not None else None
+        self._roots = roots
+        self._files = files or AttributeFiles()
+        self._values = ValueCache(clock)
+        self._driver: Driver | None = None
+        if self._directory is not None and (driver := DRIVERS.get(device.driver or "")):
+            self._driver = driver(device, self._directory, self._files, self._values, clock)
+
+    def read(self) -> Readings:
+        """The current readings."""
+        return self._taken(lambda driver: driver.read())
+
     def memory(self) -> Readings:
-        """Only the pools."""
-        ...
+        """Only the pools: a few small files, no sensor, no query of the firmware."""
+        return self._taken(lambda driver: driver.memory())
+
+    def _taken(self, ask: Callable[[Driver], Readings]) -> Readings:
+        self._values.begin()
+        if self.device.kind == "cpu":
+            readings = Readings(pools=main_memory("ram", self._roots))
+        elif self._asleep():
+            self._values.forget()
+            return Readings(asleep=True, pools=unmeasured(self.device.pools))
+        elif self._driver is None:
+            driver = self.device.driver
+            readings = Readings(reasons={"all": f"the driver {driver} is not supported" if driver else "no driver"})
+        else:
+            readings = ask(self._driver)
+        if not readings.pools:
+            integrated = self.device.driver in INTEL_DRIVERS and self.device.unified
+            pools = main_memory("unified", self._roots) if integrated else ()
+            readings = replace(readings, pools=pools or unmeasured(self.device.pools))
+        stale, reasons = dict(self._values.stale), {**self._values.reasons, **readings.reasons}
+        return replace(readings, stale=stale, reasons=reasons)
+
+    def _asleep(self) -> bool:
+        """Is the device suspended? Reading most attributes would wake it."""
+        if self._directory is None:
+            return False
+        try:
+            return self._files.text(self._directory / "power/runtime_status") in ASLEEP
+        except UnreadableValue:
+            return False  # no power management: the device is on
 
 
-def reader_of(
-    device: Device, directory: Path | None, files: AttributeFiles, values: ValueCache, clock: Clock
-) -> Driver | None:
-    """The driver class for this device; None if there is none (for nvidia, see nvml.py)."""
-    if directory is None:
-        return None
-    if device.driver == "amdgpu":
-        return Amdgpu(device, directory, files, values)
-    if device.driver in ("i915", "xe"):
-        return Intel(device, directory, files, values, clock)
-    if device.driver in ("intel_vpu", "ivpu"):
-        return IntelNpu(directory, files, values, clock)
-    if device.driver in ("nouveau", "amdxdna"):
-        return OnlyHwmon(directory, files, values)
-    return None
+def main_memory(pool: str, roots: Roots) -> tuple[MemoryPool, ...]:
+    memory = machine_memory(roots)
+    return (MemoryPool(pool, memory[0], memory[0] - memory[1]),) if memory is not None else ()
 
 
 class RateCounter:
@@ -65,45 +98,40 @@ class RateCounter:
         return (value - last[1]) / (now - last[0])
 
 
-class HwmonSensors:
-    """The hwmon directory of a device, which appears and disappears with the driver."""
+class Driver:
+    """A driver with nothing but a hwmon directory; the base of those that have more."""
 
-    def __init__(self, directory: Path, files: AttributeFiles) -> None:
-        self._directory = directory
-        self._files = files
-
-    def ask(self, question: Callable[[Path, AttributeFiles], T]) -> T:
-        where = hwmon.directory(self._directory)
-        if where is None:
-            raise UnreadableValue("no hwmon", absent=True)
-        return question(where, self._files)
-
-    def power(self) -> float:
-        return self.ask(hwmon.power)
-
-    def energy(self) -> float:
-        return self.ask(hwmon.energy)
-
-    def temperatures(self) -> dict[str, float]:
-        return self.ask(hwmon.temperatures)
-
-    def clock(self, label: str) -> float:
-        found = self.ask(hwmon.clocks)
-        if label not in found:
-            raise UnreadableValue(f"no {label} in hwmon", absent=True)
-        return float(found[label])
-
-
-class Amdgpu:
-    """AMD cards and APUs."""
-
-    def __init__(self, device: Device, directory: Path, files: AttributeFiles, values: ValueCache) -> None:
+    def __init__(
+        self, device: Device, directory: Path, files: AttributeFiles, values: ValueCache, clock: Clock
+    ) -> None:
         self._device = device
         self._directory = directory
         self._files = files
         self._values = values
-        self._sensors = HwmonSensors(directory, files)
-        self._before: dict[str, float] | None = None
+        self._sensors = Hwmon(directory, files)
+        self._counter = RateCounter(clock)
+
+    def read(self) -> Readings:
+        get, sensors = self._values.get, self._sensors
+        temperatures = get("temperatures", sensors.temperatures) or {}
+        return Readings(
+            power=get("power", sensors.power, lambda: self._counter.rate(sensors.energy())),
+            temperature=get("temperature", partial(main_temperature, temperatures)),
+            temperatures=temperatures,
+        )
+
+    def memory(self) -> Readings:
+        """Only the pools."""
+        return Readings()
+
+    def _number(self, name: str, low: int, high: int) -> int:
+        return self._files.number(self._directory / name, low, high)
+
+
+class Amdgpu(Driver):
+    """AMD cards and APUs."""
+
+    _before: dict[str, float] | None = None  # the metrics of the reading before
 
     def read(self) -> Readings:
         get, sensors = self._values.get, self._sensors
@@ -128,7 +156,7 @@ class Amdgpu:
             busy=get("busy", lambda: float(self._number("gpu_busy_percent", 0, 100)), measured("busy", 0, 100)),
             clocks=self._clocks(measured),
             power=get("power", sensors.power, measured("power", 0, 2000)),
-            temperature=get("temperature", lambda: main(temperatures), measured("temperature", -50, 150)),
+            temperature=get("temperature", partial(main_temperature, temperatures), measured("temperature", -50, 150)),
             temperatures=temperatures,
             pools=self._pools(),
             level=get("level", self._level),
@@ -194,37 +222,21 @@ class Amdgpu:
         used["unified"] = sum(known) if len(known) == len(parts) else None
         return tuple(replace(pool, used=used.get(pool.name)) for pool in self._device.pools)
 
-    def _number(self, name: str, low: int, high: int) -> int:
-        return self._files.number(self._directory / name, low, high)
 
-
-class Intel:
+class Intel(Driver):
     """i915 and xe. Their load comes only from fdinfo."""
 
-    def __init__(
-        self, device: Device, directory: Path, files: AttributeFiles, values: ValueCache, clock: Clock
-    ) -> None:
-        self._device = device
-        self._directory = directory
-        self._files = files
-        self._values = values
-        self._sensors = HwmonSensors(directory, files)
-        self._joules = RateCounter(clock)
-
     def read(self) -> Readings:
-        get, sensors = self._values.get, self._sensors
-        temperatures = get("temperatures", sensors.temperatures) or {}
+        get = self._values.get
         where = self._frequencies()
         clock = Frequency(
             now=get("sclk", *[self._mhz(path) for path in where["now"]]),
             lowest=get("lowest sclk", *[self._mhz(path) for path in where["lowest"]]),
             highest=get("highest sclk", *[self._mhz(path) for path in where["highest"]]),
         )
-        return Readings(
+        return replace(
+            super().read(),
             clocks={"sclk": clock} if clock != Frequency() else {},
-            power=get("power", sensors.power, lambda: self._joules.rate(sensors.energy())),
-            temperature=get("temperature", lambda: main(temperatures)),
-            temperatures=temperatures,
             throttling=self._throttling(),
             reasons=self._untold(),
         )
@@ -233,9 +245,8 @@ class Intel:
         return Readings(reasons=self._untold())
 
     def _untold(self) -> dict[str, str]:
-        return (
-            {} if self._device.unified else {"memory": f"the driver {self._device.driver} does not report memory sizes"}
-        )
+        told = self._device.unified
+        return {} if told else {"memory": f"the driver {self._device.driver} does not report memory sizes"}
 
     def _frequencies(self) -> dict[str, list[Path]]:
         """Files of the first graphics tile: below the device with xe, below the card with i915."""
@@ -272,18 +283,12 @@ class Intel:
         return tuple(found)
 
 
-class IntelNpu:
+class IntelNpu(Driver):
     """ivpu: busy time, clock and memory."""
 
-    def __init__(self, directory: Path, files: AttributeFiles, values: ValueCache, clock: Clock) -> None:
-        self._directory = directory
-        self._files = files
-        self._values = values
-        self._work = RateCounter(clock)
-
     def read(self) -> Readings:
-        now = self._values.get("npuclk", lambda: self._number("npu_current_frequency_mhz", MOST_MHZ))
-        most = self._values.get("highest npuclk", lambda: self._number("npu_max_frequency_mhz", MOST_MHZ))
+        now = self._values.get("npuclk", lambda: self._number("npu_current_frequency_mhz", 0, MOST_MHZ))
+        most = self._values.get("highest npuclk", lambda: self._number("npu_max_frequency_mhz", 0, MOST_MHZ))
         return Readings(
             busy=self._values.get("busy", self._busy),
             clocks={"npuclk": Frequency(now, None, most)} if now is not None or most is not None else {},
@@ -291,36 +296,16 @@ class IntelNpu:
         )
 
     def memory(self) -> Readings:
-        memory = self._values.get("memory", lambda: self._number("npu_memory_utilization", MOST_BYTES))
+        memory = self._values.get("memory", lambda: self._number("npu_memory_utilization", 0, MOST_BYTES))
         return Readings(pools=(MemoryPool("ram", memory, memory),) if memory else ())
 
     def _busy(self) -> float:
-        return min(100.0, self._work.rate(self._number("npu_busy_time_us", 1 << 62)) / 1e4)
-
-    def _number(self, name: str, high: int) -> int:
-        return self._files.number(self._directory / name, 0, high)
+        return min(100.0, self._counter.rate(self._number("npu_busy_time_us", 0, 1 << 62)) / 1e4)
 
 
-class OnlyHwmon:
-    """Drivers with nothing but a hwmon directory."""
-
-    def __init__(self, directory: Path, files: AttributeFiles, values: ValueCache) -> None:
-        self._values = values
-        self._sensors = HwmonSensors(directory, files)
-
-    def memory(self) -> Readings:
-        return Readings()
-
-    def read(self) -> Readings:
-        temperatures = self._values.get("temperatures", self._sensors.temperatures) or {}
-        return Readings(
-            power=self._values.get("power", self._sensors.power),
-            temperature=self._values.get("temperature", lambda: main(temperatures)),
-            temperatures=temperatures,
-        )
-
-
-def main(temperatures: dict[str, float]) -> float:
-    if not temperatures:
-        raise UnreadableValue("no temperature sensor", absent=True)
-    return hwmon.main_temperature(temperatures)
+DRIVERS: dict[str, type[Driver]] = {
+    "amdgpu": Amdgpu,
+    **dict.fromkeys(("i915", "xe"), Intel),
+    **dict.fromkeys(("intel_vpu", "ivpu"), IntelNpu),
+    **dict.fromkeys(("nouveau", "amdxdna"), Driver),
+}

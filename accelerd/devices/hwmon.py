@@ -1,6 +1,6 @@
-"""A device's hwmon directory: power, temperatures and clocks with their labels.
+"""A device's hwmon directory, which appears and disappears with the driver: power, temperatures, clocks, energy.
 
-Impossible values are refused. An energy counter gives the power between two readings.
+Impossible values are refused. Without a directory, or without the sensor, every reading is an absent UnreadableValue.
 """
 
 from __future__ import annotations
@@ -18,74 +18,69 @@ MAIN_TEMPERATURES = ("edge", "pkg", "")  # of several, the most general first
 WHOLE = ("card", "pkg", "PPT", "")
 
 
-def directory(device: Path) -> Path | None:
-    """The device's hwmon directory, whatever its number."""
-    top = device / "hwmon"
-    return next((top / name for name in names(top) if name.startswith("hwmon")), None)
+class Hwmon:
+    def __init__(self, device: Path, files: AttributeFiles) -> None:
+        self._top = device / "hwmon"
+        self._files = files
 
-
-def sensors(where: Path, prefix: str, suffix: str, files: AttributeFiles) -> Iterator[tuple[str, Path]]:
-    """(label, file) of every `prefixN_suffix`."""
-    present = names(where)
-    for name in present:
-        if name.startswith(prefix) and name.endswith(f"_{suffix}"):
-            number = name[len(prefix) : -len(suffix) - 1]
-            label = f"{prefix}{number}_label"
+    def temperatures(self) -> dict[str, float]:
+        """°C by label."""
+        found: dict[str, float] = {}
+        trouble = UnreadableValue("no temperature sensor", absent=True)
+        for label, path in self._sensors("temp", "input"):
             try:
-                yield (files.text(where / label) if label in present else ""), where / name
-            except UnreadableValue:
-                yield "", where / name
+                found[label or path.name.removesuffix("_input")] = self._files.number(path, COLDEST, HOTTEST) / 1000
+            except UnreadableValue as error:
+                trouble = error
+        if not found:
+            raise trouble
+        return found
 
-
-def temperatures(where: Path, files: AttributeFiles) -> dict[str, float]:
-    """°C by label. UnreadableValue if no sensor can be read."""
-    found: dict[str, float] = {}
-    trouble = UnreadableValue("no temperature sensor", absent=True)
-    for label, path in sensors(where, "temp", "input", files):
-        try:
-            found[label or path.name.removesuffix("_input")] = files.number(path, COLDEST, HOTTEST) / 1000
-        except UnreadableValue as error:
-            trouble = error
-    if not found:
+    def power(self) -> float:
+        """W, from the sensor of the whole device."""
+        trouble = UnreadableValue("no power sensor", absent=True)
+        for suffix in ("average", "input"):
+            try:
+                return self._of_whole("power", suffix, MOST_MICROWATTS)
+            except UnreadableValue as error:
+                trouble = trouble if error.absent else error
         raise trouble
-    return found
+
+    def energy(self) -> float:
+        """J since an arbitrary moment, for drivers without a power sensor."""
+        return self._of_whole("energy", "input", MOST_MICROJOULES)
+
+    def clock(self, label: str) -> float:
+        """MHz of "sclk", "mclk"."""
+        for found, path in self._sensors("freq", "input"):
+            if found == label:
+                return float(self._files.number(path, 0, MOST_HERTZ) // 1_000_000)
+        raise UnreadableValue(f"no {label} in hwmon", absent=True)
+
+    def _of_whole(self, prefix: str, suffix: str, most: int) -> float:
+        found = dict(self._sensors(prefix, suffix))
+        for label in (*WHOLE, *found):
+            if label in found:
+                return self._files.number(found[label], 0, most) / 1e6
+        raise UnreadableValue(f"no {prefix} sensor", absent=True)
+
+    def _sensors(self, prefix: str, suffix: str) -> Iterator[tuple[str, Path]]:
+        """(label, file) of every `prefixN_suffix`."""
+        where = next((self._top / name for name in names(self._top) if name.startswith("hwmon")), None)
+        if where is None:
+            raise UnreadableValue("no hwmon", absent=True)
+        present = names(where)
+        for name in present:
+            if name.startswith(prefix) and name.endswith(f"_{suffix}"):
+                label = f"{name.removesuffix(suffix)}label"
+                try:
+                    yield (self._files.text(where / label) if label in present else ""), where / name
+                except UnreadableValue:
+                    yield "", where / name
 
 
 def main_temperature(found: dict[str, float]) -> float:
     """The temperature of the whole chip."""
+    if not found:
+        raise UnreadableValue("no temperature sensor", absent=True)
     return next((found[label] for label in MAIN_TEMPERATURES if label in found), next(iter(found.values())))
-
-
-def power(where: Path, files: AttributeFiles) -> float:
-    """W, from the sensor of the whole device. UnreadableValue."""
-    trouble = UnreadableValue("no power sensor", absent=True)
-    for suffix in ("average", "input"):
-        found = dict(sensors(where, "power", suffix, files))
-        for label in (*WHOLE, *found):
-            if label in found:
-                try:
-                    return files.number(found[label], 0, MOST_MICROWATTS) / 1e6
-                except UnreadableValue as error:
-                    trouble = error
-                    break
-    raise trouble
-
-
-def energy(where: Path, files: AttributeFiles) -> float:
-    """J since an arbitrary moment, for drivers without a power sensor. UnreadableValue."""
-    found = dict(sensors(where, "energy", "input", files))
-    for label in (*WHOLE, *found):
-        if label in found:
-            return files.number(found[label], 0, MOST_MICROJOULES) / 1e6
-    raise UnreadableValue("no energy counter", absent=True)
-
-
-def clocks(where: Path, files: AttributeFiles) -> dict[str, int]:
-    """MHz by label ("sclk", "mclk"); unreadable ones are left out."""
-    found = {}
-    for label, path in sensors(where, "freq", "input", files):
-        try:
-            found[label] = files.number(path, 0, MOST_HERTZ) // 1_000_000
-        except UnreadableValue:
-            continue
-    return found

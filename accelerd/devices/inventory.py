@@ -17,15 +17,12 @@ from msgspec.structs import replace
 from accelerd.base.ports import Roots
 from accelerd.devices import amdgpu, troubles
 from accelerd.devices.files import lines, text
-from accelerd.devices.host import Host, machine_memory, processor_name, read_host
+from accelerd.devices.host import Host, processor_name, read_host
 from accelerd.devices.kfd import KfdNode
 from accelerd.devices.kfd import nodes as kfd_nodes
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
-from accelerd.devices.sysfs import SysfsSource
 from accelerd.devices.troubles import DeviceNode
-from accelerd.devices.udev import PciFunction, Pyudev, UdevDevice, UdevSource
-
-__all__ = ["Inventory", "inventory", "machine_memory", "may_open"]
+from accelerd.devices.udev import PciFunction, Pyudev, SysfsSource, UdevDevice, UdevSource
 
 VENDORS = {"1002": "AMD", "1022": "AMD", "10de": "NVIDIA", "8086": "Intel"}
 DISPLAY_CLASS = 0x03

@@ -10,15 +10,17 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from accelerd.base import names
 from accelerd.base.ports import Clock
+from accelerd.devices.amdgpu import clock_steps
+from accelerd.devices.files import FILES, UnreadableValue, text
 from accelerd.devices.level import HIGH, LevelGovernor, LevelNote, LevelOrder, LevelReading, LevelRules
-from accelerd.devices.level_sensors import LevelSensors
 from accelerd.devices.model import Device
 from accelerd.devices.setters import LevelSetters, OtherTools
-from accelerd.helper.gpu import DRIVER, LevelError
+from accelerd.helper.gpu import ASLEEP, DRIVER, FILE, LevelError
 from accelerd.system.records import event
 from accelerd.system.worker_thread import WorkerThread
 
@@ -42,15 +44,15 @@ class LevelKeeper:
         self,
         clock: Clock,
         setters: LevelSetters,
-        sensors: LevelSensors,
+        read: Callable[[str], LevelReading],
         rivals: OtherTools,
         rules: Callable[[str], LevelRules] = lambda slot: LevelRules(),
         patience: float = LOOK_PATIENCE,
     ) -> None:
-        """`rules(slot)`: the user's settings for a device; `patience`: seconds for one reading."""
+        """`read(slot)` may block; `rules(slot)`: the user's settings; `patience`: seconds for one reading."""
         self._clock = clock
         self._setters = setters
-        self._sensors = sensors
+        self._read = read
         self._rivals = rivals
         self._rules = rules
         self._patience = patience
@@ -146,7 +148,7 @@ class LevelKeeper:
 
     async def _look(self, slot: str, governor: LevelGovernor) -> None:
         try:
-            reading = await self._thread.call(lambda: self._sensors.read(slot), self._patience)
+            reading = await self._thread.call(lambda: self._read(slot), self._patience)
         except TimeoutError:
             reading = LevelReading()
         by = ""
@@ -167,3 +169,30 @@ class LevelKeeper:
         for note in notes:
             level = logging.WARNING if note.warning else logging.INFO
             event(log, level, note.text, message_id=MESSAGES[note.kind])
+
+
+def read_level(sys: Path, slot: str) -> LevelReading:
+    """What the rules need to know of a GPU. Blocking; empty if it sleeps or is gone, without impossible values."""
+    device = sys / "bus/pci/devices" / slot
+    if text(device / "power/runtime_status") in ASLEEP:
+        return LevelReading()
+    hwmon = next(iter(sorted(device.glob("hwmon/hwmon*"))), device / "none")
+    steps = clock_steps(text(device / "pp_dpm_sclk") or "")
+    power = number(hwmon / "power1_average", 1e-6, 2000)
+    return LevelReading(
+        level=text(device / FILE),
+        clock=number(hwmon / "freq1_input", 1e-6, 10_000),
+        lowest=steps.lowest if steps else None,
+        highest=steps.highest if steps else None,
+        busy=number(device / "gpu_busy_percent", 1.0, 100),
+        temperature=number(hwmon / "temp1_input", 1e-3, 200),
+        power=power if power is not None else number(hwmon / "power1_input", 1e-6, 2000),
+    )
+
+
+def number(path: Path, unit: float, most: float) -> float | None:
+    """The number in a file times `unit`, if the result is from 0 to `most`."""
+    try:
+        return FILES.number(path, 0, round(most / unit)) * unit
+    except UnreadableValue:
+        return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 
 class MemoryPool(Struct, frozen=True):
@@ -60,6 +61,16 @@ class Device(Struct, frozen=True):
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = to_builtins(self, enc_hook=str)
         return found | {"id": self.id}
+
+
+def unmeasured(pools: tuple[MemoryPool, ...]) -> tuple[MemoryPool, ...]:
+    """The pools without their usage, which changes constantly."""
+    return tuple(replace(pool, used=None) for pool in pools)
+
+
+def lasting(device: Device) -> Device:
+    """The device without what changes constantly."""
+    return replace(device, pools=unmeasured(device.pools))
 
 
 COMPUTE = frozenset({"amdgpu", "i915", "xe", "nvidia", "nouveau"})  # drivers through which models can run

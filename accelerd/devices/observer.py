@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.devices import fdinfo, kfd, nvml
+from accelerd.devices.drivers import DeviceReader
 from accelerd.devices.fdinfo import MemoryHolder
 from accelerd.devices.files import text
 from accelerd.devices.host import machine_memory
-from accelerd.devices.model import Device
-from accelerd.devices.reader import DeviceReader
+from accelerd.devices.model import Device, lasting
 from accelerd.devices.readings import Readings
 
 CARDS_EVERY = 0.9  # s between two queries of NVML for memory
@@ -143,7 +143,7 @@ class DeviceObserver:
     def _reader(self, device: Device) -> DeviceReader:
         """The reader of this device; a new one if the device has changed (driver, sizes)."""
         known = self._readers.get(device.id)
-        if known is None or sizeless(known.device) != sizeless(device):
+        if known is None or lasting(known.device) != lasting(device):
             known = self._readers[device.id] = DeviceReader(device, self._roots, self._clock)
         return known
 
@@ -158,11 +158,6 @@ class DeviceObserver:
                 readings = Readings(pools=device.pools, reasons={"all": reason or "NVML does not list this card"})
                 found[device.id] = nvml.NvmlCard(readings)
         return found
-
-
-def sizeless(device: Device) -> Device:
-    """The device without the values that change constantly."""
-    return replace(device, pools=tuple(replace(pool, used=None) for pool in device.pools))
 
 
 def beside(readings: Readings, npu: Device, devices: Iterable[Device], found: Mapping[str, Readings]) -> Readings:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from accelerd.base import names
 from accelerd.helper.gpu import FILE, LevelError
@@ -37,74 +37,6 @@ ON_THE_BUS: Final[Mapping[str, str]] = {
 UNKNOWN_TOOL: Final = "an unknown program"
 
 
-class LevelSetter(Protocol):
-    kind: str
-
-    async def why_not(self, slot: str) -> str | None:
-        """Why it cannot be used; None if it can."""
-        ...
-
-    async def set(self, slot: str, level: str) -> None:
-        """Sets the level, also if it has been changed since. LevelError."""
-        ...
-
-    async def restore(self, slot: str) -> None:
-        """Restores the level, unless another program has changed it. LevelError."""
-        ...
-
-    async def holds(self, slot: str) -> bool:
-        """Does it still hold the level that was set?"""
-        ...
-
-    async def close(self) -> None:
-        """Restores all remaining levels."""
-        ...
-
-
-class LevelSetters:
-    """Uses the first setter that works."""
-
-    def __init__(self, setters: Sequence[LevelSetter]) -> None:
-        self._setters = setters
-        self._holders: dict[str, LevelSetter] = {}
-
-    async def set(self, slot: str, level: str) -> str:
-        """Returns who set the level. LevelError with all reasons if nobody could."""
-        reasons = []
-        for setter in self._setters:
-            why = await setter.why_not(slot)
-            if why is None:
-                try:
-                    await self._hand_over(slot, setter)
-                    await setter.set(slot, level)
-                    self._holders[slot] = setter
-                    return setter.kind
-                except LevelError as error:
-                    if error.code in OF_THE_DEVICE:
-                        raise
-                    why = error.message
-            reasons.append(why)
-        raise LevelError("Unmanaged", "; ".join(reasons))
-
-    async def restore(self, slot: str) -> None:
-        setter = self._holders.pop(slot, None)
-        if setter is not None:
-            await setter.restore(slot)
-
-    async def holds(self, slot: str) -> bool:
-        setter = self._holders.get(slot)
-        return setter is not None and await setter.holds(slot)
-
-    async def close(self) -> None:
-        self._holders.clear()
-        for setter in self._setters:
-            await setter.close()
-
-    async def _hand_over(self, slot: str, setter: LevelSetter) -> None:
-        if self._holders.get(slot, setter) is not setter:
-            await self.restore(slot)
-
-
 class HelperSetter:
     """org.accelerd1.Helper on the system bus. Our leases end with our connection to it, however that ends."""
 
@@ -115,6 +47,7 @@ class HelperSetter:
         self._leases: dict[str, int] = {}
 
     async def why_not(self, slot: str) -> str | None:
+        """Why it cannot be used; None if it can."""
         try:
             if await self._bus.reachable(names.HELPER_NAME):
                 return None
@@ -123,9 +56,11 @@ class HelperSetter:
         return f"the helper is not installed ({INSTALL})"
 
     async def set(self, slot: str, level: str) -> None:
+        """Sets the level, also if it has been changed since. LevelError."""
         self._leases[slot] = (await self._ask("SetLevel", "(ss)", slot, level))[0]
 
     async def restore(self, slot: str) -> None:
+        """Restores the level, unless another program has changed it. LevelError."""
         lease = self._leases.pop(slot, None)
         try:
             if lease is not None:
@@ -135,6 +70,7 @@ class HelperSetter:
                 raise
 
     async def holds(self, slot: str) -> bool:
+        """Does it still hold the level that was set?"""
         try:
             if not await self._bus.has_owner(names.HELPER_NAME):
                 return False
@@ -144,6 +80,7 @@ class HelperSetter:
         return any(row[:2] == (self._leases.get(slot), slot) for row in rows)
 
     async def close(self) -> None:
+        """Restores all remaining levels."""
         for slot in list(self._leases):
             with suppress(LevelError):  # the end of the connection ends the lease as well
                 await self.restore(slot)
@@ -208,6 +145,50 @@ class DirectSetter:
             return await self._thread.call(work, PATIENCE)
         except TimeoutError:
             raise LevelError("Failed", f"the driver has not answered within {PATIENCE:.0f} s") from None
+
+
+class LevelSetters:
+    """Uses the first setter that works."""
+
+    def __init__(self, setters: Sequence[HelperSetter | DirectSetter]) -> None:
+        self._setters = setters
+        self._holders: dict[str, HelperSetter | DirectSetter] = {}
+
+    async def set(self, slot: str, level: str) -> str:
+        """Returns who set the level. LevelError with all reasons if nobody could."""
+        reasons = []
+        for setter in self._setters:
+            why = await setter.why_not(slot)
+            if why is None:
+                try:
+                    await self._hand_over(slot, setter)
+                    await setter.set(slot, level)
+                    self._holders[slot] = setter
+                    return setter.kind
+                except LevelError as error:
+                    if error.code in OF_THE_DEVICE:
+                        raise
+                    why = error.message
+            reasons.append(why)
+        raise LevelError("Unmanaged", "; ".join(reasons))
+
+    async def restore(self, slot: str) -> None:
+        setter = self._holders.pop(slot, None)
+        if setter is not None:
+            await setter.restore(slot)
+
+    async def holds(self, slot: str) -> bool:
+        setter = self._holders.get(slot)
+        return setter is not None and await setter.holds(slot)
+
+    async def close(self) -> None:
+        self._holders.clear()
+        for setter in self._setters:
+            await setter.close()
+
+    async def _hand_over(self, slot: str, setter: HelperSetter | DirectSetter) -> None:
+        if self._holders.get(slot, setter) is not setter:
+            await self.restore(slot)
 
 
 class OtherTools:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -30,18 +30,8 @@ class Uevent(Struct, frozen=True):
     wedged: str | None = None  # WEDGED=: how to recover; "none": already recovered
 
 
-class Monitor(Protocol):
-    """A source of events."""
-
-    def open(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
-        """Starts on the running loop; calls `lost` when events were lost. ImportError or OSError if unavailable."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class PyudevMonitor:
-    """udev, through pyudev."""
+    """udev, through pyudev, which may be missing."""
 
     def __init__(self, make: Callable[[], Any] | None = None) -> None:
         """`make()` returns a started pyudev.Monitor."""
@@ -51,6 +41,7 @@ class PyudevMonitor:
         self._failures = 0
 
     def open(self, heard: Callable[[Uevent], None], lost: Callable[[], None]) -> None:
+        """Starts on the running loop; calls `lost` when events were lost. ImportError or OSError if unavailable."""
         self._loop = asyncio.get_running_loop()
         self._monitor = self._make()
         self._loop.add_reader(self._monitor.fileno(), self._ready, heard, lost)

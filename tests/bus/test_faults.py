@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from accelerd.base import names
-from accelerd.system.dbus.callers import (
+from accelerd.system.dbus.peers import (
     BURST,
     CALLS_IN_ALL,
     CALLS_PER_CLIENT,

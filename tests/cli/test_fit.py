@@ -19,7 +19,7 @@ from accelerd.cli.context import Context
 from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.output import CliOutput
 from accelerd.devices.inventory import Inventory
-from accelerd.devices.sysfs import SysfsSource
+from accelerd.devices.udev import SysfsSource
 from tests.devices.recorded import fixture, lay_out, machine
 from tests.memory import zoo
 from tests.memory.web import Web, serving

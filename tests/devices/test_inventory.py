@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.ports import Roots
-from accelerd.devices import Device, DeviceTrouble, MemoryPool, inventory
 from accelerd.devices.host import Host, machine_memory
-from accelerd.devices.inventory import Inventory, device_name
+from accelerd.devices.inventory import Inventory, device_name, inventory
+from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
 from accelerd.devices.troubles import ACCEL_FIX, GROUPS_FIX
 from accelerd.devices.udev import PciFunction, UdevDevice
 

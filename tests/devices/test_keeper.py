@@ -15,11 +15,10 @@ import pytest
 from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import Config, ConfigApplied, ModelSpec, PerformanceSettings
-from accelerd.devices import Device
 from accelerd.devices.current_devices import DevicesChanged
-from accelerd.devices.keeper import LevelKeeper
+from accelerd.devices.keeper import LevelKeeper, read_level
 from accelerd.devices.level import LevelReading, LevelRules
-from accelerd.devices.level_sensors import LevelSensors
+from accelerd.devices.model import Device
 from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
 from accelerd.estimate.placing import default_device
 from accelerd.helper.gpu import LevelError
@@ -88,7 +87,7 @@ async def keeping(
     setter: FakeSetter, sensors: Sensors | None = None, rules: LevelRules = QUICK, patience: float = 5.0
 ) -> AsyncIterator[LevelKeeper]:
     setters = LevelSetters([setter])
-    keeper = LevelKeeper(SystemClock(), setters, sensors or Sensors(), Nobody(), lambda slot: rules, patience)
+    keeper = LevelKeeper(SystemClock(), setters, (sensors or Sensors()).read, Nobody(), lambda slot: rules, patience)
     keeper.watch([GPU])
     task = asyncio.create_task(keeper.run())
     try:
@@ -295,15 +294,13 @@ async def test_direct_writes_repairs_and_closes(tmp_path: Path) -> None:
 def test_everything_is_read(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
-    gauge = LevelSensors(sysfs.path)
-    assert gauge.read(APU) == LevelReading("auto", 1755.0, 600, 2900, 97.0, 48.0, 90.0)
-    assert gauge.is_apu(APU)
+    assert read_level(sysfs.path, APU) == LevelReading("auto", 1755.0, 600, 2900, 97.0, 48.0, 90.0)
 
 
 def test_a_sleeping_device_is_left_asleep(tmp_path: Path) -> None:
     sysfs = Sysfs(tmp_path / "sys")
     (sysfs.add() / "power/runtime_status").write_text("suspended\n")
-    assert LevelSensors(sysfs.path).read(APU) == LevelReading()
+    assert read_level(sysfs.path, APU) == LevelReading()
 
 
 def test_garbage_is_not_known(tmp_path: Path) -> None:
@@ -314,11 +311,8 @@ def test_garbage_is_not_known(tmp_path: Path) -> None:
         (hwmon / name).write_text(text)
     (device / "gpu_busy_percent").write_text("65535\n")
     (device / "pp_dpm_sclk").write_bytes(b"S: 19Mhz *\n0: 500Mhz \n1: 31Mhz *\n2: 2219Mhz \n\0\0")
-    gauge = LevelSensors(sysfs.path)
-    assert gauge.read(APU) == LevelReading("auto", None, 31, 2219, None, None, None)
-    assert not gauge.is_apu(APU)
-    assert gauge.read("0000:99:00.0") == LevelReading()
-    assert not gauge.is_apu("0000:99:00.0")
+    assert read_level(sysfs.path, APU) == LevelReading("auto", None, 31, 2219, None, None, None)
+    assert read_level(sysfs.path, "0000:99:00.0") == LevelReading()
 
 
 # --- models and devices ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from accelerd.devices.inventory import Inventory, inventory
 from accelerd.devices.model import Device, MemoryPool, first_gpu
 from accelerd.devices.observer import DeviceObserver, rest
 from accelerd.devices.readings import Frequency, Readings
-from accelerd.devices.sysfs import SysfsSource
+from accelerd.devices.udev import SysfsSource
 from tests.devices.recorded import link, machine
 from tests.devices.strix_halo import NPU_LOAD, metrics
 from tests.devices.test_fdinfo import AMDGPU, process

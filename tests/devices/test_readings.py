@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from accelerd.base.ports import Roots
+from accelerd.devices.drivers import DeviceReader
 from accelerd.devices.files import TRIES, AttributeFiles, UnreadableValue, read_bytes
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.reader import DeviceReader
 from accelerd.devices.readings import KEEP, Frequency
 from tests.devices.recorded import machine
 from tests.devices.strix_halo import metrics

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from accelerd.base.ports import Roots
+from accelerd.devices.drivers import DeviceReader
 from accelerd.devices.host import read_host
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device
-from accelerd.devices.reader import DeviceReader
-from accelerd.devices.sysfs import SysfsSource
+from accelerd.devices.udev import SysfsSource
 from tests.devices.recorded import TREES, fixture, lay_out, machine
 from tests.fakes.clock import FakeClock
 

@@ -18,7 +18,7 @@ from tests.devices.recorded import ROOT, fixture
 INSIDE = "tests/devices/umock_live.py"
 SHOW = """
 import json
-from accelerd.devices import inventory
+from accelerd.devices.inventory import inventory
 from accelerd.base.ports import Roots
 print(json.dumps([device.json() for device in inventory(Roots.from_env())]))
 """

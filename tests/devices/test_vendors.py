@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from accelerd.devices import Device, MemoryPool, vendors
+from accelerd.devices import vendors
+from accelerd.devices.model import Device, MemoryPool
 
 
 class NvmlError(Exception):

@@ -9,7 +9,7 @@ import pytest
 
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device, MemoryPool
-from accelerd.devices.sysfs import SysfsSource
+from accelerd.devices.udev import SysfsSource
 from accelerd.estimate import bandwidth
 from accelerd.estimate.bandwidth import Rate, Reads, of_device, of_processor, reads, speed, table
 from accelerd.estimate.copy_speed import CopySpeed, copy_speed

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count
-from accelerd.devices.inventory import inventory, machine_memory
+from accelerd.devices.host import machine_memory
+from accelerd.devices.inventory import inventory
 
 MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss it
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from accelerd.system.dbus.thread import GLibThread, tell
+from accelerd.system.dbus.thread import GLibThread, finished, tell
 
 if TYPE_CHECKING:
     from accelerd.system.dbus.connection import Attachment, BusConnection
@@ -147,10 +147,7 @@ class BusClient:
         """Disconnect: names, exported objects and references to units end. Nothing may be called afterwards."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            loop = asyncio.get_running_loop()
-            over: asyncio.Future[None] = loop.create_future()
-            self.thread.do(partial(connection.close, partial(tell, loop, settle, over)))
-            await asyncio.wait((over,), timeout=CLOSE_TIMEOUT)
+            await finished(lambda done: self.thread.do(partial(connection.close, done)), CLOSE_TIMEOUT)
         if self._own_thread:
             self.thread.stop()
 
@@ -254,8 +251,3 @@ class Buses(Struct, frozen=True):
         await self.session.close()
         await self.system.close()
         self.thread.stop()
-
-
-def settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

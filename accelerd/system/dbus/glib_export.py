@@ -11,23 +11,73 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from gi.repository import GLib
+from gi.repository import Gio, GLib
+from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.errors import BUS_NAMES, AccelError
-from accelerd.system.dbus.callers import Callers
 from accelerd.system.dbus.client import PROPERTIES
+from accelerd.system.dbus.peers import Callers
 from accelerd.system.dbus.values import dictionary
-from accelerd.system.dbus.xml import OBJECT_MANAGER, InterfaceInfo, object_manager
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
 BUG: Final = "internal error; see the journal: journalctl --user -u accelerd"
+EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
+OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
+_OBJECT_MANAGER: Final = f"""<node><interface name="{OBJECT_MANAGER}">
+  <method name="GetManagedObjects">
+    <arg name="objects" type="a{{oa{{sa{{sv}}}}}}" direction="out"/>
+  </method>
+  <signal name="InterfacesAdded">
+    <arg name="object" type="o"/>
+    <arg name="interfaces" type="a{{sa{{sv}}}}"/>
+  </signal>
+  <signal name="InterfacesRemoved">
+    <arg name="object" type="o"/>
+    <arg name="interfaces" type="as"/>
+  </signal>
+</interface></node>"""
 
 Values = dict[str, Any]  # property → GLib.Variant
 OnCall = Callable[[str, str, str, str, Any, Any], None]
 """(sender, path, interface, method, arguments, invocation): the invocation must be answered exactly once."""
+
+
+class PropertyInfo(Struct, frozen=True):
+    signature: str
+    emits: str  # EmitsChangedSignal: "true", "invalidates", "const", "false"
+
+
+class InterfaceInfo(Struct, frozen=True):
+    """An interface, from its introspection XML: the only place that says which members exist, and of which type."""
+
+    name: str
+    info: Any  # Gio.DBusInterfaceInfo
+    properties: Mapping[str, PropertyInfo]
+    replies: Mapping[str, str]  # method → signature of its out arguments
+    signals: Mapping[str, str]
+
+
+def parse_interface(text: str) -> InterfaceInfo:
+    """The one interface of a node."""
+    [info] = Gio.DBusNodeInfo.new_for_xml(text).interfaces
+    default = Gio.DBusAnnotationInfo.lookup(info.annotations, EMITS) or "true"
+    return InterfaceInfo(
+        name=info.name,
+        info=info,
+        properties={
+            one.name: PropertyInfo(one.signature, Gio.DBusAnnotationInfo.lookup(one.annotations, EMITS) or default)
+            for one in info.properties
+        },
+        replies={one.name: _tuple_of(one.out_args) for one in info.methods},
+        signals={one.name: _tuple_of(one.args) for one in info.signals},
+    )
+
+
+def _tuple_of(arguments: Any) -> str:
+    return "(" + "".join(one.signature for one in arguments) + ")"
 
 
 class ExportedObjects:
@@ -57,7 +107,7 @@ class ExportedObjects:
 
     def attach(self, bus: Any) -> None:
         self._connection = bus.con
-        self._manager = register(bus.con, self._root, object_manager().info, self._on_call)
+        self._manager = register(bus.con, self._root, parse_interface(_OBJECT_MANAGER).info, self._on_call)
         for path, given in self._objects.items():
             self._register(path, given)
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.system.dbus.client import BusClient, BusError, settle
+from accelerd.system.dbus.client import BusClient, BusError
 from accelerd.system.dbus.port import Call, Handler
-from accelerd.system.dbus.thread import import_gi, tell
+from accelerd.system.dbus.thread import finished, import_gi, tell
 from accelerd.system.records import NOTICE, event
 
 if TYPE_CHECKING:
-    from accelerd.system.dbus.xml import InterfaceInfo
+    from accelerd.system.dbus.glib_export import InterfaceInfo
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ CLOSE_TIMEOUT: Final = 2.0  # s
 
 
 class ObjectExporter:
-    """The Bus of port.py. All methods on the loop's thread."""
+    """The objects of one name on one bus. On the loop's thread; all but `start` and `close` return at once."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ObjectExporter:
         self._watches: dict[str, list[Callable[[str], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, set[asyncio.Task[None]]] = {}  # caller → its calls of `cancelled_with_caller`
-        self._settled: asyncio.Future[None] | None = None
+        self._settled = asyncio.Event()
         self._began = self._started = self._closed = False
         self._server: _Server | None = None
 
@@ -79,10 +79,9 @@ class ObjectExporter:
             except BusError as error:
                 self._degraded = f"cannot reach the {self._bus.bus}: {error.message}"
             else:
-                self._settled = asyncio.get_running_loop().create_future()
-                server.start(asyncio.get_running_loop())
+                self._bus.attach(server)
                 try:
-                    await asyncio.wait_for(self._settled, self._bus.connect_timeout * 2)
+                    await asyncio.wait_for(self._settled.wait(), self._bus.connect_timeout * 2)
                 except TimeoutError:
                     self._degraded = f"cannot reach the {self._bus.bus}: it does not answer"
         self._started = True
@@ -97,11 +96,8 @@ class ObjectExporter:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         server, self._server = self._server, None
-        if server is not None and self._settled is not None:
-            loop = asyncio.get_running_loop()
-            over: asyncio.Future[None] = loop.create_future()
-            server.close(partial(tell, loop, settle, over))
-            await asyncio.wait((over,), timeout=CLOSE_TIMEOUT)
+        if server is not None and self._started:
+            await finished(server.close, CLOSE_TIMEOUT)
         for caller in list(self._callers):
             self._forget(caller)
 
@@ -156,7 +152,7 @@ class ObjectExporter:
         """Emit to everybody, or to one unique name, in order with `update`, `remove` and the replies given before."""
         server = self._server
         if server is not None:
-            body = server.pack_signal(interface, member, args)
+            body = server.pack(server.interfaces[interface].signals[member], args)
             server.do(partial(server.objects.signal, path, interface, member, body, to))
 
     def watch(self, sender: str, gone: Callable[[str], None]) -> None:
@@ -171,8 +167,7 @@ class ObjectExporter:
     def on_state(self, trouble: str | None) -> None:
         """The bus is away, or another program has the name; None: all is well."""
         before, self._degraded = self._degraded, trouble
-        if self._settled is not None:
-            settle(self._settled)
+        self._settled.set()
         if not self._started or trouble == before:
             return
         if trouble is None:
@@ -208,7 +203,7 @@ class ObjectExporter:
             handler = self._handlers.get(call.path)
             if handler is None or server is None:
                 raise AccelError("not_found", f"{call.path} is gone")
-            answer(server.pack_reply(call, await handler(call)))
+            answer(server.pack(server.interfaces[call.interface].replies[call.method], await handler(call)))
         except AccelError as error:
             answer(error)
         except asyncio.CancelledError:
@@ -235,17 +230,16 @@ class _Server:
     def __init__(
         self, exporter: ObjectExporter, bus: BusClient, name: str, root: str, interfaces: Mapping[str, InterfaceInfo]
     ) -> None:
-        from accelerd.system.dbus.callers import Callers
         from accelerd.system.dbus.glib_export import ExportedObjects, Replies
-        from accelerd.system.dbus.owners import OwnedName
+        from accelerd.system.dbus.peers import Callers, OwnedName
         from accelerd.system.dbus.values import pack
 
         self._exporter = exporter
         self._bus = bus
-        self._pack = pack
-        self._interfaces = interfaces
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._early: list[Callable[[], None]] = []  # before the thread runs
+        self.pack = pack
+        self.interfaces = interfaces
+        self._loop = asyncio.get_running_loop()
+        self.do = bus.thread.do
         later = bus.thread.later
         self._callers = Callers(self._tell(exporter.on_caller), self._tell(exporter.on_caller_gone))
         self._replies = Replies(later)
@@ -254,49 +248,29 @@ class _Server:
 
     # --- on the loop ------------------------------------------------------------------------------------------
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Attach, after BusClient.ready, with all that was published before."""
-        self._loop = loop
-        for work in self._early:
-            self._bus.thread.do(work)
-        self._early.clear()
-        self._bus.attach(self)
-
     def close(self, closed: Callable[[], None]) -> None:
         """Give up the name, then withdraw the objects. `closed()` is called in the GLib thread."""
 
         def released() -> None:
             self._bus.detach(self)
-            self._bus.thread.do(closed)
+            self.do(closed)
 
-        self._bus.thread.do(partial(self._owned.release, released))
-
-    def do(self, work: Callable[[], None]) -> None:
-        if self._loop is None:
-            self._early.append(work)
-        else:
-            self._bus.thread.do(work)
+        self.do(partial(self._owned.release, released))
 
     def pack_all(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """A value for every property. ValueError."""
-        known = self._interfaces[interface].properties
+        known = self.interfaces[interface].properties
         if known.keys() != values.keys():
             raise ValueError(f"not the properties of {interface}: {sorted(known.keys() ^ values.keys())}")
-        return {name: self._pack(known[name].signature, value) for name, value in values.items()}
+        return {name: self.pack(known[name].signature, value) for name, value in values.items()}
 
     def pack_some(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """ValueError for one that does not exist, or never changes."""
-        known = self._interfaces[interface].properties
+        known = self.interfaces[interface].properties
         wrong = [name for name in values if name not in known or known[name].emits == "const"]
         if wrong:
             raise ValueError(f"cannot change {wrong} of {interface}")
-        return {name: self._pack(known[name].signature, value) for name, value in values.items()}
-
-    def pack_signal(self, interface: str, member: str, args: tuple[Any, ...]) -> Any:
-        return self._pack(self._interfaces[interface].signals[member], args)
-
-    def pack_reply(self, call: Call, values: tuple[Any, ...]) -> Any:
-        return self._pack(self._interfaces[call.interface].replies[call.method], values)
+        return {name: self.pack(known[name].signature, value) for name, value in values.items()}
 
     # --- in the GLib thread -----------------------------------------------------------------------------------
 
@@ -314,11 +288,7 @@ class _Server:
         self._tell(self._exporter.on_state)(f"cannot reach the {self._bus.bus}: {reason}")
 
     def _tell(self, function: Callable[..., None]) -> Callable[..., None]:
-        def told(*arguments: Any) -> None:
-            if self._loop is not None:
-                tell(self._loop, function, *arguments)
-
-        return told
+        return partial(tell, self._loop, function)
 
     def _on_call(self, sender: str, path: str, interface: str, method: str, arguments: Any, invocation: Any) -> None:
         def reply(outcome: Any) -> None:
@@ -329,7 +299,7 @@ class _Server:
                 self._replies.give(invocation, outcome)
 
         def answer(outcome: Any) -> None:
-            self._bus.thread.do(partial(reply, outcome))
+            self.do(partial(reply, outcome))
 
         call = Call(sender, path, interface, method, tuple(arguments.unpack()))
         self._tell(self._exporter.on_call)(call, answer)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from accelerd.base import names
@@ -35,7 +36,7 @@ def import_gi() -> None:
 
 
 class GLibThread:
-    """`do`, `later` and `stop` may be used once the future of `start` has a result."""
+    """`later` may be used once the future of `start` has a result."""
 
     def __init__(self, name: str = "D-Bus") -> None:
         self._name = name
@@ -56,11 +57,9 @@ class GLibThread:
         return self._started
 
     def do(self, work: Callable[[], None]) -> None:
-        """Have `work` done in the thread, in the order of the calls. Nothing happens after `stop`."""
-        if self._context is None:
-            return
+        """Have `work` done in the thread, in the order of the calls, once it runs. Nothing happens after `stop`."""
         self._work.append(work)
-        if not self._scheduled.is_set():
+        if self._context is not None and not self._scheduled.is_set():
             self._scheduled.set()
             self.later(self._do_work)
 
@@ -84,14 +83,11 @@ class GLibThread:
             return
         with suppress(ImportError, ValueError, TimeoutError):
             self._started.result(JOIN_TIMEOUT)  # it may be importing PyGObject
-            self.do(self._quit)
+            self.do(self._main.quit)
         self._thread.join(JOIN_TIMEOUT)
         self._thread = self._started = None
 
     # --- in the thread ----------------------------------------------------------------------------------------
-
-    def _quit(self) -> None:
-        self._main.quit()
 
     def _do_work(self) -> None:
         self._scheduled.clear()
@@ -109,7 +105,7 @@ class GLibThread:
         self._context = context = GLib.MainContext.new()
         self._main = GLib.MainLoop.new(context, False)
         context.push_thread_default()
-        started.set_result(None)
+        self.do(lambda: started.set_result(None))
         self._main.run()
         while context.iteration(False):  # callbacks that are still due keep connections alive
             continue
@@ -121,6 +117,16 @@ def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *argume
     """Have the event loop call `function`, in the order of the calls; nothing happens when it has ended."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)
+
+
+async def finished(begin: Callable[[Callable[[], None]], None], within: float) -> None:
+    """Call `begin(done)` and wait until `done()` is called, in any thread, or the time is over."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    begin(partial(tell, loop, over.set))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await over.wait()
 
 
 def guarded(work: Callable[[], None]) -> None:
