@@ -52,7 +52,7 @@ from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.status_line import StatusLine
-from accelerd.policy.takeover import NoSuccessor, UnitSuccessor
+from accelerd.policy.takeover import Successor
 from accelerd.policy.toolbox_models import ToolboxModels
 from accelerd.policy.yielding import Yielding, boot_id
 from accelerd.scheduler.events import ModelInUse
@@ -174,15 +174,14 @@ def build(
         stall=StallTrigger(pressure_files(measured)),
     )
     events.subscribe(ModelInUse, memory.on_model_in_use)
-    reclaimer = Reclaimer(memory.look, clock, events)
-    scheduler.attach(supervisor, model_info, memory.want, reclaimer)
+    scheduler.attach(supervisor, model_info, memory.want, Reclaimer(memory.look, clock, events))
     events.subscribe(ConfigApplied, meter.on_config)
 
     # policies
-    MemoryPressureRelief(scheduler, clock, config.memory, events)
+    MemoryPressureRelief(scheduler.memory, clock, config.memory, events)
     DeviceLoss(scheduler, events)
     yielding = Yielding(
-        scheduler,
+        scheduler.memory,
         clock,
         time_asleep,
         devices.current,
@@ -215,7 +214,7 @@ def build(
         scheduler=scheduler,
         supervisor=supervisor,
         homes=choice,
-        successor=UnitSuccessor(manager) if manager is not None else NoSuccessor(),
+        successor=Successor(manager),
         models=models,
         upkeep=upkeep,
         devices=devices,

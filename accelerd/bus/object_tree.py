@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonStateChanged, DegradationChanged
@@ -25,7 +25,6 @@ from accelerd.control.devices import DeviceReport
 from accelerd.control.jobs import Job, JobChanged, JobForgotten, JobTold
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
-from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import MemorySnapshot
 from accelerd.policy.pins import PinChanged
 from accelerd.policy.yielding import YieldChanged
@@ -38,6 +37,7 @@ from accelerd.scheduler.events import (
 )
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.records import event
 
@@ -55,13 +55,6 @@ ENDS: Final = {
 }  # states of a model that may be the end of a job
 
 
-class Models(Protocol):
-    """The scheduler, as far as it is mirrored."""
-
-    def snapshots(self) -> list[Snapshot]: ...
-    def ledger(self) -> Ledger: ...
-
-
 class Tree:
     """Keeps the object tree. All methods run on the event loop's thread; none waits."""
 
@@ -70,7 +63,7 @@ class Tree:
         bus: ObjectExporter,
         api: ControlApi,
         methods: Methods,
-        scheduler: Models,
+        scheduler: Scheduler,
         inventory: Callable[[], tuple[Device, ...]],
         own: Callable[[], dict[str, Any]],
     ) -> None:
@@ -301,7 +294,7 @@ class Tree:
     def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
         if all(snapshot.instance is None for snapshot in snapshots):
             self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
-        balances = {balance.pool.id: balance for balance in self._scheduler.ledger().balances()}
+        balances = {balance.pool.id: balance for balance in self._scheduler.memory.ledger().balances()}
         there = set()
         for device in self._inventory():
             there.add(device.id)

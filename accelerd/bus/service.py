@@ -125,7 +125,7 @@ class BusService:
         }
 
     def _yield(self) -> dict[str, Any]:
-        given = self._scheduler.yielded
+        given = self._scheduler.memory.yielded
         if given is None:
             return {}
         paths = [device_path(id) for id in self._ids() if given.pools is not None and id in given.pools]

@@ -79,7 +79,7 @@ class ControlApi:
         performance level."""
         self.events = events
         self.jobs = jobs = Jobs(clock, events)
-        self.pins = Pins(scheduler, clock, events)
+        self.pins = Pins(scheduler.holds, clock, events)
         self.names = names = ModelNames(scheduler, lambda: router.directory)
         self.yielding = yielding
         self._daemon = daemon

@@ -87,7 +87,7 @@ class ConfiguredModels:
                 forecast = await self._model_info.forecast(spec, ask=not spec.contained)
                 if self._config.models.get(spec.name) is spec:
                     self._forecasts = [(one, forecast if one is spec else known) for one, known in self._forecasts]
-                    self._scheduler.forecast(spec.name, forecast)
+                    self._scheduler.memory.forecast(spec.name, forecast)
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 

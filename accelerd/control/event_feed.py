@@ -183,7 +183,7 @@ class EventFeed:
     def _memory(self) -> Iterator[MemoryEvent]:
         pools = [
             PoolMemory(one.pool.id, one.pool.label, one.pool.capacity, one.free)
-            for one in self._scheduler.ledger().balances()
+            for one in self._scheduler.memory.ledger().balances()
         ]
         if any(abs(pool.free - self._free.get(pool.id, -STEP)) >= STEP for pool in pools):
             self._free = {pool.id: pool.free for pool in pools}

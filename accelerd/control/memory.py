@@ -157,7 +157,7 @@ class MemoryOperations:
                 return HolderFacts()
             return HolderFacts(known.leases, known.idle, known.unevictable, known.spec.priority)
 
-        found = report(self._scheduler.ledger(), seen, facts)
+        found = report(self._scheduler.memory.ledger(), seen, facts)
         return Memory(
             found.pools,
             found.stall,
@@ -191,7 +191,7 @@ class MemoryOperations:
         for snapshot in self._scheduler.snapshots():
             if count and name in (None, snapshot.spec.name):
                 forecast = await self._forecast(snapshot.spec)
-                self._scheduler.forecast(snapshot.spec.name, forecast)
+                self._scheduler.memory.forecast(snapshot.spec.name, forecast)
         return Forgotten(count)
 
     async def fit(self, request: ModelRequest) -> Fit:

@@ -148,7 +148,7 @@ class MemoryReleaseOperations:
 
         async def work(job: Job) -> Evicted:
             before = {snapshot.spec.name for snapshot in self._leaving()}
-            self._scheduler.make_room(pool, request.bytes or ALL, WHY, busy=request.busy)
+            self._scheduler.memory.make_room(pool, request.bytes or ALL, WHY, busy=request.busy)
             chosen = {snapshot.spec.name: _in_pool(snapshot, pool) for snapshot in self._leaving()}
             chosen = {name: held for name, held in chosen.items() if held or name not in before}
             while models := [s for s in self._leaving() if s.spec.name in chosen]:
@@ -176,7 +176,7 @@ class MemoryReleaseOperations:
         leaves = snapshot.state is State.READY and not snapshot.unevictable and (busy or not working)
         if not leaves and snapshot.state not in LEAVING:
             return 0
-        return self._scheduler.ledger().counted(snapshot.used or snapshot.held, pool)
+        return self._scheduler.memory.ledger().counted(snapshot.used or snapshot.held, pool)
 
     # --- yield and resume -------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class MemoryReleaseOperations:
         for name, held in before.items():
             for pool, size in held.items():
                 freed[pool] = freed.get(pool, 0) + max(0, size - stays.get(name, {}).get(pool, 0))
-        pools = self._scheduler.ledger().pools
+        pools = self._scheduler.memory.ledger().pools
         return Yielded(
             **msgspec.structs.asdict(report),
             freed=[PoolSize(id, pools[id].label if id in pools else id, size) for id, size in freed.items()],

@@ -145,7 +145,7 @@ class ModelOperations:
                 await self._watched(job, name, self._scheduler.load(name, evict=request.allow_evict))
             except asyncio.CancelledError:
                 if job.canceled:
-                    self._scheduler.abandon(name, "the load was canceled")
+                    self._scheduler.holds.abandon(name, "the load was canceled")
                 raise
             return Ready(name, job.elapsed)
 
@@ -184,10 +184,10 @@ class ModelOperations:
             raise AccelError("bad_request", "give one of the arguments model and all", param="model")
         if request.model is None:
             for snapshot in self._scheduler.snapshots():
-                self._scheduler.reset(snapshot.spec.name)
+                self._scheduler.reset(snapshot.spec.name, memory=True)
             return ModelState("")
         name = self._names.find(request.model).spec.name
-        self._scheduler.reset(name)
+        self._scheduler.reset(name, memory=True)
         return ModelState(self._scheduler.snapshot(name).state)
 
     async def pin(self, request: ClaimRequest, owner: str) -> Claimed:

@@ -269,7 +269,7 @@ class StatusOperations:
         """The whole state of the daemon and its models."""
         models = [await self._model(snapshot) for snapshot in self._scheduler.snapshots()]
         limits, settings = self._scheduler.limits, self._scheduler.settings
-        limit, source = room_of(limits, self._scheduler.ledger())
+        limit, source = room_of(limits, self._scheduler.memory.ledger())
         return Status(
             **msgspec.structs.asdict(self._daemon()),
             scheduler=SchedulerStatus(
@@ -319,7 +319,7 @@ class StatusOperations:
                 pools=dict(snapshot.need.amounts),
                 parts=dict(snapshot.need.parts),
                 devices=list(snapshot.need.devices),
-                claims=claims_of(snapshot.need, self._scheduler.ledger().pools),
+                claims=claims_of(snapshot.need, self._scheduler.memory.ledger().pools),
                 fits=fits,
                 reason=how,
             ),
@@ -368,7 +368,7 @@ class StatusOperations:
             memory_source=snapshot.memory_source,
             memory_used=memory_used,
             device=snapshot.device,
-            claims=claims_of(snapshot.need, self._scheduler.ledger().pools),
+            claims=claims_of(snapshot.need, self._scheduler.memory.ledger().pools),
             retry_in=snapshot.retry_in,
             load_seconds=self._processes.load_seconds(spec),
             outdated=snapshot.outdated,

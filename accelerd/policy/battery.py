@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.config.model import ConfigApplied, DesktopSettings, ModelSpec
+from accelerd.system.dbus.properties import PropertyWatch
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -27,22 +28,15 @@ class PowerSavingChanged(Struct, frozen=True):
     reason: str  # empty: it has ended
 
 
-class BatteryWatch(Protocol):
-    """Reports why power is to be saved, from `start` to `close`."""
-
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class PowerSaving:
     """Subscribes to the configuration; publishes PowerSavingChanged."""
 
-    def __init__(self, watch: Callable[[Callable[[str], None]], BatteryWatch], events: EventStream) -> None:
+    def __init__(self, watch: Callable[[Callable[[str], None]], PropertyWatch], events: EventStream) -> None:
         """`watch(report)` makes a watch that calls `report(reason)`; an empty reason: power is not to be saved."""
         self._make_watch = watch
         self._events = events
         self._settings = DesktopSettings()
-        self._watch: BatteryWatch | None = None
+        self._watch: PropertyWatch | None = None
         self._reported = asyncio.Event()
         self._mains = asyncio.Event()
         self._mains.set()

@@ -44,14 +44,14 @@ class DeviceLoss:
                 why = f"{device.name} ({device.id}) {'has disappeared' if gone else 'was reset'}"
                 if gone:
                     self._lost[name] = device.kind
-                self._scheduler.device_lost(name, cause, why)
+                self._scheduler.devices.lost(name, cause, why)
         for device in diff.recovered:
             for name in self._models_on(device, living):
-                self._scheduler.suspect(name)
+                self._scheduler.devices.suspect(name)
         usable = {device.kind for device in (*diff.added, *diff.changed) if device.problem is None}
         for snapshot in snapshots:
             if self._lost.get(snapshot.spec.name, "gpu") in usable:
-                self._scheduler.device_back(snapshot.spec.name)
+                self._scheduler.devices.back(snapshot.spec.name)
         self._lost = {s.spec.name: kind for s in snapshots if (kind := self._lost.get(s.spec.name))}
 
     def _models_on(self, device: Device, living: dict[int, ModelSpec]) -> Collection[str]:

@@ -6,33 +6,23 @@ Asks the scheduler for room and writes the journal. When is decided by memory.pr
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied, MemorySettings
-from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import MemorySnapshot
 from accelerd.memory.pressure import Pressure
+from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
 
 
-class RoomMaker(Protocol):
-    """The scheduler, as far as it is needed here."""
-
-    def ledger(self) -> Ledger: ...
-    def make_room(self, pool: str, size: int, why: str, *, busy: bool) -> int:
-        """Bytes that will be freed, including those already being freed."""
-        ...
-
-
 class MemoryPressureRelief:
     """Subscribes to memory snapshots; must do so after the scheduler, whose ledger it reads."""
 
-    def __init__(self, scheduler: RoomMaker, clock: Clock, settings: MemorySettings, events: EventStream) -> None:
+    def __init__(self, scheduler: MemoryEvents, clock: Clock, settings: MemorySettings, events: EventStream) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._pressure = Pressure(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -17,6 +17,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.scheduler.events import HoldsDropped
+from accelerd.scheduler.holds import Holds
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -27,16 +28,6 @@ REASON_MOST: Final = 256  # characters
 _APPLICATION: Final = re.compile(r"[A-Za-z0-9_.-]{0,255}")
 
 PinEnd = Literal["unpinned", "owner-gone", "model-removed", "shutdown"]
-
-
-class ModelHolder(Protocol):
-    """The scheduler, as far as it is needed here."""
-
-    def hold(self, name: str, key: str, *, load: bool) -> str:
-        """Keep a model loaded; its configured name. AccelError: nothing is kept."""
-        ...
-
-    def unhold(self, name: str, key: str) -> bool: ...
 
 
 class Pin(Struct, frozen=True):
@@ -70,8 +61,8 @@ class PinChanged(Struct, frozen=True):
 class Pins:
     """Subscribes to dropped holds; publishes PinChanged. All methods on the event loop's thread."""
 
-    def __init__(self, scheduler: ModelHolder, clock: Clock, events: EventStream) -> None:
-        self._scheduler = scheduler
+    def __init__(self, holds: Holds, clock: Clock, events: EventStream) -> None:
+        self._holds = holds
         self._clock = clock
         self._events = events
         self._pins: dict[int, Pin] = {}
@@ -91,7 +82,7 @@ class Pins:
             raise AccelError("too_many_pins", f"there are {len(self._pins)} pins already; unpin some of them")
         cookie, self._next = self._next, self._next + 1
         asked = Pin(cookie, model, reason, application_id, owner, hold, self._clock.monotonic())
-        name = self._scheduler.hold(model, asked.key, load=not hold)
+        name = self._holds.hold(model, asked.key, load=not hold)
         self._pins[cookie] = pin = Pin(cookie, name, reason, application_id, owner, hold, asked.since)
         what = "held" if hold else "pinned"
         event(log, NOTICE, f"{name} is {what} for {pin.who}: {reason}", message_id=names.MSG_PIN,
@@ -138,7 +129,7 @@ class Pins:
     def _end(self, pin: Pin, cause: PinEnd, why: str = "", *, held: bool = True) -> None:
         del self._pins[pin.cookie]
         if held:
-            self._scheduler.unhold(pin.model, pin.key)
+            self._holds.unhold(pin.model, pin.key)
         text = f"{pin.model} is no longer {'held' if pin.hold else 'pinned'} for {pin.who} ({cause}){why}"
         event(log, NOTICE, text, message_id=names.MSG_PIN, model=pin.model, reason=cause)
         self._events.publish(PinChanged(pin, cause))

@@ -10,15 +10,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.config.model import ConfigApplied
-from accelerd.policy.yielding import SLEEP
+from accelerd.policy.yielding import SLEEP, Yielding
 from accelerd.scheduler.events import ModelInUse, ModelTransition
-from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
 from accelerd.system.records import NOTICE, event
+from accelerd.system.suspend import SleepGuard
 
 log = logging.getLogger(__name__)
 
@@ -29,41 +30,18 @@ DRAIN_SHARE: Final = 0.5  # of the time until the suspend: then requests are cut
 RESCAN: Final = 5.0  # s for the drivers to answer after resuming
 
 
-class PausableModels(Protocol):
-    """The scheduler, as far as it is needed here."""
-
-    def pause(self, paused: bool) -> None: ...
-    def busy(self) -> bool: ...
-    def snapshots(self) -> list[Snapshot]: ...
-
-
-class SleepYield(Protocol):
-    """Yielding, as far as it is needed here."""
-
-    def sleeping(self, asleep: bool) -> None: ...
-    def concerns(self, pool: str) -> bool: ...
-
-
-class Guard(Protocol):
-    """SleepGuard, as far as it is needed here."""
-
-    def configure(self, *, hold: bool) -> None: ...
-    def report(self) -> dict[str, Any]: ...
-    async def close(self) -> None: ...
-
-
 class SleepPolicy:
     """Subscribes to models and the configuration; owns the guard. All methods on the event loop's thread."""
 
     def __init__(
         self,
-        models: PausableModels,
-        memory: SleepYield,
+        models: Scheduler,
+        memory: Yielding,
         rescan: Callable[[], Awaitable[None]],
-        make_guard: Callable[[Before, After], Guard],
+        make_guard: Callable[[Before, After], SleepGuard],
         events: EventStream,
     ) -> None:
-        """`rescan()` looks at the devices anew; `make_guard(before, after)`: what calls them, see SleepGuard."""
+        """`rescan()` looks at the devices anew; `make_guard(before, after)`: what calls them."""
         self._models = models
         self._memory = memory
         self._rescan = rescan

@@ -11,10 +11,11 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
+from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.instance_records import Adoptable
 from accelerd.system.dbus.client import BusError
@@ -26,13 +27,7 @@ log = logging.getLogger(__name__)
 PATIENCE: Final = 1.0  # s for systemd's answer; a manager that is going down gives none
 
 
-class Adopter(Protocol):
-    """The scheduler, as far as it is needed here."""
-
-    def adopt(self, name: str, found: object, *, fits: bool) -> bool: ...
-
-
-def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler: Adopter) -> list[Adoptable]:
+def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler: Scheduler) -> list[Adoptable]:
     """Adopt what is still configured: pinned models first, then those that were ready. Returned: what was adopted."""
 
     def importance(one: Adoptable) -> tuple[bool, bool]:
@@ -50,22 +45,18 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
     return adopted
 
 
-class Successor(Protocol):
-    """Will there be a later daemon that wants the models?"""
+class Successor:
+    """Will there be a later daemon that wants the models? The job on its unit says so."""
 
-    async def expected(self, *, crashed: bool) -> bool:
-        """Is this daemon being restarted (or, if `crashed`, about to be)? False where nobody knows."""
-        ...
-
-
-class UnitSuccessor:
-    """The Successor that systemd gives a service: the job on its unit says whether it is stopped or restarted."""
-
-    def __init__(self, manager: UserManager, patience: float = PATIENCE) -> None:
+    def __init__(self, manager: UserManager | None, patience: float = PATIENCE) -> None:
+        """`manager`: None where there is no systemd; then what this daemon started ends with it."""
         self._manager = manager
         self._patience = patience
 
     async def expected(self, *, crashed: bool) -> bool:
+        """Is this daemon being restarted (or, if `crashed`, about to be)? False where nobody knows."""
+        if self._manager is None:
+            return False
         try:
             async with asyncio.timeout(self._patience):
                 unit = await self._manager.unit_of(os.getpid())
@@ -77,13 +68,6 @@ class UnitSuccessor:
             return False
         # Nobody asked for the end: Restart= brings the next daemon, or the reaper comes when it does not.
         return job == "restart" or (crashed and job in (None, "start"))
-
-
-class NoSuccessor:
-    """Where there is no systemd: what this daemon started ends with it."""
-
-    async def expected(self, *, crashed: bool) -> bool:
-        return False
 
 
 async def reap(lock_file: Path, sweep: Callable[[], Awaitable[int]]) -> int:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,8 @@ from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import COMPUTE, Device
+from accelerd.scheduler.memory_events import MemoryEvents
+from accelerd.system.dbus.properties import PropertyWatch
 from accelerd.system.private_files import FileStore, Unreadable
 from accelerd.system.records import NOTICE, event
 
@@ -72,20 +74,6 @@ class _StoredHold(msgspec.Struct):
     version: int = 1
 
 
-class MemoryYielder(Protocol):
-    """The scheduler, as far as it is needed here. `until` in monotonic seconds; pools None: all."""
-
-    def yield_memory(self, pools: frozenset[str] | None, until: float | None, why: str, *, now: bool) -> None: ...
-    def resume(self) -> None: ...
-
-
-class GameWatch(Protocol):
-    """Reports how many games run, from `start` to `close`."""
-
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-
-
 def gpu_pools(devices: Iterable[Device]) -> frozenset[str]:
     """The pools of the GPUs that models run on."""
     return frozenset(d.id for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE)
@@ -105,16 +93,16 @@ class Yielding:
 
     def __init__(
         self,
-        scheduler: MemoryYielder,
+        scheduler: MemoryEvents,
         clock: Clock,
         asleep: Callable[[], float],
         devices: Callable[[], Iterable[Device]],
         file: FileStore,
         boot: str,
-        watch_games: Callable[[Callable[[int], None]], GameWatch],
+        watch_games: Callable[[Callable[[int], None]], PropertyWatch],
         events: EventStream,
     ) -> None:
-        """`asleep()`: seconds suspended since boot; `boot`: names this boot; `watch_games(games)`: see GameWatch."""
+        """`asleep()`: seconds suspended since boot; `boot`: names this boot; `watch_games(games)` reports games."""
         self._scheduler = scheduler
         self._clock = clock
         self._asleep = asleep
@@ -123,7 +111,7 @@ class Yielding:
         self._boot = boot
         self._watch_games = watch_games
         self._events = events
-        self._game_watch: GameWatch | None = None
+        self._game_watch: PropertyWatch | None = None
         self._holds: dict[str, YieldHold] = {}
         self._given = False
         self._games = 0

@@ -11,16 +11,21 @@ Owned and driven by Core; pure like it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
+from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
+from accelerd.instances import Supervisor
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
+from accelerd.memory.reclaim import Reclaimer
+from accelerd.scheduler.events import ModelInUse, ModelLoaded, ModelTransition
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import (
@@ -38,59 +43,53 @@ FRESH = 1.0  # s that a memory snapshot is good enough for a decision
 LOOK_PATIENCE = 2.0  # s that a start waits for a fresh snapshot
 
 
-class Effects(Protocol):
-    """What Core asks of the outside. No call may re-enter Core before it returns."""
-
-    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None: ...
-    def stop(self, instance: int, cause: Cause) -> None: ...
-    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None: ...
-    def probe(self, instance: int) -> None: ...
-    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
-        """All its processes have ended. True: the memory that it held, by pool, is not back yet; then
-        `memory_residue` follows until it reports 0."""
-        ...
-
-    def look(self) -> bool:
-        """Ask for a memory snapshot soon; `on_memory_snapshot` follows. False: memory is not measured here."""
-        ...
-
-    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """What of this model would fit into so much of each pool: one clause, or nothing."""
-        ...
-
-    def lost(self, residue: Residue) -> None:
-        """Memory of an ended model does not come back in time."""
+class ModelRequirements(Protocol):
+    """What models need: estimated, measured, and raised when they ran out of memory."""
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
-        """Remember that the model needs at least so much."""
+        """It ran out of memory: remember that it needs this much."""
         ...
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
-        """Forget that, and what was measured; what is estimated."""
+        """Forget what was measured; the estimate alone."""
+        ...
+
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+        """The most, by pool, that a loaded model was measured to use; called after every snapshot."""
+        ...
+
+    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
+        """Smaller settings with which the model would fit into this much of each pool: one clause, or nothing."""
         ...
 
     def device(self, spec: ModelSpec) -> str:
         """What the model runs on, by name; CPU is the one that a hanging process does not spoil for others."""
         ...
 
-    def moved(self, record: ModelRecord, transition: Transition) -> None: ...
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        """Its first lease was given, or its last has ended. On the path of requests: must be cheap."""
-        ...
-
-    def jitter(self) -> float:
-        """A number in [0, 1)."""
-        ...
-
 
 class Admission:
     """The models, the queue in front of them, and the only code that moves a model from state to state."""
 
-    def __init__(self, clock: Clock, effects: Effects, settings: SchedulerSettings, limits: SharedLimits) -> None:
+    # What it works with, given by Core.attach. No call of theirs may re-enter the scheduler before it returns.
+    supervisor: Supervisor
+    needs: ModelRequirements
+    reclaimer: Reclaimer
+    look: Callable[[], bool]  # asks for a memory snapshot soon; False: memory is not measured here
+
+    def __init__(
+        self,
+        clock: Clock,
+        settings: SchedulerSettings,
+        limits: SharedLimits,
+        events: EventStream,
+        rearm: Callable[[], None],
+    ) -> None:
+        """`rearm` is called when `next_deadline` may have changed."""
         self.clock = clock
-        self.effects = effects
         self.settings = settings
         self.limits = limits
+        self.events = events
+        self._rearm = rearm
         self.closing = False
         self.paused = False  # nothing is served or started; requests wait
         self.records: dict[str, ModelRecord] = {}
@@ -129,7 +128,7 @@ class Admission:
         if self.view is not None and now - self.view.at <= FRESH:
             return True
         if self._looking_since is None:
-            if not self.effects.look():
+            if not self.look():
                 return True
             self._looking_since = now
         due = self._looking_since + LOOK_PATIENCE
@@ -157,7 +156,7 @@ class Admission:
         record.active.add(lease)
         record.usage.note(lease.progress)
         if len(record.active) == 1:
-            self.effects.in_use(record.spec, True)
+            self.events.publish(ModelInUse(record.spec, True))
         return lease
 
     def schedule(self) -> None:
@@ -175,6 +174,7 @@ class Admission:
                     self.stop(record, record.reason)
             if self.queued == before:
                 break  # else requests were served, and the choice of models to evict may differ now
+        self._rearm()
 
     def _retire_outdated(self) -> None:
         for record in self.records.values():
@@ -283,7 +283,7 @@ class Admission:
         text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):
             free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
-            offer = self.effects.suggest_smaller(target.spec, free)
+            offer = self.needs.suggest_smaller(target.spec, free)
             text += f"; {offer}" if offer else ""
         # A model that is to be kept loaded is loaded again when there is room.
         target.displaced = (target.keep_loaded or any(w.held for w in target.waiting)) and code in (
@@ -333,12 +333,14 @@ class Admission:
             record.device = need.devices[0]
         wanted = record.waiting[0].wants_lease if record.waiting else False
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
-        self.effects.start(instance, record.spec, need)
+        self.supervisor.start(instance, record.spec, need.devices)
+        self.look()  # memory is not measured while no instance lives; from now on it is
 
     def adopt(self, record: ModelRecord, found: object) -> None:
         instance = self._new_instance(record, adopted=True)
         self.move(record, Event.ADOPT, "an earlier accelerd started it")
-        self.effects.adopt_found(instance, record.spec, found)
+        self.supervisor.adopt(instance, record.spec, found)
+        self.look()
 
     def _new_instance(self, record: ModelRecord, *, adopted: bool) -> int:
         record.instance = instance = self._next_instance
@@ -358,7 +360,7 @@ class Admission:
         assert record.instance is not None
         self.move(record, Event.STOP, reason)
         record.stop_reason = reason
-        self.effects.stop(record.instance, cause)
+        self.supervisor.stop(record.instance, cause)
 
     def request_load(self, record: ModelRecord, *, held: bool = False) -> None:
         """Queue a load without a client; evicts other models only if this one is pinned or held. `held`: see Waiter."""
@@ -380,4 +382,7 @@ class Admission:
         record.reason = reason
         transition = Transition(now, before, record.state, reason, event)
         record.history.append(transition)
-        self.effects.moved(record, transition)
+        spec, retry = record.spec, record.retry_at is not None
+        self.events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
+        if record.state is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):
+            self.events.publish(ModelLoaded(spec, record.need, now - record.started_at))

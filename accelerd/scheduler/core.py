@@ -2,23 +2,28 @@
 
 The entry point for everything that reaches the scheduler: requests, commands, configurations, reports of instances,
 time. What follows for the queue and the state changes is Admission's, which it owns. Never does I/O, never waits,
-imports neither gateway nor bus nor devices. Effects are calls on a Protocol that must not call back before they return.
+imports neither gateway nor bus nor devices. What follows is calls of what `attach` connects, and published events.
 """
 
 from __future__ import annotations
 
 import difflib
+import random
 from collections.abc import Callable, Collection, Iterable
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.memory.model import Forecast
+from accelerd.instances import Supervisor
+from accelerd.memory.model import Forecast, MemorySnapshot
 from accelerd.memory.npu_rules import first_device
-from accelerd.scheduler.admission import Admission, Effects
+from accelerd.memory.reclaim import Reclaimer
+from accelerd.scheduler.admission import Admission, ModelRequirements
 from accelerd.scheduler.device_events import DeviceEvents
+from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
 from accelerd.scheduler.feasibility import placement
 from accelerd.scheduler.holds import Holds
@@ -37,20 +42,36 @@ class Core:
     def __init__(
         self,
         clock: Clock,
-        effects: Effects,
         settings: SchedulerSettings,
         limits: SharedLimits,
+        events: EventStream,
+        *,
         stuck_after: float = STUCK_AFTER,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         """`stuck_after`: seconds of killing until nobody counts on an end any more."""
         self._clock = clock
-        self._effects = effects
-        self._admission = Admission(clock, effects, settings, limits)
-        self._exits = ExitHandling(self._admission, self._over, stuck_after)
+        self._events = events
+        self._admission = Admission(clock, settings, limits, events, self._rearm)
+        self._exits = ExitHandling(self._admission, self._over, stuck_after, jitter)
         self._names: dict[str, ModelRecord] = {}  # names and aliases
         self.devices = DeviceEvents(self._admission, self._find, self.reset)
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
+
+    def attach(
+        self, supervisor: Supervisor, needs: ModelRequirements, look: Callable[[], bool], reclaimer: Reclaimer
+    ) -> None:
+        """Connect what runs processes and what knows models and memory; before the first request.
+
+        `look()` asks for a memory snapshot soon. False: memory is not measured here.
+        """
+        admission = self._admission
+        admission.supervisor, admission.needs, admission.look, admission.reclaimer = supervisor, needs, look, reclaimer
+        self._events.subscribe(MemorySnapshot, self.memory.seen)
+
+    def _rearm(self) -> None:
+        """`next_deadline` may have changed."""
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -92,7 +113,7 @@ class Core:
         record.active.discard(lease)
         if not record.active:
             record.last_used = self._clock.monotonic()
-            self._effects.in_use(record.spec, False)
+            self._events.publish(ModelInUse(record.spec, False))
         if ok is True:
             record.bad_outcomes = 0
         elif ok is False:
@@ -130,7 +151,7 @@ class Core:
         if record.bad_outcomes >= BAD_OUTCOMES_BEFORE_PROBE and record.state is State.READY and not record.probing:
             assert record.instance is not None
             record.probing = True
-            self._effects.probe(record.instance)
+            self._admission.supervisor.probe(record.instance)
 
     # --- commands -----------------------------------------------------------------------------------------------
 
@@ -141,14 +162,14 @@ class Core:
         record.unhealthy.clear()
         record.out_of_memory.clear()
         if memory and not record.occupied:
-            record.expect(self._effects.estimate_anew(record.spec))
+            record.expect(self._admission.needs.estimate_anew(record.spec))
         record.keep_loaded = record.wants_loaded
         if record.state in (State.BACKOFF, State.FAILED):
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "reset")
             self._admission.schedule()
 
-    def unload(
+    def begin_unload(
         self,
         name: str,
         *,
@@ -199,7 +220,9 @@ class Core:
             record = self._admission.records.get(spec.name)
             if record is None:
                 keep = spec.preload or spec.pin
-                record = ModelRecord(spec, forecast, since=now, keep_loaded=keep, device=self._effects.device(spec))
+                record = ModelRecord(
+                    spec, forecast, since=now, keep_loaded=keep, device=self._admission.needs.device(spec)
+                )
                 self._admission.records[spec.name] = record
                 continue
             record.removed = False
@@ -220,13 +243,14 @@ class Core:
         self._names.clear()
         self._names.update({n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)})
         self._admission.schedule()
+        self._events.publish(ModelsConfigured())
 
     def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast) -> None:
         changed = record.spec.launch_key() != spec.launch_key()
         redeclared = record.spec.memory != spec.memory
         record.spec = spec
         if not record.occupied:
-            record.device = self._effects.device(spec)
+            record.device = self._admission.needs.device(spec)
         record.expect(forecast)
         if redeclared:
             record.redeclared()
@@ -265,7 +289,7 @@ class Core:
             if record.state is State.STARTING and not keep:
                 self._admission.stop(record, "shutting down")
 
-    def stop_all(self) -> None:
+    def begin_stop_all(self) -> None:
         """Stop every instance, the youngest first, whatever it is doing."""
         alive = [
             r for r in self._admission.records.values() if r.state in (State.STARTING, State.READY, State.DRAINING)
@@ -296,6 +320,7 @@ class Core:
             self._admission.move(record, Event.KILL, "exited, but left processes that do not end")
         elif record.state in (State.STARTING, State.STOPPING):
             self._admission.move(record, Event.KILL, "did not end after SIGTERM")
+        self._admission.schedule()
 
     def instance_probed(self, instance: int, ok: bool) -> None:
         """The result of `probe`. A model that fails it while no request makes progress is stopped."""
@@ -312,11 +337,6 @@ class Core:
 
     def instance_gone(self, instance: int, exit: Exit) -> None:
         self._exits.gone(instance, exit)
-        self._admission.schedule()
-
-    def memory_residue(self, instance: int, size: int, where: str) -> None:
-        """For an instance for which `reclaim` returned True: bytes that are not freed yet; 0: all are."""
-        self._exits.residue(instance, size, where)
         self._admission.schedule()
 
     def _over(self, record: ModelRecord, unloaded: bool) -> None:
@@ -437,10 +457,6 @@ class Core:
     @property
     def queued(self) -> int:
         return self._admission.queued
-
-    @property
-    def live_instances(self) -> int:
-        return len(self._admission.instances)
 
     def memory_held(self) -> int:
         """Bytes reserved by models that have, or may have, a process."""

@@ -18,7 +18,9 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit
 from accelerd.base.sizes import human_size
 from accelerd.memory.model import RAM
+from accelerd.memory.reclaim import UnreturnedMemory
 from accelerd.scheduler.admission import CPU, Admission
+from accelerd.scheduler.events import MemoryNotReturned, ModelInUse
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import ModelRecord, PendingExit, Residue
 
@@ -33,24 +35,36 @@ class ExitHandling:
     """`over(record, unloaded)` is called when a model has left OCCUPIED."""
 
     def __init__(
-        self, admission: Admission, over: Callable[[ModelRecord, bool], None], stuck_after: float = STUCK_AFTER
+        self,
+        admission: Admission,
+        over: Callable[[ModelRecord, bool], None],
+        stuck_after: float,
+        jitter: Callable[[], float],
     ) -> None:
+        """`jitter()`: a number in [0, 1)."""
         self.stuck_after = stuck_after
         self._admission = admission
-        self._effects = admission.effects
+        self._jitter = jitter
         self._over = over
         self._reclaiming: dict[int, ModelRecord] = {}  # every instance whose memory is not back
+        self._watches: dict[int, UnreturnedMemory] = {}
 
     def gone(self, instance: int, exit: Exit) -> None:
         """Nothing of an instance lives any more."""
         record = self._admission.instances.pop(instance)
         if record.active:
             record.active.clear()
-            self._effects.in_use(record.spec, False)
+            self._admission.events.publish(ModelInUse(record.spec, False))
         record.probing = record.stuck = False
         record.pending_exit = PendingExit(instance, record.state, exit)
-        if self._effects.reclaim(instance, record.spec, record.held()):
-            self._reclaiming[instance] = record
+
+        def changed(size: int, where: str) -> None:
+            self.residue(instance, size, where)
+            self._admission.schedule()
+
+        watch = self._admission.reclaimer.watch(instance, record.spec.name, record.held(), changed)
+        if watch is not None:
+            self._watches[instance], self._reclaiming[instance] = watch, record
             record.reclaim_until = self._admission.clock.monotonic() + RECLAIM_PATIENCE
             self._admission.move(record, Event.RECLAIM, "no process is left; its memory is not back yet")
             record.instance = record.endpoint = None
@@ -87,7 +101,7 @@ class ExitHandling:
             pool = known.pool if known is not None else _pool(record)
             self._admission.residues[instance] = Residue(record.spec.name, min(size, most), where, most, waits, pool)
             return
-        del self._reclaiming[instance]
+        del self._reclaiming[instance], self._watches[instance]
         self._admission.residues.pop(instance, None)
         if waits:
             self._finish(record)
@@ -102,7 +116,7 @@ class ExitHandling:
             size, where = (known.size, known.where) if known else (most, "device memory")
             residue = Residue(record.spec.name, size, where, most, waited_for=False, pool=_pool(record))
             self._admission.residues[instance] = residue
-            self._effects.lost(residue)
+            self._admission.events.publish(MemoryNotReturned(residue))
             self._finish(record, f"; {human_size(size)} of {where} are not back")
 
     def deadline(self) -> float:
@@ -124,6 +138,12 @@ class ExitHandling:
             return AccelError("model_out_of_memory", f"cannot load {name}: {why}{after}", param="model", tail=tail)
         after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
         return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
+
+    def close(self) -> None:
+        """Wait for no memory any more."""
+        for watch in self._watches.values():
+            watch.cancel()
+        self._watches.clear()
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -184,7 +204,7 @@ class ExitHandling:
                 return
             else:
                 delay = min(settings.backoff_max, settings.backoff_initial * 2 ** (count - 1))
-                record.retry_at = now + delay * (1 + self._effects.jitter() / 10)
+                record.retry_at = now + delay * (1 + self._jitter() / 10)
                 self._admission.move(record, Event.BACK_OFF, exit.message)
         self._admission.reject_all(record, self.failure(record, now))
 
@@ -207,7 +227,7 @@ class ExitHandling:
                             for need in record.forecast.options)  # fmt: skip
             record.forecast = replace(record.forecast, options=options)
             record.need = record.need.scaled(new, source, raised=True)
-            self._effects.raise_requirement(record.spec, record.need)
+            self._admission.needs.raise_requirement(record.spec, record.need)
         error = self.failure(record, now)
         if given_up:
             self._admission.reject_all(record, error)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from accelerd.scheduler.admission import Admission
+from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.feasibility import check_hold
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import ModelRecord
-
-Dropped = Callable[[str, tuple[str, ...], str], None]  # model, keys, one clause that says why
 
 # Loaded, or loaded again without being asked; one that has failed waits for a reset.
 NEEDS_NO_LOAD = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)
@@ -26,7 +25,6 @@ class Holds:
     def __init__(self, admission: Admission, find: Callable[[str], ModelRecord]) -> None:
         self._admission = admission
         self._find = find
-        self.dropped: Dropped | None = None  # called for holds that end without being released; must not call back
 
     def hold(self, name: str, key: str, *, load: bool) -> str:
         """Keep the model where it is, for `key`; with `load` also have it loaded whenever that is possible.
@@ -62,8 +60,8 @@ class Holds:
         """The model was removed from the configuration: drop its holds."""
         keys = tuple(record.holds)
         record.holds.clear()
-        if keys and self.dropped is not None:
-            self.dropped(record.spec.name, keys, why)
+        if keys:
+            self._admission.events.publish(HoldsDropped(record.spec.name, keys, why))
 
     def abandon(self, name: str, why: str) -> bool:
         """Stop a load that no client waits for and nothing keeps. False: it is needed, or the model is not loading."""

@@ -36,7 +36,7 @@ class MemoryEvents:
             if record.next_spec is not None:
                 record.next_forecast = forecast
             if not record.occupied:
-                record.device = self._admission.effects.device(record.spec)
+                record.device = self._admission.needs.device(record.spec)
             record.expect(forecast)
             self._admission.schedule()
 
@@ -52,19 +52,13 @@ class MemoryEvents:
                 record.settled |= record.state is State.READY and seen.at >= record.since
         self._bring_back()
         self._admission.schedule()
-
-    def measured(self) -> list[ModelRecord]:
-        """The ready models that were measured since they became ready."""
-        return [r for r in self._admission.records.values() if r.state is State.READY and r.settled]
+        for record in self._admission.records.values():
+            if record.state is State.READY and record.settled:
+                self._admission.needs.record_peak(record.spec, record.need, record.peak)
 
     def ledger(self) -> Ledger:
         """What is held in each pool now."""
         return self._admission.room.ledger(self._admission.occupied())
-
-    @property
-    def view(self) -> MemorySnapshot | None:
-        """The last snapshot."""
-        return self._admission.view
 
     # --- pressure -----------------------------------------------------------------------------------------------
 
@@ -135,7 +129,7 @@ class MemoryEvents:
                 self._admission.stop(record, f"{record.reason}; its requests were cut after {YIELD_GRACE:.0f} s")
         if self._displaced() and self._look_due() <= now:
             self._looked_at = now
-            self._admission.effects.look()
+            self._admission.look()
             self._bring_back()
 
     def deadline(self) -> float:

@@ -90,6 +90,10 @@ class World:
     def device(self, spec: ModelSpec) -> str:
         return "cpu"
 
+    # --- Reclaimer ---
+
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: object) -> None: ...
+
     # --- ModelInfo ---
 
     def facts(self, instance: int) -> InstanceInfo | None:
@@ -133,12 +137,12 @@ class World:
 
     async def ask(self, seconds: float | None = None, *, everything: bool = False, now: bool = False) -> None:
         self.given = True
-        self.scheduler.yield_memory(None if everything else frozenset({GPU.id}), None, "test", now=now)
+        self.scheduler.memory.yield_memory(None if everything else frozenset({GPU.id}), None, "test", now=now)
         self.desk.changed()
 
     async def resume(self) -> bool:
         was, self.given = self.given, False
-        self.scheduler.resume()
+        self.scheduler.memory.resume()
         self.desk.changed()
         return was
 
@@ -219,7 +223,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     world = World()
     clock = SystemClock()
     world.scheduler = scheduler = Scheduler(clock, SETTINGS, LIMITS, world.events)
-    scheduler.attach(world, world)
+    scheduler.attach(world, world, lambda: False, world)  # type: ignore[arg-type]
 
     async def seen() -> MemorySnapshot:
         return MemorySnapshot(clock.monotonic(), (), {})

@@ -35,7 +35,8 @@ class World:
         self.models: list[Any] = []
         self.pools = [Pool(RAM, "main memory", 8 << 30)]
         self.state, self.degraded, self.yielded = "running", None, None
-        scheduler = SimpleNamespace(snapshots=lambda: self.models, ledger=lambda: Ledger(self.pools))
+        memory = SimpleNamespace(ledger=lambda: Ledger(self.pools))
+        scheduler = SimpleNamespace(snapshots=lambda: self.models, memory=memory)
         self.feed = EventFeed(cast(Any, scheduler), cast(Any, lambda: self))
 
     def told(self, published: object) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ def test_a_load_that_begins_anew_does_not_go_back() -> None:
     load = Load()
     first = load.progress(Shown(taken_in=60 * MIB))
     assert load.progress(Shown(taken_in=5 * MIB), first) == first
-    load.bench.core.unload("a", force=True, done=lambda: None)
+    load.bench.core.begin_unload("a", force=True, done=lambda: None)
     assert load.bench.state("a") is State.STOPPING
     assert load.progress(None, first) == first
 

@@ -59,6 +59,11 @@ class Models:
 
     holdings: tuple[Holding, ...] = ()
 
+    @property
+    def memory(self) -> Models:
+        """The scheduler's MemoryEvents."""
+        return self
+
     def ledger(self) -> Ledger:
         return Ledger([POOL], self.holdings)
 

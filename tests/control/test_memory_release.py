@@ -57,6 +57,11 @@ class World:
             self.steps.pop(0)()
         return list(self.models)
 
+    @property
+    def memory(self) -> World:
+        """The scheduler's MemoryEvents."""
+        return self
+
     def ledger(self) -> Ledger:
         return Ledger([Pool(RAM, "main memory", 64), Pool(GPU, "a GPU", 64)])
 

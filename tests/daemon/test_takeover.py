@@ -13,7 +13,7 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.policy.takeover import NoSuccessor, UnitSuccessor, reap, take_over
+from accelerd.policy.takeover import Successor, reap, take_over
 from accelerd.supervise.homes.home import InstanceRecord
 from accelerd.supervise.instance_records import Adoptable, Phase, StoredInstance, fingerprint
 from accelerd.supervise.process.processes import InstanceTag
@@ -66,9 +66,9 @@ UNIT = "accelerd.service"
     ],
 )
 async def test_whether_the_models_are_left_to_a_successor(unit: Any, job: Any, crashed: bool, expected: bool) -> None:
-    successor = UnitSuccessor(Answers(unit, job), patience=0.05)  # type: ignore[arg-type]
+    successor = Successor(Answers(unit, job), patience=0.05)  # type: ignore[arg-type]
     assert await successor.expected(crashed=crashed) is expected
-    assert not await NoSuccessor().expected(crashed=crashed)
+    assert not await Successor(None).expected(crashed=crashed)
 
 
 # --- taking over --------------------------------------------------------------------------------------------------

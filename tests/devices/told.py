@@ -17,10 +17,15 @@ class Told:
     told: list[tuple[object, ...]] = field(default_factory=list, kw_only=True)
     events: EventStream = field(default_factory=EventStream, kw_only=True)
 
-    def device_lost(self, name: str, cause: Cause, why: str) -> None:
+    @property
+    def devices(self) -> Told:
+        """The scheduler's DeviceEvents."""
+        return self
+
+    def lost(self, name: str, cause: Cause, why: str) -> None:
         self.told.append(("lost", name, cause))
 
-    def device_back(self, name: str) -> None:
+    def back(self, name: str) -> None:
         self.told.append(("back", name))
 
     def suspect(self, name: str) -> None:

@@ -257,7 +257,7 @@ class Speaker:
 
 
 class Needless:
-    """The scheduler's Needs where memory does not count."""
+    """What models need, and whether their memory is back, where memory does not count."""
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None: ...
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None: ...
@@ -269,6 +269,8 @@ class Needless:
 
     def device(self, spec: ModelSpec) -> str:
         return "cpu"
+
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: object) -> None: ...
 
 
 @asynccontextmanager
@@ -298,7 +300,8 @@ async def bench(
     listeners = Listeners(gateway, settings)
     async with Engine(directory / "e.sock") as engine:
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
-        scheduler.attach(instances, Needless())
+        needless: Any = Needless()
+        scheduler.attach(instances, needless, lambda: False, needless)
         scheduler.configure([(replace(m, idle_timeout=None), ONE_BYTE) for m in models], scheduling, limits)
         tcp, local = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         local.bind(str(directory / "a.sock"))

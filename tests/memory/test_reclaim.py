@@ -15,12 +15,10 @@ from msgspec.structs import replace
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
-from accelerd.config.model import ModelSpec
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.reclaim import QUICK, SLACK, STEADY, OtherPrograms, PoolAccount, Reclaimer, UnreturnedMemory
 from accelerd.memory.watch import MemoryWatch
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.ports import Reclaim, ReclaimWatch
 from tests.fakes.clock import FakeClock
 from tests.scheduler.bench import Bench, model
 
@@ -121,12 +119,6 @@ def into(sizes: dict[int, int], instance: int) -> Callable[[int, str], None]:
         sizes[instance] = size
 
     return changed
-
-
-def test_it_is_what_the_scheduler_asks_for() -> None:
-    port: Reclaim = Machine().reclaimer
-    watch: type[ReclaimWatch] = UnreturnedMemory
-    assert (callable(port.watch), callable(watch.cancel)) == (True, True)
 
 
 async def test_what_lay_in_main_memory_is_back_with_the_process() -> None:
@@ -408,21 +400,10 @@ async def test_with_the_watch_of_memory_that_the_daemon_has() -> None:
         await watch.close()
 
 
-class BenchWithDevice(Bench):
-    """A scheduler whose Effects ask the Reclaimer."""
-
-    machine: Machine
-
-    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
-        def changed(size: int, where: str) -> None:
-            self.core.memory_residue(instance, size, where)
-
-        return self.machine.reclaimer.watch(instance, spec.name, held, changed) is not None
-
-
-def bench_on(world: Machine) -> BenchWithDevice:
-    bench = BenchWithDevice([])
-    bench.machine = world
+def bench_on(world: Machine) -> Bench:
+    """A scheduler that asks the Reclaimer."""
+    bench = Bench([])
+    bench.core.attach(bench, bench, bench.look, world.reclaimer)
     bench.clock.now = world.clock.now
     need = MemoryRequirement({GPU: 8 * GIB}, "test", (GPU,))
     entries = [(model(name), Forecast((need,))) for name in ("a", "b")]

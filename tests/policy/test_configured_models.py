@@ -48,7 +48,7 @@ async def test_no_program_in_a_container_is_asked() -> None:
     """Who would end with the daemon in the middle of an answer leaves podman with a session that never ends."""
     world = World()
     config, events = Config(models={"here": HERE, "boxed": BOXED}), EventStream()
-    scheduler: Any = SimpleNamespace(forecast=world.tell, configure=lambda *settings: None)
+    scheduler: Any = SimpleNamespace(memory=SimpleNamespace(forecast=world.tell), configure=lambda *settings: None)
     models = ConfiguredModels(config, scheduler, world, PowerSaving(None, events), events)  # type: ignore[arg-type]
     models.configure(config, [])
     survey = asyncio.create_task(models.survey())

@@ -8,25 +8,10 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.base.events import EventStream
 from accelerd.policy.pins import MOST, OWNER_MOST, PinChanged, PinEnd, Pins
-from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
-
-
-class Keeper:
-    """The scheduler's side of pins, on a bench."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.holds = bench.core.holds
-
-    def hold(self, name: str, key: str, *, load: bool) -> str:
-        return self.holds.hold(name, key, load=load)
-
-    def unhold(self, name: str, key: str) -> bool:
-        return self.holds.unhold(name, key)
 
 
 class Table:
@@ -36,11 +21,9 @@ class Table:
         specs = [model(name, aliases=(f"{name}-alias",), idle_timeout=30.0) for name in names or ("a", "b", "c")]
         sizes = {"a": 2 * MIB, "b": 4 * MIB, "c": 8 * MIB}
         self.bench = Bench(specs, limits=SharedLimits(budget * MIB, "test", None), memory=sizes)
-        events = EventStream()
-        events.subscribe(PinChanged, self._changed)
-        self.bench.core.holds.dropped = lambda *facts: events.publish(HoldsDropped(*facts))
+        self.bench.events.subscribe(PinChanged, self._changed)
         self.told: list[tuple[int, PinEnd | None]] = []
-        self.pins = Pins(Keeper(self.bench), self.bench.clock, events)
+        self.pins = Pins(self.bench.core.holds, self.bench.clock, self.bench.events)
 
     def _changed(self, event: PinChanged) -> None:
         self.told.append((event.pin.cookie, event.end))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
+from accelerd.memory.reclaim import Changed
 from accelerd.scheduler.core import Core
+from accelerd.scheduler.events import MemoryNotReturned, ModelInUse, ModelTransition
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
+from accelerd.scheduler.record import Lease, Residue, Waiter
 from tests.fakes.clock import FakeClock
 
 MIB = 1 << 20
@@ -47,9 +50,17 @@ class Request:
             self.lease = outcome
 
 
+class StrictStream(EventStream):
+    """What a subscriber raises is the test's failure."""
+
+    def _deliver(self, event: object) -> None:
+        for subscriber in self._subscribers.get(type(event), ()):
+            subscriber(event)
+
+
 @dataclass
 class Bench:
-    """Effects of Core, kept for inspection. `memory` in bytes (of RAM) of models that have no forecast."""
+    """What Core works with, kept for inspection. `memory` in bytes (of RAM) of models that have no forecast."""
 
     models: list[ModelSpec]
     settings: SchedulerSettings = field(default_factory=lambda: SchedulerSettings(min_resident=0))
@@ -64,7 +75,8 @@ class Bench:
         self.probed: list[int] = []
         self.adopted: list[tuple[int, object]] = []
         self.slow_pools = False  # does memory come back only when the test says so?
-        self.waited_for: list[int] = []  # instances whose memory is not back
+        self.waited_for: dict[int, Changed] = {}  # instances whose memory is not back
+        self.peaks: dict[str, dict[str, int]] = {}
         self.needs: dict[str, int] = {}
         self.placed: dict[str, MemoryRequirement] = {}  # where each model was started last
         self.looks = 0  # that Core asked for
@@ -74,7 +86,12 @@ class Bench:
         self.lost_memory: list[Residue] = []
         self.log: list[tuple[str, State, State]] = []
         self.uses: list[tuple[str, bool]] = []  # models whose first lease began or whose last ended
-        self.core = Core(self.clock, self, self.settings, self.limits)
+        self.events = events = StrictStream()
+        events.subscribe(ModelTransition, self.on_transition)
+        events.subscribe(ModelInUse, lambda event: self.uses.append((event.spec.name, event.in_use)))
+        events.subscribe(MemoryNotReturned, lambda event: self.lost_memory.append(event.residue))
+        self.core = Core(self.clock, self.settings, self.limits, events, jitter=lambda: 0.5)
+        self.core.attach(self, self, self.look, self)  # type: ignore[arg-type]
         self.configure(self.models)
 
     def configure(self, models: list[ModelSpec], **more: Any) -> None:
@@ -84,36 +101,41 @@ class Bench:
     def forecast(self, spec: ModelSpec) -> Forecast:
         return self.forecasts.get(spec.name) or Forecast((in_ram(self.memory.get(spec.name, MIB), "test"),))
 
-    # --- Effects ---
+    # --- Supervisor ---
 
-    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
-        self.placed[spec.name] = need
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
+        self.placed[spec.name] = self.core.snapshot(spec.name).need
         self.started.append((instance, spec.name))
 
-    def stop(self, instance: int, cause: Cause) -> None:
-        self.stopped.append((instance, cause))
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
+        self.stopped.append((instance, reason))
 
     def probe(self, instance: int) -> None:
         self.probed.append(instance)
 
-    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         self.adopted.append((instance, found))
+
+    # --- memory ---
 
     def look(self) -> bool:
         self.looks += 1
         return self.somebody_looks
 
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> Bench | None:
+        if not self.slow_pools:
+            return None
+        self.waited_for[instance] = changed
+        return self
+
+    def cancel(self) -> None:
+        self.waited_for.clear()
+
+    # --- ModelRequirements ---
+
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         self.offers.append((spec.name, dict(room)))
         return self.offered
-
-    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
-        if self.slow_pools:
-            self.waited_for.append(instance)
-        return self.slow_pools
-
-    def lost(self, residue: Residue) -> None:
-        self.lost_memory.append(residue)
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         self.needs[spec.name] = need.total
@@ -122,17 +144,16 @@ class Bench:
         self.needs.pop(spec.name, None)
         return self.forecast(spec)
 
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+        self.peaks[spec.name] = dict(peak)
+
     def device(self, spec: ModelSpec) -> str:
         return "cpu" if spec.gpu_layers == 0 else "gpu"
 
-    def moved(self, record: ModelRecord, transition: Transition) -> None:
-        self.log.append((record.spec.name, transition.before, transition.after))
+    # --- events ---
 
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        self.uses.append((spec.name, busy))
-
-    def jitter(self) -> float:
-        return 0.5
+    def on_transition(self, event: ModelTransition) -> None:
+        self.log.append((event.spec.name, event.transition.before, event.transition.after))
 
     # --- what a test does ---
 
@@ -185,9 +206,8 @@ class Bench:
 
     def back(self, instance: int, size: int = 0) -> None:
         """Of an ended instance's memory, `size` bytes are not back; 0: all is."""
-        if size == 0:
-            self.waited_for.remove(instance)
-        self.core.memory_residue(instance, size, "VRAM of card0")
+        changed = self.waited_for[instance] if size else self.waited_for.pop(instance)
+        changed(size, "VRAM of card0")
 
     def state(self, name: str) -> State:
         return self.core.snapshot(name).state

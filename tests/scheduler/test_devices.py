@@ -45,7 +45,7 @@ def test_models_that_load_drain_or_have_no_process() -> None:
     bench.request("loading")
     bench.loaded("draining")
     bench.request("draining")
-    bench.core.unload("draining", force=False, done=lambda: None)
+    bench.core.begin_unload("draining", force=False, done=lambda: None)
     for name in ("loading", "draining", "stopped"):
         bench.core.devices.lost(name, GONE, "it has gone")
     assert [bench.state(n) for n in ("loading", "draining", "stopped")] == [

@@ -64,7 +64,7 @@ def test_an_end_while_draining_or_stopping_is_no_failure() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.request("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     bench.gone("a", Cause.EXITED, "exited with status 1")
     assert bench.state("a") is State.STOPPED
     assert bench.core.snapshot("a").error is None
@@ -180,7 +180,7 @@ def test_an_engine_that_still_makes_progress_is_not_killed() -> None:
 def test_an_explicit_unload_keeps_a_kept_model_away_until_it_is_asked_for() -> None:
     bench = Bench([model("a", pin=True)])
     bench.loaded("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     bench.gone("a")
     bench.pass_time(3600)
     assert bench.loads() == ["a"]
@@ -189,7 +189,7 @@ def test_an_explicit_unload_keeps_a_kept_model_away_until_it_is_asked_for() -> N
 def test_memory_of_a_process_that_cannot_be_killed_stays_on_the_ledger() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     bench.core.instance_killing(bench.instance("a"))
     bench.pass_time(3600)
     assert bench.state("a") is State.KILLING

@@ -10,6 +10,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
+from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
@@ -120,7 +121,7 @@ def test_a_person_who_unloads_it_wins_and_the_hold_is_still_there() -> None:
     table = bench("a")
     table.core.holds.hold("a", "me", load=True)
     table.ready("a")
-    table.core.unload("a", force=False, done=lambda: None)
+    table.core.begin_unload("a", force=False, done=lambda: None)
     table.gone("a")
     table.pass_time(100.0)
     assert table.state("a") is State.STOPPED
@@ -179,7 +180,7 @@ def test_holds_outlive_a_new_configuration_and_a_changed_model() -> None:
 def test_a_removed_model_drops_them_and_says_why() -> None:
     table = bench("a", "b")
     dropped: list[tuple[str, tuple[str, ...], str]] = []
-    table.core.holds.dropped = lambda name, keys, why: dropped.append((name, keys, why))
+    table.events.subscribe(HoldsDropped, lambda event: dropped.append((event.model, event.keys, event.reason)))
     table.loaded("a")
     table.core.holds.hold("a", "x", load=True)
     table.core.holds.hold("a", "y", load=False)
@@ -243,6 +244,6 @@ def test_what_is_stopped_while_it_loads_keeps_its_reservation_on_a_device() -> N
     table.core.memory.seen(
         MemorySnapshot(table.clock.now, (Pool(CARD, "a card", 8 * MIB),), {table.instance("a"): {CARD: MIB}})
     )
-    table.core.unload("a", force=True, done=lambda: None)
+    table.core.begin_unload("a", force=True, done=lambda: None)
     assert table.state("a") is State.STOPPING
     assert table.core.snapshot("a").held == {CARD: 4 * MIB}

@@ -103,11 +103,11 @@ def test_stop_during_start_cancels_once_and_answers_both_callers() -> None:
     bench = Bench([model("a")])
     request_load = bench.request_load("a")
     unloaded: list[bool] = []
-    bench.core.unload("a", force=False, done=lambda: unloaded.append(True))
+    bench.core.begin_unload("a", force=False, done=lambda: unloaded.append(True))
     assert request_load.error is not None
     assert request_load.error.code == "model_unloaded"
     assert bench.stopped == [(1, Cause.STOPPED)]
-    bench.core.unload("a", force=True, done=lambda: unloaded.append(True))
+    bench.core.begin_unload("a", force=True, done=lambda: unloaded.append(True))
     assert bench.stopped == [(1, Cause.STOPPED)], "a second stop must not be sent"
     bench.gone("a")
     assert unloaded == [True, True]
@@ -117,7 +117,7 @@ def test_stop_during_start_cancels_once_and_answers_both_callers() -> None:
 def test_start_during_stop_waits_then_starts_once() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     request = bench.request("a")
     assert bench.loads() == ["a"]
     bench.gone("a")
@@ -134,9 +134,9 @@ def test_start_twice_and_stop_twice_are_idempotent() -> None:
     assert bench.loads() == ["a"]
     done: list[bool] = []
     for _ in range(2):
-        bench.core.unload("a", force=False, done=lambda: done.append(True))
+        bench.core.begin_unload("a", force=False, done=lambda: done.append(True))
     bench.gone("a")
-    bench.core.unload("a", force=False, done=lambda: done.append(True))
+    bench.core.begin_unload("a", force=False, done=lambda: done.append(True))
     assert done == [True, True, True]
     assert len(bench.stopped) == 1
 
@@ -173,7 +173,7 @@ def test_unload_lets_running_requests_end_and_force_does_not() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     request = bench.request("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     assert bench.state("a") is State.DRAINING
     assert bench.stopped == []
     bench.end(request)
@@ -182,7 +182,7 @@ def test_unload_lets_running_requests_end_and_force_does_not() -> None:
     bench = Bench([model("a")])
     bench.loaded("a")
     bench.request("a")
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     assert bench.state("a") is State.STOPPING
 
 
@@ -220,7 +220,7 @@ def test_models_are_stopped_the_youngest_first() -> None:
         bench.clock.advance(1)
         bench.loaded(name)
     bench.core.shutdown()
-    bench.core.stop_all()
+    bench.core.begin_stop_all()
     names = dict(bench.started)
     assert [names[instance] for instance, _ in bench.stopped] == ["c", "b", "a"]
 

@@ -144,7 +144,7 @@ def test_while_it_drains_it_is_an_oom_kill_all_the_same() -> None:
     bench.loaded("a")
     bench.request("a")
     over: list[bool] = []
-    bench.core.unload("a", force=False, done=lambda: over.append(True))
+    bench.core.begin_unload("a", force=False, done=lambda: over.append(True))
     bench.gone("a", OOM, KILLED)
     assert over == [True]
     assert bench.core.snapshot("a").memory == 50 * MIB
@@ -181,7 +181,7 @@ def test_the_next_admission_waits_until_the_memory_is_back() -> None:
     request = bench.request("b")
     bench.gone("a")
     assert bench.state("a") is State.RECLAIMING
-    assert bench.core.live_instances == 0
+    assert bench.core.snapshot("a").instance is None
     assert bench.core.memory_held() == 60 * MIB
     bench.back(1, 30 * MIB)
     assert bench.loads() == ["a"]
@@ -200,7 +200,7 @@ def test_what_does_not_come_back_is_named_and_stays_on_the_ledger() -> None:
     bench = bench_of(100, a=60, b=60)
     bench.slow_pools = True
     bench.loaded("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     bench.gone("a")
     bench.back(1, 50 * MIB)
     bench.pass_time(11)
@@ -240,9 +240,9 @@ def test_an_unload_is_over_when_the_memory_is_back() -> None:
     bench.slow_pools = True
     bench.loaded("a")
     over: list[bool] = []
-    bench.core.unload("a", force=False, done=lambda: over.append(True))
+    bench.core.begin_unload("a", force=False, done=lambda: over.append(True))
     bench.gone("a")
-    bench.core.unload("a", force=True, done=lambda: over.append(True))
+    bench.core.begin_unload("a", force=True, done=lambda: over.append(True))
     assert over == []
     bench.back(1)
     assert over == [True, True]

@@ -72,7 +72,7 @@ def test_who_lacks_it_waits_until_the_other_kind_leaves_by_itself() -> None:
     request = bench.request("npu")
     bench.pass_time(5)
     assert bench.loads() == ["gpu"]
-    bench.core.unload("gpu", force=False, done=lambda: None)
+    bench.core.begin_unload("gpu", force=False, done=lambda: None)
     bench.gone("gpu")
     bench.pass_time(1)
     bench.ready("npu")
@@ -259,7 +259,7 @@ def test_other_programs_that_need_memory_may_have_any_idle_model_leave() -> None
 def test_an_npu_that_cannot_be_freed_stops_nobody_on_the_gpu() -> None:
     bench = Halo(gpu=on_gpu(8), npu=on_npu(4), npu2=on_npu(4))
     bench.loaded("npu")
-    bench.core.unload("npu", force=True, done=lambda: None)
+    bench.core.begin_unload("npu", force=True, done=lambda: None)
     bench.core.instance_killing(bench.instance("npu"))
     bench.pass_time(600)
     code, text = refusal(bench.request("npu2"))

@@ -14,9 +14,9 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.npu_rules import FAMILIES, claimed, clash, on_npu
+from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import ModelRecord, Transition
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NPU, APU = "npu", "apu"
@@ -37,15 +37,16 @@ claims = st.builds(
 class Books(Bench):
     """A bench that knows for whom models leave."""
 
-    def moved(self, record: ModelRecord, transition: Transition) -> None:
-        super().moved(record, transition)
+    def on_transition(self, event: ModelTransition) -> None:
+        super().on_transition(event)
+        name, transition = event.spec.name, event.transition
         reason = transition.reason
         if transition.event is Event.DRAIN and reason.startswith("made room for "):
             other = reason.removeprefix("made room for ").partition(":")[0]
-            self.apart(record.spec.name, other)
+            self.apart(name, other)
         if transition.event is Event.DRAIN and reason.startswith("other requests waited"):
             waiting = [s.spec.name for s in self.core.snapshots() if s.queue and s.state not in OCCUPIED]
-            assert any((name in ON_NPU) == (record.spec.name in ON_NPU) for name in waiting), "it drains for nobody"
+            assert any((other in ON_NPU) == (name in ON_NPU) for other in waiting), "it drains for nobody"
 
     @staticmethod
     def apart(leaves: str, stays: str) -> None:
@@ -131,7 +132,7 @@ class World(RuleBasedStateMachine):
 
     @rule(name=names, force=st.booleans())
     def unload(self, name: str, force: bool) -> None:
-        self.bench.core.unload(name, force=force, done=lambda: None)
+        self.bench.core.begin_unload(name, force=force, done=lambda: None)
 
     @rule(seconds=st.sampled_from([0.6, 5.0, 21.0, 61.0]))
     def pass_time(self, seconds: float) -> None:

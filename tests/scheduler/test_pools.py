@@ -229,12 +229,12 @@ def test_what_is_seen_while_it_loads_is_not_all_that_it_will_take() -> None:
     bench.clock.advance(1)
     bench.ready("a")
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}, "nobody has looked since"
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}
     bench.gone("a")
     bench.request_load("a")
     bench.look_now()
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     assert bench.core.snapshot("a").held == {CARD: 20 * GIB}, "it may go on allocating until it hears of that"
 
 
@@ -256,7 +256,7 @@ def test_a_start_waits_for_a_fresh_look_but_not_for_ever() -> None:
     assert (bench.loads(), bench.looks) == ([], 1)
     bench.look_now()
     assert bench.loads() == ["a"]
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     bench.gone("a")
     bench.clock.advance(60)
     bench.request("a")
@@ -382,7 +382,7 @@ def test_a_model_that_a_person_unloads_while_it_is_away_stays_away() -> None:
     bench.loaded("a")
     bench.core.memory.make_room(CARD, GIB, "a game needs it", busy=False)
     bench.gone("a")
-    bench.core.unload("a", force=False, done=lambda: None)
+    bench.core.begin_unload("a", force=False, done=lambda: None)
     bench.pass_time(100)
     assert bench.loads() == ["a"]
     assert bench.core.next_deadline() == math.inf, "nobody looks any more"

@@ -7,6 +7,8 @@ people; nobody starves; every waiter is answered exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,9 +17,9 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
+from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import OCCUPIED, Event, State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import ModelRecord, Transition
 from tests.scheduler.bench import MIB, Bench, Request, model
 
 NAMES = ("a", "b", "c", "d")
@@ -31,17 +33,19 @@ LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each mode
 class Books(Bench):
     """A bench that checks every start against the pools, and why models leave."""
 
-    def moved(self, record: ModelRecord, transition: Transition) -> None:
-        super().moved(record, transition)
+    def on_transition(self, event: ModelTransition) -> None:
+        super().on_transition(event)
+        transition = event.transition
         leaves = transition.event in (Event.DRAIN, Event.STOP) and transition.before is State.READY
-        if leaves and record.unevictable:
+        if leaves and any(s.spec.name == event.spec.name and s.unevictable for s in self.core.snapshots()):
             # Neither another model, nor pressure, nor idleness: only people, a hung engine, a new configuration.
             assert not transition.reason.startswith(("made room", "other requests waited", "idle", "a game")), (
                 transition
             )
 
-    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
-        super().start(instance, spec, need)
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
+        super().start(instance, spec, devices)
+        need = self.placed[spec.name]
         for balance in self.core.memory.ledger().balances():
             spills = any(size and balance.pool.id == RAM for id, size in need.amounts.items() if id == APU)
             assert balance.free >= 0 or not (need.amounts.get(balance.pool.id) or spills), "a start overdrew a pool"
@@ -129,7 +133,7 @@ class World(RuleBasedStateMachine):
     @rule(name=names, force=st.booleans())
     def unload(self, name: str, force: bool) -> None:
         self.unloads += 1
-        self.bench.core.unload(name, force=force, done=self._count_unload, failed=lambda _: self._count_unload())
+        self.bench.core.begin_unload(name, force=force, done=self._count_unload, failed=lambda _: self._count_unload())
 
     def _count_unload(self) -> None:
         self.unloaded += 1
@@ -184,7 +188,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.bench.waited_for)
     @rule(data=st.data(), size=st.sampled_from([0, 0, MIB // 2]))
     def give_memory_back(self, data: st.DataObject, size: int) -> None:
-        self.bench.back(data.draw(st.sampled_from(self.bench.waited_for)), size)
+        self.bench.back(data.draw(st.sampled_from(sorted(self.bench.waited_for))), size)
 
     @rule()
     def sleep_and_wake(self) -> None:
@@ -269,7 +273,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def every_model_has_at_most_one_instance(self) -> None:
         live = [s.instance for s in self.bench.core.snapshots() if s.instance is not None]
-        assert len(live) == len(set(live)) == self.bench.core.live_instances
+        assert len(live) == len(set(live)) == len(self.bench.core._admission.instances)
 
     @invariant()
     def nothing_was_evicted_under_a_lease(self) -> None:

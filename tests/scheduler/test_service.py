@@ -11,11 +11,11 @@ from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
-from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
+from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
+from accelerd.memory.reclaim import Changed
 from accelerd.scheduler.events import HoldsDropped, MemoryNotReturned, ModelInUse, SystemResumed
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.ports import Changed, InstantReclaim
 from accelerd.scheduler.record import Residue
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.suspend import time_asleep
@@ -98,7 +98,7 @@ async def scheduler_of(world: World, *specs: ModelSpec) -> AsyncIterator[Schedul
     settings = SchedulerSettings()
     scheduler = Scheduler(SystemClock(), settings, limits, events := EventStream(), asleep=world.asleep)
     world.hear(events)
-    scheduler.attach(world, world, reclaim=world)
+    scheduler.attach(world, world, lambda: False, world)  # type: ignore[arg-type]
     scheduler.configure([(spec, Forecast((in_ram(MIB, "test"),))) for spec in specs], settings, limits)
     try:
         yield scheduler
@@ -181,7 +181,7 @@ async def test_memory_is_looked_at_from_the_moment_that_something_lives() -> Non
         return False
 
     async with scheduler_of(world, model("a"), model("b")) as scheduler:
-        scheduler.attach(world, world, look)
+        scheduler.attach(world, world, look, world)  # type: ignore[arg-type]
         scheduler.enqueue("a")
         assert looks[-1:] == [1]
         before = len(looks)
@@ -228,10 +228,10 @@ async def test_a_need_is_remembered_until_a_person_resets_it() -> None:
         assert scheduler.memory_held() == 3 * MIB, "a load forgets failures, not what was learnt"
         scheduler.instance_ready(2, ENDPOINT, "s")
         await load
-        scheduler.reset("a")
+        scheduler.reset("a", memory=True)
         assert scheduler.memory_held() == 3 * MIB, "not while it uses it"
         scheduler.instance_gone(2, Exit(Cause.STOPPED, "stopped"))
-        scheduler.reset("a")
+        scheduler.reset("a", memory=True)
         assert world.needs == {}
         assert scheduler.snapshot("a").memory == MIB
 
@@ -248,15 +248,15 @@ async def test_an_adoption_reaches_the_supervisor_and_is_no_start() -> None:
 async def test_a_hold_loads_and_letting_go_puts_away() -> None:
     world = World()
     async with scheduler_of(world, model("a", idle_timeout=0.02), model("b")) as scheduler:
-        assert scheduler.hold("a", "me", load=True) == "a"
+        assert scheduler.holds.hold("a", "me", load=True) == "a"
         assert world.started == [1]
         scheduler.instance_ready(1, ENDPOINT, "s")
-        assert scheduler.unhold("a", "me")
+        assert scheduler.holds.unhold("a", "me")
         async with asyncio.timeout(10):
             await world.told_to_stop.wait()
         assert world.stopped == [1]
-        assert not scheduler.unhold("a", "me")
-        scheduler.hold("b", "me", load=False)
+        assert not scheduler.holds.unhold("a", "me")
+        scheduler.holds.hold("b", "me", load=False)
         scheduler.configure([], SchedulerSettings(), SharedLimits(None, "test", None))
         assert world.dropped == [("b", ("me",))]
 
@@ -266,16 +266,12 @@ async def test_a_cancelled_load_can_be_abandoned() -> None:
     async with scheduler_of(world, model("a")) as scheduler:
         load = asyncio.create_task(scheduler.load("a"))
         await asyncio.sleep(0)
-        assert not scheduler.abandon("a", "cancelled"), "somebody waits for it"
+        assert not scheduler.holds.abandon("a", "cancelled"), "somebody waits for it"
         load.cancel()
         await asyncio.wait((load,))
         assert scheduler.snapshot("a").state is State.STARTING, "without a word it goes on"
-        assert scheduler.abandon("a", "cancelled")
+        assert scheduler.holds.abandon("a", "cancelled")
         assert world.stopped == [1]
-
-
-def test_main_memory_is_back_with_the_process() -> None:
-    assert InstantReclaim().watch(1, "a", {RAM: MIB}, lambda size, where: None) is None
 
 
 def test_the_time_asleep_stands_still_while_the_machine_is_awake() -> None:

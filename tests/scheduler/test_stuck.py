@@ -16,7 +16,7 @@ def bench_with_stuck(**settings: object) -> Bench:
     bench = Bench(models, limits=SharedLimits(100 * MIB, "test", None))
     bench.loaded("d")
     bench.loaded("a")
-    bench.core.unload("a", force=True, done=lambda: None)
+    bench.core.begin_unload("a", force=True, done=lambda: None)
     bench.core.instance_killing(bench.instance("a"))
     return bench
 
@@ -71,7 +71,9 @@ def test_a_model_of_the_cpu_quarantines_nothing() -> None:
 def test_whoever_waits_for_it_is_told() -> None:
     bench = bench_with_stuck()
     failed: list[AccelError] = []
-    bench.core.unload("a", force=True, done=lambda: failed.append(AccelError("internal", "")), failed=failed.append)
+    bench.core.begin_unload(
+        "a", force=True, done=lambda: failed.append(AccelError("internal", "")), failed=failed.append
+    )
     waiting = bench.request("a")
     bench.pass_time(STUCK_AFTER - 1)
     assert (failed, waiting.error) == ([], None)
@@ -82,7 +84,7 @@ def test_whoever_waits_for_it_is_told() -> None:
     later = bench.request("a").error
     assert later is not None
     assert "does not end, 30 s after SIGKILL" in later.message
-    bench.core.unload("a", force=True, done=lambda: None, failed=failed.append)
+    bench.core.begin_unload("a", force=True, done=lambda: None, failed=failed.append)
     assert len(failed) == 2
     assert bench.core.queued == 0
 

@@ -1,4 +1,4 @@
-"""accelerd's own scheduler over a trace: the real Core, whose effects are the machine of the simulation.
+"""accelerd's own scheduler over a trace: the real Core on the machine of the simulation.
 
 The pools are those of a machine whose GPU shares main memory; what is seen of them is what the machine knows, looked at
 when Core asks for it and once a second while others' use changes.
@@ -7,17 +7,20 @@ when Core asks for it and once a second while others' use changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from accelerd.base.errors import AccelError
+from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.pressure import Pressure
+from accelerd.memory.reclaim import Changed
 from accelerd.scheduler.core import Core
+from accelerd.scheduler.events import MemoryNotReturned, ModelTransition
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
+from accelerd.scheduler.record import Lease, Waiter
 from tests.sim.machine import SPARE, Machine, Request
 from tests.sim.trace import GB, Model
 
@@ -39,7 +42,12 @@ class Ours:
         self.machine = machine
         self.npu = npu
         self.made_room: list[tuple[str, str]] = []  # (who left, for whom)
-        self.core = Core(machine.clock, self, settings or SchedulerSettings(), SharedLimits(None, "no limit", None))
+        events = EventStream()
+        events.subscribe(ModelTransition, self.on_transition)
+        events.subscribe(MemoryNotReturned, self.on_memory_not_returned)
+        limits = SharedLimits(None, "no limit", None)
+        self.core = Core(machine.clock, settings or SchedulerSettings(), limits, events, jitter=lambda: 0.5)
+        self.core.attach(self, self, self.look, self)  # type: ignore[arg-type]
         self._pressure = Pressure(MemorySettings())
         self._leases: dict[Request, Lease] = {}
         self._instances: dict[str, int] = {}
@@ -129,23 +137,23 @@ class Ours:
             self.core.tick()
             self._arm()
 
-    # --- Effects ---
+    # --- what Core works with ---
 
-    def start(self, instance: int, spec: ModelSpec, need: MemoryRequirement) -> None:
+    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         self._instances[spec.name] = instance
         self.machine.load(spec.name)
 
-    def stop(self, instance: int, cause: Cause) -> None:
+    def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         self.machine.unload(next(name for name, i in self._instances.items() if i == instance))
 
-    def adopt_found(self, instance: int, spec: ModelSpec, found: object) -> None:
+    def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         raise AssertionError("nothing is found here")
 
     def probe(self, instance: int) -> None:
         raise AssertionError("no engine hangs here")
 
-    def reclaim(self, instance: int, spec: ModelSpec, held: Mapping[str, int]) -> bool:
-        return False  # the machine tells of an end when the memory is back
+    def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> None:
+        return  # the machine tells of an end when the memory is back
 
     def look(self) -> bool:
         self.machine.after(LOOKING, self._see)
@@ -154,8 +162,8 @@ class Ours:
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         return ""
 
-    def lost(self, residue: Residue) -> None:
-        raise AssertionError(f"all memory comes back here, not {residue}")
+    def on_memory_not_returned(self, event: MemoryNotReturned) -> None:
+        raise AssertionError(f"all memory comes back here, not {event.residue}")
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         raise AssertionError(f"no model needs more than is known here: {spec.name}")
@@ -166,19 +174,16 @@ class Ours:
             return Forecast((MemoryRequirement({NPU: size}, "known", (NPU,), claims=(Claim(NPU, "flm", "llm"),)),))
         return Forecast((MemoryRequirement({GPU: size}, "known"),))
 
+    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
+        return
+
     def device(self, spec: ModelSpec) -> str:
         return NPU if spec.name in self.npu else GPU
 
-    def moved(self, record: ModelRecord, transition: Transition) -> None:
-        if transition.reason.startswith(MADE_ROOM):
-            target = transition.reason.removeprefix(MADE_ROOM).partition(":")[0]
-            self.made_room.append((record.spec.name, target))
-
-    def in_use(self, spec: ModelSpec, busy: bool) -> None:
-        return
-
-    def jitter(self) -> float:
-        return 0.5
+    def on_transition(self, event: ModelTransition) -> None:
+        reason = event.transition.reason
+        if reason.startswith(MADE_ROOM):
+            self.made_room.append((event.spec.name, reason.removeprefix(MADE_ROOM).partition(":")[0]))
 
 
 def _spec(model: Model) -> ModelSpec:
