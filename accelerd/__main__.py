@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     gc.disable()  # until the daemon serves: what is loaded until then stays
-    from accelerd.app import reap, serve  # after the command line is known to be right: --help need not load the daemon
+    from accelerd.app import reap  # after the command line is known to be right: --help need not load the daemon
+    from accelerd.daemon import serve
 
     try:
         if arguments.reap:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from accelerd.base import names
-from accelerd.base.errors import AccelError
 from accelerd.base.events import DegradationChanged, EventStream
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.exporter import make_exporter
 from accelerd.bus.service import BusService
-from accelerd.config import Config, Problem, check
+from accelerd.config import Config
 from accelerd.config.model import ConfigApplied
-from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
 from accelerd.control.state_store import StateStore
 from accelerd.control.tuning_runs import TuningRuns
-from accelerd.daemon import Daemon, Parts
 from accelerd.devices.current_devices import DeviceWatch
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.keeper import LevelKeeper, read_level
@@ -84,182 +80,123 @@ from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.desktop_notifications import NotificationSender
 from accelerd.system.desktop_state import watch_battery, watch_games
-from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
 from accelerd.system.private_files import AtomicFile
 from accelerd.system.sd_notify import Notifier, Watchdog
 from accelerd.system.suspend import SleepGuard, time_asleep
 from accelerd.tuning.tuner import RuleTuner
 
-if TYPE_CHECKING:
-    from accelerd.control.http import HttpControl
-
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
 
-async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
-    """One daemon from its first to its last moment. StartError when it cannot begin."""
-    config, problems = check(roots.config_file, roots.home)
-    if config is None:
-        lines = "\n  ".join(str(problem) for problem in problems)
-        raise StartError(f"the configuration is not valid:\n  {lines}", status=EXIT_CONFIG)
-    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        daemon = build(roots, config, problems, homes)
-        try:
-            await daemon.run()
-        except AccelError as error:  # a key file that cannot be read
-            raise StartError(error.message, status=EXIT_CONFIG) from None
+class Parts:
+    """All that a daemon is made of, wired. Subscribers hear an event in the order in which they are made here."""
 
+    def __init__(
+        self,
+        roots: Roots,
+        config: Config,
+        make: MakeHomes | None = None,
+        *,
+        patience: SupervisorLimits | None = None,
+        stuck_after: float = STUCK_AFTER,
+        source: UdevSource | None = None,
+        memory_roots: Roots | None = None,
+    ) -> None:
+        """`patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices,
+        instead of udev; `memory_roots`: where memory is measured, instead of `roots`."""
+        given = classify(sd_listen_fds())
+        bound = None if given.tcp else bind_tcp(config.server.listen)
+        self.tcp = given.tcp_sockets or (list(bound.sockets) if bound else [])
+        self.unix = given.unix_sockets or [bind_unix(roots.control_socket)]
+        self.roots = roots
+        self.clock = clock = SystemClock()
+        self.events = events = EventStream()
+        self.notifier = Notifier.from_env()
+        self.watchdog = Watchdog(self.notifier)
+        self.state = state = StateStore(roots.state / names.STATE_FILE)
+        state.read()
+        event_log = EventLog(events)
+        self.devices = devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor(), events)
+        tuner = RuleTuner(roots.config_file, devices.current, roots.sys)
 
-def build(
-    roots: Roots,
-    config: Config,
-    problems: list[Problem],
-    make: MakeHomes | None = None,
-    *,
-    patience: SupervisorLimits | None = None,
-    stuck_after: float = STUCK_AFTER,
-    source: UdevSource | None = None,
-    memory_roots: Roots | None = None,
-) -> Daemon:
-    """Everything, wired. Subscribers hear an event in the order in which they are made here.
+        # models and their processes
+        self.buses = buses = Buses.from_env()  # closed last
+        manager = user_manager(roots, buses.session)
+        homes = (make or make_homes)(roots, manager)
+        self.homes = HomeChoice(homes, manager)
+        self.make_engines = partial(engines_of, roots, homes, tuner, devices.current)
+        self.engines = engines = self.make_engines(config)
+        self.scheduler = scheduler = Scheduler(
+            clock, config.scheduler, limits_of(config), events, asleep=time_asleep, stuck_after=stuck_after
+        )
+        self.status_line = StatusLine(self.notifier, scheduler, events)
+        self.supervisor = supervisor = ProcessSupervisor(
+            scheduler,
+            engines,
+            roots,
+            clock,
+            homes=homes,
+            choose=self.homes,
+            sink=event_log.engine_line,
+            limits=patience,
+        )
+        self.successor = Successor(manager)
+        self.model_info = ModelInfo(supervisor, engines, state, roots, devices.current, Learned(state), events)
+        self.conflicts = KnownConflicts(scheduler.snapshots, self.model_info, devices.current, events)
 
-    `patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices, instead of
-    udev; `memory_roots`: where memory is measured, instead of `roots`.
-    """
-    given = classify(sd_listen_fds())
-    bound = None if given.tcp else bind_tcp(config.server.listen)
-    unix = given.unix_sockets or [bind_unix(roots.control_socket)]
-    clock, events = SystemClock(), EventStream()
-    notifier = Notifier.from_env()
-    state = StateStore(roots.state / names.STATE_FILE)
-    state.read()
-    event_log = EventLog(events)
-    devices = DeviceWatch(Inventory(roots, source).scan, PyudevMonitor(), events)
-    tuner = RuleTuner(roots.config_file, devices.current, roots.sys)
+        # memory
+        measured = memory_roots or roots
+        meter = Meter(
+            measured,
+            clock,
+            DeviceObserver(measured, clock),
+            reserve=config.memory.reserve,
+            gpu_reserve=config.memory.gpu_reserve,
+        )
+        self.memory = memory = MemoryWatch(
+            meter,
+            devices.current,
+            supervisor.process_finder,
+            events,
+            clock,
+            moving=scheduler.memory_moves,
+            working=scheduler.busy,
+            stall=StallTrigger(pressure_files(measured)),
+        )
+        events.subscribe(ModelInUse, memory.on_model_in_use)
+        scheduler.attach(supervisor, self.model_info, memory.want, Reclaimer(memory.look, clock, events))
+        events.subscribe(ConfigApplied, meter.on_config)
 
-    # models and their processes
-    buses = Buses.from_env()
-    manager = user_manager(roots, buses.session)
-    homes = (make or make_homes)(roots, manager)
-    choice = HomeChoice(homes, manager)
-    make_engines = partial(engines_of, roots, homes, tuner, devices.current)
-    engines = make_engines(config)
-    scheduler = Scheduler(
-        clock, config.scheduler, limits_of(config), events, asleep=time_asleep, stuck_after=stuck_after
-    )
-    status_line = StatusLine(notifier, scheduler, events)
-    supervisor = ProcessSupervisor(
-        scheduler, engines, roots, clock, homes=homes, choose=choice, sink=event_log.engine_line, limits=patience
-    )
-    model_info = ModelInfo(supervisor, engines, state, roots, devices.current, Learned(state), events)
-    conflicts = KnownConflicts(scheduler.snapshots, model_info, devices.current, events)
+        # policies
+        MemoryPressureRelief(scheduler.memory, clock, config.memory, events)
+        DeviceLoss(scheduler, events)
+        self.yielding = Yielding(
+            scheduler.memory,
+            clock,
+            time_asleep,
+            devices.current,
+            AtomicFile(roots.runtime / names.YIELD_FILE),
+            boot_id(roots.proc),
+            partial(watch_games, buses.session),
+            events,
+        )
+        self.notifications = DesktopNotifications(NotificationSender(buses.session, clock), events)
+        self.sleep = SleepPolicy(scheduler, self.yielding, devices.rescan, partial(SleepGuard, buses.system), events)
+        self.power = PowerSaving(partial(watch_battery, buses.system), events)
+        self.clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
+        self.models = ConfiguredModels(config, scheduler, self.model_info, self.power, events)
 
-    # memory
-    measured = memory_roots or roots
-    meter = Meter(
-        measured,
-        clock,
-        DeviceObserver(measured, clock),
-        reserve=config.memory.reserve,
-        gpu_reserve=config.memory.gpu_reserve,
-    )
-    memory = MemoryWatch(
-        meter,
-        devices.current,
-        supervisor.process_finder,
-        events,
-        clock,
-        moving=scheduler.memory_moves,
-        working=scheduler.busy,
-        stall=StallTrigger(pressure_files(measured)),
-    )
-    events.subscribe(ModelInUse, memory.on_model_in_use)
-    scheduler.attach(supervisor, model_info, memory.want, Reclaimer(memory.look, clock, events))
-    events.subscribe(ConfigApplied, meter.on_config)
+        # control
+        self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
+        self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
+        self.gateway = Gateway(clock, scheduler, engines, events)
+        self.listeners = Listeners(self.gateway, config.server)
+        exporter = session_exporter(buses.session, events)
+        self.bus_service = BusService(exporter, scheduler, devices.current, str(roots.runtime))
 
-    # policies
-    MemoryPressureRelief(scheduler.memory, clock, config.memory, events)
-    DeviceLoss(scheduler, events)
-    yielding = Yielding(
-        scheduler.memory,
-        clock,
-        time_asleep,
-        devices.current,
-        AtomicFile(roots.runtime / names.YIELD_FILE),
-        boot_id(roots.proc),
-        partial(watch_games, buses.session),
-        events,
-    )
-    notifications = DesktopNotifications(NotificationSender(buses.session, clock), events)
-    sleep = SleepPolicy(scheduler, yielding, devices.rescan, partial(SleepGuard, buses.system), events)
-    power = PowerSaving(partial(watch_battery, buses.system), events)
-    clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
-    models = ConfiguredModels(config, scheduler, model_info, power, events)
-
-    # control
-    tuning_runs = TuningRuns(scheduler, models.try_out, engines, tuner)
-    upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
-    gateway = Gateway(clock, scheduler, engines, events)
-    exporter = session_exporter(buses.session, events)
-    bus_service = BusService(exporter, scheduler, devices.current, str(roots.runtime))
-    parts = Parts(
-        roots=roots,
-        clock=clock,
-        events=events,
-        notifier=notifier,
-        watchdog=Watchdog(notifier),
-        status_line=status_line,
-        state=state,
-        engines=engines,
-        scheduler=scheduler,
-        supervisor=supervisor,
-        homes=choice,
-        successor=Successor(manager),
-        models=models,
-        upkeep=upkeep,
-        devices=devices,
-        clock_boost=clock_boost,
-        memory=memory,
-        yielding=yielding,
-        sleep=sleep,
-        power=power,
-        notifications=notifications,
-        gateway=gateway,
-        listeners=Listeners(gateway, config.server),
-        bus_service=bus_service,
-        tuning_runs=tuning_runs,
-        tcp=given.tcp_sockets or (list(bound.sockets) if bound else []),
-        unix=unix,
-        buses=buses,
-    )
-    daemon = Daemon(parts, config, [*problems], make_engines)
-    api = ControlApi(
-        clock=clock,
-        events=events,
-        scheduler=scheduler,
-        processes=model_info,
-        router=gateway.router,
-        daemon=daemon,
-        tuning=tuning_runs,
-        devices=devices,
-        observer=DeviceObserver(roots, clock),
-        yielding=yielding,
-        upkeep=upkeep,
-        memory=memory,
-        learned=model_info.learned,
-        forecast=partial(model_info.forecast, ask=True),
-        level_owner=clock_boost.owner,
-        conflicts=conflicts,
-    )
-
-    def http_control() -> HttpControl:
-        from accelerd.control.http import HttpControl  # with aiohttp's server, which is large
-
-        return HttpControl(api)
-
-    gateway.make_control = http_control
-    bus_service.attach(daemon, api)
-    return daemon
+    def degraded(self) -> tuple[str | None, ...]:
+        """What parts of it cannot do on this machine."""
+        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.bus_service.degraded
 
 
 def engines_of(

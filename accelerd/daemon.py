@@ -1,4 +1,4 @@
-"""The daemon's own life: begin, reload, end, in the right order. Is given everything it works with by app.py.
+"""The daemon's own life: begin, reload, end, in the right order. Works with the parts that app.py makes.
 
 Decides nothing about models; holds the configuration in force and applies a new one as a whole or not at all.
 """
@@ -11,100 +11,58 @@ import gc
 import logging
 import os
 import signal
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Any
 
 from accelerd import __version__
+from accelerd.app import MakeHomes, Parts
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.base.events import DaemonState, DaemonStateChanged, EventStream
-from accelerd.base.ports import Clock, Roots
-from accelerd.bus.service import BusService
+from accelerd.base.events import DaemonState, DaemonStateChanged
+from accelerd.base.ports import Roots
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
-from accelerd.control.configured_models import ConfiguredModels, Forecasts
-from accelerd.control.state_store import StateStore
+from accelerd.control.api import ControlApi
+from accelerd.control.configured_models import Forecasts
 from accelerd.control.status import ConfigStatus, DaemonStatus, DesktopStatus
-from accelerd.control.tuning_runs import TuningRuns
-from accelerd.devices.current_devices import DeviceWatch
-from accelerd.engines.base import Engine
+from accelerd.devices.observer import DeviceObserver
 from accelerd.gateway.access import read_keys
-from accelerd.gateway.gateway import Gateway
-from accelerd.gateway.listeners import Listeners
-from accelerd.memory.watch import MemoryWatch
-from accelerd.policy.battery import PowerSaving
-from accelerd.policy.clock_boost import ClockBoost
-from accelerd.policy.notifications import DesktopNotifications
-from accelerd.policy.sleep import SleepPolicy
-from accelerd.policy.status_line import StatusLine
-from accelerd.policy.takeover import Successor, take_over
-from accelerd.policy.yielding import Yielding
-from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
-from accelerd.supervise.homes.homes import HomeChoice
-from accelerd.supervise.supervisor import ProcessSupervisor
+from accelerd.policy.takeover import take_over
 from accelerd.system.activation import describe
-from accelerd.system.dbus.client import Buses
+from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
-from accelerd.system.sd_notify import Notifier, Watchdog
+
+if TYPE_CHECKING:
+    from accelerd.control.http import HttpControl
 
 log = logging.getLogger(__name__)
-
-MakeEngines = Callable[[Config], dict[str, Engine]]
 
 GC_AFTER = 1.0  # s from the start until the first collection
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
 
 
-class Parts(Struct, frozen=True):
-    """What a daemon is made of."""
-
-    roots: Roots
-    clock: Clock
-    events: EventStream
-    notifier: Notifier
-    watchdog: Watchdog
-    status_line: StatusLine
-    state: StateStore
-    engines: dict[str, Engine]
-    scheduler: Scheduler
-    supervisor: ProcessSupervisor
-    homes: HomeChoice
-    successor: Successor
-    models: ConfiguredModels
-    upkeep: ToolboxMaintenance
-    devices: DeviceWatch
-    clock_boost: ClockBoost
-    memory: MemoryWatch
-    yielding: Yielding
-    sleep: SleepPolicy
-    power: PowerSaving
-    notifications: DesktopNotifications
-    gateway: Gateway
-    listeners: Listeners
-    bus_service: BusService
-    tuning_runs: TuningRuns
-    tcp: Sequence[socket.socket]
-    unix: Sequence[socket.socket]
-    buses: Buses  # closed last
-
-    def degraded(self) -> tuple[str | None, ...]:
-        """What parts of it cannot do on this machine."""
-        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.bus_service.degraded
+async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
+    """One daemon from its first to its last moment. StartError when it cannot begin."""
+    config, problems = check(roots.config_file, roots.home)
+    if config is None:
+        lines = "\n  ".join(str(problem) for problem in problems)
+        raise StartError(f"the configuration is not valid:\n  {lines}", status=EXIT_CONFIG)
+    with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
+        daemon = Daemon(Parts(roots, config, homes), config, problems)
+        try:
+            await daemon.run()
+        except AccelError as error:  # a key file that cannot be read
+            raise StartError(error.message, status=EXIT_CONFIG) from None
 
 
 class Daemon:
     """One accelerd."""
 
-    def __init__(self, parts: Parts, config: Config, problems: list[Problem], make_engines: MakeEngines) -> None:
-        """`make_engines` makes them anew when the configuration changes."""
+    def __init__(self, parts: Parts, config: Config, problems: list[Problem]) -> None:
         self._parts = parts
-        self._make_engines = make_engines
-        self._config, self._problems = config, problems
+        self._config, self._problems = config, [*problems]
         self._began = parts.clock.monotonic()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()  # told to stop a second time
@@ -113,6 +71,31 @@ class Daemon:
         self._state = DaemonState.STARTING
         self._generation = 0
         self._degraded: str | None = None  # what this machine lacks
+        self._api = ControlApi(
+            clock=parts.clock,
+            events=parts.events,
+            scheduler=parts.scheduler,
+            processes=parts.model_info,
+            router=parts.gateway.router,
+            daemon=self,
+            tuning=parts.tuning_runs,
+            devices=parts.devices,
+            observer=DeviceObserver(parts.roots, parts.clock),
+            yielding=parts.yielding,
+            upkeep=parts.upkeep,
+            memory=parts.memory,
+            learned=parts.model_info.learned,
+            forecast=partial(parts.model_info.forecast, ask=True),
+            level_owner=parts.clock_boost.owner,
+            conflicts=parts.conflicts,
+        )
+        parts.gateway.make_control = self._http_control
+        parts.bus_service.attach(self, self._api)
+
+    def _http_control(self) -> HttpControl:
+        from accelerd.control.http import HttpControl  # with aiohttp's server, which is large
+
+        return HttpControl(self._api)
 
     async def run(self) -> None:
         """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
@@ -236,7 +219,7 @@ class Daemon:
         changes = diff(self._config, config)
         if "server.listen" in changes.settings:
             log.warning("server.listen changed: it takes effect when accelerd is restarted")
-        self._parts.engines.update(self._make_engines(config))
+        self._parts.engines.update(self._parts.make_engines(config))
         forecasts = await self._parts.models.forecasts(config)
         self._parts.events.publish(ConfigApplied(config))  # first: how models are adapted may depend on it
         self._apply(config, keys, forecasts, changes.relaunch)

@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import the rooms before it, never one after it.
 ROOMS = (
     "__init__", "base", "config", "system", "helper", "devices", "memory", "estimate", "engines", "instances", "tuning",
-    "supervise", "scheduler", "routing", "accounts", "gateway", "policy", "control", "bus", "web", "cli", "daemon",
-    "app", "__main__", "migrate", "paper",
+    "supervise", "scheduler", "routing", "accounts", "gateway", "policy", "control", "bus", "web", "cli", "app",
+    "daemon", "__main__", "migrate", "paper",
 )  # fmt: skip
 
 # What stands before a room and is none of its business all the same.

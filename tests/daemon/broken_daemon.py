@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 
-from accelerd.app import build
+from accelerd.app import Parts
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
 from accelerd.config.model import LlamaServerSettings
+from accelerd.daemon import Daemon
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
@@ -25,8 +26,8 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        broken = build(roots, config, problems)
-        broken._make_engines = raise_it  # type: ignore[assignment]
+        broken = Daemon(Parts(roots, config), config, problems)
+        broken._parts.make_engines = raise_it  # type: ignore[assignment]
         await broken.run()
 
 

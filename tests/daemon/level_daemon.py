@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from accelerd.app import build
+from accelerd.app import Parts
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
+from accelerd.daemon import Daemon
 from accelerd.devices.udev import PciFunction, UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
@@ -42,7 +43,7 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        await build(roots, config, problems, source=Udev(roots.sys)).run()
+        await Daemon(Parts(roots, config, source=Udev(roots.sys)), config, problems).run()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerd.app import make_homes, serve
+from accelerd.app import make_homes
 from accelerd.base.ports import Roots
+from accelerd.daemon import serve
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
 from accelerd.supervise.homes.systemd_home import SystemdHome

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from accelerd.app import build
+from accelerd.app import Parts
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
+from accelerd.daemon import Daemon
 from accelerd.devices.udev import UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
@@ -32,7 +33,7 @@ async def serve(roots: Roots, proc: Path) -> None:
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
         measured = replace(roots, proc=proc)
-        await build(roots, config, problems, source=NoDevices(), memory_roots=measured).run()
+        await Daemon(Parts(roots, config, source=NoDevices(), memory_roots=measured), config, problems).run()
 
 
 if __name__ == "__main__":

@@ -179,5 +179,5 @@ async def test_old_clients_and_those_who_want_it_are_closed(tmp_path: Path) -> N
 
 def test_aiohttp_is_not_loaded_before_it_is_needed() -> None:
     """It takes 13 MB and a tenth of a second of every start."""
-    program = "import sys, accelerd.app; sys.exit('aiohttp' in sys.modules)"
+    program = "import sys, accelerd.daemon; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
-from accelerd.app import build
+from accelerd.app import Parts
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.config import check
+from accelerd.daemon import Daemon
 from accelerd.devices.udev import PciFunction, UdevDevice
 from accelerd.system import logs
 from accelerd.system.lock import InstanceLock
@@ -38,7 +39,7 @@ async def serve(roots: Roots) -> None:
     config, problems = check(roots.config_file, roots.home)
     assert config is not None, problems
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
-        await build(roots, config, problems, source=Udev()).run()
+        await Daemon(Parts(roots, config, source=Udev()), config, problems).run()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from types import TracebackType
 
 from accelerd import app
 from accelerd.base.ports import Roots
+from accelerd.daemon import serve
 from accelerd.memory.psi import StallTrigger
 from accelerd.system import logs
 from tests.harness import Daemon
@@ -149,4 +150,4 @@ if __name__ == "__main__":
     app.StallTrigger = partial(StallTrigger, trigger=small_trigger)  # type: ignore[misc, assignment]
     logs.configure(None)
     logging.captureWarnings(True)
-    asyncio.run(app.serve(replace(Roots.from_env(), proc=Proc("/proc"))))
+    asyncio.run(serve(replace(Roots.from_env(), proc=Proc("/proc"))))
