@@ -75,7 +75,7 @@ from accelerd.supervise.homes.user_manager_bus import BusUserManager
 from accelerd.supervise.process.processes import ProcTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
-from accelerd.system.activation import bind_tcp, bind_unix, classify, sd_listen_fds
+from accelerd.system.activation import bind_tcp, bind_unix, sd_listen_fds
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.desktop_notifications import NotificationSender
@@ -104,10 +104,9 @@ class Parts:
     ) -> None:
         """`patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices,
         instead of udev; `memory_roots`: where memory is measured, instead of `roots`."""
-        given = classify(sd_listen_fds())
-        bound = None if given.tcp else bind_tcp(config.server.listen)
-        self.tcp = given.tcp_sockets or (list(bound.sockets) if bound else [])
-        self.unix = given.unix_sockets or [bind_unix(roots.control_socket)]
+        given = sd_listen_fds()
+        self.tcp = given.tcp or bind_tcp(config.server.listen)
+        self.unix = given.unix or [bind_unix(roots.control_socket)]
         self.roots = roots
         self.clock = clock = SystemClock()
         self.events = events = EventStream()

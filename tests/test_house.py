@@ -94,7 +94,7 @@ def test_only_clocks_for_people_read_the_wall_clock() -> None:
         "cli/commands/toolbox.py",  # how old a toolbox is
         "cli/time_of_day.py",  # "until 22:30"
         "gateway/gateway.py",  # `created` of OpenAI's model objects
-        "system/terminal.py",  # the time in front of a log line
+        "system/logs.py",  # the time in front of a log line
     }
     wall = re.compile(r"\btime\.(time|time_ns|localtime|gmtime|strftime)\(|datetime\.(now|utcnow|today)\(")
     found = {str(f.relative_to(PACKAGE)) for f in FILES if wall.search(f.read_text())}

@@ -17,7 +17,7 @@ import msgspec
 
 from accelerd.base import names
 from accelerd.memory.learned import LearnedRecord
-from accelerd.system.private_files import AtomicFile, FileStore, Unreadable
+from accelerd.system.private_files import AtomicFile, Unreadable
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class StateStore:
         self,
         path: Path,
         *,
-        file: FileStore | None = None,
+        file: AtomicFile | None = None,
         debounce: float = DEBOUNCE,
         retry_first: float = RETRY_FIRST,
         retry_cap: float = RETRY_CAP,
@@ -63,7 +63,7 @@ class StateStore:
     ) -> None:
         """`on_degraded` hears every change of `degraded`."""
         self.path = path
-        self._file: FileStore = AtomicFile(path) if file is None else file
+        self._file = AtomicFile(path) if file is None else file
         self._debounce = debounce
         self._retry_first = retry_first
         self._retry_cap = retry_cap

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from accelerd.devices.files import names, size, text
 from accelerd.devices.kfd import KfdNode
-from accelerd.devices.model import MemoryPool
+from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.udev import PciFunction
 
 # from libdrm's amdgpu_drm.h: the device information, and the flag for an APU
@@ -45,23 +46,17 @@ MOST_MHZ = 20_000
 AskDriver = Callable[[Path], bool | None]
 
 
-class AmdGpu(Struct, frozen=True):
-    """The values for a Device."""
-
-    name: str | None
-    gfx: str | None
-    apu: bool | None
-    pools: tuple[MemoryPool, ...]
-    firmware: dict[str, str]
-
-
-def describe(function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None) -> AmdGpu:
-    """`asked`: whether the driver calls it an APU; None if unknown."""
+def described(
+    device: Device, function: PciFunction, directory: Path, kfd: KfdNode | None, asked: bool | None
+) -> Device:
+    """The device with what its driver says. `asked`: whether the driver calls it an APU; None if unknown."""
     apu = is_apu(function, directory, kfd, asked)
-    return AmdGpu(
-        name=text(directory / "product_name") or halo_name(function, kfd),
+    return replace(
+        device,
+        name=text(directory / "product_name") or halo_name(function, kfd) or device.name,
         gfx=kfd.gfx if kfd is not None else None,
         apu=apu,
+        unified=apu is True,
         pools=pools(directory, unified=apu is True),
         firmware=firmware(directory),
     )
@@ -138,8 +133,6 @@ def ask_driver(node: Path) -> bool | None:
 
 
 class ClockSteps(Struct, frozen=True):
-    """The steps of a clock, in MHz."""
-
     lowest: int
     highest: int
     now: int | None  # None: no star, or several that differ

@@ -70,7 +70,6 @@ class DeviceWatch:
         self.degraded: str | None = None  # why changes are not detected
 
     def current(self) -> tuple[Device, ...]:
-        """The known devices."""
         return self._devices
 
     async def start(self) -> None:
@@ -86,7 +85,6 @@ class DeviceWatch:
             log.warning("the device scan takes too long; accelerd starts without it")
 
     async def rescan(self) -> None:
-        """Scans now, regardless of events."""
         if self._task is None:
             self._task = asyncio.create_task(self._look())
         await asyncio.wait((self._task,))
@@ -190,7 +188,6 @@ def compare(
 
 
 def tell(diff: DevicesChanged) -> None:
-    """Writes the changes to the journal."""
     for word, devices, level in (
         ("was removed", diff.removed, logging.WARNING),
         ("was added", diff.added, NOTICE),

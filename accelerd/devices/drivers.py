@@ -17,7 +17,7 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.devices import amdgpu, gpu_metrics
 from accelerd.devices.amdgpu import MOST_MHZ
 from accelerd.devices.files import MOST_BYTES, AttributeFiles, UnreadableValue, names
-from accelerd.devices.host import machine_memory
+from accelerd.devices.host import machine_memory, memory_pool
 from accelerd.devices.hwmon import Hwmon, main_temperature
 from accelerd.devices.inventory import INTEL_DRIVERS, below_sys
 from accelerd.devices.model import Device, MemoryPool, unmeasured
@@ -41,7 +41,6 @@ class DeviceReader:
             self._driver = driver(device, self._directory, self._files, self._values, clock)
 
     def read(self) -> Readings:
-        """The current readings."""
         return self._taken(lambda driver: driver.read())
 
     def memory(self) -> Readings:
@@ -51,7 +50,7 @@ class DeviceReader:
     def _taken(self, ask: Callable[[Driver], Readings]) -> Readings:
         self._values.begin()
         if self.device.kind == "cpu":
-            readings = Readings(pools=main_memory("ram", self._roots))
+            readings = Readings(pools=memory_pool("ram", machine_memory(self._roots)))
         elif self._asleep():
             self._values.forget()
             return Readings(asleep=True, pools=unmeasured(self.device.pools))
@@ -62,7 +61,7 @@ class DeviceReader:
             readings = ask(self._driver)
         if not readings.pools:
             integrated = self.device.driver in INTEL_DRIVERS and self.device.unified
-            pools = main_memory("unified", self._roots) if integrated else ()
+            pools = memory_pool("unified", machine_memory(self._roots)) if integrated else ()
             readings = replace(readings, pools=pools or unmeasured(self.device.pools))
         stale, reasons = dict(self._values.stale), {**self._values.reasons, **readings.reasons}
         return replace(readings, stale=stale, reasons=reasons)
@@ -75,11 +74,6 @@ class DeviceReader:
             return self._files.text(self._directory / "power/runtime_status") in ASLEEP
         except UnreadableValue:
             return False  # no power management: the device is on
-
-
-def main_memory(pool: str, roots: Roots) -> tuple[MemoryPool, ...]:
-    memory = machine_memory(roots)
-    return (MemoryPool(pool, memory[0], memory[0] - memory[1]),) if memory is not None else ()
 
 
 class RateCounter:
@@ -129,8 +123,6 @@ class Driver:
 
 
 class Amdgpu(Driver):
-    """AMD cards and APUs."""
-
     _before: dict[str, float] | None = None  # the metrics of the reading before
 
     def read(self) -> Readings:
@@ -210,7 +202,6 @@ class Amdgpu(Driver):
         return level
 
     def _pools(self) -> tuple[MemoryPool, ...]:
-        """The pools with their current usage."""
         used: dict[str, int | None] = {}
         for pool in self._device.pools:
             file = amdgpu.POOL_FILES.get(pool.name)

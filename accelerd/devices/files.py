@@ -17,8 +17,6 @@ PAUSE = 0.005  # s between them
 TRANSIENT = frozenset({errno.EBUSY, errno.EAGAIN, errno.EIO, errno.EINTR})
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.EISDIR})
 
-ReadFile = Callable[[Path], bytes]
-
 
 class UnreadableValue(Exception):
     """A value that cannot be read now. `absent`: the device does not have it at all."""
@@ -29,14 +27,12 @@ class UnreadableValue(Exception):
         self.absent = absent
 
 
-def read_bytes(path: Path) -> bytes:
-    return path.read_bytes()
-
-
 class AttributeFiles:
     """Reads attributes. Tests replace `read` and `pause`."""
 
-    def __init__(self, read: ReadFile = read_bytes, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, read: Callable[[Path], bytes] = Path.read_bytes, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self._read = read
         self._pause = pause
 

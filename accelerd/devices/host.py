@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from accelerd.base.ports import Roots
 from accelerd.devices.files import lines, text
+from accelerd.devices.model import MemoryPool
 
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/xilinx/xrt/lib", "/usr/lib/x86_64-linux-gnu")
 RUNTIMES = {  # driver of an NPU → a program or library through which models reach it
@@ -93,6 +94,11 @@ def machine_memory(roots: Roots) -> tuple[int, int] | None:
     """Total and available bytes of main memory; None if unknown."""
     told = meminfo(roots)
     return (told["MemTotal"], told["MemAvailable"]) if "MemTotal" in told and "MemAvailable" in told else None
+
+
+def memory_pool(name: str, memory: tuple[int, int] | None) -> tuple[MemoryPool, ...]:
+    """Main memory, total and available bytes, as the pool of a device that uses it; none if unknown."""
+    return (MemoryPool(name, memory[0], memory[0] - memory[1]),) if memory is not None else ()
 
 
 def processor_name(roots: Roots) -> str:

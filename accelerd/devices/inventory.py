@@ -11,16 +11,17 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
 
 from accelerd.base.ports import Roots
 from accelerd.devices import amdgpu, troubles
 from accelerd.devices.files import lines, text
-from accelerd.devices.host import Host, processor_name, read_host
+from accelerd.devices.host import Host, memory_pool, processor_name, read_host
 from accelerd.devices.kfd import KfdNode
 from accelerd.devices.kfd import nodes as kfd_nodes
-from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
+from accelerd.devices.model import Device, DeviceTrouble
 from accelerd.devices.troubles import DeviceNode
 from accelerd.devices.udev import PciFunction, Pyudev, SysfsSource, UdevDevice, UdevSource
 
@@ -37,6 +38,7 @@ NPUS: dict[tuple[str, str], int | None] = {
     ("8086", "b03e"): None,  # Panther Lake
 }
 NPU_NAMES = {"1022": "AMD Ryzen AI NPU", "8086": "Intel NPU"}
+NVIDIA_FIRMWARE = {"GPU Firmware": "gsp", "Video BIOS": "vbios"}
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 Access = Callable[[Path], bool]
@@ -52,8 +54,6 @@ def inventory(roots: Roots, source: UdevSource | None = None, access: Access = m
 
 
 class Inventory:
-    """Scans the machine; keeps no state."""
-
     def __init__(
         self,
         roots: Roots,
@@ -105,23 +105,23 @@ class Inventory:
         compute = None
         if device.driver == "amdgpu" and function is not None and directory is not None:
             compute = kfd.get(function.slot)
-            told = amdgpu.describe(function, directory, compute, self._asked(device))
-            device = replace(
-                device, name=told.name or device.name, gfx=told.gfx, apu=told.apu, unified=told.apu is True,
-                pools=told.pools, firmware=told.firmware,
-            )  # fmt: skip
+            device = amdgpu.described(device, function, directory, compute, self._asked(device))
             found += troubles.of_amdgpu(device, compute, host)
         elif device.driver == "amdgpu" and directory is not None:  # not on a PCI bus
             device = replace(device, pools=amdgpu.pools(directory, unified=False))
         elif device.driver in INTEL_DRIVERS and function is not None:
-            own = on_root_bus(function)
-            device = replace(device, apu=own, unified=own, pools=main_memory_pools(function, host))
+            own = on_root_bus(function)  # the drivers do not report the memory of a card
+            device = replace(device, apu=own, unified=own, pools=memory_pool("unified", host.memory) if own else ())
         elif device.driver == "nvidia" and function is not None:
             facts = nvidia_information(self._roots, function.slot)
+            minor = facts.get("Device Minor", "")
             device = replace(
-                device, name=facts.get("Model") or device.name, node=nvidia_node(facts) or device.node, apu=False,
-                firmware=nvidia_firmware(facts),
-            )  # fmt: skip
+                device,
+                name=facts.get("Model") or device.name,
+                node=f"/dev/nvidia{minor}" if minor.isdecimal() else device.node,
+                apu=False,
+                firmware={short: facts[key] for key, short in NVIDIA_FIRMWARE.items() if key in facts},
+            )
         if entry is not None:
             found = [*troubles.of_node(self._node(entry.node or f"/dev/dri/{entry.name}"), "drm"), *found]
             if compute is not None:
@@ -137,11 +137,13 @@ class Inventory:
         device = self._bare("npu", entry, function)
         directory = self._directory(device)
         if function is not None:
+            version = text(directory / "fw_version") if directory is not None else None
             device = replace(
-                device, name=npu_name(function, directory) or device.name,
+                device,
+                name=npu_name(function, directory) or device.name,
                 columns=NPUS.get((function.vendor, function.device)),
-                firmware=npu_firmware(directory) if directory is not None else {},
-            )  # fmt: skip
+                firmware={"npu": version} if version else {},
+            )
         if entry is not None:
             found = list(troubles.of_node(self._node(entry.node or f"/dev/accel/{entry.name}"), "accel"))
         else:
@@ -149,27 +151,24 @@ class Inventory:
         return with_troubles(device, [*found, *troubles.of_npu(device, host)])
 
     def _processor(self, host: Host) -> Device:
-        """The processor with main memory."""
-        pools = (MemoryPool("ram", host.memory[0], host.memory[0] - host.memory[1]),) if host.memory else ()
-        return Device("cpu", processor_name(self._roots), pools=pools)
+        return Device("cpu", processor_name(self._roots), pools=memory_pool("ram", host.memory))
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _bare(self, kind: str, entry: UdevDevice | None, function: PciFunction | None) -> Device:
-        """The device as udev describes it."""
-        assert entry is not None or function is not None
-        directory = function.path if function is not None else entry.path.parent.parent if entry is not None else None
-        fallback = entry.name if entry is not None else function.slot if function is not None else ""
-        driver = entry.driver if entry is not None else function.driver if function is not None else None
+    @staticmethod
+    def _bare(kind: Literal["gpu", "npu"], entry: UdevDevice | None, function: PciFunction | None) -> Device:
+        if function is None:
+            assert entry is not None
+            return Device(kind, entry.name, entry.driver, node=entry.node, directory=entry.path.parent.parent)
         return Device(
-            kind="npu" if kind == "npu" else "gpu",
-            name=device_name(function, fallback),
-            driver=driver,
-            slot=function.slot if function is not None else None,
-            node=entry.node if entry is not None else None,
-            vendor=function.vendor if function is not None else "",
-            device=function.device if function is not None else "",
-            directory=directory,
+            kind,
+            device_name(function),
+            entry.driver if entry is not None else function.driver,
+            function.slot,
+            entry.node if entry is not None else None,
+            vendor=function.vendor,
+            device=function.device,
+            directory=function.path,
         )
 
     def _directory(self, device: Device) -> Path | None:
@@ -212,10 +211,8 @@ def with_troubles(device: Device, found: Iterable[DeviceTrouble]) -> Device:
     return replace(device, troubles=tuple(trouble for trouble in everything if trouble is not first))
 
 
-def device_name(function: PciFunction | None, fallback: str) -> str:
+def device_name(function: PciFunction) -> str:
     """The name in the hardware database ("Navi 31 [Radeon RX 7900 XTX]": the part in brackets), or the ids."""
-    if function is None:
-        return fallback
     vendor = VENDORS.get(function.vendor, function.vendor)
     if function.names:
         chip, _, sold = function.names[-1].partition("[")
@@ -241,25 +238,12 @@ def npu_name(function: PciFunction, directory: Path | None) -> str | None:
     return own or (function.names[-1] if function.names else NPU_NAMES.get(function.vendor))
 
 
-def npu_firmware(directory: Path) -> dict[str, str]:
-    version = text(directory / "fw_version")
-    return {"npu": version} if version else {}
-
-
 # --- Intel GPUs ---
 
 
 def on_root_bus(function: PciFunction) -> bool:
     """Is an Intel GPU integrated? Integrated ones are on the root bus, cards behind a port."""
     return function.slot.split(":")[:2] == ["0000", "00"]
-
-
-def main_memory_pools(function: PciFunction, host: Host) -> tuple[MemoryPool, ...]:
-    """An integrated GPU uses main memory. The drivers do not report the memory of a card."""
-    if not on_root_bus(function) or host.memory is None:
-        return ()
-    total, available = host.memory
-    return (MemoryPool("unified", total, total - available),)
 
 
 # --- NVIDIA's driver: its files in /proc, which wake nothing; memory and load come from nvml.py ---
@@ -273,12 +257,3 @@ def nvidia_information(roots: Roots, slot: str) -> dict[str, str]:
         if value.strip() and "?" not in value:  # unknown while the card sleeps
             found[key.strip()] = value.strip()
     return found
-
-
-def nvidia_node(facts: dict[str, str]) -> str | None:
-    minor = facts.get("Device Minor", "")
-    return f"/dev/nvidia{minor}" if minor.isdecimal() else None
-
-
-def nvidia_firmware(facts: dict[str, str]) -> dict[str, str]:
-    return {short: facts[key] for key, short in (("GPU Firmware", "gsp"), ("Video BIOS", "vbios")) if key in facts}

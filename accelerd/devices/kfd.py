@@ -14,8 +14,6 @@ from accelerd.devices.files import lines, names, size, text
 
 
 class KfdNode(Struct, frozen=True):
-    """One GPU of the topology."""
-
     slot: str  # PCI, "0000:c1:00.0"
     gfx: str | None  # "gfx1151"
     compute_units: int
@@ -32,7 +30,7 @@ def nodes(sys: Path) -> dict[str, KfdNode]:
         simds = values.get("simd_count", 0)
         if simds <= 0:
             continue  # a processor
-        slot = slot_of(values.get("domain", 0), values.get("location_id", 0))
+        slot = slot_of(values)
         banks = [properties(top / name / "mem_banks" / bank / "properties") for bank in names(top / name / "mem_banks")]
         found[slot] = KfdNode(
             slot=slot,
@@ -64,7 +62,7 @@ def held_by(sys: Path, pid: int) -> dict[str, int]:
         number = text(top / "topology/nodes" / name / "gpu_id")
         if number in sizes:
             values = properties(top / "topology/nodes" / name / "properties")
-            found[slot_of(values.get("domain", 0), values.get("location_id", 0))] = sizes[number]
+            found[slot_of(values)] = sizes[number]
     return found
 
 
@@ -83,6 +81,7 @@ def target(version: int) -> str | None:
     return f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}" if version > 0 else None
 
 
-def slot_of(domain: int, location: int) -> str:
-    """The PCI slot of a location: bus << 8 | device << 3 | function."""
+def slot_of(values: dict[str, int]) -> str:
+    """The PCI slot of a node; its location is bus << 8 | device << 3 | function."""
+    domain, location = values.get("domain", 0), values.get("location_id", 0)
     return f"{domain & 0xFFFF:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}"

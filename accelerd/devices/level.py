@@ -60,16 +60,12 @@ class LevelOrder(StrEnum):
 
 
 class LevelNote(Struct, frozen=True):
-    """A message for the journal."""
-
     kind: Literal["level", "unable", "stuck"]
     text: str
     warning: bool = False
 
 
 class LevelGovernor:
-    """The rules and the state of one device."""
-
     def __init__(self, clock: Clock, name: str, rules: LevelRules, unsuitable: str | None = None) -> None:
         """`unsuitable`: why the device is never raised."""
         self._clock = clock
@@ -100,7 +96,6 @@ class LevelGovernor:
     # --- what happens -----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """One more model uses the device."""
         self.users += 1
         if self.users == 1 and not self.held and self._clock.monotonic() >= self._tail_until:
             self._retry_at = -math.inf  # what failed before may work now
@@ -157,7 +152,6 @@ class LevelGovernor:
     # --- what follows -----------------------------------------------------------------------------------------
 
     def order(self) -> LevelOrder | None:
-        """What to do now."""
         now = self._clock.monotonic()
         wanted = self._wanted(now) and not self._hot and now >= self._truce_until
         if wanted and (not self.held or self._lost):
@@ -229,27 +223,18 @@ class LevelGovernor:
             return []
         if reading.level not in ORDINARY:
             self._give_way(now, f"{by} set the performance level to {reading.level}")
-            return [LevelNote("level", f"{self.name}: {self._truce}; accelerd does not change it", warning=True)]
+            return self._warn(f"{self._truce}; accelerd does not change it")
         while self._repeats and now - self._repeats[0] >= REPEAT_WINDOW:
             self._repeats.popleft()
         if len(self._repeats) == MOST_REPEATS:
             self._give_way(now, f"{by} repeatedly sets the performance level to {reading.level}")
-            return [
-                LevelNote(
-                    "level",
-                    f"{self.name}: {self._truce}; accelerd does not change it for {TRUCE / 60:.0f} min",
-                    warning=True,
-                )
-            ]
+            return self._warn(f"{self._truce}; accelerd does not change it for {TRUCE / 60:.0f} min")
         self._repeats.append(now)
         self._lost = True
-        return [
-            LevelNote(
-                "level",
-                f"{self.name}: {by} set the performance level to {reading.level}; raising it again",
-                warning=True,
-            )
-        ]
+        return self._warn(f"{by} set the performance level to {reading.level}; raising it again")
+
+    def _warn(self, text: str) -> list[LevelNote]:
+        return [LevelNote("level", f"{self.name}: {text}", warning=True)]
 
     def _give_way(self, now: float, reason: str) -> None:
         self._truce_until, self._truce = now + TRUCE, reason

@@ -26,16 +26,12 @@ class MemoryPool(Struct, frozen=True):
 
 
 class DeviceTrouble(Struct, frozen=True):
-    """A problem of a device that users should know about."""
-
     message: str  # one clause
     fix: str | None = None  # the command that fixes it
     blocks: bool = False  # the device cannot be used at all
 
 
 class Device(Struct, frozen=True):
-    """A GPU, an NPU, or the processor."""
-
     kind: Literal["gpu", "npu", "cpu"]
     name: str  # product name: "AMD Radeon 8060S Graphics"
     driver: str | None = None

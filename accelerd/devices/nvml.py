@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from accelerd.devices.files import MOST_BYTES
+from accelerd.devices.host import memory_pool
 from accelerd.devices.model import MemoryPool
 from accelerd.devices.readings import Frequency, Readings
 
@@ -110,7 +111,7 @@ class NvmlReader:
     def pools(self, memory: tuple[int, int] | None) -> tuple[MemoryPool, ...]:
         told = self._ask("memory", "nvmlDeviceGetMemoryInfo")
         if told is None:  # GB10 and similar use main memory and report "not supported"
-            return (MemoryPool("unified", memory[0], memory[0] - memory[1]),) if memory is not None else ()
+            return memory_pool("unified", memory)
         total, used = int(told.total), int(told.used)
         if not 0 < total <= MOST_BYTES:
             self._reasons["memory"] = f"out of range: {total}"

@@ -29,8 +29,6 @@ UNKNOWN_LOAD = "available from the second reading on, while a program of this us
 
 
 class DeviceStatus(Struct, frozen=True):
-    """The state of a device and who uses it."""
-
     device: Device
     readings: Readings
     holders: tuple[MemoryHolder, ...] = ()
@@ -39,8 +37,6 @@ class DeviceStatus(Struct, frozen=True):
 
 
 class DeviceObserver:
-    """Reads devices and remembers what the next reading needs."""
-
     def __init__(
         self,
         roots: Roots,
@@ -58,7 +54,6 @@ class DeviceObserver:
         self._known: tuple[fdinfo.DrmClient, ...] = ()  # of the processes in the last call of `memory`
 
     def look(self, devices: Sequence[Device]) -> list[DeviceStatus]:
-        """All devices, in the order given."""
         now, scan = self._clock.monotonic(), fdinfo.scan(self._roots.proc, self._listdir)
         before, self._before = self._before, (now, scan)
         found = {device.id: self._reader(device).read() for device in devices}

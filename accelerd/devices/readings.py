@@ -50,8 +50,6 @@ class Readings(Struct, frozen=True):
 
 
 class ValueCache:
-    """Remembers the last value of each name."""
-
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last: dict[str, tuple[float, Any]] = {}

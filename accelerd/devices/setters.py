@@ -72,7 +72,7 @@ class HelperSetter:
     async def holds(self, slot: str) -> bool:
         """Does it still hold the level that was set?"""
         try:
-            if not await self._bus.has_owner(names.HELPER_NAME):
+            if not await self._bus.owner(names.HELPER_NAME):
                 return False
             rows = (await self._ask("ListLeases"))[0]
         except (BusError, LevelError):
@@ -199,12 +199,11 @@ class OtherTools:
         self._lact = lact
 
     async def present(self) -> list[str]:
-        """The ones that are running."""
         found: list[str] = []
         try:
             for name, program in ON_THE_BUS.items():
                 known = program in found or (program == "power-profiles-daemon" and "tuned" in found)
-                if not known and await self._bus.has_owner(name):
+                if not known and await self._bus.owner(name):
                     found.append(program)
         except BusError:
             found.clear()  # without the bus, none of them runs
@@ -213,6 +212,5 @@ class OtherTools:
         return found
 
     async def suspects(self) -> str:
-        """Who has probably set a level."""
         found = await self.present()
         return " or ".join(found) or UNKNOWN_TOOL

@@ -37,8 +37,6 @@ TOO_LITTLE = 0.75  # of the possible GTT limit
 
 
 class DeviceNode(Struct, frozen=True):
-    """A device node in the file system."""
-
     path: str
     exists: bool = True
     openable: bool = True

@@ -19,8 +19,6 @@ CLASSES = {"drm": "class/drm", "accel": "class/accel", "pci": "bus/pci/devices"}
 
 
 class PciFunction(Struct, frozen=True):
-    """The PCI function behind a device."""
-
     slot: str  # "0000:c1:00.0"
     driver: str | None
     vendor: str  # lower case hex, "1002"
@@ -48,8 +46,6 @@ class UdevSource(Protocol):
 
 
 class Pyudev:
-    """libudev, through pyudev."""
-
     def entries(self, subsystem: str) -> Iterable[UdevDevice]:
         import pyudev
 
@@ -113,7 +109,6 @@ class SysfsSource:
             )
 
     def _function(self, path: Path) -> PciFunction | None:
-        """The PCI function at or above the path."""
         for directory in (path, *path.parents):
             if directory == self._sys:
                 return None

@@ -21,8 +21,6 @@ MOST_FAILURES = 8  # consecutive failures after which the descriptor is given up
 
 
 class Uevent(Struct, frozen=True):
-    """An event of a device."""
-
     action: str  # add, remove, bind, unbind, change …
     subsystem: str
     path: str  # below /sys
@@ -93,7 +91,6 @@ def clear_error(descriptor: int) -> None:
 
 
 def uevent(device: Any) -> Uevent:
-    """Converts a pyudev.Device."""
     return Uevent(
         action=device.action or "",
         subsystem=device.subsystem or "",

@@ -29,7 +29,6 @@ class VendorReading:
 
 
 def nvidia(importer: Importer = importlib.import_module) -> VendorReading:
-    """Every NVIDIA GPU that NVML sees."""
     names: dict[str, str] = {}
     pools: dict[str, MemoryPool] = {}
 

@@ -77,8 +77,7 @@ def serve(leases: Any, idle: int) -> int:
     """Serve until idle, stopped or disconnected from the bus. Returned: the exit status."""
     from gi.repository import Gio, GLib
 
-    from accelerd.helper.callers import RateLimit
-    from accelerd.helper.service import HelperService
+    from accelerd.helper.service import HelperService, RateLimit
 
     loop = GLib.MainLoop()
     status = 0

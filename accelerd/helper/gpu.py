@@ -52,11 +52,7 @@ class Gpu:
         if self._text("power/runtime_status") in ASLEEP:
             raise LevelError("Busy", f"{self.slot} is asleep")
         try:
-            file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-            try:
-                level = os.read(file, 64).decode(errors="replace").strip()
-            finally:
-                os.close(file)
+            level = self._read(FILE)
         except OSError as error:
             code = "Unsupported" if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENODEV) else "Busy"
             reason = os.strerror(error.errno or 0)
@@ -91,8 +87,15 @@ class Gpu:
 
     def is_apu(self) -> bool:
         """Is it certainly an integrated GPU? Only for those the driver reports the voltage of the north bridge."""
-        with self._open("hwmon", os.O_RDONLY | os.O_DIRECTORY) as hwmon:
-            names = os.listdir(hwmon) if hwmon is not None else []
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            hwmon = os.open("hwmon", flags, dir_fd=self._directory)
+        except OSError:
+            return False
+        try:
+            names = os.listdir(hwmon)
+        finally:
+            os.close(hwmon)
         return any(self._text(f"hwmon/{name}/in1_label") == "vddnb" for name in names)
 
     def _write(self, level: str) -> None:
@@ -111,23 +114,15 @@ class Gpu:
             os.close(file)
 
     def _text(self, name: str) -> str | None:
-        with self._open(name, os.O_RDONLY) as file:
-            if file is None:
-                return None
-            try:
-                return os.read(file, 4096).decode(errors="replace").strip("\0 \n")
-            except OSError:
-                return None
-
-    @contextmanager
-    def _open(self, name: str, flags: int) -> Iterator[int | None]:
         try:
-            file = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+            return self._read(name)
         except OSError:
-            yield None
-            return
+            return None
+
+    def _read(self, name: str) -> str:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         try:
-            yield file
+            return os.read(file, 4096).decode(errors="replace").strip("\0 \n")
         finally:
             os.close(file)
 

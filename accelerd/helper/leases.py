@@ -25,8 +25,6 @@ RESTORE_TRIES = 24  # then the level is left as it is
 
 @dataclass(frozen=True)
 class LevelLease:
-    """One caller wants one GPU to be at a level."""
-
     number: int
     slot: str
     owner: str  # unique name on the bus
@@ -36,8 +34,6 @@ class LevelLease:
 
 @dataclass
 class LeasedLevel:
-    """The level of one GPU while there are leases of it."""
-
     level: str
     before: str
     leases: dict[int, LevelLease] = field(default_factory=dict)

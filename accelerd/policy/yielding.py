@@ -24,7 +24,7 @@ from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import COMPUTE, Device
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.system.dbus.properties import PropertyWatch
-from accelerd.system.private_files import FileStore, Unreadable
+from accelerd.system.private_files import AtomicFile, Unreadable
 from accelerd.system.records import NOTICE, event
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Yielding:
         clock: Clock,
         asleep: Callable[[], float],
         devices: Callable[[], Iterable[Device]],
-        file: FileStore,
+        file: AtomicFile,
         boot: str,
         watch_games: Callable[[Callable[[int], None]], PropertyWatch],
         events: EventStream,

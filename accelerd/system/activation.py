@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import stat
@@ -20,9 +21,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from accelerd.base.proc import listeners, pids, read_file
+from accelerd.base.proc import sockets as proc_sockets
 from accelerd.system.lock import EXIT_CONFIG, StartError
-from accelerd.system.port_owner import find_port_owner
 from accelerd.system.private_files import open_private_dir
+
+log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
@@ -30,88 +34,61 @@ UNIX_PATH_LIMIT: Final = 107  # bytes in sockaddr_un without the final NUL
 LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-class Activated(Struct, frozen=True):
-    """What systemd passed, by kind, in its order. Names are FileDescriptorName= of the socket unit."""
+class Passed(Struct, frozen=True):
+    """The sockets that systemd passed, in its order: TCP, and unix for the control socket."""
 
-    tcp: tuple[tuple[str, socket.socket], ...] = ()
-    unix: tuple[tuple[str, socket.socket], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.tcp or self.unix)
-
-    @property
-    def tcp_sockets(self) -> list[socket.socket]:
-        return [sock for _, sock in self.tcp]
-
-    @property
-    def unix_sockets(self) -> list[socket.socket]:
-        return [sock for _, sock in self.unix]
+    tcp: list[socket.socket]
+    unix: list[socket.socket]
 
 
-class Bound(Struct, frozen=True):
-    """Our own TCP listeners, and a note for each address that was skipped."""
-
-    sockets: tuple[socket.socket, ...]
-    notes: tuple[str, ...] = ()
-
-
-def sd_listen_fds(
-    env: MutableMapping[str, str] | None = None, *, first_fd: int = FIRST_FD
-) -> list[tuple[str, socket.socket]]:
-    """The (name, socket) pairs that systemd passed to this process; the LISTEN_* variables are removed.
+def sd_listen_fds(env: MutableMapping[str, str] | None = None) -> Passed:
+    """The sockets that systemd passed to this process; the LISTEN_* variables are removed.
 
     StartError for anything but a listening stream socket of a family that is served.
     """
     env = os.environ if env is None else env
     given = {name: env.pop(name, "") for name in LISTEN_VARIABLES}
     if given["LISTEN_PID"] != str(os.getpid()):
-        return []
+        return Passed([], [])
     count = given["LISTEN_FDS"]
     if not count.isdecimal():
         raise StartError(f"cannot read LISTEN_FDS={count!r}: start accelerd through its socket unit or without it")
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
-    found: list[tuple[str, socket.socket]] = []
+    found: list[socket.socket] = []
     try:
         for index in range(int(count)):
-            name = names[index] if index < len(names) else "unknown"
-            found.append((name, _adopt(first_fd + index, name)))
+            found.append(_adopt(FIRST_FD + index, names[index] if index < len(names) else "unknown"))
     except BaseException:
-        close_all(sock for _, sock in found)
+        close_all(found)
         raise
-    return found
+    unix = [sock for sock in found if sock.family == socket.AF_UNIX]
+    return Passed([sock for sock in found if sock not in unix], unix)
 
 
-def classify(sockets: Sequence[tuple[str, socket.socket]]) -> Activated:
-    """Sort the sockets by family: TCP, or unix for the control socket."""
-    return Activated(
-        tcp=tuple(pair for pair in sockets if pair[1].family != socket.AF_UNIX),
-        unix=tuple(pair for pair in sockets if pair[1].family == socket.AF_UNIX),
-    )
-
-
-def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path("/proc")) -> Bound:
+def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path("/proc")) -> list[socket.socket]:
     """Listen on every "host:port" of `listen` or, with StartError, on none of them.
 
     Hosts are numeric, or "localhost" for both loopback addresses. If this machine has no IPv6 loopback it is skipped
-    with a note, provided that another address could be bound.
+    with a message, provided that another address could be bound.
     """
     sockets: list[socket.socket] = []
-    notes: list[str] = []
+    skipped = ""
     try:
         for host, port in (address for text in listen for address in parse_listen(text)):
             try:
                 sockets.append(_listen_tcp(host, port, backlog))
             except OSError as error:
                 if host == "::1" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    notes.append(f"not listening on {_show(host, port)}: this machine has no IPv6 loopback")
+                    skipped = f"not listening on {_show(host, port)}: this machine has no IPv6 loopback"
+                    log.info("%s", skipped)
                     continue
                 raise StartError(_explain_bind(host, port, error, proc)) from error
         if not sockets:
-            raise StartError("cannot listen anywhere: " + ("; ".join(notes) or "no address is configured"))
+            raise StartError("cannot listen anywhere: " + (skipped or "no address is configured"))
     except BaseException:
         close_all(sockets)
         raise
-    return Bound(tuple(sockets), tuple(notes))
+    return sockets
 
 
 def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
@@ -246,19 +223,36 @@ def _remove_stale(path: Path, directory: int) -> None:
 def _explain_bind(host: str, port: int, error: OSError, proc: Path) -> str:
     where = _show(host, port)
     if error.errno == errno.EADDRINUSE:
-        owner = find_port_owner(host, port, proc)
-        if owner is not None and owner.name == "systemd":
+        pid, name = find_port_owner(host, port, proc)
+        if name == "systemd":
             return (
-                f"cannot listen on {where}: systemd (pid {owner.pid}) listens on it for a socket unit; start accelerd "
+                f"cannot listen on {where}: systemd (pid {pid}) listens on it for a socket unit; start accelerd "
                 "with: systemctl --user start accelerd (or first run: systemctl --user stop accelerd.socket)"
             )
-        who = f"{owner.name} (pid {owner.pid})" if owner else "a program of another user"
+        who = f"{name} (pid {pid})" if pid else "a program of another user"
         return f"cannot listen on {where}: {who} uses the port; stop it, or change [server] listen in accelerd.toml"
     if error.errno == errno.EACCES:
         return f"cannot listen on {where}: ports below 1024 need root; choose another in [server] listen"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"cannot listen on {where}: this machine does not have that address; change [server] listen"
     return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def find_port_owner(host: str, port: int, proc: Path = Path("/proc")) -> tuple[int, str]:
+    """The pid and the name of the process because of which host:port cannot be bound; (0, ""): it cannot be seen.
+
+    For a message, never to decide anything. Looks at every process that this user may look into.
+    """
+    wanted = ipaddress.ip_address(host)
+    try:
+        listening = list(listeners(proc))
+    except OSError:
+        return 0, ""
+    inodes = {inode for at, number, inode in listening if number == port and (at == wanted or at.is_unspecified)}
+    for pid in sorted(pids(proc)) if inodes else ():
+        if inodes & proc_sockets(proc, pid) and (name := read_file(proc, pid, "comm")):
+            return pid, name.decode(errors="replace").strip()
+    return 0, ""
 
 
 def _show(host: str, port: int) -> str:

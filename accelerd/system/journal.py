@@ -53,9 +53,8 @@ class JournalClient:
         except OSError:
             return False
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            with open(fd, "wb", closefd=False) as file:
+                file.write(data)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
             self._socket.sendmsg([b""], [rights], 0, self._path)
@@ -72,10 +71,9 @@ class JournalClient:
 class JournalHandler(logging.Handler):
     """Log records as journal entries with priority, place in the code, message id and accelerd's own fields."""
 
-    def __init__(self, client: JournalClient, identifier: str = names.PROGRAM) -> None:
+    def __init__(self, client: JournalClient) -> None:
         super().__init__()
         self._client = client
-        self._identifier = identifier
         self.dropped = 0  # since the last entry that was accepted
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -111,7 +109,7 @@ class JournalHandler(logging.Handler):
         return True
 
     def _base(self, level: int) -> dict[str, str]:
-        return {"PRIORITY": str(priority(level)), "SYSLOG_IDENTIFIER": self._identifier}
+        return {"PRIORITY": str(priority(level)), "SYSLOG_IDENTIFIER": names.PROGRAM}
 
     def close(self) -> None:
         self._client.close()
@@ -131,7 +129,6 @@ def serialize(entry: Mapping[str, str]) -> bytes:
 
 
 def priority(level: int) -> int:
-    """syslog's number for a logging level."""
     if level >= logging.CRITICAL:
         return 2
     if level >= logging.ERROR:

@@ -69,10 +69,6 @@ class InstanceLock:
             raise
         return cls(path, fd)
 
-    @property
-    def held(self) -> bool:
-        return self._fd is not None
-
     def release(self) -> None:
         """Release the lock; a second call does nothing."""
         if self._fd is None:

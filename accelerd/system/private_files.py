@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 READ_LIMIT: Final = 4 << 20  # bytes; a larger file is not ours
 CORRUPT_KEPT: Final = 9
@@ -52,14 +52,6 @@ class Unreadable(Exception):
     """The file exists but was not written by accelerd."""
 
 
-class FileStore(Protocol):
-    """AtomicFile, or a fake in a test."""
-
-    def read(self) -> bytes | None: ...
-    def write(self, data: bytes) -> None: ...
-    def set_aside(self) -> str: ...
-
-
 class AtomicFile:
     """A file of mode 0600 in a private directory, which is created whenever it is missing."""
 
@@ -88,7 +80,7 @@ class AtomicFile:
                 raise Unreadable(f"it belongs to uid {found.st_uid}")
             if found.st_size > READ_LIMIT:
                 raise Unreadable(f"it is larger than {READ_LIMIT >> 20} MiB")
-            with os.fdopen(fd, "rb", closefd=False) as file:
+            with open(fd, "rb", closefd=False) as file:
                 return file.read(READ_LIMIT)
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
@@ -101,19 +93,15 @@ class AtomicFile:
         temporary = f".{self.path.name}.new"
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(
-                    temporary, dir_fd=directory
-                )  # left by a crash: there is only one writer, which holds the instance lock
+                # left by a crash: there is only one writer, which holds the instance lock
+                os.unlink(temporary, dir_fd=directory)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, 0o600, dir_fd=directory)
             try:
-                try:
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(fd, view) :]
+                with open(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
                     os.fsync(fd)
-                finally:
-                    os.close(fd)
                 os.rename(temporary, self.path.name, src_dir_fd=directory, dst_dir_fd=directory)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -127,19 +115,12 @@ class AtomicFile:
         """Rename the file to .corrupt-N, so that a person can examine it. Returned: the new name."""
         directory = open_private_dir(self.path.parent)
         try:
+            taken = os.listdir(directory)
             for number in range(1, CORRUPT_KEPT + 1):
                 name = f"{self.path.name}.corrupt-{number}"
-                if not _exists(name, directory):
+                if name not in taken:
                     break
             os.rename(self.path.name, name, src_dir_fd=directory, dst_dir_fd=directory)  # replaces the ninth
             return name
         finally:
             os.close(directory)
-
-
-def _exists(name: str, directory: int) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import sdnotify
 
@@ -25,14 +25,6 @@ REPEATED: Final = ("STATUS=", "WATCHDOG=")  # sent again soon: not worth blockin
 STATUS_LIMIT: Final = 500  # characters; systemctl shows one line
 
 
-class NotifyTransport(Protocol):
-    """SdTransport, or a list in a test."""
-
-    def notify(self, state: str) -> None:
-        """OSError if the message was not accepted."""
-        ...
-
-
 class SdTransport:
     """sdnotify's connection, with UTF-8 instead of latin-1 and with a timeout."""
 
@@ -43,6 +35,7 @@ class SdTransport:
             self._notifier = sdnotify.SystemdNotifier(debug=True)
 
     def notify(self, state: str) -> None:
+        """OSError if the message was not accepted."""
         self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
         # sdnotify encodes as latin-1: hand it the UTF-8 bytes as latin-1 characters.
         self._notifier.notify(state.encode().decode("latin-1"))
@@ -55,7 +48,7 @@ class Notifier:
     """sd_notify. Without a service manager every call does nothing."""
 
     def __init__(
-        self, transport: NotifyTransport | None, *, watchdog_interval: float | None = None, clock: Clock | None = None
+        self, transport: SdTransport | None, *, watchdog_interval: float | None = None, clock: Clock | None = None
     ) -> None:
         """`watchdog_interval`: WATCHDOG_USEC in seconds; None: no watchdog."""
         self._transport = transport
@@ -81,7 +74,6 @@ class Notifier:
 
     @property
     def active(self) -> bool:
-        """Is there a service manager?"""
         return self._transport is not None
 
     def ready(self, status: str | None = None) -> bool:
@@ -94,7 +86,6 @@ class Notifier:
         return self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
     def stopping(self, status: str | None = None) -> bool:
-        """Shutdown begins."""
         return self._send("STOPPING=1", *self._status_line(status))
 
     def status(self, text: str) -> bool:
@@ -107,8 +98,7 @@ class Notifier:
         return self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Send nothing any more."""
-        if isinstance(self._transport, SdTransport):
+        if self._transport is not None:
             self._transport.close()
         self._transport = None
 

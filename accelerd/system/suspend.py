@@ -87,7 +87,6 @@ class SleepGuard:
         return self._inhibitor is not None
 
     def report(self) -> dict[str, Any]:
-        """For `status`."""
         return {
             "logind": self._logind_present,
             "held": self.held,

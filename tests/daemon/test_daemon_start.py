@@ -172,8 +172,8 @@ WALL_CLOCK = (
 # Dates for people and for OpenAI's objects: nothing is decided by them.
 ALLOWED = {
     ("gateway/gateway.py", "time.time"): 1,
-    ("system/terminal.py", "time.strftime"): 1,
-    ("system/terminal.py", "time.localtime"): 1,
+    ("system/logs.py", "time.strftime"): 1,
+    ("system/logs.py", "time.localtime"): 1,
     ("cli/commands/toolbox.py", "datetime.now"): 1,
     ("memory/learned.py", "time.time"): 1,  # when something was learned, for people
     (

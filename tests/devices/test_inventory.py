@@ -117,7 +117,7 @@ def test_several_gpus_by_slot_with_names_of_the_hardware_database(roots: Roots) 
     ((), "AMD 1002:744c"),
 ])  # fmt: skip
 def test_names_of_the_hardware_database(names: tuple[str, ...], name: str) -> None:
-    assert device_name(PciFunction("0000:03:00.0", None, "1002", "744c", 0x030000, Path("/sys"), names), "x") == name
+    assert device_name(PciFunction("0000:03:00.0", None, "1002", "744c", 0x030000, Path("/sys"), names)) == name
 
 
 def test_a_node_that_this_user_may_not_open(roots: Roots) -> None:

@@ -234,13 +234,13 @@ async def test_without_a_bus_the_helper_is_an_obstacle_and_no_rival_is_seen(tmp_
 
 
 class NamesOnly:
-    """A bus on which only has_owner works."""
+    """A bus on which only `owner` works."""
 
     def __init__(self, *owned: str) -> None:
         self.owned = owned
 
-    async def has_owner(self, name: str) -> bool:
-        return name in self.owned
+    async def owner(self, name: str) -> str:
+        return ":1.1" if name in self.owned else ""
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     sysfs = Sysfs(tmp_path / "sys")
     sysfs.add()
     direct = DirectSetter(sysfs.path, tmp_path)
-    keeper = LevelKeeper(SystemClock(), LevelSetters([setter, direct]), Sensors(), Nobody())
+    keeper = LevelKeeper(SystemClock(), LevelSetters([setter, direct]), Sensors().read, Nobody())
     here: list[Device] = []
     performance = ClockBoost(keeper, direct, lambda: here, lambda name: "", events := EventStream())
     events.publish(ConfigApplied(Config(performance=PerformanceSettings(hold_time=0.0))))

@@ -10,7 +10,7 @@ import pytest
 
 from accelerd.base.ports import Roots
 from accelerd.devices.drivers import DeviceReader
-from accelerd.devices.files import TRIES, AttributeFiles, UnreadableValue, read_bytes
+from accelerd.devices.files import TRIES, AttributeFiles, UnreadableValue
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.readings import KEEP, Frequency
 from tests.devices.recorded import machine
@@ -43,7 +43,7 @@ class Bench:
         self.opened.append(path.name)
         if self.trouble.get(path.name):
             raise OSError(self.trouble[path.name].pop(0), "no")
-        return read_bytes(path)
+        return path.read_bytes()
 
     def write(self, **files: str | bytes) -> None:
         for name, content in files.items():

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.helper.__main__ import allowed_high, main
-from accelerd.helper.callers import RateLimit
 from accelerd.helper.gpu import FILE, LEVELS, Gpu, LevelError, check_arguments, opened
 from accelerd.helper.leases import RESTORE_TRIES, LevelLeases
+from accelerd.helper.service import RateLimit
 from tests.fakes.clock import FakeClock
 from tests.helper.world import APU, CARD, Sysfs
 

@@ -67,10 +67,8 @@ class Server:
 
 async def serve(options: argparse.Namespace, notifier: Notifier) -> None:
     """From the sockets to the last answer."""
-    given = activation.classify(activation.sd_listen_fds())
-    sockets = given.tcp_sockets + given.unix_sockets
-    if not given.tcp:
-        sockets += activation.bind_tcp(options.listen).sockets
+    given = activation.sd_listen_fds()
+    sockets = [*(given.tcp or activation.bind_tcp(options.listen)), *given.unix]
     server = Server(notifier)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stopped.set)

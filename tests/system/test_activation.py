@@ -15,22 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.system.activation import bind_tcp, bind_unix, classify, describe, parse_listen, sd_listen_fds
+from accelerd.system.activation import bind_tcp, bind_unix, describe, parse_listen, sd_listen_fds
 from accelerd.system.lock import EXIT_CONFIG, StartError
 from tests.system.systemd_user import free_port
 
 ADOPT = """
 import json, os, sys
-from accelerd.system.activation import classify, describe, sd_listen_fds
+from accelerd.system.activation import describe, sd_listen_fds
 from accelerd.system.lock import StartError
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
-    given = classify(sd_listen_fds())
+    given = sd_listen_fds()
 except StartError as error:
     sys.exit(str(error))
 print(json.dumps({
-    "tcp": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.tcp],
-    "unix": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.unix],
+    "tcp": [[describe(sock), sock.get_inheritable(), sock.getblocking()] for sock in given.tcp],
+    "unix": [[describe(sock), sock.get_inheritable(), sock.getblocking()] for sock in given.unix],
     "left": [name for name in os.environ if name.startswith("LISTEN_")],
 }))
 """
@@ -51,7 +51,7 @@ def adopt(sockets: list[socket.socket], names: str) -> subprocess.CompletedProce
             os.close(number)
 
 
-def test_sockets_of_systemd_are_taken_with_their_names(tmp_path: Path) -> None:
+def test_sockets_of_systemd_are_taken_by_their_kind(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         four = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         six = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
@@ -59,8 +59,8 @@ def test_sockets_of_systemd_are_taken_with_their_names(tmp_path: Path) -> None:
         done = adopt([four, six, control], "web:web:control")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == {
-            "tcp": [["web", describe(four), False, False], ["web", describe(six), False, False]],
-            "unix": [["control", str(tmp_path / "run/accelerd.sock"), False, False]],
+            "tcp": [[describe(four), False, False], [describe(six), False, False]],
+            "unix": [[str(tmp_path / "run/accelerd.sock"), False, False]],
             "left": [],
         }
 
@@ -78,9 +78,8 @@ def test_sockets_that_do_not_listen_for_streams_are_refused() -> None:
 
 def test_variables_for_another_process_are_dropped() -> None:
     env = {"LISTEN_PID": "1", "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c", "HOME": "/"}
-    assert sd_listen_fds(env) == []
-    assert env == {"HOME": "/"}
-    assert not classify([])
+    given = sd_listen_fds(env)
+    assert (given.tcp, given.unix, env) == ([], [], {"HOME": "/"})
 
 
 def test_a_broken_count_is_refused() -> None:
@@ -97,13 +96,12 @@ def held() -> Iterator[contextlib.ExitStack]:
 def test_both_loopbacks_are_bound_and_connections_wait_for_the_first_accept(held: contextlib.ExitStack) -> None:
     port = free_port()
     bound = bind_tcp([f"127.0.0.1:{port}", f"[::1]:{port}"])
-    for sock in bound.sockets:
+    for sock in bound:
         held.enter_context(sock)
-    assert [describe(sock) for sock in bound.sockets] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
-    assert bound.notes == ()
+    assert [describe(sock) for sock in bound] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
     for host in ("127.0.0.1", "::1"):
         held.enter_context(socket.create_connection((host, port), timeout=5))
-    six = bound.sockets[1]
+    six = bound[1]
     assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     assert not six.getblocking()
 
@@ -146,7 +144,7 @@ def test_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.ExitSta
 
 
 NO_IPV6 = """
-import fcntl, socket, struct, sys
+import fcntl, logging, socket, struct, sys
 from accelerd.system.activation import bind_tcp, describe
 from accelerd.system.lock import StartError
 with socket.socket() as sock:  # a fresh network namespace: its loopback is down
@@ -154,15 +152,17 @@ with socket.socket() as sock:  # a fresh network namespace: its loopback is down
 with socket.socket(socket.AF_INET6) as sock:
     loopback = socket.inet_pton(socket.AF_INET6, "::1")
     fcntl.ioctl(sock, 0x8936, struct.pack("16sIi", loopback, 128, socket.if_nametoindex("lo")))  # SIOCDIFADDR
+logging.basicConfig(level=logging.INFO)
 bound = bind_tcp(sys.argv[1:])
-print([describe(sock) for sock in bound.sockets], *bound.notes)
+print([describe(sock) for sock in bound])
 """
 
 
-def test_a_missing_ipv6_loopback_is_left_out_with_a_note() -> None:
+def test_a_missing_ipv6_loopback_is_left_out_with_a_message() -> None:
     command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", NO_IPV6]
     done = subprocess.run([*command, "127.0.0.1:4000", "[::1]:4000"], capture_output=True, text=True, check=True)
-    assert done.stdout == "['127.0.0.1:4000'] not listening on [::1]:4000: this machine has no IPv6 loopback\n"
+    assert done.stdout == "['127.0.0.1:4000']\n"
+    assert "not listening on [::1]:4000: this machine has no IPv6 loopback" in done.stderr
     alone = subprocess.run([*command, "[::1]:4000"], capture_output=True, text=True, check=False)
     assert "cannot listen anywhere: not listening on [::1]:4000" in alone.stderr
 

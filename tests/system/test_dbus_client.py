@@ -58,7 +58,7 @@ async def test_an_error_has_its_name_and_its_text(bus: Bus) -> None:
         with pytest.raises(BusError, match=r"cannot send .* as \(su\): "):
             await client.call(DBUS, DBUS_PATH, "RequestName", "(su)", "org.x", "five")
         assert await client.owner("org.nobody") == ""
-        assert not await client.has_owner("org.nobody")
+        assert not await client.owner("org.nobody")
 
 
 async def test_variants_are_sent_with_their_types(bus: Bus) -> None:
@@ -73,13 +73,13 @@ async def test_variants_are_sent_with_their_types(bus: Bus) -> None:
 
 async def test_a_call_connects_again_after_the_bus_was_away(bus: Bus) -> None:
     async with calling(bus) as client:
-        assert not await client.has_owner(GAMEMODE)
+        assert not await client.owner(GAMEMODE)
         await asyncio.to_thread(bus.stop)
         with pytest.raises(BusError) as caught:
-            await client.has_owner(GAMEMODE)
+            await client.owner(GAMEMODE)
         assert "session bus" in caught.value.message or caught.value.name
         await asyncio.to_thread(bus.start)
-        assert not await client.has_owner(GAMEMODE), "at once, without waiting for a retry"
+        assert not await client.owner(GAMEMODE), "at once, without waiting for a retry"
 
 
 async def test_a_call_that_nobody_waits_for_any_more_harms_nothing(bus: Bus) -> None:
@@ -108,4 +108,4 @@ async def test_without_pygobject_a_call_says_what_is_missing(bus: Bus, monkeypat
     async with calling(bus) as client:
         for _ in range(2):
             with pytest.raises(BusError, match=r"missing \(packages python3-gi and python3-pydbus\)"):
-                await client.has_owner(GAMEMODE)
+                await client.owner(GAMEMODE)

@@ -14,8 +14,8 @@ import pytest
 
 from accelerd.base import names
 from accelerd.system.journal import JournalClient, JournalHandler, is_journal_stream, priority, serialize
-from accelerd.system.logs import NOTICE, configure, escape, event
-from accelerd.system.terminal import TerminalHandler, wants_colour
+from accelerd.system.logs import TerminalHandler, configure, wants_colour
+from accelerd.system.records import NOTICE, escape, event
 
 MESSAGE_ID = names.MSG_STATE_CHANGED
 

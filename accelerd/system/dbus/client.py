@@ -47,7 +47,6 @@ def session_bus_address(env: Mapping[str, str] | None = None) -> str:
 
 
 def system_bus_address(env: Mapping[str, str] | None = None) -> str:
-    """The address of this machine's bus."""
     env = os.environ if env is None else env
     return env.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS_ADDRESS
 
@@ -126,13 +125,9 @@ class BusClient:
                 return ""
             raise
 
-    async def has_owner(self, name: str) -> bool:
-        """Does anybody own `name`? Starts no service. BusError."""
-        return bool((await self.call(DBUS, DBUS_PATH, "NameHasOwner", "(s)", name))[0])
-
     async def reachable(self, name: str) -> bool:
         """Does anybody own `name`, or would the bus start the service? BusError."""
-        return await self.has_owner(name) or name in (await self.call(DBUS, DBUS_PATH, "ListActivatableNames"))[0]
+        return bool(await self.owner(name)) or name in (await self.call(DBUS, DBUS_PATH, "ListActivatableNames"))[0]
 
     def attach(self, attachment: Attachment) -> None:
         """Keep it on the connection; after `ready`."""

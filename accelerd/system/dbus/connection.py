@@ -23,16 +23,10 @@ FLUSH_TIMEOUT: Final = 1_000  # ms
 
 
 class Attachment(Protocol):
-    """Something that is on the connection whenever there is one."""
+    """Something that is on the connection whenever there is one. `bus`: pydbus's."""
 
-    def attach(self, bus: Any) -> None:
-        """There is a connection, pydbus's `Bus`."""
-        ...
-
-    def detach(self) -> None:
-        """The connection has ended or is about to."""
-        ...
-
+    def attach(self, bus: Any) -> None: ...
+    def detach(self) -> None: ...
     def unreachable(self, reason: str) -> None:
         """The bus cannot be reached, or the connection has ended; another attempt follows."""
         ...

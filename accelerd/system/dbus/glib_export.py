@@ -222,7 +222,6 @@ class ExportedObjects:
         return GLib.Variant.new_array(GLib.VariantType("{oa{sa{sv}}}"), entries)
 
     def _object(self, path: str) -> Any:
-        """The a{sa{sv}} of one object."""
         if path not in self._managed:
             entries = [
                 GLib.Variant.new_dict_entry(GLib.Variant.new_string(interface), dictionary(values))

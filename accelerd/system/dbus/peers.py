@@ -80,7 +80,6 @@ class Callers:
         self._bus = None
 
     def see(self, sender: str) -> None:
-        """`sender` has called something."""
         if sender not in self._watches:
             self._come(sender)
             self._watches[sender] = follow_owner(self._bus, sender, lambda owner: self._owned(sender, owner))

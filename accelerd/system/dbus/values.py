@@ -19,7 +19,6 @@ def pack(signature: str, value: Any) -> Any:
 
 
 def dictionary(values: Mapping[str, Any]) -> Any:
-    """An a{sv} of values that are GLib.Variants."""
     entries = [
         GLib.Variant.new_dict_entry(GLib.Variant.new_string(name), GLib.Variant.new_variant(value))
         for name, value in values.items()

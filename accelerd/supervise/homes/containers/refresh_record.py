@@ -15,7 +15,7 @@ import msgspec
 
 from accelerd.base import names
 from accelerd.supervise.homes.home import HomeError
-from accelerd.system.private_files import AtomicFile, FileStore, Unreadable
+from accelerd.system.private_files import AtomicFile, Unreadable
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class _RefreshFile(msgspec.Struct):
 class RefreshRecord:
     """One file. `read` first."""
 
-    def __init__(self, path: Path, proc: Path, file: FileStore | None = None) -> None:
+    def __init__(self, path: Path, proc: Path, file: AtomicFile | None = None) -> None:
         self.path = path
         self._boot_id = proc / "sys/kernel/random/boot_id"
-        self._file: FileStore = AtomicFile(path) if file is None else file
+        self._file = AtomicFile(path) if file is None else file
         self._content = _RefreshFile()
 
     @property
