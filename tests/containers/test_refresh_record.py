@@ -15,7 +15,7 @@ BEGUN = PendingRefresh("radv", "a" * 64, "swap", ("qwen",), "boot")
 
 
 class FullDisk:
-    """statefile.FileStore on a disk without room."""
+    """An AtomicFile on a disk without room."""
 
     def read(self) -> bytes | None:
         return None

@@ -113,7 +113,7 @@ def test_gfx_targets(number: int, name: str | None) -> None:
     (49664, "0000:c2:00.0"), (49408, "0000:c1:00.0"), (25600, "0000:64:00.0"), (0xC001, "0000:c0:00.1"),
 ])  # fmt: skip
 def test_slots_of_the_topology(location: int, slot: str) -> None:
-    assert slot_of(0, location) == slot
+    assert slot_of({"location_id": location}) == slot
 
 
 def test_who_is_asked_whether_it_is_an_apu(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_what_was_learned_is_there_after_a_restart(entries: list[LearnedRecord])
     written: dict[Path, bytes] = {}
 
     class Memory:
-        """A FileStore."""
+        """An AtomicFile in memory."""
 
         def read(self) -> bytes | None:
             return written.get(Path("/x"))
