@@ -18,19 +18,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import the rooms before it, never one after it.
 ROOMS = (
-    "__init__", "base", "config", "system", "helper", "devices", "memory", "estimate", "engines", "instances", "tuning",
-    "supervise", "scheduler", "routing", "accounts", "gateway", "policy", "control", "bus", "web", "cli", "app",
-    "daemon", "__main__", "migrate", "paper",
+    "__init__", "base", "config", "system", "helper", "devices", "memory", "estimate", "downloads", "engines",
+    "instances", "tuning", "supervise", "scheduler", "routing", "accounts", "gateway", "policy", "control", "bus",
+    "web", "cli", "app", "daemon", "__main__", "migrate", "paper",
 )  # fmt: skip
 
 # What stands before a room and is none of its business all the same.
 FORBIDDEN = {
-    "scheduler": {"system", "devices", "supervise", "tuning", "estimate"},  # pure: events and a clock
-    "routing": {"system", "devices", "supervise", "tuning", "estimate"},
+    "scheduler": {"system", "devices", "supervise", "tuning", "estimate", "downloads"},  # pure: events and a clock
+    "routing": {"system", "devices", "supervise", "tuning", "estimate", "downloads"},
     "supervise": {"tuning", "estimate"},
     "system": {"config"},
     "helper": {"config", "system"},  # it runs as root: accelerd.base.names and nothing else
     "devices": {"memory", "estimate"},
+    "downloads": {"system", "helper", "devices", "config"},
     "gateway": {"supervise", "tuning", "estimate", "devices"},
     "bus": {"gateway", "supervise", "engines"},
     "cli": {"gateway", "scheduler", "supervise", "policy", "bus"},

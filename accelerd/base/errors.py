@@ -52,6 +52,12 @@ KINDS: Final[dict[str, ErrorKind]] = {
     # the engine
     "upstream_failed": ErrorKind(502, "UpstreamFailed", True),
     "upstream_timeout": ErrorKind(504, "UpstreamTimeout", True),
+    # downloads
+    "hub_not_found": ErrorKind(404, "HubNotFound"),  # the hub has no such repository, quantization or file
+    "model_gated": ErrorKind(403, "ModelGated"),  # its terms must be accepted, or a token is missing
+    "hub_offline": ErrorKind(503, "HubOffline", True),  # the hub cannot be reached, or HF_HUB_OFFLINE is set
+    "disk_full": ErrorKind(507, "DiskFull"),
+    "download_failed": ErrorKind(502, "DownloadFailed", True),
     # toolboxes
     "toolbox_not_found": ErrorKind(404, "NoSuchToolbox"),
     "toolbox_busy": ErrorKind(409, "ToolboxBusy", True),  # in use, or a refresh is already running

@@ -109,8 +109,8 @@ DIFFUSION_TEXT: Final = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 # image and video models: names that ComfyUI-GGUF and stable-diffusion.cpp write …
 DIFFUSION: Final = frozenset({
     "aura", "auraflow", "chroma", "cosmos", "flux", "flux2", "hidream", "hunyuan_image", "hunyuan_video", "hyvid",
-    "ltxv", "lumina2", "omnigen", "pixart", "qwen_image", "sd1", "sd2", "sd3", "sdxl", "stable-diffusion", "wan", "z_image",
-    "zimage",
+    "ltxv", "lumina2", "omnigen", "pixart", "qwen_image", "sd1", "sd2", "sd3", "sdxl", "stable-diffusion", "wan",
+    "z_image", "zimage",
 })  # fmt: skip
 # … and how their tensors are called, with or without a name
 DIFFUSION_TENSORS: Final = (

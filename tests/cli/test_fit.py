@@ -234,14 +234,15 @@ def test_a_repository(ctl: Ctl, daemon: FakeDaemon, web: Web, models: Path, pref
 
 
 def test_a_repository_with_several_models_lists_them(ctl: Ctl, web: Web) -> None:
-    web.json("/api/models/o/r", {"siblings": [{"rfilename": "a-Q2_K.gguf"}, {"rfilename": "a-Q3_K.gguf"}]})
+    web.json("/api/models/o/r", {"siblings": [{"rfilename": "a-Q2_K.gguf"}, {"rfilename": "b-Q2_K.gguf"}]})
     result = ctl("fit", "hf:o/r", HF_ENDPOINT=web.base)
     assert (result.status, result.out) == (2, "")
-    assert result.err.splitlines()[:2] == ["  | a-Q2_K.gguf", "  | a-Q3_K.gguf"]
+    assert result.err.splitlines()[:2] == ["  | a-Q2_K.gguf", "  | b-Q2_K.gguf"]
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "set HF_TOKEN"), (404, "has no a.gguf"), (500, "HTTP 500")])
 def test_a_server_that_refuses(ctl: Ctl, web: Web, status: int, words: str) -> None:
+    web.json("/api/models/o/r", {"siblings": [{"rfilename": "a.gguf"}]})
     web.refuse("/o/r/resolve/main/a.gguf", status)
     result = ctl("fit", "hf:o/r/a.gguf", HF_ENDPOINT=web.base, HF_TOKEN="hf_secret")
     assert (result.status, result.out) == (1, "")
@@ -386,9 +387,9 @@ def refused(ctl: Ctl, tmp_path: Path, *argv: str) -> str:
         (("m", "--gpu", "c1:00.0"), 2, "there is no GPU c1:00.0"),
         (("/nowhere/a.gguf",), 1, "there is no such file: /nowhere/a.gguf"),
         (("nobody",), 5, "there is no model and no file called nobody"),
-        (("hf:nobody",), 1, "names no repository"),
+        (("hf:nobody",), 1, "names no model of a hub"),
         (("http://example.org/a.gguf",), 1, "is not an https address"),
-        (("https://example.org/a",), 1, "is not the address of a .gguf file"),
+        (("https://example.org/a",), 1, "is not the address of a GGUF file"),
     ],
 )
 def test_what_is_asked_wrongly(ctl: Ctl, argv: tuple[str, ...], status: int, words: str) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.errors import AccelError
+from accelerd.downloads.plan import Remote, read_remote
+from accelerd.downloads.source import Source
 from accelerd.estimate import remote
-from accelerd.estimate.remote import BUDGET, RangeFile, RemoteError, choose, page, part_urls, read_remote
+from accelerd.estimate.remote import BUDGET, RangeFile, part_urls
 from accelerd.estimate.tensors import read_model
 from tests.memory import zoo
 from tests.memory.web import Web, serving
@@ -28,6 +31,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
+def read(text: str, env: dict[str, str]) -> Remote:
+    return read_remote(Source.parse(text), env, Path("/nonexistent"))
+
+
 def hub(web: Web, **more: str) -> dict[str, str]:
     return {"HF_ENDPOINT": f"{web.base}/", **more}
 
@@ -35,7 +42,7 @@ def hub(web: Web, **more: str) -> dict[str, str]:
 def test_a_header_of_140_gb_is_read_with_some_mib(web: Web, models: Path) -> None:
     made = zoo.make("qwen3-235b-a22b", models)
     web.files["/m/big.gguf"] = made.path
-    found = read_remote(f"{web.base}/m/big.gguf", {})
+    found = read(f"{web.base}/m/big.gguf", {})
     here = read_model(made.path)
     assert found.model.header.values == here.header.values
     assert found.model.tensors == here.tensors
@@ -51,7 +58,7 @@ def test_all_parts_of_a_model_are_read(web: Web, models: Path, named: int) -> No
     made = zoo.make("qwen3-235b-a22b-shards", models)
     for path in made.paths:
         web.files[f"/m/{path.name}"] = path
-    found = read_remote(f"{web.base}/m/{made.paths[named].name}?download=true", {})
+    found = read(f"{web.base}/m/{made.paths[named].name}?download=true", {})
     assert found.model.tensors == read_model(made.path).tensors
     assert found.size == sum(path.stat().st_size for path in made.paths)
     assert found.url.endswith("-00001-of-00004.gguf?download=true")
@@ -62,22 +69,23 @@ def test_a_part_that_is_missing_is_named(web: Web, models: Path) -> None:
     made = zoo.make("shards", models)
     for path in made.paths[:-1]:
         web.files[f"/m/{path.name}"] = path
-    with pytest.raises(RemoteError, match=r"has no shards-00003-of-00003.gguf \(HTTP 404\)"):
-        read_remote(f"{web.base}/m/{made.path.name}", {})
+    with pytest.raises(AccelError, match=r"has no shards-00003-of-00003.gguf \(HTTP 404\)"):
+        read(f"{web.base}/m/{made.path.name}", {})
 
 
 def test_a_part_under_another_name_is_not_taken_for_the_model(web: Web, models: Path) -> None:
     web.files["/m/one.gguf"] = zoo.make("shards", models).path
-    with pytest.raises(RemoteError, match=r"one\.gguf is one of 3 files"):
-        read_remote(f"{web.base}/m/one.gguf", {})
+    with pytest.raises(AccelError, match=r"one\.gguf is one of 3 files"):
+        read(f"{web.base}/m/one.gguf", {})
 
 
 def test_redirects_are_followed_and_hear_no_token(web: Web, models: Path) -> None:
     web.files["/cdn/x"] = zoo.make("llama-gqa", models).path
     with serving() as other:
         other.files["/cdn/x"] = web.files["/cdn/x"]
+        listing(web, "a.gguf")
         web.redirect(f"/{REPO}/resolve/main/a.gguf", f"{other.base}/cdn/x")
-        found = read_remote(f"hf:{REPO}/a.gguf", hub(web, HF_TOKEN="hf_secret"))
+        found = read(f"hf:{REPO}/a.gguf", hub(web, HF_TOKEN="hf_secret"))
         assert found.model.architecture == "llama"
         assert {asked.token for asked in web.asked} == {"Bearer hf_secret"}
         assert {asked.token for asked in other.asked} == {None}
@@ -86,7 +94,7 @@ def test_redirects_are_followed_and_hear_no_token(web: Web, models: Path) -> Non
 
 def test_a_token_is_for_the_hub_alone(web: Web, models: Path) -> None:
     web.files["/m/a.gguf"] = zoo.make("llama-gqa", models).path
-    read_remote(f"{web.base}/m/a.gguf", {"HF_TOKEN": "hf_secret"})
+    read(f"{web.base}/m/a.gguf", {"HF_TOKEN": "hf_secret"})
     assert {asked.token for asked in web.asked} == {None}
 
 
@@ -109,7 +117,7 @@ def test_a_repository_gives_the_usual_quantisation_and_its_projector(web: Web, m
     listing(web, "README.md", "gemma-Q8_0.gguf", "gemma-Q4_K_M.gguf", "gemma-f16.gguf", "mmproj-gemma-f16.gguf")
     web.files[f"/{REPO}/resolve/main/gemma-Q4_K_M.gguf"] = zoo.make("gemma3", models).path
     web.files[f"/{REPO}/resolve/main/mmproj-gemma-f16.gguf"] = zoo.make("bert", models).path
-    found = read_remote(f"hf:{REPO}", hub(web))
+    found = read(f"hf:{REPO}", hub(web))
     assert found.url.endswith("/resolve/main/gemma-Q4_K_M.gguf")
     assert found.projector is not None
     assert found.projector.tensors
@@ -118,65 +126,19 @@ def test_a_repository_gives_the_usual_quantisation_and_its_projector(web: Web, m
 def test_a_quantisation_can_be_named(web: Web, models: Path) -> None:
     listing(web, "gemma-Q8_0.gguf", "gemma-Q4_K_M.gguf")
     web.files[f"/{REPO}/resolve/main/gemma-Q8_0.gguf"] = zoo.make("gemma3", models).path
-    assert read_remote(f"hf:{REPO}:q8_0", hub(web)).url.endswith("gemma-Q8_0.gguf")
-
-
-FILES = ["a-Q4_K_M-00001-of-00002.gguf", "a-Q4_K_M-00002-of-00002.gguf", "UD/a-UD-Q4_K_XL.gguf", "mmproj-F16.gguf"]
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted", "expected"),
-    [
-        (FILES, "", "a-Q4_K_M-00001-of-00002.gguf"),
-        (FILES, "UD-Q4_K_XL", "UD/a-UD-Q4_K_XL.gguf"),
-        (["only.gguf", "mmproj.gguf"], "", "only.gguf"),
-        (["a-Q8_0.gguf", "a-BF16.gguf"], "", "a-Q8_0.gguf"),
-        (["Q6_K/a.gguf", "a-Q4_0.gguf"], "q6_k", "Q6_K/a.gguf"),
-    ],
-)
-def test_which_file_is_meant(names: list[str], wanted: str, expected: str) -> None:
-    assert choose(names, "o/r", wanted) == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted", "message", "shown"),
-    [
-        (["mmproj.gguf"], "", "o/r has no GGUF file", 0),
-        (["a-Q2_K.gguf", "a-Q3_K.gguf"], "", "o/r has 2 models", 2),
-        (["a-Q2_K.gguf"], "Q8_0", "o/r has no model with Q8_0", 1),
-        (["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q8_0", "o/r has 2 models with Q8_0", 2),
-    ],
-)
-def test_what_is_ambiguous_is_listed(names: list[str], wanted: str, message: str, shown: int) -> None:
-    with pytest.raises(RemoteError) as error:
-        choose(names, "o/r", wanted)
-    assert error.value.message == message
-    assert len(error.value.candidates) == shown
+    assert read(f"hf:{REPO}:q8_0", hub(web)).url.endswith("gemma-Q8_0.gguf")
 
 
 def test_an_unusual_answer_of_a_hub(web: Web) -> None:
     web.answers[f"/api/models/{REPO}"] = (200, {}, b"<html>")
-    with pytest.raises(RemoteError, match="did not send a list of files"):
-        read_remote(f"hf:{REPO}", hub(web))
+    with pytest.raises(AccelError, match="did not send a list of files"):
+        read(f"hf:{REPO}", hub(web))
     web.json(f"/api/models/{REPO}", ["x"])
-    with pytest.raises(RemoteError, match="has no GGUF file"):
-        read_remote(f"hf:{REPO}", hub(web))
-
-
-@pytest.mark.parametrize("text", ["hf:gemma", "hf:a/b c", "hf:", "hf:/"])
-def test_what_is_no_repository(text: str) -> None:
-    with pytest.raises(RemoteError, match="names no repository"):
-        read_remote(text, {})
+    with pytest.raises(AccelError, match="has no GGUF model"):
+        read(f"hf:{REPO}", hub(web))
 
 
 # --- addresses ------------------------------------------------------------------------------------------------
-
-
-def test_the_page_of_a_file_becomes_the_file() -> None:
-    hub = "https://huggingface.co"
-    assert page(f"{hub}/o/r/blob/main/a.gguf", hub) == f"{hub}/o/r/resolve/main/a.gguf"
-    assert page(f"{hub}/o/r/resolve/main/x/a.gguf?download=true", hub).endswith("/x/a.gguf?download=true")
-    assert page("https://example.org/o/r/blob/main/a.gguf", hub) == "https://example.org/o/r/blob/main/a.gguf"
 
 
 def test_parts_keep_the_query_of_an_address() -> None:
@@ -187,12 +149,12 @@ def test_parts_keep_the_query_of_an_address() -> None:
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("http://example.org/a.gguf", "is not an https address"), ("https://example.org/a.bin", "of a .gguf file"),
-     ("https://example.org", "of a .gguf file")],
+    [("http://example.org/a.gguf", "is not an https address"), ("https://example.org/a.bin", "of a GGUF file"),
+     ("https://example.org", "of a GGUF file")],
 )  # fmt: skip
 def test_addresses_that_are_not_read(url: str, message: str) -> None:
-    with pytest.raises(RemoteError, match=message):
-        read_remote(url, {})
+    with pytest.raises(AccelError, match=message):
+        read(url, {})
 
 
 # --- accidents ------------------------------------------------------------------------------------------------
@@ -205,69 +167,70 @@ def test_addresses_that_are_not_read(url: str, message: str) -> None:
 )  # fmt: skip
 def test_statuses(web: Web, status: int, message: str) -> None:
     web.refuse("/m/a.gguf", status)
-    with pytest.raises(RemoteError, match=message):
-        read_remote(f"{web.base}/m/a.gguf", {})
+    with pytest.raises(AccelError, match=message):
+        read(f"{web.base}/m/a.gguf", {})
 
 
 def test_a_gated_model_of_the_hub_needs_a_token(web: Web) -> None:
+    listing(web, "a.gguf")
     web.refuse(f"/{REPO}/resolve/main/a.gguf", 401)
-    with pytest.raises(RemoteError) as error:
-        read_remote(f"hf:{REPO}/a.gguf", hub(web))
+    with pytest.raises(AccelError) as error:
+        read(f"hf:{REPO}/a.gguf", hub(web))
     assert "set HF_TOKEN" in error.value.hint
 
 
 def test_a_server_without_ranges_is_not_made_to_send_everything(web: Web) -> None:
     web.files["/a.gguf"] = bytes(1 << 20)
     web.ranges = False
-    with pytest.raises(RemoteError, match="sends whole files only"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match="sends whole files only"):
+        read(f"{web.base}/a.gguf", {})
 
 
 @pytest.mark.parametrize("said", ["", "bytes 5-9/10", "bytes 0-9/*"])
 def test_a_part_that_is_not_the_one_asked_for(web: Web, said: str) -> None:
     web.files["/a.gguf"] = bytes(100)
     web.twist = lambda headers: headers.update({"Content-Range": said})
-    with pytest.raises(RemoteError, match="does not say which part"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match="does not say which part"):
+        read(f"{web.base}/a.gguf", {})
 
 
 def test_what_is_no_model(web: Web) -> None:
     web.files["/a.gguf"] = b"<html>" * 100
-    with pytest.raises(RemoteError, match=r"a\.gguf: it is not a GGUF file"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match=r"a\.gguf: it is not a GGUF file"):
+        read(f"{web.base}/a.gguf", {})
 
 
 def test_a_file_that_ends_within_its_header(web: Web, models: Path) -> None:
     with zoo.make("llama-gqa", models).path.open("rb") as file:
         web.files["/a.gguf"] = file.read(300)
-    with pytest.raises(RemoteError, match=r"a\.gguf: the file ends within its header"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match=r"a\.gguf: the file ends within its header"):
+        read(f"{web.base}/a.gguf", {})
 
 
 def test_an_empty_file(web: Web) -> None:
     web.files["/a.gguf"] = b""
-    with pytest.raises(RemoteError, match=r"has nothing in a\.gguf"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match=r"has nothing in a\.gguf"):
+        read(f"{web.base}/a.gguf", {})
 
 
 def test_a_server_that_breaks_off(web: Web) -> None:
     web.answers["/a.gguf"] = (206, {"Content-Range": "bytes 0-99/100", "X-Length": "0"}, b"")
-    with pytest.raises(RemoteError, match=r"sent nothing of a\.gguf"):
-        read_remote(f"{web.base}/a.gguf", {})
+    with pytest.raises(AccelError, match=r"sent nothing of a\.gguf"):
+        read(f"{web.base}/a.gguf", {})
 
 
 def test_a_list_of_files_that_breaks_off(web: Web) -> None:
     web.answers[f"/api/models/{REPO}"] = (200, {"X-Length": "1000"}, b"{}")
-    with pytest.raises(RemoteError, match=r"has no GGUF|broke off"):
-        read_remote(f"hf:{REPO}", hub(web))
+    with pytest.raises(AccelError, match=r"has no GGUF|broke off"):
+        read(f"hf:{REPO}", hub(web))
 
 
 def test_a_host_that_nobody_is() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(RemoteError, match=f"cannot reach 127.0.0.1:{port}: Connection refused"):
-        read_remote(f"http://127.0.0.1:{port}/a.gguf", {})
+    with pytest.raises(AccelError, match=f"cannot reach 127.0.0.1:{port}: Connection refused"):
+        read(f"http://127.0.0.1:{port}/a.gguf", {})
 
 
 def test_more_than_the_budget_is_never_read(web: Web, tmp_path: Path) -> None:
@@ -275,11 +238,11 @@ def test_more_than_the_budget_is_never_read(web: Web, tmp_path: Path) -> None:
     with endless.open("wb") as file:
         file.truncate(1 << 40)
     web.files["/a.gguf"] = endless
-    server = remote.Web({})
+    server = remote.Web("https://hub.test")
     opened = RangeFile(f"{web.base}/a.gguf", server)
     while server.read < BUDGET or opened.tell() < BUDGET:
         assert opened.read(1 << 24)
-    with pytest.raises(RemoteError, match="its header is larger than 64 MiB"):
+    with pytest.raises(AccelError, match="its header is larger than 64 MiB"):
         opened.read(1)
     assert web.sent == server.read == BUDGET
 
@@ -287,7 +250,7 @@ def test_more_than_the_budget_is_never_read(web: Web, tmp_path: Path) -> None:
 def test_a_range_file_steps_over_what_is_not_wanted(web: Web, tmp_path: Path) -> None:
     content = bytes(range(256)) * (1 << 16)
     web.files["/a.gguf"] = content
-    opened = RangeFile(f"{web.base}/a.gguf", remote.Web({}))
+    opened = RangeFile(f"{web.base}/a.gguf", remote.Web("https://hub.test"))
     assert opened.read(4) == content[:4]
     assert opened.seek(12 << 20) == opened.tell() == 12 << 20
     assert opened.read(4) == content[12 << 20 :][:4]

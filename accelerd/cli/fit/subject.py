@@ -5,24 +5,25 @@ Reads headers only, from a disk or a server. Every error becomes a Failure that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerd.base.errors import AccelError
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.fit import gguf_files
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
+from accelerd.downloads.cache import cached
+from accelerd.downloads.plan import Remote, read_remote
+from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.engines.llama_server.forecast import ModelFiles
-from accelerd.estimate import remote
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.model_facts import facts
 from accelerd.estimate.tensors import GgufModel, ModelReader, identity, parts
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 ASKED = Origin("command line")
 RANK = 4  # of a pooling type: the model ranks
 
@@ -35,7 +36,7 @@ class Subject:
     read: ModelFiles
     size: int  # bytes of its files
     configured: bool = False
-    remote: remote.Remote | None = None
+    remote: Remote | None = None
 
     @property
     def model(self) -> GgufModel:
@@ -44,16 +45,16 @@ class Subject:
 
 def find(context: Context, text: str, given: Mapping[str, Any], config: Config) -> Subject:
     """What `text` names: an address, a configured model, a file. `given`: fields of its ModelSpec. Failure."""
-    if remote.is_remote(text):
-        return of_address(text, gguf_name(text), given, context.env)
+    if text.startswith((*ADDRESSES, SCHEME)):
+        return of_address(text, gguf_name(text), given, context)
     path = Path(text).expanduser()
     if text.startswith(("/", "~", ".")) or path.exists() or ("/" in text and text.lower().endswith(".gguf")):
         return of_file(gguf_files.by_path(path.absolute()), given)
     known = next((spec for spec in config.models.values() if text in (spec.name, *spec.aliases)), None)
     if known is not None:
-        return of_spec(known, given, context.env)
-    if HUB_ID.fullmatch(text):
-        return of_address(remote.SCHEME + text, gguf_name(text), given, context.env)
+        return of_spec(known, given, context)
+    if is_source(text):
+        return of_address(text, gguf_name(text), given, context)
     try:
         return of_file(gguf_files.by_name(text, gguf_files.well_known(context.roots.home, context.env)), given)
     except Failure as failure:
@@ -67,9 +68,9 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
 
 def gguf_name(text: str) -> str:
     """A name from an address."""
-    if text.startswith(("https://", "http://")):
+    if text.startswith(ADDRESSES):
         return gguf_files.name_of(Path(text.partition("?")[0]))
-    return gguf_files.name_of_id(text.removeprefix(remote.SCHEME))
+    return gguf_files.name_of_id(text.removeprefix(SCHEME))
 
 
 def of_file(found: gguf_files.FoundModel, given: Mapping[str, Any]) -> Subject:
@@ -79,13 +80,16 @@ def of_file(found: gguf_files.FoundModel, given: Mapping[str, Any]) -> Subject:
     return local(spec, given)
 
 
-def of_spec(spec: ModelSpec, given: Mapping[str, Any], env: Mapping[str, str]) -> Subject:
-    """A model of the configuration; one that llama-server fetches itself is looked up where it would fetch it."""
+def of_spec(spec: ModelSpec, given: Mapping[str, Any], context: Context) -> Subject:
+    """A model of the configuration; one of a hub is looked up there as long as it is not downloaded."""
     if spec.path:
         return replace(local(spec, given), configured=True)
     if spec.model:
-        found = of_address(remote.SCHEME + spec.model, spec.name, given, env, spec)
-        return replace(found, configured=True)
+        here = cached(parsed(spec.model), context.env, context.roots.home)
+        if here is None:
+            return replace(of_address(spec.model, spec.name, given, context, spec), configured=True)
+        mmproj = spec.mmproj or (str(here.mmproj) if here.mmproj else None)
+        return replace(local(replace(spec, path=str(here.model), mmproj=mmproj), given), configured=True)
     raise Failure(f"{spec.name} names no file, so its memory is known only after it has been loaded", code="not_known")
 
 
@@ -116,17 +120,29 @@ def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
 
 
 def of_address(
-    text: str, name: str, given: Mapping[str, Any], env: Mapping[str, str], spec: ModelSpec | None = None
+    text: str, name: str, given: Mapping[str, Any], context: Context, spec: ModelSpec | None = None
 ) -> Subject:
     """Headers from a server."""
     try:
-        found = remote.read_remote(text, env)
-    except remote.RemoteError as error:
-        shown = [*error.candidates[: gguf_files.SHOWN]]
-        code, exit = ("ambiguous", ExitStatus.USAGE) if shown else ("not_readable", ExitStatus.FAILED)
-        raise Failure(error.message, exit=exit, code=code, hint=error.hint, tail=shown) from error
+        found = read_remote(parsed(text), context.env, context.roots.home)
+    except AccelError as error:
+        raise unread(error) from error
     read = ModelFiles(found.model, found.projector, None, ())
     return Subject(asked(spec or ModelSpec(name=name), found.model, given), read, found.size, remote=found)
+
+
+def parsed(text: str) -> Source:
+    """The source that is named. Failure."""
+    try:
+        return Source.parse(text)
+    except AccelError as error:
+        raise unread(error) from error
+
+
+def unread(error: AccelError) -> Failure:
+    shown = error.fields.get("candidates", ())[: gguf_files.SHOWN]
+    code, exit = ("ambiguous", ExitStatus.USAGE) if shown else ("not_readable", ExitStatus.FAILED)
+    return Failure(error.problem, exit=exit, code=code, hint=error.hint, tail=[*shown])
 
 
 def asked(spec: ModelSpec, model: GgufModel, given: Mapping[str, Any]) -> ModelSpec:

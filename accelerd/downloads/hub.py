@@ -1,0 +1,92 @@
+"""A hub as far as it can be asked without huggingface-hub: its address, the token, the files of a repository.
+
+The token comes from the environment, a systemd credential or the file that `hf auth login` writes. It is sent to the
+hub alone and never shown. Blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from accelerd.base.errors import AccelError
+from accelerd.downloads.cache import expand, hub_home
+from accelerd.downloads.choice import HubFile
+from accelerd.estimate.remote import Web
+
+HUB: Final = "https://huggingface.co"
+CREDENTIALS: Final = ("hf_token", "HF_TOKEN")  # names of systemd credentials
+YES: Final = ("1", "ON", "YES", "TRUE")
+OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+LONGEST_TOKEN: Final = 4096
+
+
+class Listing(Struct, frozen=True):
+    """What a repository holds."""
+
+    repo: str
+    files: tuple[HubFile, ...]
+    commit: str = "main"
+
+
+def endpoint(env: Mapping[str, str]) -> str:
+    return (env.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
+def token(env: Mapping[str, str], home: Path) -> str | None:
+    """What the hub knows the user by."""
+    if value := (env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN") or "").strip():
+        return value
+    files = [Path(folder, name) for name in CREDENTIALS if (folder := env.get("CREDENTIALS_DIRECTORY"))]
+    named = env.get("HF_TOKEN_PATH")
+    files.append(expand(named, env, home) if named else hub_home(env, home) / "token")
+    for file in files:
+        try:
+            with file.open() as opened:
+                text = opened.read(LONGEST_TOKEN).strip()
+        except (OSError, ValueError):
+            continue
+        if text:
+            return text
+    return None
+
+
+def offline(env: Mapping[str, str]) -> str:
+    """The variable that forbids the network; empty: none does."""
+    return next((name for name in OFFLINE if env.get(name, "").upper() in YES), "")
+
+
+def open_hub(env: Mapping[str, str], home: Path) -> Web:
+    """Requests to the hub. AccelError: the user forbids them."""
+    if variable := offline(env):
+        text = f"{variable} is set, so nothing is downloaded"
+        raise AccelError("hub_offline", text, hint=f"unset {variable}, or download the model on another machine")
+    return Web(endpoint(env), token(env, home))
+
+
+def list_files(repo: str, web: Web) -> Listing:
+    """The files of a repository with their sizes. AccelError."""
+    try:
+        answer = web.json(f"{web.hub}/api/models/{repo}?blobs=true")
+    except AccelError as error:
+        if error.code in ("model_gated", "hub_not_found"):
+            # a hub answers 401 for what does not exist, too: it does not tell which
+            raise AccelError(error.code, f"{repo}: {error.problem}", hint=error.hint) from error
+        raise
+    listed = answer.get("siblings") if isinstance(answer, dict) else None
+    files = [_file(one) for one in listed or () if isinstance(one, dict) and isinstance(one.get("rfilename"), str)]
+    commit = answer.get("sha") if isinstance(answer, dict) else None
+    return Listing(repo, tuple(files), commit if isinstance(commit, str) and commit.isalnum() else "main")
+
+
+def _file(told: dict[str, Any]) -> HubFile:
+    size = told.get("size")
+    return HubFile(told["rfilename"], size if isinstance(size, int) and size > 0 else 0)
+
+
+def file_url(repo: str, commit: str, name: str, web: Web) -> str:
+    return f"{web.hub}/{repo}/resolve/{commit}/{quote(name)}"
