@@ -140,7 +140,9 @@ class Parts:
             limits=patience,
         )
         self.successor = Successor(manager)
-        self.model_info = ModelInfo(supervisor, engines, state, roots, devices.current, Learned(state), events)
+        self.model_info = ModelInfo(
+            supervisor, engines, state, roots, devices.current, Learned(state.learned, state.learn), events
+        )
         self.conflicts = KnownConflicts(scheduler.snapshots, self.model_info, devices.current, events)
 
         # memory

@@ -36,7 +36,7 @@ class Cgroup:
 
     def populated(self) -> bool | None:
         """Is a process in it or below? None: not known."""
-        value = self._value("cgroup.events", "populated")
+        value = self._values("cgroup.events").get("populated")
         if value is None:
             return None if self.folder.exists() else False
         return value != 0
@@ -53,7 +53,7 @@ class Cgroup:
 
     def oom_kills(self) -> int | None:
         """How many processes in it or below were killed by the OOM killer so far. None: not known."""
-        return self._value("memory.events", "oom_kill")
+        return self._values("memory.events").get("oom_kill")
 
     def processes(self) -> frozenset[int] | None:
         """Those in it, not those below. None: not known."""
@@ -64,17 +64,13 @@ class Cgroup:
 
     def charged(self) -> dict[str, int]:
         """Bytes that it and what is below are charged for, by kind ("anon", "shmem", "file" …). Empty: not known."""
+        return self._values("memory.stat")
+
+    def _values(self, file: str) -> dict[str, int]:
+        """Lines "KEY NUMBER"; empty when they cannot be read."""
         try:
-            lines = (self.folder / "memory.stat").read_text().splitlines()
+            lines = (self.folder / file).read_text().splitlines()
         except OSError:
             return {}
         pairs = (line.split() for line in lines)
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
-
-    def _value(self, file: str, key: str) -> int | None:
-        try:
-            lines = (self.folder / file).read_text().splitlines()
-        except OSError:
-            return None
-        found = next((line.split() for line in lines if line.startswith(f"{key} ")), None)
-        return int(found[1]) if found else None

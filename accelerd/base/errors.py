@@ -10,15 +10,12 @@ from typing import Any, Final, NamedTuple
 
 
 class ErrorKind(NamedTuple):
-    """How one error code appears over HTTP and D-Bus."""
-
     status: int  # HTTP
     bus_name: str  # last part of the D-Bus error name; several codes can share one
     retryable: bool = False  # can the same request succeed later without a change by the user?
 
     @property
     def type(self) -> str:
-        """OpenAI's error.type."""
         return OPENAI.get(self.status, "invalid_request_error")
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
@@ -46,9 +46,16 @@ class EventStream:
         self._subscribers[kind] = (*self._subscribers.get(kind, ()), callback)
         return unsubscribe
 
-    def reader(self, *kinds: type, limit: int = READER_LIMIT) -> EventReader:
+    @contextmanager
+    def reader(self, *kinds: type, limit: int = READER_LIMIT) -> Iterator[EventReader]:
         """The events of these classes, for a task that may be slower than they come."""
-        return EventReader(self, kinds, limit)
+        found = EventReader(limit)
+        subscriptions = [self.subscribe(kind, found.put) for kind in kinds]
+        try:
+            yield found
+        finally:
+            for unsubscribe in subscriptions:
+                unsubscribe()
 
     def publish(self, event: object) -> None:
         """Deliver to all subscribers before this returns, unless called by a subscriber: then after the current one."""
@@ -72,31 +79,16 @@ class EventStream:
 
 
 class EventReader:
-    """A context manager and asynchronous iterator over events. When it falls behind, the oldest events are dropped."""
+    """An asynchronous iterator over events. When it falls behind, the oldest events are dropped."""
 
-    def __init__(self, stream: EventStream, kinds: tuple[type, ...], limit: int) -> None:
-        self._stream = stream
-        self._kinds = kinds
+    def __init__(self, limit: int) -> None:
         self._events: deque[Any] = deque(maxlen=limit)
         self._arrived = asyncio.Event()
-        self._unsubscribe: list[Unsubscribe] = []
-        self._closed = False
         self.dropped = 0  # events lost so far: after any, read the state anew
 
-    def __enter__(self) -> EventReader:
-        self._unsubscribe = [self._stream.subscribe(kind, self._put) for kind in self._kinds]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the iteration after the events that have arrived."""
-        for unsubscribe in self._unsubscribe:
-            unsubscribe()
-        self._closed = True
+    def put(self, event: object) -> None:
+        self.dropped += len(self._events) == self._events.maxlen
+        self._events.append(event)
         self._arrived.set()
 
     def __aiter__(self) -> EventReader:
@@ -104,21 +96,12 @@ class EventReader:
 
     async def __anext__(self) -> Any:
         while not self._events:
-            if self._closed:
-                raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
         return self._events.popleft()
 
-    def _put(self, event: object) -> None:
-        self.dropped += len(self._events) == self._events.maxlen
-        self._events.append(event)
-        self._arrived.set()
-
 
 class DaemonState(StrEnum):
-    """Where the daemon is in its life."""
-
     STARTING = "starting"
     RUNNING = "running"
     DRAINING = "draining"

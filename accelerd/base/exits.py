@@ -8,8 +8,6 @@ from msgspec import Struct
 
 
 class Cause(StrEnum):
-    """Why an instance ended."""
-
     STOPPED = "stopped"  # asked to stop, whatever the exit status
     EXITED = "exited"  # by itself, with an exit status
     SIGNALED = "signaled"  # by a signal that accelerd did not send

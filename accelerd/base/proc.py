@@ -21,8 +21,6 @@ _LISTEN: Final = "0A"
 
 
 class ProcStat(Struct, frozen=True):
-    """One process at one moment."""
-
     pid: int
     name: str
     state: str  # "R", "S", "Z", …
@@ -75,7 +73,6 @@ def pids(proc: Path | str) -> list[int]:
 
 
 def all_living(proc: Path | str) -> dict[int, ProcStat]:
-    """Every live process, by pid."""
     return {pid: stat for pid in pids(proc) if (stat := living(proc, pid)) is not None}
 
 

@@ -28,7 +28,6 @@ class ConfigDiff(Struct, frozen=True):
         return bool(self.added or self.removed or self.relaunch or self.updated or self.settings)
 
     def as_dict(self) -> dict[str, list[str]]:
-        """For JSON: the answer to a reload."""
         return {name: list(names) for name, names in asdict(self).items()}
 
 

@@ -1,7 +1,7 @@
 """Writes drop-ins for tools such as `accelctl add`; never writes the user's own files.
 
-A drop-in is written only if the whole configuration including it is valid, and atomically (temporary file, fsync,
-rename). A lock on the directory serialises concurrent writers.
+A drop-in is written only if the whole configuration including it is valid, and atomically. A lock on the directory
+serialises concurrent writers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from accelerd.base.errors import AccelError
-from accelerd.config import sources
-from accelerd.config.load import evaluate
+from accelerd.base.files import replace_file
+from accelerd.config.load import Source, dropin_dir, evaluate, read
 from accelerd.config.problems import ConfigErrors, Problem
 from accelerd.config.values import check_name
 
@@ -50,20 +50,20 @@ def write_dropin(
     Nothing changes on error: ConfigErrors when the configuration with it would be invalid, AccelError "bad_request"
     when the file exists (unless `overwrite` and a tool wrote it), AccelError "internal" when the disk refuses.
     """
-    folder = sources.dropin_dir(config_file)
+    folder = dropin_dir(config_file)
     try:
         target = folder / file_name(check_name(name))
     except ValueError as error:
         raise ConfigErrors([Problem(folder.name, None, "", f"expected {error}")]) from error
     text = _text(table, tool, remarks)
     display = f"{folder.name}/{target.name}"
-    _validate(config_file, sources.Source(display, target, text), home)  # before any folder is made
+    _validate(config_file, Source(display, target, text), home)  # before any folder is made
     try:
         _make_private(folder)
-        with _locked(folder):
+        with _locked(folder) as directory:
             _may_write(target, display, overwrite)
-            _validate(config_file, sources.Source(display, target, text), home)
-            _replace(target, text)
+            _validate(config_file, Source(display, target, text), home)
+            replace_file(directory, target.name, text.encode())
     except OSError as error:
         raise AccelError("internal", f"cannot write {target}: {error.strerror}") from error
     return target
@@ -84,8 +84,8 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _validate(config_file: Path, added: sources.Source, home: Path | None) -> None:
-    files = [source for source in sources.read(config_file) if source.path != added.path]
+def _validate(config_file: Path, added: Source, home: Path | None) -> None:
+    files = [source for source in read(config_file) if source.path != added.path]
     inside = [source for source in files if source.path.parent == added.path.parent]
     before = [source for source in files if source not in inside]
     ordered = [*before, *sorted([*inside, added], key=lambda source: source.path.name)]
@@ -102,13 +102,12 @@ def _may_write(target: Path, display: str, overwrite: bool) -> None:
     with os.fdopen(descriptor, "rb") as file:
         ours = file.read(len(HEADER)) == HEADER.encode()
     if not ours:
-        raise AccelError(
-            "bad_request", f"cannot write {display}: the file exists and was not written by a tool; move it away"
-        )
-    if not overwrite:
-        raise AccelError(
-            "bad_request", f"cannot write {display}: the file exists; remove it first or allow replacing it"
-        )
+        why = "the file exists and was not written by a tool; move it away"
+    elif not overwrite:
+        why = "the file exists; remove it first or allow replacing it"
+    else:
+        return
+    raise AccelError("bad_request", f"cannot write {display}: {why}")
 
 
 def _make_private(folder: Path) -> None:
@@ -119,31 +118,10 @@ def _make_private(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _replace(target: Path, text: str) -> None:
-    """Replaces the file atomically, even across a power failure."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # no *.toml: never loaded
-    temporary.unlink(missing_ok=True)  # left by a crash; the directory is locked
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -32,7 +32,6 @@ def described(toml: Any, description: str, **limits: Any) -> Any:
 
 
 def array(toml: Any) -> Any:
-    """The type of an array."""
     return GenericAlias(list, (toml,))
 
 
@@ -78,7 +77,6 @@ def in_toml(show: Any, value: Any) -> Any:
 
 
 def _formatter(toml: Any) -> Any:
-    """The `show` function of a type in values.py, if it has one."""
     for meta in getattr(toml, "__metadata__", ()):
         if "show" in (meta.extra or {}):
             return meta.extra["show"]

@@ -1,18 +1,38 @@
 """Loads the files into a Config, or returns the list of all mistakes.
 
-Owns the order of work: read, parse, walk each file, merge, resolve, rules. Blocks on the disk: the daemon calls it on a
-worker thread. Must never change a file or keep state.
+Owns which files belong together (the main file, then `*.toml` of its drop-in folder in order of name), whom they must
+belong to, TOML syntax, and the order of work: read, parse, walk each file, merge, resolve, rules. Blocks on the disk:
+the daemon calls it on a worker thread. Must never change a file or keep state.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import stat
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Final
 
-from accelerd.config import positions, resolve, rules, sources
+from msgspec import Struct
+
+from accelerd.config import positions, resolve, rules
 from accelerd.config.model import Config
 from accelerd.config.problems import ConfigErrors, Problem
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
+
+_LARGEST: Final = 4 << 20  # bytes; larger files are refused
+_AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+class Source(Struct, frozen=True):
+    """One file: its text, or why it cannot be used."""
+
+    name: str  # for messages: relative to the main file's folder
+    path: Path
+    text: str | None
+    problem: Problem | None = None
 
 
 def load(config_file: Path, home: Path) -> Config:
@@ -20,7 +40,7 @@ def load(config_file: Path, home: Path) -> Config:
 
     A missing file is an empty configuration. Values of later files win, tables merge.
     """
-    config, problems = evaluate(sources.read(config_file), config_file, home, with_warnings=False)
+    config, problems = evaluate(read(config_file), config_file, home, with_warnings=False)
     if config is None:
         raise ConfigErrors(problems)
     return config
@@ -28,11 +48,11 @@ def load(config_file: Path, home: Path) -> Config:
 
 def check(config_file: Path, home: Path) -> tuple[Config | None, list[Problem]]:
     """Like `load`, but mistakes and warnings come back as a list; no Config when there is an error."""
-    return evaluate(sources.read(config_file), config_file, home, with_warnings=True)
+    return evaluate(read(config_file), config_file, home, with_warnings=True)
 
 
 def evaluate(
-    files: Sequence[sources.Source], config_file: Path, home: Path, *, with_warnings: bool
+    files: Sequence[Source], config_file: Path, home: Path, *, with_warnings: bool
 ) -> tuple[Config | None, list[Problem]]:
     """The configuration from files that were already read."""
     base = PathBase(str(home.absolute()), str(config_file.parent.absolute()))
@@ -40,7 +60,7 @@ def evaluate(
     problems: list[Problem] = []
     readable = True
     for source in files:
-        tree, problem = sources.parse(source)
+        tree, problem = parse(source)
         if tree is None or source.text is None:
             readable = False
             problems += [problem] if problem else []
@@ -65,3 +85,124 @@ def _in_order(problems: Iterable[Problem], names: list[str]) -> list[Problem]:
     """By file, then line; each once."""
     rank = {name: index for index, name in enumerate(names)}
     return sorted(dict.fromkeys(problems), key=lambda problem: (rank.get(problem.file, -1), problem.line or 0))
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def dropin_dir(config_file: Path) -> Path:
+    """accelerd.toml → accelerd.toml.d"""
+    return config_file.with_name(config_file.name + ".d")
+
+
+def read(config_file: Path) -> list[Source]:
+    """Every file of the configuration in order; none at all when neither file nor folder exists."""
+    folder = dropin_dir(config_file)
+    sources = []
+    for directory, name in ((config_file.parent, str(config_file.parent)), (folder, folder.name)):
+        problem = _directory_problem(directory, name)
+        if problem:
+            sources.append(Source(name, directory, None, problem))
+    if _exists(config_file):
+        sources.append(_read_file(config_file, config_file.name))
+    try:
+        names = sorted(entry for entry in os.listdir(folder) if entry.endswith(".toml") and entry[0] != ".")
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        names = []
+        text = f"cannot read the directory: {error.strerror}"
+        sources.append(Source(folder.name, folder, None, Problem(folder.name, None, "", text)))
+    sources += [_read_file(folder / name, f"{folder.name}/{name}") for name in names]
+    return sources
+
+
+def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
+    """The file's nested tables, or the syntax error."""
+    if source.text is None:
+        return None, source.problem
+    try:
+        return tomllib.loads(source.text), None
+    except RecursionError:
+        return None, Problem(source.name, None, "", "invalid TOML: nested too deeply")
+    except ValueError as error:  # TOMLDecodeError, and ValueError of its own for numbers out of range
+        message = str(error)[:1].lower() + str(error)[1:]
+        place = _AT.search(message)
+        if place is None:
+            return None, Problem(source.name, None, "", f"invalid TOML: {message}")
+        message = message[: place.start()]
+        if place[1] is None:
+            line = source.text.rstrip("\n").count("\n") + 1
+            return None, Problem(source.name, line, "", f"invalid TOML: {message} at the end of the file")
+        return None, Problem(source.name, int(place[1]), "", f"invalid TOML: {message}", column=int(place[2]))
+
+
+def trust_problem(status: os.stat_result, path: str, uid: int, gid: int) -> str | None:
+    """Why a user other than `uid` (primary group `gid`) or root could have written the file, and how to fix it."""
+    sticky_folder = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (uid, 0):
+        why, command = f"belongs to user {status.st_uid}, not to you", f"sudo chown {uid}"
+    elif status.st_mode & stat.S_IWOTH and not sticky_folder:
+        why, command = "is writable by everyone", "chmod o-w"
+    # The user's own group is trusted: Debian and Fedora create one per user, with umask 002.
+    elif status.st_mode & stat.S_IWGRP and status.st_gid not in (gid, 0) and not sticky_folder:
+        why, command = f"is writable by group {status.st_gid}", "chmod g-w"
+    else:
+        return None
+    from shlex import quote  # here, because it is only needed for mistakes
+
+    return f"{why}; run: {command} {quote(path)}"
+
+
+def _directory_problem(directory: Path, name: str) -> Problem | None:
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None  # a missing directory is no error; an inaccessible one is reported with the file
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    reason = trust_problem(status, str(directory), os.geteuid(), os.getegid())
+    return Problem(name, None, "", f"the directory {reason}") if reason else None
+
+
+def _exists(path: Path) -> bool:
+    """False only if it is certain: an unreadable directory must not look like an empty configuration."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # reading it reports the error
+    return True
+
+
+def _read_file(path: Path, name: str) -> Source:
+    def refused(reason: str, line: int | None = None) -> Source:
+        return Source(name, path, None, Problem(name, line, "", reason))
+
+    if not name.isprintable():  # includes names that are not UTF-8, which neither a log nor JSON can show
+        name = ascii(name)
+        return refused("the file name contains unprintable characters; rename the file")
+    try:
+        # A FIFO must not stop the daemon. (An opener and not fdopen, which leaks the descriptor of a directory.)
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                return refused("expected a file, found a directory")
+            if not stat.S_ISREG(status.st_mode):
+                return refused("expected a regular file")
+            reason = trust_problem(status, str(path), os.geteuid(), os.getegid())
+            if reason:
+                return refused(f"the file {reason}")
+            data = file.read(_LARGEST + 1)
+    except IsADirectoryError:
+        return refused("expected a file, found a directory")
+    except OSError as error:
+        return refused(f"cannot read the file: {error.strerror}")
+    if len(data) > _LARGEST:
+        return refused(f"the file is larger than {_LARGEST >> 20} MiB")
+    try:
+        return Source(name, path, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return refused(f"not UTF-8: cannot decode byte 0x{data[error.start]:02x}", line)

@@ -18,8 +18,6 @@ from accelerd.config.keys import about, array, key, launch_fields, named, table
 
 
 class SetBy(Enum):
-    """Who chose a setting's value."""
-
     USER = "user"
     RULE = "tuning rule"
     IMAGE = "container image"
@@ -27,8 +25,6 @@ class SetBy(Enum):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a setting's value was written."""
-
     layer: str  # for people: "model", "profile big", "defaults", "built-in", "tuning rule strix-halo-mmap"
     file: str | None = None
     line: int | None = None
@@ -41,7 +37,6 @@ class Origin:
 
     @property
     def by_rule(self) -> bool:
-        """Did a tuning rule set it, and not the user?"""
         return self.by is SetBy.RULE
 
 
@@ -194,7 +189,6 @@ class ModelSpec:
 
     @property
     def contained(self) -> bool:
-        """Does its program live in a container?"""
         return self.home in ("toolbox", "distrobox", "podman", "docker", "container")
 
     def origin(self, key: str) -> Origin:

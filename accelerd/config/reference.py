@@ -81,7 +81,6 @@ ReferenceRow = tuple[str, str, str, str]  # key, type, default as TOML, meaning
 
 
 def reference() -> str:
-    """The page, as Markdown."""
     parts = [INTRODUCTION, TERMS]
     for title, rows in tables():
         parts.append(f"## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|")

@@ -47,8 +47,6 @@ Document = msgspec.defstruct(
 
 
 class SchemaNode(Struct, frozen=True, dict=True):
-    """What may stand at a key."""
-
     type: Any
     expects: str
     parse: Parse | None = None
@@ -70,7 +68,6 @@ class SchemaNode(Struct, frozen=True, dict=True):
 
 @cache
 def document() -> SchemaNode:
-    """The schema's root."""
     return reflect(Document)
 
 

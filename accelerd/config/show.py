@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
 from accelerd.config.keys import in_toml
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route, sections
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, sections
 from accelerd.config.problems import key_text
 from accelerd.config.shape import SchemaNode
 
@@ -35,28 +35,19 @@ def show(config: Config) -> str:
     out = [f"# {_comment(file)}" for file in config.files] or ["# no configuration file: built-in values"]
     for header, values in _tables(config):
         out += ["", f"[{header}]"]
-        for value in values:
-            if value.value is None:
-                out.append(f"# {value.key}: not set")
-            else:
-                out.append(f"{value.key} = {toml(value.value)}  # {_comment(str(value.origin))}")
+        for key, value, origin in values:
+            out.append(f"# {key}: not set" if value is None else f"{key} = {toml(value)}  # {_comment(str(origin))}")
     return "\n".join(out) + "\n"
 
 
 def show_dict(config: Config) -> dict[str, Any]:
     """The same for JSON: {"files": […], "tables": {"models.qwen": {"context": {"value", "layer", "file", "line"}}}}."""
-    tables = {
-        header: {
-            value.key: {
-                "value": value.value,
-                "layer": value.origin.layer,
-                "file": value.origin.file,
-                "line": value.origin.line,
-            }
-            for value in values
+    tables = {}
+    for header, values in _tables(config):
+        tables[header] = {
+            key: {"value": value, "layer": origin.layer, "file": origin.file, "line": origin.line}
+            for key, value, origin in values
         }
-        for header, values in _tables(config)
-    }
     return {"files": list(config.files), "tables": tables}
 
 
@@ -65,33 +56,28 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
     for section, settings in sections(config):
         name, _, engine = section.partition(".")
         node = (root[name].table or {})[engine] if engine else root[name]
-        yield (
-            section,
-            [
-                SettingValue(
-                    key,
-                    in_toml(child.show, getattr(settings, key)),
-                    config.origins.get(f"{section}.{key}", BUILT_IN),
-                )
-                for key, child in (node.table or {}).items()
-                if child.names is None
-            ],
-        )
+        keys = {key: child for key, child in (node.table or {}).items() if child.names is None}
+        written = {key: in_toml(child.show, getattr(settings, key)) for key, child in keys.items()}
+        yield section, [_setting(config, section, key, value) for key, value in written.items()]
     for slot, policy in config.performance.devices.items():
-        origin = config.origins.get(f"performance.devices.{slot}.policy", BUILT_IN)
-        yield key_text(("performance", "devices", slot)), [SettingValue("policy", policy, origin)]
+        yield (
+            key_text(("performance", "devices", slot)),
+            [_setting(config, f"performance.devices.{slot}", "policy", policy)],
+        )
     models = root["models"].names
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}
         yield key_text(("models", name)), list(_model(table, spec))
     for name, route in config.routes.items():
-        yield key_text(("routes", name)), list(_route(route, config))
+        written = {"models": list(route.models), "description": route.description}
+        yield (
+            key_text(("routes", name)),
+            [_setting(config, f"routes.{name}", key, value) for key, value in written.items() if value],
+        )
 
 
-def _route(route: Route, config: Config) -> Iterator[SettingValue]:
-    for key, value in (("models", list(route.models)), ("description", route.description)):
-        if value:
-            yield SettingValue(key, value, config.origins.get(f"routes.{route.name}.{key}", BUILT_IN))
+def _setting(config: Config, table: str, key: str, value: Any) -> SettingValue:
+    return SettingValue(key, value, config.origins.get(f"{table}.{key}", BUILT_IN))
 
 
 def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingValue]:

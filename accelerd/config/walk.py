@@ -40,8 +40,6 @@ SYNONYMS: Final[Mapping[str, str]] = {
 
 
 class _NoValue(Enum):
-    """Instead of a value."""
-
     TABLE = "TABLE"
     INVALID = "INVALID"
 

@@ -81,8 +81,13 @@ def lock_limit(roots: Roots) -> int | None:
 
 def meminfo(roots: Roots) -> dict[str, int]:
     """The sizes in /proc/meminfo, in bytes; empty if it cannot be read."""
+    return sizes(roots.proc / "meminfo")
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """A file of lines "Key: 5 kB", in bytes; empty if it cannot be read."""
     found = {}
-    for line in lines(roots.proc / "meminfo"):
+    for line in lines(path):
         key, _, value = line.partition(":")
         words = value.split()
         if len(words) == 2 and words[1] == "kB" and words[0].isdecimal():

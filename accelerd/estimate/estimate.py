@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final, Literal
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from accelerd.estimate import kv
 from accelerd.estimate.compute import Batch, buffers
-from accelerd.estimate.model_facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, facts
-from accelerd.estimate.tensors import GgufModel, Tensor
+from accelerd.estimate.model_facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, ModelLayer, facts
+from accelerd.estimate.tensors import GgufModel, Tensor, row_bytes
 
 MIB: Final = 1 << 20
 MOST: Final = 1 << 31  # of a context
@@ -34,6 +34,8 @@ PROGRAM: Final = 48 * MIB  # llama-server itself: code, heap, threads; the vocab
 TOKEN: Final = 160  # bytes of one word of a vocabulary in the program's tables
 PICTURE_TOKENS: Final = 4096  # patches that a projector for pictures of any size computes at once, at least
 PROJECTOR_LEAST: Final = 32 * MIB
+PAD: Final = 256  # cells
+STATE_NUMBER: Final = 4  # bytes; states are always f32
 
 
 class EstimateSettings(Struct, frozen=True):
@@ -60,7 +62,7 @@ class EstimateSettings(Struct, frozen=True):
     backend: str = ""  # of engines.base.Build
 
 
-class MemoryShare(Struct, frozen=True):
+class MemoryShare(Struct, frozen=True, omit_defaults=True, rename={"cache": "kv cache", "draft": "draft model"}):
     """Bytes in one place."""
 
     weights: int = 0
@@ -78,10 +80,16 @@ class MemoryShare(Struct, frozen=True):
 
     def parts(self) -> dict[str, int]:
         """For people; what is nothing is left out."""
-        named = {"weights": self.weights, "kv cache": self.cache, "compute": self.compute, "output": self.output,
-                 "projector": self.projector, "draft model": self.draft, "checkpoints": self.checkpoints,
-                 "program": self.program}  # fmt: skip
-        return {name: size for name, size in named.items() if size}
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+
+
+class CacheCells(Struct, frozen=True):
+    """What one sequence's caches hold, and how many caches lie side by side."""
+
+    full: int
+    window: int
+    streams: int
+    sequences: int
 
 
 @dataclass(frozen=True)
@@ -103,34 +111,28 @@ class Estimate:
 
     @property
     def weights(self) -> int:
-        """Bytes when all of them are in main memory."""
-        return sum(weights for weights, _ in self.layers) + self.embedding + self.head + self.tied_repacked
+        return self.placed(())[0].weights
+
+    @property
+    def total(self) -> int:
+        """Bytes when all of it is in main memory, what the program keeps for itself left out."""
+        share = self.placed(())[0]
+        return share.total - share.program - share.checkpoints
 
     @property
     def cache(self) -> int:
         return sum(cache for _, cache in self.layers)
 
-    @cached_property
-    def compute(self) -> int:
-        """Bytes of the buffer when all of it is in main memory."""
-        return self._buffers((0,) * len(self.layers), 0)[0]
-
-    @property
-    def total(self) -> int:
-        """Bytes when all of it is in main memory, what the program keeps for itself left out."""
-        return sum(share.total - share.program - share.checkpoints for share in self.placed(()))
-
     def placed(self, counts: Sequence[int]) -> tuple[MemoryShare, ...]:
-        """The share of main memory, then of each GPU. `counts`: layers on each, the last ones of the model and, where
-        all are, what comes behind them; what is left over stays in main memory."""
-        counts = [max(0, count) for count in counts]
-        whole = len(self.layers) + 1
-        counts = _at_most(counts, whole)
-        rest = whole - sum(counts)
-        where = [0] * rest + [place for place, count in enumerate(counts, 1) for _ in range(count)]
-        places, out = where[:-1], where[-1] if len(where) == whole else 0
+        """The share of main memory, then of each GPU.
+
+        `counts`: layers on each, the last ones of the model with what comes behind them, so at most one more than there
+        are; the others stay in main memory.
+        """
+        rest = len(self.layers) + 1 - sum(counts)
+        *places, out = [0] * rest + [place for place, count in enumerate(counts, 1) for _ in range(count)]
         computing = self._buffers(tuple(places), out)
-        first = next((place for place in where if place), 0)
+        first = next((place for place in (*places, out) if place), 0)
         moved = [0] * (len(counts) + 1)
         for layer, at in zip(self.facts.layers[: self.settings.host_experts], places, strict=False):
             moved[at] -= layer.experts
@@ -177,15 +179,6 @@ class Estimate:
         return buffers(self.facts, self.batch, places, out, self.settings.host_experts)
 
 
-def _at_most(counts: list[int], whole: int) -> list[int]:
-    """Not more layers than there are, the last places first."""
-    left, found = whole, []
-    for count in counts:
-        found.append(min(count, left))
-        left -= found[-1]
-    return found
-
-
 def estimate(
     model: GgufModel, settings: EstimateSettings, projector: GgufModel | None = None, draft: GgufModel | None = None
 ) -> Estimate:
@@ -196,11 +189,11 @@ def estimate(
     batch_size = max(1, min(context, settings.batch) if known.causal and not known.encoder else settings.batch)
     ubatch = max(1, min(batch_size, settings.ubatch))
     flash = settings.flash != "off" and known.architecture not in NO_FLASH
-    held = kv.cells(known, context, slots, ubatch, unified=settings.unified, window_full=settings.window_full)
+    held = cells(known, context, slots, ubatch, unified=settings.unified, window_full=settings.window_full)
     batch = _batch(known, settings, held, batch_size, ubatch, flash)
-    widest = 0 if flash else kv.widest_value(known)
+    widest = 0 if flash else widest_value(known)
     layers = tuple(
-        (_padded(layer.tensors.values()), kv.layer_bytes(known, layer, held, settings.type_k, settings.type_v, widest))
+        (_padded(layer.tensors.values()), layer_bytes(known, layer, held, settings.type_k, settings.type_v, widest))
         for layer in known.layers
     )
     drafting = sum(_padded(layer.tensors.values()) for layer in known.drafting)
@@ -223,7 +216,7 @@ def estimate(
         tied=tied.size if tied is not None else 0,
         tied_repacked=tied.size if tied is not None and again else 0,
         output=4 * (known.vocabulary + wide) * max(slots, batch.outputs if wide else slots),
-        checkpoints=settings.checkpoints * slots * kv.rewind_bytes(known, held, settings.type_k, settings.type_v),
+        checkpoints=settings.checkpoints * slots * rewind_bytes(known, held, settings.type_k, settings.type_v),
         projector=_projector(projector) if projector is not None else (0, 0),
         draft=_draft(draft, settings, slots) if draft is not None else None,
     )
@@ -240,7 +233,7 @@ def _padded(tensors: Iterable[Tensor]) -> int:
 
 
 def _batch(
-    known: ModelFacts, settings: EstimateSettings, held: kv.CacheCells, batch: int, ubatch: int, flash: bool
+    known: ModelFacts, settings: EstimateSettings, held: CacheCells, batch: int, ubatch: int, flash: bool
 ) -> Batch:
     tokens = min(held.full * held.streams, ubatch)
     tokens = -(-tokens // held.sequences) * held.sequences
@@ -268,3 +261,51 @@ def _draft(model: GgufModel, settings: EstimateSettings, slots: int) -> Estimate
     """The model that guesses: the same context, its own cache in f16."""
     own = replace(settings, type_k="f16", type_v="f16", embeddings=False, rerank=False, drafted=0)
     return estimate(model, own)
+
+
+# --- caches ---------------------------------------------------------------------------------------------------
+
+
+def rounded(count: int) -> int:
+    return -(-count // PAD) * PAD
+
+
+def cells(
+    facts: ModelFacts, context: int, slots: int, ubatch: int, *, unified: bool, window_full: bool = False
+) -> CacheCells:
+    """For a context of all slots together. `unified`: the slots share one cache."""
+    each = rounded(context) if unified else rounded(max(1, rounded(context) // slots))
+    window = each
+    if facts.window and not window_full:
+        window = rounded(min(each, facts.window * (slots if unified else 1) + ubatch))
+    return CacheCells(each, window, 1 if unified else slots, slots)
+
+
+def layer_bytes(facts: ModelFacts, layer: ModelLayer, cells: CacheCells, type_k: str, type_v: str, widest: int) -> int:
+    """What one layer keeps. `widest`: numbers of the largest row of values, where all layers must be alike; else 0."""
+    total = 0
+    if layer.state:
+        total += STATE_NUMBER * sum(facts.row_state) * cells.sequences
+    if layer.attends and not facts.encoder and not 0 <= facts.shared_from <= layer.index:
+        count = (cells.window if layer.window else cells.full) * cells.streams
+        if facts.rank:
+            total += row_bytes(type_k, layer.key) * count
+        else:
+            total += row_bytes(type_k, layer.key * layer.kv_heads) * count
+            total += row_bytes(type_v, max(widest, layer.value * layer.kv_heads)) * count
+        if facts.indexer and layer.has("indexer.k_proj", "indexer.attn_k"):
+            total += row_bytes(type_k, facts.indexer) * count
+    return total
+
+
+def rewind_bytes(facts: ModelFacts, cells: CacheCells, type_k: str, type_v: str) -> int:
+    """What is kept to go back to one place in one conversation: windows and states forget, other caches do not."""
+    states = STATE_NUMBER * sum(facts.row_state) * sum(layer.state for layer in facts.layers)
+    one = CacheCells(0, min(facts.window, cells.window), 1, 0)
+    windows = (layer_bytes(facts, layer, one, type_k, type_v, 0) for layer in facts.layers if layer.window)
+    return states + sum(windows)
+
+
+def widest_value(facts: ModelFacts) -> int:
+    """Numbers of the largest row of values, which all rows have where values are kept turned."""
+    return max((layer.value * layer.kv_heads for layer in facts.layers if layer.attends), default=0)

@@ -82,15 +82,16 @@ class Reader:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
-        self._left = self._all = min(size, LARGEST_HEADER)  # _left: bytes of the file behind the window
+        self._end = min(size, LARGEST_HEADER)
         self._more = size > LARGEST_HEADER
         self._window = b""
-        self._at = 0
+        self._start = 0  # of the window in the file
+        self._at = 0  # in the window, or beyond it
 
     @property
     def position(self) -> int:
         """Bytes of the file before what is read next."""
-        return self._all - self._left - (len(self._window) - self._at)
+        return self._start + self._at
 
     def header(self) -> Header:
         """Keys and values; what describes the tensors comes next. GgufError."""
@@ -168,11 +169,8 @@ class Reader:
             while count and at <= last:
                 at += 8 + unpack(window, at)[0]
                 count -= 1
-            over = at - len(window)
-            self._at = min(at, len(window))
-            if over > 0:
-                self._step(over)
-            elif count:
+            self._step(at - self._at)
+            if count:
                 self._fill(8)
 
     # --- bytes ------------------------------------------------------------------------------------------------
@@ -197,29 +195,25 @@ class Reader:
 
     def _step(self, size: int) -> None:
         """Go on without reading."""
-        inside = min(size, len(self._window) - self._at)
-        self._at += inside
-        if size > inside:
-            self._reserve(size - inside)
-            self._file.seek(size - inside, os.SEEK_CUR)
-            self._left -= size - inside
+        self._reserve(size)
+        self._at += size
 
     def _fill(self, size: int) -> None:
         """Have `size` bytes in the window."""
         self._reserve(size)
-        rest = self._window[self._at :]
-        parts, wanted = [rest], max(size, CHUNK) - len(rest)
-        while wanted > 0 and self._left and (piece := self._file.read(min(wanted, self._left))):
+        start, rest = self.position, self._window[self._at :]
+        parts, wanted = [rest], min(max(size, CHUNK), self._end - start) - len(rest)
+        self._file.seek(start + len(rest))
+        while wanted > 0 and (piece := self._file.read(wanted)):
             parts.append(piece)
             wanted -= len(piece)
-            self._left -= len(piece)
-        self._window, self._at = b"".join(parts), 0
+        self._window, self._start, self._at = b"".join(parts), start, 0
         if len(self._window) < size:
             raise TruncatedError("the file ends within its header")
 
     def _reserve(self, size: int) -> None:
         """GgufError unless so many bytes are still to come."""
-        if size > len(self._window) - self._at + self._left:
+        if size > self._end - self.position:
             raise (
                 GgufError("its header is too large")
                 if self._more

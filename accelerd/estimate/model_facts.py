@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from accelerd.estimate.tensors import GgufModel, Tensor
+from accelerd.estimate.tensors import LARGEST, GgufModel, Tensor
 
 MOST_LAYERS: Final = 2048
-LARGEST: Final = 1 << 31  # of any number in a header that means a size; a larger one is nonsense
 
 # No cache: a whole input is computed at once.
 ENCODERS: Final = frozenset({
@@ -71,12 +70,10 @@ class ModelLayer:
 
     @property
     def experts(self) -> int:
-        """Bytes of its experts."""
         return sum(tensor.size for name, tensor in self.tensors.items() if "_exps." in name)
 
     @property
     def largest(self) -> int:
-        """Bytes of its largest tensor."""
         return max((tensor.size for tensor in self.tensors.values()), default=0)
 
 
@@ -121,100 +118,80 @@ class ModelFacts:
 
 
 def facts(model: GgufModel) -> ModelFacts:
-    """What decides about the memory of `model`."""
-    return _Reader(model).facts()
+    name = model.architecture
+    by_layer: dict[int, dict[str, Tensor]] = {}
+    outside: dict[str, Tensor] = {}
+    for full, tensor in model.tensors.items():
+        head, _, rest = full.partition(".")
+        number, _, short = rest.partition(".")
+        if head == "blk" and number.isdigit() and len(number) < 6 and int(number) < MOST_LAYERS:
+            by_layer.setdefault(int(number), {})[short] = tensor
+        else:
+            outside[full] = tensor
+    count = min(model.number("block_count") or max(by_layer, default=-1) + 1, MOST_LAYERS)
+    drafting = min(model.number("nextn_predict_layers"), count)
+    window, windowed = _windows(model, count - drafting)
+    mla = bool(model.number("attention.key_length_mla") and model.number("attention.value_length_mla"))
+    layers = [_layer(model, i, by_layer.get(i, {}), i < len(windowed) and windowed[i], mla) for i in range(count)]
+    shared = model.number("attention.shared_kv_layers")
+    return ModelFacts(
+        architecture=name,
+        width=model.number("embedding_length"),
+        vocabulary=min(model.vocabulary, LARGEST),
+        trained=model.number("context_length"),
+        layers=tuple(layers[: count - drafting]),
+        drafting=tuple(layers[count - drafting :]),
+        outside=outside,
+        encoder=name in ENCODERS,
+        causal=model.header.of_architecture("attention.causal") is not False,
+        pooling=model.of_layer("pooling_type", 0, -1),
+        window=window if any(windowed) else 0,
+        rank=model.number("attention.kv_lora_rank") if mla else 0,
+        key_full=model.number("attention.key_length_mla") or model.number("attention.key_length"),
+        shared_from=20 if name == "gemma3n" else count - shared if shared else -1,
+        indexer=model.number("attention.indexer.key_length"),
+        experts=model.number("expert_count"),
+        used=model.number("expert_used_count"),
+        convolution=model.number("ssm.conv_kernel"),
+        inner=model.number("ssm.inner_size"),
+        state=model.number("ssm.state_size"),
+        state_groups=model.number("ssm.group_count"),
+        wkv=model.number("wkv.head_size"),
+        shifts=model.number("token_shift_count", 2),
+        short=model.number("shortconv.l_cache"),
+    )
 
 
-class _Reader:
-    def __init__(self, model: GgufModel) -> None:
-        self._model = model
+def _windows(model: GgufModel, count: int) -> tuple[int, list[bool]]:
+    """Tokens of the window, and which layers have it."""
+    name = model.architecture
+    window = model.number("attention.sliding_window") or (WINDOW_ANYWAY.get(name, 0) if name != "smallthinker" else 0)
+    if name not in WINDOWS or not window:
+        return 0, []
+    every, first = WINDOWS[name]
+    said = model.header.of_architecture("attention.sliding_window_pattern")
+    if isinstance(said, tuple):
+        return window, [bool(said[i]) if i < len(said) else False for i in range(count)]
+    if isinstance(said, int) and not isinstance(said, bool) and said >= 0:
+        every = said
+    if every == 0:
+        return window, [True] * count
+    return window, [(i % every != 0) if first else (i % every < every - 1) for i in range(count)]
 
-    def number(self, key: str, default: int = 0) -> int:
-        return min(self._model.number(key, default), LARGEST)
 
-    def each(self, key: str, index: int, default: int) -> int:
-        """Of layer `index`, where a header has one number for each or one for all."""
-        value = self._model.header.of_architecture(key)
-        if isinstance(value, tuple):
-            value = value[index] if index < len(value) else default
-        return min(value, LARGEST) if isinstance(value, int) and value >= 0 else default
-
-    def facts(self) -> ModelFacts:
-        model = self._model
-        name = model.architecture
-        by_layer: dict[int, dict[str, Tensor]] = {}
-        outside: dict[str, Tensor] = {}
-        for full, tensor in model.tensors.items():
-            head, _, rest = full.partition(".")
-            number, _, short = rest.partition(".")
-            if head == "blk" and number.isdigit() and len(number) < 6 and int(number) < MOST_LAYERS:
-                by_layer.setdefault(int(number), {})[short] = tensor
-            else:
-                outside[full] = tensor
-        count = min(self.number("block_count") or max(by_layer, default=-1) + 1, MOST_LAYERS)
-        drafting = min(self.number("nextn_predict_layers"), count)
-        window, windowed = self.windows(count - drafting)
-        mla = bool(self.number("attention.key_length_mla") and self.number("attention.value_length_mla"))
-        layers = [self.layer(i, by_layer.get(i, {}), i < len(windowed) and windowed[i], mla) for i in range(count)]
-        shared = self.number("attention.shared_kv_layers")
-        return ModelFacts(
-            architecture=name,
-            width=self.number("embedding_length"),
-            vocabulary=min(model.vocabulary, LARGEST),
-            trained=self.number("context_length"),
-            layers=tuple(layers[: count - drafting]),
-            drafting=tuple(layers[count - drafting :]),
-            outside=outside,
-            encoder=name in ENCODERS,
-            causal=model.header.of_architecture("attention.causal") is not False,
-            pooling=self.each("pooling_type", 0, -1),
-            window=window if any(windowed) else 0,
-            rank=self.number("attention.kv_lora_rank") if mla else 0,
-            key_full=self.number("attention.key_length_mla") or self.number("attention.key_length"),
-            shared_from=20 if name == "gemma3n" else count - shared if shared else -1,
-            indexer=self.number("attention.indexer.key_length"),
-            experts=self.number("expert_count"),
-            used=self.number("expert_used_count"),
-            convolution=self.number("ssm.conv_kernel"),
-            inner=self.number("ssm.inner_size"),
-            state=self.number("ssm.state_size"),
-            state_groups=self.number("ssm.group_count"),
-            wkv=self.number("wkv.head_size"),
-            shifts=self.number("token_shift_count", 2),
-            short=self.number("shortconv.l_cache"),
-        )
-
-    def windows(self, count: int) -> tuple[int, list[bool]]:
-        """Tokens of the window, and which layers have it."""
-        name = self._model.architecture
-        window = self.number("attention.sliding_window") or (
-            WINDOW_ANYWAY.get(name, 0) if name != "smallthinker" else 0
-        )
-        if name not in WINDOWS or not window:
-            return 0, []
-        every, first = WINDOWS[name]
-        said = self._model.header.of_architecture("attention.sliding_window_pattern")
-        if isinstance(said, tuple):
-            return window, [bool(said[i]) if i < len(said) else False for i in range(count)]
-        if isinstance(said, int) and not isinstance(said, bool) and said >= 0:
-            every = said
-        if every == 0:
-            return window, [True] * count
-        return window, [(i % every != 0) if first else (i % every < every - 1) for i in range(count)]
-
-    def layer(self, index: int, tensors: Mapping[str, Tensor], window: bool, mla: bool) -> ModelLayer:
-        name = self._model.architecture
-        width = self.number("embedding_length")
-        heads = self.each("attention.head_count", index, 0)
-        kv_heads = self.each("attention.head_count_kv", index, heads)
-        usual = width // heads if heads else width // max(1, self.number("attention.head_count"))
-        key, value = self.number("attention.key_length", usual), self.number("attention.value_length", usual)
-        if window:
-            key = self.number("attention.key_length_swa", key)
-            value = self.number("attention.value_length_swa", value)
-        state = any(RECURRENT.match(one) for one in tensors)
-        attention = any(one.startswith("attn_") and not one.startswith(("attn_norm", "attn_gate")) for one in tensors)
-        attends = attention and (not state or name in BOTH)
-        if attends and kv_heads:
-            kv_heads = 1 if mla else kv_heads
-        return ModelLayer(index, tensors, attends, state, window, heads, kv_heads, key, value)
+def _layer(model: GgufModel, index: int, tensors: Mapping[str, Tensor], window: bool, mla: bool) -> ModelLayer:
+    name = model.architecture
+    width = model.number("embedding_length")
+    heads = model.of_layer("attention.head_count", index, 0)
+    kv_heads = model.of_layer("attention.head_count_kv", index, heads)
+    usual = width // heads if heads else width // max(1, model.number("attention.head_count"))
+    key, value = model.number("attention.key_length", usual), model.number("attention.value_length", usual)
+    if window:
+        key = model.number("attention.key_length_swa", key)
+        value = model.number("attention.value_length_swa", value)
+    state = any(RECURRENT.match(one) for one in tensors)
+    attention = any(one.startswith("attn_") and not one.startswith(("attn_norm", "attn_gate")) for one in tensors)
+    attends = attention and (not state or name in BOTH)
+    if attends and kv_heads:
+        kv_heads = 1 if mla else kv_heads
+    return ModelLayer(index, tensors, attends, state, window, heads, kv_heads, key, value)

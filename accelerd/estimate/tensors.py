@@ -19,6 +19,7 @@ from accelerd.estimate.gguf import GgufError, Header, Reader, TruncatedError, op
 MOST_TENSORS: Final = 1 << 16  # in one file; the largest models have some 3000
 MOST_PARTS: Final = 1024
 LONGEST_NAME: Final = 256  # ggml takes 64
+LARGEST: Final = 1 << 31  # of any number in a header that means a size; a larger one is nonsense
 MOST_ELEMENTS: Final = 1 << 50
 DEFAULT_ALIGNMENT: Final = 32
 KEPT: Final = 64  # models that are remembered
@@ -62,7 +63,6 @@ class GgufModel:
 
     @cached_property
     def weights(self) -> int:
-        """Bytes of all tensors."""
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
@@ -74,12 +74,19 @@ class GgufModel:
             count = embedding.shape[1] if embedding is not None and len(embedding.shape) > 1 else 0
         return count
 
+    def of_layer(self, key: str, index: int, default: int) -> int:
+        """Of layer `index`, where the header has one number for each or one for all."""
+        value = self.header.of_architecture(key)
+        if isinstance(value, tuple):
+            value = value[index] if index < len(value) else default
+        return min(value, LARGEST) if isinstance(value, int) and value >= 0 else default
+
     def number(self, key: str, default: int = 0) -> int:
         """`ARCHITECTURE.key` as a number that is not negative; of an array its largest."""
         value = self.header.of_architecture(key)
         numbers = value if isinstance(value, tuple) else (value,)
         found = [int(one) for one in numbers if isinstance(one, int) and one >= 0]
-        return max(found, default=default)
+        return min(max(found, default=default), LARGEST)
 
 
 def row_bytes(kind: str, elements: int) -> int:

@@ -3,15 +3,15 @@
 Belongs to a Forecast's key (the file, the settings, the engine's build) and the devices of one way to place it. What
 was measured of a device replaces the estimate: its memory is allocated in full by the load. Of main memory only what is
 more does: pages count there once they are touched. A model that ran out of memory is never given less again until that
-is forgotten. Bounded; where it is kept is the Store's business. Does no I/O.
+is forgotten. Bounded. Does no I/O.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -48,27 +48,22 @@ class LearnedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 Ident = tuple[str, tuple[str, ...]]
 
 
-class LearnedStore(Protocol):
-    """Where entries outlive the daemon."""
-
-    @property
-    def learned(self) -> Sequence[LearnedRecord]:
-        """The oldest first."""
-        ...
-
-    def learn(self, entries: Sequence[LearnedRecord]) -> None:
-        """These are all there are now; returns at once."""
-        ...
-
-
 class Learned:
     """Used on the event loop; every method is quick enough to be called after every look."""
 
-    def __init__(self, store: LearnedStore, now: Callable[[], float] = time.time) -> None:
-        """`now`: seconds since 1970, told to people and used for nothing else."""
-        self._store = store
+    def __init__(
+        self,
+        known: Iterable[LearnedRecord],
+        save: Callable[[Sequence[LearnedRecord]], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`known`: the oldest first. `save` is given all there are whenever they change, and returns at once.
+
+        `now`: seconds since 1970, told to people and used for nothing else.
+        """
+        self._save = save
         self._now = now
-        self._entries: dict[Ident, LearnedRecord] = {(entry.key, entry.devices): entry for entry in store.learned}
+        self._entries: dict[Ident, LearnedRecord] = {(entry.key, entry.devices): entry for entry in known}
         self._stored = dict(self._entries)
         self._estimates: dict[Ident, Mapping[str, int]] = {}  # as `apply` was given them last
         self._begun: dict[Ident, None] = {}  # loaded, and not measured since
@@ -101,47 +96,29 @@ class Learned:
         """
         if not key:
             return
-        ident = _ident(key, need)
-        old = self._entries.get(ident) or LearnedRecord(key=ident[0], devices=ident[1], runs=0)
-        peaks = {pool: max(old.peak.get(pool, 0), peak.get(pool, 0)) for pool in {*old.peak, *peak}}
+        ident, old = self._known(key, need)
         another = old.runs == 0 or ident in self._begun
         self._begun.pop(ident, None)
-        self._put(
-            ident,
-            msgspec.structs.replace(
-                old,
-                model=_text(model) or old.model,
-                file=_text(file) or old.file,
-                estimate=self._estimate(ident, need),
-                peak={pool: size for pool, size in sorted(peaks.items()) if size > 0},
-                settled=old.settled or settled,
-                runs=old.runs + another,
-                at=self._when(),
-            ),
+        peaks = {pool: max(old.peak.get(pool, 0), peak.get(pool, 0)) for pool in sorted({*old.peak, *peak})}
+        new = replace(
+            old,
+            peak={pool: size for pool, size in peaks.items() if size > 0},
+            settled=old.settled or settled,
+            runs=old.runs + another,
         )
+        self._put(ident, new, need, model, file)
 
     def outgrown(self, key: str, need: MemoryRequirement, total: int, *, model: str = "", file: str = "") -> None:
         """It ran out of memory placed as `need` says: from now on it needs `total` bytes at least, in all pools."""
         if not key:
             return
-        ident = _ident(key, need)
-        old = self._entries.get(ident) or LearnedRecord(key=ident[0], devices=ident[1], runs=0)
+        ident, old = self._known(key, need)
         estimate = self._estimate(ident, need)
         before = need.total if need.total < total else improved(replace(need, amounts=estimate), old).total
-        raised = total > old.need
-        self._put(
-            ident,
-            msgspec.structs.replace(
-                old,
-                model=_text(model) or old.model,
-                file=_text(file) or old.file,
-                estimate=estimate,
-                need=max(old.need, total),
-                lacked=min(before, total) if raised else old.lacked,
-                shortages=old.shortages + 1,
-                at=self._when(),
-            ),
-        )
+        new = replace(old, need=max(old.need, total), shortages=old.shortages + 1)
+        if total > old.need:
+            new = replace(new, lacked=min(before, total))
+        self._put(ident, new, need, model, file)
 
     def forget(self, key: str | None = None) -> int:
         """Forget what is known of a key, whatever the devices; None: all. How much that was."""
@@ -178,10 +155,18 @@ class Learned:
             found = need.amounts
         return {pool: max(0, size) for pool, size in sorted(found.items())}
 
-    def _when(self) -> float:
-        return round(min(max(self._now(), 0.0), LATEST))
+    def _known(self, key: str, need: MemoryRequirement) -> tuple[Ident, LearnedRecord]:
+        ident = _ident(key, need)
+        return ident, self._entries.get(ident) or LearnedRecord(key=ident[0], devices=ident[1], runs=0)
 
-    def _put(self, ident: Ident, entry: LearnedRecord) -> None:
+    def _put(self, ident: Ident, entry: LearnedRecord, need: MemoryRequirement, model: str, file: str) -> None:
+        entry = replace(
+            entry,
+            model=_text(model) or entry.model,
+            file=_text(file) or entry.file,
+            estimate=self._estimate(ident, need),
+            at=round(min(max(self._now(), 0.0), LATEST)),
+        )
         self._entries.pop(ident, None)  # and to the end
         self._entries[ident] = entry
         _bound(self._entries)
@@ -190,7 +175,7 @@ class Learned:
 
     def _store_all(self) -> None:
         self._stored = dict(self._entries)
-        self._store.learn(tuple(self._entries.values()))
+        self._save(tuple(self._entries.values()))
 
 
 def improved(need: MemoryRequirement, entry: LearnedRecord) -> MemoryRequirement:
@@ -223,7 +208,7 @@ def _differs(old: LearnedRecord | None, new: LearnedRecord) -> bool:
 
 
 def _lasting(record: LearnedRecord) -> LearnedRecord:
-    return msgspec.structs.replace(record, peak={}, at=0.0, model="")
+    return replace(record, peak={}, at=0.0, model="")
 
 
 def _bound(found: dict[Ident, Any]) -> None:

@@ -19,8 +19,6 @@ ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this me
 
 
 class Holding(Struct, frozen=True):
-    """What one model holds."""
-
     model: str
     phase: Phase
     amounts: Mapping[str, int]  # what is counted, by pool
@@ -29,8 +27,6 @@ class Holding(Struct, frozen=True):
 
 
 class PoolHolding(Struct, frozen=True):
-    """A holding, in one pool."""
-
     model: str
     phase: Phase
     size: int
@@ -38,8 +34,6 @@ class PoolHolding(Struct, frozen=True):
 
 
 class Balance(Struct, frozen=True):
-    """One pool."""
-
     pool: Pool
     holdings: tuple[PoolHolding, ...]
     foreign: int  # others' use, without what ended models have not given back
@@ -52,16 +46,12 @@ class Balance(Struct, frozen=True):
 
 
 class PoolShortage(Struct, frozen=True):
-    """A pool that has not enough."""
-
     balance: Balance
     wanted: int  # asked of this pool
     missing: int
 
 
 class Ledger:
-    """The pools, and what models hold of them."""
-
     def __init__(self, pools: Iterable[Pool], holdings: Iterable[Holding] = ()) -> None:
         """What is held of pools that are not there counts nowhere."""
         self.pools = {pool.id: pool for pool in pools}

@@ -5,7 +5,8 @@ shares of processes. Decides nothing; who belongs to which instance it is told.
 
 Main memory is read before what is ours of it: while a model loads, strangers may seem to have a little less than they
 have, never more. Others' use of a GPU without memory of its own is in the GPU's figure and in that of main memory, as
-`Ledger` expects it.
+`Ledger` expects it. A byte that a GPU keeps in main memory counts once: in the GPU's pool where the two share their
+memory, else in main memory.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from msgspec.structs import replace
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ConfigApplied
 from accelerd.devices.fdinfo import MemoryHolder
-from accelerd.devices.model import Device
+from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.observer import DeviceObserver, DeviceStatus
-from accelerd.memory.main_memory import MainMemoryUse, largest, read_main_memory, usual_reserve
+from accelerd.devices.readings import Readings
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
+from accelerd.memory.npu_rules import contexts
 from accelerd.memory.psi import read_stall
-from accelerd.memory.regions import DeviceMemory, DeviceUse, part, pool_of, shape_of
-from accelerd.memory.resident import ResidentMemory, Residents
+from accelerd.memory.resident import MainMemoryUse, ResidentMemory, Residents, largest, read_main_memory, usual_reserve
 
 GPU_RESERVE: Final = 256 << 20
 MOST_NAMED: Final = 20
@@ -35,9 +36,32 @@ NOT_AGAIN: Final = 1.0  # … and from one time to the next at least: it means t
 COUNT_MAIN: Final = 10.0  # s between two looks at every process's share of main memory
 
 
-class _Device(Struct, frozen=True):
-    """One device in one look."""
+# Drivers have names of their own for regions. Beginnings: amdgpu vram, gtt, cpu; xe vram0, gtt, system; i915 local0,
+# system0; amdxdna and ivpu memory. The small rest (doorbells, gds, oa) is nobody's concern, nor what the firmware took
+# away before the kernel (stolen).
+LOCAL: Final = ("vram", "local")
+MAPPED: Final = ("gtt", "tt", "system", "memory")  # main memory that the device sees
+EVICTED: Final = "cpu"  # main memory that it does not see
 
+
+class DeviceUse(Struct, frozen=True):
+    """What somebody holds through a device, in bytes."""
+
+    device: int = 0  # of the device's pool
+    main: int = 0  # of main memory, counted there
+    backing: int = 0  # of `device`, what lies in main memory
+
+    def __add__(self, other: DeviceUse) -> DeviceUse:
+        return DeviceUse(self.device + other.device, self.main + other.main, self.backing + other.backing)
+
+
+class DeviceMemory(Struct, frozen=True):
+    capacity: int
+    own: int | None  # bytes that are not main memory; None: none of it is
+    used: int | None  # of it, by anybody; None: not known
+
+
+class _Device(Struct, frozen=True):
     look: DeviceStatus
     shape: DeviceMemory
     parts: Mapping[int, DeviceUse]  # what each instance holds through it
@@ -150,7 +174,18 @@ class Meter:
         if foreign is None:
             strangers = () if device.look.readings.asleep else self._strangers.get(device.look.device.id, ())
             foreign = sum(part(holder.memory, device.shape).device for holder in strangers)
-        return pool_of(device.look.device, device.shape, foreign, reserve=self._gpu_reserve, main=main is not None)
+        own, capacity = device.shape.own, device.shape.capacity
+        return Pool(
+            id=device.look.device.id,
+            label=device.look.device.name,
+            capacity=capacity,
+            reserve=self._gpu_reserve if device.look.device.kind != "npu" else 0,
+            foreign=max(0, min(foreign, capacity)),
+            backed_by=RAM if own is not None and main is not None else None,
+            own=own or 0,
+            contexts=contexts(device.look.device),
+            columns=device.look.device.columns,
+        )
 
     # --- main memory ------------------------------------------------------------------------------------------
 
@@ -205,3 +240,42 @@ def _used(
     if held is not None or in_main:
         used[RAM] = min(in_main, main.total) if main is not None else in_main
     return used
+
+
+# --- regions of a device's memory ---------------------------------------------------------------------------------
+
+
+def part(memory: Mapping[str, int], shape: DeviceMemory) -> DeviceUse:
+    """What a client with these regions holds."""
+    local = sum(size for region, size in memory.items() if region.startswith(LOCAL))
+    mapped = sum(size for region, size in memory.items() if region.startswith(MAPPED))
+    evicted = memory.get(EVICTED, 0)
+    if shape.own is None:
+        return DeviceUse(local, mapped + evicted)
+    # More than the device has for itself cannot lie there, whatever the driver calls it.
+    return DeviceUse(local + mapped, evicted, mapped + max(0, local - shape.own))
+
+
+def shape_of(device: Device, readings: Readings, main: int | None) -> DeviceMemory | None:
+    """`main`: bytes of main memory, None where that is not known. None: the device tells nothing to plan with."""
+    sizes = {pool.name: pool for pool in readings.pools}
+    vram, gtt, unified = sizes.get("vram"), sizes.get("gtt"), sizes.get("unified")
+    if device.kind == "npu":
+        told = sizes.get("ram")
+        return DeviceMemory(main, 0, told.used if told is not None else None) if main is not None else None
+    if vram is None and gtt is None:
+        # The machine's own memory: how much of it is the device's nobody tells.
+        capacity = main if main is not None else unified.total if unified is not None else 0
+        return DeviceMemory(capacity, 0, None) if unified is not None and capacity else None
+    if not device.unified:
+        return DeviceMemory(vram.total, None, vram.used) if vram is not None and vram.total else None
+    own = vram.total if vram is not None else 0
+    mapped = gtt.total if gtt is not None else 0
+    # Older kernels let GTT be larger than what there is.
+    return DeviceMemory(own + (min(mapped, main) if main is not None else mapped), own, _sum(vram, gtt))
+
+
+def _sum(*pools: MemoryPool | None) -> int | None:
+    used = [pool.used for pool in pools if pool is not None]
+    known = [size for size in used if size is not None]
+    return sum(known) if len(known) == len(used) else None

@@ -77,7 +77,6 @@ class MemoryRequirement(Struct, frozen=True):
 
 
 def in_ram(size: int, source: str, *, declared: bool = False) -> MemoryRequirement:
-    """A need of main memory alone."""
     return MemoryRequirement({RAM: size}, source, declared=declared)
 
 
@@ -108,8 +107,6 @@ class Stall(Struct, frozen=True):
 
 
 class MemorySnapshot(Struct, frozen=True):
-    """One look at all memory."""
-
     at: float  # monotonic seconds
     pools: tuple[Pool, ...]
     used: Mapping[int, Mapping[str, int]]  # bytes in use, by pool, by instance

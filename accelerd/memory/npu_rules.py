@@ -1,7 +1,7 @@
 """The rules of NPUs, as data: who may compute there beside whom, how many hardware contexts there are, who makes room.
 
-A model is *on an NPU* when its need has a Claim; on whatever else it is placed beside that. Every row says where it is
-from. Pure: judges claims and ids, knows neither processes nor a scheduler.
+A model is *on an NPU* when its need has a Claim; on whatever else it is placed beside that. Pure: judges claims and
+ids, knows neither processes nor a scheduler.
 """
 
 from __future__ import annotations
@@ -9,47 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from msgspec import Struct
-
 from accelerd.devices.model import Device
 from accelerd.memory.model import Claim, MemoryRequirement, Pool
 
-
-class Family(Struct, frozen=True):
-    """Programs of one kind that compute on an NPU."""
-
-    beside: frozenset[str]  # families that may compute on the same NPU at the same time
-    one_of_a_kind: bool  # does a server that holds several models hold one of each kind at most?
-    source: str
-
-
-ROUTER: Final = "lemonade-sdk/lemonade src/cpp/server/router.cpp, evict_all_npu_servers and SlotPolicy (11.7)"
-
-FAMILIES: Final[Mapping[str, Family]] = {
-    # Three `flm serve` ran at once on a Strix Halo (noamsto/nix-amd-ai#79): the driver shares the NPU's time.
-    "flm": Family(frozenset({"flm"}), True, f"{ROUTER}; noamsto/nix-amd-ai#79"),
-    "ryzenai-llm": Family(frozenset(), True, ROUTER),
-    "whispercpp": Family(frozenset(), True, ROUTER),
+# Families that may compute on an NPU while one of this family does; what is not listed has the NPU for itself.
+# From lemonade-sdk/lemonade src/cpp/server/router.cpp, evict_all_npu_servers and SlotPolicy (11.7). Three `flm serve`
+# ran at once on a Strix Halo (noamsto/nix-amd-ai#79): the driver shares the NPU's time.
+FAMILIES: Final[Mapping[str, frozenset[str]]] = {
+    "flm": frozenset({"flm"}),
+    "ryzenai-llm": frozenset(),
+    "whispercpp": frozenset(),
 }
-ALONE: Final = Family(frozenset(), True, f"{ROUTER}: what it does not know has the NPU for itself")
 
-
-class Generation(Struct, frozen=True):
-    """NPUs of one kind, by PCI id."""
-
-    names: str
-    contexts: int  # that the driver makes for all programs together, whatever else is free
-    source: str
-
-
-DRIVER: Final = "amd/xdna-driver drivers/accel/amdxdna/{}_regs.c, hwctx_limit (2.21.75)"
-
-# That the firmware has no room for one more can come earlier: three models failed on a Krackan with CREATE_HWCTX -22
-# (FastFlowLM#655). Columns limit nothing from npu4 on: every context has all of them, one after the other.
-GENERATIONS: Final[Mapping[tuple[str, str], Generation]] = {
-    ("1022", "1502"): Generation("npu1: Phoenix, Hawk Point", 6, DRIVER.format("npu1")),
-    # revision 10 npu4 Strix Point, 11 npu5 Strix Halo, 20 npu6 Krackan: all the same
-    ("1022", "17f0"): Generation("npu4, npu5, npu6: Strix Point, Strix Halo, Krackan", 16, DRIVER.format("npu5")),
+# Hardware contexts that the driver makes for all programs together, by PCI id. From amd/xdna-driver
+# drivers/accel/amdxdna/*_regs.c, hwctx_limit (2.21.75). That the firmware has no room for one more can come earlier:
+# three models failed on a Krackan with CREATE_HWCTX -22 (FastFlowLM#655). Columns limit nothing from npu4 on: every
+# context has all of them, one after the other.
+CONTEXTS: Final[Mapping[tuple[str, str], int]] = {
+    ("1022", "1502"): 6,  # npu1: Phoenix, Hawk Point
+    ("1022", "17f0"): 16,  # revision 10 npu4 Strix Point, 11 npu5 Strix Halo, 20 npu6 Krackan: all the same
 }
 
 NPU_ENGINES: Final = frozenset({"flm"})  # that run nothing anywhere else
@@ -60,20 +38,18 @@ APART: Final = "models on the {theirs} are not unloaded for a model on the {own}
 
 def contexts(device: Device) -> int | None:
     """How many hardware contexts there are on an NPU for all programs; None: not known, taken for no limit."""
-    found = GENERATIONS.get((device.vendor, device.device)) if device.kind == "npu" else None
-    return found.contexts if found is not None else None
+    return CONTEXTS.get((device.vendor, device.device)) if device.kind == "npu" else None
 
 
 def conflict(a: Claim, b: Claim) -> str | None:
     """Why the two cannot be on an NPU together, one clause; None: they can, or are on different ones. Symmetric."""
     if a.device != b.device:
         return None
-    one, other = FAMILIES.get(a.family, ALONE), FAMILIES.get(b.family, ALONE)
-    if b.family not in one.beside or a.family not in other.beside:
+    if b.family not in FAMILIES.get(a.family, ()) or a.family not in FAMILIES.get(b.family, ()):
         if a.family == b.family:
             return f"{a.family} has the NPU for itself, one model at a time"
         return f"{a.family} and {b.family} cannot use the NPU at the same time"
-    if a.host and a.host == b.host and a.kind == b.kind and (one.one_of_a_kind or other.one_of_a_kind):
+    if a.host and a.host == b.host and a.kind == b.kind:
         return f"{a.host} holds one {a.family} model of the kind {a.kind} at a time"
     return None
 
@@ -99,7 +75,6 @@ def apart(a: MemoryRequirement, b: MemoryRequirement) -> bool:
 
 
 def apart_in_words(own: MemoryRequirement) -> str:
-    """The clause for a model that lacks what the others hold."""
     here, there = (NPU, OTHER) if on_npu(own) else (OTHER, NPU)
     return APART.format(own=here, theirs=there)
 

@@ -33,8 +33,6 @@ RETURNS: Final = ("leaving", "reclaiming")
 
 
 class RoomOrder(Struct, frozen=True):
-    """Make room."""
-
     pool: str  # the one that is short; what it backs can help it
     size: int  # bytes that shall come back, with those that are on their way; never more than models hold of it
     why: str  # with the arithmetic
@@ -42,8 +40,6 @@ class RoomOrder(Struct, frozen=True):
 
 
 class _PoolState(Struct):
-    """What is remembered of one pool."""
-
     calm: int | None = None  # others' use when there was room for all that is reserved, or less
     reserved: Mapping[tuple[str, str], int] = field(default_factory=dict)  # at that time, by pool and model
     short_since: float | None = None

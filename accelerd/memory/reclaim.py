@@ -131,7 +131,6 @@ class Reclaimer:
                 self._tell(debt)
 
     def drop(self, debt: UnreturnedMemory) -> None:
-        """It is watched no longer."""
         if debt not in self._debts:
             return
         self._debts.remove(debt)

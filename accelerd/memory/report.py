@@ -18,8 +18,6 @@ UNSET: Final = msgspec.UNSET
 
 
 class ForeignUserReport(msgspec.Struct):
-    """Another program's process."""
-
     pid: int
     process: str
     size: int

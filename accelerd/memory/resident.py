@@ -1,4 +1,4 @@
-"""How much main memory processes hold, from /proc: RSS, and PSS, which counts a page that several share once.
+"""Main memory, from /proc: what processes hold, as RSS or as PSS, which counts a shared page once, and what is free.
 
 Blocking: call it in a thread. Knows no instances, and nothing of devices: memory that a driver holds for a process is
 not included.
@@ -16,6 +16,9 @@ from msgspec.structs import astuple
 
 from accelerd.base.cgroup import cgroup_of
 from accelerd.base.ports import Clock, Roots
+from accelerd.devices.files import MOST_BYTES, lines, names, text
+from accelerd.devices.host import meminfo, sizes
+from accelerd.memory.model import RAM, ForeignUser
 
 AGAIN: Final = 5.0  # s until the PSS of a process is read again at the earliest …
 SHARE: Final = 100  # … and at least so many times what reading it took: page tables of a large model are long
@@ -55,8 +58,10 @@ def resident(proc: Path, pids: Iterable[int]) -> int:
 
 def proportional(proc: Path, pids: Iterable[int]) -> int | None:
     """Bytes by proportional share (PSS), the RSS where the kernel does not tell; None: no process was there."""
-    sizes = [size for pid in pids if (size := _pss(proc, pid) or rss(proc, pid)) is not None]
-    return sum(sizes) if sizes else None
+    shares = {pid: shared(proc, pid) for pid in pids}
+    found = [share.total if share is not None and share.total else rss(proc, pid) for pid, share in shares.items()]
+    known = [size for size in found if size is not None]
+    return sum(known) if known else None
 
 
 def rss(proc: Path, pid: int) -> int | None:
@@ -81,18 +86,13 @@ def taken_in(proc: Path, pids: Iterable[int]) -> int | None:
             continue  # it has ended
         except (OSError, ValueError, KeyError):
             return None  # of another user, or a kernel that does not tell
-        total += _sizes(proc / str(pid) / "status").get("RssFile", 0)
+        total += sizes(proc / str(pid) / "status").get("RssFile", 0)
     return total
-
-
-def _pss(proc: Path, pid: int) -> int | None:
-    share = shared(proc, pid)
-    return share.total if share is not None else None
 
 
 def shared(proc: Path, pid: int) -> ResidentMemory | None:
     """The proportional share of a process. Walks its page tables: some 3 ms for each GB. None: not to be had."""
-    told = _sizes(proc / str(pid) / "smaps_rollup")
+    told = sizes(proc / str(pid) / "smaps_rollup")
     if "Pss" not in told:
         return None  # it has ended, or may not be looked into
     if "Pss_Anon" not in told:  # before Linux 5.9
@@ -103,25 +103,10 @@ def shared(proc: Path, pid: int) -> ResidentMemory | None:
 
 def counted(proc: Path, pid: int) -> ResidentMemory | None:
     """What the kernel has counted for a process (RSS by kind): cheap, and anybody may ask. None: it has ended."""
-    told = _sizes(proc / str(pid) / "status")
+    told = sizes(proc / str(pid) / "status")
     if "RssAnon" not in told:
         return None
     return ResidentMemory(told["RssAnon"], told.get("RssShmem", 0), told.get("RssFile", 0), told.get("VmLck", 0))
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Lines "Key: 5 kB", in bytes."""
-    found = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        key, _, value = line.partition(b":")
-        words = value.split()
-        if len(words) == 2 and words[1] == b"kB" and words[0].isdigit():
-            found[key.decode(errors="replace")] = int(words[0]) * 1024
-    return found
 
 
 class _KnownProcess(Struct, frozen=True):
@@ -195,3 +180,59 @@ class Residents:
             anon = max(most, min(anon, charged.get("anon", anon)))  # after a fork both have the same pages
             shmem = max(shmem, charged.get("shmem", 0))
         return ResidentMemory(anon, shmem, file, locked)
+
+
+# --- main memory as a whole -----------------------------------------------------------------------------------------
+
+GIB: Final = 1 << 30
+MOST_RESERVE: Final = 8 * GIB
+LEAST_RESERVE: Final = 512 << 20
+WORTH_NAMING: Final = 256 << 20  # bytes resident
+
+
+class MainMemoryUse(Struct, frozen=True):
+    """Bytes."""
+
+    total: int
+    used: int  # by anybody, and not to be had by asking for it
+
+
+def read_main_memory(roots: Roots) -> MainMemoryUse | None:
+    """None where /proc does not say.
+
+    Beyond the page cache, which the kernel takes into account itself, there are caches that it calls used and that
+    shrink when somebody needs the memory: ZFS's, and pages that GPU drivers keep for later.
+    """
+    told = meminfo(roots)
+    total, available = told.get("MemTotal", 0), told.get("MemAvailable")
+    if not 0 < total <= MOST_BYTES or available is None:
+        return None
+    yielding = told.get("GPUReclaim", 0) + zfs_cache(roots)  # GPUReclaim: since Linux 6.19
+    return MainMemoryUse(total, max(0, total - available - yielding))
+
+
+def zfs_cache(roots: Roots) -> int:
+    """Bytes that ZFS's cache gives back when memory is short: what it has beyond its least size."""
+    found = {}
+    for line in lines(roots.proc / "spl/kstat/zfs/arcstats"):
+        words = line.split()
+        if len(words) == 3 and words[0] in ("size", "c_min") and words[2].isdecimal():
+            found[words[0]] = int(words[2])
+    size, least = found.get("size", 0), found.get("c_min", 0)
+    return max(0, size - least) if size <= MOST_BYTES else 0
+
+
+def usual_reserve(total: int) -> int:
+    """What is kept free of `total` bytes unless somebody decides otherwise: a tenth, from 512 MiB to 8 GiB."""
+    return min(MOST_RESERVE, max(LEAST_RESERVE, total // 10))
+
+
+def largest(roots: Roots) -> list[ForeignUser]:
+    """Processes that have much resident, in no order. Reads one line for every process."""
+    found = []
+    for name in names(roots.proc):
+        if name.isdecimal():
+            size = rss(roots.proc, int(name))
+            if size is not None and WORTH_NAMING <= size <= MOST_BYTES:
+                found.append(ForeignUser(RAM, int(name), text(roots.proc / name / "comm") or "?", size))
+    return found

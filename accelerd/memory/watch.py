@@ -2,41 +2,32 @@
 
 Measures when somebody asks, when the kernel reports that programs wait for memory (`stall`), every second while models
 work, and while they are idle so rarely that other programs cannot use up what is free in between. While nothing is
-loaded no timer runs. Every measurement runs in a thread of its own, one at a time. Decides nothing and knows no models:
-publishes a MemorySnapshot.
+loaded no timer runs. Measures in a thread of its own. Decides nothing and knows no models: publishes a MemorySnapshot.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 from msgspec import Struct
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.devices.model import Device
+from accelerd.memory.measure import Meter
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.memory.psi import StallTrigger
+from accelerd.system.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TOGETHER: Final = 0.05  # s: who asks within this time after a look gets one look together with the others
 FASTEST: Final = 512 << 20  # bytes/s: other programs that take memory faster than this make some of them stall
 STEADY: Final = 32 << 20  # bytes by which free memory may fall from one look to the next and still count as unchanged
-
-
-class Measure(Protocol):
-    """`Meter`, to the watch."""
-
-    def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot: ...
 
 
 class Rhythm(Struct, frozen=True):
@@ -58,7 +49,7 @@ class MemoryWatch:
 
     def __init__(
         self,
-        meter: Measure,
+        meter: Meter,
         devices: Callable[[], Iterable[Device]],
         processes: Callable[[], Callable[[], Mapping[int, Sequence[int]]]],
         events: EventStream,
@@ -83,6 +74,7 @@ class MemoryWatch:
         self._working = working
         self._stall = stall
         self._rhythm = rhythm
+        self._thread = WorkerThread("memory look")
         self._wanted = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._lives = False  # an instance did at the last look
@@ -111,6 +103,7 @@ class MemoryWatch:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        self._thread.close(join_timeout=0)
         self._cancel_timer()
         left, self._readers = self._readers, []
         self._answer(left)
@@ -160,7 +153,6 @@ class MemoryWatch:
                 self._within(delay)
 
     def _within(self, delay: float) -> None:
-        """Look in at most so many seconds."""
         loop = asyncio.get_running_loop()
         if self._timer is None or self._timer.when() > loop.time() + delay:
             self._cancel_timer()
@@ -211,7 +203,7 @@ class MemoryWatch:
             processes = find()
             return self._meter.look(devices, processes), bool(processes)
 
-        return await in_thread(look)
+        return await self._thread.call(look, None)
 
     def _hangs(self) -> None:
         self.degraded = (
@@ -282,18 +274,3 @@ def free_of_used(seen: MemorySnapshot) -> list[tuple[Pool, int]]:
                 ours += max(0, held - max(0, other.own - other.foreign))
         found.append((pool, pool.capacity - pool.foreign - ours))
     return found
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, from a thread that nothing at the end of the process waits for."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="memory look", daemon=True).start()
-    return await asyncio.wrap_future(future)

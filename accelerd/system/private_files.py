@@ -7,11 +7,12 @@ called in a worker thread after start-up.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
 from typing import Final
+
+from accelerd.base.files import replace_file
 
 READ_LIMIT: Final = 4 << 20  # bytes; a larger file is not ours
 CORRUPT_KEPT: Final = 9
@@ -88,26 +89,10 @@ class AtomicFile:
             os.close(fd)
 
     def write(self, data: bytes) -> None:
-        """Replace the content durably: temporary file, fsync, rename, fsync of the directory."""
+        """Replace the content durably."""
         directory = open_private_dir(self.path.parent)
-        temporary = f".{self.path.name}.new"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                # left by a crash: there is only one writer, which holds the instance lock
-                os.unlink(temporary, dir_fd=directory)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(temporary, flags, 0o600, dir_fd=directory)
-            try:
-                with open(fd, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(fd)
-                os.rename(temporary, self.path.name, src_dir_fd=directory, dst_dir_fd=directory)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=directory)
-                raise
-            os.fsync(directory)
+            replace_file(directory, self.path.name, data)
         finally:
             os.close(directory)
 

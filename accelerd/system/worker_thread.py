@@ -23,7 +23,7 @@ class WorkerThread:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def call(self, function: Callable[[], T], within: float) -> T:
+    async def call(self, function: Callable[[], T], within: float | None) -> T:
         """Its result or exception. TimeoutError after `within` seconds: it may then still run, or never start."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

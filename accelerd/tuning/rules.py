@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from accelerd.config import positions, shape, sources
+from accelerd.config import positions, shape
+from accelerd.config.load import Source, read
+from accelerd.config.load import parse as parse_toml
 from accelerd.config.model import Origin, SetBy
 from accelerd.config.problems import Problem, key_text
 from accelerd.config.walk import TABLE, ConfigEntries, PathBase, TreeWalker
@@ -50,7 +52,7 @@ def user_file(config_file: Path) -> Path:
 
 def load(config_file: Path) -> TuningRules:
     """All rules that hold for the user of this configuration."""
-    own = sources.read(user_file(config_file))
+    own = read(user_file(config_file))
     rules, problems = parse(own)
     merged = {rule.name: rule for rule in packaged()}
     for rule in rules if not problems else ():
@@ -67,18 +69,18 @@ def load(config_file: Path) -> TuningRules:
 def packaged() -> tuple[TuningRule, ...]:
     """The package's own."""
     text = (resources.files(__package__) / PACKAGED).read_text("utf-8")
-    rules, problems = parse([sources.Source(PACKAGED, Path(PACKAGED), text)])
+    rules, problems = parse([Source(PACKAGED, Path(PACKAGED), text)])
     if problems:
         raise ValueError("; ".join(map(str, problems)))
     return tuple(rules)
 
 
-def parse(files: Sequence[sources.Source]) -> tuple[list[TuningRule], list[Problem]]:
+def parse(files: Sequence[Source]) -> tuple[list[TuningRule], list[Problem]]:
     """The rules of these files in order, and every mistake."""
     rules: dict[str, TuningRule] = {}
     problems: list[Problem] = []
     for source in files:
-        tree, problem = sources.parse(source)
+        tree, problem = parse_toml(source)
         if tree is None or source.text is None:
             problems += [problem] if problem else []
             continue

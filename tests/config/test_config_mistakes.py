@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from accelerd import config
 from accelerd.config import ConfigErrors, Problem
-from accelerd.config.sources import trust_problem
+from accelerd.config.load import trust_problem
 
 MISTAKES = """\
 contxt = 1

@@ -13,7 +13,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.control.memory import MemoryOperations
 from accelerd.control.model_info import ModelNames
 from accelerd.control.operations import parse
-from accelerd.memory.learned import Learned, LearnedRecord
+from accelerd.memory.learned import Learned
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool, Stall
 from accelerd.routing.directory import Directory
@@ -68,15 +68,8 @@ class Models:
         return Ledger([POOL], self.holdings)
 
 
-class Store:
-    learned: tuple[LearnedRecord, ...] = ()
-
-    def learn(self, entries: Any) -> None:
-        self.learned = tuple(entries)
-
-
 def learned(*names: str) -> Learned:
-    found = Learned(Store(), lambda: 1e9)
+    found = Learned((), lambda entries: None, lambda: 1e9)
     for name in names:
         for device in ((), ("0000:c4:00.0",)):
             need = MemoryRequirement({RAM: 2 * GIB}, "estimated", device)

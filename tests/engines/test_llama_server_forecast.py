@@ -194,7 +194,7 @@ def test_buffers_full_of_logits_that_a_server_does_not_reserve_are_an_upper_boun
 ) -> None:
     found = estimate(animal(vocabulary=200_000), EstimateSettings(context=4096))  # 390 MiB for 512 tokens' logits
     (need,) = options(found, (), gpu_layers=0, wanted_gpus=None)
-    answer = FitAnswer((FitRow("Host", "host", found.weights, found.cache, said * MIB),))
+    answer = FitAnswer((FitRow("Host", "host", need.parts["weights"], found.cache, said * MIB),))
     better = corrected(need, found, answer)
     assert better.parts["compute"] == (need.parts["compute"] if believed is None else believed * MIB)
     assert (better == need) == (believed is None)

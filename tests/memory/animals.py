@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerd.estimate.estimate import EstimateSettings, MemoryShare, estimate
 from accelerd.estimate.gguf import Header
 from accelerd.estimate.tensors import TYPES, GgufModel, Tensor
 
@@ -63,3 +64,8 @@ def animal(
                                       **{f"{architecture}.{key}": value for key, value in said.items()}},
                     {"tokenizer.ggml.tokens": vocabulary})  # fmt: skip
     return GgufModel(header, tensors, ("animal.gguf",))
+
+
+def alone(model: GgufModel, settings: EstimateSettings | None = None) -> MemoryShare:
+    """The model with all of it in main memory."""
+    return estimate(model, settings or EstimateSettings()).placed(())[0]

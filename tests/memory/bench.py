@@ -18,9 +18,8 @@ from accelerd.base.ports import Roots, SystemClock
 from accelerd.devices import fdinfo
 from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import DeviceObserver
-from accelerd.memory.main_memory import largest
 from accelerd.memory.measure import Meter
-from accelerd.memory.resident import shared
+from accelerd.memory.resident import largest, shared
 from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
 from accelerd.supervise.process.processes import InstanceTag
 

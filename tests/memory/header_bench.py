@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         made = zoo.make(name, folder)
         header = best(lambda path=made.path: read_model(path))  # type: ignore[misc]
         model = read_model(made.path)
-        figures = best(lambda model=model: estimate(model, EstimateSettings(context=32768)).compute)  # type: ignore[misc]
+        figures = best(lambda model=model: estimate(model, EstimateSettings(context=32768)).placed(()))  # type: ignore[misc]
         print(
             f"{name}: {model.weights / 1e9:.0f} GB, {len(model.tensors)} tensors, {model.vocabulary} words,"
             f" {len(made.paths)} files: header {header[0]:.1f} ms (median {header[1]:.1f}),"

@@ -11,8 +11,7 @@ from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.udev import SysfsSource
 from accelerd.estimate import bandwidth
-from accelerd.estimate.bandwidth import Rate, Reads, of_device, of_processor, reads, speed, table
-from accelerd.estimate.copy_speed import CopySpeed, copy_speed
+from accelerd.estimate.bandwidth import CopySpeed, Rate, Reads, copy_speed, of_device, of_processor, reads, speed, table
 from tests.devices.recorded import TREES, fixture, lay_out, machine
 
 GIB, GB = 1 << 30, 1e9

@@ -25,7 +25,6 @@ def test_a_model_that_forgets_keeps_as_many_places_as_it_may(folder: Path, name:
     none = estimate(model, EstimateSettings(context=8192, slots=2))
     assert 0 < 2 * few.checkpoints == many.checkpoints
     assert none.checkpoints == 0
-    assert few.total == many.total == none.total, "it is beside what the engine reports"
     (need,) = options(many, (), gpu_layers=None, wanted_gpus=None)
     assert need.parts["checkpoints"] == many.checkpoints
     assert need.total - options(none, (), gpu_layers=None, wanted_gpus=None)[0].total == many.checkpoints

@@ -13,7 +13,7 @@ from accelerd.estimate.estimate import PROGRAM, EstimateSettings, estimate
 from accelerd.estimate.gguf import Header
 from accelerd.estimate.model_facts import facts
 from accelerd.estimate.tensors import GgufModel, Tensor
-from tests.memory.animals import MIB, animal, tensor
+from tests.memory.animals import MIB, alone, animal, tensor
 
 NOTHING = GgufModel(Header(3, 0), {}, ())
 
@@ -25,9 +25,9 @@ def with_tensors(model: GgufModel, more: dict[str, Tensor], without: str = "neve
 
 def test_weights_are_every_tensor_once() -> None:
     model = animal()
-    found = estimate(model, EstimateSettings())
+    found = alone(model)
     assert found.weights == model.weights
-    assert found.total == found.weights + found.cache + found.compute + found.output
+    assert found.total == found.weights + found.cache + found.compute + found.output + found.program
 
 
 def test_keys_and_values_of_grouped_heads() -> None:
@@ -97,7 +97,7 @@ def latent() -> GgufModel:
 
 
 def test_compressed_keys_are_kept_once_for_keys_and_values() -> None:
-    found = estimate(latent(), EstimateSettings(context=4096))
+    found = alone(latent(), EstimateSettings(context=4096))
     assert found.cache == 2 * 4096 * 288 * 2
     assert found.compute > MIB
 
@@ -128,7 +128,7 @@ def test_a_state_is_of_one_size_whatever_the_context() -> None:
 
 
 def test_an_encoder_keeps_nothing() -> None:
-    found = estimate(animal("bert"), EstimateSettings(context=2048, embeddings=True, ubatch=2048))
+    found = alone(animal("bert"), EstimateSettings(context=2048, embeddings=True, ubatch=2048))
     assert found.cache == 0
     assert found.compute > 2048 * 512 * 4
 
@@ -139,7 +139,7 @@ def test_a_head_that_is_the_embedding_lies_in_both_places() -> None:
     host, gpu = estimate(model, EstimateSettings()).placed((5,))
     assert host.weights == model.tensors["token_embd.weight"].size
     assert gpu.weights == model.weights
-    again = estimate(animal(tied=True), EstimateSettings(repacked=frozenset({"f16"})))
+    again = alone(animal(tied=True), EstimateSettings(repacked=frozenset({"f16"})))
     assert again.weights == model.weights + model.tensors["token_embd.weight"].size
 
 
@@ -149,7 +149,7 @@ def test_layers_are_divided_with_what_belongs_to_them() -> None:
     host, first, second = found.placed((2, 3))
     assert first.cache == second.cache == found.cache // 2
     assert host.cache == 0
-    assert host.weights + first.weights + second.weights == found.weights
+    assert host.weights + first.weights + second.weights == found.placed(())[0].weights
     assert second.weights - first.weights == model.tensors["output.weight"].size + 512 * 4
     assert first.program == second.program == 400 * MIB
     assert host.program == PROGRAM + 160 * 32000
@@ -169,18 +169,16 @@ def test_experts_can_stay_in_main_memory() -> None:
 
 def test_scores_are_kept_for_every_token_where_they_are_wanted() -> None:
     model = animal(vocabulary=150_000)
-    few, every = (estimate(model, EstimateSettings(few_outputs=few)).compute for few in (True, False))
+    few, every = (alone(model, EstimateSettings(few_outputs=few)).compute for few in (True, False))
     assert every - few > 512 * 150_000 * 4 * 9 // 10
-    assert estimate(model, EstimateSettings(embeddings=True)).compute > every - MIB
+    assert alone(model, EstimateSettings(embeddings=True)).compute > every - MIB
 
 
 def test_without_flash_attention_all_scores_lie_side_by_side() -> None:
     model = animal(heads=8)
-    with_it, without = (
-        estimate(model, EstimateSettings(context=16384, flash=flash)).compute for flash in ("on", "off")
-    )
+    with_it, without = (alone(model, EstimateSettings(context=16384, flash=flash)).compute for flash in ("on", "off"))
     assert without - with_it > 16384 * 512 * 8 * 4 * 9 // 10
-    assert estimate(animal("grok"), EstimateSettings(context=16384, flash="on")).compute > 16384 * 512 * 8 * 4
+    assert alone(animal("grok"), EstimateSettings(context=16384, flash="on")).compute > 16384 * 512 * 8 * 4
 
 
 @pytest.mark.parametrize(("flash", "size"), [("on", 2), ("off", 4)])
@@ -194,12 +192,12 @@ def test_main_memory_has_the_masks_of_layers_on_gpus_too(flash: Any, size: int) 
 
 def test_a_draft_model_has_weights_a_cache_and_a_buffer_of_its_own() -> None:
     small = animal(layers=1, width=256, heads=4, kv_heads=4)
-    alone = estimate(small, EstimateSettings(context=4096))
+    own = alone(small, EstimateSettings(context=4096))
     share = estimate(animal(), EstimateSettings(context=4096, type_k="q8_0", type_v="q8_0"), draft=small).placed(())[0]
-    assert share.draft == alone.total
+    assert share.draft == own.total - own.program
     host, gpu = estimate(animal(), EstimateSettings(context=4096), draft=small).placed((5,))
     assert gpu.draft > small.weights - small.tensors["token_embd.weight"].size
-    assert 0 < host.draft < alone.total
+    assert 0 < host.draft < own.total - own.program
 
 
 def test_a_projector_counts_with_its_buffer() -> None:
@@ -214,9 +212,8 @@ def test_a_projector_counts_with_its_buffer() -> None:
 
 def test_draft_layers_of_the_model_itself_are_not_loaded_where_nothing_uses_them() -> None:
     model = animal("qwen3next", layers=3, nextn_predict_layers=1)
-    found = estimate(model, EstimateSettings())
-    assert len(found.layers) == 2
-    assert found.weights == model.weights - sum(
+    assert len(estimate(model, EstimateSettings()).layers) == 2
+    assert alone(model).weights == model.weights - sum(
         one.size for name, one in model.tensors.items() if name.startswith("blk.2.")
     )
 
@@ -232,33 +229,33 @@ def test_a_new_architecture_is_estimated_by_its_tensors() -> None:
 
 def test_the_widest_layer_decides_about_the_compute_buffer() -> None:
     """512 tokens of f32: five rows of the width, three of the feed-forward, masks, and the margin."""
-    found = estimate(animal(width=512, inner=4096), EstimateSettings(context=4096))
+    found = alone(animal(width=512, inner=4096), EstimateSettings(context=4096))
     assert found.compute == 4 * 512 * (5 * 512 + 3 * 4096) + 2 * 512 * 4096 + MARGIN
-    experts = estimate(animal("qwen3moe", width=512, inner=4096, experts=8), EstimateSettings(context=4096))
+    experts = alone(animal("qwen3moe", width=512, inner=4096, experts=8), EstimateSettings(context=4096))
     assert experts.compute == 4 * 512 * (5 * 512 + 2 * (3 * 4096 + 512)) + 2 * 512 * 4096 + MARGIN
     state = 4 * 512 * (5 * 512 + 5 * 1024) + 2 * 512 * 4096 + MARGIN
-    assert estimate(mixed(), EstimateSettings(context=4096)).compute == state
+    assert alone(mixed(), EstimateSettings(context=4096)).compute == state
 
 
 def test_gpus_that_take_turns_have_several_inputs_and_main_memory_only_those() -> None:
     found = estimate(animal(layers=4), EstimateSettings(context=4096))
-    host, alone = (share.compute for share in found.placed((5,)))
+    host, gpu = (share.compute for share in found.placed((5,)))
     assert host == 2 * 4 * 512 * 512 + 2 * 512 * 4096
-    assert alone == found.compute
+    assert gpu == found.placed(())[0].compute
     host_of_two, first, second = (share.compute for share in found.placed((2, 3)))
     assert host_of_two == 4 * host
-    assert first == second == alone + 3 * host
+    assert first == second == gpu + 3 * host
     part = found.placed((2,))
-    assert part[1].compute == alone + 2 * 512 * 1024, "the largest tensor that stays in main memory is copied there"
+    assert part[1].compute == gpu + 2 * 512 * 1024, "the largest tensor that stays in main memory is copied there"
 
 
 def test_a_header_that_says_nothing_needs_almost_nothing() -> None:
-    found = estimate(NOTHING, EstimateSettings(context=4096))
+    found = alone(NOTHING, EstimateSettings(context=4096))
     assert (found.weights, found.cache) == (0, 0)
     assert found.compute <= MARGIN
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_batch_is_never_larger_than_the_context(slots: int) -> None:
-    small = estimate(animal(), EstimateSettings(context=256, slots=slots, ubatch=2048))
-    assert small.compute < estimate(animal(), EstimateSettings(context=8192, slots=slots, ubatch=2048)).compute / 2
+    small = alone(animal(), EstimateSettings(context=256, slots=slots, ubatch=2048))
+    assert small.compute < alone(animal(), EstimateSettings(context=8192, slots=slots, ubatch=2048)).compute / 2

@@ -80,6 +80,6 @@ def test_an_estimate_is_what_the_server_takes_of_a_model_that_only_its_header_sh
     told = reported.Settings(context={"qwen3moe": 4096, "gemma3": 32768, "deepseek2": 131072}[name])
     fit = os.path.join(os.path.dirname(llama_server), "llama-fit-params")
     ((_, weights, cache, buffer),) = reported.projected(fit, big.path, told)
-    found = estimate(model, EstimateSettings(context=told.context, few_outputs=False))
+    found = estimate(model, EstimateSettings(context=told.context, few_outputs=False)).placed(())[0]
     assert [found.weights // MIB, found.cache // MIB] == [weights, cache]
     assert 0 <= found.compute // MIB - buffer <= LEAST_FAR // MIB + FAR * buffer

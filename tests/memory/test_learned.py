@@ -35,7 +35,8 @@ class Shelf:
 
 
 def learning(shelf: Shelf | None = None, now: Callable[[], float] = lambda: NOON) -> Learned:
-    return Learned(shelf or Shelf(), now)
+    shelf = shelf or Shelf()
+    return Learned(shelf.learned, shelf.learn, now)
 
 
 def forecast(*options: MemoryRequirement, key: str = "k") -> Forecast:
@@ -293,7 +294,7 @@ def test_what_was_learned_is_there_after_a_restart(entries: list[LearnedRecord])
         await store.close()
         again = StateStore(Path("/x"), file=Memory())
         again.read()
-        return Learned(again).entries()
+        return Learned(again.learned, again.learn).entries()
 
     assert asyncio.run(run()) == tuple(reversed(entries))
 

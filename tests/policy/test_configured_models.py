@@ -70,8 +70,8 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
                 await never.wait()
             return Forecast((in_ram(7, "estimated"),))
 
-    store: Any = SimpleNamespace(learned=(), learn=lambda entries: None, load_seconds=lambda key: None)
-    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, Learned(store), EventStream(), 0.05)  # type: ignore
+    store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
+    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, learned, EventStream(), 0.05)  # type: ignore
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source

@@ -47,7 +47,7 @@ def dropin(context: Context, name: str) -> Path:
     """The drop-in of that model, if accelctl wrote it. Raises Failure otherwise."""
     from accelerd import config
     from accelerd.config.dropin import HEADER, file_name
-    from accelerd.config.sources import dropin_dir
+    from accelerd.config.load import dropin_dir
 
     file = dropin_dir(context.roots.config_file) / file_name(name)
     if file.is_file():

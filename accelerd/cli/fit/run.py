@@ -162,7 +162,6 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
     """How fast a pool is read; main memory is measured when that is first asked."""
     from accelerd.devices.host import machine_memory
     from accelerd.estimate import bandwidth
-    from accelerd.estimate.copy_speed import CopySpeed
     from accelerd.memory.model import RAM
     from accelerd.tuning.tuner import physical_cores
 
@@ -171,7 +170,7 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
         return told[1] if told else None
 
     processor = next((device.name for device in devices if device.kind == "cpu"), "unknown")
-    speed = CopySpeed(context.roots.cache, processor, available)
+    speed = bandwidth.CopySpeed(context.roots.cache, processor, available)
     cores = physical_cores(context.roots.sys, os.sched_getaffinity(0))
     by_id = {device.id: device for device in devices}
 
