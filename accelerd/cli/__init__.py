@@ -20,7 +20,7 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
 from accelerd.cli.connect import EXITS, DaemonClient
-from accelerd.cli.context import Command, Context
+from accelerd.cli.context import Command, Context, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import nearest
@@ -75,7 +75,6 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point: returns the exit status."""
     if "_ARGCOMPLETE" in os.environ:  # a completion script of contrib/completions asks
         from accelerd.cli.completion import answer
 
@@ -124,9 +123,13 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Cl
     roots = Roots.from_env(env)
     named = shared.socket or env.get(names.ENV_SOCKET)
     client = DaemonClient(Path(named or roots.control_socket))
+    context = Context(roots=roots, client=client, out=out, stdin=stdin, env=env)
     try:
-        return command.run(Context(roots=roots, client=client, out=out, stdin=stdin, env=env), args)
+        return command.run(context, args)
     except Failure as failure:
+        asked = getattr(args, "model", None)
+        if asked and failure.code == "model_not_found" and not failure.hint:
+            raise unknown_name(context, asked) from None
         if not named and failure.code in ("not_running", "connection_lost"):
             from accelerd.cli.programs import SystemPrograms, explain_unreachable
 
@@ -135,7 +138,6 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Cl
 
 
 def command_parser(name: str) -> tuple[Command, CommandParser]:
-    """A command and the parser of its arguments."""
     module = importlib.import_module(f"accelerd.cli.commands.{MODULES.get(name, name)}")
     command: Command = getattr(module, "COMMANDS", {}).get(name) or Command(
         module.add_arguments, module.run, getattr(module, "EPILOG", "")

@@ -1,7 +1,7 @@
-"""One streamed answer of a model: the request, the pieces as they arrive, and the numbers at the end.
+"""One streamed answer of a model: the request, the pieces as they arrive and are printed, and the numbers at the end.
 
-Owns the reading of chat.completion chunks and what a broken stream means; prints nothing. The display is told piece by
-piece and may be anything.
+Owns the reading of chat.completion chunks and what a broken stream means. Control characters of a model's text other
+than newline and tab are escaped: a terminal could obey them. Imports rich for the spinner only, and only on a terminal.
 """
 
 from __future__ import annotations
@@ -9,23 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from accelerd.base.ports import Clock
 from accelerd.cli.connect import DaemonClient, failure_of
 from accelerd.cli.failure import Failure
+from accelerd.cli.output import CliOutput
+from accelerd.cli.text import count, escape, printable, span
 
 ROUTE = "/v1/chat/completions"
-
-
-class AnswerDisplay(Protocol):
-    """Who shows an answer while it comes."""
-
-    def waiting(self, why: str) -> None:
-        """Nothing yet; the daemon says why ("loading …")."""
-        ...
-
-    def piece(self, text: str, *, thinking: bool) -> None: ...
 
 
 @dataclass
@@ -80,7 +72,7 @@ def ask(
     model: str,
     messages: list[dict[str, str]],
     options: dict[str, Any],
-    display: AnswerDisplay,
+    display: AnswerPrinter,
 ) -> ChatAnswer:
     """Stream one answer. Ctrl-C ends it with `interrupted` set and what has arrived; errors are raised as Failure."""
     body = {
@@ -92,16 +84,14 @@ def ask(
     try:
         display.waiting("waiting for the answer")
         with client.open("POST", ROUTE, body=json.dumps(body).encode(), timeout=None) as response:
-            for event in parse_sse(client.stream(response)):
+            for kind, text in parse_sse(client.stream(response)):
                 answer.seconds = clock.monotonic() - started
-                if isinstance(event, SseComment):
-                    if event.text and not answer.pieces:
-                        display.waiting(event.text)
-                    continue
-                if event.text == "[DONE]":
-                    done = True
-                    break
-                take(answer, event.text, display)
+                if kind == "data":
+                    if done := text == "[DONE]":
+                        break
+                    take(answer, text, display)
+                elif text and not answer.pieces:
+                    display.waiting(text)
     except KeyboardInterrupt:
         answer.interrupted = True
         answer.finish_reason = "interrupted"
@@ -110,7 +100,7 @@ def ask(
     return answer
 
 
-def take(answer: ChatAnswer, text: str, display: AnswerDisplay) -> None:
+def take(answer: ChatAnswer, text: str, display: AnswerPrinter) -> None:
     """Put one chunk into the answer; a chunk that is an error is raised."""
     try:
         chunk = json.loads(text)
@@ -139,34 +129,92 @@ def take(answer: ChatAnswer, text: str, display: AnswerDisplay) -> None:
             display.piece(piece, thinking=thinking)
 
 
+class AnswerPrinter:
+    """Shows one answer; `close` must be called in the end."""
+
+    def __init__(self, out: CliOutput) -> None:
+        self._out = out
+        self._spinner: Any = None
+        self._said = ""
+        self._thinking = False
+        self._at_line_start = True
+
+    def waiting(self, why: str) -> None:
+        if self._out.live:
+            self._spin(printable(why))
+        elif why != self._said and self._said and not self._out.json_mode:
+            self._out.note(printable(why))
+        self._said = why
+
+    def _spin(self, why: str) -> None:
+        from rich.text import Text
+
+        if self._spinner is None:
+            from rich.console import Console
+
+            self._spinner = Console(file=self._out.stderr, highlight=False).status(Text(why, "dim"))
+            self._spinner.start()
+        else:
+            self._spinner.update(Text(why, "dim"))
+
+    def piece(self, text: str, *, thinking: bool) -> None:
+        self.stop_spinner()
+        if self._out.json_mode:
+            return
+        safe = "".join(c if c.isprintable() or c in "\n\t" else escape(c) for c in text)
+        if thinking != self._thinking:
+            if self._thinking and not self._at_line_start:
+                safe = f"\n\n{safe.lstrip()}"
+            self._thinking = thinking
+        self._at_line_start = safe.endswith("\n") if safe else self._at_line_start
+        # thinking is no part of the answer: a pipe must not get it
+        stream = self._out.stderr if thinking else self._out.stdout
+        stream.write(self._out.style(safe, "dim" if thinking else "", errors=thinking))
+        stream.flush()
+
+    def stop_spinner(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+    def close(self) -> None:
+        """End the line of the answer, whatever ended the answer."""
+        self.stop_spinner()
+        if not self._at_line_start:
+            self._out.line()
+            self._at_line_start = True
+
+
+def summary(answer: ChatAnswer) -> str:
+    parts = [count(answer.tokens, "token")]
+    if answer.rate is not None:
+        parts.append(f"{answer.rate:.1f} tokens/s")
+    if answer.first_token is not None:
+        parts.append(f"first token after {span(answer.first_token)}")
+    if answer.interrupted:
+        parts.append("interrupted")
+    elif answer.finish_reason == "length":
+        parts.append("cut off at the token limit")
+    return " · ".join(parts)
+
+
 # --- server-sent events ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SseData:
-    """The data of one event, its lines joined."""
+def parse_sse(lines: Iterable[bytes]) -> Iterator[tuple[Literal["data", "comment"], str]]:
+    """Server-sent events from lines. accelerd sends comments while a model is loading.
 
-    text: str
-
-
-@dataclass(frozen=True)
-class SseComment:
-    """A comment line without its colon. accelerd sends them while a model is loading."""
-
-    text: str
-
-
-def parse_sse(lines: Iterable[bytes]) -> Iterator[SseData | SseComment]:
-    """Server-sent events from lines: data and comments. An event that the end cuts off is dropped, as specified."""
+    An event that the end cuts off is dropped, as specified.
+    """
     data: list[str] = []
     for raw in lines:
         line = raw.decode("utf-8", "replace").rstrip("\r\n")
         if not line:
             if data:
-                yield SseData("\n".join(data))
+                yield "data", "\n".join(data)
                 data = []
         elif line.startswith(":"):
-            yield SseComment(line[1:].strip())
+            yield "comment", line[1:].strip()
         else:
             name, _, value = line.partition(":")
             if name == "data":

@@ -20,8 +20,7 @@ from argcomplete.finders import ExclusiveCompletionFinder
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.cli.connect import DaemonClient
-from accelerd.cli.context import Context
-from accelerd.cli.known_names import model_names, toolbox_names
+from accelerd.cli.context import Context, model_names, toolbox_names
 from accelerd.cli.output import CliOutput
 
 Completer = Callable[..., Iterable[str]]

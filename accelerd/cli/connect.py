@@ -32,8 +32,6 @@ EXITS = {
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection whose far end is a unix socket."""
-
     def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
@@ -64,12 +62,14 @@ class DaemonClient:
         return {key: value for key, value in answer.items() if key not in ("event", "elapsed")}
 
     def events(self, route: str, **query: Any) -> Iterator[dict[str, Any]]:
-        """The NDJSON events of a long operation, each as it arrives; the last one is never "progress"."""
+        """The NDJSON events of a long operation, each as it arrives; the last one is its result. An error is raised."""
         with self.open("POST", control(route, query), timeout=self._event_timeout) as response:
             for line in self.stream(response):
                 if not line.strip():
                     continue
                 event = decode(line)
+                if event.get("event") == "error":
+                    raise failure_of(event.get("error") or {})
                 yield event
                 if event.get("event") != "progress":
                     return
@@ -129,42 +129,27 @@ class DaemonClient:
         try:
             yield
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise not_running(f"nothing listens on {self.path}") from error
+            text = f"accelerd is not running (nothing listens on {self.path})"
+            raise unreachable(text, "not_running", f"start it: {START_COMMANDS}") from error
         except PermissionError as error:
-            raise Failure(
-                f"cannot open {self.path}: it belongs to another user",
-                exit=ExitStatus.UNREACHABLE, code="not_permitted", hint="run accelctl as the user who runs accelerd",
-            ) from error  # fmt: skip
+            text = f"cannot open {self.path}: it belongs to another user"
+            raise unreachable(text, "not_permitted", "run accelctl as the user who runs accelerd") from error
         except TimeoutError as error:
-            raise no_answer() from error
+            hint = f"see: systemctl --user status {names.PROGRAM}"
+            raise unreachable("accelerd did not answer in time", "no_answer", hint) from error
         except (http.client.HTTPException, ConnectionError) as error:
             raise broken() from error
         except OSError as error:  # a path that is too long or is no socket
-            raise Failure(
-                f"cannot open {self.path}: {error.strerror or error}", exit=ExitStatus.UNREACHABLE,
-                code="not_reachable", hint="check --socket and $ACCELERD_SOCKET",
-            ) from error  # fmt: skip
+            text = f"cannot open {self.path}: {error.strerror or error}"
+            raise unreachable(text, "not_reachable", "check --socket and $ACCELERD_SOCKET") from error
 
 
-def not_running(why: str) -> Failure:
-    return Failure(
-        f"accelerd is not running ({why})", exit=ExitStatus.UNREACHABLE, code="not_running",
-        hint=f"start it: {START_COMMANDS}",
-    )  # fmt: skip
-
-
-def no_answer() -> Failure:
-    return Failure(
-        "accelerd did not answer in time", exit=ExitStatus.UNREACHABLE, code="no_answer",
-        hint=f"see: systemctl --user status {names.PROGRAM}",
-    )  # fmt: skip
+def unreachable(message: str, code: str, hint: str) -> Failure:
+    return Failure(message, exit=ExitStatus.UNREACHABLE, code=code, hint=hint)
 
 
 def broken(message: str = "the connection to accelerd broke") -> Failure:
-    return Failure(
-        message, exit=ExitStatus.UNREACHABLE, code="connection_lost",
-        hint=f"see: journalctl --user -u {names.PROGRAM} -n 30",
-    )  # fmt: skip
+    return unreachable(message, "connection_lost", f"see: journalctl --user -u {names.PROGRAM} -n 30")
 
 
 def control(route: str, query: dict[str, Any]) -> str:
@@ -184,7 +169,6 @@ def decode(data: bytes) -> dict[str, Any]:
 
 
 def refusal(status: int, body: bytes) -> Failure:
-    """An error response as a Failure."""
     try:
         return failure_of(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):

@@ -1,22 +1,27 @@
-"""What every command is given (files, connection, output, input), and how a mistyped model name is explained."""
+"""What every command is given (files, connection, output, input), and the names of models and toolboxes.
+
+Names for completion come fast and without error messages: from the daemon, else from the configuration as far as it can
+be read.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.cli.connect import DaemonClient
-from accelerd.cli.failure import Failure, no_model
+from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.output import CliOutput
+
+if TYPE_CHECKING:
+    from accelerd.config import Config, Problem
 
 
 @dataclass(frozen=True)
 class Context:
-    """One run of accelctl."""
-
     roots: Roots
     client: DaemonClient
     out: CliOutput
@@ -34,6 +39,14 @@ class Command:
     epilog: str = ""
 
 
+def configuration(context: Context) -> tuple[Config | None, list[Problem]]:
+    """The configuration on disk, None where it is not valid, and its problems."""
+    from accelerd.config import check
+
+    found, problems = check(context.roots.config_file, context.roots.home)
+    return found, list(problems)
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """Of a command that takes none of its own."""
 
@@ -49,20 +62,14 @@ def reload(context: Context) -> bool:
     return True
 
 
-def explain_name(context: Context, name: str, failure: Failure) -> Failure:
-    """A model_not_found failure with the name that was probably meant, or the names that there are."""
-    if failure.code != "model_not_found" or failure.hint:
-        return failure
-    return unknown_name(context, name)
-
-
 def unknown_name(context: Context, name: str) -> Failure:
-    known = model_names(context.client.get("status"))
+    """No model has that name: the one that was probably meant, or the names that there are."""
+    known = names_in(context.client.get("status"))
     some = ", ".join(known[:6]) + (" …" if len(known) > 6 else "")
     return no_model(name, known, f"known models: {some}" if some else "add one: accelctl add")
 
 
-def model_names(status: dict[str, Any]) -> list[str]:
+def names_in(status: dict[str, Any]) -> list[str]:
     """Every name that a request may use: models, routes, aliases, then those with a generated prefix."""
     models = status.get("models") or []
     return [
@@ -71,3 +78,38 @@ def model_names(status: dict[str, Any]) -> list[str]:
         *(alias for m in models for alias in m.get("aliases") or ()),
         *(m["prefixed"] for m in models if m.get("prefixed")),
     ]
+
+
+def model_names(context: Context) -> Iterator[str]:
+    """`names_in`, or the models, routes and aliases of the configuration; never fails."""
+    try:
+        yield from names_in(context.client.get("status", timeout=2.0))
+        return
+    except Failure:
+        config, _ = configuration(context)
+    if config is not None:
+        yield from (*config.models, *config.routes)
+        yield from (alias for spec in config.models.values() for alias in spec.aliases)
+
+
+def toolbox_names(context: Context) -> Iterator[str]:
+    """The toolboxes that models are configured to run in, then whatever others podman has."""
+    from accelerd.cli.programs import SystemPrograms
+
+    config, _ = configuration(context)
+    for spec in config.models.values() if config is not None else ():
+        if spec.home in ("toolbox", "distrobox") and spec.container:
+            yield spec.container
+    label = "label=com.github.containers.toolbox=true"
+    command = ["podman", "container", "list", "--all", "--filter", label, "--format", "{{.Names}}"]
+    outcome = SystemPrograms(context.env).run(command)
+    yield from outcome.stdout.split() if outcome.status == 0 else ()
+
+
+def print_names(context: Context, found: Iterable[str]) -> int:
+    """One a line, each once."""
+    known = list(dict.fromkeys(found))
+    context.out.result(known)
+    for name in known:
+        context.out.line(name)
+    return ExitStatus.OK

@@ -20,7 +20,6 @@ ORDER = ("unified", "vram", "gtt", "ram")
 
 
 def show(out: CliOutput, answer: dict[str, Any]) -> None:
-    """The whole page."""
     devices = answer.get("devices") or []
     if answer.get("source") == "direct":
         out.line(out.style("accelerd is not running: read by accelctl, without model names", "dim"))
@@ -117,9 +116,8 @@ def block(out: CliOutput, device: dict[str, Any]) -> None:
     for trouble in troubles:
         out.wrapped(str(trouble.get("message")), indent="    ", first="  ! ", style="yellow")
         if trouble.get("fix"):
-            out.line(
-                f"    {out.style('→', 'cyan')} {printable(str(trouble['fix']))}"
-            )  # whole: it is there to be copied
+            # whole: it is there to be copied
+            out.line(f"    {out.style('→', 'cyan')} {printable(str(trouble['fix']))}")
 
 
 def npu(out: CliOutput, device: dict[str, Any]) -> None:
@@ -149,13 +147,9 @@ def claim(one: dict[str, Any]) -> str:
 
 
 def memory_of(one: dict[str, Any]) -> str:
-    """Of the model as a whole."""
-    used = one.get("memory_used")
-    return (
-        f"{human_size(used)} of memory in use"
-        if used is not None
-        else f"{human_size(one.get('memory'))} of memory reserved"
-    )
+    if one.get("memory_used") is not None:
+        return f"{human_size(one['memory_used'])} of memory in use"
+    return f"{human_size(one.get('memory'))} of memory reserved"
 
 
 def bar(out: CliOutput, pool: dict[str, Any]) -> str:
@@ -190,7 +184,6 @@ def users(out: CliOutput, device: dict[str, Any]) -> None:
 
 
 def remarks(seen: dict[str, Any]) -> list[str]:
-    """Readings that the table has no column for."""
     notes = []
     if seen.get("throttling"):
         notes.append(f"clocks are throttled by: {', '.join(seen['throttling'])}")

@@ -56,7 +56,6 @@ class Failure(Exception):
 
 
 def usage(message: str, hint: str = "") -> Failure:
-    """The command line is wrong."""
     return Failure(message, exit=ExitStatus.USAGE, code="usage", hint=hint)
 
 

@@ -35,7 +35,6 @@ class LivePage:
         self._itself: Fetch | None = None
 
     def report(self, *, again: bool) -> int:
-        """Once, or every second until Ctrl-C."""
         if again:
             return self.watch()
         answer = self.ask()

@@ -1,45 +1,83 @@
-"""This machine's memory, measured by accelctl where there is no daemon. The same JSON as from one."""
+"""This machine's devices and memory as accelctl sees them without a daemon; the same JSON as from one."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from accelerd.cli.context import Context
+from accelerd.base.ports import Clock, Roots
 
 if TYPE_CHECKING:
+    from accelerd.config import Config, Problem
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
+    from accelerd.devices.observer import DeviceObserver
+    from accelerd.memory.measure import Meter
+    from accelerd.memory.model import MemorySnapshot
 
 
 class LocalMachine:
-    """This machine, measured without a daemon."""
-
-    def __init__(self, context: Context, inventory: Inventory | None = None) -> None:
-        from accelerd import config
+    def __init__(self, roots: Roots, clock: Clock, inventory: Inventory | None = None) -> None:
         from accelerd.devices.inventory import Inventory as SystemInventory
+
+        self._roots = roots
+        self._clock = clock
+        self._inventory = inventory or SystemInventory(roots)
+
+    @cached_property
+    def checked(self) -> tuple[Config | None, list[Problem]]:
+        """The configuration or None, and its problems."""
+        from accelerd import config
+
+        found, problems = config.check(self._roots.config_file, self._roots.home)
+        return found, list(problems)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration; the built-in one where the file is not valid."""
+        from accelerd import config
+
+        return self.checked[0] or config.Config()
+
+    @cached_property
+    def _observer(self) -> DeviceObserver:
+        """The same one every time, because load and power are known from two looks."""
         from accelerd.devices.observer import DeviceObserver
+
+        return DeviceObserver(self._roots, self._clock)
+
+    @cached_property
+    def _meter(self) -> Meter:
         from accelerd.memory.measure import Meter
 
-        roots, clock = context.roots, context.clock
-        self.config, _ = config.check(roots.config_file, roots.home)
-        reserves = (self.config or config.Config()).memory
-        self._inventory = inventory or SystemInventory(roots)
-        self._meter = Meter(
-            roots, clock, DeviceObserver(roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
-        )
+        kept = self.config.memory
+        return Meter(self._roots, self._clock, self._observer, reserve=kept.reserve, gpu_reserve=kept.gpu_reserve)
 
     def devices(self) -> list[Device]:
-        """The devices now."""
         return self._inventory.scan()
 
-    def look(self) -> dict[str, Any]:
-        """As GET /accelerd/v1/memory: with all memory counted as other programs', and no models."""
+    def snapshot(self) -> MemorySnapshot:
+        """All memory in use, as other programs'."""
+        return self._meter.look(self.devices(), {})
+
+    def device_page(self) -> dict[str, Any]:
+        """As GET /accelerd/v1/devices."""
+        import msgspec
+
+        from accelerd.control.devices import device_report
+
+        looks = self._observer.look(self.devices())
+        found = [msgspec.to_builtins(device_report(look, {})) for look in looks]
+        return {"source": "direct", "devices": found, "degraded": None}
+
+    def memory_page(self) -> dict[str, Any]:
+        """As GET /accelerd/v1/memory: without models."""
         import msgspec
 
         from accelerd.memory.ledger import Ledger
         from accelerd.memory.report import report
 
-        seen = self._meter.look(self.devices(), {})
+        seen = self.snapshot()
         untold = "; ".join(f"{id}: {why}" for id, why in self._meter.untold.items())
         return {
             "source": "direct",

@@ -6,14 +6,16 @@ without colours; without block characters it is drawn in ASCII. Must never fail 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.device_view import claim, places
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import clip, count, printable, span, width
+from accelerd.cli.time_of_day import seconds_since, yielded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVW"  # models; the same letter in every pool
 MODEL_STYLES = ("cyan", "green", "blue", "magenta")
@@ -29,10 +31,7 @@ WORDS = {
 PHASE_STYLES = {"loading": "yellow", "leaving": "yellow", "reclaiming": "red", "lost": "red"}
 
 
-@dataclass(frozen=True)
-class BarGlyphs:
-    """The characters that a bar is drawn with."""
-
+class BarGlyphs(NamedTuple):
     used: str
     unused: str  # reserved, but not in use
     others: str
@@ -47,8 +46,6 @@ ASCII_GLYPHS = BarGlyphs("#", "+", "/", "%", "x", ".")
 
 @dataclass(frozen=True)
 class BarPart:
-    """One part of a bar, and its line."""
-
     letter: str
     name: str
     size: int
@@ -59,7 +56,6 @@ class BarPart:
 
 
 def show(out: CliOutput, answer: dict[str, Any]) -> None:
-    """The whole page."""
     if answer.get("source") == "direct":
         out.line(out.style("accelerd is not running: measured by accelctl, without model names", "dim"))
         out.line()
@@ -72,7 +68,7 @@ def show(out: CliOutput, answer: dict[str, Any]) -> None:
         show_pool(out, pool, letters, spillers(pool, pools, labels))
     if not pools:
         out.line("nothing is known about this machine's memory")
-    told = [*remarks(answer, labels)]
+    told = [*remarks(answer)]
     if told:
         out.line()
     for text, style in told:
@@ -151,7 +147,6 @@ def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Bar
 
 
 def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> BarPart:
-    """One model."""
     reserved, used, phase = held.get("reserved") or 0, held.get("used"), str(held.get("phase"))
     notes = [WORDS[phase]] if phase in WORDS else []
     if used is None:
@@ -177,7 +172,6 @@ def others(pool: dict[str, Any]) -> str:
 
 
 def bar(out: CliOutput, found: Sequence[BarPart], capacity: int, cells: int, glyphs: BarGlyphs) -> str:
-    """All parts beside each other."""
     text = ""
     for part, length in zip(found, shared([part.size for part in found], capacity, cells), strict=True):
         unused = min(round(length * part.unused / part.size), length - 1) if part.size else 0
@@ -211,7 +205,8 @@ def rows(out: CliOutput, found: Sequence[BarPart]) -> None:
     for part, name in named:
         letter = part.glyph if part.letter in (FREE, RESERVE) else part.letter
         head = f"    {name}{' ' * (widest - width(name))}  {human_size(part.size):>9}"
-        lines = wrap(printable(part.note), out.columns - width(head) - 2) if part.note else [""]
+        room = max(out.columns - width(head) - 2, 16)
+        lines = textwrap.wrap(printable(part.note), room, break_long_words=False, break_on_hyphens=False) or [""]
         first = f"  {out.style(letter, part.style)} {head[4:]}"
         out.line(f"{first}  {out.style(lines[0], 'dim')}" if lines[0] else first)
         for line in lines[1:]:
@@ -219,32 +214,17 @@ def rows(out: CliOutput, found: Sequence[BarPart]) -> None:
 
 
 def cut(out: CliOutput, text: str, columns: int) -> str:
-    """Text from outside, within so many columns."""
     found = clip(printable(text), columns)
     return found if out.blocks else found.replace("…", "~")
-
-
-def wrap(text: str, columns: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, max(columns, 16), break_long_words=False, break_on_hyphens=False)
 
 
 # --- below ----------------------------------------------------------------------------------------------------
 
 
-def remarks(answer: dict[str, Any], labels: dict[Any, str]) -> Iterator[tuple[str, str]]:
+def remarks(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What a person must know beyond the pools, each with its style."""
-    given = answer.get("yielded")
-    if given:
-        pools = given.get("pools")
-        names = ", ".join(labels.get(pool, str(pool)) for pool in pools) if pools else ""
-        what = str(given.get("what") or names or "all memory")
-        until = f" for another {span(given['remaining'])}" if given.get("remaining") is not None else ""
-        yield (
-            f"{what} is yielded to other programs{until} ({given.get('why')}); to end this: accelctl resume",
-            "yellow",
-        )
+    if answer.get("yielded"):
+        yield yielded(answer["yielded"]), "yellow"
     some, full = (round((answer.get("stall") or {}).get(key) or 0.0, 1) for key in ("some", "full"))
     if some or full:
         together = f", all of them at once {full} %" if full else ""
@@ -261,8 +241,8 @@ def show_waiting(out: CliOutput, entry: dict[str, Any]) -> None:
     out.wrapped(f"{name}: {requests}{need}{': ' if reason else ''}{reason}", indent="    ", first="  ")
 
 
-def show_learned(out: CliOutput, answer: dict[str, Any], when: Any) -> None:
-    """What was measured of models; `when(seconds since 1970)` says how long ago that was."""
+def show_learned(out: CliOutput, answer: dict[str, Any]) -> None:
+    """What was measured of models."""
     entries = answer.get("learned") or []
     if not entries:
         out.line("Nothing yet: memory is measured each time a model is loaded.")
@@ -273,10 +253,11 @@ def show_learned(out: CliOutput, answer: dict[str, Any], when: Any) -> None:
         need = entry.get("need")
         times = count(entry.get("shortages") or 0, "time")
         note = f"ran out of memory {times}; gets {human_size(need)}" if need else "-"
+        ago = span(seconds_since(entry["at"])) if entry.get("at") else "-"
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
             str(entry.get("model") or entry.get("file") or "?"), devices, human_size(estimate),
-            human_size(measured) if measured else "-", difference(entry), when(entry.get("at")), note,
+            human_size(measured) if measured else "-", difference(entry), ago, note,
         ))  # fmt: skip
     head = ("MODEL", "ON", "ESTIMATE", "MEASURED", "OFF BY", "AGO", "NOTE")
     out.table(head, table, [("bold", "", "", "", "", "dim", "yellow")] * len(table))

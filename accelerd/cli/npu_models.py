@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from accelerd.base.errors import AccelError
+from accelerd.base.ports import Roots
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Failure, no_model
 from accelerd.cli.progress import follow
@@ -26,8 +27,6 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass(frozen=True)
 class NpuModel:
-    """One model, as FastFlowLM knows it."""
-
     table: dict[str, Any]  # keys of a drop-in
     name: str  # how accelerd would call it
     program: str
@@ -51,12 +50,8 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
     tag = catalogue.find_tag(wanted, known)
     if tag is None:
         near = catalogue.similar_tags(wanted, known)
-        hint = (
-            f"did you mean {' or '.join(PREFIX + catalogue.plain_name(one) for one in near)}?"
-            if near
-            else "see: flm list"
-        )
-        unknown = no_model(wanted, (), hint)
+        guess = " or ".join(PREFIX + catalogue.plain_name(one) for one in near)
+        unknown = no_model(wanted, (), f"did you mean {guess}?" if guess else "see: flm list")
         unknown.message = f"FastFlowLM has no model {wanted}"
         raise unknown
     table: dict[str, Any] = {"engine": "flm", "model": tag}
@@ -66,7 +61,6 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
 
 
 def same(one: str, other: str) -> bool:
-    """Do two spellings mean one model?"""
     from accelerd.engines.flm import catalogue
 
     return catalogue.plain_name(one) == catalogue.plain_name(other)
@@ -89,11 +83,15 @@ def troubles(context: Context, path: str) -> list[str]:
         report = asyncio.run(program.FlmProgram(time.monotonic).validate(path, program.environment(context.env)))
     except program.FlmUnavailable:
         return []  # accelctl doctor reports that
+    found = stack.troubles(report, command_line=kernel_command_line(context.roots))
+    return [f"{one.message}: {one.fix}" for one in found]
+
+
+def kernel_command_line(roots: Roots) -> str:
     try:
-        command_line = (context.roots.proc / "cmdline").read_text(errors="replace")
+        return (roots.proc / "cmdline").read_text(errors="replace")
     except OSError:
-        command_line = ""
-    return [f"{one.message}: {one.fix}" for one in stack.troubles(report, command_line=command_line)]
+        return ""
 
 
 def pull(context: Context, path: str, tag: str) -> None:

@@ -59,6 +59,10 @@ class CliOutput:
             return False
         return True
 
+    @property
+    def error_columns(self) -> int:
+        return self._columns_of(self.stderr)
+
     def _columns_of(self, stream: TextIO) -> int:
         try:
             return os.get_terminal_size(stream.fileno()).columns or 80
@@ -76,7 +80,6 @@ class CliOutput:
             print(text, file=self.stdout)
 
     def wrapped(self, text: str, indent: str = "", first: str | None = None, style: str = "") -> None:
-        """A paragraph within the terminal's width."""
         lines = textwrap.wrap(
             printable(text), self.columns, initial_indent=indent if first is None else first, subsequent_indent=indent,
             break_long_words=False, break_on_hyphens=False,
@@ -101,7 +104,6 @@ class CliOutput:
             self.line(f"{printable(where)}: {word}: {printable(key + str(problem.get('message')))}")
 
     def json_line(self, value: Any) -> None:
-        """One of several JSON values, on a line of its own."""
         if self.json_mode:
             print(json.dumps(value, ensure_ascii=False), file=self.stdout, flush=True)
 
@@ -120,7 +122,7 @@ class CliOutput:
         text = printable(failure.message)
         if failure.hint:
             text += f"{';' if not text.endswith(('.', '?')) else ''} {printable(failure.hint)}"
-        columns = self._columns_of(self.stderr) - len("accelctl: ")
+        columns = self.error_columns - len("accelctl: ")
         lines = (
             textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) if self.tty_errors else [text]
         )

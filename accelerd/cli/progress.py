@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import clip, printable, span
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LINE_INTERVAL = 5.0  # seconds of the daemon's time between two lines about one state
 
@@ -27,13 +30,11 @@ WORDS = {
 }
 MEASURED = ("starting", "pulling", "fetching")  # states whose bytes and times say how far they are
 
-ShowEvent = Callable[[dict[str, Any]], None]
-
 
 def follow(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Show every progress event; return the last event."""
     last: dict[str, Any] = {}
-    with display(out, model) as show:
+    with display(out, ProgressLines(model), lambda event: drawing(model, event, out.error_columns)) as show:
         for event in events:
             last = event
             if event.get("event") == "progress":
@@ -66,58 +67,57 @@ def in_words(event: dict[str, Any]) -> str:
 
 
 class ProgressLines:
-    """A line for each change of state, and one every few seconds."""
+    """The line for each change of state, and one every few seconds."""
 
-    def __init__(self, out: CliOutput, model: str) -> None:
-        self._out = out
+    def __init__(self, model: str) -> None:
         self._model = model
         self._state = ""
         self._shown_at = 0.0
 
-    def show(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: dict[str, Any]) -> str | None:
         state, elapsed = str(event.get("state")), float(event.get("elapsed") or 0)
         if state == self._state and elapsed - self._shown_at < LINE_INTERVAL:
-            return
+            return None
         self._state, self._shown_at = state, elapsed
         facts = [span(elapsed), amount(event), printable(str(event.get("line") or ""))]
-        self._out.note(f"{self._model}: {in_words(event)} ({'; '.join(fact for fact in facts if fact)})")
+        return f"{self._model}: {in_words(event)} ({'; '.join(fact for fact in facts if fact)})"
 
 
-class TerminalProgress:
-    """Two lines on a terminal, drawn by rich: the bar, and what the engine printed last."""
+def drawing(model: str, event: dict[str, Any], columns: int) -> RenderableType:
+    """Two lines on a terminal: the bar, and what the engine printed last."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
 
-    def __init__(self, out: CliOutput, model: str) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._model = model
-        self._console = Console(file=out.stderr, highlight=False)
-        self.live = Live(console=self._console, transient=True, auto_refresh=True, refresh_per_second=8)
-
-    def show(self, event: dict[str, Any]) -> None:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        done = fraction(event)
-        grid = Table.grid(padding=(0, 1))
-        elapsed = span(event.get("elapsed") or 0)
-        time = f"{elapsed} of about {span(event['expected'])}" if event.get("expected") else elapsed
-        bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None, width=max(self._console.width - 64, 10))
-        grid.add_row(Text(self._model, "bold"), in_words(event), bar, Text(time), Text(amount(event), "cyan"))
-        line = clip(printable(str(event.get("line") or "")), self._console.width - 4)
-        self.live.update(Group(grid, Text(f"  {line}", "dim", no_wrap=True)))
+    done = fraction(event)
+    grid = Table.grid(padding=(0, 1))
+    elapsed = span(event.get("elapsed") or 0)
+    time = f"{elapsed} of about {span(event['expected'])}" if event.get("expected") else elapsed
+    bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None, width=max(columns - 64, 10))
+    grid.add_row(Text(model, "bold"), in_words(event), bar, Text(time), Text(amount(event), "cyan"))
+    line = clip(printable(str(event.get("line") or "")), columns - 4)
+    return Group(grid, Text(f"  {line}", "dim", no_wrap=True))
 
 
 @contextmanager
-def display(out: CliOutput, model: str) -> Iterator[ShowEvent]:
-    """What shows events where the output goes; with --json only the outcome is printed."""
+def display(
+    out: CliOutput, line: Callable[..., str | None], draw: Callable[..., RenderableType]
+) -> Iterator[Callable[..., None]]:
+    """What shows a step where the output goes: as `draw` on a terminal, else as `line`; nowhere with --json."""
     if out.json_mode:
-        yield lambda event: None
+        yield lambda *step: None
     elif not out.live:
-        yield ProgressLines(out, model).show
+
+        def note(*step: Any) -> None:
+            if text := line(*step):
+                out.note(text)
+
+        yield note
     else:
-        bar = TerminalProgress(out, model)
-        with bar.live:
-            yield bar.show
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=out.stderr, highlight=False)
+        with Live(console=console, transient=True, refresh_per_second=8) as live:
+            yield lambda *step: live.update(draw(*step))

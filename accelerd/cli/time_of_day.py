@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
+from typing import Any
 
 from accelerd.cli.failure import usage
 
@@ -40,3 +41,9 @@ def seconds_since(at: float, now: datetime | None = None) -> float:
 def moment(now: datetime | None = None) -> str:
     """Local time with its distance from UTC, as ISO 8601 has it, to the millisecond."""
     return (now or datetime.now()).astimezone().isoformat(timespec="milliseconds")
+
+
+def yielded(report: dict[str, Any]) -> str:
+    """What is yielded, why, and until when."""
+    until = f" until {time_in(report['remaining'])}" if report.get("remaining") is not None else ""
+    return f"{report['what']} is yielded{until} ({report['why']}); to end this: accelctl resume"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from accelerd.cli.answer import ChatAnswer, SseComment, SseData, ask, parse_sse
+from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, parse_sse
 from accelerd.cli.connect import DaemonClient
 
 from .conftest import Ctl
@@ -29,7 +29,7 @@ class FakeClock:
         return self.now
 
 
-class Recorder:
+class Recorder(AnswerPrinter):
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
@@ -196,4 +196,4 @@ def test_sse_fields_line_ends_and_cut_events() -> None:
         b"id: 7\n",
         b"data: tail\n",
     ]
-    assert list(parse_sse(lines)) == [SseComment("why"), SseData("one\ntwo")]
+    assert list(parse_sse(lines)) == [("comment", "why"), ("data", "one\ntwo")]

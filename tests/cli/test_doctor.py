@@ -67,6 +67,12 @@ def here(ctl: Ctl, short: Path, tmp_path: Path) -> CheckContext:
     )  # fmt: skip
 
 
+def forget(here: CheckContext) -> None:
+    """The next check looks at the configuration and the devices again."""
+    for name in ("machine", "devices"):
+        here.__dict__.pop(name, None)
+
+
 def only(checks: Iterable[Check]) -> Check:
     [check] = checks
     return check
@@ -150,7 +156,7 @@ def test_configuration(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
         (f'[models.a]\npath = "{gguf(tmp_path)}"\n', "ok", "1 model in"),
     ):
         ctl.configure('[engines.llama-server]\nbinary = "/bin/true"\n' + text)
-        here.__dict__.pop("checked", None)
+        forget(here)
         check = only(engine.configuration(here))
         assert check.level == level
         assert words in check.detail
@@ -208,8 +214,7 @@ def test_memory(here: CheckContext, ctl: Ctl) -> None:
         (("64GiB",), "warn", "not enough for m0 (64.0 GiB)"),
     ):
         ctl.configure("".join(f'[models.m{n}]\nmodel = "o/r"\nmemory = "{text}"\n' for n, text in enumerate(sizes)))
-        for name in ("checked", "config"):
-            here.__dict__.pop(name, None)
+        forget(here)
         check = only(memory.memory(here))
         assert check.level == level
         assert words in check.detail
@@ -242,6 +247,7 @@ def test_devices(here: CheckContext) -> None:
             path = Path("/sys/devices/x/drm/renderD128")
             return [UdevDevice("drm", "renderD128", "/dev/dri/none", "amdgpu", path)] if subsystem == "drm" else []
 
+    forget(here)
     here.udev = Unreachable()
     check = only(host.devices(here))
     assert (check.level, check.fix) == ("warn", "sudo udevadm trigger")
@@ -263,6 +269,7 @@ def test_every_trouble_of_a_device_is_a_line_with_its_fix(here: CheckContext) ->
     assert "iommu=pt" in check.fix
     (here.roots.proc / "cmdline").write_text("quiet\n")
     function = replace(function, driver="amdxdna")
+    forget(here)
     (here.roots.proc / "self").mkdir()
     (here.roots.proc / "self/limits").write_text("Max locked memory   8388608   8388608   bytes\n")
     lines = [check for check in host.devices(here) if "memory lock limit" in check.detail]

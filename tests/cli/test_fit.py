@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from accelerd import cli
-from accelerd.base.ports import Roots
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.cli.commands import fit
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
@@ -133,9 +133,9 @@ def test_who_would_have_to_leave(ctl: Ctl, daemon: FakeDaemon, models: Path) -> 
 
 
 def test_memory_that_is_given_up_is_mentioned(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
-    daemon.answers["GET memory"] = Reply({**pools(), "yielded": {"what": "the GPU"}})
+    daemon.answers["GET memory"] = Reply({**pools(), "yielded": {"what": "the GPU", "why": "accelctl yield"}})
     result = ctl("fit", str(small(models)))
-    assert "! the GPU is yielded to other programs now; to end that: accelctl resume" in result.out
+    assert "! the GPU is yielded (accelctl yield); to end this: accelctl resume" in result.out
 
 
 def test_json(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
@@ -346,7 +346,7 @@ def with_gpu(ctl: Ctl, tmp_path: Path, *argv: str) -> tuple[int, str]:
     context = Context(roots, DaemonClient(ctl.socket), out, Stream(), ctl.env)
     parser = cli.CommandParser(prog="x")
     fit.add_arguments(parser)
-    status = fit.judge(context, parser.parse_args(argv), LocalMachine(context, inventory))
+    status = fit.run(context, parser.parse_args(argv), LocalMachine(roots, SystemClock(), inventory))
     return status, stream.getvalue()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from accelerd.cli.fit.other_engines import judged
+from accelerd.cli.fit.other_engines import OtherEngineFit
+from accelerd.cli.fit.verdict import MachineState
 from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement, MemorySnapshot, Pool
@@ -33,14 +34,15 @@ def need(size: int = 4, family: str = "flm", contexts: int = 1) -> MemoryRequire
                 claims(family, contexts))  # fmt: skip
 
 
-def told(*holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60) -> dict[str, Any]:
-    pools = (
+def pools(free: int = 60) -> tuple[Pool, ...]:
+    return (
         Pool(RAM, "main memory", 64 * GIB, 0, 64 * GIB - free * GIB),
         Pool(NPU, "RyzenAI-npu5", 64 * GIB, 0, backed_by=RAM, contexts=16, columns=8),
     )
-    found = report(
-        Ledger(pools, holdings), MemorySnapshot(0.0, pools, {}), lambda model: HolderFacts(pin=model in pinned)
-    )
+
+
+def told(*holdings: Holding) -> dict[str, Any]:
+    found = report(Ledger(pools(), holdings), MemorySnapshot(0.0, pools(), {}), lambda model: HolderFacts())
     return {**msgspec.to_builtins(found), "waiting": [], "yielded": None, "degraded": None}
 
 
@@ -51,11 +53,9 @@ def held(name: str, size: int, family: str = "flm", contexts: int = 1) -> Holdin
 def verdict(
     wanted: MemoryRequirement, *holdings: Holding, pinned: tuple[str, ...] = (), free: int = 60
 ) -> tuple[bool, bool, str]:
-    answer = told(*holdings, pinned=pinned, free=free)
-    pools = [Pool(p["id"], p["label"], p["capacity"], 0, p["foreign"], p["backed_by"],
-                  contexts=p.get("npu", {}).get("contexts")) for p in answer["pools"]]  # fmt: skip
-    found = judged(SPEC, [wanted], Ledger(pools, holdings), answer)
-    return found.now, found.fits, found.text
+    facts = {name: {"pin": True} for name in pinned}
+    found = OtherEngineFit(SPEC, [wanted], MachineState(Ledger(pools(free), holdings), facts))
+    return found.fits_now, found.fits, found.text
 
 
 def test_what_fits_beside_what_is_there() -> None:
@@ -132,3 +132,11 @@ def test_lemonades_models_are_the_daemons_to_know(ctl: Ctl) -> None:
     answer = ctl("fit", "q")
     assert answer.status == 1
     assert "only the daemon can find out what q needs, by asking lemonade" in answer.err
+
+
+def test_the_limit_for_all_models_counts() -> None:
+    machine = MachineState(Ledger(pools(), [held("a", 4)]), {}, limit=10 * GIB)
+    assert OtherEngineFit(SPEC, [need(8)], machine).text == "fits on RyzenAI-npu5 after unloading a"
+    assert OtherEngineFit(SPEC, [need(12)], machine).text == (
+        "does not fit on RyzenAI-npu5: it needs 12.0 GiB, more than scheduler.memory allows for all models"
+    )

@@ -14,7 +14,7 @@ import pytest
 
 from accelerd.cli import COMMANDS, command_parser, overview
 from accelerd.cli.completion import set_completers
-from accelerd.paper.files import files
+from accelerd.paper.__main__ import files
 from tests.cli.fake_daemon import FakeDaemon, Reply, model, status
 
 from .complete import SHELLS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from accelerd.__main__ import command_line
+from accelerd.cli import COMMANDS, command_parser, overview
 from accelerd.config.reference import tables
-from accelerd.paper.command_tree import Node, tree
 from accelerd.paper.roff import escape
 
 MAN = Path(__file__).parents[2] / "docs" / "man"
@@ -59,24 +60,25 @@ def test_no_page_tells_of_a_machine_or_a_person(page: str) -> None:
     assert text.isascii()
 
 
-def nodes(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from nodes(child)
-
-
-def options() -> Iterator[tuple[str, str]]:
-    for node in nodes(tree()):
-        for option in node.options:
-            yield node.path, option.names[-1]
+def parsers() -> Iterator[argparse.ArgumentParser]:
+    """accelctl's own, and that of each command and of each command of one."""
+    yield overview()
+    for name in COMMANDS:
+        parser = command_parser(name)[1]
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
 
 
 def test_every_command_and_option_of_accelctl_has_its_place() -> None:
     page = plain(shown("accelctl.1"))
-    for node in nodes(tree()):
-        assert f"accelctl {node.path}".strip() in page
-    for path, name in options():
-        assert name in page, (path, name)
+    assert len([*parsers()]) > len(COMMANDS) + 6
+    for parser in parsers():
+        assert parser.prog in page
+        for action in parser._actions:
+            for name in action.option_strings[-1:]:
+                assert name in page, (parser.prog, name)
 
 
 def test_every_option_of_accelerd_has_its_place() -> None:

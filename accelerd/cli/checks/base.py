@@ -7,29 +7,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import accelerd
-from accelerd.base.ports import Roots
+from accelerd.base.ports import Roots, SystemClock
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.failure import Failure
+from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.programs import ProgramRunner
+from accelerd.config import Config
+from accelerd.devices.inventory import Inventory
+from accelerd.devices.model import Device
 from accelerd.devices.udev import UdevSource
 
 Level = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding. `fix` is one command, or one change to one file."""
 
     id: str
     level: Level
     detail: str
     fix: str = ""
-
-    def json(self) -> dict[str, str | None]:
-        return {"id": self.id, "level": self.level, "detail": self.detail, "fix": self.fix or None}
 
 
 def machine_swap() -> tuple[int, int]:
@@ -62,19 +62,16 @@ class CheckContext:
             return failure
 
     @cached_property
-    def checked(self) -> tuple[Any, list[Any]]:
-        """The configuration or None, and its problems."""
-        from accelerd import config
-
-        found, problems = config.check(self.roots.config_file, self.roots.home)
-        return found, list(problems)
+    def machine(self) -> LocalMachine:
+        return LocalMachine(self.roots, SystemClock(), Inventory(self.roots, self.udev))
 
     @cached_property
-    def config(self) -> Any:
-        """The configuration; the built-in one where the file is not valid."""
-        from accelerd.config.model import Config
+    def devices(self) -> list[Device]:
+        return self.machine.devices()
 
-        return self.checked[0] or Config()
+    @property
+    def config(self) -> Config:
+        return self.machine.config
 
     @staticmethod
     def checkout_tool(name: str) -> str:

@@ -28,7 +28,6 @@ INSTALL = {
 
 
 def models_in(s: CheckContext, *homes: str) -> list[Any]:
-    """The models whose home is one of these."""
     return [spec for spec in s.config.models.values() if spec.home in homes]
 
 
@@ -70,9 +69,8 @@ def rootless(s: CheckContext) -> Iterator[Check]:
     lacking = "subuid" in outcome.stderr or "newuidmap" in outcome.stderr
     ids = "100000-165535"
     fix = f"sudo usermod --add-subuids {ids} --add-subgids {ids} {s.user} && podman system migrate"
-    yield Check(
-        "rootless", "fail", f"rootless podman does not work for this user: {reason}", fix if lacking else "podman info"
-    )
+    detail = f"rootless podman does not work for this user: {reason}"
+    yield Check("rootless", "fail", detail, fix if lacking else "podman info")
 
 
 def there(s: CheckContext) -> Iterator[Check]:
@@ -91,16 +89,15 @@ def there(s: CheckContext) -> Iterator[Check]:
                 good += 1
                 continue
             kind = "container" if home == "container" else home
-            fix = "podman ps --all" if home == "container" else f"{home} create --image IMAGE --{flag(home)} {name}"
+            flag = "name" if home == "distrobox" else "container"
+            fix = "podman ps --all" if home == "container" else f"{home} create --image IMAGE --{flag} {name}"
             yield Check("containers", "fail", f"the {kind} {name} does not exist ({', '.join(models)})", fix)
     for home in ("podman", "docker"):
         for spec in models_in(s, home):
             outcome = s.programs.run([home, "image", "inspect", spec.image or ""])
             if outcome.status not in (0, 127):
-                detail = (
-                    f"{spec.name}: the image {spec.image} has not been pulled yet, so its first load will take longer"
-                )
-                yield Check("containers", "warn", detail, f"{home} pull {spec.image}")
+                detail = f"the image {spec.image} has not been pulled yet, so its first load will take longer"
+                yield Check("containers", "warn", f"{spec.name}: {detail}", f"{home} pull {spec.image}")
             elif outcome.status == 0:
                 good += 1
     if good:
@@ -108,15 +105,10 @@ def there(s: CheckContext) -> Iterator[Check]:
 
 
 def by_name(models: Iterable[Any]) -> dict[str, list[str]]:
-    """Names of models by that of their container."""
     found: dict[str, list[str]] = {}
     for spec in models:
         found.setdefault(spec.container or "", []).append(spec.name)
     return found
-
-
-def flag(home: str) -> str:
-    return "name" if home == "distrobox" else "container"
 
 
 def named(models: Iterable[Any]) -> str:

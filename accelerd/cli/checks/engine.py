@@ -14,7 +14,7 @@ ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this mach
 
 
 def configuration(s: CheckContext) -> Iterator[Check]:
-    found, problems = s.checked
+    found, problems = s.machine.checked
     errors = [p for p in problems if p.severity == "error"]
     file = s.roots.config_file
     if found is None:
@@ -57,7 +57,6 @@ def programs(s: CheckContext) -> Iterator[Check]:
 
 
 def program(s: CheckContext, spec: ModelSpec) -> Check:
-    """What the llama-server of one model says of itself."""
     from accelerd.engines.llama_server.engine import LlamaServer
 
     try:

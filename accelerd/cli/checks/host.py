@@ -10,7 +10,6 @@ from pathlib import Path
 
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
-from accelerd.devices.inventory import inventory
 
 OLDEST_PYTHON = (3, 11)
 
@@ -21,12 +20,8 @@ def python(s: CheckContext) -> Iterator[Check]:
     if version[:2] >= OLDEST_PYTHON:
         yield Check("python", "ok", text)
     else:
-        yield Check(
-            "python",
-            "fail",
-            f"{text} is too old; accelerd needs 3.11 or newer",
-            "install Python 3.11 or newer, then accelerd with it",
-        )
+        fix = "install Python 3.11 or newer, then accelerd with it"
+        yield Check("python", "fail", f"{text} is too old; accelerd needs 3.11 or newer", fix)
 
 
 def directories(s: CheckContext) -> Iterator[Check]:
@@ -61,7 +56,7 @@ def directory(id: str, path: Path, *, private: bool) -> Check:
 
 def devices(s: CheckContext) -> Iterator[Check]:
     """Which GPUs and NPUs are there, and may this user use them?"""
-    found = [d for d in inventory(s.roots, s.udev) if d.kind != "cpu"]
+    found = [d for d in s.devices if d.kind != "cpu"]
     if not found:
         yield Check("devices", "ok", "no GPU or NPU; models run on the processor")
     for device in found:

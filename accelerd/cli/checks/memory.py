@@ -11,17 +11,13 @@ from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count
 from accelerd.devices.host import machine_memory
-from accelerd.devices.inventory import inventory
 
 MUCH_SWAP = 1 << 30  # bytes; desktops keep less than that there and never miss it
 
 
 def memory(s: CheckContext) -> Iterator[Check]:
-    from accelerd.base.ports import SystemClock
-    from accelerd.devices.observer import DeviceObserver
     from accelerd.engines.llama_server.forecast import Forecaster
     from accelerd.memory.ledger import Ledger
-    from accelerd.memory.measure import Meter
     from accelerd.memory.model import RAM
 
     found = machine_memory(s.roots)
@@ -29,15 +25,10 @@ def memory(s: CheckContext) -> Iterator[Check]:
         yield Check("memory", "warn", "the size of the machine's memory is unknown", "set memory in [scheduler]")
         return
     total, available = found
-    devices = inventory(s.roots, s.udev)
-    clock, reserves = SystemClock(), s.config.memory
-    meter = Meter(
-        s.roots, clock, DeviceObserver(s.roots, clock), reserve=reserves.reserve, gpu_reserve=reserves.gpu_reserve
-    )
-    ledger = Ledger(meter.look(devices, {}).pools).alone()
+    ledger = Ledger(s.machine.snapshot().pools).alone()
     limit = s.config.scheduler.memory
     forecaster = Forecaster()
-    options = {name: forecaster.forecast(spec, spec, None, devices).options for name, spec in s.config.models.items()}
+    options = {name: forecaster.forecast(spec, spec, None, s.devices).options for name, spec in s.config.models.items()}
     kept = (
         f"{human_size(limit)} for models"
         if limit is not None

@@ -15,6 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
+from accelerd.cli.npu_models import kernel_command_line
 from accelerd.cli.text import printable
 
 
@@ -52,17 +53,12 @@ def _validated(s: CheckContext, path: str) -> Iterator[Check]:
     try:
         report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
     except ValueError:
-        yield Check(
-            "npu", "warn", f"flm validate --json printed no report (exit status {outcome.status})", "flm validate"
-        )
+        detail = f"flm validate --json printed no report (exit status {outcome.status})"
+        yield Check("npu", "warn", detail, "flm validate")
         return
-    try:
-        command_line = (s.roots.proc / "cmdline").read_text(errors="replace")
-    except OSError:
-        command_line = ""
     for device in stack.devices(report):
         yield Check("npu", "ok", printable(device))
-    wrong = stack.troubles(report, command_line=command_line)
+    wrong = stack.troubles(report, command_line=kernel_command_line(s.roots))
     for one in wrong:
         if one.topic != "memlock":
             yield Check(f"npu-{one.topic}", "fail", printable(one.message), one.fix)
@@ -88,7 +84,6 @@ def _memlock(s: CheckContext, here: str) -> Check:
 
 
 async def _models(s: CheckContext, path: str) -> list[Check]:
-    """Configured models that have not been downloaded."""
     from accelerd.engines.flm import argv, catalogue, program
 
     try:
@@ -108,9 +103,8 @@ async def _models(s: CheckContext, path: str) -> list[Check]:
         own, hears, embeds = argv.parts(spec, tag)
         for one in filter(None, (own, hears and catalogue.WHISPER, embeds and catalogue.EMBEDDER)):
             if one in known and not known[one].installed:
-                found.append(
-                    Check("npu-models", "fail", f"{spec.name}: {one} has not been downloaded", f"flm pull {one}")
-                )
+                detail = f"{spec.name}: {one} has not been downloaded"
+                found.append(Check("npu-models", "fail", detail, f"flm pull {one}"))
     here = sorted(tag for tag, one in known.items() if one.installed)
     return found or [Check("npu-models", "ok", f"downloaded: {', '.join(here) or 'none'}")]
 

@@ -48,10 +48,8 @@ def units(s: CheckContext) -> Iterator[Check]:
     """Are the units installed, is the socket enabled and listening?"""
     service, socket, reaper = (unit_state(s.programs, unit) for unit in (SERVICE, SOCKET, REAPER))
     if service is None or socket is None:
-        yield Check(
-            "units", "warn", "no systemd user manager in this session",
-            f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal",
-        )  # fmt: skip
+        fix = f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal"
+        yield Check("units", "warn", "no systemd user manager in this session", fix)
         return
     known = ((SERVICE, service), (SOCKET, socket), (REAPER, reaper))
     missing = [name for name, unit in known if unit is not None and unit.load == "not-found"]
@@ -71,12 +69,8 @@ def units(s: CheckContext) -> Iterator[Check]:
     if socket.file != "enabled" or socket.active != LISTENING:
         state = "not enabled" if socket.file != "enabled" else socket.active
         fix = f"systemctl --user enable --now {SOCKET}"
-        yield Check(
-            "socket-activation",
-            "warn",
-            f"{SOCKET} is {state}: connections do not start accelerd, and a restart refuses them",
-            fix,
-        )
+        detail = f"{SOCKET} is {state}: connections do not start accelerd, and a restart refuses them"
+        yield Check("socket-activation", "warn", detail, fix)
     else:
         yield Check("socket-activation", "ok", "a connection starts accelerd")
 
@@ -94,12 +88,8 @@ def linger(s: CheckContext) -> Iterator[Check]:
     """Does the user manager run without a login? Wanted for models that should be served after a boot."""
     outcome = s.programs.run(["loginctl", "show-user", s.user, "--property=Linger", "--value"])
     if outcome.status == 127:
-        yield Check(
-            "linger",
-            "warn",
-            "loginctl is not installed: accelerd ends with your session",
-            f"run {names.PROGRAM} from your own service manager",
-        )
+        fix = f"run {names.PROGRAM} from your own service manager"
+        yield Check("linger", "warn", "loginctl is not installed: accelerd ends with your session", fix)
         return
     if outcome.stdout.strip() == "yes":
         yield Check("linger", "ok", "on: accelerd runs without a login")
@@ -141,12 +131,8 @@ def control_socket(s: CheckContext) -> Iterator[Check]:
         return
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISSOCK(found.st_mode):
-        yield Check(
-            "control-socket",
-            "fail",
-            f"{path} is not a socket",
-            f"rm {path} && systemctl --user restart {names.PROGRAM}",
-        )
+        fix = f"rm {path} && systemctl --user restart {names.PROGRAM}"
+        yield Check("control-socket", "fail", f"{path} is not a socket", fix)
     elif found.st_uid != s.uid:
         yield Check("control-socket", "fail", f"{path} belongs to user {found.st_uid}", "run accelctl as that user")
     elif mode & 0o077:
@@ -161,11 +147,9 @@ def journal(s: CheckContext) -> Iterator[Check]:
     if outcome.status == 0:
         yield Check("journal", "ok", f"journalctl --user -u {names.PROGRAM}")
     elif outcome.status == 127:
-        yield Check(
-            "journal", "warn", "journalctl is not installed", f"read the output of {names.PROGRAM} where you start it"
-        )
+        fix = f"read the output of {names.PROGRAM} where you start it"
+        yield Check("journal", "warn", "journalctl is not installed", fix)
     else:
         reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]
-        yield Check(
-            "journal", "warn", f"cannot be read: {reason}", "sudo usermod -aG systemd-journal $USER, then log in again"
-        )
+        fix = "sudo usermod -aG systemd-journal $USER, then log in again"
+        yield Check("journal", "warn", f"cannot be read: {reason}", fix)

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerd.cli import npu_models
 from accelerd.cli.connect import START_COMMANDS
-from accelerd.cli.context import Context, reload
+from accelerd.cli.context import Context, configuration, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.text import count
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, args: argparse.Namespace) -> int:
     from accelerd import config
 
-    found, problems = config.check(context.roots.config_file, context.roots.home)
+    found, problems = configuration(context)
     if found is None:
         message = f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})"
         raise invalid(message, [one.as_dict() for one in problems], "see: accelctl config check")
@@ -123,7 +123,6 @@ def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
 
 
 def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
-    """Nothing was written, because of these problems."""
     listed = [problem.as_dict() for problem in problems]
     if not context.out.json_mode:
         context.out.problems(listed)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from accelerd.cli.answer import ChatAnswer, ask
-from accelerd.cli.context import Context, explain_name, model_names, unknown_name
+from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, summary
+from accelerd.cli.context import Context, names_in, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
-from accelerd.cli.screen import AnswerPrinter, summary
 
 HELP_TEXT = "/exit quits, /new starts over, /system TEXT sets instructions; Ctrl-C stops an answer"
 EPILOG = f"""\
@@ -72,9 +71,9 @@ class Conversation:
         screen = AnswerPrinter(self._context.out)
         try:
             answer = ask(self._context.client, self._context.clock, self.model, self.messages, self._options, screen)
-        except Failure as failure:
+        except Failure:
             self.messages.pop()
-            raise explain_name(self._context, self.model, failure) from None
+            raise
         finally:
             screen.close()
         if answer.content:
@@ -114,7 +113,7 @@ def converse(context: Context, chat: Conversation) -> int:
     import readline  # noqa: F401  input() edits lines and remembers them once this is imported
 
     out = context.out
-    if chat.model not in model_names(context.client.get("status")):
+    if chat.model not in names_in(context.client.get("status")):
         raise unknown_name(context, chat.model)
     out.note(HELP_TEXT)
     while True:

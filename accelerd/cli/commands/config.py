@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from accelerd.cli.context import Context
+from accelerd.cli.context import Context, configuration
 from accelerd.cli.failure import ExitStatus, Failure, invalid
 from accelerd.cli.text import count, errors_in
 
@@ -26,10 +26,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 
 def check(context: Context) -> int:
-    from accelerd import config
-
     out = context.out
-    found, problems = config.check(context.roots.config_file, context.roots.home)
+    found, problems = configuration(context)
     listed = [problem.as_dict() for problem in problems]
     valid = found is not None and not errors_in(listed)
     models = list(found.models) if found else []
@@ -54,7 +52,7 @@ def broken(context: Context, problems: list[dict[str, Any]]) -> Failure:
 def show(context: Context) -> int:
     from accelerd import config
 
-    found, problems = config.check(context.roots.config_file, context.roots.home)
+    found, problems = configuration(context)
     listed = [problem.as_dict() for problem in problems]
     if found is None:
         context.out.problems(listed)

@@ -35,7 +35,6 @@ def reload(context: Context, args: argparse.Namespace) -> int:
 
 
 def report(context: Context, changes: dict[str, list[str]]) -> None:
-    """The changes as lines."""
     out = context.out
     for key, words in CHANGES.items():
         for name in changes.get(key) or ():

@@ -50,7 +50,9 @@ def report(context: Context, checks: list[Check]) -> int:
     """Print the findings; 1 when one of them is a failure."""
     out = context.out
     number = {level: sum(1 for c in checks if c.level == level) for level in STYLES}
-    out.result({"ok": number["fail"] == 0, "checks": [check.json() for check in checks]})
+    out.result(
+        {"ok": number["fail"] == 0, "checks": [{**check._asdict(), "fix": check.fix or None} for check in checks]}
+    )
     column = max(len(check.id) for check in checks)
     for check in checks:
         level = out.style(f"{check.level:<4}", STYLES[check.level])

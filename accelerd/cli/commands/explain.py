@@ -9,8 +9,8 @@ import argparse
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Context
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import count, span
 
 
@@ -19,10 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    try:
-        answer = context.client.get("explain", model=args.model)
-    except Failure as failure:
-        raise explain_name(context, args.model, failure) from None
+    answer = context.client.get("explain", model=args.model)
     out = context.out
     out.result(answer)
     if "route" in answer:
@@ -37,22 +34,20 @@ def run(context: Context, args: argparse.Namespace) -> int:
     placement = answer.get("placement") or {}
     if placement:
         section(context, "Memory")
-        fits = placement.get("fits")
-        word = "; it does not fit" if fits is False else ""
-        out.wrapped(
-            f"{human_size(placement.get('memory'))} ({placement.get('source') or 'unknown'}){word}", indent="  "
-        )
+        word = "; it does not fit" if placement.get("fits") is False else ""
+        size, source = human_size(placement.get("memory")), placement.get("source") or "unknown"
+        out.wrapped(f"{size} ({source}){word}", indent="  ")
         for claim in placement.get("claims") or ():
             out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):
             out.wrapped(str(placement["reason"]), indent="  ")
-    for number, warning in enumerate(answer.get("warnings") or ()):
-        if number == 0:
-            section(context, "Warnings")
+    if answer.get("warnings"):
+        section(context, "Warnings")
+    for warning in answer.get("warnings") or ():
         out.wrapped(str(warning), indent="    ", first="  ! ", style="yellow")
-    for number, change in enumerate(answer.get("history") or ()):
-        if number == 0:
-            section(context, "History")
+    if answer.get("history"):
+        section(context, "History")
+    for change in answer.get("history") or ():
         ago = f"{span(change.get('ago'))} ago"
         out.wrapped(f"{ago:<16}{change.get('from')} → {change.get('to')}: {change.get('reason') or ''}", indent="  ")
     return ExitStatus.OK

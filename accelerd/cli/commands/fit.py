@@ -58,15 +58,13 @@ def slots(text: str) -> int:
     return int(text)
 
 
-def run(context: Context, args: argparse.Namespace) -> int:
-    return judge(context, args, LocalMachine(context))
-
-
-def judge(context: Context, args: argparse.Namespace, here: LocalMachine) -> int:
+def run(context: Context, args: argparse.Namespace, here: LocalMachine | None = None) -> int:
     """0 where it fits, else 1."""
     from accelerd.cli.fit.run import fit
 
-    return fit(context, args.model, lambda devices: wanted(args, devices), here)
+    here = here or LocalMachine(context.roots, context.clock)
+    devices = tuple(here.devices())
+    return fit(context, args.model, wanted(args, devices), here, devices)
 
 
 def wanted(args: argparse.Namespace, devices: tuple[Device, ...]) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from accelerd.cli.context import Context, explain_name
-from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.cli.context import Context
+from accelerd.cli.failure import ExitStatus
 from accelerd.cli.live_page import LivePage
 from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.memory_view import show, show_learned
-from accelerd.cli.text import count, span
-from accelerd.cli.time_of_day import seconds_since
+from accelerd.cli.text import count
 
 EPILOG = """\
 Each part of a bar starts with the letter of its line. Memory that is reserved but not in use is drawn lighter.
@@ -39,27 +38,19 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 
 def asked(context: Context) -> LivePage:
-    return LivePage(context, "memory", lambda: LocalMachine(context).look, show)
+    return LivePage(context, "memory", lambda: LocalMachine(context.roots, context.clock).memory_page, show)
 
 
 def learned(context: Context) -> int:
     answer = context.client.get("memory/learned")
     context.out.result(answer)
-    show_learned(context.out, answer, ago)
+    show_learned(context.out, answer)
     return ExitStatus.OK
-
-
-def ago(at: float | None) -> str:
-    """How long ago that was, of seconds since 1970."""
-    return span(seconds_since(at)) if at else "-"
 
 
 def forget(context: Context, args: argparse.Namespace) -> int:
     query = {"all": 1} if args.all else {"model": args.model}
-    try:
-        answer = context.client.post("memory/forget", **query)
-    except Failure as failure:
-        raise explain_name(context, args.model or "", failure) from None
+    answer = context.client.post("memory/forget", **query)
     context.out.result(answer)
     number = answer.get("forgotten") or 0
     whose = "" if args.all else f" of {args.model}"

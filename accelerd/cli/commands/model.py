@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.connect import failure_of
-from accelerd.cli.context import Command, Context, explain_name
+from accelerd.cli.context import Command, Context
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.progress import follow
 from accelerd.cli.text import printable, span
@@ -20,12 +19,7 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
 def operation(context: Context, route: str, model: str, **query: Any) -> tuple[dict[str, Any], float]:
     """Run a long operation on a model, with its progress shown: its last event, and seconds. Failure when it fails."""
     started = context.clock.monotonic()
-    try:
-        last = follow(context.out, model, context.client.events(route, model=model, **query))
-        if last.get("event") == "error":
-            raise failure_of(last.get("error") or {})
-    except Failure as failure:
-        raise explain_name(context, model, failure) from None
+    last = follow(context.out, model, context.client.events(route, model=model, **query))
     seconds = context.clock.monotonic() - started
     context.out.result({"model": model, "seconds": round(seconds, 3), **last})
     return last, seconds
@@ -36,9 +30,8 @@ def load(context: Context, args: argparse.Namespace) -> int:
         last, seconds = operation(context, "load", args.model)
     except Failure as failure:
         if not failure.hint and failure.code in ("model_failed", "model_backing_off"):
-            failure.hint = (
-                f"see its output: accelctl logs {args.model}; its command line: accelctl explain {args.model}"
-            )
+            name = args.model
+            failure.hint = f"see its output: accelctl logs {name}; its command line: accelctl explain {name}"
         raise
     used = last.get("memory_used") or last.get("memory")
     facts = span(seconds) + (f", {human_size(used)}" if used else "")
@@ -58,10 +51,7 @@ def unload(context: Context, args: argparse.Namespace) -> int:
 
 
 def reset(context: Context, args: argparse.Namespace) -> int:
-    try:
-        answer = context.client.post("reset", model=args.model)
-    except Failure as failure:
-        raise explain_name(context, args.model, failure) from None
+    answer = context.client.post("reset", model=args.model)
     context.out.result({"model": args.model, **answer})
     context.out.line(f"{args.model} is {answer.get('state', 'reset')}; load it: accelctl load {args.model}")
     return ExitStatus.OK
@@ -82,15 +72,12 @@ def line_count(text: str) -> int:
 def logs(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     any_line = False
-    try:
-        for line in context.client.lines("logs", model=args.model, lines=args.lines, follow=args.follow):
-            any_line = True
-            out.json_line({"line": line})
-            out.line(printable(line))
-            if args.follow:
-                out.stdout.flush()
-    except Failure as failure:
-        raise explain_name(context, args.model, failure) from None
+    for line in context.client.lines("logs", model=args.model, lines=args.lines, follow=args.follow):
+        any_line = True
+        out.json_line({"line": line})
+        out.line(printable(line))
+        if args.follow:
+            out.stdout.flush()
     if not any_line and not out.json_mode:
         out.note(f"{args.model} has printed nothing yet")
     return ExitStatus.OK

@@ -6,9 +6,8 @@ import argparse
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.context import Context
+from accelerd.cli.context import Context, model_names, print_names
 from accelerd.cli.failure import ExitStatus
-from accelerd.cli.known_names import model_names, print_names
 from accelerd.cli.text import span
 
 HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES", "LABELS")
@@ -41,9 +40,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         kept += ", preloaded" if model.get("preload") else ""
         aliases = ", ".join(model.get("aliases") or ()) or "-"
         labels = ", ".join(model.get("labels") or ()) or "-"
-        rows.append(
-            (model["name"], model["state"], human_size(model.get("memory")), kept, engine(model), aliases, labels)
-        )
+        memory = human_size(model.get("memory"))
+        rows.append((model["name"], model["state"], memory, kept, engine(model), aliases, labels))
     shown = len(HEAD) if any(row[-1] != "-" for row in rows) else len(HEAD) - 1
     out.table(HEAD[:shown], [row[:shown] for row in rows], [("bold", *[""] * (shown - 1))] * len(rows))
     if routes:

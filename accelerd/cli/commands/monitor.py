@@ -148,15 +148,12 @@ def of_manager(event: Event) -> tuple[str, str]:
     change, reason = event.get("change"), event.get("reason")
     if change == "pin":
         who, verb = event.get("who") or "a program", "holds it in memory" if event.get("hold") else "keeps it loaded"
-        return str(event.get("model")), f"{who} {verb}{because(reason)}" if event.get(
-            "pinned"
-        ) else f"{who} releases it"
+        text = f"{who} {verb}{because(reason)}" if event.get("pinned") else f"{who} releases it"
+        return str(event.get("model")), text
     if change == "yield":
-        given = event.get("yielded")
-        text = (
-            f"{given.get('what')} is yielded{because(given.get('why'))}" if given else "models may use all memory again"
-        )
-        return "yield", text
+        if given := event.get("yielded"):
+            return "yield", f"{given.get('what')} is yielded{because(given.get('why'))}"
+        return "yield", "models may use all memory again"
     if change == "power":
         return names.PROGRAM, f"saving power{because(reason)}" if reason else "no longer saving power"
     if change == "configuration":
@@ -169,7 +166,6 @@ def of_lost(event: Event) -> tuple[str, str]:
 
 
 def of_other(event: Event) -> tuple[str, str]:
-    """A kind that this version does not know."""
     facts = [f"{key} {value}" for key, value in event.items() if key not in ("event", "at")]
     return str(event.get("event")), ", ".join(facts)
 

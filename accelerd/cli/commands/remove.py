@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from accelerd.cli.context import Context, reload
+from accelerd.cli.context import Context, configuration, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, no_model
 
 
@@ -14,14 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    from accelerd import config
-
     file = dropin(context, args.name)
     files = [file, *measured(file, args.name)]
     before = {one: one.read_bytes() for one in files}
     for one in files:
         one.unlink()
-    found, problems = config.check(context.roots.config_file, context.roots.home)
+    found, problems = configuration(context)
     if found is None:
         for one, data in before.items():
             restore(one, data)
@@ -45,7 +43,6 @@ def measured(file: Path, name: str) -> list[Path]:
 
 def dropin(context: Context, name: str) -> Path:
     """The drop-in of that model, if accelctl wrote it. Raises Failure otherwise."""
-    from accelerd import config
     from accelerd.config.dropin import HEADER, file_name
     from accelerd.config.load import dropin_dir
 
@@ -54,7 +51,7 @@ def dropin(context: Context, name: str) -> Path:
         if file.read_text(errors="replace").startswith(f"{HEADER}accelctl"):
             return file
         raise Failure(f"{file} was not written by accelctl", hint="delete it yourself, then: accelctl reload")
-    found, _ = config.check(context.roots.config_file, context.roots.home)
+    found, _ = configuration(context)
     models = found.models if found else {}
     if name in models:
         spec = models[name]

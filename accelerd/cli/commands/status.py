@@ -35,7 +35,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.result(status)
     out.line(header(context, status))
     if status.get("yielded"):
-        out.line(out.style(yielded(status["yielded"]), "yellow"))
+        from accelerd.cli.time_of_day import yielded
+
+        out.line(out.style(printable(yielded(status["yielded"])), "yellow"))
     if saving := (status.get("desktop") or {}).get("saving"):
         text = f"saving power ({saving}): models are loaded only on request and unloaded sooner"
         out.line(out.style(printable(text), "yellow"))
@@ -47,9 +49,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     notes: list[str] = []
     rows, styles = [], []
     for model in models:
-        remarks = footnotes(model)
         mark = ""
-        for remark in remarks:
+        for remark in footnotes(model):
             notes.append(remark)
             mark += sign(len(notes))
         rows.append(row(model, mark))
@@ -85,27 +86,13 @@ def header(context: Context, status: dict[str, Any]) -> str:
     scheduler = status.get("scheduler") or {}
     models = status.get("models") or []
     out = context.out
-    used, limit = scheduler.get("memory_used"), scheduler.get("memory_limit")
-    memory = share(used, limit)
-    waiting = scheduler.get("queue") or 0
+    memory = share(scheduler.get("memory_used"), scheduler.get("memory_limit"))
     loaded = sum(1 for m in models if m["state"] in ("ready", "draining"))
-    parts = [
-        f"up {span(status.get('uptime'))}",
-        f"{loaded} of {len(models)} loaded",
-        memory,
-        f"{waiting} waiting",
-    ]
+    parts = [f"up {span(status.get('uptime'))}", f"{loaded} of {len(models)} loaded", memory]
+    parts.append(f"{scheduler.get('queue') or 0} waiting")
     if status.get("state") not in (None, "running"):
         parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
     return f"{out.style('accelerd', 'bold')} {printable(str(status.get('version', '?')))} · " + " · ".join(parts)
-
-
-def yielded(report: dict[str, Any]) -> str:
-    """What is yielded, why, and until when."""
-    from accelerd.cli.time_of_day import time_in
-
-    until = f" until {time_in(report['remaining'])}" if report.get("remaining") is not None else ""
-    return printable(f"{report['what']} is yielded{until} ({report['why']}); to end this: accelctl resume")
 
 
 def share(used: int | None, limit: int | None) -> str:
@@ -117,15 +104,8 @@ def share(used: int | None, limit: int | None) -> str:
 
 
 def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
-    flags = "".join(sign for key, sign in (("pin", " (pinned)"),) if model.get(key))
-    return (
-        model["name"] + flags,
-        model["state"] + mark,
-        memory(model),
-        device(model),
-        idle(model),
-        str(model.get("queue") or 0),
-    )
+    name = model["name"] + (" (pinned)" if model.get("pin") else "")
+    return name, model["state"] + mark, memory(model), device(model), idle(model), str(model.get("queue") or 0)
 
 
 def memory(model: dict[str, Any]) -> str:

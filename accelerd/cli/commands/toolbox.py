@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from accelerd.cli.connect import failure_of
-from accelerd.cli.context import Context
+from accelerd.cli.context import Context, print_names, toolbox_names
 from accelerd.cli.failure import ExitStatus
-from accelerd.cli.known_names import print_names, toolbox_names
 from accelerd.cli.output import CliOutput
 from accelerd.cli.progress import follow
 from accelerd.cli.text import span
@@ -61,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    return {"list": show, "refresh": refresh, "pin": pin, "unpin": unpin}[args.action](context, args)
+    return {"list": show, "refresh": refresh, "pin": pin, "unpin": pin}[args.action](context, args)
 
 
 # --- list -----------------------------------------------------------------------------------------------------
@@ -120,15 +118,11 @@ def remarks(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if toolbox["build_trouble"]:
             yield f"{name}: {toolbox['build_trouble']}", ""
         if toolbox["newer"] and not pinned:
-            yield (
-                f"{name}: a newer image has been pulled ({toolbox['newer'][:SHORT]})",
-                f"accelctl toolbox refresh {name}",
-            )
+            newer = toolbox["newer"][:SHORT]
+            yield f"{name}: a newer image has been pulled ({newer})", f"accelctl toolbox refresh {name}"
         if pinned and pinned != toolbox["image_id"]:
-            yield (
-                f"{name}: pinned to {pinned[:SHORT]}, but created again by hand from another image",
-                f"accelctl toolbox pin {name}",
-            )
+            text = f"{name}: pinned to {pinned[:SHORT]}, but created again by hand from another image"
+            yield text, f"accelctl toolbox pin {name}"
     for missing in found["missing"]:
         models = ", ".join(model["name"] for model in missing["models"])
         yield f"{missing['name']}: there is no such toolbox, but {models} should run in it", made_from(missing, found)
@@ -145,7 +139,6 @@ def made_from(missing: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def known(out: CliOutput, images: Iterable[dict[str, Any]]) -> None:
-    """The table of known images."""
     rows = []
     for image in images:
         notes = ", ".join(filter(None, ("experimental" if image["experimental"] else "", image["note"])))
@@ -154,10 +147,8 @@ def known(out: CliOutput, images: Iterable[dict[str, Any]]) -> None:
     out.table(KNOWN_HEAD, rows, [("bold", "", "", "")] * len(rows))
     arguments = sorted({" ".join(image["args"]) for image in images})
     out.line()
-    text = (
-        f"With these images accelerd runs llama-server with {', '.join(arguments)}, unless a model's settings differ."
-    )
-    out.wrapped(text)
+    given = f"llama-server with {', '.join(arguments)}"
+    out.wrapped(f"With these images accelerd runs {given}, unless a model's settings differ.")
 
 
 # --- refresh --------------------------------------------------------------------------------------------------
@@ -167,8 +158,6 @@ def refresh(context: Context, args: argparse.Namespace) -> int:
     started = context.clock.monotonic()
     events = context.client.events("toolbox/refresh", name=args.name, force=1 if args.force else None)
     last = follow(context.out, args.name, map(as_load, events))
-    if last.get("event") == "error":
-        raise failure_of(last.get("error") or {})
     seconds, out = context.clock.monotonic() - started, context.out
     out.result({"seconds": round(seconds, 3), **last})
     image = f"{last['image']} ({last['image_id'][:SHORT]})"
@@ -205,16 +194,13 @@ def as_load(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def pin(context: Context, args: argparse.Namespace) -> int:
-    found = context.client.post("toolbox/pin", timeout=LIST_TIMEOUT, name=args.name)
+    """Pins or unpins, as the action says."""
+    found = context.client.post(f"toolbox/{args.action}", timeout=LIST_TIMEOUT, name=args.name)
     context.out.result(found)
-    image = f"{found['image']} ({found['pinned'][:SHORT]})"
-    context.out.line(f"{args.name} stays at {image}; to change that: accelctl toolbox unpin {args.name}")
-    return ExitStatus.OK
-
-
-def unpin(context: Context, args: argparse.Namespace) -> int:
-    found = context.client.post("toolbox/unpin", timeout=LIST_TIMEOUT, name=args.name)
-    context.out.result(found)
-    text = "can be refreshed again" if found["was"] else "was not pinned"
+    if args.action == "pin":
+        image = f"{found['image']} ({found['pinned'][:SHORT]})"
+        text = f"stays at {image}; to change that: accelctl toolbox unpin {args.name}"
+    else:
+        text = "can be refreshed again" if found["was"] else "was not pinned"
     context.out.line(f"{args.name} {text}")
     return ExitStatus.OK

@@ -6,15 +6,17 @@ The daemon measures and writes nothing; this module writes and measures nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from accelerd.cli.connect import failure_of
-from accelerd.cli.context import Context, explain_name, reload
-from accelerd.cli.failure import ExitStatus, Failure, invalid
+from accelerd.cli.context import Context, reload
+from accelerd.cli.failure import ExitStatus, invalid
 from accelerd.cli.output import CliOutput
+from accelerd.cli.progress import display
 from accelerd.cli.text import printable, span
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DROPIN = "zz-tune-{}"  # comes after the drop-in that names the model
 HEAD = ("SETTINGS", "PROMPT T/S", "ANSWER T/S", "A REQUEST", "")
@@ -36,12 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context, args: argparse.Namespace) -> int:
     query = {"quick": 1 if args.quick else None, "force": 1 if args.force else None}
-    try:
-        last = watch(context.out, args.model, context.client.events("tune", model=args.model, **query))
-    except Failure as failure:
-        raise explain_name(context, args.model, failure) from None
-    if last.get("event") == "error":
-        raise explain_name(context, args.model, failure_of(last.get("error") or {}))
+    last = watch(context.out, args.model, context.client.events("tune", model=args.model, **query))
     out, settings = context.out, last.get("settings") or {}
     summary(out, last)
     wanted = bool(settings) and not args.no and (args.yes or agreed(context, last))
@@ -57,14 +54,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
 # --- while it goes on -----------------------------------------------------------------------------------------
 
 
-ShowRows = Callable[[Sequence[dict[str, Any]], str], None]
-
-
 def watch(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Show each step and each row; return the last event."""
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
-    with display(out, model) as show:
+
+    def line(rows: Sequence[dict[str, Any]], doing: str) -> str:
+        return f"{model}: {doing or '  '.join(cell for cell in cells(rows[-1]) if cell)}"
+
+    with display(out, line, table) as show:
         for event in events:
             last = event
             if row := event.get("row"):
@@ -83,50 +81,16 @@ def step(event: dict[str, Any]) -> str:
     return printable(f"{event['phase']}: {event.get('label') or ''}{count}")
 
 
-class TuneLines:
-    """A line for each step and each row."""
+def table(rows: Sequence[dict[str, Any]], doing: str) -> RenderableType:
+    from rich.console import Group
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
 
-    def __init__(self, out: CliOutput, model: str) -> None:
-        self._out = out
-        self._model = model
-
-    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
-        text = doing or "  ".join(cell for cell in cells(rows[-1]) if cell)
-        self._out.note(f"{self._model}: {text}")
-
-
-class TuneTable:
-    """The table as it grows, drawn by rich."""
-
-    def __init__(self, out: CliOutput) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self.live = Live(console=Console(file=out.stderr, highlight=False), transient=True, refresh_per_second=8)
-
-    def show(self, rows: Sequence[dict[str, Any]], doing: str) -> None:
-        from rich.console import Group
-        from rich.spinner import Spinner
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in cells(row)), style="bold" if row.get("best") else "")
-        self.live.update(Group(table, Spinner("dots", Text(doing, "dim"))) if doing else table)
-
-
-@contextmanager
-def display(out: CliOutput, model: str) -> Iterator[ShowRows]:
-    """What shows rows where the output goes; with --json only the outcome is printed."""
-    if out.json_mode:
-        yield lambda rows, doing: None
-    elif not out.live:
-        yield TuneLines(out, model).show
-    else:
-        drawn = TuneTable(out)
-        with drawn.live:
-            yield drawn.show
+    table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in cells(row)), style="bold" if row.get("best") else "")
+    return Group(table, Spinner("dots", Text(doing, "dim"))) if doing else table
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -188,7 +152,6 @@ def document_text(last: dict[str, Any]) -> str:
 
 
 def remarks(last: dict[str, Any]) -> list[str]:
-    """The numbers, for the drop-in."""
     load = last["load"]
     lines = [f"Measured by accelctl tune on {last['device']} with {last['program']}:"]
     lines.append(f"{load['prompt']} tokens and an answer of {load['answer']}, {load['repeats']} times each.")

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from accelerd.base.sizes import human_size
-from accelerd.cli.connect import failure_of
 from accelerd.cli.context import Command, Context, no_arguments
 from accelerd.cli.failure import ExitStatus, usage
 from accelerd.cli.output import CliOutput
@@ -37,8 +36,6 @@ def yield_memory(context: Context, args: argparse.Namespace) -> int:
     seconds = wanted(args)
     query = {"for": seconds, "now": 1 if args.now else None, "all": 1 if args.all else None}
     last = follow(context.out, context.client.events("yield", **query))
-    if last.get("event") == "error":
-        raise failure_of(last.get("error") or {})
     context.out.result(last)
     report(context.out, last)
     return ExitStatus.FAILED if last.get("stuck") or last.get("event") != "yielded" else ExitStatus.OK
@@ -86,11 +83,8 @@ def report(out: CliOutput, last: dict[str, Any]) -> None:
     until = f" until {time_in(last['remaining'])}" if last.get("remaining") is not None else ""
     out.line(f"{what} is {out.style('free', 'green')}{until} ({facts}); to end this: accelctl resume")
     for name in last["stuck"]:
-        out.wrapped(
-            f"{name} could not be stopped and still holds its memory; see: accelctl status {name}",
-            indent="  ",
-            first="! ",
-        )
+        text = f"{name} could not be stopped and still holds its memory; see: accelctl status {name}"
+        out.wrapped(text, indent="  ", first="! ")
 
 
 def resume(context: Context, args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The steps of `accelctl fit`: read the model, ask the daemon or this machine who holds what, judge, answer.
+"""The steps of `accelctl fit`: read the model, ask the daemon or this machine who holds what, judge, show.
 
 Works without a daemon: then this process measures by itself. Loads nothing and decides nothing that the scheduler
 decides.
@@ -17,6 +17,8 @@ from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus, Failure, usage
 from accelerd.cli.live_page import WITHOUT_DAEMON
 from accelerd.cli.local_machine import LocalMachine
+from accelerd.cli.output import CliOutput
+from accelerd.cli.time_of_day import yielded
 
 if TYPE_CHECKING:
     from accelerd.cli.fit.subject import Subject
@@ -29,16 +31,12 @@ if TYPE_CHECKING:
 HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
 
 
-def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict[str, Any]], here: LocalMachine) -> int:
-    """Judge one model and show the answer; the exit status. `given`: from the devices, the settings asked for."""
-    from accelerd import config
+def fit(context: Context, model: str, wanted: dict[str, Any], here: LocalMachine, devices: tuple[Device, ...]) -> int:
+    """Judge one model and show the answer; the exit status. `wanted`: the settings asked for."""
     from accelerd.cli.fit import other_engines
     from accelerd.cli.fit.subject import find
-    from accelerd.cli.fit.view import show
 
-    devices = tuple(here.devices())
-    settings = here.config or config.Config()
-    wanted = given(devices)
+    settings = here.config
     if (other := other_engines.find(context, model, settings)) is not None:
         if set(wanted) - {"context"}:
             text = f"{other.name} runs with {other.engine}, which takes none of these options but --ctx"
@@ -47,14 +45,14 @@ def fit(context: Context, model: str, given: Callable[[tuple[Device, ...]], dict
             context, other.name if other.name in settings.models else None, overridden=bool(wanted)
         )
         other = replace(other, **wanted)
-        return other_engines.fit(context, other, report or here.look(), told, devices, settings)
+        return other_engines.fit(context, other, report or here.memory_page(), told, devices, settings)
     subject = find(context, model, wanted, settings)
     report, told = ask_daemon(context, subject.spec.name if subject.configured else None, overridden=bool(wanted))
-    report = report or here.look()
+    report = report or here.memory_page()
     fitting, notes = judged(context, subject, settings, report, told, devices)
     if report.get("yielded"):
-        notes.append(f"{report['yielded'].get('what')} is yielded to other programs now; to end that: accelctl resume")
-    if here.config is None:
+        notes.append(yielded(report["yielded"]))
+    if here.checked[0] is None:
         notes.append("the configuration is not valid, so the defaults were used; see: accelctl config check")
     answer = answered(subject, fitting, report, notes)
     context.out.result(answer)
@@ -93,10 +91,9 @@ def judged(
     """Compare the model with the machine; also notes for the user."""
     import platform
 
-    from accelerd.cli.fit.verdict import GgufFit, MachineState, requirement_of
+    from accelerd.cli.fit.verdict import GgufFit, machine_of, requirement_of
     from accelerd.engines.llama_server.forecast import Forecaster, ForecastInputs, settings_of
     from accelerd.estimate.placing import usable
-    from accelerd.memory.report import ledger_of
 
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
@@ -105,15 +102,7 @@ def judged(
     measured = tuple(requirement_of(option) for option in told["options"]) if told else ()
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options
-    facts = {held["model"]: held for pool in report["pools"] for held in pool["holdings"]}
-    machine = MachineState(
-        ledger=ledger_of(report),
-        facts=facts,
-        devices=devices,
-        rate=rates(context, devices),
-        limit=settings.scheduler.memory,
-        untold=str(report.get("degraded") or ""),
-    )
+    machine = machine_of(report, settings, devices=devices, rate=rates(context, devices))
     found = GgufFit(known, machine, measured)
     if gpus and build is not None and build.backend == "cpu" and layers != 0:
         notes.append(f"llama-server {build.version} was built for the processor only and does not use {gpus[0].name}")
@@ -184,7 +173,6 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
 
 
 def remarks(found: GgufFit, told: dict[str, Any] | None) -> list[str]:
-    """Notes below the verdict."""
     notes = []
     context, trained = found.known.spec.context, found.trained
     if context and trained and context > trained:
@@ -248,7 +236,6 @@ def answered(subject: Subject, found: GgufFit, report: dict[str, Any], notes: li
 
 
 def verdict_line(found: GgufFit, answer: dict[str, Any]) -> str:
-    """The answer in one line."""
     if found.unknown:
         return f"cannot tell whether it fits: {found.unknown}"
     pools = {pool["id"]: pool for pool in answer["pools"]}
@@ -279,3 +266,70 @@ def verdict_line(found: GgufFit, answer: dict[str, Any]) -> str:
 
 def left(pool: dict[str, Any]) -> str:
     return human_size(max(0, pool["amount"] + (pool["spare"] or 0)))
+
+
+# --- for people -----------------------------------------------------------------------------------------------
+
+
+def show(out: CliOutput, answer: dict[str, Any], *, reserved: bool) -> None:
+    """The whole page. `reserved`: the total is what the daemon or the user reserves, not the sum of the parts."""
+    style = "green" if answer["now"] else "yellow" if answer["fits"] else "red"
+    out.wrapped(answer["verdict"], style=style)
+    out.line()
+    out.wrapped(described(answer), indent="  ", style="dim")
+    out.line()
+    show_parts(out, answer, reserved)
+    if any(row["alone"] for row in answer["contexts"]):
+        out.line()
+        show_contexts(out, answer)
+    notes = [*answer["notes"]]
+    if answer["offers"]:
+        notes.insert(0, answer["offers"])
+    if notes:
+        out.line()
+    for note in notes:
+        out.wrapped(note, indent="  ", first="! ")
+
+
+def described(answer: dict[str, Any]) -> str:
+    """What the model is, and the settings it was estimated with."""
+    model, used = answer["model"], answer["settings"]
+    experts = f", {model['experts_used']} of {model['experts']} experts a token" if model["experts"] else ""
+    kind = model["architecture"] or "unknown architecture"
+    k, v = used["kv"]
+    cache = "" if model["encoder"] else f", KV cache {k}" + (f" and {v}" if v != k else "")
+    slots = f", {used['parallel']} requests at once" if used["parallel"] > 1 else ""
+    context = "its full context" if not used["context"] else f"context {used['context']}"
+    read = f"; {human_size(model['read'])} of {human_size(model['size'])} was read" if model["read"] is not None else ""
+    return f"{model['name']}: {kind}{experts}, {human_size(model['size'])}{read}. With {context}{slots}{cache}."
+
+
+def show_parts(out: CliOutput, answer: dict[str, Any], reserved: bool) -> None:
+    """A row for each part of the model, a column for each pool."""
+    pools = answer["pools"]
+    head = ("", *(pool["label"] for pool in pools))
+    names = list(dict.fromkeys(name for pool in pools for name in pool["parts"]))
+    rows = [
+        (name, *(human_size(pool["parts"][name]) if name in pool["parts"] else "-" for pool in pools)) for name in names
+    ]
+    styles = [("", *[""] * len(pools)) for _ in rows]
+    total = "reserved" if reserved and names else "in total"
+    rows.append((total, *(human_size(pool["amount"]) for pool in pools)))
+    styles.append(("bold", *["bold"] * len(pools)))
+    rows.append(("free", *(human_size(max(0, pool["free"])) if pool["free"] is not None else "?" for pool in pools)))
+    styles.append(("", *["" if pool["free"] is None or pool["free"] >= pool["amount"] else "red" for pool in pools]))
+    out.table(head, rows, styles)
+
+
+def show_contexts(out: CliOutput, answer: dict[str, Any]) -> None:
+    """The largest context for each type of the cache."""
+    crowded = any(row["now"] != row["alone"] for row in answer["contexts"])
+    head = ("KV CACHE", "LARGEST CONTEXT", *(("WITH ALL OTHERS UNLOADED",) if crowded else ()))
+    rows = [
+        (row["kv"], tokens(row["now"]), *((tokens(row["alone"]),) if crowded else ())) for row in answer["contexts"]
+    ]
+    out.table(head, rows)
+
+
+def tokens(count: int) -> str:
+    return str(count) if count else "none"

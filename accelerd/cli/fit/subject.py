@@ -30,8 +30,6 @@ RANK = 4  # of a pooling type: the model ranks
 
 @dataclass(frozen=True)
 class Subject:
-    """One model."""
-
     spec: ModelSpec
     read: ModelFiles
     size: int  # bytes of its files
@@ -67,7 +65,6 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
 
 
 def gguf_name(text: str) -> str:
-    """A name from an address."""
     if text.startswith(ADDRESSES):
         return gguf_files.name_of(Path(text.partition("?")[0]))
     return gguf_files.name_of_id(text.removeprefix(SCHEME))
@@ -94,7 +91,6 @@ def of_spec(spec: ModelSpec, given: Mapping[str, Any], context: Context) -> Subj
 
 
 def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
-    """Headers from the disk."""
     reader = ModelReader()
 
     def read(name: str | None) -> GgufModel | None:
@@ -122,7 +118,6 @@ def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
 def of_address(
     text: str, name: str, given: Mapping[str, Any], context: Context, spec: ModelSpec | None = None
 ) -> Subject:
-    """Headers from a server."""
     try:
         found = read_remote(parsed(text), context.env, context.roots.home)
     except AccelError as error:

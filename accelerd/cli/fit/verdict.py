@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from accelerd.config import Config
 from accelerd.devices.model import Device
 from accelerd.engines.llama_server.forecast import ForecastInputs, ways
 from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
-from accelerd.estimate.estimate import Estimate, MemoryShare, estimate
+from accelerd.estimate.estimate import MemoryShare, estimate
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
+from accelerd.memory.npu_rules import apart, clash, lacking
+from accelerd.memory.report import ledger_of
 
 KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
 
@@ -28,23 +31,38 @@ KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
 class FreeMemory:
     """What there is, by pool: free, and of GPUs that share main memory what they have for themselves."""
 
+    books: Ledger
     free: Mapping[str, int]
     backing: smaller.Backing
     total: int | None = None  # of all pools together; None: no limit
 
     def takes(self, need: MemoryRequirement) -> bool:
         within = self.total is None or need.total <= self.total
-        return within and smaller.fits(need, self.free, self.backing)
+        return within and smaller.fits(need, self.free, self.backing) and self.npu_conflict(need) is None
+
+    def npu_conflict(self, need: MemoryRequirement) -> str | None:
+        """Why there is no place for it on an NPU, one clause; None: there is, or it wants none."""
+        if any(claim.device not in self.books.pools for claim in need.claims):
+            return "this machine has no working NPU; see: accelctl doctor"
+        others = {held.model: held_by(held) for held in self.books.holdings}
+        for name, other in others.items():
+            if why := clash(need, other):
+                return f"{name} is loaded, and {why}"
+        for pool, wanted, taken in lacking(need, others.values(), self.books.pools.values()):
+            return f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}, and {taken} are in use"
+        return None
+
+
+def held_by(holding: Holding) -> MemoryRequirement:
+    return MemoryRequirement(holding.amounts, "", claims=holding.claims)
 
 
 @dataclass(frozen=True)
 class MachineState:
-    """A machine as it is now."""
-
     ledger: Ledger
     facts: Mapping[str, Mapping[str, Any]]  # of models that hold memory: leases, idle, pin, priority
-    devices: tuple[Device, ...]
-    rate: Callable[[str], Rate | None]  # how fast a pool is read
+    devices: tuple[Device, ...] = ()
+    rate: Callable[[str], Rate | None] = lambda pool: None  # how fast a pool is read
     limit: int | None = None  # bytes for all models together; None: there is none
     untold: str = ""  # why some pool is missing
 
@@ -63,7 +81,7 @@ class MachineState:
             for one in balances
             if one.pool.backed_by is not None
         }
-        return FreeMemory(free, backing, rest)
+        return FreeMemory(books, free, backing, rest)
 
 
 def requirement_of(option: Mapping[str, Any]) -> MemoryRequirement:
@@ -72,36 +90,22 @@ def requirement_of(option: Mapping[str, Any]) -> MemoryRequirement:
     return MemoryRequirement(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
 
 
-class GgufFit:
-    """One model on one machine."""
+def machine_of(report: Mapping[str, Any], config: Config, **more: Any) -> MachineState:
+    """The machine that an answer of `accelctl memory` describes."""
+    facts = {held["model"]: held for pool in report["pools"] for held in pool["holdings"]}
+    untold = str(report.get("degraded") or "")
+    return MachineState(ledger_of(report), facts, limit=config.scheduler.memory, untold=untold, **more)
 
-    def __init__(
-        self, known: ForecastInputs, machine: MachineState, measured: Sequence[MemoryRequirement] = ()
-    ) -> None:
-        """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
-        self.known = known
+
+class ModelFit:
+    """One model, which can be placed in several ways, on one machine."""
+
+    def __init__(self, name: str, options: Sequence[MemoryRequirement], machine: MachineState) -> None:
+        """`options`: the best first."""
+        self.options = options
         self.machine = machine
-        self.measured = tuple(measured)
-
-    @cached_property
-    def estimate(self) -> Estimate:
-        read = self.known.read
-        return estimate(read.model, self.known.settings, read.projector, read.draft)
-
-    @cached_property
-    def options(self) -> tuple[MemoryRequirement, ...]:
-        known = self.known
-        return self.measured or placing.options(
-            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
-        )
-
-    # --- room -------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def itself(self) -> frozenset[str]:
-        """Its own name where it is loaded already: its memory counts as free."""
-        name = self.known.spec.name
-        return frozenset({name} if any(one.model == name for one in self.machine.ledger.holdings) else ())
+        # its own name where it is loaded already: its memory counts as free
+        self.itself = frozenset({name} if any(one.model == name for one in machine.ledger.holdings) else ())
 
     @cached_property
     def movable(self) -> tuple[Holding, ...]:
@@ -109,6 +113,7 @@ class GgufFit:
         found = [
             one for one in self.machine.ledger.holdings
             if one.phase in ("resident", "leaving") and one.model not in self.itself and not self._of(one).get("pin")
+            and not apart(self.options[0], held_by(one))
         ]  # fmt: skip
         return tuple(sorted(found, key=self._rank))
 
@@ -122,7 +127,6 @@ class GgufFit:
 
     @cached_property
     def now(self) -> FreeMemory:
-        """What is free now."""
         return self.machine.room(self.itself)
 
     @cached_property
@@ -194,7 +198,21 @@ class GgufFit:
                 found[pool] = min(found[pool], room.free.get(other, 0) - beyond)
         return found
 
-    # --- what else --------------------------------------------------------------------------------------------
+
+class GgufFit(ModelFit):
+    """A model that llama-server runs: from its header which contexts would fit, and how fast it would be."""
+
+    def __init__(
+        self, known: ForecastInputs, machine: MachineState, measured: Sequence[MemoryRequirement] = ()
+    ) -> None:
+        """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
+        self.known = known
+        self.measured = tuple(measured)
+        self.estimate = estimate(known.read.model, known.settings, known.read.projector, known.read.draft)
+        options = self.measured or placing.options(
+            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
+        )
+        super().__init__(known.spec.name, options, machine)
 
     @property
     def trained(self) -> int:
