@@ -10,13 +10,15 @@ from accelerd.base import names
 from accelerd.base.events import DegradationChanged, EventStream
 from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
-from accelerd.bus.exporter import make_exporter
-from accelerd.bus.service import BusService
+from accelerd.bus.service import BusService, make_exporter
 from accelerd.config import Config
 from accelerd.config.model import ConfigApplied
 from accelerd.control.configured_models import ConfiguredModels, limits_of
+from accelerd.control.devices import DeviceLooks
+from accelerd.control.jobs import Jobs
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
+from accelerd.control.parts import ControlParts
 from accelerd.control.state_store import StateStore
 from accelerd.control.tuning_runs import TuningRuns
 from accelerd.devices.current_devices import DeviceWatch
@@ -46,6 +48,7 @@ from accelerd.policy.device_loss import DeviceLoss
 from accelerd.policy.event_log import EventLog
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
+from accelerd.policy.pins import Pins
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import Successor
@@ -88,7 +91,7 @@ from accelerd.tuning.tuner import RuleTuner
 MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
 
 
-class Parts:
+class Parts(ControlParts):
     """All that a daemon is made of, wired. Subscribers hear an event in the order in which they are made here."""
 
     def __init__(
@@ -140,10 +143,9 @@ class Parts:
             limits=patience,
         )
         self.successor = Successor(manager)
-        self.model_info = ModelInfo(
-            supervisor, engines, state, roots, devices.current, Learned(state.learned, state.learn), events
-        )
-        self.conflicts = KnownConflicts(scheduler.snapshots, self.model_info, devices.current, events)
+        learned = Learned(state.learned, state.learn)
+        self.model_info = ModelInfo(engines, state, roots, devices.current, learned, events)
+        self.conflicts = KnownConflicts(scheduler.snapshots, supervisor, devices.current, events)
 
         # memory
         measured = memory_roots or roots
@@ -188,12 +190,17 @@ class Parts:
         self.models = ConfiguredModels(config, scheduler, self.model_info, self.power, events)
 
         # control
+        self.jobs = Jobs(clock, events)
+        self.pins = Pins(scheduler.holds, clock, events)
+        self.device_looks = DeviceLooks(DeviceObserver(roots, clock), devices.current)
+        self.level_owner = self.clock_boost.owner
         self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events)
+        self.router = self.gateway.router
         self.listeners = Listeners(self.gateway, config.server)
         exporter = session_exporter(buses.session, events)
-        self.bus_service = BusService(exporter, scheduler, devices.current, str(roots.runtime))
+        self.bus_service = BusService(exporter, str(roots.runtime))
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,7 @@ from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
 from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import Forecasts
-from accelerd.control.status import ConfigStatus, DaemonStatus, DesktopStatus
-from accelerd.devices.observer import DeviceObserver
+from accelerd.control.parts import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.gateway.access import read_keys
 from accelerd.policy.takeover import take_over
 from accelerd.system.activation import describe
@@ -71,26 +69,10 @@ class Daemon:
         self._state = DaemonState.STARTING
         self._generation = 0
         self._degraded: str | None = None  # what this machine lacks
-        self._api = ControlApi(
-            clock=parts.clock,
-            events=parts.events,
-            scheduler=parts.scheduler,
-            processes=parts.model_info,
-            router=parts.gateway.router,
-            daemon=self,
-            tuning=parts.tuning_runs,
-            devices=parts.devices,
-            observer=DeviceObserver(parts.roots, parts.clock),
-            yielding=parts.yielding,
-            upkeep=parts.upkeep,
-            memory=parts.memory,
-            learned=parts.model_info.learned,
-            forecast=partial(parts.model_info.forecast, ask=True),
-            level_owner=parts.clock_boost.owner,
-            conflicts=parts.conflicts,
-        )
+        parts.daemon = self
+        self._api = ControlApi(parts)
         parts.gateway.make_control = self._http_control
-        parts.bus_service.attach(self, self._api)
+        parts.bus_service.attach(self._api)
 
     def _http_control(self) -> HttpControl:
         from accelerd.control.http import HttpControl  # with aiohttp's server, which is large

@@ -115,17 +115,11 @@ METHODS: Final = {
 
 
 class Methods:
-    """Carries out calls. `devices()`: those on the bus."""
+    """Carries out calls."""
 
-    def __init__(
-        self,
-        api: ControlApi,
-        devices: Callable[[], tuple[Device, ...]],
-        watch: Callable[[str, Callable[[str], None]], None],
-    ) -> None:
-        """`watch(client, gone)`: see Bus."""
+    def __init__(self, api: ControlApi, watch: Callable[[str, Callable[[str], None]], None]) -> None:
+        """`watch(client, gone)`: see ObjectExporter."""
         self._api = api
-        self._devices = devices
         self._watch = watch
         self.claimants: set[str] = set()  # clients that have made claims
 
@@ -134,7 +128,7 @@ class Methods:
         if call.method == "Query":
             return (await self._query(call.args[0], call.args[1], call.sender),)
         if call.method == "GetModel":
-            return (model_path(self._api.names.find(call.args[0]).spec.name),)
+            return (model_path(self._api.parts.find(call.args[0]).spec.name),)
         if call.method == "GetDevice":
             id = call.args[0]
             return (device_path(self._device(lambda device: device.id == id, id)),)
@@ -157,6 +151,19 @@ class Methods:
         """The methods of a device."""
         return await self.perform(call.sender, "Rescan", *call.args)
 
+    def of_job(self, id: int) -> Handler:
+        """The methods of one job."""
+
+        async def handler(call: Call) -> tuple[Any, ...]:
+            if call.method == "Cancel":
+                return await self.perform(call.sender, "Cancel", id)
+            job = await self._api.parts.jobs.wait(id)
+            if job.error is not None and job.result in ("failed", "timeout"):
+                raise job.error
+            return (job.result,)
+
+        return handler
+
     async def perform(self, sender: str, name: str, *arguments: Any) -> tuple[Any, ...]:
         """Carry out a method's operation. AccelError."""
         method = METHODS[name]
@@ -172,11 +179,11 @@ class Methods:
 
     def _gone(self, sender: str) -> None:
         self.claimants.discard(sender)
-        self._api.pins.owner_gone(sender)
+        self._api.parts.pins.owner_gone(sender)
 
     def _device(self, wanted: Callable[[Device], bool], shown: str) -> str:
         """Its id. AccelError device_not_found."""
-        for device in self._devices():
+        for device in self._api.parts.devices.current():
             if wanted(device):
                 return device.id
         raise AccelError("device_not_found", f"there is no device {shown[:80]!r}", param="device")

@@ -13,18 +13,29 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
+
+from accelerd import __version__
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonStateChanged, DegradationChanged
-from accelerd.base.names import BUS_DEVICE, BUS_MANAGER, BUS_MODEL, BUS_NO_OBJECT, BUS_PATH, MSG_BUG, TRIAL_SUFFIX
-from accelerd.bus import devices, models
-from accelerd.bus.job_objects import JobObjects
+from accelerd.base.names import (
+    BUS_DEVICE,
+    BUS_JOB,
+    BUS_MANAGER,
+    BUS_MODEL,
+    BUS_NO_OBJECT,
+    BUS_PATH,
+    MSG_BUG,
+    TRIAL_SUFFIX,
+)
+from accelerd.bus import properties
 from accelerd.bus.manager import Methods
 from accelerd.bus.paths import device_path, job_path, model_path
 from accelerd.control.api import ControlApi
 from accelerd.control.devices import DeviceReport
 from accelerd.control.jobs import Job, JobChanged, JobForgotten, JobTold
+from accelerd.control.status import model_status
 from accelerd.devices.current_devices import DevicesChanged
-from accelerd.devices.model import Device
 from accelerd.memory.model import MemorySnapshot
 from accelerd.policy.pins import PinChanged
 from accelerd.policy.yielding import YieldChanged
@@ -37,13 +48,11 @@ from accelerd.scheduler.events import (
 )
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
-from accelerd.scheduler.service import Scheduler
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
-OWN_CONSTANT: Final = frozenset({"Version", "RuntimeDirectory", "Features"})
 EVERY: Final = 1.0  # s between two tellings of what changes often
 LOOK: Final = 2.0  # s between two looks at devices while requests run on them
 LOOK_IDLE: Final = 10.0  # … while models are only loaded: a look goes through all processes
@@ -58,23 +67,13 @@ ENDS: Final = {
 class Tree:
     """Keeps the object tree. All methods run on the event loop's thread; none waits."""
 
-    def __init__(
-        self,
-        bus: ObjectExporter,
-        api: ControlApi,
-        methods: Methods,
-        scheduler: Scheduler,
-        inventory: Callable[[], tuple[Device, ...]],
-        own: Callable[[], dict[str, Any]],
-    ) -> None:
-        """`own()`: the Manager's properties but for its counts."""
+    def __init__(self, bus: ObjectExporter, api: ControlApi, methods: Methods, runtime: str) -> None:
+        """`runtime`: the daemon's runtime directory."""
         self._bus = bus
         self._api = api
+        self._parts = api.parts
         self._methods = methods
-        self._scheduler = scheduler
-        self._inventory = inventory
-        self._own = own
-        self._job_objects = JobObjects(bus, api.jobs, methods, self._subject)
+        self._runtime = runtime
         self._shown = False
         self._shown_models: set[str] = set()
         self._shown_devices: set[str] = set()
@@ -88,7 +87,7 @@ class Tree:
         self._ticked = -EVERY
         self._looking: asyncio.Task[None] | None = None
         self._looked = -LOOK_IDLE
-        events = api.events
+        events = api.parts.events
         events.subscribe(JobChanged, self.on_job_changed)
         events.subscribe(JobTold, self.on_job_told)
         events.subscribe(JobForgotten, self.on_job_forgotten)
@@ -104,7 +103,9 @@ class Tree:
     def begin(self) -> None:
         """Show everything that is there; before the bus is started."""
         self._shown = True
-        self._bus.publish(BUS_PATH, {BUS_MANAGER: self._own_values(self._snapshots())}, self._methods.manager)
+        constant = {"Version": __version__, "RuntimeDirectory": self._runtime, "Features": []}
+        values = properties.of_manager(self._parts, len(self._snapshots())) | constant
+        self._bus.publish(BUS_PATH, {BUS_MANAGER: values}, self._methods.manager)
         self._refresh()
 
     async def close(self) -> None:
@@ -153,10 +154,10 @@ class Tree:
         job = changed.job
         if job.id not in self._shown_jobs:
             self._shown_jobs.add(job.id)
-            self._job_objects.show(job)
+            self._show_job(job)
             if job.kind in ENDS:
                 self._under_way.setdefault(job.subject, []).append(job)
-        self._job_objects.update(job)
+        self._bus.update(job_path(job.id), BUS_JOB, properties.of_job(job))
         if job.finished is None:
             self.changed()
             return
@@ -173,11 +174,22 @@ class Tree:
         self._bus.signal(BUS_PATH, BUS_MANAGER, "JobRemoved", (job.id, job_path(job.id), subject, job.result))
 
     def on_job_told(self, told: JobTold) -> None:
-        self._job_objects.told(told.job, told.event)
+        text = msgspec.json.encode(told.event).decode()
+        self._bus.signal(job_path(told.job.id), BUS_JOB, "Event", (text,))
 
     def on_job_forgotten(self, forgotten: JobForgotten) -> None:
         self._shown_jobs.discard(forgotten.job.id)
-        self._job_objects.remove(forgotten.job)
+        self._bus.remove(job_path(forgotten.job.id))
+
+    def _show_job(self, job: Job) -> None:
+        """One object for each, from its start until a minute after its end."""
+        values = properties.of_job(job) | {
+            "Id": job.id,
+            "Kind": job.kind,
+            "Subject": self._subject(job),
+            "CreatedMonotonicUSec": properties.usec(job.created),
+        }
+        self._bus.publish(job_path(job.id), {BUS_JOB: values}, self._methods.of_job(job.id))
 
     def job_of(self, model: str) -> Job | None:
         """The load or unload of the model that is under way: the one that was wanted last."""
@@ -247,7 +259,7 @@ class Tree:
         snapshots = self._snapshots()
         self._mirror_models(snapshots, often=often)
         self._mirror_devices(snapshots, often=often)
-        self._update(BUS_PATH, BUS_MANAGER, self._own_values(snapshots), OWN_CONSTANT)
+        self._update(BUS_PATH, BUS_MANAGER, properties.of_manager(self._parts, len(snapshots)))
 
     def _mirror_one(self, name: str) -> None:
         """A model alone, which may have gone."""
@@ -262,7 +274,7 @@ class Tree:
             name = snapshot.spec.name
             there.add(name)
             if name not in self._shown_models:
-                values = self._model_values(snapshot, pinned, known)
+                values = self._model_values(snapshot, pinned, known) | {"Name": name}
                 self._bus.publish(model_path(name), {BUS_MODEL: values}, self._methods.of_model(name))
             elif name not in self._later:
                 self._mirror_model(snapshot, pinned, known, often=often)
@@ -273,59 +285,48 @@ class Tree:
 
     def _mirror_model(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str], *, often: bool) -> None:
         name, values = snapshot.spec.name, self._model_values(snapshot, pinned, known)
-        if name in self._moved:
-            self._moved.discard(name)
-            self._update(model_path(name), BUS_MODEL, values, models.CONSTANT)
-        else:
-            self._update(model_path(name), BUS_MODEL, values, models.CONSTANT, models.OFTEN, often)
+        self._update(model_path(name), BUS_MODEL, values, often=often, whole=name in self._moved)
+        self._moved.discard(name)
 
     def _model_values(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str]) -> dict[str, Any]:
         used = sum(snapshot.used.values()) if snapshot.instance is not None else None
-        status, name = self._api.status.model_status(snapshot, used), snapshot.spec.name
-        return models.properties(status, snapshot, self.job_of(name), pinned=name in pinned, devices=known)
+        status, name = model_status(self._parts, snapshot, used), snapshot.spec.name
+        return properties.of_model(status, snapshot, self.job_of(name), pinned=name in pinned, devices=known)
 
     def _pinned(self) -> frozenset[str]:
         """Models that clients want loaded."""
-        return frozenset(pin.model for pin in self._api.pins.all() if not pin.hold)
+        return frozenset(pin.model for pin in self._parts.pins.all() if not pin.hold)
 
     def _device_ids(self) -> frozenset[str]:
-        return frozenset(device.id for device in self._inventory())
+        return frozenset(device.id for device in self._parts.devices.current())
 
     def _mirror_devices(self, snapshots: list[Snapshot], *, often: bool) -> None:
         if all(snapshot.instance is None for snapshot in snapshots):
             self._seen = {}  # nobody looks any more, and what was seen is soon no longer true
-        balances = {balance.pool.id: balance for balance in self._scheduler.memory.ledger().balances()}
+        balances = {balance.pool.id: balance for balance in self._parts.scheduler.memory.ledger().balances()}
         there = set()
-        for device in self._inventory():
+        for device in self._parts.devices.current():
             there.add(device.id)
-            values = devices.properties(device, balances, snapshots, self._seen.get(device.id))
+            values = properties.of_device(device, balances, snapshots, self._seen.get(device.id))
             if device.id in self._shown_devices:
-                self._update(device_path(device.id), BUS_DEVICE, values, devices.CONSTANT, devices.OFTEN, often)
+                self._update(device_path(device.id), BUS_DEVICE, values, often=often)
             else:
+                values |= {"Id": device.id, "Kind": device.kind}
                 self._bus.publish(device_path(device.id), {BUS_DEVICE: values}, self._methods.of_device)
         for id in self._shown_devices - there:
             self._bus.remove(device_path(id))
         self._shown_devices = there
 
     def _update(
-        self,
-        path: str,
-        interface: str,
-        values: Mapping[str, Any],
-        constant: frozenset[str],
-        restless: frozenset[str] = frozenset(),
-        often: bool = False,
+        self, path: str, interface: str, values: Mapping[str, Any], *, often: bool = False, whole: bool = False
     ) -> None:
-        """`restless` are told if it is their turn, and only while anybody listens."""
-        steady = {name: value for name, value in values.items() if name not in constant | restless}
-        self._bus.update(path, interface, steady)
+        """What requests change all the time is told if it is its turn, and only while anybody listens, or with all."""
+        restless = frozenset() if whole else properties.OFTEN
+        self._bus.update(path, interface, {name: one for name, one in values.items() if name not in restless})
         if often:
-            self._bus.update(path, interface, {name: values[name] for name in restless}, quiet=True)
+            told = {name: one for name, one in values.items() if name in restless}
+            self._bus.update(path, interface, told, quiet=True)
 
     def _snapshots(self) -> list[Snapshot]:
         """Of the configured models: what is only tried out is a job's business."""
-        return [s for s in self._scheduler.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]
-
-    def _own_values(self, snapshots: Iterable[Snapshot]) -> dict[str, Any]:
-        jobs = sum(job.finished is None for job in self._api.jobs.all())
-        return {**self._own(), "NModels": sum(1 for _ in snapshots), "NJobs": jobs}
+        return [s for s in self._parts.scheduler.snapshots() if not s.spec.name.endswith(TRIAL_SUFFIX)]

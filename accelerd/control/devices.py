@@ -1,33 +1,71 @@
-"""What the devices are and do, and who uses them, as docs/devices.md describes it.
+"""Devices and NPUs as answers show them, as docs/devices.md describes it; and the looks at them.
 
-Looks when it is asked to, in a thread, one look at a time: a driver that does not answer holds up nobody else.
+Made of looks, snapshots and the rules of NPUs; decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Literal
 
 import msgspec
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from accelerd.base.errors import AccelError
-from accelerd.control.jobs import Job, Jobs
-from accelerd.control.npu_usage import NpuUse, use_of
-from accelerd.control.operations import NoArguments, Operation, Request, operation
 from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
-from accelerd.devices.observer import DeviceStatus
+from accelerd.devices.observer import DeviceObserver, DeviceStatus
 from accelerd.devices.readings import Readings
-from accelerd.instances import InstanceFacts
-from accelerd.scheduler.service import Scheduler
+from accelerd.memory import npu_rules
+from accelerd.memory.model import MemoryRequirement, Pool
+from accelerd.scheduler.lifecycle import OCCUPIED
+from accelerd.scheduler.record import Snapshot
 
-PATIENCE = 5.0  # s for a look
-LOOK_TASK = "look at devices"
+PATIENCE: Final = 5.0  # s for a look
+LOOK_TASK: Final = "look at devices"
 
 
-class DevicesRequest(Request, frozen=True):
-    device: str = ""  # an id; "": all devices
+class Tenant(Struct, frozen=True):
+    """One claim of a model. Bytes are the model's whole, wherever they lie: an NPU has no memory of its own."""
+
+    model: str
+    family: str
+    kind: str
+    contexts: int
+    host: str
+    memory: int  # that counts
+    memory_used: int | None  # seen in use; None: not seen yet
+
+
+class NpuUse(Struct, frozen=True):
+    """One NPU. `contexts` None: nobody knows how many there are."""
+
+    contexts: int | None
+    contexts_used: int
+    columns: int | None
+    models: tuple[Tenant, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that count as its models'; of a model with two claims once."""
+        return sum({one.model: one.memory for one in self.models}.values())
+
+    @property
+    def memory_used(self) -> int:
+        return sum({one.model: one.memory_used or 0 for one in self.models}.values())
+
+
+class ClaimStatus(msgspec.Struct, frozen=True):
+    """A place that a model takes on an NPU."""
+
+    device: str
+    family: str
+    kind: str
+    contexts: int
+    host: str  # the server that holds several models; "": its own process
+    label: str  # of the device, for people
+    of: int | None  # contexts that there are; None: not known
 
 
 class HolderStatus(msgspec.Struct):
@@ -68,91 +106,18 @@ class DeviceReport(msgspec.Struct, kw_only=True):
     npu: NpuUse | msgspec.UnsetType = msgspec.UNSET
 
 
-class Devices(msgspec.Struct):
-    devices: list[DeviceReport]
-    degraded: str | None  # why changes of devices are not noticed
+class DeviceLooks:
+    """Looks at devices in a thread, one look at a time: a driver that does not answer holds up nobody else."""
 
-
-class Rescanned(msgspec.Struct, tag="rescanned", tag_field="event"):
-    elapsed: float
-
-
-class DeviceList(Protocol):
-    """The devices that there are."""
-
-    def current(self) -> tuple[Device, ...]: ...
-    @property
-    def degraded(self) -> str | None:
-        """Why changes are not noticed."""
-        ...
-
-    async def rescan(self) -> None: ...
-
-
-class Observer(Protocol):
-    def look(self, devices: Sequence[Device]) -> list[DeviceStatus]:
-        """Blocks."""
-        ...
-
-
-def no_owner(device: str) -> str | None:
-    """The level's owner where nobody keeps levels."""
-
-
-class DeviceOperations:
-    """Looks at the devices."""
-
-    def __init__(
-        self,
-        devices: DeviceList,
-        observer: Observer,
-        scheduler: Scheduler,
-        processes: InstanceFacts,
-        jobs: Jobs,
-        level_owner: Callable[[str], str | None] = no_owner,
-    ) -> None:
-        """`level_owner(device id)`: who has set its performance level."""
-        self._devices = devices
+    def __init__(self, observer: DeviceObserver, devices: Callable[[], Sequence[Device]]) -> None:
         self._observer = observer
-        self._scheduler = scheduler
-        self._processes = processes
-        self._jobs = jobs
-        self._level_owner = level_owner
+        self._devices = devices
         self._look: asyncio.Future[list[DeviceStatus]] | None = None
 
-    def operations(self) -> list[Operation]:
-        return [
-            operation("look", "devices", self.devices),
-            operation("job", "rescan", self.rescan, outcome=Rescanned),
-        ]
-
-    async def devices(self, request: DevicesRequest) -> Devices:
-        """The devices, what they do and who uses them, from a fresh look."""
-        if self._devices.degraded is not None:
-            await self._devices.rescan()  # nobody else says when something has changed
-        looks = [look for look in await self._looks() if request.device in ("", look.device.id)]
-        if request.device and not looks:
-            raise AccelError("device_not_found", f"there is no device {request.device[:60]!r}", param="device")
-        models, snapshots = self._models(), self._scheduler.snapshots()
-        found = [
-            device_report(look, models, self._level_owner(look.device.id), use_of(look.device, snapshots))
-            for look in looks
-        ]
-        return Devices(found, self._devices.degraded)
-
-    async def rescan(self, request: NoArguments) -> Job:
-        """Look for devices again."""
-
-        async def work(job: Job) -> Rescanned:
-            await self._devices.rescan()
-            return Rescanned(job.elapsed)
-
-        return self._jobs.start("rescan", "", work, key="rescan", cancellable=False)
-
-    async def _looks(self) -> list[DeviceStatus]:
-        """A look; who asks while one is under way gets that."""
+    async def look(self) -> list[DeviceStatus]:
+        """A look; who asks while one is under way gets that. AccelError internal when a driver does not answer."""
         if self._look is None:
-            work = asyncio.to_thread(self._observer.look, self._devices.current())
+            work = asyncio.to_thread(self._observer.look, self._devices())
             self._look = asyncio.create_task(work, name=LOOK_TASK)
             self._look.add_done_callback(self._looked)
         try:
@@ -166,40 +131,19 @@ class DeviceOperations:
         if not look.cancelled():
             look.exception()  # whoever asked has it, or has gone
 
-    def _models(self) -> dict[int, str]:
-        """Names by pid of the models' processes."""
-        found = {}
-        for snapshot in self._scheduler.snapshots():
-            facts = self._processes.facts(snapshot.instance) if snapshot.instance is not None else None
-            if facts is not None and facts.pid is not None:
-                found[facts.pid] = snapshot.spec.name
-        return found
-
 
 def device_report(
     look: DeviceStatus, models: Mapping[int, str], level_owner: str | None = None, npu: NpuUse | None = None
 ) -> DeviceReport:
     """`models`: names by pid of their process; `npu`: who uses it, of an NPU."""
     device = look.device
+    known = asdict(device) | {
+        "pools": look.readings.pools or device.pools,
+        "directory": str(device.directory) if device.directory else None,
+    }
     return DeviceReport(
+        **known,
         id=device.id,
-        kind=device.kind,
-        name=device.name,
-        driver=device.driver,
-        slot=device.slot,
-        node=device.node,
-        pools=look.readings.pools or device.pools,
-        problem=device.problem,
-        fix=device.fix,
-        vendor=device.vendor,
-        device=device.device,
-        gfx=device.gfx,
-        apu=device.apu,
-        unified=device.unified,
-        columns=device.columns,
-        firmware=device.firmware,
-        troubles=device.troubles,
-        directory=str(device.directory) if device.directory else None,
         readings=replace(look.readings, pools=()),
         level_owner=level_owner,
         holders=[
@@ -208,3 +152,30 @@ def device_report(
         others=look.others,
         npu=npu if npu is not None else msgspec.UNSET,
     )
+
+
+def use_of(device: Device, snapshots: Iterable[Snapshot]) -> NpuUse | None:
+    """Who is on an NPU now; None for any other device."""
+    if device.kind != "npu":
+        return None
+    there = [s for s in snapshots if s.state in OCCUPIED and s.need.claims]
+    return NpuUse(
+        contexts=npu_rules.contexts(device),
+        contexts_used=npu_rules.claimed((s.need for s in there), device.id),
+        columns=device.columns,
+        models=tuple(
+            Tenant(s.spec.name, claim.family, claim.kind, claim.contexts, claim.host, sum(s.held.values()),
+                   sum(s.used.values()) if s.used else None)
+            for s in there for claim in s.need.claims if claim.device == device.id
+        ),
+    )  # fmt: skip
+
+
+def claims_of(need: MemoryRequirement, pools: Mapping[str, Pool]) -> list[ClaimStatus]:
+    """The places that a model placed like this takes."""
+    found = []
+    for claim in need.claims:
+        pool = pools.get(claim.device)
+        label, contexts = (pool.label, pool.contexts) if pool is not None else (claim.device, None)
+        found.append(ClaimStatus(**asdict(claim), label=label, of=contexts))
+    return found

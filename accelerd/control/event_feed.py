@@ -5,7 +5,7 @@ One feed per client. It keeps the little that it needs to tell a change from a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -13,7 +13,8 @@ import msgspec
 from accelerd.base.events import DaemonStateChanged, DegradationChanged
 from accelerd.config.model import ConfigApplied
 from accelerd.control.jobs import Job, JobChanged, JobForgotten
-from accelerd.control.status import DaemonStatus
+from accelerd.control.operations import operation
+from accelerd.control.parts import ControlParts
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
 from accelerd.memory.model import MemorySnapshot
@@ -22,7 +23,6 @@ from accelerd.policy.pins import PinChanged
 from accelerd.policy.yielding import YieldChanged, YieldReport
 from accelerd.scheduler.events import ModelsConfigured, ModelTransition
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.service import Scheduler
 
 KINDS: Final = (
     ModelTransition, ModelsConfigured, ConfigApplied, DevicesChanged, JobChanged, JobForgotten, MemorySnapshot,
@@ -111,9 +111,9 @@ Event = ModelEvent | DeviceEvent | JobEvent | MemoryEvent | ManagerEvent
 class EventFeed:
     """Events for one client, from the moment at which it is made."""
 
-    def __init__(self, scheduler: Scheduler, overview: Callable[[], DaemonStatus]) -> None:
-        self._scheduler = scheduler
-        self._overview = overview
+    def __init__(self, parts: ControlParts) -> None:
+        self._scheduler = parts.scheduler
+        self._overview = parts.daemon.overview
         self._models = self._configured()
         self._jobs: dict[int, tuple[str, str]] = {}
         self._free: dict[str, int] = {}
@@ -204,3 +204,9 @@ def _devices(changed: DevicesChanged) -> Iterator[DeviceEvent]:
     for change, devices in groups:
         for device in devices:
             yield DeviceEvent(device.id, device.name, change, device.problem or "")
+
+
+@operation("stream", "events")
+async def events(parts: ControlParts) -> EventFeed:
+    """Changes of models, devices, jobs, memory and accelerd itself, from now on."""
+    return EventFeed(parts)

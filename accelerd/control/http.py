@@ -18,12 +18,12 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged
 from accelerd.base.names import CONTROL_PREFIX
+from accelerd.control import status
 from accelerd.control.api import ControlApi
 from accelerd.control.event_feed import KINDS, EventFeed, EventsLost
 from accelerd.control.jobs import Job
 from accelerd.control.models import Claimed
 from accelerd.control.operations import Operation, parse
-from accelerd.control.status import LogsRequest
 from accelerd.policy.pins import PinChanged, PinEnd
 
 if TYPE_CHECKING:
@@ -67,23 +67,23 @@ class HttpControl:
             return await self._logs(request, query)
         if operation.kind == "claim":
             return await self._claim(request, operation, query)
-        answer = await self._api.perform(operation, query, OWNER, text=True)
+        answer = await self._api.call(operation.name, query, OWNER, text=True)
         if operation.kind == "stream":
             return await self._watch(request, answer)
         if operation.kind != "job":
             return _json(answer)
-        with self._api.jobs.follow(answer) as events:
+        with self._api.parts.jobs.follow(answer) as events:
             return await (_stream(request, events) if operation.progress else _outcome(answer, events))
 
     async def _logs(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         """Plain text; with follow=1 for as long as the client listens."""
         from aiohttp import web
 
-        wanted = parse(LogsRequest, query, text=True)
+        wanted = parse(status.LogsRequest, query, text=True)
         if not wanted.follow:
-            text = "".join(line + "\n" for line in (await self._api.status.logs(wanted)).lines)
+            text = "".join(line + "\n" for line in (await status.logs(self._api.parts, wanted)).lines)
             return web.Response(text=text, content_type="text/plain", charset="utf-8")
-        with self._api.status.follow(wanted) as lines:
+        with status.follow(self._api.parts, wanted) as lines:
             response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
             await response.prepare(request)
             async for line in lines:
@@ -92,7 +92,7 @@ class HttpControl:
 
     async def _watch(self, request: web.BaseRequest, feed: EventFeed) -> web.StreamResponse:
         """Until the client goes, the daemon shuts down, or the client was too slow."""
-        with self._api.events.reader(*KINDS) as published:
+        with self._api.parts.events.reader(*KINDS) as published:
             response = await _begin(request)
             async for one in published:
                 for event in feed.of(one):
@@ -106,9 +106,9 @@ class HttpControl:
 
     async def _claim(self, request: web.BaseRequest, operation: Operation, query: Query) -> web.StreamResponse:
         """Its first event says that the model is kept; it ends with the response."""
-        claimed: Claimed = await self._api.perform(operation, query, OWNER, text=True)
+        claimed: Claimed = await self._api.call(operation.name, query, OWNER, text=True)
         try:
-            with self._api.events.reader(PinChanged, DaemonStateChanged) as changes:
+            with self._api.parts.events.reader(PinChanged, DaemonStateChanged) as changes:
                 response = await _begin(request)
                 await response.write(_line(claimed))
                 end: PinEnd | None = None
@@ -117,7 +117,7 @@ class HttpControl:
                 await response.write(_line(ClaimEnded(end)))
             return response
         finally:
-            self._api.pins.release(claimed.cookie)
+            self._api.parts.pins.release(claimed.cookie)
 
 
 def _end_of(change: PinChanged | DaemonStateChanged, cookie: int) -> PinEnd | None:

@@ -5,21 +5,18 @@ Shows and forgets; decides nothing. Who has what is the scheduler's ledger, what
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import msgspec
 
 from accelerd.base.errors import AccelError
-from accelerd.config.model import ModelSpec
-from accelerd.control.model_info import ModelNames
-from accelerd.control.operations import ModelRequest, Operation, Request, operation
+from accelerd.control.operations import ModelRequest, Request, operation
+from accelerd.control.parts import ControlParts
 from accelerd.memory.learned import LearnedRecord
-from accelerd.memory.model import Claim, Forecast, MemoryRequirement, MemorySnapshot
+from accelerd.memory.model import Claim
 from accelerd.memory.report import HolderFacts, MemoryReport, report
 from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.record import Snapshot
-from accelerd.scheduler.service import Scheduler
 
 
 class Waiting(msgspec.Struct):
@@ -99,108 +96,68 @@ class Fit(msgspec.Struct):
     placement: FitPlacement
 
 
-class LearnedNeeds(Protocol):
-    """What models were measured to need."""
+@operation("look", "memory")
+async def memory(parts: ControlParts) -> Memory:
+    """The pools and who holds what of them, from a fresh look."""
+    seen = await parts.memory.look()
+    snapshots = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
 
-    def entries(self) -> tuple[LearnedRecord, ...]: ...
-    def forget(self, key: str | None = None) -> int:
-        """How many entries that was; None: all."""
-        ...
+    def facts(name: str) -> HolderFacts:
+        """A model that is configured no more may still hold memory."""
+        if (known := snapshots.get(name)) is None:
+            return HolderFacts()
+        return HolderFacts(known.leases, known.idle, known.unevictable, known.spec.priority)
 
-
-class MemorySource(Protocol):
-    """What measures memory."""
-
-    degraded: str | None  # why it cannot be measured
-
-    async def look(self) -> MemorySnapshot:
-        """Measure now."""
-        ...
-
-
-class MemoryOperations:
-    """Looks at memory, and forgets what was learned."""
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        names: ModelNames,
-        memory: MemorySource,
-        learned: LearnedNeeds,
-        forecast: Callable[[ModelSpec], Awaitable[Forecast]],
-        yielded: Callable[[], YieldReport | None] = lambda: None,
-    ) -> None:
-        """`forecast`: what a model will need, with what was learned."""
-        self._scheduler = scheduler
-        self._names = names
-        self._memory = memory
-        self._learned = learned
-        self._forecast = forecast
-        self._yielded = yielded
-
-    def operations(self) -> list[Operation]:
-        return [
-            operation("look", "memory", self.memory),
-            operation("look", "memory/learned", self.learned),
-            operation("action", "memory/forget", self.forget),
-            operation("look", "fit", self.fit),
-        ]
-
-    async def memory(self) -> Memory:
-        """The pools and who holds what of them, from a fresh look."""
-        seen = await self._memory.look()
-        snapshots = {snapshot.spec.name: snapshot for snapshot in self._scheduler.snapshots()}
-
-        def facts(name: str) -> HolderFacts:
-            """A model that is configured no more may still hold memory."""
-            if (known := snapshots.get(name)) is None:
-                return HolderFacts()
-            return HolderFacts(known.leases, known.idle, known.unevictable, known.spec.priority)
-
-        found = report(self._scheduler.memory.ledger(), seen, facts)
-        return Memory(
-            found.pools,
-            found.stall,
-            waiting=[self._waiting(snapshot) for snapshot in snapshots.values() if snapshot.queue],
-            yielded=self._yielded(),
-            degraded=self._memory.degraded,
-        )
-
-    def _waiting(self, snapshot: Snapshot) -> Waiting:
+    def waiting(snapshot: Snapshot) -> Waiting:
         name = snapshot.spec.name
-        fits, why = self._scheduler.placement(name)
+        fits, why = parts.scheduler.placement(name)
         return Waiting(name, snapshot.queue, snapshot.state, fits, why, dict(snapshot.need.amounts))
 
-    async def learned(self) -> LearnedMemory:
-        """What models were measured to need."""
-        return LearnedMemory([_entry(entry) for entry in self._learned.entries()])
+    found = report(parts.scheduler.memory.ledger(), seen, facts)
+    return Memory(
+        found.pools,
+        found.stall,
+        waiting=[waiting(snapshot) for snapshot in snapshots.values() if snapshot.queue],
+        yielded=parts.yielding.report(),
+        degraded=parts.memory.degraded,
+    )
 
-    async def forget(self, request: ForgetRequest) -> Forgotten:
-        """Forget what a model, or all models, were measured to need: it is estimated again."""
-        name = request.model
-        if request.all == (name is not None):
-            raise AccelError("bad_request", "give one of the arguments model and all", param="model")
-        if name is None:
-            count = self._learned.forget()
-        else:
-            entries = self._learned.entries()
-            if all(entry.model != name for entry in entries):  # one that is no longer configured may be forgotten, too
-                name = self._names.find(name).spec.name
-            keys = {entry.key for entry in entries if entry.model == name}
-            count = sum(self._learned.forget(key) for key in keys)
-        for snapshot in self._scheduler.snapshots():
-            if count and name in (None, snapshot.spec.name):
-                forecast = await self._forecast(snapshot.spec)
-                self._scheduler.memory.forecast(snapshot.spec.name, forecast)
-        return Forgotten(count)
 
-    async def fit(self, request: ModelRequest) -> Fit:
-        """What a model would need, and whether there is room for it now."""
-        snapshot = self._names.find(request.model)
-        forecast = await self._forecast(snapshot.spec)
-        fits, why = self._scheduler.placement(snapshot.spec.name)
-        options = [_option(need) for need in forecast.options]
-        return Fit(snapshot.spec.name, snapshot.state, options, FitPlacement(fits, why))
+@operation("look", "memory/learned")
+async def learned(parts: ControlParts) -> LearnedMemory:
+    """What models were measured to need."""
+    return LearnedMemory([_entry(entry) for entry in parts.model_info.learned.entries()])
+
+
+@operation("action", "memory/forget")
+async def forget(parts: ControlParts, request: ForgetRequest) -> Forgotten:
+    """Forget what a model, or all models, were measured to need: it is estimated again."""
+    name, known = request.model, parts.model_info.learned
+    if request.all == (name is not None):
+        raise AccelError("bad_request", "give one of the arguments model and all", param="model")
+    if name is None:
+        count = known.forget()
+    else:
+        entries = known.entries()
+        if all(entry.model != name for entry in entries):  # one that is no longer configured may be forgotten, too
+            name = parts.find(name).spec.name
+        keys = {entry.key for entry in entries if entry.model == name}
+        count = sum(known.forget(key) for key in keys)
+    for snapshot in parts.scheduler.snapshots():
+        if count and name in (None, snapshot.spec.name):
+            forecast = await parts.model_info.forecast(snapshot.spec, ask=True)
+            parts.scheduler.memory.forecast(snapshot.spec.name, forecast)
+    return Forgotten(count)
+
+
+@operation("look", "fit")
+async def fit(parts: ControlParts, request: ModelRequest) -> Fit:
+    """What a model would need, and whether there is room for it now."""
+    snapshot = parts.find(request.model)
+    forecast = await parts.model_info.forecast(snapshot.spec, ask=True)
+    options = [msgspec.convert(need, FitOption, from_attributes=True) for need in forecast.options]
+    placement = FitPlacement(*parts.scheduler.placement(snapshot.spec.name))
+    return Fit(snapshot.spec.name, snapshot.state, options, placement)
 
 
 def _entry(entry: LearnedRecord) -> LearnedEntry:
@@ -216,7 +173,3 @@ def _entry(entry: LearnedRecord) -> LearnedEntry:
         runs=entry.runs,
         at=entry.at or None,
     )
-
-
-def _option(need: MemoryRequirement) -> FitOption:
-    return FitOption(dict(need.amounts), need.devices, dict(need.parts), need.source, need.claims)

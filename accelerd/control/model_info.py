@@ -20,15 +20,9 @@ from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.estimate.placing import default_device
-from accelerd.instances import InstanceInfo
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
-from accelerd.routing.directory import Directory
 from accelerd.scheduler.events import ModelLoaded
-from accelerd.scheduler.record import Snapshot
-from accelerd.scheduler.service import Scheduler
-from accelerd.supervise.process.output import OutputRing
-from accelerd.supervise.supervisor import InstanceProgress, ProcessSupervisor
 
 AT_ONCE = 4  # models whose files are looked into at a time
 PATIENCE = 10.0  # s for all of them
@@ -40,28 +34,11 @@ def fingerprint(spec: ModelSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
 
 
-class ModelNames:
-    """What the names of models mean: the only place where a name that a client gave becomes a model."""
-
-    def __init__(self, scheduler: Scheduler, directory: Callable[[], Directory]) -> None:
-        """`directory()`: the names of the configuration in force."""
-        self._scheduler = scheduler
-        self._directory = directory
-
-    def find(self, name: str) -> Snapshot:
-        """The model that a configured name, an alias or a generated name (local/NAME, npu/NAME) means.
-
-        AccelError model_not_found; bad_request for a route, which names its models.
-        """
-        return self._scheduler.snapshot(self._directory().canonical(name))
-
-
 class ModelInfo:
     """What is known of models and their processes. Reads only, but for the memory of what models needed."""
 
     def __init__(
         self,
-        supervisor: ProcessSupervisor,
         engines: Mapping[str, Engine],
         state: StateStore,
         roots: Roots,
@@ -72,27 +49,13 @@ class ModelInfo:
     ) -> None:
         """`patience`: see `forecasts`."""
         self._patience = patience
-        self._supervisor = supervisor
         self._engines = engines
         self._state = state
         self._roots = roots
         self._devices = devices
-        self._learned = learned
+        self.learned = learned
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
         events.subscribe(ModelLoaded, self.on_model_loaded)
-
-    def facts(self, instance: int) -> InstanceInfo | None:
-        return self._supervisor.facts(instance)
-
-    def progress(self, instance: int) -> InstanceProgress | None:
-        return self._supervisor.progress(instance)
-
-    def output(self, model: str) -> OutputRing:
-        return self._supervisor.output(model)
-
-    async def memory(self, instance: int) -> int | None:
-        """Bytes that the instance uses now."""
-        return await self._supervisor.memory(instance)
 
     async def plan(self, spec: ModelSpec) -> LaunchPlan:
         """How the model would be started now. AccelError when it could not."""
@@ -122,19 +85,19 @@ class ModelInfo:
         # What a person has declared, and files that nobody can read, have no key: then the settings are one.
         key = estimate.key or fingerprint(spec)
         self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
-        return self._learned.apply(estimate)
+        return self.learned.apply(estimate)
 
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""
-        self._learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
+        self.learned.saw(self._key(spec), need, peak, settled=True, model=spec.name, file=spec.path or "")
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
         """It ran out of memory: from now on it needs so much."""
-        self._learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
+        self.learned.outgrown(self._key(spec), need, need.total, model=spec.name, file=spec.path or "")
 
     def estimate_anew(self, spec: ModelSpec) -> Forecast:
         """The estimate, whatever happened in the past."""
-        self._learned.forget(self._key(spec))
+        self.learned.forget(self._key(spec))
         return self._estimates[spec.name]
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
@@ -143,12 +106,7 @@ class ModelInfo:
 
     def on_model_loaded(self, event: ModelLoaded) -> None:
         self._state.remember_load(fingerprint(event.spec), event.seconds)
-        self._learned.loaded(self._key(event.spec), event.need)
-
-    @property
-    def learned(self) -> Learned:
-        """What models were measured to need."""
-        return self._learned
+        self.learned.loaded(self._key(event.spec), event.need)
 
     def _key(self, spec: ModelSpec) -> str:
         estimate = self._estimates.get(spec.name)
@@ -163,8 +121,3 @@ class ModelInfo:
         estimate = self._estimates.get(spec.name)
         placed = estimate.options[0].devices if estimate is not None else ()
         return next((id for id in placed), "") or default_device(spec, self._devices())
-
-    @property
-    def degraded(self) -> str | None:
-        """Why nothing can be remembered right now."""
-        return self._state.degraded

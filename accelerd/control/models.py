@@ -12,18 +12,19 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from accelerd.base.errors import AccelError
-from accelerd.control.jobs import Job, Jobs
-from accelerd.control.load_progress import load_progress
-from accelerd.control.model_info import ModelNames
-from accelerd.control.operations import Operation, Request, operation
-from accelerd.control.status import Processes
-from accelerd.control.tuning_runs import TuneDone, TuneProgress, TuningRuns
-from accelerd.policy.pins import Pins
+from accelerd.control.jobs import UNKNOWN, Job
+from accelerd.control.operations import Request, operation
+from accelerd.control.parts import ControlParts
+from accelerd.control.tuning_runs import TuneDone, TuneProgress
+from accelerd.memory.model import RAM
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.service import Scheduler
+from accelerd.scheduler.record import Snapshot
+from accelerd.supervise.supervisor import InstanceProgress
 
 PROGRESS_EVERY: Final = 0.25  # s between two progress events
 WAITING: Final = frozenset({"queued", State.STOPPED, State.BACKOFF})  # of a model that somebody waits to be loaded
+ALMOST: Final = 0.99  # of a load's progress: everything is there, but it has not said that it is ready
+DOTS: Final = 100  # that an older llama.cpp prints on one line while it reads a model; newer ones print nothing
 
 
 class LoadRequest(Request, frozen=True):
@@ -103,135 +104,117 @@ class Released(msgspec.Struct):
     cookie: int
 
 
-class ModelOperations:
-    """What clients want done with models."""
+@operation("job", "load", outcome=Ready, progress=True)
+async def load(parts: ControlParts, request: LoadRequest) -> Job:
+    """Load a model. Joins a load of it that is under way."""
+    name = parts.find(request.model).spec.name
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        names: ModelNames,
-        processes: Processes,
-        jobs: Jobs,
-        pins: Pins,
-        tuning: TuningRuns,
-        accepting: Callable[[], None],
-    ) -> None:
-        """`accepting()`: AccelError while the daemon ends."""
-        self._scheduler = scheduler
-        self._names = names
-        self._processes = processes
-        self._jobs = jobs
-        self._pins = pins
-        self._tuning = tuning
-        self._accepting = accepting
+    async def work(job: Job) -> Ready:
+        try:
+            await _watched(parts, job, name, parts.scheduler.load(name, evict=request.allow_evict))
+        except asyncio.CancelledError:
+            if job.canceled:
+                parts.scheduler.holds.abandon(name, "the load was canceled")
+            raise
+        return Ready(name, job.elapsed)
 
-    def operations(self) -> list[Operation]:
-        return [
-            operation("job", "load", self.load, outcome=Ready, progress=True),
-            operation("job", "unload", self.unload, outcome=Stopped, progress=True),
-            operation("job", "tune", self.tune, outcome=TuneDone, progress=True),
-            operation("action", "reset", self.reset),
-            operation("claim", "pin", self.pin),
-            operation("claim", "hold", self.hold),
-            operation("action", "unpin", self.unpin),
-        ]
+    return parts.jobs.start("load", name, work, key=f"load {name}")
 
-    async def load(self, request: LoadRequest) -> Job:
-        """Load a model. Joins a load of it that is under way."""
-        name = self._names.find(request.model).spec.name
 
-        async def work(job: Job) -> Ready:
-            try:
-                await self._watched(job, name, self._scheduler.load(name, evict=request.allow_evict))
-            except asyncio.CancelledError:
-                if job.canceled:
-                    self._scheduler.holds.abandon(name, "the load was canceled")
-                raise
-            return Ready(name, job.elapsed)
+@operation("job", "unload", outcome=Stopped, progress=True)
+async def unload(parts: ControlParts, request: UnloadRequest) -> Job:
+    """Unload a model, and wait until its memory is back. A load of it that is under way ends as superseded."""
+    name = parts.find(request.model).spec.name
 
-        return self._jobs.start("load", name, work, key=f"load {name}")
+    async def work(job: Job) -> Stopped:
+        await _watched(parts, job, name, parts.scheduler.unload(name, force=request.force))
+        return Stopped(name, job.elapsed)
 
-    async def unload(self, request: UnloadRequest) -> Job:
-        """Unload a model, and wait until its memory is back. A load of it that is under way ends as superseded."""
-        name = self._names.find(request.model).spec.name
+    return parts.jobs.start("unload", name, work, key=f"unload {request.force} {name}")
 
-        async def work(job: Job) -> Stopped:
-            await self._watched(job, name, self._scheduler.unload(name, force=request.force))
-            return Stopped(name, job.elapsed)
 
-        return self._jobs.start("unload", name, work, key=f"unload {request.force} {name}")
+@operation("job", "tune", outcome=TuneDone, progress=True)
+async def tune(parts: ControlParts, request: TuneRequest) -> Job:
+    """Measure a model in several ways of running it. Writes no configuration."""
+    name = parts.find(request.model).spec.name
 
-    async def tune(self, request: TuneRequest) -> Job:
-        """Measure a model in several ways of running it. Writes no configuration."""
-        name = self._names.find(request.model).spec.name
-
-        async def work(job: Job) -> TuneDone:
-            def tell(event: TuneProgress) -> None:
-                event.elapsed = job.elapsed
-                job.report(phase=event.phase or None)
-                job.tell(event)
-
-            run = self._tuning.run(name, quick=request.quick, force=request.force, tell=tell)
-            done: TuneDone = await while_waiting(run, lambda: job.tell(TuneProgress(elapsed=job.elapsed)))
-            done.elapsed = job.elapsed
-            return done
-
-        return self._jobs.start("tune", name, work)
-
-    async def reset(self, request: ResetRequest) -> ModelState:
-        """Forget the failures of a model, or of all models: they may be started again."""
-        if request.all == (request.model is not None):
-            raise AccelError("bad_request", "give one of the arguments model and all", param="model")
-        if request.model is None:
-            for snapshot in self._scheduler.snapshots():
-                self._scheduler.reset(snapshot.spec.name, memory=True)
-            return ModelState("")
-        name = self._names.find(request.model).spec.name
-        self._scheduler.reset(name, memory=True)
-        return ModelState(self._scheduler.snapshot(name).state)
-
-    async def pin(self, request: ClaimRequest, owner: str) -> Claimed:
-        """Load a model and keep it loaded until the claim ends."""
-        return self._claim(request, owner, hold=False)
-
-    async def hold(self, request: ClaimRequest, owner: str) -> Claimed:
-        """Keep a model loaded once it is, until the claim ends. Loads nothing."""
-        return self._claim(request, owner, hold=True)
-
-    async def unpin(self, request: UnpinRequest, owner: str) -> Released:
-        """End a claim of this client before the client goes."""
-        self._pins.unpin(request.cookie, owner)
-        return Released(request.cookie)
-
-    def _claim(self, request: ClaimRequest, owner: str, *, hold: bool) -> Claimed:
-        self._accepting()
-        name = self._names.find(request.model).spec.name
-        return Claimed(name, self._pins.pin(name, request.reason, request.application_id, owner, hold=hold))
-
-    async def _watched(self, job: Job, name: str, work: Awaitable[None]) -> None:
-        """Do what changes the state of a model, telling its progress."""
-
-        def tell() -> None:
-            event = self._progress(name, job.elapsed)
-            share = event.progress if job.kind == "load" else None
-            job.report(progress=share, phase=event.state, waiting=job.kind == "load" and event.state in WAITING)
+    async def work(job: Job) -> TuneDone:
+        def tell(event: TuneProgress) -> None:
+            event.elapsed = job.elapsed
+            job.report(phase=event.phase or None)
             job.tell(event)
 
-        await while_waiting(work, tell)
+        run = parts.tuning_runs.run(name, quick=request.quick, force=request.force, tell=tell)
+        done: TuneDone = await while_waiting(run, lambda: job.tell(TuneProgress(elapsed=job.elapsed)))
+        done.elapsed = job.elapsed
+        return done
 
-    def _progress(self, name: str, elapsed: float) -> LoadProgress:
-        snapshot = self._scheduler.snapshot(name)
-        seen = self._processes.progress(snapshot.instance) if snapshot.instance is not None else None
-        share = load_progress(snapshot, seen)
-        return LoadProgress(
-            state="queued" if snapshot.instance is None and snapshot.queue else snapshot.state,
-            elapsed=elapsed,
-            expected=self._processes.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
-            memory=seen.resident if seen else None,
-            memory_expected=snapshot.memory or None,
-            progress=share if share >= 0 else None,
-            line=seen.line if seen else "",
-        )
+    return parts.jobs.start("tune", name, work)
+
+
+@operation("action", "reset")
+async def reset(parts: ControlParts, request: ResetRequest) -> ModelState:
+    """Forget the failures of a model, or of all models: they may be started again."""
+    if request.all == (request.model is not None):
+        raise AccelError("bad_request", "give one of the arguments model and all", param="model")
+    if request.model is None:
+        for snapshot in parts.scheduler.snapshots():
+            parts.scheduler.reset(snapshot.spec.name, memory=True)
+        return ModelState("")
+    name = parts.find(request.model).spec.name
+    parts.scheduler.reset(name, memory=True)
+    return ModelState(parts.scheduler.snapshot(name).state)
+
+
+@operation("claim", "pin")
+async def pin(parts: ControlParts, request: ClaimRequest, owner: str) -> Claimed:
+    """Load a model and keep it loaded until the claim ends."""
+    return _claim(parts, request, owner, hold=False)
+
+
+@operation("claim", "hold")
+async def hold(parts: ControlParts, request: ClaimRequest, owner: str) -> Claimed:
+    """Keep a model loaded once it is, until the claim ends. Loads nothing."""
+    return _claim(parts, request, owner, hold=True)
+
+
+@operation("action", "unpin")
+async def unpin(parts: ControlParts, request: UnpinRequest, owner: str) -> Released:
+    """End a claim of this client before the client goes."""
+    parts.pins.unpin(request.cookie, owner)
+    return Released(request.cookie)
+
+
+def _claim(parts: ControlParts, request: ClaimRequest, owner: str, *, hold: bool) -> Claimed:
+    name = parts.find(request.model).spec.name
+    return Claimed(name, parts.pins.pin(name, request.reason, request.application_id, owner, hold=hold))
+
+
+async def _watched(parts: ControlParts, job: Job, name: str, work: Awaitable[None]) -> None:
+    """Do what changes the state of a model, telling its progress."""
+
+    def tell() -> None:
+        event = _progress(parts, name, job.elapsed)
+        share = event.progress if job.kind == "load" else None
+        job.report(progress=share, phase=event.state, waiting=job.kind == "load" and event.state in WAITING)
+        job.tell(event)
+
+    await while_waiting(work, tell)
+
+
+def _progress(parts: ControlParts, name: str, elapsed: float) -> LoadProgress:
+    snapshot = parts.scheduler.snapshot(name)
+    seen = parts.supervisor.progress(snapshot.instance) if snapshot.instance is not None else None
+    share = load_progress(snapshot, seen)
+    return LoadProgress(
+        state="queued" if snapshot.instance is None and snapshot.queue else snapshot.state,
+        elapsed=elapsed,
+        expected=parts.model_info.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
+        memory=seen.resident if seen else None,
+        memory_expected=snapshot.memory or None,
+        progress=share if share >= 0 else None,
+        line=seen.line if seen else "",
+    )
 
 
 async def while_waiting(work: Awaitable[Any], tell: Callable[[], None]) -> Any:
@@ -247,3 +230,46 @@ async def while_waiting(work: Awaitable[Any], tell: Callable[[], None]) -> Any:
             await asyncio.wait((task,))
             if not task.cancelled():
                 task.exception()  # of what nobody waits for any more
+
+
+def load_progress(snapshot: Snapshot, progress: InstanceProgress | None, before: float = UNKNOWN) -> float:
+    """0 to 1, never less than `before`; UNKNOWN while nothing can be said.
+
+    Expected are the bytes of `snapshot.need`. Weights count when they have been read or mapped: a driver may set aside
+    all the memory at once, long before anything is in it. What is needed beside the weights counts when it is resident.
+    """
+    if snapshot.state is State.READY:
+        return 1.0
+    if snapshot.state is not State.STARTING or snapshot.memory <= 0:
+        return before
+    found = _part(snapshot, progress)
+    return before if found is None else max(before, min(ALMOST, found))
+
+
+def _part(snapshot: Snapshot, progress: InstanceProgress | None) -> float | None:
+    total = snapshot.memory
+    parts = snapshot.need.parts
+    weights = min(total, parts.get("weights", 0) + parts.get("projector", 0)) or total
+    resident = _resident(snapshot, progress)
+    taken = progress.taken_in if progress is not None else None
+    dots = _dots(progress.line) if progress is not None else 0
+    if dots:
+        taken = max(taken or 0, weights * dots // DOTS)
+    if taken is None:
+        return resident / total if resident is not None else None
+    return (min(taken, weights) + max(0, (resident or 0) - weights)) / total
+
+
+def _resident(snapshot: Snapshot, progress: InstanceProgress | None) -> int | None:
+    """Bytes of what is needed that are there, in each pool no more than is needed of it. None: nobody has looked."""
+    used = dict(snapshot.used)
+    if progress is not None and progress.resident is not None:
+        used[RAM] = max(used.get(RAM, 0), progress.resident)
+    if not used:
+        return None
+    return sum(min(used.get(pool, 0), size) for pool, size in snapshot.need.amounts.items())
+
+
+def _dots(line: str) -> int:
+    """How many dots the line has, if it has nothing else: it prints one for each hundredth, at most."""
+    return min(DOTS, len(line)) if line and not line.strip(".") else 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from types import ModuleType
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -39,6 +40,7 @@ class ModelRequest(Request, frozen=True):
 
 
 R = TypeVar("R", bound=Request)
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
 class Operation(Struct, frozen=True):
@@ -53,23 +55,50 @@ class Operation(Struct, frozen=True):
     progress: bool = False  # of a job: does it tell events before its last one?
 
 
-def operation(
-    kind: Kind, name: str, function: Callable[..., Awaitable[Any]], *, outcome: Any = None, progress: bool = False
-) -> Operation:
-    """The operation that `function` carries out: its annotations are the request and the answer, its docstring `doc`.
+class _Marked(NamedTuple):
+    """What `operation` was given, until somebody asks for the operations: their types need not be read at the start."""
 
-    `outcome`: of a job, which returns the Job, the type of its last event.
+    function: Callable[..., Awaitable[Any]]
+    kind: Kind
+    name: str
+    outcome: Any
+    progress: bool
+
+
+_MARKED: Final[list[_Marked]] = []
+
+
+def operation(kind: Kind, name: str, *, outcome: Any = None, progress: bool = False) -> Callable[[F], F]:
+    """Marks the function that carries out an operation: (parts, request if it takes one, owner of a claim) → answer.
+
+    Its annotations are the request and the answer, its docstring `doc`. `outcome`: of a job, which returns the Job, the
+    type of its last event.
     """
+
+    def mark(function: F) -> F:
+        _MARKED.append(_Marked(function, kind, name, outcome, progress))
+        return function
+
+    return mark
+
+
+def operations_of(parts: Any, *modules: ModuleType) -> dict[str, Operation]:
+    """The operations of these modules by name, carried out on `parts`."""
+    wanted = {module.__name__ for module in modules}
+    return {one.name: _bound(one, parts) for one in _MARKED if one.function.__module__ in wanted}
+
+
+def _bound(marked: _Marked, parts: Any) -> Operation:
+    function, kind, name, outcome, progress = marked
     hints = typing.get_type_hints(function)
-    parameters = list(inspect.signature(function).parameters)
-    answer = hints["return"] if outcome is None else outcome
-    owned, asked = "owner" in parameters, "request" in parameters
 
     def call(request: Request, owner: str) -> Awaitable[Any]:
-        return function(*([request] if asked else []), *([owner] if owned else []))
+        given = {key: value for key, value in (("request", request), ("owner", owner)) if key in hints}
+        return function(parts, **given)
 
     doc = (inspect.getdoc(function) or "").partition("\n")[0]
-    return Operation(name, kind, hints["request"] if asked else NoArguments, answer, call, doc, progress)
+    answer = hints["return"] if outcome is None else outcome
+    return Operation(name, kind, hints.get("request", NoArguments), answer, call, doc, progress)
 
 
 def parse(kind: type[R], given: Mapping[str, Any], *, text: bool) -> R:

@@ -6,13 +6,14 @@ Knows neither podman nor models: asks the upkeep. A refresh that nobody follows 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from accelerd.control.jobs import Job, Jobs
+from accelerd.control.jobs import Job
 from accelerd.control.models import PROGRESS_EVERY
-from accelerd.control.operations import Operation, Request, operation
+from accelerd.control.operations import Request, operation
+from accelerd.control.parts import ControlParts
 
 
 class ToolboxRequest(Request, frozen=True):
@@ -120,67 +121,41 @@ class Current(msgspec.Struct, tag="current", tag_field="event"):
     elapsed: float
 
 
-class Refresh(Protocol):
-    """A refresh under way."""
-
-    steps: list[dict[str, Any]]
-    task: asyncio.Task[dict[str, Any]]
-
-    def abandon(self) -> None: ...
+@operation("look", "toolboxes")
+async def toolboxes(parts: ControlParts) -> Toolboxes:
+    """Every toolbox, and every known image."""
+    return msgspec.convert(await parts.upkeep.overview(), Toolboxes)
 
 
-class Upkeep(Protocol):
-    """AccelError from all of them."""
-
-    async def overview(self) -> dict[str, Any]: ...
-    async def pin(self, name: str) -> dict[str, Any]: ...
-    async def unpin(self, name: str) -> dict[str, Any]: ...
-    def refresh(self, name: str, *, force: bool = False) -> Refresh: ...
+@operation("action", "toolbox/pin")
+async def pin(parts: ControlParts, request: ToolboxRequest) -> PinnedToolbox:
+    """Refuse the refresh of a toolbox from now on."""
+    return PinnedToolbox(**await parts.upkeep.pin(request.name))
 
 
-class ToolboxOperations:
-    """What clients want to know of toolboxes and to have done with them."""
+@operation("action", "toolbox/unpin")
+async def unpin(parts: ControlParts, request: ToolboxRequest) -> UnpinnedToolbox:
+    """Allow the refresh of a toolbox again."""
+    return UnpinnedToolbox(**await parts.upkeep.unpin(request.name))
 
-    def __init__(self, upkeep: Upkeep, jobs: Jobs) -> None:
-        self._upkeep = upkeep
-        self._jobs = jobs
 
-    def operations(self) -> list[Operation]:
-        return [
-            operation("look", "toolboxes", self.toolboxes),
-            operation("job", "toolbox/refresh", self.refresh, outcome=Refreshed | Current, progress=True),
-            operation("action", "toolbox/pin", self.pin),
-            operation("action", "toolbox/unpin", self.unpin),
-        ]
+@operation("job", "toolbox/refresh", outcome=Refreshed | Current, progress=True)
+async def refresh(parts: ControlParts, request: RefreshRequest) -> Job:
+    """Replace a toolbox by one of the newest image, and move its models. Undone when it fails or is canceled."""
 
-    async def toolboxes(self) -> Toolboxes:
-        """Every toolbox, and every known image."""
-        return msgspec.convert(await self._upkeep.overview(), Toolboxes)
+    async def work(job: Job) -> Refreshed | Current:
+        refresh, told = parts.upkeep.refresh(request.name, force=request.force), 0
+        try:
+            done: set[asyncio.Task[dict[str, Any]]] = set()
+            while not done:
+                done, _ = await asyncio.wait((refresh.task,), timeout=PROGRESS_EVERY)
+                for step in refresh.steps[told:]:  # each once, the one under way again and again
+                    job.report(phase=step["step"])
+                    job.tell(RefreshProgress(**step, elapsed=job.elapsed))
+                told = max(len(refresh.steps) - 1, 0)
+            outcome = refresh.task.result() | {"elapsed": job.elapsed}
+            return msgspec.convert(outcome, Refreshed | Current)
+        finally:
+            refresh.abandon()
 
-    async def pin(self, request: ToolboxRequest) -> PinnedToolbox:
-        """Refuse the refresh of a toolbox from now on."""
-        return PinnedToolbox(**await self._upkeep.pin(request.name))
-
-    async def unpin(self, request: ToolboxRequest) -> UnpinnedToolbox:
-        """Allow the refresh of a toolbox again."""
-        return UnpinnedToolbox(**await self._upkeep.unpin(request.name))
-
-    async def refresh(self, request: RefreshRequest) -> Job:
-        """Replace a toolbox by one of the newest image, and move its models. Undone when it fails or is canceled."""
-
-        async def work(job: Job) -> Refreshed | Current:
-            refresh, told = self._upkeep.refresh(request.name, force=request.force), 0
-            try:
-                done: set[asyncio.Task[dict[str, Any]]] = set()
-                while not done:
-                    done, _ = await asyncio.wait((refresh.task,), timeout=PROGRESS_EVERY)
-                    for step in refresh.steps[told:]:  # each once, the one under way again and again
-                        job.report(phase=step["step"])
-                        job.tell(RefreshProgress(**step, elapsed=job.elapsed))
-                    told = max(len(refresh.steps) - 1, 0)
-                outcome = refresh.task.result() | {"elapsed": job.elapsed}
-                return msgspec.convert(outcome, Refreshed | Current)
-            finally:
-                refresh.abandon()
-
-        return self._jobs.start("refresh", request.name, work)
+    return parts.jobs.start("refresh", request.name, work)

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,7 @@ from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 from accelerd.tuning.meter import MeterError, MeterLoad, load_for, measure
 from accelerd.tuning.search import RateSeries, TuningCandidate, TuningRow, TuningSearch, written
+from accelerd.tuning.tuner import RuleTuner
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +69,13 @@ class TuneProgress(msgspec.Struct, tag="progress", tag_field="event", omit_defau
     row: TuneRow | None = None
 
 
-class TuneLoad(msgspec.Struct):
-    """What a measurement asks of the model: tokens."""
-
-    prompt: int
-    answer: int
-    repeats: int
-
-
 class TuneDone(msgspec.Struct, tag="done", tag_field="event", kw_only=True):
     """The best settings that were found, and every measurement."""
 
     model: str
     device: str
     program: str
-    load: TuneLoad
+    load: MeterLoad
     rows: list[TuneRow]
     settings: dict[str, Any]  # of the best that the model does not have now
     replaces: list[str]  # what a person wrote instead
@@ -90,15 +83,6 @@ class TuneDone(msgspec.Struct, tag="done", tag_field="event", kw_only=True):
 
 
 Tell = Callable[[TuneProgress], None]
-
-
-class Machine(Protocol):
-    """What models are tuned for."""
-
-    async def device(self, spec: ModelSpec, build: EngineBuild) -> Device | None: ...
-    def cores(self) -> tuple[int, int]:
-        """Physical ones, and hardware threads."""
-        ...
 
 
 class Setting(Struct, frozen=True):
@@ -119,13 +103,13 @@ class TuningRuns:
         scheduler: Scheduler,
         try_out: TryOut,
         engines: Mapping[str, object],
-        machine: Machine,
+        tuner: RuleTuner,
         measure: Measure = measure,
     ) -> None:
         self._scheduler = scheduler
         self._try_out = try_out
         self._engines = engines
-        self._machine = machine
+        self._tuner = tuner
         self._measure = measure
         self._running: asyncio.Task[Any] | None = None
         self._restoring: set[asyncio.Task[None]] = set()
@@ -179,8 +163,8 @@ class TuningRuns:
         if not isinstance(engine, LlamaServer):
             raise AccelError("bad_request", f"cannot measure {spec.name}: {spec.engine} has nothing that could be set")
         settled = await engine.settle(spec)
-        device = await self._machine.device(spec, settled.build)
-        return Setting(settled.tuned, settled.build, device, *self._machine.cores())
+        device = await self._tuner.device(spec, settled.build)
+        return Setting(settled.tuned, settled.build, device, *self._tuner.cores())
 
     def _refuse_if_busy(self, name: str) -> None:
         moving = (State.STARTING, State.DRAINING, State.STOPPING, State.KILLING)
@@ -274,7 +258,7 @@ def outcome(spec: ModelSpec, setting: Setting, load: MeterLoad, search: TuningSe
         device=_device(setting.device),
         program=f"{setting.build.engine} {setting.build.version}"
         + (f", {setting.build.backend}" if setting.build.backend else ""),
-        load=TuneLoad(load.prompt, load.answer, load.repeats),
+        load=load,
         rows=[_row(row, search) for row in search.rows],
         settings=written(changes),
         replaces=[f"{key} = {getattr(spec, key)} ({own[key]})" for key in changes if key in own],

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
@@ -18,8 +18,9 @@ from accelerd.bus.service import BusService
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.config.problems import Problem
 from accelerd.control.api import ControlApi
-from accelerd.control.devices import LOOK_TASK
-from accelerd.control.status import ConfigStatus, DaemonStatus
+from accelerd.control.devices import LOOK_TASK, DeviceLooks
+from accelerd.control.jobs import Jobs
+from accelerd.control.parts import ConfigStatus, ControlParts, DaemonStatus
 from accelerd.devices.model import Device
 from accelerd.devices.observer import DeviceStatus
 from accelerd.devices.readings import Readings
@@ -27,6 +28,7 @@ from accelerd.engines.base import Endpoint, Traits
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import InstanceInfo
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
+from accelerd.policy.pins import Pins
 from accelerd.policy.yielding import YieldReport
 from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
@@ -46,7 +48,7 @@ def model(name: str, **settings: Any) -> ModelSpec:
 
 @dataclass
 class World:
-    """Supervisor, Needs, ModelInfo and the daemon in one."""
+    """Supervisor, Needs and the daemon in one."""
 
     bus: FakeBus = field(default_factory=FakeBus)
     devices: tuple[Device, ...] = (CPU, GPU)
@@ -94,7 +96,7 @@ class World:
 
     def watch(self, instance: int, model: str, held: Mapping[str, int], changed: object) -> None: ...
 
-    # --- ModelInfo ---
+    # --- what is known of its processes ---
 
     def facts(self, instance: int) -> InstanceInfo | None:
         return InstanceInfo("m", 4711, 0.0, None, "systemd", "accelerd-m.service")
@@ -104,9 +106,6 @@ class World:
 
     def output(self, model: str) -> Any:
         return SimpleNamespace(lines=lambda last=None: ["one", "two", "three"][-(last or 3) :])
-
-    def load_seconds(self, spec: ModelSpec) -> float | None:
-        return 1.5
 
     async def memory(self, instance: int) -> int | None:
         return None
@@ -197,19 +196,6 @@ class World:
         self.events.publish(seen)
 
 
-class Inventory:
-    """The world's devices."""
-
-    degraded = None
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.rescan = world.rescan
-
-    def current(self) -> tuple[Device, ...]:
-        return self._world.devices
-
-
 async def until(condition: Callable[[], Any], every: float = 0.0) -> None:
     """Wait on the loop until it is true."""
     async with asyncio.timeout(10):
@@ -228,30 +214,34 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     async def seen() -> MemorySnapshot:
         return MemorySnapshot(clock.monotonic(), (), {})
 
-    async def forecast(spec: ModelSpec) -> Forecast:
+    async def forecast(spec: ModelSpec, *, ask: bool) -> Forecast:
         return world.estimate_anew(spec)
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
     router = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
-    world.api = api = ControlApi(
-        clock=clock,
+    parts = ControlParts()
+    vars(parts).update(
         events=world.events,
         scheduler=scheduler,
-        processes=world,  # type: ignore[arg-type]
+        supervisor=world,
+        model_info=SimpleNamespace(learned=learned, forecast=forecast, load_seconds=lambda spec: 1.5),
         router=router,
-        daemon=world,  # type: ignore[arg-type]
-        tuning=SimpleNamespace(run=None),  # type: ignore[arg-type]
-        devices=Inventory(world),
-        observer=world,
-        yielding=world,
-        upkeep=SimpleNamespace(),  # type: ignore[arg-type]
+        daemon=world,
+        jobs=Jobs(clock, world.events),
+        pins=Pins(scheduler.holds, clock, world.events),
+        tuning_runs=SimpleNamespace(run=None),
+        devices=SimpleNamespace(current=lambda: world.devices, rescan=world.rescan, degraded=None),
+        device_looks=DeviceLooks(cast(Any, world), lambda: world.devices),
+        level_owner=lambda device: None,
         memory=SimpleNamespace(look=seen, degraded=None),
-        learned=learned,
-        forecast=forecast,
+        yielding=world,
+        upkeep=SimpleNamespace(),
+        conflicts=SimpleNamespace(now=list, of=lambda snapshot, plan: []),
     )
-    world.desk = desk = BusService(world.bus, scheduler, lambda: world.devices, "/run/user/1000/accelerd")
-    desk.attach(world, api)  # type: ignore[arg-type]
+    world.api = api = ControlApi(parts)
+    world.desk = desk = BusService(cast(Any, world.bus), "/run/user/1000/accelerd")
+    desk.attach(api)
     configure(world, *specs)
     if begin:
         desk.begin()

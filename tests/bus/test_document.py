@@ -16,7 +16,7 @@ import pytest
 
 from accelerd.base.errors import BUS_NAMES
 from accelerd.base.names import BUS_ERROR
-from accelerd.bus.exporter import interfaces
+from accelerd.bus.service import interfaces
 from tests.harness import Daemon, DaemonFactory, dummy_gguf, eventually, fake_model
 from tests.system.fake_services import Bus, private_bus
 

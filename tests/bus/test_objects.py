@@ -230,8 +230,8 @@ async def test_what_is_wrong_is_refused_and_nothing_has_happened(method: str, ar
         await refused("bad_request", world.manager(method, *args))
         assert not world.started
         assert not world.given
-        assert world.api.jobs.all() == []
-        assert world.api.pins.all() == []
+        assert world.api.parts.jobs.all() == []
+        assert world.api.parts.pins.all() == []
 
 
 async def test_every_method_of_the_manager_is_there() -> None:
@@ -254,7 +254,7 @@ async def test_names_that_nobody_has() -> None:
         ):  # fmt: skip
             await refused("model_not_found", world.manager(method, *args))
         await refused("not_found", world.manager("Query", "secrets", {}))
-        assert world.api.jobs.all() == []
+        assert world.api.parts.jobs.all() == []
 
 
 # --- looks ---

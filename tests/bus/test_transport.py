@@ -16,7 +16,7 @@ from gi.repository import Gio
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.bus.exporter import DIRECTORY, interfaces
+from accelerd.bus.service import DIRECTORY, interfaces
 from accelerd.system.dbus.port import Call, Variant
 from tests.bus.world import (
     JOB,

@@ -14,8 +14,8 @@ from typing import Any
 from gi.repository import Gio, GLib
 
 from accelerd.base import names
-from accelerd.bus.exporter import CANCELLED_WITH_CALLER, interfaces
 from accelerd.bus.paths import job_path, model_path
+from accelerd.bus.service import CANCELLED_WITH_CALLER, interfaces
 from accelerd.system.dbus.client import CONNECT_TIMEOUT, BusClient
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.dbus.port import Call

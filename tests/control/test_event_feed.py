@@ -37,7 +37,8 @@ class World:
         self.state, self.degraded, self.yielded = "running", None, None
         memory = SimpleNamespace(ledger=lambda: Ledger(self.pools))
         scheduler = SimpleNamespace(snapshots=lambda: self.models, memory=memory)
-        self.feed = EventFeed(cast(Any, scheduler), cast(Any, lambda: self))
+        daemon = SimpleNamespace(overview=lambda: self)
+        self.feed = EventFeed(cast(Any, SimpleNamespace(scheduler=scheduler, daemon=daemon)))
 
     def told(self, published: object) -> list[dict[str, Any]]:
         return [msgspec.json.decode(msgspec.json.encode(event)) for event in self.feed.of(published)]

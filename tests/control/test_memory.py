@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
-from accelerd.control.memory import MemoryOperations
-from accelerd.control.model_info import ModelNames
-from accelerd.control.operations import parse
+from accelerd.control import memory
+from accelerd.control.operations import operations_of, parse
 from accelerd.memory.learned import Learned
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Forecast, ForeignUser, MemoryRequirement, MemorySnapshot, Pool, Stall
-from accelerd.routing.directory import Directory
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
-from accelerd.scheduler.service import Scheduler
 
 GIB = 1 << 30
 POOL = Pool(RAM, "main memory", 64 * GIB, 4 * GIB, 10 * GIB)
@@ -87,16 +85,19 @@ class Site:
         self.yielded: dict[str, Any] | None = None
         self.degraded: str | None = None
         self.seen = MemorySnapshot(1.0, (POOL,), {}, (ForeignUser(RAM, 7, "firefox", 5 * GIB),), Stall(0.5, 0.0))
-        names = ModelNames(cast(Scheduler, self.models), Directory)
-        operations = MemoryOperations(
-            cast(Scheduler, self.models), names, self, self.learned, self.forecast, lambda: self.yielded
-        ).operations()  # fmt: skip
-        self.operations = {operation.name: operation for operation in operations}
+        parts = SimpleNamespace(
+            scheduler=self.models,
+            memory=self,
+            model_info=SimpleNamespace(learned=self.learned, forecast=self.forecast),
+            yielding=SimpleNamespace(report=lambda: self.yielded),
+            find=self.models.snapshot,
+        )
+        self.operations = operations_of(parts, memory)
 
     async def look(self) -> MemorySnapshot:
         return self.seen
 
-    async def forecast(self, spec: ModelSpec) -> Forecast:
+    async def forecast(self, spec: ModelSpec, *, ask: bool) -> Forecast:
         return Forecast((MemoryRequirement({RAM: GIB}, f"estimated for {spec.name}", (), {"weights": GIB}),))
 
     async def __call__(self, name: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:

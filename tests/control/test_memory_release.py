@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +13,9 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
+from accelerd.control import memory_release
 from accelerd.control.jobs import Jobs
-from accelerd.control.memory_release import MemoryReleaseOperations
-from accelerd.control.operations import parse
+from accelerd.control.operations import operations_of, parse
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool
 from accelerd.policy.yielding import YieldReport
@@ -87,8 +87,8 @@ class World:
     async def do(self, name: str, **query: str) -> list[dict[str, Any]]:
         """The events of the job. AccelError when there is none."""
         jobs = Jobs(SystemClock(), EventStream())
-        made = MemoryReleaseOperations(cast(Any, self), self, lambda: (), jobs).operations()
-        operation = next(one for one in made if one.name == name)
+        parts = SimpleNamespace(scheduler=self, yielding=self, devices=SimpleNamespace(current=tuple), jobs=jobs)
+        operation = operations_of(parts, memory_release)[name]
         job = await operation.call(parse(operation.request, query, text=True), "")
         with jobs.follow(job) as events:
             found = [msgspec.to_builtins(event) async for event in events]

@@ -7,7 +7,6 @@ to the next (times, readings, memory in use) is compared by its presence alone.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 import json
 import re
@@ -31,7 +30,9 @@ from accelerd.bus.manager import METHODS
 from accelerd.cli import run
 from accelerd.control.api import ControlApi
 from accelerd.control.http import METHODS as HTTP_METHODS
+from accelerd.control.jobs import Jobs
 from accelerd.control.operations import Operation
+from accelerd.control.parts import ControlParts
 from tests.bus.live import Live, environment
 from tests.bus.world import Client
 from tests.daemon.kit import QUICK, Site
@@ -52,12 +53,11 @@ MOMENTARY = frozenset({
 
 def an_api() -> ControlApi:
     """The real one, over a daemon that is not there."""
-    needed = [
-        name
-        for name, one in inspect.signature(ControlApi).parameters.items()
-        if one.default is one.empty and name not in ("clock", "events")
-    ]
-    return ControlApi(clock=SystemClock(), events=EventStream(), **{name: MagicMock() for name in needed})
+    events = EventStream()
+    parts = ControlParts()
+    vars(parts).update({name: MagicMock() for name in ControlParts.__annotations__})
+    vars(parts).update(events=events, jobs=Jobs(SystemClock(), events))
+    return ControlApi(parts)
 
 
 async def registry() -> dict[str, Operation]:
@@ -364,7 +364,7 @@ def test_a_job_is_joined_over_both_and_lasts_as_long_as_one_wants_it(world: Worl
 
 async def test_nothing_is_begun_while_the_daemon_ends() -> None:
     api = an_api()
-    api._daemon.state = "draining"  # type: ignore[misc]
+    api.parts.daemon.state = "draining"  # type: ignore[misc]
     for operation in OPERATIONS.values():
         if operation.kind in ("job", "claim"):
             asked = [case for case in CASES if case.operation == operation.name and case.code != "bad_request"]

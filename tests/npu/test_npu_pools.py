@@ -14,15 +14,15 @@ import pytest
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
-from accelerd.bus import devices as bus_devices
+from accelerd.bus import properties as bus_properties
 from accelerd.cli.checks import npu as checks
 from accelerd.cli.commands import explain, status
 from accelerd.cli.device_view import show as show_devices
 from accelerd.cli.memory_view import show as show_memory
 from accelerd.cli.output import CliOutput
 from accelerd.config.model import Config, ModelSpec
+from accelerd.control.devices import claims_of, use_of
 from accelerd.control.known_conflicts import RULES, KnownConflicts, Seat, found, taking_turns
-from accelerd.control.npu_usage import claims_of, use_of
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
 from accelerd.estimate.placing import default_device
@@ -144,12 +144,12 @@ def test_on_the_bus() -> None:
     ledger = Ledger(POOLS, [Holding("qwen", "resident", {RAM: 4 * GIB}, {RAM: 3 * GIB}, (LLM,))])
     balances = {balance.pool.id: balance for balance in ledger.balances()}
     models = [there("qwen", placed(LLM), used={RAM: 3 * GIB})]
-    npu = bus_devices.properties(NPU, balances, models, None)
+    npu = bus_properties.of_device(NPU, balances, models, None)
     assert {key: npu[key] for key in ("Contexts", "ContextsUsed", "Columns", "MemoryReserved", "MemoryUsed")} == {
         "Contexts": 16, "ContextsUsed": 1, "Columns": 8, "MemoryReserved": 4 * GIB, "MemoryUsed": 3 * GIB,
     }  # fmt: skip
     assert npu["Models"] == ["/org/accelerd1/models/qwen"]
-    gpu = bus_devices.properties(APU, balances, models, None)
+    gpu = bus_properties.of_device(APU, balances, models, None)
     assert (gpu["Contexts"], gpu["ContextsUsed"], gpu["Columns"], gpu["Models"]) == (0, 0, 0, [])
 
 

@@ -71,7 +71,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
             return Forecast((in_ram(7, "estimated"),))
 
     store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
-    one: Any = ModelInfo(None, {"llama-server": Engine()}, store, None, tuple, learned, EventStream(), 0.05)  # type: ignore
+    one: Any = ModelInfo({"llama-server": Engine()}, store, None, tuple, learned, EventStream(), 0.05)  # type: ignore
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.control.jobs import UNKNOWN
-from accelerd.control.load_progress import ALMOST, load_progress
+from accelerd.control.models import ALMOST, load_progress
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import MIB, Bench, model
