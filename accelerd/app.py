@@ -58,24 +58,21 @@ from accelerd.scheduler.events import ModelInUse
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.choice import HomeChoice, container_lookup
 from accelerd.supervise.homes.containers.commands import CommandRunner
 from accelerd.supervise.homes.containers.existing_container import ExistingHome
+from accelerd.supervise.homes.containers.images import Builds
 from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
-from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
 from accelerd.supervise.homes.containers.new_container import RunHome
-from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
-from accelerd.supervise.homes.containers.program_places import HomePlaces
-from accelerd.supervise.homes.containers.refresh_context import RefreshContext
-from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
-from accelerd.supervise.homes.containers.sessions import ContainerSessions
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine, MaintenanceLocks
+from accelerd.supervise.homes.containers.process_tree import ContainerSessions
+from accelerd.supervise.homes.containers.refresh_context import RefreshContext, RefreshRecord
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome, ToolboxHome
 from accelerd.supervise.homes.home import Home
-from accelerd.supervise.homes.homes import HomeChoice
-from accelerd.supervise.homes.lemonade import LemonadeHome
+from accelerd.supervise.homes.lemonade.home import LemonadeHome
 from accelerd.supervise.homes.systemd_home import SystemdHome
-from accelerd.supervise.homes.user_manager_bus import BusUserManager
-from accelerd.supervise.process.processes import ProcTable
+from accelerd.supervise.homes.user_manager import UserManager
+from accelerd.supervise.process.processes import ProcessTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.activation import bind_tcp, bind_unix, sd_listen_fds
@@ -88,7 +85,7 @@ from accelerd.system.sd_notify import Notifier, Watchdog
 from accelerd.system.suspend import SleepGuard, time_asleep
 from accelerd.tuning.tuner import RuleTuner
 
-MakeHomes = Callable[[Roots, BusUserManager | None], dict[str, Home]]
+MakeHomes = Callable[[Roots, UserManager | None], dict[str, Home]]
 
 
 class Parts(ControlParts):
@@ -220,7 +217,7 @@ def engines_of(
         settings.llama_server,
         cache=roots.cache / "features",
         search=(built,),
-        places=HomePlaces(homes),
+        places=container_lookup(homes),
         tuner=tuner,
         devices=devices,
     )
@@ -251,23 +248,23 @@ def make_clock_boost(
     return ClockBoost(keeper, direct, devices.current, scheduler.placed, events)
 
 
-def user_manager(roots: Roots, bus: BusClient) -> BusUserManager | None:
+def user_manager(roots: Roots, bus: BusClient) -> UserManager | None:
     """The user's systemd, where there is one; whether it answers is seen later."""
-    return BusUserManager(bus) if (roots.runtime.parent / "systemd" / "private").exists() else None
+    return UserManager(bus) if (roots.runtime.parent / "systemd" / "private").exists() else None
 
 
-def make_homes(roots: Roots, manager: BusUserManager | None) -> dict[str, Home]:
+def make_homes(roots: Roots, manager: UserManager | None) -> dict[str, Home]:
     """Where models may live on this machine, by kind."""
-    clock, table, tools = SystemClock(), ProcTable(roots.proc), CommandRunner()
+    clock, table, tools = SystemClock(), ProcessTable(roots.proc), CommandRunner()
+    engines = [ContainerEngine(name, tools) for name in ("podman", "docker")]
     survives = manager is not None
     found: list[Home] = [
         ChildHome(proc=roots.proc, sys=roots.sys),
         ToolboxHome(roots, clock, table, tools, survives=survives),
         DistroboxHome(roots, clock, table, tools, survives=survives),
-        ExistingHome(roots, clock, tools, survives=survives),
+        ExistingHome(roots, clock, tools, engines, survives=survives),
     ]
-    for name in ("podman", "docker"):
-        found.append(RunHome(ContainerEngine(name, tools), roots, clock, table, survives=survives))
+    found += [RunHome(engine, roots, clock, table, survives=survives) for engine in engines]
     if manager is not None:
         found.append(SystemdHome(manager, roots))
     homes = {home.kind: home for home in found}

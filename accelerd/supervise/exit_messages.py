@@ -18,10 +18,9 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.sizes import human_size
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.homes.home import HomeError
+from accelerd.supervise.homes.child_home import spawn_trouble
+from accelerd.supervise.homes.home import HomeError, NoProgram
 from accelerd.supervise.process.output import TAIL_LINES
-from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
-from accelerd.supervise.ready import Readiness
 
 BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
 SHORTAGE_LINES: Final = 300  # that are looked at: an abort prints a backtrace after the words that count
@@ -65,16 +64,6 @@ def program(plan: LaunchPlan) -> str:
 def spawn_failed(plan: LaunchPlan, error: OSError) -> str:
     about = f" {error.filename!r}" if error.filename else ""
     return f"cannot start {program(plan)}:{about} {spawn_trouble(error)}"
-
-
-def key_trouble(plan: LaunchPlan, verdict: Readiness) -> str:
-    if verdict is Readiness.KEY_REFUSED:
-        return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
-    return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
-
-
-def without_model(plan: LaunchPlan, said: str) -> str:
-    return f"{program(plan)} is up, but without its model ({plan.model}): {said}"
 
 
 def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
@@ -140,10 +129,10 @@ def cause_of(error: AccelError, default: Cause = Cause.REFUSED) -> Cause:
     return next((cause for cause in Cause if cause == error.fields.get("cause")), default)
 
 
-def refused(error: AccelError) -> Exit:
-    """No plan could be made."""
+def refused(error: AccelError, printed: tuple[str, ...]) -> Exit:
+    """No plan could be made. `printed` meanwhile, such as by a pull."""
     tail = error.fields.get("tail")
-    lines = tuple(map(str, tail))[-TAIL_LINES:] if isinstance(tail, list | tuple) else ()
+    lines = tuple(map(str, tail))[-TAIL_LINES:] if isinstance(tail, list | tuple) else printed
     return Exit(cause_of(error), error.message, tail=lines)
 
 

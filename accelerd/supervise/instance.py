@@ -27,15 +27,12 @@ from accelerd.engines.http import HttpError
 from accelerd.instances import InstanceInfo, Listener
 from accelerd.supervise import exit_messages
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
-from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, TenantProcess
+from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, NoProgram, TenantProcess
 from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
-from accelerd.supervise.loading import Loading
-from accelerd.supervise.process.groups import ProcessIdentity
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
-from accelerd.supervise.process.processes import InstanceTag, ProcessTable, describe
-from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
-from accelerd.supervise.proof import prove
+from accelerd.supervise.ready import Loading, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
@@ -95,7 +92,7 @@ class Instance:
         self._home: str | None = None  # its home's kind, once chosen
         self._place: str | None = None
         self._record = InstanceRecordFile(context.records, tag, found.stored if found is not None else None, self._log)
-        self._loading: Loading | None = None
+        self.loading: Loading | None = None
         self._redactor: OutputRedactor | None = None
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # it is to stop, or the process has exited
@@ -119,7 +116,6 @@ class Instance:
             self._terminate()  # now, not when the task runs: the order of the calls is the order of the signals
 
     def kill(self) -> None:
-        """End it without grace."""
         self.stop(Cause.STOPPED)
         self._kill.set()
         if self._main is not None:
@@ -140,23 +136,12 @@ class Instance:
         return InstanceInfo(self.spec.name, pid, self._started, self._plan, self._home, self._place)
 
     @property
-    def resident(self) -> int | None:
-        """Bytes, as seen last while it loaded."""
-        return self._loading.resident if self._loading is not None else None
-
-    @property
-    def taken_in(self) -> int | None:
-        """Bytes of files that it had read or mapped, as seen last while it loaded."""
-        return self._loading.taken_in if self._loading is not None else None
-
-    @property
     def origin(self) -> ProcessIdentity:
         """How its processes are recognised now."""
         main = self._main
         return ProcessIdentity(self.tag, main.session if main else None, main.pid if main else None)
 
     async def pids(self) -> list[int]:
-        """Its live processes."""
         if isinstance(self._main, TenantProcess):
             return list(await asyncio.to_thread(self._main.living))
         session = self._main.session if self._main is not None else None
@@ -199,16 +184,15 @@ class Instance:
             self._lives_in(home, home.place(self.spec, self.tag))
             self._open_feed()
             raced = await race(self._wake.wait(), self._make_plan(home))
-        except HomeError as error:
-            return Exit(Cause.REFUSED, str(error), tail=self._tail()), False
         except AccelError as error:
-            return exit_messages.refused(error), False
+            return exit_messages.refused(error, self._tail()), False
         if raced is None or raced[0] == 0:
             return self._stopped_early(), False
         plan: LaunchPlan = raced[1]
         self._plan = plan
         try:
-            await asyncio.to_thread(self._prepare, plan)
+            if plan.endpoint.unix:
+                await asyncio.to_thread(prepare_socket, Path(plan.endpoint.unix))
         except OSError as error:
             return Exit(Cause.SPAWN_FAILED, exit_messages.spawn_failed(plan, error)), False
         if self._stop is not None:
@@ -219,16 +203,9 @@ class Instance:
         except (NoProgram, HomeError, OSError) as error:
             await self._end(None, plan)
             return exit_messages.not_started(plan, error), False
-        try:
-            ending = await self._live(main, plan)
-        except Exception:
-            await self._end(main, plan)
-            raise
-        strays = await self._end(main, plan)
-        return self._exit_of(plan, main, ending, strays)
+        return await self._to_its_end(main, plan)
 
     async def _resume(self, found: Adoptable) -> Exit:
-        """The life of an instance that another daemon started."""
         self._plan = plan = found.plan
         home = self._context.homes[found.record.home]
         self._lives_in(home, found.record.place)
@@ -245,13 +222,16 @@ class Instance:
             await self._end(None, plan)
             return Exit(Cause.EXITED, f"{exit_messages.program(plan)} ended while no accelerd ran", tail=self._tail())
         self._log(logging.INFO, f"taken over: process {main.pid}, listens at {plan.endpoint}", child_pid=main.pid)
+        return (await self._to_its_end(main, plan))[0]
+
+    async def _to_its_end(self, main: MainProcess, plan: LaunchPlan) -> tuple[Exit, bool]:
         try:
             ending = await self._live(main, plan)
         except Exception:
             await self._end(main, plan)
             raise
         strays = await self._end(main, plan)
-        return self._exit_of(plan, main, ending, strays)[0]
+        return self._exit_of(plan, main, ending, strays)
 
     def _lives_in(self, home: Home, place: str) -> None:
         self._home, self._place = home.kind, place if place != self.tag.instance else None
@@ -259,10 +239,6 @@ class Instance:
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)
         return await self._engine.plan(self.spec, self._context.roots.runtime, self._gpus)
-
-    def _prepare(self, plan: LaunchPlan) -> None:
-        if plan.endpoint.unix:
-            prepare_socket(Path(plan.endpoint.unix))
 
     async def _start(self, plan: LaunchPlan, home: Home) -> MainProcess:
         context = self._context
@@ -279,12 +255,12 @@ class Instance:
 
     def _open_feed(self) -> None:
         context = self._context
-        if context.sink is not None:
-            self._feed = JournalFeed(self._to_journal, self.spec.name, context.clock, context.limits.journal_rate)
+        if (sink := context.sink) is not None:
 
-    def _to_journal(self, model: str, line: str) -> None:
-        if self._context.sink is not None:
-            self._context.sink(model, line, self._main.unit if self._main is not None else None)
+            def to_journal(model: str, line: str) -> None:
+                sink(model, line, self._main.unit if self._main is not None else None)
+
+            self._feed = JournalFeed(to_journal, self.spec.name, context.clock, context.limits.journal_rate)
 
     def _printed(self, chunk: bytes) -> None:
         if self._redactor is not None:
@@ -294,7 +270,6 @@ class Instance:
             self._feed.feed(chunk)
 
     async def _live(self, main: MainProcess, plan: LaunchPlan) -> EndReason:
-        """Until it is to end or has ended."""
         ending = await self._load(main, plan)
         if ending is not None:
             return ending
@@ -311,10 +286,9 @@ class Instance:
         return self._stop or EndReason(None)
 
     async def _load(self, main: MainProcess, plan: LaunchPlan) -> EndReason | None:
-        """None: ready."""
         context = self._context
         was_ready = self._found is not None and self._found.was_ready
-        self._loading = Loading(
+        self.loading = Loading(
             replace(plan, prove=plan.prove and not was_ready),  # a busy one answers late
             main.pid,
             self.pids,
@@ -325,7 +299,7 @@ class Instance:
             timeout=context.limits.adopt_patience if was_ready else self.spec.start_timeout,
             settle=partial(self._settle, main, plan) if isinstance(main, TenantProcess) else None,
         )
-        raced = await race(self._wake.wait(), self._loading.run())
+        raced = await race(self._wake.wait(), self.loading.run())
         assert raced is not None
         if self._stop is not None or raced[0] == 0:
             return self._stop or EndReason(None)
@@ -375,14 +349,12 @@ class Instance:
         return strays
 
     async def _prove_gone(self, main: MainProcess | None) -> str:
+        context = self._context
         while True:
             try:
-                context, model = self._context, self.spec.name
-                return describe(
-                    await sweep(
-                        main, self.tag, model, context.table, context.clock, context.limits, self._report_killing
-                    )
-                )
+                slow = self._report_killing
+                strays = await sweep(main, self.tag, self.spec.name, context.table, context.clock, context.limits, slow)
+                return describe(strays)
             except OSError:
                 # Without /proc nothing can be proven: log it and try again.
                 self._log(logging.ERROR, "cannot look for its processes", exc_info=True)
@@ -412,7 +384,7 @@ class Instance:
         if unexecuted is not None:
             return Exit(Cause.NO_PROGRAM, f"cannot start {plan.argv[0]}: {unexecuted}", main.status, tail), False
         port_taken = ended is None and not self._ready and any(exit_messages.BIND_FAILED.search(line) for line in tail)
-        peak = self._loading.peak if self._loading is not None else None
+        peak = self.loading.peak if self.loading is not None else None
         out_of_memory = main.result == "oom-kill"
         other = out_of_memory or port_taken or (ended is not None and ended[0] is not Cause.EXITED)
         lack = self._lack(plan, main) if not other else None

@@ -1,15 +1,20 @@
-"""Records of the instances that can outlive the daemon: what the next one must know to take them over, or to end them.
+"""The files of one start in the runtime directory: environment, output FIFO, and the record of an instance that can
+outlive the daemon: what the next one must know to take it over, or to end it.
 
-Each is one file, written before the process is started and removed when it is proven gone; so whatever happens in
-between, a process without a record is nobody's and is ended. Blocking file work: call it in a thread.
+A record is written before the process is started and removed when it is proven gone; so whatever happens in between, a
+process without a record is nobody's and is ended. Modes are 0600 in a directory of mode 0700: environment and record
+hold secrets. Blocking file work: call it in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -23,9 +28,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, InstanceRecord
-from accelerd.supervise.instance_files import InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag, Process
-from accelerd.system.private_files import AtomicFile, Unreadable
+from accelerd.system.private_files import AtomicFile, Unreadable, open_private_dir
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -169,7 +173,6 @@ class InstanceRecordFile:
 
     @property
     def survives(self) -> bool:
-        """May the next daemon take it over?"""
         return self._stored is not None and self._stored.survives
 
     async def begin(self, stored: StoredInstance | None) -> None:
@@ -199,3 +202,80 @@ class InstanceRecordFile:
             self._log(logging.WARNING, text)
             return False
         return True
+
+
+PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, before it waits
+
+
+# .new: what was being written; .taken, .life, .end, .exec: of those in containers (handoff.py)
+ENDINGS: Final = (".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec")
+
+
+def instance_of(name: str) -> str | None:
+    """Whose file this is (InstanceTag.instance), by its name; None: no file of an instance."""
+    instance, dot, ending = name.removeprefix(".").partition(".")
+    return instance if dot + ending in ENDINGS else None
+
+
+class InstanceFiles:
+    """Where they are."""
+
+    def __init__(self, folder: Path, tag: InstanceTag) -> None:
+        self._folder = folder
+        self._tag = tag
+        self.environment = self.path(".env")
+        self.output = self.path(".out")
+        self.record = self.path(".json")
+
+    def path(self, ending: str) -> Path:
+        return self._folder / f"{self._tag.instance}{ending}"
+
+    def write_environment(self, text: str) -> None:
+        """Variables in the syntax of whoever reads them. OSError."""
+        self._make_folder()
+        fd = os.open(self.environment, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(text.encode())
+
+    def make_output(self) -> None:
+        """The FIFO that the engine prints into. OSError."""
+        self._make_folder()
+        os.mkfifo(self.output, 0o600)
+
+    def open_output(self, proc: Path, holder: int | None = None) -> int:
+        """A non-blocking descriptor to read the FIFO from. `holder`: a process that has it as its standard input, for
+        when its name is gone. OSError."""
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(self.output, flags | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if holder is None:
+                raise
+            fd = os.open(proc / str(holder) / "fd/0", flags)
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(f"{self.output} is not a FIFO")
+        with suppress(OSError):  # the user's pipes are many or the system's limit is lower: then it is smaller
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return fd
+
+    def _make_folder(self) -> None:
+        os.close(open_private_dir(self._folder))
+
+
+def environment_text(env: Mapping[str, str]) -> str:
+    """systemd's EnvironmentFile= syntax for these variables. ValueError, with the variable's name and no value."""
+    lines = []
+    for name, value in env.items():
+        plain = name.replace("_", "a")
+        if not (plain.isascii() and plain.isalnum()) or name[0].isdigit():
+            raise ValueError(f"cannot pass the environment variable {name!r}: letters, digits and _ only")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"cannot pass the environment variable {name}: its value is not UTF-8") from None
+        if "\0" in value:
+            raise ValueError(f"cannot pass the environment variable {name}: its value has a zero byte")
+        quoted = "".join(f"\\{character}" if character in '"\\`$' else character for character in value)
+        lines.append(f'{name}="{quoted}"\n')
+    return "".join(lines)

@@ -1,25 +1,32 @@
 """When is an engine ready? When the socket is ours, it is healthy, and it accepts our secret and no other; one that
 reports itself healthy without a model, only when it has answered a tiny request.
 
-Asks and waits, decides nothing else; may be cancelled at any point. The secret goes only to a socket that is proven
-ours.
+`Loading` waits for that until it is ready, cannot become it, or has taken too long without progress; it ends nothing
+and may be cancelled at any point. The secret goes only to a socket that is proven ours. What an engine answered is
+shown to people only where it says why it refuses, never where it may be a model's words.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.base import LaunchPlan
-from accelerd.engines.http import HttpError, connect, request, unix_peer
-from accelerd.supervise.process.processes import ListenerOwner
-from accelerd.supervise.proof import BUSY, prove
+from accelerd.engines.http import ANSWER_BYTES, HttpError, connect, request, unix_peer
+from accelerd.memory.resident import resident, taken_in
+from accelerd.supervise.exit_messages import program
+from accelerd.supervise.process.output import OutputRing
+from accelerd.supervise.process.processes import ListenerOwner, tcp_owner
+from accelerd.supervise.waiting import SupervisorLimits, race
 
 FIRST_DELAY: Final = 0.01  # s between looks at the start …
 LAST_DELAY: Final = 0.25  # … and later: a twentieth of what it took so far, between the two
@@ -130,3 +137,146 @@ async def _ask(plan: LaunchPlan) -> ReadinessResult | None:
 
 async def _status(plan: LaunchPlan, path: str, bearer: str = "") -> int:
     return (await request(plan.endpoint, path, within=PROBE_TIMEOUT, bearer=bearer, most=0))[0]
+
+
+class Loading:
+    """One instance on its way to readiness. `pids` are its live processes."""
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        main: int,
+        pids: Callable[[], Awaitable[list[int]]],
+        *,
+        ring: OutputRing,
+        clock: Clock,
+        limits: SupervisorLimits,
+        proc: Path,
+        timeout: float,
+        settle: Callable[[], Awaitable[LaunchPlan]] | None = None,
+    ) -> None:
+        """`timeout`: seconds without progress. `settle`: waits until it is known where it listens; the plan
+        with that."""
+        self._settle = settle
+        self.resident: int | None = None  # bytes, as seen last …
+        self.peak: int | None = None  # … and at most
+        self.taken_in: int | None = None  # bytes of files, read or mapped; None: not to be had
+        self._plan = plan
+        self._main = main
+        self._pids = pids
+        self._ring = ring
+        self._clock = clock
+        self._limits = limits
+        self._proc = proc
+        self._timeout = timeout
+
+    async def run(self) -> tuple[Cause, str] | None:
+        """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: another program listens at its endpoint."""
+        raced = await race(
+            self._until_ready(),
+            self._out_of_patience(),
+        )
+        assert raced is not None
+        if raced[0] == 1:
+            return Cause.LOAD_TIMEOUT, raced[1]
+        outcome: ReadinessResult = raced[1]
+        verdict = outcome.verdict
+        if verdict is Readiness.WITHOUT_MODEL:
+            return Cause.WITHOUT_MODEL, _without_model(self._plan, outcome.said)
+        if verdict is Readiness.FOREIGN:
+            return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
+        if verdict is not Readiness.READY:
+            return Cause.REFUSED, _key_trouble(self._plan, verdict)
+        return None
+
+    async def _until_ready(self) -> ReadinessResult:
+        if self._settle is not None:
+            self._plan = await self._settle()
+        return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)
+
+    async def _owner(self, port: int) -> ListenerOwner:
+        return await asyncio.to_thread(tcp_owner, self._proc, port, await self._pids())
+
+    async def _is_ours(self, pid: int) -> bool:
+        return pid == self._main or pid in await self._pids()
+
+    async def _out_of_patience(self) -> str:
+        """Returns, with the reason, when loading took too long without progress, or far too long."""
+        clock, limits, timeout = self._clock, self._limits, self._timeout
+        step = min(max(timeout / 8, 0.02), 1.0)
+        began = progress = clock.monotonic()
+        printed, peak = self._ring.total, 0
+        while True:
+            await asyncio.sleep(step)
+            held, taken = await asyncio.to_thread(_look, self._proc, await self._pids())
+            if taken is not None:
+                self.taken_in = max(taken, self.taken_in or 0)
+            self.resident = held
+            self.peak = max(held, self.peak or 0)
+            now = clock.monotonic()
+            if self._ring.total > printed or held > peak + limits.growth:
+                printed, peak, progress = self._ring.total, max(peak, held), now
+            if now - progress >= timeout:
+                return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
+            if now - began >= limits.load_cap * timeout:
+                return f"not ready {now - began:.1f} s after its start, although it made progress all the time"
+
+
+def _look(proc: Path, pids: list[int]) -> tuple[int, int | None]:
+    """Bytes resident, and bytes of files taken in. Blocking."""
+    return resident(proc, pids), taken_in(proc, pids)
+
+
+BUSY: Final = 503  # it is overloaded, which says nothing about its model
+SAID: Final = 200  # letters of a refusal
+
+
+async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
+    """The status, and why the answer is none; "" when it is one, or BUSY from who must prove itself. HttpError.
+
+    `within` seconds.
+    """
+    code, body = await request(
+        plan.endpoint,
+        plan.probe_path,
+        within=within,
+        bearer=plan.secret if plan.keyed else "",
+        body=plan.probe_body,
+        kind=plan.probe_type,
+        most=ANSWER_BYTES if plan.prove else 0,
+    )
+    if code == BUSY and plan.prove:
+        return code, ""
+    if code != 200:
+        return code, f"status {code} to {plan.probe_path}" + _because(_parsed(body))
+    if not plan.prove:
+        return code, ""
+    # Some engines answer 200 with an error: {"error": …}, or null.
+    said = _parsed(body)
+    if said is None or (isinstance(said, dict) and "error" in said):
+        return code, f"no answer to {plan.probe_path}" + _because(said)
+    return code, ""
+
+
+def _parsed(body: bytes) -> Any:
+    """What is no JSON is taken for text."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body
+
+
+def _because(said: Any) -> str:
+    error = said.get("error") if isinstance(said, dict) else None
+    text = error.get("message") if isinstance(error, dict) else error
+    return f": {' '.join(text.split())[:SAID]}" if isinstance(text, str) and text.strip() else ""
+
+
+def _key_trouble(plan: LaunchPlan, verdict: Readiness) -> str:
+    if verdict is Readiness.KEY_REFUSED:
+        return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
+    return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
+
+
+def _without_model(plan: LaunchPlan, said: str) -> str:
+    return f"{program(plan)} is up, but without its model ({plan.model}): {said}"

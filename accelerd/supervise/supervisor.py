@@ -15,19 +15,18 @@ from functools import partial
 from msgspec import Struct
 
 from accelerd.base import names
-from accelerd.base.exits import Cause, Exit
+from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import InstanceInfo, Listener, Supervisor
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.homes.home import ClosableHome, Home, HomeError, SweepableHome, UntaggedHome
+from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.instance import Instance, InstanceContext
 from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
-from accelerd.supervise.process.groups import ProcessGroups
 from accelerd.supervise.process.output import OutputRing
-from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessTable
 from accelerd.supervise.process.sweep import end_recorded, remove_files, remove_sockets, sweep_leftovers
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.records import NOTICE, event
@@ -39,7 +38,7 @@ class InstanceProgress(Struct, frozen=True):
     """What a loading instance shows of itself."""
 
     line: str  # the last line it printed
-    resident: int | None  # bytes, as last seen while loading
+    resident: int | None = None  # bytes, as last seen while loading
     taken_in: int | None = None  # bytes of files, read or mapped, so far
 
 
@@ -79,7 +78,7 @@ class ProcessSupervisor(Supervisor):
             homes=homes,
             choose=choose or (lambda _: homes[ChildHome.kind]),
             records=RecordStore(roots.instances, self._owner),
-            table=table or ProcTable(roots.proc),
+            table=table or ProcessTable(roots.proc),
             sink=sink,
             limits=limits or SupervisorLimits(),
         )
@@ -129,7 +128,8 @@ class ProcessSupervisor(Supervisor):
         if life is None:
             return None
         line = life.ring.last_line() if life.ring.total > life.line_from else ""
-        return InstanceProgress(line, life.resident, life.taken_in)
+        loading = life.loading
+        return InstanceProgress(line, loading.resident, loading.taken_in) if loading else InstanceProgress(line)
 
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
@@ -158,9 +158,8 @@ class ProcessSupervisor(Supervisor):
             home = self._context.homes.get(record.home)
             wanted = stored.survives and stored.phase is not Phase.ENDING
             if wanted and home is not None and home.survives:
-                if isinstance(home, UntaggedHome):
-                    members = await home.living(record)
-                else:
+                members = await home.living(record)
+                if members is None:
                     members = await asyncio.to_thread(self._context.table.members, record.tag, None)
                 if members:
                     found.append(Adoptable(stored, tuple(members)))
@@ -188,11 +187,10 @@ class ProcessSupervisor(Supervisor):
 
     async def _tidy(self, spared: Collection[str]) -> None:
         for home in self._context.homes.values():
-            if isinstance(home, SweepableHome):
-                try:
-                    await home.tidy(self._owner, spared)
-                except HomeError as error:
-                    log.warning("%s: something of an earlier accelerd may be left: %s", home.kind, error)
+            try:
+                await home.tidy(self._owner, spared)
+            except HomeError as error:
+                log.warning("%s: something of an earlier accelerd may be left: %s", home.kind, error)
 
     async def close(self, within: float, *, keep: bool = False) -> bool:
         """Stop all, the youngest first, and wait; after `within` seconds kill all. False: something would not go.
@@ -212,7 +210,7 @@ class ProcessSupervisor(Supervisor):
             log.error("%s has not ended: giving up", task.get_name())
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        await asyncio.gather(*(home.close() for home in self._context.homes.values() if isinstance(home, ClosableHome)))
+        await asyncio.gather(*(home.close() for home in self._context.homes.values()))
         self.end_readers()
         return gone
 
@@ -231,7 +229,6 @@ class ProcessSupervisor(Supervisor):
                 await asyncio.gather(task, return_exceptions=True)
 
     def kill_all(self) -> None:
-        """SIGKILL to every instance, at once."""
         for life in reversed(self._instances.values()):
             life.kill()
 
@@ -246,9 +243,6 @@ class ProcessSupervisor(Supervisor):
         exit = await life.run()
         del self._instances[life.number]
         del self._tasks[life.number]
-        self._tell_gone(life, exit)
-
-    def _tell_gone(self, life: Instance, exit: Exit) -> None:
         try:
             self._context.listener.instance_gone(life.number, exit)
         except Exception:

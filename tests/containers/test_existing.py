@@ -35,7 +35,7 @@ def make(request: pytest.FixtureRequest, containers: World, tmp_path: Path) -> C
             path = f"{install(tmp_path / 'bin', 'docker')}:{os.environ['PATH']}"
             tools = CommandRunner({**os.environ, "PATH": path})
         engines = [ContainerEngine(request.param, tools)]
-        return ExistingHome(containers.roots, SystemClock(), tools, survives=True, engines=engines)
+        return ExistingHome(containers.roots, SystemClock(), tools, engines, survives=True)
 
     return home
 
@@ -89,10 +89,11 @@ async def test_a_running_one_is_taken_and_taken_over(containers: World, make: Ca
 
 async def test_where_it_listens(containers: World, make: Callable[[], ExistingHome]) -> None:
     one = create(containers, "true", "--publish", "127.0.0.1:18123:8080")
-    assert await make().endpoint(containers.launch(container=one).spec) == Endpoint(port=18123)
+    found = await make().program_place(containers.launch(container=one).spec)
+    assert (found.endpoint, found.command[1:]) == (Endpoint(port=18123), ("start", one))
     none = create(containers, "true")
     with pytest.raises(HomeError, match="publishes no port on this machine"):
-        await make().endpoint(containers.launch(container=none).spec)
+        await make().program_place(containers.launch(container=none).spec)
 
 
 async def test_a_missing_one_is_said(containers: World, make: Callable[[], ExistingHome]) -> None:

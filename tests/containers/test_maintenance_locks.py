@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
+from accelerd.supervise.homes.containers.podman_docker import MaintenanceLocks
 
 
 class Workers:

@@ -10,26 +10,26 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer
+from accelerd.engines.base import ContainerAccess, ContainerLookup, Endpoint, FixedServer
+from accelerd.supervise.homes.choice import container_lookup
 from accelerd.supervise.homes.containers import images
 from accelerd.supervise.homes.containers.existing_container import ExistingHome
 from accelerd.supervise.homes.containers.new_container import RunHome
 from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
-from accelerd.supervise.homes.containers.program_places import HomePlaces
 from accelerd.supervise.homes.home import Home, HomeError
 
 from .test_pull import registry_with
 from .world import World
 
 
-def places(world: World) -> HomePlaces:
+def places(world: World) -> ContainerLookup:
     podman = ContainerEngine("podman", world.tools)
     homes: list[Home] = [
         world.toolbox_home(),
         RunHome(podman, world.roots, SystemClock(), world.table, survives=True),
-        ExistingHome(world.roots, SystemClock(), world.tools, survives=True, engines=[podman]),
+        ExistingHome(world.roots, SystemClock(), world.tools, [podman], survives=True),
     ]
-    return HomePlaces({home.kind: home for home in homes})
+    return container_lookup({home.kind: home for home in homes})
 
 
 async def place(world: World, spec: ModelSpec) -> ContainerAccess:

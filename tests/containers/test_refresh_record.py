@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.homes.containers.refresh_record import LeftoverContainer, PendingRefresh, RefreshRecord
+from accelerd.supervise.homes.containers.refresh_context import LeftoverContainer, PendingRefresh, RefreshRecord
 from accelerd.supervise.homes.home import HomeError
 
 BEGUN = PendingRefresh("radv", "a" * 64, "swap", ("qwen",), "boot")

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.supervise.homes.containers.handoff import inner_environment
-from accelerd.supervise.homes.home import HomeError
-from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.homes.home import HomeError, NoProgram
 
 from .world import Life, World, find, parent, read
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.supervise.homes.containers.sessions import ContainerSessions
+from accelerd.supervise.homes.containers.process_tree import ContainerSessions
 
 from .upkeep_world import Session, Upkeep, first_name, image
 from .world import World, parent, read

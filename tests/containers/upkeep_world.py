@@ -15,12 +15,11 @@ from typing import Any
 
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import SystemClock
-from accelerd.supervise.homes.containers.builds import Builds
+from accelerd.supervise.homes.containers.images import Builds
 from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
 from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
-from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox, RefreshContext
-from accelerd.supervise.homes.containers.refresh_record import RefreshRecord
-from accelerd.supervise.homes.containers.sessions import ContainerSessions
+from accelerd.supervise.homes.containers.process_tree import ContainerSessions
+from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox, RefreshContext, RefreshRecord
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
 
 from .world import PATIENCE, Life, World

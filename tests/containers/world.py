@@ -24,10 +24,10 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, request
 from accelerd.supervise.homes.containers.commands import CommandRunner
-from accelerd.supervise.homes.containers.main_process import ContainerMainProcess
+from accelerd.supervise.homes.containers.container_home import ContainerMainProcess
 from accelerd.supervise.homes.containers.toolbox import ToolboxHome
 from accelerd.supervise.homes.home import Home, InstanceRecord, LaunchRequest
-from accelerd.supervise.process.processes import InstanceTag, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable
 from tests.system.containers import IMAGE
 from tests.system.systemd_user import REPO
 
@@ -45,7 +45,7 @@ class World:
         self.roots = Roots(self.home / "c.toml", runtime, self.home / "state", self.home / "cache", home=self.home)
         self.fakes = self.home / "fakes"  # /home is the same in a toolbox; the checkout may not be
         shutil.copytree(REPO / "tests/fakes", self.fakes, ignore=shutil.ignore_patterns("__pycache__", "test_*"))
-        self.table = ProcTable()
+        self.table = ProcessTable()
         self.tools = CommandRunner()
         self._numbers = itertools.count(1)
         self.toolbox = self.new_toolbox()

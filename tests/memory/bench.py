@@ -20,8 +20,7 @@ from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.measure import Meter
 from accelerd.memory.resident import largest, shared
-from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
-from accelerd.supervise.process.processes import InstanceTag
+from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessIdentity
 
 SLEEPER = """
 import mmap, os, sys

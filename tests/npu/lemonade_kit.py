@@ -25,9 +25,9 @@ from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.engines.lemonade import Lemonade
 from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import Home
-from accelerd.supervise.homes.homes import HomeChoice
-from accelerd.supervise.homes.lemonade import LemonadeHome
+from accelerd.supervise.homes.lemonade.home import LemonadeHome
 from accelerd.supervise.homes.lemonade.own import OwnServer
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.harness import eventually, free_port

@@ -13,7 +13,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings
-from accelerd.supervise.process.processes import ProcTable
+from accelerd.supervise.process.processes import ProcessTable
 from tests.harness import eventually, free_port
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeBench, foreign
 
@@ -22,7 +22,7 @@ from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeBench, f
 def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
         yield LemonadeBench(tmp_path, Path(runtime))
-        assert ProcTable().owned(runtime) == []
+        assert ProcessTable().owned(runtime) == []
 
 
 def uses(bench: LemonadeBench, server: Foreign, key: str | None = None) -> LemonadeBench:

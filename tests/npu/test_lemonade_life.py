@@ -19,7 +19,7 @@ from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import request
-from accelerd.supervise.process.processes import ProcTable
+from accelerd.supervise.process.processes import ProcessTable
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, LemonadeBench
 from tests.supervise.bench import alive
 
@@ -30,7 +30,7 @@ def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
         made = LemonadeBench(tmp_path, Path(runtime))
         yield made
-        assert ProcTable().owned(runtime) == []
+        assert ProcessTable().owned(runtime) == []
 
 
 async def test_a_model_is_asked_straight_at_its_backend(bench: LemonadeBench) -> None:
@@ -335,7 +335,7 @@ async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(bench: L
     """By it the next daemon finds what a crash has left."""
     async with bench:
         (number,) = await bench.loaded(QWEN)
-        marked = {one.pid for one in ProcTable().owned(str(bench.roots.runtime))}
+        marked = {one.pid for one in ProcessTable().owned(str(bench.roots.runtime))}
         assert {bench.own.pid, bench.pid(number)} <= marked
         found = await asyncio.to_thread(Path(f"/proc/{bench.pid(number)}/environ").read_bytes)
         assert f"{names.ENV_OWNER}={bench.roots.runtime}".encode() in found.split(b"\0")

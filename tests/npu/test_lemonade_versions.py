@@ -14,9 +14,9 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Roots
+from accelerd.supervise.homes.home import NoProgram
 from accelerd.supervise.homes.lemonade import program
-from accelerd.supervise.process.processes import ProcTable
-from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.process.processes import ProcessTable
 from tests.npu.lemonade_kit import EMBED, QWEN, REAL, LemonadeBench
 from tests.supervise.bench import alive
 
@@ -27,7 +27,7 @@ VERSIONS = ["10.0.0", "10.2.0", "10.10.0", "11.7.0", "11.8.0"]
 def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
         yield LemonadeBench(tmp_path, Path(runtime), ())
-        assert ProcTable().owned(runtime) == []
+        assert ProcessTable().owned(runtime) == []
 
 
 def generation(bench: LemonadeBench, version: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.process.processes import ProcTable
+from accelerd.supervise.process.processes import ProcessTable
 from tests.settled import pytest_pyfunc_call, settled
 from tests.supervise.bench import SupervisorBench
 from tests.supervise.units import Units
@@ -24,7 +24,7 @@ def bench(tmp_path: Path) -> Iterator[SupervisorBench]:
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime:
         made = SupervisorBench(tmp_path, Path(runtime))
         yield made
-        assert ProcTable().owned(runtime) == []
+        assert ProcessTable().owned(runtime) == []
         assert list(made.roots.instances.glob("*.sock")) == []
 
 

@@ -21,10 +21,10 @@ from accelerd.base.ports import Roots, SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess
-from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd_home import SystemdHome
-from accelerd.supervise.homes.user_manager_bus import BusUserManager
+from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.dbus.client import Buses
@@ -66,7 +66,7 @@ class Driver:
     def __init__(self) -> None:
         self.roots = Roots.from_env()
         self.buses = Buses.from_env()
-        self.manager = BusUserManager(self.buses.session)
+        self.manager = UserManager(self.buses.session)
         kind = DyingHome if "--die-before-spawn" in sys.argv else SystemdHome
         self.homes: dict[str, Home] = {"child": ChildHome(), "systemd": kind(self.manager, self.roots)}
         self.choice = HomeChoice(self.homes, self.manager)

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base import names
-from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
-from accelerd.supervise.process.processes import InstanceTag
+from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessIdentity
 from tests.supervise.bench import SupervisorBench
 
 

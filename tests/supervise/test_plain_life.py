@@ -21,8 +21,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
-from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.process.spawn import ChildProcess, Spawner
+from accelerd.supervise.homes.child_home import ChildHome, ChildProcess, Spawner
 from tests.supervise.bench import SupervisorBench, alive
 
 

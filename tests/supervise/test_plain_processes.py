@@ -18,9 +18,8 @@ import pytest
 from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
-from accelerd.supervise.homes.child_home import ChildHome
-from accelerd.supervise.process.processes import InstanceTag, Process, ProcTable
-from accelerd.supervise.process.spawn import ChildProcess, Spawner
+from accelerd.supervise.homes.child_home import ChildHome, ChildProcess, Spawner
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
 from tests.supervise.bench import Heard, SupervisorBench, alive
@@ -105,7 +104,7 @@ async def test_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(bench:
         os.kill(stranger, signal.SIGKILL)
 
 
-class Undying(ProcTable):
+class Undying(ProcessTable):
     """A process in state D: found again and again, whatever is sent to it."""
 
     def __init__(self) -> None:
@@ -151,7 +150,7 @@ async def test_close_gives_up_in_time_and_says_so(bench: SupervisorBench, caplog
 def test_only_the_very_process_is_signalled() -> None:
     child = subprocess.Popen(["sleep", "60"], env={names.ENV_INSTANCE: "a34-test", "PATH": os.environ["PATH"]})
     try:
-        table = ProcTable()
+        table = ProcessTable()
         found = table.members(InstanceTag("a34-test", "/nowhere"), None)
         assert [process.pid for process in found] == [child.pid]
         later = Process(child.pid, found[0].started + 1, found[0].name)  # as if the pid had been reused
@@ -251,7 +250,7 @@ async def test_children_of_a_killed_daemon(bench: SupervisorBench, caplog: pytes
     daemon.kill()
     await daemon.wait()
     await bench.until(lambda: not alive(engine))
-    left = ProcTable().owned(str(bench.roots.runtime))
+    left = ProcessTable().owned(str(bench.roots.runtime))
     assert len(left) == 1
     assert list(bench.roots.instances.glob("*.sock"))
     caplog.set_level(logging.WARNING)

@@ -14,8 +14,8 @@ import pytest
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import HomeError
-from accelerd.supervise.homes.homes import HomeChoice
 from accelerd.supervise.homes.systemd_home import SystemdHome
 from accelerd.supervise.homes.transient_unit import second_name, unit_name
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS
@@ -224,18 +224,14 @@ async def test_unit_of_another_process_is_not_taken_over(bench: SupervisorBench,
 
 async def test_process_that_ends_during_the_adoption(bench: SupervisorBench, manager: FakeUserManager) -> None:
     pid, survivor = await left_by_a_daemon(bench)
-    looks = 0
 
-    def end_at_the_second_look(properties: dict[str, Any]) -> dict[str, Any]:
-        nonlocal looks
-        looks += 1
-        if looks == 2:  # between the look that found it and the pidfd: its number may be anybody's
-            os.kill(pid, signal.SIGKILL)
-            manager.units["accelerd-m.service"].process.wait()
-            return properties | {"MainPID": 0}
+    def end_after_the_look(properties: dict[str, Any]) -> dict[str, Any]:
+        manager.edit = dict
+        os.kill(pid, signal.SIGKILL)  # between the look that found it and the pidfd: its number may be anybody's
+        manager.units["accelerd-m.service"].process.wait()
         return properties
 
-    manager.edit = end_at_the_second_look
+    manager.edit = end_after_the_look
     async with bench:
         bench.supervisor.adopt(1, ModelSpec("m", engine="fake"), survivor)
         assert (await bench.gone(1)).cause is Cause.EXITED

@@ -8,19 +8,49 @@ again. An Instance (instance.py) lives the life, whatever the home.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
+from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Endpoint, Tenancy
+from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer, Tenancy
 from accelerd.supervise.process.processes import InstanceTag, Process
 
+OnOutput = Callable[[bytes], None]  # gets what it prints, stdout and stderr as one stream, on the loop's thread
+OnExit = Callable[[], None]  # called once, when its exit is seen, on the loop's thread
 
-class HomeError(Exception):
+
+class HomeError(AccelError):
     """A home cannot start the process; the text says why and what to do. Nothing is left behind."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("model_failed", problem, cause=Cause.REFUSED.value)
+
+
+class NoProgram(AccelError):
+    """The program is missing or may not be executed; the text says which."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("model_failed", problem, cause=Cause.NO_PROGRAM.value)
+
+
+def find_program(name: str, path: str | None) -> str:
+    """The absolute path of a program by the child's own PATH. NoProgram. Blocking (file system)."""
+    found = shutil.which(name, path=path or os.defpath)
+    if found:
+        return os.path.abspath(found)
+    if "/" in name and os.path.isdir(name):
+        raise NoProgram(f"cannot start {name}: it is a directory")
+    if "/" in name and os.path.exists(name):
+        raise NoProgram(f"cannot start {name}: it is not executable (chmod +x)")
+    raise NoProgram(f"cannot start {name}: no such program" + ("" if "/" in name else " in PATH"))
 
 
 @dataclass(frozen=True)
@@ -35,38 +65,67 @@ class LaunchRequest:
     tenancy: Tenancy | None = None
 
 
-class MainProcess(Protocol):
+class MainProcess(ABC):
     """The engine's own process, held by pidfd, so that its pid cannot be reused."""
 
-    @property
-    def pid(self) -> int: ...  # on the host
-
-    session: int | None  # processes of this session belong to it too; None: only the tag does
-    exited: asyncio.Event
+    pid: int  # on the host
+    session: int | None = None  # processes of this session belong to it too; None: only the tag does
+    unit: str | None = None  # the systemd unit whose output this is; its journal shows what the engine prints
     # Known once it has exited, in some homes only once it is released:
-    status: int | None  # the exit status, or minus the signal; None: not known
-    result: str | None  # what the home knows beyond that: "oom-kill", "timeout", …
+    status: int | None = None  # the exit status, or minus the signal; None: not known
+    result: str | None = None  # what the home knows beyond that: "oom-kill", "timeout", …
 
-    @property
-    def unit(self) -> str | None: ...  # the systemd unit whose output this is; its journal shows what the engine prints
+    def __init__(self, on_exit: OnExit) -> None:
+        self.exited = asyncio.Event()
+        self._on_exit = on_exit
+        self._pidfd: int | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def _hold(self, pidfd: int | None) -> None:
+        """Take it over and watch it; None: the process has exited already."""
+        self._pidfd = pidfd
+        if pidfd is None:
+            self._loop.call_soon(self._exit_seen)
+        else:
+            self._loop.add_reader(pidfd, self._exit_seen)
+
+    def _exit_seen(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+        if not self.exited.is_set():
+            self.exited.set()
+            self._on_exit()
+
+    def _drop_pidfd(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
 
     def signal(self, number: int) -> None:
         """Signal the process itself. Nothing happens when it has exited."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
+    @abstractmethod
     def kill_group(self) -> None:
         """SIGKILL to all of it that the home can reach. At once; what escapes is found by its tag."""
 
+    @abstractmethod
     async def release(self) -> None:
         """After the end: reap, take the rest of the output, leave nothing of the home's own behind (units, scopes).
 
         Returns only when the home has nothing of it any more, or can no longer tell. May be cancelled.
         """
 
+    @abstractmethod
     def let_go(self) -> None:
         """Close what this process holds of it and leave the rest as it is, alive or not. May follow `release`."""
 
     def unexecuted(self, last_line: str) -> str | None:
         """Once released: why the program could not be executed at all; None: it ran. `last_line` of output may tell."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -83,29 +142,18 @@ class TenantAddress:
     prove: bool = True
 
 
-@runtime_checkable
-class TenantProcess(Protocol):
-    """A MainProcess that is a model inside a server; `pid` is the process that serves it, as far as known."""
+class TenantProcess(MainProcess):
+    """A model inside a server; `pid` is the process that serves it, as far as known."""
 
-    @property
-    def pid(self) -> int: ...
+    ended: tuple[Cause, str] | None = None  # why it has ended, unless it was asked to
 
-    ended: tuple[Cause, str] | None  # why it has ended, unless it was asked to
-
+    @abstractmethod
     async def settled(self) -> TenantAddress:
         """As soon as it is loaded; waits forever when it cannot be: then `exited` is set."""
-        ...
 
+    @abstractmethod
     def living(self) -> Sequence[int]:
         """The processes that are this tenant's, as of now. Blocking."""
-        ...
-
-
-@runtime_checkable
-class ClosableHome(Protocol):
-    """A Home that must be closed when the daemon ends."""
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -122,49 +170,42 @@ class InstanceRecord:
     secret: str = field(repr=False)
 
 
-class Home(Protocol):
+class Home(ABC):
     """Starts processes in one kind of place. All methods are called on the loop's thread and never block it."""
 
     kind: str
-    survives: bool  # does what lives here outlive the daemon?
+    survives = False  # does what lives here outlive the daemon?
 
+    @abstractmethod
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         """The home's own name for what is about to start, for the InstanceRecord."""
-        ...
 
-    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+    async def program_place(self, spec: ModelSpec) -> ContainerAccess | FixedServer | None:
+        """Where the model's program is; None: on this machine. HomeError."""
+        return None
+
+    async def prepare(self, spec: ModelSpec, on_output: OnOutput) -> None:  # noqa: B027 (most have nothing to do)
         """Make ready what a plan for the model asks about: the image is here, the toolbox runs. HomeError.
 
         What takes long tells its progress through `on_output`.
         """
-        ...
 
-    async def start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess:
+    @abstractmethod
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> MainProcess:
         """Start it. HomeError, NoProgram or OSError; then nothing is left."""
-        ...
 
-    async def adopt(
-        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess | None:
-        """Hold on to what an earlier daemon started; None when it lives no more."""
-        ...
+    async def adopt(self, record: InstanceRecord, on_output: OnOutput, on_exit: OnExit) -> MainProcess | None:
+        """Hold on to what an earlier daemon started; None when it lives no more. HomeError, OSError."""
+        return None
 
-
-@runtime_checkable
-class UntaggedHome(Protocol):
-    """A Home whose processes do not carry the tag: only the home can find them."""
-
-    async def living(self, record: InstanceRecord) -> Sequence[Process]:
-        """The live processes of an instance that an earlier daemon started; none when they cannot be found."""
-        ...
-
-
-@runtime_checkable
-class SweepableHome(Protocol):
-    """A Home that can leave something behind other than processes, such as containers."""
+    async def living(self, record: InstanceRecord) -> Sequence[Process] | None:
+        """The live processes of what an earlier daemon started, where they do not carry the tag; None: they do."""
+        return None
 
     async def tidy(self, owner: str, spared: Collection[str]) -> int:
-        """Remove it, but for the instances (InstanceTag.instance) in `spared`. How many there were. HomeError."""
-        ...
+        """Remove what it can leave behind other than processes, such as containers, but for the instances
+        (InstanceTag.instance) in `spared`. How many there were. HomeError."""
+        return 0
+
+    async def close(self) -> None:  # noqa: B027 (most have nothing to do)
+        """The daemon ends."""

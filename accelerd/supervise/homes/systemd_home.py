@@ -10,25 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+import signal
 from typing import Final
 
-from accelerd.base.cgroup import find_cgroup
+from accelerd.base.cgroup import Cgroup, find_cgroup
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, MainProcess
+from accelerd.supervise.homes.home import (
+    Home,
+    HomeError,
+    InstanceRecord,
+    LaunchRequest,
+    MainProcess,
+    NoProgram,
+    OnExit,
+    OnOutput,
+    find_program,
+)
 from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_name, unit_name, unit_properties
-from accelerd.supervise.homes.unit_process import UnitMainProcess
 from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitState, UserManager
-from accelerd.supervise.instance_files import InstanceFiles
-from accelerd.supervise.process.output_reader import OutputReader
-from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, ProcTable
-from accelerd.supervise.process.spawn import NoProgram, find_program
+from accelerd.supervise.instance_records import InstanceFiles, environment_text
+from accelerd.supervise.process.output import OutputReader
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable, hold
 from accelerd.system.dbus.client import BusError
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT: Final = 15.0  # s from the order to the executed program
+LOUD_AFTER: Final = 5.0  # s from the exit of the main process until a unit that does not end is logged …
+LOUD_EVERY: Final = 60.0  # … and how often after that
 FORGETS_WITHIN: Final = 5  # tries, 10 ms apart
 OWN_STATUSES: Final = range(200, 246)  # a process in which systemd could not execute the program
 EXIT_EXEC: Final = 203
@@ -42,28 +52,21 @@ FAILED_STEPS: Final = {
 }
 
 
-class SystemdHome:
-    """A Home."""
-
+class SystemdHome(Home):
     kind = "systemd"
     survives = True
 
     def __init__(self, manager: UserManager, roots: Roots, table: ProcessTable | None = None) -> None:
         self._manager = manager
         self._roots = roots
-        self._table = table or ProcTable(roots.proc)
+        self._table = table or ProcessTable(roots.proc)
 
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return unit_name(spec.name)
 
-    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
-        """Nothing to do: programs are this machine's."""
-
     # --- start --------------------------------------------------------------------------------------------------
 
-    async def start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess:
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> MainProcess:
         program = await asyncio.to_thread(find_program, launch.argv[0], launch.env.get("PATH"))
         files = InstanceFiles(self._roots.instances, launch.tag)
         descriptor = await asyncio.to_thread(self._prepare, launch, files)
@@ -89,7 +92,7 @@ class SystemdHome:
     def _prepare(self, launch: LaunchRequest, files: InstanceFiles) -> int:
         """Environment and FIFO; the FIFO's reading end. Blocking."""
         try:
-            files.write_environment(launch.env)
+            files.write_environment(environment_text(launch.env))
             files.make_output()
             return files.open_output(self._roots.proc)
         except (OSError, ValueError) as error:
@@ -173,10 +176,9 @@ class SystemdHome:
 
     # --- adopt --------------------------------------------------------------------------------------------------
 
-    async def adopt(
-        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess | None:
-        members = {process.pid: process for process in await self._members(record.tag)}
+    async def adopt(self, record: InstanceRecord, on_output: OnOutput, on_exit: OnExit) -> MainProcess | None:
+        found = await asyncio.to_thread(self._table.members, record.tag, None)
+        members = {process.pid: process for process in found}
         for unit in (record.place, second_name(record.model, record.tag)):
             try:
                 properties = await self._manager.show(unit)
@@ -184,40 +186,21 @@ class SystemdHome:
                 if state is None or state.main_pid not in members:
                     continue
                 await self._manager.ref(unit)
-                pidfd = await self._hold(unit, state)
             except BusError as error:
                 raise HomeError(f"cannot take over {record.model}: {error}") from None
-            return await self._take_over(unit, state, pidfd, members[state.main_pid], record, on_output, on_exit)
-        return None
-
-    async def _take_over(
-        self,
-        unit: str,
-        state: UnitState,
-        pidfd: int | None,
-        process: Process,
-        record: InstanceRecord,
-        on_output: Callable[[bytes], None],
-        on_exit: Callable[[], None],
-    ) -> MainProcess | None:
-        files = InstanceFiles(self._roots.instances, record.tag)
-        same = False
-        try:
-            # The pidfd holds the unit's main process; start time and tag prove that it is the right one.
-            same = pidfd is not None and process in await self._members(record.tag)
-            if same:
-                descriptor = await asyncio.to_thread(files.open_output, self._roots.proc, process.pid)
+            pidfd = hold(self._roots.proc, members[state.main_pid])
+            if pidfd is None:
+                return None
+            files = InstanceFiles(self._roots.instances, record.tag)
+            try:
+                descriptor = await asyncio.to_thread(files.open_output, self._roots.proc, state.main_pid)
                 return self._main(unit, state, pidfd, files, OutputReader(descriptor, on_output), on_exit)
-        except OSError as error:
-            same = False
-            raise HomeError(f"cannot take over {record.model}: {error}") from None
-        finally:
-            if not same and pidfd is not None:
+            except BaseException as error:
                 os.close(pidfd)
+                if isinstance(error, OSError):
+                    raise HomeError(f"cannot take over {record.model}: {error}") from None
+                raise
         return None
-
-    async def _members(self, tag: InstanceTag) -> list[Process]:
-        return await asyncio.to_thread(self._table.members, tag, None)
 
     # --- both ---------------------------------------------------------------------------------------------------
 
@@ -228,17 +211,11 @@ class SystemdHome:
         pidfd: int | None,
         files: InstanceFiles,
         output: OutputReader,
-        on_exit: Callable[[], None],
+        on_exit: OnExit,
     ) -> UnitMainProcess:
+        cgroup = find_cgroup(self._roots.sys, state.cgroup)
         return UnitMainProcess(
-            unit,
-            state.main_pid or state.first_pid or 0,
-            pidfd,
-            manager=self._manager,
-            cgroup=find_cgroup(self._roots.sys, state.cgroup),
-            files=files,
-            output=output,
-            on_exit=on_exit,
+            unit, state, pidfd, manager=self._manager, cgroup=cgroup, files=files, output=output, on_exit=on_exit
         )
 
     async def _hold(self, unit: str, state: UnitState) -> int | None:
@@ -259,3 +236,96 @@ class SystemdHome:
             raise
         os.close(pidfd)
         return None
+
+
+class UnitMainProcess(MainProcess):
+    """The main process of a transient unit, and the unit's end. Owns `pidfd` and the reader.
+
+    Signals go by pidfd and kills by control group, so both work while the bus is away; only the exit status and the
+    reason are then not known. Not a child of the daemon: the number of its session may be used again once it has ended.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        state: UnitState,
+        pidfd: int | None,
+        *,
+        manager: UserManager,
+        cgroup: Cgroup | None,
+        files: InstanceFiles,
+        output: OutputReader,
+        on_exit: OnExit,
+    ) -> None:
+        super().__init__(on_exit)
+        self.unit = self._name = unit
+        self.pid = state.main_pid or state.first_pid or 0
+        self._manager = manager
+        self._cgroup = cgroup
+        self._files = files
+        self._output = output
+        self._killing: asyncio.Task[None] | None = None
+        self._hold(pidfd)
+
+    def kill_group(self) -> None:
+        """SIGKILL to the whole control group: by the kernel, or by systemd where the kernel cannot."""
+        self.signal(signal.SIGKILL)
+        if self._cgroup is not None and self._cgroup.kill():
+            return
+        if self._killing is None or self._killing.done():
+            self._killing = asyncio.create_task(self._kill_unit(), name=f"kill of {self._name}")
+
+    async def release(self) -> None:
+        """Wait until the unit is over, learn how it ended, leave nothing of it."""
+        try:
+            await self._until_over()
+        finally:
+            self._output.finish()
+            self.let_go()
+        await asyncio.to_thread(self._files.output.unlink, missing_ok=True)
+
+    def let_go(self) -> None:
+        """Close the descriptors. The unit's own reference goes with the connection to the bus."""
+        self._output.close()
+        if self._killing is not None:
+            self._killing.cancel()
+        self._drop_pidfd()
+
+    async def _kill_unit(self) -> None:
+        try:
+            await self._manager.kill(self._name, signal.SIGKILL)
+        except BusError as error:
+            log.warning("%s: %s", self._name, error)
+
+    async def _until_over(self) -> None:
+        began = self._loop.time()
+        delay, loud_at = 0.002, began + LOUD_AFTER
+        while True:
+            try:
+                if await self._look():
+                    return
+            except BusError as error:
+                if self._cgroup is None or not self._cgroup.populated():
+                    log.warning("cannot learn how %s ended: %s", self._name, error)
+                    return
+            self.kill_group()  # what the main process left: nobody but its control group knows it
+            now = self._loop.time()
+            if now > loud_at:
+                loud_at = now + LOUD_EVERY
+                log.error("%s does not end, %.0f s after its main process did", self._name, now - began)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+
+    async def _look(self) -> bool:
+        """Is the unit over? Then its end is noted and the unit let go. BusError."""
+        properties = await self._manager.show(self._name)
+        if properties is None:  # collected: the bus was away meanwhile, and with it the reference to the unit
+            log.warning("cannot learn how %s ended: systemd has forgotten it", self._name)
+            return True
+        state = UnitState.parse(properties)
+        if not state.over:
+            return False
+        self.status, self.result = state.status, state.trouble
+        await self._manager.reset_failed(self._name)
+        await self._manager.unref(self._name)
+        return True

@@ -108,18 +108,15 @@ def unit_properties(
     ]
     if spec.engine in LOCKS_MEMORY:  # beyond its own hard limit the user's systemd gives that, and no error
         properties += [("LimitMEMLOCK", "t", INFINITY), ("LimitMEMLOCKSoft", "t", INFINITY)]
-    if spec.memory_max is not None:
-        properties.append(("MemoryMax", "t", spec.memory_max))
-    if spec.memory_high is not None:
-        properties.append(("MemoryHigh", "t", spec.memory_high))
-    if spec.cpu_weight is not None:
-        properties.append(("CPUWeight", "t", spec.cpu_weight))
-    if spec.nice is not None:
-        properties.append(("Nice", "i", spec.nice))
-    if spec.io_class is not None:
-        properties.append(("IOSchedulingClass", "i", IO_CLASSES[spec.io_class]))
-    if spec.tasks_max is not None:
-        properties.append(("TasksMax", "t", spec.tasks_max))
+    limits: list[UnitProperty] = [
+        ("MemoryMax", "t", spec.memory_max),
+        ("MemoryHigh", "t", spec.memory_high),
+        ("CPUWeight", "t", spec.cpu_weight),
+        ("Nice", "i", spec.nice),
+        ("IOSchedulingClass", "i", IO_CLASSES.get(spec.io_class or "")),
+        ("TasksMax", "t", spec.tasks_max),
+    ]
+    properties += [limit for limit in limits if limit[2] is not None]
     if bound_to is not None:
         properties += [("StopPropagatedFrom", "as", [bound_to]), ("After", "as", [bound_to])]
     return properties

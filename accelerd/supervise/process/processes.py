@@ -1,24 +1,25 @@
 """Whose process is whose: the processes of an instance found by session and by the tag in their environment.
 
 Reads /proc (blocking: call it in a thread) and signals by pidfd only, so that a reused pid is never hit. Decides
-nothing about when to kill.
+nothing about when to kill. ProcessGroups is for measuring only: what is to be ended ProcessTable finds, which trusts
+nothing that was remembered.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import Struct
 
 from accelerd.base import names
-from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, read_stat, sockets
+from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, sockets
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -52,30 +53,14 @@ class InstanceTag(Struct, frozen=True):
         return {names.ENV_INSTANCE: self.instance, names.ENV_OWNER: self.owner}
 
 
-class ProcessTable(Protocol):
-    """The processes of this machine, as far as this user may look."""
-
-    def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
-        """Live processes that carry `tag` or are in `session` (or its group). Zombies do not live. Blocking."""
-        ...
-
-    def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
-        """Live processes, not this one, whose environment says that a daemon with this runtime directory started them,
-        but for those of the instances (by InstanceTag.instance) in `spared`."""
-        ...
-
-    def signal(self, process: Process, number: int) -> bool:
-        """Signal exactly this process; False when it has gone. PermissionError when it is not ours."""
-        ...
-
-
-class ProcTable:
-    """The ProcessTable of a real /proc."""
+class ProcessTable:
+    """The processes of this machine, as far as this user may look. Blocking."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
     def members(self, tag: InstanceTag, session: int | None) -> list[Process]:
+        """Live processes that carry `tag` or are in `session` (or its group). Zombies do not live."""
         wanted = _entry(names.ENV_INSTANCE, tag.instance)
 
         def is_member(stat: ProcStat, mine: bool) -> bool:
@@ -87,6 +72,8 @@ class ProcTable:
         return list(self._scan(is_member))
 
     def owned(self, owner: str, spared: Collection[str] = ()) -> list[Process]:
+        """Live processes, not this one, whose environment says that a daemon with this runtime directory started them,
+        but for those of the instances (by InstanceTag.instance) in `spared`."""
         wanted = _entry(names.ENV_OWNER, owner)
         unwanted = {_entry(names.ENV_INSTANCE, instance) for instance in spared}
 
@@ -97,15 +84,11 @@ class ProcTable:
         return list(self._scan(is_owned))
 
     def signal(self, process: Process, number: int) -> bool:
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
+        """Signal exactly this process; False when it has gone. PermissionError when it is not ours."""
+        pidfd = hold(self._proc, process)
+        if pidfd is None:
             return False
         try:
-            # The pidfd holds whatever has the pid now; the start time says whether that is still the one found.
-            stat = read_stat(self._proc, process.pid)
-            if stat is None or stat.started != process.started:
-                return False
             signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             return False
@@ -130,6 +113,23 @@ class ProcTable:
 
 def _entry(variable: str, value: str) -> bytes:
     return f"{variable}={value}".encode()
+
+
+def hold(proc: Path, process: Process) -> int | None:
+    """A pidfd of exactly this process; None: it has ended."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    same = False
+    try:
+        # The pidfd holds whatever has the pid now; the start time says whether that is still the one found.
+        stat = living(proc, process.pid)
+        same = stat is not None and stat.started == process.started
+    finally:
+        if not same:
+            os.close(pidfd)
+    return pidfd if same else None
 
 
 def describe(processes: Iterable[Process]) -> str:
@@ -162,3 +162,81 @@ def tcp_owner(proc: Path, port: int, members: Iterable[int]) -> ListenerOwner:
         return ListenerOwner.NOBODY
     ours: set[str] = set().union(*(sockets(proc, pid) for pid in members))
     return ListenerOwner.OURS if inodes <= ours else ListenerOwner.FOREIGN
+
+
+_VARIABLE = names.ENV_INSTANCE.encode() + b"="
+_Image = tuple[int, str, tuple[int, int]]
+
+
+class ProcessIdentity(Struct, frozen=True):
+    """By what the processes of one start are known."""
+
+    tag: InstanceTag
+    session: int | None
+    main: int | None  # its descendants belong to it: in a container that was there before no process carries the tag
+
+
+class ProcessGroups:
+    """Finds the processes of every instance in one walk over /proc."""
+
+    def __init__(self, proc: Path) -> None:
+        self._proc = proc
+        self._tags: dict[int, tuple[_Image, str]] = {}  # by pid: the program's image, and the tag that was found in it
+        self._lock = threading.Lock()
+
+    def look(self, origins: Mapping[int, ProcessIdentity]) -> dict[int, list[int]]:
+        """Live pids by instance, in ascending order."""
+        with self._lock:
+            return self._look(origins) if origins else {}
+
+    def _look(self, origins: Mapping[int, ProcessIdentity]) -> dict[int, list[int]]:
+        me = os.getpid()
+        stats = {pid: stat for pid in pids(self._proc) if pid != me and (stat := _look(self._proc, pid)) is not None}
+        self._tags = {pid: (_image(stat), self._tag(pid, stat)) for pid, stat in stats.items()}
+        by_tag = {origin.tag.instance: number for number, origin in origins.items()}
+        by_session = {origin.session: number for number, origin in origins.items() if origin.session is not None}
+        by_main = {origin.main: number for number, origin in origins.items() if origin.main}
+        found: dict[int, list[int]] = {number: [] for number in origins}
+        for pid in sorted(stats):
+            stat = stats[pid]
+            number = by_tag.get(self._tags[pid][1])
+            if number is None:
+                number = by_session.get(stat.session, by_session.get(stat.group))
+            if number is None:
+                number = next((by_main[one] for one in _line(pid, stats) if one in by_main), None)
+            if number is not None:
+                found[number].append(pid)
+        return found
+
+    def _tag(self, pid: int, stat: ProcStat) -> str:
+        """What it has been tagged with; "" for most."""
+        image, tag = self._tags.get(pid, (None, ""))
+        if image == _image(stat):
+            return tag
+        if stat.environment[0] == 0:
+            return ""  # a kernel thread, or not ours to look into
+        for entry in read_file(self._proc, pid, "environ").split(b"\0"):
+            if entry.startswith(_VARIABLE):
+                return entry.removeprefix(_VARIABLE).decode(errors="replace")
+        return ""
+
+
+def _image(stat: ProcStat) -> _Image:
+    """Changes when another program is executed."""
+    return stat.started, stat.name, stat.environment
+
+
+def _look(proc: Path, pid: int) -> ProcStat | None:
+    """Where it cannot be known it is not counted this time."""
+    with suppress(OSError):
+        return living(proc, pid)
+    return None
+
+
+def _line(pid: int, stats: Mapping[int, ProcStat]) -> Iterable[int]:
+    """A process, its parent, and so on to the first."""
+    seen: set[int] = set()
+    while pid in stats and pid not in seen:
+        seen.add(pid)
+        yield pid
+        pid = stats[pid].parent

@@ -18,9 +18,9 @@ from pathlib import Path
 from accelerd.base import names
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, MainProcess
-from accelerd.supervise.instance_files import InstanceFiles
+from accelerd.supervise.instance_records import instance_of
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
-from accelerd.supervise.waiting import SupervisorLimits
+from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
@@ -97,9 +97,7 @@ async def end_recorded(homes: Mapping[str, Home], record: InstanceRecord, limits
         text = f"{record.model}: process {main.pid} of an earlier accelerd is not wanted any more: ending it"
         event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, model=record.model, child_pid=main.pid)
         main.signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limits.leftover_grace):
-                await main.exited.wait()
+        await race(main.exited.wait(), within=limits.leftover_grace)
         main.kill_group()
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.leftover_patience):
@@ -183,6 +181,6 @@ def remove_files(folder: Path, spared: Collection[str] = ()) -> None:
     """Remove the other files of instances, but for those (by InstanceTag.instance) in `spared`. Blocking."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
-            instance = InstanceFiles.instance_of(path.name)
+            instance = instance_of(path.name)
             if instance is not None and instance not in spared:
                 path.unlink(missing_ok=True)

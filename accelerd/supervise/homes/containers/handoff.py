@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.containers.process_tree import ExecSession
 from accelerd.supervise.homes.home import HomeError
-from accelerd.supervise.instance_files import InstanceFiles
+from accelerd.supervise.instance_records import ENDINGS, InstanceFiles
 from accelerd.supervise.process.processes import InstanceTag
 
 NOT_FOUND: Final = 96  # the program is not there; toolbox turns 127 into 0
@@ -79,61 +80,63 @@ class ProgramExit(Struct, frozen=True):
     status: int  # the exit status, or minus the signal
 
 
-class ContainerHandoff:
+def exit_status(code: int) -> int:
+    """The exit status of a shell or a container: of a signal it is 128 and its number, which becomes negative."""
+    return 128 - code if 128 < code <= 192 else code
+
+
+class ContainerHandoff(InstanceFiles):
     """The files of one start. All methods are blocking, in the sense of a local file system in memory.
 
     What returns a descriptor is called on the loop: from a thread nobody would close it when the caller is cancelled.
     """
 
     def __init__(self, roots: Roots, tag: InstanceTag) -> None:
-        self._files = InstanceFiles(roots.instances, tag)
-        self.env = self._files.environment
-        self.out = self._files.output
-        self._life = roots.instances / f"{tag.instance}.life"
-        self._end = roots.instances / f"{tag.instance}.end"
-        self._exec = roots.instances / f"{tag.instance}.exec"
+        super().__init__(roots.instances, tag)
+        self._life = self.path(".life")
+        self._end = self.path(".end")
+        self._exec = self.path(".exec")
         self._proc = roots.proc
         self._held: int | None = None
 
     def arguments(self, spec: ModelSpec, cwd: Path) -> list[str]:
         """What follows `sh -c SCRIPT sh`, before the program."""
         life = self._life if self._held is not None else "-"
-        words = (self.env, self.out, life, self._end, cwd, spec.nice or 0, spec.oom_score_adjust)
+        words = (self.environment, self.output, life, self._end, cwd, spec.nice or 0, spec.oom_score_adjust)
         return [str(word) for word in words]
 
     def prepare(self, text: str, *, life: bool) -> int:
         """Make them; the FIFO's reading end, non-blocking. With `life` the program ends with this process. OSError."""
-        self._files.make_output()
+        self.make_output()
         if life:
             os.mkfifo(self._life, 0o600)
             self._held = os.open(self._life, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        fd = os.open(self.env, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-        return self._files.open_output(self._proc)
+        self.write_environment(text)
+        return self.open_output(self._proc)
 
-    def open_output(self) -> int:
-        """The FIFO's reading end, non-blocking, of an earlier daemon's start. OSError."""
-        return self._files.open_output(self._proc)
-
-    def writer(self) -> int:
+    @contextmanager
+    def writer(self) -> Iterator[int]:
         """The FIFO opened for both: a program that has it as output never gets SIGPIPE. OSError."""
-        return os.open(self.out, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(self.output, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def taken(self) -> bool:
         """Has the shell inside begun?"""
-        return not self.env.exists()
+        return not self.environment.exists()
 
     def revoke(self) -> bool:
         """Take the environment back: True: nothing will start any more. False: the shell inside has it already."""
         try:
-            self.env.unlink()
+            self.environment.unlink()
         except FileNotFoundError:
             return False
         return True
 
     def being_read(self) -> bool:
-        return Path(f"{self.env}.taken").exists()
+        return self.path(".env.taken").exists()
 
     def end(self) -> ProgramExit | None:
         """How the program ended; None: it runs, or its parent was killed."""
@@ -141,7 +144,7 @@ class ContainerHandoff:
             pid, status = map(int, self._end.read_text().split())
         except (FileNotFoundError, ValueError):
             return None
-        return ProgramExit(pid, 128 - status if 128 < status <= 192 else status)
+        return ProgramExit(pid, exit_status(status))
 
     def remember(self, session: ExecSession) -> None:
         """Keep what podman calls the way in. OSError."""
@@ -163,18 +166,11 @@ class ContainerHandoff:
             self._held = None
 
     def remove(self) -> None:
-        """Close and remove all."""
+        """Close and remove all but the record, which is another's."""
         self.let_go()
-        for path in (
-            self.env,
-            Path(f"{self.env}.taken"),
-            self.out,
-            self._life,
-            self._end,
-            Path(f"{self._end}.new"),
-            self._exec,
-        ):
-            path.unlink(missing_ok=True)
+        for ending in ENDINGS:
+            if not ending.startswith(".json"):
+                self.path(ending).unlink(missing_ok=True)
 
 
 def inner_environment(spec: ModelSpec, env: Mapping[str, str]) -> dict[str, str]:
@@ -188,7 +184,6 @@ def inner_environment(spec: ModelSpec, env: Mapping[str, str]) -> dict[str, str]
 
 
 def as_shell(env: Mapping[str, str]) -> str:
-    """Assignments for the shell inside to read."""
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
 
 

@@ -215,7 +215,7 @@ class ToolboxMaintenance:
             await self._repaired(None)
             if self._context.record.left:
                 await sweep(self._context)
-        except (HomeError, AccelError) as error:
+        except AccelError as error:
             event(log, logging.WARNING, f"cannot repair toolboxes yet: {error}", message_id=names.MSG_TOOLBOX)
         except Exception:
             event(log, logging.ERROR, "a repair of toolboxes failed", message_id=names.MSG_BUG, exc_info=True)
@@ -231,7 +231,7 @@ class ToolboxMaintenance:
             event(log, NOTICE, f"{text}: repairing it", message_id=names.MSG_TOOLBOX)
             try:
                 notes = await put_back(self._context, begun, say)
-            except (HomeError, AccelError) as error:
+            except AccelError as error:
                 self._trouble = f"{text}, and it cannot be repaired yet: {error}"
                 raise failed(begun.name, error, f"{text} earlier and is not repaired yet") from error
             self._trouble = None

@@ -12,26 +12,26 @@ import os
 import re
 import signal
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
-
-from msgspec import Struct
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.base.proc import living, pids, read_file
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerProgram
 from accelerd.supervise.homes.containers import images
-from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CliProcess, CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.handoff import ContainerHandoff, as_env_file, inner_environment
-from accelerd.supervise.homes.containers.main_process import (
+from accelerd.supervise.homes.containers.commands import ENV_CLI_PROCESS, CommandResult, last_line
+from accelerd.supervise.homes.containers.container_home import (
     ContainerExit,
+    ContainerHome,
     ContainerMainProcess,
+    ContainerStart,
     OomWatch,
-    ProcessGone,
-    hold,
+    close,
+    ending_of,
 )
+from accelerd.supervise.homes.containers.handoff import as_env_file, inner_environment
 from accelerd.supervise.homes.containers.podman_docker import (
     LABEL_INSTANCE,
     LABEL_OWNER,
@@ -42,10 +42,9 @@ from accelerd.supervise.homes.containers.podman_docker import (
 )
 from accelerd.supervise.homes.containers.process_tree import children
 from accelerd.supervise.homes.containers.pull import progress_lines, pull
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
-from accelerd.supervise.process.output_reader import OutputReader
-from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
-from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, NoProgram, OnExit, OnOutput
+from accelerd.supervise.process.output import OutputReader
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, hold
 
 log = logging.getLogger(__name__)
 
@@ -55,31 +54,22 @@ INITS: Final = ("podman-init", "docker-init", "catatonit", "tini", "dumb-init")
 FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could not be executed
 
 
-class _ContainerStart(Struct):
-    """One instance, as this home holds it."""
-
-    tag: InstanceTag
-    name: str
-    handoff: ContainerHandoff
-    logs: CliProcess | None = None  # docker: `docker logs --follow`
-
-
-class RunHome:
-    """See home.Home. Containers outlive the daemon; `survives` says whether the next one may take them over."""
+class RunHome(ContainerHome):
+    """Containers outlive the daemon; `survives` says whether the next one may take them over."""
 
     def __init__(
         self, engine: ContainerEngine, roots: Roots, clock: Clock, table: ProcessTable, *, survives: bool
     ) -> None:
+        super().__init__(roots, clock, engine.tools, [engine], survives=survives)
         self.kind = engine.name
-        self.survives = survives
         self._engine = engine
-        self._tools: CommandRunner = engine.tools
-        self._roots = roots
-        self._clock = clock
         self._table = table
 
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return container_name(spec.name)
+
+    async def program_place(self, spec: ModelSpec) -> RunHome:
+        return self
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         """The program of the image; the model's files will be mounted where they are. HomeError."""
@@ -102,23 +92,20 @@ class RunHome:
 
     # --- the Protocol -------------------------------------------------------------------------------------------
 
-    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+    async def prepare(self, spec: ModelSpec, on_output: OnOutput) -> None:
         """The image is here."""
         image = spec.image or ""
         if await self._engine.image(image) is None:
             on_output(f"pulling {image}\n".encode())
             await pull(self._engine, image, progress_lines(on_output, self._clock))
 
-    async def start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> ContainerMainProcess:
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess:
         spec, engine = launch.spec, self._engine
-        start = _ContainerStart(launch.tag, container_name(spec.name), ContainerHandoff(self._roots, launch.tag))
-        there = await engine.inspect(start.name)
+        start = self._new(launch.tag, container_name(spec.name))
+        there = await engine.inspect(start.container)
         if there is not None and not only_ours(there, launch.tag.owner):
-            raise HomeError(
-                f"there is a {self.kind} container {start.name} already that accelerd did not make: rename or remove it"
-            )
+            text = f"there is a {self.kind} container {start.container} already that accelerd did not make"
+            raise HomeError(f"{text}: rename or remove it")
         env = as_env_file(inner_environment(spec, launch.env))
         said = bytearray()
 
@@ -129,10 +116,9 @@ class RunHome:
         reader: OutputReader | None = None
         try:
             reader = OutputReader(start.handoff.prepare(env, life=False), printed)
-            output = start.handoff.writer()
-            try:
+            with start.handoff.writer() as output:
                 if there is not None:
-                    await engine.remove(start.name)
+                    await engine.remove(start.container)
                 options = [*self._options(launch, start), *await asyncio.to_thread(self._mounts, launch)]
                 _, command = await self._program(spec, launch.argv)
                 argv = (*self._tools.outside(), self._tools.find(self.kind), "run", *options, *command)
@@ -140,13 +126,10 @@ class RunHome:
                 to = output if self.kind == "podman" else None
                 done = await self._tools.call(*argv, output=to, instance=launch.tag.instance)
                 if self.kind == "docker":
-                    follow = (self._tools.find(self.kind), "logs", "--follow", start.name)
-                    start.logs = self._tools.cli(follow, launch.tag.instance, output)
-            finally:
-                os.close(output)
+                    self._follow(start, engine, output)
             if done.status != 0:
                 reader.finish()
-                why = _last(bytes(said)) or done.why()
+                why = last_line(said.decode(errors="replace")) or done.why()
                 if done.status in (126, 127):
                     raise NoProgram(f"cannot start {launch.argv[0]} in {spec.image}: {why}")
                 raise HomeError(f"cannot run {spec.image}: {why}")
@@ -160,25 +143,15 @@ class RunHome:
                 raise HomeError(f"cannot hand {spec.name} to {self.kind}: {error.strerror or error}") from error
             raise
 
-    async def adopt(
-        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> ContainerMainProcess | None:
-        start = _ContainerStart(record.tag, record.place, ContainerHandoff(self._roots, record.tag))
+    async def adopt(self, record: InstanceRecord, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess | None:
+        start = self._new(record.tag, record.place)
         await asyncio.to_thread(self._kill_cli_processes, record.tag)
-        found = await self._engine.inspect(start.name)
+        found = await self._engine.inspect(start.container)
         if found is not None and found.running and found.labels.get(LABEL_INSTANCE) == record.tag.instance:
-            reader = None
-            try:
-                reader = OutputReader(start.handoff.open_output(), on_output)
-                if self.kind == "docker":
-                    output = start.handoff.writer()
-                    try:
-                        follow = (self._tools.find(self.kind), "logs", "--follow", "--tail=20", start.name)
-                        start.logs = self._tools.cli(follow, record.tag.instance, output)
-                    finally:
-                        os.close(output)
-            except OSError as error:
-                log.warning("what %s prints is lost: %s", record.model, error)
+            reader = self._reader(start, record.model, on_output)
+            if self.kind == "docker" and reader is not None:
+                with start.handoff.writer() as output:
+                    self._follow(start, self._engine, output, "--tail=20")
             return await self._held(start, reader, on_exit)
         await self._abandon(start)
         return None
@@ -205,10 +178,10 @@ class RunHome:
         program = spec.binary or argv[0]
         return False, [f"--entrypoint={program}", image, *argv[1:]]
 
-    def _options(self, launch: LaunchRequest, start: _ContainerStart) -> Iterator[str]:
-        """What comes before the mounts."""
+    def _options(self, launch: LaunchRequest, start: ContainerStart) -> Iterator[str]:
         spec, podman = launch.spec, self.kind == "podman"
-        yield from ("--detach", "--init", f"--name={start.name}", "--network=host", f"--env-file={start.handoff.env}")
+        yield from ("--detach", "--init", "--network=host")
+        yield from (f"--name={start.container}", f"--env-file={start.handoff.environment}")
         yield from (f"--label={LABEL_INSTANCE}={launch.tag.instance}", f"--label={LABEL_OWNER}={launch.tag.owner}")
         # Neither --rm nor --restart: how it ended is read from the container, then it is removed.
         if podman:
@@ -224,14 +197,10 @@ class RunHome:
             yield f"--device={device}"
         if spec.devices and not any(flag.startswith("--group-add") for flag in known):
             yield from groups(self.kind, [Path(device.partition(":")[0]) for device in spec.devices])
-        if spec.memory_max is not None:
-            yield f"--memory={spec.memory_max}"
-        if spec.memory_high is not None:
-            yield f"--memory-reservation={spec.memory_high}"
+        limits = {"memory": spec.memory_max, "memory-reservation": spec.memory_high, "pids-limit": spec.tasks_max}
+        yield from (f"--{name}={limit}" for name, limit in limits.items() if limit is not None)
         if spec.cpu_weight is not None:
             yield f"--cpu-shares={min(max(spec.cpu_weight * 1024 // 100, 2), 262144)}"
-        if spec.tasks_max is not None:
-            yield f"--pids-limit={spec.tasks_max}"
         if spec.oom_score_adjust:
             yield f"--oom-score-adj={spec.oom_score_adjust}"
 
@@ -254,43 +223,35 @@ class RunHome:
         # A label would be written on the user's own files; they keep theirs.
         return ["--security-opt=label=disable", *(f"--volume={mount}" for mount in found.values())]
 
-    async def _held(
-        self, start: _ContainerStart, reader: OutputReader | None, on_exit: Callable[[], None]
-    ) -> ContainerMainProcess:
+    async def _held(self, start: ContainerStart, reader: OutputReader | None, on_exit: OnExit) -> ContainerMainProcess:
         process, above = await self._appears(start)
-        pidfd, init, oom = None, None, None
-        if process is not None:
-            oom = OomWatch.of(self._roots, process.pid)
-            try:
-                init = hold(self._roots.proc, above) if above is not None else None
-                pidfd = hold(self._roots.proc, process)
-            except ProcessGone:
-                log.debug("%s ended at once", start.name)
+        init = hold(self._roots.proc, above) if above is not None else None
+        pidfd = hold(self._roots.proc, process) if process is not None else None
 
         async def signal_by_engine(number: int) -> None:
-            await self._engine.kill(start.name, number)
+            await self._engine.kill(start.container, number)
 
         return ContainerMainProcess(
             process.pid if process is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
-            close=lambda: _close(start), reader=reader, signal_by_engine=signal_by_engine, oom=oom, init=init,
+            close=lambda: close(start, kill=True), reader=reader, signal_by_engine=signal_by_engine,
+            oom=OomWatch.of(self._roots, process.pid) if process is not None else None, init=init,
         )  # fmt: skip
 
-    async def _appears(self, start: _ContainerStart) -> tuple[Process | None, Process | None]:
+    async def _appears(self, start: ContainerStart) -> tuple[Process | None, Process | None]:
         """The program's own process, and the container's init above it; None: it has ended already. HomeError."""
         deadline = self._clock.monotonic() + APPEAR_PATIENCE
         while True:
-            found = await self._engine.inspect(start.name)
+            found = await self._engine.inspect(start.container)
             if found is None or not found.running:
                 return None, None
             process, init = await asyncio.to_thread(self._behind_init, found)
             if process is not None:
                 return process, init
             if self._clock.monotonic() > deadline:
-                raise HomeError(f"container {start.name} runs, but its program does not begin")
+                raise HomeError(f"container {start.container} runs, but its program does not begin")
             await asyncio.sleep(POLL)
 
     def _behind_init(self, container: Container) -> tuple[Process | None, Process | None]:
-        """The program and the init above it, where it has one."""
         stat = living(self._roots.proc, container.pid) if container.pid else None
         if stat is None or stat.name not in INITS:
             return (Process.of(stat) if stat is not None else None), None
@@ -298,33 +259,29 @@ class RunHome:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _ContainerStart) -> ContainerExit:
+    async def _finish(self, start: ContainerStart) -> ContainerExit:
         """The program has ended: read how, take the rest of its output, remove the container."""
         deadline = self._clock.monotonic() + 2.0
-        found = await self._engine.inspect(start.name)
+        found = await self._engine.inspect(start.container)
         while found is not None and found.running and self._clock.monotonic() < deadline:
             await asyncio.sleep(POLL)
-            found = await self._engine.inspect(start.name)
-        ending = ContainerExit(None)
-        if found is not None and not found.running:
-            code = found.exit_code
-            ending = ContainerExit(128 - code if 128 < code <= 192 else code, "oom-kill" if found.oom_killed else None)
-        if start.logs is not None:
-            await start.logs.end(1.0)
-        await self._engine.remove(start.name)
+            found = await self._engine.inspect(start.container)
+        if start.cli is not None:
+            await start.cli.end(1.0)
+        await self._engine.remove(start.container)
         await asyncio.to_thread(start.handoff.remove)
-        return ending
+        return ending_of(found)
 
-    async def _abandon(self, start: _ContainerStart) -> None:
+    async def _abandon(self, start: ContainerStart) -> None:
         """Nothing came of it: nothing of it stays."""
         try:
-            found = await self._engine.inspect(start.name)
+            found = await self._engine.inspect(start.container)
             if found is not None and found.labels.get(LABEL_INSTANCE) == start.tag.instance:
-                await self._engine.remove(start.name)
+                await self._engine.remove(start.container)
         except HomeError as error:
-            log.error("container %s may be left: %s", start.name, error)
-        if start.logs is not None:
-            await start.logs.end()
+            log.error("container %s may be left: %s", start.container, error)
+        if start.cli is not None:
+            await start.cli.end()
         await asyncio.to_thread(start.handoff.remove)
 
     def _kill_cli_processes(self, tag: InstanceTag) -> None:
@@ -372,15 +329,3 @@ def groups(kind: str, devices: Sequence[Path]) -> list[str]:
             if stat.S_ISCHR(status.st_mode) and status.st_gid:
                 ids.add(status.st_gid)
     return [f"--group-add={number}" for number in sorted(ids)]
-
-
-def _close(start: _ContainerStart) -> None:
-    start.handoff.let_go()
-    if start.logs is not None:
-        start.logs.kill()  # nobody reads what it fetches; the next daemon begins another
-        start.logs.close()
-
-
-def _last(said: bytes) -> str:
-    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ").strip() if lines else ""

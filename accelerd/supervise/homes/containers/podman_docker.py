@@ -1,15 +1,18 @@
-"""podman and docker as engines of containers: inspect, start, stop, kill, remove, in commands that both have.
+"""podman and docker as engines of containers: inspect, start, stop, kill, remove, in commands that both have; and a
+lock for each container.
 
 Knows no models and decides nothing. HomeError says what the engine said.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -101,7 +104,6 @@ class ContainerEngine:
             raise HomeError(f"cannot remove container {container}: {done.why()}")
 
     async def rename(self, container: str, name: str) -> None:
-        """Running or not."""
         await self.call("rename", container, name)
 
     async def end_session(self, container: str, session: str) -> bool:
@@ -131,7 +133,6 @@ class ContainerEngine:
 
 
 def entrypoint(image: Mapping[str, Any]) -> tuple[str, ...]:
-    """The image's entrypoint; empty for most."""
     return tuple((image.get("Config") or {}).get("Entrypoint") or ())
 
 
@@ -166,3 +167,47 @@ def _container(raw: Mapping[str, Any]) -> Container:
             if binding.get("HostPort")
         ),
     )
+
+
+class MaintenanceLocks:
+    """A lock for each container: starts share it, and replacing the container takes it exclusively.
+
+    It is held shortly: by a start until its process has appeared, by a replacement while containers are renamed and
+    created. No instance may be stopped under the exclusive lock: one that waits for the shared lock could not react.
+    """
+
+    def __init__(self) -> None:
+        self._inside: dict[str, int] = {}
+        self._closed: set[str] = set()
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def shared(self, name: str) -> AsyncIterator[None]:
+        """Wait until nobody has it exclusively; nobody gets it exclusively before the block ends."""
+        await self._until(lambda: name not in self._closed)
+        self._inside[name] = self._inside.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            self._inside[name] -= 1
+            self._tell()
+
+    @asynccontextmanager
+    async def exclusive(self, name: str) -> AsyncIterator[None]:
+        """Keep others from taking it, wait until those who share it have released it, and hold it for the block."""
+        await self._until(lambda: name not in self._closed)
+        self._closed.add(name)
+        try:
+            await self._until(lambda: not self._inside.get(name))
+            yield
+        finally:
+            self._closed.discard(name)
+            self._tell()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

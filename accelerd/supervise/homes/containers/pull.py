@@ -99,7 +99,6 @@ async def pull(engine: ContainerEngine, image: str, show: Callable[[Pulled], Non
     ours, its = os.openpty()
 
     def read() -> None:
-        """Whatever is there now."""
         while True:
             try:
                 data = os.read(ours, 4096)

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.supervise.homes.containers.builds import ToolboxBuild
+from accelerd.supervise.homes.containers.images import ToolboxBuild
 from accelerd.supervise.homes.containers.podman_docker import Container
 from accelerd.supervise.homes.containers.pull import Pulled, pull
 from accelerd.supervise.homes.containers.refresh_context import (
     GRACE,
+    PendingRefresh,
     RefreshContext,
     Say,
     before,
@@ -28,7 +29,6 @@ from accelerd.supervise.homes.containers.refresh_context import (
     put_back,
     sweep,
 )
-from accelerd.supervise.homes.containers.refresh_record import PendingRefresh
 from accelerd.supervise.homes.home import HomeError
 from accelerd.system.records import NOTICE, event
 
@@ -71,7 +71,7 @@ class ToolboxRefresh:
             now = await self._swap(old)
             await self._move(old)
             await context.record.begin(PendingRefresh(name, old.id, "proved"))
-        except (HomeError, AccelError) as error:
+        except AccelError as error:
             raise failed(name, error, await self._undo()) from error
         except BaseException:
             await self._undo()
@@ -207,7 +207,7 @@ class ToolboxRefresh:
         self._say("undo")
         try:
             notes = await put_back(self._context, begun, self._say, again=self.again)
-        except (HomeError, AccelError) as error:
+        except AccelError as error:
             text = f"putting the old one back failed too: {error}; accelctl toolbox refresh {self._name} tries it again"
             event(log, logging.ERROR, f"toolbox {self._name}: {text}", message_id=names.MSG_TOOLBOX)
             return text

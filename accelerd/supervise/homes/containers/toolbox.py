@@ -10,38 +10,27 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
-
-from msgspec import Struct
 
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerProgram
 from accelerd.supervise.homes.containers import images, process_tree
-from accelerd.supervise.homes.containers.commands import CliProcess, CommandResult, CommandRunner
-from accelerd.supervise.homes.containers.handoff import (  # fmt: skip
-    NOT_FOUND,
-    NOT_HANDED,
-    SCRIPT,
-    ContainerHandoff,
-    ProgramExit,
-    as_shell,
-    inner_environment,
-)
-from accelerd.supervise.homes.containers.main_process import (
+from accelerd.supervise.homes.containers.commands import CommandResult, CommandRunner, last_line
+from accelerd.supervise.homes.containers.container_home import (
     ContainerExit,
+    ContainerHome,
     ContainerMainProcess,
+    ContainerStart,
     OomWatch,
-    ProcessGone,
-    hold,
+    close,
 )
-from accelerd.supervise.homes.containers.maintenance_locks import MaintenanceLocks
-from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest
-from accelerd.supervise.process.output_reader import OutputReader
-from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe
-from accelerd.supervise.process.spawn import NoProgram
+from accelerd.supervise.homes.containers.handoff import NOT_FOUND, NOT_HANDED, SCRIPT, as_shell, inner_environment
+from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine, MaintenanceLocks
+from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, NoProgram, OnExit, OnOutput
+from accelerd.supervise.process.output import OutputReader
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe, hold
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +55,8 @@ done
 """
 
 
-class _ToolboxStart(Struct):
-    """One instance, as this home holds it."""
-
-    tag: InstanceTag
-    container: str
-    handoff: ContainerHandoff
-    cli: CliProcess | None = None
-    session: process_tree.ExecSession | None = None
-    end: ProgramExit | None = None
-
-
-class ToolboxHome:
-    """See home.Home. Where `survives` is False, a guard inside ends the program with this process.
+class ToolboxHome(ContainerHome):
+    """Where `survives` is False, a guard inside ends the program with this process.
 
     Instances survive in either way that the daemon can end: the program sits in the container's control group, its
     output goes to a FIFO of its own, and the command line tools, which may die with the daemon, run in a scope where
@@ -97,12 +75,8 @@ class ToolboxHome:
         survives: bool,
         engines: Sequence[ContainerEngine] | None = None,
     ) -> None:
-        self.survives = survives
-        self._roots = roots
-        self._clock = clock
+        super().__init__(roots, clock, tools, engines or [ContainerEngine("podman", tools)], survives=survives)
         self._table = table
-        self._tools = tools
-        self._engines = list(engines or [ContainerEngine("podman", tools)])
         self._starting: dict[str, asyncio.Lock] = {}
         self.locks = MaintenanceLocks()  # closed while a container is replaced
 
@@ -112,6 +86,9 @@ class ToolboxHome:
     def enter(self, container: str, command: Sequence[str]) -> tuple[str, ...]:
         """The command line that runs `command` inside. HomeError when the program for it is missing."""
         return (self._tools.find("toolbox"), "run", "--container", container, *command)
+
+    async def program_place(self, spec: ModelSpec) -> ToolboxHome:
+        return self
 
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 30.0) -> CommandResult:
         """Run a short command there, such as `llama-server --help`: what it said. HomeError."""
@@ -136,22 +113,18 @@ class ToolboxHome:
 
     # --- the Protocol -------------------------------------------------------------------------------------------
 
-    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
+    async def prepare(self, spec: ModelSpec, on_output: OnOutput) -> None:
         """The container runs."""
         async with self.locks.shared(spec.container or ""):
             await self._up(spec.container or "")
 
-    async def start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> ContainerMainProcess:
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess:
         async with self.locks.shared(launch.spec.container or ""):
             return await self._start(launch, on_output, on_exit)
 
-    async def _start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> ContainerMainProcess:
+    async def _start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess:
         container = (await self._up(launch.spec.container or "")).name
-        start = _ToolboxStart(launch.tag, container, ContainerHandoff(self._roots, launch.tag))
+        start = self._new(launch.tag, container)
         reader: OutputReader | None = None
         survive = self.survives and launch.spec.survive
         text = as_shell(inner_environment(launch.spec, launch.env))
@@ -162,33 +135,23 @@ class ToolboxHome:
             argv = (*self._tools.outside(unit), *self.enter(container, inner))
             start.cli = self._tools.cli(argv, launch.tag.instance)
             process = await self._appears(start, launch.argv[0])
-            return await self._held(start, process, reader, on_exit)
+            pidfd = hold(self._roots.proc, process) if process is not None else None
+            return await self._held(start, process, pidfd, reader, on_exit)
         except BaseException as error:
             if reader is not None:
                 reader.finish()
             await asyncio.shield(self._abandon(start))
             if isinstance(error, OSError):
-                raise HomeError(
-                    f"cannot hand {launch.spec.name} into {container}: {error.strerror or error}"
-                ) from error
+                text = f"cannot hand {launch.spec.name} into {container}: {error.strerror or error}"
+                raise HomeError(text) from error
             raise
 
-    async def adopt(
-        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> ContainerMainProcess | None:
-        start = _ToolboxStart(record.tag, record.place, ContainerHandoff(self._roots, record.tag))
+    async def adopt(self, record: InstanceRecord, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess | None:
+        start = self._new(record.tag, record.place)
         process = await self._still_there(start)
-        if process is not None:
-            try:
-                reader = OutputReader(start.handoff.open_output(), on_output)
-            except OSError as error:
-                log.warning("what %s prints is lost: %s", record.model, error)
-                reader = None
-            try:
-                return await self._held(start, process, reader, on_exit)
-            except ProcessGone:
-                if reader is not None:
-                    reader.finish()
+        pidfd = hold(self._roots.proc, process) if process is not None else None
+        if pidfd is not None:
+            return await self._held(start, process, pidfd, self._reader(start, record.model, on_output), on_exit)
         start.session = await asyncio.to_thread(start.handoff.recall)
         await self._abandon(start)
         return None
@@ -196,7 +159,6 @@ class ToolboxHome:
     # --- beginning ----------------------------------------------------------------------------------------------
 
     async def _up(self, name: str) -> Container:
-        """The container, running. HomeError."""
         async with self._starting.setdefault(name, asyncio.Lock()):
             engine, found = await self._find(name)
             if not found.running:
@@ -204,30 +166,17 @@ class ToolboxHome:
                 await engine.start(name)
             return found
 
-    async def _find(self, name: str) -> tuple[ContainerEngine, Container]:
-        missing: HomeError | None = None
-        for engine in self._engines:
-            if not self._tools.has(engine.name):
-                continue
-            try:
-                found = await engine.inspect(name)
-            except HomeError as error:
-                missing = error
-                continue
-            if found is not None:
-                return engine, found
-        if missing is not None:
-            raise missing
-        raise HomeError(f"there is no {self.kind} called {name}: see {self.kind} list, make it with {self.kind} create")
+    def _no_such(self, name: str) -> str:
+        return f"there is no {self.kind} called {name}: see {self.kind} list, make it with {self.kind} create"
 
-    async def _appears(self, start: _ToolboxStart, program: str) -> Process | None:
+    async def _appears(self, start: ContainerStart, program: str) -> Process | None:
         """The program's own process; None: it has ended already, `start.end` says how. HomeError, NoProgram."""
         assert start.cli is not None
         deadline = self._clock.monotonic() + START_PATIENCE
         while True:
             if not start.handoff.taken():
                 await asyncio.sleep(POLL)
-            elif process := await self._main(start.tag):
+            elif process := await self._find_program(start.tag):
                 return process
             else:
                 start.end = start.handoff.end()
@@ -241,43 +190,41 @@ class ToolboxHome:
             if start.cli.exited.is_set() and not handed:
                 if start.cli.status == NOT_HANDED:
                     raise HomeError(f"{self.kind} {start.container} does not see {self._roots.instances}: make it anew")
-                raise HomeError(f"cannot enter {self.kind} {start.container}: {start.cli.done().why()}")
+                raise HomeError(f"cannot enter {self.kind} {start.container}: {start.cli.result().why()}")
             if self._clock.monotonic() > deadline:
-                said = start.cli.text().strip().splitlines()
-                why = f"; it said: {said[-1]}" if said else ""
+                told = start.cli.result()
+                said = "; ".join(filter(None, map(last_line, (told.out, told.err))))
+                why = f"; it said: {said}" if said else ""
                 raise HomeError(
                     f"{self.kind} {start.container} did not start {program} within {START_PATIENCE:.0f} s "
                     f"(does its login shell wait for input?){why}"
                 )
 
-    async def _main(self, tag: InstanceTag) -> Process | None:
-        def scan() -> Process | None:
-            return process_tree.top(self._roots.proc, self._table.members(tag, None))
-
-        return await asyncio.to_thread(scan)
+    async def _find_program(self, tag: InstanceTag) -> Process | None:
+        """The program's own process: of those that carry the tag the one that the others come from."""
+        members = await asyncio.to_thread(self._table.members, tag, None)
+        return await asyncio.to_thread(process_tree.top, self._roots.proc, members)
 
     async def _held(
-        self, start: _ToolboxStart, process: Process | None, reader: OutputReader | None, on_exit: Callable[[], None]
+        self,
+        start: ContainerStart,
+        process: Process | None,
+        pidfd: int | None,
+        reader: OutputReader | None,
+        on_exit: OnExit,
     ) -> ContainerMainProcess:
-        """Hold it. ProcessGone: it ended meanwhile (only when it was to be adopted)."""
-        pidfd, oom = None, None
+        """`process` None: it has ended already, `start.end` says how."""
+        oom = None
         if process is not None:
             start.session = await asyncio.to_thread(self._session, start, process.pid)
             oom = OomWatch.of(self._roots, process.pid)
-            try:
-                pidfd = hold(self._roots.proc, process)
-            except ProcessGone:
-                if start.cli is None:
-                    raise
-        if process is None:
-            assert start.end is not None
         pid = process.pid if process is not None else start.end.pid if start.end else 0
         return ContainerMainProcess(
-            pid, pidfd, on_exit=on_exit, finish=lambda: self._finish(start), close=lambda: _close(start),
+            pid, pidfd, on_exit=on_exit, finish=lambda: self._finish(start), close=lambda: close(start, kill=False),
             reader=reader, oom=oom,
         )  # fmt: skip
 
-    def _session(self, start: _ToolboxStart, pid: int) -> process_tree.ExecSession | None:
+    def _session(self, start: ContainerStart, pid: int) -> process_tree.ExecSession | None:
         """The program's exec session, written down: without its conmon it could not be found again. Blocking."""
         session = process_tree.exec_session(self._roots.proc, pid)
         if session is None:
@@ -287,7 +234,7 @@ class ToolboxHome:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    async def _finish(self, start: _ToolboxStart) -> ContainerExit:
+    async def _finish(self, start: ContainerStart) -> ContainerExit:
         """The program has ended: wait for what carried it, and see to it that nothing of it stays."""
         deadline = self._clock.monotonic() + END_PATIENCE
         while (end := start.handoff.end()) is None and self._clock.monotonic() < deadline:
@@ -302,7 +249,7 @@ class ToolboxHome:
         await asyncio.to_thread(start.handoff.remove)
         return ContainerExit(end.status if end is not None else None)
 
-    async def _close_session(self, start: _ToolboxStart) -> None:
+    async def _close_session(self, start: ContainerStart) -> None:
         """podman forgets a session when `podman exec` sees its end; where that was killed, accelerd has to tell it."""
         if start.session is None:
             return
@@ -321,7 +268,7 @@ class ToolboxHome:
         except HomeError as error:
             log.warning("an exec session may be left in %s %s: %s", self.kind, start.container, error)
 
-    async def _abandon(self, start: _ToolboxStart) -> None:
+    async def _abandon(self, start: ContainerStart) -> None:
         """Nothing came of it: take back what is on its way, kill what has begun, wait for what carried it."""
         if not start.handoff.revoke():
             await self._still_there(start)
@@ -341,10 +288,10 @@ class ToolboxHome:
         await self._close_session(start)
         await asyncio.to_thread(start.handoff.remove)
 
-    def _kill_begun(self, start: _ToolboxStart) -> list[Process]:
+    def _kill_begun(self, start: ContainerStart) -> list[Process]:
         """SIGKILL to tagged processes, and to the shells inside that were to start them. Blocking."""
         left = {process.pid: process for process in self._table.members(start.tag, None)}
-        for process in process_tree.carriers(self._roots.proc, str(start.handoff.env)):
+        for process in process_tree.carriers(self._roots.proc, str(start.handoff.environment)):
             session = process_tree.exec_session(self._roots.proc, process.pid)
             if session is not None:
                 start.session = session
@@ -354,15 +301,15 @@ class ToolboxHome:
             self._table.signal(process, signal.SIGKILL)
         return list(left.values())
 
-    async def _still_there(self, start: _ToolboxStart) -> Process | None:
+    async def _still_there(self, start: ContainerStart) -> Process | None:
         """The program's process, also when it is only about to begin. None: it never will be."""
         if start.handoff.revoke():
             return None
         deadline = self._clock.monotonic() + END_PATIENCE
-        while (process := await self._main(start.tag)) is None:
+        while (process := await self._find_program(start.tag)) is None:
             # The shell inside removes the file just before it becomes the program.
             if not start.handoff.being_read() or self._clock.monotonic() > deadline:
-                return await self._main(start.tag)
+                return await self._find_program(start.tag)
             await asyncio.sleep(SCAN)
         return process
 
@@ -384,12 +331,5 @@ class DistroboxHome(ToolboxHome):
         return (self._tools.find("distrobox"), "enter", "--no-tty", "--name", container, "--", *command)
 
 
-def _close(start: _ToolboxStart) -> None:
-    start.handoff.let_go()
-    if start.cli is not None:
-        start.cli.close()
-
-
 def _word(text: str) -> str:
-    """As part of a unit's name."""
     return re.sub(r"[^A-Za-z0-9_.]", "-", text)

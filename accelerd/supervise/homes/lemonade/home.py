@@ -14,11 +14,11 @@ from typing import Final
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.supervise.homes.home import Home, HomeError, InstanceRecord, LaunchRequest, MainProcess
+from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, OnExit, OnOutput
 from accelerd.supervise.homes.lemonade.own import IDLE, OwnServer
 from accelerd.supervise.homes.lemonade.server import ExternalServer, LemonadeServer
 from accelerd.supervise.homes.lemonade.tenant import LemonadeTenant
-from accelerd.supervise.process.processes import InstanceTag, ProcessTable, ProcTable
+from accelerd.supervise.process.processes import InstanceTag, ProcessTable
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.private_files import AtomicFile, Unreadable
 
@@ -27,11 +27,8 @@ log = logging.getLogger(__name__)
 CATALOGUE_FILE: Final = "lemonade-models.json"
 
 
-class LemonadeHome:
-    """A Home."""
-
+class LemonadeHome(Home):
     kind = "lemonade"
-    survives = False
 
     def __init__(
         self,
@@ -49,19 +46,14 @@ class LemonadeHome:
         self._clock = clock
         self._roots = roots
         self._make_own: Callable[[], LemonadeServer] = lambda: OwnServer(
-            self.catalogue, clock, roots, table or ProcTable(roots.proc), homes, limits, idle
+            self.catalogue, clock, roots, table or ProcessTable(roots.proc), homes, limits, idle
         )
         self._servers: dict[str | None, LemonadeServer] = {}  # by address; None: accelerd's own
 
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return spec.model or spec.name
 
-    async def prepare(self, spec: ModelSpec, on_output: Callable[[bytes], None]) -> None:
-        """Nothing to do: a plan asks whatever server runs."""
-
-    async def start(
-        self, launch: LaunchRequest, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess:
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> MainProcess:
         """The load begins; it has come to its end when the tenant is settled or has exited."""
         if launch.tenancy is None:
             raise HomeError(f"cannot start {launch.spec.name}: its plan is none for a Lemonade Server")
@@ -72,12 +64,6 @@ class LemonadeHome:
             server.remember = self._remember
             self._servers[url] = server
         return LemonadeTenant(launch, server, on_output, on_exit)
-
-    async def adopt(
-        self, record: InstanceRecord, on_output: Callable[[bytes], None], on_exit: Callable[[], None]
-    ) -> MainProcess | None:
-        """Nothing here outlives the daemon; what a server in use still holds is taken as it is with the next load."""
-        return None
 
     def _kept(self) -> bytes:
         try:

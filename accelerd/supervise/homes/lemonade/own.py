@@ -19,15 +19,16 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import fail
 from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
+from accelerd.supervise.homes.child_home import spawn_trouble
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer, ServedModel
 from accelerd.supervise.process.output import TAIL_LINES, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ListenerOwner, ProcessTable, tcp_owner
-from accelerd.supervise.process.spawn import NoProgram, spawn_trouble
 from accelerd.supervise.process.sweep import sweep
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import NOTICE, event
@@ -110,16 +111,14 @@ class OwnServer(LemonadeServer):
                     return
                 except PortTaken as error:
                     log.warning("%s; trying another port", error)
-        except NoProgram as error:
-            raise AccelError("model_failed", str(error), cause=Cause.NO_PROGRAM.value) from None
         except HomeError as error:
-            raise AccelError("model_failed", str(error), cause=Cause.SPAWN_FAILED.value) from None
+            fail(Cause.SPAWN_FAILED, str(error))
         except OSError as error:
             about = f" ({error.filename})" if error.filename else ""
             text = f"cannot start the Lemonade Server: {spawn_trouble(error)}{about}"
-            raise AccelError("model_failed", text, cause=Cause.SPAWN_FAILED.value) from None
+            fail(Cause.SPAWN_FAILED, text)
         text = "cannot start the Lemonade Server: other programs take every port that is free"
-        raise AccelError("model_failed", text, cause=Cause.PORT_UNAVAILABLE.value)
+        fail(Cause.PORT_UNAVAILABLE, text)
 
     async def _start(self, found: program.LemonadeProgram, launch: LaunchRequest) -> None:
         """PortTaken, HomeError, NoProgram, OSError, AccelError; then nothing is left."""
@@ -179,7 +178,7 @@ class OwnServer(LemonadeServer):
                     return
             if self.clock.monotonic() > deadline:
                 text = f"the Lemonade Server does not answer {START_PATIENCE:g} s after its start"
-                raise AccelError("model_failed", text, cause=Cause.LOAD_TIMEOUT.value)
+                fail(Cause.LOAD_TIMEOUT, text)
             await race(main.exited.wait(), within=LOOK)
 
     def _owner(self, tag: InstanceTag, session: int | None, port: int) -> ListenerOwner:
@@ -211,7 +210,6 @@ class OwnServer(LemonadeServer):
             self._idling = asyncio.create_task(self._rest(), name="Lemonade Server without a model")
 
     async def _rest(self) -> None:
-        """End it when it has had no tenant for a while."""
         await asyncio.sleep(self._idle)
         async with self._lock:
             if not self.tenants and self._main is not None:
@@ -225,7 +223,6 @@ class OwnServer(LemonadeServer):
                 await self._stop(self._main)
 
     async def _stop(self, main: MainProcess) -> None:
-        """Ask it to end, wait, kill it; returns when nothing of it is left."""
         self._stopping = True
         main.signal(signal.SIGTERM)
         await race(main.exited.wait(), within=STOP_PATIENCE)
@@ -286,7 +283,6 @@ class OwnServer(LemonadeServer):
 
 
 def _free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind((program.HOST, 0))
         return int(sock.getsockname()[1])

@@ -18,7 +18,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.base.ports import Roots
-from accelerd.supervise.process.spawn import NoProgram, find_program
+from accelerd.supervise.homes.home import NoProgram, find_program
 from accelerd.system.private_files import AtomicFile
 
 log = logging.getLogger(__name__)

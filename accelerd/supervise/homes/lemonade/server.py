@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
+from accelerd.engines.base import fail
 from accelerd.engines.http import HttpError, HttpTimeout, HttpUnreachable
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import (
@@ -25,8 +26,7 @@ from accelerd.engines.lemonade.client import (
 )
 from accelerd.engines.lemonade.engine import read_key
 from accelerd.supervise.homes.home import LaunchRequest
-from accelerd.supervise.process.groups import ProcessGroups, ProcessIdentity
-from accelerd.supervise.process.processes import InstanceTag
+from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessIdentity
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,6 @@ class LemonadeServer(ABC):
             self.tenants.remove(tenant)
 
     def watch(self) -> None:
-        """From now on there is something to watch."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch(), name="watch of a Lemonade Server")
 
@@ -129,21 +128,23 @@ class LemonadeServer(ABC):
                 tenant.server_gone(reason)
 
     async def _close_tasks(self, *more: asyncio.Task[None] | None) -> None:
-        """Cancel all tasks."""
         for task in (own := [task for task in (self._watching, *self.unloads.values(), *more) if task is not None]):
             task.cancel()
         await asyncio.gather(*own, return_exceptions=True)
 
     # --- loads --------------------------------------------------------------------------------------------------
 
-    def begins(self, model: str) -> None:
-        """It begins to load this model."""
+    @contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """While the block runs it loads this model."""
         self._loads.append(model)
-
-    def ends(self, model: str, *, loaded: bool) -> None:
-        """That load has come to its end."""
-        self._loads.remove(model)
-        self._last_load = model, self.clock.monotonic(), loaded
+        loaded = False
+        try:
+            yield
+            loaded = True
+        finally:
+            self._loads.remove(model)
+            self._last_load = model, self.clock.monotonic(), loaded
 
     def _blame(self, model: str) -> str | None:
         """The load of another model that may be why this one has left; None: there was none."""
@@ -214,11 +215,11 @@ class ExternalServer(LemonadeServer):
         except HttpUnreachable:
             self._forget()
             text = f"no Lemonade Server answers at {tenancy.url} (engines.lemonade.url): start it, or take the url away"
-            raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
+            fail(Cause.EXITED, text)
         except HttpError as error:
             self._forget()
             text = f"the Lemonade Server at {tenancy.url} does not answer as one: {error} (is its key in key_file?)"
-            raise AccelError("model_failed", text, cause=Cause.EXITED.value) from None
+            fail(Cause.EXITED, text)
         return self.client
 
     async def exit_reason(self) -> ExitReason:

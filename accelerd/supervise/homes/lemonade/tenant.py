@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
-from accelerd.engines.base import Endpoint
+from accelerd.engines.base import Endpoint, fail
 from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.engines.lemonade.catalogue import DIRECT
 from accelerd.engines.lemonade.client import (
@@ -28,7 +28,7 @@ from accelerd.engines.lemonade.client import (
     LoadedModel,
 )
 from accelerd.supervise.exit_messages import cause_of
-from accelerd.supervise.homes.home import LaunchRequest, TenantAddress
+from accelerd.supervise.homes.home import LaunchRequest, OnExit, OnOutput, TenantAddress, TenantProcess
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
 from accelerd.supervise.waiting import race
 
@@ -42,40 +42,27 @@ LOAD_GRACE: Final = 20.0  # s that a load which is not wanted any more may still
 HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends that are asked directly
 
 
-class LemonadeTenant:
-    """A MainProcess and a TenantProcess (home.py)."""
+class LemonadeTenant(TenantProcess):
+    """While it is being loaded its pid is the server's: the backend is one of that one's children by then."""
 
-    session: int | None = None
-
-    def __init__(
-        self,
-        launch: LaunchRequest,
-        server: LemonadeServer,
-        on_output: Callable[[bytes], None],
-        on_exit: Callable[[], None],
-    ) -> None:
+    def __init__(self, launch: LaunchRequest, server: LemonadeServer, on_output: OnOutput, on_exit: OnExit) -> None:
         assert launch.tenancy is not None
+        super().__init__(on_exit)
+        self.pid = 0
         self.tag = launch.tag
         self.model = launch.tenancy.model
-        self.exited = asyncio.Event()
-        self.status: int | None = None
-        self.result: str | None = None
-        self.ended: ExitReason | None = None
         self.attached = False  # to the server that runs now
         self.loaded = False
         self._launch_request = launch
         self._tenancy = launch.tenancy
         self._server = server
         self._on_output = on_output
-        self._on_exit = on_exit
         self._entry: LoadedModel | None = None
         self._backend: int | None = None  # pid
-        self._pidfd: int | None = None
         self._backend_gone = asyncio.Event()
         self._unlisted = False  # seen by a look while its backend lived
         self._other_pid: int | None = None
         self._taken = False  # it was there before
-        self._in_turn = False  # to be loaded
         self._leaving = False
         self._killed_at: float | None = None
         self._changed = asyncio.Event()
@@ -84,15 +71,6 @@ class LemonadeTenant:
         self._task = asyncio.create_task(self._life(), name=f"tenant {self.model}")
 
     # --- a TenantProcess ----------------------------------------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        """While it is being loaded, the server's: the backend is one of that one's children by then."""
-        return self._backend or (self._server.pid if self._in_turn else 0)
-
-    @property
-    def unit(self) -> str | None:
-        return self._server.unit
 
     async def settled(self) -> TenantAddress:
         return await asyncio.shield(self._settled)
@@ -141,16 +119,12 @@ class LemonadeTenant:
         if not self._task.done() and self._task is not asyncio.current_task():
             self._task.cancel()
 
-    def unexecuted(self, last_line: str) -> str | None:
-        return None
-
     # --- reports of the server ----------------------------------------------------------------------------------
 
     def printed(self, chunk: bytes) -> None:
         self._on_output(chunk)
 
     def on_health(self, health: Health) -> None:
-        """One look at what the server holds."""
         if not self.loaded or self._entry is None or self.exited.is_set():
             return
         entry = health.of(self._entry.model)
@@ -162,7 +136,6 @@ class LemonadeTenant:
             self._changed.set()
 
     def server_gone(self, reason: ExitReason) -> None:
-        """With the server it is gone too."""
         self._over(None if self._leaving else reason)
 
     # --- the life -----------------------------------------------------------------------------------------------
@@ -174,13 +147,13 @@ class LemonadeTenant:
                 self._over(None)
                 return
             client: LemonadeClient = raced[1]
-            self.attached = True
+            self.attached, self.unit = True, self._server.unit
             if await self._turn():
                 try:
-                    self._in_turn = True
+                    self.pid = self._server.pid
                     await self._load(client)
                 finally:
-                    self._in_turn = False
+                    self.pid = self._backend or 0
                     self._server.turn.release()
         except AccelError as error:
             self._over(None if self._leaving else (cause_of(error, Cause.EXITED), error.message))
@@ -221,30 +194,19 @@ class LemonadeTenant:
             body: dict[str, Any] = dict(self._tenancy.load)
             if self._tenancy.pin and health.release >= PINS_SINCE:
                 body["pinned"] = True
-            await self._load_in_turn(client, body)
+            with self._server.loading(self.model):
+                await client.load(body)
             after = await client.health(within=30.0)
         except LemonadeRefused as error:
-            raise self._refusal(error) from None
+            self._refused(error)
         except HttpUnreachable:
-            cause, text = await self._server.exit_reason()
-            raise AccelError("model_failed", text, cause=cause.value) from None
+            fail(*await self._server.exit_reason())
         except HttpError as error:
-            raise AccelError("model_failed", f"the Lemonade Server: {error}", cause=Cause.EXITED.value) from None
+            fail(Cause.EXITED, f"the Lemonade Server: {error}")
         entry = after.of(self.model) or _new_in(health, after)
         if entry is None:
-            cause, text = self._server.why_gone(self.model, None, alive=True)
-            raise AccelError("model_failed", text, cause=cause.value)
+            fail(*self._server.why_gone(self.model, None, alive=True))
         await self._settle(entry)
-
-    async def _load_in_turn(self, client: LemonadeClient, body: Mapping[str, Any]) -> None:
-        """Returns when it is loaded. HttpError."""
-        self._server.begins(self.model)
-        loaded = False
-        try:
-            await client.load(body)
-            loaded = True
-        finally:
-            self._server.ends(self.model, loaded=loaded)
 
     async def _check(self, client: LemonadeClient) -> None:
         """A load of what is not here would download it first, for hours. AccelError('model_failed')."""
@@ -255,28 +217,27 @@ class LemonadeTenant:
         if one is None and listed:
             near = difflib.get_close_matches(self.model, [found.model for found in listed], n=1)
             hint = f": did you mean {near[0]}?" if near else ": see lemonade list"
-            text = f"Lemonade knows no model {self.model}{hint}"
-            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+            fail(Cause.NO_MODEL, f"Lemonade knows no model {self.model}{hint}")
         if one is not None and one.downloaded is False:
-            text = f"{self.model} is not downloaded: run lemonade pull {self.model}"
-            raise AccelError("model_failed", text, cause=Cause.NO_MODEL.value)
+            fail(Cause.NO_MODEL, f"{self.model} is not downloaded: run lemonade pull {self.model}")
 
-    def _refusal(self, error: LemonadeRefused) -> AccelError:
+    def _refused(self, error: LemonadeRefused) -> NoReturn:
+        """AccelError('model_failed')."""
         said = error.message.rstrip(".")
         if error.code == "model_not_found":
-            return AccelError("model_failed", f"Lemonade knows no model {self.model}", cause=Cause.NO_MODEL.value)
+            fail(Cause.NO_MODEL, f"Lemonade knows no model {self.model}")
         if error.code == "model_not_supported":
-            return AccelError("model_failed", f"Lemonade cannot run it here: {said}", cause=Cause.REFUSED.value)
+            fail(Cause.REFUSED, f"Lemonade cannot run it here: {said}")
         if error.code == "slots_pinned_error":
             text = f"Lemonade has no place for {self.model}, what is there is pinned: unpin one, or raise its "
-            return AccelError("model_failed", f"{text}max_loaded_models ({said})", cause=Cause.SPAWN_FAILED.value)
+            fail(Cause.SPAWN_FAILED, f"{text}max_loaded_models ({said})")
         if error.code == "router_residency_conflict":
             text = f"Lemonade may not displace what it holds for {self.model}: unload that first ({said})"
-            return AccelError("model_failed", text, cause=Cause.SPAWN_FAILED.value)
+            fail(Cause.SPAWN_FAILED, text)
         if error.status in (401, 403):
             text = "the Lemonade Server refuses the key: write its LEMONADE_API_KEY into engines.lemonade.key_file"
-            return AccelError("model_failed", text, cause=Cause.REFUSED.value)
-        return AccelError("model_failed", f"Lemonade did not load it: {said}", cause=Cause.EXITED.value)
+            fail(Cause.REFUSED, text)
+        fail(Cause.EXITED, f"Lemonade did not load it: {said}")
 
     async def _settle(self, entry: LoadedModel) -> None:
         """It is loaded: hold on to its backend, and say where it is to be reached."""
@@ -287,7 +248,8 @@ class LemonadeTenant:
         if self._backend is None and entry.port is not None:
             self._backend = await self._server.backend(entry.port)
         if self._backend is not None:
-            self._hold(self._backend)
+            self.pid = self._backend
+            self._hold_backend(self._backend)
         self._server.catalogue.loaded(self.model, entry.recipe, entry.checkpoint, entry.device, direct=direct)
         self.loaded = True
         self._server.watch()
@@ -306,24 +268,16 @@ class LemonadeTenant:
             return TenantAddress(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
         return TenantAddress(address.endpoint, address.key, "/live", "/v1/models", path, body, keyed=True)
 
-    def _hold(self, pid: int) -> None:
+    def _hold_backend(self, pid: int) -> None:
         try:
-            self._pidfd = os.pidfd_open(pid)
+            self._hold(os.pidfd_open(pid))
         except OSError:
-            self._backend_died()  # it has ended already
-            return
-        asyncio.get_running_loop().add_reader(self._pidfd, self._backend_died)
+            self._exit_seen()  # it has ended already
 
-    def _backend_died(self) -> None:
+    def _exit_seen(self) -> None:
         self._drop_pidfd()
         self._backend_gone.set()
         self._changed.set()
-
-    def _drop_pidfd(self) -> None:
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
 
     async def _stay(self, client: LemonadeClient) -> None:
         """Until it is to be unloaded, or has ended."""

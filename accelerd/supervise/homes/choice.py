@@ -1,4 +1,5 @@
-"""Which home a model gets: the one its settings name, or the best that this machine has.
+"""Which home a model gets: the one its settings name, or the best that this machine has; and, for the engines, where
+a model's program is.
 
 Decides by settings and by whether a user's systemd answers; starts nothing.
 """
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from accelerd.config.model import ModelSpec
+from accelerd.engines.base import ContainerAccess, ContainerLookup, FixedServer
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.system.dbus.client import BusError
@@ -67,3 +69,13 @@ def needs_unit(spec: ModelSpec) -> bool:
     """Are there limits that only a control group can keep?"""
     limits = (spec.memory_max, spec.memory_high, spec.cpu_weight, spec.io_class, spec.tasks_max)
     return any(limit is not None for limit in limits)
+
+
+def container_lookup(homes: Mapping[str, Home]) -> ContainerLookup:
+    """For the engines: where a model's program is. `homes` by kind."""
+
+    async def place(spec: ModelSpec) -> ContainerAccess | FixedServer | None:
+        home = homes.get(spec.home)
+        return await home.program_place(spec) if home is not None else None
+
+    return place
