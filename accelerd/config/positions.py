@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
+from itertools import count
 from typing import Final
 
 from accelerd.base.errors import InternalError
@@ -111,37 +113,27 @@ class _Scanner:
             case '"' | "'":
                 self._match(_STRING)
             case "[":
-                self._array(path)
+                for index in self._elements("]"):
+                    self.lines[(*path, index)] = self._line_here()
+                    self._value((*path, index))
             case "{":
-                self._inline_table(path)
+                for _ in self._elements("}"):
+                    self._pair(path)
             case _:
                 self._match(_SCALAR)
 
-    def _array(self, path: KeyPath) -> None:
+    def _elements(self, closing: str) -> Iterator[int]:
+        """The indices of what stands between brackets, each when the scanner is there."""
         self.at += 1
-        index = 0
-        while not self._closes("]"):
-            self.lines[(*path, index)] = self._line_here()
-            self._value((*path, index))
-            index += 1
-            self._comma()
-        self.at += 1
-
-    def _inline_table(self, path: KeyPath) -> None:
-        self.at += 1
-        while not self._closes("}"):
-            self._pair(path)
-            self._comma()
-        self.at += 1
-
-    def _closes(self, bracket: str) -> bool:
-        self._match(_BLANK)
-        return self.text.startswith(bracket, self.at)
-
-    def _comma(self) -> None:
-        self._match(_BLANK)
-        if self.text.startswith(",", self.at):
-            self.at += 1
+        for index in count():
+            self._match(_BLANK)
+            if self.text.startswith(closing, self.at):
+                self.at += 1
+                return
+            yield index
+            self._match(_BLANK)
+            if self.text.startswith(",", self.at):
+                self.at += 1
 
     def _match(self, pattern: re.Pattern[str]) -> str:
         found = pattern.match(self.text, self.at)

@@ -51,7 +51,6 @@ class Reads:
 
     weights: int  # the active ones
     experts: bool = False  # it is a mixture of experts
-    reason: str = ""  # why there is no such figure; the rest is 0 then
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,6 @@ def speed(need: Reads, kv: int, shares: Mapping[str, float], rates: Mapping[str,
 
     `shares`: how much of the model lies in which pool, in sum 1; `rates`: how fast each is read, None: not known.
     """
-    if need.reason:
-        return Speed(None, "", need.reason)
     size, seconds, told = need.weights + kv // 2, 0.0, []
     for pool, share in shares.items():
         if share <= 0:
@@ -184,25 +181,25 @@ SECONDS: Final = 0.2
 ROUNDS: Final = 3  # the best counts: whatever else runs only slows it down
 
 
-def copy_speed(cores: int, timer: Callable[[], float] = time.perf_counter) -> float:
+def copy_speed(cores: int) -> float:
     """Bytes read and written a second while so many cores copy."""
     size = 2 * BLOCK
     with ThreadPoolExecutor(cores) as pool, contextlib.ExitStack() as stack:
         areas = [stack.enter_context(mmap.mmap(-1, size)) for _ in range(cores)]
         for area in areas:
             area.write(b"\x01" * size)  # the first touch gives it its pages
-        return max(sum(pool.map(lambda area: copied(area, timer), areas)) for _ in range(ROUNDS))
+        return max(sum(pool.map(copied, areas)) for _ in range(ROUNDS))
 
 
-def copied(area: mmap.mmap, timer: Callable[[], float]) -> float:
+def copied(area: mmap.mmap) -> float:
     """Bytes a second of one core that copies one half of the area to the other for a while."""
     half = ctypes.c_char * BLOCK
     source, target = half.from_buffer(area), half.from_buffer(area, BLOCK)
-    began, moved = timer(), 0
-    while not moved or timer() - began < SECONDS / ROUNDS:
+    began, moved = time.perf_counter(), 0
+    while not moved or time.perf_counter() - began < SECONDS / ROUNDS:
         ctypes.memmove(target, source, BLOCK)  # the other cores go on meanwhile: it holds no lock
         moved += 2 * BLOCK
-    return moved / max(timer() - began, 1e-9)
+    return moved / max(time.perf_counter() - began, 1e-9)
 
 
 class CopySpeed:
