@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from tests.harness import DaemonFactory
 from tests.models import make_model
@@ -21,6 +22,19 @@ __all__ = ["container_manager", "daemons", "hello_model", "llama_server", "pytes
 
 # A background job of a shell ignores it, and so would every program that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class OneProcessForContainers(LoadFileScheduling):
+    """A file's tests run in one process, those with containers all in the same: it prepares the image once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "containers" if "/containers/" in file or "/test_toolbox_" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneProcessForContainers:
+    return OneProcessForContainers(config, log)
 
 
 def pytest_collection_finish() -> None:

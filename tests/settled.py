@@ -64,9 +64,14 @@ def _left_behind(descriptors: dict[int, str], children: dict[int, str], threads:
         for fd, target in _descriptors().items()
         if descriptors.get(fd) != target and not target.startswith("/dev/urandom")
     ]
-    new += [f"child {pid} ({what})" for pid, what in _children().items() if pid not in children or what == "zombie"]
+    new += [f"child {pid} ({what})" for pid, what in _children().items() if _is_new(what, children.get(pid))]
     new += [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
     return new
+
+
+def _is_new(child: str, before: str | None) -> bool:
+    """A zombie is the fault of the test in which it died, and of no later one."""
+    return before is None or (child == "zombie" and before != "zombie")
 
 
 def _descriptors() -> dict[int, str]:

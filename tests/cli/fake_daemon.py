@@ -6,6 +6,7 @@ Answers docs/control.md's routes from `Reply` values and remembers what it was a
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import socketserver
 import threading
@@ -152,7 +153,7 @@ def status(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "config": {"files": ["/home/u/.config/accelerd/accelerd.toml"], "problems": []},
         "scheduler": {"memory_limit": 20 << 30, "memory_source": "80 % of the machine's memory",
                       "memory_used": 9 << 30, "max_loaded": None, "queue": 3, "max_queue": 256},
-        "models": list(models),
+        "models": copy.deepcopy(list(models)),  # each test may change its own
     } | changes  # fmt: skip
 
 

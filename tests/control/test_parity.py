@@ -127,7 +127,7 @@ CASES = [
          "model_not_found"),
     *(Case("fit", {"model": name}) for name in ("m", "local/m")),
     Case("fit", {"model": "no"}, code="model_not_found"),
-    Case("evict", bus=("Evict", "(toa{sv})", 0, "/", NONE)),
+    Case("evict", bus=("Evict", "(toa{sv})", 0, "/", NONE), before="evict"),
     Case("evict", {"bytes": 1 << 60}, ("Evict", "(toa{sv})", 1 << 60, "/", NONE), code="does_not_fit"),
     Case("yield", {"for": 1800, "now": "1"},
          ("YieldMemory", "(a{sv})", {"for-usec": GLib.Variant("t", 1_800_000_000), "now": FLAG}),
