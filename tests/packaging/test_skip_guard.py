@@ -35,7 +35,19 @@ def run(root: Path, allowed: str, module: str = SUITE) -> tuple[int, str]:
     (tests / "skip_guard.py").write_text(GUARD.read_text())
     (tests / "allowed_skips.txt").write_text(allowed)
     (tests / "test_it.py").write_text(module)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.skip_guard", "-p", "no:cacheprovider", "-q", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.skip_guard",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "-q",
+        "tests",
+    ]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout.splitlines()[-1] if done.stdout else done.stderr
 
