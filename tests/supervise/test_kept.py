@@ -117,11 +117,11 @@ async def test_a_disk_that_is_full_from_now_on_keeps_what_was_written_before(
     file = InstanceRecordFile(store, record().record.tag, None, lambda level, text: said.append(text))
     await file.begin(record())
 
-    def full(fd: int, data: object) -> int:
+    def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "fsync", full)
         await file.note(Phase.READY)
     assert store.read_all() == [record()]
     assert os.listdir(tmp_path / "instances") == ["1-aa.json"]
