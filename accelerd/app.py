@@ -45,12 +45,11 @@ from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.device_loss import DeviceLoss
-from accelerd.policy.event_log import EventLog
+from accelerd.policy.event_log import EventLog, StatusLine
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.pins import Pins
 from accelerd.policy.sleep import SleepPolicy
-from accelerd.policy.status_line import StatusLine
 from accelerd.policy.takeover import Successor
 from accelerd.policy.toolbox_models import ToolboxModels
 from accelerd.policy.yielding import Yielding, boot_id

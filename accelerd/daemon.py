@@ -241,10 +241,10 @@ class Daemon:
         parts.scheduler.shutdown(keep=keep)
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
-        await parts.clock_boost.close()
+        await parts.clock_boost.keeper.close()
         parts.yielding.close()
         parts.power.close()
-        await parts.sleep.close()
+        await parts.sleep.guard.close()
         await parts.notifications.close()
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
@@ -293,8 +293,8 @@ class Daemon:
             listen=self._listening,
             config=ConfigStatus(list(self._config.files), list(self._problems)),
             yielded=parts.yielding.report(),
-            performance=parts.clock_boost.report(),
-            desktop=DesktopStatus(parts.sleep.report(), parts.power.reason or None, parts.notifications.report()),
+            performance=parts.clock_boost.keeper.report(),
+            desktop=DesktopStatus(parts.sleep.guard.report(), parts.power.reason or None, parts.notifications.report()),
             degraded="; ".join(self.degraded()) or None,
         )
 

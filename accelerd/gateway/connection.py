@@ -15,8 +15,7 @@ from typing import Protocol, cast
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.gateway.exchange_timeouts import Sweeper
-from accelerd.gateway.relay import Relay
+from accelerd.gateway.relay import Relay, Sweeper
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
 
@@ -121,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._handler.sweeper.resumed(self)
+        self._handler.sweeper.resumed(self.transport)
         self._ending = True
         if self._timer is not None:
             self._timer.cancel()
@@ -136,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self._handler.sweeper.paused(self)
+        self._handler.sweeper.paused(self.transport)
         if self.relay is not None:
             self.relay.pause()
         if self.control is not None:
@@ -144,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        self._handler.sweeper.resumed(self)
+        self._handler.sweeper.resumed(self.transport)
         if self.relay is not None:
             self.relay.resume()
         if self.control is not None:

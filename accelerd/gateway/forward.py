@@ -13,13 +13,10 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
-from accelerd.gateway.endpoints import ASSEMBLED
-from accelerd.gateway.exchange_timeouts import Sweeper
-from accelerd.gateway.form_body import FormBody
-from accelerd.gateway.json_body import JsonBody, with_model
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
+from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sweeper, hidden_error
+from accelerd.gateway.request_body import FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
-from accelerd.gateway.responses import JSON_TYPE
+from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
@@ -142,7 +139,7 @@ class Forwarder:
     def _assembles(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response requested as a stream and assembled? See stream_assembly.py."""
         spec = lease.record.spec
-        return spec.slots > 1 and request.path in ASSEMBLED and self._router.streams_notice_disconnect(spec)
+        return spec.slots > 1 and request.path in ASSEMBLED and self._router.dialect(spec).streams_notice_disconnect
 
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
         relay.only_stream = request.target.hides_errors
@@ -241,7 +238,7 @@ class Forwarder:
         pool = self._upstreams.get(lease.instance)
         if pool is None:
             spec = lease.record.spec
-            limit_ahead = spec.slots if self._router.closes_after_streams(spec) else 0
+            limit_ahead = spec.slots if self._router.dialect(spec).closes_after_streams else 0
             pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
         return pool
 

@@ -23,15 +23,20 @@ from accelerd.engines.base import Engine
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
-from accelerd.gateway.endpoints import FORMS, PATH_ALIASES, TASKS
-from accelerd.gateway.exchange_timeouts import Sweeper
-from accelerd.gateway.form_body import FORM, boundary_of, content_type, read_form
 from accelerd.gateway.forward import Forwarder, InferenceRequest
-from accelerd.gateway.json_body import MAX_NAME, read_json
-from accelerd.gateway.relay import Relay
+from accelerd.gateway.relay import Relay, Sweeper
+from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.gateway.responses import JSON_TYPE, Response, error_response, json_response
+from accelerd.gateway.responses import (
+    FORMS,
+    JSON_TYPE,
+    PATH_ALIASES,
+    TASKS,
+    Response,
+    error_response,
+    json_response,
+)
 from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
-from accelerd.engines.base import Engine, Task, Traits
-from accelerd.gateway.endpoints import PHRASES, TASKS, TOOLED
+from accelerd.engines.base import Dialect, Engine, Task, Traits
+from accelerd.gateway.request_body import FormBody, JsonBody
+from accelerd.gateway.responses import PHRASES, TASKS, TOOLED
 from accelerd.routing.choice import Decision, decide, placed
 from accelerd.routing.directory import Directory
 from accelerd.scheduler.record import Snapshot
@@ -25,12 +25,7 @@ CPU, NPU = "cpu", "npu"
 log = logging.getLogger(__name__)
 
 
-class RequestInfo(Protocol):
-    """What a request's body tells the router: a JsonBody or a FormBody."""
-
-    @property
-    def model(self) -> str: ...
-    def wants_tools(self) -> bool: ...
+RequestInfo = JsonBody | FormBody  # what a request's body tells the router
 
 
 class UpstreamTarget(Struct, frozen=True):
@@ -65,13 +60,9 @@ class RequestRouter:
         """The kind of device that the model runs on: "npu", "gpu", "cpu", "" if unknown."""
         return self.traits(spec).device
 
-    def streams_notice_disconnect(self, spec: ModelSpec) -> bool:
-        """See Dialect."""
-        return self._engines[spec.engine].dialect.streams_notice_disconnect
-
-    def closes_after_streams(self, spec: ModelSpec) -> bool:
-        """See Dialect."""
-        return self._engines[spec.engine].dialect.closes_after_streams
+    def dialect(self, spec: ModelSpec) -> Dialect:
+        """How the model's engine answers."""
+        return self._engines[spec.engine].dialect
 
     def target(self, path: str, info: RequestInfo) -> UpstreamTarget:
         """The target of a request to `path`. AccelError model_not_found, not_supported_by_model."""
@@ -99,7 +90,7 @@ class RequestRouter:
         missing = _missing(traits, TASKS[path], info)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
-        dialect = self._engines[spec.engine].dialect
+        dialect = self.dialect(spec)
         return UpstreamTarget(
             spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors
         )

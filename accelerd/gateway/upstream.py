@@ -37,19 +37,6 @@ class ResponseReceiver(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. `send` when idle; `abort` at any time."""
 
-    __slots__ = (
-        "_answered",
-        "_buffer",
-        "_chunked",
-        "_content",
-        "_head",
-        "_left",
-        "_paused",
-        "_pool",
-        "_receiver",
-        "transport",
-    )
-
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._receiver: ResponseReceiver | None = None

@@ -6,7 +6,6 @@ Knows which device is in use because a model is; when and to what level is decid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from accelerd.base.events import EventStream
 from accelerd.config.model import ConfigApplied, ModelSpec, PerformanceSettings
@@ -31,7 +30,7 @@ class ClockBoost:
         events: EventStream,
     ) -> None:
         """`devices()`: those of this machine; `placed(model)`: the device it was placed on, "" if that is open."""
-        self._keeper = keeper
+        self.keeper = keeper
         self._direct = direct
         self._list_devices = devices
         self._placed = placed
@@ -47,11 +46,11 @@ class ClockBoost:
             slot = self._slot(spec)
             self._used[spec.name] = (spec, slot)
             if slot is not None:
-                self._keeper.begin(slot)
+                self.keeper.begin(slot)
         else:
             _, slot = self._used.pop(spec.name, (spec, None))
             if slot is not None:
-                self._keeper.end(slot)
+                self.keeper.end(slot)
 
     def _slot(self, spec: ModelSpec) -> str | None:
         """PCI slot of the GPU that the model uses; None: it uses none. An NPU's work makes no GPU faster."""
@@ -68,35 +67,28 @@ class ClockBoost:
         """Levels are kept for these devices from now on."""
         for _, slot in self._used.values():
             if slot is not None:
-                self._keeper.end(slot)
+                self.keeper.end(slot)
         self._devices = devices
-        self._keeper.watch(devices)
+        self.keeper.watch(devices)
         for name, (spec, _) in self._used.items():
             slot = self._slot(spec)
             self._used[name] = (spec, slot)
             if slot is not None:
-                self._keeper.begin(slot)
+                self.keeper.begin(slot)
 
     def configure(self, settings: PerformanceSettings) -> None:
         def rules(slot: str) -> LevelRules:
             own = settings.devices.get(slot)
             return LevelRules(own or settings.policy, settings.hold_time)
 
-        self._keeper.configure(rules)
+        self.keeper.configure(rules)
 
     async def run(self) -> None:
         """Repair what an earlier daemon left, then keep the levels until cancelled."""
         await self._direct.repair()
         self._use(self._list_devices())
-        await self._keeper.run()
-
-    async def close(self) -> None:
-        """Restore the performance levels."""
-        await self._keeper.close()
+        await self.keeper.run()
 
     def owner(self, device: str) -> str | None:
         """Who set the performance level of the device with this id; None: unknown."""
-        return next((one["by"] for one in self.report() if one["slot"] == device), None)
-
-    def report(self) -> list[dict[str, Any]]:
-        return self._keeper.report()
+        return next((one["by"] for one in self.keeper.report() if one["slot"] == device), None)

@@ -1,10 +1,12 @@
-"""The event log: what happens to models, written to the journal with fields and message ids. Decides nothing.
+"""What systemd shows of models: what happens to them, in the journal with fields and message ids, and a line of status.
+Decides nothing.
 
 Prompts and secrets never reach it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from accelerd.base import names
@@ -13,7 +15,10 @@ from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.scheduler.events import MemoryNotReturned, ModelTransition, SystemResumed
 from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.service import Scheduler
 from accelerd.system.records import NOTICE, event
+from accelerd.system.sd_notify import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -71,3 +76,40 @@ def _severity(moved: ModelTransition) -> tuple[int, str]:
     if transition.event is Event.ADOPT:
         return NOTICE, names.MSG_ADOPTED
     return logging.INFO, names.MSG_STATE_CHANGED
+
+
+def status_line(snapshots: list[Snapshot], held: int) -> str:
+    """One line for people. `held`: bytes reserved."""
+    if not snapshots:
+        return "no models are configured; try: accelctl add FILE.gguf"
+    ready = [s.spec.name for s in snapshots if s.state is State.READY]
+    parts = [f"{len(ready)} of {len(snapshots)} models loaded" + (f": {', '.join(ready)}" if ready else "")]
+    for state in (State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
+        found = [s.spec.name for s in snapshots if s.state is state]
+        if found:
+            parts.append(f"{state}: {', '.join(found)}")
+    if held:
+        parts.append(f"{human_size(held)} reserved")
+    return "; ".join(parts)
+
+
+class StatusLine:
+    """Tells the service manager after transitions, once for those of one turn of the event loop."""
+
+    def __init__(self, notifier: Notifier, scheduler: Scheduler, events: EventStream) -> None:
+        self._notifier = notifier
+        self._scheduler = scheduler
+        self._due = False
+        events.subscribe(ModelTransition, self.on_transition)
+
+    def text(self) -> str:
+        return status_line(self._scheduler.snapshots(), self._scheduler.memory_held())
+
+    def on_transition(self, event: ModelTransition) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._due = False
+        self._notifier.status(self.text())

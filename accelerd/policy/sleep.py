@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
@@ -47,21 +47,14 @@ class SleepPolicy:
         self._rescan = rescan
         self._changed = asyncio.Event()  # a model changed its state, or has no more requests
         self._yields = False  # GPU memory too
-        self._guard = make_guard(self.before, self.after)
+        self.guard = make_guard(self.before, self.after)
         events.subscribe(ModelTransition, self.on_transition)
         events.subscribe(ModelInUse, self.on_model_in_use)
         events.subscribe(ConfigApplied, self.on_config)
 
     def on_config(self, event: ConfigApplied) -> None:
         self._yields = SLEEP in event.config.memory.yield_on
-        self._guard.configure(hold=event.config.desktop.delay_sleep)
-
-    def report(self) -> dict[str, Any]:
-        """For `status`."""
-        return self._guard.report()
-
-    async def close(self) -> None:
-        await self._guard.close()
+        self.guard.configure(hold=event.config.desktop.delay_sleep)
 
     async def before(self, seconds: float) -> None:
         """Let requests end and free memory within this time; with 0 only free memory, at once."""

@@ -25,8 +25,7 @@ from accelerd.scheduler.admission import Admission, ModelRequirements
 from accelerd.scheduler.device_events import DeviceEvents
 from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
-from accelerd.scheduler.feasibility import placement
-from accelerd.scheduler.holds import Holds
+from accelerd.scheduler.holds import Holds, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.scheduler.placement import SharedLimits, why_not_resident

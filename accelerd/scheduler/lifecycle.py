@@ -99,10 +99,3 @@ def step(state: State, event: Event) -> State:
         return TABLE[state, event]
     except KeyError:
         raise InternalError(f"event {event} is not allowed in state {state}") from None
-
-
-def mermaid() -> str:
-    """The table as a mermaid state diagram, for docs/lifecycle.md."""
-    lines = ["stateDiagram-v2", f"    [*] --> {State.STOPPED}"]
-    lines += [f"    {before} --> {after}: {event}" for (before, event), after in TABLE.items()]
-    return "\n".join(lines)

@@ -183,10 +183,6 @@ class ModelRecord:
         """Bytes to reserve, in all pools together."""
         return self.need.total
 
-    @property
-    def memory_source(self) -> str:
-        return self.need.source
-
     def held(self) -> dict[str, int]:
         """What counts on the ledger, by pool.
 

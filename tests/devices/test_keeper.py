@@ -352,4 +352,4 @@ async def test_use_that_began_before_the_devices_were_known_counts(tmp_path: Pat
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    await performance.close()
+    await performance.keeper.close()

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.form_body import MAX_PARTS, boundary_of, content_type, read_form
-from accelerd.gateway.json_body import MAX_NAME
+from accelerd.gateway.request_body import MAX_NAME, MAX_PARTS, boundary_of, content_type, read_form
 
 B = "b0undary"
 WAV = b"RIFF\x00\r\n--b0undar\r\n\xff" * 20

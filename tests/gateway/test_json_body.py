@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.json_body import MAX_ITEMS, read_json
+from accelerd.gateway.request_body import MAX_ITEMS, read_json
 
 CHAT = "/v1/chat/completions"
 PATHS = {

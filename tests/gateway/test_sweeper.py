@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from accelerd.gateway.exchange_timeouts import PERIOD, WHOLE_ANSWER_TIMEOUT, Sweeper
+from accelerd.gateway.relay import SWEEP_PERIOD, WHOLE_ANSWER_TIMEOUT, Sweeper
 from tests.fakes.clock import FakeClock
 
 
@@ -81,7 +81,7 @@ def test_it_sleeps_when_nobody_is_watched() -> None:
     sweeper, loop, clock = bench()
     sweeper.watch(relay, stream=True)
     sweeper.forget(relay)
-    loop.advance(PERIOD)
+    loop.advance(SWEEP_PERIOD)
     assert not loop.timers, "went on without anybody to watch"
 
 
@@ -92,7 +92,7 @@ def test_a_silent_stream_is_given_up_within_a_period() -> None:
     sweeper.watch(relay, stream=True)
     loop.advance(300)
     assert not relay.stalls
-    loop.advance(PERIOD)
+    loop.advance(SWEEP_PERIOD)
     assert relay.stalls == [300.0]
 
 
@@ -112,7 +112,7 @@ def test_a_plain_answer_has_more_time() -> None:
     sweeper.watch(relay, stream=False)
     loop.advance(WHOLE_ANSWER_TIMEOUT)
     assert not relay.stalls
-    loop.advance(PERIOD)
+    loop.advance(SWEEP_PERIOD)
     assert relay.stalls == [WHOLE_ANSWER_TIMEOUT]
 
 
@@ -145,7 +145,7 @@ def test_a_client_that_reads_nothing_is_cut_off_once() -> None:
     sweeper.resumed(gone)
     loop.advance(30)
     assert not client.aborted
-    loop.advance(PERIOD)
+    loop.advance(SWEEP_PERIOD)
     assert client.aborted
     assert not quick.aborted
     assert not gone.aborted
