@@ -88,6 +88,7 @@ class Forecast(Struct, frozen=True):
         ""  # names the file, the settings and the engine's build: what was measured belongs to it; "": to nothing
     )
     load_seconds: float | None = None  # what the last load took
+    missing: bool = False  # its files are not on this machine: they are downloaded before it is loaded
 
 
 class ForeignUser(Struct, frozen=True):

@@ -107,5 +107,7 @@ def _trouble(snapshot: Snapshot, placement: Placement) -> str:
         return "does not end"
     if snapshot.state in OCCUPIED:
         return ""
+    if snapshot.missing:
+        return "is being downloaded" if snapshot.state is State.DOWNLOADING else "must be downloaded first"
     fits, why = placement(snapshot.spec.name)
     return "" if fits else f"has no room: {why}"

@@ -25,7 +25,7 @@ from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Supervisor
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.reclaim import Reclaimer
-from accelerd.scheduler.events import ModelInUse, ModelLoaded, ModelTransition
+from accelerd.scheduler.events import FilesWanted, ModelInUse, ModelLoaded, ModelTransition
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import (
@@ -36,7 +36,7 @@ from accelerd.scheduler.placement import (
     why_never_resident,
     why_not_resident,
 )
-from accelerd.scheduler.record import Lease, ModelRecord, Residue, Transition, Waiter
+from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
 FRESH = 1.0  # s that a memory snapshot is good enough for a decision
@@ -196,7 +196,11 @@ class Admission:
 
         Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
-        waiting = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
+        wanted = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
+        for record in wanted:
+            if record.forecast.missing:
+                self._download(record)
+        waiting = [r for r in wanted if not r.forecast.missing]
         if not waiting or not self._knows(now):
             return {}
         room = self.room
@@ -324,6 +328,12 @@ class Admission:
         if cutoff is not None and not (record.waiting and record.waiting[0].arrived <= cutoff):
             self.evict(record, "other requests waited long enough for its place")
 
+    def _download(self, record: ModelRecord) -> None:
+        """Have its files fetched. Meanwhile it takes no memory and nobody leaves for it."""
+        record.retry_at, record.download = None, DownloadProgress()
+        self.move(record, Event.DOWNLOAD, "its files are not on this machine yet")
+        self.events.publish(FilesWanted(record.spec))
+
     # --- state changes ------------------------------------------------------------------------------------------
 
     def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
@@ -382,6 +392,10 @@ class Admission:
         record.reason = reason
         transition = Transition(now, before, record.state, reason, event)
         record.history.append(transition)
+        if record.state is not State.DOWNLOADING:
+            record.download = None
+        if record.state is not State.FAILED:
+            record.download_error = None
         spec, retry = record.spec, record.retry_at is not None
         self.events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
         if record.state is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):

@@ -25,6 +25,7 @@ from accelerd.scheduler.admission import Admission, ModelRequirements
 from accelerd.scheduler.device_events import DeviceEvents
 from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
+from accelerd.scheduler.file_gate import FileGate
 from accelerd.scheduler.holds import Holds, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
@@ -57,6 +58,7 @@ class Core:
         self.devices = DeviceEvents(self._admission, self._find, self.reset)
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
+        self.files = FileGate(self._admission)
 
     def attach(
         self, supervisor: Supervisor, needs: ModelRequirements, look: Callable[[], bool], reclaimer: Reclaimer
@@ -246,6 +248,8 @@ class Core:
 
     def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast) -> None:
         changed = record.spec.launch_key() != spec.launch_key()
+        if record.state is State.DOWNLOADING and (record.spec.model != spec.model or not forecast.missing):
+            self._admission.move(record, Event.RESET, "configuration changed")
         redeclared = record.spec.memory != spec.memory
         record.spec = spec
         if not record.occupied:
@@ -367,7 +371,7 @@ class Core:
         self._exits.tick(now)
         self.memory.tick(now)
         for record in self._admission.records.values():
-            for waiter in [w for w in record.waiting if w.deadline is not None and w.deadline <= now]:
+            for waiter in self._late(record, now):
                 self._admission.remove(record, waiter)
                 limit = self._admission.settings.queue_timeout
                 text = f"{record.spec.name} was not free in {limit:.0f} s (scheduler.queue_timeout)"
@@ -387,12 +391,18 @@ class Core:
                 self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")
         self._admission.schedule()
 
+    def _late(self, record: ModelRecord, now: float) -> list[Waiter]:
+        """Those who have waited for too long. Nobody has while the files are downloaded."""
+        if record.state is State.DOWNLOADING:
+            return []
+        return [waiter for waiter in record.waiting if waiter.deadline is not None and waiter.deadline <= now]
+
     def next_deadline(self) -> float:
         """When `tick` should be called next, math.inf for never."""
         due = min(self._admission.wake, self._exits.deadline(), self.memory.deadline())
         for record in self._admission.records.values():
             for waiter in record.waiting:
-                if waiter.deadline is not None:
+                if waiter.deadline is not None and record.state is not State.DOWNLOADING:
                     due = min(due, waiter.deadline)
             if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
                 due = min(due, record.retry_at)

@@ -32,6 +32,12 @@ class ModelLoaded(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class FilesWanted(msgspec.Struct, frozen=True):
+    """A model is asked for whose files are not on this machine. Once, until FileGate was told how that ended."""
+
+    spec: ModelSpec
+
+
 class ModelInUse(msgspec.Struct, frozen=True):
     """A model's first lease was granted, or its last has ended. On the request path: subscribers must be cheap."""
 

@@ -127,6 +127,8 @@ class ExitHandling:
         """The answer to a request that cannot be served because of earlier exits."""
         exit = record.error
         name = record.spec.name
+        if record.download_error is not None:
+            return record.download_error
         why = exit.message if exit else record.reason
         tail = list(exit.tail) if exit else []
         if record.state is State.BACKOFF and record.retry_at is not None:

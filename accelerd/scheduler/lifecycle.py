@@ -13,6 +13,7 @@ from accelerd.base.errors import InternalError
 
 class State(StrEnum):
     STOPPED = "stopped"  # no process, no memory
+    DOWNLOADING = "downloading"  # no process, no memory: a request wants it, and its files are on their way
     STARTING = "starting"  # process asked for, not yet answering
     READY = "ready"  # grants leases
     DRAINING = "draining"  # grants no more leases, waits for the running ones
@@ -24,6 +25,8 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
+    DOWNLOAD = "download"  # a request wants it, and its files are not on this machine
+    DOWNLOADED = "downloaded"  # they are
     START = "start"  # admitted: its memory is reserved
     ADOPT = "adopt"  # an earlier daemon started it: its memory is reserved, it is checked like a new one
     LOADED = "loaded"  # proven ready
@@ -41,6 +44,13 @@ class Event(StrEnum):
 
 S, E = State, Event
 TABLE: dict[tuple[State, Event], State] = {
+    (S.STOPPED, E.DOWNLOAD): S.DOWNLOADING,
+    (S.BACKOFF, E.DOWNLOAD): S.DOWNLOADING,
+    (S.FAILED, E.DOWNLOAD): S.DOWNLOADING,
+    (S.DOWNLOADING, E.DOWNLOADED): S.STOPPED,
+    (S.DOWNLOADING, E.RESET): S.STOPPED,  # unloaded, or other files are wanted now
+    (S.DOWNLOADING, E.BACK_OFF): S.BACKOFF,
+    (S.DOWNLOADING, E.GIVE_UP): S.FAILED,
     (S.STOPPED, E.START): S.STARTING,
     (S.STOPPED, E.ADOPT): S.STARTING,
     (S.STARTING, E.LOADED): S.READY,

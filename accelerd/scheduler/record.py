@@ -59,6 +59,15 @@ class Waiter(Struct, eq=False):
     held: bool = False  # no client waits: it stands for a hold of the model
 
 
+class DownloadProgress(Struct, frozen=True):
+    """How far the files of a model have come."""
+
+    bytes: int = 0
+    total: int | None = None  # None: not known yet
+    rate: float = 0.0  # bytes/s, lately
+    remaining: float | None = None  # s
+
+
 class StopWatcher(Struct, frozen=True):
     """Somebody who waits for a model's end: one of the two is called, once."""
 
@@ -117,6 +126,9 @@ class ModelRecord:
     settled: bool = False  # it was seen after its load
     pending_exit: PendingExit | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
+    # its files
+    download: DownloadProgress | None = None  # in DOWNLOADING
+    download_error: AccelError | None = None  # in FAILED: why they did not come
     # waiting
     waiting: deque[Waiter] = field(default_factory=deque)
     stop_watchers: list[StopWatcher] = field(default_factory=list)
@@ -236,6 +248,8 @@ class Snapshot(Struct, frozen=True):
     history: tuple[Transition, ...]
     at: float = 0.0  # when it was like this: `since` and `idle` count from then
     holds: tuple[str, ...] = ()  # for whom it is held
+    missing: bool = False  # its files are not on this machine
+    download: DownloadProgress | None = None  # while they are downloaded
 
     @property
     def unevictable(self) -> bool:
@@ -276,4 +290,6 @@ def snapshot(record: ModelRecord, now: float, residues: tuple[Residue, ...]) -> 
         history=tuple(record.history),
         at=now,
         holds=tuple(record.holds),
+        missing=record.forecast.missing,
+        download=record.download,
     )
