@@ -13,8 +13,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, Literal
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
@@ -39,35 +38,34 @@ RESULTS: Final[dict[str, Result]] = {
 }
 
 
-class JobFailed(msgspec.Struct, tag="error", tag_field="event"):
+class JobFailed(Struct, tag="error", tag_field="event"):
     """The last event of a job that did not do what it was for. `error` as in every error response."""
 
     error: dict[str, Any]
 
 
-class Job:
+class Job(Struct, eq=False, kw_only=True):
     """One operation. Its work alone calls `report` and `tell`; everybody else reads. Times: monotonic seconds."""
 
-    def __init__(
-        self, id: int, kind: str, subject: str, key: str | None, created: float, owner: Jobs, *, cancellable: bool
-    ) -> None:
-        self.id = id
-        self.key = key  # what may join it
-        self.kind = kind
-        self.subject = subject  # the name of a model, device or toolbox, or ""
-        self.state: State = "waiting"
-        self.result: Result = ""
-        self.progress = UNKNOWN  # 0 to 1, never less than it was; -1: not known
-        self.phase = ""  # a word for programs
-        self.error: AccelError | None = None
-        self.created = created
-        self.finished: float | None = None
-        self.last: Any = None  # the last event that was told
-        self.cancellable = cancellable
-        self.canceled = False  # a client asked for its end
-        self.kept = False  # somebody wants it who cannot be seen to leave
-        self.followers: list[asyncio.Queue[Any]] = []
-        self._owner = owner
+    id: int
+    kind: str
+    subject: str  # the name of a model, device or toolbox, or ""
+    key: str | None  # what may join it
+    created: float
+    cancellable: bool
+    clock: Clock
+    events: EventStream
+    state: State = "waiting"
+    result: Result = ""
+    progress: float = UNKNOWN  # 0 to 1, never less than it was; -1: not known
+    phase: str = ""  # a word for programs
+    error: AccelError | None = None
+    finished: float | None = None
+    last: Any = None  # the last event that was told
+    canceled: bool = False  # a client asked for its end
+    kept: bool = False  # somebody wants it who cannot be seen to leave
+    followers: list[asyncio.Queue[Any]] = []
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.subject!r} {self.result or self.state}>"
@@ -85,12 +83,12 @@ class Job:
             self.progress = max(self.progress, min(1.0, progress)) if progress >= 0 else self.progress
         self.phase = self.phase if phase is None else phase
         if (self.state, self.progress, self.phase) != before:
-            self._owner.changed(self)
+            self.events.publish(JobChanged(self))
 
     @property
     def elapsed(self) -> float:
         """Seconds since it was created."""
-        return self._owner.now() - self.created
+        return self.clock.monotonic() - self.created
 
     def tell(self, event: Any) -> None:
         """One event of it, for whoever follows: a Struct that JSON can hold, without prompts or secrets."""
@@ -98,7 +96,7 @@ class Job:
             self.last = event
             for queue in self.followers:
                 queue.put_nowait(event)
-            self._owner.told(self, event)
+            self.events.publish(JobTold(self, event))
 
 
 Work = Callable[[Job], Awaitable[Any]]
@@ -136,7 +134,6 @@ class Jobs:
         self._keys: dict[str, Job] = {}  # of unfinished jobs that can be joined
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of unfinished jobs
         self._ending: set[int] = set()  # of them, those that were told to end
-        self._over: dict[int, asyncio.Event] = {}
         self._finished: dict[int, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
         self._next = 1
@@ -158,18 +155,25 @@ class Jobs:
         if len(self._tasks) >= UNFINISHED_MOST:
             text = f"{len(self._tasks)} jobs are under way already; wait for some of them, or cancel some"
             raise AccelError("queue_full", text, retry_after=5)
-        job = Job(self._next, kind, subject, key, self._clock.monotonic(), self, cancellable=cancellable)
+        job = Job(
+            id=self._next,
+            kind=kind,
+            subject=subject,
+            key=key,
+            created=self._clock.monotonic(),
+            cancellable=cancellable,
+            clock=self._clock,
+            events=self._events,
+        )
         self._next += 1
         self._jobs[job.id] = job
-        self._over[job.id] = asyncio.Event()
         if key is not None:
             self._keys[key] = job
-        after = self._over[same.id] if same is not None else None
-        task = self._loop.create_task(self._run(job, work, after), name=f"job {job.id} {kind}")
+        task = self._loop.create_task(self._run(job, work, same), name=f"job {job.id} {kind}")
         self._tasks[job.id] = task
         # A task that is cancelled before its first step runs nothing of its coroutine.
         task.add_done_callback(lambda _: self._finish(job, "canceled"))
-        self.changed(job)
+        self._events.publish(JobChanged(job))
         return job
 
     def cancel(self, id: int) -> None:
@@ -206,7 +210,7 @@ class Jobs:
     async def wait(self, id: int) -> Job:
         """The job, when it is over. Whoever gives up waiting leaves it alone. AccelError job_not_found."""
         job = self.find(id)
-        await self._over[id].wait()
+        await job.over.wait()
         return job
 
     async def close(self) -> None:
@@ -223,16 +227,6 @@ class Jobs:
         if self._timer is not None:
             self._timer.cancel()
 
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return self._clock.monotonic()
-
-    def changed(self, job: Job) -> None:
-        self._events.publish(JobChanged(job))
-
-    def told(self, job: Job, event: Any) -> None:
-        self._events.publish(JobTold(job, event))
-
     # --- reading ----------------------------------------------------------------------------------------------
 
     def find(self, id: int) -> Job:
@@ -242,20 +236,16 @@ class Jobs:
         except KeyError:
             raise AccelError("job_not_found", f"there is no job {id}; finished ones go after a minute") from None
 
-    def under_way(self, key: str) -> Job | None:
-        """The job that has this key and is not over."""
-        return self._keys.get(key)
-
     def all(self) -> list[Job]:
         """Those under way and those whose end is still shown, the oldest first."""
         return list(self._jobs.values())
 
     # --- ends -------------------------------------------------------------------------------------------------
 
-    async def _run(self, job: Job, work: Work, after: asyncio.Event | None) -> None:
+    async def _run(self, job: Job, work: Work, after: Job | None) -> None:
         try:
             if after is not None:
-                await after.wait()
+                await after.over.wait()
             job.report()
             outcome = await work(job)
             if outcome is not None:
@@ -290,8 +280,8 @@ class Jobs:
         self._finished[job.id] = None
         for queue in job.followers:
             queue.put_nowait(None)
-        self.changed(job)
-        self._over[job.id].set()
+        self._events.publish(JobChanged(job))
+        job.over.set()
         while len(self._finished) > KEPT_MOST:
             self._forget(next(iter(self._finished)))
         if self._timer is None:
@@ -311,7 +301,6 @@ class Jobs:
 
     def _forget(self, id: int) -> None:
         job = self._jobs.pop(id)
-        del self._over[id]
         self._finished.pop(id, None)
         self._events.publish(JobForgotten(job))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -45,7 +45,7 @@ class _Content(msgspec.Struct):
     version: int = VERSION
     models: dict[str, RememberedModel] = {}
     pins: dict[str, str] = {}  # image ids by toolbox
-    learned: list[LearnedRecord] = []  # what models were measured to need; absent in older files
+    learned: tuple[LearnedRecord, ...] = ()  # what models were measured to need; absent in older files
 
 
 class StateStore:
@@ -59,18 +59,13 @@ class StateStore:
         debounce: float = DEBOUNCE,
         retry_first: float = RETRY_FIRST,
         retry_cap: float = RETRY_CAP,
-        on_degraded: Callable[[str | None], None] | None = None,
     ) -> None:
-        """`on_degraded` hears every change of `degraded`."""
         self.path = path
         self._file = AtomicFile(path) if file is None else file
         self._debounce = debounce
         self._retry_first = retry_first
         self._retry_cap = retry_cap
-        self._on_degraded = on_degraded
-        self._models: dict[str, RememberedModel] = {}
-        self._pins: dict[str, str] = {}
-        self._learned: tuple[LearnedRecord, ...] = ()
+        self._content = _Content()
         self._persist = True
         self._dirty = False
         self._closing = False
@@ -84,50 +79,53 @@ class StateStore:
         try:
             data = self._file.read()
             if data is not None:
-                found = self._parse(data)
-                self._models, self._pins, self._learned = found.models, found.pins, tuple(found.learned)
+                self._content = self._parse(data)
         except Unreadable as error:
             self._start_empty(str(error))
         except OSError as error:
-            self._set_degraded(f"cannot read {self.path}: {error.strerror or error}")
+            self.degraded = f"cannot read {self.path}: {error.strerror or error}"
             event(log, logging.WARNING, f"{self.degraded}; starting without it", message_id=names.MSG_STATE_FILE)
 
     def load_seconds(self, key: str) -> float | None:
         """Seconds that the last load of this model fingerprint took."""
-        record = self._models.get(key)
+        record = self._content.models.get(key)
         return record.load_seconds if record else None
 
     def remember_load(self, key: str, seconds: float) -> None:
         """A load took `seconds`."""
-        old = self._models.pop(key, RememberedModel())  # and to the end: the oldest falls out first
-        self._models[key] = new = msgspec.structs.replace(old, load_seconds=round(max(0.0, seconds), 3))
+        models, new = self._content.models, RememberedModel(round(max(0.0, seconds), 3))
+        old = models.pop(key, None)  # and to the end: the oldest falls out first
+        models[key] = new
         if new == old:
             return
-        while len(self._models) > MODELS_KEPT:
-            del self._models[next(iter(self._models))]
+        while len(models) > MODELS_KEPT:
+            del models[next(iter(models))]
         self._changed()
 
     @property
     def learned(self) -> Sequence[LearnedRecord]:
         """What models were measured to need, as it was told last."""
-        return self._learned
+        return self._content.learned
 
     def learn(self, entries: Sequence[LearnedRecord]) -> None:
         """These are all there are now."""
-        if self._learned != tuple(entries):
-            self._learned = tuple(entries)
+        if self._content.learned != tuple(entries):
+            self._content.learned = tuple(entries)
             self._changed()
 
     @property
     def pins(self) -> Mapping[str, str]:
         """The ids of images that toolboxes are pinned to, by toolbox."""
-        return self._pins
+        return self._content.pins
 
     def pin(self, toolbox: str, image: str | None) -> None:
         """Pin it to an image id; None: pin it no more."""
-        if self._pins.get(toolbox) != image:
-            others = {name: id for name, id in self._pins.items() if name != toolbox}
-            self._pins = others if image is None else {**others, toolbox: image}
+        pins = self._content.pins
+        if pins.get(toolbox) != image:
+            if image is None:
+                del pins[toolbox]
+            else:
+                pins[toolbox] = image
             self._changed()
 
     async def flush(self) -> None:
@@ -157,11 +155,11 @@ class StateStore:
             version = msgspec.json.decode(data, type=_Header).version
             if version > VERSION:
                 self._persist = False
-                self._set_degraded(
+                self.degraded = (
                     f"{self.path} was written by a newer accelerd (version {version}): it is left alone and nothing "
                     "is remembered in this run"
                 )
-                event(log, logging.WARNING, str(self.degraded), message_id=names.MSG_STATE_FILE)
+                event(log, logging.WARNING, self.degraded, message_id=names.MSG_STATE_FILE)
                 return _Content()
             if version < 1:
                 raise Unreadable(f"version {version} was never written")
@@ -170,7 +168,6 @@ class StateStore:
             raise Unreadable(str(error)) from error
 
     def _start_empty(self, why: str) -> None:
-        self._models, self._pins, self._learned = {}, {}, ()
         try:
             kept = self._file.set_aside()
             text = f"cannot use the state file {self.path}: {why}; starting empty, the old one is kept as {kept}"
@@ -200,8 +197,7 @@ class StateStore:
 
     async def _write(self) -> bool:
         """One attempt; on failure the state stays dirty, the next delay is doubled and `degraded` says why."""
-        content = _Content(models=self._models, pins=self._pins, learned=list(self._learned))
-        data = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+        data = msgspec.json.format(msgspec.json.encode(self._content), indent=1) + b"\n"
         self._dirty = False
         try:
             await asyncio.to_thread(self._file.write, data)
@@ -211,18 +207,12 @@ class StateStore:
             text = f"cannot write {self.path}: {error.strerror or error}; what was measured is not remembered"
             if text != self.degraded:
                 event(log, logging.WARNING, f"{text}; trying again later", message_id=names.MSG_STATE_FILE)
-            self._set_degraded(text)
+            self.degraded = text
             return False
         if self.degraded is not None:
-            self._set_degraded(None)
+            self.degraded = None
             event(log, logging.INFO, f"{self.path} is written again", message_id=names.MSG_STATE_FILE)
         return True
-
-    def _set_degraded(self, text: str | None) -> None:
-        if text != self.degraded:
-            self.degraded = text
-            if self._on_degraded is not None:
-                self._on_degraded(text)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

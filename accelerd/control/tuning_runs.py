@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
-from accelerd.engines.base import Endpoint, EngineBuild, TunedModel
+from accelerd.engines.base import Endpoint, EngineBuild
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
@@ -85,16 +84,6 @@ class TuneDone(msgspec.Struct, tag="done", tag_field="event", kw_only=True):
 Tell = Callable[[TuneProgress], None]
 
 
-class Setting(Struct, frozen=True):
-    """What the model is, before anything is tried."""
-
-    tuned: TunedModel
-    build: EngineBuild
-    device: Device | None
-    physical: int  # cores
-    logical: int
-
-
 class TuningRuns:
     """One measurement at a time."""
 
@@ -136,10 +125,10 @@ class TuningRuns:
             raise AccelError("bad_request", f"cannot measure {spec.name}: only models that generate text can be")
         if not force:
             self._refuse_if_busy(spec.name)
-        setting = await self._setting(spec)
+        build, tuned, device = await self._settled(spec)
         load = load_for(spec.context, quick=quick)
-        gpu = setting.device is not None and setting.device.kind == "gpu"
-        search = TuningSearch(setting.tuned.spec, gpu, setting.physical, setting.logical, quick)
+        gpu = device is not None and device.kind == "gpu"
+        search = TuningSearch(tuned, gpu, *self._tuner.cores(), quick)
         was_loaded = snapshot.state in (State.STARTING, State.READY)
         try:
             if snapshot.instance is not None:
@@ -155,16 +144,18 @@ class TuningRuns:
             await self._try_out(None)
             if was_loaded:
                 self._restore(spec.name)
-        return outcome(spec, setting, load, search)
+        return outcome(spec, build, device, load, search)
 
-    async def _setting(self, spec: ModelSpec) -> Setting:
-        """AccelError when the model could not be started, or its engine has nothing to set."""
+    async def _settled(self, spec: ModelSpec) -> tuple[EngineBuild, ModelSpec, Device | None]:
+        """The program, the settings that the model has now, and its device.
+
+        AccelError when the model could not be started, or its engine has nothing to set.
+        """
         engine = self._engines[spec.engine]
         if not isinstance(engine, LlamaServer):
             raise AccelError("bad_request", f"cannot measure {spec.name}: {spec.engine} has nothing that could be set")
         settled = await engine.settle(spec)
-        device = await self._tuner.device(spec, settled.build)
-        return Setting(settled.tuned, settled.build, device, *self._tuner.cores())
+        return settled.build, settled.tuned.spec, await self._tuner.device(spec, settled.build)
 
     def _refuse_if_busy(self, name: str) -> None:
         moving = (State.STARTING, State.DRAINING, State.STOPPING, State.KILLING)
@@ -249,15 +240,16 @@ def _why(error: AccelError) -> str:
     return f"{error.message}: {tail[-1]}" if isinstance(tail, list | tuple) and tail else error.message
 
 
-def outcome(spec: ModelSpec, setting: Setting, load: MeterLoad, search: TuningSearch) -> TuneDone:
+def outcome(
+    spec: ModelSpec, build: EngineBuild, device: Device | None, load: MeterLoad, search: TuningSearch
+) -> TuneDone:
     """What came of it."""
     changes = search.changes()
     own = spec.origins
     return TuneDone(
         model=spec.name,
-        device=_device(setting.device),
-        program=f"{setting.build.engine} {setting.build.version}"
-        + (f", {setting.build.backend}" if setting.build.backend else ""),
+        device=_device(device),
+        program=f"{build.engine} {build.version}" + (f", {build.backend}" if build.backend else ""),
         load=load,
         rows=[_row(row, search) for row in search.rows],
         settings=written(changes),
