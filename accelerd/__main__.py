@@ -13,7 +13,7 @@ from typing import Any
 from accelerd import __version__
 from accelerd.base.ports import Roots
 from accelerd.system import logs
-from accelerd.system.lock import StartError
+from accelerd.system.lock import EXIT_CONFIG, StartError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     gc.disable()  # until the daemon serves: what is loaded until then stays
+    if arguments.write_socket_unit:
+        return write_socket_unit(Roots.from_env())
     from accelerd.app import reap  # after the command line is known to be right: --help need not load the daemon
     from accelerd.daemon import serve
 
@@ -52,7 +54,25 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reap", action="store_true", help="end what an accelerd that is no more has left behind, and exit"
     )
+    parser.add_argument(
+        "--write-socket-unit",
+        action="store_true",
+        help="have accelerd-http.socket listen where the configuration says, from the next daemon-reload on, and exit",
+    )
     return parser
+
+
+def write_socket_unit(roots: Roots) -> int:
+    """For an installer: before systemd listens anywhere. The daemon does the same when it reads the configuration."""
+    from accelerd.config import check
+    from accelerd.policy.socket_unit import dropin_path, write_dropin
+
+    config, problems = check(roots.config_file, roots.home)
+    if config is None:
+        print("accelerd: the configuration is not valid:", *problems, sep="\n  ", file=sys.stderr)
+        return EXIT_CONFIG
+    write_dropin(dropin_path(), config.server.listen)
+    return 0
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

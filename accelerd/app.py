@@ -50,6 +50,7 @@ from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.pins import Pins
 from accelerd.policy.sleep import SleepPolicy
+from accelerd.policy.socket_unit import SocketUnit
 from accelerd.policy.takeover import Successor
 from accelerd.policy.toolbox_models import ToolboxModels
 from accelerd.policy.yielding import Yielding, boot_id
@@ -74,7 +75,7 @@ from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.process.processes import ProcessTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
-from accelerd.system.activation import bind_tcp, bind_unix, sd_listen_fds
+from accelerd.system.activation import sd_listen_fds
 from accelerd.system.dbus.client import BusClient, Buses, session_bus_address
 from accelerd.system.dbus.object_exporter import ObjectExporter
 from accelerd.system.desktop_notifications import NotificationSender
@@ -103,9 +104,7 @@ class Parts(ControlParts):
     ) -> None:
         """`patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices,
         instead of udev; `memory_roots`: where memory is measured, instead of `roots`."""
-        given = sd_listen_fds()
-        self.tcp = given.tcp or bind_tcp(config.server.listen)
-        self.unix = given.unix or [bind_unix(roots.control_socket)]
+        passed = sd_listen_fds()
         self.roots = roots
         self.clock = clock = SystemClock()
         self.events = events = EventStream()
@@ -194,7 +193,8 @@ class Parts(ControlParts):
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events)
         self.router = self.gateway.router
-        self.listeners = Listeners(self.gateway, config.server)
+        self.socket_unit = SocketUnit(manager, events)
+        self.listeners = Listeners(self.gateway, config.server, passed, roots.control_socket, self.socket_unit.release)
         exporter = session_exporter(buses.session, events)
         self.bus_service = BusService(exporter, str(roots.runtime))
 

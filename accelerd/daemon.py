@@ -28,7 +28,6 @@ from accelerd.control.configured_models import Forecasts
 from accelerd.control.parts import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.gateway.access import read_keys
 from accelerd.policy.takeover import take_over
-from accelerd.system.activation import describe
 from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
 
@@ -39,6 +38,7 @@ log = logging.getLogger(__name__)
 
 GC_AFTER = 1.0  # s from the start until the first collection
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
+END_MARGIN = 15.0  # s for all the rest of an end
 
 
 async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
@@ -65,7 +65,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()  # told to stop a second time
         self._reloads: asyncio.Queue[asyncio.Future[dict[str, list[str]]] | None] = asyncio.Queue()
-        self._listening: list[str] = []
         self._state = DaemonState.STARTING
         self._generation = 0
         self._degraded: str | None = None  # what this machine lacks
@@ -95,6 +94,7 @@ class Daemon:
         parts = self._parts
         loop = asyncio.get_running_loop()
         keys = read_keys_of(self._config)
+        await parts.listeners.listen(self._config.server.listen)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
         self._apply(self._config, keys, await parts.models.forecasts(self._config))
         # Before anything else may be admitted: what is there already takes memory.
@@ -104,8 +104,7 @@ class Daemon:
         parts.yielding.begin()
         await parts.supervisor.sweep_leftovers()
         await parts.upkeep.begin()
-        await parts.listeners.open(parts.tcp, parts.unix)
-        self._listening = [describe(sock) for sock in parts.tcp]
+        await parts.listeners.open()
         # What needs D-Bus begins after the listeners: no request waits for it.
         parts.events.publish(ConfigApplied(self._config))
         parts.bus_service.begin()
@@ -116,7 +115,7 @@ class Daemon:
         loop.call_later(GC_AFTER, collect_garbage)
         for problem in self._problems:
             log.warning("%s", problem)
-        text = f"accelerd {__version__} serves {', '.join(self._listening)}"
+        text = f"accelerd {__version__} serves {', '.join(parts.listeners.addresses)}"
         if adopted:
             text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
         event(log, NOTICE, text, message_id=names.MSG_STARTED)
@@ -198,13 +197,13 @@ class Daemon:
             self._problems = problems
             raise ConfigErrors(problems)
         keys = await asyncio.to_thread(read_keys_of, config)
+        await self._listen(config)
         changes = diff(self._config, config)
-        if "server.listen" in changes.settings:
-            log.warning("server.listen changed: it takes effect when accelerd is restarted")
         self._parts.engines.update(self._parts.make_engines(config))
         forecasts = await self._parts.models.forecasts(config)
         self._parts.events.publish(ConfigApplied(config))  # first: how models are adapted may depend on it
         self._apply(config, keys, forecasts, changes.relaunch)
+        await self._parts.listeners.open()  # now that the keys are known that an address may need
         self._config, self._problems = config, problems
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
@@ -212,6 +211,13 @@ class Daemon:
         for problem in problems:
             log.warning("%s", problem)
         return found
+
+    async def _listen(self, config: Config) -> None:
+        """AccelError: an address cannot be had."""
+        try:
+            await self._parts.listeners.listen(config.server.listen)
+        except StartError as error:
+            raise AccelError("config_invalid", error.message) from None
 
     def _apply(
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
@@ -233,6 +239,8 @@ class Daemon:
         event(log, NOTICE, "accelerd is stopping", message_id=names.MSG_STOPPING)
         self._enter(DaemonState.DRAINING)
         parts.notifier.stopping("stopping: waiting for requests in flight")
+        patience = STOP_MARGIN + max((spec.stop_timeout for spec in self._config.models.values()), default=0.0)
+        parts.notifier.extend(self._config.server.drain_timeout + 2 * patience + END_MARGIN)
         await parts.upkeep.close()
         parts.listeners.stop_accepting()
         parts.supervisor.end_readers()  # or they would be waited for like requests
@@ -249,7 +257,6 @@ class Daemon:
         # A restart may have become a stop while requests ended.
         keep = keep and not self._hurry.is_set() and await parts.successor.expected(crashed=crashed)
         parts.notifier.status("stopping: the models go on" if keep else "stopping: ending the models")
-        patience = STOP_MARGIN + max((spec.stop_timeout for spec in self._config.models.values()), default=0.0)
         if not keep and not await self._unless_hurried(parts.scheduler.stop_all(), hurry, patience):
             parts.supervisor.kill_all()
         await parts.supervisor.close(patience if keep else STOP_MARGIN, keep=keep)
@@ -262,6 +269,8 @@ class Daemon:
         parts.gateway.close()
         parts.scheduler.close()
         await parts.state.close()
+        if not crashed:
+            await parts.successor.forgive()
         parts.watchdog.stop()
         await parts.buses.close()
 
@@ -290,7 +299,7 @@ class Daemon:
             uptime=parts.clock.monotonic() - self._began,
             state=self.state,
             status=self.status(),
-            listen=self._listening,
+            listen=parts.listeners.addresses,
             config=ConfigStatus(list(self._config.files), list(self._problems)),
             yielded=parts.yielding.report(),
             performance=parts.clock_boost.keeper.report(),
@@ -306,7 +315,7 @@ class Daemon:
     @property
     def endpoints(self) -> list[str]:
         """URLs of the OpenAI-compatible endpoint."""
-        return [f"http://{where}/v1" for where in self._listening]
+        return [f"http://{where}/v1" for where in self._parts.listeners.addresses]
 
     @property
     def generation(self) -> int:

@@ -6,12 +6,14 @@
 REPO=$(dirname "$HERE")
 CONFIG_DIR=${XDG_CONFIG_HOME:-$HOME/.config}
 CONFIG=$CONFIG_DIR/accelerd/accelerd.toml
-UNITS=$CONFIG_DIR/systemd/user
+DATA=${XDG_DATA_HOME:-$HOME/.local/share}
+UNITS=$DATA/systemd/user
+OLD_UNITS=$CONFIG_DIR/systemd/user # of 0.6 and earlier: there "systemctl mask" cannot take the place of a unit
+SOCKET_DROPIN=$UNITS/accelerd-http.socket.d/10-listen.conf # accelerd writes it if [server] listen is not the default
 UNIT_MARK="# Written by accelerd's packaging/install; changes here are lost when it runs again (use: systemctl --user edit)."
-HELLO=${XDG_DATA_HOME:-$HOME/.local/share}/accelerd/models/hello.gguf
+HELLO=$DATA/accelerd/models/hello.gguf
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/accelerd
 
-DATA=${XDG_DATA_HOME:-$HOME/.local/share}
 EXTRA_MARK="packaging/install" # in the first lines of every file that install_extras creates
 
 # extras: completions, manual pages and D-Bus files, one per line: file in the checkout, target directory, file name.
@@ -84,6 +86,9 @@ user_manager() {
   fi
   have systemctl && systemctl --user show-environment >/dev/null 2>&1
 }
+
+# masked: has the user masked the service, so that nothing may start it?
+masked() { [ "$(systemctl --user show --property=LoadState --value accelerd.service 2>/dev/null)" = masked ]; }
 
 # private_runtime: creates a runtime directory if the session has none.
 private_runtime() {

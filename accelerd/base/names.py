@@ -7,6 +7,12 @@ from typing import Final
 
 PROGRAM: Final = "accelerd"
 
+# --- units of the user's systemd ---
+SERVICE_UNIT: Final = f"{PROGRAM}.service"
+SOCKET_UNIT: Final = f"{PROGRAM}.socket"  # the control socket
+HTTP_SOCKET_UNIT: Final = f"{PROGRAM}-http.socket"
+REAPER_UNIT: Final = f"{PROGRAM}-reaper@.service"  # with an instance for each way in which the service ends
+
 # --- files, below the XDG directory named in the comment ---
 CONFIG_DIR: Final = "accelerd"  # $XDG_CONFIG_HOME
 CONFIG_FILE: Final = "accelerd.toml"

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, Protocol
 from accelerd.base import names
 from accelerd.cli.failure import Failure
 
-SERVICE: Final = f"{names.PROGRAM}.service"
-SOCKET: Final = f"{names.PROGRAM}.socket"
-REAPER: Final = f"{names.PROGRAM}-reaper.service"
+SERVICE: Final = names.SERVICE_UNIT
+SOCKET: Final = names.SOCKET_UNIT
+REAPER: Final = names.REAPER_UNIT.replace("@", "@failure")  # one of its instances
 START: Final = f"systemctl --user start {names.PROGRAM}"
 LISTENING: Final = "active"  # ActiveState of a socket unit that systemd listens on
 
@@ -82,6 +82,7 @@ def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
         failure.hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
     elif "failed" in (socket.active, service.active):
         failure.message = "accelerd has failed to start"
-        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: systemctl --user restart {SOCKET}"
+        again = f"systemctl --user reset-failed {SERVICE} {SOCKET} && systemctl --user restart {SOCKET}"
+        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {again}"
     elif socket.active != LISTENING:
         failure.hint = f"start it: systemctl --user start {SOCKET}; at every login: systemctl --user enable {SOCKET}"

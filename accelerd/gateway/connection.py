@@ -95,6 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False  # is a request being answered?
         self._task: asyncio.Task[None] | None = None
         self._ending = False  # answers no more: is closing, or drops what still comes
+        self._last = False  # is the request in hand the last one?
         self._requests = 0
         self._body_since = 0.0
         self._deadline = math.inf
@@ -257,7 +258,9 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The response to the request in hand is on the wire: the next one may follow."""
         self._busy = False
-        if not keep_alive:
+        if self._last:
+            self.close()
+        if self._last or not keep_alive:
             self._ending = True
             return
         pending, self._pending = self._pending, b""
@@ -349,6 +352,12 @@ class ClientConnection(asyncio.Protocol):
         """When what was written is sent."""
         self._ending = True
         self.transport.close()
+
+    def close_when_idle(self) -> None:
+        """After the response to the request in hand, if there is one."""
+        self._last = True
+        if self.idle:
+            self.close()
 
     def abort(self) -> None:
         """At once, whatever was not sent yet."""

@@ -1,49 +1,144 @@
 """The servers on the listening sockets, and their graceful shutdown.
 
-Gets sockets that listen already; never shuts one down, because systemd may keep it for the next daemon.
+The configuration alone says where they listen, whoever opened the sockets: what systemd passed and the configuration
+does not name is closed, what it names and systemd did not pass is opened here. So nothing that other machines can reach
+is served that the configuration has not demanded a key for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
-from accelerd.system.activation import BACKLOG
+from accelerd.system.activation import (
+    BACKLOG,
+    Address,
+    Passed,
+    address_of,
+    bind_tcp,
+    bind_unix,
+    covers,
+    describe,
+    overlap,
+    parse_listen,
+    show_address,
+)
+from accelerd.system.lock import StartError
+
+log = logging.getLogger(__name__)
 
 # Since Python 3.13 closing a server removes its socket's file, also that of a socket which systemd keeps.
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-FIRST_REQUEST_GRACE = 0.5  # s in which a connection accepted just before shutdown may send its request
+FIRST_REQUEST_GRACE: Final = 0.5  # s in which a connection accepted just before shutdown may send its request
+RELEASE_PATIENCE: Final = 2.0  # s until an address that was closed can be bound in another way
+
+Release = Callable[[str], Awaitable[bool]]
 
 
 class Listeners:
-    """The servers of one daemon."""
+    """The servers of one daemon. `listen`, then `open`, at the start and with every change of the configuration."""
 
-    def __init__(self, gateway: Gateway, settings: ServerSettings) -> None:
+    def __init__(
+        self, gateway: Gateway, settings: ServerSettings, passed: Passed, control: Path, release: Release
+    ) -> None:
+        """`control`: the path of the control socket; `release(unit)` has systemd close what it listens on for a socket
+        unit, and says whether it did."""
         self._public = HttpServer(gateway, settings, local=False)
         self._local = HttpServer(gateway, settings, local=True)
-        self._servers: list[asyncio.Server] = []
+        self._release = release
+        self._tcp = {address_of(sock): sock for _, sock in passed.tcp}
+        self._units = {address_of(sock): unit for unit, sock in passed.tcp}
+        self._unix: list[socket.socket] = []
+        for unit, sock in passed.unix:
+            if describe(sock) == str(control):
+                self._unix.append(sock)
+            else:  # nothing says who may connect to it
+                log.warning("%s of %s is not served: it is not the control socket %s", describe(sock), unit, control)
+                sock.close()
+        self._control = control
+        self._servers: dict[socket.socket, asyncio.Server] = {}
 
-    async def open(self, tcp: Sequence[socket.socket], unix: Sequence[socket.socket]) -> None:
-        """Start to accept connections."""
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients can connect by TCP."""
+        return [describe(sock) for sock in self._tcp.values()]
+
+    async def listen(self, wanted: Sequence[str]) -> None:
+        """Listen on these TCP addresses, and on no others. StartError: one cannot be had.
+
+        Connections to an address that is no longer among them end with the request that they are at.
+        """
+        addresses = list(dict.fromkeys(address for text in wanted for address in parse_listen(text)))
+        missing = [address for address in addresses if address not in self._tcp]
+        surplus = [address for address in self._tcp if address not in addresses]
+        later = [address for address in missing if any(overlap(address, other) for other in surplus)]
+        bound = bind_tcp([address for address in missing if address not in later], least=0)  # or nothing has changed
+        await self._close(surplus)
+        bound += await self._bind(later)
+        found = self._tcp | {address_of(sock): sock for sock in bound}
+        if not found:
+            raise StartError(f"cannot listen anywhere: this machine has none of {', '.join(wanted)}")
+        self._tcp = {address: found[address] for address in addresses if address in found}
+        for connection in self._public.connections:
+            at = connection.transport.get_extra_info("sockname")
+            if at is None or not any(covers(address, at[:2]) for address in self._tcp):
+                connection.close_when_idle()
+
+    async def open(self) -> None:
+        """Accept connections on every socket; until then they wait. Called again after `listen`."""
         loop = asyncio.get_running_loop()
-        for sock in tcp:
-            self._servers.append(await loop.create_server(self._public, sock=sock, backlog=BACKLOG))
-        for sock in unix:
-            server = await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG, **KEEP_SOCKET)
-            self._servers.append(server)
+        if not self._unix:
+            self._unix = [bind_unix(self._control)]
+        for sock in self._unix:
+            if sock not in self._servers:
+                server = await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG, **KEEP_SOCKET)
+                self._servers[sock] = server
+        for sock in self._tcp.values():
+            if sock not in self._servers:
+                self._servers[sock] = await loop.create_server(self._public, sock=sock, backlog=BACKLOG)
+
+    async def _close(self, addresses: Sequence[Address]) -> None:
+        """Listen there no more, neither here nor in systemd."""
+        units = dict.fromkeys(self._units[address] for address in addresses if address in self._units)
+        released = {unit: await self._release(unit) for unit in units}
+        for address in addresses:
+            sock, unit = self._tcp.pop(address), self._units.get(address)
+            with sock.dup() as copy:
+                if sock in self._servers:
+                    self._servers.pop(sock).close()
+                sock.close()
+                if unit is not None and not released[unit]:
+                    copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has the socket
+            by = f", although {unit} does" if unit is not None else ""
+            log.warning("no longer listening on %s: server.listen does not name it%s", show_address(*address), by)
+        self._units = {address: unit for address, unit in self._units.items() if unit not in units}
+
+    async def _bind(self, addresses: Sequence[Address]) -> list[socket.socket]:
+        """After sockets were closed that were in the way: systemd may need a moment to close its own. StartError."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RELEASE_PATIENCE
+        while True:
+            try:
+                return bind_tcp(addresses, least=0)
+            except StartError:
+                if loop.time() > deadline:
+                    raise
+            await asyncio.sleep(0.02)
 
     def configure(self, settings: ServerSettings) -> None:
         self._public.settings = self._local.settings = settings
 
     def stop_accepting(self) -> None:
         """Let new connections wait in the kernel for the next daemon."""
-        for server in self._servers:
+        for server in self._servers.values():
             server.close()
 
     async def drain(self, within: float) -> None:

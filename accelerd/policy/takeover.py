@@ -69,6 +69,18 @@ class Successor:
         # Nobody asked for the end: Restart= brings the next daemon, or the reaper comes when it does not.
         return job == "restart" or (crashed and job in (None, "start"))
 
+    async def forgive(self) -> None:
+        """This was an ordinary end: it does not count towards the start limit of the unit, which is for crashes."""
+        if self._manager is None:
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                unit = await self._manager.unit_of(os.getpid())
+                if unit is not None and unit.endswith(".service"):
+                    await self._manager.reset_failed(unit)
+        except (BusError, TimeoutError) as error:
+            log.debug("the start limit goes on counting: %s", error or "no answer")
+
 
 async def reap(lock_file: Path, sweep: Callable[[], Awaitable[int]]) -> int:
     """Have everything ended that accelerd left in its runtime directory. How many processes there were.

@@ -15,7 +15,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -34,11 +34,17 @@ UNIX_PATH_LIMIT: Final = 107  # bytes in sockaddr_un without the final NUL
 LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-class Passed(Struct, frozen=True):
-    """The sockets that systemd passed, in its order: TCP, and unix for the control socket."""
+Address = tuple[str, int]  # a numeric host, without brackets, and a port
 
-    tcp: list[socket.socket]
-    unix: list[socket.socket]
+
+class Passed(Struct, frozen=True):
+    """The sockets that systemd passed, in its order: TCP, and unix for the control socket.
+
+    Each with its FileDescriptorName=, which is the name of its socket unit unless that sets another.
+    """
+
+    tcp: list[tuple[str, socket.socket]]
+    unix: list[tuple[str, socket.socket]]
 
 
 def sd_listen_fds(env: MutableMapping[str, str] | None = None) -> Passed:
@@ -54,41 +60,41 @@ def sd_listen_fds(env: MutableMapping[str, str] | None = None) -> Passed:
     if not count.isdecimal():
         raise StartError(f"cannot read LISTEN_FDS={count!r}: start accelerd through its socket unit or without it")
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
-    found: list[socket.socket] = []
+    found = Passed([], [])
     try:
         for index in range(int(count)):
-            found.append(_adopt(FIRST_FD + index, names[index] if index < len(names) else "unknown"))
+            name = names[index] if index < len(names) else "unknown"
+            sock = _adopt(FIRST_FD + index, name)
+            (found.unix if sock.family == socket.AF_UNIX else found.tcp).append((name, sock))
     except BaseException:
-        close_all(found)
+        close_all(sock for _, sock in (*found.tcp, *found.unix))
         raise
-    unix = [sock for sock in found if sock.family == socket.AF_UNIX]
-    return Passed([sock for sock in found if sock not in unix], unix)
+    return found
 
 
-def bind_tcp(listen: Sequence[str], *, backlog: int = BACKLOG, proc: Path = Path("/proc")) -> list[socket.socket]:
-    """Listen on every "host:port" of `listen` or, with StartError, on none of them.
+def bind_tcp(addresses: Iterable[Address], *, least: int = 1, proc: Path = Path("/proc")) -> list[socket.socket]:
+    """Listen on every address or, with StartError, on none of them.
 
-    Hosts are numeric, or "localhost" for both loopback addresses. If this machine has no IPv6 loopback it is skipped
-    with a message, provided that another address could be bound.
+    If this machine has no IPv6 loopback it is skipped with a message, provided that `least` others could be bound.
     """
-    sockets: list[socket.socket] = []
+    bound: list[socket.socket] = []
     skipped = ""
     try:
-        for host, port in (address for text in listen for address in parse_listen(text)):
+        for host, port in addresses:
             try:
-                sockets.append(_listen_tcp(host, port, backlog))
+                bound.append(_listen_tcp(host, port))
             except OSError as error:
                 if host == "::1" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    skipped = f"not listening on {_show(host, port)}: this machine has no IPv6 loopback"
+                    skipped = f"not listening on {show_address(host, port)}: this machine has no IPv6 loopback"
                     log.info("%s", skipped)
                     continue
                 raise StartError(_explain_bind(host, port, error, proc)) from error
-        if not sockets:
+        if len(bound) < least:
             raise StartError("cannot listen anywhere: " + (skipped or "no address is configured"))
     except BaseException:
-        close_all(sockets)
+        close_all(bound)
         raise
-    return sockets
+    return bound
 
 
 def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
@@ -124,7 +130,7 @@ def bind_unix(path: Path, *, backlog: int = BACKLOG) -> socket.socket:
     return sock
 
 
-def parse_listen(text: str) -> list[tuple[str, int]]:
+def parse_listen(text: str) -> list[Address]:
     """[(host, port)] of "127.0.0.1:4000", "[::1]:4000" or "localhost:4000"; port 0 is any free one."""
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -144,12 +150,34 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
         ) from None
 
 
+def overlap(one: Address, other: Address) -> bool:
+    """May one be in the way of the other? So may "all addresses" be of each."""
+    return one[1] == other[1] and any(ipaddress.ip_address(host).is_unspecified for host, _ in (one, other))
+
+
+def covers(listening: Address, local: Address) -> bool:
+    """Is a connection to our address `local` one that is accepted where we listen?"""
+    host, own = ipaddress.ip_address(listening[0]), ipaddress.ip_address(local[0])
+    return listening[1] == local[1] and (host == own or (host.is_unspecified and host.version == own.version))
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Where a listening TCP socket listens."""
+    host, port = sock.getsockname()[:2]
+    return host, port
+
+
 def describe(sock: socket.socket) -> str:
     """Where a listening socket listens, for people: "127.0.0.1:4000", "[::1]:4000" or a path."""
     address = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return os.fsdecode(address) if address else "(unnamed)"
-    return _show(address[0], address[1])
+    return show_address(*address_of(sock))
+
+
+def show_address(host: str, port: int) -> str:
+    """ "127.0.0.1:4000" or "[::1]:4000"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def close_all(sockets: Iterable[socket.socket]) -> None:
@@ -178,7 +206,7 @@ def _adopt(fd: int, name: str) -> socket.socket:
     return sock
 
 
-def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
+def _listen_tcp(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -187,7 +215,7 @@ def _listen_tcp(host: str, port: int, backlog: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         info = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         sock.bind(info[0][4])
-        sock.listen(backlog)  # with SO_REUSEADDR a second listener is refused here, not in bind
+        sock.listen(BACKLOG)  # with SO_REUSEADDR a second listener is refused here, not in bind
     except BaseException:
         sock.close()
         raise
@@ -221,7 +249,7 @@ def _remove_stale(path: Path, directory: int) -> None:
 
 
 def _explain_bind(host: str, port: int, error: OSError, proc: Path) -> str:
-    where = _show(host, port)
+    where = show_address(host, port)
     if error.errno == errno.EADDRINUSE:
         pid, name = find_port_owner(host, port, proc)
         if name == "systemd":
@@ -253,7 +281,3 @@ def find_port_owner(host: str, port: int, proc: Path = Path("/proc")) -> tuple[i
         if inodes & proc_sockets(proc, pid) and (name := read_file(proc, pid, "comm")):
             return pid, name.decode(errors="replace").strip()
     return 0, ""
-
-
-def _show(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -88,6 +88,10 @@ class Notifier:
     def stopping(self, status: str | None = None) -> bool:
         return self._send("STOPPING=1", *self._status_line(status))
 
+    def extend(self, seconds: float) -> bool:
+        """The stop may take so long from now on, whatever TimeoutStopSec= says."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
     def status(self, text: str) -> bool:
         """One line for `systemctl status`; sent only if it changed."""
         line = self._status_line(text)

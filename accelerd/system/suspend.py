@@ -24,6 +24,8 @@ LOGIND: Final = "org.freedesktop.login1"
 PATH: Final = "/org/freedesktop/login1"
 MANAGER: Final = "org.freedesktop.login1.Manager"
 PREPARING: Final = WatchedProperty(LOGIND, PATH, MANAGER, "PreparingForSleep", signals=("PrepareForSleep",))
+ACCESS_DENIED: Final = "org.freedesktop.DBus.Error.AccessDenied"
+NEEDS_POLKIT: Final = "without polkit (package polkitd) only root may do it"
 WHY: Final = "finishing requests and freeing memory"
 CALL_TIMEOUT: Final = 2.0  # s
 DEFAULT_DELAY: Final = 5.0  # s; logind's InhibitDelayMaxSec
@@ -158,7 +160,10 @@ class SleepGuard:
             self._delay = max(0.1, delay / 1e6)
             self.degraded = None
         except BusError as error:
-            if self._inhibitor is None:
+            if self._inhibitor is None and error.name == ACCESS_DENIED:
+                self.degraded = f"suspend is not delayed: logind does not permit it; {NEEDS_POLKIT}"
+                log.debug("%s", self.degraded)  # so it is at every start on this machine
+            elif self._inhibitor is None:
                 self.degraded = f"suspend is not delayed: {error.message}"
                 log.info("%s", self.degraded)
             else:

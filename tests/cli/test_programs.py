@@ -30,7 +30,12 @@ class Systemd:
         ("masked inactive", "loaded inactive", "accelerd.socket masked", "systemctl --user unmask accelerd.socket &&"),
         ("loaded failed", "masked inactive", "accelerd.service masked", "unmask accelerd.service"),
         ("not-found inactive", "not-found inactive", "units are not installed", "accelctl doctor"),
-        ("loaded active", "loaded failed", "has failed to start", "journalctl --user -u accelerd"),
+        (
+            "loaded active",
+            "loaded failed",
+            "has failed to start",
+            "reset-failed accelerd.service accelerd.socket && systemctl --user restart",
+        ),
         ("loaded inactive", "loaded inactive", "nothing listens", "systemctl --user start accelerd.socket"),
     ],
 )

@@ -79,7 +79,7 @@ def test_reload_without_changes(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST reload"] = Reply({"unchanged": ["e"], "settings": ["memory.reserve", "server.listen"]})
     assert ctl("reload").out.splitlines() == [
         "memory.reserve: in effect now",
-        "server.listen: takes effect after a restart of accelerd",
+        "server.listen: in effect now",
         "1 model unchanged",
     ]
 

@@ -16,13 +16,12 @@ import psutil
 from accelerd.base import names
 from tests.daemon.kit import Site, marked
 from tests.harness import Daemon, eventually
-from tests.system.systemd_user import REPO, UserManager, free_port
+from tests.system.systemd_user import REPO, SOCKET, UserManager, free_port
 
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
-SOCKET = "accelerd.socket"
 UPGRADE = "TEST_UPGRADE"
-REAPER = "accelerd-reaper.service"
+REAPERS = [names.REAPER_UNIT.replace("@", f"@{end}") for end in ("failure", "success")]
 PROGRAMS = {"accelerd": "-m accelerd", "accelctl": "-c 'import sys; from accelerd.cli import main; sys.exit(main())'"}
 
 
@@ -60,11 +59,10 @@ class Service(Daemon):
             manager.script(manager.home / ".local/bin" / name, f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         self.configure(toml)
         self.units = (SOCKET, SERVICE) if socket else (SERVICE,)
-        for name, extra in ((REAPER, ""), (SERVICE, dropin), (SOCKET, "")):
-            if name == SOCKET and not socket:
-                continue
-            text = (UNITS / name).read_text().replace(":4000", f":{self.port}")
-            manager.install(name, text, dropin=extra, environment=environment)
+        for name, extra in ((names.REAPER_UNIT, ""), (SERVICE, dropin)):
+            manager.install(name, (UNITS / name).read_text(), dropin=extra, environment=environment)
+        if socket:
+            manager.install_sockets(self.port)
 
     def upgrade(self) -> None:
         """Put another program in the place of the installed one, as an installer does."""
@@ -81,7 +79,8 @@ class Service(Daemon):
         return psutil.Process(self.main_pid()).environ().get(UPGRADE)
 
     def configure(self, text: str) -> None:
-        preamble = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\ndrain_timeout = "5s"\n'
+        listen = f'["127.0.0.1:{self.port}", "[::1]:{self.port}"]'
+        preamble = f'[server]\nlisten = {listen}\ndrain_timeout = "5s"\n'
         self.manager.write(self.manager.home / ".config/accelerd/accelerd.toml", preamble + text)
 
     def start(self) -> int:
@@ -115,8 +114,8 @@ class Service(Daemon):
 
     def reaped(self) -> bool:
         """Is the reaper through with what it may have had to do?"""
-        seen = self.manager.properties(REAPER)
-        return seen["ActiveState"] in ("inactive", "failed") and not seen.get("Job")
+        seen = [self.manager.properties(unit) for unit in REAPERS]
+        return all(one["ActiveState"] in ("inactive", "failed") and not one.get("Job") for one in seen)
 
     def accelctl(self, *args: str) -> str:
         """What it prints."""
@@ -138,7 +137,7 @@ class Service(Daemon):
         """The units of models that systemd has."""
         pattern = ["accelerd-*.service", "accelerd-*.scope"]
         lines = self.manager.systemctl("list-units", "--all", "--plain", "--no-legend", *pattern).stdout.splitlines()
-        own = {SERVICE, REAPER}
+        own = {SERVICE, *REAPERS}
         return {line.split()[0] for line in lines if line.strip()} - own
 
     def files(self) -> set[str]:
@@ -156,7 +155,7 @@ class Service(Daemon):
         return f"{marked(self)} {self.model_units()} {self.files()}\n{self.output()}"
 
     def output(self) -> str:
-        return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(REAPER)
+        return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(names.REAPER_UNIT)
 
     def listening(self) -> set[str]:
         """Every unix socket and TCP port that processes with our mark listen at."""
@@ -182,7 +181,7 @@ def ended(service: Service) -> Iterator[Service]:
         yield service
     finally:
         print(f"--- accelerd's output ---\n{service.output()}")  # pytest shows it on failure
-        manager.systemctl("stop", *service.units, REAPER, check=False)
+        manager.systemctl("stop", *service.units, *REAPERS, check=False)
         units = service.model_units()
         if units:
             manager.systemctl("kill", "--signal=KILL", *units, check=False)

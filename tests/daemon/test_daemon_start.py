@@ -116,7 +116,8 @@ def test_the_file_of_a_socket_that_systemd_handed_over_outlives_the_daemon(daemo
     config = Path(env["XDG_CONFIG_HOME"]) / "accelerd" / "accelerd.toml"
     config.parent.mkdir(parents=True)
     config.write_text(f'[server]\nlisten = ["127.0.0.1:{free_port()}"]\n')
-    path = Path(env["XDG_RUNTIME_DIR"]) / "handed.sock"
+    path = Path(env["XDG_RUNTIME_DIR"]) / "accelerd" / "accelerd.sock"
+    path.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as handed:
         handed.bind(str(path))
         handed.listen()

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from accelerd.base import names
 from tests.daemon.kit import QUICK, alive, marked, rest_of, side_by_side, sse
-from tests.daemon.service import REAPER, SERVICE, SOCKET, UNITS, Service, installed
+from tests.daemon.service import REAPERS, SERVICE, SOCKET, UNITS, Service, installed
 from tests.harness import eventually, streaming
 from tests.system.systemd_user import UserManager, wait_until
 
@@ -154,7 +155,7 @@ def test_when_systemd_gives_up_the_reaper_ends_what_is_left(service: Service) ->
     service.manager.wait_for(SERVICE, ActiveState="failed")
     assert wait_until(service.nothing_left), service.leftovers()
     assert wait_until(service.reaped)
-    assert "ended 2 processes of it" in service.manager.output(REAPER)
+    assert "ended 2 processes of it" in service.manager.output(names.REAPER_UNIT)
 
 
 def test_a_stop_while_systemd_waits_to_restart_it_ends_the_models(service: Service) -> None:
@@ -182,7 +183,7 @@ def test_the_reaper_does_nothing_while_accelerd_runs(service: Service) -> None:
     service.install(two_models(service))
     service.start()
     pids = service.load("a", "b")
-    service.manager.systemctl("start", REAPER)
+    service.manager.systemctl("start", *REAPERS)
     done = service.manager.run([service.manager.home / ".local/bin/accelerd", "--reap"])
     assert "nothing is reaped: another accelerd" in done.stderr
     assert service.pids("a", "b") == pids
@@ -258,6 +259,6 @@ def test_an_adopted_model_is_an_ordinary_one(service: Service) -> None:
 def test_units_with_the_reaper_pass_systemd_analyze(user_manager: UserManager) -> None:
     for program in ("accelerd", "accelctl"):
         user_manager.script(user_manager.home / ".local/bin" / program, "#!/bin/sh\n")
-    paths = [UNITS / name for name in (SERVICE, SOCKET, REAPER)]
+    paths = [UNITS / name for name in (SERVICE, SOCKET, names.REAPER_UNIT)]
     done = user_manager.run(["systemd-analyze", "--user", "verify", *paths], check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

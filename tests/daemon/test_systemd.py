@@ -16,10 +16,10 @@ import pytest
 
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, side_by_side, sse
 from tests.harness import ROOT, Daemon, eventually, streaming
-from tests.system.systemd_user import UserManager, free_port
+from tests.system.systemd_user import SOCKET, UserManager, free_port
 
 UNITS = ROOT / "units" / "user"
-SERVICE, SOCKET = "accelerd.service", "accelerd.socket"
+SERVICE = "accelerd.service"
 PROGRAMS = {"accelerd": "-m accelerd", "accelctl": "-c 'import sys; from accelerd.cli import main; sys.exit(main())'"}
 STREAM = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "20"}
 
@@ -40,11 +40,11 @@ class Deployed:
             command = f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n'
             self.manager.script(self.manager.home / ".local/bin" / name, command)
         self.manager.install(SERVICE, (UNITS / SERVICE).read_text(), dropin=dropin)
-        text = (UNITS / SOCKET).read_text().replace(":4000", f":{self.daemon.port}")
-        self.manager.install(SOCKET, text)
+        self.manager.install_sockets(self.daemon.port)
 
     def configure(self, toml: str) -> None:
-        self.manager.write(self.daemon.config, QUICK + toml)
+        listen = f'[server]\nlisten = ["127.0.0.1:{self.daemon.port}", "[::1]:{self.daemon.port}"]\n'
+        self.manager.write(self.daemon.config, listen + QUICK + toml)
 
     def start(self) -> int:
         self.manager.systemctl("start", SERVICE)

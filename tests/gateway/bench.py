@@ -29,6 +29,7 @@ from accelerd.gateway.listeners import Listeners
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
+from accelerd.system.activation import Passed
 from tests.gateway.client import Client, chat
 
 SECRET = "the-instance-secret"
@@ -256,6 +257,10 @@ class Speaker:
         return self.of.get(spec.name, self.says)
 
 
+async def never(unit: str) -> bool:
+    raise AssertionError(f"{unit} is to be released")
+
+
 class Needless:
     """What models need, and whether their memory is back, where memory does not count."""
 
@@ -297,7 +302,6 @@ async def bench(
     engines: dict[str, Any] = {"llama-server": Speaker(Dialect(streams_notice_disconnect=assembles)), **(others or {})}
     gateway = Gateway(clock, scheduler, engines, events)
     gateway.configure(settings, keys, models, routes)
-    listeners = Listeners(gateway, settings)
     async with Engine(directory / "e.sock") as engine:
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
         needless: Any = Needless()
@@ -306,7 +310,9 @@ async def bench(
         tcp, local = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         local.bind(str(directory / "a.sock"))
         local.listen()
-        await listeners.open([tcp], [local])
+        passed = Passed([("bench.socket", tcp)], [("bench.socket", local)])
+        listeners = Listeners(gateway, settings, passed, directory / "a.sock", never)
+        await listeners.open()
         try:
             port, unix = tcp.getsockname()[1], directory / "a.sock"
             yield Bench(port, unix, engine, gateway, scheduler, instances, listeners, engines, models, routes)

@@ -221,7 +221,11 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
     done = machine.run(PACKAGING / "uninstall", *(["--purge"] if purge else []))
     assert done.returncode == 0, done.stderr
     left = {path for path in machine.snapshot() if not (machine.home / path).is_dir()}
-    mine = {".local/bin/accelctl", ".config/systemd/user/accelerd.socket", ".local/share/accelerd/models/mine.gguf"}
+    mine = {
+        ".local/bin/accelctl",
+        ".local/share/systemd/user/accelerd.socket",
+        ".local/share/accelerd/models/mine.gguf",
+    }
     kept = {".config/accelerd/accelerd.toml", ".local/share/accelerd/models/hello.gguf"}
     assert left == (mine if purge else mine | kept)
     assert not (machine.home / ".local/share/accelerd/venv").exists()
@@ -324,9 +328,9 @@ def test_every_unit_is_installed_and_removed_and_no_model_is_left(machine: Machi
     machine.fake("systemctl", SYSTEMCTL.format(called=machine.called))
     shipped = {path.name for path in (PACKAGING.parent / "units/user").iterdir()}
     machine.shell("install", "install_units")
-    units = machine.home / ".config/systemd/user"
+    units = machine.home / ".local/share/systemd/user"
     assert {path.name for path in units.iterdir()} == shipped
-    reaper = (units / "accelerd-reaper.service").read_text()
+    reaper = (units / "accelerd-reaper@.service").read_text()
     assert f"ExecStart={machine.home}/.local/share/accelerd/venv/bin/accelerd --reap\n" in reaper
     done = machine.run(PACKAGING / "uninstall", XDG_RUNTIME_DIR=str(machine.home))
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,9 @@ class Server:
 async def serve(options: argparse.Namespace, notifier: Notifier) -> None:
     """From the sockets to the last answer."""
     given = activation.sd_listen_fds()
-    sockets = [*(given.tcp or activation.bind_tcp(options.listen)), *given.unix]
+    listen = [address for text in options.listen for address in activation.parse_listen(text)]
+    tcp = [sock for _, sock in given.tcp] or activation.bind_tcp(listen)
+    sockets = [*tcp, *(sock for _, sock in given.unix)]
     server = Server(notifier)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stopped.set)

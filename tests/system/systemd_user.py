@@ -24,6 +24,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("private_manager.sh")
 SESSION_SCRIPT = Path(__file__).with_name("session_manager.sh")
+SOCKET, HTTP_SOCKET = "accelerd.socket", "accelerd-http.socket"
 PRIVATE_USER = "accelerd-test"
 PRIVATE_ID = 61184  # the first of systemd's dynamic users: nobody's account has it
 NEEDED = "a user's systemd: run the tests in a login session, or as root with systemd, setpriv, unshare and nsenter"
@@ -104,9 +105,15 @@ class UserManager:
             log = self.logs / f"{name}.log"
             extra += [f"StandardOutput=append:{log}", f"StandardError=append:{log}"]
         self.write(self.directory(directory / f"{name}.d") / "test.conf", "\n".join(extra) + "\n")
-        if name not in self._units:
+        if name not in self._units and "@." not in name:
             self._units.append(name)
         self.systemctl("daemon-reload")
+
+    def install_sockets(self, port: int) -> None:
+        """Our socket units, with a port of the test, and without what a daemon of an earlier test wrote for them."""
+        shutil.rmtree(self.home / ".local/share/systemd/user" / f"{HTTP_SOCKET}.d", ignore_errors=True)
+        for name in (HTTP_SOCKET, SOCKET):
+            self.install(name, (REPO / "units/user" / name).read_text().replace(":4000", f":{port}"))
 
     def properties(self, name: str) -> dict[str, str]:
         """`systemctl show` as a dict."""

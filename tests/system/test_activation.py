@@ -29,8 +29,8 @@ try:
 except StartError as error:
     sys.exit(str(error))
 print(json.dumps({
-    "tcp": [[describe(sock), sock.get_inheritable(), sock.getblocking()] for sock in given.tcp],
-    "unix": [[describe(sock), sock.get_inheritable(), sock.getblocking()] for sock in given.unix],
+    "tcp": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.tcp],
+    "unix": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.unix],
     "left": [name for name in os.environ if name.startswith("LISTEN_")],
 }))
 """
@@ -51,7 +51,7 @@ def adopt(sockets: list[socket.socket], names: str) -> subprocess.CompletedProce
             os.close(number)
 
 
-def test_sockets_of_systemd_are_taken_by_their_kind(tmp_path: Path) -> None:
+def test_sockets_of_systemd_are_taken_with_their_names(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         four = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         six = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
@@ -59,8 +59,8 @@ def test_sockets_of_systemd_are_taken_by_their_kind(tmp_path: Path) -> None:
         done = adopt([four, six, control], "web:web:control")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == {
-            "tcp": [[describe(four), False, False], [describe(six), False, False]],
-            "unix": [[str(tmp_path / "run/accelerd.sock"), False, False]],
+            "tcp": [["web", describe(four), False, False], ["web", describe(six), False, False]],
+            "unix": [["control", str(tmp_path / "run/accelerd.sock"), False, False]],
             "left": [],
         }
 
@@ -95,7 +95,7 @@ def held() -> Iterator[contextlib.ExitStack]:
 
 def test_both_loopbacks_are_bound_and_connections_wait_for_the_first_accept(held: contextlib.ExitStack) -> None:
     port = free_port()
-    bound = bind_tcp([f"127.0.0.1:{port}", f"[::1]:{port}"])
+    bound = bind_tcp([("127.0.0.1", port), ("::1", port)])
     for sock in bound:
         held.enter_context(sock)
     assert [describe(sock) for sock in bound] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
@@ -114,7 +114,7 @@ def test_a_port_busy_in_one_family_binds_nothing_and_names_the_holder(held: cont
     comm = Path("/proc/self/comm").read_text().strip()
     text = rf"cannot listen on .*:{port}: {comm} \(pid {os.getpid()}\) uses the port; stop it, or change"
     with pytest.raises(StartError, match=text):
-        bind_tcp([f"127.0.0.1:{port}", f"[::1]:{port}"])
+        bind_tcp([("127.0.0.1", port), ("::1", port)])
     free = "127.0.0.1" if ":" in busy else "::1"
     with pytest.raises(ConnectionRefusedError), socket.create_connection((free, port), timeout=5):
         pytest.fail("one family was left bound")
@@ -124,7 +124,7 @@ def test_a_holder_that_cannot_be_seen_is_still_a_clear_text(held: contextlib.Exi
     port = free_port()
     held.enter_context(socket.create_server(("127.0.0.1", port)))
     with pytest.raises(StartError, match=r"a program of another user uses the port"):
-        bind_tcp([f"127.0.0.1:{port}"], proc=tmp_path)
+        bind_tcp([("127.0.0.1", port)], proc=tmp_path)
 
 
 def test_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.ExitStack, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_port_held_by_systemd_tells_to_start_the_unit(held: contextlib.ExitSta
     (tmp_path / "812/fd/40").symlink_to(f"socket:[{inode}]")
     (tmp_path / "812/comm").write_text("systemd\n")
     with pytest.raises(StartError, match=r"systemd \(pid 812\) listens on it .* systemctl --user start accelerd"):
-        bind_tcp([f"127.0.0.1:{port}"], proc=tmp_path)
+        bind_tcp([("127.0.0.1", port)], proc=tmp_path)
 
 
 NO_IPV6 = """
@@ -153,23 +153,23 @@ with socket.socket(socket.AF_INET6) as sock:
     loopback = socket.inet_pton(socket.AF_INET6, "::1")
     fcntl.ioctl(sock, 0x8936, struct.pack("16sIi", loopback, 128, socket.if_nametoindex("lo")))  # SIOCDIFADDR
 logging.basicConfig(level=logging.INFO)
-bound = bind_tcp(sys.argv[1:])
+bound = bind_tcp([(host, 4000) for host in sys.argv[1:]])
 print([describe(sock) for sock in bound])
 """
 
 
 def test_a_missing_ipv6_loopback_is_left_out_with_a_message() -> None:
     command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", NO_IPV6]
-    done = subprocess.run([*command, "127.0.0.1:4000", "[::1]:4000"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "127.0.0.1", "::1"], capture_output=True, text=True, check=True)
     assert done.stdout == "['127.0.0.1:4000']\n"
     assert "not listening on [::1]:4000: this machine has no IPv6 loopback" in done.stderr
-    alone = subprocess.run([*command, "[::1]:4000"], capture_output=True, text=True, check=False)
+    alone = subprocess.run([*command, "::1"], capture_output=True, text=True, check=False)
     assert "cannot listen anywhere: not listening on [::1]:4000" in alone.stderr
 
 
 def test_an_address_that_the_machine_does_not_have_is_an_error() -> None:
     with pytest.raises(StartError, match=r"\[2001:db8::1\]:4000: this machine does not have that address"):
-        bind_tcp(["[2001:db8::1]:4000"])
+        bind_tcp([("2001:db8::1", 4000)])
 
 
 def test_listen_addresses_are_parsed_or_refused_as_configuration() -> None:

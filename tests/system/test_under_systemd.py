@@ -10,11 +10,10 @@ import threading
 
 import pytest
 
-from tests.system.systemd_user import REPO, UserManager, free_port, wait_until
+from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, free_port, wait_until
 
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
-SOCKET = "accelerd.socket"
 
 
 class Deployed:
@@ -30,10 +29,7 @@ class Deployed:
         self.manager.script(self.manager.home / ".local/bin/accelctl", '#!/bin/sh\nkill -HUP "$MAINPID"\n')
         self.manager.install(SERVICE, (UNITS / SERVICE).read_text(), dropin=dropin)
         if socket:
-            self.manager.install(SOCKET, self.socket_text())
-
-    def socket_text(self) -> str:
-        return (UNITS / SOCKET).read_text().replace(":4000", f":{self.port}")
+            self.manager.install_sockets(self.port)
 
     def get(self, path: str = "/", host: str = "127.0.0.1") -> dict[str, object]:
         connection = http.client.HTTPConnection(host, self.port, timeout=20)
@@ -59,7 +55,9 @@ def deployed(user_manager: UserManager) -> Deployed:
 def test_units_pass_systemd_analyze_without_a_warning(user_manager: UserManager) -> None:
     for program in ("accelerd", "accelctl"):
         user_manager.script(user_manager.home / ".local/bin" / program, "#!/bin/sh\n")
-    done = user_manager.run(["systemd-analyze", "--user", "verify", UNITS / SERVICE, UNITS / SOCKET], check=False)
+    done = user_manager.run(
+        ["systemd-analyze", "--user", "verify", *(UNITS / unit for unit in (SERVICE, SOCKET, HTTP_SOCKET))], check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -151,7 +149,7 @@ def test_reload_is_a_reloading_and_ready_pair(deployed: Deployed) -> None:
 def test_no_connection_is_refused_while_the_service_comes_back(deployed: Deployed, how: str) -> None:
     deployed.install(dropin="[Service]\nRestartSec=50ms\n[Unit]\nStartLimitBurst=50")
     pids = {deployed.start()}
-    socket_since = deployed.manager.properties(SOCKET)["ActiveEnterTimestampMonotonic"]
+    socket_since = deployed.manager.properties(HTTP_SOCKET)["ActiveEnterTimestampMonotonic"]
     refused, answers, over = [], [], threading.Event()
 
     def ask() -> None:
@@ -183,7 +181,7 @@ def test_no_connection_is_refused_while_the_service_comes_back(deployed: Deploye
             client.join()
     assert refused == []
     assert len(pids) == 4
-    assert deployed.manager.properties(SOCKET)["ActiveEnterTimestampMonotonic"] == socket_since
+    assert deployed.manager.properties(HTTP_SOCKET)["ActiveEnterTimestampMonotonic"] == socket_since
 
 
 def test_stop_of_both_units_means_off_until_the_next_start(deployed: Deployed) -> None:
@@ -202,14 +200,14 @@ def test_stop_of_both_units_means_off_until_the_next_start(deployed: Deployed) -
 def test_the_socket_unit_starts_on_a_machine_without_the_ipv6_loopback(deployed: Deployed) -> None:
     # A documentation address is as absent as ::1 is with net.ipv6.conf.lo.disable_ipv6=1: EADDRNOTAVAIL either way.
     deployed.install()
-    text = deployed.socket_text().replace("[::1]", "[2001:db8::1]")
-    deployed.manager.install(SOCKET, text)
+    text = (UNITS / HTTP_SOCKET).read_text().replace(":4000", f":{deployed.port}").replace("[::1]", "[2001:db8::1]")
+    deployed.manager.install(HTTP_SOCKET, text)
     deployed.start()
-    assert deployed.manager.properties(SOCKET)["ActiveState"] == "active"
+    assert deployed.manager.properties(HTTP_SOCKET)["ActiveState"] == "active"
     assert deployed.get()["pid"] == deployed.main_pid()
     deployed.manager.systemctl("stop", SOCKET, SERVICE)
-    deployed.manager.install(SOCKET, text.replace("FreeBind=yes", ""))
-    assert deployed.manager.systemctl("start", SOCKET, check=False).returncode != 0
+    deployed.manager.install(HTTP_SOCKET, text.replace("FreeBind=yes", ""))
+    assert deployed.manager.systemctl("start", HTTP_SOCKET, check=False).returncode != 0
 
 
 def test_a_busy_port_fails_the_start_with_the_holder_in_the_text(deployed: Deployed) -> None:

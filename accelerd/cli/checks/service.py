@@ -79,7 +79,7 @@ def install_command(s: CheckContext) -> str:
     """The installer of a checkout, or a command that copies the units of an installed package."""
     source = Path(accelerd.__file__).parent / "_units/user"
     target = s.roots.config_file.parent.parent / "systemd/user"
-    units = " ".join(f"{source}/{name}" for name in (SERVICE, SOCKET, REAPER))
+    units = " ".join(f"{source}/{name}" for name in (SERVICE, SOCKET, names.HTTP_SOCKET_UNIT, names.REAPER_UNIT))
     plain = f"install -Dm644 -t {target} {units} && systemctl --user daemon-reload"
     return s.checkout_tool("install") or plain
 

@@ -16,7 +16,6 @@ CHANGES = {
     "relaunch": "restarts when its running requests have ended",
     "updated": "updated without a restart",
 }
-AFTER_RESTART = frozenset({"server.listen"})  # settings that a running daemon cannot change
 
 
 def reload(context: Context, args: argparse.Namespace) -> int:
@@ -25,7 +24,7 @@ def reload(context: Context, args: argparse.Namespace) -> int:
         changes = context.client.post("reload")
     except Failure as failure:
         problems = failure.fields.get("problems") or []
-        if failure.code == "config_invalid" and not out.json_mode:
+        if failure.code == "config_invalid" and problems and not out.json_mode:
             out.problems(problems)
             failure.message = f"nothing was changed: the configuration has {count(errors_in(problems), 'error')}"
         raise
@@ -40,7 +39,7 @@ def report(context: Context, changes: dict[str, list[str]]) -> None:
         for name in changes.get(key) or ():
             out.line(f"{name}: {words}")
     for key in changes.get("settings") or ():
-        out.line(f"{key}: {'takes effect after a restart of accelerd' if key in AFTER_RESTART else 'in effect now'}")
+        out.line(f"{key}: in effect now")
     same = len(changes.get("unchanged") or ())
     if not any(changes.get(key) for key in (*CHANGES, "settings")):
         out.line(f"nothing has changed ({count(same, 'model')})")

@@ -82,6 +82,7 @@ MANAGER: Final = f"{NAME}.Manager"
 UNIT: Final = f"{NAME}.Unit"
 SERVICE: Final = f"{NAME}.Service"
 NOT_REFERENCED: Final = f"{NAME}.NotReferenced"
+NO_UNIT_FILE: Final = "org.freedesktop.DBus.Error.FileNotFound"
 NO_UNIT_FOR_PID: Final = f"{NAME}.NoUnitForPID"
 
 
@@ -130,6 +131,15 @@ class UserManager:
     async def environment(self) -> list[str]:
         """The environment that every unit inherits: "NAME=value"."""
         return list(await self._property(PATH, MANAGER, "Environment"))
+
+    async def installed(self, unit: str) -> bool:
+        """Is there a unit file of this name?"""
+        state = self._call("look up a unit file", "GetUnitFileState", "(s)", unit)
+        return await _unless(state, NO_SUCH_UNIT, NO_UNIT_FILE) is not None
+
+    async def reload(self) -> None:
+        """Read all unit files again."""
+        await self._call("read the units again", "Reload", "()")
 
     async def unit_of(self, pid: int) -> str | None:
 

@@ -1,0 +1,109 @@
+"""The units where packaging/install writes them: they can be masked, and what a user adds to them stays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from accelerd.base import names
+from tests.daemon.service import PROGRAMS, SERVICE
+from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, free_port
+
+GET = ["busctl", "--user", "get-property", names.BUS_NAME, names.BUS_PATH, names.BUS_MANAGER, "Version"]
+UNITS = (SOCKET, HTTP_SOCKET, SERVICE)
+OLD = ".config/systemd/user"  # where 0.6 wrote them
+FILE = "org.accelerd1.service"
+
+
+class Installed:
+    """The installer's units, with programs of this checkout in the place of the installed ones."""
+
+    def __init__(self, manager: UserManager) -> None:
+        self.manager = manager
+        self.port = free_port()
+        for name, arguments in PROGRAMS.items():
+            environment = " ".join(f"{key}='{value}'" for key, value in manager.environment().items())
+            script = f'#!/bin/sh\nexec env {environment} {sys.executable} {arguments} "$@"\n'
+            manager.script(manager.home / ".local/share/accelerd/venv/bin" / name, script)
+        listen = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\n'
+        manager.write(manager.home / ".config/accelerd/accelerd.toml", listen)
+        text = (REPO / "packaging/dbus" / FILE).read_text()
+        manager.write(manager.home / ".local/share/dbus-1/services" / FILE, text)
+        call = ["busctl", "--user", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus"]
+        manager.run([*call, "ReloadConfig"])
+
+    def packaging(self, script: str, shell: str) -> str:
+        """What functions of packaging/install or packaging/uninstall say."""
+        return self.manager.run(["bash", "-c", f". {REPO}/packaging/{script}; {shell}"], timeout=60).stderr
+
+    def install(self) -> None:
+        self.packaging("install", "install_units; update_socket; start_service")
+
+    def state(self, unit: str = SERVICE) -> str:
+        return self.manager.properties(unit)["ActiveState"]
+
+    def refused(self, *command: str) -> str:
+        """What a command says that must fail."""
+        done = self.manager.run(command, check=False)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+
+@pytest.fixture
+def installed(user_manager: UserManager) -> Iterator[Installed]:
+    made = Installed(user_manager)
+    try:
+        yield made
+    finally:
+        user_manager.systemctl("unmask", *UNITS, check=False)
+        user_manager.systemctl("unmask", "--runtime", *UNITS, check=False)
+        made.packaging("uninstall", "remove_service")
+
+
+@pytest.mark.parametrize("how", [["mask"], ["mask", "--runtime"]], ids=["always", "until the next boot"])
+def test_what_is_masked_is_started_by_nobody(installed: Installed, how: list[str]) -> None:
+    manager = installed.manager
+    installed.install()
+    assert installed.state() == "active"
+    manager.systemctl("stop", SOCKET, SERVICE)
+    manager.systemctl(*how, SOCKET, SERVICE)
+    assert "masked" in installed.refused("systemctl", "--user", "start", SERVICE)
+    assert "masked" in installed.refused(*GET)
+    accelctl = str(manager.home / ".local/share/accelerd/venv/bin/accelctl")
+    assert "systemctl --user unmask accelerd.socket accelerd.service" in installed.refused(accelctl, "status")
+    said = installed.packaging("install", "install_units; update_socket; start; next_steps")
+    assert "accelerd.service is masked: it is not started" in said
+    assert (installed.state(), installed.state(SOCKET), installed.state(HTTP_SOCKET)) == ("inactive",) * 3
+    manager.systemctl("un" + how[0], *how[1:], SOCKET, SERVICE)
+    assert manager.run(GET, timeout=60).stdout.startswith("s ")
+    assert installed.state() == "active"
+
+
+def test_units_of_an_earlier_version_move_and_stay_enabled(installed: Installed) -> None:
+    manager = installed.manager
+    installed.packaging("install", "UNITS=$OLD_UNITS OLD_UNITS=/nonexistent; install_units; start_service")
+    assert (manager.home / OLD / SERVICE).exists()
+    pid = manager.properties(SERVICE)["MainPID"]
+    manager.write(manager.home / OLD / f"{SERVICE}.d/own.conf", "[Service]\nEnvironment=OWN=1\n")
+    installed.install()
+    seen = manager.properties(SERVICE)
+    assert not [unit for unit in UNITS if (manager.home / OLD / unit).exists()]
+    assert Path(seen["FragmentPath"]) == manager.home / ".local/share/systemd/user" / SERVICE
+    assert (seen["UnitFileState"], seen["Environment"], seen["ActiveState"]) == ("enabled", "OWN=1", "active")
+    assert seen["MainPID"] != pid
+    for unit in (SERVICE, SOCKET):
+        assert manager.systemctl("is-enabled", unit).stdout == "enabled\n"
+
+
+def test_uninstall_keeps_what_the_user_added(installed: Installed) -> None:
+    manager = installed.manager
+    installed.install()
+    own = manager.write(manager.home / OLD / f"{SERVICE}.d/own.conf", "[Service]\nEnvironment=OWN=1\n")
+    installed.packaging("uninstall", "remove_service")
+    assert own.exists()
+    left = manager.home / ".local/share/systemd/user"
+    assert not left.exists() or not [path for path in left.rglob("*") if path.is_file()]
+    assert manager.properties(SERVICE)["LoadState"] == "not-found"

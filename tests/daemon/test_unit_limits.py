@@ -1,0 +1,55 @@
+"""The limits of the unit and accelerd's own: how long a stop may take, and how often there may be a start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.daemon.kit import rest_of, side_by_side, sse
+from tests.daemon.service import SERVICE, SOCKET, Service, installed
+from tests.harness import eventually, streaming
+from tests.system.systemd_user import UserManager
+
+SLOW = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "50"}
+
+
+@pytest.fixture
+def service(user_manager: UserManager) -> Iterator[Service]:
+    yield from installed(user_manager)
+
+
+def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(service: Service) -> None:
+    service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nTimeoutStopSec=1\nWatchdogSec=1")
+    service.start()
+    with streaming(service, "m") as response, side_by_side() as do:
+        assert response.readline().startswith(b"data: ")
+        stopping = do(service.manager.systemctl, "stop", SOCKET, SERVICE)
+        text, complete = rest_of(response)
+        assert (complete, sse(text)[-1]) == (True, "[DONE]")
+        stopping.result(30)
+    seen = service.manager.properties(SERVICE)
+    assert (seen["ActiveState"], seen["Result"], seen["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert "not alive" not in service.output()
+
+
+def test_restarts_that_somebody_asks_for_do_not_count_as_crashes(service: Service) -> None:
+    limit = "[Unit]\nStartLimitIntervalSec=300\nStartLimitBurst=3\n[Service]\nRestartSec=50ms"
+    service.install(service.site.model("m"), dropin=limit)
+    service.start()
+    for _ in range(5):
+        service.manager.systemctl("restart", SERVICE)
+    assert service.chat("m").status == 200
+    pid = service.main_pid()
+    for _ in range(2):
+        service.kill()
+        pid = service.back(pid)
+    service.kill()
+    service.manager.wait_for(SERVICE, ActiveState="failed")
+    eventually(service.reaped, "the reaper is through")
+    said = service.manager.run([service.manager.home / ".local/bin/accelctl", "status"], check=False).stderr
+    assert "systemctl --user reset-failed accelerd.service accelerd.socket" in said
+    hint = "systemctl --user reset-failed accelerd.service accelerd.socket && systemctl --user restart accelerd.socket"
+    assert hint in said
+    service.manager.run(["sh", "-c", hint])
+    assert service.chat("m").status == 200
