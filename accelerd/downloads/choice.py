@@ -34,6 +34,7 @@ class HubFile(Struct, frozen=True):
 
     name: str  # with its folder
     size: int = 0  # bytes; 0: not known
+    version: str = ""  # what changes when the file does
 
 
 class Candidate(Struct, frozen=True):

@@ -41,9 +41,19 @@ def token(env: Mapping[str, str], home: Path) -> str | None:
     """What the hub knows the user by."""
     if value := (env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN") or "").strip():
         return value
-    files = [Path(folder, name) for name in CREDENTIALS if (folder := env.get("CREDENTIALS_DIRECTORY"))]
     named = env.get("HF_TOKEN_PATH")
-    files.append(expand(named, env, home) if named else hub_home(env, home) / "token")
+    login = expand(named, env, home) if named else hub_home(env, home) / "token"
+    return credential(env) or _first_of([login])
+
+
+def credential(env: Mapping[str, str]) -> str | None:
+    """The token that systemd gives the service (LoadCredential=hf_token:FILE)."""
+    folder = env.get("CREDENTIALS_DIRECTORY")
+    return _first_of([Path(folder, name) for name in CREDENTIALS]) if folder else None
+
+
+def _first_of(files: list[Path]) -> str | None:
+    """What the first of the files that can be read says."""
     for file in files:
         try:
             with file.open() as opened:

@@ -18,7 +18,7 @@ from accelerd.downloads.hub import Listing, file_url, list_files, open_hub
 from accelerd.downloads.source import Source
 from accelerd.estimate.estimate import Estimate, EstimateSettings, estimate
 from accelerd.estimate.model_kind import Identified, identify_model
-from accelerd.estimate.remote import Web, check_private, part_urls, read_model_at
+from accelerd.estimate.remote import NoRanges, Web, check_private, part_urls, read_model_at
 from accelerd.estimate.tensors import GgufModel
 
 DEFAULTS: Final = EstimateSettings(context=8192)
@@ -30,8 +30,8 @@ class Plan(Struct, frozen=True):
     source: Source
     choice: Choice
     commit: str  # of the repository; empty for an address
-    found: Identified
-    memory: int  # bytes it will take in all; estimated
+    found: Identified | None  # None: the server shows no header
+    memory: int  # bytes it will take in all, estimated; 0: not known
     total: int  # bytes to fetch, as far as the hub says
 
     @property
@@ -81,8 +81,8 @@ def read_remote(source: Source, env: Mapping[str, str], home: Path) -> Remote:
     if source.url:
         check_private(source.url, web.hub)
         urls = part_urls(source.url)
-        model, size = read_model_at(urls, web)
-        return Remote(urls[0], model, size, web.read)
+        model, opened = read_model_at(urls, web)
+        return Remote(urls[0], model, sum(file.size for file in opened), web.read)
     listing = list_files(source.repo, web)
     choice = choose(listing.files, lambda one: True, quant=source.quant, file=source.file, where=source.repo)
     model, size, projector = _read(listing, choice.candidate, choice.mmproj, web)
@@ -92,12 +92,19 @@ def read_remote(source: Source, env: Mapping[str, str], home: Path) -> Remote:
 def _of_address(source: Source, web: Web, room: int | None, settings: EstimateSettings) -> Plan:
     check_private(source.url, web.hub)
     urls = part_urls(source.url)
-    model, size = read_model_at(urls, web)
+    try:
+        model, opened = read_model_at(urls, web)
+    except NoRanges:
+        files = tuple(HubFile(url) for url in urls)
+        return Plan(source, Choice(Candidate("", files), "as named"), "", None, 0, 0)
     found = _runnable(identify_model(model), source.url)
     memory = estimate(model, settings).total
-    files = tuple(HubFile(url, size if index == 0 else 0) for index, url in enumerate(urls))
-    fits = room is None or memory <= room
-    return Plan(source, Choice(Candidate("", files), "as named", fits), "", found, memory, size)
+    choice = Choice(
+        Candidate("", tuple(HubFile(file.url, file.size, file.version) for file in opened)),
+        "as named",
+        room is None or memory <= room,
+    )
+    return Plan(source, choice, "", found, memory, choice.size)
 
 
 class _Known(Struct, frozen=True):
@@ -138,7 +145,8 @@ def _read(
     listing: Listing, candidate: Candidate, mmproj: HubFile | None, web: Web
 ) -> tuple[GgufModel, int, GgufModel | None]:
     urls = [file_url(listing.repo, listing.commit, file.name, web) for file in candidate.files]
-    model, size = read_model_at(urls, web)
+    model, opened = read_model_at(urls, web)
+    size = sum(file.size for file in opened)
     if mmproj is None:
         return model, size, None
     extra, _ = read_model_at([file_url(listing.repo, listing.commit, mmproj.name, web)], web)

@@ -34,8 +34,12 @@ NAME_A_FILE: Final = "name the address of a .gguf file"
 WHOLE: Final = "download it and ask again with the file"
 
 
-def read_model_at(urls: Sequence[str], web: Web) -> tuple[GgufModel, int]:
-    """The model in the files at these addresses, its parts in their order, and the bytes of all. AccelError."""
+class NoRanges(AccelError):
+    """The server sends whole files only, so that a header cannot be read alone."""
+
+
+def read_model_at(urls: Sequence[str], web: Web) -> tuple[GgufModel, list[RangeFile]]:
+    """The model in the files at these addresses, its parts in their order, and the files. AccelError."""
     files = [RangeFile(url, web) for url in urls]
     first: Header | None = None
     tensors: dict[str, Tensor] = {}
@@ -51,7 +55,7 @@ def read_model_at(urls: Sequence[str], web: Web) -> tuple[GgufModel, int]:
     if isinstance(count, int) and count > 1 and count != len(files):
         text = f"{files[0].name} is one of {count} files, and not named like it"
         raise AccelError("download_failed", text, hint="name the first of them")
-    return GgufModel(first, tensors, tuple(file.url for file in files)), sum(file.size for file in files)
+    return GgufModel(first, tensors, tuple(file.url for file in files)), files
 
 
 def part_urls(url: str) -> list[str]:
@@ -61,10 +65,15 @@ def part_urls(url: str) -> list[str]:
     return [urlunsplit((split.scheme, split.netloc, path, split.query, "")) for path in parts(first)]
 
 
+def private(url: str) -> bool:
+    """Can nobody on the way read it?"""
+    split = urlsplit(url)
+    return split.scheme == "https" or split.hostname in LOOPBACK
+
+
 def check_private(url: str, hub: str) -> None:
     """Refuse an address that everybody on the way can read and change. AccelError."""
-    split = urlsplit(url)
-    if split.scheme == "http" and split.hostname not in LOOPBACK and not url.startswith(f"{hub}/"):
+    if not private(url) and not url.startswith(f"{hub}/"):
         raise AccelError("bad_request", f"{url} is not an https address", hint="use https://")
 
 
@@ -82,21 +91,16 @@ class Web:
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
         """The response, its body unread. AccelError."""
         request = urllib.request.Request(url, headers={"User-Agent": "accelctl", **(headers or {})})
-        if self._token and url.startswith(f"{self.hub}/") and self._private(url):
+        if self._token and url.startswith(f"{self.hub}/") and private(url):
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")  # never to where it leads
         try:
             return cast(http.client.HTTPResponse, OPENER.open(request, timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
             with error:
-                raise refused(error.code, url, self.hub) from error
+                raise refused(error.code, url, self.hub, error.headers.get("X-Error-Code", "")) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"cannot reach {host(url)}: {why(error)}"
             raise AccelError("hub_offline", text, hint="check the address and the network") from error
-
-    def _private(self, url: str) -> bool:
-        """Can nobody on the way read it?"""
-        split = urlsplit(url)
-        return split.scheme == "https" or split.hostname in LOOPBACK
 
     def body(self, response: http.client.HTTPResponse, url: str, most: int) -> bytes:
         """What it sends, up to `most` bytes."""
@@ -145,6 +149,7 @@ class RangeFile(io.RawIOBase):
         self._window = b""
         self._next = FIRST
         self.size = 0
+        self.version = ""  # what changes when the file does; empty: the server does not say
         self._fetch(0)
 
     def readable(self) -> bool:
@@ -183,7 +188,8 @@ class RangeFile(io.RawIOBase):
         with self._web.open(self.url, asked) as response:
             if response.status != 206:
                 text = f"{host(self.url)} sends whole files only, no parts of them"
-                raise AccelError("download_failed", text, hint=WHOLE)
+                raise NoRanges("download_failed", text, hint=WHOLE)
+            self.version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             self.size = total_of(response, start, self.url)
             self._window = self._web.body(response, self.url, wanted)
         self._start = start
@@ -200,9 +206,16 @@ def total_of(response: http.client.HTTPResponse, start: int, url: str) -> int:
     return int(found[3])
 
 
-def refused(status: int, url: str, hub: str) -> AccelError:
-    """What an error status means to a person."""
+def refused(status: int, url: str, hub: str, reason: str = "") -> AccelError:
+    """What an error status means to a person. `reason`: what a hub says beside it."""
     name = unquote(urlsplit(url).path.rpartition("/")[2]) or host(url)
+    if reason == "GatedRepo":
+        repo = "/".join(unquote(url.removeprefix(f"{hub}/").removeprefix("api/models/")).split("/")[:2])
+        return gated(repo, hub)
+    if reason == "RepoNotFound":
+        return AccelError(
+            "hub_not_found", f"{host(hub)} has no such repository, or does not show it to you", hint=GATED
+        )
     if status in (401, 403):
         text = f"{host(url)} does not let you read {name} (HTTP {status})"
         return AccelError("model_gated", text, hint=GATED if url.startswith(f"{hub}/") else "download it yourself")
@@ -215,6 +228,14 @@ def refused(status: int, url: str, hub: str) -> AccelError:
         return AccelError("download_failed", text, hint="try again later, or set HF_TOKEN")
     text = f"{host(url)} answers with HTTP {status} for {name}"
     return AccelError("hub_offline" if status >= 500 else "download_failed", text, hint="try again later")
+
+
+def gated(repo: str, hub: str) -> AccelError:
+    return AccelError(
+        "model_gated",
+        f"{repo} is gated: its authors want you to accept their terms",
+        hint=f"accept them at {hub}/{repo}, and set HF_TOKEN to a token that may read it",
+    )
 
 
 def host(url: str) -> str:
