@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
@@ -41,7 +40,7 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
     wanted = source.removeprefix(PREFIX)
     try:
         path = program.find(binary, context.env)
-        asked = program.FlmProgram(time.monotonic).models(path, program.environment(context.env))
+        asked = program.FlmProgram().models(path, program.environment(context.env))
         known = asyncio.run(asked)
     except AccelError as error:
         raise Failure(error.problem, code="no_program", hint=error.hint) from None
@@ -80,7 +79,7 @@ def troubles(context: Context, path: str) -> list[str]:
     from accelerd.engines.flm import program, stack
 
     try:
-        report = asyncio.run(program.FlmProgram(time.monotonic).validate(path, program.environment(context.env)))
+        report = asyncio.run(program.FlmProgram().validate(path, program.environment(context.env)))
     except program.FlmUnavailable:
         return []  # accelctl doctor reports that
     found = stack.troubles(report, command_line=kernel_command_line(context.roots))

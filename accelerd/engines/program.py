@@ -104,8 +104,7 @@ async def run(env: Mapping[str, str], within: float, *argv: str) -> ProgramOutpu
             out, err, status = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr), process.wait())
         finished = True
     except TimeoutError:
-        flag = next((word for word in argv[1:] if word.startswith("-")), "it")
-        fail(Cause.NO_PROGRAM, f"cannot use {path}: {flag} did not finish within {within:g} s")
+        fail(Cause.NO_PROGRAM, f"cannot use {path}: {argv[1]} did not finish within {within:g} s")
     finally:
         if not finished:
             await _kill(process)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 
 from accelerd.base.errors import AccelError
@@ -39,7 +38,7 @@ async def _version(s: CheckContext, path: str) -> Check:
     from accelerd.engines.flm import program
 
     try:
-        version = await program.FlmProgram(time.monotonic).version(path, program.environment(s.env))
+        version = await program.FlmProgram().version(path, program.environment(s.env))
     except program.FlmUnavailable as error:
         return Check("flm", "fail", f"{path}: {error}", "install FastFlowLM 0.9.35 or newer")
     return Check("flm", "ok", f"{path}, version {printable(version)}")
@@ -84,10 +83,10 @@ def _memlock(s: CheckContext, here: str) -> Check:
 
 
 async def _models(s: CheckContext, path: str) -> list[Check]:
-    from accelerd.engines.flm import argv, catalogue, program
+    from accelerd.engines.flm import catalogue, model, program
 
     try:
-        known = await program.FlmProgram(time.monotonic).models(path, program.environment(s.env))
+        known = await program.FlmProgram().models(path, program.environment(s.env))
     except program.FlmUnavailable as error:
         return [Check("npu-models", "warn", str(error), "flm list")]
     found = []
@@ -100,8 +99,7 @@ async def _models(s: CheckContext, path: str) -> list[Check]:
             fix = f"correct {spec.origin('model')}: {near}"
             found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM has no model {spec.model!r}", fix))
             continue
-        own, hears, embeds = argv.parts(spec, tag)
-        for one in filter(None, (own, hears and catalogue.WHISPER, embeds and catalogue.EMBEDDER)):
+        for one in model.parts(spec, tag).values():
             if one in known and not known[one].installed:
                 detail = f"{spec.name}: {one} has not been downloaded"
                 found.append(Check("npu-models", "fail", detail, f"flm pull {one}"))

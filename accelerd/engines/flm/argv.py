@@ -10,13 +10,12 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Flag
+from accelerd.engines.base import Flag, fail
 from accelerd.engines.flm.catalogue import EMBEDDER, WHISPER
+from accelerd.engines.flm.model import LEAST_CONTEXT, context_of, parts
 
-LEAST_CONTEXT: Final = 512
 QUEUE: Final = 10  # default length of the server's queue
 SOCKETS: Final = 10  # default number of connections; further ones are closed silently
 SPARE: Final = 8  # additional connections: health checks, idle ones of the pool
@@ -40,47 +39,27 @@ class FlmCommandLine(Struct):
         self.flags.append(Flag(" ".join(words), str(source), reason))
 
 
-def context_of(asked: int) -> int:
-    """The context that FastFlowLM uses: a power of two, at least 512."""
-    return 1 << (max(asked, LEAST_CONTEXT) - 1).bit_length()
-
-
-def parts(spec: ModelSpec, tag: str) -> tuple[str | None, bool, bool]:
-    """The language model, if any, and whether transcription and embeddings are enabled.
-
-    FastFlowLM has one model for each of the latter, enabled by an option.
-    """
-    alone = tag in (WHISPER, EMBEDDER)
-    return None if alone else tag, spec.transcription or tag == WHISPER, spec.embeddings or tag == EMBEDDER
-
-
 def build(spec: ModelSpec, program: str, tag: str, port: int) -> FlmCommandLine:
     """AccelError('model_failed') for extra arguments that are not allowed."""
-    own, hears, embeds = parts(spec, tag)
+    found = parts(spec, tag)
     extra = checked(spec.extra_args)
     line = FlmCommandLine([program])
     which = spec.origin("model")
-    if own is not None:
-        line.add("serve", own, source=which, reason="the model")
+    if "llm" in found:
+        line.add("serve", tag, source=which, reason="the model")
     else:
         line.add("serve", source=BUILT_IN, reason=f"without a language model: an option enables {tag}")
-    if own is not None and spec.context is not None:
+    if "llm" in found and spec.context is not None:
         becomes = context_of(spec.context)
         reason = "tokens of one request"
         if becomes != spec.context:
             reason += f"; FastFlowLM rounds it to {becomes}, a power of two and at least {LEAST_CONTEXT}"
         line.add("--ctx-len", str(spec.context), source=spec.origin("context"), reason=reason)
-    line.add(
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-        source=BUILT_IN,
-        reason="a free port, reachable only from this machine",
-    )
-    if hears:
+    reason = "a free port, reachable only from this machine"
+    line.add("--port", str(port), "--host", "127.0.0.1", source=BUILT_IN, reason=reason)
+    if "asr" in found:
         line.add("--asr", "1", source=spec.origin("transcription"), reason=f"enables transcription with {WHISPER}")
-    if embeds:
+    if "embed" in found:
         line.add("--embed", "1", source=spec.origin("embeddings"), reason=f"enables embeddings with {EMBEDDER}")
     if "--q-len" not in extra:
         reason = "length of its queue; accelerd queues requests itself"
@@ -106,24 +85,22 @@ def checked(arguments: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
+        name, equals, value = rest.pop(0).partition("=")
         name = SHORT.get(name, name)
+        wrong = ""
+        if not equals and rest and name in EXTRA:
+            equals, value = "=", rest.pop(0)
         if name not in EXTRA:
-            _refuse(f"extra_args {name}: not allowed; the allowed options are {', '.join(EXTRA)}")
-        if not equals:
-            if not rest:
-                _refuse(f"extra_args {name}: the value is missing")
-            value = rest.pop(0)
-        if name in NUMBERS and not (value.isascii() and value.isdigit()):
-            _refuse(f"extra_args {name}: expected a number, not {value!r}")
-        if name == "--pmode" and value not in POWER:
-            _refuse(f"extra_args --pmode: expected one of {', '.join(POWER)}, not {value!r}")
-        if name in ("--preemption", "--cors") and value not in ("0", "1"):
-            _refuse(f"extra_args {name}: expected 0 or 1, not {value!r}")
+            wrong = f"not allowed; the allowed options are {', '.join(EXTRA)}"
+        elif not equals:
+            wrong = "the value is missing"
+        elif name in NUMBERS and not (value.isascii() and value.isdigit()):
+            wrong = f"expected a number, not {value!r}"
+        elif name == "--pmode" and value not in POWER:
+            wrong = f"expected one of {', '.join(POWER)}, not {value!r}"
+        elif name in ("--preemption", "--cors") and value not in ("0", "1"):
+            wrong = f"expected 0 or 1, not {value!r}"
+        if wrong:
+            fail(Cause.REFUSED, f"cannot start flm: extra_args {name}: {wrong}")
         found[name] = value
     return found
-
-
-def _refuse(message: str) -> None:
-    raise AccelError("model_failed", f"cannot start flm: {message}", cause=Cause.REFUSED.value)

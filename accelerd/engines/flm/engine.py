@@ -19,10 +19,11 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.model import FlmSettings, ModelSpec
+from accelerd.devices.files import text
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits, fail
-from accelerd.engines.flm import argv, catalogue, footprint, program, stack, traits
-from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, EMBEDDER, KNOWN, WHISPER, FlmModel
+from accelerd.engines.flm import argv, catalogue, model, program, stack
+from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, KNOWN, FlmModel
 from accelerd.engines.llama_server.engine import free_port
 from accelerd.memory.model import Forecast
 
@@ -54,7 +55,6 @@ class Flm(Engine):
         settings: FlmSettings,
         *,
         environ: Mapping[str, str] | None = None,
-        which: program.Which = program.system_which,
         devices: Callable[[], Iterable[Device]] = tuple,
         port: Callable[[], int] = free_port,
         now: Callable[[], float] = time.monotonic,
@@ -64,7 +64,6 @@ class Flm(Engine):
         """`now()`: monotonic seconds; `lockable()`: bytes of memory that can be locked, None: unlimited."""
         self._settings = settings
         self._environ = dict(os.environ if environ is None else environ)
-        self._which = which
         self._devices = devices
         self._port = port
         self._proc = proc
@@ -75,18 +74,18 @@ class Flm(Engine):
     async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
         """A new plan with a free port. AccelError('model_failed') with advice."""
         argv.checked(spec.extra_args)
-        path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
+        path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ)
         env = self._env(spec)
         warnings = [OPEN_TO_ALL, *await self._ready(spec, path, env)]
         known, doubt = await self._present(spec, path, env)
         warnings += doubt
-        may, wants = self._lockable(), footprint.lockable_needed(spec, known)
+        may, wants = self._lockable(), model.lockable_needed(spec, known)
         if may is not None and may < wants:
-            text = f"the memory lock limit is {human_size(may)}, but {known.tag} needs {human_size(wants)}"
-            warnings.append(f"{text}: {stack.MEMLOCK_FIX}")
+            limit = f"the memory lock limit is {human_size(may)}, but {known.tag} needs {human_size(wants)}"
+            warnings.append(f"{limit}: {stack.MEMLOCK_FIX}")
         port = await to_thread(self._port)
         line = argv.build(spec, path, known.tag, port)
-        probe_path, probe_body, probe_type = traits.probe(spec, known.tag)
+        probe_path, probe_body, probe_type = model.probe(spec, known.tag)
         return LaunchPlan(
             model=spec.name,
             argv=tuple(line.argv),
@@ -112,7 +111,7 @@ class Flm(Engine):
             report = await self._program.validate(path, env)
         except program.FlmUnavailable as error:
             return [f"cannot check whether the NPU works: {error}"]
-        wrong = stack.troubles(report, command_line=await to_thread(self._command_line), lockable=self._lockable())
+        wrong = stack.troubles(report, command_line=text(self._proc / "cmdline") or "", lockable=self._lockable())
         if wrong:
             said = "; ".join(f"{one.message}: {one.fix}" for one in wrong)
             fail(Cause.REFUSED, f"cannot use the NPU for {spec.name}: {said}")
@@ -132,9 +131,7 @@ class Flm(Engine):
             near = catalogue.similar_tags(wanted, models)
             hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
             fail(Cause.NO_MODEL, f"FastFlowLM has no model {wanted!r}", hint)
-        own, hears, embeds = argv.parts(spec, tag)
-        wants = [one for one, yes in ((own, True), (WHISPER, hears), (EMBEDDER, embeds)) if one and yes]
-        missing = [one for one in wants if one in models and not models[one].installed]
+        missing = [one for one in model.parts(spec, tag).values() if one in models and not models[one].installed]
         if missing:
             self._program.forget()  # so that it can be used right after the download
             here = "is not installed" if len(missing) == 1 else "are not installed"
@@ -152,25 +149,25 @@ class Flm(Engine):
         """Main memory and NPU contexts. Never raises. `ask`: the program may be run."""
         if ask:
             try:
-                path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ, self._which)
+                path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ)
                 self._known = await self._program.models(path, self._env(spec))
             except (AccelError, program.FlmUnavailable) as error:
                 log.info("cannot get information about %s from flm: %s", spec.name, error)
-        return Forecast((footprint.need(spec, self._guess(spec), devices),))
+        return Forecast((model.need(spec, self._guess(spec), devices),))
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """A shorter context, where that would do."""
         known = self._guess(spec)
-        sizes = footprint.parts(spec, known)
+        sizes = model.sizes(spec, known)
         free = room.get("ram", 0) - sum(sizes.values()) + sizes.get("kv cache", 0)
-        if spec.memory is not None or not sizes.get("kv cache") or free < known.cache * argv.LEAST_CONTEXT:
+        if spec.memory is not None or not sizes.get("kv cache") or free < known.cache * model.LEAST_CONTEXT:
             return ""
         tokens = 1 << (free // known.cache).bit_length() - 1
         return f"it would fit with context = {tokens}" if tokens >= 2048 else ""
 
     def traits(self, spec: ModelSpec) -> Traits:
         """From its settings and FastFlowLM's labels."""
-        return traits.traits(spec, self._guess(spec))
+        return model.traits(spec, self._guess(spec))
 
     def _env(self, spec: ModelSpec) -> dict[str, str]:
         return {**program.environment(self._environ), **dict(spec.env)}
@@ -181,9 +178,3 @@ class Flm(Engine):
             Flag(f"env {name}=…", str(spec.origins.get(f"env.{name}") or spec.origin("env")), "as written")
             for name, _ in spec.env
         ]
-
-    def _command_line(self) -> str:
-        try:
-            return (self._proc / "cmdline").read_text(errors="replace")
-        except OSError:
-            return ""

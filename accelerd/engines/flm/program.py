@@ -5,19 +5,14 @@ Only short commands with a time limit; answers are cached for some seconds. Star
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import shutil
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
-from accelerd.base.exits import Cause
-from accelerd.engines.base import fail
+from accelerd.base.errors import AccelError
+from accelerd.engines import program as programs
 from accelerd.engines.flm.catalogue import FlmModel, of_listing
-
-Which = Callable[[str, str], str | None]  # name, search path → file
 
 PATIENCE: Final = 10.0  # s for one command
 FRESH: Final = 5.0  # s that an answer is cached
@@ -30,21 +25,9 @@ BASIC: Final = (
 QUIET: Final = {"FLM_DISABLE_UPDATE_CHECK": "1"}  # otherwise it contacts the internet at each start
 
 
-def system_which(name: str, path: str) -> str | None:
-    return shutil.which(name, path=path)
-
-
-def find(wanted: str, environ: Mapping[str, str], which: Which = system_which) -> str:
-    """The program's path; a name is looked up in PATH. AccelError('model_failed'). Blocking."""
-    if "/" not in wanted:
-        found = which(wanted, environ.get("PATH", os.defpath))
-        if found is None:
-            fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not in PATH", HINT)
-        return os.path.abspath(found)
-    path = os.path.expanduser(wanted)
-    if not os.path.isabs(path) or not os.path.isfile(path) or not os.access(path, os.X_OK):
-        fail(Cause.NO_PROGRAM, f"cannot run {wanted}: it does not exist or is not executable", HINT)
-    return path
+def find(wanted: str, environ: Mapping[str, str]) -> str:
+    """The program's path. AccelError('model_failed'). Blocking."""
+    return programs.find(wanted, environ, HINT)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -61,11 +44,8 @@ class FlmUnavailable(Exception):
 class FlmProgram:
     """Runs `flm` programs and caches their answers."""
 
-    def __init__(self, now: Callable[[], float], fresh: float = FRESH, patience: float = PATIENCE) -> None:
-        """`now()`: monotonic seconds."""
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._fresh = fresh
-        self._patience = patience
         self._said: dict[tuple[Any, ...], tuple[float, Any]] = {}
 
     async def validate(self, path: str, env: Mapping[str, str]) -> Mapping[str, Any]:
@@ -94,41 +74,22 @@ class FlmProgram:
     async def _asked(self, path: str, env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
         key = (path, arguments, tuple(sorted(env.items())))
         at, answer = self._said.get(key, (0.0, None))
-        if answer is None or self._now() - at >= self._fresh:
+        if answer is None or self._now() - at >= FRESH:
             answer = await self._run(path, env, *arguments)
             self._said[key] = (self._now(), answer)
         return dict(answer)
 
     async def _run(self, path: str, env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
-        words = " ".join(("flm", *arguments))
-        null = asyncio.subprocess.DEVNULL
         try:
-            process = await asyncio.create_subprocess_exec(
-                path, *arguments, stdin=null, stdout=asyncio.subprocess.PIPE, stderr=null, env=dict(env)
-            )
-        except OSError as error:
-            raise FlmUnavailable(f"cannot run {words}: {error.strerror}") from None
+            answer = await programs.run(env, PATIENCE, path, *arguments)
+        except AccelError as error:
+            raise FlmUnavailable(error.message) from None
+        start = answer.out.find("{")  # other lines may come before it
         try:
-            async with asyncio.timeout(self._patience):
-                out, _ = await process.communicate()
-        except TimeoutError:
-            raise FlmUnavailable(f"{words} did not finish within {self._patience:g} s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        return _object(out, words)
-
-
-def _object(out: bytes, words: str) -> dict[str, Any]:
-    """The JSON object in the output, which may have other lines before it."""
-    text = out.decode(errors="replace")
-    start = text.find("{")
-    try:
-        found = json.loads(text[start:]) if start >= 0 else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise FlmUnavailable(f"{words} printed no JSON: is this FastFlowLM 0.9.35 or newer?")
-    return found
+            found = json.loads(answer.out[start:]) if start >= 0 else None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            words = " ".join(("flm", *arguments))
+            raise FlmUnavailable(f"{words} printed no JSON: is this FastFlowLM 0.9.35 or newer?")
+        return found
