@@ -77,23 +77,27 @@ _EXPANSION: Final = re.compile(r"^~/|\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*|\$\(|^`"
 
 def refused(argument: str) -> str | None:
     """Why an element of extra_args is refused, with the flag's name; None if it is allowed."""
-    flag = _flag(argument)
-    why = _OWNED.get(flag)
-    if why is None:
-        why = next((reason for prefix, reason in _OWNED_PREFIXES.items() if flag.startswith(prefix)), None)
+    flag = flag_name(argument)
+    why = why_owned(flag)
     return f"{flag} is not allowed: {why}" if why else None
+
+
+def why_owned(flag: str) -> str | None:
+    """Why a user must not set a flag; None: it may be set."""
+    by_prefix = (reason for prefix, reason in _OWNED_PREFIXES.items() if flag.startswith(prefix))
+    return _OWNED.get(flag) or next(by_prefix, None)
 
 
 def better(argument: str) -> str | None:
     """Advice for an element of extra_args that has its own setting."""
-    flag = _flag(argument)
+    flag = flag_name(argument)
     key = _SETTINGS.get(flag)
     return f"{flag} has its own setting: use {key} = … so that accelerd can take it into account" if key else None
 
 
 def settings_of(argument: str) -> tuple[str, ...]:
     """The fields of ModelSpec that an element of extra_args overrides."""
-    flag = _flag(argument)
+    flag = flag_name(argument)
     return _DECIDED.get(flag, (_SETTINGS[flag],) if flag in _SETTINGS else ())
 
 
@@ -113,7 +117,7 @@ def unexpanded(text: str) -> bool:
     return _EXPANSION.search(text) is not None
 
 
-def _flag(argument: str) -> str:
+def flag_name(argument: str) -> str:
     """The flag of "--api_key=x" as llama-server reads it: "--api-key". Other text is returned unchanged."""
     if not argument.startswith("-"):
         return argument

@@ -96,11 +96,11 @@ def test_batches_of_an_embedding_model_are_the_servers() -> None:
 
 
 def test_extra_arguments_count_where_they_change_sizes() -> None:
-    extra = ("--ctx-size", "512", "--seed", "-1", "-ot", "a=CPU", "--kv_unified", "--unheard-of", "5", "-fa", "off")
+    extra = ("--batch-size", "512", "--seed", "-1", "-ot", "a=CPU", "--kv_unified", "--unheard-of", "5", "-fa", "off")
     spec = ModelSpec("m", path="/m.gguf", mmproj="/p.gguf", extra_args=extra)
     words, left_out = arguments(spec, SERVER, TOOL)
     assert words[words.index("8192") + 1 :] == (
-        "-np", "1", "--offline", "--ctx-size", "512", "-fa", "off", "--fit-print", "on",
+        "-np", "1", "--offline", "--batch-size", "512", "-fa", "off", "--fit-print", "on",
     )  # fmt: skip
     assert left_out == ("--mmproj", "-ot", "--kv-unified")
 

@@ -12,7 +12,7 @@ from accelerd.config.model import LemonadeSettings, ModelSpec, Sampling
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.lemonade import Lemonade, request
 from accelerd.engines.lemonade.catalogue import Catalogue
-from accelerd.engines.lemonade.client import ListedModel, release
+from accelerd.engines.lemonade.client import LemonadeModel, release
 from accelerd.memory.model import RAM, Claim
 
 NPU = Device("npu", "RyzenAI-npu5", driver="amdxdna", slot="0000:c6:00.1", columns=8)
@@ -24,8 +24,8 @@ def spec(model: str = "Qwen3-4B-GGUF", **settings: Any) -> ModelSpec:
     return ModelSpec("m", engine="lemonade", model=model, **settings)
 
 
-def listed(model: str, recipe: str, *labels: str, size: float | None = 2.5, checkpoint: str = "") -> ListedModel:
-    return ListedModel(model, recipe, int(size * 1e9) if size else None, True, labels, checkpoint, 32768)
+def listed(model: str, recipe: str, *labels: str, size: float | None = 2.5, checkpoint: str = "") -> LemonadeModel:
+    return LemonadeModel(model, recipe, int(size * 1e9) if size else None, True, labels, checkpoint, 32768)
 
 
 @pytest.fixture

@@ -7,31 +7,17 @@ in a file, because models are described before a server runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from accelerd.config.model import ModelSpec
-from accelerd.engines.lemonade.client import ListedModel, ServerAddress
+from accelerd.engines.lemonade.client import LemonadeModel, ServerAddress
 
 # Recipes whose backends are OpenAI servers: requests go directly to them.
 DIRECT: Final = frozenset(("llamacpp", "flm"))
 MOST_KNOWN: Final = 4096  # models of all servers
-
-
-class LemonadeModel(Struct, frozen=True):
-    """What is known about one model."""
-
-    recipe: str = ""
-    size: int | None = None  # bytes
-    downloaded: bool | None = None
-    labels: tuple[str, ...] = ()
-    checkpoint: str = ""
-    context: int | None = None
-    direct: bool | None = None  # do requests go to its backend? None: not loaded yet
-    device: str = ""  # as the server reports while it is loaded: "gpu npu"
 
 
 class Catalogue:
@@ -42,36 +28,14 @@ class Catalogue:
         self._known: dict[str, LemonadeModel] = _parsed(kept)
         self.address: ServerAddress | None = None  # of the server that accelerd runs, while it runs
 
-    def note(self, listed: Iterable[ListedModel]) -> None:
+    def note(self, listed: Iterable[LemonadeModel]) -> None:
         """Stores the list of a server."""
         for one in listed:
-            before = self.of(one.model)
-            self._keep(
-                one.model,
-                replace(
-                    before,
-                    recipe=one.recipe or before.recipe,
-                    size=one.size or before.size,
-                    downloaded=one.downloaded if one.downloaded is not None else before.downloaded,
-                    labels=one.labels or before.labels,
-                    checkpoint=one.checkpoint or before.checkpoint,
-                    context=one.context or before.context,
-                ),
-            )
+            self._learn(one.model, **asdict(one))
 
     def loaded(self, model: str, recipe: str, checkpoint: str, device: str, *, direct: bool) -> None:
         """Records that a model is loaded and how to reach it."""
-        before = self.of(model)
-        self._keep(
-            model,
-            replace(
-                before,
-                recipe=recipe or before.recipe,
-                checkpoint=checkpoint or before.checkpoint,
-                device=device,
-                direct=direct,
-            ),
-        )
+        self._learn(model, recipe=recipe, checkpoint=checkpoint, device=device, direct=direct)
 
     def dump(self) -> bytes:
         """The content as bytes, for storage."""
@@ -90,7 +54,9 @@ class Catalogue:
             return "flm"
         return "whispercpp" if spec.transcription else "llamacpp"
 
-    def _keep(self, model: str, known: LemonadeModel) -> None:
+    def _learn(self, model: str, **told: Any) -> None:
+        """What is not told stays as it is known."""
+        known = replace(self.of(model), **{key: value for key, value in told.items() if value not in (None, "", ())})
         while len(self._known) >= MOST_KNOWN and model.casefold() not in self._known:
             self._known.pop(next(iter(self._known)))
         self._known[model.casefold()] = known

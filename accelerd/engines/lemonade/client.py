@@ -20,8 +20,6 @@ from accelerd.engines.http import HttpError, HttpUnreachable, request
 API: Final = "/api/v1"
 LIVE: Final = "/live"  # answers without a key
 QUICK: Final = 2.0  # s for a trivial request
-
-
 ANSWER_BYTES: Final = 16 << 20  # its list of models
 
 
@@ -77,16 +75,18 @@ class Health(Struct, frozen=True):
         return self.loaded.get(model.casefold())
 
 
-class ListedModel(Struct, frozen=True):
-    """A model in the server's list. Sizes in bytes; None: unknown."""
+class LemonadeModel(Struct, frozen=True):
+    """What is known about one model; empty and None: unknown."""
 
-    model: str
-    recipe: str
-    size: int | None
-    downloaded: bool | None
-    labels: tuple[str, ...]
-    checkpoint: str
-    context: int | None  # trained context, in tokens
+    model: str = ""
+    recipe: str = ""
+    size: int | None = None  # bytes
+    downloaded: bool | None = None
+    labels: tuple[str, ...] = ()
+    checkpoint: str = ""
+    context: int | None = None  # trained context, in tokens
+    direct: bool | None = None  # do requests go to its backend? None: not loaded yet
+    device: str = ""  # as the server reports while it is loaded: "gpu npu"
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class LemonadeClient:
         found = [_loaded(one) for one in _list(said.get("all_models_loaded"))]
         return Health(str(said.get("version") or ""), {one.model.casefold(): one for one in found if one.model})
 
-    async def models(self, within: float = 10.0) -> list[ListedModel]:
+    async def models(self, within: float = 10.0) -> list[LemonadeModel]:
         """All models in its list, downloaded or not. HttpError."""
         said = await self._ask(f"{API}/models?show_all=true", within=within)
         return [one for one in map(_listed, _list(said.get("data"))) if one.model]
@@ -195,11 +195,11 @@ def _loaded(one: Mapping[str, Any]) -> LoadedModel:
     )
 
 
-def _listed(one: Mapping[str, Any]) -> ListedModel:
+def _listed(one: Mapping[str, Any]) -> LemonadeModel:
     size = one.get("size")
     labels = one.get("labels")
     downloaded = one.get("downloaded")
-    return ListedModel(
+    return LemonadeModel(
         model=str(one.get("id") or ""),
         recipe=str(one.get("recipe") or ""),
         size=int(size * 1e9) if isinstance(size, int | float) and size > 0 else None,  # in units of 10^9 bytes

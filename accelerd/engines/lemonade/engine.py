@@ -17,11 +17,9 @@ from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits, fail
 from accelerd.engines.http import HttpError
-from accelerd.engines.lemonade import forecast as forecasting
-from accelerd.engines.lemonade import request
+from accelerd.engines.lemonade import model, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
-from accelerd.engines.lemonade.traits import traits
 from accelerd.engines.llama_server.output import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
 
@@ -66,7 +64,7 @@ class Lemonade(Engine):
         return LaunchPlan(
             model=spec.name,
             argv=("lemonade", "load", spec.model, *_shown(asked.body)),
-            env={name: value for name, value in self._environ.items() if _inherited(name)},
+            env={name: value for name, value in self._environ.items() if name in INHERITED or name.startswith("LC_")},
             endpoint=Endpoint(),
             secret="",
             flags=asked.flags,
@@ -87,30 +85,26 @@ class Lemonade(Engine):
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         if ask and spec.memory is None:
             await self._ask()
-        return forecasting.forecast(spec, devices, self._catalogue, self._settings.url or "Lemonade Server")
+        return model.forecast(spec, devices, self._catalogue, self._settings.url or "Lemonade Server")
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """Nothing: Lemonade's models are whole or not there."""
         return ""
 
     def traits(self, spec: ModelSpec) -> Traits:
-        return traits(spec, self._catalogue, own=self._settings.url is None)
+        return model.traits(spec, self._catalogue, own=self._settings.url is None)
 
     async def _ask(self) -> None:
         """Gets the list of the running server, if there is one. Never raises."""
+        url = self._settings.url
         try:
-            address = await self.address()
-            if address is None:
-                return
-            self._catalogue.note(await LemonadeClient(address).models())
+            address = self._catalogue.address
+            if url is not None:
+                address = ServerAddress(url, await asyncio.to_thread(read_key, self._settings.key_file))
+            if address is not None:
+                self._catalogue.note(await LemonadeClient(address).models())
         except (HttpError, AccelError) as error:
             log.info("cannot get the models of the Lemonade Server: %s", error)
-
-    async def address(self) -> ServerAddress | None:
-        """The address of the running server; None if there is none. AccelError if the key cannot be read."""
-        if self._settings.url is None:
-            return self._catalogue.address
-        return ServerAddress(self._settings.url, await asyncio.to_thread(read_key, self._settings.key_file))
 
 
 def read_key(key_file: str | None) -> str:
@@ -122,10 +116,6 @@ def read_key(key_file: str | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not a text file"
         fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
-
-
-def _inherited(name: str) -> bool:
-    return name in INHERITED or name.startswith("LC_")
 
 
 def _shown(body: Mapping[str, object]) -> list[str]:

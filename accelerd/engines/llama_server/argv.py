@@ -4,9 +4,8 @@ Each setting is written in the words this build knows, with its source and reaso
 is an error that names it, unless leaving it out changes nothing a person asked for: what only a tuning rule advises is
 left out with a warning. No value is ever split or interpreted: one value is one token.
 
-Extra arguments come last, so they win over accelerd's own. Refused is what accelerd must own to supervise (where it
-listens, its key, which model), what would put a secret on the command line, and what lets a model run commands on the
-machine.
+Extra arguments come last, so they win over accelerd's own. What config/flags.py refuses is refused here by every name
+that the build has for it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, Final
 from msgspec import Struct, field
 
 from accelerd.base.exits import Cause
+from accelerd.config.flags import flag_name, why_owned
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
 from accelerd.engines.llama_server.features import Features, ProgramOption
@@ -47,32 +47,6 @@ SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("max_tokens", ("--predict", "--n-predict", "-n")),
 )
 
-# name → why it is refused; every other name of the same option, and its environment variable, is refused with it
-OWNED: Final[dict[str, str]] = {
-    "--host": "accelerd decides where it listens",
-    "--port": "accelerd decides where it listens",
-    "--reuse-port": "another process could take over the port",
-    "--api-prefix": "accelerd asks it at the usual paths",
-    "--ssl-key-file": "accelerd talks to it in plain HTTP",
-    "--ssl-cert-file": "accelerd talks to it in plain HTTP",
-    "--api-key": "each start has its own key, which is never on a command line",
-    "--api-key-file": "each start has its own key",
-    "--hf-token": "a command line can be read by everybody: put HF_TOKEN into env",
-    "--alias": "answers carry the configured name: use aliases",
-    "--model": "write path or model",
-    "--hf-repo": "write path or model",
-    "--model-url": "write path or model",
-    "--docker-repo": "write path or model",
-    "--models-dir": "accelerd starts one server for each model itself",
-    "--models-preset": "accelerd starts one server for each model itself",
-    "--tools": "a model could run commands on this machine",
-    "--tools-runtime": "a model could run commands on this machine",
-    "--agent": "a model could run commands on this machine",
-    "--mcp-servers-config": "a model could run commands on this machine",
-    "--mcp-servers-json": "a model could run commands on this machine",
-    "--ui-mcp-proxy": "web pages could reach other machines through it",
-    "--log-prompts-dir": "prompts are never written to disk",
-}
 SECRET_VARIABLES: Final = frozenset({"HF_TOKEN"})  # may be set although its option may not
 
 
@@ -295,38 +269,30 @@ def _sampling(line: CommandLine) -> None:
             line.set(f"sampling.{key}", names, value, "where a request does not say")
 
 
-def normal(token: str) -> str:
-    """An argument as llama-server compares it: underscores in a long name are dashes; a value after `=` is cut off."""
-    name = token.partition("=")[0]
-    return name.replace("_", "-") if name.startswith("--") else name
-
-
-def owned(features: Features) -> dict[str, str]:
-    """Every name and environment variable of the options that may not be set, with the reason."""
-    reasons = dict(OWNED)
-    for name, reason in OWNED.items():
-        option = features.options.get(name)
-        if option is not None:
-            for other in (*option.names, *option.env):
-                if other not in SECRET_VARIABLES:
-                    reasons.setdefault(other, reason)
-    return reasons
-
-
 def _extra(line: CommandLine) -> None:
     """A value that looks like a refused option is refused too: which of the two it is, only the build knows."""
-    reasons = owned(line.features)
+    options = line.features.options
     for token in line.spec.extra_args:
-        name = normal(token)
-        option = line.features.options.get(name)
-        if name in reasons:
-            line.refusals.append(f"extra_args {name}: {reasons[name]}")
+        name = flag_name(token)
+        option = options.get(name)
+        reason = _why_owned(option.names if option else (name,))
+        if reason:
+            line.refusals.append(f"extra_args {name}: {reason}")
         elif not name.startswith("--") or len(name) == 2:
             continue  # a value, or a short name that could be a negative number
         elif option is None:
             line.warnings.append(f"extra_args {name} is not in the help of this build: it may refuse to start")
         elif option.removed:
             line.refusals.append(f"extra_args {name}: {option.text}")
-    line.refusals += [f"env {name}: {reasons[name]}" for name, _ in line.spec.env if name in reasons]
+    owned = {name: why for option in options.values() if (why := _why_owned(option.names)) for name in option.env}
+    for name, _ in line.spec.env:
+        if name in owned and name not in SECRET_VARIABLES:
+            line.refusals.append(f"env {name}: {owned[name]}")
     if line.spec.extra_args:
         line.add(*line.spec.extra_args, key="extra_args", reason="as written, after everything else")
+
+
+def _why_owned(names: Iterable[str]) -> str | None:
+    """Why an option must not be set: by any of its names, of which this build may have more than the configuration
+    knows."""
+    return next(filter(None, map(why_owned, names)), None)

@@ -25,11 +25,11 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.config.flags import flag_name
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, ContainerProgram, Endpoint, ProgramOutput, fail
 from accelerd.engines.llama_server import argv
 from accelerd.engines.llama_server.answers import AnswerCache
-from accelerd.engines.llama_server.argv import normal
 from accelerd.engines.llama_server.environment import DRIVER_VARIABLES
 from accelerd.engines.llama_server.features import FeatureReader, Features, ProgramOption
 from accelerd.engines.program import Program, local
@@ -181,7 +181,7 @@ def arguments(spec: ModelSpec, server: Features, tool: Features) -> tuple[tuple[
     told: list[str] = []
     left_out: list[str] = []
     while words:
-        name = normal(words[0])
+        name = flag_name(words[0])
         option = server.options.get(name) or tool.options.get(name)
         size = 1 + _values(option, words[1:])
         group, words = words[:size], words[size:]
