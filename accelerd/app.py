@@ -224,7 +224,7 @@ def engines_of(
     catalogue = lemonade.catalogue if isinstance(lemonade, LemonadeHome) else Catalogue()
     return {
         "llama-server": llama_server,
-        "flm": Flm(settings.flm, devices=devices, proc=roots.proc),
+        "flm": Flm(settings.flm, proc=roots.proc),
         "lemonade": Lemonade(settings.lemonade, catalogue),
     }
 

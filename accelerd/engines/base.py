@@ -163,12 +163,8 @@ class TunedModel(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class ModelTuner(Protocol):
-    """Sets unset settings by tuning rules. Never raises."""
-
-    async def __call__(self, spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:
-        """`weights`: paths of the model's files on this machine."""
-        ...
+# Sets unset settings by tuning rules; the last argument: paths of the model's files on this machine. Never raises.
+ModelTuner = Callable[[ModelSpec, EngineBuild, Sequence[str]], Awaitable[TunedModel]]
 
 
 async def untuned(spec: ModelSpec, build: EngineBuild, weights: Sequence[str]) -> TunedModel:

@@ -27,7 +27,7 @@ WRITTEN: Final = {"cache_type_k": "kv_cache_type.k", "cache_type_v": "kv_cache_t
 PATTERNS: Final = ("gfx", "driver", "engine", "architecture")
 
 
-class RuleContext(Struct, frozen=True):
+class RuleContext(Struct):
     """What a rule's `when` is held against, in its words; None: not known."""
 
     device: str | None = None
@@ -49,22 +49,20 @@ def situation(
     spec: ModelSpec, device: Device | None, build: EngineBuild, header: Header | None, size: int | None
 ) -> RuleContext:
     """`device` None: it is not known; `header` None: the model cannot be looked into; `size`: bytes of its files."""
-    gpu = device is not None and device.kind == "gpu"
-    return RuleContext(
-        device=device.kind if device is not None else None,
-        vendor=VENDORS.get(device.vendor, device.vendor) or None if device is not None else None,
-        gfx=device.gfx if device is not None else None,
-        driver=device.driver if device is not None else None,
-        apu=device.apu if device is not None else None,
-        unified=device.unified if device is not None and gpu else None,
+    context = RuleContext(
         engine=build.engine,
         backend=build.backend or None,
         option=build.options,
-        architecture=header.architecture.lower() or None if header is not None else None,
-        moe=header.experts > 0 if header is not None and header.architecture else None,
         task="embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate",
         size=size,
     )
+    if device is not None:
+        context.device, context.gfx, context.driver, context.apu = device.kind, device.gfx, device.driver, device.apu
+        context.vendor = VENDORS.get(device.vendor, device.vendor) or None
+        context.unified = device.unified if device.kind == "gpu" else None
+    if header is not None and header.architecture:
+        context.architecture, context.moe = header.architecture.lower(), header.experts > 0
+    return context
 
 
 def holds(when: Mapping[str, Any], here: RuleContext) -> bool:

@@ -6,20 +6,20 @@ the package's rules do. Blocking: call it in a thread. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from accelerd.config import positions, shape
 from accelerd.config.load import Source, read
 from accelerd.config.load import parse as parse_toml
 from accelerd.config.model import Origin, SetBy
 from accelerd.config.problems import Problem, key_text
-from accelerd.config.walk import TABLE, ConfigEntries, PathBase, TreeWalker
+from accelerd.config.walk import INVALID, TABLE, ConfigEntries, PathBase, TreeWalker
 from accelerd.tuning.schema import RulesDocument
 
 USER_FILE: Final = "tuning.toml"  # beside accelerd.toml; also its drop-in folder tuning.toml.d
@@ -61,7 +61,9 @@ def load(config_file: Path) -> TuningRules:
     for rule in rules:
         if not rule.enabled and not rule.sets and rule.name not in {one.name for one in packaged()}:
             text = f"there is no rule {rule.name} to switch off"
-            problems.append(Problem(rule.origin.file or "", rule.origin.line, _key(rule.name), text, "warning"))
+            problems.append(
+                Problem(rule.origin.file or "", rule.origin.line, key_text(("rules", rule.name)), text, "warning")
+            )
     return TuningRules(tuple(rule for rule in merged.values() if rule.enabled), tuple(problems))
 
 
@@ -87,11 +89,13 @@ def parse(files: Sequence[Source]) -> tuple[list[TuningRule], list[Problem]]:
         folder = str(source.path.parent.absolute())
         walker = TreeWalker(source.name, positions.find(source.text), PathBase(folder, folder), _root())
         walker.walk(tree)
-        found = _Found(walker.entries)
-        problems += [*walker.problems, *found.problems()]
-        for rule in found.rules():
-            rules.pop(rule.name, None)
-            rules[rule.name] = rule
+        problems += walker.problems
+        for path, entry in walker.entries.items():
+            if len(path) == 2 and entry.value is TABLE:
+                rule, lacks = _rule(str(path[1]), walker.entries)
+                problems += lacks
+                rules.pop(rule.name, None)
+                rules[rule.name] = rule
     return list(rules.values()), problems
 
 
@@ -100,74 +104,36 @@ def _root() -> shape.SchemaNode:
     return shape.reflect(RulesDocument)
 
 
-def _key(name: str, *more: str) -> str:
-    return key_text(("rules", name, *more))
-
-
-class _Found(Struct):
-    """The entries of one file."""
-
-    entries: ConfigEntries
-    names: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.names = [str(path[1]) for path, entry in self.entries.items() if len(path) == 2 and entry.value is TABLE]
-
-    def rules(self) -> Iterator[TuningRule]:
-        for name in self.names:
-            here = self.entries["rules", name]
-            yield TuningRule(
-                name=name,
-                when={key: value for (key, *_), value in self._values(name, "when")},
-                sets={_field(key): value for key, value in self._values(name, "set")},
-                source=self._text(name, "source"),
-                reason=self._text(name, "reason"),
-                origin=Origin(f"tuning rule {name}", here.file, here.line, SetBy.RULE),
-                enabled=self._enabled(name),
-            )
-
-    def problems(self) -> Iterator[Problem]:
-        """What a rule lacks."""
-        for name in self.names:
-            here = self.entries["rules", name]
-            if not self._enabled(name):
-                continue
-            if not any(True for _ in self._values(name, "set")) and not self._wrong(name, "set"):
-                yield Problem(here.file, here.line, _key(name), "needs set = {…}: what it sets")
-            for key, what in (("source", "who found out"), ("reason", "why, in one clause")):
-                if ("rules", name, key) not in self.entries:
-                    yield Problem(here.file, here.line, _key(name), f'needs {key} = "…": {what}')
-            yield from self._unfit(name)
-
-    def _unfit(self, name: str) -> Iterator[Problem]:
-        sets = {_field(key): value for key, value in self._values(name, "set")}
-        batch, ubatch = sets.get("batch"), sets.get("ubatch")
-        if batch is not None and ubatch is not None and ubatch > batch:
-            entry = self.entries["rules", name, "set", "ubatch"]
-            yield Problem(
-                entry.file, entry.line, _key(name, "set", "ubatch"), f"expected at most batch = {batch}, got {ubatch}"
-            )
-
-    def _enabled(self, name: str) -> bool:
-        entry = self.entries.get(("rules", name, "enabled"))
-        return entry is None or entry.value is not False
-
-    def _wrong(self, name: str, table: str) -> bool:
-        """Was something written there that is not usable? Then it is reported already."""
-        return any(
-            path[:3] == ("rules", name, table) and not entry.usable and entry.value is not TABLE
-            for path, entry in self.entries.items()
-        )
-
-    def _values(self, name: str, table: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-        """Keys below the table, and usable values."""
-        for path, entry in self.entries.items():
-            if path[:3] == ("rules", name, table) and len(path) > 3 and entry.usable:
-                yield tuple(map(str, path[3:])), entry.value
-
-    def _text(self, name: str, key: str) -> str:
-        entry = self.entries.get(("rules", name, key))
-        return str(entry.value) if entry is not None and entry.usable else ""
+def _rule(name: str, entries: ConfigEntries) -> tuple[TuningRule, list[Problem]]:
+    """One rule of a file, and what it lacks."""
+    here = entries["rules", name]
+    below = {tuple(map(str, path[2:])): entry for path, entry in entries.items() if path[:2] == ("rules", name)}
+    values = {path: entry.value for path, entry in below.items() if entry.usable}
+    rule = TuningRule(
+        name=name,
+        when={path[1]: value for path, value in values.items() if path[0] == "when"},
+        sets={_field(path[1:]): value for path, value in values.items() if path[0] == "set"},
+        source=values.get(("source",), ""),
+        reason=values.get(("reason",), ""),
+        origin=Origin(f"tuning rule {name}", here.file, here.line, SetBy.RULE),
+        enabled=values.get(("enabled",), True),
+    )
+    if not rule.enabled:
+        return rule, []
+    lacks = []
+    mistaken = any(path[:1] == ("set",) and entry.value is INVALID for path, entry in below.items())  # reported already
+    if not rule.sets and not mistaken:
+        lacks.append("needs set = {…}: what it sets")
+    if ("source",) not in below:
+        lacks.append('needs source = "…": who found out')
+    if ("reason",) not in below:
+        lacks.append('needs reason = "…": why, in one clause')
+    problems = [Problem(here.file, here.line, key_text(("rules", name)), text) for text in lacks]
+    batch, ubatch = rule.sets.get("batch"), rule.sets.get("ubatch")
+    if batch is not None and ubatch is not None and ubatch > batch:
+        key, text = key_text(("rules", name, "set", "ubatch")), f"expected at most batch = {batch}, got {ubatch}"
+        problems.append(Problem(here.file, below["set", "ubatch"].line, key, text))
+    return rule, problems
 
 
 def _field(key: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The Tuner of the engines: finds the device, looks into the model, reads the rules, and has them resolved.
+"""The ModelTuner of the engines: finds the device, looks into the model, reads the rules, and has them resolved.
 
 Everything that blocks happens in a thread. Never raises for what it cannot find out: then fewer rules hold.
 """
@@ -27,7 +27,7 @@ Stamp = tuple[tuple[str, int, int], ...]  # path, time and size of files
 
 
 class RuleTuner:
-    """Callable: see engines.base.Tuner. What files say is read again when they have changed."""
+    """An engines.base.ModelTuner. What files say is read again when they have changed."""
 
     def __init__(self, config_file: Path, devices: Callable[[], Iterable[Device]], sys: Path = Path("/sys")) -> None:
         """`devices()` may block."""

@@ -50,7 +50,7 @@ def needs(
     if spec.engine in NPU_ENGINES:
         from accelerd.engines.flm.engine import Flm
 
-        engine = Flm(config.flm, environ=context.env, devices=lambda: devices)
+        engine = Flm(config.flm, environ=context.env)
         return asyncio.run(engine.forecast(spec, devices, ask=True)).options
     text = f"only the daemon can find out what {spec.name} needs, by asking {spec.engine}"
     raise Failure(text, code="not_known", hint="see: accelctl status")

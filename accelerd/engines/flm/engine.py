@@ -11,7 +11,7 @@ import os
 import resource
 import time
 from asyncio import to_thread
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +55,6 @@ class Flm(Engine):
         settings: FlmSettings,
         *,
         environ: Mapping[str, str] | None = None,
-        devices: Callable[[], Iterable[Device]] = tuple,
         port: Callable[[], int] = free_port,
         now: Callable[[], float] = time.monotonic,
         proc: Path = Path("/proc"),
@@ -64,7 +63,6 @@ class Flm(Engine):
         """`now()`: monotonic seconds; `lockable()`: bytes of memory that can be locked, None: unlimited."""
         self._settings = settings
         self._environ = dict(os.environ if environ is None else environ)
-        self._devices = devices
         self._port = port
         self._proc = proc
         self._lockable = lockable

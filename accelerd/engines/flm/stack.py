@@ -37,17 +37,13 @@ def troubles(report: Mapping[str, Any], *, command_line: str = "", lockable: int
     """
     if report.get("ready") is True:
         return []
-    return list(_wrong(report, command_line.split(), lockable))
-
-
-def _wrong(report: Mapping[str, Any], options: list[str], lockable: int | None) -> list[NpuTrouble]:
     found: list[NpuTrouble] = []
     driver = str(report.get("drm_version") or "")
     if report.get("kernel_ok") is False and not driver:
         text = f"the kernel {report.get('kernel', '')} is too old for FastFlowLM, which needs 6.17 (7.0 is better)"
         return [NpuTrouble("kernel", " ".join(text.split()), "install a newer kernel and reboot")]
     if report.get("amd_device_found") is False:
-        if "amd_iommu=off" in options:
+        if "amd_iommu=off" in command_line.split():
             return [NpuTrouble("device", "amd_iommu=off disables the NPU", IOMMU_FIX)]
         text = "FastFlowLM finds no AMD NPU in /dev/accel that it can open"
         return [
@@ -57,7 +53,7 @@ def _wrong(report: Mapping[str, Any], options: list[str], lockable: int | None) 
         text = f"the driver amdxdna {driver} is too old for FastFlowLM, which needs 0.6"
         found.append(NpuTrouble("driver", text, "install a newer kernel or the DKMS package of amdxdna, and reboot"))
     for device in _devices(report):
-        version = ".".join(str(device.get(f"fw_{part}", "?")) for part in ("major", "minor", "patch", "build"))
+        version = _firmware(device)
         where = str(device.get("device", "the NPU"))
         if device.get("fw_ok") is False:
             text = f"the firmware of {where} is {version}; FastFlowLM needs 1.1.0.0"
@@ -74,11 +70,14 @@ def _wrong(report: Mapping[str, Any], options: list[str], lockable: int | None) 
 
 def devices(report: Mapping[str, Any]) -> list[str]:
     """The NPUs that it reports: "/dev/accel/accel0, 8 columns, firmware 1.1.2.64"."""
-    lines = []
-    for device in _devices(report):
-        version = ".".join(str(device.get(f"fw_{part}", "?")) for part in ("major", "minor", "patch", "build"))
-        lines.append(f"{device.get('device')}, {device.get('cols', '?')} columns, firmware {version}")
-    return lines
+    return [
+        f"{device.get('device')}, {device.get('cols', '?')} columns, firmware {_firmware(device)}"
+        for device in _devices(report)
+    ]
+
+
+def _firmware(device: Mapping[str, Any]) -> str:
+    return ".".join(str(device.get(f"fw_{part}", "?")) for part in ("major", "minor", "patch", "build"))
 
 
 def _devices(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

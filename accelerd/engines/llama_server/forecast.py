@@ -66,7 +66,7 @@ class ModelFiles(Struct, frozen=True):
 
 
 class ForecastInputs(Struct, frozen=True):
-    """What a later offer needs of an earlier forecast."""
+    """What a later suggestion needs of an earlier forecast."""
 
     read: ModelFiles
     settings: EstimateSettings
@@ -79,10 +79,10 @@ class ForecastInputs(Struct, frozen=True):
 
 
 class Forecaster:
-    """For all models of the engine. Blocking, but for `offer`: call it in a thread."""
+    """For all models of the engine. Blocking, but for `suggest_smaller`: call it in a thread."""
 
-    def __init__(self, reader: ModelReader | None = None, machine: Callable[[], str] = platform.machine) -> None:
-        self._reader = reader or ModelReader()
+    def __init__(self, machine: Callable[[], str] = platform.machine) -> None:
+        self._reader = ModelReader()
         self._machine = machine
         self._known: dict[str, ForecastInputs] = {}
 
@@ -132,12 +132,10 @@ class Forecaster:
 
     def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> ModelFiles:
         assert spec.path is not None
-        projector, draft = (paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model"))
-        names = [name for name in (spec.path, projector, draft) if name]
-        models = [self._reader.read(name) if name else None for name in (spec.path, projector, draft)]
-        model = models[0]
-        assert model is not None
-        return ModelFiles(model, models[1], models[2], tuple(identity(name) for name in names))
+        extra = [paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model")]
+        projector, draft = (self._reader.read(name) if name else None for name in extra)
+        names = (spec.path, *filter(None, extra))
+        return ModelFiles(self._reader.read(spec.path), projector, draft, tuple(map(identity, names)))
 
     @staticmethod
     def _unread(spec: ModelSpec, error: GgufError | OSError) -> MemoryRequirement:
