@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from tests.memory.gguf_maker import string, write
+
 ROOT = Path(__file__).parents[1]
 FAKE = ROOT / "tests" / "fakes" / "fake_server.py"
 PATIENCE = 20.0  # s for what should take moments
@@ -55,10 +57,8 @@ def fake_model(name: str, path: Path, mode: str = "ok", env: Mapping[str, str] |
 
 
 def dummy_gguf(directory: Path) -> Path:
-    """A file that begins like a GGUF model, for servers that do not read it."""
-    path = directory / "dummy.gguf"
-    path.write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(56))
-    return path
+    """The smallest file that is a model by its header, for servers that do not read it."""
+    return write(directory / "dummy.gguf", {"general.architecture": string("llama")}, {"token_embd.weight": ((8,), 0)})
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -67,6 +67,7 @@ class LaunchPlan:
     secret: str = field(repr=False)  # bearer token that only this instance accepts
     flags: tuple[Flag, ...]
     warnings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # of the model, on this machine, that the program opens
     warm_path: str = "/v1/models"  # answers 200 with the secret and 401 with any other, once loaded
     health_path: str = "/health"
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
@@ -197,6 +198,7 @@ class Traits:
     labels: tuple[str, ...] = ()  # the engine's labels: "reasoning", "tool-calling"
     recipe: str = ""  # Lemonade's recipe: "flm", "llamacpp", "whispercpp"
     device: str = ""  # "npu", "gpu", "cpu"; "": unknown
+    context: int | None = None  # tokens that one request may take; None: unknown
 
 
 class Engine(Protocol):
@@ -225,3 +227,7 @@ class Engine(Protocol):
     def traits(self, spec: ModelSpec) -> Traits:
         """The known abilities of the model. Fast, never raises."""
         ...
+
+    async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
+        """An instance is ready: what only the running engine knows of the model is asked. Never raises."""
+        return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -45,9 +46,11 @@ class Identified(Struct, frozen=True):
 
     kind: Kind
     name: str = ""  # general.name
+    context: int = 0  # tokens that it was trained for; 0: not known
     reason: str = ""
     hint: str = ""
     modalities: tuple[Modality, ...] = ()  # of a projector
+    drafts: bool = False  # can it be the draft_model of another one, and nothing else?
     first: Path | None = None  # of a file that is not the first of its model: the first
 
     @property
@@ -122,16 +125,16 @@ DRAFT_HEADS: Final = frozenset({"eagle", "eagle2", "eagle3", "medusa", "dflash"}
 FLAGS: Final = {"clip.has_vision_encoder": Modality.VISION, "clip.has_audio_encoder": Modality.AUDIO}
 
 
-def identify(path: Path) -> Identified:
-    """What is at that path; all files of a model in several are looked at."""
+def identify(path: Path, read: Callable[[str], GgufModel] = read_model) -> Identified:
+    """What is at that path; all files of a model in several are looked at. `read`: see ModelReader."""
     try:
-        return _identify(path)
+        return _identify(path, read)
     except OSError as error:
         file = error.filename if isinstance(error.filename, str) and error.filename != str(path) else "it"
         return _refused(f"{file} cannot be read: {error.strerror or error}", "check its path and permissions")
 
 
-def _identify(path: Path) -> Identified:
+def _identify(path: Path, read: Callable[[str], GgufModel]) -> Identified:
     with open_file(path) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -149,7 +152,7 @@ def _identify(path: Path) -> Identified:
         names = ", ".join(one.name for one in missing[:LISTED])
         return _refused(f"parts of the model are missing: {names}{more}", f"put all of them into {path.parent}")
     try:
-        return identify_model(read_model(path), named=PART.fullmatch(path.name) is not None)
+        return identify_model(read(str(path)), named=PART.fullmatch(path.name) is not None)
     except TruncatedError as error:
         return _refused(str(error), "its download did not finish: download it again")
     except GgufError as error:
@@ -159,7 +162,7 @@ def _identify(path: Path) -> Identified:
 def identify_model(model: GgufModel, *, named: bool = True) -> Identified:
     """What a model is whose headers have been read. `named`: its name says which part of how many it is."""
     name = model.header.values.get("general.name")
-    found = _identify_header(model, named)
+    found = replace(_identify_header(model, named), context=model.number("context_length"))
     return replace(found, name=name.strip()) if isinstance(name, str) else found
 
 
@@ -188,7 +191,8 @@ def _identify_header(model: GgufModel, named: bool) -> Identified:
     if architecture in SPEECH:
         return _refused("it makes speech of another model's output", "llama-server cannot serve it on its own")
     if architecture in DRAFT_HEADS:
-        return _refused("it only drafts tokens for another model", "name it as draft_model of that model")
+        only = _refused("it only drafts tokens for another model", "name it as draft_model of that model")
+        return replace(only, drafts=True)
     number = values.get("split.no", 0)
     if not named and isinstance(number, int) and number > 0:
         return _refused(f"it is part {number + 1} of a model in several files", "name the first of them")

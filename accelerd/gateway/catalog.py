@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerd.config.model import Route
+from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Traits
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.scheduler.lifecycle import State
@@ -43,7 +43,7 @@ class Catalog:
         return {
             **self._head(spec.name, spec.description),
             "aliases": list(self._router.directory.aliases(spec)),
-            "context_length": spec.context,
+            "context_length": _context(spec, traits),
             "capabilities": sorted(traits.tasks),
             "labels": list(traits.labels),
             "recipe": traits.recipe,
@@ -56,13 +56,13 @@ class Catalog:
         """Its capabilities are those of all its models."""
         models = [known[name] for name in route.models if name in known]
         traits = [self._router.traits(snapshot.spec) for snapshot in models]
-        contexts = [snapshot.spec.context for snapshot in models if snapshot.spec.context is not None]
+        contexts = [_context(snapshot.spec, one) for snapshot, one in zip(models, traits, strict=True)]
         loaded = any(snapshot.state is State.READY for snapshot in models)
         return {
             **self._head(route.name, route.description),
             "aliases": [],
             "routes": list(route.models),
-            "context_length": min(contexts, default=None),
+            "context_length": min(filter(None, contexts), default=None),
             "capabilities": sorted({task for one in traits for task in one.tasks}),
             "labels": sorted({label for one in traits for label in one.labels}),
             "status": {"value": "loaded" if loaded else _word(models[0]) if models else "stopped"},
@@ -77,6 +77,11 @@ class Catalog:
 def kind_of(snapshot: Snapshot, traits: Traits) -> str:
     """The kind of device that the model runs on, or would: "npu", "gpu", "cpu"."""
     return traits.device or (CPU if snapshot.device == CPU else "gpu")
+
+
+def _context(spec: ModelSpec, traits: Traits) -> int | None:
+    """What the engine says of it; else what the settings say."""
+    return spec.context if traits.context is None else traits.context
 
 
 def _word(snapshot: Snapshot) -> str:

@@ -246,7 +246,7 @@ class Instance:
         cwd = context.roots.home if context.roots.home.is_dir() else Path("/")
         env = {**self.tag.environment(), **plan.env, **self.tag.environment()}
         self._spawned = context.clock.monotonic()
-        launch = LaunchRequest(self.spec, plan.argv, env, cwd, self.tag, plan.tenancy)
+        launch = LaunchRequest(self.spec, plan.argv, env, cwd, self.tag, plan.tenancy, plan.files)
         self._main = main = await home.start(launch, self._printed, self._wake.set)
         if plan.tenancy is None:
             where = f" in {main.unit}" if main.unit else ""
@@ -278,6 +278,7 @@ class Instance:
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet else None
         self._context.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
+        await race(self._wake.wait(), self._engine.loaded(self.spec, plan))
         while not self._wake.is_set():
             await race(self._wake.wait(), self._probe_asked.wait())
             if self._probe_asked.is_set():

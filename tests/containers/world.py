@@ -96,7 +96,8 @@ class World:
         env |= dict(settings.get("env", ()))
         settings.setdefault("container", self.toolbox)
         spec = ModelSpec(f"m{tag.instance}", **settings)
-        return LaunchRequest(spec, argv, env, self.home, tag)
+        files = tuple(filter(None, (spec.path, spec.mmproj, spec.draft_model, spec.chat_template_file)))
+        return LaunchRequest(spec, argv, env, self.home, tag, files=files)
 
 
 def read(path: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.memory.gguf_maker import string, write
+
 THIS_YEAR = """\
 ----- common params -----
 
@@ -180,9 +182,10 @@ def runs(path: Path) -> int:
     return len(counter.read_text().split()) if counter.exists() else 0
 
 
-def model_file(folder: Path, name: str = "model.gguf", size: int = 1000) -> Path:
-    """A file that looks like a model from outside."""
+def model_file(folder: Path, name: str = "model.gguf", size: int = 1000, kind: str = "llama") -> Path:
+    """A model of that architecture without weights to speak of; a projector is a "clip"."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    path.write_bytes(b"GGUF\x03\0\0\0".ljust(size, b"\0"))
+    path = write(folder / name, {"general.architecture": string(kind)}, {"token_embd.weight": ((8,), 0)})
+    with path.open("ab") as file:
+        file.truncate(max(size, path.stat().st_size))
     return path

@@ -35,10 +35,10 @@ def model_files(s: CheckContext) -> Iterator[Check]:
 
     # What a path means in a container is seen there, when the model is loaded.
     with_files = [spec for spec in s.config.models.values() if spec.path and spec.home in ON_THE_HOST]
-    bad = 0
+    bad, reader = 0, files.FileReader()
     for spec in with_files:
         try:
-            files.check_files(spec)
+            reader.check(spec)
         except AccelError as error:
             bad += 1
             fix = f"correct {spec.origin('path')}, or: accelctl remove {spec.name}"

@@ -116,6 +116,8 @@ def settled(
     from accelerd.base.errors import AccelError
     from accelerd.engines.base import TunedModel
     from accelerd.engines.llama_server.engine import LlamaServer
+    from accelerd.engines.llama_server.files import with_task
+    from accelerd.estimate.model_kind import identify_model
     from accelerd.tuning.resolve import situation, tune
     from accelerd.tuning.tuner import RuleTuner, device_for
 
@@ -127,7 +129,7 @@ def settled(
         held = situation(spec, device, build, subject.model.header, subject.size)
         return tune(rules.rules().rules, spec, held, rules.cores()[0])
 
-    spec = subject.spec
+    spec = with_task(subject.spec, identify_model(subject.model).kind)
     if spec.home not in HOSTED:
         text = f"its llama-server is in a {spec.home} and was not queried: tuning rules and its image are left out"
         return spec, None, [text]

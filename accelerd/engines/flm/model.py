@@ -86,6 +86,7 @@ def traits(spec: ModelSpec, known: FlmModel) -> Traits:
         labels=known.labels,
         recipe="flm",
         device="npu",
+        context=(context_of(spec.context) if spec.context else known.context) or None,
     )
 
 

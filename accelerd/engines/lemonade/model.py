@@ -62,6 +62,7 @@ def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits
         labels=known.labels,
         recipe=recipe,
         device=device(recipe, known),
+        context=spec.context or known.context,
     )
 
 

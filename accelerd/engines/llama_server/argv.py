@@ -159,7 +159,9 @@ def _listen(line: CommandLine, endpoint: Endpoint) -> None:
 
 def _memory(line: CommandLine) -> None:
     spec, features = line.spec, line.features
-    line.own(("--fit",), "off", reason="accelerd plans the memory: nothing is shrunk behind its back")
+    line.own(
+        ("--fit",), "off", reason="accelerd plans the memory: llama-server must not change context or layers by itself"
+    )
     if spec.context is not None:
         # The server divides its context among the slots, so that each request has what the setting says.
         total = spec.context * spec.parallel
@@ -169,15 +171,17 @@ def _memory(line: CommandLine) -> None:
         line.warnings.append(
             'context = "model": the whole context that the model was trained for may need far more memory than its file'
         )
-    line.set("parallel", ("-np", "--parallel"), spec.parallel, "requests run at once")
+    line.set("parallel", ("-np", "--parallel"), spec.parallel, "requests that run at the same time")
     if spec.parallel > 1:
         line.own(("--no-kv-unified",), reason="every request has its context for itself")
     if spec.cache_type_k is not None:
         line.set("cache_type_k", ("--cache-type-k", "-ctk"), spec.cache_type_k, "type of the KV cache's keys")
     if spec.cache_type_v is not None:
         _values_cache(line, spec.cache_type_v)
-    line.own(("--cache-ram",), "0", reason="no second prompt cache in main memory beside the reserved memory")
-    reason = "what it keeps to go back in a conversation stays within the reserved memory"
+    line.own(
+        ("--cache-ram",), "0", reason="no prompt cache in main memory: it could grow to 8 GiB, which are not reserved"
+    )
+    reason = "saved states of conversations: no more than memory is reserved for"
     line.own(CHECKPOINT_FLAGS, str(CHECKPOINTS), reason=reason)
     if spec.mmap is not None:
         _mmap(line, spec.mmap)

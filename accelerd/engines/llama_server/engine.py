@@ -12,12 +12,13 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, field
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -43,10 +44,13 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
+from accelerd.engines.http import HttpError, request
 from accelerd.engines.llama_server import argv, environment, files, fit_params, output
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.program import Program, find, local
+from accelerd.estimate.model_kind import Identified, Kind, Modality
+from accelerd.estimate.tensors import parts
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ log = logging.getLogger(__name__)
 HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
 HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
+PROPS_BYTES: Final = 1 << 20  # it has the chat template
 PROBES: Final = {
     "generate": ("/v1/completions", b'{"prompt": " ", "max_tokens": 1}'),
     "embeddings": ("/v1/embeddings", b'{"input": " "}'),
@@ -79,13 +84,34 @@ def new_token() -> str:
 class Settled(Struct, frozen=True):
     """A model with the program that runs it, and with all that images and tuning rules add."""
 
-    told: ModelSpec  # as the configuration has it
+    files: files.SeenFiles
     tuned: TunedModel  # with the names that hold where the program is
     program: Program
     features: Features
     build: EngineBuild
     place: ContainerAccess | None  # None: on this machine
     found: ContainerProgram | None
+
+
+class Served(Struct, frozen=True):
+    """What a running server has said of its model."""
+
+    spec: ModelSpec
+    context: int  # tokens of one request; 0: not known
+    modalities: tuple[str, ...]  # "vision", "audio"
+
+
+class GenerationSettings(Struct):
+    """Of GET /props."""
+
+    n_ctx: int = 0  # tokens of one request
+
+
+class Properties(Struct):
+    """The answer to GET /props."""
+
+    default_generation_settings: GenerationSettings = field(default_factory=GenerationSettings)
+    modalities: dict[str, bool] = field(default_factory=dict)
 
 
 class LlamaServer(Engine):
@@ -118,7 +144,10 @@ class LlamaServer(Engine):
         self._features = FeatureReader(cache)
         self._forecaster = Forecaster()
         self._fit = fit_params.FitParams(cache, self._features)
+        self._files = files.FileReader(self._forecaster.reader)
         self._settled: dict[str, Settled] = {}  # by model, of its last plan
+        self._seen: dict[str, files.SeenFiles] = {}  # by model
+        self._served: dict[str, Served] = {}  # by model
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -138,6 +167,12 @@ class LlamaServer(Engine):
             return _fixed_plan(spec, fixed)
         settled = self._settled[spec.name] = await self.settle(spec)
         spec, features, tuned = settled.tuned.spec, settled.features, settled.tuned
+        trained = settled.files.model.context
+        beyond = (
+            f"context = {spec.context}: {spec.name} was trained for {trained}, and llama-server may allow no more"
+            if spec.context and 0 < trained < spec.context
+            else None
+        )
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
         named, doubt = await self._named(settled, slots)
         line = argv.build(spec, features, endpoint, tuned.advice, named)
@@ -151,7 +186,8 @@ class LlamaServer(Engine):
             endpoint=endpoint,
             secret=secret,
             flags=(*line.flags, *env_flags),
-            warnings=(*filter(None, (warning, doubt)), *tuned.warnings, *line.warnings),
+            files=tuple(files.files_of(settled.files.spec)),
+            warnings=(*filter(None, (warning, doubt, beyond)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
             backend=settled.build.backend,
@@ -174,7 +210,8 @@ class LlamaServer(Engine):
         place = await self._places(spec)
         if isinstance(place, FixedServer):
             fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
-        await asyncio.to_thread(files.check_files, spec)
+        own = self._seen[spec.name] = await asyncio.to_thread(self._files.check, spec)
+        spec = own.spec
         found, backend, seen = None, "", spec
         if place is None:
             program = await asyncio.to_thread(self._local, spec)
@@ -192,30 +229,31 @@ class LlamaServer(Engine):
         elif not backend:
             backend = await asyncio.to_thread(output.backend_beside, program.path)
         build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options))
-        tuned = await self._tuner(seen, build, files.shards(spec.path) if spec.path else [])
-        return Settled(spec, tuned, program, features, build, place, found)
+        tuned = await self._tuner(seen, build, parts(spec.path) if spec.path else [])
+        return Settled(own, tuned, program, features, build, place, found)
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds.
 
         What a plan has found out of the program is known without asking.
         """
+        own = self._seen[spec.name] = await asyncio.to_thread(self._files.look, spec)
         settled, answer = self._settled.get(spec.name), None
-        if settled is not None and settled.told != spec:
+        if settled is not None and settled.files != own:
             settled = None
-        if ask and spec.memory is None and spec.path:
+        if ask and spec.memory is None and own.spec.path:
             try:
                 settled = await self.settle(spec)
                 answer = await self._ask_tool(settled)
             except AccelError as error:
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
-        seen, build = (settled.tuned.spec, settled.build) if settled is not None else (spec, None)
-        return await asyncio.to_thread(self._forecaster.forecast, spec, seen, build, devices, answer)
+        seen, build = (settled.tuned.spec, settled.build) if settled is not None else (own.spec, None)
+        return await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer)
 
     async def _ask_tool(self, settled: Settled) -> fit_params.FitAnswer | None:
         """What llama-fit-params says; None: there is none."""
-        spec, program = settled.told, settled.program
-        weights, listed = files.shards(spec.path or ""), ""
+        spec, program = settled.files.spec, settled.program
+        weights, listed = parts(spec.path or ""), ""
         if settled.place is None or settled.found is None:
             env = environment.for_help(self._environ, spec)
             tool = await asyncio.to_thread(fit_params.beside, program.path, env)
@@ -226,7 +264,7 @@ class LlamaServer(Engine):
             return None
         answer = await self._fit.ask(tool, settled.tuned.spec, settled.features, weights, listed)
         if answer.why_not:
-            log.info("llama-fit-params says nothing of %s: %s", spec.name, answer.why_not)
+            log.debug("llama-fit-params says nothing of %s: %s", spec.name, answer.why_not)
         return answer
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
@@ -234,14 +272,44 @@ class LlamaServer(Engine):
         return self._forecaster.suggest_smaller(spec, room)
 
     def traits(self, spec: ModelSpec) -> Traits:
-        """By its settings: of what is in the model's file it serves all."""
-        tasks: frozenset[Task] = GENERATES
+        """By its settings and what its files and its server say."""
+        device = "cpu" if spec.gpu_layers == 0 else ""
         if spec.home == "container":  # which knows by itself what it runs: its server says what it cannot do
-            return Traits(GENERATES | {"embeddings", "rerank"})
-        if spec.embeddings or spec.rerank:
-            tasks = frozenset(("embeddings",) if spec.embeddings else ("rerank",))
-        why_not = "" if spec.embeddings else f"{spec.name} is not started for that: set embeddings = true for it"
-        return Traits(tasks, {"embeddings": why_not} if why_not else {}, device="cpu" if spec.gpu_layers == 0 else "")
+            return Traits(GENERATES | {"embeddings", "rerank"}, device=device)
+        own, served = self._seen.get(spec.name), self._served.get(spec.name)
+        if own is None or (own.told is not spec and own.told != spec):
+            own = files.SeenFiles(spec, spec, Identified(Kind.CHAT))
+        context = spec.context or own.model.context or None
+        if own.model.context and context:
+            context = min(context, own.model.context)
+        sees: Collection[str] = own.projector.modalities if own.projector else (Modality.VISION,) if spec.mmproj else ()
+        if served is not None and (served.spec is spec or served.spec == spec):
+            context, sees = served.context or context, served.modalities
+        if own.spec.embeddings or own.spec.rerank:
+            task: Task = "embeddings" if own.spec.embeddings else "rerank"
+            why = f"{spec.name} is started for {'embeddings' if own.spec.embeddings else 'reranking'} only"
+            others = (GENERATES | {"embeddings", "rerank"}) - {task}
+            return Traits(frozenset((task,)), dict.fromkeys(others, why), device=device, context=context)
+        why_not = {"embeddings": f"{spec.name} is not started for that: set embeddings = true for it"}
+        if Modality.VISION in sees:
+            return Traits(GENERATES, why_not, device=device, context=context)
+        why_not["vision"] = f"{spec.name} has no projector for images: set mmproj to the one that belongs to the model"
+        return Traits(GENERATES - {"vision"}, why_not, device=device, context=context)
+
+    async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
+        try:
+            status, data = await request(plan.endpoint, "/props", within=2.0, bearer=plan.secret, most=PROPS_BYTES)
+            said = msgspec.json.decode(data, type=Properties) if status == 200 else Properties()
+        except (HttpError, msgspec.MsgspecError) as error:
+            log.debug("%s does not say what it serves: %s", spec.name, error)
+            return
+        context = said.default_generation_settings.n_ctx
+        if spec.context and 0 < context < spec.context:
+            text = "%s serves %d tokens a request, not %d: the model was trained for no more"
+            log.warning(text, spec.name, context, spec.context)
+        if status == 200:
+            sees = tuple(name for name, yes in said.modalities.items() if yes)
+            self._served[spec.name] = Served(spec, context, sees)
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""

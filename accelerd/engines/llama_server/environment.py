@@ -68,5 +68,5 @@ def for_server(
             flags.append(
                 Flag(f"env {name}=…", source, "as written; values are not shown", one.note if one is not None else "")
             )
-    flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", "a key of this start only: nobody else is answered"))
+    flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", "an API key made for this start: only accelerd knows it"))
     return {**base, **dict(spec.env), KEY_VARIABLE: secret}, flags

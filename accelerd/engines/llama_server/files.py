@@ -1,80 +1,101 @@
-"""The files of a model: checked before anything is run, their sizes, and their names in a container.
+"""The files of a model: where they are, what their headers say, their sizes, and their names in a container.
 
-Looks at names, permissions and the first bytes; never reads a model. Blocking: call it in a thread.
+Checks them before anything is run; never reads weights. Blocking: call it in a thread.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from msgspec import Struct
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.engines.base import ContainerProgram, fail
+from accelerd.estimate.model_kind import Identified, Kind, identify
+from accelerd.estimate.tensors import Identity, ModelReader, identity, parts
 
 FILES: Final = ("path", "mmproj", "draft_model", "chat_template_file")
-GGUF_MAGIC: Final = b"GGUF"
-SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+FROM_HEADER: Final = Origin("the model's file")
+MOST_KNOWN: Final = 512  # files
 OVERHEAD: Final = 256 << 20  # bytes beside the weights: compute buffers and a small KV cache
 
 
-def check_files(spec: ModelSpec) -> None:
-    """Raises AccelError('model_failed') for a model, projector or template that cannot be read."""
-    if spec.path:
-        match = SHARD.fullmatch(os.path.basename(spec.path))
-        if match and int(match["number"]) != 1:
-            first = f"{match['stem']}-00001-of-{match['count']}.gguf"
-            fail(
-                Cause.NO_MODEL,
-                f"cannot load {spec.path}: it is part {int(match['number'])} of {int(match['count'])} of a model;"
-                f" set path to the first one, {first}",
-            )
-        for shard in shards(spec.path):
-            _check_gguf(shard, "model")
-    if spec.mmproj:
-        _check_gguf(spec.mmproj, "projector")
-    if spec.draft_model:
-        _check_gguf(spec.draft_model, "draft model")
-    if spec.chat_template_file and not os.access(spec.chat_template_file, os.R_OK):
-        fail(Cause.NO_MODEL, f"cannot read the chat template {spec.chat_template_file}: is chat_template_file right?")
+class SeenFiles(Struct, frozen=True):
+    """A model with the files that it is started on, and what their headers say."""
+
+    told: ModelSpec  # as the configuration has it
+    spec: ModelSpec
+    model: Identified
+    projector: Identified | None = None
 
 
-def shards(path: str) -> list[str]:
-    """All files of a model, whose first is given."""
-    folder, name = os.path.split(path)
-    match = SHARD.fullmatch(name)
-    if not match:
-        return [path]
-    count = int(match["count"])
-    return [os.path.join(folder, f"{match['stem']}-{i:05d}-of-{match['count']}.gguf") for i in range(1, count + 1)]
+class FileReader:
+    """Says what files are, and remembers it for as long as they do not change. Blocking: call it in a thread."""
+
+    def __init__(self, reader: ModelReader | None = None) -> None:
+        self._reader = reader or ModelReader()
+        self._known: dict[str, tuple[Identity, Identified]] = {}
+
+    def look(self, spec: ModelSpec) -> SeenFiles:
+        """A model's files, whatever they are."""
+        model = self._identify(spec.path) if spec.path else Identified(Kind.CHAT)
+        projector = self._identify(spec.mmproj) if spec.mmproj else None
+        return SeenFiles(spec, with_task(spec, model.kind), model, projector)
+
+    def check(self, spec: ModelSpec) -> SeenFiles:
+        """The same. AccelError('model_failed') for a file that cannot be what the configuration says."""
+        seen = self.look(spec)
+        if seen.spec.path and not seen.model.runs:
+            _refuse(seen.spec.path, "model", seen.model)
+        if seen.spec.mmproj and seen.projector is not None and seen.projector.kind is not Kind.PROJECTOR:
+            _refuse(seen.spec.mmproj, "projector", seen.projector)
+        if draft := seen.spec.draft_model:
+            found = self._identify(draft)
+            if not found.runs and not found.drafts:
+                _refuse(draft, "draft model", found)
+        template = spec.chat_template_file
+        if template and not os.access(template, os.R_OK):
+            fail(Cause.NO_MODEL, f"cannot read the chat template {template}: is chat_template_file right?")
+        return seen
+
+    def _identify(self, path: str) -> Identified:
+        try:
+            now = identity(path)
+        except OSError:
+            return identify(Path(path))  # which says why it cannot be read
+        known = self._known.get(path)
+        if known is None or known[0] != now:
+            while len(self._known) >= MOST_KNOWN:
+                self._known.pop(next(iter(self._known)))
+            known = self._known[path] = now, identify(Path(path), self._reader.read)
+        return known[1]
 
 
-def _check_gguf(path: str, what: str) -> None:
-    try:
-        # Not to hang on a FIFO. (An opener and not fdopen, which leaks the descriptor of a directory.)
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
-            magic = f.read(8)
-    except FileNotFoundError:
+def with_task(spec: ModelSpec, kind: Kind) -> ModelSpec:
+    """`embeddings` or `rerank` where the model's header says so and the user says nothing of either."""
+    key = {Kind.EMBEDDING: "embeddings", Kind.RERANK: "rerank"}.get(kind)
+    if key is None or spec.embeddings or spec.rerank or "embeddings" in spec.origins or "rerank" in spec.origins:
+        return spec
+    changed: dict[str, Any] = {key: True}
+    return replace(spec, **changed, origins={**spec.origins, key: FROM_HEADER})
+
+
+def _refuse(path: str, what: str, found: Identified) -> NoReturn:
+    if not os.path.lexists(path):
         fail(Cause.NO_MODEL, f"cannot find the {what} {path}")
-    except IsADirectoryError:
-        fail(Cause.NO_MODEL, f"cannot load {path}: it is a directory", "name the .gguf file in it")
-    except OSError as e:
-        fail(Cause.NO_MODEL, f"cannot read the {what} {path}: {e.strerror}")
-    if not magic:
-        fail(Cause.NO_MODEL, f"cannot load {path}: the file is empty")
-    if magic.startswith(b"version "):
-        fail(Cause.NO_MODEL, f"cannot load {path}: it is a Git LFS pointer", "fetch the file itself (git lfs pull)")
-    if not magic.startswith(GGUF_MAGIC):
-        fail(Cause.NO_MODEL, f"cannot load {path}: it is not a GGUF file")
+    reason = found.reason or f"it is a {found.kind} model, not a {what}"
+    fail(Cause.NO_MODEL, f"cannot use {path} as {what}: {reason}", found.hint)
 
 
 def footprint(spec: ModelSpec) -> tuple[int, str]:
     """Bytes to reserve, and why. Never raises; (0, "unknown: …") where nothing can be said."""
     if not spec.path:
-        return 0, "unknown: the model is downloaded by llama-server; set memory"
-    files = shards(spec.path)
+        return 0, "unknown until its files are downloaded"
+    files = parts(spec.path)
     total = 0
     for path in [*files, *([spec.mmproj] if spec.mmproj else [])]:
         try:
@@ -88,7 +109,7 @@ def footprint(spec: ModelSpec) -> tuple[int, str]:
 def files_of(spec: ModelSpec) -> list[str]:
     """The files that the program will open, all shards of a model among them."""
     named = [value for field in FILES[1:] if (value := getattr(spec, field))]
-    return [*(shards(spec.path) if spec.path else []), *named]
+    return [*(parts(spec.path) if spec.path else []), *named]
 
 
 def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:

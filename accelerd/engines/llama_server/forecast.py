@@ -82,7 +82,7 @@ class Forecaster:
     """For all models of the engine. Blocking, but for `suggest_smaller`: call it in a thread."""
 
     def __init__(self, machine: Callable[[], str] = platform.machine) -> None:
-        self._reader = ModelReader()
+        self.reader = ModelReader()
         self._machine = machine
         self._known: dict[str, ForecastInputs] = {}
 
@@ -133,9 +133,9 @@ class Forecaster:
     def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> ModelFiles:
         assert spec.path is not None
         extra = [paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model")]
-        projector, draft = (self._reader.read(name) if name else None for name in extra)
+        projector, draft = (self.reader.read(name) if name else None for name in extra)
         names = (spec.path, *filter(None, extra))
-        return ModelFiles(self._reader.read(spec.path), projector, draft, tuple(map(identity, names)))
+        return ModelFiles(self.reader.read(spec.path), projector, draft, tuple(map(identity, names)))
 
     @staticmethod
     def _unread(spec: ModelSpec, error: GgufError | OSError) -> MemoryRequirement:

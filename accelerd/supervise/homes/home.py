@@ -63,6 +63,7 @@ class LaunchRequest:
     cwd: Path
     tag: InstanceTag
     tenancy: Tenancy | None = None
+    files: tuple[str, ...] = ()  # that the program opens
 
 
 class MainProcess(ABC):

@@ -208,7 +208,7 @@ class RunHome(ContainerHome):
         """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
         spec = launch.spec
         found = _own_mounts(spec)
-        for file in filter(None, (spec.path, spec.mmproj, spec.draft_model, spec.chat_template_file)):
+        for file in launch.files:
             for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
                 found.setdefault(str(folder), f"{folder}:{folder}:ro")
         if spec.model:
