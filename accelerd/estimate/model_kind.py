@@ -50,6 +50,7 @@ class Identified(Struct, frozen=True):
     reason: str = ""
     hint: str = ""
     modalities: tuple[Modality, ...] = ()  # of a projector
+    unsure: bool = False  # its header is beyond this program; a newer engine may know better
     drafts: bool = False  # can it be the draft_model of another one, and nothing else?
     first: Path | None = None  # of a file that is not the first of its model: the first
 
@@ -156,7 +157,7 @@ def _identify(path: Path, read: Callable[[str], GgufModel]) -> Identified:
     except TruncatedError as error:
         return _refused(str(error), "its download did not finish: download it again")
     except GgufError as error:
-        return _refused(str(error), "download it again, or get a newer version of it")
+        return replace(_refused(str(error), "download it again, or get a newer version of it"), unsure=True)
 
 
 def identify_model(model: GgufModel, *, named: bool = True) -> Identified:

@@ -23,7 +23,7 @@ from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR, program, runs
 from tests.engines.test_llama_server_argv import NEW, OLD, TCP, VERY_OLD, features_of
 from tests.engines.test_llama_server_inside import Container
 from tests.engines.test_llama_server_plan import engine
-from tests.memory.gguf_maker import model
+from tests.memory.gguf_maker import string, write
 from tests.tuning.machine import CPU, RADEON, STRIX_HALO, own, tuned
 
 DEVICES = "--list-devices                          print list of available devices and exit\n"
@@ -113,8 +113,8 @@ def plan(server: Any, spec: ModelSpec, tmp_path: Path) -> LaunchPlan:
 
 
 def qwen(tmp_path: Path, **settings: Any) -> ModelSpec:
-    file = tmp_path / "qwen.gguf"
-    file.write_bytes(model("qwen3"))
+    pairs = {"general.architecture": string("qwen3")}
+    file = write(tmp_path / "qwen.gguf", pairs, {"token_embd.weight": ((8,), 0)})
     return ModelSpec("qwen", path=str(file), context=4096, **settings)
 
 

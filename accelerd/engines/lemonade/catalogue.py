@@ -54,12 +54,12 @@ class Catalogue:
             return "flm"
         return "whispercpp" if spec.transcription else "llamacpp"
 
-    def _learn(self, model: str, **told: Any) -> None:
+    def _learn(self, name: str, **told: Any) -> None:
         """What is not told stays as it is known."""
-        known = replace(self.of(model), **{key: value for key, value in told.items() if value not in (None, "", ())})
-        while len(self._known) >= MOST_KNOWN and model.casefold() not in self._known:
+        known = replace(self.of(name), **{key: value for key, value in told.items() if value not in (None, "", ())})
+        while len(self._known) >= MOST_KNOWN and name.casefold() not in self._known:
             self._known.pop(next(iter(self._known)))
-        self._known[model.casefold()] = known
+        self._known[name.casefold()] = known
 
 
 def _parsed(kept: bytes) -> dict[str, LemonadeModel]:

@@ -49,13 +49,14 @@ class FileReader:
     def check(self, spec: ModelSpec) -> SeenFiles:
         """The same. AccelError('model_failed') for a file that cannot be what the configuration says."""
         seen = self.look(spec)
-        if seen.spec.path and not seen.model.runs:
+        if seen.spec.path and not seen.model.runs and not seen.model.unsure:
             _refuse(seen.spec.path, "model", seen.model)
-        if seen.spec.mmproj and seen.projector is not None and seen.projector.kind is not Kind.PROJECTOR:
-            _refuse(seen.spec.mmproj, "projector", seen.projector)
+        projector = seen.projector
+        if seen.spec.mmproj and projector and projector.kind is not Kind.PROJECTOR and not projector.unsure:
+            _refuse(seen.spec.mmproj, "projector", projector)
         if draft := seen.spec.draft_model:
             found = self._identify(draft)
-            if not found.runs and not found.drafts:
+            if not found.runs and not found.drafts and not found.unsure:
                 _refuse(draft, "draft model", found)
         template = spec.chat_template_file
         if template and not os.access(template, os.R_OK):
@@ -94,7 +95,7 @@ def _refuse(path: str, what: str, found: Identified) -> NoReturn:
 def footprint(spec: ModelSpec) -> tuple[int, str]:
     """Bytes to reserve, and why. Never raises; (0, "unknown: …") where nothing can be said."""
     if not spec.path:
-        return 0, "unknown until its files are downloaded"
+        return 0, "unknown: its files are not downloaded yet"
     files = parts(spec.path)
     total = 0
     for path in [*files, *([spec.mmproj] if spec.mmproj else [])]:
