@@ -295,12 +295,9 @@ def test_a_program_that_is_no_such_tool_is_never_started(tmp_path: Path, model: 
         assert fake.runs == []
 
 
-def test_a_file_that_is_gone_or_downloaded_is_not_asked_about(tmp_path: Path, model: Path) -> None:
+def test_a_file_that_is_gone_is_not_asked_about(tmp_path: Path, model: Path) -> None:
     fake = Fake(tmp_path / "bin", "echo Host 5 1 1")
     assert "cannot read" in ask(fake, tmp_path / "none.gguf").why_not
-    tool = local(str(fake.tool), ENV, 10.0)
-    answer = asyncio.run(fit().ask(tool, ModelSpec("m", model="a/b"), fake.server, []))
-    assert "downloads" in answer.why_not
     assert fake.runs == []
 
 

@@ -96,7 +96,6 @@ def test_settings_in_two_builds(settings: dict[str, Any], new: str, old: str) ->
     [
         ({"rerank": True}, "-b 4096 -ub 4096 --rerank"),
         ({"chat_template_file": "/t.jinja"}, "--chat-template-file /t.jinja"),
-        ({"path": None, "model": "org/model:Q4"}, "/bin/llama -hf org/model:Q4 --alias m"),
         ({"sampling": Sampling(min_p=0.1)}, "--min-p 0.1"),
         ({"sampling": Sampling(presence_penalty=0.2, frequency_penalty=0.3)},
          "--presence-penalty 0.2 --frequency-penalty 0.3"),
@@ -106,9 +105,10 @@ def test_settings_of_this_years_build(settings: dict[str, Any], expected: str) -
     assert expected in argv(**settings)
 
 
-def test_a_downloaded_model_may_use_the_network() -> None:
-    assert "--offline" not in line(path=None, model="org/model").argv
+def test_no_model_may_use_the_network() -> None:
     assert "--offline" in line().argv
+    assert "--offline" in line(model="org/model").argv
+    assert not {"-hf", "--hf-repo"} & set(line(model="org/model").argv)
 
 
 def test_every_launch_setting_changes_the_plan() -> None:
@@ -162,7 +162,6 @@ def test_flags_carry_source_and_reason_and_make_up_the_whole_line() -> None:
         (OLD, {"rerank": True}, "rerank: it knows no --rerank or --reranking"),
         (OLD, {"sampling": Sampling(min_p=0.1)}, "sampling.min_p: it knows no --min-p"),
         (OLD, {"chat_template_file": "/t"}, "chat_template_file"),
-        (OLD, {"path": None, "model": "org/model", "mmap": False, "sampling": Sampling(min_p=1)}, "sampling.min_p"),
         (VERY_OLD, {}, "LLAMA_API_KEY"),
         (VERY_OLD, {"gpu_layers": 3}, "gpu_layers: it knows no"),
         (VERY_OLD, {"flash_attention": "on"}, "flash_attention: it knows no"),

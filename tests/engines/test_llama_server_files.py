@@ -165,6 +165,45 @@ def test_the_files_that_the_program_opens_are_listed(server: LlamaServer, tmp_pa
     assert made.files == (*parts, clip)
 
 
+# --- models of a hub ---
+
+
+def hub(folder: Path, *names: str, repo: str = "org/Model-GGUF") -> dict[str, str]:
+    """The environment of a cache with these files of a repository."""
+    cache = folder / "hf" / "hub" / f"models--{repo.replace('/', '--')}"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for name in names:
+        gguf(snapshot, name, "clip" if name.startswith("mmproj") else "llama")
+    return {"PATH": "/bin", "HOME": str(folder), "HF_HOME": str(folder / "hf")}
+
+
+def test_a_model_of_a_hub_is_started_on_its_files(tmp_path: Path) -> None:
+    env = hub(tmp_path, "Model-Q4_K_M.gguf", "mmproj-Model-f16.gguf")
+    server = engine(program(tmp_path, THIS_YEAR), environ=env)
+    spec = ModelSpec("h", model="org/Model-GGUF:Q4_K_M", context=512, origins={"model": Origin("model", "a.toml", 4)})
+    made = plan(server, spec, tmp_path)
+    assert made.argv[made.argv.index("-m") + 1].endswith("snapshots/abc/Model-Q4_K_M.gguf")
+    assert made.argv[made.argv.index("--mmproj") + 1].endswith("mmproj-Model-f16.gguf")
+    assert "--offline" in made.argv
+    assert next(one for one in made.flags if one.text.startswith("-m ")).source == "model (a.toml:4)"
+    assert "vision" in known(server, spec).tasks
+    (need,) = asyncio.run(server.forecast(spec, (), ask=False)).options
+    assert need.total > 0
+
+
+def test_a_model_of_a_hub_that_is_not_here_says_how_to_get_it(tmp_path: Path) -> None:
+    server = engine(program(tmp_path, THIS_YEAR), environ=hub(tmp_path, "Other-Q8_0.gguf"))
+    spec = ModelSpec("h", model="org/Missing-GGUF", context=512)
+    cause, message = failure(server, spec, tmp_path)
+    assert cause == "no-model"
+    assert "accelctl load h downloads it" in message
+    (need,) = asyncio.run(server.forecast(spec, (), ask=True)).options
+    assert (need.total, need.source) == (0, "unknown: its files are not downloaded yet")
+
+
 # --- the context ---
 
 

@@ -35,7 +35,7 @@ def model_files(s: CheckContext) -> Iterator[Check]:
 
     # What a path means in a container is seen there, when the model is loaded.
     with_files = [spec for spec in s.config.models.values() if spec.path and spec.home in ON_THE_HOST]
-    bad, reader = 0, files.FileReader()
+    bad, reader = 0, files.FileReader(s.env)
     for spec in with_files:
         try:
             reader.check(spec)

@@ -123,8 +123,7 @@ def build(
         line.own(("--device", "-dev"), ",".join(gpus), reason="where accelerd has made room for it")
     _work(line)
     _sampling(line)
-    if spec.path:
-        line.own(("--offline",), reason="the model is a file: nothing to download")
+    line.own(("--offline",), reason="accelerd downloads models itself")
     line.own(("--jinja",), reason="chat templates and tool calls as the model's maker wrote them")
     line.own(("--no-ui", "--no-webui"), reason="accelerd answers the browser itself")
     if (colors := features.find("--log-colors")) and colors.hint:  # an older one is a switch that turns them on
@@ -140,8 +139,6 @@ def _model(line: CommandLine) -> None:
     spec = line.spec
     if spec.path:
         line.add("-m", spec.path, key="path", reason="the model's file")
-    elif spec.model:
-        line.set("model", ("-hf", "--hf-repo"), spec.model, "downloaded by llama-server into its own cache")
     line.set("name", ("--alias", "-a"), spec.name, "answers carry the configured name")
 
 

@@ -144,7 +144,7 @@ class LlamaServer(Engine):
         self._features = FeatureReader(cache)
         self._forecaster = Forecaster()
         self._fit = fit_params.FitParams(cache, self._features)
-        self._files = files.FileReader(self._forecaster.reader)
+        self._files = files.FileReader(self._environ, self._forecaster.reader)
         self._settled: dict[str, Settled] = {}  # by model, of its last plan
         self._seen: dict[str, files.SeenFiles] = {}  # by model
         self._served: dict[str, Served] = {}  # by model

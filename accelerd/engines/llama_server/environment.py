@@ -27,17 +27,11 @@ DEVICES: Final = (
 DRIVER_VARIABLES: Final = frozenset(
     {*DEVICES, "AMD_VULKAN_ICD", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH"}
 )
-# Only for a model that llama-server downloads itself.
-DOWNLOAD: Final = (
-    "LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "http_proxy",
-    "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
-)  # fmt: skip
 
 
-def inherited(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     """What a child takes over from accelerd's own environment."""
-    names = (*BASIC, *DEVICES, *(DOWNLOAD if spec.model else ()))
-    kept = {name: environ[name] for name in names if name in environ}
+    kept = {name: environ[name] for name in (*BASIC, *DEVICES) if name in environ}
     kept.update({name: value for name, value in environ.items() if name.startswith("LC_")})
     return kept
 
@@ -45,7 +39,7 @@ def inherited(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
 def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
     """For `--help`: what the program needs to start, but no setting of its own, which it would check first."""
     given = {name: value for name, value in spec.env if not name.startswith(("LLAMA_", "HF_"))}
-    return {**inherited(environ, spec), **given}
+    return {**inherited(environ), **given}
 
 
 def for_server(
@@ -53,7 +47,7 @@ def for_server(
 ) -> tuple[dict[str, str], list[Flag]]:
     """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown."""
     said = {one.setting: one for one in advice}
-    base = inherited(environ, spec)
+    base = inherited(environ)
     flags = [
         Flag(f"env {name}={base[name]}", "accelerd's environment", "which devices the driver shows")
         for name in DEVICES

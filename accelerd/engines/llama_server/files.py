@@ -6,14 +6,18 @@ Checks them before anything is run; never reads weights. Blocking: call it in a 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from msgspec import Struct
 
+from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin, SetBy
+from accelerd.downloads.cache import cached
+from accelerd.downloads.source import Source
 from accelerd.engines.base import ContainerProgram, fail
 from accelerd.estimate.model_kind import Identified, Kind, identify
 from accelerd.estimate.tensors import Identity, ModelReader, identity, parts
@@ -36,19 +40,29 @@ class SeenFiles(Struct, frozen=True):
 class FileReader:
     """Says what files are, and remembers it for as long as they do not change. Blocking: call it in a thread."""
 
-    def __init__(self, reader: ModelReader | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str], reader: ModelReader | None = None) -> None:
+        """`environ`: where models of a hub lie, HF_HOME and others."""
+        self._environ = environ
         self._reader = reader or ModelReader()
         self._known: dict[str, tuple[Identity, Identified]] = {}
 
     def look(self, spec: ModelSpec) -> SeenFiles:
-        """A model's files, whatever they are."""
-        model = self._identify(spec.path) if spec.path else Identified(Kind.CHAT)
-        projector = self._identify(spec.mmproj) if spec.mmproj else None
-        return SeenFiles(spec, with_task(spec, model.kind), model, projector)
+        """A model's files, whatever they are; without a path while a model of a hub is not here."""
+        found = self._located(spec)
+        model = self._identify(found.path) if found.path else Identified(Kind.CHAT)
+        projector = self._identify(found.mmproj) if found.mmproj else None
+        return SeenFiles(spec, with_task(found, model.kind), model, projector)
 
     def check(self, spec: ModelSpec) -> SeenFiles:
         """The same. AccelError('model_failed') for a file that cannot be what the configuration says."""
         seen = self.look(spec)
+        if spec.model and not seen.spec.path:
+            try:
+                Source.parse(spec.model)
+            except AccelError as error:
+                fail(Cause.NO_MODEL, error.problem, error.hint)
+            hint = f"accelctl load {spec.name} downloads it"
+            fail(Cause.NO_MODEL, f"not all files of {spec.model} are on this machine", hint)
         if seen.spec.path and not seen.model.runs and not seen.model.unsure:
             _refuse(seen.spec.path, "model", seen.model)
         projector = seen.projector
@@ -62,6 +76,22 @@ class FileReader:
         if template and not os.access(template, os.R_OK):
             fail(Cause.NO_MODEL, f"cannot read the chat template {template}: is chat_template_file right?")
         return seen
+
+    def _located(self, spec: ModelSpec) -> ModelSpec:
+        """With the paths of what was downloaded for it."""
+        if spec.path or not spec.model:
+            return spec
+        try:
+            source = Source.parse(spec.model)
+        except AccelError:  # `check` says so
+            return spec
+        found = cached(source, self._environ, Path(self._environ.get("HOME") or Path.home()))
+        if found is None:
+            return spec
+        own = {"mmproj": found.mmproj, "draft_model": found.draft}
+        given = {key: str(path) for key, path in own.items() if path is not None and getattr(spec, key) is None}
+        changed: dict[str, Any] = {"path": str(found.model), **given}
+        return replace(spec, **changed, origins={**spec.origins, **dict.fromkeys(changed, spec.origin("model"))})
 
     def _identify(self, path: str) -> Identified:
         try:

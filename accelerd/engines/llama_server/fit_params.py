@@ -116,8 +116,6 @@ class FitParams:
         """
         if tool.identity in self._useless:
             return self._useless[tool.identity]
-        if spec.path is None:
-            return FitAnswer(why_not="llama-server downloads the model by itself")
         try:
             options = await self._features.read(tool)
             if wrong := _unusable(options, server):
