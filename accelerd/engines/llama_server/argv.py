@@ -163,12 +163,12 @@ def _memory(line: CommandLine) -> None:
         # The server divides its context among the slots, so that each request has what the setting says.
         total = spec.context * spec.parallel
         times = f", {spec.parallel} requests at once" if spec.parallel > 1 else ""
-        line.set("context", ("-c", "--ctx-size"), total, f"{spec.context} tokens a request{times}")
+        line.set("context", ("-c", "--ctx-size"), total, f"{spec.context} tokens for each request{times}")
     else:
         line.warnings.append(
             'context = "model": the whole context that the model was trained for may need far more memory than its file'
         )
-    line.set("parallel", ("-np", "--parallel"), spec.parallel, "requests that run at the same time")
+    line.set("parallel", ("-np", "--parallel"), spec.parallel, "the number of requests that run at once")
     if spec.parallel > 1:
         line.own(("--no-kv-unified",), reason="every request has its context for itself")
     if spec.cache_type_k is not None:

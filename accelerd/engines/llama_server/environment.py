@@ -62,5 +62,11 @@ def for_server(
             flags.append(
                 Flag(f"env {name}=…", source, "as written; values are not shown", one.note if one is not None else "")
             )
-    flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", "an API key made for this start: only accelerd knows it"))
+    flags.append(
+        Flag(
+            f"env {KEY_VARIABLE}=…",
+            "built-in",
+            "a key made for this start; the engine refuses requests that do not come through accelerd",
+        )
+    )
     return {**base, **dict(spec.env), KEY_VARIABLE: secret}, flags
