@@ -6,14 +6,20 @@ import argparse
 import asyncio
 import faulthandler
 import gc
+import os
+import subprocess
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from accelerd import __version__
+from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.system import logs
 from accelerd.system.lock import EXIT_CONFIG, StartError
+
+SYSTEMCTL_TIMEOUT: Final = 5.0  # s
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.reap:
             asyncio.run(reap(Roots.from_env()))
         else:
+            refuse_if_masked()
             _run(serve(Roots.from_env()))
     except StartError as error:
         print(f"accelerd: {error.message}", file=sys.stderr)
@@ -60,6 +67,17 @@ def command_line() -> argparse.ArgumentParser:
         help="have accelerd-http.socket listen where the configuration says, from the next daemon-reload on, and exit",
     )
     return parser
+
+
+def refuse_if_masked() -> None:
+    """StartError when a bus that does not know systemd starts what is masked there."""
+    if "DBUS_STARTER_ADDRESS" not in os.environ:
+        return
+    command = ["systemctl", "--user", "show", "--property=LoadState", "--value", names.SERVICE_UNIT]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SYSTEMCTL_TIMEOUT)
+        if done.stdout.strip() == "masked":
+            raise StartError(f"{names.SERVICE_UNIT} is masked in systemd: a D-Bus call does not start it either")
 
 
 def write_socket_unit(roots: Roots) -> int:

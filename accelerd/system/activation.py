@@ -152,7 +152,8 @@ def parse_listen(text: str) -> list[Address]:
 
 def overlap(one: Address, other: Address) -> bool:
     """May one be in the way of the other? So may "all addresses" be of each."""
-    return one[1] == other[1] and any(ipaddress.ip_address(host).is_unspecified for host, _ in (one, other))
+    everywhere = any(ipaddress.ip_address(host).is_unspecified for host, _ in (one, other))
+    return one == other or (one[1] == other[1] and everywhere)
 
 
 def covers(listening: Address, local: Address) -> bool:

@@ -362,13 +362,30 @@ def test_ports_free_taken_and_ours(here: CheckContext, daemon: FakeDaemon) -> No
     assert levels(service.ports(here)) == {"port": "ok"}
     listen(here, 4000)
     taken = list(service.ports(here))
-    assert {check.level for check in taken} == {"fail"}
-    assert taken[0].fix == "ss -ltnp 'sport = :4000'"
+    assert [(check.level, check.detail) for check in taken] == [
+        ("fail", "127.0.0.1:4000 is in use by a program of another user"),
+        ("ok", "[::1]:4000 is free"),
+    ]
+    assert "ss -ltnp 'sport = :4000'" in taken[0].fix
     here.programs = FakePrograms(systemctl=ProgramResult(0, ACTIVE, ""))
-    assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"held for accelerd"}
+    assert [check.detail for check in service.ports(here)] == [
+        "127.0.0.1:4000 is held for accelerd by systemd",
+        "[::1]:4000 is free",
+    ]
     here.__dict__.pop("status")
     here.client = running
     assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"served by accelerd"}
+
+
+def test_a_daemon_that_listens_elsewhere_than_configured(here: CheckContext) -> None:
+    here.__dict__["status"] = {"listen": ["127.0.0.1:4001", "127.0.0.1:4000"]}
+    here.roots.config_file.parent.mkdir(parents=True, exist_ok=True)
+    here.roots.config_file.write_text('[server]\nlisten = ["127.0.0.1:4000", "127.0.0.1:4002"]\n')
+    assert [(check.level, check.detail, check.fix) for check in service.ports(here)] == [
+        ("ok", "127.0.0.1:4000 is served by accelerd", ""),
+        ("fail", "127.0.0.1:4002 is configured, but accelerd does not listen there", "accelctl reload"),
+        ("warn", "accelerd listens on 127.0.0.1:4001, which server.listen does not name", "accelctl reload"),
+    ]
 
 
 def test_control_socket(here: CheckContext, short: Path) -> None:

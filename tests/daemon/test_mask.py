@@ -30,7 +30,8 @@ class Installed:
             manager.script(manager.home / ".local/share/accelerd/venv/bin" / name, script)
         listen = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\n'
         manager.write(manager.home / ".config/accelerd/accelerd.toml", listen)
-        text = (REPO / "packaging/dbus" / FILE).read_text()
+        program = manager.home / ".local/share/accelerd/venv/bin/accelerd"
+        text = (REPO / "packaging/dbus" / FILE).read_text().replace("/usr/bin/accelerd", str(program))
         manager.write(manager.home / ".local/share/dbus-1/services" / FILE, text)
         call = ["busctl", "--user", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus"]
         manager.run([*call, "ReloadConfig"])
@@ -80,6 +81,22 @@ def test_what_is_masked_is_started_by_nobody(installed: Installed, how: list[str
     manager.systemctl("un" + how[0], *how[1:], SOCKET, SERVICE)
     assert manager.run(GET, timeout=60).stdout.startswith("s ")
     assert installed.state() == "active"
+
+
+def test_a_bus_that_knows_no_systemd_does_not_start_what_is_masked_either(installed: Installed) -> None:
+    manager = installed.manager
+    installed.install()
+    manager.systemctl("stop", SOCKET, SERVICE)
+    manager.systemctl("mask", SOCKET, SERVICE)
+    with manager.popen(["dbus-daemon", "--session", "--nofork", "--print-address"], stdout=-1) as bus:
+        assert bus.stdout is not None
+        there = {"DBUS_SESSION_BUS_ADDRESS": bus.stdout.readline().strip()}
+        try:
+            refused = manager.run(GET, check=False, env=there)
+            assert refused.returncode != 0
+            assert not (manager.runtime_dir / "accelerd/accelerd.sock").exists()
+        finally:
+            bus.terminate()
 
 
 def test_units_of_an_earlier_version_move_and_stay_enabled(installed: Installed) -> None:

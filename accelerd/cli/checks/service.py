@@ -14,6 +14,9 @@ from accelerd.base.proc import listeners
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
 from accelerd.cli.programs import LISTENING, REAPER, SERVICE, SOCKET, START, unit_state
+from accelerd.system.activation import find_port_owner, overlap, parse_listen, show_address
+
+RELOAD = "accelctl reload"
 
 
 def daemon(s: CheckContext) -> Iterator[Check]:
@@ -46,22 +49,23 @@ def level(s: CheckContext) -> Iterator[Check]:
 
 def units(s: CheckContext) -> Iterator[Check]:
     """Are the units installed, is the socket enabled and listening?"""
-    service, socket, reaper = (unit_state(s.programs, unit) for unit in (SERVICE, SOCKET, REAPER))
+    found = {unit: unit_state(s.programs, unit) for unit in (SERVICE, SOCKET, names.HTTP_SOCKET_UNIT, REAPER)}
+    service, socket = found[SERVICE], found[SOCKET]
     if service is None or socket is None:
         fix = f"log in on a console or by ssh, or run {names.PROGRAM} in a terminal"
         yield Check("units", "warn", "no systemd user manager in this session", fix)
         return
-    known = ((SERVICE, service), (SOCKET, socket), (REAPER, reaper))
-    missing = [name for name, unit in known if unit is not None and unit.load == "not-found"]
+    known = [(name, unit) for name, unit in found.items() if unit is not None]
+    missing = [name for name, unit in known if unit.load == "not-found"]
     if missing:
         yield Check("units", "warn", f"{' and '.join(missing)} not installed", install_command(s))
         return
-    masked = [name for name, unit in known if unit is not None and unit.load == "masked"]
+    masked = [name for name, unit in known if unit.load == "masked"]
     if masked:
         fix = f"systemctl --user unmask {' '.join(masked)}"
         yield Check("units", "fail", f"{' and '.join(masked)} masked: systemd refuses to start accelerd", fix)
         return
-    broken = next((name for name, unit in known if unit is not None and unit.load != "loaded"), None)
+    broken = next((name for name, unit in known if unit.load != "loaded"), None)
     if broken:
         yield Check("units", "fail", f"{broken} cannot be loaded", f"systemctl --user status {broken}")
         return
@@ -78,7 +82,7 @@ def units(s: CheckContext) -> Iterator[Check]:
 def install_command(s: CheckContext) -> str:
     """The installer of a checkout, or a command that copies the units of an installed package."""
     source = Path(accelerd.__file__).parent / "_units/user"
-    target = s.roots.config_file.parent.parent / "systemd/user"
+    target = s.roots.home / ".local/share/systemd/user"
     units = " ".join(f"{source}/{name}" for name in (SERVICE, SOCKET, names.HTTP_SOCKET_UNIT, names.REAPER_UNIT))
     plain = f"install -Dm644 -t {target} {units} && systemctl --user daemon-reload"
     return s.checkout_tool("install") or plain
@@ -99,24 +103,40 @@ def linger(s: CheckContext) -> Iterator[Check]:
 
 
 def ports(s: CheckContext) -> Iterator[Check]:
-    """Is every configured address ours or free?"""
-    status = s.status
-    ours = set() if isinstance(status, Failure) else set(status.get("listen") or ())
-    socket = unit_state(s.programs, SOCKET)
-    held_by_systemd = socket is not None and socket.active == LISTENING
-    taken: set[int] = set()
-    with suppress(OSError):
-        taken = {port for _, port, _ in listeners(s.roots.proc)}
-    for address in s.config.server.listen:
-        port = int(address.rpartition(":")[2])
+    """Does the daemon listen where the configuration says, and nowhere else? Without one: could it?"""
+    wanted = [show_address(*address) for text in s.config.server.listen for address in parse_listen(text)]
+    if isinstance(s.status, Failure):
+        for address in wanted:
+            yield _port(s, address)
+        return
+    ours = s.status.get("listen") or []
+    for address in wanted:
         if address in ours:
             yield Check("port", "ok", f"{address} is served by accelerd")
-        elif port not in taken:
-            yield Check("port", "ok", f"{address} is free")
-        elif held_by_systemd or any(int(a.rpartition(":")[2]) == port for a in ours):
-            yield Check("port", "ok", f"{address} is held for accelerd")
+        elif address.startswith("[::1]:") and ours:
+            yield Check("port", "ok", f"{address} is not served: this machine has no IPv6 loopback, or had none")
         else:
-            yield Check("port", "fail", f"{address} is in use by another program", f"ss -ltnp 'sport = :{port}'")
+            yield Check("port", "fail", f"{address} is configured, but accelerd does not listen there", RELOAD)
+    for address in ours:
+        if address not in wanted:
+            yield Check("port", "warn", f"accelerd listens on {address}, which server.listen does not name", RELOAD)
+
+
+def _port(s: CheckContext, address: str) -> Check:
+    """Could accelerd listen there?"""
+    [(host, port)] = parse_listen(address)
+    taken = False
+    with suppress(OSError):
+        taken = any(overlap((host, port), (str(at), number)) for at, number, _ in listeners(s.roots.proc))
+    if not taken:
+        return Check("port", "ok", f"{address} is free")
+    socket = unit_state(s.programs, names.HTTP_SOCKET_UNIT)
+    pid, name = find_port_owner(host, port, s.roots.proc)
+    if socket is not None and socket.active == LISTENING and name in ("", "systemd"):
+        return Check("port", "ok", f"{address} is held for accelerd by systemd")
+    who = f"{name} (pid {pid})" if pid else "a program of another user"
+    advice = f"stop it, or choose another port in [server] listen (ss -ltnp 'sport = :{port}')"
+    return Check("port", "fail", f"{address} is in use by {who}", advice)
 
 
 def control_socket(s: CheckContext) -> Iterator[Check]:
