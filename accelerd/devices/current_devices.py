@@ -75,7 +75,7 @@ class DeviceWatch:
     async def start(self) -> None:
         """Scans and starts receiving events. A scan that takes too long is published later, as a change."""
         try:
-            self._monitor.open(self._heard, self._lost)
+            self._monitor.open(self._heard, self._schedule)  # of lost events only a scan shows what has happened
         except (ImportError, OSError) as error:
             self.degraded = f"changes of devices are not detected: {error}"
             log.warning("%s", self.degraded)
@@ -113,11 +113,7 @@ class DeviceWatch:
                 self._gone[device.id] = None
         elif told.action not in COMES and (device is None or told.node != device.node or told.node is None):
             return  # for example, a monitor was plugged in
-        self._schedule(self._settle)
-
-    def _lost(self) -> None:
-        """Events were lost: only a scan shows what has happened."""
-        self._schedule(self._settle)
+        self._schedule()
 
     def _device_of(self, told: Uevent) -> Device | None:
         """The known device of an event, by path: a removed device has no other properties."""
@@ -132,14 +128,14 @@ class DeviceWatch:
 
     # --- looking ----------------------------------------------------------------------------------------------
 
-    def _schedule(self, delay: float) -> None:
+    def _schedule(self) -> None:
         if self._timer is None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._due)
+            self._timer = asyncio.get_running_loop().call_later(self._settle, self._due)
 
     def _due(self) -> None:
         self._timer = None
         if self._task is not None:
-            self._schedule(self._settle)  # the running scan may have seen only part of the change
+            self._schedule()  # the running scan may have seen only part of the change
             return
         self._task = asyncio.create_task(self._look())
 
@@ -147,7 +143,7 @@ class DeviceWatch:
         gone, self._gone = self._gone, {}
         wedged, self._wedged = self._wedged, {}
         try:
-            found = tuple(await asyncio.to_thread(self._scan_all))
+            found = await asyncio.to_thread(lambda: tuple(self._scan()))
         except Exception:  # a bug; keep the known devices
             log.exception("the device scan failed")
             found = tuple(d for d in self._devices if d.id not in gone)
@@ -159,9 +155,6 @@ class DeviceWatch:
             return
         tell(diff)
         self._events.publish(diff)
-
-    def _scan_all(self) -> list[Device]:
-        return list(self._scan())
 
 
 def compare(

@@ -71,9 +71,8 @@ class DeviceObserver:
                 readings = beside(readings, device, devices, found)
             if readings.busy is None and before is not None and not readings.asleep and device.slot:
                 seconds = now - before[0]
-                readings = replace(
-                    readings, busy=fdinfo.busy(scan.clients, before[1].clients, device.slot, seconds)
-                )  # fmt: skip
+                busy = fdinfo.busy(scan.clients, before[1].clients, device.slot, seconds)
+                readings = replace(readings, busy=busy)
             if readings.busy is None and device.kind != "cpu" and not readings.asleep:
                 readings = replace(readings, reasons={"busy": UNKNOWN_LOAD, **readings.reasons})
             looks.append(DeviceStatus(device, readings, who, rest(readings, who)))

@@ -22,7 +22,6 @@ MOST_FAILURES = 8  # consecutive failures after which the descriptor is given up
 
 class Uevent(Struct, frozen=True):
     action: str  # add, remove, bind, unbind, change …
-    subsystem: str
     path: str  # below /sys
     node: str | None = None
     wedged: str | None = None  # WEDGED=: how to recover; "none": already recovered
@@ -93,7 +92,6 @@ def clear_error(descriptor: int) -> None:
 def uevent(device: Any) -> Uevent:
     return Uevent(
         action=device.action or "",
-        subsystem=device.subsystem or "",
         path=device.sys_path,
         node=device.device_node,
         wedged=device.properties.get("WEDGED"),

@@ -89,16 +89,15 @@ class HelperService:
 
         def identified(uid: int | None, pid: int) -> None:
             try:
-                self._check(uid, slot, level)
+                known = self._check(uid, slot, level)
             except LevelError as error:
                 self._done(sender, call, error)
-                return
-            assert uid is not None
-            self._callers.authorize(sender, lambda allowed: decided(uid, pid, allowed))
+            else:
+                self._callers.authorize(sender, lambda allowed: decided(known, pid, allowed))
 
         def decided(uid: int, pid: int, allowed: bool) -> None:
             if allowed and self._callers.is_watched(sender):
-                self._done(sender, call, None, lambda: self._set(sender, slot, level, uid, pid))
+                self._done(sender, call, lambda: self._set(sender, slot, level, uid, pid))
                 return
             log.warning("uid %d (pid %d) may not set %s to %s", uid, pid, slot, level)
             text = f"polkit denies {names.HELPER_ACTION}; members of the group accelerd are allowed"
@@ -106,7 +105,7 @@ class HelperService:
 
         self._callers.identify(sender, identified)
 
-    def _check(self, uid: int | None, slot: str, level: str) -> None:
+    def _check(self, uid: int | None, slot: str, level: str) -> int:
         if uid is None:
             raise LevelError("NotAuthorized", "the bus does not know your uid")
         if not self._limit.take(uid):
@@ -116,6 +115,7 @@ class HelperService:
             raise LevelError("RateLimited", "too many calls; at most one per second is allowed")
         self._flooding.discard(uid)
         check_arguments(slot, level)
+        return uid
 
     def _set(self, sender: str, slot: str, level: str, uid: int, pid: int) -> Any:
         try:
@@ -139,12 +139,11 @@ class HelperService:
 
     # --- after calls ------------------------------------------------------------------------------------------
 
-    def _done(self, sender: str, call: Any, error: LevelError | None, work: Callable[[], Any] | None = None) -> None:
-        if error is not None:
-            refuse(call, error)
+    def _done(self, sender: str, call: Any, outcome: LevelError | Callable[[], Any]) -> None:
+        if isinstance(outcome, LevelError):
+            refuse(call, outcome)
         else:
-            assert work is not None
-            self._answer(call, work)
+            self._answer(call, outcome)
         self._calls[sender] -= 1
         if not self._calls[sender]:
             del self._calls[sender]

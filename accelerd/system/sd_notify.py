@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import warnings
+import socket
 from collections.abc import Callable, Mapping
 from typing import Final
-
-import sdnotify
 
 from accelerd.base.ports import Clock, SystemClock
 
@@ -26,22 +24,24 @@ STATUS_LIMIT: Final = 500  # characters; systemctl shows one line
 
 
 class SdTransport:
-    """sdnotify's connection, with UTF-8 instead of latin-1 and with a timeout."""
+    """The service manager's socket."""
 
-    def __init__(self) -> None:
-        """Connect to $NOTIFY_SOCKET. OSError if nobody listens on it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # sdnotify drops its socket unclosed when connect fails
-            self._notifier = sdnotify.SystemdNotifier(debug=True)
+    def __init__(self, address: str) -> None:
+        """`address`: $NOTIFY_SOCKET. OSError if nobody listens on it."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
+        except OSError:
+            self.close()
+            raise
 
     def notify(self, state: str) -> None:
         """OSError if the message was not accepted."""
-        self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
-        # sdnotify encodes as latin-1: hand it the UTF-8 bytes as latin-1 characters.
-        self._notifier.notify(state.encode().decode("latin-1"))
+        self._socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
+        self._socket.sendall(state.encode())
 
     def close(self) -> None:
-        self._notifier.socket.close()
+        self._socket.close()
 
 
 class Notifier:
@@ -65,7 +65,7 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET")
         if address:
             try:
-                transport = SdTransport()
+                transport = SdTransport(address)
             except OSError as error:
                 log.warning("cannot reach the service manager at %s: %s", address, error)
         for name in NOTIFY_VARIABLES:

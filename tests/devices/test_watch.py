@@ -44,7 +44,7 @@ class FakeMonitor:
         self.closed = True
 
     def say(self, action: str, path: Path | str = PLACE, node: str | None = None, wedged: str | None = None) -> None:
-        self.heard(Uevent(action, "drm", str(path), node, wedged))
+        self.heard(Uevent(action, str(path), node, wedged))
 
 
 class Bench:
@@ -279,7 +279,7 @@ async def test_events_are_heard_as_they_come() -> None:
             udev.theirs.send(b"change")
         for _ in range(AT_ONCE + 3):
             event = await asyncio.wait_for(heard.get(), 5)
-            assert event == Uevent("change", "drm", str(PLACE), None, "none")
+            assert event == Uevent("change", str(PLACE), None, "none")
 
 
 async def test_an_overflow_is_told_and_the_next_event_is_heard() -> None:
