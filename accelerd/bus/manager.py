@@ -98,6 +98,7 @@ METHODS: Final = {
     "Reload": Method("reload", lambda options: dict(options), _job),
     "Rescan": Method("rescan", lambda options: dict(options), _job),
     "Tune": Method("tune", lambda name, options: _merge(options, model=name), _job),
+    "Download": Method("download", lambda source, options: _merge(options, source=source), _job),
     "RefreshToolbox": Method("toolbox/refresh", lambda name, options: _merge(options, name=name), _job),
     "CheckConfig": Method("config/check", dict, lambda answer: ([_problem(one) for one in answer.problems],)),
     "PinModel": Method("pin", _claim, lambda answer: (answer.cookie,)),

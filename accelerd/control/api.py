@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from accelerd.control import daemon, event_feed, memory, memory_release, models, status, toolboxes
+from accelerd.control import daemon, downloads, event_feed, memory, memory_release, models, status, toolboxes
 from accelerd.control.jobs import Job
 from accelerd.control.operations import Operation, Request, operations_of, parse
 from accelerd.control.parts import ControlParts
@@ -25,7 +25,8 @@ class ControlApi:
     @cached_property
     def operations(self) -> Mapping[str, Operation]:
         """By name. Made when the first is asked for: the start need not wait for their types to be read."""
-        return operations_of(self.parts, daemon, event_feed, memory, memory_release, models, status, toolboxes)
+        modules = (daemon, downloads, event_feed, memory, memory_release, models, status, toolboxes)
+        return operations_of(self.parts, *modules)
 
     async def call(self, name: str, given: Mapping[str, Any], owner: str, *, text: bool = False) -> Any:
         """Carry out an operation: its answer, or the Job that does it. `given`, `text`: see `parse`. AccelError."""

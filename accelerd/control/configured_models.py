@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.config.model import Config, ModelSpec
+from accelerd.control.jobs import JobChanged
 from accelerd.control.model_info import ModelInfo
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.memory.model import Forecast
@@ -48,6 +49,7 @@ class ConfiguredModels:
         events.subscribe(ModelLoaded, self.on_model_loaded)
         events.subscribe(DevicesChanged, self.on_devices_changed)
         events.subscribe(PowerSavingChanged, self.on_power_saving)
+        events.subscribe(JobChanged, self.on_job_changed)
 
     async def forecasts(self, config: Config) -> Forecasts:
         """What the models of a configuration will need."""
@@ -97,6 +99,10 @@ class ConfiguredModels:
 
     def on_devices_changed(self, event: DevicesChanged) -> None:
         self._survey_due.set()
+
+    def on_job_changed(self, event: JobChanged) -> None:
+        if event.job.kind == "download" and event.job.result == "done":  # a configured model's, maybe
+            self._survey_due.set()
 
     def on_power_saving(self, event: PowerSavingChanged) -> None:
         self._reconfigure()

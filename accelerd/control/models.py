@@ -18,7 +18,7 @@ from accelerd.control.parts import ControlParts
 from accelerd.control.tuning_runs import TuneDone, TuneProgress
 from accelerd.memory.model import RAM
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.record import DownloadProgress, Snapshot
 from accelerd.supervise.supervisor import InstanceProgress
 
 PROGRESS_EVERY: Final = 0.25  # s between two progress events
@@ -73,6 +73,7 @@ class LoadProgress(msgspec.Struct, tag="progress", tag_field="event"):
     memory_expected: int | None
     progress: float | None  # 0 to 1
     line: str  # the last that the engine printed
+    download: DownloadProgress | None = None  # while its files are downloaded
 
 
 class Ready(msgspec.Struct, tag="ready", tag_field="event"):
@@ -206,14 +207,16 @@ def _progress(parts: ControlParts, name: str, elapsed: float) -> LoadProgress:
     snapshot = parts.scheduler.snapshot(name)
     seen = parts.supervisor.progress(snapshot.instance) if snapshot.instance is not None else None
     share = load_progress(snapshot, seen)
+    queued = snapshot.instance is None and snapshot.queue and snapshot.state is not State.DOWNLOADING
     return LoadProgress(
-        state="queued" if snapshot.instance is None and snapshot.queue else snapshot.state,
+        state="queued" if queued else snapshot.state,
         elapsed=elapsed,
         expected=parts.model_info.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
         memory=seen.resident if seen else None,
         memory_expected=snapshot.memory or None,
         progress=share if share >= 0 else None,
         line=seen.line if seen else "",
+        download=snapshot.download,
     )
 
 

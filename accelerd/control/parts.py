@@ -16,6 +16,7 @@ from accelerd.policy.yielding import YieldReport
 
 if TYPE_CHECKING:
     from accelerd.base.events import EventStream
+    from accelerd.base.ports import Clock, Roots
     from accelerd.control.devices import DeviceLooks
     from accelerd.control.jobs import Jobs
     from accelerd.control.known_conflicts import KnownConflicts
@@ -92,6 +93,8 @@ class ControlledDaemon(Protocol):
 class ControlParts:
     """What operations work with: a part of all that `app.py` makes."""
 
+    roots: Roots
+    clock: Clock
     events: EventStream
     scheduler: Scheduler
     supervisor: ProcessSupervisor

@@ -22,7 +22,7 @@ from accelerd.control.parts import ControlParts, DaemonStatus
 from accelerd.engines.base import Flag
 from accelerd.memory.ledger import Ledger
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import Snapshot
+from accelerd.scheduler.record import DownloadProgress, Snapshot
 
 MOST_LINES = 10_000
 
@@ -82,6 +82,7 @@ class ModelStatus(msgspec.Struct):
     load_seconds: float | None
     outdated: bool  # is replaced by a new configuration when it is next started
     residue: int
+    download: DownloadProgress | None  # in the state "downloading"
     error: FailureStatus | None
 
 
@@ -288,6 +289,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot, memory_used: int | Non
         load_seconds=parts.model_info.load_seconds(spec),
         outdated=snapshot.outdated,
         residue=sum(residue.size for residue in snapshot.residues),
+        download=snapshot.download,
         error=_failure(snapshot.error),
     )
 

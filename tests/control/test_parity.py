@@ -37,6 +37,7 @@ from tests.bus.live import Live, environment
 from tests.bus.world import Client
 from tests.daemon.kit import QUICK, Site
 from tests.harness import ROOT, DaemonFactory, UnixConnection, eventually
+from tests.memory.gguf_maker import string, write
 from tests.settled import pytest_pyfunc_call, settled
 from tests.system.buses import glib_worker
 from tests.system.fake_services import private_bus
@@ -138,6 +139,9 @@ CASES = [
     Case("devices", {"device": "cpu"}),
     Case("devices", {"device": "none"}, code="device_not_found"),
     Case("rescan", bus=("Rescan", "(a{sv})", NONE)),
+    Case("download", {"source": "hf:tiny/hello"}, ("Download", "(sa{sv})", "tiny/hello", NONE)),
+    Case("download", {"source": "no model"}, ("Download", "(sa{sv})", "no model", NONE), code="bad_request"),
+    Case("download", {"source": "tiny/none"}, ("Download", "(sa{sv})", "tiny/none", NONE), code="hub_offline"),
     Case("toolboxes", ctl=("toolbox", "list")),
     Case("toolbox/refresh", {"name": "none"}, ("RefreshToolbox", "(sa{sv})", "none", NONE),
          ("toolbox", "refresh", "none"), "toolbox_failed"),
@@ -249,7 +253,16 @@ def world(tmp_path_factory: pytest.TempPathFactory, glib_worker: None) -> Iterat
     programs.mkdir()
     (programs / "python3").symlink_to(Path(sys.executable).resolve())
     with private_bus(directory / "bus") as bus, DaemonFactory(directory) as daemons:
-        env = environment(bus) | {"PATH": str(programs)}
+        cache = directory / "hub/models--tiny--hello/snapshots/abc"
+        cache.mkdir(parents=True)
+        pairs = {"general.architecture": string("llama")}
+        write(
+            cache / "hello-Q4_K_M.gguf",
+            pairs,
+            {"token_embd.weight": ((64, 64), 0), "blk.0.attn_q.weight": ((64, 64), 0)},
+        )
+        hub = {"HF_HUB_CACHE": str(directory / "hub"), "HF_HUB_OFFLINE": "1"}
+        env = environment(bus) | {"PATH": str(programs)} | hub
         client = Client(bus.address)
         yield World(Live(daemons.start("".join(toml), env=env), bus), client)
         client.leave()

@@ -1,0 +1,112 @@
+"""Downloading the files of a model, as a job that everybody sees and may cancel.
+
+Owns the job and its events. Which files that are, and the process that fetches them, is the business of downloads/.
+Writes no configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from accelerd.base.errors import AccelError
+from accelerd.control.jobs import Job
+from accelerd.control.operations import Request, operation
+from accelerd.control.parts import ControlParts
+from accelerd.control.status import room_of
+from accelerd.downloads.download import Download, DownloadProgress, DownloadRequest
+from accelerd.downloads.source import Source
+from accelerd.estimate.estimate import EstimateSettings
+
+Hear = Callable[[DownloadProgress], None]
+
+
+class DownloadModelRequest(Request, frozen=True):
+    source: str  # ORG/REPO[:QUANT], hf:ORG/REPO[:QUANT] or an address
+
+
+class DownloadStep(msgspec.Struct, tag="progress", tag_field="event"):
+    """A download under way. Bytes and seconds; None: not known."""
+
+    source: str
+    file: str
+    bytes: int
+    total: int | None
+    rate: float  # bytes a second, smoothed
+    remaining: float | None
+    progress: float | None  # 0 to 1
+    reason: str  # why these files are taken
+    elapsed: float
+
+
+class Downloaded(msgspec.Struct, tag="downloaded", tag_field="event"):
+    """Everything is on this machine."""
+
+    source: str  # with the quantization that was taken: as it should stand in the configuration
+    model: str  # path of the file, of the first part where there are several
+    mmproj: str | None
+    draft: str | None
+    kind: str  # what the model is for: "chat", "embedding", …
+    name: str  # as its file has it, or ""
+    reason: str  # why these files were taken
+    elapsed: float
+
+
+@operation("job", "download", outcome=Downloaded, progress=True)
+async def download(parts: ControlParts, request: DownloadModelRequest) -> Job:
+    """Download a model's files: of the hub, or from an address. Joins a download of them that is under way."""
+    return start(parts, Source.parse(request.source))
+
+
+def start(parts: ControlParts, source: Source, settings: EstimateSettings | None = None) -> Job:
+    """The job. `settings`: with which the model will run, where that is known. AccelError queue_full."""
+
+    async def work(job: Job) -> Downloaded:
+        def tell(now: DownloadProgress) -> None:
+            job.report(progress=now.share if now.total else None, phase="downloading")
+            job.tell(
+                DownloadStep(
+                    source=str(source),
+                    file=now.file,
+                    bytes=now.bytes,
+                    total=now.total or None,
+                    rate=now.rate,
+                    remaining=now.remaining,
+                    progress=job.progress if job.progress >= 0 else None,
+                    reason=now.reason,
+                    elapsed=job.elapsed,
+                )
+            )
+
+        room, _ = room_of(parts.scheduler.limits, parts.scheduler.memory.ledger())
+        wanted = DownloadRequest(source, parts.roots.home, room, settings)
+        done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
+        files, found = done.files, done.found
+        return Downloaded(
+            source=done.source,
+            model=str(files.model),
+            mmproj=str(files.mmproj) if files.mmproj is not None else None,
+            draft=str(files.draft) if files.draft is not None else None,
+            kind=found.kind,
+            name=found.name,
+            reason=done.reason,
+            elapsed=job.elapsed,
+        )
+
+    return parts.jobs.start("download", str(source), work, key=f"download {source}")
+
+
+async def fetch(parts: ControlParts, source: Source, hear: Hear, settings: EstimateSettings | None = None) -> None:
+    """Have the files here, for accelerd itself: `hear` how far that is. AccelError, also when somebody cancels the job.
+
+    Joins a download that is under way. Whoever is cancelled while waiting ends the download, unless others follow it.
+    """
+    job = start(parts, source, settings)
+    with parts.jobs.follow(job) as events:
+        async for event in events:
+            if isinstance(event, DownloadStep):
+                hear(DownloadProgress(event.bytes, event.total or 0, event.rate, event.remaining, event.file))
+    if job.result != "done":
+        raise job.error or AccelError("canceled", f"the download of {source} was canceled")
