@@ -11,6 +11,8 @@ UNITS=$DATA/systemd/user
 OLD_UNITS=$CONFIG_DIR/systemd/user # of 0.6 and earlier: there "systemctl mask" cannot take the place of a unit
 SOCKET_DROPIN=$UNITS/accelerd-http.socket.d/10-listen.conf # accelerd writes it if [server] listen is not the default
 UNIT_MARK="# Written by accelerd's packaging/install; changes here are lost when it runs again (use: systemctl --user edit)."
+# What the installer was told or had to choose; it may write this again, and later files override it.
+CHOICES=$CONFIG.d/00-install.toml
 HELLO=$DATA/accelerd/models/hello.gguf
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/accelerd
 
@@ -52,7 +54,7 @@ set_prefix() {
 }
 set_prefix "$HOME/.local"
 
-# config_query WHAT: "binary" or "models" from the user's configuration, read without accelerd; empty if not set.
+# config_query WHAT: "binary", "listen" or "models" of the user's configuration, read without accelerd; empty if not set.
 config_query() {
   local python files
   python=$(find_python) || return 0
@@ -63,7 +65,7 @@ config_query() {
 import sys, tomllib
 
 what, *files = sys.argv[1:]
-binary, models = "", []
+binary, listen, models = "", [], []
 for file in files:
     try:
         with open(file, "rb") as f:
@@ -71,12 +73,15 @@ for file in files:
     except (OSError, tomllib.TOMLDecodeError):
         continue  # `accelctl config check` reports it
     binary = data.get("engines", {}).get("llama-server", {}).get("binary", binary)
+    listen = data.get("server", {}).get("listen", listen)
     models += data.get("models", {})
-print(binary if what == "binary" else " ".join(models))
+listen = [listen] if isinstance(listen, str) else listen
+print({"binary": binary, "listen": " ".join(listen), "models": " ".join(models)}[what])
 PY
 }
 configured_binary() { config_query binary; }
 configured_models() { config_query models; }
+configured_listen() { config_query listen; }
 
 # user_manager: is a systemd user manager running? Sets XDG_RUNTIME_DIR if the session did not.
 user_manager() {

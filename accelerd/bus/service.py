@@ -22,7 +22,6 @@ from accelerd.system.dbus.object_exporter import ObjectExporter
 if TYPE_CHECKING:
     from accelerd.system.dbus.glib_export import InterfaceInfo
 
-CAUSES: Final = {"unpinned": "released"}  # of the end of a pin, where the bus has another word for it
 DIRECTORY: Final = Path(__file__).parent / "interfaces"
 CANCELLED_WITH_CALLER: Final = frozenset({(names.BUS_JOB, "Wait")})  # nobody else wants the answer
 
@@ -92,5 +91,4 @@ class BusService:
     def _on_pin_changed(self, changed: PinChanged) -> None:
         pin, end = changed.pin, changed.end
         if self._bus is not None and end is not None and pin.owner in self._methods.claimants:
-            cause = CAUSES.get(end, end)
-            self._bus.signal(names.BUS_PATH, names.BUS_MANAGER, "PinReleased", (pin.cookie, cause), to=pin.owner)
+            self._bus.signal(names.BUS_PATH, names.BUS_MANAGER, "PinReleased", (pin.cookie, end), to=pin.owner)

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn, TextIO
 
 from accelerd import __version__
@@ -53,6 +54,18 @@ MODULES = {  # of commands that share one, or that are called like a keyword; al
     "load": "model", "unload": "model", "reset": "model", "logs": "model", "reload": "daemon", "version": "daemon",
     "yield": "yield_", "resume": "yield_",
 }  # fmt: skip
+HABITS = {  # what other programs call a command
+    "list": "models", "ls": "models", "ps": "status", "top": "status", "run": "chat", "pull": "add", "start": "load",
+    "stop": "unload", "rm": "remove", "delete": "remove", "show": "explain", "info": "explain",
+}  # fmt: skip
+OTHERS = {  # commands of other programs that are none here, and what to do instead
+    "serve": "accelerd runs as a service: systemctl --user start accelerd; in a terminal: accelerd",
+    "restart": "restart the service: systemctl --user restart accelerd; a model: accelctl unload NAME, then load it",
+    "push": "accelerd uploads nothing",
+    "create": "settings of a model are keys of its table in accelerd.toml; see: accelctl config schema",
+    "cp": "another name for a model is one of its aliases; see: accelctl add --help",
+    "search": "search on https://huggingface.co/models?library=gguf, then: accelctl add hf:ORG/REPO",
+}
 
 EXIT_STATUSES = """\
 exit status:
@@ -69,6 +82,11 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
         shared_options(self)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Options may stand between the other words, except where a command has commands of its own."""
+        nested = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        return self.parse_args(words) if nested else self.parse_intermixed_args(words)
 
     def error(self, message: str) -> NoReturn:
         raise usage(message, f"see: {self.prog} --help")
@@ -108,17 +126,19 @@ def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: Text
 
 def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: CliOutput) -> int:
     shared, words = split(argv)
-    name = next((word for word in words if not word.startswith("-")), None)
+    at = place_of_command(words)
     first = overview()
-    first.parse_args(words if name is None else words[: words.index(name)])
-    if name is None:
+    if at is None or {"-h", "--help", "--version"} & {*words[:at]}:
+        first.parse_args(words[:at])
         first.print_help(out.stdout)
         return ExitStatus.USAGE if argv else ExitStatus.OK
-    if name not in COMMANDS:
-        guess = nearest(name, COMMANDS)
-        raise usage(f"there is no command {name}", f"did you mean {guess}?" if guess else "see: accelctl --help")
-    command, parser = command_parser(name)
-    args = parser.parse_args(words[words.index(name) + 1 :])
+    typed, rest = words[at], [*words[:at], *words[at + 1 :]]
+    if typed == "help":
+        asked = command_parser(known_command(rest[0]))[1] if rest else first
+        asked.print_help(out.stdout)
+        return ExitStatus.OK
+    command, parser = command_parser(known_command(typed))
+    args = parser.parse(rest)
     out.json_mode = shared.json
     roots = Roots.from_env(env)
     named = shared.socket or env.get(names.ENV_SOCKET)
@@ -127,9 +147,9 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Cl
     try:
         return command.run(context, args)
     except Failure as failure:
-        asked = getattr(args, "model", None)
-        if asked and failure.code == "model_not_found" and not failure.hint:
-            raise unknown_name(context, asked) from None
+        model = getattr(args, "model", None)
+        if model and failure.code == "model_not_found" and not failure.hint:
+            raise unknown_name(context, model) from None
         if not named and failure.code in ("not_running", "connection_lost"):
             from accelerd.cli.programs import SystemPrograms, explain_unreachable
 
@@ -145,6 +165,24 @@ def command_parser(name: str) -> tuple[Command, CommandParser]:
     parser = CommandParser(prog=f"accelctl {name}", description=COMMANDS[name], epilog=command.epilog or None)
     command.add_arguments(parser)
     return command, parser
+
+
+def place_of_command(words: Sequence[str]) -> int | None:
+    """Where the command stands: first, or behind options, which may have values."""
+    if not words or not words[0].startswith("-"):
+        return 0 if words else None
+    return next((at for at, word in enumerate(words) if word in COMMANDS or word in HABITS), None)
+
+
+def known_command(typed: str) -> str:
+    """The command that was meant, also by what other programs call it. Raises Failure."""
+    if typed in COMMANDS:
+        return typed
+    if typed in HABITS:
+        return HABITS[typed]
+    guess = nearest(typed, [*COMMANDS, *HABITS])
+    hint = OTHERS.get(typed) or (f"did you mean {guess}?" if guess else "see: accelctl --help")
+    raise usage(f"there is no command {typed}", hint)
 
 
 def split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -164,11 +202,18 @@ def overview() -> CommandParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     parser = CommandParser(
-        prog="accelctl", usage="accelctl [--socket PATH] [--json] COMMAND …", epilog=EXIT_STATUSES,
+        prog="accelctl", usage="accelctl [--socket PATH] [--json] COMMAND …", epilog=f"{habits()}\n{EXIT_STATUSES}",
         description=f"Control accelerd, the daemon for the local AI models of this machine.\n\ncommands:\n{listing}",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"accelctl {__version__}")
     return parser
+
+
+def habits() -> str:
+    """The other names of commands, as a paragraph."""
+    named = [f"{' and '.join(word for word in HABITS if HABITS[word] == name)} ({name})" for name in
+             dict.fromkeys(HABITS.values())]  # fmt: skip
+    return fill(f"Other names work, too: {', '.join(named)}.", 78) + "\n"
 
 
 def shared_options(parser: argparse.ArgumentParser) -> None:

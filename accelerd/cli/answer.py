@@ -45,7 +45,7 @@ class ChatAnswer:
     def rate(self) -> float | None:
         """Tokens per second: measured by the engine, else between the first piece and the last."""
         measured = (self.timings or {}).get("predicted_per_second")
-        if measured:
+        if measured and self.tokens > 1:  # one token alone says nothing
             return float(measured)
         took = self.seconds - (self.first_token or 0.0)
         return (self.tokens - 1) / took if self.tokens > 1 and took > 0 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -64,7 +65,13 @@ def reload(context: Context) -> bool:
 
 def unknown_name(context: Context, name: str) -> Failure:
     """No model has that name: the one that was probably meant, or the names that there are."""
-    known = names_in(context.client.get("status"))
+    status = context.client.get("status")
+    route = next((route for route in status.get("routes") or () if route["name"] == name), None)
+    if route is not None:
+        text = f"{name} is a route, not a model"
+        hint = f"its models: {', '.join(route['models'])}"
+        return Failure(text, exit=ExitStatus.NO_SUCH_MODEL, code="model_not_found", hint=hint)
+    known = names_in(status)
     some = ", ".join(known[:6]) + (" …" if len(known) > 6 else "")
     return no_model(name, known, f"known models: {some}" if some else "add one: accelctl add")
 
@@ -81,12 +88,14 @@ def names_in(status: dict[str, Any]) -> list[str]:
 
 
 def model_names(context: Context) -> Iterator[str]:
-    """`names_in`, or the models, routes and aliases of the configuration; never fails."""
-    try:
-        yield from names_in(context.client.get("status", timeout=2.0))
-        return
-    except Failure:
-        config, _ = configuration(context)
+    """`names_in` of a daemon that runs, or the names in the configuration; never fails, starts none."""
+    from accelerd.cli.programs import SystemPrograms, asleep
+
+    with suppress(Failure):
+        if context.client.path != context.roots.control_socket or not asleep(SystemPrograms(context.env)):
+            yield from names_in(context.client.get("status", timeout=2.0))
+            return
+    config, _ = configuration(context)
     if config is not None:
         yield from (*config.models, *config.routes)
         yield from (alias for spec in config.models.values() for alias in spec.aliases)

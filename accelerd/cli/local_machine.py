@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from accelerd.base.ports import Clock, Roots
 
 if TYPE_CHECKING:
-    from accelerd.config import Config, Problem
+    from accelerd.config import Config, ModelSpec, Problem
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
     from accelerd.devices.observer import DeviceObserver
+    from accelerd.engines.llama_server.forecast import Forecaster
+    from accelerd.memory.ledger import Ledger
     from accelerd.memory.measure import Meter
-    from accelerd.memory.model import MemorySnapshot
+    from accelerd.memory.model import MemoryRequirement, MemorySnapshot
 
 
 class LocalMachine:
@@ -59,6 +62,48 @@ class LocalMachine:
     def snapshot(self) -> MemorySnapshot:
         """All memory in use, as other programs'."""
         return self._meter.look(self.devices(), {})
+
+    @cached_property
+    def _scanned(self) -> list[Device]:
+        return self.devices()
+
+    @cached_property
+    def _empty(self) -> Ledger:
+        """The pools with no models in them, and nobody else."""
+        from accelerd.memory.ledger import Ledger
+
+        return Ledger(self.snapshot().pools).alone()
+
+    @cached_property
+    def _forecaster(self) -> Forecaster:
+        from accelerd.engines.llama_server.forecast import Forecaster
+
+        return Forecaster()
+
+    def ways(self, spec: ModelSpec) -> tuple[MemoryRequirement, ...]:
+        """The ways to place a model of llama-server, by its header alone; the best first."""
+        return self._forecaster.forecast(spec, spec, None, self._scanned).options
+
+    @cached_property
+    def room(self) -> int:
+        """Bytes that one model may take at most: of main memory, or of all GPUs together."""
+        from accelerd.memory.model import RAM
+
+        pools = [pool for pool in self._empty.pools.values() if pool.contexts is None]
+        own = sum(pool.room for pool in pools if pool.id != RAM and pool.backed_by is None)
+        most = max(own, *(pool.room for pool in pools))
+        limit = self.config.scheduler.memory
+        return most if limit is None else min(most, limit)
+
+    def takes(self, amounts: Mapping[str, int]) -> bool:
+        """Would this be room enough if nothing else ran?"""
+        limit = self.config.scheduler.memory
+        return self._empty.fits(amounts) and (limit is None or sum(amounts.values()) <= limit)
+
+    def too_big(self, spec: ModelSpec) -> int | None:
+        """The bytes that a model needs which cannot fit whatever else is ended; None: it can."""
+        ways = self.ways(spec)
+        return None if any(self.takes(need.amounts) for need in ways) else ways[0].total
 
     def device_page(self) -> dict[str, Any]:
         """As GET /accelerd/v1/devices."""

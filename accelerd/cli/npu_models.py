@@ -16,6 +16,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
 from accelerd.cli.context import Context
 from accelerd.cli.failure import Failure, no_model
+from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.progress import follow
 
 PREFIX: Final = "npu/"
@@ -43,6 +44,9 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
         asked = program.FlmProgram().models(path, program.environment(context.env))
         known = asyncio.run(asked)
     except AccelError as error:
+        if not any(device.kind == "npu" for device in LocalMachine(context.roots, context.clock).devices()):
+            hint = "a model for the GPU or the processor: accelctl add hf:ORG/REPO"
+            raise Failure(f"this machine has no NPU for {source}", code="no_npu", hint=hint) from None
         raise Failure(error.problem, code="no_program", hint=error.hint) from None
     except program.FlmUnavailable as error:
         raise Failure(f"{binary} did not list its models: {error}", hint="see: accelctl doctor") from None

@@ -16,6 +16,7 @@ SOCKET: Final = names.SOCKET_UNIT
 REAPER: Final = names.REAPER_UNIT.replace("@", "@failure")  # one of its instances
 START: Final = f"systemctl --user start {names.PROGRAM}"
 LISTENING: Final = "active"  # ActiveState of a socket unit that systemd listens on
+STARTED: Final = frozenset({"active", "activating", "reloading"})  # that of a service that may be connected to
 
 
 class ProgramResult(NamedTuple):
@@ -67,6 +68,12 @@ def unit_state(programs: ProgramRunner, unit: str) -> Unit | None:
         return None
     found = dict(line.split("=", 1) for line in outcome.stdout.splitlines() if "=" in line)
     return Unit(found.get("LoadState", ""), found.get("UnitFileState", ""), found.get("ActiveState", ""))
+
+
+def asleep(programs: ProgramRunner) -> bool:
+    """Would a connection to the usual socket have systemd start a service that is not running?"""
+    socket, service = unit_state(programs, SOCKET), unit_state(programs, SERVICE)
+    return bool(socket and service and socket.active == LISTENING and service.active not in STARTED)
 
 
 def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:

@@ -43,11 +43,16 @@ def follow(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict
 
 
 def amount(event: dict[str, Any]) -> str:
-    """Bytes so far, and how many are expected where that is known."""
+    """Bytes so far, how many are expected, how fast they come and how long it takes, where that is known."""
     if not event.get("memory"):
         return ""
     expected = event.get("memory_expected")
-    return human_size(event["memory"]) + (f" of {human_size(expected)}" if expected else "")
+    parts = [human_size(event["memory"]) + (f" of {human_size(expected)}" if expected else "")]
+    if event.get("rate"):
+        parts.append(f"{human_size(event['rate'])}/s")
+    if event.get("remaining") is not None:
+        parts.append(f"{span(event['remaining'])} left")
+    return ", ".join(parts)
 
 
 def fraction(event: dict[str, Any]) -> float | None:
@@ -84,20 +89,21 @@ class ProgressLines:
 
 
 def drawing(model: str, event: dict[str, Any], columns: int) -> RenderableType:
-    """Two lines on a terminal: the bar, and what the engine printed last."""
+    """Two lines on a terminal: the bar; how much, how fast, and what the engine printed last."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    done = fraction(event)
-    grid = Table.grid(padding=(0, 1))
-    elapsed = span(event.get("elapsed") or 0)
+    done, words, elapsed = fraction(event), in_words(event), span(event.get("elapsed") or 0)
     time = f"{elapsed} of about {span(event['expected'])}" if event.get("expected") else elapsed
-    bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None, width=max(columns - 64, 10))
-    grid.add_row(Text(model, "bold"), in_words(event), bar, Text(time), Text(amount(event), "cyan"))
-    line = clip(printable(str(event.get("line") or "")), columns - 4)
-    return Group(grid, Text(f"  {line}", "dim", no_wrap=True))
+    left = columns - sum(map(len, (model, words, time))) - 6
+    bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None, width=min(max(left, 10), 60))
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text(model, "bold"), words, bar, Text(time))
+    facts = (amount(event), printable(str(event.get("line") or "")))
+    below = clip(" · ".join(fact for fact in facts if fact), columns - 4)
+    return Group(grid, Text(f"  {below}", "dim", no_wrap=True))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class ConfigDiff(Struct, frozen=True):
     relaunch: tuple[str, ...] = ()  # the running process no longer fits its settings
     updated: tuple[str, ...] = ()  # other settings changed: the process stays
     unchanged: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()  # "server.listen", "scheduler.memory": keys outside models that changed
+    settings: tuple[str, ...] = ()  # "server.listen", "routes.auto": keys outside models that changed
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.relaunch or self.updated or self.settings)
@@ -63,7 +63,8 @@ def _engine_key(config: Config, spec: ModelSpec) -> tuple[Any, ...]:
 
 
 def _settings(old: Config, new: Config) -> list[str]:
-    return [
+    routes = [f"routes.{name}" for name in {**old.routes, **new.routes} if old.routes.get(name) != new.routes.get(name)]
+    return routes + [
         f"{section}.{field.name}"
         for (section, before), (_, after) in zip(sections(old), sections(new), strict=True)
         for field in fields(before)

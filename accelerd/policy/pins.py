@@ -27,7 +27,7 @@ MOST: Final = 1024  # pins of all of them
 REASON_MOST: Final = 256  # characters
 _APPLICATION: Final = re.compile(r"[A-Za-z0-9_.-]{0,255}")
 
-PinEnd = Literal["unpinned", "owner-gone", "model-removed", "shutdown"]
+PinEnd = Literal["released", "owner-gone", "model-removed", "shutdown"]
 
 
 class Pin(Struct, frozen=True):
@@ -97,7 +97,7 @@ class Pins:
             raise AccelError(
                 "pin_not_found", f"you have no pin {cookie}; it ends with the connection that asked for it"
             )
-        self._end(pin, "unpinned")
+        self._end(pin, "released")
 
     def release(self, cookie: int) -> None:
         """The client that made it has disconnected. Does nothing for a pin that has ended."""

@@ -94,7 +94,7 @@ def why_not_resident(
     if stuck is not None:
         return f"{stuck} cannot be ended and may hold the {target.device}: nothing starts there until it has gone"
     if limits.yielded is not None and limits.yielded.covers(need):
-        return f"the memory it needs is yielded: {limits.yielded.why}"
+        return f"the memory it needs is yielded ({limits.yielded.why}); accelctl resume ends that"
     for other in others:
         if why := rules_out(target, need, other):
             return why

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.devices.inventory import Inventory
+from accelerd.devices.model import Device
+from tests.memory.gguf_maker import header, string, u32, write
+
 from .conftest import Ctl
 from .fake_daemon import FakeDaemon, Reply, error
 from .test_config import gguf
@@ -60,10 +64,9 @@ def test_add_by_relative_path(ctl: Ctl, model: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_add_by_id(ctl: Ctl) -> None:
-    result = ctl("add", "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M")
-    assert result.status == 0
+    result = ctl("add", "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "--no-pull")
+    assert result.status == 0, result.err
     assert dropin(ctl, "gemma-3-4b-it") == {"model": "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"}
-    assert "downloads it" in result.out
 
 
 def test_add_takes_the_projector_along(ctl: Ctl, model: Path) -> None:
@@ -101,7 +104,7 @@ def test_a_setting_that_is_wrong_changes_nothing(ctl: Ctl, model: Path) -> None:
     result = ctl("add", "tiny", "--idle-timeout", "soon")
     assert result.status == 4
     assert "models.tiny-chat.idle_timeout" in result.out
-    assert "nothing was added" in result.err
+    assert "tiny-chat was not added" in result.err
     assert json.loads(ctl("config", "check", "--json").out)["models"] == []
     assert ctl("add", "tiny", "--name", "no good").status == 4
 
@@ -119,9 +122,8 @@ def test_what_cannot_be_added(ctl: Ctl, model: Path, tmp_path: Path) -> None:
     gguf(model.parent, "Tiny-Other-Q8_0.gguf")
     for source, status, words in (
         ("./missing.gguf", 1, "there is no such file"),
-        (str(other), 1, "is not a GGUF file"),
+        (str(other), 1, "it is not a GGUF file"),
         ("tiny", 2, "matches 2 models"),
-        (str(model.parent), 2, "holds 2 models"),
         (str(tmp_path / "run"), 1, "there is no GGUF file"),
         ("nothing-like-that", 1, "found no GGUF file"),
     ):
@@ -130,6 +132,116 @@ def test_what_cannot_be_added(ctl: Ctl, model: Path, tmp_path: Path) -> None:
         assert words in result.err
     listed = json.loads(ctl("add", "tiny", "--json").out)["error"]["candidates"]
     assert [Path(path).name for path in listed] == ["Tiny-Chat-Q4_K_M.gguf", "Tiny-Other-Q8_0.gguf"]
+
+
+def test_all_models_of_a_directory(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    gguf(model.parent, "Other-Q8_0.gguf")
+    (model.parent / "deep").mkdir()
+    gguf(model.parent / "deep", "embed.gguf", **{"general.architecture": string("bert")})
+    (model.parent / "again.gguf").symlink_to(model)
+    (model.parent / "style.gguf").write_bytes(header({"general.type": string("adapter")}, tensors=0))
+    result = ctl("add", str(model.parent))
+    assert result.status == 0, result.err
+    assert dropin(ctl, "other") == {"path": str(model.parent / "Other-Q8_0.gguf")}
+    assert dropin(ctl, "embed") == {"path": str(model.parent / "deep/embed.gguf"), "embeddings": True}
+    assert len(list((ctl.config_file.parent / "accelerd.toml.d").iterdir())) == 3, "a link is no second model"
+    assert "style.gguf: it is a LoRA adapter" in " ".join(result.out.split())
+    assert [request.route for request in daemon.requests] == ["reload"]
+    again = ctl("add", str(model.parent), "--json")
+    assert again.status == 1
+    assert "it is configured already as other" in " ".join(json.loads(again.out)["error"]["tail"])
+
+
+def test_several_files_with_options_between_them(ctl: Ctl, model: Path) -> None:
+    other = gguf(model.parent, "Other-Q8_0.gguf")
+    value = json.loads(ctl("add", str(model), "--context", "2048", str(other), "--json").out)
+    assert [one["name"] for one in value["models"]] == ["tiny-chat", "other"]
+    assert dropin(ctl, "tiny-chat")["context"] == dropin(ctl, "other")["context"] == 2048
+    refused = ctl("add", str(model), str(other), "--name", "both", "--replace")
+    assert (refused.status, "one by one" in refused.err) == (2, True)
+
+
+def test_what_was_added_before_a_failure_is_in_use(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    other = gguf(model.parent, "Other-Q8_0.gguf")
+    own = ctl.config_file.parent / "accelerd.toml.d/other.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# mine\n")
+    result = ctl("add", str(model), str(other))
+    assert (result.status, "was not written by a tool" in result.err) == (1, True)
+    assert dropin(ctl, "tiny-chat")
+    assert [request.route for request in daemon.requests] == ["reload"]
+
+
+def test_a_name_is_for_one_model(ctl: Ctl, model: Path) -> None:
+    refused = ctl("add", str(model), str(gguf(model.parent, "Other-Q8_0.gguf")), "--alias", "both")
+    assert (refused.status, "one by one" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "words"),
+    [
+        ({"general.architecture": string("bert")}, "embeddings", "an embedding model"),
+        ({"general.architecture": string("bert"), "bert.pooling_type": u32(4)}, "rerank", "a reranking model"),
+    ],
+)
+def test_the_task_is_that_of_the_file(ctl: Ctl, tmp_path: Path, more: dict[str, bytes], key: str, words: str) -> None:
+    file = gguf(tmp_path, "m.gguf", **more)
+    result = ctl("add", str(file))
+    assert dropin(ctl, "m") == {"path": str(file), key: True}
+    assert words in result.out
+    assert "accelctl chat" not in result.out
+
+
+def test_a_file_that_is_no_model_is_refused_by_what_it_is(ctl: Ctl, tmp_path: Path) -> None:
+    whole = gguf(tmp_path, "m.gguf")
+    (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[:-5])
+    (tmp_path / "page.gguf").write_text("<!DOCTYPE html><html>")
+    for name, words in (("cut.gguf", "download it again"), ("page.gguf", "it is a web page, not the model")):
+        result = ctl("add", str(tmp_path / name))
+        assert (result.status, words in result.err) == (1, True), result.err
+    assert not ctl.config_file.parent.exists()
+
+
+def test_a_blob_of_the_hubs_cache_has_the_name_in_its_header(ctl: Ctl, tmp_path: Path) -> None:
+    blob = gguf(tmp_path, "deadbeef", **{"general.name": string("Qwen3 0.6B")})
+    assert ctl("add", str(blob)).status == 0
+    assert dropin(ctl, "qwen3-0.6b") == {"path": str(blob)}
+
+
+@pytest.mark.parametrize("options", [[], ["--replace"]])
+def test_a_model_that_the_user_wrote_is_never_changed(ctl: Ctl, model: Path, options: list[str]) -> None:
+    file = ctl.configure('[models.hello]\npath = "/mine.gguf"\n')
+    folder = file.parent / "accelerd.toml.d"
+    folder.mkdir()
+    (folder / "theirs.toml").write_text('[models.there]\npath = "/other.gguf"\n')
+    for name, place in (("hello", "accelerd.toml:2"), ("there", "accelerd.toml.d/theirs.toml:2")):
+        result = ctl("add", str(model), "--name", name, *options)
+        assert result.status == 1
+        assert f"{name} is a model of yours, which accelctl does not change" in result.err
+        assert place in result.err
+    assert [one.name for one in folder.iterdir()] == ["theirs.toml"]
+
+
+def test_what_this_machine_has_no_room_for_is_told(ctl: Ctl, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "big.gguf", {"general.architecture": string("qwen3")}, {"token_embd.weight": ((1 << 20, 1 << 20), 0)}
+    )
+    result = ctl("add", str(file))
+    assert result.status == 0
+    assert "! big: it needs 4.0 TiB, which this machine does not have; accelctl fit big" in " ".join(result.out.split())
+    assert json.loads(ctl("add", str(file), "--name", "b", "--json").out)["notes"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("gpu", "this machine has no NPU for npu/qwen3-4b"), ("npu", "install FastFlowLM")]
+)
+def test_without_flm_what_is_missing_is_said(ctl: Ctl, monkeypatch: pytest.MonkeyPatch, kind: str, words: str) -> None:
+    found = Device(kind, "Some Device", "driver", "0000:c5:00.1", apu=False)  # type: ignore[arg-type]
+    monkeypatch.setattr(Inventory, "scan", lambda self: [found])
+    result = ctl("add", "npu/qwen3-4b", PATH=str(ctl.home))
+    assert (result.status, words in result.err) == (1, True), result.err
 
 
 def test_a_reload_that_fails_is_told(ctl: Ctl, model: Path, daemon: FakeDaemon) -> None:

@@ -60,6 +60,13 @@ def test_numbers_below_the_answer_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) ->
     assert "2 tokens · 41.2 tokens/s · first token after" in result.err
 
 
+def test_one_token_has_no_speed(ctl: Ctl, daemon: FakeDaemon) -> None:
+    quick = {"predicted_per_second": 11875.0, "predicted_n": 1}
+    daemon.answers[CHAT] = sse(delta("Hello"), delta(finish_reason="stop") | {"timings": quick})
+    assert "tokens/s" not in ctl("chat", "embed", "hello", tty=True, NO_COLOR="1").err
+    assert json.loads(ctl("chat", "embed", "hello", "--json").out)["tokens_per_second"] is None
+
+
 def test_the_prompt_from_a_pipe(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers[CHAT] = hello()
     assert ctl("chat", "embed", stdin="two\nlines\n").out == "Hello\n"

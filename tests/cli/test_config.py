@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+from tests.memory.gguf_maker import string, write
 
 from .conftest import Ctl
 
 GOOD = '[models.tiny]\npath = "{}"\ncontext = 2048\nenv = {{ HF_TOKEN = "sesame" }}\n'
 
 
-def gguf(folder: Path, name: str = "tiny.gguf") -> Path:
-    path = folder / name
-    path.write_bytes(b"GGUF" + bytes(20))
-    return path
+def gguf(folder: Path, name: str = "tiny.gguf", /, **more: bytes) -> Path:
+    """A small model of that name, or a projector where the name says so."""
+    if "mmproj" in name:
+        return write(folder / name, {"general.architecture": string("clip")}, {"v.patch_embd.weight": ((32, 32), 0)})
+    pairs = {"general.architecture": string("qwen3"), "tokenizer.chat_template": string("{{ messages }}")}
+    part = re.search(r"-(\d{5})-of-", name)
+    return write(folder / name, pairs | more, {f"blk.{int(part[1]) if part else 0}.attn_q.weight": ((256, 64), 0)})
 
 
 def test_check_of_a_valid_configuration(ctl: Ctl, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.commands.doctor import run_checks
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.programs import ProgramResult, SystemPrograms
+from accelerd.devices.inventory import Inventory
+from accelerd.devices.model import Device, MemoryPool
 from accelerd.devices.troubles import MEMLOCK_FIX
 from accelerd.devices.udev import PciFunction, UdevDevice
 
@@ -89,7 +91,10 @@ def program(folder: Path, text: str) -> Path:
     return path
 
 
-LLAMA = 'case $1 in --version) echo "version: 7777 (abc)" >&2;; *) echo "-lm, --load-mode MODE   how to load";; esac'
+LLAMA = (
+    'case $1 in --version) echo "version: 7777 (abc)" >&2;; '
+    '*) echo "-lm, --load-mode MODE   how to load"; echo "-m, --model FILE   the model";; esac'
+)
 
 
 def test_a_machine_that_is_well(here: CheckContext, ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
@@ -144,12 +149,21 @@ def test_directories(here: CheckContext, tmp_path: Path) -> None:
 
 def test_no_login_session(here: CheckContext, tmp_path: Path) -> None:
     here.roots = Roots.from_env({"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
+    here.uid = 0
     check = next(iter(host.directories(here)))
     assert (check.level, check.fix) == ("fail", "loginctl enable-linger")
 
 
+def test_without_polkit_an_ordinary_user_needs_sudo_to_linger(here: CheckContext) -> None:
+    here.uid = 1000
+    here.programs = FakePrograms(loginctl=ProgramResult(0, "no\n", ""))
+    assert only(service.linger(here)).fix == "sudo loginctl enable-linger somebody"
+    here.programs = FakePrograms(loginctl=ProgramResult(0, "no\n", ""), pkcheck=ProgramResult(0, "0.105", ""))
+    assert only(service.linger(here)).fix == "loginctl enable-linger"
+
+
 def test_configuration(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
-    assert only(engine.configuration(here)).fix == "accelctl add PATH-OR-NAME"
+    assert only(engine.configuration(here)).fix == "accelctl add FILE, or accelctl add hf:ORG/REPO"
     for text, level, words in (
         ("[models.a]\n", "fail", "1 problem"),
         ('[models.a]\npath = "/nowhere/a.gguf"\n', "warn", "warning"),
@@ -162,6 +176,13 @@ def test_configuration(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
         assert words in check.detail
 
 
+def test_nothing_is_said_of_the_defaults_where_the_configuration_is_invalid(here: CheckContext, ctl: Ctl) -> None:
+    ctl.configure("broken = [")
+    found = {check.id for check in run_checks(here)}
+    assert {"config", "daemon", "units"} <= found
+    assert not {"llama-server", "memory", "port", "model-files"} & found
+
+
 def test_model_files_each_missing_one_is_named(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     ctl.configure(
         f'[models.a]\npath = "/nowhere/a.gguf"\n[models.b]\npath = "{gguf(tmp_path)}"\n[models.c]\npath = "/c.gguf"\n'
@@ -170,7 +191,18 @@ def test_model_files_each_missing_one_is_named(here: CheckContext, ctl: Ctl, tmp
     assert (first.level, second.level) == ("fail", "fail")
     assert first.detail.startswith("a: cannot find the model /nowhere/a.gguf")
     assert "accelerd.toml:2" in first.fix
-    assert "accelctl remove c" in second.fix
+    assert "accelctl remove" not in first.fix + second.fix, "remove refuses what accelctl did not write"
+
+
+def test_a_file_that_ends_early_is_not_readable(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
+    whole = gguf(tmp_path)
+    assert ctl("add", str(whole)).status == 0
+    whole.write_bytes(whole.read_bytes()[:-5])
+    check = only(engine.model_files(here))
+    assert check.level == "fail"
+    assert "tiny: " in check.detail
+    assert "download" in check.detail
+    assert check.fix.endswith("or: accelctl remove tiny")
 
 
 def test_programs_of_the_configuration_and_of_models(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
@@ -187,8 +219,7 @@ def test_programs_of_the_configuration_and_of_models(here: CheckContext, ctl: Ct
     checks = {check.detail.partition(",")[0]: check for check in engine.programs(here)}
     assert set(checks) == {str(server), str(old)}
     assert "7777 (abc)" in checks[str(server)].detail
-    assert "--load-mode" in checks[str(server)].detail
-    assert "--no-mmap" in checks[str(old)].detail
+    assert "7777 (abc)" in checks[str(old)].detail
 
 
 def test_programs_that_do_not_work(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
@@ -204,7 +235,37 @@ def test_the_real_llama_server(here: CheckContext, ctl: Ctl) -> None:
     ctl.configure(f'[engines.llama-server]\nbinary = "{os.environ["ACCELERD_TEST_LLAMA_SERVER"]}"\n')
     check = only(engine.programs(here))
     assert check.level == "ok", check.detail
-    assert "options" in check.detail
+    assert check.detail.endswith("for cpu")
+
+
+def test_what_is_no_llama_server(here: CheckContext, ctl: Ctl) -> None:
+    for other in ("/bin/echo", "/bin/false", "/bin/ls"):
+        ctl.configure(f'[engines.llama-server]\nbinary = "{other}"\n')
+        forget(here)
+        assert only(engine.programs(here)).level == "fail", other
+
+
+def test_a_build_for_the_processor_beside_an_idle_gpu(
+    here: CheckContext, ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device("gpu", "Radeon RX 7900", "amdgpu", "0000:03:00.0", apu=False, pools=(MemoryPool("vram", 24 << 30),))
+    monkeypatch.setattr(Inventory, "scan", lambda self: [card])
+    build = 'case $1 in --version) echo "version: 7777 (abc)" >&2;; --list-devices) echo "Available devices:"; {};; '
+    build += '*) echo "-m, --model FILE   the model"; echo "--list-devices   list the devices";; esac'
+    text = '[engines.llama-server]\nbinary = "{}"\n[models.m]\nmodel = "o/r"\n{}'
+    server = program(tmp_path, build.format('echo "  (none)"'))
+    ctl.configure(text.format(server, ""))
+    check = only(engine.programs(here))
+    assert check.level == "warn"
+    assert "built for the processor only, so Radeon RX 7900 is idle" in check.detail
+    assert "Vulkan" in check.fix
+    forget(here)
+    ctl.configure(text.format(server, "gpu_layers = 0\n"))
+    assert only(engine.programs(here)).level == "ok", "it is meant to run on the processor"
+    forget(here)
+    listed = 'echo "  Vulkan0: AMD Radeon RX 7900 (RADV NAVI31) (24560 MiB, 24000 MiB free)"'
+    ctl.configure(text.format(program(tmp_path, build.format(listed)), ""))
+    assert only(engine.programs(here)).detail.endswith("for radv")
 
 
 def test_memory(here: CheckContext, ctl: Ctl) -> None:
@@ -354,7 +415,7 @@ def listen(here: CheckContext, *ports: int) -> None:
     (here.roots.proc / "net/tcp").write_text(text)
 
 
-def test_ports_free_taken_and_ours(here: CheckContext, daemon: FakeDaemon) -> None:
+def test_ports_free_taken_and_ours(here: CheckContext, daemon: FakeDaemon, ctl: Ctl) -> None:
     elsewhere = DaemonClient(Path("/nowhere"))
     here.client, running = elsewhere, here.client
     here.programs = FakePrograms()

@@ -408,8 +408,8 @@ def test_the_name_that_was_meant(ctl: Ctl, models: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"version https://git-lfs", "it is a Git LFS pointer"), (b"PK\x03\x04", "is not a GGUF file"),
-     (b"GGUF\x03\0\0\0", "the file ends within its header"), (b"", "is not a GGUF file")],
+    [(b"version https://git-lfs", "it is a Git LFS pointer"), (b"PK\x03\x04", "it is a zip archive"),
+     (b"GGUF\x03\0\0\0", "the file ends within its header"), (b"", "it is empty")],
 )  # fmt: skip
 def test_files_that_are_no_models(ctl: Ctl, tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.gguf"
@@ -425,7 +425,7 @@ def test_a_download_that_was_broken_off(ctl: Ctl, tmp_path: Path, models: Path) 
     result = ctl("fit", str(path))
     assert result.status == 1
     assert "the file ends within its weights" in result.err
-    assert "is the download complete?" in result.err
+    assert "download it again" in result.err
 
 
 def test_a_broken_configuration_is_no_hindrance(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:

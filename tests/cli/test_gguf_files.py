@@ -8,7 +8,6 @@ import pytest
 
 from accelerd.cli.failure import Failure
 from accelerd.cli.fit.gguf_files import (
-    FoundModel,
     by_name,
     by_path,
     files_below,
@@ -32,11 +31,23 @@ from .test_config import gguf
         ("nomic-embed-text-v1.5.f16.gguf", "nomic-embed-text-v1.5"),
         ("model.gguf", "model"),
         ("Mein Modell (neu).gguf", "mein-modell-neu"),
-        ("日本.gguf", "model"),
+        ("日本.gguf", "日本"),
+        ("Großes Modell v2-Q4_0.gguf", "großes-modell-v2"),
+        ("Modele\u0301-Q8_0.gguf", "modelé"),  # as macOS writes it
+        ("Q4_K_M.gguf", "model"),
     ],
 )
 def test_names_from_files(file: str, name: str) -> None:
     assert name_of(Path(file)) == name
+
+
+@pytest.mark.parametrize(
+    "file", ["model.gguf", "ggml-model-Q4_K_M.gguf", "deadbeef", "blobs/0f3c" + "a1" * 30, "Q4_K_M.gguf", "---.gguf"]
+)
+def test_the_name_in_the_header_is_taken_where_the_path_says_nothing(file: str) -> None:
+    assert name_of(Path(file), "Qwen3 8B Instruct") == "qwen3-8b-instruct"
+    assert name_of(Path(file), "東京-7B-Q4_K_M") == "東京-7b"
+    assert name_of(Path("Own Name.gguf"), "Qwen3 8B") == "own-name"
 
 
 def test_names_from_ids() -> None:
@@ -51,20 +62,27 @@ def test_unique() -> None:
 
 def test_any_part_of_a_split_model_means_its_first(tmp_path: Path) -> None:
     parts = [gguf(tmp_path, f"big-Q8_0-0000{n}-of-00003.gguf") for n in (1, 2, 3)]
-    assert by_path(parts[1]) == by_path(tmp_path) == FoundModel(parts[0])
+    assert by_path(parts[1]) == by_path(tmp_path)
+    assert by_path(parts[1]).path == parts[0]
     assert list(files_below(tmp_path)) == [parts[0]]
     parts[2].unlink()
-    with pytest.raises(Failure, match=r"a part of the model is missing: .*00003-of-00003"):
+    with pytest.raises(Failure, match=r"parts of the model are missing: big-Q8_0-00003-of-00003\.gguf"):
         by_path(parts[0])
 
 
 def test_a_projector_is_taken_only_when_it_is_clear_whose(tmp_path: Path) -> None:
     model, projector = gguf(tmp_path, "vision-Q4_0.gguf"), gguf(tmp_path, "mmproj-vision-F16.gguf")
-    assert by_path(model) == FoundModel(model, projector)
-    with pytest.raises(Failure, match="is a vision projector"):
+    assert by_path(model).mmproj == projector
+    with pytest.raises(Failure, match="it is a vision projector"):
         by_path(projector)
     gguf(tmp_path, "other-Q4_0.gguf")
-    assert by_path(model) == FoundModel(model)
+    assert by_path(model).mmproj is None
+
+
+def test_a_projector_is_known_by_its_header(tmp_path: Path) -> None:
+    model, projector = gguf(tmp_path, "vision-Q4_0.gguf"), gguf(tmp_path, "mmproj.gguf")
+    renamed = projector.rename(tmp_path / "vision-encoder.gguf")
+    assert by_path(model).mmproj == renamed
 
 
 def test_a_pointer_of_git_lfs_is_told_apart(tmp_path: Path) -> None:
@@ -80,7 +98,7 @@ def test_search_in_the_hubs_snapshots(tmp_path: Path) -> None:
     blob = hub / "models--org--Repo-GGUF/blobs/abc"
     link = hub / "models--org--Repo-GGUF/snapshots/deadbeef/repo-Q4_0.gguf"
     blob.parent.mkdir(parents=True)
-    blob.write_bytes(b"GGUF")
+    gguf(blob.parent).rename(blob)
     for place in (link, link.parent.parent / "second" / link.name):  # two revisions, one file
         place.parent.mkdir(parents=True)
         place.symlink_to(blob)

@@ -9,7 +9,7 @@ import pytest
 from accelerd.cli.progress import amount, fraction
 
 from .conftest import Ctl
-from .fake_daemon import FAILED, FakeDaemon, Reply, error, events
+from .fake_daemon import FAILED, FLEET, FakeDaemon, Reply, error, events, status
 
 STEP = {"event": "progress", "state": "starting", "elapsed": 1.0, "expected": 4.0, "memory": 1 << 30,
         "memory_expected": 5 << 30, "line": "load_tensors: \x1b[2J"}  # fmt: skip
@@ -115,6 +115,16 @@ def test_reset(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST reset"] = Reply({"state": "stopped"})
     assert "accelctl load broken" in ctl("reset", "broken").out
     assert json.loads(ctl("reset", "broken", "--json").out) == {"model": "broken", "state": "stopped"}
+    daemon.answers["POST reset"] = Reply({"state": "ready"})
+    assert ctl("reset", "embed").out == "embed is ready; it had no failures to clear\n"
+
+
+def test_a_route_is_no_model_to_load(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET status"] = Reply(status(*FLEET, routes=[{"name": "assistant", "models": ["embed", "broken"]}]))
+    daemon.answers["POST load"] = error(404, "model_not_found", "no model is called assistant")
+    result = ctl("load", "assistant")
+    assert result.status == 5
+    assert result.err == "accelctl: assistant is a route, not a model; its models: embed, broken\n"
 
 
 def test_fraction_never_says_done_before_it_is() -> None:

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from accelerd import __version__
-from accelerd.cli import COMMANDS, split
+from accelerd.cli import COMMANDS, HABITS, OTHERS, split
 
 from .conftest import Ctl
-from .fake_daemon import FakeDaemon
+from .fake_daemon import FakeDaemon, delta, sse
 
 
 def test_help_names_every_command_and_exit_status(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,56 @@ def test_unknown_command_names_the_nearest(ctl: Ctl) -> None:
     result = ctl("statsu")
     assert result.status == 2
     assert result.err == "accelctl: there is no command statsu; did you mean status?\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), HABITS.items())
+def test_what_other_programs_call_a_command_works(
+    ctl: Ctl, capsys: pytest.CaptureFixture[str], typed: str, meant: str
+) -> None:
+    assert ctl(typed, "--help").status == 0
+    assert capsys.readouterr().out.startswith(f"usage: accelctl {meant} ")
+
+
+def test_habits_do_what_they_say(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert ctl("ls").out == ctl("list").out == ctl("models").out
+    assert ctl("ps").out == ctl("status").out
+    assert ctl("stop", "nothing").err == ctl("unload", "nothing").err
+
+
+@pytest.mark.parametrize("typed", OTHERS)
+def test_commands_of_other_programs_that_are_none_say_what_to_do(ctl: Ctl, typed: str) -> None:
+    result = ctl(typed, "x")
+    assert result.status == 2
+    assert f"there is no command {typed}; {OTHERS[typed]}" in result.err
+
+
+def test_help_of_a_command(ctl: Ctl) -> None:
+    assert "--max-tokens" in ctl("help", "run").out
+    assert "commands:" in ctl("help").out
+    assert ctl("help", "nonsense").status == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["chat", "embed", "--max-tokens", "5", "say", "hi"],
+        ["chat", "--max-tokens", "5", "embed", "say", "hi"],
+        ["chat", "embed", "say", "--max-tokens=5", "hi"],
+        ["--max-tokens", "5", "chat", "embed", "say", "hi"],
+    ],
+    ids=" ".join,
+)
+def test_options_stand_anywhere_on_the_line(ctl: Ctl, daemon: FakeDaemon, argv: list[str]) -> None:
+    daemon.answers["POST /v1/chat/completions"] = sse(delta("ok"), delta(finish_reason="stop"))
+    assert ctl(*argv).out == "ok\n"
+    asked = json.loads(daemon.requests[-1].body)
+    assert (asked["max_tokens"], asked["messages"][0]["content"]) == (5, "say hi")
+
+
+def test_what_follows_two_dashes_is_no_option(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST /v1/chat/completions"] = sse(delta("ok"), delta(finish_reason="stop"))
+    assert ctl("chat", "embed", "--", "--json", "is", "what?").out == "ok\n"
+    assert json.loads(daemon.requests[-1].body)["messages"][0]["content"] == "--json is what?"
 
 
 def test_usage_errors_are_one_line(ctl: Ctl) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from accelerd import __version__
 
@@ -57,6 +58,23 @@ def test_names_without_a_daemon_are_those_configured(ctl: Ctl) -> None:
     assert (result.status, result.out, result.err) == (0, "", "")
 
 
+def test_completion_does_not_start_a_daemon_that_was_stopped(ctl: Ctl, tmp_path: Path) -> None:
+    """systemd listens on the socket: a connection would start the service."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = '#!/bin/sh\ncase "$*" in *.socket) s=active;; *) s=${SERVICE:-inactive};; esac\necho "ActiveState=$s"\n'
+    (programs / "systemctl").write_text(script)
+    (programs / "systemctl").chmod(0o755)
+    ctl.configure('[models.written]\npath = "/m.gguf"\n')
+    path = Path(ctl.env["XDG_RUNTIME_DIR"]) / "accelerd/accelerd.sock"
+    path.parent.mkdir()
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "ACCELERD_SOCKET": ""}
+    with FakeDaemon(path, {"GET status": Reply(status(model("running")))}).serve() as daemon:
+        assert ctl("models", "--names", **env).out == "written\n"
+        assert daemon.requests == []
+        assert ctl("models", "--names", **env, SERVICE="active").out == "running\n"
+
+
 def test_logs_that_are_followed_until_the_daemon_dies(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET logs"] = Reply(chunks=[b"one\n"], cut=True)
     result = ctl("logs", "-f", "embed")
@@ -68,14 +86,18 @@ def test_reload_says_what_changed(ctl: Ctl, daemon: FakeDaemon) -> None:
     changes = {"added": ["a"], "removed": ["b"], "relaunch": ["c"], "updated": ["d"], "unchanged": ["e", "f"]}
     daemon.answers["POST reload"] = Reply(changes)
     text = ctl("reload").out
-    for line in ("a: added", "b: removed", "c: restarts", "d: updated", "2 models unchanged"):
+    for line in ("a: added", "b: removed", "c: changed; the next load uses", "d: updated", "2 models unchanged"):
         assert line in text
+    daemon.answers["GET status"] = Reply(status(model("c", "ready")))
+    assert "c: restarts when its running requests have ended" in ctl("reload").out
     assert json.loads(ctl("reload", "--json").out) == changes
 
 
 def test_reload_without_changes(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST reload"] = Reply({"unchanged": ["e"]})
     assert ctl("reload").out == "nothing has changed (1 model)\n"
+    daemon.answers["POST reload"] = Reply({"unchanged": ["e"], "settings": ["routes.auto"]})
+    assert ctl("reload").out.splitlines() == ["routes.auto: in effect now", "1 model unchanged"]
     daemon.answers["POST reload"] = Reply({"unchanged": ["e"], "settings": ["memory.reserve", "server.listen"]})
     assert ctl("reload").out.splitlines() == [
         "memory.reserve: in effect now",

@@ -25,6 +25,14 @@ def test_header_has_the_totals(ctl: Ctl, daemon: FakeDaemon) -> None:
         assert part in head
 
 
+def test_the_addresses_for_clients(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert ctl("status").out.splitlines()[1] == "for clients: http://localhost:4000/v1"
+    listen = ["127.0.0.1:4001", "[::1]:4001", "192.168.1.5:80", "[fd00::1]:80"]
+    daemon.answers["GET status"] = Reply(status(*FLEET, listen=listen))
+    line = "for clients: http://localhost:4001/v1, http://192.168.1.5:80/v1, http://[fd00::1]:80/v1"
+    assert ctl("status").out.splitlines()[1] == line
+
+
 def test_a_daemon_that_stops_says_so(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(*FLEET, state="stopping"))
     assert "· stopping ·" in ctl("status").out

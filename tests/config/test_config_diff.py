@@ -83,3 +83,11 @@ def test_for_json() -> None:
     assert ConfigDiff(added=("a",)).as_dict() == {
         "added": ["a"], "removed": [], "relaunch": [], "updated": [], "unchanged": [], "settings": [],
     }  # fmt: skip
+
+
+def test_routes_are_told_by_name(home: Home) -> None:
+    routed = BASE + '[routes.auto]\nmodels = ["a", "b"]\n'
+    assert diff(home.load(BASE), home.load(routed)).settings == ("routes.auto",)
+    assert diff(home.load(routed), home.load(routed.replace('"a", ', ""))).settings == ("routes.auto",)
+    assert diff(home.load(routed), home.load(BASE)).settings == ("routes.auto",)
+    assert not diff(home.load(routed), home.load(routed))

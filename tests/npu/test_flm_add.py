@@ -151,13 +151,6 @@ def test_fit_says_what_such_a_model_needs(daemons: DaemonFactory, flm: FlmOnPath
     assert (done.status, "no working NPU" in done.out) == (1, True), "what this machine has not"
 
 
-def test_without_the_program_add_says_how_to_get_it(daemons: DaemonFactory, tmp_path: Path) -> None:
-    daemon = daemons.start("", env={"PATH": str(tmp_path)})
-    done = accelctl(daemon.env, "add", "npu/qwen3-4b")
-    assert done.status == 1
-    assert "install FastFlowLM" in done.err
-
-
 # --- doctor ---------------------------------------------------------------------------------------------------
 
 

@@ -6,12 +6,18 @@ Each runs with a home directory and a PATH of its own; the fakes on that PATH wr
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from accelerd.config import check
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 TOOLS = """
@@ -199,6 +205,60 @@ def test_configuration_is_written_once_and_quoted(machine: Machine) -> None:
     assert machine.shell("install", "configured_models").strip() == "hello"
 
 
+def test_a_llama_server_that_is_named_is_used_on_any_run(machine: Machine) -> None:
+    name = 'ENGINE=$1 ENGINE_FROM=ACCELERD_LLAMA_SERVER; write_config; remember_engine; echo "$CHANGED"'
+    own = "[models.m]\npath = '/m.gguf'\n[engines.llama-server]\nbinary = '/old/llama-server'\n"
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(own)
+    assert machine.shell("install", name, "/gpu/llama-server").strip() == "1"
+    assert machine.shell("install", "configured_binary").strip() == "/gpu/llama-server"
+    assert machine.shell("install", name, "/gpu/llama-server").strip() == "0", "nothing changes the second time"
+    assert machine.shell("install", name, "/other/llama-server").strip() == "1"
+    found = check(config, machine.home)[0]
+    assert found is not None
+    assert found.llama_server.binary == "/other/llama-server"
+    assert config.read_text() == own
+    (config.parent / "accelerd.toml.d/50.toml").write_text('[engines.llama-server]\nbinary = "/mine"\n')
+    code = f". {PACKAGING}/install; ENGINE=/x ENGINE_FROM=ACCELERD_LLAMA_SERVER; remember_engine"
+    done = machine.run("bash", "-c", code)
+    assert "names another llama-server, which is used: /mine" in done.stderr
+
+
+def test_where_4000_is_taken_the_next_free_port_is_written(machine: Machine) -> None:
+    """A program of this test has the port: where the machine's own 4000 is in use already, that is the program."""
+    machine.fake("python", f'PYTHONPATH="{PACKAGING.parent}" exec "{sys.executable}" "$@"')
+    code = 'VENV=$HOME/venv; mkdir "$VENV"; ln -s "$1" "$VENV/bin"; choose_port; base_url; write_choices binary "$2"'
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            other.bind(("127.0.0.1", 4000))
+            other.listen()
+        done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, '"/x"')
+    assert done.returncode == 0, done.stderr
+    port = int(done.stdout.strip().removeprefix("http://localhost:").removesuffix("/v1"))
+    assert 4000 < port < 4100
+    assert re.search(rf"port 4000 is in use by .* \(pid \d+\): accelerd uses port {port}", done.stderr)
+    found = check(machine.home / ".config/accelerd/accelerd.toml", machine.home)[0]
+    assert found is not None
+    assert found.server.listen == (f"127.0.0.1:{port}", f"[::1]:{port}")
+    assert found.llama_server.binary == "/x", "one choice does not undo another"
+
+
+def test_a_port_that_the_user_chose_stays(machine: Machine) -> None:
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[server]\nlisten = "127.0.0.1:4711"\n')
+    assert machine.shell("install", "choose_port; base_url").strip() == "http://localhost:4711/v1"
+    assert not config.with_name("accelerd.toml.d").exists()
+
+
+def test_lingering_needs_root_where_nobody_else_is_asked(machine: Machine) -> None:
+    assert machine.shell("install", "linger_command").strip() == "sudo loginctl enable-linger 1000"
+    machine.fake("pkcheck", "exit 0")
+    assert machine.shell("install", "linger_command").strip() == "loginctl enable-linger"
+
+
 def test_models_of_the_user_are_enough(machine: Machine) -> None:
     dropin = machine.home / ".config/accelerd/accelerd.toml.d/10.toml"
     dropin.parent.mkdir(parents=True)
@@ -216,10 +276,12 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
     ln -s /somewhere/else "$PREFIX/bin/accelctl"
     echo "$UNIT_MARK" >"$UNITS/accelerd.service"; echo "my own" >"$UNITS/accelerd.socket"
     : >"$HELLO"; : >"$(dirname "$HELLO")/mine.gguf"; : >"$CONFIG"
+    mkdir -p "$CACHE/llama-server/0123" "$CACHE/build-venv"; : >"$CACHE/llama-server/0123/llama-server"; : >"$CACHE/.x"
     """
     machine.shell("install", setup)
-    done = machine.run(PACKAGING / "uninstall", *(["--purge"] if purge else []))
+    done = machine.run(PACKAGING / "uninstall", "--yes", *(["--purge"] if purge else []))
     assert done.returncode == 0, done.stderr
+    assert ("the llama-server that was built" in done.stderr) is not purge
     left = {path for path in machine.snapshot() if not (machine.home / path).is_dir()}
     mine = {
         ".local/bin/accelctl",
@@ -227,6 +289,7 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
         ".local/share/accelerd/models/mine.gguf",
     }
     kept = {".config/accelerd/accelerd.toml", ".local/share/accelerd/models/hello.gguf"}
+    kept.add(".cache/accelerd/llama-server/0123/llama-server")
     assert left == (mine if purge else mine | kept)
     assert not (machine.home / ".local/share/accelerd/venv").exists()
 

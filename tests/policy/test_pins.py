@@ -46,7 +46,7 @@ def test_a_pin_loads_the_model_and_keeps_it() -> None:
     table.pins.unpin(cookie, ":1.7")
     table.bench.pass_time(100.0)
     assert table.bench.state("a") is State.STOPPING
-    assert table.told == [(cookie, None), (cookie, "unpinned")]
+    assert table.told == [(cookie, None), (cookie, "released")]
     assert table.pins.all() == []
 
 
@@ -166,7 +166,7 @@ def test_pins_are_in_the_journal_with_their_reason(caplog: pytest.LogCaptureFixt
     records = [r for r in caplog.records if getattr(r, "message_id", None) == names.MSG_PIN]
     assert [r.getMessage() for r in records] == [
         "a is pinned for org.example.App: being used",
-        "a is no longer pinned for org.example.App (unpinned)",
+        "a is no longer pinned for org.example.App (released)",
     ]
     assert records[0].fields["ACCELERD_MODEL"] == "a"  # type: ignore[attr-defined]
 

@@ -410,7 +410,7 @@ def test_yield_empties_the_gpus_and_nothing_else() -> None:
     request = bench.request("apu")
     code, text = refusal(request)
     assert code == "yielded"
-    assert text == "cannot load apu: the memory it needs is yielded: accelctl yield"
+    assert text == "cannot load apu: the memory it needs is yielded (accelctl yield); accelctl resume ends that"
     assert request.error
     assert request.error.retry_after == pytest.approx(7189)
     bench.end(bench.request("ram"))

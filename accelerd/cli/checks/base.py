@@ -80,5 +80,12 @@ class CheckContext:
         return str(path) if path.is_file() else ""
 
     @property
+    def linger_command(self) -> str:
+        """What lets the user manager run without a login; where polkit is absent only root may do it."""
+        if self.uid == 0 or self.programs.run(["pkcheck", "--version"]).status != 127:
+            return "loginctl enable-linger"
+        return f"sudo loginctl enable-linger {self.user}"
+
+    @property
     def user(self) -> str:
         return self.env.get("USER") or self.env.get("LOGNAME") or str(self.uid)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from accelerd.base.errors import AccelError
 from accelerd.cli.checks.base import Check, CheckContext
+from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
+from accelerd.estimate.model_kind import identify
+from accelerd.estimate.placing import usable
 
+GPU_BUILD = "use a build with Vulkan, ROCm or CUDA: docs/gpu.md shows how to get one"
 ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own
 
 
@@ -19,9 +25,10 @@ def configuration(s: CheckContext) -> Iterator[Check]:
     file = s.roots.config_file
     if found is None:
         first = f", the first: {errors[0]}" if errors else ""
-        yield Check("config", "fail", f"{count(len(errors), 'problem')}{first}", "accelctl config check")
+        detail = f"{count(len(errors), 'problem')}{first}. What depends on it is not checked"
+        yield Check("config", "fail", detail, "accelctl config check")
     elif not found.models:
-        yield Check("config", "warn", f"no models in {file}", "accelctl add PATH-OR-NAME")
+        yield Check("config", "warn", f"no models in {file}", "accelctl add FILE, or accelctl add hf:ORG/REPO")
     elif problems:
         detail = f"{count(len(problems), 'warning')}, the first: {problems[0]}"
         yield Check("config", "warn", detail, "accelctl config check")
@@ -41,10 +48,21 @@ def model_files(s: CheckContext) -> Iterator[Check]:
             reader.check(spec)
         except AccelError as error:
             bad += 1
-            fix = f"correct {spec.origin('path')}, or: accelctl remove {spec.name}"
-            yield Check("model-files", "fail", f"{spec.name}: {error.message}", fix)
+            yield Check("model-files", "fail", f"{spec.name}: {error.message}", correction(s, spec))
+            continue
+        found = identify(Path(spec.path or ""))
+        if not found.runs:
+            bad += 1
+            detail = f"{spec.name}: {spec.path} cannot be used: {found.reason}; {found.hint}"
+            yield Check("model-files", "fail", detail, correction(s, spec))
     if with_files and not bad:
         yield Check("model-files", "ok", f"{count(len(with_files), 'model file')} readable")
+
+
+def correction(s: CheckContext, spec: ModelSpec) -> str:
+    """What to do about a model whose file is wrong."""
+    written = f"correct {spec.origin('path')}"
+    return f"{written}, or: accelctl remove {spec.name}" if is_own(own_dropin(s.roots, spec.name)) else written
 
 
 def programs(s: CheckContext) -> Iterator[Check]:
@@ -57,13 +75,21 @@ def programs(s: CheckContext) -> Iterator[Check]:
 
 
 def program(s: CheckContext, spec: ModelSpec) -> Check:
+    """Does it run, is it llama-server, does it use the GPU that is there?"""
     from accelerd.engines.llama_server.engine import LlamaServer
 
+    engine = LlamaServer(s.config.llama_server, environ=s.env)
     try:
-        found = asyncio.run(LlamaServer(s.config.llama_server, environ=s.env).features(spec))
+        found = asyncio.run(engine.settle(replace(spec, path=None, mmproj=None, draft_model=None)))
     except AccelError as error:
         hint = s.checkout_tool("build-llama-server") or error.hint
         return Check("llama-server", "fail", printable(error.problem), hint)
-    load = found.pick("--load-mode", "--no-mmap") or "no option for mmap"
-    options = len({option.names for option in found.options.values()})
-    return Check("llama-server", "ok", f"{found.binary}, {found.version}, {options} options, {load}")
+    build, path = found.build, found.program.path
+    if "--model" not in build.options:
+        fix = s.checkout_tool("build-llama-server") or "set `binary` under [engines.llama-server]"
+        return Check("llama-server", "fail", f"{path} is not llama-server: its --help lists no option --model", fix)
+    gpus = usable(s.devices) if spec.gpu_layers != 0 else ()
+    if build.backend == "cpu" and gpus:
+        text = f"{path}, {build.version}, was built for the processor only, so {gpus[0].name} is idle"
+        return Check("llama-server", "warn", text, GPU_BUILD)
+    return Check("llama-server", "ok", f"{path}, {build.version}" + (f", for {build.backend}" if build.backend else ""))

@@ -30,7 +30,7 @@ def directories(s: CheckContext) -> Iterator[Check]:
     if not roots.runtime.parent.is_dir():
         yield Check(
             "runtime-dir", "fail", f"{roots.runtime.parent} does not exist: you have no login session",
-            "loginctl enable-linger",
+            s.linger_command,
         )  # fmt: skip
     else:
         yield directory("runtime-dir", roots.runtime, private=True)

@@ -99,7 +99,7 @@ def linger(s: CheckContext) -> Iterator[Check]:
         yield Check("linger", "ok", "on: accelerd runs without a login")
     else:
         detail = "off: accelerd and its models run only while you are logged in"
-        yield Check("linger", "warn", detail, "loginctl enable-linger")
+        yield Check("linger", "warn", detail, s.linger_command)
 
 
 def ports(s: CheckContext) -> Iterator[Check]:

@@ -1,37 +1,59 @@
-"""accelctl add: find a model, write a drop-in for it, reload the daemon, and say how to try it.
+"""accelctl add: find models, write a drop-in for each, reload the daemon, and say how to try them.
 
-Writes only through config.write_dropin, never the user's own file.
+Writes only through config.write_dropin, never a file or a model that the user wrote.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
+from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.connect import START_COMMANDS
 from accelerd.cli.context import Context, configuration, reload
-from accelerd.cli.failure import ExitStatus, Failure, invalid
+from accelerd.cli.downloading import download
+from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
+from accelerd.cli.live_page import WITHOUT_DAEMON
+from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.text import count
+from accelerd.downloads.cache import cached, place_of
+from accelerd.downloads.plan import plan
+from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
+from accelerd.estimate.estimate import EstimateSettings
+from accelerd.estimate.model_kind import Identified, Kind, identify
 
-MODEL_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?$")
+if TYPE_CHECKING:
+    from accelerd.config import Config, ModelSpec
+
 EPILOG = """\
-PATH-OR-NAME is one of
-  a GGUF file, any part of a split one, or a directory with one model
+SOURCE is one of
+  hf:ORG/REPO or hf:ORG/REPO:QUANT, a model on Hugging Face, which is downloaded;
+    without QUANT accelerd chooses one that fits this machine
+  https://…/model.gguf, which is downloaded
+  a GGUF file, or any part of a split one
+  a directory: all models in it
   part of a file name, searched in ~/models and the caches of llama.cpp,
     Hugging Face, LM Studio and others
-  a Hugging Face id, org/repo or org/repo:QUANT; llama-server downloads it
   npu/NAME, a model that FastFlowLM runs on the NPU, such as npu/qwen3-4b;
     flm downloads it
+What a model is for (chat, embeddings, reranking) is read from its file.
 """
+TASKS = {Kind.EMBEDDING: "embeddings", Kind.RERANK: "rerank"}  # keys of a model's table
+WORDS = {
+    Kind.EMBEDDING: "an embedding model",
+    Kind.RERANK: "a reranking model",
+    Kind.COMPLETION: "a model without a chat template, for completions",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="PATH-OR-NAME")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="a file, a directory, hf:ORG/REPO, …; see below")
     parser.add_argument("--name", help="its name in requests; default: made from the file name")
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME", help="another name for it; may be repeated"
@@ -47,58 +69,177 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preload", action="store_true", help="load it when accelerd starts")
     parser.add_argument("--pin", action="store_true", help="never unload it for another model")
     parser.add_argument("--embeddings", action="store_true", help="it is an embedding model")
-    parser.add_argument("--no-pull", action="store_true", help="do not download a model for the NPU")
-    parser.add_argument("--replace", action="store_true", help="overwrite an existing drop-in of that name")
+    parser.add_argument("--no-pull", action="store_true", help="download it when it is first loaded, not now")
+    parser.add_argument("--force", action="store_true", help="download it even if this machine has too little memory")
+    parser.add_argument("--replace", action="store_true", help="overwrite a model that `accelctl add` added")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written and exit")
 
 
-def run(context: Context, args: argparse.Namespace) -> int:
-    from accelerd import config
+@dataclass
+class NewModel:
+    """A model to add."""
 
-    found, problems = configuration(context)
-    if found is None:
+    what: str  # for people: its path or where it comes from
+    table: dict[str, Any]  # keys of its drop-in that say which model
+    name: str
+    found: Identified | None = None  # None: not known to this program
+    npu: npu_models.NpuModel | None = None
+    download: str = ""  # what has to be downloaded first
+    notes: list[str] = field(default_factory=list)
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    config, problems = configuration(context)
+    if config is None:
         message = f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})"
         raise invalid(message, [one.as_dict() for one in problems], "see: accelctl config check")
-    if args.source.startswith(npu_models.PREFIX):
-        wanted = npu_models.look_up(context, args.source, found.flm.binary)
-        table, guess = wanted.table, wanted.name
-    else:
-        wanted = None
-        table, guess = look_up(context, args.source)
-    taken = {name for spec in found.models.values() for name in (spec.name, *spec.aliases)}
-    if not args.name:
-        refuse_twin(found.models.values(), table, args.replace)
-    name = args.name or (guess if args.replace else gguf_files.unique(guess, taken))
-    table |= settings(args)
+    skipped: list[str] = []
+    models = [model for source in args.sources for model in look_up(context, source, args, config, skipped)]
+    single = len(args.sources) == 1 and len(models) == 1
+    if not single and (args.name or args.alias):
+        raise usage("--name and --alias are for one model", "add the models one by one to name them")
+    if not args.name and not args.replace:
+        models = without_twins(models, config, skipped, single=single)
+    if not models:
+        raise Failure("nothing was added", code="exists", tail=skipped)
+    choose_names(context, models, config, args)
+    for model in models:
+        model.table |= settings(args)
+        if model.found is not None and model.found.kind in TASKS and not args.embeddings:
+            model.table[TASKS[model.found.kind]] = True
     if args.dry_run:
-        return dry_run(context, name, table)
-    if wanted is not None and not args.no_pull:
-        npu_models.fetch(context, wanted)
-    document = {"models": {name: table}}
+        return dry_run(context, models, skipped)
+    files: list[Path] = []
     try:
-        file = config.write_dropin(
-            context.roots.config_file, name, document, overwrite=args.replace, home=context.roots.home
-        )
-    except config.ConfigErrors as errors:
-        raise refused(context, name, errors.problems) from None
-    reloaded = reload(context)
-    report(context, name, table, file, reloaded)
+        for model in models:
+            files.append(write(context, model, args))
+    finally:  # what was written before a failure is in use, too
+        reloaded = bool(files) and reload(context)
+    warn_of_size(context, models)
+    report(context, models, files, skipped, reloaded=reloaded)
     return ExitStatus.OK
 
 
-def look_up(context: Context, source: str) -> tuple[dict[str, Any], str]:
-    """The keys that say which model, and a name for it."""
-    path = Path(source).expanduser()
-    named_as_file = "/" in source and source.lower().endswith(".gguf")
-    looks_like_path = source.startswith(("/", "~", ".")) or path.exists() or named_as_file
-    if not looks_like_path and MODEL_ID.match(source):
-        return {"model": source}, gguf_files.name_of_id(source)
-    places = gguf_files.well_known(context.roots.home, context.env)
-    found = gguf_files.by_path(path.absolute()) if looks_like_path else gguf_files.by_name(source, places)
+# --- which models ---------------------------------------------------------------------------------------------
+
+
+def look_up(
+    context: Context, source: str, args: argparse.Namespace, config: Config, skipped: list[str]
+) -> Iterator[NewModel]:
+    """The models that a source names; what else lies in a directory is told in `skipped`. Raises Failure."""
+    if source.startswith(npu_models.PREFIX):
+        npu = npu_models.look_up(context, source, config.flm.binary)
+        yield NewModel(npu.tag, npu.table, npu.name, npu=npu)
+        return
+    local = gguf_files.looks_like_path(source)
+    if source.startswith((*ADDRESSES, SCHEME)) or (not local and is_source(source)):
+        yield of_hub(context, source, args)
+        return
+    path = Path(source).expanduser().absolute()
+    if local and path.is_dir():
+        yield from in_directory(path, skipped)
+    elif local:
+        yield of_file(gguf_files.by_path(path))
+    else:
+        yield of_file(gguf_files.by_name(source, gguf_files.well_known(context.roots.home, context.env)))
+
+
+def of_hub(context: Context, text: str, args: argparse.Namespace) -> NewModel:
+    """A model of a hub or an address; what its files need is asked before the first of them is fetched."""
+    source = Source.parse(text)
+    env, home = context.env, context.roots.home
+    if (here := cached(source, env, home)) is not None:
+        found = identify(here.model)
+        if not found.runs:
+            raise Failure(f"{here.model} cannot be used: {found.reason}", code="bad_model", hint=found.hint)
+        return named(source, text, found, env, home)
+    if args.no_pull and not source.url:
+        return named(source, text, None, env, home)
+    here_machine = LocalMachine(context.roots, context.clock)
+    planned = plan(source, env, home, room=here_machine.room, settings=EstimateSettings(context=args.context or 8192))
+    if not planned.choice.fits and not args.force:
+        raise Failure(
+            f"{text} was not added: it needs {human_size(planned.memory)} of memory, and this machine has "
+            f"{human_size(here_machine.room)} for models",
+            code="does_not_fit", hint="choose a smaller model or quantization, or use --force",
+        )  # fmt: skip
+    model = named(planned.settled, text, planned.found, env, home)
+    model.download = str(planned.settled)
+    model.notes.append(f"{planned.choice.reason}; {human_size(planned.total)} to download")
+    return model
+
+
+def named(source: Source, text: str, found: Identified | None, env: Mapping[str, str], home: Path) -> NewModel:
+    title = found.name if found is not None else ""
+    if source.url:
+        path = place_of(source.url, env, home)
+        return NewModel(text, {"path": str(path)}, gguf_files.name_of(path, title), found)
+    name = gguf_files.name_of(Path(source.file), title) if source.file else gguf_files.name_of_id(source.repo)
+    return NewModel(text, {"model": str(source)}, name, found)
+
+
+def of_file(found: gguf_files.FoundModel) -> NewModel:
     table = {"path": str(found.path)}
     if found.mmproj:
         table["mmproj"] = str(found.mmproj)
-    return table, gguf_files.name_of(found.path)
+    return NewModel(str(found.path), table, found.name, found.found)
+
+
+def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
+    """Every model below a directory; links to one file are one model."""
+    seen: set[Path] = set()
+    for path in sorted(gguf_files.files_below(folder)):
+        real = path.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        found = identify(path)
+        if found.runs:
+            yield of_file(gguf_files.model_at(path))
+        elif found.kind is not Kind.PROJECTOR:
+            skipped.append(f"skipped {path}: {found.reason}; {found.hint}")
+    if not seen:
+        raise Failure(f"there is no GGUF file in {folder}", code="not_found")
+
+
+def without_twins(models: Sequence[NewModel], config: Config, skipped: list[str], *, single: bool) -> list[NewModel]:
+    """Without models that are configured already, under another name too: a second entry is rarely meant."""
+    left = []
+    for model in models:
+        twin = next((spec for spec in config.models.values() if same(spec, model.table)), None)
+        if twin is None:
+            left.append(model)
+        elif single:
+            text = f"this model is configured already as {twin.name} ({where(twin)})"
+            raise Failure(text, code="exists", hint="to add it again, give another --name")
+        else:
+            skipped.append(f"skipped {model.what}: it is configured already as {twin.name} ({where(twin)})")
+    return left
+
+
+def same(spec: ModelSpec, table: dict[str, Any]) -> bool:
+    if "path" in table:
+        return bool(spec.path == table["path"])
+    if "engine" in table:
+        return spec.engine == table["engine"] and npu_models.same(spec.model or "", table["model"])
+    return bool(spec.model == table["model"])
+
+
+def where(spec: ModelSpec) -> str:
+    origin = spec.origin("path" if spec.path else "model")
+    return f"{origin.file}:{origin.line}"
+
+
+def choose_names(context: Context, models: Sequence[NewModel], config: Config, args: argparse.Namespace) -> None:
+    """Names that no other model has. Failure where the user's own model has the one that was asked for."""
+    taken = {name for spec in config.models.values() for name in (spec.name, *spec.aliases)}
+    for model in models:
+        model.name = args.name or (model.name if args.replace else gguf_files.unique(model.name, taken))
+        taken.add(model.name)
+        if model.name in config.models and not is_own(own_dropin(context.roots, model.name)):
+            place = where(config.models[model.name])
+            text = f"{model.name} is a model of yours, which accelctl does not change ({place})"
+            raise Failure(text, code="exists", hint="give another --name, or change it there")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,43 +249,89 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return ({"aliases": args.alias} if args.alias else {}) | given
 
 
-def refuse_twin(models: Any, table: dict[str, Any], replace: bool) -> None:
-    """Refuse a model that is configured already, under another name too: a second entry is rarely meant."""
-    for spec in models:
-        same = spec.path == table["path"] if "path" in table else spec.model == table["model"]
-        if "engine" in table:
-            same = spec.engine == table["engine"] and npu_models.same(spec.model or "", table["model"])
-        if same and not replace:
-            origin = spec.origin("path" if spec.path else "model")
-            raise Failure(
-                f"this model is configured already as {spec.name} ({origin.file}:{origin.line})", code="exists",
-                hint="to add it again, give another --name",
-            )  # fmt: skip
+# --- writing --------------------------------------------------------------------------------------------------
 
 
-def refused(context: Context, name: str, problems: Iterable[Any]) -> Failure:
-    listed = [problem.as_dict() for problem in problems]
-    if not context.out.json_mode:
-        context.out.problems(listed)
-    return invalid(f"nothing was added: {name} would make the configuration invalid", listed)
+def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
+    """Download what has to be, and write the drop-in. Raises Failure."""
+    from accelerd import config
+
+    if model.npu is not None and not args.no_pull:
+        npu_models.fetch(context, model.npu)
+    if model.download:
+        try:
+            files = download(context, model.download)
+            if "path" in model.table:  # it knows best where it has put an address
+                model.table["path"] = files.get("model") or model.table["path"]
+        except Failure as failure:
+            if "path" in model.table or failure.code not in WITHOUT_DAEMON:
+                raise
+            model.notes.append("accelerd is not running: it downloads the model when it is first loaded")
+    roots, document = context.roots, {"models": {model.name: model.table}}
+    try:
+        return config.write_dropin(roots.config_file, model.name, document, overwrite=args.replace, home=roots.home)
+    except config.ConfigErrors as errors:
+        listed = [problem.as_dict() for problem in errors.problems]
+        if not context.out.json_mode:
+            context.out.problems(listed)
+        raise invalid(f"{model.name} was not added: it would make the configuration invalid", listed) from None
 
 
-def dry_run(context: Context, name: str, table: dict[str, Any]) -> int:
+def warn_of_size(context: Context, models: Sequence[NewModel]) -> None:
+    """Tell of each that is too large for this machine, as its settings are now."""
+    here = LocalMachine(context.roots, context.clock)
+    for model in models:
+        spec = here.config.models.get(model.name)
+        if spec is not None and spec.path and (needed := here.too_big(spec)):
+            model.notes.append(
+                f"it needs {human_size(needed)}, which this machine does not have; "
+                f"accelctl fit {model.name} shows which context would fit"
+            )
+
+
+def dry_run(context: Context, models: Sequence[NewModel], skipped: Sequence[str]) -> int:
     import tomli_w
 
-    context.out.result({"name": name, "table": table, "file": None, "reloaded": False})
-    context.out.line(tomli_w.dumps({"models": {name: table}}).rstrip("\n"))
+    result(context, [described(model, None, reloaded=False) for model in models], skipped)
+    context.out.line(tomli_w.dumps({"models": {model.name: model.table for model in models}}).rstrip("\n"))
+    say(context, models, skipped)
     return ExitStatus.OK
 
 
-def report(context: Context, name: str, table: dict[str, Any], file: Path, reloaded: bool) -> None:
+def described(model: NewModel, file: Path | None, *, reloaded: bool) -> dict[str, Any]:
+    kind = str(model.found.kind) if model.found is not None else None
+    return {
+        "name": model.name, "table": model.table, "kind": kind, "notes": model.notes,
+        "file": str(file) if file else None, "reloaded": reloaded,
+    }  # fmt: skip
+
+
+def result(context: Context, added: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
+    """The JSON: an object of one model, or all of them."""
+    context.out.result(added[0] if len(added) == 1 and not skipped else {"models": added, "skipped": list(skipped)})
+
+
+def say(context: Context, models: Sequence[NewModel], skipped: Sequence[str]) -> None:
+    for model in models:
+        for note in model.notes:
+            context.out.wrapped(f"{model.name}: {note}", indent="  ", first="! ")
+    for text in skipped:
+        context.out.wrapped(text, indent="  ", first="! ")
+
+
+def report(
+    context: Context, models: Sequence[NewModel], files: Sequence[Path], skipped: Sequence[str], *, reloaded: bool
+) -> None:
     out = context.out
-    out.result({"name": name, "table": table, "file": str(file), "reloaded": reloaded})
-    out.line(f"added {out.style(name, 'bold')}: {table.get('path') or table.get('model')}")
-    out.line(f"written to {file}")
-    if "model" in table and "engine" not in table:
-        out.line("llama-server downloads it when it is first loaded, which may take long")
+    pairs = list(zip(models, files, strict=True))
+    result(context, [described(model, file, reloaded=reloaded) for model, file in pairs], skipped)
+    for model, file in pairs:
+        kind = WORDS.get(model.found.kind) if model.found is not None else None
+        out.line(f"added {out.style(model.name, 'bold')}{f', {kind}' if kind else ''}: {model.what}")
+        out.line(f"written to {file}")
+    say(context, models, skipped)
     if not reloaded:
         out.line(f"start the daemon: {START_COMMANDS}")
-    if not table.keys() & {"embeddings", "transcription"}:  # there is no command for these
-        out.line(f"try it: accelctl chat {name} 'Say hello'")
+    chat = next((model for model in models if not model.table.keys() & {"embeddings", "rerank", "transcription"}), None)
+    if chat is not None:  # there is no command for the others
+        out.line(f"try it: accelctl chat {chat.name} 'Say hello'")

@@ -13,9 +13,11 @@ from accelerd.cli.text import count, errors_in
 CHANGES = {
     "added": "added",
     "removed": "removed",
-    "relaunch": "restarts when its running requests have ended",
+    "relaunch": "changed; the next load uses the new settings",
     "updated": "updated without a restart",
 }
+RESTARTS = "restarts when its running requests have ended"
+NOT_LOADED = ("stopped", "failed", "backoff")
 
 
 def reload(context: Context, args: argparse.Namespace) -> int:
@@ -29,15 +31,18 @@ def reload(context: Context, args: argparse.Namespace) -> int:
             failure.message = f"nothing was changed: the configuration has {count(errors_in(problems), 'error')}"
         raise
     out.result(changes)
-    report(context, changes)
+    if not out.json_mode:
+        report(context, changes)
     return ExitStatus.OK
 
 
 def report(context: Context, changes: dict[str, list[str]]) -> None:
     out = context.out
+    models = context.client.get("status").get("models") or () if changes.get("relaunch") else ()
+    loaded = {model["name"] for model in models if model["state"] not in NOT_LOADED}
     for key, words in CHANGES.items():
         for name in changes.get(key) or ():
-            out.line(f"{name}: {words}")
+            out.line(f"{name}: {RESTARTS if key == 'relaunch' and name in loaded else words}")
     for key in changes.get("settings") or ():
         out.line(f"{key}: in effect now")
     same = len(changes.get("unchanged") or ())

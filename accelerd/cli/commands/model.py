@@ -11,6 +11,8 @@ from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.progress import follow
 from accelerd.cli.text import printable, span
 
+LOADED = ("ready", "starting", "queued", "draining")  # states that no failure has led to
+
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
@@ -53,7 +55,9 @@ def unload(context: Context, args: argparse.Namespace) -> int:
 def reset(context: Context, args: argparse.Namespace) -> int:
     answer = context.client.post("reset", model=args.model)
     context.out.result({"model": args.model, **answer})
-    context.out.line(f"{args.model} is {answer.get('state', 'reset')}; load it: accelctl load {args.model}")
+    state = answer.get("state", "reset")
+    todo = "it had no failures to clear" if state in LOADED else f"load it: accelctl load {args.model}"
+    context.out.line(f"{args.model} is {state}; {todo}")
     return ExitStatus.OK
 
 

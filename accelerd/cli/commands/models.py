@@ -31,7 +31,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     out.result(models)
     if not models:
-        out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
+        out.line("No models yet. Add one: accelctl add FILE, or accelctl add hf:ORG/REPO")
         return ExitStatus.OK
     rows = []
     for model in models:

@@ -15,7 +15,7 @@ from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.output import CliOutput
-from accelerd.cli.programs import LISTENING, SERVICE, SOCKET, ProgramRunner, SystemPrograms, unit_state
+from accelerd.cli.programs import ProgramRunner, SystemPrograms, asleep
 from accelerd.cli.text import count, printable
 from accelerd.cli.time_of_day import moment
 
@@ -27,7 +27,6 @@ docs/control.md describes them.
 GOOD = frozenset({"ready", "done", "running", "recovered"})
 BAD = frozenset({"failed", "backoff", "killing", "timeout", "gone", "removed", "reset"})
 RETRY = 1.0  # s between two attempts to reach an accelerd that has ended
-STARTED = frozenset({"active", "activating", "reloading"})  # ActiveState of a service that may be connected to
 
 Event = dict[str, Any]
 
@@ -73,8 +72,7 @@ def watch(
 
 def back(context: Context, programs: ProgramRunner) -> bool:
     """Is there an accelerd again? Connects only where that does not have systemd start one."""
-    socket, service = unit_state(programs, SOCKET), unit_state(programs, SERVICE)
-    if socket and service and socket.active == LISTENING and service.active not in STARTED:
+    if asleep(programs):
         return False
     try:
         return context.client.get("status").get("state") == "running"

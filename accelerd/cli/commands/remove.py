@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accelerd.base.ports import Roots
 from accelerd.cli.context import Context, configuration, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, no_model
 
@@ -43,12 +44,9 @@ def measured(file: Path, name: str) -> list[Path]:
 
 def dropin(context: Context, name: str) -> Path:
     """The drop-in of that model, if accelctl wrote it. Raises Failure otherwise."""
-    from accelerd.config.dropin import HEADER, file_name
-    from accelerd.config.load import dropin_dir
-
-    file = dropin_dir(context.roots.config_file) / file_name(name)
+    file = own_dropin(context.roots, name)
     if file.is_file():
-        if file.read_text(errors="replace").startswith(f"{HEADER}accelctl"):
+        if is_own(file):
             return file
         raise Failure(f"{file} was not written by accelctl", hint="delete it yourself, then: accelctl reload")
     found, _ = configuration(context)
@@ -61,6 +59,21 @@ def dropin(context: Context, name: str) -> Path:
             hint="delete it there, then: accelctl reload",
         )
     raise no_model(name, models, "see: accelctl config show")
+
+
+def own_dropin(roots: Roots, name: str) -> Path:
+    """Where `accelctl add` writes a model of that name."""
+    from accelerd.config.dropin import file_name
+    from accelerd.config.load import dropin_dir
+
+    return dropin_dir(roots.config_file) / file_name(name)
+
+
+def is_own(file: Path) -> bool:
+    """Was it written by accelctl?"""
+    from accelerd.config.dropin import HEADER
+
+    return file.is_file() and file.read_text(errors="replace").startswith(f"{HEADER}accelctl")
 
 
 def restore(file: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
 STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
 LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")  # llama-server's clock and level
 ERROR_LINE = re.compile(r"^[\d.]+ E |\berror\b", re.IGNORECASE)
+LOOPBACK = ("127.0.0.1", "[::1]")
 MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
@@ -34,6 +35,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     out.result(status)
     out.line(header(context, status))
+    if urls := base_urls(status.get("listen") or ()):
+        out.line(out.style(f"for clients: {', '.join(urls)}", "dim"))
     if status.get("yielded"):
         from accelerd.cli.time_of_day import yielded
 
@@ -43,7 +46,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.line(out.style(printable(text), "yellow"))
     if not models:
         out.line()
-        out.line("No models yet. Add one: accelctl add PATH-OR-NAME")
+        out.line("No models yet. Add one: accelctl add FILE, or accelctl add hf:ORG/REPO")
         return ExitStatus.OK
     out.line()
     notes: list[str] = []
@@ -93,6 +96,12 @@ def header(context: Context, status: dict[str, Any]) -> str:
     if status.get("state") not in (None, "running"):
         parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
     return f"{out.style('accelerd', 'bold')} {printable(str(status.get('version', '?')))} · " + " · ".join(parts)
+
+
+def base_urls(listen: Sequence[str]) -> list[str]:
+    """What clients are given, "http://localhost:4000/v1"; once for an address and the same port of the other family."""
+    pairs = (address.rpartition(":")[::2] for address in listen)
+    return list(dict.fromkeys(f"http://{'localhost' if host in LOOPBACK else host}:{port}/v1" for host, port in pairs))
 
 
 def share(used: int | None, limit: int | None) -> str:

@@ -1,21 +1,24 @@
 """Finds GGUF files: by path, by directory, by a part of the name in the places where other programs keep them.
 
-Reads directories and the first four bytes of a file. Must never follow a network, change anything, or choose between
-two models by itself: what is ambiguous is listed.
+Reads directories and headers. Must never follow a network, change anything, or choose between two models by itself:
+what is ambiguous is listed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerd.cli.failure import ExitStatus, Failure
+from accelerd.estimate.model_kind import Identified, Kind, identify
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 PROJECTOR = "mmproj"
+FEW = 4  # files beside a model whose headers are read to find its projector
 MAX_DEPTH = 7  # below a well-known directory; a hub snapshot is at five
 MAX_ENTRIES = 50_000  # looked at in one directory tree, so that a link to a whole disk does not hang
 SHOWN = 8  # candidates that an error lists
@@ -23,10 +26,15 @@ SHOWN = 8  # candidates that an error lists
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model's first file, and its vision projector if exactly one lies beside it."""
+    """A model's first file, what its header says, and its projector if exactly one lies beside it."""
 
     path: Path
+    found: Identified
     mmproj: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return name_of(self.path, self.found.name)
 
 
 def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
@@ -52,6 +60,11 @@ def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
     return [place for place in places if place.is_dir()]
 
 
+def looks_like_path(text: str) -> bool:
+    named_as_file = "/" in text and text.lower().endswith(".gguf")
+    return text.startswith(("/", "~", ".")) or Path(text).expanduser().exists() or named_as_file
+
+
 def by_path(path: Path) -> FoundModel:
     """The model at a file or in a directory with exactly one. Raises Failure."""
     if path.is_dir():
@@ -61,9 +74,19 @@ def by_path(path: Path) -> FoundModel:
         if len(candidates) > 1:
             raise ambiguous(f"{path} holds {len(candidates)} models", candidates)
         path = candidates[0]
-    path = first_shard(path)
-    check(path)
-    return FoundModel(path, projector(path))
+    return model_at(path)
+
+
+def model_at(path: Path) -> FoundModel:
+    """The model of which that file is any part. Raises Failure."""
+    found = identify(path)
+    if found.first is not None:
+        path, found = found.first, identify(found.first)
+    if not path.exists():
+        raise Failure(f"there is no such file: {path}", code="not_found")
+    if not found.runs:
+        raise Failure(f"{path} cannot be used: {found.reason}", code="bad_model", hint=found.hint)
+    return FoundModel(path, found, projector(path))
 
 
 def by_name(text: str, places: list[Path]) -> FoundModel:
@@ -86,8 +109,7 @@ def by_name(text: str, places: list[Path]) -> FoundModel:
         )
     if len(candidates) > 1:
         raise ambiguous(f"{text!r} matches {len(candidates)} models", candidates)
-    check(candidates[0])
-    return FoundModel(candidates[0], projector(candidates[0]))
+    return model_at(candidates[0])
 
 
 def ambiguous(message: str, candidates: list[Path]) -> Failure:
@@ -120,70 +142,40 @@ def is_projector(path: Path) -> bool:
 
 
 def projector(path: Path) -> Path | None:
-    """The vision projector that belongs to a model: the only one in a directory with only this model."""
-    beside = [p for p in path.parent.iterdir() if p.suffix.lower() == ".gguf"]
-    projectors = [p for p in beside if is_projector(p)]
+    """The projector that belongs to a model: the only one in a directory with only this model."""
     stem = SHARD.sub("", path.stem)
-    others = [p for p in beside if not is_projector(p) and SHARD.sub("", p.stem) != stem]
-    return projectors[0] if len(projectors) == 1 and not others else None
-
-
-def first_shard(path: Path) -> Path:
-    """The first file of a split model, whichever of its files is given."""
-    shard = SHARD.search(path.stem)
-    return path.with_name(f"{path.stem[: shard.start()]}-00001-of-{shard[2]}{path.suffix}") if shard else path
-
-
-def check(path: Path) -> None:
-    """Is this a model that could be loaded, as far as its first bytes and its neighbours tell? Raises Failure."""
-    if is_projector(path):
-        raise Failure(
-            f"{path} is a vision projector, not a model", hint="give the file of the model that it belongs to"
-        )
-    shard = SHARD.search(path.stem)
-    total = int(shard[2]) if shard else 1
-    every = [
-        path.with_name(SHARD.sub(f"-{n:05d}-of-{total:05d}", path.stem) + path.suffix) for n in range(1, total + 1)
-    ]
-    for file in every if shard else [path]:
-        try:
-            with file.open("rb") as stream:
-                magic = stream.read(4)
-        except FileNotFoundError as error:
-            what = "a part of the model is missing" if shard else "there is no such file"
-            raise Failure(f"{what}: {file}", code="not_found") from error
-        except OSError as error:
-            raise Failure(f"cannot read {file}: {error.strerror}") from error
-        if magic != b"GGUF":
-            hint = (
-                "it is a Git LFS pointer; download the file: git lfs pull"
-                if magic == b"vers"
-                else "llama-server needs a GGUF file"
-            )
-            raise Failure(f"{file} is not a GGUF file", hint=hint)
+    beside = [p for p in path.parent.iterdir() if p.suffix.lower() == ".gguf" and SHARD.sub("", p.stem) != stem]
+    named = [p for p in beside if is_projector(p)]
+    others = [p for p in beside if not is_projector(p)]
+    if len(others) <= FEW:
+        unnamed = [p for p in others if identify(p).kind is Kind.PROJECTOR]
+        named, others = [*named, *unnamed], [p for p in others if p not in unnamed]
+    return named[0] if len(named) == 1 and not others else None
 
 
 QUANT = re.compile(
     r"[-._](?:UD[-_])?(?:I?Q\d+(?:_[0-9A-Z]+)*|TQ\d(?:_\d)?|MXFP\d(?:_MOE)?|NVFP4|BF16|FP?16|FP?32|FP8)$", re.IGNORECASE
 )
 REPOSITORY = re.compile(r"^[\w.-]+?_[\w.-]+-GGUF_(?=.)", re.IGNORECASE)  # llama.cpp's cache: org_repo-GGUF_file
-ILLEGAL = re.compile(r"[^a-z0-9._-]+")
+NO_NAME = re.compile(r"(?:ggml-)?model|file|download|weights|[0-9a-f]{8,}")  # that say nothing of the model
+UNSUITABLE = re.compile(r"[^\w.-]+")
 
 
-def name_of(path: Path) -> str:
-    """A model name from a file name: lower case, without repository, shard and quantization."""
-    return tidy(REPOSITORY.sub("", SHARD.sub("", path.stem)))
+def name_of(path: Path, title: str = "") -> str:
+    """A model's name from its file's: lower case, without repository, shard and quantization; else from its title."""
+    own = tidy(REPOSITORY.sub("", SHARD.sub("", path.stem))) if path.suffix.lower() == ".gguf" else ""
+    return (own if not NO_NAME.fullmatch(own) else "") or tidy(title) or own or "model"
 
 
 def name_of_id(id: str) -> str:
     """A model name from "org/repo[:quant]"."""
-    return tidy(id.partition(":")[0].rpartition("/")[2])
+    return tidy(id.partition(":")[0].rpartition("/")[2]) or "model"
 
 
 def tidy(text: str) -> str:
-    text = re.sub(r"[-._]GGUF$", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"[-._]GGUF$", "", QUANT.sub("", text), flags=re.IGNORECASE)
-    return ILLEGAL.sub("-", text.lower()).strip("-._") or "model"
+    text = re.sub(r"[-._]GGUF$", "", unicodedata.normalize("NFC", text), flags=re.IGNORECASE)
+    text = re.sub(r"[-._]GGUF$", "", QUANT.sub("", f"-{text}"), flags=re.IGNORECASE)
+    return UNSUITABLE.sub("-", text.lower()).strip("-._")
 
 
 def unique(name: str, taken: set[str]) -> str:

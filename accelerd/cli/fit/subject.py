@@ -73,7 +73,7 @@ def gguf_name(text: str) -> str:
 def of_file(found: gguf_files.FoundModel, given: Mapping[str, Any]) -> Subject:
     """A file on this machine, as `accelctl add` would add it."""
     projector = str(found.mmproj) if found.mmproj else None
-    spec = ModelSpec(name=gguf_files.name_of(found.path), path=str(found.path), mmproj=projector)
+    spec = ModelSpec(name=found.name, path=str(found.path), mmproj=projector)
     return local(spec, given)
 
 

@@ -1,0 +1,127 @@
+"""accelctl add of models on a hub and of addresses: what is chosen, refused, downloaded by the daemon, and written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.downloads.hub_server import Hub, Repository, serving
+from tests.models import make_model
+
+from .conftest import Ctl
+from .fake_daemon import FakeDaemon, Reply, error, events
+
+REPO = "tiny/Hello-GGUF"
+RELOADED = Reply({"added": ["hello"], "unchanged": []})
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models"), size_mb=6)
+
+
+@pytest.fixture
+def hub(ctl: Ctl, model: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with one model in two quantizations."""
+    folder = tmp_path / "hub" / REPO
+    folder.mkdir(parents=True)
+    for quant in ("Q4_K_M", "Q8_0"):
+        shutil.copy(model, folder / f"Hello-{quant}.gguf")
+    with serving() as running:
+        running.repositories[REPO] = Repository(folder)
+        ctl.env |= {"HF_ENDPOINT": running.base, "NO_PROXY": "*", "no_proxy": "*"}
+        yield running
+
+
+def progress(got: int, **more: Any) -> dict[str, Any]:
+    step = {"event": "progress", "bytes": got, "total": 9_800_000_000, "rate": 80e6, "remaining": 120.0, "elapsed": 7.0}
+    return {**step, "file": "Hello-Q4_K_M.gguf", **more}
+
+
+def downloads(daemon: FakeDaemon, **more: Any) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    daemon.answers["POST download"] = events(progress(1_200_000_000), {"event": "downloaded", "source": REPO, **more})
+
+
+def written(ctl: Ctl) -> dict[str, Any]:
+    [file] = (ctl.config_file.parent / "accelerd.toml.d").iterdir()
+    return tomllib.loads(file.read_text())["models"]
+
+
+@pytest.mark.parametrize("text", [f"hf:{REPO}", REPO])
+def test_the_quantization_that_fits_is_downloaded_and_written(
+    ctl: Ctl, daemon: FakeDaemon, hub: Hub, text: str
+) -> None:
+    downloads(daemon)
+    result = ctl("add", text)
+    assert result.status == 0, result.err
+    assert written(ctl) == {"hello": {"model": f"{REPO}:Q4_K_M"}}
+    assert [(one.route, one.query) for one in daemon.requests] == [
+        ("download", {"source": f"{REPO}:Q4_K_M"}), ("reload", {}),
+    ]  # fmt: skip
+    assert "1.1 GiB of 9.1 GiB, 76.3 MiB/s, 2 min left" in result.err
+    assert "Q4_K_M, the usual balance of size and quality; it fits this machine" in " ".join(result.out.split())
+    assert "accelctl chat hello" in result.out
+
+
+def test_the_quantization_that_is_named_is_taken(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    downloads(daemon)
+    assert ctl("add", f"{REPO}:Q8_0", "--name", "big").status == 0
+    assert written(ctl) == {"big": {"model": f"{REPO}:Q8_0"}}
+
+
+def test_what_cannot_fit_is_refused_before_a_byte_is_fetched(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    downloads(daemon)
+    own = ctl.configure('[scheduler]\nmemory = "4MiB"\n')
+    result = ctl("add", f"hf:{REPO}")
+    assert result.status == 1
+    assert "of memory, and this machine has 4.0 MiB for models; choose a smaller model" in result.err
+    assert daemon.requests == []
+    assert not own.with_name("accelerd.toml.d").exists()
+    assert ctl("add", f"hf:{REPO}", "--force").status == 0
+
+
+def test_a_download_that_fails_adds_nothing(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    daemon.answers["POST download"] = error(507, "disk_full", "there is no room in /home for 9.1 GiB")
+    result = ctl("add", f"hf:{REPO}")
+    assert (result.status, "there is no room in /home" in result.err) == (1, True)
+    assert not ctl.config_file.parent.exists()
+
+
+def test_without_a_daemon_it_is_downloaded_at_its_first_load(ctl: Ctl, hub: Hub) -> None:
+    result = ctl("add", f"hf:{REPO}")
+    assert result.status == 0
+    assert written(ctl) == {"hello": {"model": f"{REPO}:Q4_K_M"}}
+    assert "it downloads the model when it is first loaded" in " ".join(result.out.split())
+
+
+def test_an_address_becomes_the_path_of_its_file(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    downloads(daemon, model="/data/Hello-Q8_0.gguf")
+    address = f"{hub.base}/{REPO}/resolve/main/Hello-Q8_0.gguf"
+    result = ctl("add", address)
+    assert result.status == 0, result.err
+    assert written(ctl) == {"hello": {"path": "/data/Hello-Q8_0.gguf"}}
+    assert daemon.requests[0].query == {"source": address}
+
+
+def test_a_repository_that_is_gated_or_not_there(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    hub.repositories[REPO].gated = True
+    gated, missing = ctl("add", f"hf:{REPO}"), ctl("add", "hf:nobody/Nothing-GGUF", "--json")
+    assert gated.status == missing.status == 1
+    assert REPO in gated.err
+    assert json.loads(missing.out)["error"]["code"] == "hub_not_found"
+    assert daemon.requests == []
+
+
+def test_offline_it_can_be_written_without_asking_anybody(ctl: Ctl) -> None:
+    offline = {"HF_HUB_OFFLINE": "1"}
+    refused = ctl("add", f"hf:{REPO}", **offline)
+    assert (refused.status, "HF_HUB_OFFLINE is set" in refused.err) == (1, True)
+    assert ctl("add", f"hf:{REPO}:Q8_0", "--no-pull", **offline).status == 0
+    assert written(ctl) == {"hello": {"model": f"{REPO}:Q8_0"}}
