@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import faulthandler
 import gc
 import os
@@ -18,6 +19,7 @@ from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.system import logs
 from accelerd.system.lock import EXIT_CONFIG, StartError
+from accelerd.system.sd_notify import STATUS_LIMIT, SdTransport
 
 SYSTEMCTL_TIMEOUT: Final = 5.0  # s
 
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerd.app import reap  # after the command line is known to be right: --help need not load the daemon
     from accelerd.daemon import serve
 
+    manager = os.environ.get("NOTIFY_SOCKET")
     try:
         if arguments.reap:
             asyncio.run(reap(Roots.from_env()))
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             _run(serve(Roots.from_env()))
     except StartError as error:
         print(f"accelerd: {error.message}", file=sys.stderr)
+        if manager:
+            tell_failure(manager, error.message)
         return error.status
     return 0
 
@@ -78,6 +83,14 @@ def refuse_if_masked() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SYSTEMCTL_TIMEOUT)
         if done.stdout.strip() == "masked":
             raise StartError(f"{names.SERVICE_UNIT} is masked in systemd: a D-Bus call does not start it either")
+
+
+def tell_failure(manager: str, message: str) -> None:
+    """Leave the reason with the service manager: `systemctl status` and accelctl show it."""
+    with suppress(OSError):
+        transport = SdTransport(manager)
+        transport.notify(f"STATUS={' '.join(message.split())[:STATUS_LIMIT]}\nERRNO={errno.ECANCELED}")
+        transport.close()
 
 
 def write_socket_unit(roots: Roots) -> int:

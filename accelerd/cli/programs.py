@@ -58,16 +58,19 @@ class Unit(NamedTuple):
     load: str
     file: str
     active: str
+    failure: str = ""  # why it could not start, in its own words
 
 
 def unit_state(programs: ProgramRunner, unit: str) -> Unit | None:
     """The state of one unit of this user; None: there is no user manager to ask."""
-    command = ["systemctl", "--user", "show", "--property=LoadState,UnitFileState,ActiveState", unit]
+    wanted = "LoadState,UnitFileState,ActiveState,StatusText,StatusErrno"
+    command = ["systemctl", "--user", "show", f"--property={wanted}", unit]
     outcome = programs.run(command)
     if outcome.status != 0:
         return None
     found = dict(line.split("=", 1) for line in outcome.stdout.splitlines() if "=" in line)
-    return Unit(found.get("LoadState", ""), found.get("UnitFileState", ""), found.get("ActiveState", ""))
+    failure = found.get("StatusText", "") if found.get("StatusErrno", "0") != "0" else ""
+    return Unit(found.get("LoadState", ""), found.get("UnitFileState", ""), found.get("ActiveState", ""), failure)
 
 
 def asleep(programs: ProgramRunner) -> bool:
@@ -88,7 +91,7 @@ def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
         failure.message = "accelerd is not running, and its systemd units are not installed"
         failure.hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
     elif "failed" in (socket.active, service.active):
-        failure.message = "accelerd has failed to start"
+        failure.message = f"accelerd has failed to start{': ' * bool(service.failure)}{service.failure}"
         again = f"systemctl --user reset-failed {SERVICE} {SOCKET} && systemctl --user restart {SOCKET}"
         failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {again}"
     elif socket.active != LISTENING:

@@ -69,7 +69,7 @@ class Listeners:
     @property
     def addresses(self) -> list[str]:
         """Where clients can connect by TCP."""
-        return [describe(sock) for sock in self._tcp.values()]
+        return [show_address(*address) for address in self._tcp]
 
     async def listen(self, wanted: Sequence[str]) -> None:
         """Listen on these TCP addresses, and on no others. StartError: one cannot be had.

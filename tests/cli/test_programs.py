@@ -46,6 +46,26 @@ def test_why_nobody_answers(socket: str, service: str, message: str, hint: str) 
     assert hint in failure.hint
 
 
+def test_the_service_itself_may_have_said_why() -> None:
+    class Said:
+        def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+            text = (
+                "LoadState=loaded\nUnitFileState=\nActiveState=failed\nStatusText=the port is taken\nStatusErrno={}\n"
+            )
+            return ProgramResult(0, text.format(self.number), "")
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    for number, message in (
+        (125, "accelerd has failed to start: the port is taken"),
+        (0, "accelerd has failed to start"),
+    ):
+        failure = Failure("nothing listens", code="not_running", hint="start it")
+        explain_unreachable(failure, Said(number))
+        assert failure.message == message
+
+
 def test_without_systemd_the_plain_message_stays() -> None:
     class Nothing:
         def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,12 @@ from tests.daemon.service import SERVICE, SOCKET, Service, installed
 from tests.harness import eventually, streaming
 from tests.system.systemd_user import UserManager
 
+HOLD = """
+import os, socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
 SLOW = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "50"}
 
 
@@ -31,6 +39,24 @@ def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(
     seen = service.manager.properties(SERVICE)
     assert (seen["ActiveState"], seen["Result"], seen["ExecMainStatus"]) == ("inactive", "success", "0")
     assert "not alive" not in service.output()
+
+
+def test_why_it_could_not_start_is_said_by_accelctl(service: Service) -> None:
+    service.install("", dropin="[Service]\nRestartSec=50ms")
+    held = service.manager.popen([sys.executable, "-c", HOLD, str(service.port)], stdin=-1, stdout=-1)
+    try:
+        assert held.stdout is not None
+        holder = int(held.stdout.readline())
+        service.manager.systemctl("start", *service.units, check=False)
+        service.manager.wait_for(SERVICE, ActiveState="failed")
+        said = service.manager.run([service.manager.home / ".local/bin/accelctl", "status"], check=False).stderr
+        assert "accelerd has failed to start: cannot listen on 127.0.0.1:" in said
+        assert re.search(rf"{service.port}: python\S* \(pid {holder}\) uses the port", said)
+    finally:
+        held.communicate()
+    service.manager.systemctl("reset-failed", SERVICE, SOCKET)
+    service.start()
+    assert service.chat("nothing").status == 404
 
 
 def test_restarts_that_somebody_asks_for_do_not_count_as_crashes(service: Service) -> None:

@@ -67,6 +67,9 @@ async def test_what_is_configured_and_passed_stays_as_it_is(tmp_path: Path, held
     found = listeners(systemd, tmp_path, held)
     await found.listen([f"127.0.0.1:{port}"])
     assert (found.addresses, systemd.asked, connects(port)) == ([f"127.0.0.1:{port}"], [], True)
+    await found.open()
+    found.stop_accepting()
+    assert found.addresses == [f"127.0.0.1:{port}"], "asked for until the end"
 
 
 async def test_all_addresses_make_room_for_one_of_them(tmp_path: Path, held: ExitStack) -> None:
