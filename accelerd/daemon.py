@@ -246,9 +246,12 @@ class Daemon:
         parts.supervisor.end_readers()  # or they would be waited for like requests
         parts.tuning_runs.stop()
         keep = await parts.successor.expected(crashed=crashed)
-        parts.scheduler.shutdown(keep=keep)
+        if not keep:  # else those who wait are served as long as there is time: the models stay
+            parts.scheduler.shutdown()
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
+        parts.scheduler.shutdown(keep=keep)
+        await self._unless_hurried(parts.listeners.cut(_shutting_down()), hurry, None)
         await parts.clock_boost.keeper.close()
         parts.yielding.close()
         parts.power.close()

@@ -68,6 +68,7 @@ MSG_PIN: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b32"  # a program holds a model, 
 
 MSG_SLEEP: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b33"  # the machine is about to be suspended, or awake again
 MSG_POWER: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b34"  # power is saved on battery, or not any more
+MSG_REQUEST: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b35"  # an inference request has its answer
 MSG_BUS: Final = "a1c4b6d0e5f34c7a9b0d2e8f6a7c1b40"  # the session bus was reached, lost, or its name is another's
 
 # --- the session bus ---

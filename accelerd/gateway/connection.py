@@ -359,6 +359,11 @@ class ClientConnection(asyncio.Protocol):
         if self.idle:
             self.close()
 
+    def cut(self, error: AccelError) -> None:
+        """End an answer that an engine is giving."""
+        if self._busy and self.relay is not None:
+            self.relay.cut(error)
+
     def abort(self) -> None:
         """At once, whatever was not sent yet."""
         self.transport.abort()

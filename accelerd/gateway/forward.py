@@ -12,6 +12,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.sizes import human_size
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sweeper, hidden_error
 from accelerd.gateway.request_body import FormBody, JsonBody, with_model
@@ -20,7 +21,7 @@ from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import Lease
+from accelerd.scheduler.record import DownloadProgress, Lease, Snapshot
 from accelerd.scheduler.service import Scheduler
 
 COMMENT_EVERY = 5.0  # s: to a streaming client that waits
@@ -76,7 +77,10 @@ class Forwarder:
         `forward` must follow, whatever happens in between.
         """
         relay.lease = lease = self._scheduler.acquire(request.target.model)
-        if lease is None or self._collects(lease, request):
+        if lease is None:
+            return
+        lease.cut, relay.leased = relay.cut, lease.progress
+        if self._collects(lease, request):
             return
         pool = self._pool(lease)
         connection = pool.reuse()
@@ -98,6 +102,7 @@ class Forwarder:
             lease = relay.lease
             if lease is None:
                 relay.lease = lease = await self._wait(request, relay)
+                lease.cut, relay.leased = relay.cut, lease.progress
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info)
             if relay.in_flight is None:
@@ -125,8 +130,7 @@ class Forwarder:
                 pause = self.settings.keepalive_after
                 while not await ticket.ready(pause):
                     snapshot = self._scheduler.snapshot(request.target.model)
-                    what = "loading" if snapshot.state is State.STARTING else "waiting for"
-                    relay.comment(f"{what} {snapshot.spec.name}, {self._now() - began:.0f} s", snapshot.spec.name)
+                    relay.comment(waiting_for(snapshot, self._now() - began), snapshot.spec.name)
                     pause = COMMENT_EVERY
             return await ticket.lease()
         finally:
@@ -194,6 +198,8 @@ class Forwarder:
         finished, relay.in_flight = relay.in_flight, None
         fresh = False
         while True:
+            if relay.cut_with is not None:
+                raise relay.failure("")
             if finished is None:
                 pool = self._pool(lease)
                 connection = None if fresh or relay.committed else pool.reuse()  # no risk if it cannot be repeated
@@ -241,6 +247,26 @@ class Forwarder:
             limit_ahead = spec.slots if self._router.dialect(spec).closes_after_streams else 0
             pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
         return pool
+
+
+def waiting_for(snapshot: Snapshot, waited: float) -> str:
+    """What a request waits for, in a comment to its client."""
+    name, download = snapshot.spec.name, snapshot.download
+    if download is not None:
+        return f"downloading {name}{progress_in_words(download)}"
+    return f"{'loading' if snapshot.state is State.STARTING else 'waiting for'} {name}, {waited:.0f} s"
+
+
+def progress_in_words(download: DownloadProgress) -> str:
+    """ " 12 % (1.2 of 9.8 GiB, 80 MiB/s, 2 min left)", as far as it is known."""
+    if not download.bytes:
+        return ""
+    if not download.total:
+        return f" ({human_size(download.bytes)}, {human_size(download.rate)}/s)"
+    parts = [f"{human_size(download.bytes)} of {human_size(download.total)}", f"{human_size(download.rate)}/s"]
+    if (left := download.remaining) is not None:
+        parts.append(f"{left:.0f} s left" if left < 90 else f"{left / 60:.0f} min left")
+    return f" {download.bytes * 100 // download.total} % ({', '.join(parts)})"
 
 
 class BusyRetry:

@@ -26,6 +26,7 @@ from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.forward import Forwarder, InferenceRequest
 from accelerd.gateway.relay import Relay, Sweeper
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
+from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
 HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
+CLIENT_GONE = "client_disconnected"  # in the journal
 READ = (b"GET", b"HEAD")
 
 
@@ -173,6 +175,7 @@ class Gateway:
         try:
             asked = self._read(request, request.path)
         except AccelError as error:
+            log_refusal(request, connection, error)
             return refusal(request, error)
         relay = connection.relay = Relay(
             connection.transport,
@@ -185,11 +188,24 @@ class Gateway:
         try:
             self._forwarder.start(asked, relay)
         except AccelError as error:
+            log_refusal(request, connection, error, asked.target.model)
             return refusal(request, error)
-        return self._finish(request, asked, relay)
+        return self._finish(request, connection, asked, relay)
 
-    async def _finish(self, request: HttpRequest, asked: InferenceRequest, relay: Relay) -> Response | None:
-        error = await self._forwarder.forward(asked, relay)
+    async def _finish(
+        self, request: HttpRequest, connection: ClientConnection, asked: InferenceRequest, relay: Relay
+    ) -> Response | None:
+        outcome: str | None = "internal"
+        try:
+            error = await self._forwarder.forward(asked, relay)
+            if error is not None:
+                relay.error, relay.status = error, error.status
+            outcome = relay.error.code if relay.error is not None else None
+        except asyncio.CancelledError:
+            outcome = CLIENT_GONE
+            raise
+        finally:
+            log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
         return None if error is None else refusal(request, error)
 
     def _read(self, request: HttpRequest, path: str) -> InferenceRequest:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 # Since Python 3.13 closing a server removes its socket's file, also that of a socket which systemd keeps.
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+CUT_GRACE: Final = 1.0  # s for clients to read why their answers were cut
 FIRST_REQUEST_GRACE: Final = 0.5  # s in which a connection accepted just before shutdown may send its request
 RELEASE_PATIENCE: Final = 2.0  # s until an address that was closed can be bound in another way
 
@@ -153,6 +155,12 @@ class Listeners:
             if now >= deadline:
                 break
             await asyncio.sleep(0.02)
+
+    async def cut(self, error: AccelError) -> None:
+        """End the answers that still run with this error, and give the clients a moment to read it."""
+        for connection in self._connections():
+            connection.cut(error)
+        await self.drain(CUT_GRACE)
 
     async def close(self) -> None:
         """Abort the remaining connections and wait for their end."""

@@ -106,7 +106,7 @@ class Relay:
         self._http10 = http10  # no chunked encoding: the close of the connection ends the body
         self._keep_alive = keep_alive and not http10
         self._origin = origin  # of a web page that may read the response
-        self._stream = False
+        self.stream = False  # is the response a stream of events?
         self._raw = False  # is the body sent to the client chunked?
         self._rechunk = False  # … although the engine does not chunk it?
         self._refusal: bytes | None = None  # an engine's error that is not passed on unchanged
@@ -121,6 +121,12 @@ class Relay:
         self.unanswered = False  # the connection broke before the first byte of a response
         self._held = b""  # a head that is sent with the first bytes of its body
         self._stalled = 0.0  # seconds without data after which the engine was given up
+        self.began = now()
+        self.leased: float | None = None  # when it was the request's turn
+        self.first_byte: float | None = None  # when the engine began to answer
+        self.status = 0  # of the response; 0: none was sent
+        self.error: AccelError | None = None  # with which it ended
+        self.cut_with: AccelError | None = None  # why the answer is cut, although the engine works
 
     def comment(self, text: str, model: str) -> None:
         """Send an SSE comment to a streaming client that waits, and the head before the first one."""
@@ -130,9 +136,10 @@ class Relay:
 
     def fail(self, error: AccelError) -> AccelError | None:
         """End with an error: returned while it can still be a response of its own, else sent as an SSE event."""
+        self.error = error
         if not self.committed:
             return error
-        if self._stream:
+        if self.stream:
             self._write_event(error_event(error, self._path))
             self._transport.close()  # without a last chunk: the response must not look complete
         else:
@@ -155,7 +162,9 @@ class Relay:
     def may_repeat(self, unanswered: bool) -> bool:
         """Was the reused connection stale? Then the request has not been processed and can be sent again."""
         assert self.lease is not None
-        return unanswered and not self.committed and self._now() - self.lease.progress <= STALE_WITHIN
+        if not unanswered or self.committed or self.cut_with is not None:
+            return False
+        return self._now() - self.lease.progress <= STALE_WITHIN
 
     def abandon(self, stall_timeout: float) -> None:
         """The client has disconnected: cancel the engine's work. It has failed only if it was already stalled."""
@@ -180,6 +189,12 @@ class Relay:
         if self._connection is not None and self._receiver is not None:
             self._connection.fail(self._receiver, "it stopped sending")
 
+    def cut(self, error: AccelError) -> None:
+        """End the answer with this error: its engine is about to be stopped, or accelerd."""
+        self.cut_with = error
+        if self._connection is not None and self._receiver is not None:
+            self._connection.fail(self._receiver, "its answer was cut")
+
     def pause(self) -> None:
         """The client has stopped reading."""
         self.paused = True
@@ -200,6 +215,9 @@ class Relay:
 
     def failure(self, reason: str) -> AccelError:
         """The error for an exchange that broke."""
+        if self.cut_with is not None:
+            self.ok = None  # that says nothing about the engine
+            return self.cut_with
         if self._stalled:
             text = f"the engine sent nothing for {self._stalled:.0f} s (server.stall_timeout)"
             return AccelError("upstream_timeout", text)
@@ -219,6 +237,7 @@ class Relay:
             self._refusal = ENGINE_BUSY
             return True
         self.ok = head.status < 500
+        self.first_byte = self._now()
         if self.committed:  # comments have been sent: only a stream may follow
             if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
                 self._refusal = b""
@@ -270,7 +289,7 @@ class Relay:
         if self.engine_busy:
             self._end(None)  # only the status of such a response counts
             return
-        self.ok = False
+        self.ok = False if self.cut_with is None else None
         self.unanswered = not answered and not self._stalled
         if self._held:
             self._held, self.committed = b"", False  # nothing has been sent yet
@@ -284,8 +303,8 @@ class Relay:
 
     def _commit(self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None) -> bytes:
         """The head to send; only the body may follow."""
-        self.committed = True
-        self._stream = content_type.startswith(EVENT_STREAM)
+        self.committed, self.status = True, status
+        self.stream = content_type.startswith(EVENT_STREAM)
         self._raw = chunked and not self._http10
         if self._raw:
             framing = b"Transfer-Encoding: chunked\r\n\r\n"

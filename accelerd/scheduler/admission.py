@@ -370,6 +370,12 @@ class Admission:
         assert record.instance is not None
         self.move(record, Event.STOP, reason)
         record.stop_reason = reason
+        if cause is Cause.STOPPED:  # else the engine has failed, or its device: that is what the clients see
+            code, why = ("shutting_down", "accelerd is shutting down") if self.closing else ("model_unloaded", reason)
+            error = AccelError(code, f"{record.spec.name} was stopped before it had answered: {why}", retry_after=1)
+            for lease in record.active:
+                if lease.cut is not None:
+                    lease.cut(error)
         self.supervisor.stop(record.instance, cause)
 
     def request_load(self, record: ModelRecord, *, held: bool = False) -> None:

@@ -28,13 +28,14 @@ LEAST_LOAD = 0.5  # s: starting the program alone
 class Lease:
     """The right to use a ready model. Held by one request; while it is held nobody may evict the model."""
 
-    __slots__ = ("endpoint", "instance", "progress", "record", "secret")
+    __slots__ = ("cut", "endpoint", "instance", "progress", "record", "secret")
 
     def __init__(self, record: ModelRecord, instance: int, endpoint: Endpoint, secret: str, now: float) -> None:
         self.record = record
         self.instance = instance
         self.endpoint = endpoint
         self.secret = secret
+        self.cut: Callable[[AccelError], None] | None = None  # called before the engine is stopped; must not call back
         self.progress = now  # when the engine last sent something for this request; updated by the relay
 
     @property

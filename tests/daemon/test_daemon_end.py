@@ -63,7 +63,7 @@ def test_a_request_that_outlasts_the_drain_timeout_ends_with_an_error(daemons: D
         daemon.process.send_signal(signal.SIGTERM)
         text, complete = rest_of(response)
     assert not complete
-    assert sse(text)[-1]["error"]["code"] == "upstream_failed"
+    assert sse(text)[-1]["error"]["code"] == "shutting_down"
     assert daemon.process.wait(20) == 0
     assert 0.3 <= time.monotonic() - told < 5
     ended(daemon)
