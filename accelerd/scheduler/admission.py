@@ -289,11 +289,10 @@ class Admission:
             free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
             offer = self.needs.suggest_smaller(target.spec, free)
             text += f"; {offer}" if offer else ""
-        # A model that is to be kept loaded is loaded again when there is room.
-        target.displaced = (target.keep_loaded or any(w.held for w in target.waiting)) and code in (
-            "yielded",
-            "memory_in_use",
-        )
+        # A model that is to be kept loaded is loaded when there is room.
+        wanted = target.keep_loaded or any(w.held for w in target.waiting)
+        target.displaced = wanted and code in ("yielded", "memory_in_use", "does_not_fit")
+        target.kept_out = wanted and code == "does_not_fit"
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
 
@@ -358,7 +357,7 @@ class Admission:
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
         record.used, record.peak, record.settled = {}, {}, False
-        record.displaced, record.cut_at = False, math.inf
+        record.displaced, record.kept_out, record.cut_at = False, False, math.inf
         return instance
 
     def evict(self, record: ModelRecord, reason: str) -> None:

@@ -181,7 +181,7 @@ class Core:
         """Let running requests end (unless `force`), then stop. `done` is called when it is stopped, or `failed` when
         it cannot be."""
         record = self._find(name)
-        record.keep_loaded = record.displaced = False
+        record.keep_loaded = record.displaced = record.kept_out = False
         self._admission.reject_all(
             record, AccelError("model_unloaded", f"{record.spec.name} was unloaded", retry_after=1)
         )
@@ -243,6 +243,7 @@ class Core:
                 del self._admission.records[name]
         self._names.clear()
         self._names.update({n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)})
+        self.memory.room_may_be_there()
         self._admission.schedule()
         self._events.publish(ModelsConfigured())
 
@@ -343,6 +344,7 @@ class Core:
         self._admission.schedule()
 
     def _over(self, record: ModelRecord, unloaded: bool) -> None:
+        self.memory.room_may_be_there()
         if record.removed:
             self._forget(record)
         elif record.next_spec is not None:

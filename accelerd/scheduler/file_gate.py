@@ -41,15 +41,18 @@ class FileGate:
         admission.move(record, Event.DOWNLOADED, f"downloaded in {now - record.since:.0f} s")
         admission.schedule()
 
-    def failed(self, name: str, error: AccelError) -> None:
-        """They do not come: who waits gets this error. A later request tries again, after a pause."""
+    def failed(self, name: str, error: AccelError, *, again: bool) -> None:
+        """They do not come: who waits gets this error. A later request tries again, after a pause.
+
+        `again`: so does a model that is to be kept loaded, after pauses that grow.
+        """
         record = self._downloading(name)
         if record is None:
             return
         admission, settings = self._admission, self._admission.settings
         now = admission.clock.monotonic()
         record.error = Exit(Cause.NO_MODEL, error.message)
-        if error.kind.retryable:
+        if again:
             record.failures.append(now)
             delay = min(settings.backoff_max, settings.backoff_initial * 2 ** (len(record.failures) - 1))
             record.retry_at = now + delay

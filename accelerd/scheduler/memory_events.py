@@ -28,6 +28,7 @@ class MemoryEvents:
         self._names = names
         self._calm_from = -math.inf  # the last time that memory had to be freed
         self._looked_at = -math.inf
+        self._retry_at = math.inf  # when models that were kept out are tried again
 
     def forecast(self, name: str, forecast: Forecast) -> None:
         """A better estimate of what a model needs. One that is loaded keeps its reservation."""
@@ -118,6 +119,12 @@ class MemoryEvents:
     def yielded(self) -> YieldedMemory | None:
         return self._admission.yielded
 
+    def room_may_be_there(self) -> None:
+        """A model has left, or the limits are others: what these kept out is tried again."""
+        admission = self._admission
+        if any(record.kept_out for record in admission.records.values()):
+            self._retry_at = max(admission.clock.monotonic(), self._calm_from + admission.settings.cool_down)
+
     # --- time ---------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
@@ -127,8 +134,8 @@ class MemoryEvents:
         for record in self._admission.records.values():
             if record.cut_at <= now and record.state is State.DRAINING:
                 self._admission.stop(record, f"{record.reason}; its requests were cut after {YIELD_GRACE:.0f} s")
-        if self._displaced() and self._look_due() <= now:
-            self._looked_at = now
+        if self._look_due() <= now:
+            self._looked_at, self._retry_at = now, math.inf
             self._admission.look()
             self._bring_back()
 
@@ -139,7 +146,7 @@ class MemoryEvents:
         for record in self._admission.records.values():
             if record.state is State.DRAINING:
                 due = min(due, record.cut_at)
-        return min(due, self._look_due()) if self._displaced() else due
+        return min(due, self._look_due())
 
     def _displaced(self) -> list[ModelRecord]:
         return [
@@ -147,6 +154,9 @@ class MemoryEvents:
         ]
 
     def _look_due(self) -> float:
+        """When memory is to be looked at for displaced models; math.inf for none."""
+        if all(record.kept_out for record in self._displaced()):
+            return self._retry_at
         return max(self._looked_at + LOOK_EVERY, self._calm_from + self._admission.settings.cool_down)
 
     def _bring_back(self) -> None:

@@ -152,7 +152,8 @@ class ModelRecord:
     next_spec: ModelSpec | None = None  # applies once the running instance has ended
     next_forecast: Forecast | None = None
     removed: bool = False
-    displaced: bool = False  # it is to be kept loaded but had to leave; it is loaded again when there is room
+    displaced: bool = False  # it is to be kept loaded but has no room; it is loaded when there is room
+    kept_out: bool = False  # displaced by our own limits or models: tried when these change, not polled
     cut_at: float = math.inf  # when its requests are ended, although it drains
     history: deque[Transition] = field(default_factory=lambda: deque(maxlen=32))
 

@@ -31,7 +31,8 @@ class Hub(Bench):
         self.core.files.arrived("new", HERE)
 
     def fail(self, code: str = "upstream_failed") -> None:
-        self.core.files.failed("new", AccelError(code, "the hub does not answer"))
+        again = code == "upstream_failed"
+        self.core.files.failed("new", AccelError(code, "the hub does not answer"), again=again)
 
 
 def test_a_download_is_asked_for_once_and_nobody_leaves_for_it() -> None:

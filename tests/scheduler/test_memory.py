@@ -7,7 +7,7 @@ import math
 import pytest
 
 from accelerd.base.exits import Cause
-from accelerd.config.model import SchedulerSettings
+from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
@@ -275,3 +275,74 @@ def test_a_model_that_was_removed_meanwhile_leaves_its_name_at_the_residue() -> 
     assert [(r.model, r.size) for r in bench.core.residues] == [("a", 5 * MIB)]
     bench.back(1)
     assert bench.core.memory_held() == 0
+
+
+# --- preloads that have no room ---------------------------------------------------------------------------------
+
+
+def kept_out(**settings: bool) -> tuple[Bench, list[ModelSpec]]:
+    """Two models that are to be loaded, with room for one: b was refused."""
+    specs = [model("a", preload=True), model("b", **(settings or {"preload": True}))]
+    bench = Bench(specs, limits=SharedLimits(100 * MIB, "test", None), memory={"a": 60 * MIB, "b": 60 * MIB})
+    bench.loaded("a")
+    refused = bench.request_load("b", may_evict=False)
+    assert refused.error is not None
+    assert refused.error.code == "does_not_fit"
+    return bench, specs
+
+
+def test_a_preload_without_room_comes_when_the_limit_is_raised() -> None:
+    bench, specs = kept_out()
+    bench.limits = SharedLimits(200 * MIB, "test", None)
+    bench.configure(specs)
+    bench.pass_time(1)
+    assert bench.loads() == ["a", "b"]
+    assert bench.stopped == [], "nobody leaves for it"
+
+
+def test_a_preload_without_room_comes_when_another_model_has_left() -> None:
+    bench, _ = kept_out()
+    bench.core.begin_unload("a", force=True, done=lambda: None)
+    bench.gone("a")
+    bench.pass_time(1)
+    assert bench.loads() == ["a", "b"]
+
+
+def test_a_preload_without_room_comes_when_it_needs_less() -> None:
+    bench, _ = kept_out()
+    bench.memory["b"] = 30 * MIB
+    bench.configure([model("a", preload=True), model("b", preload=True, context=1024)])
+    bench.pass_time(1)
+    assert bench.loads() == ["a", "b"]
+
+
+def test_what_still_has_no_room_is_neither_tried_nor_watched_for() -> None:
+    bench, specs = kept_out()
+    bench.configure(specs)
+    bench.pass_time(60)
+    looks = bench.looks
+    assert (bench.loads(), bench.state("b"), bench.core.snapshot("b").displaced) == (["a"], State.STOPPED, True)
+    assert bench.core.memory.deadline() == math.inf, "an idle machine sleeps"
+    bench.pass_time(3600)
+    assert bench.looks == looks
+
+
+def test_a_person_s_unload_overrules_a_preload_without_room() -> None:
+    bench, specs = kept_out()
+    bench.core.begin_unload("b", force=False, done=lambda: None)
+    bench.limits = SharedLimits(200 * MIB, "test", None)
+    bench.core.configure([(specs[0], bench.forecast(specs[0])), (specs[1], bench.forecast(specs[1]))],
+                         bench.settings, bench.limits)  # fmt: skip
+    bench.pass_time(1)
+    assert (bench.loads(), bench.core.snapshot("b").displaced) == (["a"], False)
+
+
+def test_after_pressure_it_waits_until_memory_was_free_for_a_while() -> None:
+    bench, specs = kept_out()
+    bench.core.memory.make_room(RAM, 0, "", busy=False)
+    bench.limits = SharedLimits(200 * MIB, "test", None)
+    bench.configure(specs)
+    bench.pass_time(bench.settings.cool_down - 1)
+    assert bench.loads() == ["a"]
+    bench.pass_time(2)
+    assert bench.loads() == ["a", "b"]
