@@ -23,8 +23,8 @@ QUANT: Final = re.compile(
 )
 BITS: Final = re.compile(r"\d+")
 SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
-NO_MODEL: Final = re.compile(r"(?:^|[-._])(?:imatrix|lora|vocab|control-?vector)(?:[-._]|$)", re.IGNORECASE)
-DRAFT: Final = re.compile(r"(?:^|[-._])(?:draft|drafter|eagle3?)(?:[-._]|$)", re.IGNORECASE)
+NO_MODEL: Final = re.compile(r"(?:^|[-._])(?:imatrix|lora|vocab|control-?vector|eagle\d?)(?:[-._]|$)", re.IGNORECASE)
+DRAFT: Final = re.compile(r"(?:^|[-._])(?:draft|drafter)(?:[-._]|$)", re.IGNORECASE)
 USUAL_BITS: Final = 4
 LISTED: Final = 12
 

@@ -31,7 +31,7 @@ SMOOTHING: Final = 5.0  # s; over so long the speed is an average
 GRACE: Final = 5.0  # s from SIGTERM to SIGKILL
 KEPT_OUTPUT: Final = 2000  # bytes of what the process says on its standard error
 LONGEST_LINE: Final = 1 << 20
-COMMAND: Final = (sys.executable, "-m", "accelerd.downloads")
+COMMAND: Final = (sys.executable, "-P", "-m", "accelerd.downloads")  # -P: not what lies in the working directory
 
 
 class DownloadRequest(Struct, frozen=True):

@@ -416,3 +416,55 @@ async def test_a_cache_that_cannot_be_written(repository: Repository, env: dict[
     error = await refusal({**env, "HF_HOME": str(tmp_path / "file")})
     assert error.code == "download_failed"
     assert "set HF_HOME" in error.hint
+
+
+# --- what the process says -----------------------------------------------------------------------------------------
+
+SAYS = """
+import sys
+sys.stdin.readline()
+for line in sys.argv[1:]:
+    print(line, flush=True)
+"""
+ARRIVED = '{{"type":"arrived","bytes":{},"total":1000,"file":"a.gguf","new":{}}}'
+
+
+class Seconds:
+    """A clock that goes on a second at each look."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += 1.0
+        return self._now
+
+
+async def test_the_speed_is_smoothed_and_counts_only_what_is_new(env: dict[str, str]) -> None:
+    seen: list[DownloadProgress] = []
+    counts = [(400, 0), (450, 50), (500, 100), (600, 200)]
+    command = (sys.executable, "-c", SAYS, "no JSON", *(ARRIVED.format(*one) for one in counts))
+    download = Download(request(env), env, seen.append, clock=Seconds(), command=command)
+    with pytest.raises(AccelError, match="ended before it was complete"):
+        await download.run()
+    assert [one.bytes for one in seen] == [400, 450, 500, 600]
+    assert (seen[0].rate, seen[0].remaining) == (0.0, None)
+    assert seen[1].rate == seen[2].rate == 50.0
+    assert seen[2].remaining == 10.0
+    assert 50.0 < seen[3].rate < 100.0
+    assert seen[3].share == 0.6
+
+
+async def test_a_code_of_a_newer_process_is_still_an_error(env: dict[str, str]) -> None:
+    line = '{"type":"failed","code":"made_up","problem":"no luck","hint":"wait"}'
+    with pytest.raises(AccelError) as error:
+        await Download(request(env), env, command=(sys.executable, "-c", SAYS, line)).run()
+    assert (error.value.code, error.value.message) == ("download_failed", "no luck; wait")
+
+
+async def test_a_download_that_was_canceled_before_it_began(env: dict[str, str]) -> None:
+    download = Download(request(env), env, command=(sys.executable, "-c", SAYS))
+    download.cancel()
+    with pytest.raises(AccelError) as error:
+        await download.run()
+    assert error.value.code == "canceled"
