@@ -60,7 +60,8 @@ class SocketUnit:
         try:
             if self._manager is None or await self._manager.unit_of(os.getpid()) != names.SERVICE_UNIT:
                 return
-            if not await self._manager.installed(names.HTTP_SOCKET_UNIT):
+            present = await self._manager.listens(names.HTTP_SOCKET_UNIT)
+            if present is None or sorted(present) == sorted(addresses(listen)):
                 return
             if await asyncio.to_thread(write_dropin, dropin_path(), listen):
                 await self._manager.reload()
@@ -90,7 +91,10 @@ def write_dropin(path: Path, listen: Sequence[str]) -> bool:
     return True
 
 
+def addresses(listen: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(show_address(*address) for text in listen for address in parse_listen(text)))
+
+
 def dropin(listen: Sequence[str]) -> str:
-    addresses = dict.fromkeys(show_address(*address) for text in listen for address in parse_listen(text))
-    lines = [MARK, "[Socket]", "ListenStream=", *(f"ListenStream={address}" for address in addresses)]
+    lines = [MARK, "[Socket]", "ListenStream=", *(f"ListenStream={address}" for address in addresses(listen))]
     return "\n".join(lines) + "\n"

@@ -81,7 +81,7 @@ def test_an_address_that_is_taken_away_is_closed_in_systemd_too(service: Service
     pid = service.start()
     moved = free_port()
     listen(service, f"127.0.0.1:{moved}")
-    service.accelctl("reload")
+    service.manager.systemctl("reload", SERVICE)
     assert (status_at(service.port), status_at(service.port, host="::1"), status_at(moved)) == (None, None, 200)
     assert service.status()["listen"] == [f"127.0.0.1:{moved}"]
     service.manager.systemctl("restart", SERVICE)

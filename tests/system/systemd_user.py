@@ -110,8 +110,7 @@ class UserManager:
         self.systemctl("daemon-reload")
 
     def install_sockets(self, port: int) -> None:
-        """Our socket units, with a port of the test, and without what a daemon of an earlier test wrote for them."""
-        shutil.rmtree(self.home / ".local/share/systemd/user" / f"{HTTP_SOCKET}.d", ignore_errors=True)
+        """Our socket units, with a port of the test."""
         for name in (HTTP_SOCKET, SOCKET):
             self.install(name, (REPO / "units/user" / name).read_text().replace(":4000", f":{port}"))
 
@@ -163,6 +162,9 @@ class UserManager:
     def close(self) -> None:
         """Stop and forget all units of the test."""
         if self._units:
+            shutil.rmtree(
+                self.home / ".local/share/systemd/user" / f"{HTTP_SOCKET}.d", ignore_errors=True
+            )  # a daemon's
             self.systemctl("kill", "--signal=KILL", *self._units, check=False)
             self.systemctl("stop", *self._units, check=False)
             directory = self.runtime_dir / "systemd" / "user"

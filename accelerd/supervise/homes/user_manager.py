@@ -82,7 +82,6 @@ MANAGER: Final = f"{NAME}.Manager"
 UNIT: Final = f"{NAME}.Unit"
 SERVICE: Final = f"{NAME}.Service"
 NOT_REFERENCED: Final = f"{NAME}.NotReferenced"
-NO_UNIT_FILE: Final = "org.freedesktop.DBus.Error.FileNotFound"
 NO_UNIT_FOR_PID: Final = f"{NAME}.NoUnitForPID"
 
 
@@ -132,10 +131,12 @@ class UserManager:
         """The environment that every unit inherits: "NAME=value"."""
         return list(await self._property(PATH, MANAGER, "Environment"))
 
-    async def installed(self, unit: str) -> bool:
-        """Is there a unit file of this name?"""
-        state = self._call("look up a unit file", "GetUnitFileState", "(s)", unit)
-        return await _unless(state, NO_SUCH_UNIT, NO_UNIT_FILE) is not None
+    async def listens(self, unit: str) -> list[str] | None:
+        """Where a socket unit listens by its files, as "127.0.0.1:4000"; None: there is no such unit."""
+        path = (await self._call("look up a unit", "LoadUnit", "(s)", unit))[0]
+        if await self._property(path, UNIT, "LoadState") != "loaded":
+            return None
+        return [address for _, address in await self._property(path, f"{NAME}.Socket", "Listen")]
 
     async def reload(self) -> None:
         """Read all unit files again."""
