@@ -11,13 +11,14 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
+from accelerd.engines.program import run
 from accelerd.supervise.homes.home import NoProgram, find_program
 from accelerd.system.private_files import AtomicFile
 
@@ -83,28 +84,11 @@ def features(path: str, text: str) -> LemonadeProgram:
 async def _help(path: str, env: Mapping[str, str]) -> str:
     """What --help prints; "" when it does not come."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            path,
-            "--help",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(env),
-        )
-    except OSError as error:
-        raise NoProgram(f"cannot start {path}: {error.strerror}") from None
-    try:
-        async with asyncio.timeout(HELP_PATIENCE):
-            out, _ = await process.communicate()
-    except TimeoutError:
-        log.warning("%s --help does not end", path)
+        said = await run(env, HELP_PATIENCE, path, "--help")
+    except AccelError as error:
+        log.warning("%s", error.message)
         return ""
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return out.decode(errors="replace")
+    return said.out + said.err
 
 
 def command(program: LemonadeProgram, folders: Folders, port: int) -> tuple[str, ...]:
