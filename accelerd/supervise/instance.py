@@ -32,7 +32,7 @@ from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, P
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
-from accelerd.supervise.ready import Loading, prove
+from accelerd.supervise.ready import Loading, Outcome, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
@@ -304,10 +304,10 @@ class Instance:
         assert raced is not None
         if self._stop is not None or raced[0] == 0:
             return self._stop or EndReason(None)
-        if raced[1] is None:
+        outcome: Outcome = raced[1]
+        if outcome.cause is None:
             return None
-        cause, message = raced[1]
-        return EndReason(cause, message, port_taken=cause is Cause.PORT_UNAVAILABLE)
+        return EndReason(outcome.cause, outcome.message, port_taken=outcome.cause is Cause.PORT_UNAVAILABLE)
 
     async def _settle(self, main: TenantProcess, plan: LaunchPlan) -> LaunchPlan:
         """The plan of a tenant, once it is known where it is to be reached."""

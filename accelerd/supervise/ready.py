@@ -12,7 +12,6 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable
-from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,21 +34,14 @@ PROOF_TIMEOUT: Final = 3600.0  # s for the first word: who loads too long is end
 SURE: Final = 3  # times in a row before an answer that cannot be undone is believed
 
 
-class Readiness(Enum):
-    """How waiting ended."""
+class Outcome(Struct, frozen=True):
+    """How waiting ended: why the instance can never be ready; `cause` None: it is."""
 
-    READY = "ready"
-    FOREIGN = "foreign"  # another program listens there
-    KEY_REFUSED = "key-refused"  # our engine does not take the secret it was given
-    KEY_IGNORED = "key-ignored"  # our engine takes any key
-    WITHOUT_MODEL = "without-model"  # our engine is up and answers no request
+    cause: Cause | None = None
+    message: str = ""
 
 
-class ReadinessResult(Struct, frozen=True):
-    """How waiting ended, and what the engine said about it, if anything."""
-
-    verdict: Readiness
-    said: str = ""
+READY: Final = Outcome()
 
 
 async def wait_ready(
@@ -57,7 +49,7 @@ async def wait_ready(
     clock: Clock,
     tcp_owner: Callable[[int], Awaitable[ListenerOwner]],
     is_ours: Callable[[int], Awaitable[bool]],
-) -> ReadinessResult:
+) -> Outcome:
     """Look again and again until the instance is ready or cannot become it. Never times out by itself.
 
     `tcp_owner(port)` and `is_ours(pid)` know the processes of the instance.
@@ -71,15 +63,15 @@ async def wait_ready(
             owned = owner is ListenerOwner.OURS
             foreign = foreign + 1 if owner is ListenerOwner.FOREIGN else 0
             if foreign >= SURE:
-                return ReadinessResult(Readiness.FOREIGN)
+                return Outcome(Cause.PORT_UNAVAILABLE, f"another program listens at {plan.endpoint}")
         if owned:
             try:
                 outcome = await _ask(plan)
-                if plan.prove and outcome is not None and outcome.verdict is Readiness.READY:
+                if plan.prove and outcome is READY:
                     outcome = await _proven(plan)
             except HttpError:
                 outcome = None  # an engine that loads may refuse, hang up or be silent
-            if outcome is not None and outcome.verdict in (Readiness.KEY_REFUSED, Readiness.WITHOUT_MODEL):
+            if outcome is not None and outcome is not READY:
                 refused += 1
                 if refused < SURE:
                     outcome = None
@@ -89,12 +81,13 @@ async def wait_ready(
         await asyncio.sleep(min(max(delay, FIRST_DELAY), LAST_DELAY))
 
 
-async def _proven(plan: LaunchPlan) -> ReadinessResult | None:
+async def _proven(plan: LaunchPlan) -> Outcome | None:
     """The tiny request, once, however long its answer takes: asked twice, it would stand in its queue twice."""
     code, refusal = await prove(plan, within=PROOF_TIMEOUT)
     if code == BUSY:
         return None
-    return ReadinessResult(Readiness.WITHOUT_MODEL, refusal) if refusal else ReadinessResult(Readiness.READY)
+    text = f"{program(plan)} is up, but without its model ({plan.model}): {refusal}"
+    return Outcome(Cause.WITHOUT_MODEL, text) if refusal else READY
 
 
 async def _owner(
@@ -115,24 +108,26 @@ async def _owner(
         sock.close()
 
 
-async def _ask(plan: LaunchPlan) -> ReadinessResult | None:
+async def _ask(plan: LaunchPlan) -> Outcome | None:
     """One round of questions to our own engine; None: not yet. HttpError."""
     if await _status(plan, plan.health_path) != 200:
         return None
     if not plan.keyed:
-        return ReadinessResult(Readiness.READY)
+        return READY
     ours = await _status(plan, plan.warm_path, plan.secret)
     if ours in (401, 403):
-        return ReadinessResult(Readiness.KEY_REFUSED)
+        text = "refuses the key that accelerd gave it; remove --api-key from extra_args and env"
+        return Outcome(Cause.REFUSED, f"{program(plan)} {text}")
     if ours != 200:
         return None
     if not plan.guarded:
-        return ReadinessResult(Readiness.READY)
+        return READY
     # A key that was never given out: an engine that takes it would serve every user of this machine.
     other = await _status(plan, plan.warm_path, secrets.token_hex(16))
     if other == 200:
-        return ReadinessResult(Readiness.KEY_IGNORED)
-    return ReadinessResult(Readiness.READY) if other in (401, 403) else None
+        text = "answers to any key: every user of this machine could use it; this build cannot be used"
+        return Outcome(Cause.REFUSED, f"{program(plan)} {text}")
+    return READY if other in (401, 403) else None
 
 
 async def _status(plan: LaunchPlan, path: str, bearer: str = "") -> int:
@@ -170,26 +165,14 @@ class Loading:
         self._proc = proc
         self._timeout = timeout
 
-    async def run(self) -> tuple[Cause, str] | None:
-        """None: ready. Else why it is to be ended; PORT_UNAVAILABLE: another program listens at its endpoint."""
-        raced = await race(
-            self._until_ready(),
-            self._out_of_patience(),
-        )
+    async def run(self) -> Outcome:
+        """PORT_UNAVAILABLE: another program listens at its endpoint."""
+        raced = await race(self._until_ready(), self._out_of_patience())
         assert raced is not None
-        if raced[0] == 1:
-            return Cause.LOAD_TIMEOUT, raced[1]
-        outcome: ReadinessResult = raced[1]
-        verdict = outcome.verdict
-        if verdict is Readiness.WITHOUT_MODEL:
-            return Cause.WITHOUT_MODEL, _without_model(self._plan, outcome.said)
-        if verdict is Readiness.FOREIGN:
-            return Cause.PORT_UNAVAILABLE, f"another program listens at {self._plan.endpoint}"
-        if verdict is not Readiness.READY:
-            return Cause.REFUSED, _key_trouble(self._plan, verdict)
-        return None
+        outcome: Outcome = raced[1]
+        return outcome
 
-    async def _until_ready(self) -> ReadinessResult:
+    async def _until_ready(self) -> Outcome:
         if self._settle is not None:
             self._plan = await self._settle()
         return await wait_ready(self._plan, self._clock, self._owner, self._is_ours)
@@ -200,8 +183,8 @@ class Loading:
     async def _is_ours(self, pid: int) -> bool:
         return pid == self._main or pid in await self._pids()
 
-    async def _out_of_patience(self) -> str:
-        """Returns, with the reason, when loading took too long without progress, or far too long."""
+    async def _out_of_patience(self) -> Outcome:
+        """Returns when loading took too long without progress, or far too long."""
         clock, limits, timeout = self._clock, self._limits, self._timeout
         step = min(max(timeout / 8, 0.02), 1.0)
         began = progress = clock.monotonic()
@@ -216,10 +199,11 @@ class Loading:
             now = clock.monotonic()
             if self._ring.total > printed or held > peak + limits.growth:
                 printed, peak, progress = self._ring.total, max(peak, held), now
+            text = f"not ready {now - began:.1f} s after its start"
             if now - progress >= timeout:
-                return f"not ready {now - began:.1f} s after its start, no progress for {timeout:g} s"
+                return Outcome(Cause.LOAD_TIMEOUT, f"{text}, no progress for {timeout:g} s")
             if now - began >= limits.load_cap * timeout:
-                return f"not ready {now - began:.1f} s after its start, although it made progress all the time"
+                return Outcome(Cause.LOAD_TIMEOUT, f"{text}, although it made progress all the time")
 
 
 def _look(proc: Path, pids: list[int]) -> tuple[int, int | None]:
@@ -270,13 +254,3 @@ def _because(said: Any) -> str:
     error = said.get("error") if isinstance(said, dict) else None
     text = error.get("message") if isinstance(error, dict) else error
     return f": {' '.join(text.split())[:SAID]}" if isinstance(text, str) and text.strip() else ""
-
-
-def _key_trouble(plan: LaunchPlan, verdict: Readiness) -> str:
-    if verdict is Readiness.KEY_REFUSED:
-        return f"{program(plan)} refuses the key that accelerd gave it; remove --api-key from extra_args and env"
-    return f"{program(plan)} answers to any key: every user of this machine could use it; this build cannot be used"
-
-
-def _without_model(plan: LaunchPlan, said: str) -> str:
-    return f"{program(plan)} is up, but without its model ({plan.model}): {said}"

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.exits import Cause
 from accelerd.base.ports import SystemClock
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.supervise.process.output import REDACTED_BYTES, OutputRedactor
 from accelerd.supervise.process.processes import ListenerOwner
-from accelerd.supervise.ready import Readiness, ReadinessResult, wait_ready
+from accelerd.supervise.ready import READY, Outcome, wait_ready
 
 ANSWER = {"choices": [{"message": {"content": "x"}}]}
 REFUSAL = {"error": "Failed to load qwen3:4b model!"}
@@ -53,7 +54,7 @@ class Script:
 @asynccontextmanager
 async def waiting(
     script: Script, owner: ListenerOwner = ListenerOwner.OURS, **plan: Any
-) -> AsyncIterator[asyncio.Task[ReadinessResult]]:
+) -> AsyncIterator[asyncio.Task[Outcome]]:
     server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
     made = LaunchPlan(
         model="npu/m", argv=("flm",), env={}, endpoint=Endpoint(port=server.sockets[0].getsockname()[1]), secret="",
@@ -80,7 +81,7 @@ async def waiting(
 async def test_it_is_ready_when_it_has_answered_and_no_key_was_sent() -> None:
     script = Script((200, ANSWER))
     async with waiting(script) as outcome:
-        assert await outcome == ReadinessResult(Readiness.READY)
+        assert await outcome == READY
     assert script.asked == 1
     assert not any(b"authorization" in head.lower() for head in script.heads)
 
@@ -91,28 +92,28 @@ async def test_B_FLM655_a_server_that_is_well_and_refuses_is_without_its_model(a
     script = Script(answer)
     async with waiting(script) as outcome:
         found = await outcome
-    assert found.verdict is Readiness.WITHOUT_MODEL
+    assert found.cause is Cause.WITHOUT_MODEL
     assert script.asked == 3
     if answer[1] == REFUSAL:
-        assert "Failed to load qwen3:4b model!" in found.said
+        assert "Failed to load qwen3:4b model!" in found.message
 
 
 async def test_a_refusal_or_two_may_be_a_model_that_loads() -> None:
     async with waiting(Script((200, REFUSAL), (200, REFUSAL), (200, ANSWER))) as outcome:
-        assert await outcome == ReadinessResult(Readiness.READY)
+        assert await outcome == READY
 
 
 async def test_B_a_full_queue_is_no_refusal() -> None:
     script = Script(*[(503, {"error": "NPU is in use and request queue is full (limit: 10)."})] * 5, (200, ANSWER))
     async with waiting(script) as outcome:
-        assert await outcome == ReadinessResult(Readiness.READY)
+        assert await outcome == READY
     assert script.asked == 6
 
 
 async def test_what_is_not_ours_is_asked_nothing() -> None:
     script = Script((200, ANSWER))
     async with waiting(script, ListenerOwner.FOREIGN) as outcome:
-        assert await outcome == ReadinessResult(Readiness.FOREIGN)
+        assert (await outcome).cause is Cause.PORT_UNAVAILABLE
     assert script.asked == 0
     assert script.heads == []
 
@@ -120,7 +121,7 @@ async def test_what_is_not_ours_is_asked_nothing() -> None:
 async def test_without_the_wish_for_a_proof_nothing_is_asked_of_the_model() -> None:
     script = Script((200, ANSWER))
     async with waiting(script, prove=False) as outcome:
-        assert await outcome == ReadinessResult(Readiness.READY)
+        assert await outcome == READY
     assert script.asked == 0
 
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from accelerd.base.cgroup import Cgroup, cgroup_of
+from accelerd.base.cgroup import cgroup_of
 from accelerd.base.errors import InternalError
 from accelerd.config.model import ModelSpec
-from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess, OnExit, OnOutput, find_program
+from accelerd.supervise.homes.home import Home, LaunchRequest, MainProcess, OnExit, OnOutput, OomKills, find_program
 from accelerd.supervise.process.output import OutputReader
 from accelerd.supervise.process.processes import InstanceTag
 
@@ -74,28 +74,6 @@ class ChildHome(Home):
                 apply()
             except OSError as error:  # it has ended already, or asks for more than the daemon itself has
                 log.info("%s: cannot set %s: %s", spec.name, name, error.strerror)
-
-
-class OomKills:
-    """The count of OOM kills in the daemon's own control group: each is the reason of one SIGKILL at most."""
-
-    def __init__(self, cgroup: Cgroup | None) -> None:
-        self._cgroup = cgroup
-        self._claimed = 0
-
-    def forget(self) -> None:
-        """What was killed until now was none of ours."""
-        self._claimed = self._now()
-
-    def claim(self) -> bool:
-        """Was there a kill that nobody has claimed yet?"""
-        if self._now() <= self._claimed:
-            return False
-        self._claimed += 1
-        return True
-
-    def _now(self) -> int:
-        return (self._cgroup.oom_kills() if self._cgroup is not None else None) or 0
 
 
 class ChildProcess(MainProcess):

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerd.base.cgroup import Cgroup
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
@@ -169,6 +170,28 @@ class InstanceRecord:
     unix: str | None
     port: int | None
     secret: str = field(repr=False)
+
+
+class OomKills:
+    """The count of OOM kills in a control group since now: each is the reason of one SIGKILL at most."""
+
+    def __init__(self, cgroup: Cgroup | None) -> None:
+        self._cgroup = cgroup
+        self.forget()
+
+    def forget(self) -> None:
+        """What was killed until now was none of ours."""
+        self._claimed = self._now()
+
+    def claim(self) -> bool:
+        """Was there a kill that nobody has claimed yet?"""
+        if self._now() <= self._claimed:
+            return False
+        self._claimed += 1
+        return True
+
+    def _now(self) -> int:
+        return (self._cgroup.oom_kills() if self._cgroup is not None else None) or 0
 
 
 class Home(ABC):

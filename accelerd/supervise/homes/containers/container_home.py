@@ -18,13 +18,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from accelerd.base.cgroup import Cgroup, cgroup_of
+from accelerd.base.cgroup import cgroup_of
 from accelerd.base.ports import Clock, Roots
 from accelerd.supervise.homes.containers.commands import CliProcess, CommandRunner
 from accelerd.supervise.homes.containers.handoff import ContainerHandoff, ProgramExit, exit_status
 from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
 from accelerd.supervise.homes.containers.process_tree import ExecSession
-from accelerd.supervise.homes.home import Home, HomeError, MainProcess, OnExit, OnOutput
+from accelerd.supervise.homes.home import Home, HomeError, MainProcess, OnExit, OnOutput, OomKills
 from accelerd.supervise.process.output import OutputReader
 from accelerd.supervise.process.processes import InstanceTag
 
@@ -46,22 +46,6 @@ class ContainerExit(Struct, frozen=True):
     result: str | None = None
 
 
-class OomWatch(Struct, frozen=True):
-    """The kernel's count of OOM kills in the control group of a process, and its value at the start."""
-
-    group: Cgroup
-    before: int
-
-    @classmethod
-    def of(cls, roots: Roots, pid: int) -> OomWatch | None:
-        group = cgroup_of(roots.proc, roots.sys, pid)
-        before = group.oom_kills() if group is not None else None
-        return None if group is None or before is None else cls(group, before)
-
-    def happened(self) -> bool:
-        return (self.group.oom_kills() or 0) > self.before
-
-
 class ContainerMainProcess(MainProcess):
     """The program's own process on the host. Its session's number may be used again: only the tag tells what is its."""
 
@@ -76,7 +60,7 @@ class ContainerMainProcess(MainProcess):
         reader: OutputReader | None = None,
         signal_by_engine: Callable[[int], Awaitable[None]] | None = None,
         only_by_engine: bool = False,
-        oom: OomWatch | None = None,
+        oom: OomKills | None = None,
         init: int | None = None,
     ) -> None:
         """`pidfd` None: it has ended already. `finish` cleans up after the end, once; `close` lets go of what the home
@@ -161,7 +145,7 @@ class ContainerMainProcess(MainProcess):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         ending = await self._finish()
         self.status, self.result = ending.status, ending.result
-        if self.result is None and self.status == -signal.SIGKILL and self._oom is not None and self._oom.happened():
+        if self.result is None and self.status == -signal.SIGKILL and self._oom is not None and self._oom.claim():
             self.result = "oom-kill"
         if self._reader is not None:
             self._reader.finish()
@@ -226,6 +210,9 @@ class ContainerHome(Home):
                 if found is not None:
                     return engine, found
         raise HomeError(trouble)
+
+    def _oom_kills(self, process: int) -> OomKills:
+        return OomKills(cgroup_of(self._roots.proc, self._roots.sys, process))
 
     def _no_such(self, name: str) -> str:
         return f"there is no container {name}: see podman ps -a and docker ps -a"

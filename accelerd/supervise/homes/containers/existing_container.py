@@ -19,7 +19,6 @@ from accelerd.supervise.homes.containers.container_home import (
     ContainerHome,
     ContainerMainProcess,
     ContainerStart,
-    OomWatch,
     close,
     ending_of,
 )
@@ -111,7 +110,7 @@ class ExistingHome(ContainerHome):
         return ContainerMainProcess(
             stat.pid if stat is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start, engine),
             close=lambda: close(start, kill=True), reader=reader, signal_by_engine=signal_by_engine,
-            only_by_engine=True, oom=OomWatch.of(self._roots, stat.pid) if stat is not None else None,
+            only_by_engine=True, oom=self._oom_kills(stat.pid) if stat is not None else None,
         )  # fmt: skip
 
     async def _finish(self, start: ContainerStart, engine: ContainerEngine) -> ContainerExit:

@@ -27,7 +27,6 @@ from accelerd.supervise.homes.containers.container_home import (
     ContainerHome,
     ContainerMainProcess,
     ContainerStart,
-    OomWatch,
     close,
     ending_of,
 )
@@ -234,7 +233,7 @@ class RunHome(ContainerHome):
         return ContainerMainProcess(
             process.pid if process is not None else 0, pidfd, on_exit=on_exit, finish=lambda: self._finish(start),
             close=lambda: close(start, kill=True), reader=reader, signal_by_engine=signal_by_engine,
-            oom=OomWatch.of(self._roots, process.pid) if process is not None else None, init=init,
+            oom=self._oom_kills(process.pid) if process is not None else None, init=init,
         )  # fmt: skip
 
     async def _appears(self, start: ContainerStart) -> tuple[Process | None, Process | None]:

@@ -23,7 +23,6 @@ from accelerd.supervise.homes.containers.container_home import (
     ContainerHome,
     ContainerMainProcess,
     ContainerStart,
-    OomWatch,
     close,
 )
 from accelerd.supervise.homes.containers.handoff import NOT_FOUND, NOT_HANDED, SCRIPT, as_shell, inner_environment
@@ -217,7 +216,7 @@ class ToolboxHome(ContainerHome):
         oom = None
         if process is not None:
             start.session = await asyncio.to_thread(self._session, start, process.pid)
-            oom = OomWatch.of(self._roots, process.pid)
+            oom = self._oom_kills(process.pid)
         pid = process.pid if process is not None else start.end.pid if start.end else 0
         return ContainerMainProcess(
             pid, pidfd, on_exit=on_exit, finish=lambda: self._finish(start), close=lambda: close(start, kill=False),
