@@ -55,9 +55,9 @@ class EventLog:
         text = f"the machine was suspended for {resumed.seconds:.0f} s: loaded models are checked before they serve"
         event(log, NOTICE, text)
 
-    def engine_line(self, model: str, line: str, unit: str | None = None) -> None:
+    def engine_line(self, model: str, line: str, level: int, unit: str | None = None) -> None:
         """A line that an engine printed; in the journal it belongs to the engine's own `unit`, where it has one."""
-        event(log, logging.INFO, line, model=model, stream="engine", USER_UNIT=unit)
+        event(log, level, line, model=model, stream="engine", USER_UNIT=unit)
 
 
 def _severity(moved: ModelTransition) -> tuple[int, str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct, structs
 
@@ -23,7 +24,7 @@ from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
-from accelerd.engines.http import HttpError
+from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.instances import InstanceInfo, Listener
 from accelerd.supervise import exit_messages
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
@@ -32,11 +33,16 @@ from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, P
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
-from accelerd.supervise.ready import Loading, Outcome, prove
+from accelerd.supervise.ready import Loading, Outcome, listens, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
+
+CLOSING: Final = 0.1  # s from the end of a connection to that of the socket that listens, in a process that dies
+
+
+EngineLog = Callable[[str, str, int, str | None], None]  # model, line, log level, unit
 
 
 class InstanceContext(Struct, frozen=True):
@@ -49,7 +55,7 @@ class InstanceContext(Struct, frozen=True):
     choose: Callable[[ModelSpec], Home]
     records: RecordStore
     table: ProcessTable
-    sink: Callable[[str, str, str | None], None] | None
+    sink: EngineLog | None
     limits: SupervisorLimits
 
 
@@ -89,6 +95,7 @@ class Instance:
         self._found = found
         self._gpus = gpus
         self._main: MainProcess | None = None
+        self._unit: str | None = None  # of its main process, also after its end
         self._home: str | None = None  # its home's kind, once chosen
         self._place: str | None = None
         self._record = InstanceRecordFile(context.records, tag, found.stored if found is not None else None, self._log)
@@ -99,6 +106,7 @@ class Instance:
         self._kill = asyncio.Event()
         self._probe_asked = asyncio.Event()
         self._stop: EndReason | None = None
+        self._trouble = ""  # what the last probe found
         self._terminated = False
         self._killing_reported = False
         self._ready = False
@@ -189,7 +197,7 @@ class Instance:
         if raced is None or raced[0] == 0:
             return self._stopped_early(), False
         plan: LaunchPlan = raced[1]
-        self._plan = plan
+        self._plan_is(plan)
         try:
             if plan.endpoint.unix:
                 await asyncio.to_thread(prepare_socket, Path(plan.endpoint.unix))
@@ -206,12 +214,13 @@ class Instance:
         return await self._to_its_end(main, plan)
 
     async def _resume(self, found: Adoptable) -> Exit:
-        self._plan = plan = found.plan
+        plan = found.plan
         home = self._context.homes[found.record.home]
         self._lives_in(home, found.record.place)
         age = max(process.age() for process in found.processes)
         self._started = self._spawned = self._context.clock.monotonic() - age
         self._open_feed()
+        self._plan_is(plan)
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet and found.was_ready else None
         try:
             self._main = main = await home.adopt(found.record, self._printed, self._wake.set)
@@ -231,7 +240,10 @@ class Instance:
             await self._end(main, plan)
             raise
         strays = await self._end(main, plan)
-        return self._exit_of(plan, main, ending, strays)
+        ended, retry = self._exit_of(plan, main, ending, strays)
+        if self._feed is not None and ended.cause is not Cause.STOPPED and not retry:
+            self._feed.explain()
+        return ended, retry
 
     def _lives_in(self, home: Home, place: str) -> None:
         self._home, self._place = home.kind, place if place != self.tag.instance else None
@@ -254,13 +266,21 @@ class Instance:
         return main
 
     def _open_feed(self) -> None:
-        context = self._context
+        context, model = self._context, self.spec.name
         if (sink := context.sink) is not None:
 
-            def to_journal(model: str, line: str) -> None:
-                sink(model, line, self._main.unit if self._main is not None else None)
+            def to_journal(line: str, level: int) -> None:
+                if self._main is not None:
+                    self._unit = self._main.unit
+                sink(model, line, level, self._unit)
 
-            self._feed = JournalFeed(to_journal, self.spec.name, context.clock, context.limits.journal_rate)
+            verbose = log.isEnabledFor(logging.DEBUG)
+            self._feed = JournalFeed(to_journal, context.clock, context.limits.journal_rate, verbose=verbose)
+
+    def _plan_is(self, plan: LaunchPlan) -> None:
+        self._plan = plan
+        if self._feed is not None and plan.notable:
+            self._feed.notable = re.compile(plan.notable.encode())
 
     def _printed(self, chunk: bytes) -> None:
         if self._redactor is not None:
@@ -318,10 +338,17 @@ class Instance:
     async def _probe_once(self, plan: LaunchPlan) -> None:
         try:
             _, trouble = await prove(plan, within=self._context.limits.probe_timeout)
+        except HttpUnreachable as error:
+            trouble = str(error)
+            await asyncio.sleep(CLOSING)
+            if not await listens(plan.endpoint):
+                # A process that dies closes its sockets long before it is gone: its end, which ends this, tells more.
+                await asyncio.sleep(self._context.limits.dying)
         except HttpError as error:
             trouble = str(error)
         if self._wake.is_set():
             return  # it is ending: a broken connection says nothing about its health
+        self._trouble = trouble
         if trouble:
             self._log(logging.WARNING, f"fails the smallest request: {trouble}", names.MSG_UNHEALTHY)
         self._context.listener.instance_probed(self.number, not trouble)
@@ -378,7 +405,7 @@ class Instance:
         ending = self._stop or ending
         tail = self._tail()
         if ending.cause is not None:
-            message = exit_messages.asked(plan, ending.cause, ending.message, age)
+            message = exit_messages.asked(plan, ending.cause, ending.message or self._trouble, age)
             return Exit(ending.cause, message, main.status, tail), ending.port_taken
         ended = main.ended if isinstance(main, TenantProcess) else None
         unexecuted = main.unexecuted(tail[-1] if tail else "")

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
-from accelerd.engines.base import LaunchPlan
+from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.http import ANSWER_BYTES, HttpError, connect, request, unix_peer
 from accelerd.memory.resident import resident, taken_in
 from accelerd.supervise.exit_messages import program
@@ -128,6 +128,16 @@ async def _ask(plan: LaunchPlan) -> Outcome | None:
         text = "answers to any key: every user of this machine could use it; this build cannot be used"
         return Outcome(Cause.REFUSED, f"{program(plan)} {text}")
     return READY if other in (401, 403) else None
+
+
+async def listens(endpoint: Endpoint) -> bool:
+    """Does anybody?"""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            (await connect(endpoint)).close()
+    except (OSError, TimeoutError):
+        return False
+    return True
 
 
 async def _status(plan: LaunchPlan, path: str, bearer: str = "") -> int:

@@ -23,7 +23,7 @@ from accelerd.instances import InstanceInfo, Listener, Supervisor
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, HomeError
-from accelerd.supervise.instance import Instance, InstanceContext
+from accelerd.supervise.instance import EngineLog, Instance, InstanceContext
 from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessTable
@@ -54,13 +54,13 @@ class ProcessSupervisor(Supervisor):
         *,
         homes: Mapping[str, Home] | None = None,
         choose: Callable[[ModelSpec], Home] | None = None,
-        sink: Callable[[str, str, str | None], None] | None = None,
+        sink: EngineLog | None = None,
         limits: SupervisorLimits | None = None,
         table: ProcessTable | None = None,
     ) -> None:
         """`homes` by kind, `choose` the one for a model (HomeError: there is none); by default all are children.
 
-        `sink(model, line, unit)` gets what engines print, at most `limits.journal_rate` lines a second and model.
+        `sink(model, line, level, unit)` gets what engines print, at most `limits.journal_rate` lines a second of each.
         """
         if homes is None:
             homes = {ChildHome.kind: ChildHome(proc=roots.proc, sys=roots.sys)}

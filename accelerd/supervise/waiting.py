@@ -19,6 +19,7 @@ class SupervisorLimits(Struct, frozen=True):
     load_cap: float = 10.0  # times start_timeout: loading takes no longer, whatever progress is seen
     growth: int = 1 << 20  # of resident memory that counts as progress
     probe_timeout: float = 30.0  # a busy engine answers late
+    dying: float = 10.0  # until a process whose socket is closed has ended; the kernel frees its memory meanwhile
     journal_rate: int = 50  # lines of output a second and model
     # killing what does not go
     slow_after: float = 1.0  # of killing, until the listener is notified

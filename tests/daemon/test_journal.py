@@ -24,11 +24,11 @@ def service(journald_manager: UserManager) -> Iterator[Service]:
     yield from installed(journald_manager)
 
 
-def install(service: Service, toml: str) -> None:
+def install(service: Service, toml: str, level: str = "debug") -> None:
     """With its output to the journal, as it is shipped, and not to the file that other tests read."""
     service.install(toml)
     folder = service.manager.runtime_dir / "systemd/user" / f"{SERVICE}.d"
-    service.manager.write(folder / "z.conf", TO_JOURNAL)
+    service.manager.write(folder / "z.conf", f"{TO_JOURNAL}Environment=ACCELERD_LOG_LEVEL={level}\n")
     service.manager.systemctl("daemon-reload")
 
 
@@ -75,3 +75,21 @@ def test_after_a_restart_the_next_daemon_goes_on_with_it(service: Service) -> No
         return {entry["_PID"] for entry in found if "cleaning up before exit" in entry["MESSAGE"]}
 
     assert eventually(last_words, "what it printed at its end is in the journal of its unit") == {str(second)}
+
+
+def test_an_engine_that_works_is_silent_in_the_journal_and_one_that_fails_is_not(service: Service) -> None:
+    """What it says at its own levels of warning and error, and its last words when nobody wanted it to end."""
+    install(service, QUICK + service.site.model("qwen") + service.site.model("broken", "exit:3"), level="info")
+    service.start()
+    service.load("qwen")
+    assert service.chat("qwen").status == 200
+    assert service.chat("broken").status == 503
+
+    def said() -> bool:
+        found = [entry["MESSAGE"] for entry in journal(service, "ACCELERD_MODEL=broken")]
+        return "E main: exiting due to mode exit:3" in found and "I main: fake server" in found
+
+    eventually(said, "the last words of the one that failed are in the journal")
+    chatter = [entry["MESSAGE"] for entry in journal(service, "ACCELERD_MODEL=qwen") if "main:" in entry["MESSAGE"]]
+    assert chatter == []
+    assert "I main: model loaded" in service.accelctl("logs", "qwen")

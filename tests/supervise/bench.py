@@ -58,7 +58,7 @@ class FakeEngine:
         env = {"PATH": os.environ["PATH"], "LLAMA_API_KEY": secret, **dict(spec.env)}
         # This interpreter rather than the script's own line: quicker, and the same version as the tests'.
         argv = (sys.executable, "-S", "-E", str(FAKE_SERVER), "--alias", spec.name, *where, *spec.extra_args)
-        plan = self.edit(number, LaunchPlan(spec.name, argv, env, endpoint, secret, ()))
+        plan = self.edit(number, LaunchPlan(spec.name, argv, env, endpoint, secret, (), notable="."))
         self.plans.append(plan)
         return plan
 
@@ -132,7 +132,7 @@ class SupervisorBench:
             {"fake": self.engine},
             self.roots,
             SystemClock(),
-            sink=lambda model, line, unit: self.journal.append((model, line)),
+            sink=lambda model, line, level, unit: self.journal.append((model, line)),
             **self.options,
         )
         return self

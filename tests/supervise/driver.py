@@ -78,7 +78,7 @@ class Driver:
             SystemClock(),
             homes=self.homes,
             choose=self.choice,
-            sink=lambda model, line, unit: tell(event="line", model=model, line=line, unit=unit),
+            sink=lambda model, line, level, unit: tell(event="line", model=model, line=line, unit=unit),
             limits=SupervisorLimits(adopt_patience=2.0, leftover_grace=1.0),
         )
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
 from dataclasses import replace
 
 import pytest
 
-from accelerd.supervise.process.output import CUT_MARK, LINE_BYTES, RING_BYTES, JournalFeed, OutputRing, printable
+from accelerd.engines.llama_server.output import NOTABLE
+from accelerd.supervise.process.output import (
+    CUT_MARK,
+    LINE_BYTES,
+    LOOKED_AT,
+    RING_BYTES,
+    TAIL_LINES,
+    JournalFeed,
+    OutputRing,
+    printable,
+)
 from tests.supervise.bench import SupervisorBench
 
 
@@ -114,27 +126,74 @@ async def test_a_closed_follower_costs_nothing_more() -> None:
 
 def test_the_journal_gets_so_many_lines_a_second() -> None:
     clock, sent = Clock(), list[str]()
-    feed = JournalFeed(lambda model, line: sent.append(f"{model}: {line}"), "m", clock, rate=3)
+    feed = JournalFeed(lambda line, _: sent.append(line), clock, 3, verbose=True)
     feed.feed(b"1\n2\n3\n4\n5\nsix")
     feed.feed(b" goes on\n")
-    assert sent == ["m: 1", "m: 2", "m: 3"]
+    assert sent == ["1", "2", "3"]
     clock.now += 1
     feed.feed(b"7\n")
-    assert sent[3:] == ["m: [… 3 lines of output suppressed here]", "m: 7"]
+    assert sent[3:] == ["[… 3 lines of output suppressed here]", "7"]
     feed.feed(b"par")
     feed.feed(b"tial\n\n \nend")
     feed.flush()
-    assert sent[5:] == ["m: partial", "m: end"]
+    assert sent[5:] == ["partial", "end"]
 
 
 def test_the_journal_gets_a_line_without_end_once() -> None:
     sent = list[str]()
-    feed = JournalFeed(lambda _, line: sent.append(line), "m", Clock(), rate=10)
+    feed = JournalFeed(lambda line, _: sent.append(line), Clock(), 10, verbose=True)
     for _ in range(1000):
         feed.feed(b"y" * 65536)
     feed.feed(b"\nnext\n")
     assert [line[:4] for line in sent] == ["yyyy", "next"]
     assert sent[0].endswith(CUT_MARK)
+
+
+LLAMA = (
+    b"0.00.834.253 I srv  llama_server: model loaded\n"
+    b"0.04.104.917 W srv    operator(): a slot is slow\n"
+    b"I slot print_timing: id  3 | eval time = 0.39 ms\n"
+    b"W srv  update: cache is full\n"
+    b"0.04.105.070 D slot launch_slot_: W is no level here\n"
+    b"0.05.000.001 E srv    operator(): got exception\n"
+    b"GGML_ASSERT(n > 0) failed\n"
+)
+
+
+def test_what_matters_to_the_engine_comes_at_info_and_its_chatter_at_debug() -> None:
+    sent = list[tuple[str, int]]()
+    feed = JournalFeed(lambda line, level: sent.append((line.split(": ")[-1], level)), Clock(), 50, verbose=True)
+    feed.notable = re.compile(NOTABLE.encode())
+    feed.feed(LLAMA)
+    assert [line for line, level in sent if level == logging.INFO] == [
+        "a slot is slow",
+        "cache is full",
+        "got exception",
+    ]
+    assert len(sent) == 7
+    feed.explain()
+    assert len(sent) == 7, "what was sent is not said again"
+
+
+def test_chatter_is_said_after_all_when_the_engine_failed() -> None:
+    sent = list[tuple[str, int]]()
+    feed = JournalFeed(lambda line, level: sent.append((line, level)), Clock(), 50)
+    feed.notable = re.compile(NOTABLE.encode())
+    feed.feed(LLAMA * 10)
+    assert len(sent) == 30, "chatter is neither sent nor does it suppress what matters"
+    feed.explain()
+    assert len(sent) == 30 + TAIL_LINES
+    assert sent[-1] == ("GGML_ASSERT(n > 0) failed", logging.INFO)
+
+
+def test_a_flood_of_chatter_is_not_looked_at_line_by_line() -> None:
+    clock, sent = Clock(), list[tuple[str, int]]()
+    feed = JournalFeed(lambda line, level: sent.append((line, level)), clock, 50)
+    feed.feed(b"I chatter\n" * (LOOKED_AT + 7))
+    assert sent == []
+    clock.now += 1
+    feed.feed(b"I chatter\n")
+    assert sent == [("[… 7 lines of output suppressed here]", logging.DEBUG)]
 
 
 @pytest.mark.parametrize("mode", ["flood", "binary-output"])

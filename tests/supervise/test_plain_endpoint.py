@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -176,6 +177,22 @@ async def test_probe_tells_whether_requests_are_answered(bench: SupervisorBench,
         assert alive(bench.pid(number))  # what follows is the scheduler's decision
         exit = await bench.stopped(number)
     assert exit.cause is Cause.STOPPED
+
+
+async def test_probe_of_an_engine_that_is_dying_waits_for_its_end(bench: SupervisorBench) -> None:
+    """The kernel closes the sockets of a killed process first and then frees its memory, which takes a while."""
+    async with bench:
+        number = bench.start("fork-wrapper")
+        await bench.ready(number)
+        wrapper = bench.pid(number)
+        os.kill(wrapper, signal.SIGSTOP)  # so that it is there for a while without its socket
+        os.kill(bench.recorded("ready")[0]["pid"], signal.SIGKILL)
+        bench.supervisor.probe(number)
+        await asyncio.sleep(0.5)
+        os.kill(wrapper, signal.SIGCONT)
+        exit = await bench.gone(number)
+        assert "probed" not in bench.heard.of(number)
+    assert exit.cause in (Cause.EXITED, Cause.SIGNALED)
 
 
 async def test_probe_of_a_hung_engine_does_not_hold_up_its_stop(bench: SupervisorBench) -> None:

@@ -20,7 +20,7 @@ from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade import model, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
-from accelerd.engines.llama_server.output import OUT_OF_MEMORY, TOO_LARGE
+from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Lemonade(Engine):
             flags=asked.flags,
             warnings=asked.warnings,
             guarded=False,
+            notable=NOTABLE if recipe == "llamacpp" else "",
             out_of_memory=OUT_OF_MEMORY if recipe == "llamacpp" else (),
             too_large=TOO_LARGE if recipe == "llamacpp" else (),
             tenancy=Tenancy(

@@ -128,6 +128,7 @@ def build(
     line.own(("--no-ui", "--no-webui"), reason="accelerd answers the browser itself")
     if (colors := features.find("--log-colors")) and colors.hint:  # an older one is a switch that turns them on
         line.add("--log-colors", "off", reason="output goes to the journal")
+    line.own(("--log-prefix",), reason="its own levels tell which lines of output matter")
     _extra(line)
     if line.refusals:
         program = f"{features.binary} ({features.version})"

@@ -191,6 +191,7 @@ class LlamaServer(Engine):
             probe_path=probe_path,
             probe_body=probe_body,
             backend=settled.build.backend,
+            notable=output.NOTABLE,
             out_of_memory=output.OUT_OF_MEMORY,
             too_large=output.TOO_LARGE,
         )
@@ -351,6 +352,7 @@ def _fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:
         secret=dict(spec.env).get(environment.KEY_VARIABLE, ""),
         flags=(Flag(" ".join(there.command), there.source, reason),),
         guarded=False,
+        notable=output.NOTABLE,
         out_of_memory=output.OUT_OF_MEMORY,
         too_large=output.TOO_LARGE,
     )

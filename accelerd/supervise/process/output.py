@@ -7,8 +7,10 @@ never grows with what an engine prints: a flood stays in the pipe, which slows t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +21,7 @@ FOLLOW_BYTES: Final = 256 * 1024  # what one reader may lag behind
 LINE_BYTES: Final = 4096
 CUT_MARK: Final = " [… line cut]"
 TAIL_LINES: Final = 20
+LOOKED_AT: Final = 1000  # lines a second of which it is found out whether they matter
 REDACTED_BYTES: Final = 64 * 1024  # of a line without an end that a redactor looks at
 
 # C0 but the tab, DEL, C1, line and paragraph separators, and the marks that reorder text on a terminal.
@@ -145,18 +148,24 @@ class Follower:
 
 
 class JournalFeed:
-    """Lines of one model's output to a sink, at most `rate` a second; the rest is counted and said."""
+    """Lines of one model's output to a sink, with a log level: what matters at info, the engine's chatter at debug.
 
-    def __init__(self, sink: Callable[[str, str], None], model: str, clock: Clock, rate: int) -> None:
+    At most `rate` lines a second are sent and LOOKED_AT are looked at; the rest is counted and said.
+    """
+
+    def __init__(self, sink: Callable[[str, int], None], clock: Clock, rate: int, *, verbose: bool = False) -> None:
+        """`verbose`: chatter is sent too; else the newest of it is kept for `explain`."""
+        self.notable: re.Pattern[bytes] | None = None  # the beginning of lines that matter; None: no line does
         self._sink = sink
-        self._model = model
         self._clock = clock
         self._rate = rate
+        self._verbose = verbose
         self._window = clock.monotonic()
-        self._sent = 0  # lines in this window
+        self._sent = self._seen = 0  # lines in this window
         self._suppressed = 0
         self._partial = b""
         self._skip = False  # until the end of a line that was cut or suppressed
+        self._unsent: deque[bytes] = deque(maxlen=TAIL_LINES)
 
     def feed(self, chunk: bytes) -> None:
         """Take a piece of output. A flood costs one count of its newlines."""
@@ -175,36 +184,48 @@ class JournalFeed:
             self._partial += piece[: LINE_BYTES + 1 - len(self._partial)]
             if end >= 0 or len(self._partial) > LINE_BYTES:
                 self._skip = end < 0
-                self._send(self._partial)
+                self._take(self._partial)
                 self._partial = b""
 
     def flush(self) -> None:
         """The instance has ended: send what is left."""
         if self._partial:
-            self._send(self._partial)
+            self._take(self._partial)
         self._partial, self._skip = b"", False
         self._note()
+
+    def explain(self) -> None:
+        """It has ended although nobody asked it to: its last chatter may say why."""
+        while self._unsent:
+            self._sink(printable(self._unsent.popleft()), logging.INFO)
 
     def _open_window(self) -> bool:
         now = self._clock.monotonic()
         if now - self._window >= 1.0:
-            self._window, self._sent = now, 0
             self._note()
-        return self._sent < self._rate
+            self._window, self._sent, self._seen = now, 0, 0
+        return self._sent < self._rate and self._seen < LOOKED_AT
 
     def _suppress(self, rest: bytes) -> None:
         self._suppressed += rest.count(b"\n")
         self._partial = b""
         self._skip = not rest.endswith(b"\n")
 
-    def _send(self, raw: bytes) -> None:
-        if raw.strip():
+    def _take(self, raw: bytes) -> None:
+        if not raw.strip():
+            return
+        self._seen += 1
+        notable = self.notable is not None and self.notable.match(raw) is not None
+        if notable or self._verbose:
             self._sent += 1
-            self._sink(self._model, printable(raw))
+            self._sink(printable(raw), logging.INFO if notable else logging.DEBUG)
+        else:
+            self._unsent.append(raw)
 
     def _note(self) -> None:
         if self._suppressed:
-            self._sink(self._model, f"[… {self._suppressed} lines of output suppressed here]")
+            level = logging.INFO if self._sent >= self._rate else logging.DEBUG
+            self._sink(f"[… {self._suppressed} lines of output suppressed here]", level)
             self._suppressed = 0
 
 
