@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,31 @@ async def test_it_serves_and_is_gone_after(containers: World, make: Callable[[],
     assert not exists(containers, life)
     assert "listening on unix://" in life.text
     assert "cleaning up before exit" in life.text
+
+
+async def test_files_are_seen_where_they_are_also_through_the_links_of_a_download(
+    containers: World, make: Callable[[], RunHome]
+) -> None:
+    """As a hub's cache has them: a snapshot is a link to a blob beside it, and the cache itself may be one, too."""
+    real, cache = containers.home / "disk", containers.home / "hub"
+    (real / "blobs").mkdir(parents=True)
+    (real / "snapshots/main").mkdir(parents=True)
+    (real / "blobs/abc").write_text("the weights\n")
+    (real / "snapshots/main/a b.gguf").symlink_to("../../blobs/abc")
+    cache.symlink_to(real)
+    try:
+        file = str(cache / "snapshots/main/a b.gguf")
+        script = 'cat "$0"; touch "$XDG_CACHE_HOME/kept" && echo home is "$HOME"; sleep 60'
+        order = launch(containers, argv=("sh", "-c", script, file))
+        life = await Life(containers, make(), replace(order, files=(file,), env={**order.env, "HOME": "/host"})).start()
+        await life.until(lambda: "home is" in life.text)
+        assert life.text.startswith("the weights\n")
+        assert "/host" not in life.text
+        assert (containers.roots.cache / "containers/kept").exists()
+        await life.stop()
+    finally:
+        cache.unlink()
+        shutil.rmtree(real)
 
 
 async def test_ignoring_sigterm_does_not_help(containers: World, make: Callable[[], RunHome]) -> None:

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 APPEAR_PATIENCE: Final = 20.0  # s from the container to the program in it
 POLL: Final = 0.02  # s
+LINKS: Final = 8  # in a row
 INITS: Final = ("podman-init", "docker-init", "catatonit", "tini", "dumb-init")
 FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could not be executed
 
@@ -63,6 +64,7 @@ class RunHome(ContainerHome):
         self.kind = engine.name
         self._engine = engine
         self._table = table
+        self._caches = roots.cache / "containers"
 
     def place(self, spec: ModelSpec, tag: InstanceTag) -> str:
         return container_name(spec.name)
@@ -105,7 +107,7 @@ class RunHome(ContainerHome):
         if there is not None and not only_ours(there, launch.tag.owner):
             text = f"there is a {self.kind} container {start.container} already that accelerd did not make"
             raise HomeError(f"{text}: rename or remove it")
-        env = as_env_file(inner_environment(spec, launch.env))
+        env = as_env_file(self._environment(launch))
         said = bytearray()
 
         def printed(chunk: bytes) -> None:
@@ -177,6 +179,13 @@ class RunHome(ContainerHome):
         program = spec.binary or argv[0]
         return False, [f"--entrypoint={program}", image, *argv[1:]]
 
+    def _environment(self, launch: LaunchRequest) -> dict[str, str]:
+        """Its home is the container's. What drivers compile is kept, in a folder that all these containers share."""
+        own = {name for name, _ in launch.spec.env}
+        env = inner_environment(launch.spec, launch.env)
+        kept = {name: value for name, value in env.items() if name != "HOME" or name in own}
+        return kept if "XDG_CACHE_HOME" in own else {**kept, "XDG_CACHE_HOME": str(self._caches)}
+
     def _options(self, launch: LaunchRequest, start: ContainerStart) -> Iterator[str]:
         spec, podman = launch.spec, self.kind == "podman"
         yield from ("--detach", "--init", "--network=host")
@@ -204,17 +213,14 @@ class RunHome(ContainerHome):
             yield f"--oom-score-adj={spec.oom_score_adjust}"
 
     def _mounts(self, launch: LaunchRequest) -> list[str]:
-        """The folders of the model's files, of downloads and of the socket, at the same place inside. Blocking."""
-        spec = launch.spec
-        found = _own_mounts(spec)
-        for file in launch.files:
-            for folder in {Path(file).parent, Path(file).resolve().parent}:  # a download is a link to a blob elsewhere
+        """The folders of the model's files, of caches and of the socket, at the same place inside. Blocking."""
+        found = _own_mounts(launch.spec)
+        for file in map(Path, launch.files):
+            # A file of the hub's cache is a link to a blob elsewhere, and that may be one, too.
+            for folder in {file.parent, *(link.parent for link in _links(file))}:
                 found.setdefault(str(folder), f"{folder}:{folder}:ro")
-        if spec.model:
-            cache = Path(launch.env.get("XDG_CACHE_HOME") or self._roots.home / ".cache")
-            for folder in (cache / "llama.cpp", Path(launch.env.get("HF_HOME") or cache / "huggingface")):
-                folder.mkdir(parents=True, exist_ok=True)
-                found.setdefault(str(folder), f"{folder}:{folder}")
+        self._caches.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found.setdefault(str(self._caches), f"{self._caches}:{self._caches}")
         for word in launch.argv:
             if word.startswith("/") and word.endswith(".sock"):
                 folder = Path(word).parent
@@ -312,6 +318,15 @@ def _own_mounts(spec: ModelSpec) -> dict[str, str]:
         target, _, mode = rest.partition(":")
         found[target or source] = f"{source}:{target or source}" + (f":{mode}" if mode else "")
     return found
+
+
+def _links(file: Path) -> Iterator[Path]:
+    """What a file is a link to, step by step, to the file itself."""
+    for _ in range(LINKS):
+        if not file.is_symlink():
+            return
+        file = Path(os.path.normpath(file.parent / os.readlink(file)))
+        yield file
 
 
 def groups(kind: str, devices: Sequence[Path]) -> list[str]:
