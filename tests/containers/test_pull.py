@@ -87,8 +87,8 @@ def push_heavy(world: World, registry: Registry) -> str:
     """The same with a layer of 4 MB that this machine does not have; the image's id."""
     maker = world.name("heavy")
     fill = "head -c 4000000 /dev/urandom >/heavy"
-    world.podman("run", "--name", maker, "--network=none", "--entrypoint=sh", world.image, "-c", fill)
-    made = world.podman("commit", "--quiet", "--change", "ENTRYPOINT []", maker)
+    world.podman("run", "--name", maker, "--network=none", world.image, "sh", "-c", fill)
+    made = world.podman("commit", "--quiet", maker)
     world.podman("rm", maker)
     world.podman("push", "--quiet", made, f"oci:{registry.folder}:latest")
     world.podman("rmi", made)

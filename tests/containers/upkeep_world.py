@@ -239,9 +239,9 @@ def _made(world: World, version: str | None, starts: bool) -> str:
     script = f'#!/bin/sh\n[ "$1" != --version ] || {{ echo "version: {version}" >&2; exit; }}\n{run} "$@"\n'
     maker = world.name("maker")
     write = "cat >/usr/local/bin/llama-server; chmod 755 /usr/local/bin/llama-server" if version else "true"
-    run_it = ["podman", "run", "--interactive", "--name", maker, "--network=none", "--entrypoint=sh", world.image]
-    subprocess.run([*run_it, "-c", write], input=script, text=True, check=True, capture_output=True, timeout=60)
-    made = world.podman("commit", "--quiet", "--change", "ENTRYPOINT []", "--change", f"LABEL made={maker}", maker)
+    run_it = ["podman", "run", "--interactive", "--name", maker, "--network=none", world.image]
+    subprocess.run([*run_it, "sh", "-c", write], input=script, text=True, check=True, capture_output=True, timeout=60)
+    made = world.podman("commit", "--quiet", "--change", f"LABEL made={maker}", maker)
     world.podman("rm", maker)
     return made.removeprefix("sha256:")
 

@@ -37,9 +37,9 @@ class Care(ContainerService):
     def new_image(self, change: str = "true") -> str:
         """Give the toolbox's image name to another image, like IMAGE but for one command; its id."""
         maker = f"maker{next(_versions)}"
-        self.podman("run", "--name", maker, "--network=none", "--entrypoint=sh", "--user=root", IMAGE, "-c", change)
-        label = f"LABEL made={maker}"
-        self.podman("commit", "--quiet", "--change", "ENTRYPOINT []", "--change", label, maker, TAG)
+        self.podman("run", "--name", maker, "--network=none", "--user=root", IMAGE, "sh", "-c", change)
+        # An --entrypoint would stay in the image: podman 5 does not take it back with --change.
+        self.podman("commit", "--quiet", "--change", f"LABEL made={maker}", maker, TAG)
         self.podman("rm", maker)
         return self.podman("image", "inspect", TAG, "--format={{.Id}}")
 
