@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -195,6 +196,15 @@ async def test_an_image_that_is_a_server_gets_arguments_only(
     await life.ended.wait()
     assert await life.gone() == 0
     assert life.text.strip() == ("a|b|" if entrypoint else "a b")
+
+
+def test_no_two_models_have_one_container(containers: World) -> None:
+    """What stands for a character that podman does not allow must not be another model's name."""
+    assert container_name("qwen3-8b_Q4.K-M") == "accelerd-qwen3-8b_Q4.K-M"
+    names = ["org/m:8b", "org-m-8b", "org:m/8b", "org m@8b", "模型", "型模", "x" * 300, "x" * 301]
+    made = {container_name(name) for name in names}
+    assert len(made) == len(names)
+    assert all(re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", name) for name in made)
 
 
 def test_groups_of_devices(containers: World) -> None:

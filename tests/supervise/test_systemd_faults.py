@@ -307,6 +307,10 @@ def test_unit_names() -> None:
     assert unit_name("qwen") == "accelerd-qwen.service"
     assert unit_name("org/qwen3:8b_Q4.K-M") == "accelerd-org-qwen3:8b_Q4.K-M.service"
     assert unit_name("a b@é") == "accelerd-a\\x20b\\x40\\xc3\\xa9.service"
+    long, longer = unit_name("模型" * 40), unit_name("模型" * 41)
+    assert max(len(long), len(longer)) <= 255
+    assert long != longer
+    assert len(second_name("模型" * 40, InstanceTag("12345-0123456789abcdef", "/run"))) <= 255
 
 
 def test_second_name_is_known_from_the_record() -> None:

@@ -8,6 +8,7 @@ again. An Instance (instance.py) lives the life, whatever the home.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -40,6 +41,11 @@ class NoProgram(AccelError):
 
     def __init__(self, problem: str) -> None:
         super().__init__("model_failed", problem, cause=Cause.NO_PROGRAM.value)
+
+
+def short_hash(text: str) -> str:
+    """Tells names from each other that would be the same where few characters are allowed, or short ones."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def find_program(name: str, path: str | None) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from accelerd.config.model import ModelSpec
+from accelerd.supervise.homes.home import short_hash
 from accelerd.supervise.homes.user_manager import UnitProperty
 from accelerd.supervise.process.processes import InstanceTag
 
 PREFIX: Final = "accelerd-"
+NAME_LENGTH: Final = 160  # of a model in the name of its unit, at most
 SLICE: Final = "accelerd.slice"
 INFINITY: Final = (1 << 64) - 1  # of systemd's limits
 STOP_MARGIN: Final = 5  # s that systemd waits beyond the model's own stop_timeout before it kills
@@ -46,12 +48,18 @@ ADDED_BY_SYSTEMD: Final = (
 
 def unit_name(model: str) -> str:
     """`accelerd-qwen.service`. Escaped as systemctl does it with what a person types: / is -, others are \\xNN."""
-    return f"{PREFIX}{_escape(model)}.service"
+    return f"{PREFIX}{_short(model)}.service"
 
 
 def second_name(model: str, tag: InstanceTag) -> str:
     """For when another unit has the name: unique, and known from the record of the instance."""
-    return f"{PREFIX}{_escape(model)}-{_escape(tag.instance)}.service"
+    return f"{PREFIX}{_short(model)}-{_escape(tag.instance)}.service"
+
+
+def _short(model: str) -> str:
+    """systemd allows 255 characters for a unit's name; one Chinese character takes twelve."""
+    escaped = _escape(model)
+    return escaped if len(escaped) <= NAME_LENGTH else f"{escaped[:NAME_LENGTH]}-{short_hash(model)}"
 
 
 def _escape(text: str) -> str:

@@ -41,7 +41,15 @@ from accelerd.supervise.homes.containers.podman_docker import (
 )
 from accelerd.supervise.homes.containers.process_tree import children
 from accelerd.supervise.homes.containers.pull import progress_lines, pull
-from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, NoProgram, OnExit, OnOutput
+from accelerd.supervise.homes.home import (
+    HomeError,
+    InstanceRecord,
+    LaunchRequest,
+    NoProgram,
+    OnExit,
+    OnOutput,
+    short_hash,
+)
 from accelerd.supervise.process.output import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, hold
 
@@ -50,6 +58,7 @@ log = logging.getLogger(__name__)
 APPEAR_PATIENCE: Final = 20.0  # s from the container to the program in it
 POLL: Final = 0.02  # s
 LINKS: Final = 8  # in a row
+NAME_LENGTH: Final = 100  # of a container, at most
 INITS: Final = ("podman-init", "docker-init", "catatonit", "tini", "dumb-init")
 FAILED: Final = 125  # the engine itself failed; 126 and 127: the program could not be executed
 
@@ -306,8 +315,9 @@ def _server(spec: ModelSpec, own: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def container_name(model: str) -> str:
-    """The name of a model's container: what podman and docker allow, and a person recognises."""
-    return "accelerd-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
+    """The name of a model's container: what podman and docker allow, a person recognises and no other model has."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", model)[:NAME_LENGTH]
+    return f"accelerd-{plain}" if plain == model else f"accelerd-{plain}-{short_hash(model)}"
 
 
 def _own_mounts(spec: ModelSpec) -> dict[str, str]:
