@@ -43,6 +43,7 @@ Modes of the process
   binary-output       prints bytes that are no text, without newlines
   foreign-ok          answers 200 to every path, whatever the key
   wrong-key           takes no key at all
+  key-words           prints a line for each wrong key
 Modes of the answers (not of /health and /v1/models)
   health-ok-infer-500  infer-hang  die-before-headers (the connection)  die-mid-stream (the process, after two tokens)
   cut-mid-stream (the connection, after two tokens)  slow-token:MS  stall-token (silent after two tokens)  garbage-sse
@@ -202,6 +203,8 @@ class Server:
         elif not self.loaded.is_set():
             answer.error(503, "unavailable_error", "Loading model")
         elif not key_ok:
+            if "key-words" in self.modes:
+                say("W srv    operator(): unauthorized: Invalid API Key")
             answer.error(401, "authentication_error", "Invalid API Key")
         elif path == "/v1/models" and method == "GET":
             model = {"id": self.name, "object": "model", "created": 1, "owned_by": "fake"}

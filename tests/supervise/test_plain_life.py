@@ -20,7 +20,8 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import LaunchPlan
+from accelerd.engines.base import Dialect, LaunchPlan
+from accelerd.engines.http import request
 from accelerd.supervise.homes.child_home import ChildHome, ChildProcess, Spawner
 from tests.supervise.bench import SupervisorBench, alive
 
@@ -38,6 +39,18 @@ async def test_ready_then_stopped(bench: SupervisorBench, tcp: bool) -> None:
         assert (exit.cause, exit.status) == (Cause.STOPPED, 0)
         assert not alive(pid)
         assert bench.recorded("term")
+
+
+async def test_the_line_that_the_check_of_the_key_causes_is_not_shown(bench: SupervisorBench) -> None:
+    bench.engine.dialect = Dialect(key_refused="unauthorized: Invalid API Key")
+    async with bench:
+        number = bench.start("key-words,chatter:20,slow-load:0.1")
+        endpoint, _ = await bench.heard.wait("ready", number)
+        for _ in range(2):
+            assert (await request(endpoint, "/v1/models", within=5, bearer="of a stranger"))[0] == 401
+        await bench.stopped(number)
+        said = [line for line in bench.supervisor.output("m").lines() if "Invalid API Key" in line]
+        assert len(said) == 2, "those of the stranger"
 
 
 def test_the_same_on_the_loop_that_the_daemon_uses(bench: SupervisorBench) -> None:
