@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.memory.gguf_maker import string, write
+
 from . import host, usage
 from .native import HERE, BenchError
 
@@ -182,7 +184,8 @@ class Accelerd(Contender):
         }
         for name in names.values():
             (home / name).mkdir(mode=0o700)
-        (home / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))  # no tensors, no keys
+        header = {"general.architecture": string("llama")}
+        write(home / "model.gguf", header, {"token_embd.weight": ((8,), 0)})  # the server does not read it
         config = home / "config" / "accelerd" / "accelerd.toml"
         config.parent.mkdir()
         config.write_text(self._config(home))
