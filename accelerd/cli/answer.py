@@ -18,6 +18,7 @@ from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count, escape, printable, span
 
 ROUTE = "/v1/chat/completions"
+SHORTEST = 0.05  # s between the first piece and the last: what arrives at once was not generated at once
 
 
 @dataclass
@@ -48,7 +49,7 @@ class ChatAnswer:
         if measured and self.tokens > 1:  # one token alone says nothing
             return float(measured)
         took = self.seconds - (self.first_token or 0.0)
-        return (self.tokens - 1) / took if self.tokens > 1 and took > 0 else None
+        return (self.tokens - 1) / took if self.tokens > 1 and took >= SHORTEST else None
 
     def json(self) -> dict[str, Any]:
         rate = self.rate

@@ -190,6 +190,8 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_came(daemon: FakeDaemon) -> None:
 def test_rate_without_enough_to_measure() -> None:
     assert ChatAnswer("m").rate is None
     assert ChatAnswer("m", pieces=1, seconds=1.0, first_token=1.0).rate is None
+    assert ChatAnswer("m", pieces=20, seconds=1.0016, first_token=1.0).rate is None, "they arrived at once"
+    assert ChatAnswer("m", pieces=21, seconds=1.5, first_token=1.0).rate == 40.0
 
 
 def test_sse_fields_line_ends_and_cut_events() -> None:
