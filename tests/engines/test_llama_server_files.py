@@ -208,9 +208,8 @@ def test_a_model_of_a_hub_that_is_not_here_says_how_to_get_it(tmp_path: Path) ->
 
 
 def test_more_context_than_the_model_was_trained_for_is_a_warning(server: LlamaServer, tmp_path: Path) -> None:
-    path = gguf(tmp_path, llama_context_length=u32(8192))
-    path = str(write(tmp_path / "t.gguf", {"general.architecture": string("llama"), "llama.context_length": u32(8192)},
-                     WEIGHTS))  # fmt: skip
+    pairs = {"general.architecture": string("llama"), "llama.context_length": u32(8192)}
+    path = str(write(tmp_path / "t.gguf", pairs, WEIGHTS))
     spec = ModelSpec("x", path=path, context=262144)
     assert any("was trained for 8192" in warning for warning in plan(server, spec, tmp_path).warnings)
     assert known(server, spec).context == 8192

@@ -91,6 +91,17 @@ async def test_each_decision_is_in_the_log(tmp_path: Path, caplog: pytest.LogCap
 
 
 @on_both_loops
+async def test_the_context_is_what_the_engine_says(tmp_path: Path) -> None:
+    """The settings of the engine may be more than it serves."""
+    async with table(tmp_path) as b, await b.client() as client:
+        b.engines["llama-server"] = Speaker(says=Traits(ALL, context=2048))
+        listed = {m["id"]: m for m in (await client.ask("GET", "/v1/models")).json()["data"]}
+        assert listed["big"]["context_length"] == 2048
+        assert listed["small"]["context_length"] == 4096, "it does not say: as configured"
+        assert listed["assistant"]["context_length"] == 2048
+
+
+@on_both_loops
 async def test_routes_are_listed_and_asked_for_by_name(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
         listed = {m["id"]: m for m in (await client.ask("GET", "/v1/models")).json()["data"]}
