@@ -155,7 +155,7 @@ class Daemon:
             reload = tasks.create_task(self._reload_when_asked(), name="reload")
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
-            self._parts.watchdog.register("reload", lambda: self._stop.is_set() or not reload.done())
+            self._parts.watchdog.register("reload", lambda: self._state is DaemonState.DRAINING or not reload.done())
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
             await self._stop.wait()
             for task in (preload, reload, repair, clock_boost, survey):

@@ -41,6 +41,21 @@ def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(
     assert "not alive" not in service.output()
 
 
+def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end_and_is_no_hang(service: Service) -> None:
+    service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nWatchdogSec=1\nRestartSec=100ms")
+    service.program(f"exec {sys.executable} -m tests.daemon.broken_daemon")
+    pid = service.start()
+    with streaming(service, "m") as response, side_by_side() as do:
+        assert response.readline().startswith(b"data: ")
+        reload = do(service.manager.run, [service.manager.home / ".local/bin/accelctl", "reload"], check=False)
+        text, complete = rest_of(response)
+        assert (complete, sse(text)[-1]) == (True, "[DONE]")
+        assert reload.result(30).returncode != 0
+    service.back(pid)
+    assert "this part is broken on purpose" in service.output()
+    assert "not alive" not in service.output()
+
+
 def test_why_it_could_not_start_is_said_by_accelctl(service: Service) -> None:
     service.install("", dropin="[Service]\nRestartSec=50ms")
     held = service.manager.popen([sys.executable, "-c", HOLD, str(service.port)], stdin=-1, stdout=-1)
