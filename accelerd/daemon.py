@@ -27,6 +27,7 @@ from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import Forecasts
 from accelerd.control.parts import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.gateway.access import read_keys
+from accelerd.policy.last_good import LastGood
 from accelerd.policy.takeover import take_over
 from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
@@ -45,6 +46,8 @@ async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
     """One daemon from its first to its last moment. StartError when it cannot begin."""
     config, problems = check(roots.config_file, roots.home)
     if config is None:
+        config = LastGood(roots).load()
+    if config is None:
         lines = "\n  ".join(str(problem) for problem in problems)
         raise StartError(f"the configuration is not valid:\n  {lines}", status=EXIT_CONFIG)
     with InstanceLock.acquire(roots.runtime / names.LOCK_FILE):
@@ -61,6 +64,7 @@ class Daemon:
     def __init__(self, parts: Parts, config: Config, problems: list[Problem]) -> None:
         self._parts = parts
         self._config, self._problems = config, [*problems]
+        self._last_good = LastGood(parts.roots)
         self._began = parts.clock.monotonic()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()  # told to stop a second time
@@ -113,8 +117,7 @@ class Daemon:
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         loop.call_later(GC_AFTER, collect_garbage)
-        for problem in self._problems:
-            log.warning("%s", problem)
+        self._tell_problems()
         text = f"accelerd {__version__} serves {', '.join(parts.listeners.addresses)}"
         if adopted:
             text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
@@ -157,6 +160,8 @@ class Daemon:
             clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
             self._parts.watchdog.register("reload", lambda: self._state is DaemonState.DRAINING or not reload.done())
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
+            if not self._mention_errors():
+                tasks.create_task(asyncio.to_thread(self._last_good.keep, self._config), name="last good configuration")
             await self._stop.wait()
             for task in (preload, reload, repair, clock_boost, survey):
                 task.cancel()
@@ -195,6 +200,7 @@ class Daemon:
         config, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
         if config is None:
             self._problems = problems
+            self._mention_errors()
             raise ConfigErrors(problems)
         keys = await asyncio.to_thread(read_keys_of, config)
         await self._listen(config)
@@ -208,8 +214,8 @@ class Daemon:
         found = changes.as_dict()
         what = "; ".join(f"{kind}: {', '.join(who)}" for kind, who in found.items() if who)
         event(log, NOTICE, f"configuration read: {what or 'nothing in it'}", message_id=names.MSG_CONFIG_LOADED)
-        for problem in problems:
-            log.warning("%s", problem)
+        self._tell_problems()
+        await asyncio.to_thread(self._last_good.keep, config)
         return found
 
     async def _listen(self, config: Config) -> None:
@@ -218,6 +224,19 @@ class Daemon:
             await self._parts.listeners.listen(config.server.listen)
         except StartError as error:
             raise AccelError("config_invalid", error.message) from None
+
+    def _tell_problems(self) -> None:
+        for problem in self._problems:
+            log.log(logging.WARNING if problem.severity == "warning" else logging.ERROR, "%s", problem)
+        if self._mention_errors():
+            text = "the configuration has mistakes: the last one without any is in use; see: accelctl config check"
+            event(log, logging.ERROR, text, message_id=names.MSG_CONFIG_REJECTED)
+
+    def _mention_errors(self) -> bool:
+        """In the line that `systemctl status` shows. Are there any?"""
+        first = next((problem for problem in self._problems if problem.severity == "error"), None)
+        self._parts.status_line.configuration = f"the configuration on disk is not in use: {first}" if first else ""
+        return first is not None
 
     def _apply(
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()

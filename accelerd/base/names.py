@@ -22,6 +22,7 @@ LOCK_FILE: Final = "accelerd.lock"
 INSTANCE_DIR: Final = "instances"  # sockets of the engines
 STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
 STATE_FILE: Final = "state.json"
+LAST_GOOD_FILE: Final = "configuration.json"  # the files of the last configuration that could be used
 YIELD_FILE: Final = "yield.json"  # in the runtime directory: what a person wants yielded
 TOOLBOX_FILE: Final = "toolboxes.json"  # a refresh of a toolbox that has begun
 CACHE_DIR: Final = "accelerd"  # $XDG_CACHE_HOME

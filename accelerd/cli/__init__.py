@@ -21,7 +21,7 @@ from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
 from accelerd.cli.connect import EXITS, DaemonClient
-from accelerd.cli.context import Command, Context, unknown_name
+from accelerd.cli.context import Command, Context, name_mistakes, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import nearest
@@ -154,6 +154,7 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Cl
             from accelerd.cli.programs import SystemPrograms, explain_unreachable
 
             explain_unreachable(failure, SystemPrograms(env))
+            name_mistakes(failure, context)
         raise
 
 

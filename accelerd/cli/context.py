@@ -48,6 +48,15 @@ def configuration(context: Context) -> tuple[Config | None, list[Problem]]:
     return found, list(problems)
 
 
+def name_mistakes(failure: Failure, context: Context) -> None:
+    """Of a daemon that does not run: mistakes in its configuration may be why."""
+    found, problems = configuration(context)
+    if found is None:
+        first = next(problem for problem in problems if problem.severity == "error")
+        failure.message += f"; its configuration has mistakes: {first}"
+        failure.hint = f"see: accelctl config check; then {failure.hint}"
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """Of a command that takes none of its own."""
 

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.files import replace_file
-from accelerd.config.load import Source, dropin_dir, evaluate, read
-from accelerd.config.problems import ConfigErrors, Problem
+from accelerd.config.load import dropin_dir, evaluate, read
+from accelerd.config.problems import ConfigErrors, Problem, Source
 from accelerd.config.values import check_name
 
 HEADER: Final = "# Written by "  # the first line of every generated drop-in; other files are never replaced

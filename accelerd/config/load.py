@@ -15,24 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct
-
 from accelerd.config import positions, resolve, rules
 from accelerd.config.model import Config
-from accelerd.config.problems import ConfigErrors, Problem
+from accelerd.config.problems import ConfigErrors, Problem, Source
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-
-
-class Source(Struct, frozen=True):
-    """One file: its text, or why it cannot be used."""
-
-    name: str  # for messages: relative to the main file's folder
-    path: Path
-    text: str | None
-    problem: Problem | None = None
 
 
 def load(config_file: Path, home: Path) -> Config:
@@ -72,7 +61,7 @@ def evaluate(
     config = None
     if readable:  # with an unreadable file, the rules would report wrong problems
         tables = resolve.ConfigTables(entries)
-        config = resolve.resolve(tables, tuple(str(source.path.absolute()) for source in files))
+        config = resolve.resolve(tables, tuple(files))
         problems += rules.errors(entries, tables, config)
         if with_warnings:
             problems += rules.warnings(entries, config)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from accelerd.config import values as toml
 from accelerd.config.keys import about, array, key, launch_fields, named, table
+from accelerd.config.problems import Source
 
 
 class SetBy(Enum):
@@ -419,8 +420,12 @@ class Config:
     lemonade: LemonadeSettings = LemonadeSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)  # may hold tokens: never shown
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)  # "server.listen" → …
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(str(source.path.absolute()) for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -434,7 +439,7 @@ ENGINES = ("llama_server", "flm", "lemonade")  # fields of Config that are table
 SECTIONS: dict[str, str] = {  # table in the file → field of Config
     (f"engines.{each.name.replace('_', '-')}" if each.name in ENGINES else each.name): each.name
     for each in fields(Config)
-    if each.name not in ("models", "routes", "files", "origins")
+    if each.name not in ("models", "routes", "sources", "origins")
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -40,6 +41,15 @@ class Problem(Struct, frozen=True):
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the API's `problems` and `accelctl --json`."""
         return asdict(self)
+
+
+class Source(Struct, frozen=True):
+    """One file of the configuration: its text, or why it cannot be used."""
+
+    name: str  # for messages: relative to the main file's folder
+    path: Path
+    text: str | None
+    problem: Problem | None = None
 
 
 class ConfigErrors(AccelError):

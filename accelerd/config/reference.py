@@ -26,7 +26,8 @@ a JSON Schema for completion in editors (taplo, Even Better TOML).
 
 To apply a change, run `accelctl reload` or `systemctl --user reload accelerd`. Models that the change does not affect
 keep running. Affected models finish their requests and are restarted. If the files contain a mistake, nothing changes
-and the mistake is reported.
+and the mistake is reported. If accelerd finds a mistake when it starts, it uses the last configuration without any,
+which it keeps in `~/.local/state/accelerd`, and `accelctl status` says so first.
 
 accelerd looks for each setting of a model in the model's own table, then in its profiles (`profile = "big"`, or a list
 in which later profiles take precedence), then in `[defaults]`, and finally uses the default listed below. `env` and

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
 from accelerd.config.positions import KeyPath
+from accelerd.config.problems import Source
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
@@ -76,7 +77,7 @@ class ConfigTables:
         ]
 
 
-def resolve(tables: ConfigTables, files: tuple[str, ...]) -> Config:
+def resolve(tables: ConfigTables, sources: tuple[Source, ...]) -> Config:
     """The whole configuration; sound only if no problem was found."""
     origins: dict[str, Origin] = {}
     return Config(
@@ -89,7 +90,7 @@ def resolve(tables: ConfigTables, files: tuple[str, ...]) -> Config:
             name: Route(name, **_settings(table, f"routes.{name}", "route", origins))
             for name, table in tables.routes.items()
         },
-        files=files,
+        sources=sources,
         origins=origins,
     )
 

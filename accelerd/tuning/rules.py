@@ -15,10 +15,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.config import positions, shape
-from accelerd.config.load import Source, read
 from accelerd.config.load import parse as parse_toml
+from accelerd.config.load import read
 from accelerd.config.model import Origin, SetBy
-from accelerd.config.problems import Problem, key_text
+from accelerd.config.problems import Problem, Source, key_text
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, PathBase, TreeWalker
 from accelerd.tuning.schema import RulesDocument
 

@@ -87,3 +87,13 @@ def test_accelctl_asks_systemd_only_for_the_usual_socket(ctl: Ctl, tmp_path: Pat
     assert (named.status, usual.status) == (3, 3)
     assert "masked" not in named.err
     assert "systemctl --user unmask accelerd.socket accelerd.service" in usual.err
+
+
+def test_a_mistake_in_the_configuration_is_named_where_nothing_runs(ctl: Ctl) -> None:
+    del ctl.env["ACCELERD_SOCKET"]
+    ctl.configure("[models.a]\npath = 5\n")
+    done = ctl("status")
+    assert "its configuration has mistakes: accelerd.toml:2: models.a.path: expected the path of a file" in done.err
+    assert "accelctl config check" in done.err
+    ctl.configure("")
+    assert "mistakes" not in ctl("status").err

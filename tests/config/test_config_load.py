@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -91,7 +90,8 @@ def test_an_engines_own_id_instead_of_a_path(home: Home) -> None:
     "text", ["", "\n# nothing\n", "\ufeff# with a byte order mark\n", "[models]\n[profiles]\n[server]\n"]
 )
 def test_an_empty_file_is_the_built_in_configuration(home: Home, text: str) -> None:
-    assert home.load(text) == dataclasses.replace(Config(), files=(str(home.main),))
+    config = home.load(text)
+    assert (config, config.files) == (Config(), (str(home.main),))
 
 
 def test_a_missing_file_is_a_valid_empty_configuration(home: Home) -> None:

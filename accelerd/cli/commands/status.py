@@ -34,6 +34,10 @@ def run(context: Context, args: argparse.Namespace) -> int:
         status["models"] = models
     out = context.out
     out.result(status)
+    problems = (status.get("config") or {}).get("problems") or []
+    if errors := errors_in(problems):
+        text = f"the configuration on disk has {count(errors, 'error')} and is not in use: accelctl config check"
+        out.wrapped(text, indent="  ", first="! ", style="red")
     out.line(header(context, status))
     if urls := base_urls(status.get("listen") or ()):
         out.line(out.style(f"for clients: {', '.join(urls)}", "dim"))
@@ -59,19 +63,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
         rows.append(row(model, mark))
         styles.append(("bold", STATE_STYLES.get(model["state"], "yellow"), "", "", "", ""))
     out.table(HEAD, rows, styles)
-    problems = (status.get("config") or {}).get("problems") or []
     levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
     levels += [f"{one.get('message')}: {one.get('fix')}" for one in status.get("hazards") or ()]
-    if notes or problems or levels:
+    if notes or levels or (problems and not errors):
         out.line()
     for number, note in enumerate(notes, 1):
         out.wrapped(note, indent="  ", first=f"{sign(number)} ")
     for remark in levels:
         out.wrapped(remark, indent="  ", first="! ", style="yellow")
-    if errors := errors_in(problems):
-        text = f"the configuration on disk has {count(errors, 'error')} and is not in use: accelctl config check"
-        out.wrapped(text, indent="  ", first="! ", style="red")
-    elif problems:
+    if problems and not errors:
         text = f"the configuration has {count(len(problems), 'warning')}: accelctl config check"
         out.wrapped(text, indent="  ", first="! ", style="yellow")
     return ExitStatus.OK
