@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerd.base import names
+from tests.daemon.kit import Site
 from tests.daemon.service import PROGRAMS, SERVICE
 from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, free_port
 
@@ -29,7 +31,9 @@ class Installed:
             script = f'#!/bin/sh\nexec env {environment} {sys.executable} {arguments} "$@"\n'
             manager.script(manager.home / ".local/share/accelerd/venv/bin" / name, script)
         listen = f'[server]\nlisten = ["127.0.0.1:{self.port}"]\n'
-        manager.write(manager.home / ".config/accelerd/accelerd.toml", listen)
+        self.site = Site(manager.directory(manager.base / "site"))
+        self.site.gguf.chmod(0o644)
+        manager.write(manager.home / ".config/accelerd/accelerd.toml", listen + self.site.model("m"))
         program = manager.home / ".local/share/accelerd/venv/bin/accelerd"
         text = (REPO / "packaging/dbus" / FILE).read_text().replace("/usr/bin/accelerd", str(program))
         manager.write(manager.home / ".local/share/dbus-1/services" / FILE, text)
@@ -42,6 +46,9 @@ class Installed:
 
     def install(self) -> None:
         self.packaging("install", "install_units; update_socket; start_service")
+
+    def accelctl(self, *arguments: str) -> str:
+        return self.manager.run([self.manager.home / ".local/share/accelerd/venv/bin/accelctl", *arguments]).stdout
 
     def state(self, unit: str = SERVICE) -> str:
         return self.manager.properties(unit)["ActiveState"]
@@ -113,6 +120,26 @@ def test_units_of_an_earlier_version_move_and_stay_enabled(installed: Installed)
     assert seen["MainPID"] != pid
     for unit in (SERVICE, SOCKET):
         assert manager.systemctl("is-enabled", unit).stdout == "enabled\n"
+
+
+def test_an_upgrade_that_changes_the_sockets_keeps_the_models(installed: Installed) -> None:
+    manager = installed.manager
+    installed.install()
+    installed.accelctl("load", "m")
+    before = json.loads(installed.accelctl("status", "--json"))
+    text = f"{mark(installed)}\n[Socket]\nListenStream=127.0.0.1:{free_port()}\nService={SERVICE}\n"
+    manager.write(manager.home / ".local/share/systemd/user" / HTTP_SOCKET, text)
+    installed.install()
+    after = json.loads(installed.accelctl("status", "--json"))
+    assert after["pid"] != before["pid"]
+    assert after["models"][0]["pid"] == before["models"][0]["pid"]
+    assert (installed.state(SOCKET), installed.state(HTTP_SOCKET)) == ("active", "active")
+    assert f"127.0.0.1:{installed.port}" in manager.properties(HTTP_SOCKET)["Listen"]
+
+
+def mark(installed: Installed) -> str:
+    """The first line of what the installer writes."""
+    return installed.manager.run(["bash", "-c", f'. {REPO}/packaging/install; echo "$UNIT_MARK"']).stdout.strip()
 
 
 def test_uninstall_keeps_what_the_user_added(installed: Installed) -> None:

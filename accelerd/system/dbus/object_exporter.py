@@ -122,7 +122,7 @@ class ObjectExporter:
         server = self._begin()
         if server is None:
             return
-        packed = {name: server.pack_all(name, values) for name, values in interfaces.items()}
+        packed = {name: server.pack_properties(name, values, new=True) for name, values in interfaces.items()}
         self._handlers[path] = handler
         self._values[path] = packed
         given = {name: dict(values) for name, values in packed.items()}
@@ -134,7 +134,7 @@ class ObjectExporter:
         if server is None:
             return
         values = self._values[path][interface]
-        packed = server.pack_some(interface, changed)
+        packed = server.pack_properties(interface, changed, new=False)
         news = {name: value for name, value in packed.items() if not value.equal(values[name])}
         if news:
             values.update(news)
@@ -257,19 +257,15 @@ class _Server:
 
         self.do(partial(self._owned.release, released))
 
-    def pack_all(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A value for every property. ValueError."""
+    def pack_properties(self, interface: str, values: Mapping[str, Any], *, new: bool) -> dict[str, Any]:
+        """ValueError: of a new object not every property has a value; of another there is one that never changes."""
         known = self.interfaces[interface].properties
-        if known.keys() != values.keys():
-            raise ValueError(f"not the properties of {interface}: {sorted(known.keys() ^ values.keys())}")
-        return {name: self.pack(known[name].signature, value) for name, value in values.items()}
-
-    def pack_some(self, interface: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """ValueError for one that does not exist, or never changes."""
-        known = self.interfaces[interface].properties
-        wrong = [name for name in values if name not in known or known[name].emits == "const"]
+        changing = {name for name, one in known.items() if one.emits != "const"}
+        wrong = values.keys() ^ known.keys() if new else values.keys() - changing
         if wrong:
-            raise ValueError(f"cannot change {wrong} of {interface}")
+            raise ValueError(
+                f"not the properties of {interface} to {'begin with' if new else 'change'}: {sorted(wrong)}"
+            )
         return {name: self.pack(known[name].signature, value) for name, value in values.items()}
 
     # --- in the GLib thread -----------------------------------------------------------------------------------
