@@ -264,7 +264,7 @@ class _Server:
         wrong = values.keys() ^ known.keys() if new else values.keys() - changing
         if wrong:
             raise ValueError(
-                f"not the properties of {interface} to {'begin with' if new else 'change'}: {sorted(wrong)}"
+                f"cannot {'begin with' if new else 'change'} these properties of {interface}: {sorted(wrong)}"
             )
         return {name: self.pack(known[name].signature, value) for name, value in values.items()}
 
