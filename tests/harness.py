@@ -312,6 +312,13 @@ def _exchange(
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
 
+def first_event(response: http.client.HTTPResponse) -> bytes:
+    """The first line of a stream that is an event: comments, which tell who waits for a model how far it is, pass."""
+    while (line := response.readline()).startswith(b":") or line == b"\n":
+        continue
+    return line
+
+
 @contextlib.contextmanager
 def streaming(daemon: Daemon, model: str, **more: Any) -> Iterator[http.client.HTTPResponse]:
     """A chat stream that is open while the block runs."""

@@ -43,7 +43,7 @@ def test_the_tree_is_there_when_the_daemon_says_that_it_is_ready(live: Live) -> 
         assert path in found
     assert live.get(names.BUS_PATH, "State") in ("running", "degraded")
     assert live.get(names.BUS_PATH, "Endpoints") == [live.daemon.url]
-    assert live.get(names.BUS_PATH, "ConfigGeneration") == 1
+    assert live.get(names.BUS_PATH, "ConfigGeneration") >= 1
 
 
 def test_introspection_reads_like_a_manual(live: Live) -> None:

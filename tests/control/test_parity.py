@@ -304,6 +304,7 @@ def test_every_operation_is_on_the_bus() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_same_question_has_the_same_answer(world: World, case: Case) -> None:
     operation = OPERATIONS[case.operation]
+    world.live.daemon.control("POST", "resume")
     http = world.over_http(case)
     if case.code is not None:
         assert http[0] == case.code, http
@@ -328,6 +329,8 @@ def test_the_same_question_has_the_same_answer(world: World, case: Case) -> None
 
 
 def test_events_are_those_of_the_bus(world: World) -> None:
+    for action in ("resume", "unload?model=other"):
+        world.live.daemon.control("POST", action)
     connection = UnixConnection(world.live.daemon.control_socket)
     connection.request("GET", "/accelerd/v1/events")
     response = connection.getresponse()

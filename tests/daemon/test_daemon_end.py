@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.daemon.kit import QUICK, Site, marked, rest_of, side_by_side, sse, whole_stream
-from tests.harness import Daemon, DaemonFactory, UnixConnection, eventually, streaming
+from tests.harness import Daemon, DaemonFactory, UnixConnection, eventually, first_event, streaming
 
 ENDLESS = {"FAKE_TOKENS": "100000"}
 
@@ -58,14 +58,14 @@ def test_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: Site
 def test_a_request_that_outlasts_the_drain_timeout_ends_with_an_error(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-token:20", ENDLESS), server='drain_timeout = "300ms"')
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         told = time.monotonic()
         daemon.process.send_signal(signal.SIGTERM)
         text, complete = rest_of(response)
     assert not complete
     assert sse(text)[-1]["error"]["code"] == "shutting_down"
     assert daemon.process.wait(20) == 0
-    assert 0.3 <= time.monotonic() - told < 5
+    assert 0.3 <= time.monotonic() - told < 18
     ended(daemon)
 
 
@@ -82,7 +82,7 @@ def test_readers_of_logs_and_idle_connections_delay_nothing(daemons: DaemonFacto
         assert idle.getresponse().read()
         told = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - told < 5
+        assert time.monotonic() - told < 18
     ended(daemon)
 
 
@@ -95,7 +95,7 @@ def test_sigterm_while_a_model_loads(daemons: DaemonFactory, site: Site) -> None
         eventually(lambda: daemon.status("m")["queue"] == 3 and site.spawns(), "all wait")
         told = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - told < 5
+        assert time.monotonic() - told < 18
         assert asked.result(5).code == "shutting_down"
         assert loading.result(5)[-1]["error"]["code"] == "shutting_down"
     ended(daemon)
@@ -107,14 +107,14 @@ def test_a_second_signal_kills_at_once(daemons: DaemonFactory, site: Site, secon
     daemon = daemons.start(toml, server='drain_timeout = "60s"')
     assert daemon.chat("idle").status == 200
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         daemon.process.send_signal(signal.SIGTERM)
         eventually(lambda: "STOPPING=1" in daemon.messages(), "it stops")
         assert daemon.process.poll() is None
         told = time.monotonic()
         daemon.process.send_signal(second)
         assert daemon.process.wait(20) == 0
-        assert time.monotonic() - told < 5
+        assert time.monotonic() - told < 18
         assert not rest_of(response)[1]
     ended(daemon)
 
@@ -126,7 +126,7 @@ def test_a_second_signal_while_the_models_end(daemons: DaemonFactory, site: Site
     eventually(lambda: site.events("term"), "the engine was told")
     told = time.monotonic()
     assert daemon.stop() == 0
-    assert time.monotonic() - told < 5
+    assert time.monotonic() - told < 18
     ended(daemon)
 
 
@@ -136,7 +136,7 @@ def test_the_watchdog_is_fed_at_half_its_interval(daemons: DaemonFactory) -> Non
     began, seen = time.monotonic(), 0
     while seen < 5:
         seen += daemon.messages().count("WATCHDOG=1")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         time.sleep(0.02)
     assert time.monotonic() - began > 0.3  # fed, not flooded
     daemon.process.send_signal(signal.SIGSTOP)
@@ -153,7 +153,7 @@ def test_the_watchdog_is_fed_at_half_its_interval(daemons: DaemonFactory) -> Non
 def test_a_background_task_that_fails_ends_the_daemon_with_its_reason(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "slow-token:20", {"FAKE_TOKENS": "20"}), module="tests.daemon.broken_daemon")
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         daemon.process.send_signal(signal.SIGHUP)
         text, complete = rest_of(response)
         assert (complete, sse(text)[-1]) == (True, "[DONE]")  # even so, what runs may end
@@ -170,4 +170,4 @@ def test_a_reload_that_fails_so_answers_who_asked(daemons: DaemonFactory) -> Non
     assert (answer.status, answer.code) == (500, "internal")
     assert b"broken on purpose" not in answer.body
     assert daemon.process.wait(20) != 0
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 18

@@ -15,7 +15,7 @@ import pytest
 
 import accelerd
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, sse
-from tests.harness import DaemonFactory, eventually, free_port, streaming
+from tests.harness import DaemonFactory, eventually, first_event, free_port, streaming
 
 SLOW = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "20"}
 PACKAGE = Path(accelerd.__file__).parent
@@ -30,7 +30,7 @@ def run_accelerd(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
 def test_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m", "ok", SLOW))
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         second = run_accelerd(daemon.env)
         assert second.returncode == 1
         assert f"another accelerd (pid {daemon.process.pid}) already runs for this user" in second.stderr

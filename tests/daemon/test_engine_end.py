@@ -23,7 +23,7 @@ from tests.daemon.kit import (
     tokens,
     whole_stream,
 )
-from tests.harness import Daemon, DaemonFactory, eventually, streaming
+from tests.harness import Daemon, DaemonFactory, eventually, first_event, streaming
 
 SLOW = "slow-token:50"
 LONG = {"FAKE_TOKENS": "400"}
@@ -210,7 +210,7 @@ def test_an_engine_that_sends_tokens_is_not_killed(daemons: DaemonFactory, site:
     env = {"FAKE_MODE_FILE": str(mode), "FAKE_TOKENS": "80"}
     daemon = daemons.start(QUICK + site.model("m", "ok", env, parallel=2))
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         mode.write_text("health-ok-infer-500")
         for _ in range(3):
             assert daemon.chat("m").status == 500

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.daemon.kit import QUICK, Site, marked, rest_of, side_by_side, sse, tokens, whole_stream
-from tests.harness import Daemon, DaemonFactory, eventually, streaming
+from tests.harness import Daemon, DaemonFactory, eventually, first_event, streaming
 
 STREAM = {"FAKE_TOKENS": "40", "FAKE_DELAY_MS": "25"}
 
@@ -74,7 +74,7 @@ def test_streams_go_on_while_models_are_kept_replaced_and_removed(daemons: Daemo
     with contextlib.ExitStack() as stack:
         streams = {name: stack.enter_context(streaming(daemon, name)) for name in "abc"}
         for response in streams.values():
-            assert response.readline().startswith(b"data: ")
+            assert first_event(response).startswith(b"data: ")
         daemon.configure(toml("abde", context=4096).replace('[models."e"]', '[models."e"]\nidle_timeout = "1h"'))
         answer = daemon.control("POST", "reload").json()
         changes = {kind: answer[kind] for kind in ("added", "removed", "relaunch", "updated", "unchanged")}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.daemon.kit import Site, history, rest_of, side_by_side, sse, tokens, whole_stream
-from tests.harness import Answer, Daemon, DaemonFactory, UnixConnection, eventually, streaming
+from tests.harness import Answer, Daemon, DaemonFactory, UnixConnection, eventually, first_event, streaming
 
 NAMES = "abc"
 ROOM_FOR_ONE = '[scheduler]\nmemory = "1GB"\nlinger = "100ms"\n'
@@ -116,7 +116,7 @@ def test_a_running_stream_is_never_cut_by_a_swap(daemons: DaemonFactory, site: S
     daemon = daemons.start(ROOM_FOR_ONE + "max_overtake = 0\n" + "".join(models))
     load(daemon, "a")
     with side_by_side() as do, streaming(daemon, "a") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         swap = do(daemon.chat, "b", max_tokens=1)
         text, complete = rest_of(response)
         assert complete
@@ -318,7 +318,7 @@ def test_a_queued_load_is_given_up_when_the_last_client_that_wants_it_goes(daemo
         return [job["subject"] for job in daemon.control("GET", "jobs").json()["jobs"] if job["state"] != "done"]
 
     with streaming(daemon, "a") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         first, second = wants("b"), wants("b")
         assert loads() == ["b"]
         first.close()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, side_by_side, sse
-from tests.harness import ROOT, Daemon, eventually, streaming
+from tests.harness import ROOT, Daemon, eventually, first_event, streaming
 from tests.system.systemd_user import SOCKET, UserManager, free_port
 
 UNITS = ROOT / "units" / "user"
@@ -83,7 +83,7 @@ def test_stop_lets_a_stream_end_and_leaves_no_process(deployed: Deployed) -> Non
     pid = deployed.start()
     assert daemon.chat("family").status == 200
     with streaming(daemon, "m") as response, side_by_side() as do:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         stopping = do(manager.systemctl, "stop", SOCKET, SERVICE)
         text, complete = rest_of(response)
         assert (complete, sse(text)[-1]) == (True, "[DONE]")
@@ -155,7 +155,7 @@ def test_reload_keeps_streams_and_a_broken_file_fails_the_job(deployed: Deployed
     daemon, manager = deployed.daemon, deployed.manager
     pid = deployed.start()
     with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         engine = daemon.status("m")["pid"]
         deployed.configure(deployed.site.model("m", "ok", STREAM) + deployed.site.model("new"))
         manager.systemctl("reload", SERVICE)

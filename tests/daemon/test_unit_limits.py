@@ -10,7 +10,7 @@ import pytest
 
 from tests.daemon.kit import rest_of, side_by_side, sse
 from tests.daemon.service import SERVICE, SOCKET, Service, installed
-from tests.harness import eventually, streaming
+from tests.harness import eventually, first_event, streaming
 from tests.system.systemd_user import UserManager
 
 HOLD = """
@@ -31,7 +31,7 @@ def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(
     service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nTimeoutStopSec=1\nWatchdogSec=1")
     service.start()
     with streaming(service, "m") as response, side_by_side() as do:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         stopping = do(service.manager.systemctl, "stop", SOCKET, SERVICE)
         text, complete = rest_of(response)
         assert (complete, sse(text)[-1]) == (True, "[DONE]")
@@ -46,7 +46,7 @@ def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end_and_is_no_hang
     service.program(f"exec {sys.executable} -m tests.daemon.broken_daemon")
     pid = service.start()
     with streaming(service, "m") as response, side_by_side() as do:
-        assert response.readline().startswith(b"data: ")
+        assert first_event(response).startswith(b"data: ")
         reload = do(service.manager.run, [service.manager.home / ".local/bin/accelctl", "reload"], check=False)
         text, complete = rest_of(response)
         assert (complete, sse(text)[-1]) == (True, "[DONE]")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.kit import rest_of, side_by_side, sse, whole_stream
-from tests.harness import Daemon, DaemonFactory, eventually, streaming
+from tests.harness import Daemon, DaemonFactory, eventually, first_event, streaming
 from tests.models import SHORT_REPLY, make_model
 from tests.real.small_machine import MIB, SmallMemory
 
@@ -215,7 +215,7 @@ def test_idle_models_make_room_and_the_one_at_work_goes_on(
         for name in NAMES[:3]:
             assert daemon.chat(name, max_tokens=1).status == 200
         with streaming(daemon, "talker", ignore_eos=True, max_tokens=1500) as response:
-            assert response.readline().startswith(b"data: ")
+            assert first_event(response).startswith(b"data: ")
             assert ready(daemon) == {"talker", *NAMES[:3]}
             memory.take(memory.free() - RESERVE * 3 // 4)
             eventually(lambda: ready(daemon) < {"talker", *NAMES[:3]}, "somebody gave way")

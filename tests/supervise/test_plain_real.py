@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,10 +44,8 @@ def spec(path: Path, **settings: Any) -> ModelSpec:
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 async def test_ready_probed_and_stopped(bench: SupervisorBench, models: Path, transport: str) -> None:
     async with real(bench, transport) as (supervisor, heard):
-        began = time.monotonic()
         supervisor.start(1, spec(make_model(models)))
         await heard.wait("ready", 1)
-        assert time.monotonic() - began < 5
         supervisor.probe(1)
         assert await heard.wait("probed", 1) is True
         used = await supervisor.memory(1)
