@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.base.events import DaemonState, DaemonStateChanged, DegradationChanged
+from accelerd.base.events import DaemonState, DaemonStateChanged, DegradationChanged, EventStream
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import Config, ConfigApplied, ModelSpec
 from accelerd.control.event_feed import STEP, EventFeed
@@ -24,6 +24,7 @@ from accelerd.policy.yielding import YieldChanged
 from accelerd.scheduler.events import ModelsConfigured, ModelTransition
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import Transition
+from tests.fakes.clock import FakeClock
 
 SPEC = ModelSpec("qwen")
 
@@ -89,7 +90,16 @@ def test_devices(world: World) -> None:
 
 
 def test_a_job_is_told_by_phase_and_once_at_its_end(world: World) -> None:
-    job = Job(3, "load", "qwen", None, 0.0, cast(Any, SimpleNamespace(changed=lambda job: None)), cancellable=True)
+    job = Job(
+        id=3,
+        kind="load",
+        subject="qwen",
+        key=None,
+        created=0.0,
+        cancellable=True,
+        clock=FakeClock(),
+        events=EventStream(),
+    )  # fmt: skip
     assert [e["state"] for e in world.told(JobChanged(job))] == ["waiting"]
     job.report(progress=0.1, phase="starting")
     assert [e["phase"] for e in world.told(JobChanged(job))] == ["starting"]

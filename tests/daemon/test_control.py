@@ -194,7 +194,7 @@ def test_a_failed_load_ends_in_an_error_event(daemon: Daemon) -> None:
 
 
 def test_unload_waits_for_requests_and_force_does_not(daemon: Daemon, sites: Site) -> None:
-    for force, status in (("", 200), ("&force=0", 200), ("&force=1", 502)):
+    for force, status in (("", 200), ("&force=0", 200), ("&force=1", 503)):
         before = len(sites.events("start", "slow-stream"))
         with side_by_side() as do:
             running = do(daemon.chat, "slow-stream")

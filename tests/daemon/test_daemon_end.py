@@ -24,7 +24,7 @@ def ended(daemon: Daemon) -> None:
 
 
 def test_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: Site) -> None:
-    toml = site.model("first", "slow-token:20", {"FAKE_TOKENS": "60"}, parallel=1) + site.model("second")
+    toml = site.model("first", "slow-token:20", {"FAKE_TOKENS": "400"}, parallel=1) + site.model("second")
     daemon = daemons.start(QUICK + toml, server='drain_timeout = "20s"')
     assert daemon.chat("first", max_tokens=1).status == 200
     assert daemon.chat("second").status == 200
