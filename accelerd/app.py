@@ -45,6 +45,7 @@ from accelerd.policy import takeover
 from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.device_loss import DeviceLoss
+from accelerd.policy.downloads import ModelDownloads
 from accelerd.policy.event_log import EventLog, StatusLine
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
@@ -183,6 +184,7 @@ class Parts(ControlParts):
         self.power = PowerSaving(partial(watch_battery, buses.system), events)
         self.clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
         self.models = ConfiguredModels(config, scheduler, self.model_info, self.power, events)
+        self.downloads = ModelDownloads(scheduler, self.model_info.forecast, events)
 
         # control
         self.jobs = Jobs(clock, events)

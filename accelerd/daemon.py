@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
 from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import Forecasts
+from accelerd.control.downloads import fetch
 from accelerd.control.parts import ConfigStatus, DaemonStatus, DesktopStatus
 from accelerd.gateway.access import read_keys
 from accelerd.policy.last_good import LastGood
@@ -74,6 +76,7 @@ class Daemon:
         self._degraded: str | None = None  # what this machine lacks
         parts.daemon = self
         self._api = ControlApi(parts)
+        parts.downloads.fetch = partial(fetch, parts)
         parts.gateway.make_control = self._http_control
         parts.bus_service.attach(self._api)
 
@@ -271,6 +274,7 @@ class Daemon:
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         parts.scheduler.shutdown(keep=keep)
         await self._unless_hurried(parts.listeners.cut(_shutting_down()), hurry, None)
+        await parts.downloads.close()
         await parts.clock_boost.keeper.close()
         parts.yielding.close()
         parts.power.close()

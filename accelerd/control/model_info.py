@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
+from accelerd.downloads.cache import cached
+from accelerd.downloads.source import Source
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.estimate.placing import default_device
 from accelerd.memory.learned import Learned
@@ -32,6 +37,20 @@ def fingerprint(spec: ModelSpec) -> str:
     """Names one way of running one model in the state file. Says nothing about its environment, which may be secret."""
     launch = {name: getattr(spec, name) for name in LAUNCH_FIELDS if name != "env"}
     return hashlib.sha256(msgspec.json.encode(launch, order="sorted")).hexdigest()[:24]
+
+
+def may_be_missing(spec: ModelSpec) -> bool:
+    """Is it a model of a hub, whose files accelerd downloads? The other engines fetch theirs themselves."""
+    return spec.engine == "llama-server" and spec.model is not None and spec.path is None
+
+
+def files_missing(spec: ModelSpec, home: Path) -> bool:
+    """Must they be downloaded before it can be loaded? Reads directories."""
+    try:
+        source = Source.parse(spec.model or "")
+    except AccelError:
+        return False  # the start says what is wrong
+    return cached(source, os.environ, home) is None
 
 
 class ModelInfo:
@@ -84,7 +103,9 @@ class ModelInfo:
         estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
         # What a person has declared, and files that nobody can read, have no key: then the settings are one.
         key = estimate.key or fingerprint(spec)
-        self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=self.load_seconds(spec))
+        missing = await asyncio.to_thread(files_missing, spec, self._roots.home) if may_be_missing(spec) else False
+        load_seconds = self.load_seconds(spec)
+        self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=load_seconds, missing=missing)
         return self.learned.apply(estimate)
 
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
