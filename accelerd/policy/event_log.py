@@ -84,7 +84,7 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
         return "no models are configured; try: accelctl add FILE.gguf"
     ready = [s.spec.name for s in snapshots if s.state is State.READY]
     parts = [f"{len(ready)} of {len(snapshots)} models loaded" + (f": {', '.join(ready)}" if ready else "")]
-    for state in (State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
+    for state in (State.DOWNLOADING, State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
         found = [s.spec.name for s in snapshots if s.state is state]
         if found:
             parts.append(f"{state}: {', '.join(found)}")

@@ -286,8 +286,7 @@ class Admission:
                 why, code = f"{why}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
         text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):
-            free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(fixed).balances()}
-            offer = self.needs.suggest_smaller(target.spec, free)
+            offer = self._smaller(target, fixed, room)
             text += f"; {offer}" if offer else ""
         # A model that is to be kept loaded is loaded when there is room.
         wanted = target.keep_loaded or any(w.held for w in target.waiting)
@@ -295,6 +294,23 @@ class Admission:
         target.kept_out = wanted and code == "does_not_fit"
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
+
+    def _smaller(self, target: ModelRecord, staying: list[ModelRecord], room: SharedLimits) -> str:
+        """Settings with which it would fit beside these; nothing where it is not memory that it lacks."""
+        need = target.need
+        if why_not_resident(target, staying, room, replace(need, amounts={}, raised=False)) is not None:
+            return ""  # a rule is in its way
+        free = {balance.pool.id: max(0, balance.free) for balance in room.ledger(staying).balances()}
+        if room.memory is not None:
+            taken = sum(sum(record.held().values()) for record in staying) + sum(lost.size for lost in room.lost)
+            left = max(0, room.memory - taken)
+            several = sum(size > 0 for size in need.amounts.values()) > 1
+            # In several pools it may have in each the share of the whole that it would have had there.
+            free = {
+                pool: min(size, left * need.amounts.get(pool, 0) // need.total if several else left)
+                for pool, size in free.items()
+            }
+        return self.needs.suggest_smaller(target.spec, free)
 
     def _until(self, yielded: YieldedMemory, now: float) -> float:
         return max(1.0, yielded.until - now) if yielded.until is not None else 60.0

@@ -20,7 +20,7 @@ from accelerd.memory.npu_rules import clash, lacking, on_npu
 from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.events import HoldsDropped
 from accelerd.scheduler.eviction import choose
-from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.placement import (
     SharedLimits,
     excludes,
@@ -82,11 +82,16 @@ class Holds:
             self._admission.events.publish(HoldsDropped(record.spec.name, keys, why))
 
     def abandon(self, name: str, why: str) -> bool:
-        """Stop a load that no client waits for and nothing keeps. False: it is needed, or the model is not loading."""
+        """Stop a load or a download that no client waits for and nothing keeps. False: there is none such."""
         record = self._admission.records.get(name)
-        if record is None or record.state is not State.STARTING or record.waiting or record.keep_loaded or record.holds:
+        if record is None or record.waiting or record.keep_loaded or record.holds:
             return False
-        self._admission.stop(record, why)
+        if record.state is State.DOWNLOADING:
+            self._admission.move(record, Event.RESET, why)
+        elif record.state is State.STARTING:
+            self._admission.stop(record, why)
+        else:
+            return False
         self._admission.schedule()
         return True
 

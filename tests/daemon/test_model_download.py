@@ -40,7 +40,7 @@ def arriving(daemon: Daemon) -> bool:
 
 
 def test_the_first_request_waits_and_sees_how_far_it_is(daemons: DaemonFactory, site: Site, hub: Hub) -> None:
-    hub.speed = SIZE_MB * (1 << 20) / 8
+    hub.speed = SIZE_MB * (1 << 20) / 30
     daemon = start(daemons, site, hub, site.model("old"))
     assert daemon.chat("old").status == 200
     with side_by_side() as do:
@@ -49,11 +49,12 @@ def test_the_first_request_waits_and_sees_how_far_it_is(daemons: DaemonFactory, 
             eventually(lambda: arriving(daemon), "bytes arrive")
             assert daemon.status("new")["state"] == "downloading"
             assert daemon.chat("old").status == 200, "others are served meanwhile"
+            comments = iter(response.readline, b"")
+            pattern = rb": downloading new \d+ % \(.* of 6\.\d MiB, .*/s"
+            assert any(re.match(pattern, line) for line in comments), "how far it is"
             hub.speed = None
             text, complete = rest_of(response)
         assert asked.result(30).status == 200
-    comments = [line for line in text.split("\n") if line.startswith(": downloading new")]
-    assert any(re.search(r" \d+ % \(.* of 6\.\d MiB, .*/s", line) for line in comments), comments
     assert complete
     assert sse(text)[-1] == "[DONE]"
     assert history(daemon, "new")[:3] == ["downloading", "stopped", "starting"]

@@ -207,3 +207,24 @@ def test_the_end_of_the_daemon_refuses_those_who_wait_for_a_download() -> None:
     assert refusal(waiting)[0] == "shutting_down"
     hub.arrive()
     assert hub.loads() == []
+
+
+def test_a_load_that_is_canceled_ends_its_download_unless_somebody_waits() -> None:
+    hub = Hub()
+    waiting, load = hub.request("new"), hub.request_load("new")
+    assert load.waiter is not None
+    assert waiting.waiter is not None
+    hub.core.cancel("new", load.waiter)
+    assert not hub.core.holds.abandon("new", "the load was canceled"), "a client waits for it"
+    hub.core.cancel("new", waiting.waiter)
+    assert hub.core.holds.abandon("new", "the load was canceled")
+    assert hub.state("new") is State.STOPPED
+
+
+def test_a_download_for_a_hold_goes_on() -> None:
+    hub = Hub()
+    hub.core.holds.hold("new", "me", load=True)
+    assert hub.wanted == [SOURCE]
+    assert not hub.core.holds.abandon("new", "the load was canceled")
+    hub.arrive()
+    assert hub.loads() == ["new"]

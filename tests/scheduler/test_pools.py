@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import Bench, Watched, model, refusal
 
 GIB = 1 << 30
@@ -102,6 +104,43 @@ def test_what_can_never_fit_is_refused_at_once_with_numbers_and_what_would() -> 
     assert "7.0 GiB are missing" in text
     assert text.endswith("it would fit with context = 16384")
     assert bench.offers[0][1][CARD] == 23 * GIB
+
+
+def limited(memory: int | None = None, loaded: int | None = None) -> SharedLimits:
+    return SharedLimits(memory * GIB if memory is not None else None, "scheduler.memory", loaded)
+
+
+def test_advice_keeps_to_the_limit_that_is_in_the_way() -> None:
+    bench = Machine(
+        {"a": on(CARD, 20), "b": on(CARD, 14, ram=6), "pinned": on(RAM, 4)}, pinned=model("pinned", pin=True)
+    )
+    bench.offered = "it would fit with context = 4096"
+    bench.loaded("pinned")
+    bench.limits = limited(memory=14)
+    bench.configure([model("a"), model("b"), model("pinned", pin=True)])
+    code, text = refusal(bench.request("a"))
+    assert (code, text.endswith("it would fit with context = 4096")) == ("does_not_fit", True)
+    assert bench.offers[-1][1][CARD] == 10 * GIB, "not the 23 GiB of the card"
+    refusal(bench.request("b"))
+    room = bench.offers[-1][1]
+    assert (room[CARD], room[RAM]) == (7 * GIB, 3 * GIB), "both together are what is left"
+
+
+@pytest.mark.parametrize("rule", ["exclusive", "max_loaded", "group"])
+def test_no_smaller_setting_is_advised_where_a_rule_is_in_the_way(rule: str) -> None:
+    """It would not help, however small."""
+    limits = limited(loaded=1) if rule == "max_loaded" else limited()
+    settings: dict[str, Any] = {"group": "g"} if rule == "group" else {"exclusive": True} if rule == "exclusive" else {}
+    specs = [model("pinned", pin=True, **settings), model("a", **({"group": "g"} if rule == "group" else {}))]
+    bench = Machine({"pinned": on(RAM, 1), "a": on(CARD, 2)})
+    bench.offered = "it would fit with context = 4096"
+    bench.limits = limits
+    bench.configure(specs)
+    bench.loaded("pinned")
+    code, text = refusal(bench.request("a"))
+    assert code == "does_not_fit"
+    assert "context" not in text
+    assert bench.offers == []
 
 
 def test_a_request_waits_a_while_for_memory_that_a_game_has() -> None:
