@@ -321,6 +321,16 @@ def test_a_model_that_llama_server_would_fetch_is_looked_up_there(ctl: Ctl, web:
     assert (value["fits"], value["model"]["name"]) == (True, "gemma")
 
 
+def test_a_model_of_a_hub_that_was_downloaded_is_read_from_the_disk(ctl: Ctl, models: Path, tmp_path: Path) -> None:
+    ctl.configure('[models.gemma]\nmodel = "org/small-GGUF:Q8_0"\n')
+    snapshot = tmp_path / "models--org--small-GGUF/snapshots/c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "small-Q8_0.gguf").symlink_to(small(models))
+    more = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    value = json.loads(ctl("fit", "gemma", "--json", **more).out)
+    assert (value["fits"], value["model"]["path"]) == (True, str(snapshot / "small-Q8_0.gguf"))
+
+
 def test_a_limit_for_all_models_holds(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     ctl.configure('[scheduler]\nmemory = "16MiB"\n')
     daemon.answers["GET memory"] = Reply(pools())
