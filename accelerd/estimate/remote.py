@@ -91,13 +91,21 @@ class Web:
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
         """The response, its body unread. AccelError."""
         request = urllib.request.Request(url, headers={"User-Agent": "accelctl", **(headers or {})})
-        if self._token and url.startswith(f"{self.hub}/") and private(url):
+        known = self._token is not None and url.startswith(f"{self.hub}/") and private(url)
+        if known:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")  # never to where it leads
         try:
             return cast(http.client.HTTPResponse, OPENER.open(request, timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
+            reason = error.headers.get("X-Error-Code", "")
             with error:
-                raise refused(error.code, url, self.hub, error.headers.get("X-Error-Code", "")) from error
+                if host(error.url or url) != host(url):
+                    text = f"{host(error.url)}, to which {host(url)} leads, answers with HTTP {error.code}"
+                    raise AccelError("download_failed", text, hint="try again later") from error
+                if known and error.code == 401 and not reason:
+                    text = f"{host(url)} does not accept the token of HF_TOKEN or of `hf auth login` (HTTP 401)"
+                    raise AccelError("model_gated", text, hint="renew it, or do without for public models") from error
+                raise refused(error.code, url, self.hub, reason) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"cannot reach {host(url)}: {why(error)}"
             raise AccelError("hub_offline", text, hint="check the address and the network") from error

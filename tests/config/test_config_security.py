@@ -100,7 +100,7 @@ def test_names_and_aliases_are_unique_and_the_error_names_both_places(home: Home
         ("--mcp-servers-json", "--mcp-servers-json", "run commands"),
         ("--mcp_anything", "--mcp-anything", "run commands"),
         ("--models-dir", "--models-dir", "loads and unloads"),
-        ("--hf-token", "--hf-token", "every user of this machine"),
+        ("--hf-token", "--hf-token", "accelerd downloads models itself"),
         ("-c", "-c", "context = "),
         ("--parallel", "--parallel", "parallel = "),
         ("--list-devices", "--list-devices", "exit"),

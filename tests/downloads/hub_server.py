@@ -56,7 +56,8 @@ class Hub:
     cuts: list[int] = field(default_factory=list)  # bytes after which the next answers break off
     damage: int = 0  # so many of the next answers have a wrong byte
     ranges: bool = True
-    down: int = 0  # so many of the next requests for a file get HTTP 503
+    down: int = 0  # so many of the next requests for a file get an error …
+    down_status: int = 503
     asked: list[Asked] = field(default_factory=list)
     sent: int = 0
     port: int = 0
@@ -98,6 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(Asked(self.command, path, self.headers.get("Range"), token))
         if path.startswith("/cdn/"):
             return self.content(Path(path.removeprefix("/cdn")))
+        if token not in (None, f"Bearer {self.hub.token}"):
+            return self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
             return self.listing(found[1])
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -155,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.hub
         if hub.down > 0:
             hub.down -= 1
-            return self.refuse(503, "")
+            return self.refuse(hub.down_status, "")
         size = path.stat().st_size
         first, last, status = 0, size - 1, 200
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")

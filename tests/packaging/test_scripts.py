@@ -225,10 +225,16 @@ def test_a_llama_server_that_is_named_is_used_on_any_run(machine: Machine) -> No
     assert "names another llama-server, which is used: /mine" in done.stderr
 
 
-def test_where_4000_is_taken_the_next_free_port_is_written(machine: Machine) -> None:
+@pytest.mark.parametrize("fresh", [True, False])
+def test_where_4000_is_taken_the_next_free_port_is_written(machine: Machine, fresh: bool) -> None:
     """A program of this test has the port: where the machine's own 4000 is in use already, that is the program."""
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    if not fresh:
+        config.parent.mkdir(parents=True)
+        config.write_text("# mine\n")
     machine.fake("python", f'PYTHONPATH="{PACKAGING.parent}" exec "{sys.executable}" "$@"')
-    code = 'VENV=$HOME/venv; mkdir "$VENV"; ln -s "$1" "$VENV/bin"; choose_port; base_url; write_choices binary "$2"'
+    code = 'VENV=$HOME/venv; mkdir "$VENV"; ln -s "$1" "$VENV/bin"; ENGINE=/engine; choose_port; write_config; base_url'
+    code += '; write_choices binary "$2"'
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):
@@ -239,9 +245,10 @@ def test_where_4000_is_taken_the_next_free_port_is_written(machine: Machine) -> 
     port = int(done.stdout.strip().removeprefix("http://localhost:").removesuffix("/v1"))
     assert 4000 < port < 4100
     assert re.search(rf"port 4000 is in use by .* \(pid \d+\): accelerd uses port {port}", done.stderr)
-    found = check(machine.home / ".config/accelerd/accelerd.toml", machine.home)[0]
+    found = check(config, machine.home)[0]
     assert found is not None
     assert found.server.listen == (f"127.0.0.1:{port}", f"[::1]:{port}")
+    assert ("listen" in config.read_text()) is fresh, "a new file has it where people look for it"
     assert found.llama_server.binary == "/x", "one choice does not undo another"
 
 
