@@ -195,8 +195,11 @@ class Parts(ControlParts):
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events)
         self.router = self.gateway.router
-        self.socket_unit = SocketUnit(manager, events)
-        self.listeners = Listeners(self.gateway, config.server, passed, roots.control_socket, self.socket_unit.release)
+        self.socket_unit = SocketUnit(manager, self.notifier, events)
+        sockets = self.socket_unit
+        self.listeners = Listeners(
+            self.gateway, config.server, passed, roots.control_socket, sockets.release, sockets.store
+        )
         exporter = session_exporter(buses.session, events)
         self.bus_service = BusService(exporter, str(roots.runtime))
 

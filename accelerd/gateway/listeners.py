@@ -40,22 +40,30 @@ log = logging.getLogger(__name__)
 KEEP_SOCKET: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 CUT_GRACE: Final = 1.0  # s for clients to read why their answers were cut
 FIRST_REQUEST_GRACE: Final = 0.5  # s in which a connection accepted just before shutdown may send its request
+UNIT: Final = ".socket"  # the last part of the names of sockets that a unit passed; others were stored
 RELEASE_PATIENCE: Final = 2.0  # s until an address that was closed can be bound in another way
 
 Release = Callable[[str], Awaitable[bool]]
+Store = Callable[[Address, socket.socket], str]
 
 
 class Listeners:
     """The servers of one daemon. `listen`, then `open`, at the start and with every change of the configuration."""
 
     def __init__(
-        self, gateway: Gateway, settings: ServerSettings, passed: Passed, control: Path, release: Release
+        self,
+        gateway: Gateway,
+        settings: ServerSettings,
+        passed: Passed,
+        control: Path,
+        release: Release,
+        store: Store,
     ) -> None:
-        """`control`: the path of the control socket; `release(unit)` has systemd close what it listens on for a socket
-        unit, and says whether it did."""
+        """`control`: the path of the control socket; `store` has systemd keep a socket and returns its name;
+        `release(name)` has systemd close what it has of that name, a socket unit or stored, and says whether it did."""
         self._public = HttpServer(gateway, settings, local=False)
         self._local = HttpServer(gateway, settings, local=True)
-        self._release = release
+        self._release, self._store = release, store
         self._tcp = {address_of(sock): sock for _, sock in passed.tcp}
         self._units = {address_of(sock): unit for unit, sock in passed.tcp}
         self._unix: list[socket.socket] = []
@@ -103,7 +111,10 @@ class Listeners:
             if sock not in self._servers:
                 server = await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG, **KEEP_SOCKET)
                 self._servers[sock] = server
-        for sock in self._tcp.values():
+        beside_unit = any(name.endswith(UNIT) for name in self._units.values())
+        for address, sock in self._tcp.items():
+            if beside_unit and address not in self._units:
+                self._units[address] = self._store(address, sock)
             if sock not in self._servers:
                 self._servers[sock] = await loop.create_server(self._public, sock=sock, backlog=BACKLOG)
 
@@ -119,9 +130,14 @@ class Listeners:
                 sock.close()
                 if unit is not None and not released[unit]:
                     copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has the socket
-            by = f", although {unit} does" if unit is not None else ""
+            by = f", although {unit} does" if unit is not None and unit.endswith(UNIT) else ""
             log.warning("no longer listening on %s: server.listen does not name it%s", show_address(*address), by)
         self._units = {address: unit for address, unit in self._units.items() if unit not in units}
+        if any(unit.endswith(UNIT) for unit in units):
+            # It starts again with the service: then nothing that is stored may be in its way.
+            for name in self._units.values():
+                await self._release(name)
+            self._units.clear()
 
     async def _bind(self, addresses: Sequence[Address]) -> list[socket.socket]:
         """After sockets were closed that were in the way: systemd may need a moment to close its own. StartError."""

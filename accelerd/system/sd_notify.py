@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from accelerd.base.ports import Clock, SystemClock
@@ -35,10 +35,13 @@ class SdTransport:
             self.close()
             raise
 
-    def notify(self, state: str) -> None:
+    def notify(self, state: str, *descriptors: int) -> None:
         """OSError if the message was not accepted."""
         self._socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
-        self._socket.sendall(state.encode())
+        if descriptors:
+            socket.send_fds(self._socket, [state.encode()], descriptors)
+        else:
+            self._socket.sendall(state.encode())
 
     def close(self) -> None:
         self._socket.close()
@@ -92,6 +95,13 @@ class Notifier:
         """The stop may take so long from now on, whatever TimeoutStopSec= says."""
         return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
+    def store(self, name: str, sock: socket.socket) -> bool:
+        """Keep a socket open over restarts; the next process gets it like those of a socket unit."""
+        return self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=(sock.fileno(),))
+
+    def remove_stored(self, name: str) -> bool:
+        return self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
     def status(self, text: str) -> bool:
         """One line for `systemctl status`; sent only if it changed."""
         line = self._status_line(text)
@@ -115,11 +125,11 @@ class Notifier:
         self._status = line
         return (f"STATUS={line}",)
 
-    def _send(self, *assignments: str) -> bool:
+    def _send(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
         if self._transport is None:
             return False
         try:
-            self._transport.notify("\n".join(assignments))
+            self._transport.notify("\n".join(assignments), *descriptors)
         except OSError as error:
             if not self._failed:  # once: a service manager that hangs must not fill the journal
                 log.warning("cannot notify the service manager: %s", error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -74,6 +76,41 @@ def test_another_port_is_opened_at_a_reload_and_held_by_systemd_after_a_restart(
     service.start()
     assert f"127.0.0.1:{second}" in listens(service)
     assert (status_at(service.port), status_at(second)) == (200, 200)
+
+
+def test_no_connection_is_refused_at_a_port_that_was_opened_since(service: Service) -> None:
+    service.install("")
+    pid = service.start()
+    second = free_port()
+    listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}", f"127.0.0.1:{second}")
+    service.accelctl("reload")
+    answers: list[int | None] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with contextlib.suppress(http.client.HTTPException, ConnectionResetError):  # accepted by who is ending
+                answers.append(status_at(second))
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        for how in (["systemctl", "--user", "restart", SERVICE], ["kill", "-KILL"]):
+            if how[0] == "kill":
+                how = [*how, str(pid)]
+            service.manager.run(how)
+            pid = service.back(pid)
+            count = len(answers)
+            eventually(lambda count=count: len(answers) > count + 3, "it answers")
+    finally:
+        over.set()
+        client.join()
+    assert set(answers) == {200}, answers
+    listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}")
+    service.accelctl("reload")
+    assert (status_at(service.port), status_at(second)) == (200, None)
+    service.manager.systemctl("restart", SERVICE)
+    assert (status_at(service.port), status_at(second)) == (200, None)
 
 
 def test_an_address_that_is_taken_away_is_closed_in_systemd_too(service: Service) -> None:

@@ -311,7 +311,7 @@ async def bench(
         local.bind(str(directory / "a.sock"))
         local.listen()
         passed = Passed([("bench.socket", tcp)], [("bench.socket", local)])
-        listeners = Listeners(gateway, settings, passed, directory / "a.sock", never)
+        listeners = Listeners(gateway, settings, passed, directory / "a.sock", never, lambda address, sock: "")
         await listeners.open()
         try:
             port, unix = tcp.getsockname()[1], directory / "a.sock"

@@ -34,6 +34,10 @@ class Systemd:
             self.close()
         return self.willing
 
+    def store(self, address: tuple[str, int], sock: socket.socket) -> str:
+        self.own.append(sock.dup())
+        return f"listen-{address[1]}"
+
     def close(self) -> None:
         while self.own:
             self.own.pop().close()
@@ -48,7 +52,9 @@ def held() -> Iterator[ExitStack]:
 def listeners(systemd: Systemd, directory: Path, held: ExitStack) -> Listeners:
     held.callback(systemd.close)
     gateway: Any = None  # nothing is asked here
-    made = Listeners(gateway, ServerSettings(), systemd.passed, directory / "run/a.sock", systemd.release)
+    made = Listeners(
+        gateway, ServerSettings(), systemd.passed, directory / "run/a.sock", systemd.release, systemd.store
+    )
     held.callback(lambda: [sock.close() for sock in (*made._tcp.values(), *made._unix)])
     return made
 

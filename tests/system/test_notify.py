@@ -52,6 +52,19 @@ def test_the_life_of_a_service_over_a_real_socket(manager: socket.socket) -> Non
     assert not notifier.active
 
 
+def test_a_socket_is_handed_over_to_be_kept(manager: socket.socket) -> None:
+    notifier = Notifier.from_env()
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        assert notifier.store("listen-127.0.0.1-1", kept)
+        text, descriptors, _, _ = socket.recv_fds(manager, 4096, 4)
+        assert text.decode().split("\n") == ["FDSTORE=1", "FDNAME=listen-127.0.0.1-1", "FDPOLL=0"]
+        with socket.socket(fileno=descriptors[0]) as copy:
+            assert copy.getsockname() == kept.getsockname()
+    assert notifier.remove_stored("listen-127.0.0.1-1")
+    assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=listen-127.0.0.1-1"
+    notifier.close()
+
+
 def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"accelerd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
