@@ -80,7 +80,7 @@ class LaunchPlan:
     prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
     probe_type: str = "application/json"  # of probe_body
     discreet: str = ""  # regex: once ready, only matching output is kept, since the rest may contain prompts; "": all
-    notable: str = ""  # regex: the beginning of output lines that matter, by the level the engine gives them; "": none
+    notable: str = ""  # regex: the beginning of output lines that matter, by the engine's own level; group `error`
     out_of_memory: tuple[
         str, ...
     ] = ()  # regexes of output lines that report a failed allocation; groups `bytes`, `mib`: its size

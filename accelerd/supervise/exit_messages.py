@@ -81,6 +81,15 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
     return detail or f"{program(plan)} was ended: {cause}"
 
 
+def first_error(plan: LaunchPlan, lines: Sequence[str]) -> str:
+    """What the engine called an error before it gave up: the first one says why, the others what became of it."""
+    for line in lines if plan.notable else ():
+        match = re.match(plan.notable, line)
+        if match is not None and match.groupdict().get("error"):
+            return " ".join(line[match.end() :].split())[:SHORTAGE_CHARACTERS]
+    return ""
+
+
 def by_itself(plan: LaunchPlan, status: int | None, age: float, was_ready: bool, strays: str) -> str:
     """An exit that accelerd did not ask for. `status` None: it is not known."""
     when = _when(age, was_ready)

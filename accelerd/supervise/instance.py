@@ -33,7 +33,7 @@ from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, P
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
 from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
-from accelerd.supervise.ready import Loading, Outcome, listens, prove
+from accelerd.supervise.ready import READY, Loading, Outcome, listens, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
@@ -57,14 +57,6 @@ class InstanceContext(Struct, frozen=True):
     table: ProcessTable
     sink: EngineLog | None
     limits: SupervisorLimits
-
-
-class EndReason(Struct, frozen=True):
-    """Why an instance is to end; `cause` None: it has exited."""
-
-    cause: Cause | None
-    message: str = ""
-    port_taken: bool = False
 
 
 class Instance:
@@ -107,7 +99,7 @@ class Instance:
         self._wake = asyncio.Event()  # it is to stop, or the process has exited
         self._kill = asyncio.Event()
         self._probe_asked = asyncio.Event()
-        self._stop: EndReason | None = None
+        self._stop: Outcome | None = None
         self._trouble = ""  # what the last probe found
         self._terminated = False
         self._killing_reported = False
@@ -121,7 +113,7 @@ class Instance:
     def stop(self, cause: Cause, message: str = "") -> None:
         """End it, in whatever phase it is. Only the first call counts."""
         if self._stop is None:
-            self._stop = EndReason(cause, message)
+            self._stop = Outcome(cause, message)
             self._wake.set()
             self._terminate()  # now, not when the task runs: the order of the calls is the order of the signals
 
@@ -295,9 +287,10 @@ class Instance:
         if self._feed is not None:
             self._feed.feed(chunk)
 
-    async def _live(self, main: MainProcess, plan: LaunchPlan) -> EndReason:
+    async def _live(self, main: MainProcess, plan: LaunchPlan) -> Outcome | None:
+        """Why it is to end; None: it has exited."""
         ending = await self._load(main, plan)
-        if ending is not None:
+        if ending is not READY:
             return ending
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
@@ -310,9 +303,9 @@ class Instance:
             if self._probe_asked.is_set():
                 self._probe_asked.clear()
                 await race(self._wake.wait(), self._probe_once(plan))
-        return self._stop or EndReason(None)
+        return self._stop
 
-    async def _load(self, main: MainProcess, plan: LaunchPlan) -> EndReason | None:
+    async def _load(self, main: MainProcess, plan: LaunchPlan) -> Outcome | None:
         context = self._context
         was_ready = self._found is not None and self._found.was_ready
         self.loading = Loading(
@@ -329,11 +322,9 @@ class Instance:
         raced = await race(self._wake.wait(), self.loading.run())
         assert raced is not None
         if self._stop is not None or raced[0] == 0:
-            return self._stop or EndReason(None)
+            return self._stop
         outcome: Outcome = raced[1]
-        if outcome.cause is None:
-            return None
-        return EndReason(outcome.cause, outcome.message, port_taken=outcome.cause is Cause.PORT_UNAVAILABLE)
+        return outcome
 
     async def _settle(self, main: TenantProcess, plan: LaunchPlan) -> LaunchPlan:
         """The plan of a tenant, once it is known where it is to be reached."""
@@ -405,14 +396,14 @@ class Instance:
             self._killing_reported = True
             self._context.listener.instance_killing(self.number)
 
-    def _exit_of(self, plan: LaunchPlan, main: MainProcess, ending: EndReason, strays: str) -> tuple[Exit, bool]:
+    def _exit_of(self, plan: LaunchPlan, main: MainProcess, ending: Outcome | None, strays: str) -> tuple[Exit, bool]:
         """How it ended; and whether another port may help."""
         age = self._context.clock.monotonic() - self._spawned
         ending = self._stop or ending
         tail = self._tail()
-        if ending.cause is not None:
+        if ending is not None and ending.cause is not None:
             message = exit_messages.asked(plan, ending.cause, ending.message or self._trouble, age)
-            return Exit(ending.cause, message, main.status, tail), ending.port_taken
+            return Exit(ending.cause, message, main.status, tail), ending.cause is Cause.PORT_UNAVAILABLE
         ended = main.ended if isinstance(main, TenantProcess) else None
         unexecuted = main.unexecuted(tail[-1] if tail else "")
         if unexecuted is not None:
@@ -428,6 +419,8 @@ class Instance:
             message = exit_messages.allocation_failed(plan, lack, peak, age, self._ready)
         else:
             message = ended[1] if ended else exit_messages.by_itself(plan, main.status, age, self._ready, strays)
+            if not self._ready and (said := exit_messages.first_error(plan, self._lines(SHORTAGE_LINES))):
+                message += f": {said}"
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=main.pid)
         signaled = main.status is not None and main.status < 0
         cause = ended[0] if ended else Cause.SIGNALED if signaled else Cause.EXITED
@@ -451,5 +444,8 @@ class Instance:
         cause = self._stop.cause if self._stop is not None and self._stop.cause is not None else Cause.STOPPED
         return Exit(cause, f"{self.spec.name} was stopped before its process was started")
 
+    def _lines(self, last: int) -> list[str]:
+        return self.ring.lines(last, since=self.line_from)
+
     def _tail(self) -> tuple[str, ...]:
-        return tuple(self.ring.lines(TAIL_LINES, since=self.line_from))
+        return tuple(self._lines(TAIL_LINES))

@@ -35,7 +35,7 @@ SURE: Final = 3  # times in a row before an answer that cannot be undone is beli
 
 
 class Outcome(Struct, frozen=True):
-    """How waiting ended: why the instance can never be ready; `cause` None: it is."""
+    """How waiting ended: why the instance is to be ended; `cause` None: it is ready."""
 
     cause: Cause | None = None
     message: str = ""

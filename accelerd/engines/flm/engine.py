@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 OPEN_TO_ALL: Final = "flm has no API key: while this model is loaded, every user of this machine can use it"
 # Its own messages; it also prints request contents.
 DISCREET: Final = r"(?:\x1b\[[0-9;]*m)*\[(?:ERROR|Error|WARNING|Warning|Linux)\]"
-NOTABLE: Final = r"(?:\x1b\[[0-9;]*m)*\[(?:ERROR|Error|WARNING|Warning)\]"
+NOTABLE: Final = r"(?:\x1b\[[0-9;]*m)*\[(?:(?P<error>ERROR|Error)|WARNING|Warning)\] ?"
 OUT_OF_MEMORY: Final = (
     r"(?i)std::bad_alloc",
     r"(?i)failed to allocate (?:bo|buffer)",

@@ -20,7 +20,7 @@ from accelerd.devices.model import Device
 # and SYCL backends; each is searched for in a line, and a group `bytes` or `mib` is how much was asked for. Notices
 # after which it goes on (no pinned memory) are not among them.
 # The level stands before what says it, after the time: "0.04.104.917 W srv …".
-NOTABLE: Final = r"(?:\d+\.\d\d\.\d{3}\.\d{3} )?[WE] "
+NOTABLE: Final = r"(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:(?P<error>E)|W) "
 OUT_OF_MEMORY: Final = (
     # llama.cpp itself, whatever the backend: weights, KV cache, compute buffers
     r"failed to allocate (?:\S+ )?buffer of size (?P<bytes>\d+)",
