@@ -76,11 +76,11 @@ def oom_score(pid: int) -> int:
 
 async def test_a_model_goes_before_the_daemon(bench: SupervisorBench) -> None:
     async with bench:
-        number = bench.start(nice=7, oom_score_adjust=400)
+        number = bench.start(nice=19, oom_score_adjust=400)
         await bench.ready(number)
         pid = bench.pid(number)
         assert oom_score(pid) == 400
-        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19  # the tests themselves may be nice
 
 
 def test_what_a_control_group_tells(tmp_path: Path) -> None:
