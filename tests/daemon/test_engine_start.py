@@ -82,7 +82,7 @@ def test_exits_before_listening_fails_the_waiting_request_at_once(daemon: Daemon
     exited = sites.events("exit", "exits")[0]
     assert answered - exited["t"] < 1.0
     assert "exited with status 7" in error["message"]
-    assert error["message"].endswith(": main: exiting due to mode exit:7")
+    assert "before it was ready: main: exiting due to mode exit:7" in error["message"]
     assert any("exiting due to mode exit:7" in line for line in error["tail"])
     assert len(error["tail"]) <= 20
 
