@@ -438,6 +438,19 @@ def test_ports_free_taken_and_ours(here: CheckContext, daemon: FakeDaemon, ctl: 
     assert {check.detail.partition(" is ")[2] for check in service.ports(here)} == {"served by accelerd"}
 
 
+def test_ports_that_systemd_does_not_hold_until_a_restart(here: CheckContext) -> None:
+    class Stopped(FakePrograms):
+        def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+            state = "inactive" if argv[-1] == "accelerd-http.socket" else "active"
+            return ProgramResult(0, ACTIVE.replace("ActiveState=active", f"ActiveState={state}"), "")
+
+    here.programs = Stopped()
+    found = {check.id: check for check in service.units(here)}
+    assert found["units"].level == "ok"
+    assert found["socket-activation"].level == "warn"
+    assert "accelerd-http.socket is inactive: until a restart" in found["socket-activation"].detail
+
+
 def test_a_daemon_that_listens_elsewhere_than_configured(here: CheckContext) -> None:
     here.__dict__["status"] = {"listen": ["127.0.0.1:4001", "127.0.0.1:4000"]}
     here.roots.config_file.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,9 @@ def units(s: CheckContext) -> Iterator[Check]:
         fix = f"systemctl --user enable --now {SOCKET}"
         detail = f"{SOCKET} is {state}: connections do not start accelerd, and a restart refuses them"
         yield Check("socket-activation", "warn", detail, fix)
+    elif (http := found[names.HTTP_SOCKET_UNIT]) is not None and http.active != LISTENING:
+        detail = f"{names.HTTP_SOCKET_UNIT} is {http.active}: until a restart, connections to a port start nothing"
+        yield Check("socket-activation", "warn", detail, f"systemctl --user restart {names.PROGRAM}")
     else:
         yield Check("socket-activation", "ok", "a connection starts accelerd")
 
