@@ -27,8 +27,9 @@ WORDS = {
     "backoff": "waiting before the next attempt",
     "pulling": "pulling the image",
     "fetching": "downloading the model",
+    "downloading": "downloading the model",
 }
-MEASURED = ("starting", "pulling", "fetching")  # states whose bytes and times say how far they are
+MEASURED = ("starting", "pulling", "fetching", "downloading")  # states whose bytes and times say how far they are
 
 
 def follow(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -38,8 +39,18 @@ def follow(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict
         for event in events:
             last = event
             if event.get("event") == "progress":
-                show(event)
+                show(with_download(event))
     return last
+
+
+def with_download(event: dict[str, Any]) -> dict[str, Any]:
+    """The event; what is said of a download has the keys that a load's memory has."""
+    at = event.get("download") or event
+    if "bytes" not in at:
+        return event
+    told = {"memory": at["bytes"], "memory_expected": at.get("total") or None, "line": at.get("file")}
+    rate, remaining = at.get("rate"), at.get("remaining")
+    return {"state": "fetching", **event, **told, "rate": rate, "remaining": remaining, "expected": None}
 
 
 def amount(event: dict[str, Any]) -> str:

@@ -32,6 +32,16 @@ def test_load_shows_progress_as_plain_lines(ctl: Ctl, daemon: FakeDaemon) -> Non
     assert daemon.requests[0].query == {"model": "embed"}
 
 
+def test_a_load_shows_the_download_that_it_waits_for(ctl: Ctl, daemon: FakeDaemon) -> None:
+    at = {"bytes": 1 << 30, "total": 8 << 30, "rate": 80e6, "remaining": 120.0, "file": "m-Q4_K_M.gguf", "reason": ""}
+    waiting = {"event": "progress", "state": "downloading", "elapsed": 14.0, "memory": None, "line": "", "download": at}
+    daemon.answers["POST load"] = events(waiting, STEP, READY)
+    lines = ctl("load", "embed").err.splitlines()
+    wanted = "embed: downloading the model (14 s; 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 2 min left; m-Q4_K_M.gguf)"
+    assert lines[0] == wanted
+    assert "m-Q4_K_M.gguf" in ctl("load", "embed", tty=True).err
+
+
 def test_load_draws_a_bar_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["POST load"] = events(STEP, STEP, READY)
     result = ctl("load", "embed", tty=True)

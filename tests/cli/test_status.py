@@ -33,6 +33,16 @@ def test_the_addresses_for_clients(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert ctl("status").out.splitlines()[1] == line
 
 
+def test_a_model_whose_files_are_on_their_way_says_how_far(ctl: Ctl, daemon: FakeDaemon) -> None:
+    at = {"bytes": 1 << 30, "total": 8 << 30, "rate": 8e7, "remaining": 120.0, "file": "m.gguf", "reason": ""}
+    daemon.answers["GET status"] = Reply(status(model("a", "downloading", download=at, queue=2)))
+    assert row(ctl("status").out, "a ") == ["a", "downloading", "-", "-", "12 %, 2 min left", "2"]
+    daemon.answers["GET status"] = Reply(
+        status(model("a", "downloading", download=at | {"total": 0, "remaining": None}))
+    )
+    assert row(ctl("status").out, "a ")[4] == "1.0 GiB"
+
+
 def test_a_daemon_that_stops_says_so(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(*FLEET, state="stopping"))
     assert "· stopping ·" in ctl("status").out

@@ -16,11 +16,11 @@ from accelerd.cli import npu_models
 from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.connect import START_COMMANDS
 from accelerd.cli.context import Context, configuration, reload
-from accelerd.cli.downloading import download
 from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.live_page import WITHOUT_DAEMON
 from accelerd.cli.local_machine import LocalMachine
+from accelerd.cli.progress import follow
 from accelerd.cli.text import count
 from accelerd.downloads.cache import cached, place_of
 from accelerd.downloads.plan import plan
@@ -260,7 +260,7 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
         npu_models.fetch(context, model.npu)
     if model.download:
         try:
-            files = download(context, model.download)
+            files = follow(context.out, model.download, context.client.events("download", source=model.download))
             if "path" in model.table:  # it knows best where it has put an address
                 model.table["path"] = files.get("model") or model.table["path"]
         except Failure as failure:

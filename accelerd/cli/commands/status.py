@@ -133,9 +133,12 @@ def device(model: dict[str, Any]) -> str:
 
 
 def idle(model: dict[str, Any]) -> str:
-    """Running requests, or how long the model has been idle, of how long before it is unloaded."""
+    """Running requests, how far its download is, or how long it has been idle, of how long before it is unloaded."""
     if model.get("leases"):
         return count(model["leases"], "request")
+    if at := model.get("download"):
+        share = f"{100 * at['bytes'] // at['total']} %" if at.get("total") else human_size(at["bytes"])
+        return share + (f", {span(at['remaining'])} left" if at.get("remaining") is not None else "")
     if model["state"] == "backoff" and model.get("retry_in") is not None:
         return f"retry in {span(model['retry_in'])}"
     if model.get("idle") is None:
