@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.downloads.hub_server import Hub, Repository, serving
+from tests.downloads.hub_server import COMMIT, Hub, Repository, serving
 from tests.models import make_model
 
 from .conftest import Ctl
@@ -66,8 +66,23 @@ def test_the_quantization_that_fits_is_downloaded_and_written(
         ("download", {"source": f"{REPO}:Q4_K_M"}), ("reload", {}),
     ]  # fmt: skip
     assert "1.1 GiB of 9.1 GiB, 76.3 MiB/s, 2 min left" in result.err
-    assert "Q4_K_M, the usual balance of size and quality; it fits this machine" in " ".join(result.out.split())
+    reason = "Q4_K_M, the usual balance of size and quality; it fits this machine; 5.7 MiB to download"
+    assert f"{text}: {reason}\n" in result.err
     assert "accelctl chat hello" in result.out
+
+
+def test_what_is_in_the_cache_is_not_asked_of_the_hub(ctl: Ctl, daemon: FakeDaemon, hub: Hub, model: Path) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    snapshot = ctl.home / f".cache/huggingface/hub/models--{REPO.replace('/', '--')}/snapshots/{COMMIT}"
+    snapshot.mkdir(parents=True)
+    shutil.copy(model, snapshot / "Hello-Q8_0.gguf")
+    assert ctl("add", f"hf:{REPO}").status == 0
+    assert written(ctl) == {"hello": {"model": f"{REPO}:Q8_0"}}
+    assert hub.asked == []
+    for again in (REPO, f"{REPO}:Q8_0"):
+        result = ctl("add", again)
+        assert (result.status, "is configured already as hello" in result.err) == (1, True)
+    assert ctl("add", f"{REPO}:Q4_K_M", "--no-pull").status == 0, "another quantization is another model"
 
 
 def test_the_quantization_that_is_named_is_taken(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:

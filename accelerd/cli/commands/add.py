@@ -23,6 +23,7 @@ from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.progress import follow
 from accelerd.cli.text import count
 from accelerd.downloads.cache import cached, place_of
+from accelerd.downloads.choice import quant_of
 from accelerd.downloads.plan import plan
 from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.estimate.estimate import EstimateSettings
@@ -85,6 +86,7 @@ class NewModel:
     found: Identified | None = None  # None: not known to this program
     npu: npu_models.NpuModel | None = None
     download: str = ""  # what has to be downloaded first
+    reason: str = ""  # why these files
     notes: list[str] = field(default_factory=list)
 
 
@@ -152,6 +154,8 @@ def of_hub(context: Context, text: str, args: argparse.Namespace) -> NewModel:
         found = identify(here.model)
         if not found.runs:
             raise Failure(f"{here.model} cannot be used: {found.reason}", code="bad_model", hint=found.hint)
+        if source.repo and not source.file:
+            source = Source(source.repo, source.quant or quant_of(here.model.name))
         return named(source, text, found, env, home)
     if args.no_pull and not source.url:
         return named(source, text, None, env, home)
@@ -165,7 +169,7 @@ def of_hub(context: Context, text: str, args: argparse.Namespace) -> NewModel:
         )  # fmt: skip
     model = named(planned.settled, text, planned.found, env, home)
     model.download = str(planned.settled)
-    model.notes.append(f"{planned.choice.reason}; {human_size(planned.total)} to download")
+    model.reason = f"{planned.choice.reason}; {human_size(planned.total)} to download"
     return model
 
 
@@ -222,7 +226,11 @@ def same(spec: ModelSpec, table: dict[str, Any]) -> bool:
         return bool(spec.path == table["path"])
     if "engine" in table:
         return spec.engine == table["engine"] and npu_models.same(spec.model or "", table["model"])
-    return bool(spec.model == table["model"])
+    if spec.engine != "llama-server" or not spec.model:
+        return False
+    one, other = Source.parse(spec.model), Source.parse(table["model"])
+    same_quant = one.quant == other.quant or not (one.quant and other.quant)
+    return (one.repo, one.file) == (other.repo, other.file) and same_quant
 
 
 def where(spec: ModelSpec) -> str:
@@ -259,6 +267,8 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
     if model.npu is not None and not args.no_pull:
         npu_models.fetch(context, model.npu)
     if model.download:
+        if not context.out.json_mode:
+            context.out.note(f"{model.what}: {model.reason}")
         try:
             files = follow(context.out, model.download, context.client.events("download", source=model.download))
             if "path" in model.table:  # it knows best where it has put an address
@@ -301,7 +311,7 @@ def dry_run(context: Context, models: Sequence[NewModel], skipped: Sequence[str]
 def described(model: NewModel, file: Path | None, *, reloaded: bool) -> dict[str, Any]:
     kind = str(model.found.kind) if model.found is not None else None
     return {
-        "name": model.name, "table": model.table, "kind": kind, "notes": model.notes,
+        "name": model.name, "table": model.table, "kind": kind, "reason": model.reason or None, "notes": model.notes,
         "file": str(file) if file else None, "reloaded": reloaded,
     }  # fmt: skip
 
