@@ -5,6 +5,7 @@ Each runs with a home directory and a PATH of its own; the fakes on that PATH wr
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -258,6 +259,22 @@ def test_a_port_that_the_user_chose_stays(machine: Machine) -> None:
     config.write_text('[server]\nlisten = "127.0.0.1:4711"\n')
     assert machine.shell("install", "choose_port; base_url").strip() == "http://localhost:4711/v1"
     assert not config.with_name("accelerd.toml.d").exists()
+
+
+def test_the_owner_of_a_gpu_is_led_to_a_build_that_uses_it(machine: Machine) -> None:
+    gpu = {"kind": "gpu", "name": "Radeon RX 7900", "problem": None}
+    listed = {"devices": [{"kind": "cpu", "name": "Ryzen"}, gpu, {**gpu, "name": "no access", "problem": "permission"}]}
+    machine.fake("accelctl", f"echo '{json.dumps(listed)}'")
+    machine.fake("python", f'exec "{sys.executable}" "$@"')
+    code = 'VENV=$HOME/venv; mkdir -p "$VENV"; ln -sfn "$1" "$VENV/bin"; rm -f "$CONFIG"; ENGINE=$2; '
+    code += "write_config; advise_gpu"
+    own = str(machine.home / ".cache/accelerd/llama-server/current/bin/llama-server")
+    done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, own)
+    assert "does not use Radeon RX 7900\n" in done.stderr
+    assert "docs/gpu.md" in done.stderr
+    done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, "/opt/vulkan/llama-server")
+    assert done.returncode == 0
+    assert "Radeon" not in done.stderr
 
 
 def test_lingering_needs_root_where_nobody_else_is_asked(machine: Machine) -> None:
