@@ -140,3 +140,13 @@ def test_offline_it_can_be_written_without_asking_anybody(ctl: Ctl) -> None:
     assert (refused.status, "HF_HUB_OFFLINE is set" in refused.err) == (1, True)
     assert ctl("add", f"hf:{REPO}:Q8_0", "--no-pull", **offline).status == 0
     assert written(ctl) == {"hello": {"model": f"{REPO}:Q8_0"}}
+
+
+def test_fit_of_a_configured_model_that_is_not_here_yet_asks_its_llama_server(ctl: Ctl, hub: Hub) -> None:
+    server = ctl.home / "llama-server"
+    server.write_text('#!/bin/sh\necho "-m, --model FILE   the model"\necho "version: 7777 (abc)" >&2\n')
+    server.chmod(0o755)
+    ctl.configure(f'[engines.llama-server]\nbinary = "{server}"\n[models.hello]\nmodel = "{REPO}:Q8_0"\n')
+    found = json.loads(ctl("fit", "hello", "--json").out)
+    assert found["fits"]
+    assert not [note for note in found["notes"] if "could not be queried" in note]

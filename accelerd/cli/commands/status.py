@@ -121,7 +121,7 @@ def memory(model: dict[str, Any]) -> str:
     """What was measured; what is reserved, marked with "~", where nothing was measured."""
     if model.get("memory_used"):
         return human_size(model["memory_used"])
-    held = model["state"] not in ("stopped", "failed", "backoff")
+    held = model["state"] not in ("stopped", "downloading", "failed", "backoff")
     return f"~{human_size(model['memory'])}" if model.get("memory") and held else "-"
 
 

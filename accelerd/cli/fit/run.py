@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accelerd.engines.base import EngineBuild
     from accelerd.estimate.bandwidth import Rate
 
+FILES = ("path", "model", "mmproj", "draft_model")  # keys of a model that may name what is not on this machine
 HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
 
 
@@ -141,12 +142,12 @@ def settled(
         tuner=tuner,
     )
     try:
-        found = asyncio.run(engine.settle(replace(spec, path=None, mmproj=None, draft_model=None)))
+        absent: dict[str, Any] = dict.fromkeys(FILES)
+        found = asyncio.run(engine.settle(replace(spec, **absent)))
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]
-    tuned = found.tuned.spec
-    return replace(tuned, path=spec.path, mmproj=spec.mmproj, draft_model=spec.draft_model), found.build, []
+    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in FILES}), found.build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:
