@@ -132,6 +132,8 @@ class Listeners:
                     copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has the socket
             by = f", although {unit} does" if unit is not None and unit.endswith(UNIT) else ""
             log.warning("no longer listening on %s: server.listen does not name it%s", show_address(*address), by)
+        if self._unix and not self._control.exists():  # of the same unit
+            self._unix.append(bind_unix(self._control))
         self._units = {address: unit for address, unit in self._units.items() if unit not in units}
         if any(unit.endswith(UNIT) for unit in units):
             # It starts again with the service: then nothing that is stored may be in its way.

@@ -16,7 +16,7 @@ import pytest
 from accelerd.config.model import ServerSettings
 from tests.daemon.service import SERVICE, Service, installed
 from tests.harness import eventually
-from tests.system.systemd_user import HTTP_SOCKET, UserManager, free_port
+from tests.system.systemd_user import HTTP_SOCKET, SOCKET, UserManager, free_port
 
 HOLD = """
 import os, socket, sys
@@ -37,9 +37,9 @@ def listen(service: Service, *addresses: str, more: str = "") -> None:
     service.manager.write(service.manager.home / ".config/accelerd/accelerd.toml", text)
 
 
-def dropin(service: Service, text: str) -> None:
-    """As the user's `systemctl --user edit` of the socket unit."""
-    directory = service.manager.runtime_dir / "systemd/user" / f"{HTTP_SOCKET}.d"
+def dropin(service: Service, text: str, unit: str = HTTP_SOCKET) -> None:
+    """As the user's `systemctl --user edit` of a socket unit."""
+    directory = service.manager.runtime_dir / "systemd/user" / f"{unit}.d"
     service.manager.write(directory / "override.conf", text)
     service.manager.systemctl("daemon-reload")
 
@@ -139,6 +139,20 @@ def test_what_a_dropin_of_the_socket_opens_to_others_is_not_served(service: Serv
         assert service.status()["listen"] == [f"127.0.0.1:{service.port}", f"[::1]:{service.port}"]
         assert f"no longer listening on 0.0.0.0:{exposed}: server.listen does not name it" in service.output()
         service.stop_all()
+
+
+def test_a_dropin_of_an_earlier_version_is_not_served_and_the_control_socket_stays(service: Service) -> None:
+    """The one unit of 0.6 held both: systemd removes the file of the control socket when it is stopped."""
+    service.install("")
+    exposed = free_port()
+    dropin(service, f"[Socket]\nListenStream=0.0.0.0:{exposed}\n", SOCKET)
+    service.start()
+    assert (status_at(service.port), status_at(exposed)) == (200, None)
+    pid = service.status()["pid"]
+    assert service.accelctl("status")
+    service.manager.systemctl("restart", SERVICE)
+    assert service.status()["pid"] != pid
+    assert (status_at(service.port), status_at(exposed)) == (200, None)
 
 
 def test_all_addresses_in_the_place_of_the_loopback_are_not_served(service: Service) -> None:
