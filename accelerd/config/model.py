@@ -113,11 +113,17 @@ class ModelSpec:
     gpus: tuple[str, ...] | None = key(
         array(toml.Slot), None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
     )
-    mmproj: str | None = key(toml.FilePath, None, "Multimodal projector file.")
+    mmproj: str | None = key(
+        toml.FilePath, None, "Multimodal projector file. Without one, the model accepts no images."
+    )
     draft_model: str | None = key(toml.FilePath, None, "File of a small draft model for speculative decoding.")
     chat_template_file: str | None = key(toml.FilePath, None, "Jinja chat template to use instead of the model's own.")
-    embeddings: bool = key(bool, False, "The model computes embeddings.")
-    rerank: bool = key(bool, False, "The model reranks documents.")
+    embeddings: bool = key(
+        bool, False, "The model computes embeddings. Without this key and `rerank`, its file's header decides."
+    )
+    rerank: bool = key(
+        bool, False, "The model reranks documents. Without this key and `embeddings`, its file's header decides."
+    )
     transcription: bool = key(bool, False, "The model transcribes audio.")
     sampling: Sampling = key(table(Sampling), Sampling(), "Default sampling parameters; a request can override them.")
     extra_args: tuple[str, ...] = key(
