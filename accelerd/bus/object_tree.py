@@ -31,6 +31,7 @@ from accelerd.base.names import (
 from accelerd.bus import properties
 from accelerd.bus.manager import Methods
 from accelerd.bus.paths import device_path, job_path, model_path
+from accelerd.control import downloads
 from accelerd.control.api import ControlApi
 from accelerd.control.devices import DeviceReport
 from accelerd.control.jobs import Job, JobChanged, JobForgotten, JobTold
@@ -199,6 +200,9 @@ class Tree:
     def _subject(self, job: Job) -> str:
         if job.kind in OF_MODELS:
             return model_path(job.subject)
+        if job.kind == "download":
+            found = (one.spec.name for one in self._snapshots() if downloads.is_for(job, one.spec))
+            return next(map(model_path, found), BUS_NO_OBJECT)
         return device_path(job.subject) if job.kind == "evict" and job.subject else BUS_NO_OBJECT
 
     # --- telling ----------------------------------------------------------------------------------------------
@@ -291,7 +295,11 @@ class Tree:
     def _model_values(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str]) -> dict[str, Any]:
         used = sum(snapshot.used.values()) if snapshot.instance is not None else None
         status, name = model_status(self._parts, snapshot, used), snapshot.spec.name
-        return properties.of_model(status, snapshot, self.job_of(name), pinned=name in pinned, devices=known)
+        job = self.job_of(name)
+        if snapshot.state is State.DOWNLOADING:
+            under_way = (one for one in self._parts.jobs.all() if one.finished is None)
+            job = next((one for one in under_way if downloads.is_for(one, snapshot.spec)), job)
+        return properties.of_model(status, snapshot, job, pinned=name in pinned, devices=known)
 
     def _pinned(self) -> frozenset[str]:
         """Models that clients want loaded."""

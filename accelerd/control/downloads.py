@@ -12,12 +12,13 @@ from collections.abc import Callable
 import msgspec
 
 from accelerd.base.errors import AccelError
+from accelerd.config.model import ModelSpec
 from accelerd.control.jobs import Job
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.control.status import room_of
 from accelerd.downloads.download import Download, DownloadProgress, DownloadRequest
-from accelerd.downloads.source import Source
+from accelerd.downloads.source import Source, is_source
 from accelerd.estimate.estimate import EstimateSettings
 
 Hear = Callable[[DownloadProgress], None]
@@ -96,6 +97,12 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
         )
 
     return parts.jobs.start("download", str(source), work, key=f"download {source}")
+
+
+def is_for(job: Job, spec: ModelSpec) -> bool:
+    """Does the job download the files of this model?"""
+    source = spec.model or ""
+    return job.kind == "download" and is_source(source) and job.subject == str(Source.parse(source))
 
 
 async def fetch(parts: ControlParts, source: Source, hear: Hear, settings: EstimateSettings | None = None) -> None:

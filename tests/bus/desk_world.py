@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -222,6 +223,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
     router = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
     parts = ControlParts()
     vars(parts).update(
+        roots=SimpleNamespace(home=Path("/home/me")),
+        clock=clock,
         events=world.events,
         scheduler=scheduler,
         supervisor=world,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.names import BUS_MANAGER, BUS_MODEL, BUS_PATH
 from accelerd.bus.paths import device_path, model_path
+from accelerd.config.model import ModelSpec
 from accelerd.config.problems import Problem
+from accelerd.control import downloads
 from accelerd.control.jobs import UNFINISHED_MOST
+from accelerd.memory.model import Forecast, in_ram
 from accelerd.scheduler.lifecycle import State
-from tests.bus.desk_world import GIB, GPU, World, configure, desk_of, model, until
+from tests.bus.desk_world import GIB, GPU, LIMITS, SETTINGS, World, configure, desk_of, model, until
 from tests.bus.fake_bus import methods
 from tests.settled import pytest_pyfunc_call, settled  # noqa: F401
 
@@ -255,6 +259,30 @@ async def test_names_that_nobody_has() -> None:
             await refused("model_not_found", world.manager(method, *args))
         await refused("not_found", world.manager("Query", "secrets", {}))
         assert world.api.parts.jobs.all() == []
+
+
+async def test_a_download_is_a_job_of_the_model_whose_files_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(downloads, "Download", lambda *args, **settings: SimpleNamespace(run=never))
+    spec = ModelSpec(name="m", model="tiny/hello:Q4_K_M")
+    async with desk_of(model("other")) as world:
+        missing = Forecast((in_ram(GIB, "test"),), missing=True)
+        world.scheduler.configure([(spec, missing)], SETTINGS, LIMITS)
+        load = await world.manager("LoadModel", "m", {})
+        await until(lambda: model_path("m") in world.bus.values and world.shown("m")["State"] == "downloading")
+        job = await world.manager("Download", "hf:tiny/hello:Q4_K_M", {})
+        assert await world.manager("Download", "tiny/hello:Q4_K_M", {}) == job
+        assert world.bus.values[job]["Subject"] == model_path("m")
+        await until(lambda: world.shown("m")["Job"] == job)
+        another = await world.manager("Download", "tiny/other", {})
+        assert world.bus.values[another]["Subject"] == "/"
+        await world.bus.call(job, "Cancel")
+        assert await world.bus.call(job, "Wait") == "canceled"
+        await until(lambda: world.shown("m")["Job"] == load)
+        for option in ({"force": True}, {"source": "x"}):
+            await refused("bad_request", world.manager("Download", "tiny/hello", option))
 
 
 # --- looks ---
