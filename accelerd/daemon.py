@@ -20,7 +20,7 @@ from accelerd import __version__
 from accelerd.app import MakeHomes, Parts
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.base.events import DaemonState, DaemonStateChanged
+from accelerd.base.events import DaemonState, DaemonStateChanged, DegradationChanged
 from accelerd.base.ports import Roots
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
@@ -236,10 +236,16 @@ class Daemon:
             event(log, logging.ERROR, text, message_id=names.MSG_CONFIG_REJECTED)
 
     def _mention_errors(self) -> bool:
-        """In the line that `systemctl status` shows. Are there any?"""
-        first = next((problem for problem in self._problems if problem.severity == "error"), None)
+        """In the line that `systemctl status` shows, and to whoever follows what is degraded. Are there any?"""
+        first = self._error
         self._parts.status_line.configuration = f"the configuration on disk is not in use: {first}" if first else ""
+        self._parts.events.publish(DegradationChanged())
         return first is not None
+
+    @property
+    def _error(self) -> Problem | None:
+        """Because of which the configuration on disk is not in use."""
+        return next((problem for problem in self._problems if problem.severity == "error"), None)
 
     def _apply(
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
@@ -326,7 +332,8 @@ class Daemon:
             state=self.state,
             status=self.status(),
             listen=parts.listeners.addresses,
-            config=ConfigStatus(list(self._config.files), list(self._problems)),
+            listeners=parts.listeners.report(),
+            config=ConfigStatus(list(self._config.files), list(self._problems), self._error is None),
             yielded=parts.yielding.report(),
             performance=parts.clock_boost.keeper.report(),
             desktop=DesktopStatus(parts.sleep.guard.report(), parts.power.reason or None, parts.notifications.report()),

@@ -39,6 +39,7 @@ def of_manager(parts: ControlParts, models: int) -> dict[str, Any]:
         "DegradedReasons": reasons,
         "Endpoints": daemon.endpoints,
         "ConfigGeneration": daemon.generation,
+        "ConfigInUse": daemon.overview().config.in_use,
         "Pins": [
             (pin.cookie, model_path(pin.model), "hold" if pin.hold else "pin", pin.reason, pin.application_id)
             for pin in parts.pins.all()

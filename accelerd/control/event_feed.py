@@ -91,6 +91,7 @@ class ManagerEvent(msgspec.Struct, tag="manager", tag_field="event", omit_defaul
     change: str
     state: str | None = None
     degraded: str | None = None
+    in_use: bool | None = None  # of a configuration; False: the one on disk has errors
     yielded: YieldReport | None = None  # as in `status`; absent: models may use all memory again
     model: str | None = None  # of a pin
     pinned: bool | None = None
@@ -118,6 +119,7 @@ class EventFeed:
         self._jobs: dict[int, tuple[str, str]] = {}
         self._free: dict[str, int] = {}
         self._status = self._daemon_status()
+        self._in_use = self._overview().config.in_use
 
     def of(self, published: object) -> Iterator[Event]:
         """The events of one published object; none where a client would see no difference."""
@@ -127,7 +129,8 @@ class EventFeed:
             case ModelsConfigured():
                 yield from self._reconfigured()
             case ConfigApplied():
-                yield ManagerEvent("configuration")
+                self._in_use = True
+                yield ManagerEvent("configuration", in_use=True)
                 yield from self._reconfigured()
             case DevicesChanged():
                 yield from _devices(published)
@@ -194,6 +197,9 @@ class EventFeed:
         if now != self._status:
             self._status = now
             yield ManagerEvent("state", state=now[0], degraded=now[1])
+        if self._overview().config.in_use != self._in_use:
+            self._in_use = not self._in_use
+            yield ManagerEvent("configuration", in_use=self._in_use)
 
 
 def _devices(changed: DevicesChanged) -> Iterator[DeviceEvent]:

@@ -12,6 +12,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.config.problems import Problem
+from accelerd.gateway.listeners import ListenerStatus
 from accelerd.policy.yielding import YieldReport
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 class ConfigStatus(msgspec.Struct):
     files: list[str]
-    problems: list[Problem]
+    problems: list[Problem]  # of the files as they were read last
+    in_use: bool = True  # False: they have errors, and the last configuration without any is in use
 
 
 class DesktopStatus(msgspec.Struct):
@@ -54,6 +56,7 @@ class DaemonStatus(msgspec.Struct, kw_only=True):
     state: str  # "starting", "running", "draining"
     status: str  # one line for people
     listen: list[str]
+    listeners: list[ListenerStatus]  # the same addresses with what else is known of them
     config: ConfigStatus
     yielded: YieldReport | None
     performance: Any  # see ClockBoost.report

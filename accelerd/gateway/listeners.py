@@ -15,8 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import Struct
+
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
+from accelerd.config.units import is_loopback
 from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
 from accelerd.system.activation import (
@@ -45,6 +48,15 @@ RELEASE_PATIENCE: Final = 2.0  # s until an address that was closed can be bound
 
 Release = Callable[[str], Awaitable[bool]]
 Store = Callable[[Address, socket.socket], str]
+
+
+class ListenerStatus(Struct, frozen=True):
+    """An address at which clients connect by TCP."""
+
+    address: str
+    unit: str | None  # the socket unit that opened it; None: accelerd itself
+    remote: bool  # other machines can reach it
+    key: bool  # clients need an API key
 
 
 class Listeners:
@@ -80,6 +92,13 @@ class Listeners:
     def addresses(self) -> list[str]:
         """Where clients can connect by TCP."""
         return [show_address(*address) for address in self._tcp]
+
+    def report(self) -> list[ListenerStatus]:
+        """As `status` shows them."""
+        return [
+            ListenerStatus(text, self._units.get(address), not is_loopback(text), bool(self._public.settings.key_file))
+            for address, text in zip(self._tcp, self.addresses, strict=True)
+        ]
 
     async def listen(self, wanted: Sequence[str]) -> None:
         """Listen on these TCP addresses, and on no others. StartError: one cannot be had.

@@ -123,7 +123,8 @@ class World:
 
     def overview(self) -> DaemonStatus:
         return DaemonStatus(
-            version="test", pid=1, uptime=1.0, state=self.state, status="", listen=[], config=ConfigStatus([], []),
+            version="test", pid=1, uptime=1.0, state=self.state, status="", listen=[], listeners=[],
+            config=ConfigStatus([], [], not self.wrong),
             yielded=self.report(), performance=[], desktop=None, degraded=None,
         )  # fmt: skip
 

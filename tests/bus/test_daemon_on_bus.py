@@ -117,11 +117,13 @@ def test_a_reload_shows_new_models_and_tells_what_is_wrong(
     live.daemon.config.write_text(before + site.model(NEW))
     assert live.wait(live.call("Reload", "a{sv}", "0")) == "done"
     eventually(lambda: live.get(names.BUS_PATH, "ConfigGeneration") == 2, "the configuration counts")
+    assert live.get(names.BUS_PATH, "ConfigInUse") is True
     assert live.model(NEW, "State") == "stopped"
     live.daemon.config.write_text(before + "[models.bad]\npath = 5\n")
     [problem] = live.call("CheckConfig")
     assert problem["key"]["data"] == "models.bad.path"
     assert "models.bad.path" in live.refusal("Wait", path=live.call("Reload", "a{sv}", "0"))
+    eventually(lambda: live.get(names.BUS_PATH, "ConfigInUse") is False, "what is on disk is not in use")
     live.daemon.config.write_text(before)
     assert live.wait(live.call("Reload", "a{sv}", "0")) == "done"
     assert model_path(NEW) not in live.busctl("tree", "--list", names.BUS_NAME).split()

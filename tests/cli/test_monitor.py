@@ -116,6 +116,7 @@ def test_yields_pins_power_and_configurations(ctl: Ctl, fleet: FakeDaemon) -> No
         manager("power", reason="on battery"),
         manager("power"),
         manager("configuration"),
+        manager("configuration", in_use=False),
     ) == [
         "yield: the GPU is yielded (gamemode: 1 game)",
         "yield: models may use all memory again",
@@ -125,6 +126,7 @@ def test_yields_pins_power_and_configurations(ctl: Ctl, fleet: FakeDaemon) -> No
         "accelerd: saving power (on battery)",
         "accelerd: no longer saving power",
         "accelerd: a new configuration is in effect",
+        "accelerd: the configuration on disk has errors and is not in use: accelctl config check",
     ]
 
 

@@ -36,6 +36,7 @@ class World:
         self.models: list[Any] = []
         self.pools = [Pool(RAM, "main memory", 8 << 30)]
         self.state, self.degraded, self.yielded = "running", None, None
+        self.config = SimpleNamespace(in_use=True)
         memory = SimpleNamespace(ledger=lambda: Ledger(self.pools))
         scheduler = SimpleNamespace(snapshots=lambda: self.models, memory=memory)
         daemon = SimpleNamespace(overview=lambda: self)
@@ -76,7 +77,7 @@ def test_models_that_come_go_and_are_outdated(world: World) -> None:
     assert [(e["model"], e["change"]) for e in world.told(ModelsConfigured())] == [("a", "added"), ("b", "added")]
     world.models = [snapshot("a", outdated=True)]
     told = world.told(ConfigApplied(Config()))
-    assert told[0] == {"event": "manager", "change": "configuration"}
+    assert told[0] == {"event": "manager", "change": "configuration", "in_use": True}
     assert [(e["model"], e["change"]) for e in told[1:]] == [("a", "outdated"), ("b", "removed")]
     assert world.told(ModelsConfigured()) == []
 
@@ -140,3 +141,12 @@ def test_what_concerns_accelerd_as_a_whole(world: World) -> None:
     assert world.told(DaemonStateChanged(DaemonState.DRAINING)) == [
         {"event": "manager", "change": "state", "state": "draining", "degraded": "there is no systemd"}
     ]
+
+
+def test_a_configuration_that_is_not_in_use_is_told_once(world: World) -> None:
+    world.config.in_use = False
+    assert world.told(DegradationChanged()) == [{"event": "manager", "change": "configuration", "in_use": False}]
+    assert world.told(DegradationChanged()) == []
+    assert world.told(ConfigApplied(Config())) == [{"event": "manager", "change": "configuration", "in_use": True}]
+    world.config.in_use = True
+    assert world.told(DegradationChanged()) == []

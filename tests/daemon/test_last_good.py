@@ -43,6 +43,7 @@ def test_a_start_with_a_mistake_serves_what_was_good_last(
     status = second.status()
     assert status["status"].startswith(CLAIM + where)
     assert any(problem["severity"] == "error" for problem in status["config"]["problems"])
+    assert status["config"]["in_use"] is False
     assert f"STATUS={CLAIM}{where}" in "\n".join(second.messages())
     assert "the last one without any is in use" in second.output()
     assert second.control("POST", "reload").status == 422
@@ -50,6 +51,7 @@ def test_a_start_with_a_mistake_serves_what_was_good_last(
     second.configure(site.model("m", context=4096))
     assert second.control("POST", "reload").json()["relaunch"] == ["m"]
     assert CLAIM not in second.status()["status"]
+    assert second.status()["config"]["in_use"] is True
 
 
 def test_what_a_reload_took_over_is_what_was_good_last(daemons: DaemonFactory, site: Site) -> None:

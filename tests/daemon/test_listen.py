@@ -70,6 +70,12 @@ def test_another_port_is_opened_at_a_reload_and_held_by_systemd_after_a_restart(
     assert "server.listen: in effect now" in service.accelctl("reload")
     assert (status_at(service.port), status_at(second)) == (200, 200)
     assert service.status()["listen"] == [f"127.0.0.1:{service.port}", f"[::1]:{service.port}", f"127.0.0.1:{second}"]
+    opened = [(one["address"], one["unit"], one["remote"], one["key"]) for one in service.status()["listeners"]]
+    assert opened == [
+        (f"127.0.0.1:{service.port}", HTTP_SOCKET, False, False),
+        (f"[::1]:{service.port}", HTTP_SOCKET, False, False),
+        (f"127.0.0.1:{second}", None, False, False),
+    ]
     eventually(lambda: f"127.0.0.1:{second}" in service.manager.properties(HTTP_SOCKET)["Listen"], "systemd knows it")
     service.stop_all()
     assert (status_at(service.port), status_at(second)) == (None, None)
@@ -192,6 +198,7 @@ def test_a_key_goes_with_an_address_that_others_can_reach(service: Service) -> N
     listen(service, own, f"0.0.0.0:{exposed}", more=f'key_file = "{keys}"\n')
     service.accelctl("reload")
     assert (status_at(exposed), status_at(exposed, "secret"), status_at(service.port)) == (401, 200, 401)
+    assert [(one["remote"], one["key"]) for one in service.status()["listeners"]] == [(False, True), (True, True)]
     kept = http.client.HTTPConnection("127.0.0.1", exposed, timeout=20)
     kept.request("GET", "/v1/models", headers={"Authorization": "Bearer secret", "Host": "localhost"})
     assert kept.getresponse().read()
