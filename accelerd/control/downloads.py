@@ -69,7 +69,7 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
             job.report(progress=now.share if now.total else None, phase="downloading")
             job.tell(
                 DownloadStep(
-                    source=str(source),
+                    source=source.public,
                     file=now.file,
                     bytes=now.bytes,
                     total=now.total or None,
@@ -96,13 +96,13 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
             elapsed=job.elapsed,
         )
 
-    return parts.jobs.start("download", str(source), work, key=f"download {source}")
+    return parts.jobs.start("download", source.public, work, key=f"download {source}")
 
 
 def is_for(job: Job, spec: ModelSpec) -> bool:
     """Does the job download the files of this model?"""
     source = spec.model or ""
-    return job.kind == "download" and is_source(source) and job.subject == str(Source.parse(source))
+    return job.kind == "download" and is_source(source) and job.key == f"download {Source.parse(source)}"
 
 
 async def fetch(parts: ControlParts, source: Source, hear: Hear, settings: EstimateSettings | None = None) -> None:
@@ -116,4 +116,4 @@ async def fetch(parts: ControlParts, source: Source, hear: Hear, settings: Estim
             if isinstance(event, DownloadStep):
                 hear(DownloadProgress(event.bytes, event.total or 0, event.rate, event.remaining, event.file))
     if job.result != "done":
-        raise job.error or AccelError("canceled", f"the download of {source} was canceled")
+        raise job.error or AccelError("canceled", f"the download of {source.public} was canceled")

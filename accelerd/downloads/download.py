@@ -159,10 +159,10 @@ class Download:
         if isinstance(result, DownloadDone):
             return result
         if result is None:
-            log.warning("the download of %s ended with %s: %s", self.request.source, process.returncode, tail)
+            log.warning("the download of %s ended with %s: %s", self.request.source.public, process.returncode, tail)
             raise AccelError(
                 "download_failed",
-                f"the download of {self.request.source} ended before it was complete",
+                f"the download of {self.request.source.public} ended before it was complete",
                 hint="try again: it goes on where it stopped",
             )
         code = result.code if result.code in KINDS else "download_failed"
@@ -249,4 +249,4 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _canceled(source: Source) -> AccelError:
-    return AccelError("canceled", f"the download of {source} was canceled", hint="what has arrived is kept")
+    return AccelError("canceled", f"the download of {source.public} was canceled", hint="what has arrived is kept")

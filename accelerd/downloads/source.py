@@ -40,6 +40,13 @@ class Source(Struct, frozen=True):
         name, _, quant = name.strip("/").partition(":")
         return _in_hub(text, name, "" if quant.lower() == "latest" else quant)
 
+    @property
+    def public(self) -> str:
+        """For messages, jobs and the journal: of an address without what may be secret, user, password and query."""
+        split = urlsplit(self.url)
+        netloc = split.netloc.rpartition("@")[2]
+        return urlunsplit((split.scheme, netloc, split.path, "", "")) if self.url else str(self)
+
     def __str__(self) -> str:
         """As it stands in a configuration."""
         if self.url:

@@ -173,3 +173,22 @@ async def test_what_names_no_model_is_refused_at_once(monkeypatch: pytest.Monkey
         await site.ask(source)
     assert refused.value.code == "bad_request"
     assert site.jobs.all() == []
+
+
+async def test_what_is_secret_in_an_address_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = a_site(monkeypatch)
+    job = await site.ask("https://me:geheim@example.org:8443/m.gguf?token=geheim")
+    other = await site.ask("https://me:geheim@example.org:8443/m.gguf?token=another")
+    assert other is not job, "what is fetched may differ"
+    await site.under_way(2)
+    request, tell = site.begun[0]
+    assert "geheim" in str(request.source)
+    tell(DownloadProgress(1, 2))
+    assert job.subject == job.last.source == "https://example.org:8443/m.gguf"
+    waiting = asyncio.ensure_future(downloads.fetch(site.parts, request.source, lambda now: None))
+    await asyncio.sleep(0)  # it follows the job
+    site.jobs.cancel(job.id)
+    with pytest.raises(AccelError) as canceled:
+        await waiting
+    assert "geheim" not in canceled.value.message
+    await site.jobs.close()
