@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from accelerd.base.events import DaemonState, DaemonStateChanged
 from accelerd.control import daemon, downloads, event_feed, memory, memory_release, models, status, toolboxes
 from accelerd.control.jobs import Job
 from accelerd.control.operations import Operation, Request, operations_of, parse
@@ -21,6 +22,11 @@ class ControlApi:
 
     def __init__(self, parts: ControlParts) -> None:
         self.parts = parts
+        parts.events.subscribe(DaemonStateChanged, self.on_daemon_state)
+
+    def on_daemon_state(self, changed: DaemonStateChanged) -> None:
+        if changed.state is DaemonState.DRAINING:
+            downloads.stop(self.parts)
 
     @cached_property
     def operations(self) -> Mapping[str, Operation]:

@@ -6,6 +6,7 @@ Writes no configuration.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 
@@ -83,7 +84,11 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
 
         room, _ = room_of(parts.scheduler.limits, parts.scheduler.memory.ledger())
         wanted = DownloadRequest(source, parts.roots.home, room, settings)
-        done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
+        try:
+            done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
+        except asyncio.CancelledError:
+            parts.accepting()  # or that is why
+            raise
         files, found = done.files, done.found
         return Downloaded(
             source=done.source,
@@ -97,6 +102,13 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
         )
 
     return parts.jobs.start("download", source.public, work, key=f"download {source}")
+
+
+def stop(parts: ControlParts) -> None:
+    """Nobody waits for them while the daemon ends: what has arrived is kept."""
+    for job in parts.jobs.all():
+        if job.kind == "download":
+            parts.jobs.cancel(job.id)
 
 
 def is_for(job: Job, spec: ModelSpec) -> bool:

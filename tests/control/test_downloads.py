@@ -44,6 +44,7 @@ class Site:
             jobs=self.jobs,
             clock=SystemClock(),
             roots=SimpleNamespace(home=Path("/home/me")),
+            accepting=lambda: None,
             scheduler=SimpleNamespace(
                 limits=SharedLimits(memory, "scheduler.memory", None), memory=SimpleNamespace(ledger=lambda: ledger)
             ),
@@ -191,4 +192,22 @@ async def test_what_is_secret_in_an_address_is_not_told(monkeypatch: pytest.Monk
     with pytest.raises(AccelError) as canceled:
         await waiting
     assert "geheim" not in canceled.value.message
+    await site.jobs.close()
+
+
+async def test_a_daemon_that_ends_says_so_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = a_site(monkeypatch)
+    waiting = asyncio.ensure_future(downloads.fetch(site.parts, Source.parse("tiny/hello"), lambda now: None))
+    await site.under_way()
+
+    def ending() -> None:
+        raise AccelError("shutting_down", "accelerd is shutting down")
+
+    site.parts.accepting = ending
+    downloads.stop(site.parts)
+    downloads.stop(site.parts)
+    with pytest.raises(AccelError) as ended:
+        await waiting
+    assert ended.value.code == "shutting_down"
+    assert site.ended == 1
     await site.jobs.close()
