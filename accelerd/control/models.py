@@ -196,7 +196,7 @@ async def _watched(parts: ControlParts, job: Job, name: str, work: Awaitable[Non
 
     def tell() -> None:
         event = _progress(parts, name, job.elapsed)
-        share = event.progress if job.kind == "load" else None
+        share = event.progress if job.kind == "load" and event.download is None else None
         job.report(progress=share, phase=event.state, waiting=job.kind == "load" and event.state in WAITING)
         job.tell(event)
 
@@ -208,6 +208,8 @@ def _progress(parts: ControlParts, name: str, elapsed: float) -> LoadProgress:
     seen = parts.supervisor.progress(snapshot.instance) if snapshot.instance is not None else None
     share = load_progress(snapshot, seen)
     queued = snapshot.instance is None and snapshot.queue and snapshot.state is not State.DOWNLOADING
+    if (under_way := snapshot.download) is not None and under_way.total:
+        share = under_way.bytes / under_way.total
     return LoadProgress(
         state="queued" if queued else snapshot.state,
         elapsed=elapsed,
