@@ -155,6 +155,8 @@ def of_manager(event: Event) -> tuple[str, str]:
     if change == "power":
         return names.PROGRAM, f"saving power{because(reason)}" if reason else "no longer saving power"
     if change == "configuration":
+        if event.get("in_use") is False:
+            return names.PROGRAM, "the configuration on disk has errors and is not in use: accelctl config check"
         return names.PROGRAM, "a new configuration is in effect"
     return names.PROGRAM, f"{event.get('state')}{because(event.get('degraded'))}"
 
