@@ -221,7 +221,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),
         (),
-        "Host names that clients may use for this server, in addition to localhost, 127.0.0.1 and [::1].",
+        "Host names that clients may use for this server, in addition to localhost and the addresses in listen.",
     )
     allowed_origins: tuple[str, ...] = key(array(toml.WebOrigin), (), "Web origins whose pages may use the API.")
     key_file: str | None = key(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
+from accelerd.system.activation import parse_listen
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{1,5})?", re.ASCII)
@@ -24,6 +26,15 @@ def host_name(authority: str) -> str:
     """The host of "host", "host:port" or "[v6]:port", in lower case; empty for anything else."""
     match = AUTHORITY.fullmatch(authority)
     return match[1].lower() if match else ""
+
+
+def is_address(name: str) -> bool:
+    """Is the host an address itself? Then no name server had a say, and no web page took its place by one."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
@@ -46,7 +57,10 @@ class Access:
     """The rules of one configuration."""
 
     def __init__(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
-        self._hosts = frozenset(h.lower() for h in (*LOOPBACK, *settings.allowed_hosts))
+        listening = {ipaddress.ip_address(host) for text in settings.listen for host, _ in parse_listen(text)}
+        own = (f"[{one}]" if one.version == 6 else str(one) for one in listening)
+        self._hosts = frozenset(h.lower() for h in (*LOOPBACK, *own, *settings.allowed_hosts))
+        self._everywhere = any(one.is_unspecified for one in listening)
         self._origins = frozenset(o.lower().rstrip("/") for o in settings.allowed_origins)
         self._keys = keys
         self._allowed_values: set[bytes] = set()  # whole Host values already found good: one look-up per request
@@ -60,7 +74,7 @@ class Access:
         host = raw.decode("latin-1")
         if raw not in self._allowed_values:
             name = host_name(host)
-            if name not in self._hosts:
+            if name not in self._hosts and not (self._everywhere and is_address(name)):
                 shown = (name or host)[:100]
                 text = f"the Host {shown!r} is not allowed; if it names this machine, add it to server.allowed_hosts"
                 return AccelError("host_not_allowed", text)

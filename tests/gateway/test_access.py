@@ -56,6 +56,28 @@ def test_host_names(authority: str, name: str) -> None:
     assert host_name(authority) == name
 
 
+@pytest.mark.parametrize(
+    ("listen", "host", "allowed"),
+    [
+        ("192.168.1.10:4000", "192.168.1.10:4000", True),
+        ("192.168.1.10:4000", "192.168.1.11", False),
+        ("[fd00::1]:4000", "[fd00::1]:4000", True),
+        ("[fd00::1]:4000", "fd00::1", False),
+        ("0.0.0.0:4000", "192.168.1.11:4000", True),
+        ("[::]:4000", "[fd00::2]", True),
+        ("0.0.0.0:4000", "evil.example:4000", False),  # a name may lead anywhere
+        ("0.0.0.0:4000", "10.0.0.1.evil.example", False),
+        ("0.0.0.0:4000", "2130706433", False),
+        ("127.0.0.1:4000", "192.168.1.10:4000", False),
+        ("localhost:4000", "192.168.1.10", False),
+    ],
+)
+def test_addresses_that_it_listens_on_may_be_named(listen: str, host: str, allowed: bool) -> None:
+    access = Access(ServerSettings(listen=(listen,)), ())
+    assert code(access, Host=host) == (None if allowed else "host_not_allowed")
+    assert code(access, Host="localhost") is None
+
+
 @given(st.text(max_size=40))
 def test_any_host_and_origin_is_judged(text: str) -> None:
     access = Access(ServerSettings(), ())
