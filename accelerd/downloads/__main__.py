@@ -54,7 +54,7 @@ def main() -> int:
         os.environ["HF_TOKEN"] = given  # the library does not know of systemd's credentials
     os.environ.update(dict.fromkeys(QUIET, "1"))
     try:
-        say(Process(request, os.environ).run())
+        say(DownloadProcess(request, os.environ).run())
     except AccelError as error:
         candidates = tuple(error.fields.get("candidates", ()))
         say(DownloadFailed(error.code, error.problem, error.hint, candidates))
@@ -74,7 +74,7 @@ def say(message: Message) -> None:
         os._exit(1)
 
 
-class Process:
+class DownloadProcess:
     """One request."""
 
     def __init__(self, request: DownloadRequest, env: Mapping[str, str]) -> None:
