@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
@@ -20,7 +23,10 @@ from accelerd.control.parts import ControlParts
 from accelerd.control.status import room_of
 from accelerd.downloads.download import Download, DownloadProgress, DownloadRequest
 from accelerd.downloads.source import Source, is_source
+from accelerd.engines.llama_server.forecast import settings_of
 from accelerd.estimate.estimate import EstimateSettings
+
+CONTEXT: Final = 8192  # tokens a slot, where the configuration does not say: what most requests do with
 
 Hear = Callable[[DownloadProgress], None]
 
@@ -62,8 +68,8 @@ async def download(parts: ControlParts, request: DownloadModelRequest) -> Job:
     return start(parts, Source.parse(request.source))
 
 
-def start(parts: ControlParts, source: Source, settings: EstimateSettings | None = None) -> Job:
-    """The job. `settings`: with which the model will run, where that is known. AccelError queue_full."""
+def start(parts: ControlParts, source: Source) -> Job:
+    """The job. AccelError queue_full."""
 
     async def work(job: Job) -> Downloaded:
         def tell(now: DownloadProgress) -> None:
@@ -83,7 +89,7 @@ def start(parts: ControlParts, source: Source, settings: EstimateSettings | None
             )
 
         room, _ = room_of(parts.scheduler.limits, parts.scheduler.memory.ledger())
-        wanted = DownloadRequest(source, parts.roots.home, room, settings)
+        wanted = DownloadRequest(source, parts.roots.home, room, _settings(parts, source))
         try:
             done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
         except asyncio.CancelledError:
@@ -113,16 +119,28 @@ def stop(parts: ControlParts) -> None:
 
 def is_for(job: Job, spec: ModelSpec) -> bool:
     """Does the job download the files of this model?"""
-    source = spec.model or ""
-    return job.kind == "download" and is_source(source) and job.key == f"download {Source.parse(source)}"
+    return job.kind == "download" and job.key == f"download {_source(spec)}"
 
 
-async def fetch(parts: ControlParts, source: Source, hear: Hear, settings: EstimateSettings | None = None) -> None:
+def _source(spec: ModelSpec) -> Source | None:
+    return Source.parse(spec.model) if spec.model and is_source(spec.model) else None
+
+
+def _settings(parts: ControlParts, source: Source) -> EstimateSettings | None:
+    """What the files will be run with, for the choice of the quantization: of the configured model that needs most."""
+    specs = [one.spec for one in parts.scheduler.snapshots() if _source(one.spec) == source]
+    gpu = any(device.kind == "gpu" for device in parts.devices.current())
+    known = [settings_of(spec, None, gpu, platform.machine())[0] for spec in specs]
+    largest = max(known, key=lambda one: one.context, default=None)
+    return replace(largest, context=CONTEXT * largest.slots) if largest and not largest.context else largest
+
+
+async def fetch(parts: ControlParts, source: Source, hear: Hear) -> None:
     """Have the files here, for accelerd itself: `hear` how far that is. AccelError, also when somebody cancels the job.
 
     Joins a download that is under way. Whoever is cancelled while waiting ends the download, unless others follow it.
     """
-    job = start(parts, source, settings)
+    job = start(parts, source)
     with parts.jobs.follow(job) as events:
         async for event in events:
             if isinstance(event, DownloadStep):

@@ -14,6 +14,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
+from accelerd.config.model import ModelSpec
 from accelerd.control import downloads
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import operations_of, parse
@@ -38,6 +39,7 @@ class Site:
         self.begun: list[tuple[DownloadRequest, Callable[[DownloadProgress], None]]] = []
         self.ends: asyncio.Queue[DownloadDone | AccelError] = asyncio.Queue()
         self.ended = 0
+        self.specs: list[ModelSpec] = []
         ledger = Ledger([Pool(RAM, "main memory", 64 << 30, 4 << 30)])
         self.jobs = Jobs(SystemClock(), EventStream())
         self.parts: Any = SimpleNamespace(
@@ -45,8 +47,11 @@ class Site:
             clock=SystemClock(),
             roots=SimpleNamespace(home=Path("/home/me")),
             accepting=lambda: None,
+            devices=SimpleNamespace(current=tuple),
             scheduler=SimpleNamespace(
-                limits=SharedLimits(memory, "scheduler.memory", None), memory=SimpleNamespace(ledger=lambda: ledger)
+                snapshots=lambda: [SimpleNamespace(spec=spec) for spec in self.specs],
+                limits=SharedLimits(memory, "scheduler.memory", None),
+                memory=SimpleNamespace(ledger=lambda: ledger),
             ),
         )
 
@@ -210,4 +215,26 @@ async def test_a_daemon_that_ends_says_so_to_who_waits(monkeypatch: pytest.Monke
         await waiting
     assert ended.value.code == "shutting_down"
     assert site.ended == 1
+    await site.jobs.close()
+
+
+async def test_the_quantization_is_chosen_for_what_the_model_is_configured_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = a_site(monkeypatch)
+    site.specs = [
+        ModelSpec(name="small", model="tiny/hello", context=2048),
+        ModelSpec(name="large", model="tiny/hello", context=32768, parallel=2, cache_type_k="q8_0"),
+        ModelSpec(name="other", model="tiny/other", parallel=3),
+        ModelSpec(name="file", path="/m/a.gguf", context=1 << 20),
+    ]
+    for source in ("hf:tiny/hello", "tiny/other", "tiny/unknown"):
+        await site.ask(source)
+    await site.under_way(3)
+    first, second, third = (request.settings for request, _ in site.begun)
+    assert first is not None
+    assert (first.context, first.slots, first.type_k) == (65536, 2, "q8_0")
+    assert second is not None
+    assert (second.context, second.slots) == (8192 * 3, 3)
+    assert third is None
     await site.jobs.close()
