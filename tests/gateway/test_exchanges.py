@@ -244,7 +244,7 @@ async def test_the_end_of_patience_cuts(tmp_path: Path) -> None:
 @on_both_loops
 async def test_a_long_answer_outlives_the_keepalive_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
-    async with bench(tmp_path, ServerSettings(header_timeout=0.1)) as b, await b.client(primed=True) as client:
+    async with bench(tmp_path, ServerSettings(header_timeout=0.5)) as b, await b.client(primed=True) as client:
         b.engine.says(SSE_HEAD, token("a"), 0.3, token("b"), DONE)
         assert (await client.ask(body=chat(stream=True))).complete
         began = asyncio.get_running_loop().time()
@@ -269,7 +269,7 @@ async def test_an_idle_connection_whose_answer_is_not_read_does_not_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
-    async with bench(tmp_path) as b, await b.client(receive_buffer=4096, primed=True) as client:
+    async with bench(tmp_path, ServerSettings(header_timeout=0.5)) as b, await b.client(receive_buffer=4096, primed=True) as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         b.connections[0].transport.write(bytes(16 << 20))
         await until(lambda: not b.connections, "gone")
