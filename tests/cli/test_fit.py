@@ -16,6 +16,7 @@ from accelerd.base.ports import Roots, SystemClock
 from accelerd.cli.commands import fit
 from accelerd.cli.connect import DaemonClient
 from accelerd.cli.context import Context
+from accelerd.cli.fit.gguf_files import name_of
 from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.output import CliOutput
 from accelerd.devices.inventory import Inventory
@@ -304,6 +305,13 @@ def test_one_that_is_loaded_counts_its_own_memory_as_free(ctl: Ctl, daemon: Fake
     result = ctl("fit", "qwen")
     assert result.status == 0
     assert "it is loaded now; its own memory counts as free here" in result.out
+
+
+def test_another_file_of_that_name_is_not_the_one_that_is_loaded(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
+    """Its name is made of the file's; a model that has the name may be any."""
+    path = small(models)
+    daemon.answers |= {"GET memory": Reply(pools(4, held(name_of(path), 60, pin=True)))}
+    assert "loaded now" not in ctl("fit", str(path)).out
 
 
 def test_what_a_person_declared_holds_without_a_daemon(ctl: Ctl, models: Path) -> None:

@@ -104,7 +104,7 @@ def judged(
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options
     machine = machine_of(report, settings, devices=devices, rate=rates(context, devices))
-    found = GgufFit(known, machine, measured)
+    found = GgufFit(known, machine, measured, configured=subject.configured)
     if gpus and build is not None and build.backend == "cpu" and layers != 0:
         notes.append(f"llama-server {build.version} was built for the processor only and does not use {gpus[0].name}")
     return found, [*notes, *remarks(found, told)]

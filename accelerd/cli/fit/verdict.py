@@ -203,16 +203,24 @@ class GgufFit(ModelFit):
     """A model that llama-server runs: from its header which contexts would fit, and how fast it would be."""
 
     def __init__(
-        self, known: ForecastInputs, machine: MachineState, measured: Sequence[MemoryRequirement] = ()
+        self,
+        known: ForecastInputs,
+        machine: MachineState,
+        measured: Sequence[MemoryRequirement] = (),
+        *,
+        configured: bool = True,
     ) -> None:
-        """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked."""
+        """`known`: the model with its settings; `measured`: what the daemon would reserve, where it has been asked.
+
+        `configured`: it is the model that the daemon knows by its name.
+        """
         self.known = known
         self.measured = tuple(measured)
         self.estimate = estimate(known.read.model, known.settings, known.read.projector, known.read.draft)
         options = self.measured or placing.options(
             self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
         )
-        super().__init__(known.spec.name, options, machine)
+        super().__init__(known.spec.name if configured else "", options, machine)
 
     @property
     def trained(self) -> int:
