@@ -123,6 +123,7 @@ def test_an_address_becomes_the_path_of_its_file(ctl: Ctl, daemon: FakeDaemon, h
     assert result.status == 0, result.err
     assert written(ctl) == {"hello": {"path": "/data/Hello-Q8_0.gguf"}}
     assert daemon.requests[0].query == {"source": address}
+    assert ctl("add", address, "--no-pull", "--name", "later").status == 2
 
 
 def test_a_repository_that_is_gated_or_not_there(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:

@@ -155,7 +155,7 @@ def test_all_models_of_a_directory(ctl: Ctl, model: Path, daemon: FakeDaemon) ->
 
 def test_several_files_with_options_between_them(ctl: Ctl, model: Path) -> None:
     other = gguf(model.parent, "Other-Q8_0.gguf")
-    value = json.loads(ctl("add", str(model), "--context", "2048", str(other), "--json").out)
+    value = json.loads(ctl("add", str(model), "--context", "2048", str(other), str(model), "--json").out)
     assert [one["name"] for one in value["models"]] == ["tiny-chat", "other"]
     assert dropin(ctl, "tiny-chat")["context"] == dropin(ctl, "other")["context"] == 2048
     refused = ctl("add", str(model), str(other), "--name", "both", "--replace")

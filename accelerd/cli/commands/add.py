@@ -157,14 +157,16 @@ def of_hub(context: Context, text: str, args: argparse.Namespace) -> NewModel:
         if source.repo and not source.file:
             source = Source(source.repo, source.quant or quant_of(here.model.name))
         return named(source, text, found, env, home)
-    if args.no_pull and not source.url:
+    if args.no_pull and source.url:
+        raise usage("--no-pull is for models of a hub: an address is downloaded when it is added")
+    if args.no_pull:
         return named(source, text, None, env, home)
-    here_machine = LocalMachine(context.roots, context.clock)
-    planned = plan(source, env, home, room=here_machine.room, settings=EstimateSettings(context=args.context or 8192))
+    machine = LocalMachine(context.roots, context.clock)
+    planned = plan(source, env, home, room=machine.room, settings=EstimateSettings(context=args.context or 8192))
     if not planned.choice.fits and not args.force:
         raise Failure(
             f"{text} was not added: it needs {human_size(planned.memory)} of memory, and this machine has "
-            f"{human_size(here_machine.room)} for models",
+            f"{human_size(machine.room)} for models",
             code="does_not_fit", hint="choose a smaller model or quantization, or use --force",
         )  # fmt: skip
     model = named(planned.settled, text, planned.found, env, home)
@@ -208,11 +210,11 @@ def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
 
 def without_twins(models: Sequence[NewModel], config: Config, skipped: list[str], *, single: bool) -> list[NewModel]:
     """Without models that are configured already, under another name too: a second entry is rarely meant."""
-    left = []
+    left: list[NewModel] = []
     for model in models:
         twin = next((spec for spec in config.models.values() if same(spec, model.table)), None)
         if twin is None:
-            left.append(model)
+            left += [model] if all(model.table != other.table for other in left) else []
         elif single:
             text = f"this model is configured already as {twin.name} ({where(twin)})"
             raise Failure(text, code="exists", hint="to add it again, give another --name")
@@ -226,7 +228,7 @@ def same(spec: ModelSpec, table: dict[str, Any]) -> bool:
         return bool(spec.path == table["path"])
     if "engine" in table:
         return spec.engine == table["engine"] and npu_models.same(spec.model or "", table["model"])
-    if spec.engine != "llama-server" or not spec.model:
+    if spec.engine != "llama-server" or not spec.model or not is_source(spec.model):
         return False
     one, other = Source.parse(spec.model), Source.parse(table["model"])
     same_quant = one.quant == other.quant or not (one.quant and other.quant)
