@@ -245,10 +245,10 @@ async def test_the_end_of_patience_cuts(tmp_path: Path) -> None:
 async def test_a_long_answer_outlives_the_keepalive_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
     async with bench(tmp_path, ServerSettings(header_timeout=0.5)) as b, await b.client(primed=True) as client:
-        b.engine.says(SSE_HEAD, token("a"), 0.3, token("b"), DONE)
+        b.engine.says(SSE_HEAD, token("a"), 0.7, token("b"), DONE)
         assert (await client.ask(body=chat(stream=True))).complete
         began = asyncio.get_running_loop().time()
-        assert await client.rest(within=2) == b""  # it is closed when it has idled long enough after that
+        assert await client.rest(within=10) == b""  # it is closed when it has idled long enough after that
         assert asyncio.get_running_loop().time() - began > 0.05
 
 
@@ -269,7 +269,10 @@ async def test_an_idle_connection_whose_answer_is_not_read_does_not_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "KEEPALIVE", 0.1)
-    async with bench(tmp_path, ServerSettings(header_timeout=0.5)) as b, await b.client(receive_buffer=4096, primed=True) as client:
+    async with (
+        bench(tmp_path, ServerSettings(header_timeout=0.5)) as b,
+        await b.client(receive_buffer=4096, primed=True) as client,
+    ):
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         b.connections[0].transport.write(bytes(16 << 20))
         await until(lambda: not b.connections, "gone")
