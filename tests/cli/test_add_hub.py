@@ -45,8 +45,11 @@ def progress(got: int, **more: Any) -> dict[str, Any]:
 
 
 def downloads(daemon: FakeDaemon, **more: Any) -> None:
+    """The daemon downloads what it is asked for."""
     daemon.answers["POST reload"] = RELOADED
-    daemon.answers["POST download"] = events(progress(1_200_000_000), {"event": "downloaded", "source": REPO, **more})
+    daemon.answers["POST download"] = lambda query, body: events(
+        progress(1_200_000_000), {"event": "downloaded", "source": query["source"], **more}
+    )
 
 
 def written(ctl: Ctl) -> dict[str, Any]:
@@ -128,11 +131,20 @@ def test_an_address_becomes_the_path_of_its_file(ctl: Ctl, daemon: FakeDaemon, h
 
 def test_a_repository_that_is_gated_or_not_there(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
     hub.repositories[REPO].gated = True
-    gated, missing = ctl("add", f"hf:{REPO}"), ctl("add", "hf:nobody/Nothing-GGUF", "--json")
-    assert gated.status == missing.status == 1
-    assert REPO in gated.err
-    assert json.loads(missing.out)["error"]["code"] == "hub_not_found"
+    missing = ctl("add", "hf:nobody/Nothing-GGUF", "--json")
+    assert (missing.status, json.loads(missing.out)["error"]["code"]) == (1, "hub_not_found")
     assert daemon.requests == []
+    daemon.answers["POST download"] = error(403, "model_gated", f"{REPO} wants a token that may read it")
+    gated = ctl("add", f"hf:{REPO}")
+    assert (gated.status, f"{REPO} wants a token" in gated.err) == (1, True)
+
+
+def test_the_daemon_may_have_a_token_that_accelctl_has_not(ctl: Ctl, daemon: FakeDaemon, hub: Hub) -> None:
+    hub.repositories[REPO].gated = True
+    downloads(daemon, kind="embedding")
+    daemon.answers["POST download"] = events({"event": "downloaded", "source": f"{REPO}:Q8_0", "kind": "embedding"})
+    assert ctl("add", f"hf:{REPO}").status == 0
+    assert written(ctl) == {"hello": {"model": f"{REPO}:Q8_0", "embeddings": True}}
 
 
 def test_offline_it_can_be_written_without_asking_anybody(ctl: Ctl) -> None:

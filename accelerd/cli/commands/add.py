@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
 from accelerd.cli.commands.remove import is_own, own_dropin
@@ -162,7 +163,15 @@ def of_hub(context: Context, text: str, args: argparse.Namespace) -> NewModel:
     if args.no_pull:
         return named(source, text, None, env, home)
     machine = LocalMachine(context.roots, context.clock)
-    planned = plan(source, env, home, room=machine.room, settings=EstimateSettings(context=args.context or 8192))
+    settings = EstimateSettings(context=args.context or 8192)
+    try:
+        planned = plan(source, env, home, room=machine.room, settings=settings)
+    except AccelError as error:
+        if error.code != "model_gated":
+            raise
+        model = named(source, text, None, env, home)
+        model.download = str(source)  # the daemon may have a token that accelctl has not
+        return model
     if not planned.choice.fits and not args.force:
         raise Failure(
             f"{text} was not added: it needs {human_size(planned.memory)} of memory, and this machine has "
@@ -269,12 +278,15 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
     if model.npu is not None and not args.no_pull:
         npu_models.fetch(context, model.npu)
     if model.download:
-        if not context.out.json_mode:
+        if model.reason and not context.out.json_mode:
             context.out.note(f"{model.what}: {model.reason}")
         try:
             files = follow(context.out, model.download, context.client.events("download", source=model.download))
-            if "path" in model.table:  # it knows best where it has put an address
-                model.table["path"] = files.get("model") or model.table["path"]
+            # it knows best which files it has fetched, and where it has put an address
+            key, value = ("path", files.get("model")) if "path" in model.table else ("model", files.get("source"))
+            model.table[key] = value or model.table[key]
+            if model.found is None and (task := TASKS.get(Kind(files.get("kind") or Kind.CHAT))):
+                model.table[task] = True
         except Failure as failure:
             if "path" in model.table or failure.code not in WITHOUT_DAEMON:
                 raise
