@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
-from accelerd.supervise.homes.containers.pull import Pulled, PullScreen, progress_lines, pull
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine, Pulled, PullScreen, progress_lines, pull
 from accelerd.supervise.homes.home import HomeError
 from tests.fakes.clock import FakeClock
 

@@ -27,8 +27,7 @@ from accelerd.engines.lemonade import Lemonade
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import Home
-from accelerd.supervise.homes.lemonade.home import LemonadeHome
-from accelerd.supervise.homes.lemonade.own import OwnServer
+from accelerd.supervise.homes.lemonade.home import LemonadeHome, OwnServer
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.harness import eventually, free_port
 from tests.supervise.bench import PATIENCE, Heard

@@ -17,8 +17,7 @@ from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import HomeError
 from accelerd.supervise.homes.systemd_home import SystemdHome
-from accelerd.supervise.homes.transient_unit import second_name, unit_name
-from accelerd.supervise.homes.user_manager import UNIT_EXISTS
+from accelerd.supervise.homes.user_manager import UNIT_EXISTS, second_name, unit_name
 from accelerd.supervise.instance_records import Adoptable, RecordStore, StoredInstance
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.dbus.client import BusError

@@ -27,8 +27,15 @@ from accelerd.supervise.homes.home import (
     OnOutput,
     find_program,
 )
-from accelerd.supervise.homes.transient_unit import ADDED_BY_SYSTEMD, second_name, unit_name, unit_properties
-from accelerd.supervise.homes.user_manager import UNIT_EXISTS, UnitState, UserManager
+from accelerd.supervise.homes.user_manager import (
+    ADDED_BY_SYSTEMD,
+    UNIT_EXISTS,
+    UnitState,
+    UserManager,
+    second_name,
+    unit_name,
+    unit_properties,
+)
 from accelerd.supervise.instance_records import InstanceFiles, environment_text
 from accelerd.supervise.process.output import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, ProcessTable, hold

@@ -38,9 +38,10 @@ from accelerd.supervise.homes.containers.podman_docker import (
     ContainerEngine,
     entrypoint,
     only_ours,
+    progress_lines,
+    pull,
 )
 from accelerd.supervise.homes.containers.process_tree import children
-from accelerd.supervise.homes.containers.pull import progress_lines, pull
 from accelerd.supervise.homes.home import (
     HomeError,
     InstanceRecord,

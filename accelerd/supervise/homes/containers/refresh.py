@@ -14,8 +14,7 @@ from typing import Any, Final
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.supervise.homes.containers.images import ToolboxBuild
-from accelerd.supervise.homes.containers.podman_docker import Container
-from accelerd.supervise.homes.containers.pull import Pulled, pull
+from accelerd.supervise.homes.containers.podman_docker import Container, Pulled, pull
 from accelerd.supervise.homes.containers.refresh_context import (
     GRACE,
     PendingRefresh,
