@@ -1,6 +1,6 @@
-"""Where the files of a model lie: in the hub's cache, which other programs share, or in accelerd's data folder.
+"""Where the files of a model lie: in the hub's cache, which other programs share, in llama.cpp's, in accelerd's folder.
 
-Reads directories only: no network, and nothing of huggingface-hub. The layout of the cache is that library's:
+Reads directories only: no network, and nothing of huggingface-hub. The layout of the hub's cache is that library's:
 models--ORG--REPO/{refs/main,snapshots/COMMIT/FILE,blobs/ETAG}.
 """
 
@@ -89,18 +89,40 @@ def cached(source: Source, env: Mapping[str, str], home: Path) -> Files | None:
         except AccelError:
             continue
         return located(choice, snapshot)
-    return None
+    return _of_llama_cpp(source, env, home)
 
 
-def located(choice: Choice, snapshot: Path) -> Files:
-    """The files of a choice in a snapshot."""
-    model = tuple(snapshot / file.name for file in choice.candidate.files)
+def located(choice: Choice, folder: Path, prefix: str = "") -> Files:
+    """The files of a choice in a folder, where each name begins with `prefix`."""
+
+    def place(file: HubFile) -> Path:
+        return folder / f"{prefix}{file.name}"
+
+    model = tuple(map(place, choice.candidate.files))
     return Files(
         model[0],
         model if len(model) > 1 else (),
-        snapshot / choice.mmproj.name if choice.mmproj else None,
-        snapshot / choice.draft.name if choice.draft else None,
+        place(choice.mmproj) if choice.mmproj else None,
+        place(choice.draft) if choice.draft else None,
     )
+
+
+def _of_llama_cpp(source: Source, env: Mapping[str, str], home: Path) -> Files | None:
+    """What llama-server itself has downloaded (-hf), before it used the hub's cache: ORG_REPO_FILE in a folder."""
+    given, cache = env.get("LLAMA_CACHE"), env.get("XDG_CACHE_HOME")
+    folder = Path(given) if given else (expand(cache, env, home) if cache else home / ".cache") / "llama.cpp"
+    prefix = f"{source.repo.replace('/', '_')}_"
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.startswith(prefix) and is_gguf(name))
+    except OSError:
+        return None
+    files = [HubFile(name.removeprefix(prefix)) for name in names[:MOST]]
+    file = source.file.replace("/", "_")
+    try:
+        choice = choose(files, lambda one: True, quant=source.quant, file=file, where=source.repo)
+    except AccelError:
+        return None
+    return located(choice, folder, prefix)
 
 
 def _snapshots(folder: Path) -> list[Path]:

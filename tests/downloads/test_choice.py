@@ -243,6 +243,30 @@ def test_the_main_branch_comes_before_older_snapshots(tmp_path: Path) -> None:
     assert cached(Source("o/r", "Q8_0"), env, tmp_path).model.parent == old  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [({}, ".cache/llama.cpp"), ({"XDG_CACHE_HOME": "~/x"}, "x/llama.cpp"), ({"LLAMA_CACHE": "{home}/own"}, "own")],
+)
+def test_what_llama_server_downloaded_is_found(tmp_path: Path, env: dict[str, str], folder: str) -> None:
+    env = {name: value.format(home=tmp_path) for name, value in env.items()}
+    cache = tmp_path / folder
+    cache.mkdir(parents=True)
+    names = ["o_r-GGUF_UD_a-Q4_0.gguf", "o_r-GGUF_mmproj-F16.gguf", "o_other_a-Q4_0.gguf", "o_r-GGUF_a-Q8_0.gguf.etag",
+             "o_r-GGUF_a-Q2_K.gguf.downloadInProgress"]  # fmt: skip
+    for name in names:
+        (cache / name).write_bytes(b"GGUF")
+    found = cached(Source("o/r-GGUF"), env, tmp_path)
+    assert found is not None
+    assert (found.model, found.mmproj) == (cache / names[0], cache / names[1])
+    assert cached(Source("o/r-GGUF", file="UD/a-Q4_0.gguf"), env, tmp_path) == found
+    assert cached(Source("o/r-GGUF", "Q8_0"), env, tmp_path) is None
+    assert cached(Source("o/r-GGUF", "Q2_K"), env, tmp_path) is None
+    lay(tmp_path / "hub", "o/r-GGUF", "a-Q8_0.gguf")
+    newer = cached(Source("o/r-GGUF"), {**env, "HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+    assert newer is not None
+    assert newer.model.name == "a-Q8_0.gguf", "the hub's cache comes first"
+
+
 def test_files_of_two_servers_do_not_meet(tmp_path: Path) -> None:
     one, other = "https://a.test/m/model.gguf?x=1", "https://b.test:8443/m/model.gguf"
     place = place_of(one, {}, tmp_path)
