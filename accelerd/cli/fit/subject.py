@@ -45,9 +45,8 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
     """What `text` names: an address, a configured model, a file. `given`: fields of its ModelSpec. Failure."""
     if text.startswith((*ADDRESSES, SCHEME)):
         return of_address(text, gguf_name(text), given, context)
-    path = Path(text).expanduser()
-    if text.startswith(("/", "~", ".")) or path.exists() or ("/" in text and text.lower().endswith(".gguf")):
-        return of_file(gguf_files.by_path(path.absolute()), given)
+    if gguf_files.looks_like_path(text):
+        return of_file(gguf_files.by_path(Path(text).expanduser().absolute()), given)
     known = next((spec for spec in config.models.values() if text in (spec.name, *spec.aliases)), None)
     if known is not None:
         return of_spec(known, given, context)
