@@ -13,7 +13,7 @@ echo "$group" >"$dir/cgroup"
 
 sh -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$group" \
   env -i -C "$dir/home" HOME="$dir/home" USER="$(id -un)" LOGNAME="$(id -un)" SHELL=/bin/sh LANG=C.UTF-8 \
-  PATH=/usr/local/bin:/usr/bin:/bin XDG_RUNTIME_DIR="$dir/run" \
+  PATH=/usr/local/bin:/usr/bin:/bin XDG_RUNTIME_DIR="$dir/run" XDG_DATA_HOME="$dir/home/.local/share" \
   DBUS_SESSION_BUS_ADDRESS="unix:path=$dir/run/bus" SYSTEMD_LOG_TARGET=console \
   "$2" --user >"$dir/manager.log" 2>&1 </dev/null &
 
