@@ -169,10 +169,13 @@ def test_a_stop_while_systemd_waits_to_restart_it_ends_the_models(service: Servi
     assert wait_until(service.nothing_left), service.leftovers()
 
 
-def test_a_broken_configuration_at_a_restart_is_an_end_for_good(service: Service) -> None:
+def test_a_broken_configuration_at_a_restart_is_an_end_for_good_where_no_good_one_is_kept(service: Service) -> None:
     service.install(two_models(service), socket=False)
     service.start()
     service.load("a")
+    kept = service.manager.home / ".local/state" / names.STATE_DIR / names.LAST_GOOD_FILE
+    assert wait_until(kept.exists)
+    kept.unlink()
     service.configure("nonsense = 1\n")
     assert service.manager.systemctl("restart", SERVICE, check=False).returncode != 0
     service.manager.wait_for(SERVICE, ActiveState="failed")
