@@ -96,7 +96,7 @@ HELPER_CONFIG: Final = "/etc/accelerd/helper.conf"
 LEVELS_FILE: Final = "levels.json"  # in the runtime directory of whoever sets levels: what to restore
 
 # --- models ---
-TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; no configured name has an @
+TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; no configured name ends like it
 
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response

@@ -61,10 +61,10 @@ def evaluate(
     config = None
     if readable:  # with an unreadable file, the rules would report wrong problems
         tables = resolve.ConfigTables(entries)
-        config = resolve.resolve(tables, tuple(files))
+        config = resolve.resolve(tables, tuple(files), rules.unfit)
         problems += rules.errors(entries, tables, config)
         if with_warnings:
-            problems += rules.warnings(entries, config)
+            problems += rules.warnings(entries, tables, config)
     problems = _in_order(problems, [source.name for source in files])
     failed = any(problem.severity == "error" for problem in problems)
     return (None if failed else config), problems

@@ -31,7 +31,8 @@ which it keeps in `~/.local/state/accelerd`, and `accelctl status` says so first
 
 accelerd looks for each setting of a model in the model's own table, then in its profiles (`profile = "big"`, or a list
 in which later profiles take precedence), then in `[defaults]`, and finally uses the default listed below. `env` and
-`sampling` are merged; all other settings are replaced.
+`sampling` are merged; all other settings are replaced. A default that a model cannot have, such as `home = "toolbox"`
+for a model on the NPU, does not apply to it.
 
 ```toml
 [engines.llama-server]

@@ -1,12 +1,12 @@
 """Turns the flat entries of all files into a Config: built-in values, then [defaults], profiles, the model's own table.
 
-Owns precedence, merging and origins. Checks nothing: values marked INVALID count as not written, and rules.py checks
-relations between keys. Pure.
+Owns precedence, merging and origins. A default that does not go with what is said more specifically does not apply.
+Checks nothing: values marked INVALID count as not written, and rules.py checks relations between keys. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -18,6 +18,9 @@ from accelerd.config.problems import Source
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
+DEFAULTS: Final = ("defaults",)
+# Which keys of [defaults] a model with these settings cannot have, beyond those that were found before.
+Unfit = Callable[[ModelSpec, frozenset[str]], frozenset[str]]
 EntryTable = Mapping[KeyPath, ConfigEntry]  # entries of one table, paths relative to it
 
 
@@ -49,6 +52,7 @@ class ConfigTables:
         self.profiles = self._named("profiles")
         self.models = self._named("models")
         self.routes = self._named("routes")
+        self.unfit: dict[str, frozenset[str]] = {}  # by model: keys of [defaults] that do not apply to it
 
     def _named(self, section: str) -> dict[str, EntryTable]:
         return {str(path[1]): table for path, table in self._tables.items() if path[:1] == (section,) and path[1:]}
@@ -71,21 +75,23 @@ class ConfigTables:
             if name in self.profiles
         ]
         return [
-            SettingsLayer("defaults", self.section("defaults"), ("defaults",)),
+            SettingsLayer("defaults", self.section("defaults"), DEFAULTS),
             *profiles,
             SettingsLayer("model", self.models[model]),
         ]
 
 
-def resolve(tables: ConfigTables, sources: tuple[Source, ...]) -> Config:
+def resolve(tables: ConfigTables, sources: tuple[Source, ...], unfit: Unfit) -> Config:
     """The whole configuration; sound only if no problem was found."""
     origins: dict[str, Origin] = {}
+    models = {name: _model(name, tables.layers(name), unfit) for name in tables.models}
+    tables.unfit = {name: skipped for name, (_, skipped) in models.items()}
     return Config(
         **{
             name: type(getattr(Config, name))(**_settings(tables.section(section), section, section, origins))
             for section, name in SECTIONS.items()
         },
-        models={name: _model(name, tables.layers(name)) for name in tables.models},
+        models={name: spec for name, (spec, _) in models.items()},
         routes={
             name: Route(name, **_settings(table, f"routes.{name}", "route", origins))
             for name, table in tables.routes.items()
@@ -111,19 +117,33 @@ def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origi
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))
 
 
-def _model(name: str, layers: list[SettingsLayer]) -> ModelSpec:
+def _model(name: str, layers: list[SettingsLayer], unfit: Unfit) -> tuple[ModelSpec, frozenset[str]]:
+    """The model, and the keys of [defaults] that do not apply to it."""
+    skipped: frozenset[str] = frozenset()
+    spec = _spec(name, layers, skipped)
+    while more := unfit(spec, skipped):
+        skipped |= more
+        spec = _spec(name, layers, skipped)
+    return spec, skipped
+
+
+def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> ModelSpec:
     values: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     env: dict[str, str] = {}
     origins: dict[str, Origin] = {}
     for layer in layers:
         for key, entry in layer.settings():
+            if layer.path == DEFAULTS and key in skipped:
+                continue
             table, _, inner = key.partition(".")
             origin = Origin(layer.label, entry.file, entry.line, table=layer.path)
             origins[key] = origin
             if inner:
                 origins[table] = origin
                 (sampling if table == "sampling" else env)[inner] = entry.value
+            elif key == "aliases":
+                values[key] = tuple(dict.fromkeys(alias for alias in entry.value if alias != name))
             elif key in _SPEC_FIELDS:
                 values[key] = entry.value
     return ModelSpec(

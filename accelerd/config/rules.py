@@ -15,7 +15,7 @@ from accelerd.config import flags, units
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
-from accelerd.config.resolve import ConfigTables
+from accelerd.config.resolve import DEFAULTS, ConfigTables
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
 
 
@@ -33,12 +33,12 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         if reason := flags.refused_variable(str(path[-1])):
             yield _problem(entry, path, reason)
     wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
-    yield from _of_models(config, lambda spec: (*_consistent(spec), *_at_home(spec, wrong), *_of_engine(spec)))
+    yield from _of_models(config, lambda spec: [clash[:2] for clash in _clashes(spec, wrong)])
     yield from _listening(entries, config)
     yield from _backoff(config)
 
 
-def warnings(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
+def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
     """Probable mistakes: missing files, models that never fit, flags that have their own setting."""
     literal = "is passed unchanged: ~ and $ are not expanded"
     for path, file, line, argument in _arguments(entries):
@@ -49,6 +49,11 @@ def warnings(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     for path, entry in _variables(entries):
         if entry.usable and flags.unexpanded(str(entry.value)):
             yield _problem(entry, path, literal, "warning")
+    for key in sorted(frozenset.intersection(*tables.unfit.values())) if tables.unfit else ():
+        path = ("defaults", *(("kv_cache_type", key[-1]) if key.startswith("cache_type_") else (key,)))
+        yield _problem(
+            entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
+        )
     limit = config.scheduler.memory
     yield from _of_models(config, lambda spec: (*_files(spec), *_without_effect(spec), *_fits(spec, limit)), "warning")
     key_file = config.server.key_file
@@ -132,7 +137,9 @@ def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Prob
             if entry is None or alias is INVALID:
                 continue
             path: KeyPath = ("models", name, "aliases", index)
-            if alias in taken:
+            if alias == name or (alias in taken and taken[alias][0][:2] == ("models", name)):
+                yield Problem(entry.file, line, key_text(path), f"'{alias}' is a name of this model already", "warning")
+            elif alias in taken:
                 owner, place = taken[alias]
                 text = f"the name '{alias}' is already taken by {key_text(owner)} ({place})"
                 yield Problem(entry.file, line, key_text(path), text)
@@ -160,17 +167,46 @@ def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Ite
                 yield Problem(listed.file, line, key_text((*path, "models", index)), text)
 
 
-def _consistent(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+Clash = tuple[str, str, str]  # a setting, what is wrong with it, and the one that it does not go with ("": it alone)
+
+
+def _clashes(spec: ModelSpec, wrong: Collection[str | int] = ()) -> Iterator[Clash]:
+    """`wrong`: keys with an invalid value."""
+    yield from _consistent(spec)
+    yield from _at_home(spec, wrong)
+    yield from _of_engine(spec)
+
+
+def unfit(spec: ModelSpec, skipped: frozenset[str]) -> frozenset[str]:
+    """The keys of [defaults] that do not go with what was chosen for this model. `skipped`: already found.
+
+    A contradiction within [defaults] remains a mistake.
+    """
+
+    def default(field: str) -> bool:
+        return spec.origin(field).table == DEFAULTS
+
+    def chosen(field: str) -> bool:
+        return field in skipped or field == "engine" or (not default(field) and spec.origin(field) != BUILT_IN)
+
+    found = set()
+    for field, _, other in _clashes(spec):
+        for one, against in ((field, other), (other, field)):
+            if one and against and one != "engine" and default(one) and chosen(against):
+                found.add(one)
+    return frozenset(found)
+
+
+def _consistent(spec: ModelSpec) -> Iterator[Clash]:
     if spec.batch is not None and spec.ubatch is not None and spec.ubatch > spec.batch:
-        yield "ubatch", f"expected at most batch = {spec.batch} ({spec.origin('batch')}), got {spec.ubatch}"
+        yield "ubatch", f"expected at most batch = {spec.batch} ({spec.origin('batch')}), got {spec.ubatch}", "batch"
     if spec.embeddings and spec.rerank:
-        yield (
-            "rerank",
-            f"a model can have embeddings or rerank, not both; embeddings is set, too ({spec.origin('embeddings')})",
-        )
+        where = spec.origin("embeddings")
+        text = f"a model can have embeddings or rerank, not both; embeddings is set, too ({where})"
+        yield "rerank", text, "embeddings"
     if spec.flash_attention == "off" and spec.cache_type_v not in (None, "f32", "f16", "bf16"):
-        where = spec.origin("flash_attention")
-        yield "cache_type_v", f"a quantised V cache requires flash attention, which is off ({where})"
+        text = f"a quantised V cache requires flash attention, which is off ({spec.origin('flash_attention')})"
+        yield "cache_type_v", text, "flash_attention"
 
 
 # Settings that only llama-server supports.
@@ -184,19 +220,20 @@ LLAMA_SERVER_ONLY = (
 LEMONADE_TOO = ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads")
 
 
-def _of_engine(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+def _of_engine(spec: ModelSpec) -> Iterator[Clash]:
     """What an engine does not support."""
+    where = spec.origin("engine")
     if spec.engine == "llama-server":
         if spec.transcription:
-            where = spec.origin("engine")
-            yield "transcription", f"llama-server does not transcribe audio; use the engine flm or lemonade ({where})"
+            text = f"llama-server does not transcribe audio; use the engine flm or lemonade ({where})"
+            yield "transcription", text, "engine"
         return
     if spec.contained:
-        yield "home", f"{spec.engine} does not run in a container ({spec.origin('engine')})"
+        yield "home", f"{spec.engine} does not run in a container ({where})", "engine"
     if spec.engine == "flm" and spec.rerank:
-        yield "rerank", f"flm does not support reranking ({spec.origin('engine')})"
+        yield "rerank", f"flm does not support reranking ({where})", "engine"
     if spec.engine == "flm" and spec.parallel > 1:
-        yield "parallel", f"flm processes one request at a time ({spec.origin('engine')})"
+        yield "parallel", f"flm processes one request at a time ({where})", "engine"
 
 
 NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
@@ -204,41 +241,45 @@ IMAGE_HOMES = ("podman", "docker")  # need `image`
 UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_max")
 
 
-def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[tuple[str, str]]:
-    """What a home requires and does not support. `wrong`: keys with an invalid value."""
-    home = spec.home
+def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
+    """What a home requires and does not support."""
+    home, where = spec.home, spec.origin("home")
     if home in NAMED_HOMES and spec.container is None and "container" not in wrong:
         what = "an existing container" if home == "container" else f"a {home}"
-        yield "home", f'set container = "…", the name of {what}'
+        yield "home", f'set container = "…", the name of {what}', ""
     if spec.container is not None and home == "auto":
-        yield "container", 'set home = "toolbox", "distrobox" or "container", too'
+        yield "container", 'set home = "toolbox", "distrobox" or "container", too', "home"
     elif spec.container is not None and home not in NAMED_HOMES:
-        yield "container", f'has no effect with home = "{home}" ({spec.origin("home")})'
+        yield "container", f'has no effect with home = "{home}" ({where})', "home"
     if home in IMAGE_HOMES and spec.image is None and "image" not in wrong:
-        yield "home", f'home = "{home}" requires image = "…"'
+        yield "home", f'home = "{home}" requires image = "…"', ""
     for field in ("image", "devices", "mounts"):
         if getattr(spec, field) and home not in IMAGE_HOMES:
-            yield field, f'requires home = "podman" or "docker"; home is "{home}" ({spec.origin("home")})'
-    if spec.memory_max is not None and spec.memory_high is not None and spec.memory_high > spec.memory_max:
-        most = units.format_size(spec.memory_max)
-        yield "memory_high", f"expected at most memory_max = {most} ({spec.origin('memory_max')})"
-    if spec.memory_max is not None and spec.memory is not None and spec.memory > spec.memory_max:
-        most = units.format_size(spec.memory_max)
-        yield "memory", f"expected at most memory_max = {most} ({spec.origin('memory_max')})"
+            yield field, f'requires home = "podman" or "docker"; home is "{home}" ({where})', "home"
+    if spec.memory_max is not None:
+        text = f"expected at most memory_max = {units.format_size(spec.memory_max)} ({spec.origin('memory_max')})"
+        for field in ("memory_high", "memory"):
+            if (getattr(spec, field) or 0) > spec.memory_max:
+                yield field, text, ""
 
 
 def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings that require a systemd unit, and settings that the engine does not support."""
     if spec.engine != "llama-server":
         for field in LLAMA_SERVER_ONLY:
-            if getattr(spec, field) is not None and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
+            if _written(spec, field) and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
                 yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
     if spec.home == "child":
         for field in UNIT_SETTINGS:
-            if getattr(spec, field) is not None:
+            if _written(spec, field):
                 yield field, f'has no effect with home = "child" ({spec.origin("home")})'
-        if spec.survive and "survive" in spec.origins:
+        if spec.survive and _written(spec, "survive"):
             yield "survive", f'a model with home = "child" ({spec.origin("home")}) always stops with accelerd'
+
+
+def _written(spec: ModelSpec, field: str) -> bool:
+    """For this model, that is: [defaults] are for those that can have them."""
+    return field in spec.origins and getattr(spec, field) is not None and spec.origin(field).table != DEFAULTS
 
 
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:

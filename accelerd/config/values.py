@@ -11,21 +11,30 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
+from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.config import units
 
 Parse = Callable[[Any], Any]  # raises ValueError with the text that completes "expected …"
 
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
-NAME: Final = "a name of at most 128 letters, digits and . _ : / - (first a letter or digit; no '..' between slashes)"
-_NAME: Final = re.compile(NAME_PATTERN[:-1] + r"\Z")
+NAME: Final = "a name of at most 128 printable characters (not first: - . / or a space; not last: a space; no '/../')"
+_LONGEST_NAME: Final = 128
+_NAME_JSON: Final = rf"^[^\s./-](.{{0,{_LONGEST_NAME - 2}}}\S)?$"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DURATION_JSON: Final = r"^\s*[0-9.]+\s*((ms|s|sec|m|min|h|d)(\s*[0-9.]+\s*(ms|s|sec|m|min|h|d))*)?\s*$"
 _SIZE_JSON: Final = r"^\s*[0-9.]+\s*([KMGTPkmgtp]([iI]?[bB])?|[bB])?\s*$"
 
 
 def check_name(value: str) -> str:
-    """Validates a model's name or alias; ValueError. The grammar keeps it safe in headers, logs, paths and argv."""
-    if not _NAME.match(value) or ".." in value.split("/"):
+    """Validates a model's name or alias; ValueError. No name can forge a log line, be taken for an option, or be a path
+    out of a folder."""
+    if (
+        not 0 < len(value) <= _LONGEST_NAME
+        or not value.isprintable()
+        or value[0] in "-./"
+        or value != value.strip()
+        or ".." in value.split("/")
+        or value.endswith(TRIAL_SUFFIX)
+    ):
         raise ValueError(NAME)
     return value
 
@@ -122,7 +131,7 @@ Context = Annotated[
 ]
 FilePath = Annotated[str, _type("the path of a file", _one_line, path="file")]
 Program = Annotated[str, _type("a program's name or path", _one_line, path="program")]
-Name = Annotated[str, _type(NAME, check_name, NAME_PATTERN)]
+Name = Annotated[str, _type(NAME, check_name, _NAME_JSON)]
 Address = Annotated[str, _type(units.ADDRESS, units.parse_address)]
 Host = Annotated[str, _type(_HOST, _host)]
 ServerUrl = _text(

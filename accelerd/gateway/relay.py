@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import lru_cache
+from string import punctuation
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,6 +25,7 @@ from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
+PRINTABLE: Final = punctuation + " "  # beside letters and digits; headers have no other characters
 ENGINE_BUSY = bytes(bytearray(b"busy"))  # compared by identity: no response is this object
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
@@ -40,7 +43,7 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     lines = [
         f"HTTP/1.1 {status} {reason(status)}".encode(),
         b"Content-Type: " + content_type,
-        f"{names.HEADER_MODEL}: {model}".encode(),
+        f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode(),
     ]
     if content_type.startswith(EVENT_STREAM):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]

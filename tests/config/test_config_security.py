@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from accelerd.config import ConfigErrors
 from accelerd.config.values import check_name
 
-GOOD = ["a", "qwen3", "Qwen/Qwen3-30B-A3B:Q4_K_M", "gpt-4.1", "a..b", "0", "x" * 128, "a/b/c", "a_b-c.d:e"]
-BAD = ["", "-x", ".x", "/x", "_x", ":x", "a b", "a\n", "a\r\nX-Evil: 1", "a\0", "a\x1b[31m", "é", "a\u202e", "x" * 129,
-       "a/../b", "a/..", "../a", "x --host 0.0.0.0", "a;b", "a%2f", "a\\b", "a'b", 'a"b', "\u0430"]  # fmt: skip
+GOOD = ["a", "qwen3", "Qwen/Qwen3-30B-A3B:Q4_K_M", "gpt-4.1", "a..b", "0", "x" * 128, "a/b/c", "a_b-c.d:e", "_x",
+        "claude-sonnet-4@20250514", "model[1m]", "My Model (new)", "Größtes", "日本語", "a;b", "a%2f"]  # fmt: skip
+BAD = ["", "-x", ".x", "/x", " x", "x ", "a\n", "a\tb", "a\r\nX-Evil: 1", "a\0", "a\x1b[31m", "a\u202e", "a\u00a0b",
+       "x" * 129, "a/../b", "a/..", "../a", "--host", "x\u2028", "a\u200b", "m@tune"]  # fmt: skip
 
 
 def quoted(name: str) -> str:
@@ -41,7 +42,7 @@ def test_names_that_could_forge_a_header_a_log_line_or_a_path_are_refused(home: 
     ):
         errors = home.errors(text)
         assert len(errors) == 1
-        assert "expected a name of at most 128 letters, digits and . _ : / -" in errors[0]
+        assert "expected a name of at most 128 printable characters" in errors[0]
         assert errors[0].isprintable()
 
 
@@ -51,16 +52,13 @@ def test_an_accepted_name_is_safe_everywhere(name: str) -> None:
         check_name(name)
     except ValueError:
         return
-    assert name.isascii()
     assert name.isprintable()
-    assert not any(c in name for c in " %\\\"'`$;&|<>()\r\n\0")
-    assert name[0].isalnum()
+    assert name == name.strip()
+    assert name[0] not in "-./"
     assert ".." not in name.split("/")
 
 
-@pytest.mark.parametrize(
-    "name", ["..", "../x", "a/../../etc/passwd", "/etc/passwd", "a\0b", "..%2fx", "\uff0e\uff0e/x"]
-)
+@pytest.mark.parametrize("name", ["..", "../x", "a/../../etc/passwd", "/etc/passwd", "a\0b", "..%2fx"])
 def test_a_name_that_is_a_path_out_of_the_folder_is_no_name(name: str) -> None:
     with pytest.raises(ValueError, match="a name of at most 128"):
         check_name(name)
@@ -71,12 +69,19 @@ def test_names_and_aliases_are_unique_and_the_error_names_both_places(home: Home
     home.write('[models.c]\npath = "/c"\naliases = ["a", "y", "y"]\n', "accelerd.toml.d/c.toml")
     assert home.errors() == [
         "accelerd.toml:3: models.a.aliases[1]: the name 'b' is already taken by models.b (accelerd.toml:4)",
-        "accelerd.toml:3: models.a.aliases[2]: the name 'a' is already taken by models.a (accelerd.toml:1)",
         "accelerd.toml:7: models.b.aliases[0]: the name 'x' is already taken by models.a.aliases[0] (accelerd.toml:3)",
         "accelerd.toml.d/c.toml:3: models.c.aliases[0]: the name 'a' is already taken by models.a (accelerd.toml:1)",
-        "accelerd.toml.d/c.toml:3: models.c.aliases[2]: the name 'y' is already taken by models.c.aliases[1] "
-        "(accelerd.toml.d/c.toml:3)",
     ]
+
+
+def test_a_name_that_a_model_has_already_is_a_warning(home: Home) -> None:
+    config, problems = home.check('[models.a]\npath = "/a"\naliases = ["x", "a", "x", "b"]\n')
+    assert [str(problem) for problem in problems if problem.key != "models.a.path"] == [
+        "accelerd.toml:3: warning: models.a.aliases[1]: 'a' is a name of this model already",
+        "accelerd.toml:3: warning: models.a.aliases[2]: 'x' is a name of this model already",
+    ]
+    assert config is not None
+    assert config.models["a"].aliases == ("x", "b")
 
 
 @pytest.mark.parametrize(

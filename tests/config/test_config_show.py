@@ -153,7 +153,7 @@ def test_the_defaults_in_the_schema_are_values_that_load_to_the_defaults(home: H
         ("ModelTable", "idle_timeout", ["never", "1h30m", "90", "1.5 h"], ["nie", "10x", "m"]),
         ("ModelTable", "start_timeout", ["500ms", "1h 30m"], ["never", "ten"]),
         ("ModelTable", "memory", ["auto", "12GiB", "500m", "1.5 G", "100B"], ["lots", "12 Gibi"]),
-        ("ModelTable", "group", ["a/b:c"], ["-a", "a b"]),
+        ("ModelTable", "group", ["a/b:c", "a b", "日本"], ["-a", " a", "a "]),
     ],
 )
 def test_patterns_of_the_schema_agree_with_the_loader(

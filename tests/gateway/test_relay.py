@@ -284,6 +284,11 @@ def test_heads_of_unknown_statuses() -> None:
     assert response_head(599, b"text/plain", "m", True, None).startswith(b"HTTP/1.1 599 Status\r\n")
 
 
+def test_a_name_beyond_ascii_is_escaped_in_the_header() -> None:
+    head = response_head(200, b"text/plain", "Größe [1m]/a:b", True, None)
+    assert b"X-Accelerd-Model: Gr%C3%B6%C3%9Fe [1m]/a:b\r\n" in head
+
+
 def test_a_collector_begins_anew() -> None:
     desk = Desk()
     collector = Collector(desk.lease, desk.clock.monotonic)
