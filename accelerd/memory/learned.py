@@ -99,7 +99,10 @@ class Learned:
         ident, old = self._known(key, need)
         another = old.runs == 0 or ident in self._begun
         self._begun.pop(ident, None)
-        peaks = {pool: max(old.peak.get(pool, 0), peak.get(pool, 0)) for pool in sorted({*old.peak, *peak})}
+        known = dict(old.peak)
+        if another and RAM in known:  # what one large request took once is forgotten, by half in each run without one
+            known[RAM] -= max(0, known[RAM] - peak.get(RAM, 0)) // 2
+        peaks = {pool: max(known.get(pool, 0), peak.get(pool, 0)) for pool in sorted({*known, *peak})}
         new = replace(
             old,
             peak={pool: size for pool, size in peaks.items() if size > 0},
