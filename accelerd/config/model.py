@@ -87,7 +87,10 @@ class ModelSpec:
         model_only=True,
     )
     model: str | None = key(
-        toml.ModelId, None, 'The engine\'s own id, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M".', model_only=True
+        toml.ModelId,
+        None,
+        "A model of Hugging Face, which accelerd downloads for llama-server; for other engines their own name for it.",
+        model_only=True,
     )
     description: str = key(toml.TextLine, "", "A description for people, on one line.", model_only=True, live=True)
     aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients.", model_only=True, live=True)

@@ -105,7 +105,9 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
     if entries[table].value is not TABLE:
         return
     if path is None and model is None and not (spec and spec.home == "container"):
-        yield _problem(entries[table], table, 'set path = "…" (a file) or model = "…" (the engine\'s own id)')
+        yield _problem(
+            entries[table], table, 'set path = "…" (a file) or model = "…" (of Hugging Face, or the engine\'s own name)'
+        )
     elif spec is not None and spec.engine != "llama-server" and path is not None:
         text = f'{spec.engine} does not use model files; set model = "…" instead ({spec.origin("engine")})'
         yield _problem(path, (*table, "path"), text)

@@ -144,7 +144,7 @@ WebOrigin = _text(
 )
 ModelId = _text(
     r"[A-Za-z0-9][\x21-\x7e]{0,511}",
-    'the engine\'s own id of a model, such as "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", without spaces',
+    'a model of Hugging Face, such as "ORG/REPO:Q4_K_M" or "hf:ORG/REPO", or the engine\'s own name, without spaces',
 )
 ContainerName = _text(
     "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a container's name: letters, digits and _ . - (first a letter or digit)"

@@ -138,7 +138,10 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
             "[profiles.big]\n[models.q]\npath='/q'\nprofile='bgi'",
             "4: models.q.profile: there is no [profiles.bgi]; did you mean 'big'?",
         ),
-        ("[models.q]", '1: models.q: set path = "…" (a file) or model = "…" (the engine\'s own id)'),
+        (
+            "[models.q]",
+            '1: models.q: set path = "…" (a file) or model = "…" (of Hugging Face, or the engine\'s own name)',
+        ),
     ],
 )
 def test_what_a_mistake_says(home: Home, text: str, says: str) -> None:

@@ -141,7 +141,7 @@ def test_nothing_that_breaks_argv_apart(home: Home, key: str, value: str) -> Non
 @pytest.mark.parametrize("value", ["x --host 0.0.0.0", "--host", "-m", "x y"])
 def test_a_model_id_is_never_a_flag(home: Home, value: str) -> None:
     (error,) = home.errors(f"[models.m]\nmodel = '{value}'\n")
-    assert "models.m.model: expected the engine's own id of a model" in error
+    assert "models.m.model: expected a model of Hugging Face" in error
 
 
 def test_a_path_is_never_a_flag(home: Home) -> None:
