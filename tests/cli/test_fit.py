@@ -241,7 +241,9 @@ def test_a_repository_with_several_models_lists_them(ctl: Ctl, web: Web) -> None
     assert result.err.splitlines()[:2] == ["  | a-Q2_K.gguf", "  | b-Q2_K.gguf"]
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "does not accept the token of HF_TOKEN"), (404, "has no a.gguf"), (500, "HTTP 500")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "does not accept the token of HF_TOKEN"), (404, "has no a.gguf"), (500, "HTTP 500")]
+)
 def test_a_server_that_refuses(ctl: Ctl, web: Web, status: int, words: str) -> None:
     web.json("/api/models/o/r", {"siblings": [{"rfilename": "a.gguf"}]})
     web.refuse("/o/r/resolve/main/a.gguf", status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from config_home import Home
 
@@ -17,6 +19,13 @@ def test_models_on_the_npu_stand_beside_a_toolbox_for_all_others(home: Home) -> 
     assert (chat.home, chat.container, chat.parallel) == ("toolbox", "llama", 4)
     assert (npu.home, npu.container, npu.parallel) == ("auto", None, 1)
     assert str(npu.origin("home")) == "built-in"
+
+
+def test_the_example_of_the_page_on_npus_is_valid(home: Home) -> None:
+    page = (Path(__file__).parents[2] / "docs/npu.md").read_text()
+    (example,) = [part for part in page.split("```toml\n")[1:] if "[defaults]" in part.partition("```")[0]]
+    config = home.load(example.partition("```")[0])
+    assert {name: spec.home for name, spec in config.models.items()} == {"qwen": "toolbox", "npu/qwen3-4b": "auto"}
 
 
 @pytest.mark.parametrize(
