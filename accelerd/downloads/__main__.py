@@ -34,7 +34,7 @@ from accelerd.downloads.hub import credential, endpoint, offline, token
 from accelerd.downloads.plan import DEFAULTS, Plan, plan
 from accelerd.downloads.source import Source
 from accelerd.estimate.model_kind import identify
-from accelerd.estimate.remote import GATED, Web, gated, host, private
+from accelerd.estimate.remote import GATED, PRIVATE, Web, gated, host, private
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -227,7 +227,7 @@ def hub_error(error: Exception, repo: str, hub: str) -> AccelError:
     if isinstance(error, errors.GatedRepoError):
         return gated(repo, hub)
     if isinstance(error, errors.RepositoryNotFoundError | errors.EntryNotFoundError | errors.RevisionNotFoundError):
-        return AccelError("hub_not_found", f"{host(hub)} has no {repo}, or does not show it to you", hint=GATED)
+        return AccelError("hub_not_found", f"{host(hub)} has no {repo}, or does not show it to you", hint=PRIVATE)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return AccelError("hub_offline", "HF_HUB_OFFLINE is set, so nothing is downloaded", hint="unset it")
     if status in (401, 403):

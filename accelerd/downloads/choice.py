@@ -27,6 +27,7 @@ NO_MODEL: Final = re.compile(r"(?:^|[-._])(?:imatrix|lora|vocab|control-?vector|
 DRAFT: Final = re.compile(r"(?:^|[-._])(?:draft|drafter)(?:[-._]|$)", re.IGNORECASE)
 USUAL_BITS: Final = 4
 LISTED: Final = 12
+LONGEST: Final = 400  # characters of a list of files in a message
 
 
 class HubFile(Struct, frozen=True):
@@ -95,8 +96,10 @@ def choose(
         named = _of_file(listed, file, where)
         return _with_extras(listed, ranked, named, f"{file}, as named", room_for(named))
     if not ranked:
+        others = ", ".join(one.name for one in listed if is_gguf(one.name))[:LONGEST]
+        what = f"no GGUF model, only {others}" if others else "no GGUF model"
         hint = "look for a repository with GGUF in its name"
-        raise AccelError("hub_not_found", f"{where} has no GGUF model", hint=hint)
+        raise AccelError("hub_not_found", f"{where} has {what}", hint=hint)
     if quant:
         found = _named(ranked, quant, where)
         return _with_extras(listed, ranked, found[0], f"{found[0].label}, as named", room_for(found[0]))
@@ -189,9 +192,10 @@ def _named(ranked: Sequence[Candidate], quant: str, where: str) -> list[Candidat
 def _one_model(ranked: Sequence[Candidate], where: str) -> None:
     """Refuse to choose between different models: in one repository, only the quantization may differ."""
     if len({_family(one) for one in ranked}) > 1:
-        text = f"{where} has several models"
         names = [one.first for one in ranked]
-        raise AccelError("bad_request", text, hint="name one of its files: hf:ORG/REPO/FILE.gguf", candidates=names)
+        listed = ", ".join(f"hf:{where}/{name}" for name in names)
+        hint = f"name one of its files: {listed[:LONGEST]}{'…' if len(listed) > LONGEST else ''}"
+        raise AccelError("bad_request", f"{where} has several models", hint=hint, candidates=names)
 
 
 def _family(candidate: Candidate) -> str:

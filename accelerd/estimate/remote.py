@@ -29,7 +29,9 @@ LARGEST_ANSWER: Final = 16 << 20  # of a list of files
 TIMEOUT: Final = 20.0  # s without an answer
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 SHARD: Final = re.compile(r"-(\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
-GATED: Final = "check its name, accept its terms on its page, and set HF_TOKEN to a token that may read it"
+TOKEN: Final = "save a token that may read it in ~/.cache/huggingface/token, as `hf auth login` does, or set HF_TOKEN"
+GATED: Final = f"check its name, accept its terms on its page, and {TOKEN}"
+PRIVATE: Final = f"check its name; if it is private, {TOKEN}"
 NAME_A_FILE: Final = "name the address of a .gguf file"
 WHOLE: Final = "download it and ask again with the file"
 
@@ -222,7 +224,7 @@ def refused(status: int, url: str, hub: str, reason: str = "") -> AccelError:
         return gated(repo, hub)
     if reason == "RepoNotFound":
         return AccelError(
-            "hub_not_found", f"{host(hub)} has no such repository, or does not show it to you", hint=GATED
+            "hub_not_found", f"{host(hub)} has no such repository, or does not show it to you", hint=PRIVATE
         )
     if status in (401, 403):
         text = f"{host(url)} does not let you read {name} (HTTP {status})"
@@ -242,7 +244,7 @@ def gated(repo: str, hub: str) -> AccelError:
     return AccelError(
         "model_gated",
         f"{repo} is gated: its authors want you to accept their terms",
-        hint=f"accept them at {hub}/{repo}, and set HF_TOKEN to a token that may read it",
+        hint=f"accept them at {hub}/{repo}, and {TOKEN} for the service",
     )
 
 

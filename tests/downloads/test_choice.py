@@ -162,12 +162,13 @@ def test_a_file_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("names", "named", "code", "words"),
     [
-        (["mmproj.gguf", "README.md"], {}, "hub_not_found", "o/r has no GGUF model"),
+        (["README.md"], {}, "hub_not_found", "o/r has no GGUF model; look"),
+        (["mmproj.gguf", "my-lora.gguf"], {}, "hub_not_found", "o/r has no GGUF model, only mmproj.gguf, my-lora.gguf"),
         (["a-Q2_K.gguf"], {"quant": "Q8_0"}, "hub_not_found", "o/r has no Q8_0; it has Q2_K"),
         (["a-Q2_K.gguf"], {"file": "b.gguf"}, "hub_not_found", "o/r has no b.gguf"),
         (["a-Q2_K-00001-of-00002.gguf"], {}, "hub_not_found", "o/r has no GGUF model"),
         (["a-00001-of-00002.gguf"], {"file": "a-00001-of-00002.gguf"}, "hub_not_found", "1 of the 2 parts"),
-        (["a-Q8_0.gguf", "b-Q8_0.gguf"], {}, "bad_request", "o/r has several models"),
+        (["a-Q8_0.gguf", "x/b-Q8_0.gguf"], {}, "bad_request", "one of its files: hf:o/r/a-Q8_0.gguf, hf:o/r/x/b-Q8"),
         (["a-Q8_0.gguf", "b-Q8_0.gguf"], {"quant": "Q8_0"}, "bad_request", "o/r has several models"),
     ],
 )

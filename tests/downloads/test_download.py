@@ -327,7 +327,7 @@ async def test_a_gated_model_wants_a_token(
     repository.gated = True
     error = await refusal(env)
     assert error.code == "model_gated"
-    assert f"accept them at {hub.base}/{REPO}, and set HF_TOKEN" in error.hint
+    assert f"accept them at {hub.base}/{REPO}, and save a token" in error.hint
     wrong = await refusal({**env, "HF_TOKEN": "hf_wrong"})
     assert wrong.code == "model_gated"
     assert "does not accept the token" in wrong.problem
