@@ -105,7 +105,7 @@ class Parts(ControlParts):
     ) -> None:
         """`patience` and `stuck_after`: others than the supervisor's and the scheduler's own; `source`: of devices,
         instead of udev; `memory_roots`: where memory is measured, instead of `roots`."""
-        passed = sd_listen_fds()
+        self.passed = passed = sd_listen_fds()
         self.roots = roots
         self.clock = clock = SystemClock()
         self.events = events = EventStream()
@@ -138,7 +138,7 @@ class Parts(ControlParts):
             sink=event_log.engine_line,
             limits=patience,
         )
-        self.successor = Successor(manager)
+        self.successor = Successor(manager, self.notifier)
         learned = Learned(state.learned, state.learn)
         self.model_info = ModelInfo(engines, state, roots, devices.current, learned, events)
         self.conflicts = KnownConflicts(scheduler.snapshots, supervisor, devices.current, events)

@@ -112,6 +112,8 @@ class Daemon:
         await parts.supervisor.sweep_leftovers()
         await parts.upkeep.begin()
         await parts.listeners.open()
+        for name in parts.passed.stored:
+            parts.notifier.remove_stored(name)
         # What needs D-Bus begins after the listeners: no request waits for it.
         parts.events.publish(ConfigApplied(self._config))
         parts.bus_service.begin()
@@ -274,8 +276,10 @@ class Daemon:
         parts.supervisor.end_readers()  # or they would be waited for like requests
         parts.tuning_runs.stop()
         keep = await parts.successor.expected(crashed=crashed)
-        if not keep:  # else those who wait are served as long as there is time: the models stay
+        if not keep:
             parts.scheduler.shutdown()
+        elif count := await parts.listeners.hand_over(parts.successor.keep, _shutting_down()):
+            log.info("requests that wait for the next accelerd: %d", count)
         hurry = asyncio.create_task(self._hurry.wait())
         await self._unless_hurried(parts.listeners.drain(self._config.server.drain_timeout), hurry, None)
         parts.scheduler.shutdown(keep=keep)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Coroutine
 from typing import Protocol, cast
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
+from accelerd.gateway.handover import Parcel, Waiting
 from accelerd.gateway.relay import Relay, Sweeper
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
@@ -39,8 +41,8 @@ class Handler(Protocol):
 
     def infer(
         self, request: HttpRequest, connection: ClientConnection
-    ) -> Response | Coroutine[None, None, Response | None]:
-        """Start a whole inference request. Either a refusal, or what finishes it: None means the response was sent."""
+    ) -> Response | Coroutine[None, None, Response | None] | None:
+        """Start a whole inference request: a refusal, or what finishes it. None: the response was sent."""
         ...
 
     async def control(self, request: HttpRequest, connection: ClientConnection) -> None:
@@ -93,6 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_begun = True  # does the deadline of a head run? The first one's begins with the connection
         self._pending = b""  # not parsed yet
         self._busy = False  # is a request being answered?
+        self._request: HttpRequest | None = None  # that is being answered
         self._task: asyncio.Task[None] | None = None
         self._ending = False  # answers no more: is closing, or drops what still comes
         self._last = False  # is the request in hand the last one?
@@ -102,6 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._gone = self._loop.create_future()
         self.writing_paused = False
+        self.stream_begun = False  # an earlier daemon has sent the head of the answer that comes next
         self.relay: Relay | None = None
         self.control: asyncio.Protocol | None = None  # aiohttp's, once it has answered a control request here
         self.transport: asyncio.Transport
@@ -213,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, request: HttpRequest) -> None:
         """Answer a whole request."""
-        self._busy = True
+        self._busy, self._request = True, request
         if request.for_control:
             self._task = self._loop.create_task(self._pass_to_control(request))
             return
@@ -273,7 +277,9 @@ class ClientConnection(asyncio.Protocol):
     def _reply(self, request: HttpRequest, response: Response) -> None:
         """Answer a request without its body, if that is not here yet."""
         self._parsed.popleft()
-        if request.complete:
+        if self.stream_begun:
+            self.abort()  # no other response can follow
+        elif request.complete:
             self._write(request, response)
         else:
             self._refuse(response, head_only=request.method == b"HEAD")
@@ -358,6 +364,26 @@ class ClientConnection(asyncio.Protocol):
         self._last = True
         if self.idle:
             self.close()
+
+    def hand_over(self) -> Parcel | None:
+        """Part with the connection for the next daemon, if its request waits for its model; None: it does not."""
+        request, relay = self._request, self.relay
+        if not self._busy or request is None or relay is None or relay.lease is not None:
+            return None
+        if self._parsed or self.transport.get_write_buffer_size():
+            return None
+        sock = self.transport.get_extra_info("socket")
+        waiting = Waiting(self._server.local, relay.committed)
+        data = request.encode() + self._pending
+        parcel = Parcel(os.dup(sock.fileno()), waiting, data, request.path, http10=request.http10)
+        relay.handed_over = True
+        self.abort()
+        return parcel
+
+    def resume(self, data: bytes, *, begun: bool) -> None:
+        """Go on with a request that an earlier daemon has handed over. `begun`: see Waiting."""
+        self.stream_begun = begun
+        self.data_received(data)
 
     def cut(self, error: AccelError) -> None:
         """End an answer that an engine is giving."""

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 Control = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]
 
 NEVER = 10 * 365 * 86400.0  # s: connection.py closes what idles
-FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 
 
 class ControlServer:
@@ -43,7 +42,7 @@ class ControlServer:
         if protocol is None:
             protocol = connection.control = self._server()
             protocol.connection_made(connection.transport)
-        protocol.data_received(encode(request))
+        protocol.data_received(request.encode())
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.transport is None:
@@ -79,10 +78,3 @@ def web_response(response: Response) -> web.Response:
     return web.Response(
         status=response.status, body=response.body, content_type=JSON_TYPE, headers=dict(response.headers)
     )
-
-
-def encode(request: HttpRequest) -> bytes:
-    """The request as it came, its body in one piece."""
-    for name in FRAMING & request.headers.keys():
-        del request.headers[name]
-    return b"%bcontent-length: %d\r\n\r\n%b" % (request.encode_head(), request.size, b"".join(request.parts))

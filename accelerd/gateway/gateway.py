@@ -170,13 +170,8 @@ class Gateway:
 
     def infer(
         self, request: HttpRequest, connection: ClientConnection
-    ) -> Response | Coroutine[None, None, Response | None]:
-        """Start an inference request. Either a refusal, or what finishes it: None means that the response was sent."""
-        try:
-            asked = self._read(request, request.path)
-        except AccelError as error:
-            log_refusal(request, connection, error)
-            return refusal(request, error)
+    ) -> Response | Coroutine[None, None, Response | None] | None:
+        """Start an inference request: a refusal, or what finishes it. None: the response was sent."""
         relay = connection.relay = Relay(
             connection.transport,
             self._now,
@@ -185,12 +180,25 @@ class Gateway:
             origin=request.origin,
             path=request.path,
         )
+        if connection.stream_begun:
+            connection.stream_begun = False
+            relay.go_on()
+        try:
+            asked = self._read(request, request.path)
+        except AccelError as error:
+            log_refusal(request, connection, error)
+            return self._refused(request, relay, error)
         try:
             self._forwarder.start(asked, relay)
         except AccelError as error:
             log_refusal(request, connection, error, asked.target.model)
-            return refusal(request, error)
+            return self._refused(request, relay, error)
         return self._finish(request, connection, asked, relay)
+
+    @staticmethod
+    def _refused(request: HttpRequest, relay: Relay, error: AccelError) -> Response | None:
+        unsent = relay.fail(error)
+        return None if unsent is None else refusal(request, unsent)
 
     async def _finish(
         self, request: HttpRequest, connection: ClientConnection, asked: InferenceRequest, relay: Relay
@@ -205,7 +213,8 @@ class Gateway:
             outcome = CLIENT_GONE
             raise
         finally:
-            log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
+            if not relay.handed_over:
+                log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
         return None if error is None else refusal(request, error)
 
     def _read(self, request: HttpRequest, path: str) -> InferenceRequest:

@@ -22,6 +22,7 @@ from accelerd.config.model import ServerSettings
 from accelerd.config.units import is_loopback
 from accelerd.gateway.connection import ClientConnection, HttpServer
 from accelerd.gateway.gateway import Gateway
+from accelerd.gateway.handover import Parcel, unpack
 from accelerd.system.activation import (
     BACKLOG,
     Address,
@@ -85,6 +86,7 @@ class Listeners:
             else:  # nothing says who may connect to it
                 log.warning("%s of %s is not served: it is not the control socket %s", describe(sock), unit, control)
                 sock.close()
+        self._queued = passed.queued
         self._control = control
         self._servers: dict[socket.socket, asyncio.Server] = {}
 
@@ -136,6 +138,25 @@ class Listeners:
                 self._units[address] = self._store(address, sock)
             if sock not in self._servers:
                 self._servers[sock] = await loop.create_server(self._public, sock=sock, backlog=BACKLOG)
+        queued, self._queued = self._queued, []
+        for sock, data in queued:
+            await self._resume(sock, data)
+
+    async def _resume(self, sock: socket.socket, data: bytes) -> None:
+        """Go on with a request that waited when an earlier daemon ended."""
+        try:
+            waiting, request = unpack(data)
+        except ValueError as error:  # of another version of accelerd
+            log.warning("a request that waited for this start is not understood: %s", error)
+            sock.close()
+            return
+        server = self._local if waiting.local else self._public
+        try:
+            _, connection = await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+        except OSError as error:  # the client has gone
+            log.debug("a client did not wait for this start: %s", error)
+            return
+        connection.resume(request, begun=waiting.begun)
 
     async def _close(self, addresses: Sequence[Address]) -> None:
         """Listen there no more, neither here nor in systemd."""
@@ -179,6 +200,19 @@ class Listeners:
         """Let new connections wait in the kernel for the next daemon."""
         for server in self._servers.values():
             server.close()
+
+    async def hand_over(self, keep: Callable[[Sequence[Parcel]], Awaitable[bool]], error: AccelError) -> int:
+        """Have `keep` take the requests that wait for their models, for the next daemon: how many it took.
+
+        If it does not take them they are refused with `error`.
+        """
+        parcels = [parcel for connection in self._connections() if (parcel := connection.hand_over()) is not None]
+        taken = bool(parcels) and await keep(parcels)
+        for parcel in parcels:
+            if not taken:
+                parcel.refuse(error)
+            parcel.close()
+        return len(parcels) if taken else 0
 
     async def drain(self, within: float) -> None:
         """Close idle connections and let requests finish, for at most `within` seconds."""

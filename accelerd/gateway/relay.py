@@ -129,7 +129,12 @@ class Relay:
         self.first_byte: float | None = None  # when the engine began to answer
         self.status = 0  # of the response; 0: none was sent
         self.error: AccelError | None = None  # with which it ended
+        self.handed_over = False  # the next daemon answers
         self.cut_with: AccelError | None = None  # why the answer is cut, although the engine works
+
+    def go_on(self) -> None:
+        """An earlier daemon has sent the head of a stream, and comments."""
+        self.committed, self.status, self.stream, self._raw = True, 200, True, not self._http10
 
     def comment(self, text: str, model: str) -> None:
         """Send an SSE comment to a streaming client that waits, and the head before the first one."""

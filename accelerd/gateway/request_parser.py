@@ -9,6 +9,7 @@ import httptools
 MAX_HEAD = 64 << 10  # bytes of a request's head
 MAX_LINE = 8190  # bytes of the target, and of a header's value
 MAX_HEADERS = 128
+FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 ONCE = frozenset((b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 
 
@@ -35,6 +36,12 @@ class HttpRequest:
         self.http10 = False
         self.problem = ""  # why the head is not valid
         self.origin: str | None = None
+
+    def encode(self) -> bytes:
+        """The request as it came, its body in one piece."""
+        for name in FRAMING & self.headers.keys():
+            del self.headers[name]
+        return b"%bcontent-length: %d\r\n\r\n%b" % (self.encode_head(), self.size, b"".join(self.parts))
 
     def encode_head(self) -> bytes:
         """Request line and headers, without the final empty line."""

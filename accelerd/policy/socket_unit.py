@@ -49,7 +49,7 @@ class SocketUnit:
     def store(self, address: Address, sock: socket.socket) -> str:
         """Have systemd keep it during a restart. Returned: the name to release it by."""
         name = stored_name(address)
-        self._notifier.store(name, sock)
+        self._notifier.store(name, sock.fileno())
         return name
 
     async def release(self, name: str) -> bool:

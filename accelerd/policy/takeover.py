@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
+from accelerd.gateway.handover import Parcel
 from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.supervise.instance_records import Adoptable
+from accelerd.system.activation import QUEUED
 from accelerd.system.dbus.client import BusError
 from accelerd.system.lock import InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
+from accelerd.system.sd_notify import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +51,10 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
 class Successor:
     """Will there be a later daemon that wants the models? The job on its unit says so."""
 
-    def __init__(self, manager: UserManager | None, patience: float = PATIENCE) -> None:
+    def __init__(self, manager: UserManager | None, notifier: Notifier, patience: float = PATIENCE) -> None:
         """`manager`: None where there is no systemd; then what this daemon started ends with it."""
         self._manager = manager
+        self._notifier = notifier
         self._patience = patience
 
     async def expected(self, *, crashed: bool) -> bool:
@@ -80,6 +84,33 @@ class Successor:
                     await self._manager.reset_failed(unit)
         except (BusError, TimeoutError) as error:
             log.debug("the start limit goes on counting: %s", error or "no answer")
+
+    async def keep(self, parcels: Sequence[Parcel]) -> bool:
+        """Have systemd keep these connections for the later daemon. False: it has not taken all of them."""
+        if self._manager is None:
+            return False
+        names_of = [f"{QUEUED}{number}" for number in range(len(parcels))]
+        try:
+            async with asyncio.timeout(self._patience):
+                unit = await self._manager.unit_of(os.getpid())
+                if unit is None:
+                    return False
+                wanted = await self._manager.stored(unit) + 2 * len(parcels)
+                for name, parcel in zip(names_of, parcels, strict=True):
+                    file = parcel.memory_file()
+                    try:
+                        self._notifier.store(name, parcel.client, file, until_closed=True)
+                    finally:
+                        os.close(file)
+                while await self._manager.stored(unit) < wanted:  # noqa: ASYNC110  (systemd does not say when)
+                    await asyncio.sleep(0.02)
+        except (BusError, TimeoutError) as error:
+            text = "systemd does not keep the requests that wait (%s): they are refused"
+            log.warning(text, error or "has it FileDescriptorStoreMax=?")
+            for name in names_of:
+                self._notifier.remove_stored(name)
+            return False
+        return True
 
 
 async def reap(lock_file: Path, sweep: Callable[[], Awaitable[int]]) -> int:

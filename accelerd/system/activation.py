@@ -19,7 +19,8 @@ from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.base.proc import listeners, pids, read_file
 from accelerd.base.proc import sockets as proc_sockets
@@ -29,6 +30,7 @@ from accelerd.system.private_files import open_private_dir
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
+QUEUED: Final = "queued-"  # begins the names of connections that wait for the next daemon, see sd_notify
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 UNIX_PATH_LIMIT: Final = 107  # bytes in sockaddr_un without the final NUL
 LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -45,6 +47,9 @@ class Passed(Struct, frozen=True):
 
     tcp: list[tuple[str, socket.socket]]
     unix: list[tuple[str, socket.socket]]
+    # connections that systemd kept, each with the memory file that was stored with it
+    queued: list[tuple[socket.socket, bytes]] = field(default_factory=list)
+    stored: tuple[str, ...] = ()  # the names under which systemd still keeps them
 
 
 def sd_listen_fds(env: MutableMapping[str, str] | None = None) -> Passed:
@@ -61,15 +66,37 @@ def sd_listen_fds(env: MutableMapping[str, str] | None = None) -> Passed:
         raise StartError(f"cannot read LISTEN_FDS={count!r}: start accelerd through its socket unit or without it")
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
     found = Passed([], [])
+    stored: dict[str, list[int]] = {}
     try:
         for index in range(int(count)):
             name = names[index] if index < len(names) else "unknown"
+            if name.startswith(QUEUED):
+                os.set_inheritable(FIRST_FD + index, False)
+                stored.setdefault(name, []).append(FIRST_FD + index)
+                continue
             sock = _adopt(FIRST_FD + index, name)
             (found.unix if sock.family == socket.AF_UNIX else found.tcp).append((name, sock))
     except BaseException:
         close_all(sock for _, sock in (*found.tcp, *found.unix))
         raise
-    return found
+    return replace(found, queued=list(filter(None, map(_pair, stored.values()))), stored=tuple(stored))
+
+
+def _pair(descriptors: list[int]) -> tuple[socket.socket, bytes] | None:
+    """A connection and the content of the memory file with it; None where the client has gone meanwhile."""
+    sock, data = None, b""
+    for descriptor in descriptors:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            sock = socket.socket(fileno=descriptor)
+            sock.setblocking(False)
+        else:
+            with open(descriptor, "rb") as file:
+                file.seek(0)
+                data = file.read()
+    if sock is None or not data:
+        close_all([sock] if sock is not None else [])
+        return None
+    return sock, data
 
 
 def bind_tcp(addresses: Iterable[Address], *, least: int = 1, proc: Path = Path("/proc")) -> list[socket.socket]:

@@ -95,9 +95,13 @@ class Notifier:
         """The stop may take so long from now on, whatever TimeoutStopSec= says."""
         return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
-    def store(self, name: str, sock: socket.socket) -> bool:
-        """Keep a socket open over restarts; the next process gets it like those of a socket unit."""
-        return self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=(sock.fileno(),))
+    def store(self, name: str, *descriptors: int, until_closed: bool = False) -> bool:
+        """Keep them open over restarts; the next process gets them like those of a socket unit.
+
+        `until_closed`: but not when the other side has closed. Whether there is room for them only the manager knows.
+        """
+        poll = () if until_closed else ("FDPOLL=0",)
+        return self._send("FDSTORE=1", f"FDNAME={name}", *poll, descriptors=descriptors)
 
     def remove_stored(self, name: str) -> bool:
         return self._send("FDSTOREREMOVE=1", f"FDNAME={name}")

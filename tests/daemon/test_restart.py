@@ -265,3 +265,26 @@ def test_units_with_the_reaper_pass_systemd_analyze(user_manager: UserManager) -
     paths = [UNITS / name for name in (SERVICE, SOCKET, names.REAPER_UNIT)]
     done = user_manager.run(["systemd-analyze", "--user", "verify", *paths], check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_requests_that_wait_in_a_restart_are_served_by_the_next_daemon(service: Service) -> None:
+    """Also those that already stream comments, and longer than the requests in flight may take."""
+    model = service.site.model("a", "slow-token:100", {"FAKE_TOKENS": "30"}, parallel=1)
+    service.install('keepalive_after = "50ms"\n' + QUICK + model)
+    old = service.start()
+    service.load("a")
+    with side_by_side() as do:
+        with streaming(service, "a") as running:
+            assert running.readline().startswith(b"data: ")
+            plain = [do(service.chat, "a") for _ in range(2)]
+            with streaming(service, "a") as commented:
+                assert commented.readline().startswith(b": waiting for a")
+                eventually(lambda: service.status("a")["queue"] == 3, "they wait")
+                service.manager.systemctl("restart", "--no-block", SERVICE)
+                assert rest_of(running)[1], "who was being answered has the whole answer"
+                service.back(old)
+                text, complete = rest_of(commented)
+        assert [request.result(60).status for request in plain] == [200, 200]
+    assert (complete, sse(text)[-1]) == (True, "[DONE]")
+    assert service.site.spawns() == 1, "the model stayed"
+    assert "requests that wait for the next accelerd: 3" in service.output()

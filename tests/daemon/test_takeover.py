@@ -19,6 +19,7 @@ from accelerd.supervise.instance_records import Adoptable, Phase, StoredInstance
 from accelerd.supervise.process.processes import InstanceTag
 from accelerd.system.dbus.client import BusError
 from accelerd.system.lock import InstanceLock
+from accelerd.system.sd_notify import Notifier
 
 
 class Answers:
@@ -66,9 +67,9 @@ UNIT = "accelerd.service"
     ],
 )
 async def test_whether_the_models_are_left_to_a_successor(unit: Any, job: Any, crashed: bool, expected: bool) -> None:
-    successor = Successor(Answers(unit, job), patience=0.05)  # type: ignore[arg-type]
+    successor = Successor(Answers(unit, job), Notifier(None), patience=0.05)  # type: ignore[arg-type]
     assert await successor.expected(crashed=crashed) is expected
-    assert not await Successor(None).expected(crashed=crashed)
+    assert not await Successor(None, Notifier(None)).expected(crashed=crashed)
 
 
 # --- taking over --------------------------------------------------------------------------------------------------

@@ -290,8 +290,9 @@ async def bench(
     limits: SharedLimits = NO_LIMITS,
     others: Mapping[str, Speaker] | None = None,
     routes: Sequence[Route] = (),
+    queued: Sequence[tuple[socket.socket, bytes]] = (),
 ) -> AsyncIterator[Bench]:
-    """`assembles`: plain answers are asked as streams of models with several slots.
+    """`assembles`: plain answers are asked as streams of models with several slots. `queued`: see Passed.
 
     `others`: engines beside llama-server, by name.
     """
@@ -310,7 +311,7 @@ async def bench(
         tcp, local = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         local.bind(str(directory / "a.sock"))
         local.listen()
-        passed = Passed([("bench.socket", tcp)], [("bench.socket", local)])
+        passed = Passed([("bench.socket", tcp)], [("bench.socket", local)], list(queued))
         listeners = Listeners(gateway, settings, passed, directory / "a.sock", never, lambda address, sock: "")
         await listeners.open()
         try:

@@ -55,7 +55,7 @@ def test_the_life_of_a_service_over_a_real_socket(manager: socket.socket) -> Non
 def test_a_socket_is_handed_over_to_be_kept(manager: socket.socket) -> None:
     notifier = Notifier.from_env()
     with socket.create_server(("127.0.0.1", 0)) as kept:
-        assert notifier.store("listen-127.0.0.1-1", kept)
+        assert notifier.store("listen-127.0.0.1-1", kept.fileno())
         text, descriptors, _, _ = socket.recv_fds(manager, 4096, 4)
         assert text.decode().split("\n") == ["FDSTORE=1", "FDNAME=listen-127.0.0.1-1", "FDPOLL=0"]
         with socket.socket(fileno=descriptors[0]) as copy:

@@ -117,6 +117,10 @@ class UserManager:
 
         return await _unless(ask(), NO_SUCH_UNIT)
 
+    async def stored(self, unit: str) -> int:
+        """How many file descriptors of the service the manager keeps."""
+        return int(await self._property(await self._path(unit), SERVICE, "NFileDescriptorStore"))
+
     async def stop(self, unit: str) -> None:
         await _unless(self._call("stop a unit", "StopUnit", "(ss)", unit, "replace"), NO_SUCH_UNIT)
 
