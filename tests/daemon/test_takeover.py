@@ -13,6 +13,7 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
+from accelerd.gateway.handover import Parcel, Waiting
 from accelerd.policy.takeover import Successor, reap, take_over
 from accelerd.supervise.homes.home import InstanceRecord
 from accelerd.supervise.instance_records import Adoptable, Phase, StoredInstance, fingerprint
@@ -70,6 +71,53 @@ async def test_whether_the_models_are_left_to_a_successor(unit: Any, job: Any, c
     successor = Successor(Answers(unit, job), Notifier(None), patience=0.05)  # type: ignore[arg-type]
     assert await successor.expected(crashed=crashed) is expected
     assert not await Successor(None, Notifier(None)).expected(crashed=crashed)
+
+
+# --- requests that wait -------------------------------------------------------------------------------------------
+
+
+class Shelf(Answers):
+    """A manager that keeps at most so many descriptors, and what is sent to it."""
+
+    def __init__(self, room: int, unit: Any = UNIT) -> None:
+        super().__init__(unit)
+        self.room = room
+        self.kept: dict[str, int] = {}
+        self.active = True
+
+    async def stored(self, unit: str) -> int:
+        assert unit == UNIT
+        return sum(self.kept.values())
+
+    def store(self, name: str, *descriptors: int, until_closed: bool) -> bool:
+        if sum(self.kept.values()) + len(descriptors) <= self.room:
+            self.kept[name] = len(descriptors)
+        return True
+
+    def remove_stored(self, name: str) -> bool:
+        self.kept.pop(name, None)
+        return True
+
+
+def parcels(count: int) -> list[Parcel]:
+    return [Parcel(os.dup(0), Waiting(False, False), b"POST / HTTP/1.1", "/", http10=False) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("room", "unit", "taken"),
+    [(1024, UNIT, True), (6, UNIT, True), (5, UNIT, False), (0, UNIT, False), (1024, None, False),
+     (1024, BusError("the bus has gone"), False)],
+)  # fmt: skip
+async def test_requests_are_kept_all_or_none(room: int, unit: Any, taken: bool) -> None:
+    shelf = Shelf(room, unit)
+    given = parcels(3)
+    try:
+        assert await Successor(shelf, shelf, patience=0.2).keep(given) is taken  # type: ignore[arg-type]
+        assert sum(shelf.kept.values()) == (6 if taken else 0)
+        assert not await Successor(None, Notifier(None)).keep(given)
+    finally:
+        for parcel in given:
+            parcel.close()
 
 
 # --- taking over --------------------------------------------------------------------------------------------------

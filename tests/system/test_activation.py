@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,14 +31,16 @@ except StartError as error:
 print(json.dumps({
     "tcp": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.tcp],
     "unix": [[name, describe(sock), sock.get_inheritable(), sock.getblocking()] for name, sock in given.unix],
+    "queued": [[sock.getblocking(), sock.get_inheritable(), data.decode()] for sock, data in given.queued],
+    "stored": given.stored,
     "left": [name for name in os.environ if name.startswith("LISTEN_")],
 }))
 """
 
 
-def adopt(sockets: list[socket.socket], names: str) -> subprocess.CompletedProcess[str]:
+def adopt(sockets: Sequence[socket.socket | int], names: str) -> subprocess.CompletedProcess[str]:
     """Run sd_listen_fds in a process that has `sockets` at descriptor 3 and following, as systemd starts it."""
-    inherited = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 100) for sock in sockets]
+    inherited = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in sockets]
     moves = " ".join(f"{3 + index}<&{number}" for index, number in enumerate(inherited))
     try:
         return subprocess.run(
@@ -61,8 +63,35 @@ def test_sockets_of_systemd_are_taken_with_their_names(tmp_path: Path) -> None:
         assert json.loads(done.stdout) == {
             "tcp": [["web", describe(four), False, False], ["web", describe(six), False, False]],
             "unix": [["control", str(tmp_path / "run/accelerd.sock"), False, False]],
+            "queued": [],
+            "stored": [],
             "left": [],
         }
+
+
+def memory_file(data: bytes) -> int:
+    file = os.memfd_create("test")
+    os.write(file, data)
+    return file
+
+
+def test_connections_that_systemd_kept_come_with_their_requests(tmp_path: Path) -> None:
+    """In whatever order; one whose client has gone, of which only the request is left, is dropped."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        ends = [end for _ in range(2) for end in socket.socketpair()]
+        files = [memory_file(data) for data in (b"request one", b"request two", b"of nobody")]
+        for end in ends:
+            stack.callback(end.close)
+        for file in files:
+            stack.callback(os.close, file)
+        given = [listening, ends[0], files[0], files[1], ends[2], files[2]]
+        done = adopt(given, "web:queued-0:queued-0:queued-1:queued-1:queued-2")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert [name for name, *_ in found["tcp"]] == ["web"]
+        assert found["queued"] == [[False, False, "request one"], [False, False, "request two"]]
+        assert found["stored"] == ["queued-0", "queued-1", "queued-2"]
 
 
 def test_sockets_that_do_not_listen_for_streams_are_refused() -> None:

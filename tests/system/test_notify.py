@@ -65,6 +65,24 @@ def test_a_socket_is_handed_over_to_be_kept(manager: socket.socket) -> None:
     notifier.close()
 
 
+def test_descriptors_are_given_to_the_service_manager_by_name(manager: socket.socket) -> None:
+    notifier = Notifier.from_env()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert notifier.store("queued-7", theirs.fileno(), 0, until_closed=True)
+        message, descriptors, _, _ = socket.recv_fds(manager, 4096, 4)
+        assert message == b"FDSTORE=1\nFDNAME=queued-7"
+        assert len(descriptors) == 2
+        with socket.socket(fileno=descriptors[0]) as kept:
+            kept.sendall(b"hello")
+        os.close(descriptors[1])
+        assert ours.recv(5) == b"hello"
+    assert notifier.remove_stored("queued-7")
+    assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=queued-7"
+    notifier.close()
+    assert not Notifier(None).store("queued-7", 0)
+
+
 def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"accelerd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
