@@ -169,6 +169,20 @@ def test_a_stop_while_systemd_waits_to_restart_it_ends_the_models(service: Servi
     assert wait_until(service.nothing_left), service.leftovers()
 
 
+def test_a_broken_configuration_at_a_restart_ends_nothing(service: Service) -> None:
+    service.install(two_models(service))
+    old = service.start()
+    pids = service.load("a", "b")
+    kept = service.manager.home / ".local/state/accelerd" / names.LAST_GOOD_FILE
+    eventually(kept.exists, "the configuration is kept")
+    service.configure("nonsense = 1\n")
+    service.manager.systemctl("restart", SERVICE)
+    service.back(old)
+    assert service.pids("a", "b") == pids
+    assert service.chat("a").status == 200
+    assert "not in use" in service.status()["status"]
+
+
 def test_a_broken_configuration_at_a_restart_is_an_end_for_good_where_no_good_one_is_kept(service: Service) -> None:
     service.install(two_models(service), socket=False)
     service.start()
