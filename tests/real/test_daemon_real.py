@@ -57,7 +57,7 @@ def text_of(daemon: Daemon, model: str) -> str:
 def test_two_models_are_loaded_on_demand_and_the_idle_one_is_put_away(
     daemons: DaemonFactory, llama_server: str, tiny: Path
 ) -> None:
-    daemon = daemons.start(toml(llama_server, {"a": tiny, "b": tiny}, idle_timeout="700ms"))
+    daemon = daemons.start(toml(llama_server, {"a": tiny, "b": tiny}, idle_timeout="4s"))
     assert marked(daemon) == []
     assert text_of(daemon, "a") == SHORT_REPLY
     status, events, complete = whole_stream(daemon, "b")
@@ -65,6 +65,7 @@ def test_two_models_are_loaded_on_demand_and_the_idle_one_is_put_away(
     assert "".join(tokens(events)) == SHORT_REPLY
     assert len(tokens(events)) > 3
     pid = daemon.status("b")["pid"]
+    assert pid, "it is still loaded"
     eventually(lambda: psutil.Process(pid).exe() == str(Path(llama_server).resolve()), "it is llama-server")
     daemon.wait_state("a", "stopped")
     daemon.wait_state("b", "stopped")
