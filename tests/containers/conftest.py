@@ -20,6 +20,13 @@ if not os.environ.get(INSIDE):
         with Second(container_manager, wanted) as second:
             yield second
 
+    def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+        """The second pytest has a limit for each test, too, and says more when it is reached; the first one waits for
+        its start as well."""
+        for item in items:
+            if "containers" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.timeout(300))
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
         """Such a test is as good as its report."""
