@@ -295,6 +295,8 @@ class Instance:
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet else None
+        if self._feed is not None:
+            self._feed.errors_only = True
         self._context.listener.instance_ready(self.number, plan.endpoint, plan.secret)
         await self._record.note(Phase.READY)
         await race(self._wake.wait(), self._engine.loaded(self.spec, plan))

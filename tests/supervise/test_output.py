@@ -173,6 +173,10 @@ def test_what_matters_to_the_engine_comes_at_info_and_its_chatter_at_debug() -> 
     assert len(sent) == 7
     feed.explain()
     assert len(sent) == 7, "what was sent is not said again"
+    sent.clear()
+    feed.errors_only = True  # once it serves: a warning may quote a request
+    feed.feed(LLAMA)
+    assert [line for line, level in sent if level == logging.INFO] == ["got exception"]
 
 
 def test_chatter_is_said_after_all_when_the_engine_failed() -> None:

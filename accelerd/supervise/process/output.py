@@ -156,6 +156,7 @@ class JournalFeed:
     def __init__(self, sink: Callable[[str, int], None], clock: Clock, rate: int, *, verbose: bool = False) -> None:
         """`verbose`: chatter is sent too; else the newest of it is kept for `explain`."""
         self.notable: re.Pattern[bytes] | None = None  # the beginning of lines that matter; None: no line does
+        self.errors_only = False  # of these, those with the group `error`: warnings of requests may quote them
         self._sink = sink
         self._clock = clock
         self._rate = rate
@@ -215,7 +216,8 @@ class JournalFeed:
         if not raw.strip():
             return
         self._seen += 1
-        notable = self.notable is not None and self.notable.match(raw) is not None
+        found = self.notable.match(raw) if self.notable is not None else None
+        notable = found is not None and (not self.errors_only or found.groupdict().get("error", raw) is not None)
         if notable or self._verbose:
             self._sent += 1
             self._sink(printable(raw), logging.INFO if notable else logging.DEBUG)
