@@ -122,7 +122,15 @@ class ModelInfo:
         return self._estimates[spec.name]
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """What of the model would fit into so much of each pool: one clause, or nothing."""
+        """What of the model would fit into so much of each pool: one clause, or nothing.
+
+        Engines know estimates. If the model was seen to need more than that, it will with other settings, too.
+        """
+        estimate = self._estimates.get(spec.name)
+        if estimate is not None:
+            guessed, known = estimate.options[0].total, self.learned.apply(estimate).options[0].total
+            if known > guessed:
+                room = {pool: size * guessed // known for pool, size in room.items()}
         return self._engines[spec.engine].suggest_smaller(spec, room)
 
     def on_model_loaded(self, event: ModelLoaded) -> None:

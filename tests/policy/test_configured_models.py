@@ -75,3 +75,23 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source
+
+
+async def test_advice_for_a_model_that_was_seen_to_need_more_than_estimated_counts_that() -> None:
+    asked: list[dict[str, int]] = []
+
+    class Engine:
+        async def forecast(self, spec: ModelSpec, devices: Any, *, ask: bool) -> Forecast:
+            return Forecast((in_ram(100, "estimated"),), key="k")
+
+        def suggest_smaller(self, spec: ModelSpec, room: dict[str, int]) -> str:
+            asked.append(dict(room))
+            return "it would fit with context = 4096" if room["ram"] < 100 else "it would fit as it is"
+
+    store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
+    one: Any = ModelInfo({"llama-server": Engine()}, store, None, tuple, learned, EventStream())  # type: ignore
+    assert (await one.forecast(HERE)).options[0].total == 100
+    assert "as it is" in one.suggest_smaller(HERE, {"ram": 150})
+    learned.outgrown("k", in_ram(100, "estimated"), 200, model="here")
+    assert one.suggest_smaller(HERE, {"ram": 150}) == "it would fit with context = 4096"
+    assert asked == [{"ram": 150}, {"ram": 75}]
