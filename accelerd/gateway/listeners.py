@@ -97,8 +97,10 @@ class Listeners:
 
     def report(self) -> list[ListenerStatus]:
         """As `status` shows them."""
+        units = {address: name for address, name in self._units.items() if name.endswith(UNIT)}
+        key = self._public.settings.key_file is not None
         return [
-            ListenerStatus(text, self._units.get(address), not is_loopback(text), bool(self._public.settings.key_file))
+            ListenerStatus(text, units.get(address), not is_loopback(text), key)
             for address, text in zip(self._tcp, self.addresses, strict=True)
         ]
 
