@@ -39,6 +39,7 @@ COMMANDS = {
     "explain": "explain how a model runs and why: command line, placement, history",
     "chat": "chat with a model",
     "add": "add a model to the configuration",
+    "download": "download the files of a model without adding it",
     "remove": "remove a model that `accelctl add` added",
     "tune": "benchmark a model with several settings and save the fastest",
     "toolbox": "list, refresh and pin the toolboxes that models run in",
@@ -51,8 +52,8 @@ COMMANDS = {
     "version": "print the versions of accelctl and of the daemon",
 }
 MODULES = {  # of commands that share one, or that are called like a keyword; all others have a module of their name
-    "load": "model", "unload": "model", "reset": "model", "logs": "model", "reload": "daemon", "version": "daemon",
-    "yield": "yield_", "resume": "yield_",
+    "load": "model", "unload": "model", "reset": "model", "logs": "model", "download": "model", "reload": "daemon",
+    "version": "daemon", "yield": "yield_", "resume": "yield_",
 }  # fmt: skip
 HABITS = {  # what other programs call a command
     "list": "models", "ls": "models", "ps": "status", "top": "status", "run": "chat", "pull": "add", "start": "load",

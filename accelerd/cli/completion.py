@@ -41,7 +41,7 @@ COMPLETERS: Final[Mapping[str, Completer]] = {  # by metavar; with a command in 
     "remove NAME": MODELS,
     "toolbox NAME": lambda parsed_args, **_: known(toolbox_names, parsed_args),
     "PATH": FILES,
-    "SOURCE": FILES,
+    "add SOURCE": FILES,
 }
 
 

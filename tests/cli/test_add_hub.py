@@ -147,6 +147,21 @@ def test_the_daemon_may_have_a_token_that_accelctl_has_not(ctl: Ctl, daemon: Fak
     assert written(ctl) == {"hello": {"model": f"{REPO}:Q8_0", "embeddings": True}}
 
 
+def test_a_download_alone_adds_nothing(ctl: Ctl, daemon: FakeDaemon) -> None:
+    downloads(daemon, model="/cache/Hello-Q4_K_M.gguf", reason="Q4_K_M fits this machine")
+    result = ctl("download", f"hf:{REPO}")
+    assert result.status == 0, result.err
+    assert result.out.splitlines() == [
+        f"hf:{REPO} is on this machine: /cache/Hello-Q4_K_M.gguf", "  Q4_K_M fits this machine",
+        f"to use it: accelctl add hf:{REPO}",
+    ]  # fmt: skip
+    assert "1.1 GiB of 9.1 GiB" in result.err
+    assert not ctl.config_file.parent.exists()
+    assert json.loads(ctl("download", f"hf:{REPO}", "--json").out)["event"] == "downloaded"
+    daemon.answers["POST download"] = error(400, "bad_request", "x names no model of a hub")
+    assert ctl("download", "x").status == 1
+
+
 def test_offline_it_can_be_written_without_asking_anybody(ctl: Ctl) -> None:
     offline = {"HF_HUB_OFFLINE": "1"}
     refused = ctl("add", f"hf:{REPO}", **offline)

@@ -1,4 +1,4 @@
-"""accelctl load, unload, reset and logs: what one does with one model."""
+"""accelctl load, unload, reset, logs and download: what one does with one model."""
 
 from __future__ import annotations
 
@@ -61,6 +61,20 @@ def reset(context: Context, args: argparse.Namespace) -> int:
     return ExitStatus.OK
 
 
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="hf:ORG/REPO, hf:ORG/REPO:QUANT or https://…/model.gguf")
+
+
+def download(context: Context, args: argparse.Namespace) -> int:
+    last = follow(context.out, args.source, context.client.events("download", source=args.source))
+    context.out.result(last)
+    context.out.line(f"{args.source} is on this machine: {last['model']}")
+    if last.get("reason"):
+        context.out.line(f"  {printable(last['reason'])}")
+    context.out.line(f"to use it: accelctl add {last['source']}")
+    return ExitStatus.OK
+
+
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
@@ -91,6 +105,11 @@ COMMANDS = {
     "load": Command(model_argument, load),
     "unload": Command(unload_arguments, unload),
     "reset": Command(model_argument, reset),
+    "download": Command(
+        download_arguments,
+        download,
+        "accelctl add downloads by itself. A download that was interrupted goes on where it stopped.",
+    ),
     "logs": Command(
         logs_arguments,
         logs,
