@@ -78,7 +78,8 @@ class Listeners:
         self._local = HttpServer(gateway, settings, local=True)
         self._release, self._store = release, store
         self._tcp = {address_of(sock): sock for _, sock in passed.tcp}
-        self._units = {address_of(sock): unit for unit, sock in passed.tcp}
+        self._units = {address_of(sock): unit for unit, sock in passed.tcp}  # or the names of what is stored
+        self._configured: list[Address] = []
         self._unix: list[socket.socket] = []
         for unit, sock in passed.unix:
             if describe(sock) == str(control):
@@ -120,6 +121,7 @@ class Listeners:
         if not found:
             raise StartError(f"cannot listen anywhere: this machine has none of {', '.join(wanted)}")
         self._tcp = {address: found[address] for address in addresses if address in found}
+        self._configured = addresses
         for connection in self._public.connections:
             at = connection.transport.get_extra_info("sockname")
             if at is None or not any(covers(address, at[:2]) for address in self._tcp):
@@ -172,8 +174,11 @@ class Listeners:
                 sock.close()
                 if unit is not None and not released[unit]:
                     copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has the socket
-            by = f", although {unit} does" if unit is not None and unit.endswith(UNIT) else ""
-            log.warning("no longer listening on %s: server.listen does not name it%s", show_address(*address), by)
+            where = show_address(*address)
+            if address in self._configured or unit is None:
+                log.info("no longer listening on %s", where)
+            else:
+                log.warning("not listening on %s, which %s has opened: server.listen does not name it", where, unit)
         if self._unix and not self._control.exists():  # of the same unit
             self._unix.append(bind_unix(self._control))
         self._units = {address: unit for address, unit in self._units.items() if unit not in units}
