@@ -106,7 +106,7 @@ def test_a_setting_that_is_wrong_changes_nothing(ctl: Ctl, model: Path) -> None:
     assert "models.tiny-chat.idle_timeout" in result.out
     assert "tiny-chat was not added" in result.err
     assert json.loads(ctl("config", "check", "--json").out)["models"] == []
-    assert ctl("add", "tiny", "--name", "no good").status == 4
+    assert ctl("add", "tiny", "--name", "../up").status == 4
 
 
 def test_nothing_is_added_to_a_broken_configuration(ctl: Ctl, model: Path) -> None:
@@ -292,3 +292,15 @@ def test_remove_that_would_break_the_configuration_is_undone(ctl: Ctl, model: Pa
     assert "nothing was removed" in result.err
     assert file.read_bytes() == before
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("Großes Modell-Q4_K_M.gguf", "großes-modell"), ("日本語.gguf", "日本語"), ("Ünï-GGUF.gguf", "ünï")],
+)
+def test_letters_beyond_ascii_stay(ctl: Ctl, tmp_path: Path, file: str, name: str) -> None:
+    path = gguf(tmp_path, file)
+    value = json.loads(ctl("add", str(path), "--json").out)
+    assert (value["name"], value["table"]) == (name, {"path": str(path)})
+    assert json.loads(ctl("config", "check", "--json").out)["models"] == [name]
+    assert ctl("remove", name).status == 0
