@@ -62,6 +62,12 @@ class Hub:
     sent: int = 0
     port: int = 0
     sums: dict[tuple[str, int], str] = field(default_factory=dict)
+    folder: Path | None = None  # with further repositories below it
+
+    def find(self, name: str) -> Repository | None:
+        if name not in self.repositories and self.folder is not None and (self.folder / name).is_dir():
+            self.repositories[name] = Repository((self.folder / name).absolute())
+        return self.repositories.get(name)
 
     @property
     def base(self) -> str:
@@ -109,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def known(self, name: str, files: bool) -> Repository | None:
         """The repository, if this client may see it."""
-        found = self.hub.repositories.get(name)
+        found = self.hub.find(name)
         allowed = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         if found is None or (found.private and not allowed):
             self.refuse(404 if allowed else 401, "RepoNotFound")
@@ -253,10 +259,9 @@ def main() -> None:
     parser.add_argument("--gated", action="append", default=[], metavar="ORG/REPO")
     parser.add_argument("--token", default="hf_letmein", help="that opens what is gated")
     args = parser.parse_args()
-    hub = Hub(token=args.token, speed=args.speed)
-    for folder in sorted(args.folder.glob("*/*/")):
-        name = str(folder.relative_to(args.folder))
-        hub.repositories[name] = Repository(folder.absolute(), gated=name in args.gated)
+    hub = Hub(token=args.token, speed=args.speed, folder=args.folder)
+    for name in args.gated:
+        hub.repositories[name] = Repository((args.folder / name).absolute(), gated=True)
     with server_of(hub, port=args.port) as server:
         print(f"HF_ENDPOINT={hub.base}", flush=True)
         server.serve_forever()
