@@ -28,7 +28,7 @@ aliases = ["org/repo:Q4", "org/repo:Q8"]
 home = "toolbox"
 container = "box-a"
 """
-FREE = {"HH:MM", "N", "NAME", "PROMPT", "SIZE", "SLOT", "T", "TEXT", "TIME"}  # values that nobody can guess
+FREE = {"HH:MM", "N", "NAME", "PROMPT", "SIZE", "SLOT", "SOURCE", "T", "TEXT", "TIME"}  # values that nobody can guess
 CASES = [
     ("accelctl lo", {"load", "logs"}),
     ("accelctl --json lo", {"load", "logs"}),
