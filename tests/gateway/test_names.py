@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -24,7 +24,7 @@ async def test_a_name_is_found_and_said_as_it_is(tmp_path: Path, name: str) -> N
         answer = await client.ask(body=chat(name))
         assert answer.status == 200
         told = answer.headers[names.HEADER_MODEL.lower()]
-        assert told.encode("latin-1").decode() == name
+        assert told == name if name.isascii() else unquote(told) == name, "a header has ASCII alone"
         listed = (await client.ask("GET", "/v1/models")).json()["data"]
         assert name in [one["id"] for one in listed]
         one = await client.ask("GET", f"/v1/models/{quote(name, safe='')}")
