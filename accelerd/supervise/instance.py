@@ -93,8 +93,7 @@ class Instance:
         self._record = InstanceRecordFile(context.records, tag, found.stored if found is not None else None, self._log)
         self.loading: Loading | None = None
         self._redactor: OutputRedactor | None = None
-        refused = engine.dialect.key_refused
-        self._own_doing = re.compile(f"[^\n]*{refused}[^\n]*\n".encode()) if refused else None
+        self._own_doing = engine.dialect.key_refused.encode()
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # it is to stop, or the process has exited
         self._kill = asyncio.Event()
@@ -279,10 +278,10 @@ class Instance:
     def _printed(self, chunk: bytes) -> None:
         if self._redactor is not None:
             chunk = self._redactor(chunk)
-        if self._own_doing is not None:
-            chunk, removed = self._own_doing.subn(b"", chunk, count=1)
-            if removed:  # what comes later is somebody else's wrong key
-                self._own_doing = None
+        if self._own_doing and (at := chunk.find(self._own_doing)) >= 0:
+            end = chunk.find(b"\n", at)
+            chunk = chunk[: chunk.rfind(b"\n", 0, at) + 1] + (chunk[end + 1 :] if end >= 0 else b"")
+            self._own_doing = b""  # what comes later is somebody else's wrong key
         self.ring.write(chunk)
         if self._feed is not None:
             self._feed.feed(chunk)

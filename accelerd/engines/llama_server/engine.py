@@ -118,7 +118,7 @@ class LlamaServer(Engine):
     """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
 
     dialect = Dialect(
-        streams_notice_disconnect=True, closes_after_streams=True, key_refused=r"unauthorized: Invalid API Key"
+        streams_notice_disconnect=True, closes_after_streams=True, key_refused="unauthorized: Invalid API Key"
     )
 
     def __init__(
