@@ -32,8 +32,8 @@ class Second:
         reading, writing = os.pipe()
         base = self._manager.home / "pytest"
         argv = [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={REPO}",
-            f"--confcutdir={REPO}", "-c", str(REPO / "pyproject.toml"), f"--basetemp={base}",
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly",  # in this order
+            f"--rootdir={REPO}", f"--confcutdir={REPO}", "-c", str(REPO / "pyproject.toml"), f"--basetemp={base}",
             *(str(REPO / nodeid) for nodeid in self._wanted),
         ]  # fmt: skip
         self._log = (self._manager.base / "second.log").open("w+")

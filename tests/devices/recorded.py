@@ -55,6 +55,7 @@ def lay_out(archive: Path, tree: str, roots: Roots) -> None:
     scratch = roots.home / "recorded"
     with tarfile.open(archive) as tar:
         members = [m for m in tar if m.name.split("/")[0] == tree and (m.isdir() or m.isfile())]
+        tar.extraction_filter = lambda member, _: member  # an argument that not every 3.11 has; 3.13 wants to be told
         tar.extractall(scratch, members)
     [card] = (scratch / tree).glob("card*")
     uevent = dict(line.split("=", 1) for line in (card / "device/uevent").read_text().splitlines())

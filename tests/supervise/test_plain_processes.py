@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,7 +102,8 @@ async def test_holder_that_cannot_be_known_as_ours_does_not_delay_the_end(bench:
         async with asyncio.timeout(2):
             exit = await bench.stopped(number)
         assert exit.cause is Cause.STOPPED
-        os.kill(stranger, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(stranger, signal.SIGKILL)
 
 
 class Undying(ProcessTable):
