@@ -10,8 +10,11 @@ import asyncio
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+
+import sdnotify
 
 from accelerd.base.ports import Clock, SystemClock
 
@@ -24,27 +27,29 @@ STATUS_LIMIT: Final = 500  # characters; systemctl shows one line
 
 
 class SdTransport:
-    """The service manager's socket."""
+    """sdnotify's connection, with UTF-8 instead of latin-1, a timeout, and descriptors for systemd to keep."""
 
     def __init__(self, address: str) -> None:
-        """`address`: $NOTIFY_SOCKET. OSError if nobody listens on it."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        """`address`: $NOTIFY_SOCKET, which is gone afterwards. OSError if nobody listens on it."""
+        os.environ["NOTIFY_SOCKET"] = address  # where sdnotify looks
         try:
-            self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
-        except OSError:
-            self.close()
-            raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # of its socket, if it cannot connect
+                self._notifier = sdnotify.SystemdNotifier(debug=True)
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
 
     def notify(self, state: str, *descriptors: int) -> None:
         """OSError if the message was not accepted."""
-        self._socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
+        self._notifier.socket.settimeout(0 if state.startswith(REPEATED) else SEND_TIMEOUT)
         if descriptors:
-            socket.send_fds(self._socket, [state.encode()], descriptors)
+            socket.send_fds(self._notifier.socket, [state.encode()], descriptors)
         else:
-            self._socket.sendall(state.encode())
+            # sdnotify encodes as latin-1: hand it the UTF-8 bytes as latin-1 characters.
+            self._notifier.notify(state.encode().decode("latin-1"))
 
     def close(self) -> None:
-        self._socket.close()
+        self._notifier.socket.close()
 
 
 class Notifier:
