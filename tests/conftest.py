@@ -25,11 +25,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OneProcessForContainers(LoadFileScheduling):
-    """A file's tests run in one process, those with containers all in the same: it prepares the image once."""
+    """A file's tests run in one process. So do those of tests/containers, and the daemon's with a toolbox: each of these
+    two worlds is prepared once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "containers" if "/containers/" in file or "/test_toolbox_" in file else file
+        if "/containers/" in file:
+            return "containers"
+        return "toolboxes" if "/test_toolbox_" in file else file
 
 
 @pytest.hookimpl(optionalhook=True)

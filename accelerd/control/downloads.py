@@ -7,6 +7,7 @@ Writes no configuration.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from accelerd.downloads.download import Download, DownloadProgress, DownloadRequ
 from accelerd.downloads.source import Source, is_source
 from accelerd.engines.llama_server.forecast import settings_of
 from accelerd.estimate.estimate import EstimateSettings
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
 
 CONTEXT: Final = 8192  # tokens a slot, where the configuration does not say: what most requests do with
 
@@ -90,11 +94,13 @@ def start(parts: ControlParts, source: Source) -> Job:
 
         room, _ = room_of(parts.scheduler.limits, parts.scheduler.memory.ledger())
         wanted = DownloadRequest(source, parts.roots.home, room, _settings(parts, source))
+        event(log, logging.INFO, f"downloading {source.public}")
         try:
             done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
         except asyncio.CancelledError:
             parts.accepting()  # or that is why
             raise
+        event(log, logging.INFO, f"downloaded {source.public} in {job.elapsed:.0f} s")
         files, found = done.files, done.found
         return Downloaded(
             source=done.source,

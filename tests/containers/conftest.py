@@ -9,15 +9,18 @@ import pytest
 
 from tests.containers.relay import INSIDE, Reporter, Second
 from tests.containers.world import World
-from tests.system.containers import ContainerManager
+from tests.system.containers import container_manager_for_session
 
 if not os.environ.get(INSIDE):
 
     @pytest.fixture(scope="session")
-    def containers(request: pytest.FixtureRequest, container_manager: ContainerManager) -> Iterator[Second]:
-        """The second pytest, which runs all tests with this fixture, in the same order."""
+    def containers(request: pytest.FixtureRequest) -> Iterator[Second]:
+        """The second pytest, which runs all tests with this fixture, in the same order.
+
+        In a world of its own: it is ahead of the tests out here, and removes all containers at its end.
+        """
         wanted = [item.nodeid for item in request.session.items if "containers" in getattr(item, "fixturenames", ())]
-        with Second(container_manager, wanted) as second:
+        with container_manager_for_session() as manager, Second(manager, wanted) as second:
             yield second
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
