@@ -25,8 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OneProcessForContainers(LoadFileScheduling):
-    """A file's tests run in one process. So do those of tests/containers, and the daemon's with a toolbox: each of these
-    two worlds is prepared once."""
+    """A file's tests run in one process. So do those of tests/containers, and the daemon's with a toolbox."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
