@@ -287,6 +287,9 @@ def _written(spec: ModelSpec, field: str) -> bool:
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     server = config.server
     entry = entries.get(("server", "listen"))
+    if entry is not None and entry.usable and not entry.items:
+        problem = 'expected at least one address, such as "127.0.0.1:4000"'
+        yield Problem(entry.file, entry.line, "server.listen", problem)
     seen: set[str] = set()
     for index, (address, line) in enumerate(entry.items if entry else ()):
         if entry is None or address is INVALID:

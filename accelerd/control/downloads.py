@@ -18,11 +18,11 @@ from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
-from accelerd.control.jobs import Job
+from accelerd.control.jobs import Job, while_waiting
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.control.status import room_of
-from accelerd.downloads.download import Download, DownloadProgress, DownloadRequest
+from accelerd.downloads.download import Download, DownloadDone, DownloadProgress, DownloadRequest
 from accelerd.downloads.source import Source, is_source
 from accelerd.engines.llama_server.forecast import settings_of
 from accelerd.estimate.estimate import EstimateSettings
@@ -31,6 +31,8 @@ from accelerd.system.records import event
 log = logging.getLogger(__name__)
 
 CONTEXT: Final = 8192  # tokens a slot, where the configuration does not say: what most requests do with
+
+STILL_HERE: Final = 5.0  # s between two events of a download that does not get on
 
 Hear = Callable[[DownloadProgress], None]
 
@@ -95,8 +97,10 @@ def start(parts: ControlParts, source: Source) -> Job:
         room, _ = room_of(parts.scheduler.limits, parts.scheduler.memory.ledger())
         wanted = DownloadRequest(source, parts.roots.home, room, _settings(parts, source))
         event(log, logging.INFO, f"downloading {source.public}")
+        fetching = Download(wanted, os.environ, tell, clock=parts.clock)
         try:
-            done = await Download(wanted, os.environ, tell, clock=parts.clock).run()
+            # Also where nothing arrives, as while what is here already is read: else clients take it for a hang.
+            done: DownloadDone = await while_waiting(fetching.run(), lambda: tell(fetching.progress), STILL_HERE)
         except asyncio.CancelledError:
             parts.accepting()  # or that is why
             raise

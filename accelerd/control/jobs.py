@@ -25,6 +25,7 @@ UNFINISHED_MOST: Final = 256  # jobs under way, of all clients together
 KEPT_MOST: Final = 1024  # finished ones that are still shown: past it the oldest go before their minute is over
 LINGER = 60.0  # s that a finished job can still be asked how it ended
 UNKNOWN: Final = -1.0  # of `progress`
+PROGRESS_EVERY: Final = 0.25  # s between two progress events
 
 State = Literal["waiting", "running", "done"]
 Result = Literal["", "done", "failed", "canceled", "timeout", "superseded"]
@@ -318,3 +319,18 @@ async def _events(job: Job, queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
         if event is None:
             return
         yield event
+
+
+async def while_waiting(work: Awaitable[Any], tell: Callable[[], None], every: float = PROGRESS_EVERY) -> Any:
+    """What `work` gives; `tell` is called every so many seconds until then. `work` is canceled with this."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait((task,), timeout=every))[0]:
+            tell()
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()  # of what nobody waits for any more

@@ -14,8 +14,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
-from accelerd.control.jobs import Job
-from accelerd.control.models import PROGRESS_EVERY
+from accelerd.control.jobs import PROGRESS_EVERY, Job
 from accelerd.control.operations import NoArguments, Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.devices.model import first_gpu

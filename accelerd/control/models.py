@@ -6,13 +6,13 @@ Owns the jobs of models and the events that they tell. Asks the scheduler, which
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final
+from collections.abc import Awaitable
+from typing import Annotated, Final
 
 import msgspec
 
 from accelerd.base.errors import AccelError
-from accelerd.control.jobs import UNKNOWN, Job
+from accelerd.control.jobs import UNKNOWN, Job, while_waiting
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.control.tuning_runs import TuneDone, TuneProgress
@@ -21,7 +21,6 @@ from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import DownloadProgress, Snapshot
 from accelerd.supervise.supervisor import InstanceProgress
 
-PROGRESS_EVERY: Final = 0.25  # s between two progress events
 WAITING: Final = frozenset({"queued", State.STOPPED, State.BACKOFF})  # of a model that somebody waits to be loaded
 ALMOST: Final = 0.99  # of a load's progress: everything is there, but it has not said that it is ready
 DOTS: Final = 100  # that an older llama.cpp prints on one line while it reads a model; newer ones print nothing
@@ -220,21 +219,6 @@ def _progress(parts: ControlParts, name: str, elapsed: float) -> LoadProgress:
         line=seen.line if seen else "",
         download=snapshot.download,
     )
-
-
-async def while_waiting(work: Awaitable[Any], tell: Callable[[], None]) -> Any:
-    """What `work` gives; `tell` is called every PROGRESS_EVERY seconds until then. `work` is canceled with this."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait((task,), timeout=PROGRESS_EVERY))[0]:
-            tell()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()  # of what nobody waits for any more
 
 
 def load_progress(snapshot: Snapshot, progress: InstanceProgress | None, before: float = UNKNOWN) -> float:

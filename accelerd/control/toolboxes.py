@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from accelerd.control.jobs import Job
-from accelerd.control.models import PROGRESS_EVERY
+from accelerd.control.jobs import PROGRESS_EVERY, Job
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 

@@ -183,7 +183,8 @@ def require_space(folder: Path, size: int) -> None:
     if size + SPARE > free:
         raise AccelError(
             "disk_full",
-            f"the download needs {human_size(size)}, and {folder} has {human_size(free)} free",
+            f"the download needs {human_size(size)} and {human_size(SPARE)} to spare, and {folder} has "
+            f"{human_size(free)} free",
             hint="free some space, or set HF_HOME to a folder on another disk",
         )
 

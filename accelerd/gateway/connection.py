@@ -109,11 +109,14 @@ class ClientConnection(asyncio.Protocol):
         self.relay: Relay | None = None
         self.control: asyncio.Protocol | None = None  # aiohttp's, once it has answered a control request here
         self.transport: asyncio.Transport
+        self.peer: str  # the client's address; "local" on the unix socket
 
     # --- asyncio ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses of asyncio's
+        address = transport.get_extra_info("peername")  # now: a closed transport cannot be asked
+        self.peer = str(address[0]) if isinstance(address, tuple) else "local"
         server = self._server
         server.connections.add(self)
         self._wait(server.settings.header_timeout)
@@ -293,9 +296,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _bad_request(self, problem: str) -> None:
         if (more := self._server.malformed.admit()) is not None:
-            address = self.transport.get_extra_info("peername")
-            peer = str(address[0]) if isinstance(address, tuple) else "a local client"
-            log.info("malformed request from %s: %s%s", peer, problem, more, extra={"peer": peer})
+            log.info("malformed request from %s: %s%s", self.peer, problem, more, extra={"peer": self.peer})
         self._refuse(error_response(AccelError("bad_request", f"not valid HTTP: {problem}")))
 
     def _refuse(self, response: Response, *, head_only: bool = False) -> None:

@@ -139,7 +139,7 @@ class Relay:
     def comment(self, text: str, model: str) -> None:
         """Send an SSE comment to a streaming client that waits, and the head before the first one."""
         if not self.committed:
-            self._transport.write(self._commit(200, EVENT_STREAM, model, chunked=True, length=None))
+            self._write(self._commit(200, EVENT_STREAM, model, chunked=True, length=None))
         self._write_event(b": " + text.encode() + b"\n\n")
 
     def fail(self, error: AccelError) -> AccelError | None:
@@ -235,7 +235,7 @@ class Relay:
         """Send a whole response in the name of the leased model."""
         assert self.lease is not None
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
-        self._transport.write(head + body)
+        self._write(head + body)
         self._finish_client()
 
     # --- ResponseReceiver -------------------------------------------------------------------------------------
@@ -261,20 +261,20 @@ class Relay:
         if more and not contents:
             self._held = raw
         else:
-            self._transport.write(raw)
+            self._write(raw)
         return contents
 
     def data(self, data: bytes) -> None:
         assert self.lease is not None
         self.lease.progress = self._now()
         if self._held:
-            self._transport.write(self._held + data)
+            self._write(self._held + data)
             self._held = b""
         elif self._refusal is not None:
             if self._refusal is not ENGINE_BUSY:
                 self._refusal = (self._refusal + data)[:MAX_REFUSAL]
         else:
-            self._transport.write(chunk(data) if self._rechunk else data)
+            self._write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
         if self._refusal is not None:
@@ -289,7 +289,7 @@ class Relay:
             self._end(None)
             return
         if self._rechunk:
-            self._transport.write(LAST_CHUNK)
+            self._write(LAST_CHUNK)
         self._finish_client()
         self._end(None)
 
@@ -323,12 +323,16 @@ class Relay:
             framing = b"\r\n"
         return response_head(status, content_type, model, self._keep_alive, self._origin) + framing
 
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():  # a client may be gone before its request is canceled
+            self._transport.write(data)
+
     def _finish_client(self) -> None:
         if not self._keep_alive:
             self._transport.close()
 
     def _write_event(self, event: bytes) -> None:
-        self._transport.write(chunk(event) if self._raw else event)
+        self._write(chunk(event) if self._raw else event)
 
     def _end(self, outcome: AccelError | None) -> None:
         if not self._finished.done():

@@ -33,7 +33,7 @@ def log_refusal(
         path=request.path,
         status=error.status,
         error=error.code,
-        peer=_peer(connection),
+        peer=connection.peer,
     )
 
 
@@ -64,11 +64,5 @@ def log_answer(
         waited=f"{waited:.3f}",
         first_byte=f"{first:.3f}" if first is not None else None,
         stream=int(relay.stream),
-        peer=_peer(connection),
+        peer=connection.peer,
     )
-
-
-def _peer(connection: ClientConnection) -> str:
-    """The client's address; "local" on the unix socket."""
-    address = connection.transport.get_extra_info("peername")
-    return str(address[0]) if isinstance(address, tuple) else "local"

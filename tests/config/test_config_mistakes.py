@@ -370,3 +370,10 @@ def test_whatever_bytes_are_in_the_file_it_is_loaded_or_explained(home: Home, da
     found, problems = home.check(data)
     assert (found is None) == bool(problems)
     assert all(str(problem).isprintable() for problem in problems)
+
+
+def test_nobody_can_listen_nowhere(home: Home) -> None:
+    home.write("[server]\nmax_body = 1\nlisten = []\n")
+    (problem,) = [one for one in home.check()[1] if one.key == "server.listen"]
+    assert (problem.severity, problem.line) == ("error", 3)
+    assert "at least one address" in problem.message

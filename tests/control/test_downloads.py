@@ -68,7 +68,7 @@ class Site:
                 raise outcome
             return outcome
 
-        return SimpleNamespace(run=run)
+        return SimpleNamespace(run=run, progress=DownloadProgress())
 
     async def ask(self, source: str) -> Job:
         operation = operations_of(self.parts, downloads)["download"]
@@ -112,6 +112,22 @@ async def test_a_download_tells_how_far_it_is_and_what_came(monkeypatch: pytest.
     assert last["source"] == "tiny/hello:Q4_K_M"
     assert (last["model"], last["mmproj"], last["draft"]) == ("/hub/m-Q4_K_M.gguf", "/hub/mmproj.gguf", None)
     assert (last["kind"], last["name"]) == ("chat", "Hello 1B")
+    await site.jobs.close()
+
+
+async def test_a_download_that_does_not_get_on_is_still_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever follows it must not take it for a daemon that hangs."""
+    monkeypatch.setattr(downloads, "STILL_HERE", 0.01)
+    site = a_site(monkeypatch)
+    job = await site.ask("hf:tiny/hello")
+    with site.jobs.follow(job) as events:
+        told = []
+        async for event in events:
+            told.append(msgspec.to_builtins(event))
+            if len(told) == 3:
+                site.ends.put_nowait(done())
+    assert [(one["event"], one["bytes"]) for one in told[:3]] == [("progress", 0)] * 3
+    assert told[-1]["event"] == "downloaded"
     await site.jobs.close()
 
 

@@ -98,3 +98,17 @@ def test_a_restart_ends_a_download_and_the_next_daemon_goes_on(daemons: DaemonFa
     again = start(daemons, site, hub)
     assert again.chat("new").status == 200
     assert any(one.range not in (None, "bytes=0-0") for one in hub.requests("GET", "/cdn/")), "it goes on where it was"
+
+
+def test_files_that_were_deleted_are_downloaded_by_the_next_load(daemons: DaemonFactory, site: Site, hub: Hub) -> None:
+    daemon = start(daemons, site, hub)
+    assert daemon.chat("new").status == 200
+    assert daemon.events("unload?model=new")[-1]["event"] == "stopped"
+    model = next(Path(part) for part in site.events("spawn", "new")[0]["argv"] if part.endswith(".gguf"))
+    assert model.name == "hello-Q4_K_M.gguf"
+    for path in {model, model.resolve()}:
+        path.unlink()
+    first = daemon.events("load?model=new")[-1]
+    assert "accelctl load new downloads it" in first["error"]["message"]
+    eventually(lambda: daemon.events("load?model=new")[-1]["event"] == "ready", "as it says")
+    assert daemon.chat("new").status == 200

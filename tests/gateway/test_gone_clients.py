@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ async def slowly(asked: Asked) -> None:
         asked.writer.write(token(f"t{i} "))
         await asked.writer.drain()
         await asyncio.sleep(0.01)
+
+
+async def flood(asked: Asked) -> None:
+    asked.writer.write(SSE_HEAD)
+    while True:
+        asked.writer.write(token("t") * 50)
+        await asked.writer.drain()
+        await asyncio.sleep(0)
 
 
 async def noticed(b: Bench, asked: Asked) -> None:
@@ -175,3 +184,19 @@ async def test_an_answer_too_large_to_put_together_is_given_up(tmp_path: Path) -
         assert (response.status, response.code) == (502, "upstream_failed")
         assert "MiB" in response.json()["error"]["message"]
         await b.settled()
+
+
+@on_both_loops
+async def test_what_the_engine_sends_for_clients_that_are_gone_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may come between the end of a connection and the cancellation of its request."""
+    async with bench(tmp_path, ServerSettings(max_connections=100)) as b:
+        for _ in range(20):
+            client = await b.client()
+            b.engine.script = flood
+            client.send(request(body=chat(stream=True)))
+            await client.head()
+            await client.vanish()
+            await until(lambda: not b.leases(), "the lease released", within=WITHIN)
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

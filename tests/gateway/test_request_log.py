@@ -11,8 +11,8 @@ import pytest
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
-from tests.gateway.bench import DONE, SSE_HEAD, bench, plain, token, until
-from tests.gateway.client import chat
+from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, plain, token, until
+from tests.gateway.client import chat, request
 
 PROMPT = "the secret of the prompt"
 ANSWER = "the secret of the answer"
@@ -100,3 +100,20 @@ async def test_an_operator_who_wants_less_gets_less(tmp_path: Path, caplog: pyte
         assert (await client.ask(body=chat("unknown"))).status == 404
         await b.settled()
     assert logged(caplog) == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@on_both_loops
+async def test_a_client_that_is_gone_has_its_address_in_the_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    """A closed transport of uvloop cannot be asked for it any more."""
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.script = b.engine.never
+        client.send(request(body=chat(stream=stream)))
+        await b.engine.asked()
+        b.connections[0].transport.abort()
+        await until(lambda: logged(caplog), "the line")
+    ((_, fields),) = logged(caplog)
+    assert fields["peer"] == "127.0.0.1"
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

@@ -134,6 +134,8 @@ def look_up(
         npu = npu_models.look_up(context, source, config.flm.binary)
         yield NewModel(npu.tag, npu.table, npu.name, npu=npu)
         return
+    if not source.strip():
+        raise usage("the name of the model is empty", "write . for this directory")
     local = gguf_files.looks_like_path(source)
     if source.startswith((*ADDRESSES, SCHEME)) or (not local and is_source(source)):
         yield of_hub(context, source, args)

@@ -105,7 +105,9 @@ def by_name(text: str, places: list[Path]) -> FoundModel:
     if not candidates:
         looked = ", ".join(map(str, places)) or "none of the usual directories exist"
         raise Failure(
-            f"found no GGUF file with {text!r} in its name (searched: {looked})", code="not_found", hint="give its path"
+            f"found no GGUF file with {text!r} in its name (searched: {looked})",
+            code="not_found",
+            hint="give its path, or the name of a model of Hugging Face: hf:ORG/REPO",
         )
     if len(candidates) > 1:
         raise ambiguous(f"{text!r} matches {len(candidates)} models", candidates)
