@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         answer(overview(), COMMANDS, lambda name: command_parser(name)[1])
     given = list(sys.argv[1:] if argv is None else argv)
-    return run(given, os.environ, sys.stdin, sys.stdout, sys.stderr)
+    with open(os.devnull, "r+") as nowhere:  # for a stream that the shell has closed
+        return run(given, os.environ, sys.stdin or nowhere, sys.stdout or nowhere, sys.stderr or nowhere)
 
 
 def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: TextIO, stderr: TextIO) -> int:
@@ -120,6 +121,12 @@ def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: Text
     except BrokenPipeError:
         out.silence()
         status = ExitStatus.OK
+    except OSError as error:
+        what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+        if not error.filename:
+            out.silence()
+        out.failure(Failure(f"{what}: {error.strerror or error}"))
+        status = ExitStatus.FAILED
     except SystemExit as end:  # argparse after --help and --version
         return end.code if isinstance(end.code, int) else ExitStatus.FAILED
     return int(status)

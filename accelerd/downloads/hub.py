@@ -34,7 +34,12 @@ class Listing(Struct, frozen=True):
 
 
 def endpoint(env: Mapping[str, str]) -> str:
-    return (env.get("HF_ENDPOINT") or HUB).rstrip("/")
+    """The hub's address. AccelError if what the environment says is none."""
+    address = (env.get("HF_ENDPOINT") or HUB).rstrip("/")
+    if not address.startswith(("https://", "http://")):
+        hint = f"write an address, such as {HUB}"
+        raise AccelError("bad_request", f"HF_ENDPOINT is {address!r}, which is no address", hint=hint)
+    return address
 
 
 def token(env: Mapping[str, str], home: Path) -> str | None:

@@ -161,3 +161,15 @@ def test_a_reader_that_leaves_is_no_error(ctl: Ctl, daemon: FakeDaemon) -> None:
         assert process.stderr
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("where", "status"), [("/dev/full", 1), ("&-", 0)])
+def test_an_output_that_takes_nothing_is_no_mistake_of_accelctl(where: str, status: int) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" >{where}', sys.executable,
+         "from accelerd.cli import main; raise SystemExit(main(['version']))"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == status, run.stderr
+    assert "Traceback" not in run.stderr
+    assert ("No space left" in run.stderr) == (status == 1)

@@ -10,7 +10,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.downloads.cache import cached, hub_cache, place_of
 from accelerd.downloads.choice import Candidate, Choice, HubFile, choose, quant_of
-from accelerd.downloads.hub import offline, token
+from accelerd.downloads.hub import endpoint, offline, token
 from accelerd.downloads.source import Source, is_source
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -308,3 +308,9 @@ def test_the_token_comes_from_where_people_keep_it(tmp_path: Path) -> None:
 )
 def test_the_network_can_be_forbidden(env: dict[str, str], name: str) -> None:
     assert offline(env) == name
+
+
+@pytest.mark.parametrize("address", ["foo", "hub.example:8080", "ftp://hub.example", "file:///etc"])
+def test_what_is_no_address_of_a_hub_is_said(address: str) -> None:
+    with pytest.raises(AccelError, match="HF_ENDPOINT is"):
+        endpoint({"HF_ENDPOINT": address})
