@@ -210,11 +210,11 @@ def test_idle_models_make_room_and_the_one_at_work_goes_on(
 ) -> None:
     talker = make_model(tmp_path, size_mb=40, ctx=32768)
     with small(TOTAL) as memory:
-        text = toml(llama_server, {"talker": talker, **{name: files[name] for name in NAMES[:3]}}, HEAD, context=2048)
-        daemon = begin(daemons, memory, text)
+        text = toml(llama_server, {**{name: files[name] for name in NAMES[:3]}, "talker": talker}, HEAD, context=2048)
+        daemon = begin(daemons, memory, f"{text}context = 3072\n")  # of the talker: a long answer
         for name in NAMES[:3]:
             assert daemon.chat(name, max_tokens=1).status == 200
-        with streaming(daemon, "talker", ignore_eos=True, max_tokens=1500) as response:
+        with streaming(daemon, "talker", ignore_eos=True, max_tokens=2500) as response:
             assert first_event(response).startswith(b"data: ")
             assert ready(daemon) == {"talker", *NAMES[:3]}
             memory.take(memory.free() - RESERVE * 3 // 4)
