@@ -15,6 +15,8 @@ SERVICE: Final = names.SERVICE_UNIT
 SOCKET: Final = names.SOCKET_UNIT
 REAPER: Final = names.REAPER_UNIT.replace("@", "@failure")  # one of its instances
 START: Final = f"systemctl --user start {names.PROGRAM}"
+# After failed starts systemd refuses any further one for a while.
+START_AGAIN: Final = f"systemctl --user reset-failed {SERVICE} {SOCKET} && systemctl --user restart {SOCKET}"
 LISTENING: Final = "active"  # ActiveState of a socket unit that systemd listens on
 STARTED: Final = frozenset({"active", "activating", "reloading"})  # that of a service that may be connected to
 
@@ -92,7 +94,6 @@ def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
         failure.hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
     elif "failed" in (socket.active, service.active):
         failure.message = f"accelerd has failed to start{': ' * bool(service.failure)}{service.failure}"
-        again = f"systemctl --user reset-failed {SERVICE} {SOCKET} && systemctl --user restart {SOCKET}"
-        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {again}"
+        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {START_AGAIN}"
     elif socket.active != LISTENING:
         failure.hint = f"start it: systemctl --user start {SOCKET}; at every login: systemctl --user enable {SOCKET}"

@@ -394,6 +394,12 @@ def test_units(here: CheckContext, outcome: ProgramResult, expected: dict[str, s
     assert levels(service.units(here)) == expected
 
 
+def test_after_failed_starts_the_fix_is_what_systemd_accepts(here: CheckContext) -> None:
+    here.programs = FakePrograms(systemctl=ProgramResult(0, ACTIVE.replace("=active", "=failed"), ""))
+    (check,) = [one for one in service.units(here) if one.id == "socket-activation"]
+    assert "reset-failed" in check.fix
+
+
 def test_linger(here: CheckContext) -> None:
     for outcome, level in (
         (ProgramResult(0, "yes\n", ""), "ok"),
