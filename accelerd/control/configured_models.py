@@ -20,6 +20,7 @@ from accelerd.devices.current_devices import DevicesChanged
 from accelerd.memory.model import Forecast
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
 from accelerd.scheduler.events import ModelLoaded, ModelTransition
+from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.records import event
@@ -100,7 +101,8 @@ class ConfiguredModels:
             self._survey_due.set()
 
     def on_transition(self, event: ModelTransition) -> None:
-        if event.error is not None and event.error.cause is Cause.NO_MODEL and event.spec.model:
+        missing = event.error is not None and event.error.cause is Cause.NO_MODEL
+        if missing and event.transition.before is State.STARTING and event.spec.model:
             self._survey_due.set()  # its files were deleted: the next load downloads them
 
     def on_devices_changed(self, event: DevicesChanged) -> None:

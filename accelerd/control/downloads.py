@@ -152,8 +152,8 @@ async def fetch(parts: ControlParts, source: Source, hear: Hear) -> None:
     """
     job = start(parts, source)
     with parts.jobs.follow(job) as events:
-        async for event in events:
-            if isinstance(event, DownloadStep):
-                hear(DownloadProgress(event.bytes, event.total or 0, event.rate, event.remaining, event.file))
+        async for step in events:
+            if isinstance(step, DownloadStep):
+                hear(DownloadProgress(step.bytes, step.total or 0, step.rate, step.remaining, step.file))
     if job.result != "done":
         raise job.error or AccelError("canceled", f"the download of {source.public} was canceled")

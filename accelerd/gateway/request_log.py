@@ -24,17 +24,7 @@ def log_refusal(
 ) -> None:
     """A request that was refused before anything was asked of a model."""
     text = f"{request.path}: {error.status} {error.code}"
-    event(
-        log,
-        logging.INFO,
-        text,
-        message_id=names.MSG_REQUEST,
-        model=model,
-        path=request.path,
-        status=error.status,
-        error=error.code,
-        peer=connection.peer,
-    )
+    _log(request, connection, text, model=model, status=error.status, error=error.code)
 
 
 def log_answer(
@@ -51,18 +41,28 @@ def log_answer(
         text += f", of which it waited {waited:.2f} s"
     if first is not None and relay.stream:
         text += f", first byte after {first:.2f} s"
-    event(
-        log,
-        logging.INFO,
+    _log(
+        request,
+        connection,
         text,
-        message_id=names.MSG_REQUEST,
         model=model,
-        path=request.path,
         status=relay.status,
         error=outcome,
         seconds=f"{seconds:.3f}",
         waited=f"{waited:.3f}",
         first_byte=f"{first:.3f}" if first is not None else None,
         stream=int(relay.stream),
+    )
+
+
+def _log(request: HttpRequest, connection: ClientConnection, text: str, **fields: object) -> None:
+    event(
+        log,
+        logging.INFO,
+        text,
+        message_id=names.MSG_REQUEST,
+        path=request.path,
         peer=connection.peer,
+        stacklevel=2,
+        **fields,
     )
