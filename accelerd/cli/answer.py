@@ -18,7 +18,7 @@ from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count, escape, printable, span
 
 ROUTE = "/v1/chat/completions"
-SHORTEST = 0.05  # s between the first piece and the last: what arrives at once was not generated at once
+SHORTEST = 0.02  # s of generation that say something of the speed
 
 
 @dataclass
@@ -44,12 +44,16 @@ class ChatAnswer:
 
     @property
     def rate(self) -> float | None:
-        """Tokens per second: measured by the engine, else between the first piece and the last."""
-        measured = (self.timings or {}).get("predicted_per_second")
-        if measured and self.tokens > 1:  # one token alone says nothing
-            return float(measured)
+        """Tokens per second: measured by the engine, else between the first piece and the last.
+
+        None if that was too short to say anything: a few tokens of a tiny model, an answer that arrived at once.
+        """
+        if self.tokens < 2:
+            return None
+        if measured := (self.timings or {}).get("predicted_per_second"):
+            return float(measured) if self.tokens / measured >= SHORTEST else None
         took = self.seconds - (self.first_token or 0.0)
-        return (self.tokens - 1) / took if self.tokens > 1 and took >= SHORTEST else None
+        return (self.tokens - 1) / took if took >= SHORTEST else None
 
     def json(self) -> dict[str, Any]:
         rate = self.rate

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, parse_sse
 from accelerd.cli.connect import DaemonClient
 
@@ -60,9 +62,10 @@ def test_numbers_below_the_answer_on_a_terminal(ctl: Ctl, daemon: FakeDaemon) ->
     assert "2 tokens · 41.2 tokens/s · first token after" in result.err
 
 
-def test_one_token_has_no_speed(ctl: Ctl, daemon: FakeDaemon) -> None:
-    quick = {"predicted_per_second": 11875.0, "predicted_n": 1}
-    daemon.answers[CHAT] = sse(delta("Hello"), delta(finish_reason="stop") | {"timings": quick})
+@pytest.mark.parametrize(("tokens", "speed"), [(1, 40.0), (1, 11875.0), (20, 11692.3), (20, 4484.0)])
+def test_what_was_generated_in_no_time_has_no_speed(ctl: Ctl, daemon: FakeDaemon, tokens: int, speed: float) -> None:
+    words, quick = [f"t{n} " for n in range(tokens)], {"predicted_per_second": speed, "predicted_n": tokens}
+    daemon.answers[CHAT] = sse(*map(delta, words), delta(finish_reason="stop") | {"timings": quick})
     assert "tokens/s" not in ctl("chat", "embed", "hello", tty=True, NO_COLOR="1").err
     assert json.loads(ctl("chat", "embed", "hello", "--json").out)["tokens_per_second"] is None
 
