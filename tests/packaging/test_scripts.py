@@ -456,3 +456,16 @@ def test_further_ids_are_given_to_who_has_none(machine: Machine, subuid: str, co
     file = machine.home / "subuid"
     file.write_text(subuid)
     assert machine.shell("../tests/run", 'further_ids_command "$1" "$1"', str(file)).strip() == command
+
+
+OURS = {"accelctl", "./packaging/install", "./packaging/uninstall", "./tests/run"}
+BARE = {"busctl", "journalctl", "python3", "systemctl"}
+
+
+def test_the_readme_needs_nothing_that_a_bare_debian_lacks() -> None:
+    """Its commands are what people copy first: neither curl nor gdbus is there before somebody installs it."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (PACKAGING.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    documents = re.compile(r"<<'EOF'.*?^EOF$", re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in documents.sub("", block).splitlines() if line]
+    assert len(lines) > 15
+    assert {line.split()[0] for line in lines} <= OURS | BARE
