@@ -1,6 +1,7 @@
 """Every string that crosses a boundary of the process: paths, environment, journal fields, control routes.
 
-Owns no logic. Change a name here, and the whole program, its units and its tests follow.
+Owns no logic but how a command line is quoted. Change a name here, and the whole program, its units and its tests
+follow.
 """
 
 from typing import Final
@@ -101,3 +102,10 @@ TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; 
 # --- HTTP ---
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only
+
+
+def accelctl(*words: str) -> str:
+    """A command line of accelctl that can be copied, whatever characters a name has."""
+    from shlex import join  # rarely needed
+
+    return join(("accelctl", *words))

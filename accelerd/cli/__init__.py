@@ -59,10 +59,13 @@ HABITS = {  # what other programs call a command
     "list": "models", "ls": "models", "ps": "status", "top": "status", "run": "chat", "pull": "add", "start": "load",
     "stop": "unload", "rm": "remove", "delete": "remove", "show": "explain", "info": "explain",
 }  # fmt: skip
+UPGRADE = "to upgrade accelerd, run ./packaging/install after git pull; a toolbox: accelctl toolbox refresh"
 OTHERS = {  # commands of other programs that are none here, and what to do instead
     "serve": "accelerd runs as a service: systemctl --user start accelerd; in a terminal: accelerd",
     "restart": "restart the service: systemctl --user restart accelerd; a model: accelctl unload NAME, then load it",
     "push": "accelerd uploads nothing",
+    "update": UPGRADE,
+    "upgrade": UPGRADE,
     "create": "settings of a model are keys of its table in accelerd.toml; see: accelctl config schema",
     "cp": "another name for a model is one of its aliases; see: accelctl add --help",
     "search": "search on https://huggingface.co/models?library=gguf, then: accelctl add hf:ORG/REPO",
@@ -189,7 +192,7 @@ def known_command(typed: str) -> str:
         return typed
     if typed in HABITS:
         return HABITS[typed]
-    guess = nearest(typed, [*COMMANDS, *HABITS])
+    guess = nearest(typed, [*COMMANDS, *HABITS], cutoff=0.6)
     hint = OTHERS.get(typed) or (f"did you mean {guess}?" if guess else "see: accelctl --help")
     raise usage(f"there is no command {typed}", hint)
 

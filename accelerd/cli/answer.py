@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accelerd.base.names import accelctl
 from accelerd.base.ports import Clock
 from accelerd.cli.connect import DaemonClient, failure_of
 from accelerd.cli.failure import Failure
@@ -101,7 +102,7 @@ def ask(
         answer.interrupted = True
         answer.finish_reason = "interrupted"
     if not done and not answer.interrupted and answer.finish_reason is None:
-        raise Failure("the answer ended early", code="upstream_failed", hint=f"see: accelctl logs {model}")
+        raise Failure("the answer ended early", code="upstream_failed", hint=f"see: {accelctl('logs', model)}")
     return answer
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from accelerd.base.ports import Clock, Roots, SystemClock
-from accelerd.cli.connect import DaemonClient
+from accelerd.cli.connect import START_COMMANDS, DaemonClient
 from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.output import CliOutput
 
@@ -70,6 +70,17 @@ def reload(context: Context) -> bool:
             raise
         return False
     return True
+
+
+def how_to_start(context: Context) -> str:
+    """What to do where no daemon runs."""
+    from accelerd.cli.programs import SystemPrograms, why_down
+
+    usual = context.client.path == context.roots.control_socket
+    down = why_down(SystemPrograms(context.env)) if usual else None
+    if down is not None and down.message:
+        return f"{down.message}; {down.hint}"
+    return f"start the daemon: {down.command if down else START_COMMANDS}"
 
 
 def unknown_name(context: Context, name: str) -> Failure:

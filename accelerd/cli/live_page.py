@@ -22,14 +22,17 @@ Fetch = Callable[[], dict[str, Any]]
 
 
 class LivePage:
-    """`route` of the daemon, shown by `show`; once there is no daemon, what `directly` makes is asked from then on."""
+    """What `fetch` gets from the daemon, shown by `show`; once there is no daemon, what `directly` makes is asked.
+
+    `directly` None: only the daemon knows it.
+    """
 
     def __init__(
-        self, context: Context, route: str, directly: Callable[[], Fetch],
+        self, context: Context, fetch: Fetch, directly: Callable[[], Fetch] | None,
         show: Callable[[CliOutput, dict[str, Any]], None],
     ) -> None:  # fmt: skip
         self._context = context
-        self._route = route
+        self._fetch = fetch
         self._directly = directly
         self._show = show
         self._itself: Fetch | None = None
@@ -45,9 +48,9 @@ class LivePage:
     def ask(self) -> dict[str, Any]:
         if self._itself is None:
             try:
-                return {"source": "daemon", **self._context.client.get(self._route)}
+                return self._fetch()
             except Failure as failure:
-                if failure.code not in WITHOUT_DAEMON:
+                if self._directly is None or failure.code not in WITHOUT_DAEMON:
                     raise
                 self._itself = self._directly()
         return self._itself()

@@ -81,19 +81,36 @@ def asleep(programs: ProgramRunner) -> bool:
     return bool(socket and service and socket.active == LISTENING and service.active not in STARTED)
 
 
-def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
-    """Say why nobody answers on the usual socket, and what to do, where systemd knows it."""
+class Down(NamedTuple):
+    """Why nobody answers on the usual socket, as systemd knows it."""
+
+    message: str  # empty: nothing is wrong with the units
+    command: str  # what starts it; empty: no command of systemd does
+    hint: str
+
+
+def why_down(programs: ProgramRunner) -> Down | None:
+    """None: systemd knows no reason."""
     socket, service = unit_state(programs, SOCKET), unit_state(programs, SERVICE)
     if socket is None or service is None:
-        return
+        return None
     if masked := [name for name, unit in ((SOCKET, socket), (SERVICE, service)) if unit.load == "masked"]:
-        failure.message = f"accelerd cannot be started: {' and '.join(masked)} masked in systemd"
-        failure.hint = f"systemctl --user unmask {' '.join(masked)} && systemctl --user start {SOCKET}"
-    elif "not-found" in (socket.load, service.load):
-        failure.message = "accelerd is not running, and its systemd units are not installed"
-        failure.hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
-    elif "failed" in (socket.active, service.active):
-        failure.message = f"accelerd has failed to start{': ' * bool(service.failure)}{service.failure}"
-        failure.hint = f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {START_AGAIN}"
-    elif socket.active != LISTENING:
-        failure.hint = f"start it: systemctl --user start {SOCKET}; at every login: systemctl --user enable {SOCKET}"
+        command = f"systemctl --user unmask {' '.join(masked)} && systemctl --user start {SOCKET}"
+        return Down(f"accelerd cannot be started: {' and '.join(masked)} masked in systemd", command, command)
+    if "not-found" in (socket.load, service.load):
+        hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
+        return Down("accelerd is not running, and its systemd units are not installed", "", hint)
+    if "failed" in (socket.active, service.active):
+        message = f"accelerd has failed to start{': ' * bool(service.failure)}{service.failure}"
+        return Down(message, START_AGAIN, f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {START_AGAIN}")
+    if socket.active != LISTENING:
+        command = f"systemctl --user start {SOCKET}"
+        return Down("", command, f"start it: {command}; at every login: systemctl --user enable {SOCKET}")
+    return None
+
+
+def explain_unreachable(failure: Failure, programs: ProgramRunner) -> None:
+    """Say why nobody answers on the usual socket, and what to do, where systemd knows it."""
+    if (down := why_down(programs)) is not None:
+        failure.message = down.message or failure.message
+        failure.hint = down.hint

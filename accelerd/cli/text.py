@@ -69,12 +69,12 @@ def clip(text: str, columns: int) -> str:
     return kept + "…"
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The known name that was probably meant."""
     from difflib import get_close_matches  # slow to import, and rarely needed
 
     by_lower = {item.lower(): item for item in known}
-    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     if found:
         return by_lower[found[0]]
     parts = [item for lower, item in by_lower.items() if name.lower() in lower]

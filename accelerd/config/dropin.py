@@ -50,23 +50,37 @@ def write_dropin(
     Nothing changes on error: ConfigErrors when the configuration with it would be invalid, AccelError "bad_request"
     when the file exists (unless `overwrite` and a tool wrote it), AccelError "internal" when the disk refuses.
     """
+    source = check_dropin(config_file, name, table, home=home, tool=tool, remarks=remarks)  # before any folder is made
+    folder, target = source.path.parent, source.path
+    try:
+        _make_private(folder)
+        with _locked(folder) as directory:
+            _may_write(target, source.name, overwrite)
+            _validate(config_file, source, home)
+            replace_file(directory, target.name, (source.text or "").encode())
+    except OSError as error:
+        raise AccelError("internal", f"cannot write {target}: {error.strerror}") from error
+    return target
+
+
+def check_dropin(
+    config_file: Path,
+    name: str,
+    table: dict[str, Any],
+    *,
+    home: Path | None = None,
+    tool: str = "accelctl",
+    remarks: Sequence[str] = (),
+) -> Source:
+    """The file that `write_dropin` would write. ConfigErrors when the configuration with it would be invalid."""
     folder = dropin_dir(config_file)
     try:
         target = folder / file_name(check_name(name))
     except ValueError as error:
         raise ConfigErrors([Problem(folder.name, None, "", f"expected {error}")]) from error
-    text = _text(table, tool, remarks)
-    display = f"{folder.name}/{target.name}"
-    _validate(config_file, Source(display, target, text), home)  # before any folder is made
-    try:
-        _make_private(folder)
-        with _locked(folder) as directory:
-            _may_write(target, display, overwrite)
-            _validate(config_file, Source(display, target, text), home)
-            replace_file(directory, target.name, text.encode())
-    except OSError as error:
-        raise AccelError("internal", f"cannot write {target}: {error.strerror}") from error
-    return target
+    source = Source(f"{folder.name}/{target.name}", target, _text(table, tool, remarks))
+    _validate(config_file, source, home)
+    return source
 
 
 def _text(table: dict[str, Any], tool: str, remarks: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.control.jobs import Job, while_waiting
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
-from accelerd.control.status import room_of
+from accelerd.control.status import DownloadStep, room_of
 from accelerd.downloads.download import Download, DownloadDone, DownloadProgress, DownloadRequest
 from accelerd.downloads.source import Source, is_source
 from accelerd.engines.llama_server.forecast import settings_of
@@ -39,20 +39,6 @@ Hear = Callable[[DownloadProgress], None]
 
 class DownloadModelRequest(Request, frozen=True):
     source: str  # ORG/REPO[:QUANT], hf:ORG/REPO[:QUANT] or an address
-
-
-class DownloadStep(msgspec.Struct, tag="progress", tag_field="event"):
-    """A download under way. Bytes and seconds; None: not known."""
-
-    source: str
-    file: str
-    bytes: int
-    total: int | None
-    rate: float  # bytes a second, smoothed
-    remaining: float | None
-    progress: float | None  # 0 to 1
-    reason: str  # why these files are taken
-    elapsed: float
 
 
 class Downloaded(msgspec.Struct, tag="downloaded", tag_field="event"):

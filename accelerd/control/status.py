@@ -45,6 +45,20 @@ class SchedulerStatus(msgspec.Struct):
     residues: list[ResidueStatus]
 
 
+class DownloadStep(msgspec.Struct, tag="progress", tag_field="event"):
+    """A download under way. Bytes and seconds; None: not known."""
+
+    source: str
+    file: str
+    bytes: int
+    total: int | None
+    rate: float  # bytes a second, smoothed
+    remaining: float | None
+    progress: float | None  # 0 to 1
+    reason: str  # why these files are taken
+    elapsed: float
+
+
 class FailureStatus(msgspec.Struct):
     message: str
     cause: str
@@ -99,6 +113,7 @@ class Status(DaemonStatus, kw_only=True):
     hazards: list[KnownConflict]
     models: list[ModelStatus]
     routes: list[RouteStatus]
+    downloads: list[DownloadStep]  # under way, whoever asked for them
 
 
 class Placement(msgspec.Struct):
@@ -196,7 +211,12 @@ async def status(parts: ControlParts) -> Status:
             RouteStatus(route.name, list(route.models), route.description)
             for route in parts.router.directory.routes.values()
         ],
+        downloads=downloads_under_way(parts),
     )
+
+
+def downloads_under_way(parts: ControlParts) -> list[DownloadStep]:
+    return [job.last for job in parts.jobs.all() if job.finished is None and isinstance(job.last, DownloadStep)]
 
 
 @operation("look", "model")

@@ -64,7 +64,7 @@ class DesktopNotifications:
             what = CAUSES.get(cause, "it failed too often") if cause is not None else "it failed too often"
             summary = f"{name} failed: {what}"
             again = "The next request tries again" if event.retry else "It is not retried automatically"
-            body = f"{again}. accelctl explain {name} says why; accelctl reset {name} forgets it."
+            body = f"{again}. {names.accelctl('explain', name)} says why; {names.accelctl('reset', name)} forgets it."
             self._notifications.show(Notification(_model(name), summary, body))
         elif transition.after is State.READY or transition.event is Event.RESET:
             self._notifications.withdraw(_model(name))

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause
-from accelerd.base.names import TRIAL_SUFFIX
+from accelerd.base.names import TRIAL_SUFFIX, accelctl
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.instances import Supervisor
@@ -283,7 +283,8 @@ class Admission:
         else:
             why, room = never, alone
             if target.need.raised:
-                why, code = f"{why}; accelctl reset {name} has it tried with the estimate again", "model_out_of_memory"
+                code = "model_out_of_memory"
+                why += f"; {accelctl('reset', name)} has it tried with the estimate again"
         text = f"cannot load {name}: {why}"
         if code in ("does_not_fit", "memory_in_use"):
             offer = self._smaller(target, fixed, room)

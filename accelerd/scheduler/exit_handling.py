@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.memory.model import RAM
 from accelerd.memory.reclaim import UnreturnedMemory
@@ -136,9 +137,9 @@ class ExitHandling:
             text = f"cannot load {name}: {why}; tried again in {wait:.0f} s"
             return AccelError("model_backing_off", text, retry_after=wait, param="model", tail=tail)
         if exit is not None and exit.cause is Cause.OOM_KILLED:
-            after = f"; after making room: accelctl reset {name}"
+            after = f"; after making room: {accelctl('reset', name)}"
             return AccelError("model_out_of_memory", f"cannot load {name}: {why}{after}", param="model", tail=tail)
-        after = "" if record.retry_at is not None else f"; after mending it: accelctl load {name}"
+        after = "" if record.retry_at is not None else f"; after mending it: {accelctl('load', name)}"
         return AccelError("model_failed", f"cannot load {name}: {why}{after}", param="model", tail=tail)
 
     def close(self) -> None:

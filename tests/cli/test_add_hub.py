@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.sizes import human_size
 from tests.downloads.hub_server import COMMIT, Hub, Repository, serving
 from tests.models import make_model
 
@@ -178,3 +179,26 @@ def test_fit_of_a_configured_model_that_is_not_here_yet_asks_its_llama_server(ct
     found = json.loads(ctl("fit", "hello", "--json").out)
     assert found["fits"]
     assert not [note for note in found["notes"] if "could not be queried" in note]
+
+
+def test_remove_says_how_a_download_is_deleted(ctl: Ctl, daemon: FakeDaemon, hub: Hub, model: Path) -> None:
+    daemon.answers["POST reload"] = RELOADED
+    repository = ctl.home / f".cache/huggingface/hub/models--{REPO.replace('/', '--')}"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+
+    def put(quant: str) -> tuple[Path, Path]:
+        blob = repository / "blobs" / quant
+        shutil.copy(model, blob)
+        link = snapshot / f"Hello-{quant}.gguf"
+        link.symlink_to(Path("../../blobs") / quant)
+        return link, blob
+
+    link, blob = put("Q8_0")
+    assert ctl("add", f"hf:{REPO}:Q8_0").status == 0
+    assert ctl("remove", "hello").out.splitlines()[-1].endswith(f": rm -r {repository}")
+    put("Q4_K_M")
+    assert ctl("add", f"hf:{REPO}:Q8_0").status == 0
+    line = ctl("remove", "hello").out.splitlines()[-1]
+    assert line.endswith(f"to free {human_size(model.stat().st_size)}: rm {link} {blob}"), "the other one stays"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from accelerd.base.sizes import human_size
+from accelerd.cli.fit import gguf_files
+from accelerd.cli.local_machine import LocalMachine
 from accelerd.devices.inventory import Inventory
 from accelerd.devices.model import Device
 from tests.memory.gguf_maker import header, string, u32, write
@@ -106,7 +110,7 @@ def test_a_setting_that_is_wrong_changes_nothing(ctl: Ctl, model: Path) -> None:
     assert "models.tiny-chat.idle_timeout" in result.out
     assert "tiny-chat was not added" in result.err
     assert json.loads(ctl("config", "check", "--json").out)["models"] == []
-    assert ctl("add", "tiny", "--name", "../up").status == 4
+    assert ctl("add", "tiny", "--name", "../up").status == 2
 
 
 def test_nothing_is_added_to_a_broken_configuration(ctl: Ctl, model: Path) -> None:
@@ -304,3 +308,104 @@ def test_letters_beyond_ascii_stay(ctl: Ctl, tmp_path: Path, file: str, name: st
     assert (value["name"], value["table"]) == (name, {"path": str(path)})
     assert json.loads(ctl("config", "check", "--json").out)["models"] == [name]
     assert ctl("remove", name).status == 0
+
+
+def test_a_name_that_was_added_already_leads_to_replace(ctl: Ctl, model: Path, tmp_path: Path) -> None:
+    other = gguf(tmp_path, "other.gguf")
+    assert ctl("add", str(model), "--name", "first").status == 0
+    result = ctl("add", str(other), "--name", "first")
+    assert result.status == 1
+    assert "first was added already" in result.err
+    assert "overwrite it with --replace" in result.err
+    assert dropin(ctl, "first") == {"path": str(model)}
+    assert ctl("add", str(other), "--name", "first", "--replace").status == 0
+    assert dropin(ctl, "first") == {"path": str(other)}
+
+
+@pytest.mark.parametrize("option", ["--name", "--alias"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("name", ["../x", "a/../b", "/etc/x", "-x", "a\nb", "local/hello", "npu/x", "local/"])
+def test_names_that_cannot_be_are_refused_before_anything_happens(
+    ctl: Ctl, model: Path, name: str, dry: tuple[str, ...], option: str
+) -> None:
+    result = ctl("add", str(model), f"{option}={name}", *dry)
+    assert result.status == 2
+    assert "cannot be a name" in result.err
+    assert not ctl.config_file.parent.exists()
+
+
+def test_a_dry_run_finds_what_the_real_one_would(ctl: Ctl, model: Path) -> None:
+    ctl.configure('[models.mine]\npath = "/x.gguf"\naliases = ["taken"]\n')
+    for argv in (["--name", "taken"], ["--alias", "mine"], ["--memory", "some"]):
+        wet, dry = (ctl("add", str(model), *argv, *extra) for extra in ((), ("--dry-run",)))
+        assert (dry.status, dry.err) == (wet.status, wet.err)
+        assert dry.status == 4, dry.err
+
+
+def test_what_is_too_large_is_not_recommended_for_a_try(ctl: Ctl, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalMachine, "too_big", lambda self, spec: 70 << 30 if spec.name == "big" else None)
+    result = ctl("add", str(model), "--name", "big")
+    assert "it needs 70.0 GiB, which this machine does not have" in result.out
+    assert "try it" not in result.out
+    assert "try it: accelctl chat 'it fits' 'Say hello'" in ctl("add", str(model), "--name", "it fits").out
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ("masked inactive", "masked in systemd; systemctl --user unmask accelerd.socket accelerd.service && "),
+        ("loaded failed", "reset-failed accelerd.service accelerd.socket && systemctl --user restart"),
+        ("loaded inactive", "start the daemon: systemctl --user start accelerd.socket"),
+        ("not-found inactive", "units are not installed"),
+    ],
+)
+def test_how_the_daemon_is_started_is_what_systemd_accepts(ctl: Ctl, model: Path, states: str, words: str) -> None:
+    load, active = states.split()
+    fake = ctl.home / "bin/systemctl"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nprintf 'LoadState={load}\\nUnitFileState=\\nActiveState={active}\\n'\n")
+    fake.chmod(0o755)
+    del ctl.env["ACCELERD_SOCKET"]
+    result = ctl("add", str(model), PATH=f"{fake.parent}:/usr/bin:/bin")
+    assert result.status == 0
+    assert words in result.out
+
+
+def test_remove_says_how_the_disk_is_freed(ctl: Ctl, tmp_path: Path) -> None:
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    parts = [gguf(folder, f"m-0000{n}-of-00002.gguf", **{"split.count": u32(2)}) for n in (1, 2)]
+    assert ctl("add", str(parts[0]), "--name", "m").status == 0
+    size = human_size(sum(part.stat().st_size for part in parts))
+    line = ctl("remove", "m").out.splitlines()[-1]
+    assert line == f"its files were kept; to free {size}: {shlex.join(['rm', *map(str, parts)])}"
+
+
+def test_files_that_another_model_needs_are_not_recommended_for_deletion(ctl: Ctl, model: Path) -> None:
+    projector = gguf(model.parent, "mmproj.gguf")
+    for name in ("one", "two"):
+        assert ctl("add", str(model), "--name", name, "--json").status == 0
+    assert json.loads(ctl("remove", "one", "--json").out)["kept"] == []
+    value = json.loads(ctl("remove", "two", "--json").out)
+    assert value["kept"] == [str(model), str(projector)]
+    assert value["kept_bytes"] == model.stat().st_size + projector.stat().st_size
+
+
+def test_a_search_that_is_bounded_says_so(ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "d" / "/".join("abcdefghij")
+    deep.mkdir(parents=True)
+    gguf(deep, "deep.gguf")
+    result = ctl("add", str(tmp_path / "d"))
+    assert (result.status, "7 levels that are searched" in result.err) == (1, True), result.err
+    assert "name the directory of the models" in result.err
+    gguf(tmp_path / "d", "near.gguf")
+    result = ctl("add", str(tmp_path / "d"))
+    assert result.status == 0
+    assert "added near" in result.out
+    assert "7 levels that are searched" in result.out
+    assert ctl("remove", "near").status == 0
+    monkeypatch.setattr(gguf_files, "MAX_ENTRIES", 3)
+    for number in range(5):
+        (tmp_path / "d" / f"{number}.txt").touch()
+    result = ctl("add", str(tmp_path / "d"))
+    assert (result.status, "3 files" in result.err) == (1, True), result.err

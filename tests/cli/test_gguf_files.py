@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,16 @@ def test_places_follow_the_environment(tmp_path: Path) -> None:
     env = {"LLAMA_CACHE": str(tmp_path / "c"), "HF_HOME": str(tmp_path / "h")}
     found = well_known(tmp_path, env)
     assert found[:3] == [tmp_path / "models", tmp_path / "c", tmp_path / "h/hub"]
+
+
+def test_the_kernels_own_files_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = ["home", "proc", "sys"]
+    walked: list[str] = []
+
+    def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield "/", folders, []
+        walked.extend(folders)
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert list(files_below(Path("/"))) == []
+    assert walked == ["home"]

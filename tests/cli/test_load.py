@@ -143,3 +143,38 @@ def test_fraction_never_says_done_before_it_is() -> None:
     assert fraction(STEP | {"state": "queued"}) is None
     assert amount({}) == ""
     assert amount({"memory": 1024}) == "1.0 KiB"
+
+
+def test_several_models_are_loaded_one_after_the_other(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST load"] = events(STEP, READY)
+    result = ctl("load", "embed", "big")
+    assert [line.split(" (")[0] for line in result.out.splitlines()] == ["embed is ready", "big is ready"]
+    assert [request.query for request in daemon.requests] == [{"model": "embed"}, {"model": "big"}]
+    listed = json.loads(ctl("load", "embed", "big", "--json").out)["models"]
+    assert [one["event"] for one in listed] == ["ready", "ready"]
+
+
+@pytest.mark.parametrize("command", ["load", "unload"])
+def test_one_of_several_that_fails_does_not_keep_the_others_from_their_turn(
+    ctl: Ctl, daemon: FakeDaemon, command: str
+) -> None:
+    def answer(query: dict[str, str], body: bytes) -> Reply:
+        return events(READY) if query["model"] == "embed" else error(404, "model_not_found", "cannot find it")
+
+    daemon.answers[f"POST {command}"] = answer
+    result = ctl(command, "bg", "embed")
+    assert result.status == 5
+    assert "did you mean big?" in result.err
+    assert result.out.startswith(f"embed is {'ready' if command == 'load' else 'stopped'}")
+    wrong, right = json.loads(ctl(command, "bg", "embed", "--json").out)["models"]
+    assert (wrong["model"], wrong["error"]["code"]) == ("bg", "model_not_found")
+    assert right["model"] == "embed"
+
+
+def test_commands_that_are_to_be_copied_quote_names(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["POST reset"] = Reply({"state": "stopped"})
+    assert "load it: accelctl load 'it'\"'\"'s [1m] 日本'" in ctl("reset", "it's [1m] 日本").out
+    daemon.answers["GET status"] = Reply(status({**FLEET[3], "name": "a b"}))
+    assert "(accelctl reset 'a b')" in ctl("status").out
+    daemon.answers["POST load"] = events({"event": "error", "error": {"code": "model_failed", "message": "no"}})
+    assert "accelctl logs 'a;b'" in ctl("load", "a;b").err

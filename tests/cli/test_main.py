@@ -96,12 +96,24 @@ def test_what_follows_two_dashes_is_no_option(ctl: Ctl, daemon: FakeDaemon) -> N
 
 
 def test_usage_errors_are_one_line(ctl: Ctl) -> None:
-    for argv in (("load",), ("load", "a", "b"), ("logs", "-n", "x", "m"), ("--bogus", "status"), ("config", "frob")):
+    for argv in (("load",), ("reset", "a", "b"), ("logs", "-n", "x", "m"), ("--bogus", "status"), ("config", "frob")):
         result = ctl(*argv)
         assert result.status == 2, argv
         assert result.err.count("\n") == 1
         assert result.err.startswith("accelctl: ")
         assert "--help" in result.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("update", "./packaging/install"), ("upgrade", "./packaging/install"), ("delte", "did you mean delete?"),
+     ("inquire", "see: accelctl --help"), ("statsu", "did you mean status?")],
+)  # fmt: skip
+def test_a_command_that_is_none_leads_to_what_was_meant(ctl: Ctl, typed: str, words: str) -> None:
+    result = ctl(typed)
+    assert result.status == 2
+    assert words in result.err
+    assert typed == "delte" or "delete" not in result.err
 
 
 def test_usage_error_as_json(ctl: Ctl) -> None:

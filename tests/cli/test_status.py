@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
 
 from accelerd import __version__
 from accelerd.cli.commands.status import telling
+from accelerd.cli.live_page import LivePage
 
 from .conftest import Ctl
 from .fake_daemon import FLEET, FakeDaemon, Reply, model, status
@@ -31,6 +38,74 @@ def test_the_addresses_for_clients(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET status"] = Reply(status(*FLEET, listen=listen))
     line = "for clients: http://localhost:4001/v1, http://192.168.1.5:80/v1, http://[fd00::1]:80/v1"
     assert ctl("status").out.splitlines()[1] == line
+
+
+@pytest.mark.parametrize(
+    ("listen", "wanted"),
+    [
+        (["0.0.0.0:4000"], ["localhost", "192.168.7.5", "10.1.2.3"]),
+        (["[::]:4000"], ["localhost", "[fd00::7]"]),
+        (["0.0.0.0:4000", "[::]:4000", "127.0.0.1:4000"], ["localhost", "192.168.7.5", "10.1.2.3", "[fd00::7]"]),
+    ],
+)
+def test_a_listener_on_all_addresses_is_shown_by_addresses_that_clients_can_use(
+    ctl: Ctl, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, listen: list[str], wanted: list[str]
+) -> None:
+    def address(family: int, text: str) -> Any:
+        return SimpleNamespace(family=family, address=text)
+
+    cards = {
+        "lo": [address(socket.AF_INET, "127.0.0.1"), address(socket.AF_INET6, "::1")],
+        "eth0": [address(socket.AF_INET, "192.168.7.5"), address(socket.AF_INET6, "fe80::1%eth0"),
+                 address(socket.AF_PACKET, "02:00:00:00:00:01")],
+        "wg0": [address(socket.AF_INET, "10.1.2.3"), address(socket.AF_INET6, "fd00::7")],
+    }  # fmt: skip
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: cards)
+    daemon.answers["GET status"] = Reply(status(*FLEET, listen=listen))
+    line = ctl("status").out.splitlines()[1]
+    assert line == "for clients: " + ", ".join(f"http://{host}:4000/v1" for host in wanted)
+
+
+def test_downloads_that_no_model_shows_are_shown(ctl: Ctl, daemon: FakeDaemon) -> None:
+    step = {"event": "progress", "source": "org/repo:Q4_K_M", "file": "repo-Q4_K_M.gguf", "bytes": 1 << 30,
+            "total": 8 << 30, "rate": 80e6, "remaining": 120.0, "reason": "", "elapsed": 9.0}  # fmt: skip
+    wanted = "downloading org/repo:Q4_K_M: 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 2 min left, repo-Q4_K_M.gguf"
+    for models in ((), FLEET):
+        daemon.answers["GET status"] = Reply(status(*models, downloads=[step]))
+        assert wanted in ctl("status").out
+    loading = model("a", "downloading", download={"bytes": 1, "total": 2, "file": "repo-Q4_K_M.gguf"})
+    daemon.answers["GET status"] = Reply(status(loading, downloads=[step]))
+    assert "org/repo" not in ctl("status").out, "the row of the model says it"
+
+
+def test_the_totals_of_all_models_are_not_those_of_one(ctl: Ctl, daemon: FakeDaemon) -> None:
+    head = ctl("status", "embed").out.splitlines()[0]
+    assert head == f"accelerd {__version__} · up 1 h 33 min"
+
+
+def test_watch_asks_again_until_it_is_interrupted(
+    ctl: Ctl, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        daemon.answers["GET status"] = Reply(status(model("embed", "ready")))
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LivePage.watch, "__defaults__", (pause,))
+    result = ctl("status", "embed", "--watch")
+    assert result.status == 0
+    assert re.findall("embed +(starting|ready)", result.out) == ["starting", "ready"]
+    daemon.answers["GET status"] = Reply(status(*FLEET))
+    pauses.clear()
+    states = [
+        json.loads(line)["models"][0]["state"]
+        for line in ctl("status", "embed", "--watch", "--json").out.split("\n")[:2]
+    ]
+    assert states == ["starting", "ready"]
+    assert ctl("status", "nobody", "--watch").status == 5
 
 
 def test_a_model_whose_files_are_on_their_way_says_how_far(ctl: Ctl, daemon: FakeDaemon) -> None:

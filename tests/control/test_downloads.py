@@ -18,6 +18,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.control import downloads
 from accelerd.control.jobs import Job, Jobs
 from accelerd.control.operations import operations_of, parse
+from accelerd.control.status import downloads_under_way
 from accelerd.downloads.cache import Files
 from accelerd.downloads.download import DownloadDone, DownloadProgress, DownloadRequest
 from accelerd.downloads.source import Source
@@ -100,8 +101,10 @@ async def test_a_download_tells_how_far_it_is_and_what_came(monkeypatch: pytest.
         tell(DownloadProgress(reason="Q4_K_M"))
         tell(DownloadProgress(300, 1000, 50.0, 14.0, "m.gguf", "Q4_K_M"))
         assert (job.progress, job.phase) == (0.3, "downloading")
+        assert [(one.source, one.bytes) for one in downloads_under_way(site.parts)] == [("tiny/hello", 300)]
         site.ends.put_nowait(done())
         told = [msgspec.to_builtins(event) for event in [event async for event in events]]
+    assert downloads_under_way(site.parts) == []
     first, second, last = told
     assert (first["total"], first["progress"], first["remaining"]) == (None, None, None)
     assert second["source"] == "tiny/hello"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerd.base.errors import AccelError
+from accelerd.base.names import accelctl
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.text import count, printable
@@ -62,7 +63,7 @@ def model_files(s: CheckContext) -> Iterator[Check]:
 def correction(s: CheckContext, spec: ModelSpec) -> str:
     """What to do about a model whose file is wrong."""
     written = f"correct {spec.origin('path')}"
-    return f"{written}, or: accelctl remove {spec.name}" if is_own(own_dropin(s.roots, spec.name)) else written
+    return f"{written}, or: {accelctl('remove', spec.name)}" if is_own(own_dropin(s.roots, spec.name)) else written
 
 
 def programs(s: CheckContext) -> Iterator[Check]:

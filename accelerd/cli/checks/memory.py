@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.text import count
@@ -30,7 +31,7 @@ def memory(s: CheckContext) -> Iterator[Check]:
     too_big = {name: needed for name, spec in models.items() if (needed := s.machine.too_big(spec))}
     if too_big:
         names = ", ".join(f"{name} ({human_size(needed)})" for name, needed in too_big.items())
-        fix = f"accelctl fit {next(iter(too_big))}   (shows the context that would fit; or use a smaller quantization)"
+        fix = f"{accelctl('fit', next(iter(too_big)))}   (shows which context fits; or use a smaller quantization)"
         yield Check("memory", "warn", f"{facts}: not enough for {names}", fix)
         return
     together: Counter[str] = Counter()

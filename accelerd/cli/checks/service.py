@@ -13,7 +13,7 @@ from accelerd.base import names
 from accelerd.base.proc import listeners
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.failure import Failure
-from accelerd.cli.programs import LISTENING, REAPER, SERVICE, SOCKET, START, START_AGAIN, unit_state
+from accelerd.cli.programs import LISTENING, REAPER, SERVICE, SOCKET, START, START_AGAIN, unit_state, why_down
 from accelerd.system.activation import find_port_owner, overlap, parse_listen, show_address
 
 RELOAD = "accelctl reload"
@@ -22,7 +22,8 @@ RELOAD = "accelctl reload"
 def daemon(s: CheckContext) -> Iterator[Check]:
     status = s.status
     if isinstance(status, Failure):
-        fix = (START_AGAIN if has_failed(s) else START) if status.code == "not_running" else status.hint
+        down = why_down(s.programs) if status.code == "not_running" else None
+        fix = (down.command or down.hint if down else START) if status.code == "not_running" else status.hint
         yield Check("daemon", "fail", status.message, fix)
     elif status.get("version") != __version__:
         detail = f"version {status.get('version')} is running, {__version__} is installed"
@@ -31,12 +32,6 @@ def daemon(s: CheckContext) -> Iterator[Check]:
         yield Check("daemon", "ok", f"version {__version__}, pid {status.get('pid')}: {status.get('status')}")
     if not isinstance(status, Failure) and status.get("degraded"):
         yield Check("degraded", "warn", str(status["degraded"]), s.checkout_tool("install"))
-
-
-def has_failed(s: CheckContext) -> bool:
-    """Has systemd given up the service or its socket?"""
-    states = (unit_state(s.programs, unit) for unit in (SERVICE, SOCKET))
-    return any(state is not None and state.active == "failed" for state in states)
 
 
 def level(s: CheckContext) -> Iterator[Check]:
@@ -78,7 +73,7 @@ def units(s: CheckContext) -> Iterator[Check]:
     yield Check("units", "ok", f"{SERVICE} is {service.active}, {SOCKET} is {socket.active}")
     if socket.file != "enabled" or socket.active != LISTENING:
         state = "not enabled" if socket.file != "enabled" else socket.active
-        fix = START_AGAIN if has_failed(s) else f"systemctl --user enable --now {SOCKET}"
+        fix = START_AGAIN if "failed" in (socket.active, service.active) else f"systemctl --user enable --now {SOCKET}"
         detail = f"{SOCKET} is {state}: connections do not start accelerd, and a restart refuses them"
         yield Check("socket-activation", "warn", detail, fix)
     elif (http := found[names.HTTP_SOCKET_UNIT]) is not None and http.active != LISTENING:

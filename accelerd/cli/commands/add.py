@@ -6,17 +6,17 @@ Writes only through config.write_dropin, never a file or a model that the user w
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerd.base.errors import AccelError
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
 from accelerd.cli.commands.remove import is_own, own_dropin
-from accelerd.cli.connect import START_COMMANDS
-from accelerd.cli.context import Context, configuration, reload
+from accelerd.cli.context import Context, configuration, how_to_start, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.live_page import WITHOUT_DAEMON
@@ -29,6 +29,7 @@ from accelerd.downloads.plan import plan
 from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.estimate.estimate import EstimateSettings
 from accelerd.estimate.model_kind import Identified, Kind, identify
+from accelerd.routing.directory import LOCAL, NPU
 
 if TYPE_CHECKING:
     from accelerd.config import Config, ModelSpec
@@ -46,6 +47,7 @@ SOURCE is one of
     flm downloads it
 What a model is for (chat, embeddings, reranking) is read from its file.
 """
+Result = TypeVar("Result")
 TASKS = {Kind.EMBEDDING: "embeddings", Kind.RERANK: "rerank"}  # keys of a model's table
 WORDS = {
     Kind.EMBEDDING: "an embedding model",
@@ -89,9 +91,11 @@ class NewModel:
     download: str = ""  # what has to be downloaded first
     reason: str = ""  # why these files
     notes: list[str] = field(default_factory=list)
+    too_big: bool = False  # for this machine
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
+    check_names(args)
     config, problems = configuration(context)
     if config is None:
         message = f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})"
@@ -121,6 +125,20 @@ def run(context: Context, args: argparse.Namespace) -> int:
     warn_of_size(context, models)
     report(context, models, files, skipped, reloaded=reloaded)
     return ExitStatus.OK
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Refuse names that no model can have, before anything is downloaded. Raises Failure."""
+    from accelerd.config.values import check_name
+
+    for name in filter(None, (args.name, *args.alias)):
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise usage(f"{name!r} cannot be a name: expected {error}") from None
+        if name.startswith((NPU, LOCAL)):
+            text = f"{name!r} cannot be a name: accelerd itself puts {NPU} or {LOCAL} before the names of models"
+            raise usage(text, f"for instance: {name.partition('/')[2] or 'hello'}")
 
 
 # --- which models ---------------------------------------------------------------------------------------------
@@ -205,7 +223,8 @@ def of_file(found: gguf_files.FoundModel) -> NewModel:
 def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
     """Every model below a directory; links to one file are one model."""
     seen: set[Path] = set()
-    for path in sorted(gguf_files.files_below(folder)):
+    unseen: list[bool] = []
+    for path in sorted(gguf_files.files_below(folder, lambda: unseen.append(True))):
         real = path.resolve()
         if real in seen:
             continue
@@ -215,8 +234,12 @@ def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
             yield of_file(gguf_files.model_at(path))
         elif found.kind is not Kind.PROJECTOR:
             skipped.append(f"skipped {path}: {found.reason}; {found.hint}")
+    within = f"{gguf_files.MAX_ENTRIES} files and {gguf_files.MAX_DEPTH} levels"
     if not seen:
-        raise Failure(f"there is no GGUF file in {folder}", code="not_found")
+        text = f"there is no GGUF file in {folder}" + f" within the {within} that are searched" * bool(unseen)
+        raise Failure(text, code="not_found", hint="name the directory of the models" if unseen else "")
+    if unseen:
+        skipped.append(f"{folder} has more than the {within} that are searched; name the directory of the models")
 
 
 def without_twins(models: Sequence[NewModel], config: Config, skipped: list[str], *, single: bool) -> list[NewModel]:
@@ -257,10 +280,16 @@ def choose_names(context: Context, models: Sequence[NewModel], config: Config, a
     for model in models:
         model.name = args.name or (model.name if args.replace else gguf_files.unique(model.name, taken))
         taken.add(model.name)
-        if model.name in config.models and not is_own(own_dropin(context.roots, model.name)):
+        if model.name not in config.models:
+            continue
+        file = own_dropin(context.roots, model.name)
+        if not is_own(file):
             place = where(config.models[model.name])
             text = f"{model.name} is a model of yours, which accelctl does not change ({place})"
             raise Failure(text, code="exists", hint="give another --name, or change it there")
+        if not args.replace:
+            hint = "give another --name, or overwrite it with --replace"
+            raise Failure(f"{model.name} was added already ({file})", code="exists", hint=hint)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,7 +304,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
     """Download what has to be, and write the drop-in. Raises Failure."""
-    from accelerd import config
+    from accelerd.config.dropin import write_dropin
 
     if model.npu is not None and not args.no_pull:
         npu_models.fetch(context, model.npu)
@@ -293,10 +322,17 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
             if "path" in model.table or failure.code not in WITHOUT_DAEMON:
                 raise
             model.notes.append("accelerd is not running: it downloads the model when it is first loaded")
-    roots, document = context.roots, {"models": {model.name: model.table}}
+    home = context.roots.home
+    return valid(context, model, lambda *what: write_dropin(*what, overwrite=args.replace, home=home))
+
+
+def valid(context: Context, model: NewModel, act: Callable[[Path, str, dict[str, Any]], Result]) -> Result:
+    """What `act` makes of the model's drop-in. Failure, with all mistakes shown, where it cannot be."""
+    from accelerd.config import ConfigErrors
+
     try:
-        return config.write_dropin(roots.config_file, model.name, document, overwrite=args.replace, home=roots.home)
-    except config.ConfigErrors as errors:
+        return act(context.roots.config_file, model.name, {"models": {model.name: model.table}})
+    except ConfigErrors as errors:
         listed = [problem.as_dict() for problem in errors.problems]
         if not context.out.json_mode:
             context.out.problems(listed)
@@ -309,15 +345,20 @@ def warn_of_size(context: Context, models: Sequence[NewModel]) -> None:
     for model in models:
         spec = here.config.models.get(model.name)
         if spec is not None and spec.path and (needed := here.too_big(spec)):
+            model.too_big = True
             model.notes.append(
                 f"it needs {human_size(needed)}, which this machine does not have; "
-                f"accelctl fit {model.name} shows which context would fit"
+                f"{accelctl('fit', model.name)} shows which context would fit"
             )
 
 
 def dry_run(context: Context, models: Sequence[NewModel], skipped: Sequence[str]) -> int:
     import tomli_w
 
+    from accelerd.config.dropin import check_dropin
+
+    for model in models:
+        valid(context, model, lambda *what: check_dropin(*what, home=context.roots.home))
     result(context, [described(model, None, reloaded=False) for model in models], skipped)
     context.out.line(tomli_w.dumps({"models": {model.name: model.table for model in models}}).rstrip("\n"))
     say(context, models, skipped)
@@ -357,7 +398,8 @@ def report(
         out.line(f"written to {file}")
     say(context, models, skipped)
     if not reloaded:
-        out.line(f"start the daemon: {START_COMMANDS}")
-    chat = next((model for model in models if not model.table.keys() & {"embeddings", "rerank", "transcription"}), None)
-    if chat is not None:  # there is no command for the others
-        out.line(f"try it: accelctl chat {chat.name} 'Say hello'")
+        out.line(how_to_start(context))
+    others = {"embeddings", "rerank", "transcription"}  # there is no command to try them
+    chat = next((model for model in models if not model.too_big and not model.table.keys() & others), None)
+    if chat is not None:
+        out.line(f"try it: {accelctl('chat', chat.name, 'Say hello')}")

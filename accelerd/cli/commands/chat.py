@@ -12,6 +12,7 @@ from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, summary
 from accelerd.cli.context import Context, names_in, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
 
+QUITS = ("/exit", "/quit", "/bye", "/q")
 HELP_TEXT = "/exit quits, /new starts over, /system TEXT sets instructions; Ctrl-C stops an answer"
 EPILOG = f"""\
 In a conversation: {HELP_TEXT}.
@@ -125,7 +126,7 @@ def converse(context: Context, chat: Conversation) -> int:
         except EOFError:
             out.line()
             return ExitStatus.OK
-        if prompt in ("/exit", "/quit"):
+        if prompt in QUITS:
             return ExitStatus.OK
         if prompt.startswith("/"):
             command(context, chat, prompt)

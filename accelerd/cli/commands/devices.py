@@ -6,6 +6,7 @@ Asks the daemon, which knows the models; without one it reads the devices itself
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.device_view import show
@@ -24,4 +25,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 
 def asked(context: Context) -> LivePage:
-    return LivePage(context, "devices", lambda: LocalMachine(context.roots, context.clock).device_page, show)
+    def fetch() -> dict[str, Any]:
+        return {"source": "daemon", **context.client.get("devices")}
+
+    return LivePage(context, fetch, lambda: LocalMachine(context.roots, context.clock).device_page, show)

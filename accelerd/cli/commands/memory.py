@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus
@@ -38,7 +39,10 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 
 def asked(context: Context) -> LivePage:
-    return LivePage(context, "memory", lambda: LocalMachine(context.roots, context.clock).memory_page, show)
+    def fetch() -> dict[str, Any]:
+        return {"source": "daemon", **context.client.get("memory")}
+
+    return LivePage(context, fetch, lambda: LocalMachine(context.roots, context.clock).memory_page, show)
 
 
 def learned(context: Context) -> int:

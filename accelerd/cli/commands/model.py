@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
-from accelerd.cli.context import Command, Context
+from accelerd.cli.context import Command, Context, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.progress import follow
 from accelerd.cli.text import printable, span
@@ -18,45 +20,74 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
 
 
-def operation(context: Context, route: str, model: str, **query: Any) -> tuple[dict[str, Any], float]:
-    """Run a long operation on a model, with its progress shown: its last event, and seconds. Failure when it fails."""
+def models_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+
+
+Act = Callable[[Context, str], dict[str, Any]]  # on one model: its JSON. Raises Failure
+
+
+def one_by_one(context: Context, models: Sequence[str], act: Act) -> int:
+    """`act` on each model; where there are several, one that fails does not keep the others from their turn."""
+    results, status = [], ExitStatus.OK
+    for model in models:
+        try:
+            results.append(act(context, model))
+        except Failure as failure:
+            known = failure if failure.code != "model_not_found" or failure.hint else unknown_name(context, model)
+            if len(models) == 1 or known.exit == ExitStatus.UNREACHABLE:
+                raise known from None
+            status = known.exit
+            results.append({"model": model, **known.json()})
+            if not context.out.json_mode:
+                context.out.failure(known)
+    context.out.result(results[0] if len(models) == 1 else {"models": results})
+    return status
+
+
+def operation(context: Context, route: str, model: str, **query: Any) -> dict[str, Any]:
+    """Run a long operation on a model, with its progress shown: its last event, with seconds. Failure when it fails."""
     started = context.clock.monotonic()
     last = follow(context.out, model, context.client.events(route, model=model, **query))
-    seconds = context.clock.monotonic() - started
-    context.out.result({"model": model, "seconds": round(seconds, 3), **last})
-    return last, seconds
+    return {"model": model, "seconds": round(context.clock.monotonic() - started, 3), **last}
 
 
 def load(context: Context, args: argparse.Namespace) -> int:
+    return one_by_one(context, args.models, load_one)
+
+
+def load_one(context: Context, name: str) -> dict[str, Any]:
     try:
-        last, seconds = operation(context, "load", args.model)
+        last = operation(context, "load", name)
     except Failure as failure:
         if not failure.hint and failure.code in ("model_failed", "model_backing_off"):
-            name = args.model
-            failure.hint = f"see its output: accelctl logs {name}; its command line: accelctl explain {name}"
+            failure.hint = f"see its output: {accelctl('logs', name)}; its command line: {accelctl('explain', name)}"
         raise
     used = last.get("memory_used") or last.get("memory")
-    facts = span(seconds) + (f", {human_size(used)}" if used else "")
-    context.out.line(f"{args.model} is {context.out.style('ready', 'green')} ({facts})")
-    return ExitStatus.OK
+    facts = span(last["seconds"]) + (f", {human_size(used)}" if used else "")
+    context.out.line(f"{name} is {context.out.style('ready', 'green')} ({facts})")
+    return last
 
 
 def unload_arguments(parser: argparse.ArgumentParser) -> None:
-    model_argument(parser)
-    parser.add_argument("--force", action="store_true", help="abort running requests instead of waiting for them")
+    models_argument(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="abort running requests instead of waiting for them")
 
 
 def unload(context: Context, args: argparse.Namespace) -> int:
-    _, seconds = operation(context, "unload", args.model, force=1 if args.force else None)
-    context.out.line(f"{args.model} is stopped ({span(seconds)})")
-    return ExitStatus.OK
+    def unload_one(context: Context, name: str) -> dict[str, Any]:
+        last = operation(context, "unload", name, force=1 if args.force else None)
+        context.out.line(f"{name} is stopped ({span(last['seconds'])})")
+        return last
+
+    return one_by_one(context, args.models, unload_one)
 
 
 def reset(context: Context, args: argparse.Namespace) -> int:
     answer = context.client.post("reset", model=args.model)
     context.out.result({"model": args.model, **answer})
     state = answer.get("state", "reset")
-    todo = "it had no failures to clear" if state in LOADED else f"load it: accelctl load {args.model}"
+    todo = "it had no failures to clear" if state in LOADED else f"load it: {accelctl('load', args.model)}"
     context.out.line(f"{args.model} is {state}; {todo}")
     return ExitStatus.OK
 
@@ -71,14 +102,14 @@ def download(context: Context, args: argparse.Namespace) -> int:
     context.out.line(f"{args.source} is on this machine: {last['model']}")
     if last.get("reason"):
         context.out.line(f"  {printable(last['reason'])}")
-    context.out.line(f"to use it: accelctl add {last['source']}")
+    context.out.line(f"to use it: {accelctl('add', last['source'])}")
     return ExitStatus.OK
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
-    parser.add_argument("-n", "--lines", type=line_count, metavar="N", help="print only the last N lines")
+    parser.add_argument("-n", "--lines", "--tail", type=line_count, metavar="N", help="print only the last N lines")
 
 
 def line_count(text: str) -> int:
@@ -102,7 +133,7 @@ def logs(context: Context, args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "load": Command(model_argument, load),
+    "load": Command(models_argument, load),
     "unload": Command(unload_arguments, unload),
     "reset": Command(model_argument, reset),
     "download": Command(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerd.base.ports import Roots
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context, configuration, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, no_model
+
+if TYPE_CHECKING:
+    from accelerd.config import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context, args: argparse.Namespace) -> int:
     file = dropin(context, args.name)
+    before_it, _ = configuration(context)
+    spec = before_it.models.get(args.name) if before_it is not None else None
     files = [file, *measured(file, args.name)]
     before = {one: one.read_bytes() for one in files}
     for one in files:
@@ -28,9 +37,49 @@ def run(context: Context, args: argparse.Namespace) -> int:
             f"nothing was removed: without {args.name} the configuration would be invalid ({problems[0]})",
             [problem.as_dict() for problem in problems],
         )
-    context.out.result({"name": args.name, "file": str(file), "reloaded": reload(context)})
-    context.out.line(f"removed {args.name} ({file}); its model file was kept")
+    left = unused_files(context, spec, found.models.values()) if spec is not None else []
+    size = sum(one.stat().st_size for one in {one.resolve() for one in left})
+    answer = {"name": args.name, "file": str(file), "reloaded": reload(context)}
+    context.out.result({**answer, "kept": [str(one) for one in left], "kept_bytes": size})
+    context.out.line(f"removed {args.name} ({file})")
+    if left:
+        context.out.line(f"its files were kept; to free {human_size(size)}: {shlex.join(delete_command(left))}")
     return ExitStatus.OK
+
+
+def files_of(context: Context, spec: ModelSpec) -> list[Path]:
+    """Every file of the model that is here, and what each that is a link leads to."""
+    from accelerd.downloads.cache import cached
+    from accelerd.downloads.source import Source, is_source
+    from accelerd.estimate.tensors import parts
+
+    named = [Path(spec.path)] if spec.path else []
+    if spec.engine == "llama-server" and spec.model and is_source(spec.model):
+        here = cached(Source.parse(spec.model), context.env, context.roots.home)
+        named += [one for one in (here.model, here.mmproj, here.draft) if one is not None] if here is not None else []
+    named += [Path(one) for one in (spec.mmproj, spec.draft_model) if one]
+    all_parts = [Path(part) for one in named for part in parts(str(one))]
+    present = [part for part in all_parts if part.is_file()]
+    targets = [part.resolve() for part in present if part.is_symlink()]
+    return list(dict.fromkeys((*present, *targets)))
+
+
+def unused_files(context: Context, spec: ModelSpec, others: Iterable[ModelSpec]) -> list[Path]:
+    """The files of a model that none of the others needs."""
+    used = {file.resolve() for other in others for file in files_of(context, other)}
+    return [file for file in files_of(context, spec) if file.resolve() not in used]
+
+
+def delete_command(files: Sequence[Path]) -> list[str]:
+    """What deletes the files: of a repository in the hub's cache that holds no other models, all of it."""
+    folders = {parent for file in files for parent in file.parents if parent.name.startswith("models--")}
+    ours = {file.resolve() for file in files}
+    if len(folders) == 1:
+        [folder] = folders
+        blobs = {one.resolve() for one in folder.rglob("*") if one.is_file() and one.suffix.lower() == ".gguf"}
+        if all(folder in file.parents for file in files) and blobs <= ours:
+            return ["rm", "-r", str(folder)]
+    return ["rm", *map(str, files)]
 
 
 def measured(file: Path, name: str) -> list[Path]:

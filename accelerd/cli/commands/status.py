@@ -7,9 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context, unknown_name
-from accelerd.cli.failure import ExitStatus
+from accelerd.cli.live_page import LivePage
+from accelerd.cli.output import CliOutput
+from accelerd.cli.progress import amount, with_download
 from accelerd.cli.text import count, errors_in, printable, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
@@ -17,28 +20,38 @@ STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": 
 LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")  # llama-server's clock and level
 ERROR_LINE = re.compile(r"^[\d.]+ E |\berror\b", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "[::1]")
+EVERYWHERE = ("0.0.0.0", "[::]")
 MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="only this model, or the models of this route")
+    parser.add_argument("--watch", action="store_true", help="refresh every second until Ctrl-C")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    status = context.client.get("status")
+    def fetch() -> dict[str, Any]:
+        status = context.client.get("status")
+        if args.model:
+            status["models"] = [m for m in status["models"] if meant(args.model, m, status.get("routes") or ())]
+            if not status["models"]:
+                raise unknown_name(context, args.model)
+        return status
+
+    def page(out: CliOutput, status: dict[str, Any]) -> None:
+        show(out, status, named=bool(args.model))
+
+    return LivePage(context, fetch, None, page).report(again=args.watch)
+
+
+def show(out: CliOutput, status: dict[str, Any], *, named: bool) -> None:
+    """`named`: a part of the models was asked for, so that totals of all do not belong to them."""
     models = status.get("models") or []
-    if args.model:
-        models = [m for m in models if meant(args.model, m, status.get("routes") or ())]
-        if not models:
-            raise unknown_name(context, args.model)
-        status["models"] = models
-    out = context.out
-    out.result(status)
     problems = (status.get("config") or {}).get("problems") or []
     if errors := errors_in(problems):
         text = f"the configuration on disk has {count(errors, 'error')} and is not in use: accelctl config check"
         out.wrapped(text, indent="  ", first="! ", style="red")
-    out.line(header(context, status))
+    out.line(header(out, status, named=named))
     if urls := base_urls(status.get("listen") or ()):
         out.line(out.style(f"for clients: {', '.join(urls)}", "dim"))
     if status.get("yielded"):
@@ -51,7 +64,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if not models:
         out.line()
         out.line("No models yet. Add one: accelctl add FILE, or accelctl add hf:ORG/REPO")
-        return ExitStatus.OK
+        downloads(out, status)
+        return
     out.line()
     notes: list[str] = []
     rows, styles = [], []
@@ -63,6 +77,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         rows.append(row(model, mark))
         styles.append(("bold", STATE_STYLES.get(model["state"], "yellow"), "", "", "", ""))
     out.table(HEAD, rows, styles)
+    downloads(out, status)
     levels = [remark for entry in status.get("performance") or () for remark in level_remarks(entry)]
     levels += [f"{one.get('message')}: {one.get('fix')}" for one in status.get("hazards") or ()]
     if notes or levels or (problems and not errors):
@@ -74,7 +89,15 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if problems and not errors:
         text = f"the configuration has {count(len(problems), 'warning')}: accelctl config check"
         out.wrapped(text, indent="  ", first="! ", style="yellow")
-    return ExitStatus.OK
+
+
+def downloads(out: CliOutput, status: dict[str, Any]) -> None:
+    """The downloads under way that no model's row shows."""
+    shown = {model["download"]["file"] for model in status.get("models") or () if model.get("download")}
+    for one in status.get("downloads") or ():
+        if one["file"] not in shown:
+            facts = ", ".join(filter(None, (amount(with_download(one)), one["file"])))
+            out.line(printable(f"downloading {one['source']}{': ' * bool(facts)}{facts}"))
 
 
 def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) -> bool:
@@ -84,15 +107,16 @@ def meant(name: str, model: dict[str, Any], routes: Sequence[dict[str, Any]]) ->
     return any(route["name"] == name and model["name"] in route["models"] for route in routes)
 
 
-def header(context: Context, status: dict[str, Any]) -> str:
-    """One line of totals: version, uptime, loaded models, memory, waiting requests."""
+def header(out: CliOutput, status: dict[str, Any], *, named: bool) -> str:
+    """One line of totals: version, uptime, loaded models, memory, waiting requests; of `named` models nothing else."""
     scheduler = status.get("scheduler") or {}
     models = status.get("models") or []
-    out = context.out
-    memory = share(scheduler.get("memory_used"), scheduler.get("memory_limit"))
     loaded = sum(1 for m in models if m["state"] in ("ready", "draining"))
-    parts = [f"up {span(status.get('uptime'))}", f"{loaded} of {len(models)} loaded", memory]
-    parts.append(f"{scheduler.get('queue') or 0} waiting")
+    parts = [f"up {span(status.get('uptime'))}"]
+    if not named:
+        parts.append(f"{loaded} of {len(models)} loaded")
+        parts.append(share(scheduler.get("memory_used"), scheduler.get("memory_limit")))
+        parts.append(f"{scheduler.get('queue') or 0} waiting")
     if status.get("state") not in (None, "running"):
         parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
     return f"{out.style('accelerd', 'bold')} {printable(str(status.get('version', '?')))} · " + " · ".join(parts)
@@ -100,8 +124,30 @@ def header(context: Context, status: dict[str, Any]) -> str:
 
 def base_urls(listen: Sequence[str]) -> list[str]:
     """What clients are given, "http://localhost:4000/v1"; once for an address and the same port of the other family."""
-    pairs = (address.rpartition(":")[::2] for address in listen)
-    return list(dict.fromkeys(f"http://{'localhost' if host in LOOPBACK else host}:{port}/v1" for host, port in pairs))
+    pairs = [address.rpartition(":")[::2] for address in listen]
+    own = machine_addresses() if any(host in EVERYWHERE for host, _ in pairs) else {}
+    return list(
+        dict.fromkeys(
+            f"http://{name}:{port}/v1"
+            for host, port in pairs
+            for name in (["localhost", *own[host]] if host in own else ["localhost" if host in LOOPBACK else host])
+        )
+    )
+
+
+def machine_addresses() -> dict[str, list[str]]:
+    """By the host of a listener on all interfaces: the addresses by which other machines reach it."""
+    import socket
+
+    import psutil
+
+    found: dict[str, list[str]] = {host: [] for host in EVERYWHERE}
+    for address in (one for every in psutil.net_if_addrs().values() for one in every):
+        if address.family == socket.AF_INET and not address.address.startswith("127."):
+            found["0.0.0.0"].append(address.address)
+        elif address.family == socket.AF_INET6 and address.address != "::1" and "%" not in address.address:
+            found["[::]"].append(f"[{address.address}]")
+    return found
 
 
 def share(used: int | None, limit: int | None) -> str:
@@ -157,7 +203,7 @@ def footnotes(model: dict[str, Any]) -> list[str]:
         message = str(error.get("message") or "it failed")
         if line and line not in message:
             message += f': "{line}"'
-        todo = f"accelctl reset {name}" if model["state"] == "failed" else f"accelctl logs {name}"
+        todo = accelctl("reset" if model["state"] == "failed" else "logs", name)
         notes.append(f"{name}: {message} ({todo})")
     if model.get("residue"):
         notes.append(

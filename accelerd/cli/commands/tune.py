@@ -9,20 +9,23 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from accelerd.base.names import accelctl
 from accelerd.cli.context import Context, reload
 from accelerd.cli.failure import ExitStatus, invalid
 from accelerd.cli.output import CliOutput
 from accelerd.cli.progress import display
 from accelerd.cli.text import printable, span
+from accelerd.tuning.search import USUAL_ANSWER, USUAL_PROMPT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DROPIN = "zz-tune-{}"  # comes after the drop-in that names the model
 HEAD = ("SETTINGS", "PROMPT T/S", "ANSWER T/S", "A REQUEST", "")
-EPILOG = """\
+EPILOG = f"""\
 The model is unloaded, loaded with each of several settings, given the same prompts, and finally loaded as before.
-"A REQUEST" is the time of a request with 2048 tokens and an answer of 256. Other models should be idle meanwhile.
+"A REQUEST" is the time of a request with {USUAL_PROMPT} tokens and an answer of {USUAL_ANSWER}, computed from the
+rates that were measured. Other models should be idle meanwhile.
 """
 
 
@@ -47,7 +50,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if file:
         out.line(f"written to {file}")
     elif settings and not args.no:
-        out.line(f"nothing was written; to save the settings: accelctl tune {last['model']} --yes")
+        out.line(f"nothing was written; to save the settings: {accelctl('tune', last['model'], '--yes')}")
     return ExitStatus.OK
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
+from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Command, Context, no_arguments
 from accelerd.cli.failure import ExitStatus, usage
@@ -83,7 +84,7 @@ def report(out: CliOutput, last: dict[str, Any]) -> None:
     until = f" until {time_in(last['remaining'])}" if last.get("remaining") is not None else ""
     out.line(f"{what} is {out.style('free', 'green')}{until} ({facts}); to end this: accelctl resume")
     for name in last["stuck"]:
-        text = f"{name} could not be stopped and still holds its memory; see: accelctl status {name}"
+        text = f"{name} could not be stopped and still holds its memory; see: {accelctl('status', name)}"
         out.wrapped(text, indent="  ", first="! ")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ PROJECTOR = "mmproj"
 FEW = 4  # files beside a model whose headers are read to find its projector
 MAX_DEPTH = 7  # below a well-known directory; a hub snapshot is at five
 MAX_ENTRIES = 50_000  # looked at in one directory tree, so that a link to a whole disk does not hang
+UNREAL = ("/proc", "/sys", "/dev")  # hold no files of models
 SHOWN = 8  # candidates that an error lists
 
 
@@ -123,15 +124,21 @@ def ambiguous(message: str, candidates: list[Path]) -> Failure:
     )  # fmt: skip
 
 
-def files_below(directory: Path) -> Iterator[Path]:
-    """Every model below a directory: first shards only, no projectors, no hidden directories."""
+def files_below(directory: Path, on_limit: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Every model below a directory: first shards only, no projectors, no hidden directories.
+
+    `on_limit`: there is more than is looked at.
+    """
     left = MAX_ENTRIES
     for folder, folders, files in os.walk(directory):
         depth = len(Path(folder).relative_to(directory).parts)
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if depth < MAX_DEPTH else []
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.join(folder, f) not in UNREAL)
         left -= len(files) + len(folders)
+        if left < 0 or (depth == MAX_DEPTH and folders):
+            on_limit()
         if left < 0:
             return
+        folders[:] = folders if depth < MAX_DEPTH else []
         for name in files:
             path = Path(folder, name)
             shard = SHARD.search(path.stem)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.base.names import accelctl
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.downloads.cache import cached
 from accelerd.downloads.source import Source
@@ -61,7 +62,7 @@ class FileReader:
                 Source.parse(spec.model)
             except AccelError as error:
                 fail(Cause.NO_MODEL, error.problem, error.hint)
-            hint = f"accelctl load {spec.name} downloads it"
+            hint = f"{accelctl('load', spec.name)} downloads it"
             fail(Cause.NO_MODEL, f"not all files of {spec.model} are on this machine", hint)
         if seen.spec.path and not seen.model.runs and not seen.model.unsure:
             _refuse(seen.spec.path, "model", seen.model)
