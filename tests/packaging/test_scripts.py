@@ -459,7 +459,7 @@ def test_further_ids_are_given_to_who_has_none(machine: Machine, subuid: str, co
 
 
 OURS = {"accelctl", "./packaging/install", "./packaging/uninstall", "./tests/run"}
-BARE = {"busctl", "journalctl", "python3", "systemctl"}
+BARE = {"busctl", "journalctl", "loginctl", "python3", "systemctl"}
 
 
 def test_the_readme_needs_nothing_that_a_bare_debian_lacks() -> None:
