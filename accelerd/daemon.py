@@ -207,8 +207,13 @@ class Daemon:
             self._problems = problems
             self._mention_errors()
             raise ConfigErrors(problems)
-        keys = await asyncio.to_thread(read_keys_of, config)
-        await self._listen(config)
+        try:
+            keys = await asyncio.to_thread(read_keys_of, config)
+            await self._listen(config)
+        except AccelError as error:  # there is no mistake in the files, yet what they say cannot be
+            self._problems = [Problem(roots.config_file.name, None, "server", error.message), *problems]
+            self._mention_errors()
+            raise
         changes = diff(self._config, config)
         self._parts.engines.update(self._parts.make_engines(config))
         forecasts = await self._parts.models.forecasts(config)
@@ -277,7 +282,9 @@ class Daemon:
         parts.tuning_runs.stop()
         keep = await parts.successor.expected(crashed=crashed)
         if not keep:
-            parts.scheduler.shutdown()
+            if refused := parts.scheduler.shutdown():
+                text = f"requests that wait for a model are refused (only a restart hands them on): {refused}"
+                event(log, NOTICE, text, message_id=names.MSG_STOPPING)
         elif count := await parts.listeners.hand_over(parts.successor.keep, _shutting_down()):
             log.info("requests that wait for the next accelerd: %d", count)
         hurry = asyncio.create_task(self._hurry.wait())

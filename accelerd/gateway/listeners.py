@@ -60,6 +60,13 @@ class ListenerStatus(Struct, frozen=True):
     key: bool  # clients need an API key
 
 
+class _Listening(Struct):
+    """A socket that listens on an address. There may be two: of a socket unit, and one that was stored before."""
+
+    sock: socket.socket
+    held: str | None = None  # by what name systemd has a copy: that of a socket unit, or of what is stored
+
+
 class Listeners:
     """The servers of one daemon. `listen`, then `open`, at the start and with every change of the configuration."""
 
@@ -77,8 +84,11 @@ class Listeners:
         self._public = HttpServer(gateway, settings, local=False)
         self._local = HttpServer(gateway, settings, local=True)
         self._release, self._store = release, store
-        self._tcp = {address_of(sock): sock for _, sock in passed.tcp}
-        self._units = {address_of(sock): unit for unit, sock in passed.tcp}  # or the names of what is stored
+        self._tcp: dict[Address, list[_Listening]] = {}
+        for name, sock in passed.tcp:
+            self._tcp.setdefault(address_of(sock), []).append(_Listening(sock, name))
+        self._from_systemd = bool(passed.tcp)
+        self._unit_stopped = False  # it starts again with the next daemon, beside what is stored
         self._configured: list[Address] = []
         self._unix: list[socket.socket] = []
         for unit, sock in passed.unix:
@@ -98,12 +108,13 @@ class Listeners:
 
     def report(self) -> list[ListenerStatus]:
         """As `status` shows them."""
-        units = {address: name for address, name in self._units.items() if name.endswith(UNIT)}
         key = self._public.settings.key_file is not None
-        return [
-            ListenerStatus(text, units.get(address), not is_loopback(text), key)
-            for address, text in zip(self._tcp, self.addresses, strict=True)
-        ]
+        found = []
+        for address, sockets in self._tcp.items():
+            unit = next((one.held for one in sockets if one.held is not None and one.held.endswith(UNIT)), None)
+            text = show_address(*address)
+            found.append(ListenerStatus(text, unit, not is_loopback(text), key))
+        return found
 
     async def listen(self, wanted: Sequence[str]) -> None:
         """Listen on these TCP addresses, and on no others. StartError: one cannot be had.
@@ -117,7 +128,7 @@ class Listeners:
         bound = bind_tcp([address for address in missing if address not in later], least=0)  # or nothing has changed
         await self._close(surplus)
         bound += await self._bind(later)
-        found = self._tcp | {address_of(sock): sock for sock in bound}
+        found = self._tcp | {address_of(sock): [_Listening(sock)] for sock in bound}
         if not found:
             raise StartError(f"cannot listen anywhere: this machine has none of {', '.join(wanted)}")
         self._tcp = {address: found[address] for address in addresses if address in found}
@@ -136,12 +147,14 @@ class Listeners:
             if sock not in self._servers:
                 server = await loop.create_unix_server(self._local, sock=sock, backlog=BACKLOG, **KEEP_SOCKET)
                 self._servers[sock] = server
-        beside_unit = any(name.endswith(UNIT) for name in self._units.values())
-        for address, sock in self._tcp.items():
-            if beside_unit and address not in self._units:
-                self._units[address] = self._store(address, sock)
-            if sock not in self._servers:
-                self._servers[sock] = await loop.create_server(self._public, sock=sock, backlog=BACKLOG)
+        for address, sockets in self._tcp.items():
+            for one in sockets:
+                if self._unit_stopped:  # ReusePort= of the unit lets it bind the address nevertheless
+                    one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if self._from_systemd and one.held is None:
+                    one.held = self._store(address, one.sock)
+                if one.sock not in self._servers:
+                    self._servers[one.sock] = await loop.create_server(self._public, sock=one.sock, backlog=BACKLOG)
         queued, self._queued = self._queued, []
         for sock, data in queued:
             await self._resume(sock, data)
@@ -164,29 +177,28 @@ class Listeners:
 
     async def _close(self, addresses: Sequence[Address]) -> None:
         """Listen there no more, neither here nor in systemd."""
-        units = dict.fromkeys(self._units[address] for address in addresses if address in self._units)
-        released = {unit: await self._release(unit) for unit in units}
-        for address in addresses:
-            sock, unit = self._tcp.pop(address), self._units.get(address)
-            with sock.dup() as copy:
-                if sock in self._servers:
-                    self._servers.pop(sock).close()
-                sock.close()
-                if unit is not None and not released[unit]:
-                    copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has the socket
-            where = show_address(*address)
-            if address in self._configured or unit is None:
+        closed = {address: self._tcp.pop(address) for address in addresses}
+        held = dict.fromkeys(one.held for sockets in closed.values() for one in sockets if one.held is not None)
+        released = {name: await self._release(name) for name in held}
+        for address, sockets in closed.items():
+            for one in sockets:
+                with one.sock.dup() as copy:
+                    if one.sock in self._servers:
+                        self._servers.pop(one.sock).close()
+                    one.sock.close()
+                    if one.held is not None and not released[one.held]:
+                        copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has it
+            where, by = show_address(*address), sockets[0].held
+            if address in self._configured or by is None:
                 log.info("no longer listening on %s", where)
             else:
-                log.warning("not listening on %s, which %s has opened: server.listen does not name it", where, unit)
+                log.warning("not listening on %s, which %s has opened: server.listen does not name it", where, by)
         if self._unix and not self._control.exists():  # of the same unit
             self._unix.append(bind_unix(self._control))
-        self._units = {address: unit for address, unit in self._units.items() if unit not in units}
-        if any(unit.endswith(UNIT) for unit in units):
-            # It starts again with the service: then nothing that is stored may be in its way.
-            for name in self._units.values():
-                await self._release(name)
-            self._units.clear()
+        stopped = {name for name, done in released.items() if done and name.endswith(UNIT)}
+        self._unit_stopped |= bool(stopped)
+        for one in (one for sockets in self._tcp.values() for one in sockets if one.held in stopped):
+            one.held = None
 
     async def _bind(self, addresses: Sequence[Address]) -> list[socket.socket]:
         """After sockets were closed that were in the way: systemd may need a moment to close its own. StartError."""

@@ -285,13 +285,19 @@ class Core:
         self._admission.schedule()
         return True
 
-    def shutdown(self, *, keep: bool = False) -> None:
-        """No more leases: refuse everybody who waits, stop what is only loading unless `keep`. Requests go on."""
+    def shutdown(self, *, keep: bool = False) -> int:
+        """No more leases: refuse everybody who waits, stop what is only loading unless `keep`. Requests go on.
+
+        Returned: how many requests were refused.
+        """
         self._admission.closing = True
+        records = self._admission.records.values()
+        refused = sum(waiter.wants_lease for record in records for waiter in record.waiting)
         for record in self._admission.records.values():
             self._admission.reject_all(record, AccelError("shutting_down", "accelerd is shutting down", retry_after=5))
             if record.state is State.STARTING and not keep:
                 self._admission.stop(record, "shutting down")
+        return refused
 
     def begin_stop_all(self) -> None:
         """Stop every instance, the youngest first, whatever it is doing."""

@@ -52,6 +52,7 @@ def test_sigterm_under_load_answers_everybody(daemons: DaemonFactory, site: Site
     assert any(m.startswith("STATUS=stopping") for m in messages)
     assert len(site.events("term")) == 2
     output = daemon.output()
+    assert "requests that wait for a model are refused (only a restart hands them on): 4\n" in output
     assert output.index("second: ready → stopping") < output.index("first: ready → stopping")  # the youngest first
 
 

@@ -84,39 +84,75 @@ def test_another_port_is_opened_at_a_reload_and_held_by_systemd_after_a_restart(
     assert (status_at(service.port), status_at(second)) == (200, 200)
 
 
-def test_no_connection_is_refused_at_a_port_that_was_opened_since(service: Service) -> None:
-    service.install("")
-    pid = service.start()
-    second = free_port()
-    listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}", f"127.0.0.1:{second}")
-    service.accelctl("reload")
+@contextlib.contextmanager
+def asking(port: int) -> Iterator[list[int | None]]:
+    """A client that asks again and again: what it was answered, with None where it was refused."""
     answers: list[int | None] = []
     over = threading.Event()
 
     def ask() -> None:
         while not over.is_set():
             with contextlib.suppress(http.client.HTTPException, ConnectionResetError):  # accepted by who is ending
-                answers.append(status_at(second))
+                answers.append(status_at(port))
 
     client = threading.Thread(target=ask)
     client.start()
     try:
-        for how in (["systemctl", "--user", "restart", SERVICE], ["kill", "-KILL"]):
-            if how[0] == "kill":
-                how = [*how, str(pid)]
-            service.manager.run(how)
-            pid = service.back(pid)
-            count = len(answers)
-            eventually(lambda count=count: len(answers) > count + 3, "it answers")
+        yield answers
     finally:
         over.set()
         client.join()
+
+
+def restart_both_ways(service: Service, pid: int, answers: list[int | None]) -> None:
+    for how in (["systemctl", "--user", "restart", SERVICE], ["kill", "-KILL"]):
+        if how[0] == "kill":
+            how = [*how, str(pid)]
+        service.manager.run(how)
+        pid = service.back(pid)
+        count = len(answers)
+        eventually(lambda count=count: len(answers) > count + 3, "it answers")
+
+
+def test_no_connection_is_refused_at_a_port_that_was_opened_since(service: Service) -> None:
+    service.install("")
+    pid = service.start()
+    second = free_port()
+    listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}", f"127.0.0.1:{second}")
+    service.accelctl("reload")
+    with asking(second) as answers:
+        restart_both_ways(service, pid, answers)
     assert set(answers) == {200}, answers
     listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}")
     service.accelctl("reload")
     assert (status_at(service.port), status_at(second)) == (200, None)
     service.manager.systemctl("restart", SERVICE)
     assert (status_at(service.port), status_at(second)) == (200, None)
+
+
+def test_no_connection_is_refused_where_accelerd_goes_on_listening_when_another_address_is_closed(
+    service: Service,
+) -> None:
+    """systemd can only close all that a unit has: the rest is stored until the unit has started again."""
+    service.install("")
+    pid = service.start()
+    opened, own = free_port(), f"127.0.0.1:{service.port}"
+    with asking(service.port) as answers:
+        listen(service, own, f"127.0.0.1:{opened}")
+        service.accelctl("reload")
+        assert (status_at(opened), status_at(service.port, host="::1")) == (200, None)
+        with asking(opened) as others:
+            restart_both_ways(service, pid, others)
+            assert f"127.0.0.1:{opened}" in listens(service), "the unit has started beside what was stored"
+        listen(service, own)
+        service.accelctl("reload")
+        assert status_at(opened) is None
+        restart_both_ways(service, service.status()["pid"], answers)
+        assert status_at(opened) is None
+    assert (set(answers), set(others)) == ({200}, {200}), (answers, others)
+    assert own in listens(service)
+    service.manager.systemctl("stop", SERVICE)
+    assert status_at(service.port) == 200, "systemd starts it"
 
 
 def test_an_address_that_is_taken_away_is_closed_in_systemd_too(service: Service) -> None:
@@ -232,8 +268,16 @@ def test_a_reload_to_a_port_in_use_changes_nothing_and_names_the_holder(service:
         assert done.returncode != 0
         assert re.search(rf"cannot listen on 127\.0\.0\.1:{busy}: python\S* \(pid {holder}\)", done.stderr)
         assert status_at(service.port) == 200
-        assert service.status()["listen"] == [f"127.0.0.1:{service.port}", f"[::1]:{service.port}"]
-        assert service.status()["pid"] == pid
+        status = service.status()
+        assert status["listen"] == [f"127.0.0.1:{service.port}", f"[::1]:{service.port}"]
+        assert status["pid"] == pid
+        assert status["config"]["in_use"] is False
+        said = f"the configuration on disk is not in use: accelerd.toml: server: cannot listen on 127.0.0.1:{busy}: "
+        assert status["status"].startswith(said)
+        listen(service, f"127.0.0.1:{service.port}", f"[::1]:{service.port}")
+        service.accelctl("reload")
+        assert service.status()["config"]["in_use"] is True
+        assert "not in use" not in service.status()["status"]
     finally:
         held.communicate()
 

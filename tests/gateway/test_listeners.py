@@ -55,7 +55,7 @@ def listeners(systemd: Systemd, directory: Path, held: ExitStack) -> Listeners:
     made = Listeners(
         gateway, ServerSettings(), systemd.passed, directory / "run/a.sock", systemd.release, systemd.store
     )
-    held.callback(lambda: [sock.close() for sock in (*made._tcp.values(), *made._unix)])
+    held.callback(lambda: [sock.close() for sock in (*(o.sock for a in made._tcp.values() for o in a), *made._unix)])
     return made
 
 
