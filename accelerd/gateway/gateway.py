@@ -28,7 +28,7 @@ from accelerd.gateway.relay import Relay, Sweeper
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_parser import HttpRequest
-from accelerd.gateway.request_router import RequestRouter
+from accelerd.gateway.request_router import RequestInfo, RequestRouter
 from accelerd.gateway.responses import (
     FORMS,
     JSON_TYPE,
@@ -183,15 +183,15 @@ class Gateway:
         if connection.stream_begun:
             connection.stream_begun = False
             relay.go_on()
+        name: str | None = None  # of the model, as the client has it
         try:
-            asked = self._read(request, request.path)
-        except AccelError as error:
-            log_refusal(request, connection, error)
-            return self._refused(request, relay, error)
-        try:
+            body, info, kind = self._read(request, request.path)
+            name = info.model
+            asked = InferenceRequest(self.router.target(request.path, info), request.path, info, body, kind)
+            name = asked.target.model
             self._forwarder.start(asked, relay)
         except AccelError as error:
-            log_refusal(request, connection, error, asked.target.model)
+            log_refusal(request, connection, error, name)
             return self._refused(request, relay, error)
         return self._finish(request, connection, asked, relay)
 
@@ -217,16 +217,14 @@ class Gateway:
                 log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
         return None if error is None else refusal(request, error)
 
-    def _read(self, request: HttpRequest, path: str) -> InferenceRequest:
-        """Read the body and find its model. AccelError."""
+    def _read(self, request: HttpRequest, path: str) -> tuple[bytes, RequestInfo, str]:
+        """The body, what it tells the router, and its Content-Type. AccelError."""
         parts = request.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if path in FORMS:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
-            form = read_form(body, boundary)
-            return InferenceRequest(self.router.target(path, form), path, form, body, content_type(boundary))
-        info = read_json(path, body)
-        return InferenceRequest(self.router.target(path, info), path, info, body, JSON_TYPE)
+            return body, read_form(body, boundary), content_type(boundary)
+        return body, read_json(path, body), JSON_TYPE
 
 
 def _preflight(request: HttpRequest, origin: str) -> Response:

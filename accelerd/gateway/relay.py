@@ -25,7 +25,7 @@ from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
-PRINTABLE: Final = punctuation + " "  # beside letters and digits; headers have no other characters
+PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 ENGINE_BUSY = bytes(bytearray(b"busy"))  # compared by identity: no response is this object
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent

@@ -22,8 +22,8 @@ LEAST_WAIT = 0.005  # s that a request waits for its model to have it said
 def log_refusal(
     request: HttpRequest, connection: ClientConnection, error: AccelError, model: str | None = None
 ) -> None:
-    """A request that was refused before anything was asked of a model."""
-    text = f"{request.path}: {error.status} {error.code}"
+    """A request that was refused before anything was asked of a model. `model`: as the client has it."""
+    text = f"{f'{model}: ' if model else ''}{request.path}: {error.status} {error.code}"
     _log(request, connection, text, model=model, status=error.status, error=error.code)
 
 

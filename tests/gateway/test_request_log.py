@@ -11,7 +11,8 @@ import pytest
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec
-from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, plain, token, until
+from accelerd.engines.base import Traits
+from tests.gateway.bench import DONE, SSE_HEAD, Speaker, bench, on_both_loops, plain, token, until
 from tests.gateway.client import chat, request
 
 PROMPT = "the secret of the prompt"
@@ -72,10 +73,31 @@ async def test_what_fails_says_with_which_code(tmp_path: Path, caplog: pytest.Lo
         await until(lambda: len(logged(caplog)) == 3, "the lines")
     outcomes = [(fields.get("model"), fields["status"], fields["error"]) for _, fields in logged(caplog)]
     assert outcomes == [
-        (None, 404, "model_not_found"),
+        ("unknown", 404, "model_not_found"),
         (None, 400, "bad_request"),
         ("m", 200, "upstream_failed"),
     ]
+    assert logged(caplog)[0][0] == "unknown: /v1/chat/completions: 404 model_not_found"
+    assert PROMPT not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "extra", "code"),
+    [
+        ("m", "/v1/embeddings", {"input": PROMPT}, "not_supported_by_model"),
+        ("größer\n: forged", "/v1/chat/completions", {"messages": [{}]}, "model_not_found"),
+        ("m:trial", "/v1/completions", {"prompt": PROMPT}, "model_not_found"),
+    ],
+)
+async def test_a_refusal_names_the_model_that_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model: str, path: str, extra: dict[str, object], code: str
+) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engines["llama-server"] = Speaker(says=Traits(frozenset(("chat", "completions"))))
+        assert (await client.ask(path=path, body={"model": model, **extra})).code == code
+    ((text, fields),) = logged(caplog)
+    assert fields["model"] == model
+    assert text.startswith(f"{model}: {path}: ")
     assert PROMPT not in caplog.text
 
 
