@@ -5,11 +5,13 @@ Imports subprocess when a program is run, and no sooner: most commands run none.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from accelerd.base import names
 from accelerd.cli.failure import Failure
+from accelerd.cli.time_of_day import time_in
 
 SERVICE: Final = names.SERVICE_UNIT
 SOCKET: Final = names.SOCKET_UNIT
@@ -61,18 +63,27 @@ class Unit(NamedTuple):
     file: str
     active: str
     failure: str = ""  # why it could not start, in its own words
+    since: str = ""  # the time of day since when it is in this state
 
 
 def unit_state(programs: ProgramRunner, unit: str) -> Unit | None:
     """The state of one unit of this user; None: there is no user manager to ask."""
-    wanted = "LoadState,UnitFileState,ActiveState,StatusText,StatusErrno"
+    wanted = "LoadState,UnitFileState,ActiveState,StatusText,StatusErrno,StateChangeTimestampMonotonic"
     command = ["systemctl", "--user", "show", f"--property={wanted}", unit]
     outcome = programs.run(command)
     if outcome.status != 0:
         return None
     found = dict(line.split("=", 1) for line in outcome.stdout.splitlines() if "=" in line)
     failure = found.get("StatusText", "") if found.get("StatusErrno", "0") != "0" else ""
-    return Unit(found.get("LoadState", ""), found.get("UnitFileState", ""), found.get("ActiveState", ""), failure)
+    load, file, active = (found.get(name, "") for name in ("LoadState", "UnitFileState", "ActiveState"))
+    return Unit(load, file, active, failure, _time_of_day(found.get("StateChangeTimestampMonotonic", "")))
+
+
+def _time_of_day(changed: str) -> str:
+    """Of microseconds on the monotonic clock; "" where systemd does not know them."""
+    if not changed.isdecimal() or changed == "0":
+        return ""
+    return time_in(int(changed) / 1e6 - time.monotonic())
 
 
 def asleep(programs: ProgramRunner) -> bool:
@@ -101,8 +112,11 @@ def why_down(programs: ProgramRunner) -> Down | None:
         hint = f"run {names.PROGRAM} in a terminal, or install the units: accelctl doctor shows the command"
         return Down("accelerd is not running, and its systemd units are not installed", "", hint)
     if "failed" in (socket.active, service.active):
-        message = f"accelerd has failed to start{': ' * bool(service.failure)}{service.failure}"
-        return Down(message, START_AGAIN, f"see: journalctl --user -u {names.PROGRAM} -n 30; then: {START_AGAIN}")
+        # What systemd has kept is the cause of then; it may be gone since.
+        last = f", last at {service.since}" if service.since else ""
+        message = f"accelerd has failed to start{last}{': ' * bool(service.failure)}{service.failure}"
+        hint = f"when that is mended: {START_AGAIN}; more: journalctl --user -u {names.PROGRAM} -n 30"
+        return Down(message, START_AGAIN, hint)
     if socket.active != LISTENING:
         command = f"systemctl --user start {SOCKET}"
         return Down("", command, f"start it: {command}; at every login: systemctl --user enable {SOCKET}")

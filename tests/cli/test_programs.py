@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.programs import ProgramResult, explain_unreachable
+from accelerd.cli.time_of_day import time_in
 
 from .conftest import Ctl
 
@@ -64,6 +66,22 @@ def test_the_service_itself_may_have_said_why() -> None:
         failure = Failure("nothing listens", code="not_running", hint="start it")
         explain_unreachable(failure, Said(number))
         assert failure.message == message
+
+
+def test_the_cause_is_that_of_the_last_start_and_has_its_time() -> None:
+    """It may be gone since: systemd keeps the words of the last start, and no later one is tried."""
+
+    class Said:
+        def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+            at = f"StateChangeTimestampMonotonic={int((time.monotonic() - 50) * 1e6)}"
+            return ProgramResult(0, f"ActiveState=failed\nStatusText=it was so\nStatusErrno=125\n{at}\n", "")
+
+    failure = Failure("nothing listens", code="not_running", hint="start it")
+    times = [time_in(-50)]
+    explain_unreachable(failure, Said())
+    times.append(time_in(-50))  # the minute may have ended meanwhile
+    assert failure.message in {f"accelerd has failed to start, last at {at}: it was so" for at in times}
+    assert failure.hint.startswith("when that is mended: systemctl --user reset-failed")
 
 
 def test_without_systemd_the_plain_message_stays() -> None:
