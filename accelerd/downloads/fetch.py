@@ -194,6 +194,9 @@ def disk_error(error: OSError, folder: Path) -> AccelError:
     if error.errno in FULL:
         text = f"there is no space left in {folder}"
         return AccelError("disk_full", text, hint=f"free some space, or set HF_HOME to another disk; {GOES_ON}")
+    if error.errno == errno.EFBIG:
+        text = f"the file system of {folder}, or a limit, takes no file of that size"
+        return AccelError("disk_full", text, hint="set HF_HOME to a folder on a disk that takes large files (not FAT)")
     text = f"cannot write to {error.filename or folder}: {error.strerror or error}"
     return AccelError("download_failed", text, hint="check its permissions, or set HF_HOME to another folder")
 

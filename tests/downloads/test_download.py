@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from accelerd.base.errors import AccelError
 from accelerd.downloads.cache import cached
-from accelerd.downloads.download import Download, DownloadDone, DownloadProgress, DownloadRequest
+from accelerd.downloads.download import COMMAND, Download, DownloadDone, DownloadProgress, DownloadRequest
 from accelerd.downloads.fetch import require_space
 from accelerd.downloads.source import Source
 from accelerd.estimate.model_kind import Kind
@@ -415,6 +416,41 @@ def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path: Path) -> None:
     assert error.value.code == "disk_full"
     assert "HF_HOME" in error.value.hint
     require_space(tmp_path, 0)
+
+
+ON_A_SMALL_DISK = 'mount -t tmpfs -o size=80m none "$HOME" && exec "$@"'
+
+
+async def test_a_disk_that_others_fill_meanwhile(
+    hub: Hub, repository: Repository, env: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    hub.speed = 4 << 20
+    namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ON_A_SMALL_DISK, "sh")
+
+    def fill(progress: DownloadProgress) -> None:
+        if progress.bytes:
+            (process,) = children()
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/root{home}/other", "ab") as file:
+                while True:
+                    file.write(bytes(1 << 20))
+
+    with pytest.raises(AccelError) as error:
+        await Download(request(env), env, fill, command=(*namespace, *COMMAND)).run()
+    assert error.value.code == "disk_full"
+    assert str(home) in error.value.problem
+    assert "what has arrived is kept" in error.value.hint
+
+
+async def test_a_disk_that_takes_no_large_files(repository: Repository, env: dict[str, str]) -> None:
+    """As FAT does, and a limit of the process."""
+    limited = ("sh", "-c", 'ulimit -f 4096 && exec "$@"', "sh", *COMMAND)
+    with pytest.raises(AccelError) as error:
+        await Download(request(env), env, command=limited).run()
+    assert error.value.code == "disk_full"
+    assert "takes no file of that size" in error.value.problem
+    assert "large files" in error.value.hint
 
 
 async def test_a_cache_that_cannot_be_written(repository: Repository, env: dict[str, str], tmp_path: Path) -> None:
