@@ -52,6 +52,7 @@ package_for() {
   case $(package_manager):$1 in
     apt:python) echo python3 python3-venv ;;
     apt:cxx) echo g++ ;;
+    apt:vulkan) echo libvulkan-dev glslc spirv-headers ;;
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
     apt:paper) echo zsh fish mandoc groff-base libglib2.0-bin ;;
@@ -63,6 +64,7 @@ package_for() {
       ;;
     dnf:python) echo python3 ;;
     dnf:cxx) echo gcc-c++ ;;
+    dnf:vulkan) echo vulkan-headers vulkan-loader-devel glslc spirv-headers-devel ;;
     dnf:gi) echo python3 python3-gobject-base ;;
     dnf:usermanager) echo systemd dbus-daemon ;;
     dnf:paper) echo zsh fish mandoc groff-base glib2 ;;
@@ -84,6 +86,7 @@ met() {
     # optional: required only if a package can be installed, which exists for the distribution's own Python
     gi) ! can_install || ! uses_own_python || { find_python >/dev/null && has_gi "$(find_python)"; } ;;
     cxx) find_cxx >/dev/null ;;
+    vulkan) have glslc && has_library vulkan && has_spirv_headers ;;
     archive) have tar && have gzip ;;
     tools) have flock && have unshare && have setpriv && have find && have xargs && have awk ;;
     usermanager)
@@ -102,6 +105,10 @@ met() {
     *) die "unknown need '$1'" ;;
   esac
 }
+
+# has_library NAME: can programs be linked against it?
+has_library() { compgen -G "/usr/lib*/lib$1.so" >/dev/null || compgen -G "/usr/lib/*/lib$1.so" >/dev/null; }
+has_spirv_headers() { compgen -G "/usr/share/cmake/SPIRV-Headers" >/dev/null || compgen -G "/usr/lib*/cmake/SPIRV-Headers" >/dev/null; }
 
 # has_typelib NAME: are the GObject bindings of a library installed?
 has_typelib() { compgen -G "/usr/lib*/girepository-1.0/$1.typelib" >/dev/null || compgen -G "/usr/lib/*/girepository-1.0/$1.typelib" >/dev/null; }

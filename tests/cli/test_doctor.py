@@ -258,7 +258,7 @@ def test_a_build_for_the_processor_beside_an_idle_gpu(
     check = only(engine.programs(here))
     assert check.level == "warn"
     assert "built for the processor only, so Radeon RX 7900 is idle" in check.detail
-    assert "Vulkan" in check.fix
+    assert "packaging/install --vulkan builds one" in check.fix
     forget(here)
     ctl.configure(text.format(server, "gpu_layers = 0\n"))
     assert only(engine.programs(here)).level == "ok", "it is meant to run on the processor"

@@ -8,63 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from accelerd.config import check
-
-PACKAGING = Path(__file__).parents[2] / "packaging"
-TOOLS = """
-    bash env sh cat cut dirname basename grep sed awk tr head tail mkdir rm rmdir mv ln cp readlink realpath find sort
-    xargs sha256sum id uname getconf df nproc flock unshare setpriv tar gzip seq sleep chmod touch python3
-"""
-
-
-class Machine:
-    """A home directory and a PATH with nothing but a few tools and the fakes that a test adds."""
-
-    def __init__(self, root: Path) -> None:
-        self.home = root / "home"
-        self.bin = root / "bin"
-        self.called = root / "called"
-        self.home.mkdir()
-        self.bin.mkdir()
-        for tool in TOOLS.split():
-            found = shutil.which(tool)
-            assert found, f"the tests need {tool}"
-            (self.bin / tool).symlink_to(found)
-        (self.bin / "id").unlink()
-        self.fake("id", "echo 1000")  # an ordinary user, also where the tests run as root
-        self.fake("sudo", f'echo "sudo $*" >>{self.called}')
-        self.env = {"HOME": str(self.home), "PATH": str(self.bin), "LC_ALL": "C"}
-        self.env |= {"ACCELERD_SYSTEM_PYTHON": str(self.bin / "python3")}  # and not the real one
-
-    def fake(self, name: str, script: str) -> None:
-        path = self.bin / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-
-    def run(self, *argv: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(a) for a in argv], env=self.env | env, input=stdin,
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-
-    def shell(self, script: str, code: str, *args: str) -> str:
-        """What `code` prints with the functions of `script` at hand."""
-        done = self.run("bash", "-c", f'. "$1"; shift; {code}', "-", PACKAGING / script, *args)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def snapshot(self) -> Sequence[str]:
-        return sorted(str(p.relative_to(self.home)) for p in self.home.rglob("*"))
+from tests.packaging.machine import PACKAGING, Machine
 
 
 @pytest.fixture
@@ -207,7 +159,7 @@ def test_configuration_is_written_once_and_quoted(machine: Machine) -> None:
 
 
 def test_a_llama_server_that_is_named_is_used_on_any_run(machine: Machine) -> None:
-    name = 'ENGINE=$1 ENGINE_FROM=ACCELERD_LLAMA_SERVER; write_config; remember_engine; echo "$CHANGED"'
+    name = 'ENGINE=$1 CHOSEN=1; write_config; remember_engine; echo "$CHANGED"'
     own = "[models.m]\npath = '/m.gguf'\n[engines.llama-server]\nbinary = '/old/llama-server'\n"
     config = machine.home / ".config/accelerd/accelerd.toml"
     config.parent.mkdir(parents=True)
@@ -221,7 +173,7 @@ def test_a_llama_server_that_is_named_is_used_on_any_run(machine: Machine) -> No
     assert found.llama_server.binary == "/other/llama-server"
     assert config.read_text() == own
     (config.parent / "accelerd.toml.d/50.toml").write_text('[engines.llama-server]\nbinary = "/mine"\n')
-    code = f". {PACKAGING}/install; ENGINE=/x ENGINE_FROM=ACCELERD_LLAMA_SERVER; remember_engine"
+    code = f". {PACKAGING}/install; ENGINE=/x CHOSEN=1; remember_engine"
     done = machine.run("bash", "-c", code)
     assert "names another llama-server, which is used: /mine" in done.stderr
 
@@ -271,10 +223,12 @@ def test_the_owner_of_a_gpu_is_led_to_a_build_that_uses_it(machine: Machine) -> 
     own = str(machine.home / ".cache/accelerd/llama-server/current/bin/llama-server")
     done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, own)
     assert "does not use Radeon RX 7900\n" in done.stderr
+    assert "./packaging/install --vulkan" in done.stderr
     assert "docs/gpu.md" in done.stderr
-    done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, "/opt/vulkan/llama-server")
-    assert done.returncode == 0
-    assert "Radeon" not in done.stderr
+    for other in ("/opt/vulkan/llama-server", own.replace("current", "current-vulkan")):
+        done = machine.run("bash", "-c", f". {PACKAGING}/install; {code}", "-", machine.bin, other)
+        assert done.returncode == 0
+        assert "Radeon" not in done.stderr
 
 
 def test_lingering_needs_root_where_nobody_else_is_asked(machine: Machine) -> None:
@@ -332,10 +286,8 @@ def python(machine: Machine, name: str, *, gi: str = "", version: str = "3.11", 
       *"version_info < (3, 11)"*) [ "{version}" != 3.10 ] ;;
       *" venv "*|"-m venv "*) shift 2; mkdir -p "$1/bin" "$1/lib"; cp "$0" "$1/bin/python" ;;
     esac"""
-    path = machine.bin / name
-    path.unlink(missing_ok=True)
     machine.fake(name, script)
-    return path
+    return machine.bin / name
 
 
 def missing(machine: Machine, **env: str) -> list[str]:

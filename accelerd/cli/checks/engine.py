@@ -16,7 +16,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.estimate.model_kind import identify
 from accelerd.estimate.placing import usable
 
-GPU_BUILD = "use a build with Vulkan, ROCm or CUDA: docs/gpu.md shows how to get one"
+GPU_BUILD = "{} --vulkan builds one that uses the GPU, docs/gpu.md shows other ways"
 ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own
 
 
@@ -92,5 +92,7 @@ def program(s: CheckContext, spec: ModelSpec) -> Check:
     gpus = usable(s.devices) if spec.gpu_layers != 0 else ()
     if build.backend == "cpu" and gpus:
         text = f"{path}, {build.version}, was built for the processor only, so {gpus[0].name} is idle"
-        return Check("llama-server", "warn", text, GPU_BUILD)
+        return Check(
+            "llama-server", "warn", text, GPU_BUILD.format(s.checkout_tool("install") or "./packaging/install")
+        )
     return Check("llama-server", "ok", f"{path}, {build.version}" + (f", for {build.backend}" if build.backend else ""))
