@@ -65,10 +65,10 @@ class Access:
         self._keys = keys
         self._allowed_values: set[bytes] = set()  # whole Host values already found good: one look-up per request
 
-    def check(self, headers: Mapping[bytes, bytes]) -> AccelError | None:
+    def check(self, headers: Mapping[bytes, bytes], *, open_to_all: bool = False) -> AccelError | None:
         """Why this request must not go on, None if it may. `unauthorized` only from where it may come.
 
-        `headers`: names in lower case.
+        `headers`: names in lower case; `open_to_all`: no key is needed.
         """
         raw = headers.get(b"host", b"")
         host = raw.decode("latin-1")
@@ -86,7 +86,7 @@ class Access:
             return AccelError("origin_not_allowed", text)
         if origin is None and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
             return AccelError("origin_not_allowed", "web pages of other sites may not use this server")
-        if self._keys and not self._knows(headers):
+        if self._keys and not open_to_all and not self._knows(headers):
             return AccelError("unauthorized", "a valid API key is required: send Authorization: Bearer KEY")
         return None
 
@@ -97,7 +97,7 @@ class Access:
     def _knows(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            key = headers.get(b"x-api-key", b"")
+            key = headers.get(b"x-api-key") or headers.get(b"api-key", b"")  # Anthropic's, Azure's
         digest = hashlib.sha256(key.strip()).digest()
         # Every key is compared, in constant time: nothing can be learned from how long it takes.
         return bool(sum([hmac.compare_digest(digest, known) for known in self._keys]))

@@ -80,7 +80,7 @@ class Forwarder:
         if lease is None:
             return
         lease.cut, relay.leased = relay.cut, lease.progress
-        if self._collects(lease, request):
+        if not request.stream and (request.target.hides_errors or self._may_assemble(lease, request)):
             return
         pool = self._pool(lease)
         connection = pool.reuse()
@@ -106,8 +106,9 @@ class Forwarder:
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info)
             if relay.in_flight is None:
-                if self._collects(lease, request):
-                    return await self._collect(lease, relay, request)
+                streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
+                if streamed is not None or (request.target.hides_errors and not request.stream):
+                    return await self._collect(lease, relay, request, streamed)
                 self._prepare(relay, request)
             return await self._send(lease, relay, request, request.body(), relay)
         except AccelError as error:
@@ -136,28 +137,26 @@ class Forwarder:
         finally:
             ticket.leave()
 
-    def _collects(self, lease: Lease, request: InferenceRequest) -> bool:
-        """Is the whole response processed here before the client gets it?"""
-        return not request.stream and (request.target.hides_errors or self._assembles(lease, request))
-
-    def _assembles(self, lease: Lease, request: InferenceRequest) -> bool:
-        """Is a plain response requested as a stream and assembled? See stream_assembly.py."""
+    def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
+        """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""
         spec = lease.record.spec
-        return spec.slots > 1 and request.path in ASSEMBLED and self._router.dialect(spec).streams_notice_disconnect
+        able = spec.slots > 1 and not request.stream and request.path in ASSEMBLED
+        return able and self._router.dialect(spec).streams_notice_disconnect
 
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
         relay.only_stream = request.target.hides_errors
         relay.busy_statuses = request.target.busy_statuses
         self._sweeper.watch(relay, stream=request.stream)
 
-    async def _collect(self, lease: Lease, relay: Relay, request: InferenceRequest) -> AccelError | None:
-        """Collect the response, then send it."""
-        assembled = self._assembles(lease, request)
+    async def _collect(
+        self, lease: Lease, relay: Relay, request: InferenceRequest, streamed: bytes | None
+    ) -> AccelError | None:
+        """Collect the response, then send it. `streamed`: the body that asks for it as a stream."""
+        assembled = streamed is not None
         collector = Collector(lease, self._now, request.target.busy_statuses)
         relay.busy_statuses = request.target.busy_statuses
         self._sweeper.watch(relay, stream=assembled)
-        body = ask_for_stream(request.body()) if assembled else request.body()
-        await self._send(lease, collector, request, body, relay)
+        await self._send(lease, collector, request, streamed or request.body(), relay)
         self._sweeper.forget(relay)  # what is left is ours to do
         head, failure = collector.response, collector.failure
         relay.ok = False

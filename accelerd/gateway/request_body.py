@@ -35,7 +35,7 @@ WANTED = ("model", "stream", "file")
 
 
 class JsonBody(msgspec.Struct, gc=False, kw_only=True):
-    model: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+    model: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] | None = None  # None: the only one that there is
     stream: bool | None = False
     tools: msgspec.Raw = msgspec.Raw(b"")
 
@@ -58,9 +58,23 @@ class InputBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw
 
 
+class EmbeddingsBody(JsonBody, gc=False, kw_only=True):
+    input: msgspec.Raw = msgspec.Raw(b"")
+    content: msgspec.Raw = msgspec.Raw(b"")  # llama-server's own name for it, with a response of its own
+
+    def __post_init__(self) -> None:
+        if not memoryview(self.input) and not memoryview(self.content):
+            raise ValueError("Object missing required field `input`")
+
+
 class RerankBody(JsonBody, gc=False, kw_only=True):
     query: str
-    documents: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    documents: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)] = []
+    texts: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)] = []  # as Text Embeddings Inference has it
+
+    def __post_init__(self) -> None:
+        if not self.documents and not self.texts:
+            raise ValueError("Object missing required field `documents`")
 
 
 class MessagesBody(JsonBody, gc=False, kw_only=True):
@@ -69,12 +83,14 @@ class MessagesBody(JsonBody, gc=False, kw_only=True):
 
 DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/chat/completions": msgspec.json.Decoder(ChatBody),
+    "/v1/chat/completions/input_tokens": msgspec.json.Decoder(ChatBody),
     "/v1/completions": msgspec.json.Decoder(CompletionBody),
-    "/v1/embeddings": msgspec.json.Decoder(InputBody),
+    "/v1/embeddings": msgspec.json.Decoder(EmbeddingsBody),
     "/v1/rerank": msgspec.json.Decoder(RerankBody),
     "/v1/messages": msgspec.json.Decoder(MessagesBody),
     "/v1/messages/count_tokens": msgspec.json.Decoder(MessagesBody),
     "/v1/responses": msgspec.json.Decoder(JsonBody),  # its input may be in an earlier response
+    "/v1/responses/input_tokens": msgspec.json.Decoder(JsonBody),
     "/v1/audio/speech": msgspec.json.Decoder(InputBody),
 }
 
@@ -98,7 +114,7 @@ def read_json(path: str, body: bytes) -> JsonBody:
         raise AccelError("bad_request", f"the body is not JSON: {error}") from None
     except RecursionError:
         raise AccelError("bad_request", "the body is nested too deeply") from None
-    if found.model.endswith(TRIAL_SUFFIX):  # reserved for tuning runs
+    if found.model is not None and found.model.endswith(TRIAL_SUFFIX):  # reserved for tuning runs
         raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
     return found
 
@@ -113,15 +129,19 @@ def with_model(body: bytes, model: str) -> bytes:
 class FormBody(msgspec.Struct, frozen=True):
     """What was found in a form."""
 
-    model: str
+    model: str | None
     stream: bool
-    at: tuple[int, int]  # where the model's name is in the body
+    at: tuple[int, int] | None  # where the model's name is in the body
+    mark: bytes  # the line before each part
 
     def wants_tools(self) -> bool:
         return False
 
     def with_model(self, body: bytes, model: str) -> bytes:
         """The body with another model in it, every other byte as it was."""
+        if self.at is None:
+            head = b'%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+            return head % (self.mark, model.encode()) + body
         start, end = self.at
         return body[:start] + model.encode() + body[end:]
 
@@ -164,11 +184,11 @@ def read_form(body: bytes, boundary: str) -> FormBody:
                 raise wrong(f"the field {name} is repeated", name)
             found[name] = (content, max(content, end))
         at = end + 2 + len(mark)
-    if "model" not in found:
-        raise wrong("the field model is missing", "model")
     if "file" not in found:
         raise wrong("the field file is missing", "file")
-    return FormBody(text(body, found["model"], "model", MAX_NAME), streams(body, found.get("stream")), found["model"])
+    place = found.get("model")
+    model = None if place is None else text(body, place, "model", MAX_NAME)
+    return FormBody(model, streams(body, found.get("stream")), place, mark)
 
 
 def line_end(body: bytes, at: int) -> int:

@@ -44,7 +44,7 @@ class RequestRouter:
     def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine]) -> None:
         self._scheduler = scheduler
         self._engines = engines
-        self._usual: dict[tuple[str, str], UpstreamTarget] = {}  # (name, path) → target
+        self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
         self.directory = Directory()
 
     def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route]) -> None:
@@ -70,7 +70,7 @@ class RequestRouter:
         if usual is not None:
             return usual
         task = TASKS[path]
-        found = self.directory.find(info.model)
+        found = self._only(task) if info.model is None else self.directory.find(info.model)
         if isinstance(found, Route):
             lacking = self._lacking_of(found, task, info)
             decision = self._decide(found, lacking)
@@ -83,6 +83,16 @@ class RequestRouter:
         if found is spec and unchanged and (task not in TOOLED or "tools" in self.traits(spec).tasks):
             self._usual[info.model, path] = target
         return target
+
+    def _only(self, task: Task) -> ModelSpec:
+        """What a request without a model means: the only one, or the only one for the task. AccelError bad_request."""
+        models = list(self.directory.models.values())
+        if len(models) > 1:
+            models = [spec for spec in models if task in self.traits(spec).tasks] or models
+        if len(models) != 1:
+            names = f"name one of {', '.join(spec.name for spec in models)}" if models else "no model is configured"
+            raise AccelError("bad_request", "the request does not say which `model`", hint=names, param="model")
+        return models[0]
 
     def target_of(self, spec: ModelSpec, path: str, info: RequestInfo) -> UpstreamTarget:
         """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""

@@ -18,19 +18,25 @@ JSON_TYPE = "application/json"
 
 TASKS: Final[dict[str, Task]] = {
     "/v1/chat/completions": "chat",
+    "/v1/chat/completions/input_tokens": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "rerank",
     "/v1/messages": "messages",
     "/v1/messages/count_tokens": "messages",
     "/v1/responses": "responses",
+    "/v1/responses/input_tokens": "responses",
     "/v1/audio/transcriptions": "transcription",
     "/v1/audio/translations": "transcription",
     "/v1/audio/speech": "speech",
 }
-PATH_ALIASES: Final = {"/v1/reranking": "/v1/rerank", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}
-FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
+PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
+    "/v1/reranking": "/v1/rerank",
+    "/reranking": "/v1/rerank",
+    **{path.removeprefix("/v1"): path for path in TASKS if not path.startswith(ANTHROPIC)},
+}
+FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  # where a request may bring tools
 

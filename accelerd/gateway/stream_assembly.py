@@ -2,12 +2,13 @@
 
 Why: llama-server notices at once that the reader of a stream has gone, but not always that the reader of a plain
 response has (while another stream runs it never does, and generates to the end). So with several slots accelerd asks
-for a stream and assembles it. Pure: bytes in, bytes out; tests/gateway holds it against the engine's own plain answers.
+for a stream and assembles it, unless a stream has less in it than the plain response (UNLIKE). Pure: bytes in, bytes
+out; tests/compare holds it against the engine's own plain answers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -44,11 +45,22 @@ class StreamEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 USUAL = msgspec.json.Decoder(StreamEvent)
 OBJECTS = {"chat.completion.chunk": "chat.completion"}
+# Fields that give a plain response what its stream lacks (the probabilities of tokens without text of their own, the
+# text of a tool call that was cut or is none, the beginning that is continued, `__verbose`) or has in other words.
+UNLIKE: Final = ("logprobs", "n_probs", "tools", "continue_final_message", "verbose", "reasoning_format")
+UNSET: Final = (b"null", b"false", b"0", b"[]")
+PROGRESS: Final = "prompt_progress"  # only streams have it
 
 
-def ask_for_stream(body: bytes) -> bytes:
-    """The request with stream and usage switched on; all other values are unchanged bytes."""
+def ask_for_stream(body: bytes) -> bytes | None:
+    """The request with stream and usage switched on; all other values are unchanged bytes.
+
+    None: its stream cannot be assembled to the plain response.
+    """
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    if any(name in fields and bytes(fields[name]) not in UNSET for name in UNLIKE):
+        return None
+    fields.pop("return_progress", None)
     fields["stream"] = msgspec.Raw(b"true")
     fields["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
     return msgspec.json.encode(fields)
@@ -58,6 +70,7 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
     """HTTP status and JSON body of a whole SSE stream. AccelError upstream_failed if it is not complete."""
     whole: Json = {}
     choices: dict[int, Json] = {}
+    latest = 0  # the choice that was last written to: usage without a choice is that one's
     complete = False
     for line in stream.split(b"\n"):
         if not line.startswith(b"data:"):
@@ -69,18 +82,22 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
         if whole and _merge_usual(data, whole, choices):
             continue
         try:
-            event = msgspec.json.decode(data, type=Json)
+            event = msgspec.json.decode(data, type=Json | None)
         except msgspec.DecodeError:
-            raise AccelError("upstream_failed", "the engine sent an event that is not JSON") from None
+            raise AccelError("upstream_failed", "the engine sent an event that is not a JSON object") from None
+        if event is None:  # llama-server says so that one of several prompts has begun
+            continue
         if error := event.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
             return (code if isinstance(code, int) and 400 <= code < 600 else 500), data
         try:
             for choice in event.pop("choices", None) or ():
-                _merge_choice(choices.setdefault(_index(choice), {"finish_reason": None}), choice)
+                latest = _index(choice)
+                _merge_choice(choices.setdefault(latest, {"finish_reason": None}), choice)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise AccelError("upstream_failed", "the engine sent an event of an unknown format") from None
-        whole.update(event)
+        event.pop(PROGRESS, None)
+        whole = {**whole, **event} if latest == 0 else {**event, **whole}  # plain responses have the usage of the first
     if not complete or not choices:
         raise AccelError("upstream_failed", "the engine ended its response before it was complete")
     whole["object"] = OBJECTS.get(whole.get("object", ""), whole.get("object"))

@@ -167,6 +167,7 @@ def test_every_key_is_compared_whichever_fits(tmp_path: Path) -> None:
         {"Authorization": "Bearer sesame"},
         {"Authorization": "bearer  sesame "},
         {"X-Api-Key": "sesame"},
+        {"Api-Key": "sesame"},
         {"Authorization": "Basic abc", "X-Api-Key": "sesame"},
     ],
 )

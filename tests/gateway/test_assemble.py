@@ -39,6 +39,7 @@ def whole(*events: Any) -> Any:
 def test_only_stream_and_its_options_are_changed() -> None:
     body = b'{"model":"m", "seed": 1e2, "x":{"b":1,  "a":2}, "big": 12345678901234567890123, "stream":false, "n": null}'
     asked = ask_for_stream(body)
+    assert asked is not None
     assert b'{"b":1,  "a":2}' in asked
     assert b'"seed":1e2' in asked
     assert b"12345678901234567890123" in asked
@@ -52,7 +53,29 @@ def test_only_stream_and_its_options_are_changed() -> None:
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()), max_size=6))
 def test_any_request_is_asked_for_as_a_stream(fields: dict[str, Any]) -> None:
     expected = {**fields, "stream": True, "stream_options": {"include_usage": True}}
-    assert json.loads(ask_for_stream(json.dumps(fields).encode())) == expected
+    assert json.loads(ask_for_stream(json.dumps(fields).encode()) or b"") == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "streamed"),
+    [
+        ({}, True),
+        ({"logprobs": True}, False),
+        ({"logprobs": 2}, False),
+        ({"logprobs": False, "tools": [], "verbose": None, "n_probs": 0}, True),
+        ({"tools": [{"type": "function"}]}, False),
+        ({"verbose": True}, False),
+        ({"continue_final_message": True}, False),
+        ({"reasoning_format": "none"}, False),
+        ({"n": 2, "prompt": ["a", "b"]}, True),
+    ],
+)
+def test_what_a_stream_has_not_is_asked_for_plainly(fields: dict[str, Any], streamed: bool) -> None:
+    assert (ask_for_stream(json.dumps({"model": "m", **fields}).encode()) is not None) == streamed
+
+
+def test_progress_is_not_asked_for() -> None:
+    assert b"return_progress" not in (ask_for_stream(b'{"model":"m","return_progress":true}') or b"return_progress")
 
 
 # --- putting together -----------------------------------------------------------------------------------------------
@@ -127,6 +150,30 @@ def test_the_text_is_the_sum_of_its_pieces(pieces: list[str]) -> None:
     answer = whole(*texts)
     assert answer["choices"][0]["text"] == "".join(pieces)
     assert answer["object"] == "text_completion"
+
+
+def test_usage_is_that_of_the_first_choice() -> None:
+    """Whichever ends first. In a chat's stream it is in an event without choices, after the choice's last."""
+
+    def usage(tokens: int) -> dict[str, Any]:
+        return {"choices": [], "usage": {"completion_tokens": tokens}}
+
+    first = [delta(0, content="a"), delta(0, finish="stop"), usage(1)]
+    second = [delta(1, content="b"), delta(1, finish="length"), usage(7)]
+    for events in (first + second, second + first, [first[0], *second, *first[1:]]):
+        answer = whole(*events)
+        assert answer["usage"] == {"completion_tokens": 1}
+        assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop", "length"]
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_events_without_anything_and_of_progress_are_skipped(at: int) -> None:
+    """llama-server's for the second of two prompts, and for how far a prompt is."""
+    events: list[Any] = [delta(content="a"), delta(content="b"), delta(finish="stop")]
+    plain = whole(*events)
+    assert whole(*events[:at], None, *events[at:]) == plain
+    progress = {**delta(role="assistant", content=None), "prompt_progress": {"total": 2}}
+    assert whole(*events[:at], progress, *events[at:]) == plain
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

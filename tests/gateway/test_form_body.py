@@ -68,7 +68,6 @@ WRONG: dict[str, tuple[bytes, str | None]] = {
     "preamble": (b"hello\r\n" + form(MODEL, FILE), None),
     "no-end": (form(MODEL, FILE)[:-20], None),
     "after-the-end": (form(MODEL, FILE) + b"more", None),
-    "no-model": (form(FILE), "model"),
     "no-file": (form(MODEL), "file"),
     "two-models": (form(MODEL, part("model", b"other"), FILE), "model"),
     "two-files": (form(MODEL, FILE, FILE), "file"),

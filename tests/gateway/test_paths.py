@@ -1,0 +1,98 @@
+"""What clients may leave out: `/v1`, the model if there is only one; and what they may ask for without a key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import ModelSpec
+from accelerd.engines.base import Traits
+from tests.gateway.bench import Speaker, bench, on_both_loops, plain
+from tests.gateway.client import CHAT, chat
+from tests.gateway.test_audio import HEADERS
+from tests.gateway.test_form_body import FILE, form, part
+
+KEYS = (bytes(32),)  # of no key
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+VECTORS = ModelSpec("vectors", path="/e.gguf", embeddings=True)
+ONE_CHATS = {
+    "vectors": Traits(frozenset(("embeddings",))),
+    "m": Traits(frozenset(("chat", "completions"))),
+    "other": Traits(frozenset(("chat",))),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat/completions", MESSAGES),
+        ("/completions", {"prompt": "hi"}),
+        ("/embeddings", {"input": "hi"}),
+        ("/embeddings", {"content": "hi"}),
+        ("/responses", {"input": "hi"}),
+        ("/responses/input_tokens", {"input": "hi"}),
+        ("/chat/completions/input_tokens", MESSAGES),
+        ("/rerank", {"query": "q", "texts": ["a"]}),
+        ("/audio/speech", {"input": "hi"}),
+    ],
+)
+@on_both_loops
+async def test_v1_may_be_missing(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(plain(b"{}"))
+        for written in (path, f"/v1{path}"):
+            assert (await client.ask(path=written, body={"model": "m", **body})).status == 200
+        assert [r.head.split()[1] for r in b.engine.requests] == [f"/v1{path}".encode()] * 2
+
+
+@on_both_loops
+async def test_the_only_model_needs_no_name(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        for body in (MESSAGES, {"model": None, **MESSAGES}):
+            answer = await client.ask(body=body)
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "m")
+        assert [json.loads(r.body) for r in b.engine.requests] == [MESSAGES, {"model": None, **MESSAGES}]
+
+
+@on_both_loops
+async def test_of_several_the_only_one_for_the_task_is_meant(tmp_path: Path) -> None:
+    models = [ModelSpec("m", path="/m.gguf"), ModelSpec("other", path="/o.gguf"), VECTORS]
+    engines = {"llama-server": Speaker(of=ONE_CHATS)}
+    async with bench(tmp_path, models=models, others=engines) as b, await b.client() as client:
+        b.engine.says(plain(b"{}"))
+        for path, body, model in (
+            ("/v1/embeddings", {"input": "hi"}, "vectors"),
+            ("/v1/completions", {"prompt": "hi"}, "m"),
+        ):
+            answer = await client.ask(path=path, body=body)
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, model)
+        refused = await client.ask(body=MESSAGES)
+        assert (refused.status, refused.code, refused.json()["error"]["param"]) == (400, "bad_request", "model")
+        assert "name one of m, other" in refused.json()["error"]["message"]
+
+
+@on_both_loops
+async def test_a_form_needs_no_name_either(tmp_path: Path) -> None:
+    """An engine that wants to hear one gets its own."""
+    hears = Traits(frozenset(("transcription",)), wire_name="whisper-v3")
+    async with bench(tmp_path, others={"llama-server": Speaker(says=hears)}) as b, await b.client() as client:
+        b.engine.says(plain(b"{}"))
+        answer = await client.ask(path="/v1/audio/transcriptions", body=form(FILE), headers=HEADERS)
+        assert answer.status == 200
+        assert b.engine.requests[0].body == form(part("model", b"whisper-v3"), FILE)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/health", "/", "/v1"])
+@on_both_loops
+async def test_that_something_listens_is_said_without_a_key(tmp_path: Path, path: str) -> None:
+    async with bench(tmp_path, keys=KEYS) as b, await b.client() as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            assert (await client.ask("GET", path, None, headers)).json() == {"status": "ok"}
+        assert (await client.ask("HEAD", path)).status == 200
+        assert (await client.ask("GET", "/v1/models")).status == 401
+        assert (await client.ask("POST", CHAT, chat())).status == 401
+        foreign = await client.ask("GET", path, host="evil.example")
+        assert (foreign.status, foreign.code) == (403, "host_not_allowed")
