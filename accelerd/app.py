@@ -65,7 +65,7 @@ from accelerd.supervise.homes.containers.existing_container import ExistingHome
 from accelerd.supervise.homes.containers.images import Builds
 from accelerd.supervise.homes.containers.maintenance import ToolboxMaintenance
 from accelerd.supervise.homes.containers.new_container import RunHome
-from accelerd.supervise.homes.containers.podman_docker import ContainerEngine, MaintenanceLocks
+from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
 from accelerd.supervise.homes.containers.process_tree import ContainerSessions
 from accelerd.supervise.homes.containers.refresh_context import RefreshContext, RefreshRecord
 from accelerd.supervise.homes.containers.toolbox import DistroboxHome, ToolboxHome
@@ -280,13 +280,15 @@ def toolbox_upkeep(
 ) -> ToolboxMaintenance:
     """The care of the user's toolboxes, behind the same doors as the starts of models in them."""
     tools, toolbox = CommandRunner(), homes.get("toolbox")
+    if not isinstance(toolbox, ToolboxHome):
+        toolbox = ToolboxHome(roots, clock, ProcessTable(roots.proc), tools, survives=False)
     engine = ContainerEngine("podman", tools)
     kit = RefreshContext(
         tools,
         engine,
-        Builds(engine, tools),
+        Builds(engine, toolbox.inside),
         ContainerSessions(roots.proc, str(roots.runtime)),
-        toolbox.locks if isinstance(toolbox, ToolboxHome) else MaintenanceLocks(),
+        toolbox.locks,
         models,
         RefreshRecord(roots.state / names.TOOLBOX_FILE, roots.proc),
         clock,

@@ -8,7 +8,10 @@ import signal
 
 import pytest
 
-from .world import Life, World, find, parent
+from accelerd.supervise.homes.containers.commands import CommandResult
+from accelerd.supervise.homes.home import HomeError
+
+from .world import PATIENCE, Life, World, find, parent, reap
 
 COURIERS = {
     "toolbox-term": ("toolbox", signal.SIGTERM),
@@ -90,3 +93,39 @@ async def test_everything_it_forked_goes(containers: World, mode: str) -> None:
         await life.ready()
     await life.stop(grace=0.5)
     assert containers.inspect(containers.toolbox)["State"]["Running"]
+
+
+ASKED = "touch {there}; while [ -e {there} ]; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize("how", ["too long", "cancelled", "toolbox", "podman"])
+async def test_a_command_that_does_not_end_leaves_nothing(containers: World, how: str) -> None:
+    """podman keeps the exec session of a command that is killed, and the program inside runs on."""
+    home, there = containers.toolbox_home(), containers.home / f"asked-{how.replace(' ', '-')}"
+    asked = ASKED.format(there=there)
+    task = asyncio.create_task(
+        home.inside(containers.toolbox, "sh", "-c", asked, within=PATIENCE if how != "too long" else 0.5)
+    )
+    if how != "too long":
+        async with asyncio.timeout(PATIENCE):
+            while not there.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    if how == "cancelled":
+        task.cancel()
+    elif how != "too long":
+        for pid in find(how, asked):
+            os.kill(pid, signal.SIGKILL)
+    outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    assert isinstance(outcome, {"too long": HomeError, "cancelled": asyncio.CancelledError}.get(how, CommandResult))
+    await reap()
+    assert find("sh", asked) == []
+    assert containers.inspect(containers.toolbox)["ExecIDs"] == []
+
+
+async def test_a_command_says_how_it_ended(containers: World) -> None:
+    home = containers.toolbox_home()
+    done = await home.inside(containers.toolbox, "sh", "-c", "echo out; echo err >&2; exit 7", within=PATIENCE)
+    assert (done.status, done.out, done.err) == (7, "out\n", "err\n")
+    missing = await home.inside(containers.toolbox, "/no/such program", within=PATIENCE)
+    assert missing.status != 0
+    assert "/no/such program: no such program" in missing.why()

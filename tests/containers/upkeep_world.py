@@ -170,7 +170,7 @@ class Upkeep:
         world = self.world
         engine = engine or ContainerEngine("podman", world.tools)
         return RefreshContext(
-            world.tools, engine, Builds(engine, world.tools),
+            world.tools, engine, Builds(engine, self.home.inside),
             ContainerSessions(world.roots.proc, str(world.roots.runtime)),
             self.home.locks, self.models, RefreshRecord(self.record, world.roots.proc), SystemClock(), patience=1.0,
         )  # fmt: skip

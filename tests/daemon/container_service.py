@@ -21,7 +21,7 @@ from tests.containers import standins
 from tests.daemon.kit import Site, marked
 from tests.daemon.service import Service, ended
 from tests.system.containers import IMAGE, ContainerManager
-from tests.system.systemd_user import REPO, free_port
+from tests.system.systemd_user import REPO, free_port, wait_until
 
 TOOLBOX = "tb"  # the user's own, which no model's end may stop
 EXISTING = "mine"  # another container of the user's own
@@ -130,12 +130,18 @@ class ContainerService(Service):
 
 
 def container_service(manager: ContainerManager) -> Iterator[ContainerService]:
-    """For a fixture: ends whatever the test left, and forgets what the daemon wrote."""
+    """For a fixture: ends whatever the test left, and forgets what the daemon wrote.
+
+    An exec session that is left is the fault of this test: the toolbox is shared.
+    """
     service = ContainerService(manager)
     try:
         with ended(service):
             yield service
+        assert wait_until(lambda: not service.sessions()), f"podman keeps {service.sessions()}"
     finally:
+        if service.sessions():
+            service.podman("rm", "--force", "--time", "0", TOOLBOX, check=False)
         manager.close()
         for name in (*service.own_containers(), EXISTING):
             service.podman("rm", "--force", "--time", "0", name, check=False)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.daemon.container_service import EXISTING, TOOLBOX, ContainerService, container_service
-from tests.daemon.kit import QUICK, alive, whole_stream
+from tests.daemon.kit import QUICK, alive, side_by_side, whole_stream
+from tests.daemon.rounds import unheeded
 from tests.daemon.service import SERVICE
 from tests.system.containers import ContainerManager
 from tests.system.systemd_user import wait_until
@@ -42,6 +43,27 @@ def test_a_killed_daemon_comes_back_and_no_model_has_noticed(service: ContainerS
     assert service.site.spawns() == 2, "no reload"
     assert service.sessions() == sessions, "no second exec session"
     assert service.toolbox_began() == began
+    service.stop_all()
+    assert wait_until(service.nothing_left), service.leftovers()
+
+
+@pytest.mark.parametrize("how", ["KILL", "ABRT"])
+def test_a_daemon_killed_while_it_asks_a_program_leaves_no_exec_session(service: ContainerService, how: str) -> None:
+    """systemd kills what is left in the daemon's unit; podman keeps for ever the session of a killed `podman exec`."""
+    folder = service.site.directory
+    asked, told = folder / "asked", folder / "told"
+    script = f'#!/bin/sh\ntouch {asked}\nwhile [ ! -e {told} ]; do sleep 0.05; done\nexec {service.site.program} "$@"\n'
+    program = service.manager.script(folder / "slow-to-answer", script)
+    service.install(QUICK + service.toolbox_model("box", binary=str(program)))
+    service.start()
+    with side_by_side() as do:
+        do(unheeded, service.events, "load?model=box")
+        assert wait_until(asked.exists)
+        old = service.kill(how)
+        service.manager.write(told, "")
+        service.back(old)
+    service.load("box")
+    assert wait_until(lambda: len(service.sessions()) == 1), service.leftovers()
     service.stop_all()
     assert wait_until(service.nothing_left), service.leftovers()
 

@@ -21,10 +21,8 @@ from tests.daemon.container_service import ContainerService, container_service
 from tests.daemon.kit import QUICK, marked
 from tests.daemon.service import SERVICE
 from tests.harness import UnixConnection, eventually
-from tests.system.containers import IMAGE, ContainerManager, container_manager
+from tests.system.containers import IMAGE, ContainerManager
 from tests.system.systemd_user import wait_until
-
-__all__ = ["container_manager"]
 
 CARE = "care"
 TAG = "localhost/daemon-care:1"

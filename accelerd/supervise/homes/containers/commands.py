@@ -151,12 +151,9 @@ class CommandRunner:
         return CliProcess(argv, {**self.env, ENV_CLI_PROCESS: instance} if instance else self.env, self.cwd, output)
 
     async def call(
-        self, *argv: str, within: float = PATIENCE, grace: float = 0.0, output: int | None = None, instance: str = ""
+        self, *argv: str, within: float = PATIENCE, output: int | None = None, instance: str = ""
     ) -> CommandResult:
-        """Run it to its end. HomeError when it is missing or takes longer than `within` seconds: then it is killed.
-
-        `grace`: seconds that it still has when nobody waits for it any more.
-        """
+        """Run it to its end. HomeError when it is missing, or takes longer than `within` seconds and is killed."""
         path = argv[0] if argv[0].startswith("/") else self.find(argv[0])
         try:
             process = self.cli((path, *argv[1:]), instance, output)
@@ -167,8 +164,7 @@ class CommandRunner:
                 await process.exited.wait()
             return process.result()
         except TimeoutError:
-            grace = 0.0
             what = " ".join((Path(path).name, *argv[1:2]))
             raise HomeError(f"{what} does not answer for {within:g} s: try it by hand") from None
         finally:
-            await process.end(grace)
+            await process.end()

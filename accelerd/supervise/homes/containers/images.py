@@ -11,12 +11,12 @@ import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from accelerd.supervise.homes.containers.commands import CommandResult, CommandRunner
+from accelerd.supervise.homes.containers.commands import CommandResult
 from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
 from accelerd.supervise.homes.home import HomeError
 
@@ -87,6 +87,12 @@ PATIENCE: Final = 60.0  # s; an image of tens of gigabytes may have to be read f
 _VERSION: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
 
+class Inside(Protocol):
+    """Runs a short command in a toolbox that runs. HomeError."""
+
+    async def __call__(self, container: str, *argv: str, within: float) -> CommandResult: ...
+
+
 class ToolboxBuild(Struct, frozen=True):
     """`version` as llama-server writes it, "5412 (3a4b5c6)"; None: there is no llama-server."""
 
@@ -96,15 +102,14 @@ class ToolboxBuild(Struct, frozen=True):
 class Builds:
     """All of this user's."""
 
-    def __init__(self, engine: ContainerEngine, tools: CommandRunner) -> None:
+    def __init__(self, engine: ContainerEngine, inside: Inside) -> None:
         self._engine = engine
-        self._tools = tools
+        self._inside = inside
         self._known: dict[str, ToolboxBuild] = {}
 
     async def inside(self, toolbox: str) -> ToolboxBuild:
         """In a toolbox that runs. HomeError when it does not answer."""
-        enter = ("toolbox", "run", "--container", toolbox, "sh", "-c", ASK)
-        return _build(await self._tools.call(*enter, within=PATIENCE), f"toolbox {toolbox}")
+        return _build(await self._inside(toolbox, "sh", "-c", ASK, within=PATIENCE), f"toolbox {toolbox}")
 
     async def of_image(self, image: str) -> ToolboxBuild:
         """In the image with this id, by a container that is gone at once. HomeError."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import signal
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,21 +24,18 @@ from accelerd.supervise.homes.containers.container_home import (
     ContainerStart,
     close,
 )
+from accelerd.supervise.homes.containers.exec_sessions import SCAN, ExecSessions
 from accelerd.supervise.homes.containers.handoff import NOT_FOUND, NOT_HANDED, SCRIPT, as_shell, inner_environment
 from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine, MaintenanceLocks
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, NoProgram, OnExit, OnOutput
 from accelerd.supervise.process.output import OutputReader
-from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, describe, hold
+from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable, hold
 
 log = logging.getLogger(__name__)
 
 START_PATIENCE: Final = 60.0  # s from `toolbox run` to the program; toolbox itself waits 25 s for its container
 END_PATIENCE: Final = 2.0  # s for the tools to exit after the program
-SESSION_PATIENCE: Final = 12.0  # s until podman agrees that its session is over
-# s for a question that nobody waits for any more: of one that is killed podman keeps its session for ever
-ANSWER_GRACE: Final = 5.0
 POLL: Final = 0.01  # s
-SCAN: Final = 0.03  # s between two looks at /proc
 # Arguments: the program, then files. toolbox shows few folders of the host in their own place, and all in /run/host.
 LOOK: Final = r"""
 printf 'accelerd:\0'
@@ -76,6 +72,9 @@ class ToolboxHome(ContainerHome):
     ) -> None:
         super().__init__(roots, clock, tools, engines or [ContainerEngine("podman", tools)], survives=survives)
         self._table = table
+        self._sessions = ExecSessions(
+            roots.proc, str(roots.runtime), clock, table, tools, enter=self.enter, find=self._find
+        )
         self._starting: dict[str, asyncio.Lock] = {}
         self.locks = MaintenanceLocks()  # closed while a container is replaced
 
@@ -93,14 +92,17 @@ class ToolboxHome(ContainerHome):
         """Run a short command there, such as `llama-server --help`: what it said. HomeError."""
         async with self.locks.shared(spec.container or ""):
             container = (await self._up(spec.container or "")).name
-            return await self._tools.call(*self.enter(container, argv), within=within, grace=ANSWER_GRACE)
+            return await self.inside(container, *argv, within=within)
+
+    async def inside(self, container: str, *argv: str, within: float) -> CommandResult:
+        """Run a short command in a container that runs: what it said. HomeError."""
+        return await self._sessions.call(container, *argv, within=within)
 
     async def look(self, spec: ModelSpec, program: str, files: Sequence[str]) -> ContainerProgram:
         """The program and the model's files as they are inside. HomeError, NoProgram."""
         async with self.locks.shared(spec.container or ""):
             found = await self._up(spec.container or "")
-            inner = ("sh", "-c", LOOK, "sh", program, *files)
-            done = await self._tools.call(*self.enter(found.name, inner), within=30.0, grace=ANSWER_GRACE)
+            done = await self.inside(found.name, "sh", "-c", LOOK, "sh", program, *files, within=30.0)
         words = done.out.rpartition("accelerd:\0")[2].split("\0")  # a login shell may have said something before
         if len(words) < len(files) + 2:
             if done.status in (0, NOT_FOUND) and not words[0]:
@@ -248,57 +250,17 @@ class ToolboxHome(ContainerHome):
         await asyncio.to_thread(start.handoff.remove)
         return ContainerExit(end.status if end is not None else None)
 
-    async def _close_session(self, start: ContainerStart) -> None:
-        """podman forgets a session when `podman exec` sees its end; where that was killed, accelerd has to tell it."""
-        if start.session is None:
-            return
-        deadline = self._clock.monotonic() + SESSION_PATIENCE
-        try:
-            engine, found = await self._find(start.container)
-            while start.session.id in found.exec_ids and found.running:
-                if self._clock.monotonic() > deadline:
-                    raise HomeError(f"podman does not forget {start.session.id}")
-                if not start.session.has_conmon(self._roots.proc):
-                    await engine.write_exit(start.session.exit_file)
-                if await engine.end_session(start.container, start.session.id):
-                    break
-                await asyncio.sleep(SCAN)
-                engine, found = await self._find(start.container)
-        except HomeError as error:
-            log.warning("an exec session may be left in %s %s: %s", self.kind, start.container, error)
-
     async def _abandon(self, start: ContainerStart) -> None:
         """Nothing came of it: take back what is on its way, kill what has begun, wait for what carried it."""
         if not start.handoff.revoke():
             await self._still_there(start)
-        # Wait for the tool to exit: if it is killed, podman keeps its session for ever.
-        deadline = self._clock.monotonic() + SESSION_PATIENCE
-        while True:
-            left = await asyncio.to_thread(self._kill_begun, start)
-            if not left and (start.cli is None or start.cli.exited.is_set()):
-                break
-            if self._clock.monotonic() > deadline:
-                what = describe(left) if left else "the command that enters it"
-                log.error("cannot end %s in %s %s", what, self.kind, start.container)
-                break
-            await asyncio.sleep(SCAN)
-        if start.cli is not None:
-            await start.cli.end()
+        start.session = await self._sessions.clear(start.container, start.tag, start.cli) or start.session
         await self._close_session(start)
         await asyncio.to_thread(start.handoff.remove)
 
-    def _kill_begun(self, start: ContainerStart) -> list[Process]:
-        """SIGKILL to tagged processes, and to the shells inside that were to start them. Blocking."""
-        left = {process.pid: process for process in self._table.members(start.tag, None)}
-        for process in process_tree.carriers(self._roots.proc, str(start.handoff.environment)):
-            session = process_tree.exec_session(self._roots.proc, process.pid)
-            if session is not None:
-                start.session = session
-                if process.name != "conmon":
-                    left[process.pid] = process
-        for process in left.values():
-            self._table.signal(process, signal.SIGKILL)
-        return list(left.values())
+    async def _close_session(self, start: ContainerStart) -> None:
+        if start.session is not None:
+            await self._sessions.close(start.container, start.session)
 
     async def _still_there(self, start: ContainerStart) -> Process | None:
         """The program's process, also when it is only about to begin. None: it never will be."""
