@@ -18,7 +18,7 @@ def test_random_rounds(units: Units, seed: int) -> None:
     chance = random.Random(seed)
     daemon = units.daemon()
     live: dict[str, tuple[int, int]] = {}  # model → instance, pid
-    for number in range(1, 121):
+    for number in range(1, 61):
         name = units.name(chance.choice("abc"))
         act = chance.choice(["start", "start", "start", "stop", "kill", "crash", "restart"])
         if act == "start" and name not in live:

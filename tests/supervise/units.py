@@ -28,7 +28,12 @@ class Daemon:
         )
         self._events: list[dict[str, Any]] = []
         self._unread = b""
-        self.units = self.wait("up")["units"]
+        self.units = False  # is there a systemd for models?
+
+    def begin(self) -> Daemon:
+        """Wait until it takes orders."""
+        self.units = bool(self.wait("up")["units"])
+        return self
 
     def ask(self, do: str, **order: Any) -> Any:
         """Give an order; its reply."""
@@ -113,8 +118,8 @@ class Units:
 
     def daemon(self, *arguments: str) -> Daemon:
         daemon = Daemon(self.manager, *arguments)
-        self._daemons.append(daemon)
-        return daemon
+        self._daemons.append(daemon)  # it is ended also when it does not begin
+        return daemon.begin()
 
     def name(self, name: str = "qwen") -> str:
         return f"{name}-{self._tag}"
