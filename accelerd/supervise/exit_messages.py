@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Final
 
@@ -25,6 +25,19 @@ from accelerd.supervise.process.output import TAIL_LINES
 BIND_FAILED: Final = re.compile(r"(couldn't|could not|cannot|failed to) bind|address already in use", re.IGNORECASE)
 SHORTAGE_LINES: Final = 300  # that are looked at: an abort prints a backtrace after the words that count
 SHORTAGE_CHARACTERS: Final = 160  # characters
+# What a runtime or the loader writes just before the end, outside the engine's own log: ggml_abort and assert(), an
+# exception that nobody caught, a missing library.
+LAST_WORDS: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"[^\s/]+\.(?:c|cc|cpp|cxx|cu|cuh|h|hpp|m|mm):\d+: .+",
+        r"^\s*what\(\): +(?P<exception>.+)",
+        r"error while loading shared libraries: .+",
+        r"symbol lookup error: .+",
+        r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+",
+    )
+)
+FIRST_WORDS: Final = re.compile(r"^(?:error|fatal)\b.+", re.IGNORECASE)  # of a program that logs without levels
 
 
 class FailedAllocation(Struct, frozen=True):
@@ -81,12 +94,39 @@ def asked(plan: LaunchPlan, cause: Cause, detail: str, age: float) -> str:
     return detail or f"{program(plan)} was ended: {cause}"
 
 
-def first_error(plan: LaunchPlan, lines: Sequence[str]) -> str:
-    """What the engine called an error before it gave up: the first one says why, the others what became of it."""
+def decisive_line(plan: LaunchPlan, lines: Sequence[str], status: int | None, was_ready: bool) -> str:
+    """The line that says why an engine ended by itself; empty where none does. `lines`: since its start, or ready.
+
+    Before it is ready, the first error of its log says why, the others what became of it; a crash has the last word.
+    """
+    died = _last_words(lines, quoting=not was_ready)
+    errors = list(_errors(plan, lines))
+    if repeated := died.partition(": ")[2]:  # "CUDA error: out of memory", then "ggml-cuda.cu:97: CUDA error"
+        died = next((error for error in reversed(errors) if error.startswith(repeated)), died)
+    said = "" if was_ready else next(iter(errors), "")
+    crashed = status is not None and status < 0
+    found = (died or said) if crashed else (said or died)
+    if not found and not was_ready:
+        found = next((line for line in lines if FIRST_WORDS.match(line)), "")
+    return " ".join(found.split())[:SHORTAGE_CHARACTERS]
+
+
+def _errors(plan: LaunchPlan, lines: Sequence[str]) -> Iterator[str]:
+    """What the engine's log calls an error, without the prefix."""
     for line in lines if plan.notable else ():
         match = re.match(plan.notable, line)
         if match is not None and match.groupdict().get("error"):
-            return " ".join(line[match.end() :].split())[:SHORTAGE_CHARACTERS]
+            yield " ".join(line[match.end() :].split())
+
+
+def _last_words(lines: Sequence[str], *, quoting: bool) -> str:
+    """`quoting`: exceptions that quote something count, too; of a request it could be the prompt."""
+    for line in reversed(lines):
+        for pattern in LAST_WORDS:
+            if match := pattern.search(line):
+                exception = match.groupdict().get("exception")
+                if exception is None or quoting or not re.search(r"['\"`]", exception):
+                    return exception or match[0]
     return ""
 
 

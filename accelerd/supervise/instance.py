@@ -420,7 +420,9 @@ class Instance:
             message = exit_messages.allocation_failed(plan, lack, peak, age, self._ready)
         else:
             message = ended[1] if ended else exit_messages.by_itself(plan, main.status, age, self._ready, strays)
-            if not self._ready and (said := exit_messages.first_error(plan, self._lines(SHORTAGE_LINES))):
+            if (main.status != 0 or not self._ready) and (
+                said := exit_messages.decisive_line(plan, self._last_lines(), main.status, self._ready)
+            ):
                 message += f": {said}"
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=main.pid)
         signaled = main.status is not None and main.status < 0
@@ -434,9 +436,11 @@ class Instance:
         """What it printed of memory that it did not get, if that is why it has failed."""
         if main.status == 0:
             return None
-        return failed_allocation(
-            plan, self.ring.lines(SHORTAGE_LINES, since=self._ready_at if self._ready else self.line_from)
-        )
+        return failed_allocation(plan, self._last_lines())
+
+    def _last_lines(self) -> list[str]:
+        """What it printed since it was ready, or since its start."""
+        return self.ring.lines(SHORTAGE_LINES, since=self._ready_at if self._ready else self.line_from)
 
     def _log(self, level: int, text: str, message_id: str | None = None, **more: Any) -> None:
         event(log, level, f"{self.spec.name}: {text}", message_id=message_id, model=self.spec.name, **more)

@@ -13,13 +13,12 @@ import pytest
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
-from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
+from accelerd.engines.llama_server.output import OUT_OF_MEMORY, TOO_LARGE
 from accelerd.supervise.exit_messages import (
     SHORTAGE_LINES,
     FailedAllocation,
     allocation_failed,
     failed_allocation,
-    first_error,
 )
 from accelerd.supervise.instance_records import RecordStore, StoredInstance, record_of
 from accelerd.supervise.process.processes import InstanceTag
@@ -205,19 +204,6 @@ async def test_a_backtrace_does_not_hide_it(bench: SupervisorBench) -> None:
         exit = await bench.gone(bench.start())
     assert exit.cause is Cause.OOM_KILLED
     assert "ROCm error: out of memory" in exit.message
-
-
-def test_a_failed_start_is_explained_by_the_first_error_of_the_engine() -> None:
-    plan = LaunchPlan("m", ("llama-server",), {}, Endpoint(port=1), "", (), notable=NOTABLE)
-    lines = [
-        "0.00.006.156 I srv  llama_server: initializing ...",
-        "0.00.015.694 W srv  llama_server: n_ctx is small",
-        "0.00.102.001 E llama_model_load: error loading   model: missing tensor 'token_embd.weight'",
-        "0.00.102.002 E srv    load_model: failed to load model, 'm.gguf'",
-    ]
-    assert first_error(plan, lines) == "llama_model_load: error loading model: missing tensor 'token_embd.weight'"
-    assert first_error(plan, lines[:2]) == ""
-    assert first_error(replace(plan, notable=""), lines) == ""
 
 
 async def test_an_end_without_failure_is_not_out_of_memory(bench: SupervisorBench) -> None:

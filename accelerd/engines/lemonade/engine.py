@@ -20,6 +20,7 @@ from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade import model, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
+from accelerd.engines.llama_server.environment import NO_BACKTRACE
 from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast
 
@@ -64,7 +65,10 @@ class Lemonade(Engine):
         return LaunchPlan(
             model=spec.name,
             argv=("lemonade", "load", spec.model, *_shown(asked.body)),
-            env={name: value for name, value in self._environ.items() if name in INHERITED or name.startswith("LC_")},
+            env={
+                NO_BACKTRACE: "1",  # for llama.cpp's backends
+                **{n: value for n, value in self._environ.items() if n in INHERITED or n.startswith("LC_")},
+            },
             endpoint=Endpoint(),
             secret="",
             flags=asked.flags,

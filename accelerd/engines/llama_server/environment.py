@@ -13,6 +13,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Flag, TuningAdvice
 
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
+NO_BACKTRACE: Final = "GGML_NO_BACKTRACE"  # else a failed assertion starts gdb, whose output hides the assertion
 
 BASIC: Final = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
@@ -39,7 +40,7 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
     """For `--help`: what the program needs to start, but no setting of its own, which it would check first."""
     given = {name: value for name, value in spec.env if not name.startswith(("LLAMA_", "HF_"))}
-    return {**inherited(environ), **given}
+    return {NO_BACKTRACE: "1", **inherited(environ), **given}
 
 
 def for_server(
@@ -69,4 +70,7 @@ def for_server(
             "a key made for this start; the engine refuses requests that do not come through accelerd",
         )
     )
-    return {**base, **dict(spec.env), KEY_VARIABLE: secret}, flags
+    if NO_BACKTRACE not in dict(spec.env):
+        reason = "a crash is told by its cause, not by a debugger's backtrace"
+        flags.append(Flag(f"env {NO_BACKTRACE}=1", "built-in", reason))
+    return {NO_BACKTRACE: "1", **base, **dict(spec.env), KEY_VARIABLE: secret}, flags
