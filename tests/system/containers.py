@@ -84,9 +84,9 @@ def container_manager_for_session() -> Iterator[ContainerManager]:
             print(f"containers prepared: image {built - began:.1f} s, manager and import {done - built:.1f} s")
             yield manager
         finally:
-            manager.run(["podman", "rm", "--all", "--force", "--time", "0"], check=False, timeout=60)
+            manager.run(["podman", "rm", "--all", "--force", "--time", "0"], check=False, timeout=180)
             if os.geteuid() != 0:  # files of other ids, which only podman can remove
-                manager.run(["podman", "system", "reset", "--force"], check=False, timeout=60)
+                manager.run(["podman", "system", "reset", "--force"], check=False, timeout=180)
             shutil.rmtree(store, ignore_errors=True)
 
 
