@@ -18,10 +18,9 @@ from typing import Any, Final
 from accelerd.base.errors import AccelError
 from accelerd.base.files import replace_file
 from accelerd.config.load import dropin_dir, evaluate, read
-from accelerd.config.problems import ConfigErrors, Problem, Source
+from accelerd.config.problems import HEADER, ConfigErrors, Problem, Source
 from accelerd.config.values import check_name
 
-HEADER: Final = "# Written by "  # the first line of every generated drop-in; other files are never replaced
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 

@@ -11,13 +11,13 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from accelerd.config import positions, resolve, rules
 from accelerd.config.model import Config
-from accelerd.config.problems import ConfigErrors, Problem, Source
+from accelerd.config.problems import ConfigErrors, Problem, Source, key_text
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
@@ -56,6 +56,8 @@ def evaluate(
             continue
         walker = TreeWalker(source.name, positions.find(source.text), base)
         walker.walk(tree)
+        if with_warnings and source.generated:
+            problems += _overridden(entries, walker.entries, files)
         entries |= walker.entries
         problems += walker.problems
     config = None
@@ -68,6 +70,18 @@ def evaluate(
     problems = _in_order(problems, [source.name for source in files])
     failed = any(problem.severity == "error" for problem in problems)
     return (None if failed else config), problems
+
+
+def _overridden(entries: ConfigEntries, added: ConfigEntries, files: Sequence[Source]) -> Iterator[Problem]:
+    """What a person wrote and a tool's drop-in overrides: a change there would have no effect."""
+    by_hand = {source.name for source in files if not source.generated}
+    for path, entry in added.items():
+        before = entries.get(path)
+        if before is None or before.file not in by_hand or not (before.usable and entry.usable):
+            continue
+        if before.value != entry.value:
+            text = f"has no effect: {entry.file}:{entry.line} sets another value"
+            yield Problem(before.file, before.line, key_text(path), text, "warning")
 
 
 def _in_order(problems: Iterable[Problem], names: list[str]) -> list[Problem]:

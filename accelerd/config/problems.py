@@ -43,6 +43,9 @@ class Problem(Struct, frozen=True):
         return asdict(self)
 
 
+HEADER: Final = "# Written by "  # the first line of every generated drop-in; other files are never replaced
+
+
 class Source(Struct, frozen=True):
     """One file of the configuration: its text, or why it cannot be used."""
 
@@ -50,6 +53,11 @@ class Source(Struct, frozen=True):
     path: Path
     text: str | None
     problem: Problem | None = None
+
+    @property
+    def generated(self) -> bool:
+        """Is it a drop-in that a tool wrote, not a person?"""
+        return "/" in self.name and (self.text or "").startswith(HEADER)
 
 
 class ConfigErrors(AccelError):

@@ -119,7 +119,9 @@ class TreeWalker:
                 self._put(place, result, line=self._line(path))
         else:
             self._put(path, INVALID)
-            self._report(path, f"expected {node.expects}, got {_got(value, node)}")
+            one = node.item is not None and not isinstance(value, dict)
+            hint = f"; a single one is written in brackets: [{_got(value, node)}]" if one and not node.secret else ""
+            self._report(path, f"expected {node.expects}, got {_got(value, node)}{hint}")
 
     def _leaf(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
         """The value in the program's unit, or INVALID after a report."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.downloads.cache import expand, hub_home
 from accelerd.downloads.choice import HubFile
-from accelerd.estimate.remote import Web
+from accelerd.estimate.remote import Web, host
 
 HUB: Final = "https://huggingface.co"
 CREDENTIALS: Final = ("hf_token", "HF_TOKEN")  # names of systemd credentials
@@ -93,8 +93,11 @@ def list_files(repo: str, web: Web) -> Listing:
             raise AccelError(error.code, f"{repo}: {error.problem}", hint=error.hint) from error
         raise
     listed = answer.get("siblings") if isinstance(answer, dict) else None
-    files = [_file(one) for one in listed or () if isinstance(one, dict) and isinstance(one.get("rfilename"), str)]
-    commit = answer.get("sha") if isinstance(answer, dict) else None
+    if not isinstance(listed, list):
+        text = f"{host(web.hub)} sent no list of the files of {repo}"
+        raise AccelError("download_failed", text, hint="check HF_ENDPOINT")
+    files = [_file(one) for one in listed if isinstance(one, dict) and isinstance(one.get("rfilename"), str)]
+    commit = answer.get("sha")
     return Listing(repo, tuple(files), commit if isinstance(commit, str) and commit.isalnum() else "main")
 
 

@@ -60,6 +60,7 @@ class Adoptable(Struct, frozen=True):
 
     stored: StoredInstance
     processes: tuple[Process, ...]
+    printed: bytes = b""  # what it printed before
 
     @property
     def record(self) -> InstanceRecord:
@@ -118,8 +119,22 @@ class RecordStore:
     def remove(self, tag: InstanceTag) -> None:
         """The record, and what else lies there of an instance that is gone. OSError."""
         files = InstanceFiles(self._folder, tag)
-        for path in (files.environment, files.output, files.record):
+        for path in (files.environment, files.output, files.printed, files.record):
             path.unlink(missing_ok=True)
+
+    def hand_on(self, tag: InstanceTag, printed: bytes) -> None:
+        """Keep what an instance has printed for the next daemon. OSError."""
+        AtomicFile(InstanceFiles(self._folder, tag).printed).write(printed)
+
+    def handed_on(self, tag: InstanceTag) -> bytes:
+        """What the last daemon has kept, once."""
+        path = InstanceFiles(self._folder, tag).printed
+        try:
+            printed = AtomicFile(path).read() or b""
+            path.unlink(missing_ok=True)
+        except (OSError, Unreadable):
+            return b""  # only old lines of `accelctl logs` depend on it
+        return printed
 
     def read_all(self) -> list[StoredInstance]:
         """All that can be read; what cannot is set aside for a person to look at, and logged."""
@@ -208,7 +223,7 @@ PIPE_BYTES: Final = 1 << 20  # what an engine may print while no daemon reads, b
 
 
 # .new: what was being written; .taken, .life, .end, .exec: of those in containers (handoff.py)
-ENDINGS: Final = (".env", ".env.taken", ".out", ".json", ".json.new", ".life", ".end", ".end.new", ".exec")
+ENDINGS: Final = (".env", ".env.taken", ".out", ".log", ".json", ".json.new", ".life", ".end", ".end.new", ".exec")
 
 
 def instance_of(name: str) -> str | None:
@@ -225,6 +240,7 @@ class InstanceFiles:
         self._tag = tag
         self.environment = self.path(".env")
         self.output = self.path(".out")
+        self.printed = self.path(".log")  # what the last daemon has read of the output
         self.record = self.path(".json")
 
     def path(self, ending: str) -> Path:

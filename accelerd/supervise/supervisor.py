@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from msgspec import Struct
@@ -96,6 +97,7 @@ class ProcessSupervisor(Supervisor):
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert isinstance(found, Adoptable)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
+        ring.write(found.printed)
         self._begin(Instance(instance, spec, engine, found.record.tag, ring, self._context, found))
 
     def _begin(self, life: Instance) -> None:
@@ -162,7 +164,8 @@ class ProcessSupervisor(Supervisor):
                 if members is None:
                     members = await asyncio.to_thread(self._context.table.members, record.tag, None)
                 if members:
-                    found.append(Adoptable(stored, tuple(members)))
+                    printed = await asyncio.to_thread(self._context.records.handed_on, record.tag)
+                    found.append(Adoptable(stored, tuple(members), printed))
         return found
 
     async def sweep_leftovers(self) -> int:
@@ -227,6 +230,8 @@ class ProcessSupervisor(Supervisor):
                 del self._instances[number]
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+                with suppress(OSError):  # only old lines of `accelctl logs` depend on it
+                    await asyncio.to_thread(self._context.records.hand_on, life.tag, life.ring.kept())
 
     def kill_all(self) -> None:
         for life in reversed(self._instances.values()):

@@ -331,6 +331,15 @@ def test_a_model_that_llama_server_would_fetch_is_looked_up_there(ctl: Ctl, web:
     assert (value["fits"], value["model"]["name"]) == (True, "gemma")
 
 
+@pytest.mark.parametrize("answer", [[1, 2], "files", None, {}, {"siblings": None}, {"siblings": {"a": 1}}])
+def test_an_answer_that_no_hub_gives_is_said(ctl: Ctl, web: Web, answer: Any) -> None:
+    web.json("/api/models/org/small-GGUF", answer)
+    for argv in (["fit", "hf:org/small-GGUF"], ["add", "hf:org/small-GGUF"]):
+        result = ctl(*argv, HF_ENDPOINT=web.base)
+        assert result.status == 1
+        assert "sent no list of the files of org/small-GGUF; check HF_ENDPOINT" in result.err
+
+
 def test_a_model_of_a_hub_that_was_downloaded_is_read_from_the_disk(ctl: Ctl, models: Path, tmp_path: Path) -> None:
     ctl.configure('[models.gemma]\nmodel = "org/small-GGUF:Q8_0"\n')
     snapshot = tmp_path / "models--org--small-GGUF/snapshots/c0ffee"

@@ -27,7 +27,10 @@ def test_logs_follow_and_json(ctl: Ctl, daemon: FakeDaemon) -> None:
 
 def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET logs"] = Reply(chunks=[])
-    assert "has printed nothing yet" in ctl("logs", "embed").err
+    assert (
+        "embed: no output since accelerd started; older output: journalctl --user ACCELERD_MODEL=embed"
+        in ctl("logs", "embed").err
+    )
     daemon.answers["GET logs"] = error(404, "model_not_found", "cannot find it")
     assert ctl("logs", "embd").status == 5
 

@@ -377,3 +377,35 @@ def test_nobody_can_listen_nowhere(home: Home) -> None:
     (problem,) = [one for one in home.check()[1] if one.key == "server.listen"]
     assert (problem.severity, problem.line) == ("error", 3)
     assert "at least one address" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[server]\nlisten = "127.0.0.1:4711"\n', 'a single one is written in brackets: ["127.0.0.1:4711"]'),
+        ('[models.m]\npath = "/m"\naliases = "gpt"\n', 'a single one is written in brackets: ["gpt"]'),
+        ('[models.m]\npath = "/m"\nextra_args = "--verbose"\n', 'a single one is written in brackets: ["--verbose"]'),
+    ],
+)
+def test_a_value_that_should_be_an_array_shows_how(home: Home, text: str, words: str) -> None:
+    [problem] = [one for one in home.check(text)[1] if one.severity == "error"]
+    assert problem.message.endswith(words)
+
+
+def test_what_a_tool_s_drop_in_overrides_is_said_where_a_person_wrote_it(home: Home) -> None:
+    tools = "# Written by packaging/install, which may write it again.\n"
+    home.write(
+        f'{tools}[engines.llama-server]\nbinary = "/gpu"\n[server]\nmax_connections = 7\n', "accelerd.toml.d/00.toml"
+    )
+    home.write('[models.m]\npath = "/m"\ncontext = 512\n', "accelerd.toml.d/mine.toml")
+    home.write("# Written by accelctl\n[models.m]\ncontext = 1024\n", "accelerd.toml.d/zz.toml")
+    mine = '# Written by packaging/install, which never changes it again.\n[engines.llama-server]\nbinary = "/cpu"\n'
+    warnings = [one for one in home.check(f"{mine}[server]\nmax_connections = 7\n")[1] if "no effect" in one.message]
+    assert [(one.file, one.line, one.key, one.message, one.severity) for one in warnings] == [
+        ("accelerd.toml", 3, "engines.llama-server.binary",
+         "has no effect: accelerd.toml.d/00.toml:3 sets another value", "warning"),
+        ("accelerd.toml.d/mine.toml", 3, "models.m.context",
+         "has no effect: accelerd.toml.d/zz.toml:3 sets another value", "warning"),
+    ]  # fmt: skip
+    home.write("[server]\nmax_connections = 9\n", "accelerd.toml.d/zzz.toml")
+    assert not [one for one in home.check()[1] if one.key == "server.max_connections"], "a person's own drop-in"

@@ -178,6 +178,81 @@ def test_a_llama_server_that_is_named_is_used_on_any_run(machine: Machine) -> No
     assert "names another llama-server, which is used: /mine" in done.stderr
 
 
+@pytest.mark.parametrize("before", ["", '[engines.llama-server]\nbinary = "/first"\n', None])
+def test_a_llama_server_that_does_not_answer_is_not_kept(machine: Machine, before: str | None) -> None:
+    """None: there was no configuration at all."""
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    choices = config.parent / "accelerd.toml.d/00-install.toml"
+    hello = "[models.hello]\npath = '/hello.gguf'\n"
+    if before is not None:
+        choices.parent.mkdir(parents=True)
+        config.write_text(hello)
+    if before:
+        choices.write_text(before)
+    machine.fake("accelctl", f'echo "$*" >>{machine.called}; [ "$1" != chat ]')
+    code = (
+        f". {PACKAGING}/install; explain_failure() {{ exit 9; }}; "
+        + """
+        VENV=$HOME/venv; mkdir -p "$VENV" "$(dirname "$HELLO")"; ln -sfn "$1" "$VENV/bin"; : >"$HELLO"
+        ENGINE=/broken CHOSEN=1; write_config; remember_engine; hello"""
+    )
+    done = machine.run("bash", "-c", code, "-", machine.bin)
+    assert done.returncode == 9, done.stderr
+    assert "/broken does not serve the model" in done.stderr
+    asked = [line.split()[0] for line in machine.called.read_text().splitlines()]
+    assert asked == ["chat", "reload"] if before is None else ["unload", "chat", "reload"]
+    assert config.exists() is (before is not None)
+    assert (choices.read_text() if choices.exists() else "") == (before or "")
+    if before is not None:
+        assert config.read_text() == hello
+
+
+def test_a_first_answer_comes_from_the_new_engine_not_from_the_one_that_still_runs(machine: Machine) -> None:
+    machine.fake("accelctl", f'echo "$*" >>{machine.called}')
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("[models.hello]\npath = '/hello.gguf'\n")
+    code = 'VENV=$HOME/venv; mkdir -p "$VENV"; ln -sfn "$1" "$VENV/bin"; '
+    code += "ENGINE=/gpu/llama-server CHOSEN=$2 ENGINE_FROM=$3; remember_engine; hello"
+    for chosen, origin, asked in (
+        ("1", "ACCELERD_LLAMA_SERVER", ["unload", "chat"]),
+        ("1", "ACCELERD_LLAMA_SERVER", ["chat"]),
+        ("0", "PATH", ["chat"]),
+        ("0", "built from source", ["unload", "chat"]),
+    ):
+        machine.shell("install", code, str(machine.bin), chosen, origin)
+        assert [line.split()[0] for line in machine.called.read_text().splitlines()] == asked, origin
+        machine.called.unlink()
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 3", "echo usage: something --else", "[ $1 = --version ] && exit 1; echo --model --port"]
+)
+def test_a_program_that_is_no_llama_server_is_refused(machine: Machine, script: str) -> None:
+    machine.fake("other", script)
+    code = f". {PACKAGING}/install; ACCELERD_LLAMA_SERVER=$1 choose_engine"
+    done = machine.run("bash", "-c", code, "-", machine.bin / "other")
+    assert done.returncode == 1
+    assert "ACCELERD_LLAMA_SERVER" in done.stderr
+    machine.fake("other", "echo --model --port")
+    assert machine.run("bash", "-c", code, "-", machine.bin / "other").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("listen", "wanted"),
+    [
+        ('"0.0.0.0:81"', "http://localhost:81/v1"), ('["[::]:82"]', "http://localhost:82/v1"),
+        ('["192.168.7.5:83", "127.0.0.1:1"]', "http://192.168.7.5:83/v1"), ('["[::1]:84"]', "http://localhost:84/v1"),
+        ('["[fd00::7]:85"]', "http://[fd00::7]:85/v1"), ("[]", "http://localhost:4000/v1"),
+    ],
+)  # fmt: skip
+def test_the_address_that_is_shown_is_one_that_clients_can_use(machine: Machine, listen: str, wanted: str) -> None:
+    config = machine.home / ".config/accelerd/accelerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f"[server]\nlisten = {listen}\n")
+    assert machine.shell("install", "base_url").strip() == wanted
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_where_4000_is_taken_the_next_free_port_is_written(machine: Machine, fresh: bool) -> None:
     """A program of this test has the port: where the machine's own 4000 is in use already, that is the program."""
@@ -255,6 +330,9 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
     echo "$UNIT_MARK" >"$UNITS/accelerd.service"; echo "my own" >"$UNITS/accelerd.socket"
     : >"$HELLO"; : >"$(dirname "$HELLO")/mine.gguf"; : >"$CONFIG"
     mkdir -p "$CACHE/llama-server/0123" "$CACHE/build-venv"; : >"$CACHE/llama-server/0123/llama-server"; : >"$CACHE/.x"
+    mkdir -p "$CONFIG.d" "$STATE" "$OLD_UNITS/accelerd.service.d" "$HOME/.cache/huggingface/hub/models--a--b"
+    : >"$CONFIG.d/m.toml"; : >"$STATE/state.json"; : >"$(dirname "$CONFIG")/keys"
+    : >"$OLD_UNITS/accelerd.service.d/override.conf"; : >"$HOME/.cache/huggingface/hub/models--a--b/x"
     """
     machine.shell("install", setup)
     done = machine.run(PACKAGING / "uninstall", "--yes", *(["--purge"] if purge else []))
@@ -265,9 +343,16 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
         ".local/bin/accelctl",
         ".local/share/systemd/user/accelerd.socket",
         ".local/share/accelerd/models/mine.gguf",
+        ".config/accelerd/keys",
+        ".config/systemd/user/accelerd.service.d/override.conf",
+        ".cache/huggingface/hub/models--a--b/x",
     }
     kept = {".config/accelerd/accelerd.toml", ".local/share/accelerd/models/hello.gguf"}
-    kept.add(".cache/accelerd/llama-server/0123/llama-server")
+    kept |= {".cache/accelerd/llama-server/0123/llama-server", ".config/accelerd/accelerd.toml.d/m.toml"}
+    kept.add(".local/state/accelerd/state.json")
+    named = re.findall(r"kept: ~/(\S+) \(", done.stderr)
+    assert all(any(path == at or path.startswith(f"{at}/") for at in named) for path in (mine if purge else mine | kept)
+               if "bin/" not in path and path != ".local/share/systemd/user/accelerd.socket")  # fmt: skip
     assert left == (mine if purge else mine | kept)
     assert not (machine.home / ".local/share/accelerd/venv").exists()
 

@@ -98,6 +98,24 @@ def test_output_of_the_time_without_a_daemon_is_not_lost(units: Units) -> None:
     assert lines[-1] == "I main: model loaded"
 
 
+def test_output_of_before_a_restart_is_not_lost(units: Units) -> None:
+    first = units.daemon()
+    first.start(1, units.name(), "chatter:50")
+    before = first.ask("output", name=units.name())
+    assert "I main: model loaded" in before
+    assert first.ask("close", keep=True) is True
+    first.end()
+    [kept] = units.files("*.log")
+    assert (units.runtime / "instances" / kept).stat().st_mode & 0o777 == 0o600
+    second = units.daemon()
+    second.ask("adopt", n=1, name=units.name(), mode="chatter:50")
+    assert second.ask("output", name=units.name())[: len(before)] == before
+    assert units.files("*.log") == []
+    second.ask("stop", n=1)
+    second.wait("gone", n=1)
+    units.assert_nothing_left()
+
+
 def test_flood_without_a_reader_does_not_kill(units: Units) -> None:
     """It waits when the pipe is full, and goes on when the next daemon reads."""
     first = units.daemon()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from shlex import quote
 from typing import Any
 
-from accelerd.base.names import accelctl
+from accelerd.base.names import FIELD_MODEL, accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Command, Context, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure
@@ -118,6 +119,11 @@ def line_count(text: str) -> int:
     return int(text)
 
 
+def older(model: str) -> str:
+    """What shows the output of earlier runs."""
+    return f"journalctl --user {quote(f'{FIELD_MODEL}={model}')}"
+
+
 def logs(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     any_line = False
@@ -128,7 +134,7 @@ def logs(context: Context, args: argparse.Namespace) -> int:
         if args.follow:
             out.stdout.flush()
     if not any_line and not out.json_mode:
-        out.note(f"{args.model} has printed nothing yet")
+        out.note(f"{args.model}: no output since accelerd started; older output: {older(args.model)}")
     return ExitStatus.OK
 
 
@@ -144,6 +150,6 @@ COMMANDS = {
     "logs": Command(
         logs_arguments,
         logs,
-        "Older output, also of earlier runs, is in the journal: journalctl --user ACCELERD_MODEL=MODEL",
+        f"Older output, also of earlier runs, is in the journal: {older('MODEL')}",
     ),
 }

@@ -120,7 +120,7 @@ def own_dropin(roots: Roots, name: str) -> Path:
 
 def is_own(file: Path) -> bool:
     """Was it written by accelctl?"""
-    from accelerd.config.dropin import HEADER
+    from accelerd.config.problems import HEADER
 
     return file.is_file() and file.read_text(errors="replace").startswith(f"{HEADER}accelctl")
 

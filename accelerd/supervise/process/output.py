@@ -67,6 +67,10 @@ class OutputRing:
             pieces = pieces[-last:] if last > 0 else []
         return [printable(piece) for piece in pieces]
 
+    def kept(self) -> bytes:
+        """What the next accelerd is given of it."""
+        return bytes(self._data[-self._limit :])
+
     def last_line(self) -> str:
         """The newest line with something on it, finished or not; empty when nothing was printed."""
         for piece in reversed(bytes(self._data[-2 * LINE_BYTES :]).split(b"\n")):
