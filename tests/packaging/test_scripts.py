@@ -194,7 +194,7 @@ def test_a_llama_server_that_does_not_answer_is_not_kept(machine: Machine, befor
         f". {PACKAGING}/install; explain_failure() {{ exit 9; }}; "
         + """
         VENV=$HOME/venv; mkdir -p "$VENV" "$(dirname "$HELLO")"; ln -sfn "$1" "$VENV/bin"; : >"$HELLO"
-        ENGINE=/broken CHOSEN=1; write_config; remember_engine; hello"""
+        ENGINE=/broken ENGINE_FROM=given CHOSEN=1; write_config; remember_engine; hello"""
     )
     done = machine.run("bash", "-c", code, "-", machine.bin)
     assert done.returncode == 9, done.stderr

@@ -39,7 +39,8 @@ CASES = [
     ("accelctl remove q", {"qwen"}),
     ("accelctl logs -n 20 q", {"qwen"}),
     ("accelctl unload --force q", {"qwen"}),
-    ("accelctl load qwen ", set()),
+    ("accelctl load qwen ", set(MODELS)),  # takes several
+    ("accelctl reset qwen ", set()),
     ("accelctl unload --f", {"--force"}),
     ("accelctl toolbox re", {"refresh"}),
     ("accelctl toolbox pin ", {"box-a", "box-b"}),
