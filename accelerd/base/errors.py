@@ -150,8 +150,13 @@ class AccelError(Exception):
 
     def anthropic(self) -> dict[str, Any]:
         """The body for Anthropic's clients: {"type": "error", "error": {type, message, code}}."""
-        kind = ANTHROPIC.get(self.status, "api_error")
+        kind = anthropic_type(self.status)
         return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code, **self.fields}}
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's type of an error with this HTTP status."""
+    return ANTHROPIC.get(status, "api_error")
 
 
 class InternalError(AssertionError):

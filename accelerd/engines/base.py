@@ -180,6 +180,7 @@ class Dialect(Struct, frozen=True):
     streams_notice_disconnect: bool = False  # cancels only streamed requests promptly when the client disconnects
     busy: frozenset[int] = frozenset()  # statuses for a full queue: the gateway retries
     masks_errors: bool = False  # may report an error with status 200
+    request_faults: str = ""  # regex: messages of errors with status 500 that only say what is wrong with the request
     key_refused: str = ""  # in the line that it prints when it is asked with a wrong key, as accelerd does once
     closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead
 

@@ -79,7 +79,7 @@ class Forwarder:
         relay.lease = lease = self._scheduler.acquire(request.target.model)
         if lease is None:
             return
-        lease.cut, relay.leased = relay.cut, lease.progress
+        self._begin(lease, relay)
         if not request.stream and (request.target.hides_errors or self._may_assemble(lease, request)):
             return
         pool = self._pool(lease)
@@ -102,7 +102,7 @@ class Forwarder:
             lease = relay.lease
             if lease is None:
                 relay.lease = lease = await self._wait(request, relay)
-                lease.cut, relay.leased = relay.cut, lease.progress
+                self._begin(lease, relay)
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info)
             if relay.in_flight is None:
@@ -136,6 +136,11 @@ class Forwarder:
             return await ticket.lease()
         finally:
             ticket.leave()
+
+    def _begin(self, lease: Lease, relay: Relay) -> None:
+        """It is the request's turn."""
+        lease.cut, relay.leased = relay.cut, lease.progress
+        relay.request_faults = self._router.dialect(lease.record.spec).request_faults
 
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""
@@ -171,7 +176,6 @@ class Forwarder:
                 raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
         if status == 200 and request.target.hides_errors and (error := hidden_error(content)) is not None:
             return relay.failure(error)
-        relay.ok = status < 500
         relay.reply(status, kind, content)
         return None
 
@@ -188,7 +192,6 @@ class Forwarder:
                 limit = self._scheduler.settings.queue_timeout
                 retry = BusyRetry(self._now, limit, self.settings.keepalive_after if request.stream else None)
             await retry.pause(relay)
-            receiver.ask_again()
 
     async def _attempt(
         self, lease: Lease, receiver: Relay | Collector, request: InferenceRequest, body: bytes, relay: Relay

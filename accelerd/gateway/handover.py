@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.gateway.corrections import error_event
 from accelerd.gateway.response_framing import chunk
-from accelerd.gateway.responses import error_event, error_response
+from accelerd.gateway.responses import error_response
 
 
 class Waiting(Struct, frozen=True):

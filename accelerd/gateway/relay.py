@@ -19,17 +19,24 @@ import msgspec
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
+from accelerd.gateway.corrections import (
+    MESSAGES,
+    Correction,
+    corrected_error,
+    correction_for,
+    error_event,
+    refusal_event,
+    stopped_by_sequence,
+)
 from accelerd.gateway.response_framing import FramingError, Head, chunk
-from accelerd.gateway.responses import ANTHROPIC, cors_headers, error_event, event_of, reason
+from accelerd.gateway.responses import cors_headers, reason
 from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
 EVENT_STREAM = b"text/event-stream"
 PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
-ENGINE_BUSY = bytes(bytearray(b"busy"))  # compared by identity: no response is this object
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
-MAX_REFUSAL = 64 << 10  # bytes of an engine's error that is sent as an event
 MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 SWEEP_PERIOD = 5.0  # s: the longest delay of a deadline
@@ -52,18 +59,6 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     if not keep_alive:
         lines.append(b"Connection: close")
     return b"\r\n".join(lines) + b"\r\n"
-
-
-def refusal_event(body: bytes, path: str) -> bytes:
-    """The engine's error as an event. An error of accelerd's own if the body is not one."""
-    try:
-        answer = msgspec.json.decode(body, type=dict[str, object])
-    except msgspec.DecodeError:
-        answer = {}
-    if not isinstance(answer.get("error"), dict):
-        text = "the engine refused the request without giving a reason"
-        return error_event(AccelError("upstream_failed", text), path)
-    return event_of({**answer, "type": "error"} if path.startswith(ANTHROPIC) else answer)
 
 
 def hidden_error(content: bytes) -> str | None:
@@ -112,7 +107,11 @@ class Relay:
         self.stream = False  # is the response a stream of events?
         self._raw = False  # is the body sent to the client chunked?
         self._rechunk = False  # … although the engine does not chunk it?
-        self._refusal: bytes | None = None  # an engine's error that is not passed on unchanged
+        self._whole: list[bytes] | None = None  # a response that the client gets changed, or not at all; see `_head`
+        self._size = 0  # bytes of it
+        self._head: Head | None = None
+        self._correction: Correction | None = None  # of the stream that goes through
+        self.request_faults = ""  # see Dialect
         self.committed = False  # has a head been sent?
         self._finished: asyncio.Future[AccelError | None]
         self._connection: UpstreamConnection | None = None
@@ -148,7 +147,7 @@ class Relay:
         if not self.committed:
             return error
         if self.stream:
-            self._write_event(error_event(error, self._path))
+            self._write_event(error_event(error, self._path, self._correction))
             self._transport.close()  # without a last chunk: the response must not look complete
         else:
             self._transport.abort()
@@ -157,15 +156,12 @@ class Relay:
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Start an attempt. Another may follow if no part of a response arrives."""
         self._finished, self.unanswered = finished, False
+        self._whole = self._head = None
 
     @property
     def engine_busy(self) -> bool:
         """Has the engine answered with one of `busy_statuses`? The client has received nothing of it."""
-        return self._refusal is ENGINE_BUSY
-
-    def ask_again(self) -> None:
-        """Forget the answer of a busy engine."""
-        self._refusal = None
+        return self._head is not None and self._head.status in self.busy_statuses
 
     def may_repeat(self, unanswered: bool) -> bool:
         """Was the reused connection stale? Then the request has not been processed and can be sent again."""
@@ -232,8 +228,13 @@ class Relay:
         return AccelError("upstream_failed", f"the engine failed: {reason}")
 
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
-        """Send a whole response in the name of the leased model."""
+        """Send a whole response in the name of the leased model, corrected."""
         assert self.lease is not None
+        if status >= 400:
+            status, body = corrected_error(status, body, self._path, self.lease.model, self.request_faults)
+        elif self._path == MESSAGES:
+            body = stopped_by_sequence(body)
+        self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._write(head + body)
         self._finish_client()
@@ -241,28 +242,32 @@ class Relay:
     # --- ResponseReceiver -------------------------------------------------------------------------------------
 
     def head(self, head: Head, more: bool) -> bool:
+        assert self.lease is not None
         if head.status != 200 and head.status in self.busy_statuses:
-            self._refusal = ENGINE_BUSY
-            return True
+            return self._keep(head)
         self.ok = head.status < 500
         self.first_byte = self._now()
-        if self.committed:  # comments have been sent: only a stream may follow
-            if head.status != 200 or not head.content_type.startswith(EVENT_STREAM):
-                self._refusal = b""
-                return True
-            self._rechunk = self._raw and not head.chunked
-            return self._http10
-        assert self.lease is not None
-        if self.only_stream and head.status == 200 and not head.content_type.startswith(EVENT_STREAM):
-            self._refusal, self.ok = b"", False
-            return True
-        contents = head.chunked and self._http10
-        raw = self._commit(head.status, head.content_type, self.lease.model, chunked=head.chunked, length=head.length)
-        if more and not contents:
+        streams = head.status == 200 and head.content_type.startswith(EVENT_STREAM)
+        if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path == MESSAGES):
+            return self._keep(head)
+        correction = self._correction = correction_for(self._path, self.lease.model) if streams else None
+        if self.committed:  # comments have been sent
+            self._rechunk = self._raw and (not head.chunked or correction is not None)
+            return self._http10 or correction is not None
+        chunked, length = (head.chunked, head.length) if correction is None else (True, None)
+        raw = self._commit(head.status, head.content_type, self.lease.model, chunked=chunked, length=length)
+        self._rechunk = self._raw and correction is not None
+        contents = head.chunked and (self._http10 or correction is not None)
+        if more and not contents and correction is None:
             self._held = raw
         else:
             self._write(raw)
         return contents
+
+    def _keep(self, head: Head) -> bool:
+        """Send nothing of this response before it is complete."""
+        self._head, self._whole = head, []
+        return True
 
     def data(self, data: bytes) -> None:
         assert self.lease is not None
@@ -270,28 +275,45 @@ class Relay:
         if self._held:
             self._write(self._held + data)
             self._held = b""
-        elif self._refusal is not None:
-            if self._refusal is not ENGINE_BUSY:
-                self._refusal = (self._refusal + data)[:MAX_REFUSAL]
+        elif self._whole is not None:
+            self._size += len(data)
+            if self._size > MAX_COLLECTED:
+                raise FramingError(f"a response of more than {MAX_COLLECTED >> 20} MiB")
+            self._whole.append(data)
         else:
-            self._write(chunk(data) if self._rechunk else data)
+            if self._correction is not None:
+                data = self._correction.feed(data)
+            if data:
+                self._write(chunk(data) if self._rechunk else data)
 
     def done(self) -> None:
-        if self._refusal is not None:
-            if self.engine_busy:
-                self._end(None)
-                return
-            if not self.committed:
-                self._end(self.failure(hidden_error(self._refusal) or "its response is not a stream"))
-                return
-            self._write_event(refusal_event(self._refusal, self._path))
-            self._transport.close()
-            self._end(None)
+        if self._whole is not None:
+            self._end(None if self.engine_busy else self._answer(b"".join(self._whole)))
             return
+        if self._correction is not None and (rest := self._correction.end()):
+            self._write_event(rest)
         if self._rechunk:
             self._write(LAST_CHUNK)
         self._finish_client()
         self._end(None)
+
+    def _answer(self, body: bytes) -> AccelError | None:
+        """Make of a response that was kept back what the client gets."""
+        assert self.lease is not None
+        assert self._head is not None
+        status = self._head.status
+        if status == 200 and self.only_stream:
+            self.ok = False
+            return self.fail(self.failure(hidden_error(body) or "its response is not a stream"))
+        if self.committed:
+            model = self.lease.model
+            status, body = corrected_error(status, body, self._path, model, self.request_faults)
+            self.ok = status < 500
+            self._write_event(refusal_event(body, self._path, model))
+            self._transport.close()
+        else:
+            self.reply(status, self._head.content_type, body)
+        return None
 
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         if self.engine_busy:
@@ -301,7 +323,7 @@ class Relay:
         self.unanswered = not answered and not self._stalled
         if self._held:
             self._held, self.committed = b"", False  # nothing has been sent yet
-        if self.committed and not clean:
+        if self.committed and not clean and self._correction is None:
             self._transport.abort()  # in the middle of a chunk no event can be sent
             self._end(None)
             return
@@ -359,9 +381,6 @@ class Collector:
         """Start an attempt. Another may follow if no part of a response arrives."""
         self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
         self.parts.clear()
-
-    def ask_again(self) -> None:
-        """Nothing to do: `begin` discards what has arrived."""
 
     @property
     def engine_busy(self) -> bool:

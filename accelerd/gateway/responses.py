@@ -36,6 +36,7 @@ PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
     "/reranking": "/v1/rerank",
     **{path.removeprefix("/v1"): path for path in TASKS if not path.startswith(ANTHROPIC)},
 }
+RESPONSES: Final = "/v1/responses"
 FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  # where a request may bring tools
@@ -117,14 +118,3 @@ def error_headers(error: AccelError) -> dict[str, str]:
 def error_body(error: AccelError, path: str) -> dict[str, Any]:
     """The error as clients of that path parse it."""
     return error.anthropic() if path.startswith(ANTHROPIC) else error.openai()
-
-
-def error_event(error: AccelError, path: str) -> bytes:
-    """The error as an event in a stream, which clients of that path raise."""
-    return event_of(error_body(error, path))
-
-
-def event_of(body: dict[str, Any]) -> bytes:
-    """An SSE event with this data; with the name that Anthropic's errors have, where it is one."""
-    name = b"event: error\n" if body.get("type") == "error" else b""
-    return name + b"data: " + msgspec.json.encode(body) + b"\n\n"

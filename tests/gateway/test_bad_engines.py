@@ -94,7 +94,7 @@ async def test_interim_answers_are_dropped(tmp_path: Path, primed: bool) -> None
 @pytest.mark.parametrize("stream", [True, False])
 @on_both_loops
 async def test_engine_errors_are_passed_on(tmp_path: Path, stream: bool) -> None:
-    said = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error","n_ctx":8}}'
+    said = b'{"error":{"code":400,"message":"no such field","type":"invalid_request_error","more":8}}'
     async with bench(tmp_path) as b:
         b.engine.says(plain(said, status=400))
         response = await ask(b, stream=stream)

@@ -145,6 +145,46 @@ def test_streamed_tools(client: OpenAI) -> None:
     assert (name, json.loads(arguments)) == ("get_weather", {"city": "Paris"})
 
 
+@pytest.mark.parametrize("model", ["chat", "one"])
+def test_responses_as_they_are_made(client: OpenAI, model: str) -> None:
+    """The SDK puts together what it hears, and refuses a stream that lacks a field which it needs."""
+    with client.responses.stream(model=model, input="good day") as stream:
+        kinds = [event.type for event in stream]
+        answer = stream.get_final_response()
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+    assert answer.output_text == SHORT_REPLY
+    tool: Any = {"type": "function", "strict": False, **TOOLS[0]["function"]}
+    with client.responses.stream(model=model, input="weather?", tools=[tool]) as stream:
+        kinds = [event.type for event in stream]
+        (call,) = stream.get_final_response().output
+    assert "response.function_call_arguments.done" in kinds
+    assert call.type == "function_call"
+    assert json.loads(call.arguments) == {"city": "Paris"}
+
+
+def test_a_conversation_that_is_too_long_is_one(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="`context` for chat") as caught:
+        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "x" * 20_000}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_tokens_of_an_input(client: OpenAI) -> None:
+    assert client.responses.input_tokens.count(model="chat", input="good day").input_tokens > 5
+
+
+def test_several_prompts_at_once(client: OpenAI) -> None:
+    answer = client.completions.create(model="chat", prompt=["a", "b", "c"], max_tokens=4)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+
+
+def test_a_client_without_v1(daemon: Daemon) -> None:
+    with OpenAI(base_url=daemon.url.removesuffix("/v1"), api_key="unused", max_retries=0) as client:
+        assert client.chat.completions.create(model="chat", messages=HELLO).choices[0].message.content == SHORT_REPLY
+        assert client.completions.create(model="chat", prompt="a", max_tokens=3).choices[0].text
+        assert client.responses.create(model="chat", input="good day").output_text == SHORT_REPLY
+        assert len(client.embeddings.create(model="embed", input=["a", "b"]).data) == 2
+
+
 def test_several_choices_logprobs_and_a_schema(client: OpenAI) -> None:
     two = client.chat.completions.create(model="chat", messages=HELLO, n=2, max_tokens=4)
     assert [c.index for c in two.choices] == [0, 1]

@@ -114,11 +114,22 @@ class Properties(Struct):
     modalities: dict[str, bool] = field(default_factory=dict)
 
 
+# What it answers with status 500 although it has only read the request: its messages, tools, template and media.
+REQUEST_FAULTS: Final = (
+    r"^(Failed to (parse|tokenize|load image|download)|Cannot (use|specify)|Unknown |Unsupported |Only no echo|Error: )"
+    r"|json\.exception|While executing|Jinja Exception|not support(ed| )|requires --jinja|must (not )?be |is required$"
+    r"|Invalid (base64|token)|too large to process|larger than the max context"
+)
+
+
 class LlamaServer(Engine):
     """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
 
     dialect = Dialect(
-        streams_notice_disconnect=True, closes_after_streams=True, key_refused="unauthorized: Invalid API Key"
+        streams_notice_disconnect=True,
+        closes_after_streams=True,
+        request_faults=REQUEST_FAULTS,
+        key_refused="unauthorized: Invalid API Key",
     )
 
     def __init__(

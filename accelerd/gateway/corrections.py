@@ -1,0 +1,251 @@
+"""Corrects what an engine's responses have wrong by the API of their path. Pure: bytes in, bytes out.
+
+Errors get the shape, status and code that the API's clients expect; the events of OpenAI's Responses API get the fields
+that its clients demand; Anthropic's messages get the reason for which they stopped. Streams of other paths are not
+looked at. accelerd's own errors become events here, too.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from accelerd.base.errors import AccelError, anthropic_type
+from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
+
+Json = dict[str, Any]
+TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
+MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
+# What a response of the Responses API has, beside what is known of it.
+RESPONSE: Final[Json] = {
+    "error": None,
+    "incomplete_details": None,
+    "instructions": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "temperature": None,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+}
+
+
+def corrected_error(status: int, body: bytes, path: str, model: str, request_faults: str = "") -> tuple[int, bytes]:
+    """An engine's error as clients of that path expect it; what is none in its words stays as it is.
+
+    `request_faults`: see Dialect.
+    """
+    error = _error_in(body)
+    if error is None:
+        return status, body
+    if status == 500 and request_faults and re.search(request_faults, str(error.get("message"))):
+        status = 400
+        error |= {"code": 400, "type": "invalid_request_error"}
+    if error.get("type") == TOO_LONG:
+        error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
+    return status, msgspec.json.encode(_shaped(error, status, path))
+
+
+def _error_in(body: bytes) -> Json | None:
+    try:
+        answer = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    error = answer.get("error")
+    return error if isinstance(error, dict) else None
+
+
+def _too_long(error: Json, path: str, model: str) -> str:
+    text, tokens, limit = error.get("message"), error.get("n_prompt_tokens"), error.get("n_ctx")
+    if path.startswith(ANTHROPIC) and tokens and limit:  # Claude Code shortens its conversation when it reads this
+        text = f"prompt is too long: {tokens} tokens > {limit} maximum"
+    return f"{text}; for more, set a larger `context` for {model} in accelerd's configuration"
+
+
+def _shaped(error: Json, status: int, path: str) -> Json:
+    if path.startswith(ANTHROPIC):
+        return {"type": "error", "error": {**error, "type": anthropic_type(status)}}
+    return {"error": error}
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class Correction(Protocol):
+    """Corrects one stream."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets of the next bytes: whole events."""
+        ...
+
+    def end(self) -> bytes:
+        """What the client gets at the end: what was no whole event."""
+        ...
+
+    def failed(self, body: Json) -> bytes:
+        """The events for an error with this body; nothing may follow."""
+        ...
+
+
+def correction_for(path: str, model: str) -> Correction | None:
+    """None: streams of this path go through as they are."""
+    if path == RESPONSES:
+        return ResponsesCorrection(model)
+    return MessagesCorrection() if path == MESSAGES else None
+
+
+def error_event(error: AccelError, path: str, correction: Correction | None = None) -> bytes:
+    """The error as events in a stream, which clients of that path raise. `correction`: of what came before it."""
+    return _events(error_body(error, path), path, "", correction)
+
+
+def refusal_event(corrected: bytes, path: str, model: str) -> bytes:
+    """An engine's corrected error as events. An error of accelerd's own if it is none."""
+    if _error_in(corrected) is None:
+        text = "the engine refused the request without giving a reason"
+        return error_event(AccelError("upstream_failed", text), path)
+    return _events(msgspec.json.decode(corrected), path, model)
+
+
+def _events(body: Json, path: str, model: str, correction: Correction | None = None) -> bytes:
+    correction = correction or correction_for(path, model)
+    return event_of(body) if correction is None else correction.failed(body)
+
+
+def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
+    """An SSE event."""
+    head = b"event: %b\n" % name.encode() if name else b""
+    return b"%bdata: %b\n\n" % (head, msgspec.json.encode(body))
+
+
+class WholeEvents:
+    """Cuts a stream into events. Subclasses correct each."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        return b"".join([self.corrected(event) + b"\n\n" for event in events])
+
+    def end(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def corrected(self, event: bytes) -> bytes:
+        """The event, without the empty line after it."""
+        raise NotImplementedError
+
+
+class MessagesCorrection(WholeEvents):
+    """Anthropic's events: the reason of a stop, and the shape of an error."""
+
+    def corrected(self, event: bytes) -> bytes:
+        if event.startswith(b"event: message_delta\n") and b'"stop_sequence":null' not in event:
+            return re.sub(rb'"stop_reason":"end_turn"', b'"stop_reason":"stop_sequence"', event, count=1)
+        if event.startswith(b"event: error\n"):
+            error = _decoded(event)
+            status = error.get("code")
+            body = _shaped(error, status if isinstance(status, int) else 500, MESSAGES)
+            return self.failed(body)[:-2]
+        return event
+
+    def failed(self, body: Json) -> bytes:
+        return event_of(body, "error")
+
+
+def stopped_by_sequence(body: bytes) -> bytes:
+    """A plain message of Anthropic's with the reason of its stop."""
+    if b'"stop_sequence":null' in body or b'"stop_sequence":' not in body:
+        return body
+    try:
+        message = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return body
+    if message.get("stop_sequence") is not None and message.get("stop_reason") == "end_turn":
+        message["stop_reason"] = "stop_sequence"
+    return msgspec.json.encode(message)
+
+
+class ResponsesCorrection(WholeEvents):
+    """The Responses API's events: numbers of events and items, whole responses, ends of calls, errors."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._number = 0  # of the next event
+        self._items: dict[str, int] = {}  # id → output_index
+        self._response: Json = {
+            "id": f"resp_{secrets.token_hex(16)}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "model": model,
+            "output": [],
+            **RESPONSE,
+        }
+
+    def corrected(self, event: bytes) -> bytes:
+        data = _decoded(event)
+        kind = data.get("type")
+        if kind is None and isinstance(data.get("error"), dict):  # it has failed
+            return self.failed(data)[:-2]
+        if not isinstance(kind, str):
+            return event  # a comment
+        if isinstance(data.get("response"), dict):
+            data["response"] = self._whole(data["response"])
+        item = data.get("item")
+        before = b""
+        if isinstance(item, dict):
+            data["output_index"] = self._index(item.get("id"))
+            if kind == "response.output_item.done" and item.get("type") == "function_call":
+                done = {"type": CALL_DONE, "item_id": item.get("id"), "output_index": data["output_index"],
+                        "name": item.get("name"), "arguments": item.get("arguments")}  # fmt: skip
+                before = self._numbered(done)
+        elif "item_id" in data:
+            data["output_index"] = self._index(data["item_id"])
+            if kind.startswith(TEXTS):
+                data.setdefault("content_index", 0)
+                if kind.startswith("response.output_text."):
+                    data.setdefault("logprobs", [])
+            if kind == "response.content_part.added" and isinstance(data.get("part"), dict):
+                data["part"] = {"annotations": [], "logprobs": [], **data["part"]}
+        return before + self._numbered(data)[:-2]
+
+    def failed(self, body: Json) -> bytes:
+        error = body["error"]
+        code, message = str(error.get("code")), error.get("message")
+        failed = {**self._response, "status": "failed", "error": {"code": code, "message": message}}
+        events = b"" if self._number else self._numbered({"type": "response.created", "response": self._response})
+        events += self._numbered({"type": "error", "code": code, "message": message, "param": error.get("param")})
+        return events + self._numbered({"type": "response.failed", "response": failed})
+
+    def _whole(self, response: Json) -> Json:
+        """With every field that there must be. The first has the id and time of all."""
+        self._response = {**self._response, **response, "created_at": self._response["created_at"]}
+        return self._response
+
+    def _index(self, item: Any) -> int:
+        return self._items.setdefault(str(item), len(self._items))
+
+    def _numbered(self, data: Json) -> bytes:
+        data["sequence_number"] = self._number
+        self._number += 1
+        return event_of(data, data["type"])
+
+
+CALL_DONE: Final = "response.function_call_arguments.done"
+TEXTS: Final = ("response.output_text.", "response.content_part.", "response.reasoning_text.", "response.refusal.")
+
+
+def _decoded(event: bytes) -> Json:
+    """The data of an event; empty if that is no object."""
+    _, _, data = (b"\n" + event).partition(b"\ndata: ")
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}

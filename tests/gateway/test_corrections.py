@@ -1,0 +1,279 @@
+"""What engines say wrongly by the API of a path reaches its clients as that API has it, streams piece by piece."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelerd.base.errors import AccelError
+from accelerd.config.model import ServerSettings
+from accelerd.engines.base import Dialect
+from accelerd.engines.llama_server import LlamaServer
+from accelerd.gateway.corrections import corrected_error, correction_for, error_event
+from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
+from tests.gateway.client import CHAT, request
+
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+FAULTS = LlamaServer.dialect.request_faults
+USER = {"messages": [{"role": "user", "content": "hi"}]}
+BODIES: dict[str, dict[str, Any]] = {CHAT: USER, MESSAGES: {"max_tokens": 9, **USER}, RESPONSES: {"input": "hi"}}
+
+
+def said(message: str, kind: str = "server_error", code: int = 500, **more: Any) -> bytes:
+    return json.dumps({"error": {"code": code, "message": message, "type": kind, **more}}).encode()
+
+
+def event(name: str, **data: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), json.dumps({"type": name, **data}).encode())
+
+
+def events(stream: bytes) -> list[Any]:
+    """Their data; each has the name of its type."""
+    found = []
+    for block in stream.split(b"\n\n"):
+        lines = dict(line.split(b": ", 1) for line in block.split(b"\n") if line and not line.startswith(b":"))
+        if b"data" in lines:
+            found.append(json.loads(lines[b"data"]))
+            assert lines[b"event"].decode() == found[-1]["type"]
+    return found
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Failed to parse messages: Missing 'role' in message: {}",
+        "Failed to parse tools: [json.exception.type_error.302] type must be string, but is null; tools = []",
+        "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        "\n------------\nWhile executing CallExpression at line 3\nError: Jinja Exception: roles must alternate",
+        "input (12002 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+        '"prompt" elements must be a string, a list of tokens or a JSON object',
+        "'messages' is required",
+        "Cannot use both json_schema and grammar",
+    ],
+)
+def test_what_only_the_request_caused_is_a_bad_request(message: str) -> None:
+    status, body = corrected_error(500, said(message), CHAT, "m", FAULTS)
+    assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+    assert json.loads(body)["error"]["message"] == message
+    assert corrected_error(500, said(message), CHAT, "m")[0] == 500, "another engine may mean something else"
+
+
+@pytest.mark.parametrize(
+    "message", ["Compute error.", "device lost", "Invalid input batch.", "got exception: x", "std::bad_alloc", ""]
+)
+def test_the_engines_own_failures_stay_its_own(message: str) -> None:
+    assert corrected_error(500, said(message), CHAT, "m", FAULTS)[0] == 500
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"detail":1}', b"[" * 100_000, b"\xff"])
+def test_what_is_no_error_of_theirs_stays_as_it_is(body: bytes) -> None:
+    for path in BODIES:
+        assert corrected_error(500, body, path, "m", FAULTS) == (500, body)
+
+
+def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
+    too_long = said("request (9 tokens) exceeds 8", "exceed_context_size_error", 400, n_prompt_tokens=9, n_ctx=8)
+    for path in (CHAT, RESPONSES):
+        status, body = corrected_error(400, too_long, path, "qwen")
+        error = json.loads(body)["error"]
+        assert (status, error["code"], error["n_ctx"]) == (400, "context_length_exceeded", 8)
+        assert error["message"].startswith("request (9 tokens) exceeds 8; ")
+        assert "`context` for qwen" in error["message"]
+    answer = json.loads(corrected_error(400, too_long, MESSAGES, "qwen")[1])
+    assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
+    assert answer["error"]["message"].startswith("prompt is too long: 9 tokens > 8 maximum")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "invalid_request_error"), (404, "not_found_error"), (503, "overloaded_error"), (500, "api_error")],
+)
+@pytest.mark.parametrize("path", [MESSAGES, "/v1/messages/count_tokens"])
+@on_both_loops
+async def test_anthropics_clients_get_anthropics_errors(tmp_path: Path, path: str, status: int, kind: str) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(plain(said("no", code=status), status))
+        response = await client.ask(path=path, body={"model": "m", **BODIES[MESSAGES]})
+        assert response.status == status
+        assert response.json() == {"type": "error", "error": {"type": kind, "message": "no", "code": status}}
+
+
+@pytest.mark.parametrize("assembles", [False, True])
+@on_both_loops
+async def test_a_request_that_is_at_fault_does_not_count_against_the_engine(tmp_path: Path, assembles: bool) -> None:
+    dialect = Dialect(streams_notice_disconnect=assembles, request_faults="must be")
+    async with bench(tmp_path, others={"llama-server": Speaker(dialect)}) as b, await b.client() as client:
+        for _ in range(6):
+            b.engine.says(plain(said("it must be so"), 500))
+            assert (await client.ask(body={"model": "m", **USER})).status == 400
+        assert b.scheduler.snapshot("m").state.value == "ready"
+        assert len(b.engine.requests) == 6, "nothing else was asked of it"
+
+
+# --- OpenAI's Responses API ------------------------------------------------------------------------------------------
+
+CALL = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": "f"}
+PART = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+TEXT = {
+    "type": "message",
+    "id": "msg_1",
+    "role": "assistant",
+    "content": [{**PART, "text": "ab"}],
+    "status": "completed",
+}
+HEAD = {"id": "resp_1", "object": "response"}
+STREAM = [
+    event("response.created", response={**HEAD, "status": "in_progress"}),
+    event("response.in_progress", response={**HEAD, "status": "in_progress"}),
+    event("response.output_item.added", item={"type": "message", "id": "msg_1", "content": []}),
+    event("response.content_part.added", item_id="msg_1", part={"type": "output_text", "text": ""}),
+    event("response.output_text.delta", item_id="msg_1", delta="a"),
+    event("response.output_text.delta", item_id="msg_1", delta="b\n\ndata: {}"),
+    event("response.output_item.added", item={**CALL, "arguments": ""}),
+    event("response.function_call_arguments.delta", item_id="fc_1", delta="{}"),
+    event("response.output_text.done", item_id="msg_1", text="ab"),
+    event("response.content_part.done", item_id="msg_1", part=PART),
+    event("response.output_item.done", item=TEXT),
+    event("response.output_item.done", item={**CALL, "arguments": "{}"}),
+    event("response.completed", response={**HEAD, "status": "completed", "created_at": 5, "output": [TEXT]}),
+]
+
+
+async def asked(b: Bench, path: str, *stream: bytes, close: bool = False) -> Any:
+    async with await b.client() as client:
+        ends = () if close else (b"0\r\n\r\n",)
+        b.engine.says(SSE_HEAD, *[chunk(one) for one in stream], *ends, close=close)
+        return await client.ask(path=path, body={"model": "m", "stream": True, **BODIES[path]})
+
+
+@on_both_loops
+async def test_events_of_a_response_have_what_its_clients_demand(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        response = await asked(b, RESPONSES, *STREAM)
+        assert response.complete
+        found = events(response.body)
+    assert [one["sequence_number"] for one in found] == list(range(len(STREAM) + 1))
+    kinds = [one["type"] for one in found]
+    assert kinds.index("response.function_call_arguments.done") == kinds.index("response.completed") - 2
+    for one in found:
+        if "response" in one:
+            assert {"id", "created_at", "model", "output", "tools", "error"} <= one["response"].keys()
+            assert (one["response"]["id"], one["response"]["model"]) == ("resp_1", "m")
+            assert one["response"]["created_at"] == found[0]["response"]["created_at"]
+        elif one.get("item_id", one.get("item", {}).get("id")) == "msg_1":
+            assert one["output_index"] == 0
+            assert one.get("content_index") == (None if "item" in one else 0)
+        else:
+            assert one["output_index"] == 1
+    assert found[-1]["response"]["output"] == [TEXT]
+    assert [one["delta"] for one in found if one["type"] == "response.output_text.delta"] == ["a", "b\n\ndata: {}"]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1))
+def test_pieces_do_not_matter(sizes: list[int]) -> None:
+    stream = b": ping\n\n" + b"".join(STREAM)
+
+    def of(pieces: list[bytes]) -> list[Any]:
+        correction = correction_for(RESPONSES, "m")
+        assert correction is not None
+        found = events(b"".join([correction.feed(piece) for piece in pieces]) + correction.end())
+        return [{**one, "response": None} for one in found]  # with times
+
+    pieces, at, turn = [], 0, 0
+    while at < len(stream):
+        pieces.append(stream[at : at + sizes[turn % len(sizes)]])
+        at, turn = at + len(pieces[-1]), turn + 1
+    assert of(pieces) == of([stream])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@on_both_loops
+async def test_a_response_that_fails_ends_with_an_error_and_a_failed_response(tmp_path: Path, begun: bool) -> None:
+    """The engine's own event of it, and its death."""
+    before = STREAM[:5] if begun else []
+    error = b'data: {"error":{"code":500,"message":"Compute error.","type":"server_error"}}\n\n'
+    async with bench(tmp_path) as b:
+        by_engine = events((await asked(b, RESPONSES, *before, error)).body)
+        response = await asked(b, RESPONSES, *before, b": ping\n\n", close=True)
+        assert not response.complete
+        for found, code in ((by_engine, "500"), (events(response.body), "upstream_failed")):
+            assert [one["type"] for one in found[-2:]] == ["error", "response.failed"]
+            assert [one["sequence_number"] for one in found] == list(range(len(found)))
+            assert found[0]["type"] == "response.created"
+            assert found[-2]["code"] == code
+            assert found[-2]["message"]
+            assert found[-1]["response"]["error"] == {"code": code, "message": found[-2]["message"]}
+            assert found[-1]["response"]["id"] == found[0]["response"]["id"]
+        await b.settled()
+
+
+@pytest.mark.parametrize("answer", [said("too long", code=400), b"<html>"])
+@on_both_loops
+async def test_a_refusal_after_comments_is_a_failed_response(tmp_path: Path, answer: bytes) -> None:
+    async with bench(tmp_path, ServerSettings(keepalive_after=0.02)) as b, await b.client() as client:
+        b.instances.hold = True
+        b.engine.says(plain(answer, 400))
+        client.send(request(path=RESPONSES, body={"model": "m", "input": "hi", "stream": True}))
+        await client.head()
+        await client.reader.readuntil(b": loading m")
+        await until(lambda: b.scheduler.queued == 1, "it waits")
+        b.instances.let_go()
+        rest = await client.rest()
+        assert rest.count(b"event: error\n") == rest.count(b"event: response.failed\n") == 1
+        assert (b"too long" in rest) == (b"too long" in answer)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_errors_of_accelerds_own_are_events_of_the_path(path: str) -> None:
+    stream = error_event(AccelError("queue_timeout", "no room"), path)
+    names = {CHAT: [], MESSAGES: ["error"], RESPONSES: ["response.created", "error", "response.failed"]}[path]
+    assert [line[7:].decode() for line in stream.split(b"\n") if line.startswith(b"event: ")] == names
+    assert b"no room" in stream
+
+
+# --- Anthropic's Messages API ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "sequence", "right"),
+    [
+        ("end_turn", "stop", "stop_sequence"),
+        ("end_turn", '"stop_sequence":null', "stop_sequence"),
+        ("end_turn", None, "end_turn"),
+        ("max_tokens", None, "max_tokens"),
+        ("tool_use", None, "tool_use"),
+    ],
+)
+@on_both_loops
+async def test_a_stop_by_a_sequence_is_said_to_be_one(
+    tmp_path: Path, reason: str, sequence: str | None, right: str
+) -> None:
+    stop = {"stop_reason": reason, "stop_sequence": sequence}
+    message = json.dumps(
+        {"type": "message", "content": [{"text": '"stop_sequence":null'}], **stop}, separators=(",", ":")
+    )
+    delta = json.dumps({"type": "message_delta", "delta": stop}, separators=(",", ":"))
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(plain(message.encode()))
+        answer = await client.ask(path=MESSAGES, body={"model": "m", **BODIES[MESSAGES]})
+        assert answer.json() == {**json.loads(message), "stop_reason": right}
+        stream = await asked(b, MESSAGES, f"event: message_delta\ndata: {delta}\n\n".encode())
+        assert events(stream.body) == [{"type": "message_delta", "delta": {**stop, "stop_reason": right}}]
+
+
+@on_both_loops
+async def test_an_error_in_a_stream_of_messages_has_its_shape(tmp_path: Path) -> None:
+    error = b'event: error\ndata: {"code":500,"message":"Compute error.","type":"server_error"}\n\n'
+    async with bench(tmp_path) as b:
+        first = event("message_start", message={})
+        found = events((await asked(b, MESSAGES, first, error)).body)
+    assert found[0] == {"type": "message_start", "message": {}}
+    assert found[1] == {"type": "error", "error": {"type": "api_error", "message": "Compute error.", "code": 500}}
