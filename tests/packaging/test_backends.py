@@ -195,6 +195,14 @@ def test_a_build_that_sees_no_gpu_says_what_is_missing(machine: Machine) -> None
     assert "driver" not in machine.run(PACKAGING / "build-llama-server", "--vulkan").stderr
 
 
+def test_progress_is_that_of_the_whole_build(machine: Machine) -> None:
+    """The compiler of the shaders is built within it, with steps of its own."""
+    ninja = "[0/300] begin\n[1/2] inner\n[2/2] inner\n[150/300] middle\n[1/2] inner\n[300/300] end\n"
+    code = f'. {PACKAGING}/build-llama-server; progress "$HOME/build.log"'
+    lines = machine.run("bash", "-c", code, stdin=ninja).stderr.splitlines()
+    assert [" ".join(line.split()[:2]) for line in lines] == ["0 %", "50 %", "100 %"]
+
+
 # --- the installer ---
 
 
