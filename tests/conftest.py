@@ -48,6 +48,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneProces
     return OneProcessForContainers(config, log)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes many seconds, and is left out by tests/run --fast")
+
+
 def pytest_collection_finish() -> None:
     """What is loaded now stays: `settled` collects garbage after every test, and need not look at all of it again."""
     gc.collect()

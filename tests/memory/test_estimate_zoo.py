@@ -78,6 +78,7 @@ def test_an_estimate_is_what_the_server_takes(name: str, llama_server: str, tmp_
     assert not wrong
 
 
+@pytest.mark.slow
 def test_an_estimate_of_a_real_model_is_what_the_server_takes(llama_server: str, gemma_model: Path) -> None:
     """Gemma 3 270M: weights of several types, a vocabulary that is most of it, a window of 512 tokens."""
     contexts = (2048, 8192, 32768)
