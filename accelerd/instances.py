@@ -6,7 +6,6 @@ for an instance. `gone` means that no process of the instance is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -14,6 +13,7 @@ from msgspec import Struct
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, LaunchPlan
+from accelerd.memory.model import MemoryRequirement
 
 
 class Listener(Protocol):
@@ -48,8 +48,8 @@ class InstanceFacts(Protocol):
 class Supervisor(Protocol):
     """Runs the processes. All calls return at once."""
 
-    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
-        """`devices`: ids of the GPUs it shall use, where that was decided."""
+    def start(self, instance: int, spec: ModelSpec, placed: MemoryRequirement) -> None:
+        """`placed`: the memory it is given, and where."""
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         """Take over what an earlier daemon started, an entry of `ProcessSupervisor.survivors()`; then as `start`."""

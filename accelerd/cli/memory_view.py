@@ -153,6 +153,8 @@ def holding(held: dict[str, Any], number: int, glyphs: BarGlyphs) -> BarPart:
         notes.append("reserved, not in use yet" if phase == "loading" else "reserved")
     elif human_size(used) != human_size(reserved):
         notes.append(f"{human_size(used)} of it in use" if used < reserved else f"{human_size(used)} in use")
+    if held.get("prompt_cache"):
+        notes.append(f"{human_size(held['prompt_cache'])} of it for its prompt cache")
     if held.get("pin"):
         notes.append("pinned")
     if held.get("leases"):

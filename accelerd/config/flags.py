@@ -42,6 +42,7 @@ _OWNED_PREFIXES: Final[Mapping[str, str]] = {"--mcp-": _TOOLS}
 
 _SETTINGS_GROUPS: Final[Mapping[str, str]] = {
     "--cache-type-k -ctk --cache-type-v -ctv": "kv_cache_type",
+    "--cache-ram -cram": "prompt_cache",
     "--flash-attn -fa": "flash_attention",
     "--gpu-layers --n-gpu-layers -ngl": "gpu_layers",
     "--batch-size -b": "batch",

@@ -107,6 +107,12 @@ class ModelSpec:
         name="kv_cache_type",
     )
     cache_type_v: str | None = None  # from kv_cache_type, too
+    prompt_cache: int | None = key(
+        toml.PromptCache,
+        None,
+        'Main memory in which the engine keeps conversations that it may have to go on with, or "off"; "auto" is up '
+        "to 8 GiB of what is free when the model is loaded.",
+    )
     flash_attention: Literal["on", "off", "auto"] | None = key(toml.OnOffAuto, None, "Use flash attention.")
     mmap: bool | None = key(bool, None, "Map the model file into memory instead of reading it.")
     gpu_layers: int | Literal["all", "auto"] | None = key(toml.Layers, None, "Number of layers that run on the GPU.")

@@ -214,7 +214,7 @@ def _consistent(spec: ModelSpec) -> Iterator[Clash]:
 # Settings that only llama-server supports.
 LLAMA_SERVER_ONLY = (
     "cache_type_k", "cache_type_v", "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus",
-    "mmproj", "draft_model", "chat_template_file",
+    "mmproj", "draft_model", "chat_template_file", "prompt_cache",
 )  # fmt: skip
 
 

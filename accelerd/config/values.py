@@ -109,6 +109,13 @@ def _context(value: int | str) -> int | None:
     return value
 
 
+def _prompt_cache(value: int | str) -> int:
+    size = 0 if value == "off" else units.parse_size(value)
+    if 0 < size < 1 << 20:
+        raise ValueError("less than engines can count")
+    return size
+
+
 def _on_off(value: bool | str) -> str:
     return value if isinstance(value, str) else ("on" if value else "off")
 
@@ -126,6 +133,17 @@ MemoryOrAuto = Annotated[int | str, _size(1 << 20, "auto")]
 Size = Annotated[int | str, _size()]
 Reserve = Annotated[int | str, _size(0, "auto")]
 MemoryLimit = Annotated[int | str, _size(16 << 20, "none")]
+PromptCache = Annotated[
+    int | str,
+    _amount(
+        f'{units.SIZE}; at least 1 MiB, or "off"',
+        _prompt_cache,
+        lambda value: units.format_size(value) if value else "off",
+        f"^off$|{_SIZE_JSON}",
+        0,
+        "auto",
+    ),
+]
 Context = Annotated[
     int | str, _type(_CONTEXT, _context, "^model$", show=lambda value: "model" if value is None else value)
 ]

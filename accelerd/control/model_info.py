@@ -76,9 +76,9 @@ class ModelInfo:
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
         events.subscribe(ModelLoaded, self.on_model_loaded)
 
-    async def plan(self, spec: ModelSpec) -> LaunchPlan:
-        """How the model would be started now. AccelError when it could not."""
-        return await self._engines[spec.engine].plan(spec, self._roots.runtime)
+    async def plan(self, spec: ModelSpec, placed: MemoryRequirement) -> LaunchPlan:
+        """How the model would be started now, placed like this. AccelError when it could not."""
+        return await self._engines[spec.engine].plan(spec, self._roots.runtime, placed)
 
     async def forecasts(self, specs: Iterable[ModelSpec], *, ask: bool = False) -> list[tuple[ModelSpec, Forecast]]:
         """What each will need: estimated, unless it was measured. `ask`: see Engine.forecast.

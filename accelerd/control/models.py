@@ -229,14 +229,14 @@ def load_progress(snapshot: Snapshot, progress: InstanceProgress | None, before:
     """
     if snapshot.state is State.READY:
         return 1.0
-    if snapshot.state is not State.STARTING or snapshot.memory <= 0:
+    if snapshot.state is not State.STARTING or snapshot.memory <= snapshot.need.cache:
         return before
     found = _part(snapshot, progress)
     return before if found is None else max(before, min(ALMOST, found))
 
 
 def _part(snapshot: Snapshot, progress: InstanceProgress | None) -> float | None:
-    total = snapshot.memory
+    total = snapshot.memory - snapshot.need.cache  # which fills later
     parts = snapshot.need.parts
     weights = min(total, parts.get("weights", 0) + parts.get("projector", 0)) or total
     resident = _resident(snapshot, progress)
@@ -256,7 +256,7 @@ def _resident(snapshot: Snapshot, progress: InstanceProgress | None) -> int | No
         used[RAM] = max(used.get(RAM, 0), progress.resident)
     if not used:
         return None
-    return sum(min(used.get(pool, 0), size) for pool, size in snapshot.need.amounts.items())
+    return sum(min(used.get(pool, 0), size) for pool, size in snapshot.need.with_cache(0).amounts.items())
 
 
 def _dots(line: str) -> int:

@@ -120,6 +120,7 @@ class Placement(msgspec.Struct):
     """What a model needs, and whether it could have that now."""
 
     memory: int
+    prompt_cache: int  # of it
     source: str
     pools: dict[str, int]
     parts: dict[str, int]
@@ -233,7 +234,8 @@ async def explain(parts: ControlParts, request: ModelRequest) -> Explanation | R
         return _explain_route(parts, route)
     snapshot = parts.find(request.model)
     facts = parts.facts(snapshot)
-    plan = facts.plan if facts and facts.plan else await parts.model_info.plan(snapshot.spec)
+    need = parts.scheduler.would_need(snapshot.spec.name)
+    plan = facts.plan if facts and facts.plan else await parts.model_info.plan(snapshot.spec, need)
     fits, how = parts.scheduler.placement(snapshot.spec.name)
     return Explanation(
         model=snapshot.spec.name,
@@ -246,12 +248,13 @@ async def explain(parts: ControlParts, request: ModelRequest) -> Explanation | R
         flags=list(plan.flags),
         warnings=[*plan.warnings, *parts.conflicts.of(snapshot, plan)],
         placement=Placement(
-            memory=snapshot.memory,
-            source=snapshot.memory_source,
-            pools=dict(snapshot.need.amounts),
-            parts=dict(snapshot.need.parts),
-            devices=list(snapshot.need.devices),
-            claims=claims_of(snapshot.need, parts.scheduler.memory.ledger().pools),
+            memory=need.total,
+            prompt_cache=need.cache,
+            source=need.source,
+            pools=dict(need.amounts),
+            parts=dict(need.parts),
+            devices=list(need.devices),
+            claims=claims_of(need, parts.scheduler.memory.ledger().pools),
             fits=fits,
             reason=how,
         ),

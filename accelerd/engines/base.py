@@ -17,7 +17,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.devices.model import Device
-from accelerd.memory.model import Forecast
+from accelerd.memory.model import Forecast, MemoryRequirement
 
 
 def fail(cause: Cause, problem: str, hint: str = "") -> NoReturn:
@@ -77,6 +77,7 @@ class LaunchPlan:
         True  # the engine supports keys; False: no key is sent, and everyone who reaches the endpoint can use it
     )
     backend: str = ""  # as in EngineBuild; "": unknown
+    prompt_cache: int = 0  # bytes of main memory that the engine may use for it
     prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
     probe_type: str = "application/json"  # of probe_body
     discreet: str = ""  # regex: once ready, only matching output is kept, since the rest may contain prompts; "": all
@@ -209,10 +210,10 @@ class Engine(Protocol):
 
     dialect: Dialect
 
-    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         """A new plan, with a new endpoint under `runtime` (or a free port) and a new secret.
 
-        `slots`: PCI slots of the GPUs to use, if they have been selected.
+        `placed`: the GPUs to use and the memory for the prompt cache; None: not decided.
         """
         ...
 

@@ -96,6 +96,7 @@ class Learned:
         """
         if not key:
             return
+        need, peak = need.with_cache(0), _without(need.cache, peak)
         ident, old = self._known(key, need)
         another = old.runs == 0 or ident in self._begun
         self._begun.pop(ident, None)
@@ -115,6 +116,7 @@ class Learned:
         """It ran out of memory placed as `need` says: from now on it needs `total` bytes at least, in all pools."""
         if not key:
             return
+        need, total = need.with_cache(0), total - need.cache
         ident, old = self._known(key, need)
         estimate = self._estimate(ident, need)
         before = need.total if need.total < total else improved(replace(need, amounts=estimate), old).total
@@ -139,13 +141,14 @@ class Learned:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _improved(self, key: str, need: MemoryRequirement) -> MemoryRequirement:
+    def _improved(self, key: str, wanted: MemoryRequirement) -> MemoryRequirement:
+        need = wanted.with_cache(0)
         ident = _ident(key, need)
         self._estimates.pop(ident, None)
         self._estimates[ident] = need.amounts
         _bound(self._estimates)
         entry = self._entries.get(ident)
-        return need if entry is None else improved(need, entry)
+        return wanted if entry is None else improved(need, entry).with_cache(wanted.cache)
 
     def _estimate(self, ident: Ident, need: MemoryRequirement) -> dict[str, int]:
         """What was estimated, although `need` may be what was learned before."""
@@ -199,6 +202,11 @@ def improved(need: MemoryRequirement, entry: LearnedRecord) -> MemoryRequirement
         source += f"the {what} was {human_size(need.total)}"
         better = better.scaled(entry.need, source, raised=True)
     return better
+
+
+def _without(cache: int, peak: Mapping[str, int]) -> Mapping[str, int]:
+    """Peaks of use, less what a prompt cache may have had of them."""
+    return {**peak, RAM: max(0, peak[RAM] - cache)} if cache and RAM in peak else peak
 
 
 def _differs(old: LearnedRecord | None, new: LearnedRecord) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from accelerd.memory.model import Claim, Pool
+from accelerd.memory.model import RAM, Claim, Pool
 
 Phase = Literal["loading", "resident", "leaving", "reclaiming", "lost"]
 ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this memory as somebody else's
@@ -24,6 +24,7 @@ class Holding(Struct, frozen=True):
     amounts: Mapping[str, int]  # what is counted, by pool
     used: Mapping[str, int] = field(default_factory=dict)  # what was seen in use, by pool
     claims: tuple[Claim, ...] = ()  # its places on NPUs, which are not counted in bytes
+    cache: int = 0  # of what is counted in main memory, what is for its prompt cache
 
 
 class PoolHolding(Struct, frozen=True):
@@ -31,6 +32,7 @@ class PoolHolding(Struct, frozen=True):
     phase: Phase
     size: int
     used: int | None  # None: not seen yet
+    cache: int = 0  # of `size`, for its prompt cache
 
 
 class Balance(Struct, frozen=True):
@@ -123,7 +125,13 @@ class Ledger:
 
     def _balance(self, pool: Pool, spilled: Mapping[str, int]) -> Balance:
         holdings = tuple(
-            PoolHolding(one.model, one.phase, one.amounts.get(pool.id, 0), one.used.get(pool.id) if one.used else None)
+            PoolHolding(
+                one.model,
+                one.phase,
+                one.amounts.get(pool.id, 0),
+                one.used.get(pool.id) if one.used else None,
+                one.cache if pool.id == RAM else 0,
+            )
             for one in self.holdings
             if one.amounts.get(pool.id) or one.used.get(pool.id)
         )

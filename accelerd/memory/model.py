@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 RAM: Final = "ram"  # the id of main memory
+PROMPT_CACHE: Final = "prompt cache"  # a part of a need
 
 
 class Pool(Struct, frozen=True):
@@ -59,10 +60,21 @@ class MemoryRequirement(Struct, frozen=True):
     claims: tuple[Claim, ...] = ()
     declared: bool = False  # written in the configuration: measurements only raise it
     raised: bool = False  # the model ran out of memory with less than this
+    cache: int = 0  # of main memory, what the engine may use for its prompt cache
 
     @property
     def total(self) -> int:
         return sum(self.amounts.values())
+
+    def with_cache(self, size: int) -> MemoryRequirement:
+        """The same need with a prompt cache of `size` bytes instead of the one that it has."""
+        if size == self.cache:
+            return self
+        amounts = {**self.amounts, RAM: self.amounts.get(RAM, 0) - self.cache + size}
+        parts = {name: part for name, part in self.parts.items() if name != PROMPT_CACHE}
+        if parts and size:
+            parts[PROMPT_CACHE] = size
+        return replace(self, amounts=amounts, parts=parts, cache=size)
 
     def scaled(self, total: int, source: str, *, raised: bool = False) -> MemoryRequirement:
         """The same need with `total` bytes, every pool in proportion."""
@@ -89,6 +101,7 @@ class Forecast(Struct, frozen=True):
     )
     load_seconds: float | None = None  # what the last load took
     missing: bool = False  # its files are not on this machine: they are downloaded before it is loaded
+    spare_cache: int = 0  # the most that its prompt cache takes of what a start leaves; never a reason not to start
 
 
 class ForeignUser(Struct, frozen=True):

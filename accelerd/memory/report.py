@@ -39,6 +39,7 @@ class HoldingReport(msgspec.Struct):
     phase: Phase
     reserved: int
     used: int | None
+    prompt_cache: int = 0  # of what is reserved
     leases: int | msgspec.UnsetType = UNSET
     idle: float | msgspec.UnsetType | None = UNSET
     pin: bool | msgspec.UnsetType = UNSET
@@ -124,6 +125,7 @@ def _pool(
                 held.phase,
                 held.size,
                 held.used,
+                held.cache,
                 **(msgspec.structs.asdict(facts(held.model)) if facts is not None else {}),
             )
             for held in balance.holdings
@@ -144,11 +146,13 @@ def ledger_of(answer: Mapping[str, Any]) -> Ledger:
     used: dict[str, dict[str, int]] = {}
     phases: dict[str, Phase] = {}
     claims: dict[str, list[Claim]] = {}
+    caches: dict[str, int] = {}
     for one in msgspec.convert(answer.get("pools") or [], list[PoolReport]):
         ended = 0
         for held in one.holdings:
             phases[held.model] = held.phase
             amounts.setdefault(held.model, {})[one.id] = held.reserved
+            caches[held.model] = caches.get(held.model, 0) + held.prompt_cache
             if held.used is not None:
                 used.setdefault(held.model, {})[one.id] = held.used
             ended += held.reserved if held.phase in ENDED else 0
@@ -166,7 +170,7 @@ def ledger_of(answer: Mapping[str, Any]) -> Ledger:
     return Ledger(
         pools,
         [
-            Holding(name, phases[name], held, used.get(name, {}), tuple(claims.get(name, ())))
+            Holding(name, phases[name], held, used.get(name, {}), tuple(claims.get(name, ())), caches.get(name, 0))
             for name, held in amounts.items()
         ],
     )

@@ -35,6 +35,7 @@ from accelerd.scheduler.placement import (
     never_for,
     why_never_resident,
     why_not_resident,
+    with_spare_cache,
 )
 from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
@@ -354,16 +355,18 @@ class Admission:
 
     def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
         instance = self._new_instance(record, adopted=False)
-        record.need = need
+        record.need = need = with_spare_cache(record, need, self.occupied(), self.room)
         if need.devices:
             record.device = need.devices[0]
         wanted = record.waiting[0].wants_lease if record.waiting else False
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
-        self.supervisor.start(instance, record.spec, need.devices)
+        self.supervisor.start(instance, record.spec, need)
         self.look()  # memory is not measured while no instance lives; from now on it is
 
-    def adopt(self, record: ModelRecord, found: object) -> None:
+    def adopt(self, record: ModelRecord, found: object, cache: int) -> None:
+        """`cache`: bytes that its engine was given for its prompt cache."""
         instance = self._new_instance(record, adopted=True)
+        record.need = record.need.with_cache(cache)
         self.move(record, Event.ADOPT, "an earlier accelerd started it")
         self.supervisor.adopt(instance, record.spec, found)
         self.look()

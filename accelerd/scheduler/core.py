@@ -18,7 +18,7 @@ from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.instances import Supervisor
-from accelerd.memory.model import Forecast, MemorySnapshot
+from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.npu_rules import first_device
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.scheduler.admission import Admission, ModelRequirements
@@ -29,7 +29,7 @@ from accelerd.scheduler.file_gate import FileGate
 from accelerd.scheduler.holds import Holds, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
-from accelerd.scheduler.placement import SharedLimits, why_not_resident
+from accelerd.scheduler.placement import SharedLimits, fitting, why_not_resident, with_spare_cache
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -266,8 +266,10 @@ class Core:
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "configuration changed")
 
-    def adopt(self, name: str, found: object, *, fits: bool) -> bool:
+    def adopt(self, name: str, found: object, *, fits: bool, cache: int = 0) -> bool:
         """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
+
+        `cache`: bytes that it has for its prompt cache.
 
         Its memory is on the ledger from now on. One that would be started differently now (not `fits`) is replaced; one
         that no longer has room is stopped.
@@ -277,7 +279,7 @@ class Core:
             return False
         # What other programs seem to use includes this process: only accelerd's models count here.
         no_room = why_not_resident(record, self._admission.occupied(), self._admission.room.undisturbed())
-        self._admission.adopt(record, found)
+        self._admission.adopt(record, found, cache)
         if no_room is not None:
             self._admission.stop(record, f"no longer fits: {no_room}")
         elif not fits:
@@ -457,6 +459,14 @@ class Core:
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take?"""
         return placement(self._find(name), self._admission)
+
+    def would_need(self, name: str) -> MemoryRequirement:
+        """What it has; of a model that is not loaded, what it would get if it were started now."""
+        record, admission = self._find(name), self._admission
+        if record.occupied:
+            return record.need
+        others, room = admission.occupied(), admission.room
+        return with_spare_cache(record, fitting(record, others, room) or record.need, others, room)
 
     @property
     def settings(self) -> SchedulerSettings:

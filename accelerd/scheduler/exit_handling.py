@@ -18,7 +18,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import PERMANENT, Cause, Exit
 from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
-from accelerd.memory.model import RAM
+from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.reclaim import UnreturnedMemory
 from accelerd.scheduler.admission import CPU, Admission
 from accelerd.scheduler.events import MemoryNotReturned, ModelInUse
@@ -174,6 +174,7 @@ class ExitHandling:
             self._failed(record, before, exit, now)
         record.instance = record.endpoint = None
         record.secret = record.stop_reason = ""
+        record.at_rest()
         watchers, record.stop_watchers = record.stop_watchers, []
         for watcher in watchers:
             watcher.done()
@@ -213,10 +214,11 @@ class ExitHandling:
 
     def _out_of_memory(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:
         """Reserve more from now on. Waiting requests get one load with that; those that had it already are refused."""
-        settings, old = self._admission.settings, record.memory
+        settings, cache = self._admission.settings, record.need.cache
+        old = record.memory - cache
         _remember(record.out_of_memory, now, settings.failure_window)
         count = len(record.out_of_memory)
-        new = max(old * GROWTH[0] // GROWTH[1], exit.peak or 0, sum(record.peak.values()))
+        new = max(old * GROWTH[0] // GROWTH[1], (exit.peak or 0) - cache, sum(record.peak.values()) - cache)
         given_up = count >= OUT_OF_MEMORY_BEFORE_FAILED
         if given_up:
             record.retry_at = None
@@ -226,10 +228,9 @@ class ExitHandling:
             self._admission.move(record, Event.OUT_OF_MEMORY, exit.message + more)
         if new > old:
             source = f"ran out of memory with {human_size(old)}"
-            options = tuple(need.scaled(need.total * new // old if old else new, source, raised=True)
-                            for need in record.forecast.options)  # fmt: skip
+            options = tuple(_raised(need, old, new, source) for need in record.forecast.options)
             record.forecast = replace(record.forecast, options=options)
-            record.need = record.need.scaled(new, source, raised=True)
+            record.need = record.need.with_cache(0).scaled(new, source, raised=True)
             self._admission.needs.raise_requirement(record.spec, record.need)
         error = self.failure(record, now)
         if given_up:
@@ -252,6 +253,12 @@ class ExitHandling:
             and not record.displaced
         ):
             self._admission.request_load(record)
+
+
+def _raised(need: MemoryRequirement, old: int, new: int, source: str) -> MemoryRequirement:
+    """One way to place a model that ran out of memory with `old` bytes beside its prompt cache, and now gets `new`."""
+    bare = need.with_cache(0)
+    return bare.scaled(bare.total * new // old if old else new, source, raised=True).with_cache(need.cache)
 
 
 def _pool(record: ModelRecord) -> str:

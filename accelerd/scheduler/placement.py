@@ -6,6 +6,7 @@ Knows no state of waiting requests and no time; choosing who leaves is eviction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -16,6 +17,9 @@ from accelerd.memory.ledger import Holding, Ledger, PoolShortage
 from accelerd.memory.model import RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
 from accelerd.scheduler.record import ModelRecord, Residue
+
+CACHE_STEP: Final = 1 << 20  # bytes: what engines count prompt caches in
+LEAST_CACHE: Final = 64 << 20  # bytes: less holds no conversation
 
 
 class YieldedMemory(Struct, frozen=True):
@@ -46,8 +50,34 @@ class SharedLimits(Struct, frozen=True):
 
     def ledger(self, records: Iterable[ModelRecord]) -> Ledger:
         """The books with these models resident."""
+        return self.ledger_of(record.holding() for record in records)
+
+    def ledger_of(self, holdings: Iterable[Holding]) -> Ledger:
         lost = [Holding(r.model, "lost", {r.pool: r.size}) for r in self.lost]
-        return Ledger(self.pools, [*(record.holding() for record in records), *lost])
+        return Ledger(self.pools, [*holdings, *lost])
+
+
+def with_spare_cache(
+    target: ModelRecord, need: MemoryRequirement, others: Iterable[ModelRecord], limits: SharedLimits
+) -> MemoryRequirement:
+    """The need with half of what is left in main memory beside `others` for its prompt cache, within its bounds.
+
+    Half, so that another model still finds room. A model that ran out of memory gets nothing beside its need.
+    """
+    most = target.forecast.spare_cache
+    if not most or need.raised:
+        return need
+    others, spec = list(others), target.spec
+    left = [bound - need.amounts.get(RAM, 0) for bound in (spec.memory_max, spec.memory_high) if bound is not None]
+    if limits.pools:
+        shares = [*(other.holding() for other in others), Holding(spec.name, "loading", need.amounts)]
+        free = {one.pool.id: one.free for one in limits.ledger_of(shares).balances()}
+        left.append(free.get(RAM, 0) // 2)
+    if limits.memory is not None:
+        held = sum(sum(other.held().values()) for other in others) + sum(residue.size for residue in limits.lost)
+        left.append((limits.memory - held - need.total) // 2)
+    size = min([most, *left]) // CACHE_STEP * CACHE_STEP
+    return need.with_cache(size) if size >= LEAST_CACHE else need
 
 
 def excludes(a: ModelSpec, b: ModelSpec) -> str | None:

@@ -171,6 +171,12 @@ class ModelRecord:
 
     def redeclared(self) -> None:
         """A person has changed what it is said to need, while it is loaded."""
+        cache = self.need.cache
+        self.at_rest()
+        self.need = self.need.with_cache(self.need.cache or cache)
+
+    def at_rest(self) -> None:
+        """It has ended: it needs what the forecast says of the same place, without what a start had to spare."""
         placed = [need for need in self.forecast.options if need.devices == self.need.devices]
         self.need = (placed or self.forecast.options)[0]
 
@@ -219,7 +225,7 @@ class ModelRecord:
             phase = "reclaiming"
         elif self.state in LEAVING:
             phase = "leaving"
-        return Holding(self.spec.name, phase, self.held(), self.used, self.need.claims)
+        return Holding(self.spec.name, phase, self.held(), self.used, self.need.claims, self.need.cache)
 
     def reload_cost(self) -> float:
         """What it would cost to have it back, in seconds."""

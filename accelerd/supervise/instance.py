@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.instances import InstanceInfo, Listener
+from accelerd.memory.model import MemoryRequirement
 from accelerd.supervise import exit_messages
 from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, NoProgram, TenantProcess
@@ -71,9 +72,9 @@ class Instance:
         ring: OutputRing,
         context: InstanceContext,
         found: Adoptable | None = None,
-        gpus: Sequence[str] = (),
+        placed: MemoryRequirement | None = None,
     ) -> None:
-        """`found`: it is not started but taken over. `gpus`: PCI slots of those it shall use, where that is decided."""
+        """`found`: it is not started but taken over. `placed`: the memory it is given, and where; None: not decided."""
         self.number = number
         self.spec = spec
         self.ring = ring
@@ -85,7 +86,7 @@ class Instance:
         self._spawned = self._started
         self._plan: LaunchPlan | None = None
         self._found = found
-        self._gpus = gpus
+        self._placed = placed
         self._main: MainProcess | None = None
         self._unit: str | None = None  # of its main process, also after its end
         self._home: str | None = None  # its home's kind, once chosen
@@ -243,7 +244,7 @@ class Instance:
 
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)
-        return await self._engine.plan(self.spec, self._context.roots.runtime, self._gpus)
+        return await self._engine.plan(self.spec, self._context.roots.runtime, self._placed)
 
     async def _start(self, plan: LaunchPlan, home: Home) -> MainProcess:
         context = self._context

@@ -21,6 +21,7 @@ from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import InstanceInfo, Listener, Supervisor
+from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, HomeError
@@ -86,13 +87,13 @@ class ProcessSupervisor(Supervisor):
 
     # --- the Protocol -------------------------------------------------------------------------------------------
 
-    def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
+    def start(self, instance: int, spec: ModelSpec, placed: MemoryRequirement | None = None) -> None:
         if instance in self._instances:
             log.debug("instance %d is started already", instance)
             return
         tag = InstanceTag(f"{instance}-{secrets.token_hex(8)}", self._owner)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
-        self._begin(Instance(instance, spec, engine, tag, ring, self._context, gpus=devices))
+        self._begin(Instance(instance, spec, engine, tag, ring, self._context, placed=placed))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         assert isinstance(found, Adoptable)

@@ -11,7 +11,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec, Origin, Sampling
 from accelerd.engines.base import Endpoint
-from accelerd.engines.llama_server.argv import CommandLine, build
+from accelerd.engines.llama_server.argv import CACHE_MOST, CommandLine, build, prompt_cache
 from accelerd.engines.llama_server.features import Features, parse_help
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR
 
@@ -45,7 +45,7 @@ def refused(features: Features = NEW, **settings: Any) -> str:
 def test_the_plainest_model() -> None:
     assert argv() == (
         "/bin/llama -m /m.gguf --alias m --host /run/user/1000/accelerd/instances/m-1.sock --fit off -c 4096 -np 1"
-        " --cache-ram 0 --offline --jinja --no-ui --log-colors off"
+        " --cache-ram 8192 --offline --jinja --no-ui --log-colors off"
     )
     assert argv(OLD, TCP) == (
         "/bin/llama -m /m.gguf --alias m --host 127.0.0.1 --port 4711 -c 4096 -np 1 --jinja --no-webui"
@@ -231,3 +231,45 @@ def test_a_value_is_one_token_whatever_is_in_it(value: str) -> None:
 def test_extra_arguments_are_last_and_in_order() -> None:
     extra = ("-b", "1", "--temp", "-0.5", "-b", "2")
     assert tuple(line(extra_args=extra, sampling=Sampling(temperature=1)).argv[-6:]) == extra
+
+
+# --- the prompt cache ---
+
+
+def cached(cache: int, features: Features = NEW, **settings: Any) -> str:
+    spec = ModelSpec("m", **{"path": "/m.gguf", "context": 4096, **settings})
+    words = build(spec, features, UNIX, cache=cache).argv
+    return shlex.join(words[words.index("-np") + 2 : words.index("--offline")] if "--offline" in words else words)
+
+
+NEWEST = features_of(THIS_YEAR + "--cache-idle-slots, --no-cache-idle-slots\n                 save idle slots\n")
+
+
+def test_the_prompt_cache_is_as_large_as_what_was_set_aside_for_it() -> None:
+    assert cached(3 << 30, NEWEST) == "--cache-ram 3072"
+    assert cached(0, NEWEST) == "--cache-ram 0 --no-cache-idle-slots", "else it complains of the second"
+    assert cached(0) == "--cache-ram 0"
+    assert cached(0, NEWEST, prompt_cache=1 << 30) == "--cache-ram 1024"
+    assert cached(1 << 30, NEWEST, prompt_cache=0) == "--cache-ram 0 --no-cache-idle-slots"
+    for task in ("embeddings", "rerank"):
+        assert cached(1 << 30, NEWEST, **{task: True, "ubatch": 512}).startswith("--cache-ram 0 --no-cache-idle-slots")
+
+
+def test_the_reason_says_how_large_the_prompt_cache_is_and_whose_choice_it_was() -> None:
+    spec = ModelSpec("m", path="/m.gguf", context=4096)
+    (flag,) = (one for one in build(spec, NEW, UNIX, cache=3 << 30).flags if one.text.startswith("--cache-ram"))
+    assert (flag.source, "3.0 GiB of main memory" in flag.reason) == ("built-in", True)
+
+
+def test_a_build_without_a_prompt_cache_is_given_none_and_refuses_a_size_of_yours() -> None:
+    assert "--cache-ram" not in cached(1 << 30, OLD)
+    assert "--cache-ram" not in cached(0, OLD, prompt_cache=0)
+    assert "prompt_cache: it knows no --cache-ram" in refused(OLD, prompt_cache=1 << 30)
+
+
+def test_a_prompt_cache_in_extra_args_is_the_only_one() -> None:
+    assert cached(1 << 30, NEWEST, extra_args=("-cram", "256")) == ""
+    options = frozenset(NEWEST.options)
+    for arguments, wanted in (((), (0, CACHE_MOST)), (("-cram", "256"), (256 << 20, 0)), (("--cache-ram=0",), (0, 0)),
+                              (("--cache-ram", "64", "-cram", "-1"), (0, CACHE_MOST))):  # fmt: skip
+        assert prompt_cache(ModelSpec("m", extra_args=arguments), options) == wanted

@@ -324,3 +324,17 @@ def test_two_models_of_one_file_do_not_have_it_written_in_turns() -> None:
         learned.saw("k", on_gpu(GIB), {GPU: GIB}, settled=True, model=model)
     assert shelf.writes == 1
     assert learned.entries()[0].model == "b"
+
+
+def test_what_a_prompt_cache_holds_is_never_learned() -> None:
+    learned = learning()
+    fixed = on_gpu(8 * GIB, GIB).with_cache(2 * GIB)
+    for cached in (fixed, on_gpu(8 * GIB, GIB).with_cache(4 * GIB)):  # a person's size, and what was to spare
+        need = learned.apply(forecast(cached)).options[0]
+        learned.saw("k", need, {GPU: 7 * GIB, RAM: GIB + need.cache}, settled=True)
+        assert learned.entries()[0].peak == {GPU: 7 * GIB, RAM: GIB}
+        better = learned.apply(forecast(cached)).options[0]
+        assert better.amounts == {GPU: 7 * GIB, RAM: GIB + cached.cache}
+    learned.outgrown("k", fixed, 14 * GIB)
+    again = learned.apply(forecast(fixed)).options[0]
+    assert (again.total, again.cache) == (14 * GIB, 2 * GIB)

@@ -36,7 +36,12 @@ def run(context: Context, args: argparse.Namespace) -> int:
         section(context, "Memory")
         word = "; it does not fit" if placement.get("fits") is False else ""
         size, source = human_size(placement.get("memory")), placement.get("source") or "unknown"
-        out.wrapped(f"{size} ({source}){word}", indent="  ")
+        cache = (
+            f", {human_size(placement['prompt_cache'])} of it for the prompt cache"
+            if placement.get("prompt_cache")
+            else ""
+        )
+        out.wrapped(f"{size} ({source}){cache}{word}", indent="  ")
         for claim in placement.get("claims") or ():
             out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):

@@ -25,7 +25,7 @@ from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, T
 from accelerd.engines.flm import argv, catalogue, model, program, stack
 from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, KNOWN, FlmModel
 from accelerd.engines.llama_server.engine import free_port
-from accelerd.memory.model import Forecast
+from accelerd.memory.model import Forecast, MemoryRequirement
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Flm(Engine):
         self._program = program.FlmProgram(now)
         self._known: dict[str, FlmModel] = {}  # from the program's last list
 
-    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         """A new plan with a free port. AccelError('model_failed') with advice."""
         argv.checked(spec.extra_args)
         path = await to_thread(program.find, spec.binary or self._settings.binary, self._environ)

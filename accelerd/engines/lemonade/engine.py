@@ -22,7 +22,7 @@ from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
 from accelerd.engines.llama_server.environment import NO_BACKTRACE
 from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
-from accelerd.memory.model import Forecast
+from accelerd.memory.model import Forecast, MemoryRequirement
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Lemonade(Engine):
         self._catalogue = catalogue
         self._environ = dict(os.environ if environ is None else environ)
 
-    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         """The load request. The model's address is known after the load."""
         if not spec.model:
             fail(Cause.REFUSED, f'{spec.name}: set model = "…" to one of Lemonade\'s models')

@@ -11,12 +11,13 @@ that the build has for it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, field
 
 from accelerd.base.exits import Cause
+from accelerd.base.sizes import human_size
 from accelerd.config.flags import flag_name, why_owned
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
@@ -25,7 +26,10 @@ from accelerd.engines.llama_server.features import Features, ProgramOption
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
 CHECKPOINTS: Final = 8  # the program's own 32 of a model with a large window can take more than the model
+CACHE_FLAGS: Final = ("--cache-ram", "-cram")
+CACHE_MOST: Final = 8 << 30  # bytes, the program's own limit
 CHECKPOINT_FLAGS: Final = ("--ctx-checkpoints", "--swa-checkpoints")
+MIB: Final = 1 << 20
 EMBEDDING_BATCH_CAP: Final = 8192  # tokens; the compute buffer grows with the physical batch
 
 # setting → its names in this and earlier builds, and what it is for
@@ -110,15 +114,18 @@ def build(
     endpoint: Endpoint,
     advice: Sequence[TuningAdvice] = (),
     gpus: Sequence[str] = (),
+    cache: int = CACHE_MOST,
 ) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.
 
-    `gpus`: what the program calls those that it shall use, where it has a choice.
+    `gpus`: what the program calls those that it shall use, where it has a choice. `cache`: bytes that are set aside for
+    its prompt cache.
     """
     line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
     _listen(line, endpoint)
     _memory(line)
+    _prompt_cache(line, cache)
     if gpus:
         line.own(("--device", "-dev"), ",".join(gpus), reason="where accelerd has made room for it")
     _work(line)
@@ -176,9 +183,6 @@ def _memory(line: CommandLine) -> None:
         line.set("cache_type_k", ("--cache-type-k", "-ctk"), spec.cache_type_k, "type of the KV cache's keys")
     if spec.cache_type_v is not None:
         _values_cache(line, spec.cache_type_v)
-    line.own(
-        ("--cache-ram",), "0", reason="no prompt cache in main memory: it could grow to 8 GiB, which are not reserved"
-    )
     reason = "saved states of conversations: no more than memory is reserved for"
     line.own(CHECKPOINT_FLAGS, str(CHECKPOINTS), reason=reason)
     if spec.mmap is not None:
@@ -187,6 +191,48 @@ def _memory(line: CommandLine) -> None:
         _gpu_layers(line, spec.gpu_layers)
     if spec.flash_attention is not None:
         _flash_attention(line, spec.flash_attention, features.find("--flash-attn", "-fa"))
+
+
+def prompt_cache(spec: ModelSpec, options: Collection[str] | None) -> tuple[int, int]:
+    """Bytes of main memory for its prompt cache: what it needs of them, and what it takes at most where it may.
+
+    `options`: of the build; None: not known.
+    """
+    if spec.embeddings or spec.rerank or (options is not None and not set(CACHE_FLAGS).intersection(options)):
+        return 0, 0
+    told = _argument(spec.extra_args, CACHE_FLAGS)
+    if told is not None and told.isascii() and told.isdigit():
+        return int(told) * MIB, 0
+    return (0, CACHE_MOST) if spec.prompt_cache is None else (spec.prompt_cache, 0)
+
+
+def _argument(arguments: Sequence[str], names: Collection[str]) -> str | None:
+    """The last value that extra_args give an option."""
+    found = None
+    for index, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in names:
+            found = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+    return found
+
+
+def _prompt_cache(line: CommandLine, size: int) -> None:
+    spec = line.spec
+    if _argument(spec.extra_args, CACHE_FLAGS) is not None:
+        return
+    if spec.embeddings or spec.rerank:
+        size = 0
+        line.own(CACHE_FLAGS, "0", reason="no prompt cache: it has no conversations")
+    elif spec.prompt_cache is None:
+        reason = f"at most {human_size(size)} of main memory, to spare when it was started, for earlier conversations"
+        line.own(CACHE_FLAGS, str(size // MIB), reason=reason if size else "no main memory to spare for a prompt cache")
+    else:
+        size = spec.prompt_cache
+        if size or line.features.find(*CACHE_FLAGS):
+            reason = f"{human_size(size)} of main memory for earlier conversations" if size else "no prompt cache"
+            line.set("prompt_cache", CACHE_FLAGS, size // MIB, reason)
+    if not size:
+        line.own(("--no-cache-idle-slots",), reason="it needs the prompt cache")
 
 
 def _values_cache(line: CommandLine, wanted: str) -> None:

@@ -51,7 +51,7 @@ from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.program import Program, find, local
 from accelerd.estimate.model_kind import Identified, Kind, Modality
 from accelerd.estimate.tensors import parts
-from accelerd.memory.model import Forecast
+from accelerd.memory.model import Forecast, MemoryRequirement
 
 log = logging.getLogger(__name__)
 
@@ -171,10 +171,10 @@ class LlamaServer(Engine):
         env = environment.for_help(self._environ, spec)
         return local(path, env, HELP_TIMEOUT, environment.DRIVER_VARIABLES)
 
-    async def plan(self, spec: ModelSpec, runtime: Path, slots: Sequence[str] = ()) -> LaunchPlan:
+    async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         """A fresh plan: own endpoint under `runtime` (or a free port) and own secret on every call.
 
-        `slots`: PCI slots of those it shall use; none: the program decides.
+        `placed`: the GPUs that it shall use (none: the program decides), and the memory for its prompt cache.
         """
         if isinstance(fixed := await self._places(spec), FixedServer):
             return _fixed_plan(spec, fixed)
@@ -187,8 +187,10 @@ class LlamaServer(Engine):
             else None
         )
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
-        named, doubt = await self._named(settled, slots)
-        line = argv.build(spec, features, endpoint, tuned.advice, named)
+        named, doubt = await self._named(settled, placed.devices if placed is not None else ())
+        needed, spare = argv.prompt_cache(spec, settled.build.options)
+        granted = needed or (spare if placed is None else min(placed.cache, spare))
+        line = argv.build(spec, features, endpoint, tuned.advice, named, granted)
         secret = self._token()
         env, env_flags = environment.for_server(self._environ, spec, secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
@@ -204,6 +206,7 @@ class LlamaServer(Engine):
             probe_path=probe_path,
             probe_body=probe_body,
             backend=settled.build.backend,
+            prompt_cache=granted,
             notable=output.NOTABLE,
             out_of_memory=output.OUT_OF_MEMORY,
             too_large=output.TOO_LARGE,

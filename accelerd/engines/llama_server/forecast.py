@@ -99,7 +99,11 @@ class Forecaster:
         `answer`: what llama-fit-params says of it.
         """
         if spec.memory is not None:
-            return self._declared(spec, devices)
+            return (
+                with_cache(self._declared(spec, devices), settled, build)
+                if spec.path
+                else self._declared(spec, devices)
+            )
         if not spec.path:
             return Forecast((in_ram(*files.footprint(spec)),))
         gpus = usable(devices)
@@ -119,7 +123,7 @@ class Forecaster:
         placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus)
         if answer is not None and answer.rows:
             placed = tuple(corrected(need, found, answer) for need in placed)
-        return Forecast(placed, self._key(known, build) if build is not None else "")
+        return with_cache(Forecast(placed, self._key(known, build) if build is not None else ""), settled, build)
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """One clause on what of the model would fit into `room`; empty where nothing would, or nothing is known."""
@@ -185,6 +189,12 @@ def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> Me
             parts[name] = size + doubt
     total = sum(parts.values())
     return need if total == need.total else replace(need.scaled(total, FROM_TOOL), parts=parts)
+
+
+def with_cache(found: Forecast, spec: ModelSpec, build: EngineBuild | None) -> Forecast:
+    """The forecast with the main memory that the model's prompt cache needs, or takes of what is free."""
+    fixed, spare = argv.prompt_cache(spec, build.options if build is not None else None)
+    return replace(found, options=tuple(need.with_cache(fixed) for need in found.options), spare_cache=spare)
 
 
 def settings_of(
