@@ -355,7 +355,7 @@ class Admission:
 
     def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
         instance = self._new_instance(record, adopted=False)
-        record.need = need = with_spare_cache(record, need, self.occupied(), self.room)
+        record.need = need = with_spare_cache(record, need, self.records.values(), self.room)
         if need.devices:
             record.device = need.devices[0]
         wanted = record.waiting[0].wants_lease if record.waiting else False

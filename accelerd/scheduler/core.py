@@ -465,8 +465,9 @@ class Core:
         record, admission = self._find(name), self._admission
         if record.occupied:
             return record.need
-        others, room = admission.occupied(), admission.room
-        return with_spare_cache(record, fitting(record, others, room) or record.need, others, room)
+        room = admission.room
+        need = fitting(record, admission.occupied(), room) or record.need
+        return with_spare_cache(record, need, admission.records.values(), room)
 
     @property
     def settings(self) -> SchedulerSettings:

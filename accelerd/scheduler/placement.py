@@ -58,26 +58,48 @@ class SharedLimits(Struct, frozen=True):
 
 
 def with_spare_cache(
-    target: ModelRecord, need: MemoryRequirement, others: Iterable[ModelRecord], limits: SharedLimits
+    target: ModelRecord,
+    need: MemoryRequirement,
+    records: Iterable[ModelRecord],
+    limits: SharedLimits,
 ) -> MemoryRequirement:
-    """The need with half of what is left in main memory beside `others` for its prompt cache, within its bounds.
+    """The need with what main memory has to spare for its prompt cache, within the bounds that are set.
 
-    Half, so that another model still finds room. A model that ran out of memory gets nothing beside its need.
+    `records`: of all models. One that ran out of memory gets nothing beside its need.
     """
     most = target.forecast.spare_cache
     if not most or need.raised:
         return need
-    others, spec = list(others), target.spec
+    records, spec = [record for record in records if record is not target], target.spec
+    there, apart = [r for r in records if r.occupied], [r.need for r in records if not (r.occupied or r.removed)]
+    if limits.max_loaded is not None:
+        apart = sorted(apart, key=lambda one: one.total)[: max(0, limits.max_loaded - 1 - alike(need, there))]
     left = [bound - need.amounts.get(RAM, 0) for bound in (spec.memory_max, spec.memory_high) if bound is not None]
     if limits.pools:
-        shares = [*(other.holding() for other in others), Holding(spec.name, "loading", need.amounts)]
-        free = {one.pool.id: one.free for one in limits.ledger_of(shares).balances()}
-        left.append(free.get(RAM, 0) // 2)
+        ledger = limits.ledger_of([*(r.holding() for r in there), Holding(spec.name, "loading", need.amounts)])
+        free = {one.pool.id: one.free for one in ledger.balances()}
+        main = {RAM, *(pool.id for pool in limits.pools if pool.backed_by == RAM)}
+        left.append(_share(free.get(RAM, 0), [sum(n for p, n in one.amounts.items() if p in main) for one in apart]))
     if limits.memory is not None:
-        held = sum(sum(other.held().values()) for other in others) + sum(residue.size for residue in limits.lost)
-        left.append((limits.memory - held - need.total) // 2)
+        held = sum(sum(r.held().values()) for r in there) + sum(residue.size for residue in limits.lost)
+        left.append(_share(limits.memory - held - need.total, [one.total for one in apart]))
     size = min([most, *left]) // CACHE_STEP * CACHE_STEP
     return need.with_cache(size) if size >= LEAST_CACHE else need
+
+
+def _share(free: int, others: Iterable[int]) -> int:
+    """What one cache may take of so many bytes, at most half, when as many others as can be there are to find room.
+
+    Each of those gets the same for its own. Where not all can be there, they make room for each other anyway, and a
+    cache gets a sixteenth at least.
+    """
+    left, caches, all_fit = free, 1, True
+    for size in sorted(others):
+        all_fit = all_fit and size <= left
+        if all_fit:
+            left, caches = left - size, caches + 1
+    fair = left // caches
+    return min(free // 2, fair if all_fit else max(fair, free // 16))
 
 
 def excludes(a: ModelSpec, b: ModelSpec) -> str | None:

@@ -119,10 +119,10 @@ async def test_memory() -> None:
     assert (pool["id"], pool["foreign"], pool["free"]) == (RAM, 9 * GIB, 30 * GIB)
     assert pool["foreign_users"] == [{"pid": 7, "process": "firefox", "size": 5 * GIB}]
     assert pool["holdings"] == [
-        {"model": "qwen", "phase": "resident", "reserved": 20 * GIB, "used": 18 * GIB, "leases": 2, "idle": None,
-         "pin": True, "priority": 3},
-        {"model": "gone", "phase": "lost", "reserved": GIB, "used": None, "leases": 0, "idle": None, "pin": False,
-         "priority": 0},
+        {"model": "qwen", "phase": "resident", "reserved": 20 * GIB, "used": 18 * GIB, "prompt_cache": 0, "leases": 2,
+         "idle": None, "pin": True, "priority": 3},
+        {"model": "gone", "phase": "lost", "reserved": GIB, "used": None, "prompt_cache": 0, "leases": 0, "idle": None,
+         "pin": False, "priority": 0},
     ]  # fmt: skip
     assert answer["waiting"] == [
         {"model": "glm", "requests": 4, "state": "stopped", "fits": True, "reason": "glm would fit",

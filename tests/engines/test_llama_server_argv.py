@@ -117,7 +117,7 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "name": "other", "path": "/other.gguf", "context": 99, "parallel": 2, "cache_type_k": "q8_0",
         "cache_type_v": "q8_0", "flash_attention": "on", "mmap": True, "gpu_layers": 1, "batch": 1, "ubatch": 1,
         "threads": 1, "mmproj": "/p", "chat_template_file": "/t", "embeddings": True, "rerank": True,
-        "draft_model": "/d.gguf", "extra_args": ("-x",),
+        "draft_model": "/d.gguf", "extra_args": ("-x",), "prompt_cache": 1 << 20,
     }  # fmt: skip
     elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus", "transcription"}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",

@@ -11,6 +11,7 @@ from accelerd.config.model import LlamaServerSettings, ModelSpec
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.llama_server.output import listed, names_of
+from accelerd.memory.model import MemoryRequirement
 from tests.engines.helps import THIS_YEAR, model_file
 
 GIB = 1 << 30
@@ -85,6 +86,7 @@ def test_a_plan_names_the_card_where_room_was_made(
                        f"*) cat {tmp_path}/help;; esac\n")  # fmt: skip
     program.chmod(0o755)
     server = LlamaServer(LlamaServerSettings(binary=str(program)), devices=lambda: (HALO, XTX))
-    plan = asyncio.run(server.plan(ModelSpec("m", path=str(model_file(tmp_path / "models"))), tmp_path, slots))
+    placed = MemoryRequirement({}, "estimated", slots)
+    plan = asyncio.run(server.plan(ModelSpec("m", path=str(model_file(tmp_path / "models"))), tmp_path, placed))
     assert (flag in " ".join(plan.argv)) if flag else "--device" not in plan.argv
     assert any("cannot tell which device" in warning for warning in plan.warnings) is warned

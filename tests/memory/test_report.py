@@ -32,7 +32,7 @@ def test_what_is_told_of_a_pool() -> None:
         "id": SLOT, "label": "AMD Radeon 8060S", "capacity": 98 * GIB, "reserve": GIB, "backed_by": RAM, "own": 2 * GIB,
         "foreign": 6 * GIB, "foreign_users": [{"pid": 7, "process": "game", "size": 5 * GIB}], "spilled": 0,
         "free": 71 * GIB,
-        "holdings": [{"model": "qwen", "phase": "resident", "reserved": 20 * GIB, "used": 19 * GIB,
+        "holdings": [{"model": "qwen", "phase": "resident", "reserved": 20 * GIB, "used": 19 * GIB, "prompt_cache": 0,
                       "leases": 0, "idle": None, "pin": True, "priority": 0}],
     }  # fmt: skip
     assert len(ram["foreign_users"]) == NAMED

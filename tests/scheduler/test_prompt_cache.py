@@ -73,8 +73,8 @@ def test_what_others_use_and_hold_is_not_to_spare() -> None:
     bench = machine(32 * GIB, {"a": needs(4 * GIB), "b": needs(2 * GIB)}, foreign=17 * GIB)
     bench.loaded("a")
     bench.loaded("b")
-    assert bench.placed["a"].cache == 5 * GIB
-    assert bench.placed["b"].cache == 3 * GIB // 2
+    assert bench.placed["a"].cache == 4 * GIB, "half of the 8 GiB that are left beside both"
+    assert bench.placed["b"].cache == 2 * GIB
 
 
 def test_the_limits_that_a_person_set_hold_for_it_too() -> None:
@@ -96,8 +96,33 @@ def test_nobody_leaves_for_a_cache_and_nothing_is_refused_for_one() -> None:
     assert machine(8 * GIB, {"a": needs(7 * GIB)}).core.placement("a")[0]
 
 
+def test_models_that_can_all_be_loaded_still_can_and_have_equal_caches() -> None:
+    bench = machine(16 * GIB, dict.fromkeys("abc", needs(4 * GIB)))
+    for name in "abc":
+        bench.loaded(name)
+    assert [bench.state(name) for name in "abc"] == [State.READY] * 3
+    assert [bench.placed[name].cache for name in "abc"] == [GIB, GIB, GIB // 2], "of the last half is kept free"
+
+
+def test_of_more_models_than_can_be_loaded_each_gets_a_cache() -> None:
+    bench = machine(16 * GIB, dict.fromkeys("abcdefghijklmn", needs(2 * GIB)))
+    bench.loaded("a")
+    assert bench.placed["a"].cache == 13 * GIB // 16, "6 others would fit, and leave 1 GiB for 7 caches"
+    for name in "bcdefgh":
+        bench.request_load(name)
+        bench.pass_time(1)
+    assert len([name for name in "abcdefgh" if bench.state(name) in (State.STARTING, State.READY)]) >= 5
+
+
+def test_a_model_that_is_alone_by_order_leaves_nothing_for_others() -> None:
+    bench = machine(16 * GIB, dict.fromkeys("abc", needs(4 * GIB)))
+    bench.limits = SharedLimits(None, "", 1)
+    bench.configure([model(name) for name in "abc"])
+    assert bench.core.would_need("a").cache == 11 * GIB // 2
+
+
 def test_an_idle_model_leaves_with_its_cache_when_another_needs_the_place() -> None:
-    bench = machine(16 * GIB, {"a": needs(5 * GIB), "b": needs(8 * GIB)})
+    bench = machine(16 * GIB, {"a": needs(5 * GIB), "b": needs(11 * GIB)})
     bench.loaded("a")
     assert bench.core.memory_held() == 10 * GIB
     bench.request("b")
@@ -105,7 +130,7 @@ def test_an_idle_model_leaves_with_its_cache_when_another_needs_the_place() -> N
     assert bench.state("a") is State.STOPPING
     bench.gone("a")
     assert bench.core.snapshot("a").memory == 5 * GIB, "what it needs, not what there was to spare"
-    assert bench.placed["b"].cache == 7 * GIB // 2
+    assert bench.placed["b"].cache == 2 * GIB
 
 
 def test_a_size_that_a_person_wrote_is_needed_like_the_rest() -> None:
@@ -123,7 +148,7 @@ def test_a_model_that_ran_out_of_memory_gets_more_for_itself_and_none_to_spare()
     bench = machine(64 * GIB, {"a": needs(4 * GIB)})
     bench.request("a")
     assert bench.placed["a"].cache == 8 * GIB
-    bench.gone("a", Cause.OUT_OF_MEMORY)
+    bench.gone("a", Cause.OOM_KILLED)
     assert bench.needs["a"] == 5 * GIB, "a quarter more than it needed, whatever the cache was"
     assert (bench.placed["a"].total, bench.placed["a"].cache) == (5 * GIB, 0)
 
