@@ -49,9 +49,13 @@ async def test_a_stopped_toolbox_is_asked_by_its_image_once(containers: World) -
     async with Upkeep(containers, image="localhost/care-asleep:1", started=False) as care:
         first = await described(care)
         assert (first["running"], first["build"]) == (False, "100 (aaa)")
-        runs = containers.podman("events", "--stream=false", "--filter=event=create", "--filter=type=container")
+        runs = containers.podman(
+            "events", "--stream=false", "--filter=event=create", "--filter=image=localhost/care-asleep:1"
+        )
         assert (await described(care))["build"] == "100 (aaa)"
-        after = containers.podman("events", "--stream=false", "--filter=event=create", "--filter=type=container")
+        after = containers.podman(
+            "events", "--stream=false", "--filter=event=create", "--filter=image=localhost/care-asleep:1"
+        )
         assert len(after.splitlines()) == len(runs.splitlines()), "no second container to ask"
         assert not (await care.found()).running
 

@@ -109,7 +109,7 @@ def play(daemon: Daemon, asked: list[str]) -> list[str]:
     return failures
 
 
-@pytest.mark.parametrize(("limited_by", "requests"), [("scheduler.memory", 1000), ("main memory", 400)])
+@pytest.mark.parametrize(("limited_by", "requests"), [("scheduler.memory", 300), ("main memory", 200)])
 def test_requests_to_thirty_models_on_a_pool_for_three(
     daemons: DaemonFactory,
     llama_server: str,
