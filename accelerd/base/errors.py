@@ -29,6 +29,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "model_not_found": ErrorKind(404, "NoSuchModel"),
     "not_supported_by_model": ErrorKind(400, "NotSupportedByModel"),  # or by its engine; another model may support it
     "method_not_allowed": ErrorKind(405, "NotSupported"),
+    "http_version_not_supported": ErrorKind(505, "NotSupported"),
     "request_timeout": ErrorKind(408, "RequestTimeout", True),
     "body_too_large": ErrorKind(413, "LimitsExceeded"),
     "unsupported_media_type": ErrorKind(415, "InvalidArgument"),

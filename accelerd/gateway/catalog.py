@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from accelerd.config.model import ModelSpec, Route
@@ -30,6 +31,20 @@ class Catalog:
         known = {s.spec.name: s for s in self._scheduler.snapshots() if s.spec.name in directory.models}
         models = [self._model(snapshot) for snapshot in known.values()]
         return {"object": "list", "data": [*models, *(self._route(r, known) for r in directory.routes.values())]}
+
+    def all_for_anthropic(self) -> Json:
+        """The list as Anthropic's clients know it: one page."""
+        data = [self._for_anthropic(name) for name in (*self._router.directory.models, *self._router.directory.routes)]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"data": data, "has_more": False, **ends}
+
+    def one_for_anthropic(self, name: str) -> Json:
+        """AccelError model_not_found."""
+        return self._for_anthropic(self._router.directory.find(name).name)
+
+    def _for_anthropic(self, name: str) -> Json:
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))
+        return {"type": "model", "id": name, "display_name": name, "created_at": created}
 
     def one(self, name: str) -> Json:
         """A model or a route, by any name. AccelError model_not_found."""

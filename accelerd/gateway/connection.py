@@ -17,9 +17,10 @@ from typing import Protocol, cast
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.handover import Parcel, Waiting
-from accelerd.gateway.relay import Relay, Sweeper
+from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
+from accelerd.gateway.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class ClientConnection(asyncio.Protocol):
             request = self._parsed[0] if self._parsed else None
             if request is None or not request.head_complete:
                 if self._parser.malformed is not None:
-                    self._bad_request(self._parser.malformed)
+                    self._bad_request(self._parser.malformed, wrong_version=self._parser.wrong_version)
                 elif self._requests and not self._parser.in_head:
                     self._head_begun = False
                     self._deadline = self._loop.time() + KEEPALIVE
@@ -206,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_begun = False
         self.relay = None
         if request.problem:
-            self._bad_request(request.problem)
+            self._bad_request(request.problem, wrong_version=request.wrong_version)
             return False
         response = self._handler.admit(request)
         if response is not None:
@@ -285,26 +286,28 @@ class ClientConnection(asyncio.Protocol):
         elif request.complete:
             self._write(request, response)
         else:
-            self._refuse(response, head_only=request.method == b"HEAD")
+            self._refuse(response, request)
 
     def _write(self, request: HttpRequest, response: Response) -> None:
         keep_alive = request.keep_alive
-        self.transport.write(response.encode(keep_alive=keep_alive, head_only=request.method == b"HEAD"))
+        self.transport.write(encoded(response, request, keep_alive=keep_alive))
         if not keep_alive:
             self._ending = True
             self.transport.close()
 
-    def _bad_request(self, problem: str) -> None:
+    def _bad_request(self, problem: str, *, wrong_version: bool = False) -> None:
         if (more := self._server.malformed.admit()) is not None:
             log.info("malformed request from %s: %s%s", self.peer, problem, more, extra={"peer": self.peer})
-        self._refuse(error_response(AccelError("bad_request", f"not valid HTTP: {problem}")))
+        code = "http_version_not_supported" if wrong_version else "bad_request"
+        self._refuse(error_response(AccelError(code, f"not valid HTTP: {problem}")))
 
-    def _refuse(self, response: Response, *, head_only: bool = False) -> None:
+    def _refuse(self, response: Response, request: HttpRequest | None = None) -> None:
         """The last response on this connection: what the client still sends is dropped, for LINGER seconds."""
         self._ending = True
         self._parsed.clear()
         self._pending = b""
-        self.transport.write(response.encode(keep_alive=False, head_only=head_only))
+        data = encoded(response, request, keep_alive=False) if request else response.encode(keep_alive=False)
+        self.transport.write(data)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._wait(LINGER)
@@ -400,6 +403,12 @@ class ClientConnection(asyncio.Protocol):
         await self._gone
         if self._task is not None:
             await asyncio.wait((self._task,))
+
+
+def encoded(response: Response, request: HttpRequest, *, keep_alive: bool) -> bytes:
+    """The response to that request."""
+    head_only = request.method == b"HEAD"
+    return response.encode(keep_alive=keep_alive, head_only=head_only, request_id=request.id, path=request.path)
 
 
 def refusal(request: HttpRequest, error: AccelError) -> Response:

@@ -51,6 +51,7 @@ class ControlServer:
         assert isinstance(connection, ClientConnection)
         try:
             response = await self._response(request, request.raw_path.partition("?")[0])
+            response.headers.setdefault("Server", "accelerd")  # else aiohttp's and Python's versions
             await response.prepare(request)
             await response.write_eof()
         except ClientConnectionResetError:

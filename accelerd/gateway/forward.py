@@ -14,11 +14,12 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ServerSettings
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, Sweeper, hidden_error
+from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
 from accelerd.gateway.request_body import FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
+from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import DownloadProgress, Lease, Snapshot

@@ -24,12 +24,13 @@ from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.forward import Forwarder, InferenceRequest
-from accelerd.gateway.relay import Relay, Sweeper
+from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestInfo, RequestRouter
 from accelerd.gateway.responses import (
+    ANTHROPIC,
     FORMS,
     JSON_TYPE,
     PATH_ALIASES,
@@ -38,6 +39,7 @@ from accelerd.gateway.responses import (
     error_response,
     json_response,
 )
+from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
 from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
 HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
+VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 READ = (b"GET", b"HEAD")
 OPEN = frozenset(("/health", "/v1/health", "/", "/v1", "/v1/"))  # that something listens is said without a key
 
@@ -116,7 +119,7 @@ class Gateway:
                         return _preflight(request, request.origin)
             return self._admit_path(request, path)
         except AccelError as error:
-            response = error_response(error, path)
+            response = error_response(error, ANTHROPIC if VERSION_HEADER in request.headers else path)
         return response if origin is None else response.readable_by(origin.decode("latin-1"))
 
     def _admit_path(self, request: HttpRequest, path: str) -> Response | None:
@@ -148,10 +151,11 @@ class Gateway:
         if path in OPEN:
             answer: object = {"status": "ok"}
         elif path in ("/v1/models", "/models"):
-            answer = self._catalog.all()
+            answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
         elif path.startswith("/v1/models/"):
-            name = unquote(path[len("/v1/models/") :], errors="replace")
-            answer = self._catalog.one(name[: MAX_NAME + 1])
+            name = unquote(path[len("/v1/models/") :], errors="replace")[: MAX_NAME + 1]
+            anthropic = VERSION_HEADER in request.headers
+            answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
             raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
         if request.method not in READ:
@@ -180,6 +184,7 @@ class Gateway:
             http10=request.http10,
             origin=request.origin,
             path=request.path,
+            request_id=request.id,
         )
         if connection.stream_begun:
             connection.stream_begun = False

@@ -18,7 +18,6 @@ import msgspec
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
-from accelerd.base.ports import Clock
 from accelerd.gateway.corrections import (
     MESSAGES,
     Correction,
@@ -29,7 +28,7 @@ from accelerd.gateway.corrections import (
     stopped_by_sequence,
 )
 from accelerd.gateway.response_framing import FramingError, Head, chunk
-from accelerd.gateway.responses import cors_headers, reason
+from accelerd.gateway.responses import cors_headers, date_and_id, reason
 from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
@@ -39,8 +38,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
 MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
-SWEEP_PERIOD = 5.0  # s: the longest delay of a deadline
-WHOLE_ANSWER_TIMEOUT = 3600.0  # s: for engines, which send nothing until a plain response is complete
 STALE_WITHIN = 1.0  # s: if a reused connection breaks within this time it was stale; later, the engine has failed
 
 
@@ -94,9 +91,11 @@ class Relay:
         http10: bool,
         origin: str | None,
         path: str = "",
+        request_id: str = "",
     ) -> None:
         """`path`: of the request; it decides the format of errors."""
         self._path = path
+        self._id = request_id
         self.busy_statuses: frozenset[int] = frozenset()  # that the client never sees
         self.only_stream = False  # an answer that is not a stream is an error, whatever its status
         self._transport = transport
@@ -343,7 +342,8 @@ class Relay:
         else:
             self._keep_alive = False
             framing = b"\r\n"
-        return response_head(status, content_type, model, self._keep_alive, self._origin) + framing
+        head = response_head(status, content_type, model, self._keep_alive, self._origin)
+        return b"%b%b\r\n%b" % (head, date_and_id(self._id, self._path).encode(), framing)
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():  # a client may be gone before its request is canceled
@@ -405,65 +405,3 @@ class Collector:
     def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
         self.failure, self.unanswered = reason, not answered
         self.done()
-
-
-class Sweeper:
-    """One coarse timer for all exchanges: finds clients that do not read and engines that do not send.
-
-    Runs only while an exchange is in progress or written data is unread, so that an idle daemon sleeps. Timeouts are in
-    seconds and may be changed at any time.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
-        self._loop = loop
-        self._now = clock.monotonic
-        self._watched: dict[Relay, bool] = {}
-        self._unread: dict[asyncio.Transport, float] = {}  # client → since when it has read nothing
-        self._timer: asyncio.TimerHandle | None = None
-        self.write_timeout = 60.0
-        self.stall_timeout = 300.0
-
-    def watch(self, relay: Relay, *, stream: bool) -> None:
-        """`stream`: the engine should send something every `stall_timeout` seconds."""
-        self._watched[relay] = stream
-        if self._timer is None:
-            self._arm()
-
-    def forget(self, relay: Relay) -> None:
-        self._watched.pop(relay, None)
-
-    def paused(self, client: asyncio.Transport) -> None:
-        """The client does not read: after `write_timeout` it is aborted, which cancels its request."""
-        self._unread[client] = self._now()
-        if self._timer is None:
-            self._arm()
-
-    def resumed(self, client: asyncio.Transport) -> None:
-        """It reads again, or has disconnected."""
-        self._unread.pop(client, None)
-
-    def close(self) -> None:
-        """After the last exchange."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self) -> None:
-        period = min(SWEEP_PERIOD, self.write_timeout / 4, self.stall_timeout / 4)
-        self._timer = self._loop.call_later(period, self._sweep)
-
-    def _sweep(self) -> None:
-        self._timer = None
-        now = self._now()
-        for client, since in list(self._unread.items()):
-            if now - since > self.write_timeout:
-                del self._unread[client]
-                client.abort()
-        for relay, stream in list(self._watched.items()):
-            if relay.paused:
-                continue  # the engine sends nothing because the client does not read
-            limit = self.stall_timeout if stream else max(self.stall_timeout, WHOLE_ANSWER_TIMEOUT)
-            if relay.lease is not None and now - relay.lease.progress > limit:
-                relay.stall(limit)
-        if self._watched or self._unread:
-            self._arm()

@@ -62,6 +62,7 @@ def _log(request: HttpRequest, connection: ClientConnection, text: str, **fields
         text,
         message_id=names.MSG_REQUEST,
         path=request.path,
+        request=request.id,
         peer=connection.peer,
         stacklevel=2,
         **fields,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import secrets
 from collections import deque
+from typing import Final
 
 import httptools
 
 MAX_HEAD = 64 << 10  # bytes of a request's head
 MAX_LINE = 8190  # bytes of the target, and of a header's value
 MAX_HEADERS = 128
+ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([/?][^#]*)?", re.IGNORECASE)  # a target as proxies get it
+VERSION: Final = re.compile(rb"^[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r?\n)[0-9]", re.MULTILINE)  # one that is not spoken here
+CLIENT_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")  # an id that a client gives its request
+NUMBERS: Final = itertools.count(1)
+OWN_ID: Final = f"req_{secrets.token_hex(6)}"  # the beginning of this process's
 FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 ONCE = frozenset((b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 
@@ -19,8 +28,9 @@ class HttpRequest:
     Gateway.admit fills in `path`, `for_control`, and `origin` if that web page may read the response.
     """
 
-    __slots__ = ("admitted", "complete", "for_control", "head_complete", "headers", "http10", "keep_alive", "local",
-                 "method", "origin", "parts", "path", "problem", "size", "target")  # fmt: skip
+    __slots__ = ("admitted", "complete", "for_control", "head_complete", "headers", "http10", "id", "keep_alive",
+                 "local", "method", "origin", "parts", "path", "problem", "size", "target",
+                 "wrong_version")  # fmt: skip
 
     def __init__(self, local: bool) -> None:
         self.local = local
@@ -35,6 +45,8 @@ class HttpRequest:
         self.keep_alive = True
         self.http10 = False
         self.problem = ""  # why the head is not valid
+        self.wrong_version = False  # … because of the version of HTTP
+        self.id = ""  # the client's, or one of our own
         self.origin: str | None = None
 
     def encode(self) -> bytes:
@@ -65,6 +77,7 @@ class RequestParser:
         self._head_size = 0  # bytes since the last complete head or message
         self.requests: deque[HttpRequest] = deque()
         self.malformed: str | None = None
+        self.wrong_version = False  # that is what is wrong
 
     @property
     def in_head(self) -> bool:
@@ -80,6 +93,7 @@ class RequestParser:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self.malformed = str(error).partition("\n")[0][:200] or "cannot parse it"
+            self.wrong_version = VERSION.search(data) is not None
         else:
             if self._head_size > MAX_HEAD and (self._receiving is None or not self._receiving.head_complete):
                 self.malformed = "the head is too long"
@@ -125,6 +139,7 @@ class RequestParser:
         if version != "1.1":
             request.http10 = True
             if version != "1.0":
+                request.wrong_version = True
                 request.problem = "only HTTP/1.1 and HTTP/1.0 are supported"
         elif b"host" not in headers:
             request.problem = "no Host header"
@@ -134,6 +149,16 @@ class RequestParser:
             request.problem = "too many headers"
         if self._head_size > MAX_LINE and any(len(line) > MAX_LINE for line in (request.target, *headers.values())):
             request.problem = "a line of the head is too long"
+        if not request.target.startswith(b"/") and (absolute := ABSOLUTE.fullmatch(request.target)):
+            headers[b"host"] = absolute[1]  # RFC 9112, 3.2.2: the header does not count
+            request.target = absolute[2] or b"/"
+            if request.target.startswith(b"?"):
+                request.target = b"/" + request.target
+        given = headers.get(b"x-request-id")
+        if given is not None and CLIENT_ID.fullmatch(given):
+            request.id = given.decode()
+        else:
+            request.id = f"{OWN_ID}{next(NUMBERS):06x}"
         self._head_size = 0
 
     def on_body(self, data: bytes) -> None:

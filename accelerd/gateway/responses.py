@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import http
 import math
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -66,9 +68,9 @@ class Response(NamedTuple):
         """With the headers that let a web page of that origin read it."""
         return self._replace(headers={**self.headers, **cors_headers(origin)})
 
-    def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
-        """The bytes to send. `head_only`: the answer to a HEAD request."""
-        lines = [f"HTTP/1.1 {self.status} {reason(self.status)}"]
+    def encode(self, *, keep_alive: bool, head_only: bool = False, request_id: str = "", path: str = "") -> bytes:
+        """The bytes to send. `head_only`: the answer to a HEAD request; `path`: of the request."""
+        lines = [f"HTTP/1.1 {self.status} {reason(self.status)}", date_and_id(request_id, path)]
         if self.body or self.status != 204:
             lines += [f"Content-Type: {JSON_TYPE}", f"Content-Length: {len(self.body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -83,11 +85,30 @@ def reason(status: int) -> str:
     return http.HTTPStatus(status).phrase if status in http.HTTPStatus._value2member_map_ else "Status"
 
 
+def date_and_id(request_id: str, path: str) -> str:
+    """The headers that every response has, without the final CRLF. Anthropic's clients know the id by another name."""
+    date = f"Date: {_date(int(time.time()))}"
+    if not request_id:
+        return date
+    return f"{date}\r\n{'request-id' if path.startswith(ANTHROPIC) else 'x-request-id'}: {request_id}"
+
+
+DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    now = time.gmtime(second)  # whatever the locale
+    day, month = DAYS[now.tm_wday], MONTHS[now.tm_mon - 1]
+    return f"{day}, {now.tm_mday:02} {month} {now.tm_year} {time.strftime('%H:%M:%S', now)} GMT"
+
+
 def cors_headers(origin: str) -> dict[str, str]:
     """What lets a page of an allowed origin read a response."""
     return {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": f"{names.HEADER_MODEL}, Retry-After, x-should-retry",
+        "Access-Control-Expose-Headers": f"{names.HEADER_MODEL}, Retry-After, x-should-retry, x-request-id, request-id",
         "Vary": "Origin",
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import struct
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Response:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def usual_head(self) -> bytes:
+        """The head without what every response has of its own: date and id."""
+        return re.sub(rb"Date: [^\r]*\r\n|x?-?request-id: [^\r]*\r\n", b"", self.head)
 
     @property
     def code(self) -> str:

@@ -72,6 +72,7 @@ async def test_control_and_inference_take_turns_on_one_connection(tmp_path: Path
         for n in range(3):
             response = await client.ask("POST", f"{PREFIX}/echo?n={n}", {"n": n})
             assert (response.status, response.json()) == (200, {"n": n})
+            assert response.headers["server"] == "accelerd", "without versions of what it is made of"
             assert (await client.ask(body=chat())).status == 200
             assert (await client.ask("GET", "/health")).json() == {"status": "ok"}
             assert (await client.ask("POST", f"{PREFIX}/stream")).body == b"one\ntwo\n"

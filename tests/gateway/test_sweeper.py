@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from accelerd.gateway.relay import SWEEP_PERIOD, WHOLE_ANSWER_TIMEOUT, Sweeper
+from accelerd.gateway.sweeper import SWEEP_PERIOD, WHOLE_ANSWER_TIMEOUT, Sweeper
 from tests.fakes.clock import FakeClock
 
 
