@@ -21,6 +21,7 @@ RUNTIME_DIR: Final = "accelerd"  # $XDG_RUNTIME_DIR, mode 0700
 CONTROL_SOCKET: Final = "accelerd.sock"
 LOCK_FILE: Final = "accelerd.lock"
 INSTANCE_DIR: Final = "instances"  # sockets of the engines
+KEY_SUFFIX: Final = ".key"  # of a file there with the key of an engine that cannot take it otherwise
 STATE_DIR: Final = "accelerd"  # $XDG_STATE_HOME
 STATE_FILE: Final = "state.json"
 LAST_GOOD_FILE: Final = "configuration.json"  # the files of the last configuration that could be used

@@ -83,6 +83,15 @@ def _text(pattern: str, expects: str, *, json: bool = False) -> Any:
     return Annotated[str, _type(expects, checked, f"^{pattern}$" if json else None)]
 
 
+CACHE_TYPE: Final = 'a type such as "f16", "q8_0", "q5_1" or "q4_0", or another that the program knows'
+
+
+def _cache_type(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]{0,31}", value):
+        raise ValueError(CACHE_TYPE)
+    return value
+
+
 def _host(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\]", value):
         raise ValueError(_HOST)
@@ -190,6 +199,6 @@ Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = _text("[A-Za-z_][A-Za-z0-9_]*", "a variable's name of letters, digits and _", json=True)
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
 TextLine = Annotated[str, _type("a text on one line", _one_line)]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+CacheType = Annotated[str, _type(CACHE_TYPE, _cache_type)]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]
 Layers = Annotated[int, Meta(ge=0, le=10_000)] | Literal["all", "auto"]

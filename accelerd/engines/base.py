@@ -80,6 +80,11 @@ class LaunchPlan:
     prompt_cache: int = 0  # bytes of main memory that the engine may use for it
     prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
     probe_type: str = "application/json"  # of probe_body
+    key_file: str = (
+        ""  # where the program reads its key from: to be written before its start, and removed once it is ready
+    )
+    # path and body of a request that needs the key and no model, for builds that answer warm_path to everyone
+    guard: tuple[str, bytes] | None = None
     discreet: str = ""  # regex: once ready, only matching output is kept, since the rest may contain prompts; "": all
     notable: str = ""  # regex: the beginning of output lines that matter, by the engine's own level; group `error`
     out_of_memory: tuple[

@@ -33,7 +33,7 @@ from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainPr
 from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
-from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep
+from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep, write_key
 from accelerd.supervise.ready import READY, Loading, Outcome, listens, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
@@ -195,6 +195,8 @@ class Instance:
         try:
             if plan.endpoint.unix:
                 await asyncio.to_thread(prepare_socket, Path(plan.endpoint.unix))
+            if plan.key_file:
+                await asyncio.to_thread(write_key, Path(plan.key_file), plan.secret)
         except OSError as error:
             return Exit(Cause.SPAWN_FAILED, exit_messages.spawn_failed(plan, error)), False
         if self._stop is not None:
@@ -294,6 +296,7 @@ class Instance:
             return ending
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
+        self._remove_key(plan)
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet else None
         if self._feed is not None:
             self._feed.errors_only = True
@@ -372,8 +375,13 @@ class Instance:
             self._main = None
         if plan.endpoint.unix:
             await asyncio.to_thread(remove_socket, Path(plan.endpoint.unix))
+        self._remove_key(plan)
         await self._record.remove()
         return strays
+
+    def _remove_key(self, plan: LaunchPlan) -> None:
+        if plan.key_file:
+            Path(plan.key_file).unlink(missing_ok=True)
 
     async def _prove_gone(self, main: MainProcess | None) -> str:
         context = self._context

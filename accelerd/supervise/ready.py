@@ -123,7 +123,11 @@ async def _ask(plan: LaunchPlan) -> Outcome | None:
     if not plan.guarded:
         return READY
     # A key that was never given out: an engine that takes it would serve every user of this machine.
-    other = await _status(plan, plan.warm_path, secrets.token_hex(16))
+    key = secrets.token_hex(16)
+    other = await _status(plan, plan.warm_path, key)
+    if other == 200 and plan.guard is not None:
+        path, body = plan.guard
+        other = (await request(plan.endpoint, path, within=PROBE_TIMEOUT, bearer=key, body=body, most=0))[0]
     if other == 200:
         text = "answers to any key: every user of this machine could use it; this build cannot be used"
         return Outcome(Cause.REFUSED, f"{program(plan)} {text}")

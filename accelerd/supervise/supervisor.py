@@ -177,15 +177,15 @@ class ProcessSupervisor(Supervisor):
         context = self._context
         spared = {life.tag.instance for life in self._instances.values()}
         records = await asyncio.to_thread(context.records.read_all)
-        record = [stored.record for stored in records if stored.record.tag.instance in spared]
+        kept = [stored for stored in records if stored.record.tag.instance in spared]
         unwanted = [stored.record for stored in records if stored.record.tag.instance not in spared]
         count = len(await asyncio.to_thread(context.table.owned, self._owner, spared)) if unwanted else 0
         await asyncio.gather(*(end_recorded(context.homes, one, context.limits) for one in unwanted))
         swept = await sweep_leftovers(context.table, self._owner, context.clock, context.limits, spared)
         if swept:
             await self._tidy(spared)  # they were of no record: what else there is of them is not known
-        sockets = {one.unix for one in record if one.unix is not None}
-        await asyncio.to_thread(remove_sockets, context.roots.instances, sockets)
+        used = {path for one in kept for path in (one.record.unix, one.plan.key_file) if path}
+        await asyncio.to_thread(remove_sockets, context.roots.instances, used)
         await asyncio.to_thread(remove_files, context.roots.instances, spared)
         return count or swept
 

@@ -35,7 +35,7 @@ contxt = 1
 context = 5
 parallel = true
 aliases = ["ok", 3, "../x"]
-kv_cache_type = {k = "q9", w = 1}
+kv_cache_type = {k = "q 9", w = 1}
 gpu_layers = "most"
 profile = "nothing"
 env = {"A B" = "1", C = 5}

@@ -52,7 +52,7 @@ class Site:
 
 
 def _alias(argv: list[str]) -> str:
-    return argv[argv.index("--alias") + 1]
+    return argv[argv.index("--alias") + 1] if "--alias" in argv else ""  # a fork has none
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from accelerd.engines.base import Endpoint
 from accelerd.engines.llama_server.argv import CACHE_MOST, CommandLine, build, prompt_cache
 from accelerd.engines.llama_server.features import Features, parse_help
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR
+from tests.fakes.fake_server_cli import FORK
 
 UNIX = Endpoint(unix="/run/user/1000/accelerd/instances/m-1.sock")
 TCP = Endpoint(port=4711)
@@ -24,6 +25,7 @@ def features_of(text: str) -> Features:
 
 
 NEW, OLD, VERY_OLD = features_of(THIS_YEAR), features_of(OLDER), features_of(ANCIENT)
+FORKED = features_of(FORK)
 
 
 def line(features: Features = NEW, endpoint: Endpoint = UNIX, **settings: Any) -> CommandLine:
@@ -154,6 +156,26 @@ def test_flags_carry_source_and_reason_and_make_up_the_whole_line() -> None:
     assert all(flag.reason for flag in built.flags)
 
 
+def test_a_fork_is_told_in_its_own_words() -> None:
+    """Names that differ, a switch where others take a value, a key from a file, types of the cache of its own."""
+    model = ModelSpec("m", path="/m.gguf", context=4096, cache_type_k="q8_KV", flash_attention="on", embeddings=True)
+    built = build(model, FORKED, TCP, key_file="/run/1.key")
+    assert shlex.join(built.argv) == (
+        "/bin/llama -m /m.gguf --host 127.0.0.1 --port 4711 --api-key-file /run/1.key -c 4096 -np 1"
+        " --cache-type-k q8_KV --cache-ram 0 --ctx-checkpoints 8 -fa on -b 4096 -ub 4096 --embeddings --jinja"
+    )
+    assert built.key_file == "/run/1.key"
+    assert "flash_attention = 'auto': it takes" not in str(built.warnings)
+    with pytest.raises(AccelError, match="flash_attention = 'most': it takes auto, on, off, 0, 1"):
+        build(ModelSpec("m", path="/m.gguf", flash_attention="most"), FORKED, TCP)  # type: ignore[arg-type]
+
+
+def test_where_the_environment_takes_the_key_no_file_is_written() -> None:
+    built = build(ModelSpec("m", path="/m.gguf"), NEW, TCP, key_file="/run/1.key")
+    assert built.key_file == ""
+    assert "/run/1.key" not in built.argv
+
+
 @pytest.mark.parametrize(
     ("features", "settings", "named"),
     [
@@ -162,7 +184,7 @@ def test_flags_carry_source_and_reason_and_make_up_the_whole_line() -> None:
         (OLD, {"rerank": True}, "rerank: it knows no --rerank or --reranking"),
         (OLD, {"sampling": Sampling(min_p=0.1)}, "sampling.min_p: it knows no --min-p"),
         (OLD, {"chat_template_file": "/t"}, "chat_template_file"),
-        (VERY_OLD, {}, "LLAMA_API_KEY"),
+        (VERY_OLD, {}, "neither from the environment (LLAMA_API_KEY) nor from a file"),
         (VERY_OLD, {"gpu_layers": 3}, "gpu_layers: it knows no"),
         (VERY_OLD, {"flash_attention": "on"}, "flash_attention: it knows no"),
     ],

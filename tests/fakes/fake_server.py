@@ -15,6 +15,7 @@ Environment
   FAKE_DEVICES    what --list-devices names, "Vulkan0: a GPU (RADV) (8 MiB, 8 MiB free)"; "(none)" without it
   FAKE_SPEEDS     JSON {"-ub 1024": [500, 40]}: tokens a second of prompt and answer, as /completion reports them of a
                   server with such a flag; of several that fit the last; "" fits all
+  FAKE_FORK       if set: the command line of a fork, which takes its key from a file and tells its models to everyone
   FAKE_LOG        JSON lines are appended to this file: {"event": …, "pid", "t" (monotonic s), …}
                   spawn {argv, env (names)} · ready · term · exit {status} · bystander (a grandchild)
                   start {id, path, stream, active (requests now in the server), key_ok}
@@ -67,7 +68,11 @@ class Server:
     def __init__(self, options, modes):
         self.options = options
         self.modes = modes
+        self.fork = bool(os.environ.get("FAKE_FORK"))
         self.key = os.environ.get("LLAMA_API_KEY", "")
+        if self.fork:
+            with open(options["--api-key-file"]) as file:
+                self.key = file.read().strip()
         self.loaded = threading.Event()
         self.ending = False
         self.active = 0
@@ -202,7 +207,7 @@ class Server:
             answer.whole(200, {"status": "ok"})
         elif not self.loaded.is_set():
             answer.error(503, "unavailable_error", "Loading model")
-        elif not key_ok:
+        elif not key_ok and not (self.fork and path == "/v1/models"):
             if "key-words" in self.modes:
                 say("W srv    operator(): unauthorized: Invalid API Key")
             answer.error(401, "authentication_error", "Invalid API Key")
@@ -296,7 +301,7 @@ def fork_others(modes):
 def main():
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
-        print(fake_server_cli.HELP)
+        print(fake_server_cli.FORK if os.environ.get("FAKE_FORK") else fake_server_cli.HELP)
         return
     if "--version" in argv:
         print("version: 1 (fake)\nbuilt with nothing for nowhere", file=sys.stderr)
@@ -306,7 +311,7 @@ def main():
         return
     modes = Modes(os.environ.get("FAKE_MODE", ""))
     try:
-        options = fake_server_cli.parse(argv)
+        options = fake_server_cli.parse(argv, bool(os.environ.get("FAKE_FORK")))
     except ValueError as error:
         say(str(error))
         leave(1)

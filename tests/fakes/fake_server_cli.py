@@ -119,7 +119,43 @@ HELP = """----- common params -----
 --sleep-idle-seconds SECONDS            sleep when idle
 """
 
+# A fork that has gone its own way since 2024: --help in the old layout, no key in the environment, no unix socket, no
+# --alias, and --fit as a switch.
+FORK = """usage: ./llama-server [options]
+
+general:
+
+  -h,    --help, --usage          print usage and exit
+         --version                show version and build info
+  -c,    --ctx-size N             size of the prompt context (default: 0, 0 = loaded from model)
+  -ctx-ckpt N, --ctx-checkpoints N
+                                  max number of context checkpoints to create per slot (default: 32)
+  -cram, --cache-ram N            set the maximum cache size in MiB (default: 8192, -1 - no limit, 0 - disable)
+  -b,    --batch-size N           logical maximum batch size (default: 2048)
+  -ub,   --ubatch-size N          physical maximum batch size (default: 512)
+  -fa, --flash-attn (auto|on|off|0|1)
+                                  set Flash Attention (default: on)
+         --jinja                  use jinja template for chat
+  -ctk,  --cache-type-k TYPE      KV cache data type for K (default: f16)
+  -ctv,  --cache-type-v TYPE      KV cache data type for V (default: f16)
+  -np,   --parallel N             number of parallel sequences to decode (default: 1)
+         --fit                    automatically determine which tensors to offload to the GPU(s)
+  -ngl,  --gpu-layers N           number of layers to store in VRAM
+  -m,    --model FNAME            model path
+         --host HOST              ip address to listen (default: 127.0.0.1)
+         --port PORT              port to listen (default: 8080)
+         --embedding(s)           restrict to only support embedding use case (default: disabled)
+         --api-key KEY            API key to use for authentication (default: none)
+         --api-key-file FNAME     path to file containing API keys (default: none)
+"""
 DESCRIPTION_COLUMN = 40
+
+
+def fork_table():
+    """{flag: does it take a value} of FORK."""
+    heads = [line[:34].strip() for line in FORK.splitlines() if line.strip().startswith("-")]
+    words = [head.replace(",", " ").replace("(s)", " --embeddings").split() for head in heads]
+    return {w: any(not v.startswith("-") for v in line) for line in words for w in line if w.startswith("-")}
 
 
 def flag_table():
@@ -136,9 +172,9 @@ def flag_table():
     return flags
 
 
-def parse(argv):
+def parse(argv, fork=False):
     """{flag: value, or "" for a switch}. ValueError with llama-server's words for what it would refuse."""
-    table = flag_table()
+    table = fork_table() if fork else flag_table()
     options = {}
     rest = iter(argv)
     for flag in rest:

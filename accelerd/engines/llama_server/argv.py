@@ -21,6 +21,7 @@ from accelerd.base.sizes import human_size
 from accelerd.config.flags import flag_name, why_owned
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
+from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.features import Features, ProgramOption
 
 BUILT_IN: Final = "built-in"
@@ -64,6 +65,7 @@ class CommandLine(Struct):
     flags: list[Flag] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    key_file: str = ""  # that the program is told to read its key from
 
     def add(self, *tokens: str, key: str | None = None, reason: str) -> None:
         """Tokens for the setting `key`; None: a choice of accelerd's own."""
@@ -102,10 +104,11 @@ class CommandLine(Struct):
         self.add(self.features.pick(*names) or names[0], text, key=key, reason=reason)
 
     def own(self, names: tuple[str, ...], *values: str, reason: str) -> None:
-        """A choice of accelerd's own, left out silently where the build does not know it."""
-        name = self.features.pick(*names)
-        if name:
-            self.add(name, *values, reason=reason)
+        """A choice of accelerd's own, left out silently where the build does not know it, or knows a switch of that
+        name instead of an option with a value."""
+        option = self.features.find(*names)
+        if option is not None and bool(option.hint) == bool(values):
+            self.add(self.features.pick(*names) or names[0], *values, reason=reason)
 
 
 def build(
@@ -115,15 +118,17 @@ def build(
     advice: Sequence[TuningAdvice] = (),
     gpus: Sequence[str] = (),
     cache: int = CACHE_MOST,
+    key_file: str = "",
 ) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.
 
     `gpus`: what the program calls those that it shall use, where it has a choice. `cache`: bytes that are set aside for
-    its prompt cache.
+    its prompt cache. `key_file`: where its key would be, if it takes none from the environment.
     """
     line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
     _listen(line, endpoint)
+    _key(line, key_file)
     _memory(line)
     _prompt_cache(line, cache)
     if gpus:
@@ -147,7 +152,7 @@ def _model(line: CommandLine) -> None:
     spec = line.spec
     if spec.path:
         line.add("-m", spec.path, key="path", reason="the model's file")
-    line.set("name", ("--alias", "-a"), spec.name, "answers carry the configured name")
+    line.own(("--alias", "-a"), spec.name, reason="answers carry the configured name")
 
 
 def _listen(line: CommandLine, endpoint: Endpoint) -> None:
@@ -157,9 +162,19 @@ def _listen(line: CommandLine, endpoint: Endpoint) -> None:
         )
     else:
         line.add("--host", "127.0.0.1", "--port", str(endpoint.port), reason="a port that was free, on loopback only")
+
+
+def _key(line: CommandLine, file: str) -> None:
+    """Never on the command line itself, which every user of the machine can read."""
     option = line.features.find("--api-key")
-    if option is None or "LLAMA_API_KEY" not in option.env:
-        line.refusals.append("it does not take its API key from the environment (LLAMA_API_KEY): update llama.cpp")
+    if option is not None and KEY_VARIABLE in option.env:
+        return
+    if line.features.find("--api-key-file"):
+        line.key_file = file
+        reason = "its key, from a file that only this user can read and that is removed once the program has read it"
+        line.add("--api-key-file", file, reason=reason)
+        return
+    line.refusals.append(f"it takes its API key neither from the environment ({KEY_VARIABLE}) nor from a file")
 
 
 def _memory(line: CommandLine) -> None:

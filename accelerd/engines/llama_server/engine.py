@@ -190,9 +190,10 @@ class LlamaServer(Engine):
         named, doubt = await self._named(settled, placed.devices if placed is not None else ())
         needed, spare = argv.prompt_cache(spec, settled.build.options)
         granted = needed or (spare if placed is None else min(placed.cache, spare))
-        line = argv.build(spec, features, endpoint, tuned.advice, named, granted)
+        key_file = os.fspath(runtime / names.INSTANCE_DIR / f"{secrets.token_hex(8)}{names.KEY_SUFFIX}")
+        line = argv.build(spec, features, endpoint, tuned.advice, named, granted, key_file)
         secret = self._token()
-        env, env_flags = environment.for_server(self._environ, spec, secret, tuned.advice)
+        env, env_flags = environment.for_server(self._environ, spec, "" if line.key_file else secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
         return LaunchPlan(
             model=spec.name,
@@ -205,6 +206,8 @@ class LlamaServer(Engine):
             warnings=(*filter(None, (warning, doubt, beyond)), *tuned.warnings, *line.warnings),
             probe_path=probe_path,
             probe_body=probe_body,
+            key_file=line.key_file,
+            guard=("/tokenize", b'{"content": ""}'),
             backend=settled.build.backend,
             prompt_cache=granted,
             notable=output.NOTABLE,

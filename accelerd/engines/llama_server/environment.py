@@ -46,7 +46,10 @@ def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
 def for_server(
     environ: Mapping[str, str], spec: ModelSpec, secret: str, advice: Sequence[TuningAdvice] = ()
 ) -> tuple[dict[str, str], list[Flag]]:
-    """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown."""
+    """The whole environment, and the part of it that is worth explaining; values that may be secret are not shown.
+
+    `secret` empty: the program gets it in another way.
+    """
     said = {one.setting: one for one in advice}
     base = inherited(environ)
     flags = [
@@ -63,14 +66,11 @@ def for_server(
             flags.append(
                 Flag(f"env {name}=…", source, "as written; values are not shown", one.note if one is not None else "")
             )
-    flags.append(
-        Flag(
-            f"env {KEY_VARIABLE}=…",
-            "built-in",
-            "a key made for this start; the engine refuses requests that do not come through accelerd",
-        )
-    )
+    if secret:
+        reason = "a key made for this start; the engine refuses requests that do not come through accelerd"
+        flags.append(Flag(f"env {KEY_VARIABLE}=…", "built-in", reason))
     if NO_BACKTRACE not in dict(spec.env):
         reason = "a crash is told by its cause, not by a debugger's backtrace"
         flags.append(Flag(f"env {NO_BACKTRACE}=1", "built-in", reason))
-    return {NO_BACKTRACE: "1", **base, **dict(spec.env), KEY_VARIABLE: secret}, flags
+    key = {KEY_VARIABLE: secret} if secret else {}
+    return {NO_BACKTRACE: "1", **base, **dict(spec.env), **key}, flags

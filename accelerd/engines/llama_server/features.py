@@ -71,7 +71,7 @@ class HelpText(Struct):
 
 
 def parse_help(text: str) -> list[ProgramOption]:
-    """The options of a help text, of this year's layout or the older indented one; lines that are none are skipped."""
+    """The options of a help text, of this year's layout or the older indented ones; lines that are none are skipped."""
     options: list[ProgramOption] = []
     head: tuple[tuple[str, ...], str] | None = None
     body: list[str] = []
@@ -86,7 +86,7 @@ def parse_help(text: str) -> list[ProgramOption]:
             close()
             names, hint, rest = parsed
             head, body = (names, hint), [rest]
-        elif line.startswith(" " * 12):
+        elif line.startswith(DESCRIPTION):
             body.append(line.strip())
         elif line.strip():  # a section's title, or what a driver had to say
             close()
@@ -95,13 +95,15 @@ def parse_help(text: str) -> list[ProgramOption]:
     return options
 
 
+DESCRIPTION: Final = " " * 12  # where lines of a description begin, at least; names are indented by less
 _NAME = re.compile(r"--?[A-Za-z][\w.-]*(?=[\s,]|$)")
+_PLURAL = re.compile(r"(--[\w-]+)\(s\)")  # "--embedding(s)"
 
 
 def _head(line: str) -> tuple[tuple[str, ...], str, str] | None:
     """`-c,    --ctx-size N     size of …` as names, hint and the beginning of the description."""
-    text = line.lstrip(" ")
-    if len(line) - len(text) > 8 or not _NAME.match(text):
+    text = _PLURAL.sub(r"\1, \1s", line.lstrip(" "))
+    if line.startswith(DESCRIPTION) or not _NAME.match(text):
         return None
     names: list[str] = []
     hint = ""
@@ -125,7 +127,7 @@ def _option(names: tuple[str, ...], hint: str, body: list[str]) -> ProgramOption
 
 
 def _choices(hint: str, body: list[str], text: str) -> Iterator[str]:
-    if match := re.fullmatch(r"\{([\w.+-]+(?:,[\w.+-]+)+)\}|[\[<]([\w.+-]+(?:\|[\w.+-]+)+)[\]>]", hint):
+    if match := re.fullmatch(r"\{([\w.+-]+(?:,[\w.+-]+)+)\}|[\[<(]([\w.+-]+(?:\|[\w.+-]+)+)[\]>)]", hint):
         yield from re.split(r"[|,]", match[1] or match[2])
     elif match := re.search(r"allowed values: ([\w.+-]+(?:, ?[\w.+-]+)*)", text):
         yield from re.split(r", ?", match[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -162,6 +163,14 @@ def prepare_socket(path: Path) -> None:
     remove_socket(path)
 
 
+def write_key(path: Path, secret: str) -> None:
+    """For a program that takes its key from a file. OSError. Blocking."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(f"{secret}\n")
+
+
 def remove_socket(path: Path) -> None:
     """Remove a unix socket that nobody listens on any more; anything else of that name stays. Blocking."""
     with suppress(FileNotFoundError):
@@ -170,11 +179,14 @@ def remove_socket(path: Path) -> None:
 
 
 def remove_sockets(folder: Path, spared: Collection[str] = ()) -> None:
-    """Remove all sockets in the directory of the instances but these paths. Blocking."""
+    """Remove all sockets and key files in the directory of the instances but these paths. Blocking."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             if str(path) not in spared:
-                remove_socket(path)
+                if path.suffix == names.KEY_SUFFIX:
+                    path.unlink(missing_ok=True)
+                else:
+                    remove_socket(path)
 
 
 def remove_files(folder: Path, spared: Collection[str] = ()) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from accelerd.base import names
 from accelerd.base.ports import Clock, Roots
 from accelerd.base.proc import living, pids, read_file
 from accelerd.config.model import ModelSpec
@@ -232,7 +233,7 @@ class RunHome(ContainerHome):
         self._caches.mkdir(mode=0o700, parents=True, exist_ok=True)
         found.setdefault(str(self._caches), f"{self._caches}:{self._caches}")
         for word in launch.argv:
-            if word.startswith("/") and word.endswith(".sock"):
+            if word.startswith("/") and word.endswith((".sock", names.KEY_SUFFIX)):
                 folder = Path(word).parent
                 found.setdefault(str(folder), f"{folder}:{folder}")
         # A label would be written on the user's own files; they keep theirs.
