@@ -227,7 +227,7 @@ def _of_engine(spec: ModelSpec) -> Iterator[Clash]:
     where = spec.origin("engine")
     if spec.engine == "llama-server":
         if spec.transcription:
-            text = f"llama-server does not transcribe audio; use the engine flm or lemonade ({where})"
+            text = f"llama-server transcribes if `mmproj` is a projector for audio, without this setting ({where})"
             yield "transcription", text, "engine"
         return
     if spec.contained:

@@ -83,18 +83,21 @@ def test_a_model_that_generates_is_no_other(server: LlamaServer, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("flags", "sees"),
-    [({"clip_has_vision_encoder": True}, True), ({"clip_has_audio_encoder": True}, False), ({}, True),
-     ({"clip_has_audio_encoder": True, "clip_has_vision_encoder": True}, True)],
+    ("flags", "sees", "hears"),
+    [({"clip_has_vision_encoder": True}, True, False), ({"clip_has_audio_encoder": True}, False, True),
+     ({}, True, False), ({"clip_has_audio_encoder": True, "clip_has_vision_encoder": True}, True, True)],
 )  # fmt: skip
-def test_a_model_sees_with_a_projector_for_images(
-    server: LlamaServer, tmp_path: Path, flags: dict[str, bool], sees: bool
+def test_a_model_sees_and_hears_with_its_projector(
+    server: LlamaServer, tmp_path: Path, flags: dict[str, bool], sees: bool, hears: bool
 ) -> None:
     pairs = {"general.architecture": string("clip")}
     pairs |= {key.replace("_", ".", 1): flag(yes) for key, yes in flags.items()}
     projector = write(tmp_path / "mmproj.gguf", pairs, {"v.blk.0.weight": ((8,), 0)})
     spec = ModelSpec("c", path=gguf(tmp_path), mmproj=str(projector), context=512)
-    assert ("vision" in known(server, spec).tasks) is sees
+    traits = known(server, spec)
+    assert ("vision" in traits.tasks) is sees
+    assert ("transcription" in traits.tasks) is hears
+    assert ("transcription" in traits.why_not) is not hears
     plan(server, spec, tmp_path)
 
 
@@ -102,6 +105,7 @@ def test_a_model_without_a_projector_sees_nothing(server: LlamaServer, tmp_path:
     traits = known(server, ModelSpec("c", path=gguf(tmp_path), context=512))
     assert "vision" not in traits.tasks
     assert "set mmproj" in traits.why_not["vision"]
+    assert "set mmproj" in traits.why_not["transcription"]
 
 
 # --- what is refused ---
@@ -237,6 +241,28 @@ async def serving(status: int, body: bytes) -> AsyncIterator[tuple[LaunchPlan, l
 
 def props(context: int, **modalities: bool) -> bytes:
     return json.dumps({"default_generation_settings": {"n_ctx": context}, "modalities": modalities}).encode()
+
+
+@pytest.mark.parametrize("has", [True, False])
+async def test_whether_it_transcribes_is_asked_of_the_program(server: LlamaServer, tmp_path: Path, has: bool) -> None:
+    spec = ModelSpec("x", path=gguf(tmp_path), context=512)
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split(b"\r\n")[0])
+        status, body = (200, props(512, audio=True)) if b"GET /props " in head else (400 if has else 404, b"{}")
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        await server.loaded(spec, LaunchPlan("x", ("llama-server",), {}, Endpoint(port=port), SECRET, ()))
+    assert asked[1] == b"POST /v1/audio/transcriptions HTTP/1.1"
+    traits = server.traits(spec)
+    assert ("transcription" in traits.tasks) is has
+    assert ("update llama.cpp" in traits.why_not.get("transcription", "")) is not has
 
 
 async def test_what_the_running_server_says_counts(

@@ -59,6 +59,7 @@ HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drive
 HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROPS_BYTES: Final = 1 << 20  # it has the chat template
+TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
 PROBES: Final = {
     "generate": ("/v1/completions", b'{"prompt": " ", "max_tokens": 1}'),
     "embeddings": ("/v1/embeddings", b'{"input": " "}'),
@@ -99,6 +100,7 @@ class Served(Struct, frozen=True):
     spec: ModelSpec
     context: int  # tokens of one request; 0: not known
     modalities: tuple[str, ...]  # "vision", "audio"
+    transcribes: bool  # it has the endpoint for it
 
 
 class GenerationSettings(Struct):
@@ -295,7 +297,7 @@ class LlamaServer(Engine):
         """By its settings and what its files and its server say."""
         device = "cpu" if spec.gpu_layers == 0 else ""
         if spec.home == "container":  # which knows by itself what it runs: its server says what it cannot do
-            return Traits(GENERATES | {"embeddings", "rerank"}, device=device)
+            return Traits(GENERATES | {"embeddings", "rerank", "transcription"}, device=device)
         own, served = self._seen.get(spec.name), self._served.get(spec.name)
         if own is None or (own.told is not spec and own.told != spec):
             own = files.SeenFiles(spec, spec, Identified(Kind.CHAT))
@@ -303,18 +305,27 @@ class LlamaServer(Engine):
         if own.model.context and context:
             context = min(context, own.model.context)
         sees: Collection[str] = own.projector.modalities if own.projector else (Modality.VISION,) if spec.mmproj else ()
+        transcribes = True
         if served is not None and (served.spec is spec or served.spec == spec):
-            context, sees = served.context or context, served.modalities
+            context, sees, transcribes = served.context or context, served.modalities, served.transcribes
         if own.spec.embeddings or own.spec.rerank:
             task: Task = "embeddings" if own.spec.embeddings else "rerank"
             why = f"{spec.name} is started for {'embeddings' if own.spec.embeddings else 'reranking'} only"
-            others = (GENERATES | {"embeddings", "rerank"}) - {task}
+            others = (GENERATES | {"embeddings", "rerank", "transcription"}) - {task}
             return Traits(frozenset((task,)), dict.fromkeys(others, why), device=device, context=context)
-        why_not = {"embeddings": f"{spec.name} is not started for that: set embeddings = true for it"}
-        if Modality.VISION in sees:
-            return Traits(GENERATES, why_not, device=device, context=context)
-        why_not["vision"] = f"{spec.name} has no projector for images: set mmproj to the one that belongs to the model"
-        return Traits(GENERATES - {"vision"}, why_not, device=device, context=context)
+        tasks = GENERATES
+        why_not: dict[str, str] = {"embeddings": f"{spec.name} is not started for that: set embeddings = true for it"}
+        belongs = "set mmproj to the one that belongs to the model"
+        if Modality.VISION not in sees:
+            tasks -= {"vision"}
+            why_not["vision"] = f"{spec.name} has no projector for images: {belongs}"
+        if Modality.AUDIO not in sees:
+            why_not["transcription"] = f"{spec.name} has no projector for audio: {belongs}"
+        elif not transcribes:
+            why_not["transcription"] = f"the llama-server of {spec.name} has no {TRANSCRIPTIONS}: update llama.cpp"
+        else:
+            tasks |= {"transcription"}
+        return Traits(tasks, why_not, device=device, context=context)
 
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         try:
@@ -329,7 +340,8 @@ class LlamaServer(Engine):
             log.warning(text, spec.name, context, spec.context)
         if status == 200:
             sees = tuple(name for name, yes in said.modalities.items() if yes)
-            self._served[spec.name] = Served(spec, context, sees)
+            transcribes = Modality.AUDIO in sees and await _has(plan, TRANSCRIPTIONS)
+            self._served[spec.name] = Served(spec, context, sees, transcribes)
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""
@@ -358,6 +370,14 @@ class LlamaServer(Engine):
             return None
         readable = re.sub(r"[^A-Za-z0-9.-]", "-", model)[: min(room, 32)]
         return f"{folder}/{readable}{unique}"
+
+
+async def _has(plan: LaunchPlan, path: str) -> bool:
+    """Does the program know this path? An empty request costs it nothing. Where it does not say: yes."""
+    try:
+        return (await request(plan.endpoint, path, within=2.0, bearer=plan.secret, body=b"{}", most=0))[0] != 404
+    except HttpError:
+        return True
 
 
 def _fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:
