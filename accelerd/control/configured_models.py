@@ -83,13 +83,14 @@ class ConfiguredModels:
     async def survey(self) -> None:
         """Until cancelled: ask the models' programs what they would need, whenever models or devices have changed.
 
-        Programs in containers are not asked before a model was started there.
+        Programs in containers are not asked before a model was started there; of a container that is there, only what
+        it publishes is asked.
         """
         while True:
             await self._survey_due.wait()
             self._survey_due.clear()
             for spec in list(self._config.models.values()):
-                forecast = await self._model_info.forecast(spec, ask=not spec.contained)
+                forecast = await self._model_info.forecast(spec, ask=not spec.contained or spec.home == "container")
                 if self._config.models.get(spec.name) is spec:
                     self._forecasts = [(one, forecast if one is spec else known) for one, known in self._forecasts]
                     self._scheduler.memory.forecast(spec.name, forecast)

@@ -127,6 +127,7 @@ class FixedServer(Struct, frozen=True):
     endpoint: Endpoint
     command: tuple[str, ...]  # the command that starts it, for users
     source: str  # "container llama"
+    ports: tuple[tuple[str, int], ...] = ()  # that it publishes on this machine: address, number
 
 
 # Finds where a model's program runs; None: on this machine.

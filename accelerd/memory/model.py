@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 RAM: Final = "ram"  # the id of main memory
 PROMPT_CACHE: Final = "prompt cache"  # a part of a need
+EVERYWHERE: Final = ("0.0.0.0", "::")  # addresses of a published port that stand for all of this machine
 
 
 class Pool(Struct, frozen=True):
@@ -102,6 +103,15 @@ class Forecast(Struct, frozen=True):
     load_seconds: float | None = None  # what the last load took
     missing: bool = False  # its files are not on this machine: they are downloaded before it is loaded
     spare_cache: int = 0  # the most that its prompt cache takes of what a start leaves; never a reason not to start
+    ports: tuple[tuple[str, int], ...] = ()  # of this machine that its container publishes: address, number
+
+    def shared_port(self, other: Forecast) -> int | None:
+        """A port that two containers publish at the same address: they cannot run at once."""
+        for address, port in self.ports:
+            for theirs, number in other.ports:
+                if port == number and (address == theirs or {address, theirs} & set(EVERYWHERE)):
+                    return port
+        return None
 
 
 class ForeignUser(Struct, frozen=True):

@@ -147,7 +147,7 @@ def together(records: Sequence[ModelRecord], limits: SharedLimits) -> bool:
     kinds = Counter(on_npu(record.need) for record in records)  # counted apart, see placement.alike
     if limits.max_loaded is not None and max(kinds.values(), default=0) > limits.max_loaded:
         return False
-    if any(excludes(a.spec, b.spec) for i, a in enumerate(records) for b in records[:i]):
+    if any(excludes(a, b) for i, a in enumerate(records) for b in records[:i]):
         return False
     ways = [_ways(record) for record in records]
     if limits.memory is not None and sum(min(way.total for way in one) for one in ways) > limits.memory:

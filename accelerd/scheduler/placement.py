@@ -12,7 +12,6 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from accelerd.base.sizes import human_size
-from accelerd.config.model import ModelSpec
 from accelerd.memory.ledger import Holding, Ledger, PoolShortage
 from accelerd.memory.model import RAM, MemoryRequirement, Pool
 from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
@@ -102,19 +101,22 @@ def _share(free: int, others: Iterable[int]) -> int:
     return min(free // 2, fair if all_fit else max(fair, free // 16))
 
 
-def excludes(a: ModelSpec, b: ModelSpec) -> str | None:
-    """Why `a` and `b` can never be resident together, None if they can."""
+def excludes(one: ModelRecord, other: ModelRecord) -> str | None:
+    """Why the two can never be resident together, None if they can."""
+    a, b = one.spec, other.spec
     if a.exclusive or b.exclusive:
         alone = a if a.exclusive else b
         return f"{alone.name} is exclusive"
     if a.group is not None and a.group == b.group:
         return f"{a.name} and {b.name} share the group {a.group}"
+    if (port := one.forecast.shared_port(other.forecast)) is not None:
+        return f"the containers of {a.name} and {b.name} publish the same port, {port}"
     return None
 
 
 def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> str | None:
     """Why `target`, placed as `need` says, can never be resident beside `other`, by any rule; None if it can."""
-    if why := excludes(target.spec, other.spec):
+    if why := excludes(target, other):
         return why
     if why := clash(need, other.need):
         return f"{other.spec.name} is loaded, and {why}"
@@ -124,9 +126,9 @@ def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) 
 def never_for(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> bool:
     """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
 
-    Except where `group` or `exclusive` says that the two are never loaded together.
+    Except where `group`, `exclusive` or a port says that the two are never loaded together.
     """
-    return apart(need, other.need) and excludes(target.spec, other.spec) is None
+    return apart(need, other.need) and excludes(target, other) is None
 
 
 def fitting(target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits) -> MemoryRequirement | None:

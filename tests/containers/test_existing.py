@@ -96,6 +96,16 @@ async def test_where_it_listens(containers: World, make: Callable[[], ExistingHo
         await make().program_place(containers.launch(container=none).spec)
 
 
+async def test_who_has_its_port_is_said(containers: World, make: Callable[[], ExistingHome]) -> None:
+    port = "127.0.0.1:18124:8080"
+    other = create(containers, "sleep 60", "--publish", port)
+    name = create(containers, "sleep 60", "--publish", port)
+    containers.podman("start", other)
+    with pytest.raises(HomeError, match=rf"container {other} has its port already.*: \w+ stop {other}"):
+        await Life(containers, make(), containers.launch(container=name)).start()
+    containers.podman("rm", "--force", "--time", "0", other, name)
+
+
 async def test_a_missing_one_is_said(containers: World, make: Callable[[], ExistingHome]) -> None:
     with pytest.raises(HomeError, match="there is no container not-there"):
         await Life(containers, make(), containers.launch(container="not-there")).start()

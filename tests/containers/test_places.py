@@ -122,7 +122,9 @@ async def test_an_existing_container_is_an_endpoint(containers: World) -> None:
     name = containers.name("server")
     containers.podman("create", "--name", name, "-p", "127.0.0.1:18080:8080", containers.image, "sleep", "9")
     found = await places(containers)(ModelSpec("m", home="container", container=name))
-    assert found == FixedServer(Endpoint(port=18080), ("podman", "start", name), f"container {name}")
+    assert found == FixedServer(
+        Endpoint(port=18080), ("podman", "start", name), f"container {name}", (("127.0.0.1", 18080),)
+    )
     assert await places(containers)(ModelSpec("m")) is None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from accelerd.base import names
 from accelerd.base.errors import AccelError
@@ -163,6 +163,7 @@ class LlamaServer(Engine):
         self._settled: dict[str, Settled] = {}  # by model, of its last plan
         self._seen: dict[str, files.SeenFiles] = {}  # by model
         self._served: dict[str, Served] = {}  # by model
+        self._fixed: dict[str, FixedServer] = {}  # by model, as it was seen last
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -179,6 +180,7 @@ class LlamaServer(Engine):
         `placed`: the GPUs that it shall use (none: the program decides), and the memory for its prompt cache.
         """
         if isinstance(fixed := await self._places(spec), FixedServer):
+            self._fixed[spec.name] = fixed
             return _fixed_plan(spec, fixed)
         settled = self._settled[spec.name] = await self.settle(spec)
         spec, features, tuned = settled.tuned.spec, settled.features, settled.tuned
@@ -259,6 +261,8 @@ class LlamaServer(Engine):
 
         What a plan has found out of the program is known without asking.
         """
+        if spec.home == "container":
+            return await self._forecast_fixed(spec, devices, ask=ask)
         own = self._seen[spec.name] = await asyncio.to_thread(self._files.look, spec)
         settled, answer = self._settled.get(spec.name), None
         if settled is not None and settled.files != own:
@@ -271,6 +275,18 @@ class LlamaServer(Engine):
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
         seen, build = (settled.tuned.spec, settled.build) if settled is not None else (own.spec, None)
         return await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer)
+
+    async def _forecast_fixed(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
+        """Of a container that is there: its ports are asked of its engine."""
+        if ask:
+            try:
+                if isinstance(there := await self._places(spec), FixedServer):
+                    self._fixed[spec.name] = there
+            except AccelError as error:
+                log.info("the ports of %s are not known: %s", spec.name, error.message)
+        known = self._fixed.get(spec.name)
+        found = await asyncio.to_thread(self._forecaster.forecast, spec, spec, None, devices)
+        return structs.replace(found, ports=known.ports if known is not None else ())
 
     async def _ask_tool(self, settled: Settled) -> fit_params.FitAnswer | None:
         """What llama-fit-params says; None: there is none."""

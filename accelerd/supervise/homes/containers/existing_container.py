@@ -22,7 +22,7 @@ from accelerd.supervise.homes.containers.container_home import (
     close,
     ending_of,
 )
-from accelerd.supervise.homes.containers.podman_docker import ContainerEngine
+from accelerd.supervise.homes.containers.podman_docker import Container, ContainerEngine
 from accelerd.supervise.homes.home import HomeError, InstanceRecord, LaunchRequest, OnExit, OnOutput
 from accelerd.supervise.process.output import OutputReader
 from accelerd.supervise.process.processes import InstanceTag, Process, hold
@@ -49,19 +49,32 @@ class ExistingHome(ContainerHome):
             has = f"publishes {len(ports)} ports" if ports else "publishes no port on this machine"
             raise HomeError(f"container {found.name} {has}: make it with exactly one, -p 127.0.0.1:PORT:PORT")
         command = (engine.name, "start", found.name)
-        return FixedServer(Endpoint(port=ports.pop()), command, f"container {spec.container}")
+        return FixedServer(Endpoint(port=ports.pop()), command, f"container {spec.container}", found.ports)
 
     async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess:
         engine, found = await self._find(launch.spec.container or "")
         was_running = found.running
         if not was_running:
-            await engine.start(found.name)
+            try:
+                await engine.start(found.name)
+            except HomeError as error:
+                other = await self._has_port(engine, found)
+                if other is None:
+                    raise
+                text = f"container {other.name} has its port already, and accelerd did not start that one"
+                raise HomeError(f"{error.problem}; {text}: {engine.name} stop {other.name}") from error
         try:
             return await self._held(launch.tag, found.name, engine, launch.spec.stop_timeout, on_output, on_exit)
         except BaseException:
             if not was_running:
                 await asyncio.shield(engine.stop(found.name, 0))
             raise
+
+    async def _has_port(self, engine: ContainerEngine, wanted: Container) -> Container | None:
+        """Another container that runs and publishes a port of this one."""
+        ours = {port for _, port in wanted.ports}
+        others = [one for one in await engine.containers() if one.running and one.id != wanted.id]
+        return next((one for one in others if ours & {port for _, port in one.ports}), None)
 
     async def adopt(self, record: InstanceRecord, on_output: OnOutput, on_exit: OnExit) -> ContainerMainProcess | None:
         try:
