@@ -305,7 +305,10 @@ async def test_home_that_is_not_to_be_had_is_a_permanent_failure(bench: Supervis
 
 def test_unit_names() -> None:
     assert unit_name("qwen") == "accelerd-qwen.service"
-    assert unit_name("org/qwen3:8b_Q4.K-M") == "accelerd-org-qwen3:8b_Q4.K-M.service"
+    assert unit_name("qwen3:8b_Q4.K-M") == "accelerd-qwen3:8b_Q4.K-M.service"
+    assert unit_name("org/qwen3:8b").startswith("accelerd-org-qwen3:8b-")
+    alike = ["a/b", "a-b", "a:b", "a_b", "a/b/c", "a-b/c", "a/b-c", "A/b", "a/" + "b" * 300, "a-" + "b" * 300]
+    assert len({unit_name(name) for name in alike}) == len(alike)
     assert unit_name("a b@é") == "accelerd-a\\x20b\\x40\\xc3\\xa9.service"
     long, longer = unit_name("模型" * 40), unit_name("模型" * 41)
     assert max(len(long), len(longer)) <= 255

@@ -230,7 +230,7 @@ ADDED_BY_SYSTEMD: Final = (
 
 
 def unit_name(model: str) -> str:
-    """`accelerd-qwen.service`. Escaped as systemctl does it with what a person types: / is -, others are \\xNN."""
+    """`accelerd-qwen.service`. Escaped as systemctl does it with what a person types, \\xNN; no other model has it."""
     return f"{PREFIX}{_short(model)}.service"
 
 
@@ -240,9 +240,11 @@ def second_name(model: str, tag: InstanceTag) -> str:
 
 
 def _short(model: str) -> str:
-    """systemd allows 255 characters for a unit's name; one Chinese character takes twelve."""
+    """systemd allows 255 characters for a unit's name, one Chinese character takes twelve; and it allows no slash, for
+    which there is a dash, as other models have one."""
     escaped = _escape(model)
-    return escaped if len(escaped) <= NAME_LENGTH else f"{escaped[:NAME_LENGTH]}-{short_hash(model)}"
+    whole = len(escaped) <= NAME_LENGTH and "/" not in model
+    return escaped if whole else f"{escaped[:NAME_LENGTH]}-{short_hash(model)}"
 
 
 def _escape(text: str) -> str:
