@@ -243,26 +243,32 @@ def props(context: int, **modalities: bool) -> bytes:
     return json.dumps({"default_generation_settings": {"n_ctx": context}, "modalities": modalities}).encode()
 
 
-@pytest.mark.parametrize("has", [True, False])
-async def test_whether_it_transcribes_is_asked_of_the_program(server: LlamaServer, tmp_path: Path, has: bool) -> None:
+@pytest.mark.parametrize("lacks", ["transcription", "messages", "responses", ""])
+async def test_what_builds_differ_in_is_asked_of_the_program_once(
+    server: LlamaServer, tmp_path: Path, lacks: str
+) -> None:
     spec = ModelSpec("x", path=gguf(tmp_path), context=512)
+    await server.plan(spec, tmp_path)
     asked: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        asked.append(head.split(b"\r\n")[0])
-        status, body = (200, props(512, audio=True)) if b"GET /props " in head else (400 if has else 404, b"{}")
+        asked.append(head.split(b" ")[1])
+        there = not lacks or lacks.encode() not in asked[-1]
+        status, body = (200, props(512, audio=True)) if asked[-1] == b"/props" else (400 if there else 404, b"{}")
         writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
         await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
-        await server.loaded(spec, LaunchPlan("x", ("llama-server",), {}, Endpoint(port=port), SECRET, ()))
-    assert asked[1] == b"POST /v1/audio/transcriptions HTTP/1.1"
+        for _ in range(2):
+            await server.loaded(spec, LaunchPlan("x", ("llama-server",), {}, Endpoint(port=port), SECRET, ()))
+    paths = [b"/v1/messages", b"/v1/responses", b"/v1/audio/transcriptions"]
+    assert asked == [b"/props", *paths, b"/props"]
     traits = server.traits(spec)
-    assert ("transcription" in traits.tasks) is has
-    assert ("update llama.cpp" in traits.why_not.get("transcription", "")) is not has
+    assert {"transcription", "messages", "responses"} - traits.tasks == ({lacks} if lacks else set())
+    assert not lacks or "update llama.cpp" in traits.why_not[lacks]
 
 
 async def test_what_the_running_server_says_counts(

@@ -190,6 +190,20 @@ def test_switches_start(mmap: bool, flash: str, tiny: str, tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+def test_it_has_what_builds_differ_in_and_that_is_asked_without_work(tiny: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine, model = real_engine(tmp_path), spec(tiny, context=512)
+        async with running(engine, model, tmp_path) as server:
+            before = (await server.ask("GET", "/slots")).json()
+            await engine.loaded(model, server.plan)
+            traits = engine.traits(model)
+            assert {"messages", "responses", "chat"} <= traits.tasks
+            assert "projector for audio" in traits.why_not["transcription"]
+            assert (await server.ask("GET", "/slots")).json() == before, "no slot had anything to do"
+
+    asyncio.run(scenario())
+
+
 def test_embeddings(models: Path, tmp_path: Path) -> None:
     path = str(make_model(models, kind="embed"))
 

@@ -59,7 +59,10 @@ HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drive
 HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
 MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROPS_BYTES: Final = 1 << 20  # it has the chat template
-TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
+# That builds differ in: they are asked whether they have them.
+PATHS: Final[Mapping[Task, str]] = {
+    "messages": "/v1/messages", "responses": "/v1/responses", "transcription": "/v1/audio/transcriptions"
+}  # fmt: skip
 PROBES: Final = {
     "generate": ("/v1/completions", b'{"prompt": " ", "max_tokens": 1}'),
     "embeddings": ("/v1/embeddings", b'{"input": " "}'),
@@ -100,7 +103,7 @@ class Served(Struct, frozen=True):
     spec: ModelSpec
     context: int  # tokens of one request; 0: not known
     modalities: tuple[str, ...]  # "vision", "audio"
-    transcribes: bool  # it has the endpoint for it
+    absent: frozenset[Task]  # of PATHS
 
 
 class GenerationSettings(Struct):
@@ -164,6 +167,7 @@ class LlamaServer(Engine):
         self._seen: dict[str, files.SeenFiles] = {}  # by model
         self._served: dict[str, Served] = {}  # by model
         self._fixed: dict[str, FixedServer] = {}  # by model, as it was seen last
+        self._absent: dict[tuple[str | int, ...], frozenset[Task]] = {}  # by a program's identity
 
     async def features(self, spec: ModelSpec) -> Features:
         """What the build on this machine that the model would use can do. Raises AccelError('model_failed')."""
@@ -321,26 +325,24 @@ class LlamaServer(Engine):
         if own.model.context and context:
             context = min(context, own.model.context)
         sees: Collection[str] = own.projector.modalities if own.projector else (Modality.VISION,) if spec.mmproj else ()
-        transcribes = True
+        absent: frozenset[Task] = frozenset()
         if served is not None and (served.spec is spec or served.spec == spec):
-            context, sees, transcribes = served.context or context, served.modalities, served.transcribes
+            context, sees, absent = served.context or context, served.modalities, served.absent
         if own.spec.embeddings or own.spec.rerank:
             task: Task = "embeddings" if own.spec.embeddings else "rerank"
             why = f"{spec.name} is started for {'embeddings' if own.spec.embeddings else 'reranking'} only"
             others = (GENERATES | {"embeddings", "rerank", "transcription"}) - {task}
             return Traits(frozenset((task,)), dict.fromkeys(others, why), device=device, context=context)
-        tasks = GENERATES
-        why_not: dict[str, str] = {"embeddings": f"{spec.name} is not started for that: set embeddings = true for it"}
+        why_not: dict[str, str] = {
+            one: f"the llama-server of {spec.name} has no {PATHS[one]}: update llama.cpp" for one in absent
+        }
+        why_not["embeddings"] = f"{spec.name} is not started for that: set embeddings = true for it"
         belongs = "set mmproj to the one that belongs to the model"
         if Modality.VISION not in sees:
-            tasks -= {"vision"}
             why_not["vision"] = f"{spec.name} has no projector for images: {belongs}"
         if Modality.AUDIO not in sees:
             why_not["transcription"] = f"{spec.name} has no projector for audio: {belongs}"
-        elif not transcribes:
-            why_not["transcription"] = f"the llama-server of {spec.name} has no {TRANSCRIPTIONS}: update llama.cpp"
-        else:
-            tasks |= {"transcription"}
+        tasks = frozenset(task for task in (*GENERATES, *PATHS) if task not in why_not)
         return Traits(tasks, why_not, device=device, context=context)
 
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
@@ -356,8 +358,18 @@ class LlamaServer(Engine):
             log.warning(text, spec.name, context, spec.context)
         if status == 200:
             sees = tuple(name for name, yes in said.modalities.items() if yes)
-            transcribes = Modality.AUDIO in sees and await _has(plan, TRANSCRIPTIONS)
-            self._served[spec.name] = Served(spec, context, sees, transcribes)
+            self._served[spec.name] = Served(spec, context, sees, await self._lacks(spec, plan))
+
+    async def _lacks(self, spec: ModelSpec, plan: LaunchPlan) -> frozenset[Task]:
+        """Which of PATHS the program does not have. It is asked once; one of an earlier daemon is not known."""
+        settled = self._settled.get(spec.name)
+        if settled is None:
+            return frozenset()
+        program = settled.program.identity
+        if program not in self._absent:
+            has = [await _has(plan, path) for path in PATHS.values()]
+            self._absent[program] = frozenset(task for task, there in zip(PATHS, has, strict=True) if not there)
+        return self._absent[program]
 
     def _endpoint(self, spec: ModelSpec, features: Features, runtime: Path) -> tuple[Endpoint, str | None]:
         """Where the server shall listen; a warning where it cannot be what the settings say."""
