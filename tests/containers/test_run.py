@@ -21,7 +21,7 @@ from accelerd.supervise.homes.containers.podman_docker import LABEL_INSTANCE, LA
 from accelerd.supervise.homes.home import HomeError, LaunchRequest
 
 from .standins import install
-from .world import Life, World, find, read, reap
+from .world import PATIENCE, Life, World, find, read, reap
 
 
 @pytest.fixture(params=["podman", "docker"])
@@ -180,6 +180,24 @@ async def test_tidy_removes_what_is_ours(containers: World, make: Callable[[], R
 async def test_it_asks_the_image(containers: World, make: Callable[[], RunHome]) -> None:
     done = await make().ask(launch(containers).spec, "python3", "--version")
     assert (done.status, done.out.split()[0]) == (0, "Python")
+
+
+@pytest.mark.parametrize("how", ["too long", "cancelled"])
+async def test_a_question_that_is_not_answered_leaves_no_container(
+    containers: World, make: Callable[[], RunHome], how: str
+) -> None:
+    """The program goes on when the command that started it is killed."""
+    within = 1.5 if how == "too long" else PATIENCE
+    asking = asyncio.create_task(make().ask(launch(containers).spec, "sleep", "1111", within=within))
+    if how == "cancelled":
+        async with asyncio.timeout(PATIENCE):
+            while not find("sleep", "1111"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        asking.cancel()
+    (outcome,) = await asyncio.gather(asking, return_exceptions=True)
+    assert isinstance(outcome, HomeError if how == "too long" else asyncio.CancelledError)
+    assert find("sleep", "1111") == []
+    assert "accelerd-ask-" not in containers.podman("ps", "--all", "--format", "{{.Names}}")
 
 
 @pytest.mark.parametrize("entrypoint", [True, False])

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import signal
 import stat
 from collections.abc import Collection, Iterator, Sequence
@@ -97,10 +98,18 @@ class RunHome(ContainerHome):
     async def ask(self, spec: ModelSpec, *argv: str, within: float = 120.0) -> CommandResult:
         """Run a short command in a container of the image, such as `llama-server --help`. HomeError."""
         image = spec.image or ""
+        tag = InstanceTag(f"ask-{secrets.token_hex(8)}", str(self._roots.runtime))
+        name = container_name(tag.instance)
+        labels = (f"--label={LABEL_INSTANCE}={tag.instance}", f"--label={LABEL_OWNER}={tag.owner}")
+        marks = (f"--name={name}", *labels, *(f"--env={key}={value}" for key, value in tag.environment().items()))
         _, command = await self._program(spec, argv)
         mounts = ("--security-opt=label=disable", *(f"--volume={mount}" for mount in _own_mounts(spec).values()))
-        flags = ("--rm", "--network=none", *images.flags(image, self.kind, self._roots.dev), *mounts)
-        return await self._engine.call("run", *flags, *command, within=within, check=False)
+        flags = ("--rm", "--network=none", *marks, *images.flags(image, self.kind, self._roots.dev), *mounts)
+        try:
+            return await self._engine.call("run", *flags, *command, within=within, check=False)
+        except BaseException:
+            await asyncio.shield(self._engine.remove(name))  # what runs inside goes on without the command
+            raise
 
     # --- the Protocol -------------------------------------------------------------------------------------------
 
