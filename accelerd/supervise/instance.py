@@ -28,12 +28,13 @@ from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.instances import InstanceInfo, Listener
 from accelerd.memory.model import MemoryRequirement
 from accelerd.supervise import exit_messages
-from accelerd.supervise.exit_messages import SHORTAGE_LINES, FailedAllocation, failed_allocation
+from accelerd.supervise.exit_messages import SHORTAGE_LINES, failed_allocation
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, NoProgram, TenantProcess
 from accelerd.supervise.instance_records import Adoptable, InstanceRecordFile, Phase, RecordStore, record_of
+from accelerd.supervise.process import endpoint_files
 from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRedactor, OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
-from accelerd.supervise.process.sweep import prepare_socket, remove_socket, sweep, write_key
+from accelerd.supervise.process.sweep import sweep
 from accelerd.supervise.ready import READY, Loading, Outcome, listens, prove
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
@@ -193,13 +194,11 @@ class Instance:
         plan: LaunchPlan = raced[1]
         self._plan_is(plan)
         try:
-            if plan.endpoint.unix:
-                await asyncio.to_thread(prepare_socket, Path(plan.endpoint.unix))
-            if plan.key_file:
-                await asyncio.to_thread(write_key, Path(plan.key_file), plan.secret)
+            await asyncio.to_thread(endpoint_files.prepare, plan)
         except OSError as error:
             return Exit(Cause.SPAWN_FAILED, exit_messages.spawn_failed(plan, error)), False
         if self._stop is not None:
+            await asyncio.to_thread(endpoint_files.remove, plan)
             return self._stopped_early(), False
         await self._record.begin(record_of(self.spec, plan, home, self.tag))
         try:
@@ -296,7 +295,7 @@ class Instance:
             return ending
         plan = self._plan or plan
         self._ready, self._ready_at = True, self.ring.total
-        self._remove_key(plan)
+        endpoint_files.remove_key(plan)
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet else None
         if self._feed is not None:
             self._feed.errors_only = True
@@ -373,15 +372,9 @@ class Instance:
             if self._feed is not None:
                 self._feed.flush()
             self._main = None
-        if plan.endpoint.unix:
-            await asyncio.to_thread(remove_socket, Path(plan.endpoint.unix))
-        self._remove_key(plan)
+        await asyncio.to_thread(endpoint_files.remove, plan)
         await self._record.remove()
         return strays
-
-    def _remove_key(self, plan: LaunchPlan) -> None:
-        if plan.key_file:
-            Path(plan.key_file).unlink(missing_ok=True)
 
     async def _prove_gone(self, main: MainProcess | None) -> str:
         context = self._context
@@ -422,17 +415,17 @@ class Instance:
         peak = self.loading.peak if self.loading is not None else None
         out_of_memory = main.result == "oom-kill"
         other = out_of_memory or port_taken or (ended is not None and ended[0] is not Cause.EXITED)
-        lack = self._lack(plan, main) if not other else None
+        last = self.ring.lines(SHORTAGE_LINES, since=self._ready_at if self._ready else self.line_from)
+        lack = failed_allocation(plan, last) if not other and main.status != 0 else None
         if out_of_memory:
             message = exit_messages.out_of_memory(plan, self.spec.memory_max, peak, age, self._ready)
         elif lack is not None:
             message = exit_messages.allocation_failed(plan, lack, peak, age, self._ready)
         else:
             message = ended[1] if ended else exit_messages.by_itself(plan, main.status, age, self._ready, strays)
-            if (main.status != 0 or not self._ready) and (
-                said := exit_messages.decisive_line(plan, self._last_lines(), main.status, self._ready)
-            ):
-                message += f": {said}"
+            if main.status != 0 or not self._ready:
+                said = exit_messages.decisive_line(plan, last, main.status, self._ready)
+                message += f": {said}" if said else ""
         self._log(logging.WARNING, message, names.MSG_CHILD_DIED, child_pid=main.pid)
         signaled = main.status is not None and main.status < 0
         cause = ended[0] if ended else Cause.SIGNALED if signaled else Cause.EXITED
@@ -440,16 +433,6 @@ class Instance:
             cause = Cause.OOM_KILLED
         most = max(peak or 0, lack.wanted or 0 if lack is not None else 0)
         return Exit(cause, message, main.status, tail, most or None), port_taken
-
-    def _lack(self, plan: LaunchPlan, main: MainProcess) -> FailedAllocation | None:
-        """What it printed of memory that it did not get, if that is why it has failed."""
-        if main.status == 0:
-            return None
-        return failed_allocation(plan, self._last_lines())
-
-    def _last_lines(self) -> list[str]:
-        """What it printed since it was ready, or since its start."""
-        return self.ring.lines(SHORTAGE_LINES, since=self._ready_at if self._ready else self.line_from)
 
     def _log(self, level: int, text: str, message_id: str | None = None, **more: Any) -> None:
         event(log, level, f"{self.spec.name}: {text}", message_id=message_id, model=self.spec.name, **more)

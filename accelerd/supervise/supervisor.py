@@ -27,9 +27,10 @@ from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.instance import EngineLog, Instance, InstanceContext
 from accelerd.supervise.instance_records import Adoptable, Phase, RecordStore
+from accelerd.supervise.process.endpoint_files import remove_strays
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag, ProcessGroups, ProcessTable
-from accelerd.supervise.process.sweep import end_recorded, remove_files, remove_sockets, sweep_leftovers
+from accelerd.supervise.process.sweep import end_recorded, remove_files, sweep_leftovers
 from accelerd.supervise.waiting import SupervisorLimits
 from accelerd.system.records import NOTICE, event
 
@@ -185,7 +186,7 @@ class ProcessSupervisor(Supervisor):
         if swept:
             await self._tidy(spared)  # they were of no record: what else there is of them is not known
         used = {path for one in kept for path in (one.record.unix, one.plan.key_file) if path}
-        await asyncio.to_thread(remove_sockets, context.roots.instances, used)
+        await asyncio.to_thread(remove_strays, context.roots.instances, used)
         await asyncio.to_thread(remove_files, context.roots.instances, spared)
         return count or swept
 

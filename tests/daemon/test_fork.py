@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.engines.base import Endpoint
+from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.engines.http import request
-from accelerd.supervise.process.sweep import remove_sockets, write_key
+from accelerd.supervise.process.endpoint_files import prepare, remove_strays
 from tests.daemon.kit import QUICK, Site, side_by_side
 from tests.harness import Daemon, DaemonFactory, eventually
 
@@ -85,7 +85,7 @@ def test_what_a_killed_daemon_leaves_the_next_one_removes(tmp_path: Path) -> Non
     """Where an engine that lives on has not read its key yet, the file stays."""
     left, used, other = tmp_path / "1.key", tmp_path / "2.key", tmp_path / "3.json"
     for path in (left, used):
-        write_key(path, "secret")
+        prepare(LaunchPlan("m", (), {}, Endpoint(port=1), "secret", (), key_file=str(path)))
     other.touch()
-    remove_sockets(tmp_path, {str(used)})
+    remove_strays(tmp_path, {str(used)})
     assert sorted(tmp_path.iterdir()) == [used, other]

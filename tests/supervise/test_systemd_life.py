@@ -188,8 +188,9 @@ def test_name_of_a_unit_that_was_left_failed(units: Units, daemon: Daemon) -> No
 def test_name_that_needs_escaping(units: Units, daemon: Daemon) -> None:
     name = units.name("org/qwen3:8b_Q4.K")
     daemon.start(1, name)
-    listed = units.manager.systemctl("is-active", f"accelerd-{name}".replace("/", "-"))
-    assert listed.stdout.strip() == "active"
+    (listed,) = units.loaded()
+    assert listed.split()[0].startswith(f"accelerd-{name}-".replace("/", "-"))
+    assert listed.split()[2] == "active"
     daemon.stopped(1)
     units.assert_nothing_left()
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -155,38 +153,6 @@ async def _signal_until_gone(
 def _log_leftover(process: Process, decision: str) -> None:
     text = f"leftover process {process}: {decision}"
     event(log, logging.WARNING, text, message_id=names.MSG_LEFTOVER, child_pid=process.pid)
-
-
-def prepare_socket(path: Path) -> None:
-    """Make the directory of an engine's socket (0700) and remove a stale socket. OSError. Blocking."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    remove_socket(path)
-
-
-def write_key(path: Path, secret: str) -> None:
-    """For a program that takes its key from a file. OSError. Blocking."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(f"{secret}\n")
-
-
-def remove_socket(path: Path) -> None:
-    """Remove a unix socket that nobody listens on any more; anything else of that name stays. Blocking."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
-
-
-def remove_sockets(folder: Path, spared: Collection[str] = ()) -> None:
-    """Remove all sockets and key files in the directory of the instances but these paths. Blocking."""
-    with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            if str(path) not in spared:
-                if path.suffix == names.KEY_SUFFIX:
-                    path.unlink(missing_ok=True)
-                else:
-                    remove_socket(path)
 
 
 def remove_files(folder: Path, spared: Collection[str] = ()) -> None:
