@@ -162,7 +162,7 @@ def test_a_fork_is_told_in_its_own_words() -> None:
     built = build(model, FORKED, TCP, key_file="/run/1.key")
     assert shlex.join(built.argv) == (
         "/bin/llama -m /m.gguf --host 127.0.0.1 --port 4711 --api-key-file /run/1.key -c 4096 -np 1"
-        " --cache-type-k q8_KV --cache-ram 0 --ctx-checkpoints 8 -fa on -b 4096 -ub 4096 --embeddings --jinja"
+        " --cache-type-k q8_KV --ctx-checkpoints 8 -fa on --cache-ram 0 -b 4096 -ub 4096 --embeddings --jinja"
     )
     assert built.key_file == "/run/1.key"
     assert "flash_attention = 'auto': it takes" not in str(built.warnings)
