@@ -207,6 +207,10 @@ class ModelSpec:
     def contained(self) -> bool:
         return self.home in ("toolbox", "distrobox", "podman", "docker", "container")
 
+    def same_container(self, other: ModelSpec) -> bool:
+        """Are both the one container that is there? It runs once, and ends with either of them."""
+        return self.home == other.home == "container" and self.container == other.container
+
     def origin(self, key: str) -> Origin:
         return self.origins.get(key, BUILT_IN)
 

@@ -6,6 +6,7 @@ Owns unique names, mutually exclusive keys, references, and the safety of addres
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -55,7 +56,11 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
             entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
         )
     limit = config.scheduler.memory
-    yield from _of_models(config, lambda spec: (*_files(spec), *_without_effect(spec), *_fits(spec, limit)), "warning")
+    yield from _of_models(
+        config,
+        lambda spec: (*_files(spec), *_without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
+        "warning",
+    )
     key_file = config.server.key_file
     if key_file and not os.path.exists(key_file):
         yield _global(config, "server.key_file", f"no such file: {key_file}", "warning")
@@ -349,6 +354,15 @@ def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:
     if spec.memory is not None and limit is not None and spec.memory > limit:
         size, most = units.format_size(spec.memory), units.format_size(limit)
         yield "memory", f"{size} never fits, because scheduler.memory is {most}"
+
+
+def _same_container(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]]:
+    before = itertools.takewhile(lambda other: other.name != spec.name, config.models.values())
+    if other := next((one for one in before if one.same_container(spec)), None):
+        yield (
+            "container",
+            f"{other.name} is the same container: the two take turns; `aliases` gives one model more names",
+        )
 
 
 def _file_reason(value: str | None, *, program: bool) -> str | None:

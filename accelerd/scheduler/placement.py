@@ -109,6 +109,8 @@ def excludes(one: ModelRecord, other: ModelRecord) -> str | None:
         return f"{alone.name} is exclusive"
     if a.group is not None and a.group == b.group:
         return f"{a.name} and {b.name} share the group {a.group}"
+    if a.same_container(b):
+        return f"{a.name} and {b.name} are the same container, {a.container}"
     if (port := one.forecast.shared_port(other.forecast)) is not None:
         return f"the containers of {a.name} and {b.name} publish the same port, {port}"
     return None

@@ -53,6 +53,14 @@ def test_the_one_makes_room_for_the_other() -> None:
     assert wanted.lease is not None
 
 
+def test_two_models_in_one_container_take_turns() -> None:
+    table = Bench([model("a", home="container", container="x"), model("b", home="container", container="x")])
+    table.loaded("a")
+    table.request("b")
+    table.pass_time(1.0)
+    assert table.state("a") in (State.DRAINING, State.STOPPING)
+
+
 def test_both_cannot_be_held() -> None:
     table = bench()
     table.core.holds.hold("a", "me", load=False)
