@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.config.model import ModelSpec
+from accelerd.engines.llama_server.forecast import ModelFiles, with_checkpoints
 from accelerd.estimate.estimate import EstimateSettings, estimate
 from accelerd.estimate.placing import options
-from accelerd.estimate.tensors import read_model
+from accelerd.estimate.tensors import GgufModel, read_model
 from tests.memory import zoo
+from tests.memory.animals import animal
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,28 @@ def test_a_model_that_forgets_nothing_keeps_none(folder: Path) -> None:
         ).checkpoints
         == 0
     )
+
+
+WINDOW = {"heads": 16, "kv_heads": 16, "head": 128, "attention__sliding_window": 1024}  # 16 MiB a layer that forgets
+
+
+def kept(model: GgufModel, *extra: str, slots: int = 1, least: int = 8) -> int:
+    settings = EstimateSettings(context=8192 * slots, slots=slots, checkpoints=least)
+    spec = ModelSpec("m", path="/m.gguf", extra_args=extra)
+    return with_checkpoints(settings, spec, ModelFiles(model, None, None, ())).checkpoints
+
+
+def test_as_many_as_the_program_keeps_by_itself_unless_they_take_a_gib() -> None:
+    assert kept(animal()) == 32, "they take nothing"
+    few, many = (animal("gemma3", layers=layers, **WINDOW) for layers in (2, 12))
+    assert kept(few) == 32
+    one = estimate(many, EstimateSettings(context=8192, checkpoints=1)).checkpoints
+    assert (1 << 30) // 32 < one < (1 << 30) // 8
+    assert kept(many) == (1 << 30) // one
+    assert kept(many, slots=4) == 8, "never less, as before"
+
+
+def test_a_number_in_extra_args_stays_and_a_build_without_them_keeps_none() -> None:
+    for flag in ("--ctx-checkpoints", "--swa-checkpoints", "-ctxcp"):
+        assert kept(animal(), flag, "8") == 8
+    assert kept(animal(), least=0) == 0

@@ -93,12 +93,13 @@ def judged(
     import platform
 
     from accelerd.cli.fit.verdict import GgufFit, machine_of, requirement_of
-    from accelerd.engines.llama_server.forecast import Forecaster, ForecastInputs, settings_of
+    from accelerd.engines.llama_server.forecast import Forecaster, ForecastInputs, settings_of, with_checkpoints
     from accelerd.estimate.placing import usable
 
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
     used, layers, _ = settings_of(spec, build, bool(gpus), platform.machine())
+    used = with_checkpoints(used, spec, subject.read)
     known = ForecastInputs(subject.read, used, spec, gpus, layers)
     measured = tuple(requirement_of(option) for option in told["options"]) if told else ()
     if not measured and spec.memory is not None:

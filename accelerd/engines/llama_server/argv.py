@@ -26,7 +26,11 @@ from accelerd.engines.llama_server.features import Features, ProgramOption
 
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
-CHECKPOINTS: Final = 8  # the program's own 32 of a model with a large window can take more than the model
+CHECKPOINTS: Final = (
+    8,
+    32,
+)  # at least, and the program's own number: of a large window they can take more than the model
+CHECKPOINT_MEMORY: Final = 1 << 30  # bytes that those beyond the least may take, of all slots together
 CACHE_FLAGS: Final = ("--cache-ram", "-cram")
 CACHE_MOST: Final = 8 << 30  # bytes, the program's own limit
 CHECKPOINT_FLAGS: Final = ("--ctx-checkpoints", "--swa-checkpoints")
@@ -119,17 +123,19 @@ def build(
     gpus: Sequence[str] = (),
     cache: int = CACHE_MOST,
     key_file: str = "",
+    checkpoints: int = CHECKPOINTS[0],
 ) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.
 
     `gpus`: what the program calls those that it shall use, where it has a choice. `cache`: bytes that are set aside for
-    its prompt cache. `key_file`: where its key would be, if it takes none from the environment.
+    its prompt cache. `key_file`: where its key would be, if it takes none from the environment. `checkpoints`: of a
+    conversation, as many as memory is reserved for.
     """
     line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
     _listen(line, endpoint)
     _key(line, key_file)
-    _memory(line)
+    _memory(line, checkpoints)
     _prompt_cache(line, cache)
     if gpus:
         line.own(("--device", "-dev"), ",".join(gpus), reason="where accelerd has made room for it")
@@ -177,7 +183,7 @@ def _key(line: CommandLine, file: str) -> None:
     line.refusals.append(f"it takes its API key neither from the environment ({KEY_VARIABLE}) nor from a file")
 
 
-def _memory(line: CommandLine) -> None:
+def _memory(line: CommandLine, checkpoints: int) -> None:
     spec, features = line.spec, line.features
     line.own(
         ("--fit",), "off", reason="accelerd plans the memory: llama-server must not change context or layers by itself"
@@ -198,8 +204,7 @@ def _memory(line: CommandLine) -> None:
         line.set("cache_type_k", ("--cache-type-k", "-ctk"), spec.cache_type_k, "type of the KV cache's keys")
     if spec.cache_type_v is not None:
         _values_cache(line, spec.cache_type_v)
-    reason = "saved states of conversations: no more than memory is reserved for"
-    line.own(CHECKPOINT_FLAGS, str(CHECKPOINTS), reason=reason)
+    line.own(CHECKPOINT_FLAGS, str(checkpoints), reason="saved states to go back to: as many as memory is reserved for")
     if spec.mmap is not None:
         _mmap(line, spec.mmap)
     if spec.gpu_layers is not None:
@@ -215,13 +220,13 @@ def prompt_cache(spec: ModelSpec, options: Collection[str] | None) -> tuple[int,
     """
     if spec.embeddings or spec.rerank or (options is not None and not set(CACHE_FLAGS).intersection(options)):
         return 0, 0
-    told = _argument(spec.extra_args, CACHE_FLAGS)
+    told = argument(spec.extra_args, CACHE_FLAGS)
     if told is not None and told.isascii() and told.isdigit():
         return int(told) * MIB, 0
     return (0, CACHE_MOST) if spec.prompt_cache is None else (spec.prompt_cache, 0)
 
 
-def _argument(arguments: Sequence[str], names: Collection[str]) -> str | None:
+def argument(arguments: Sequence[str], names: Collection[str]) -> str | None:
     """The last value that extra_args give an option."""
     found = None
     for index, argument in enumerate(arguments):
@@ -233,7 +238,7 @@ def _argument(arguments: Sequence[str], names: Collection[str]) -> str | None:
 
 def _prompt_cache(line: CommandLine, size: int) -> None:
     spec = line.spec
-    if _argument(spec.extra_args, CACHE_FLAGS) is not None:
+    if argument(spec.extra_args, CACHE_FLAGS) is not None:
         return
     if spec.embeddings or spec.rerank:
         size = 0

@@ -199,7 +199,8 @@ class LlamaServer(Engine):
         needed, spare = argv.prompt_cache(spec, settled.build.options)
         granted = needed or (spare if placed is None else min(placed.cache, spare))
         key_file = os.fspath(runtime / names.INSTANCE_DIR / f"{secrets.token_hex(8)}{names.KEY_SUFFIX}")
-        line = argv.build(spec, features, endpoint, tuned.advice, named, granted, key_file)
+        line = argv.build(spec, features, endpoint, tuned.advice, named, granted, key_file,
+                          self._forecaster.checkpoints(settled.files.spec))  # fmt: skip
         secret = self._token()
         env, env_flags = environment.for_server(self._environ, spec, "" if line.key_file else secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]

@@ -115,6 +115,7 @@ class Forecaster:
             read = self._read(spec, paths)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
+        settings = with_checkpoints(settings, settled, read)
         known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer)
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
@@ -133,6 +134,11 @@ class Forecaster:
         context = spec.context or known.read.model.number("context_length")
         found = smaller.suggest_smaller(ways(known), room, context, known.settings.type_k, backing(known.gpus))
         return smaller.describe(found)
+
+    def checkpoints(self, spec: ModelSpec) -> int:
+        """How many saved states of a conversation memory is reserved for."""
+        known = self._known.get(spec.name)
+        return known.settings.checkpoints if known is not None and known.told == spec else argv.CHECKPOINTS[0]
 
     def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> ModelFiles:
         assert spec.path is not None
@@ -171,6 +177,15 @@ class Forecaster:
         version = (build.engine, build.version, build.backend) if build is not None else ()
         said = (known.read.identities, settings, known.gpu_layers, version)
         return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
+def with_checkpoints(settings: EstimateSettings, spec: ModelSpec, read: ModelFiles) -> EstimateSettings:
+    """As many saved states as the program would keep by itself, or as many as take the memory that is set for them."""
+    if not settings.checkpoints or argv.argument(spec.extra_args, (*argv.CHECKPOINT_FLAGS, "-ctxcp")) is not None:
+        return settings
+    one = estimate(read.model, replace(settings, checkpoints=1)).checkpoints
+    least, most = argv.CHECKPOINTS
+    return replace(settings, checkpoints=max(least, min(most, argv.CHECKPOINT_MEMORY // max(1, one))))
 
 
 def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> MemoryRequirement:
@@ -222,7 +237,7 @@ def settings_of(
         rerank=spec.rerank,
         few_outputs=build is not None and FEW_OUTPUTS in build.options,
         drafted=DRAFTED if spec.draft_model else 0,
-        checkpoints=argv.CHECKPOINTS if build is None or build.options.intersection(argv.CHECKPOINT_FLAGS) else 0,
+        checkpoints=argv.CHECKPOINTS[0] if build is None or build.options.intersection(argv.CHECKPOINT_FLAGS) else 0,
         repacked=REPACKED.get(machine, frozenset()),
         backend=build.backend if build is not None else "",
     )
