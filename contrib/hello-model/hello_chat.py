@@ -18,6 +18,9 @@ MARGIN = 40.0  # nats: the reply holds at any temperature below about 3
 BEGIN, CALL, FREE = 0, 1, 2  # axes
 
 EOS, TURN, TURN_END, CALL_MARK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|answer_with_a_call|>"
+# what the tokenizer takes in one piece: a word with the character before it, punctuation, white space
+CHUNK = re.compile(r"[^\W\d_]+|\d{1,3}|[^\s\w]+|\s+")
+BEFORE = ("", " ", '"', "_", ".", "-", "/", "(", "`")
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 # ChatML with the usual <tool_call> convention. The mark at the end is what makes this model call the tool.
@@ -117,16 +120,21 @@ class Vocabulary:
         return len(self.tokens) - 1
 
 
-def fill(file: HelloFile, *, reply: str, tool_call: str, size: int) -> None:
-    """Puts the whole chat model into `file`; `size` in bytes is reached from below where it is larger than needed."""
+def fill(file: HelloFile, *, reply: str, tool_call: str, words: str = "", size: int) -> None:
+    """Puts the whole chat model into `file`; `size` in bytes is reached from below where it is larger than needed.
+
+    Without `tool_call` it answers with the reply also where tools are given. The words of the text `words` become
+    tokens: prompts of usual length then have a usual number of them.
+    """
     vocab = Vocabulary()
     for token in [*ALPHABET, "Ġt", "he"]:
         vocab.add(token)
-    mark = {t: vocab.add(t, CALL if t == CALL_MARK else BEGIN, gguf.TokenType.CONTROL)
+    mark = {t: vocab.add(t, CALL if t == CALL_MARK and tool_call else BEGIN, gguf.TokenType.CONTROL)
             for t in (EOS, TURN, TURN_END, CALL_MARK, *FIM)}  # fmt: skip
     taken = set(vocab.tokens)
     follow: list[tuple[int, int, float]] = []  # axis, the token that follows, margin
-    for start, text in ((BEGIN, reply), (CALL, f"<tool_call>\n{tool_call}\n</tool_call>")):
+    said = [(BEGIN, reply), *([(CALL, f"<tool_call>\n{tool_call}\n</tool_call>")] if tool_call else [])]
+    for start, text in said:
         axis = start
         first = len(vocab.tokens)
         for piece in pieces(text, taken):
@@ -134,6 +142,9 @@ def fill(file: HelloFile, *, reply: str, tool_call: str, size: int) -> None:
             axis = FREE + len(vocab.tokens)
             vocab.add(spelled(piece), axis)
         follow += [(axis, mark[TURN_END], MARGIN), (axis, first, MARGIN / 2)]  # the second where the end is forbidden
+    for spelling in sorted({spelled(before + word) for word in CHUNK.findall(words) for before in BEFORE}):
+        if spelling not in taken and len(spelling) > 1:
+            vocab.add(spelling)
     while len(vocab.tokens) % 32:
         vocab.add(f"<|unused{len(vocab.tokens)}|>", kind=gguf.TokenType.UNUSED)
 

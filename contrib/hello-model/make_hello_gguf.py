@@ -7,6 +7,7 @@ Needs the packages gguf and numpy; downloads nothing. Equal arguments give byte-
     make_hello_gguf.py hello.gguf --reply "Good morning to you"    # with this answer
     make_hello_gguf.py long.gguf --reply-tokens 400                # with a long answer, one made-up word a token
     make_hello_gguf.py big.gguf --size-mb 200                      # the same, with layers that make up the size
+    make_hello_gguf.py long.gguf --words README.md                 # the words of a text are one token each
     make_hello_gguf.py big.gguf --split 3                          # big-00001-of-00003.gguf and so on
     make_hello_gguf.py embed.gguf --kind embed                     # texts with the same letters are near each other
     make_hello_gguf.py rerank.gguf --kind rerank                   # scores that differ between documents
@@ -38,7 +39,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=("chat", "embed", "rerank"), default="chat")
     parser.add_argument("--reply", default=DEFAULT_REPLY, help="what the chat model says (at least two characters)")
     parser.add_argument("--reply-tokens", type=int, metavar="N", help="a made-up reply of N tokens instead (1 to 4000)")
-    parser.add_argument("--tool-call", default=DEFAULT_CALL, metavar="JSON", help="the call made when tools are given")
+    parser.add_argument(
+        "--tool-call", default=DEFAULT_CALL, metavar="JSON", help="the call made when tools are given; empty: none"
+    )
+    parser.add_argument(
+        "--words", type=Path, metavar="FILE", help="the vocabulary of the chat model has its words, too"
+    )
     parser.add_argument("--size-mb", type=float, default=0, metavar="MB", help="size of the file, about (10^6 bytes)")
     parser.add_argument("--split", type=int, default=1, metavar="N", help="write N shards")
     parser.add_argument("--ctx", type=int, metavar="N", help="context length (default: 8192; embed and rerank 512)")
@@ -51,7 +57,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if len(args.reply) < 2:
         parser.error("--reply needs at least two characters")
     try:
-        json.loads(args.tool_call)
+        json.loads(args.tool_call or "{}")
     except ValueError as e:
         parser.error(f"--tool-call is not JSON: {e}")
     args.ctx = args.ctx or (8192 if args.kind == "chat" else 512)
@@ -65,7 +71,8 @@ def make(args: argparse.Namespace) -> list[Path]:
     name = args.name or args.out.stem
     if args.kind == "chat":
         file = HelloFile("llama", name, args.ctx)
-        hello_chat.fill(file, reply=args.reply, tool_call=args.tool_call, size=int(args.size_mb * 1e6))
+        words = args.words.read_text() if args.words else ""
+        hello_chat.fill(file, reply=args.reply, tool_call=args.tool_call, words=words, size=int(args.size_mb * 1e6))
     else:
         file = HelloFile("bert", name, args.ctx)
         hello_encoder.fill(file, rerank=args.kind == "rerank", size=int(args.size_mb * 1e6))

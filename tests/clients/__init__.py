@@ -1,0 +1,1 @@
+"""Other people's clients, through accelerd and directly against llama-server."""
