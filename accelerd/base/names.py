@@ -101,6 +101,7 @@ LEVELS_FILE: Final = "levels.json"  # in the runtime directory of whoever sets l
 TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; no configured name ends like it
 
 # --- HTTP ---
+ANY: Final = "*"  # in an alias: any characters
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only
 

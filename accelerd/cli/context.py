@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from accelerd.base.names import ANY
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.cli.connect import START_COMMANDS, DaemonClient
 from accelerd.cli.failure import ExitStatus, Failure, no_model
@@ -98,11 +99,11 @@ def unknown_name(context: Context, name: str) -> Failure:
 
 def names_in(status: dict[str, Any]) -> list[str]:
     """Every name that a request may use: models, routes, aliases, then those with a generated prefix."""
-    models = status.get("models") or []
+    models, routes = status.get("models") or [], status.get("routes") or []
     return [
         *(m["name"] for m in models),
-        *(route["name"] for route in status.get("routes") or ()),
-        *(alias for m in models for alias in m.get("aliases") or ()),
+        *(route["name"] for route in routes),
+        *(alias for m in (*models, *routes) for alias in m.get("aliases") or () if ANY not in alias),
         *(m["prefixed"] for m in models if m.get("prefixed")),
     ]
 
@@ -118,7 +119,8 @@ def model_names(context: Context) -> Iterator[str]:
     config, _ = configuration(context)
     if config is not None:
         yield from (*config.models, *config.routes)
-        yield from (alias for spec in config.models.values() for alias in spec.aliases)
+        aliases = (one.aliases for group in (config.models, config.routes) for one in group.values())
+        yield from (alias for some in aliases for alias in some if ANY not in alias)
 
 
 def toolbox_names(context: Context) -> Iterator[str]:

@@ -93,7 +93,14 @@ class ModelSpec:
         model_only=True,
     )
     description: str = key(toml.TextLine, "", "A description for people, on one line.", model_only=True, live=True)
-    aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients.", model_only=True, live=True)
+    aliases: tuple[str, ...] = key(
+        array(toml.Name),
+        (),
+        'Additional names for clients. "*" in one stands for any characters, as in "claude-*".',
+        model_only=True,
+        live=True,
+    )
+    unlisted: bool = key(bool, False, "Leave the model out of GET /v1/models; requests may still name it.", live=True)
     # what runs
     binary: str | None = key(toml.Program, None, "The program to run instead of the engine's `binary`.")
     context: int | None = key(
@@ -230,6 +237,9 @@ class ServerSettings:
         array(toml.Address),
         ("127.0.0.1:4000", "[::1]:4000"),
         "Addresses to listen on. An address that other machines can reach requires key_file.",
+    )
+    default_model: str | None = key(
+        toml.Name, None, "The model or route that serves requests which name no model. Not needed if there is only one."
     )
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),
@@ -423,6 +433,8 @@ class Route:
         "The models in order of preference. While the device of a model is busy, requests go to the next one.",
     )
     description: str = key(toml.TextLine, "", "A description for people, on one line.")
+    aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients, as for models.")
+    unlisted: bool = key(bool, False, "Leave the route out of GET /v1/models; requests may still name it.")
 
 
 @dataclass(frozen=True)

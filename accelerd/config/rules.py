@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from accelerd.config import flags, units
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import DEFAULTS, ConfigTables
@@ -27,6 +27,7 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
     yield from _routes(entries, tables, config)
+    yield from _default_model(entries, config)
     for path, file, line, argument in _arguments(entries):
         if reason := flags.refused(argument):
             yield Problem(file, line, key_text(path), reason)
@@ -135,33 +136,48 @@ def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> 
 
 
 def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Problem]:
-    taken: dict[str, tuple[KeyPath, str]] = {}  # name → key and place
-    for name in tables.models:
-        taken[name] = (("models", name), _where(entries[("models", name)]))
-    for name in tables.models:
-        entry = entries.get(("models", name, "aliases"))
+    """Models, routes and their aliases."""
+    owners: list[KeyPath] = [("models", name) for name in tables.models]
+    owners += [("routes", name) for name in tables.routes]
+    taken: dict[str, tuple[KeyPath, str]] = {}  # name → whose it is, and place
+
+    def clash(name: str) -> str:
+        owner, place = taken[name]
+        return f"the name '{name}' is already taken by {key_text(owner)} ({place})"
+
+    for owner in owners:
+        if (name := str(owner[1])) in taken:
+            yield _problem(entries[owner], owner, clash(name))
+        else:
+            taken[name] = (owner, _where(entries[owner]))
+    for owner in owners:
+        entry = entries.get((*owner, "aliases"))
         for index, (alias, line) in enumerate(entry.items if entry else ()):
             if entry is None or alias is INVALID:
                 continue
-            path: KeyPath = ("models", name, "aliases", index)
-            if alias == name or (alias in taken and taken[alias][0][:2] == ("models", name)):
-                yield Problem(entry.file, line, key_text(path), f"'{alias}' is a name of this model already", "warning")
-            elif alias in taken:
-                owner, place = taken[alias]
-                text = f"the name '{alias}' is already taken by {key_text(owner)} ({place})"
-                yield Problem(entry.file, line, key_text(path), text)
+            path = key_text((*owner, "aliases", index))
+            if alias not in taken:
+                taken[alias] = (owner, f"{entry.file}:{line}")
+            elif taken[alias][0] == owner:
+                text = f"'{alias}' is a name of this {str(owner[0]).removesuffix('s')} already"
+                yield Problem(entry.file, line, path, text, "warning")
             else:
-                taken[alias] = (path, f"{entry.file}:{line}")
+                yield Problem(entry.file, line, path, clash(alias))
+
+
+def _default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
+    entry, name = entries.get(("server", "default_model")), config.server.default_model
+    every: list[ModelSpec | Route] = [*config.models.values(), *config.routes.values()]
+    known = [known for one in every for known in (one.name, *one.aliases)]
+    if entry is not None and entry.usable and name is not None and name not in known:
+        text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
+        yield _problem(entry, ("server", "default_model"), text)
 
 
 def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
-    """A route has a unique name and refers to existing models."""
-    aliases = {alias: spec.name for spec in config.models.values() for alias in spec.aliases}
+    """A route refers to existing models."""
     for name in config.routes:
         path: KeyPath = ("routes", name)
-        if name in tables.models or name in aliases:
-            owner = name if name in tables.models else aliases[name]
-            yield _problem(entries[path], path, f"the name '{name}' is already taken by {owner}")
         listed = entries.get((*path, "models"))
         if listed is None:
             yield _problem(entries[path], path, "set models = […], in order of preference")

@@ -104,6 +104,7 @@ class RouteStatus(msgspec.Struct):
     name: str
     models: list[str]
     description: str
+    aliases: list[str]
 
 
 class Status(DaemonStatus, kw_only=True):
@@ -209,7 +210,7 @@ async def status(parts: ControlParts) -> Status:
         hazards=parts.conflicts.now(),
         models=models,
         routes=[
-            RouteStatus(route.name, list(route.models), route.description)
+            RouteStatus(route.name, list(route.models), route.description, list(route.aliases))
             for route in parts.router.directory.routes.values()
         ],
         downloads=downloads_under_way(parts),

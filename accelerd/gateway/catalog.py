@@ -29,8 +29,9 @@ class Catalog:
         """The list."""
         directory = self._router.directory
         known = {s.spec.name: s for s in self._scheduler.snapshots() if s.spec.name in directory.models}
-        models = [self._model(snapshot) for snapshot in known.values()]
-        return {"object": "list", "data": [*models, *(self._route(r, known) for r in directory.routes.values())]}
+        models = [self._model(snapshot) for snapshot in known.values() if not snapshot.spec.unlisted]
+        routes = [self._route(route, known) for route in directory.routes.values() if not route.unlisted]
+        return {"object": "list", "data": [*models, *routes]}
 
     def all_for_anthropic(self) -> Json:
         """The list as Anthropic's clients know it: one page."""
@@ -75,7 +76,7 @@ class Catalog:
         loaded = any(snapshot.state is State.READY for snapshot in models)
         return {
             **self._head(route.name, route.description),
-            "aliases": [],
+            "aliases": list(route.aliases),
             "routes": list(route.models),
             "context_length": min(filter(None, contexts), default=None),
             "capabilities": sorted({task for one in traits for task in one.tasks}),

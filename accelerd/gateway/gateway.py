@@ -83,7 +83,7 @@ class Gateway:
         """Take over a configuration for requests from now on."""
         self._settings = self._forwarder.settings = settings
         self._access = Access(settings, keys)
-        self.router.configure(models, routes)
+        self.router.configure(models, routes, settings.default_model)
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
 

@@ -47,10 +47,10 @@ class RequestRouter:
         self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
         self.directory = Directory()
 
-    def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route]) -> None:
+    def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route], default: str | None = None) -> None:
         """Take over the names of a configuration."""
         self._usual.clear()
-        self.directory = Directory(models, routes, self.kind)
+        self.directory = Directory(models, routes, self.kind, default)
 
     def traits(self, spec: ModelSpec) -> Traits:
         """The model's capabilities as far as they are known."""
@@ -70,7 +70,7 @@ class RequestRouter:
         if usual is not None:
             return usual
         task = TASKS[path]
-        found = self._only(task) if info.model is None else self.directory.find(info.model)
+        found = self._unnamed(task) if info.model is None else self.directory.find(info.model)
         if isinstance(found, Route):
             lacking = self._lacking_of(found, task, info)
             decision = self._decide(found, lacking)
@@ -80,12 +80,18 @@ class RequestRouter:
             spec = found
         target = self.target_of(spec, path, info)
         unchanged = target == UpstreamTarget(spec.name, path)
-        if found is spec and unchanged and (task not in TOOLED or "tools" in self.traits(spec).tasks):
+        known = info.model is None or self.directory.is_name(info.model)  # never all names that match a pattern
+        if found is spec and known and unchanged and (task not in TOOLED or "tools" in self.traits(spec).tasks):
             self._usual[info.model, path] = target
         return target
 
-    def _only(self, task: Task) -> ModelSpec:
-        """What a request without a model means: the only one, or the only one for the task. AccelError bad_request."""
+    def _unnamed(self, task: Task) -> ModelSpec | Route:
+        """What a request without a model means: the default, the only one, or the only one for the task.
+
+        AccelError bad_request.
+        """
+        if self.directory.default is not None:
+            return self.directory.default
         models = list(self.directory.models.values())
         if len(models) > 1:
             models = [spec for spec in models if task in self.traits(spec).tasks] or models

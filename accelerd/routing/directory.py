@@ -1,15 +1,18 @@
 """Which names a request may use, and what each means: a model, or a route of several. Pure.
 
 Made anew with every configuration and never changed. Beside what is configured every model answers to `npu/NAME` when
-it runs on an NPU and to `local/NAME` otherwise, unless somebody else has that name.
+it runs on an NPU and to `local/NAME` otherwise, unless somebody else has that name. Operations of people (`canonical`)
+take no names that only match a pattern: a typing error would mean a model.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 
 from accelerd.base.errors import AccelError
+from accelerd.base.names import ANY
 from accelerd.config.model import ModelSpec, Route
 
 NPU, LOCAL = "npu/", "local/"
@@ -26,17 +29,32 @@ class Directory:
     """The names of one configuration."""
 
     def __init__(
-        self, models: Iterable[ModelSpec] = (), routes: Iterable[Route] = (), kind_of: KindOf = nowhere
+        self,
+        models: Iterable[ModelSpec] = (),
+        routes: Iterable[Route] = (),
+        kind_of: KindOf = nowhere,
+        default: str | None = None,
     ) -> None:
         self.models = {spec.name: spec for spec in models}
         self.routes = {route.name: route for route in routes}
         self._kind_of = kind_of
-        aliases = {alias: spec for spec in self.models.values() for alias in spec.aliases}
+        every: list[ModelSpec | Route] = [*self.routes.values(), *self.models.values()]
+        aliases = {alias: one for one in every for alias in one.aliases}
+        self._patterns = [
+            (re.compile(".*".join(map(re.escape, alias.split(ANY))), re.DOTALL), one)
+            for alias, one in sorted(aliases.items(), key=lambda item: -len(item[0]))  # the most precise first
+            if ANY in alias
+        ]
         self._named: dict[str, ModelSpec | Route] = {**self.routes, **aliases, **self.models}
+        self.default = self._named.get(default) if default is not None else None
 
     def find(self, name: str) -> ModelSpec | Route:
-        """What the name means. AccelError model_not_found."""
-        return self._named.get(name) or self._prefixed(name) or self._unknown(name)
+        """What the name means to a client. AccelError model_not_found."""
+        return self._named.get(name) or self._prefixed(name) or self._matching(name) or self._unknown(name)
+
+    def is_name(self, name: str) -> bool:
+        """Is it one of the names, and not one of those without end that match a pattern?"""
+        return name in self._named or self._prefixed(name) is not None
 
     def canonical(self, name: str) -> str:
         """The configured name of the model that is meant; one that is not known stays. AccelError for a route's."""
@@ -55,7 +73,7 @@ class Directory:
         """Every name, those of models first."""
         return [
             *self.models,
-            *(n for n in self._named if n not in self.models),
+            *(name for name in self._named if name not in self.models and ANY not in name),
             *filter(None, map(self.generated, self.models.values())),
         ]
 
@@ -69,6 +87,9 @@ class Directory:
     def _prefixed(self, name: str) -> ModelSpec | None:
         spec = self.models.get(name.partition("/")[2])
         return spec if spec is not None and self.generated(spec) == name else None
+
+    def _matching(self, name: str) -> ModelSpec | Route | None:
+        return next((one for pattern, one in self._patterns if pattern.fullmatch(name)), None)
 
     def _unknown(self, name: str) -> ModelSpec | Route:
         close = difflib.get_close_matches(name, self.names(), n=1)

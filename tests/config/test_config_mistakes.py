@@ -409,3 +409,37 @@ def test_what_a_tool_s_drop_in_overrides_is_said_where_a_person_wrote_it(home: H
     ]  # fmt: skip
     home.write("[server]\nmax_connections = 9\n", "accelerd.toml.d/zzz.toml")
     assert not [one for one in home.check()[1] if one.key == "server.max_connections"], "a person's own drop-in"
+
+
+def test_every_name_belongs_to_one_model_or_route(home: Home) -> None:
+    problems = home.check(
+        """\
+[server]
+default_model = "qwenn"
+[models.qwen]
+path = "/m"
+aliases = ["a", "a", "both", "*"]
+[models.small]
+path = "/m"
+aliases = ["b", "*"]
+[routes.both]
+models = ["qwen"]
+aliases = ["b", "c"]
+[routes.small]
+models = ["qwen"]
+"""
+    )[1]
+    assert [
+        (one.line, one.key, one.message, one.severity) for one in problems if "no such file" not in one.message
+    ] == [
+        (2, "server.default_model", "there is no model or route 'qwenn'; did you mean 'qwen'?", "error"),
+        (5, "models.qwen.aliases[1]", "'a' is a name of this model already", "warning"),
+        (5, "models.qwen.aliases[2]", "the name 'both' is already taken by routes.both (accelerd.toml:9)", "error"),
+        (8, "models.small.aliases[1]", "the name '*' is already taken by models.qwen (accelerd.toml:5)", "error"),
+        (11, "routes.both.aliases[0]", "the name 'b' is already taken by models.small (accelerd.toml:8)", "error"),
+        (12, "routes.small", "the name 'small' is already taken by models.small (accelerd.toml:6)", "error"),
+    ]
+    for name in ("qwen", "both", "b", "c"):
+        good = f'[server]\ndefault_model = "{name}"\n[models.qwen]\npath = "/m"\naliases = ["b"]\n'
+        good += '[routes.both]\nmodels = ["qwen"]\naliases = ["c"]\n'
+        assert home.load(good).server.default_model == name

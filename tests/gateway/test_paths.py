@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from accelerd.config.model import ModelSpec
+from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Traits
 from tests.gateway.bench import Speaker, bench, on_both_loops, plain
 from tests.gateway.client import CHAT, chat
@@ -96,3 +97,39 @@ async def test_that_something_listens_is_said_without_a_key(tmp_path: Path, path
         assert (await client.ask("POST", CHAT, chat())).status == 401
         foreign = await client.ask("GET", path, host="evil.example")
         assert (foreign.status, foreign.code) == (403, "host_not_allowed")
+
+
+@on_both_loops
+async def test_names_that_clients_cannot_change_are_taken(tmp_path: Path) -> None:
+    models = [ModelSpec("m", path="/m.gguf", aliases=("claude-*", "gpt-*")), ModelSpec("other", path="/o.gguf")]
+    routes = [Route("rest", ("m",), aliases=("*",))]
+    async with bench(tmp_path, models=models, routes=routes) as b, await b.client() as client:
+        for name in ("claude-haiku-4-5-20251001", "gpt-4o[1m]", "o3", "日本"):
+            answer = await client.ask(body={"model": name, **MESSAGES})
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "m")
+            assert (await client.ask("GET", f"/v1/models/{quote(name)}")).status == 200
+        assert not b.gateway.router._usual.keys() & {(name, CHAT) for name in ("gpt-4o[1m]", "o3")}, "names without end"
+
+
+@on_both_loops
+async def test_what_names_no_model_goes_to_the_default(tmp_path: Path) -> None:
+    models = [ModelSpec("other", path="/o.gguf"), ModelSpec("m", path="/m.gguf")]
+    for default in ("m", "rest"):
+        settings = ServerSettings(default_model=default)
+        routes = [Route("rest", ("m",))]
+        async with bench(tmp_path, models=models, routes=routes, settings=settings) as b, await b.client() as client:
+            answer = await client.ask(body=MESSAGES)
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "m")
+            assert (await client.ask(body={"model": "nobody", **MESSAGES})).status == 404
+
+
+@on_both_loops
+async def test_what_is_unlisted_is_served_and_not_shown(tmp_path: Path) -> None:
+    models = [ModelSpec("m", path="/m.gguf", unlisted=True), ModelSpec("shown", path="/o.gguf")]
+    routes = [Route("hidden", ("m",), unlisted=True), Route("seen", ("m",), aliases=("auto",))]
+    async with bench(tmp_path, models=models, routes=routes) as b, await b.client() as client:
+        listed = {one["id"]: one["aliases"] for one in (await client.ask("GET", "/v1/models")).json()["data"]}
+        assert listed == {"shown": ["local/shown"], "seen": ["auto"]}
+        for name in ("m", "hidden"):
+            assert (await client.ask(body={"model": name, **MESSAGES})).status == 200
+            assert (await client.ask("GET", f"/v1/models/{name}")).status == 200

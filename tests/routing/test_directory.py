@@ -89,3 +89,48 @@ def test_the_prefix_follows_what_becomes_known_of_the_device() -> None:
     assert known.find("npu/m") is spec
     with pytest.raises(AccelError):
         known.find("local/m")
+
+
+ANYTHING = (
+    ModelSpec("qwen", path="/q.gguf", aliases=("claude-*", "gpt-4o")),
+    ModelSpec("small", path="/s.gguf", aliases=("claude-haiku-*", "*[1m]")),
+    ModelSpec("claude-own", path="/o.gguf"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("claude-sonnet-4-5", "qwen"),
+        ("claude-", "qwen"),
+        ("claude-haiku-4-5-20251001", "small"),
+        ("claude-own", "claude-own"),
+        ("local/claude-own", "claude-own"),
+        ("x[1m]", "small"),
+        ("claude-x[1m]", "qwen"),
+        ("o3-mini", "rest"),
+        ("Claude-x", "rest"),
+        ("line\nbreak", "rest"),
+    ],
+)
+def test_an_alias_may_stand_for_many_names(name: str, meant: str) -> None:
+    known = directory(*ANYTHING, routes=(Route("rest", ("qwen",), aliases=("*",)),))
+    assert known.find(name).name == meant
+    assert not any("*" in one for one in known.names())
+
+
+def test_what_a_pattern_matches_is_no_name_for_people() -> None:
+    known = directory(*ANYTHING)
+    assert known.canonical("claude-x") == "claude-x"
+    assert (known.is_name("claude-x"), known.is_name("gpt-4o"), known.is_name("local/qwen")) == (False, True, True)
+    for name in ("1m", "gpt-4o-mini", "claude", "xm"):
+        with pytest.raises(AccelError):
+            known.find(name)
+
+
+def test_a_route_has_aliases_too_and_either_may_be_the_default() -> None:
+    route = Route("both", ("big", "small"), aliases=("auto",))
+    for default, meant in (("both", "both"), ("auto", "both"), ("gpt-4o", "big"), (None, None)):
+        known = Directory((BIG, SMALL), (route,), default=default)
+        assert (known.default.name if known.default else None) == meant
+        assert known.find("auto") is route
