@@ -32,9 +32,6 @@ CONTEXTS: Final[Mapping[tuple[str, str], int]] = {
 
 NPU_ENGINES: Final = frozenset({"flm"})  # that run nothing anywhere else
 
-NPU, OTHER = "NPU", "GPU or the processor"
-APART: Final = "models on the {theirs} are not unloaded for a model on the {own}"
-
 
 def contexts(device: Device) -> int | None:
     """How many hardware contexts there are on an NPU for all programs; None: not known, taken for no limit."""
@@ -70,13 +67,8 @@ def first_device(need: MemoryRequirement) -> str:
 
 
 def apart(a: MemoryRequirement, b: MemoryRequirement) -> bool:
-    """Is one on an NPU, and the other not? Then neither makes room for the other, although main memory is shared."""
+    """Is one on an NPU, and the other not? Then `max_loaded` counts them apart; memory that both use they share."""
     return on_npu(a) != on_npu(b)
-
-
-def apart_in_words(own: MemoryRequirement) -> str:
-    here, there = (NPU, OTHER) if on_npu(own) else (OTHER, NPU)
-    return APART.format(own=here, theirs=there)
 
 
 # --- contexts -------------------------------------------------------------------------------------------------

@@ -32,8 +32,6 @@ from accelerd.scheduler.placement import (
     SharedLimits,
     YieldedMemory,
     fitting,
-    never_for,
-    why_never_resident,
     why_not_resident,
     with_spare_cache,
 )
@@ -265,8 +263,7 @@ class Admission:
         fixed = [r for r in there if r.unevictable] if may_evict else there
         room, name = self.room, target.spec.name
         for need in target.forecast.options or (target.need,):
-            stays = [r for r in there if r in fixed or never_for(target, need, r)]
-            why = why_never_resident(target, stays, room, need)
+            why = why_not_resident(target, fixed, room, need)
             if why is None:
                 return False
         if (first := why_not_resident(target, fixed, room)) is not None:

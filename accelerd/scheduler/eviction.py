@@ -2,7 +2,7 @@
 
 Cheap is a model that nobody is likely to want soon and that is loaded again quickly: seconds of reloading times
 expected uses. An idle model leaves before one that works, one of lower priority before one of higher, and no model
-leaves for nothing. Models on NPUs never leave for others, nor others for them.
+leaves for nothing. Models on NPUs and on GPUs leave for each other where they share memory, by the same rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from accelerd.memory.model import MemoryRequirement
 from accelerd.memory.npu_rules import lacking
-from accelerd.scheduler.placement import SharedLimits, alike, never_for, rules_out, why_not_resident
+from accelerd.scheduler.placement import SharedLimits, alike, rules_out, why_not_resident
 from accelerd.scheduler.record import ModelRecord
 
 MOST_PAIRS: Final = 16  # candidates of whom every pair is looked at; of more the greedy choice must do
@@ -78,8 +78,7 @@ def _victims(
     now: float,
 ) -> list[ModelRecord] | None:
     forced = [c for c in candidates if rules_out(target, need, c)]
-    free = [c for c in candidates if c not in forced and not never_for(target, need, c)]
-    staying = [*staying, *(c for c in candidates if c not in forced and c not in free)]
+    free = [c for c in candidates if c not in forced]
     if why_not_resident(target, [*staying, *free], limits, need) is None:
         return forced
     if why_not_resident(target, staying, limits, need) is not None:
@@ -94,7 +93,7 @@ def _victims(
     def enough(leaving: Collection[ModelRecord]) -> bool:
         gone = [held[id(record)] for record in leaving]
         return (
-            there - len(gone) <= most
+            there - alike(need, leaving) <= most
             and _has_contexts(need, [r for r in (*staying, *free) if r not in leaving], limits)
             and (limits.memory is None or total - sum(sum(amounts.values()) for amounts in gone) <= limits.memory)
             and ledger.fits(need.amounts, gone)

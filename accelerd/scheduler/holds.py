@@ -25,8 +25,6 @@ from accelerd.scheduler.placement import (
     SharedLimits,
     excludes,
     fitting,
-    never_for,
-    why_never_resident,
     why_not_resident,
 )
 from accelerd.scheduler.record import ModelRecord
@@ -116,9 +114,7 @@ def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     movable = [r for r in others if not r.unevictable]
     choice = choose(record, [r for r in others if r.unevictable], movable, room, admission.clock.monotonic())
     if choice is None:
-        staying = [r for r in others if r.unevictable or never_for(record, record.need, r)]
-        never = why_never_resident(record, staying, room)
-        return False, never if never is not None and any(not r.unevictable for r in staying) else why
+        return False, why
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from accelerd.base.sizes import human_size
 from accelerd.memory.ledger import Holding, Ledger, PoolShortage
 from accelerd.memory.model import RAM, MemoryRequirement, Pool
-from accelerd.memory.npu_rules import apart, apart_in_words, clash, lacking
+from accelerd.memory.npu_rules import apart, clash, lacking
 from accelerd.scheduler.record import ModelRecord, Residue
 
 CACHE_STEP: Final = 1 << 20  # bytes: what engines count prompt caches in
@@ -125,14 +125,6 @@ def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) 
     return None
 
 
-def never_for(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> bool:
-    """Does `other` never leave for `target`, placed like this? Models on NPUs and all others leave each other alone.
-
-    Except where `group`, `exclusive` or a port says that the two are never loaded together.
-    """
-    return apart(need, other.need) and excludes(target, other) is None
-
-
 def fitting(target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits) -> MemoryRequirement | None:
     """The best way to place `target` beside `others`; None: there is none."""
     others = list(others)
@@ -187,18 +179,6 @@ def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[ModelRecor
     text = f"it needs {wanted} of {pool.contexts} hardware contexts of {pool.label}"
     names = [o.spec.name for o in others if any(claim.device == pool.id for claim in o.need.claims)]
     return f"{text}, {taken} held by {', '.join(names)}" if names else text
-
-
-def why_never_resident(
-    target: ModelRecord, staying: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
-) -> str | None:
-    """`why_not_resident` for the models that do not leave for it; adds the rule of NPUs where that is the reason."""
-    staying, need = list(staying), need or target.need
-    why = why_not_resident(target, staying, limits, need)
-    others = [other for other in staying if not never_for(target, need, other)]
-    if why is not None and len(others) < len(staying) and why_not_resident(target, others, limits, need) is None:
-        return f"{why}; {apart_in_words(need)}"
-    return why
 
 
 def in_words(short: PoolShortage, need: MemoryRequirement) -> str:

@@ -13,7 +13,6 @@ from accelerd.memory.npu_rules import (
     CONTEXTS,
     FAMILIES,
     apart,
-    apart_in_words,
     claimed,
     clash,
     conflict,
@@ -122,8 +121,6 @@ def test_apart() -> None:
     assert apart(gpu, npu)
     assert not apart(npu, npu)
     assert not apart(gpu, MemoryRequirement({RAM: 1}, "test"))
-    assert apart_in_words(npu) == "models on the GPU or the processor are not unloaded for a model on the NPU"
-    assert apart_in_words(gpu) == "models on the NPU are not unloaded for a model on the GPU or the processor"
 
 
 def test_a_model_on_both_works_on_the_gpu_first() -> None:

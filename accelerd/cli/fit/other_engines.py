@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus, Failure
-from accelerd.cli.fit.verdict import MachineState, ModelFit, held_by, machine_of, requirement_of
+from accelerd.cli.fit.verdict import MachineState, ModelFit, machine_of, requirement_of
 from accelerd.cli.output import CliOutput
 from accelerd.cli.text import count
 from accelerd.cli.time_of_day import yielded
@@ -23,7 +23,7 @@ from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.memory.model import RAM, MemoryRequirement
-from accelerd.memory.npu_rules import NPU_ENGINES, apart, apart_in_words
+from accelerd.memory.npu_rules import NPU_ENGINES
 
 ITS_OWN = "llama-server"  # whose models are files, and judged by their headers
 
@@ -77,9 +77,7 @@ class OtherEngineFit(ModelFit):
         for short in self.alone.books.shortages(self.need.amounts):
             pool = short.balance.pool
             where = "main memory" if pool.id == RAM else f"the memory of {pool.label}"
-            text = f"it needs {human_size(short.wanted)} of {where}, {human_size(short.missing)} more than is free"
-            kept = any(apart(self.need, held_by(other)) for other in self.alone.books.holdings)
-            return f"{text}; {apart_in_words(self.need)}" if kept else text
+            return f"it needs {human_size(short.wanted)} of {where}, {human_size(short.missing)} more than is free"
         return f"it needs {human_size(self.need.total)}, more than scheduler.memory allows for all models"
 
     @property

@@ -21,7 +21,7 @@ from accelerd.estimate.bandwidth import Rate, Speed
 from accelerd.estimate.estimate import MemoryShare, estimate
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
-from accelerd.memory.npu_rules import apart, clash, lacking
+from accelerd.memory.npu_rules import clash, lacking
 from accelerd.memory.report import ledger_of
 
 KINDS: Final = ("f16", "q8_0", "q4_0")  # types of the cache that are compared
@@ -113,7 +113,6 @@ class ModelFit:
         found = [
             one for one in self.machine.ledger.holdings
             if one.phase in ("resident", "leaving") and one.model not in self.itself and not self._of(one).get("pin")
-            and not apart(self.options[0], held_by(one))
         ]  # fmt: skip
         return tuple(sorted(found, key=self._rank))
 
