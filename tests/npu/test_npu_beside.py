@@ -1,4 +1,4 @@
-"""A whole accelerd with a model on the NPU beside others: neither minds the other, and every report tells of both."""
+"""A whole accelerd with a model on the NPU beside others: who is where, and who makes room for whom."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ def test_every_report_tells_who_is_on_the_npu(daemons: DaemonFactory, flm: FlmOn
     assert [one["label"] for one in explained["placement"]["claims"]] == ["RyzenAI-npu5"]
     (option,) = got(daemon, f"fit?model={NAME}")["options"]
     assert [(one["device"], one["family"]) for one in option["claims"]] == [(NPU, "flm")]
+
+
+def test_idle_models_make_room_for_the_other_kind_where_memory_is_short(
+    daemons: DaemonFactory, flm: FlmOnPath, tmp_path: Path
+) -> None:
+    daemon = started(daemons, flm, tmp_path, 'memory = "100MiB"\n')
+    for name, other in (("big", NAME), (NAME, "big"), ("big", NAME)):
+        assert daemon.chat(name).status == 200
+        assert (daemon.state(name), daemon.state(other)) == ("ready", "stopped")
+    history = got(daemon, f"explain?model={NAME}")["history"]
+    assert any("made room for big: it needs 64.0 MiB" in step["reason"] for step in history)
