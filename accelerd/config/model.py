@@ -96,7 +96,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = key(
         array(toml.Name),
         (),
-        'Additional names for clients. "*" in one stands for any characters, as in "claude-*".',
+        "Additional names for clients. A star in one stands for any characters: `claude-*`.",
         model_only=True,
         live=True,
     )

@@ -94,7 +94,10 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
             "[models.q]\npath='/q'\ntemperature = 1",
             "3: models.q.temperature: unknown key; it belongs in sampling = {…}",
         ),
-        ("[profiles.q]\naliases = []", "2: profiles.q.aliases: unknown key; it belongs in [models.NAME]"),
+        (
+            "[profiles.q]\naliases = []",
+            "2: profiles.q.aliases: unknown key; it belongs in [models.NAME] or [routes.NAME]",
+        ),
         ("[server]\nmax_queue = 1", "2: server.max_queue: unknown key; it belongs in [scheduler]"),
         ("[model.q]\n", "1: model: unknown section; did you mean 'models'?"),
         ("[engines.llama_server]\n", "1: engines.llama_server: unknown key; did you mean 'llama-server'?"),

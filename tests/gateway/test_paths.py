@@ -115,9 +115,10 @@ async def test_names_that_clients_cannot_change_are_taken(tmp_path: Path) -> Non
 async def test_what_names_no_model_goes_to_the_default(tmp_path: Path) -> None:
     models = [ModelSpec("other", path="/o.gguf"), ModelSpec("m", path="/m.gguf")]
     for default in ("m", "rest"):
-        settings = ServerSettings(default_model=default)
+        settings, folder = ServerSettings(default_model=default), tmp_path / default
+        folder.mkdir()
         routes = [Route("rest", ("m",))]
-        async with bench(tmp_path, models=models, routes=routes, settings=settings) as b, await b.client() as client:
+        async with bench(folder, models=models, routes=routes, settings=settings) as b, await b.client() as client:
             answer = await client.ask(body=MESSAGES)
             assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "m")
             assert (await client.ask(body={"model": "nobody", **MESSAGES})).status == 404

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -99,6 +101,20 @@ def test_names_with_colons_are_completed_behind_them(shell: str, env: dict[str, 
     """bash takes words apart at colons, and replaces only what follows the last."""
     offered = {"Q4", "Q8"} if shell == "bash" else {"org/repo:Q4", "org/repo:Q8"}
     assert SHELLS[shell]("accelctl load org/repo:Q", env, tmp_path) == offered
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("typed", "name"), [("two", "two words"), ("m", "m[1m]"), ("日", "日本 7B"), ("it", "it's;so")]
+)
+def test_names_with_any_characters_are_completed_as_one_word(
+    shell: str, typed: str, name: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    tables = (f"[models.{json.dumps(one, ensure_ascii=False)}]\npath = '/m'\n" for one in ("two words", "m[1m]"))
+    others = '[models.plain]\npath = "/m"\naliases = ["日本 7B", "it\'s;so", "claude-*"]\n'
+    (tmp_path / ".config/accelerd/accelerd.toml").write_text("".join(tables) + others)
+    [offered] = SHELLS[shell](f"accelctl load {typed}", env, tmp_path)
+    assert offered == name if shell == "fish" else shlex.split(offered) == [name]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
