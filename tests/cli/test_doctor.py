@@ -394,6 +394,24 @@ def test_units(here: CheckContext, outcome: ProgramResult, expected: dict[str, s
     assert levels(service.units(here)) == expected
 
 
+@pytest.mark.parametrize(
+    ("states", "fix"),
+    [
+        ("masked inactive", "systemctl --user unmask accelerd.socket accelerd.service && "),
+        ("loaded failed", "systemctl --user reset-failed accelerd.service accelerd.socket && "),
+        ("loaded inactive", "systemctl --user start accelerd.socket"),
+        ("loaded active", "systemctl --user start accelerd"),
+        ("not-found inactive", "run accelerd in a terminal"),
+    ],
+)
+def test_what_starts_a_daemon_that_does_not_run(here: CheckContext, states: str, fix: str) -> None:
+    load, active = states.split()
+    said = f"LoadState={load}\nUnitFileState=\nActiveState={active}\n"
+    here.programs = FakePrograms(systemctl=ProgramResult(0, said, ""))
+    (check,) = service.daemon(here)
+    assert (check.level, check.fix.startswith(fix)) == ("fail", True), check.fix
+
+
 def test_after_failed_starts_the_fix_is_what_systemd_accepts(here: CheckContext) -> None:
     here.programs = FakePrograms(systemctl=ProgramResult(0, ACTIVE.replace("=active", "=failed"), ""))
     (check,) = [one for one in service.units(here) if one.id == "socket-activation"]

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from .conftest import Ctl
-from .fake_daemon import FakeDaemon, Reply, delta
+from .fake_daemon import FLEET, FakeDaemon, Reply, delta, status
 
 # The terminal must be the child's controlling one: otherwise it sends no signal for Ctrl-C.
 PROGRAM = (
@@ -124,6 +126,16 @@ def test_ctrl_d_ends_the_conversation(ctl: Ctl, daemon: FakeDaemon) -> None:
         tty.expect("/exit quits")
         tty.expect("> ")
         tty.type("\x04")
+    assert tty.process.returncode == 0
+
+
+@pytest.mark.parametrize("word", ["/bye", "/quit"])
+def test_habits_of_other_programs_end_the_conversation_too(ctl: Ctl, daemon: FakeDaemon, word: str) -> None:
+    answer = status({**FLEET[2], "aliases": ["claude-*"]})
+    daemon.answers["GET status"] = Reply(answer)
+    with terminal(ctl, "chat", "claude-x") as tty:  # a name that only a pattern matches
+        tty.expect("> ")
+        tty.type(f"{word}\n")
     assert tty.process.returncode == 0
 
 

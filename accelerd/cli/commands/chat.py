@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from accelerd.base.names import ANY
 from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, summary
 from accelerd.cli.context import Context, names_in, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
@@ -114,7 +115,10 @@ def converse(context: Context, chat: Conversation) -> int:
     import readline  # noqa: F401  input() edits lines and remembers them once this is imported
 
     out = context.out
-    if chat.model not in names_in(context.client.get("status")):
+    status = context.client.get("status")
+    owners = (*(status.get("models") or ()), *(status.get("routes") or ()))
+    matching = any(ANY in alias for one in owners for alias in one.get("aliases") or ())  # the daemon decides
+    if chat.model not in names_in(status) and not matching:
         raise unknown_name(context, chat.model)
     out.note(HELP_TEXT)
     while True:
