@@ -49,9 +49,10 @@ def free_port() -> int:
 def fake_model(name: str, path: Path, mode: str = "ok", env: Mapping[str, str] | None = None, **settings: Any) -> str:
     """TOML of a model that the fake server serves. `path` must be a GGUF file: any will do, see `dummy_gguf`."""
     settings = {"binary": str(FAKE), **settings}
-    lines = [f"[models.{json.dumps(name)}]", f"path = {json.dumps(str(path))}"]
+    table = f"models.{json.dumps(name, ensure_ascii=False)}"
+    lines = [f"[{table}]", f"path = {json.dumps(str(path))}"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    lines += [f"[models.{json.dumps(name)}.env]", f"FAKE_MODE = {json.dumps(mode)}"]
+    lines += [f"[{table}.env]", f"FAKE_MODE = {json.dumps(mode)}"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in (env or {}).items()]
     return "\n".join(lines) + "\n"
 
