@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from accelerd import __version__
 
@@ -23,6 +26,25 @@ def test_logs_follow_and_json(ctl: Ctl, daemon: FakeDaemon) -> None:
     result = ctl("logs", "-f", "embed", "--json")
     assert [json.loads(line) for line in result.out.splitlines()] == [{"line": "one"}, {"line": "two"}]
     assert daemon.requests[-1].query == {"model": "embed", "follow": "1"}
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"parts": {"compute": 1 << 20, "weights": 4 << 30}, "prompt_cache": 2 << 30},
+         "of it 4.0 GiB for weights, 2.0 GiB for prompt cache, 1.0 MiB for compute"),
+        ({"parts": {"weights": 4 << 30, "prompt cache": 2 << 30}, "prompt_cache": 2 << 30},
+         "of it 4.0 GiB for weights, 2.0 GiB for prompt cache"),
+        ({"parts": {}, "prompt_cache": 2 << 30}, "of it 2.0 GiB for prompt cache"),
+        ({"parts": {}, "prompt_cache": 0}, None),
+    ],
+)  # fmt: skip
+def test_explain_says_what_the_memory_is_for(
+    ctl: Ctl, daemon: FakeDaemon, more: dict[str, Any], line: str | None
+) -> None:
+    daemon.answers["GET explain"] = Reply({**EXPLAINED, "placement": {**EXPLAINED["placement"], **more}})
+    lines = [one.strip() for one in ctl("explain", "gemma-3-4b-it").out.splitlines()]
+    assert [one for one in lines if one.startswith("of it")] == ([line] if line else [])
 
 
 def test_logs_of_a_silent_model_and_of_none(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -36,12 +36,11 @@ def run(context: Context, args: argparse.Namespace) -> int:
         section(context, "Memory")
         word = "; it does not fit" if placement.get("fits") is False else ""
         size, source = human_size(placement.get("memory")), placement.get("source") or "unknown"
-        cache = (
-            f", {human_size(placement['prompt_cache'])} of it for the prompt cache"
-            if placement.get("prompt_cache")
-            else ""
-        )
-        out.wrapped(f"{size} ({source}){cache}{word}", indent="  ")
+        out.wrapped(f"{size} ({source}){word}", indent="  ")
+        cache = {"prompt cache": placement["prompt_cache"]} if placement.get("prompt_cache") else {}
+        parts = sorted(({**(placement.get("parts") or {}), **cache}).items(), key=lambda part: -part[1])
+        if parts:
+            out.wrapped(f"of it {', '.join(f'{human_size(bytes)} for {name}' for name, bytes in parts)}", indent="  ")
         for claim in placement.get("claims") or ():
             out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):
