@@ -31,13 +31,13 @@ function failure(error) {
   return seen;
 }
 
-// refused: what a call that must fail throws.
-export async function refused(call) {
+// status: that of a call which must fail; how the error is called may be better than llama-server's.
+export async function status(call) {
   let answer;
   try {
     answer = await call();
   } catch (error) {
-    return failure(error);
+    return error.status ?? error.statusCode ?? String(error);
   }
   throw new Error(`it was answered: ${JSON.stringify(plain(answer)).slice(0, 300)}`);
 }

@@ -3,7 +3,7 @@ import { HumanMessage, SystemMessage, ToolMessage } from "@langchain/core/messag
 import { tool } from "@langchain/core/tools";
 import { ChatOpenAI, OpenAI, OpenAIEmbeddings } from "@langchain/openai";
 import { z } from "zod";
-import { CHAT, collect, EMBED, KEY, main, refused } from "./checks.mjs";
+import { CHAT, collect, EMBED, KEY, main, status } from "./checks.mjs";
 
 const at = (baseURL) => ({ apiKey: KEY, maxRetries: 0, configuration: { baseURL } });
 const chat = (t, more = {}) => new ChatOpenAI({ model: CHAT, ...at(t.url), ...more });
@@ -23,7 +23,7 @@ await main({
   structured: async (t) => chat(t).withStructuredOutput(z.object({ city: z.string() }), { name: "get_weather", method: "functionCalling" }).invoke("hi"),
   several: async (t) => (await chat(t, { n: 2, maxTokens: 3 }).generate([[new HumanMessage("good day")]])).generations[0].map((one) => one.text),
   responses: async (t) => (await chat(t, { useResponsesApi: true }).invoke("good day")).text,
-  too_long: async (t) => refused(() => chat(t).invoke("word ".repeat(20000))),
+  too_long: async (t) => status(() => chat(t).invoke("word ".repeat(20000))),
   completions: async (t) => new OpenAI({ model: CHAT, maxTokens: 4, ...at(t.url) }).invoke("good day"),
   completions_prompts: async (t) => (await new OpenAI({ model: CHAT, maxTokens: 4, ...at(t.url) }).generate(["a", "b"])).generations.map((one) => one[0].text),
   embeddings: async (t) => (await new OpenAIEmbeddings({ model: EMBED, ...at(`${t.embed}/v1`) }).embedDocuments(["a", "b"])).map((one) => one.length),

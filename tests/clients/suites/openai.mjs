@@ -1,7 +1,7 @@
 // The packages openai and @anthropic-ai/sdk.
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
-import { CHAT, collect, EMBED, KEY, main, refused, WEATHER } from "./checks.mjs";
+import { CHAT, collect, EMBED, KEY, main, status, WEATHER } from "./checks.mjs";
 
 const HELLO = [{ role: "user", content: "good day" }];
 const TOOLS = [{ type: "function", function: { name: "get_weather", parameters: WEATHER } }];
@@ -23,7 +23,7 @@ await main({
   chat_run_tools: async (t) => openai(t.url).chat.completions.runTools({ model: CHAT, messages: HELLO, tools: [{
     type: "function", function: { name: "get_weather", parameters: WEATHER, parse: JSON.parse, function: () => "sunny" },
   }] }).finalContent(),
-  chat_too_long: (t) => refused(() => chat(t, { messages: [{ role: "user", content: "word ".repeat(20000) }] })),
+  chat_too_long: (t) => status(() => chat(t, { messages: [{ role: "user", content: "word ".repeat(20000) }] })),
   completion: (t) => openai(t.url).completions.create({ model: CHAT, prompt: "good day", max_tokens: 4 }),
   completion_prompts: (t) => openai(t.url).completions.create({ model: CHAT, prompt: ["a", "b"], max_tokens: 4 }),
   embeddings: async (t) => (await openai(`${t.embed}/v1`).embeddings.create({ model: EMBED, input: ["a", "b"] })).data
@@ -39,5 +39,5 @@ await main({
     .finalText(),
   message_tools: (t) => ask(t, { tools: [TOOL] }),
   message_count: (t) => anthropic(t).messages.countTokens({ model: CHAT, messages: HELLO }),
-  message_too_long: (t) => refused(() => ask(t, { messages: [{ role: "user", content: "word ".repeat(20000) }] })),
+  message_too_long: (t) => status(() => ask(t, { messages: [{ role: "user", content: "word ".repeat(20000) }] })),
 });

@@ -4,7 +4,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embedMany, generateObject, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { CHAT, collect, EMBED, KEY, main, refused } from "./checks.mjs";
+import { CHAT, collect, EMBED, KEY, main, status } from "./checks.mjs";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
 const like = (t, at = t.url) => createOpenAICompatible({ name: "local", baseURL: at, apiKey: KEY, includeUsage: true });
@@ -34,7 +34,7 @@ await main({
   like_completion_stream: async (t) => streamed({ maxOutputTokens: 4, model: like(t).completionModel(CHAT) }),
   like_embeddings: async (t) => (await embedMany({ model: like(t, `${t.embed}/v1`).embeddingModel(EMBED), values: ["a", "b"], maxRetries: 0 }))
     .embeddings.map((one) => one.length),
-  like_too_long: async (t) => refused(() => generateText({ ...all, model: like(t)(CHAT), prompt: "word ".repeat(20000) })),
+  like_too_long: async (t) => status(() => generateText({ ...all, model: like(t)(CHAT), prompt: "word ".repeat(20000) })),
   chat_text: async (t) => text(await generateText({ ...all, model: openai(t).chat(CHAT) })),
   chat_stream: async (t) => streamed({ model: openai(t).chat(CHAT) }),
   chat_tools: async (t) => looped(openai(t).chat(CHAT)),
