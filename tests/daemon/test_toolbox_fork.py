@@ -8,7 +8,6 @@ import pytest
 
 from tests.daemon.container_service import ContainerService, container_service
 from tests.daemon.kit import QUICK
-from tests.daemon.test_fork import FORK
 from tests.system.containers import IMAGE, ContainerManager
 from tests.system.systemd_user import wait_until
 
@@ -20,9 +19,11 @@ def service(container_manager: ContainerManager) -> Iterator[ContainerService]:
 
 def test_the_key_reaches_a_fork_in_a_container(service: ContainerService) -> None:
     site, mounts = service.site, [str(service.fakes), str(service.site.directory)]
-    wrapper = service.manager.script(site.directory / "fork", f'#!/bin/sh\nexec {site.program} "$@"\n')
-    toml = service.toolbox_model("box", "ok", FORK, binary=str(wrapper))
-    toml += site.model("run", "ok", FORK, home="podman", image=IMAGE, mounts=mounts, binary=str(wrapper))
+    wrapper = service.manager.script(
+        site.directory / "fork", f'#!/bin/sh\nexport FAKE_FORK=1\nexec {site.program} "$@"\n'
+    )
+    toml = service.toolbox_model("box", binary=str(wrapper))
+    toml += site.model("run", home="podman", image=IMAGE, mounts=mounts, binary=str(wrapper))
     service.install(QUICK + toml)
     service.start()
     for name in service.load("box", "run"):
