@@ -19,6 +19,7 @@ from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
 
 Json = dict[str, Any]
+CHAT: Final = "/v1/chat/completions"
 TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
 # What a response of the Responses API has, beside what is known of it.
@@ -159,6 +160,16 @@ class MessagesCorrection(WholeEvents):
         return event_of(body, "error")
 
 
+# llama-server's order. In a string the quotes would be escaped: nothing that the model says looks like this.
+CHOICE: Final = re.compile(rb'(\{"finish_reason":"[a-z_]+","index":\d+,)("message":\{"role":"assistant",)')
+
+
+def with_nulls(body: bytes) -> bytes:
+    """A plain chat completion with the fields that OpenAI's always has, without reading it."""
+    logprobs = b"" if b'"logprobs":' in body else b'"logprobs":null,'
+    return CHOICE.sub(rb'\1%b\2"refusal":null,' % logprobs, body)
+
+
 def stopped_by_sequence(body: bytes) -> bytes:
     """A plain message of Anthropic's with the reason of its stop."""
     if b'"stop_sequence":null' in body or b'"stop_sequence":' not in body:
@@ -238,6 +249,7 @@ class ResponsesCorrection(WholeEvents):
         return event_of(data, data["type"])
 
 
+PLAIN: Final = {CHAT: with_nulls, MESSAGES: stopped_by_sequence}  # path → correction of a whole response
 CALL_DONE: Final = "response.function_call_arguments.done"
 TEXTS: Final = ("response.output_text.", "response.content_part.", "response.reasoning_text.", "response.refusal.")
 

@@ -19,13 +19,12 @@ import msgspec
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import (
-    MESSAGES,
+    PLAIN,
     Correction,
     corrected_error,
     correction_for,
     error_event,
     refusal_event,
-    stopped_by_sequence,
 )
 from accelerd.gateway.response_framing import FramingError, Head, chunk
 from accelerd.gateway.responses import cors_headers, date_and_id, reason
@@ -231,8 +230,8 @@ class Relay:
         assert self.lease is not None
         if status >= 400:
             status, body = corrected_error(status, body, self._path, self.lease.model, self.request_faults)
-        elif self._path == MESSAGES:
-            body = stopped_by_sequence(body)
+        elif self._path in PLAIN:
+            body = PLAIN[self._path](body)
         self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._write(head + body)
@@ -247,7 +246,7 @@ class Relay:
         self.ok = head.status < 500
         self.first_byte = self._now()
         streams = head.status == 200 and head.content_type.startswith(EVENT_STREAM)
-        if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path == MESSAGES):
+        if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path in PLAIN):
             return self._keep(head)
         correction = self._correction = correction_for(self._path, self.lease.model) if streams else None
         if self.committed:  # comments have been sent

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.compare.bodies import COUNT, EMBEDDINGS, MESSAGES, RERANK, RESPONSES, Body
+from tests.compare.bodies import CHAT, COUNT, EMBEDDINGS, MESSAGES, RERANK, RESPONSES, Body
 from tests.gateway.client import Client, Response, request
 from tests.harness import Daemon, DaemonFactory, eventually
 from tests.models import make_model
@@ -206,6 +206,10 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
             error["type"] = "invalid_request_error"
             return Answer(status, engine.kind, [{"type": "error", "error": error}])
         return Answer(status, engine.kind, [{"error": error}])
+    if body.path in (CHAT, "/chat/completions") and engine.kind == "application/json":
+        for choice in engine.parts[0]["choices"]:
+            choice.setdefault("logprobs", None)
+            choice["message"]["refusal"] = None
     if body.path == MESSAGES:
         for part in engine.parts:
             message = part.get("data", part).get("delta", part)

@@ -200,10 +200,21 @@ async def test_an_end_in_the_middle_of_a_chunk_is_a_cut(tmp_path: Path, primed: 
 async def test_a_plain_answer_that_breaks_off_is_a_cut(tmp_path: Path, primed: bool) -> None:
     async with bench(tmp_path) as b:
         b.engine.says(plain(b'{"answer": 42}')[:-3], 0.02, close=True)
-        response = await ask(b, primed=primed, stream=False)
+        async with await b.client(primed=primed) as client:
+            response = await client.ask(path="/v1/completions", body={"model": "m", "prompt": "hi"})
+            await b.settled()
         assert response.status == 200
         assert not response.complete
         assert response.body == b'{"answer": '
+
+
+@fresh_and_reused
+@on_both_loops
+async def test_a_plain_chat_that_breaks_off_is_a_502(tmp_path: Path, primed: bool) -> None:
+    """It is looked at before it is sent."""
+    async with bench(tmp_path) as b:
+        b.engine.says(plain(b'{"answer": 42}')[:-3], 0.02, close=True)
+        failed(await ask(b, primed=primed, stream=False))
 
 
 @pytest.mark.parametrize("pieces", [(SSE_HEAD + token("a"),), (SSE_HEAD + token("a") + chunk(b"data: {")[:-3],)])

@@ -239,6 +239,25 @@ def test_errors_of_accelerds_own_are_events_of_the_path(path: str) -> None:
     assert b"no room" in stream
 
 
+# --- chats -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logprobs", [None, {"content": []}])
+@on_both_loops
+async def test_a_plain_chat_has_the_fields_that_openais_always_has(tmp_path: Path, logprobs: Any) -> None:
+    """Of each choice, whatever the model says."""
+    nasty = '{"finish_reason":"stop","index":0,"message":{"role":"assistant","content":"x"}}, "logprobs": 1'
+    message = {"role": "assistant", "content": nasty}
+    more = {} if logprobs is None else {"logprobs": logprobs}
+    choices = [{"finish_reason": "stop", "index": index, "message": message, **more} for index in range(2)]
+    said = {"choices": choices, "object": "chat.completion"}
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(plain(json.dumps(said, separators=(",", ":")).encode()))
+        answer = (await client.ask(body={"model": "m", **USER})).json()
+    expected = [{**one, "message": {**message, "refusal": None}, "logprobs": logprobs} for one in choices]
+    assert answer == {**said, "choices": expected}
+
+
 # --- Anthropic's Messages API ----------------------------------------------------------------------------------------
 
 
