@@ -93,10 +93,12 @@ class Correction(Protocol):
         ...
 
 
-def correction_for(path: str, model: str) -> Correction | None:
-    """None: streams of this path go through as they are."""
+def correction_for(path: str, model: str, *, several: bool = False) -> Correction | None:
+    """None: streams of this path go through as they are. `several`: of several prompts."""
     if path == RESPONSES:
         return ResponsesCorrection(model)
+    if several:
+        return WithoutNulls()
     return MessagesCorrection() if path == MESSAGES else None
 
 
@@ -141,6 +143,17 @@ class WholeEvents:
     def corrected(self, event: bytes) -> bytes:
         """The event, without the empty line after it."""
         raise NotImplementedError
+
+
+class WithoutNulls(WholeEvents):
+    """The events of several prompts: llama-server says null where one begins, and OpenAI's SDK breaks off."""
+
+    def feed(self, data: bytes) -> bytes:
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        return b"".join([event + b"\n\n" for event in events if event != b"data: null"])
+
+    def failed(self, body: Json) -> bytes:
+        return event_of(body)
 
 
 class MessagesCorrection(WholeEvents):

@@ -15,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
-from accelerd.gateway.request_body import FormBody, JsonBody, with_model
+from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
@@ -152,6 +152,7 @@ class Forwarder:
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
         relay.only_stream = request.target.hides_errors
         relay.busy_statuses = request.target.busy_statuses
+        relay.several = isinstance(request.info, CompletionBody) and request.info.has_several()
         self._sweeper.watch(relay, stream=request.stream)
 
     async def _collect(

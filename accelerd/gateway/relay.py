@@ -110,6 +110,7 @@ class Relay:
         self._head: Head | None = None
         self._correction: Correction | None = None  # of the stream that goes through
         self.request_faults = ""  # see Dialect
+        self.several = False  # are several prompts answered in one stream?
         self.committed = False  # has a head been sent?
         self._finished: asyncio.Future[AccelError | None]
         self._connection: UpstreamConnection | None = None
@@ -248,7 +249,8 @@ class Relay:
         streams = head.status == 200 and head.content_type.startswith(EVENT_STREAM)
         if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path in PLAIN):
             return self._keep(head)
-        correction = self._correction = correction_for(self._path, self.lease.model) if streams else None
+        correction = correction_for(self._path, self.lease.model, several=self.several) if streams else None
+        self._correction = correction
         if self.committed:  # comments have been sent
             self._rechunk = self._raw and (not head.chunked or correction is not None)
             return self._http10 or correction is not None

@@ -53,6 +53,10 @@ class CompletionBody(JsonBody, gc=False, kw_only=True):
     prompt: msgspec.Raw
     n: int | None = None
 
+    def has_several(self) -> bool:
+        """Is there more than one prompt, or may there be?"""
+        return bytes(memoryview(self.prompt)[:1]) == b"["
+
 
 class InputBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw

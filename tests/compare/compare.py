@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.compare.bodies import CHAT, COUNT, EMBEDDINGS, MESSAGES, RERANK, RESPONSES, Body
+from tests.compare.bodies import CHAT, COMPLETIONS, COUNT, EMBEDDINGS, MESSAGES, RERANK, RESPONSES, Body
 from tests.gateway.client import Client, Response, request
 from tests.harness import Daemon, DaemonFactory, eventually
 from tests.models import make_model
@@ -210,6 +210,8 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
         for choice in engine.parts[0]["choices"]:
             choice.setdefault("logprobs", None)
             choice["message"]["refusal"] = None
+    if body.path == COMPLETIONS:
+        return engine._replace(parts=[part for part in engine.parts if part.get("data", part) is not None])
     if body.path == MESSAGES:
         for part in engine.parts:
             message = part.get("data", part).get("delta", part)

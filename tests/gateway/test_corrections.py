@@ -239,6 +239,22 @@ def test_errors_of_accelerds_own_are_events_of_the_path(path: str) -> None:
     assert b"no room" in stream
 
 
+# --- several prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], "a"])
+@on_both_loops
+async def test_of_several_prompts_no_event_is_null(tmp_path: Path, prompt: Any) -> None:
+    """A stream of one prompt has none, and goes through unread."""
+    texts = [f'data: {{"choices":[{{"index":{index},"text":"data: null"}}]}}\n\n'.encode() for index in range(2)]
+    pieces = [b"data: null\n\n", texts[0], b"data: nu", b"ll\n\n" + texts[1], b"data: [DONE]\n\n"]
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(SSE_HEAD, *[chunk(piece) for piece in pieces], b"0\r\n\r\n")
+        answer = await client.ask(path="/v1/completions", body={"model": "m", "prompt": prompt, "stream": True})
+    kept = b"".join(texts) + pieces[-1] if isinstance(prompt, list) else b"".join(pieces)
+    assert (answer.complete, answer.body) == (True, kept)
+
+
 # --- chats -----------------------------------------------------------------------------------------------------------
 
 

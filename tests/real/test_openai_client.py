@@ -175,6 +175,11 @@ def test_tokens_of_an_input(client: OpenAI) -> None:
 def test_several_prompts_at_once(client: OpenAI) -> None:
     answer = client.completions.create(model="chat", prompt=["a", "b", "c"], max_tokens=4)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    for model in ("chat", "one"):
+        texts = {0: "", 1: ""}
+        for part in client.completions.create(model=model, prompt=["a", "b"], max_tokens=4, stream=True):
+            texts[part.choices[0].index] += part.choices[0].text
+        assert texts[0] == texts[1] == answer.choices[0].text
 
 
 def test_a_client_without_v1(daemon: Daemon) -> None:
