@@ -228,6 +228,21 @@ def test_a_model_that_the_user_wrote_is_never_changed(ctl: Ctl, model: Path, opt
     assert [one.name for one in folder.iterdir()] == ["theirs.toml"]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("gpt", "is an alias of mine already"), ("auto", "is a route"), ("any", "an alias of auto")]
+)
+def test_a_name_that_the_user_gave_to_something_else_is_not_taken(ctl: Ctl, model: Path, name: str, words: str) -> None:
+    file = ctl.configure(
+        '[models.mine]\npath = "/m.gguf"\naliases = ["gpt"]\n[routes.auto]\nmodels = ["mine"]\naliases = ["any"]\n'
+    )
+    for options in ([], ["--replace"]):
+        result = ctl("add", str(model), "--name", name, *options)
+        assert (result.status, words in result.err, "another --name" in result.err) == (1, True, True), result.err
+    assert ctl("add", str(gguf(model.parent, f"{name}.gguf"))).status == 0
+    assert dropin(ctl, f"{name}-2")
+    assert [one.name for one in (file.parent / "accelerd.toml.d").iterdir()] == [f"{name}-2.toml"]
+
+
 def test_what_this_machine_has_no_room_for_is_told(ctl: Ctl, tmp_path: Path) -> None:
     file = write(
         tmp_path / "big.gguf", {"general.architecture": string("qwen3")}, {"token_embd.weight": ((1 << 20, 1 << 20), 0)}
@@ -336,10 +351,10 @@ def test_names_that_cannot_be_are_refused_before_anything_happens(
 
 def test_a_dry_run_finds_what_the_real_one_would(ctl: Ctl, model: Path) -> None:
     ctl.configure('[models.mine]\npath = "/x.gguf"\naliases = ["taken"]\n')
-    for argv in (["--name", "taken"], ["--alias", "mine"], ["--memory", "some"]):
+    for status, *argv in ((1, "--name", "taken"), (4, "--alias", "mine"), (4, "--memory", "some")):
         wet, dry = (ctl("add", str(model), *argv, *extra) for extra in ((), ("--dry-run",)))
         assert (dry.status, dry.err) == (wet.status, wet.err)
-        assert dry.status == 4, dry.err
+        assert dry.status == status, dry.err
 
 
 def test_what_is_too_large_is_not_recommended_for_a_try(ctl: Ctl, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,11 +276,17 @@ def where(spec: ModelSpec) -> str:
 
 def choose_names(context: Context, models: Sequence[NewModel], config: Config, args: argparse.Namespace) -> None:
     """Names that no other model has. Failure where the user's own model has the one that was asked for."""
-    taken = {name for spec in config.models.values() for name in (spec.name, *spec.aliases)}
+    others = dict.fromkeys(config.routes, "a route")
+    others |= {alias: f"an alias of {route.name}" for route in config.routes.values() for alias in route.aliases}
+    others |= {alias: f"an alias of {spec.name}" for spec in config.models.values() for alias in spec.aliases}
+    taken = {*config.models, *others}
     for model in models:
         model.name = args.name or (model.name if args.replace else gguf_files.unique(model.name, taken))
         taken.add(model.name)
         if model.name not in config.models:
+            if model.name in others:
+                text = f"{model.name} is {others[model.name]} already"
+                raise Failure(text, code="exists", hint="give another --name, or change it in the configuration")
             continue
         file = own_dropin(context.roots, model.name)
         if not is_own(file):
