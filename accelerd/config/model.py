@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Struct
 
@@ -42,6 +42,7 @@ class Origin:
 
 
 BUILT_IN = Origin("built-in")
+USUAL_CONTEXT: Final = 8192  # tokens; most requests do with it
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ class ModelSpec:
     unlisted: bool = key(bool, False, "Leave the model out of GET /v1/models; requests may still name it.", live=True)
     # what runs
     binary: str | None = key(toml.Program, None, "The program to run instead of the engine's `binary`.")
-    context: int | None = key(
-        toml.Context, 8192, 'Context length of one request in tokens, or "model" for the whole trained context.'
+    context: int | Literal["auto"] | None = key(
+        toml.Context,
+        "auto",
+        'Context length of one request in tokens, or "model" for the whole trained context; "auto" is that within the '
+        "memory of the machine, and 8192 for other engines than llama-server.",
     )
     parallel: int = key(int, 1, "Number of requests that the engine processes at the same time.", ge=1, le=1024)
     cache_type_k: str | None = key(
@@ -205,6 +209,11 @@ class ModelSpec:
         int, 0, "Models with a lower priority are unloaded first when memory is needed.", live=True, ge=-100, le=100
     )
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False, metadata={"live": True})
+
+    @property
+    def tokens(self) -> int | None:
+        """The context where nobody knows the memory for a longer one; None: the whole trained one."""
+        return USUAL_CONTEXT if self.context == "auto" else self.context
 
     @property
     def slots(self) -> int:

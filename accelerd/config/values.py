@@ -110,9 +110,11 @@ def _no_nul(value: str) -> str:
     return value
 
 
-def _context(value: int | str) -> int | None:
+def _context(value: int | str) -> int | str | None:
     if value == "model":
         return None
+    if value == "auto":
+        return value
     if isinstance(value, str) or not 128 <= value <= 1 << 27:
         raise ValueError(_CONTEXT)
     return value
@@ -130,7 +132,7 @@ def _on_off(value: bool | str) -> str:
 
 
 _MILLISECOND = 0.001
-_CONTEXT = 'a whole number of tokens from 128 to 134217728, or "model" for the whole trained context'
+_CONTEXT = 'a whole number of tokens from 128 to 134217728, "auto", or "model" for the whole trained context'
 _HOST = 'a host name or address such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 
 Duration = Annotated[int | float | str, _duration(_MILLISECOND)]
@@ -154,7 +156,7 @@ PromptCache = Annotated[
     ),
 ]
 Context = Annotated[
-    int | str, _type(_CONTEXT, _context, "^model$", show=lambda value: "model" if value is None else value)
+    int | str, _type(_CONTEXT, _context, "^(auto|model)$", show=lambda value: "model" if value is None else value)
 ]
 FilePath = Annotated[str, _type("the path of a file", _one_line, path="file")]
 Program = Annotated[str, _type("a program's name or path", _one_line, path="program")]

@@ -80,6 +80,7 @@ class FitOption(msgspec.Struct):
     parts: dict[str, int]  # "weights", "kv cache", …
     source: str
     claims: Sequence[Claim]
+    context: int | None = None  # of one request, where the setting leaves it open
 
 
 class FitPlacement(msgspec.Struct):

@@ -126,7 +126,7 @@ class TuningRuns:
         if not force:
             self._refuse_if_busy(spec.name)
         build, tuned, device = await self._settled(spec)
-        load = load_for(spec.context, quick=quick)
+        load = load_for(spec.tokens, quick=quick)
         gpu = device is not None and device.kind == "gpu"
         search = TuningSearch(tuned, gpu, *self._tuner.cores(), quick)
         was_loaded = snapshot.state in (State.STARTING, State.READY)

@@ -78,6 +78,7 @@ class LaunchPlan:
     )
     backend: str = ""  # as in EngineBuild; "": unknown
     prompt_cache: int = 0  # bytes of main memory that the engine may use for it
+    context: int | None = None  # tokens of one request, where the setting leaves that open
     prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
     probe_type: str = "application/json"  # of probe_body
     key_file: str = (

@@ -29,11 +29,16 @@ class SmallerSetting(Struct, frozen=True):
 
 def fits(need: MemoryRequirement, room: Mapping[str, int], backing: Backing | None = None) -> bool:
     """Is there so much in every pool? What is not in `room` is not there."""
+    return all(size <= room.get(pool, 0) for pool, size in counted(need, backing).items() if size > 0)
+
+
+def counted(need: MemoryRequirement, backing: Backing | None = None) -> dict[str, int]:
+    """What it takes of each pool, with what lies in it of others."""
     wanted = dict(need.amounts)
     for pool, (other, own) in (backing or {}).items():
         if (beyond := need.amounts.get(pool, 0) - own) > 0:
             wanted[other] = wanted.get(other, 0) + beyond
-    return all(size <= room.get(pool, 0) for pool, size in wanted.items() if size > 0)
+    return wanted
 
 
 def largest_context(

@@ -97,7 +97,7 @@ def kind_of(snapshot: Snapshot, traits: Traits) -> str:
 
 def _context(spec: ModelSpec, traits: Traits) -> int | None:
     """What the engine says of it; else what the settings say."""
-    return spec.context if traits.context is None else traits.context
+    return spec.tokens if traits.context is None else traits.context
 
 
 def _word(snapshot: Snapshot) -> str:

@@ -22,6 +22,7 @@ from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 KEPT: Final = 1000  # entries; the one that was used longest ago falls out first
 WORTH_WRITING: Final = 1.01  # a peak that grew by less does not have the file written
 LONGEST: Final = 500  # characters of a text for people
+AT: Final = "@"  # between a forecast's key and the context, where that is not one of its settings
 LATEST: Final = 2.5e11  # s since 1970; what no calendar knows is no time
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
@@ -127,7 +128,7 @@ class Learned:
 
     def forget(self, key: str | None = None) -> int:
         """Forget what is known of a key, whatever the devices; None: all. How much that was."""
-        gone = [ident for ident in self._entries if key is None or ident[0] == _storable(key)]
+        gone = [ident for ident in self._entries if key is None or ident[0].partition(AT)[0] == _storable(key)]
         for ident in gone:
             del self._entries[ident]
             self._begun.pop(ident, None)
@@ -228,7 +229,7 @@ def _bound(found: dict[Ident, Any]) -> None:
 
 
 def _ident(key: str, need: MemoryRequirement) -> Ident:
-    return _storable(key), need.devices
+    return _storable(key if need.context is None else f"{key}{AT}{need.context}"), need.devices
 
 
 def _text(text: str) -> str:

@@ -62,6 +62,7 @@ class MemoryRequirement(Struct, frozen=True):
     declared: bool = False  # written in the configuration: measurements only raise it
     raised: bool = False  # the model ran out of memory with less than this
     cache: int = 0  # of main memory, what the engine may use for its prompt cache
+    context: int | None = None  # tokens of one request, where the setting leaves that open
 
     @property
     def total(self) -> int:

@@ -43,7 +43,9 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
         if spec is None:
             text = f"{one.record.model} is no longer configured: ending what an earlier accelerd left of it"
             event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.record.model)
-        elif scheduler.adopt(spec.name, one, fits=one.fits(spec), cache=one.plan.prompt_cache):
+        elif scheduler.adopt(
+            spec.name, one, fits=one.fits(spec), cache=one.plan.prompt_cache, context=one.plan.context
+        ):
             adopted.append(one)
     return adopted
 

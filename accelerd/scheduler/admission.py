@@ -219,7 +219,7 @@ class Admission:
                 continue
             for waiter in target.waiting:
                 waiter.lacking_since = None
-            if not choice.victims and (need := fitting(target, occupied, room)) is not None:
+            if not choice.victims and (need := fitting(target, occupied, room, choice.need)) is not None:
                 self.start(target, need)
                 continue
             target.need = choice.need
@@ -360,10 +360,10 @@ class Admission:
         self.supervisor.start(instance, record.spec, need)
         self.look()  # memory is not measured while no instance lives; from now on it is
 
-    def adopt(self, record: ModelRecord, found: object, cache: int) -> None:
+    def adopt(self, record: ModelRecord, found: object, cache: int, context: int | None) -> None:
         """`cache`: bytes that its engine was given for its prompt cache."""
         instance = self._new_instance(record, adopted=True)
-        record.need = record.need.with_cache(cache)
+        record.need = record.like(context).with_cache(cache)
         self.move(record, Event.ADOPT, "an earlier accelerd started it")
         self.supervisor.adopt(instance, record.spec, found)
         self.look()

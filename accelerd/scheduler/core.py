@@ -266,10 +266,10 @@ class Core:
             record.retry_at = record.error = None
             self._admission.move(record, Event.RESET, "configuration changed")
 
-    def adopt(self, name: str, found: object, *, fits: bool, cache: int = 0) -> bool:
+    def adopt(self, name: str, found: object, *, fits: bool, cache: int = 0, context: int | None = None) -> bool:
         """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
 
-        `cache`: bytes that it has for its prompt cache.
+        `cache`: bytes that it has for its prompt cache. `context`: its tokens, where the setting leaves that open.
 
         Its memory is on the ledger from now on. One that would be started differently now (not `fits`) is replaced; one
         that no longer has room is stopped.
@@ -279,7 +279,7 @@ class Core:
             return False
         # What other programs seem to use includes this process: only accelerd's models count here.
         no_room = why_not_resident(record, self._admission.occupied(), self._admission.room.undisturbed())
-        self._admission.adopt(record, found, cache)
+        self._admission.adopt(record, found, cache, context)
         if no_room is not None:
             self._admission.stop(record, f"no longer fits: {no_room}")
         elif not fits:

@@ -42,12 +42,28 @@ def choose(
     limits: SharedLimits,
     now: float,
 ) -> EvictionPlan | None:
-    """The cheapest way to have `target` in. `staying` cannot be asked to leave.
+    """The cheapest way to have `target` in, with the longest context that it can have.
 
-    None: not even the leaving of all candidates would be enough.
+    `staying` cannot be asked to leave. None: not even the leaving of all candidates would be enough.
     """
+    ways = target.forecast.options or (target.need,)
+    for context in dict.fromkeys(need.context for need in ways):
+        same = [need for need in ways if need.context == context]
+        if (found := _cheapest(target, same, staying, candidates, limits, now)) is not None:
+            return found
+    return None
+
+
+def _cheapest(
+    target: ModelRecord,
+    ways: Sequence[MemoryRequirement],
+    staying: Sequence[ModelRecord],
+    candidates: Sequence[ModelRecord],
+    limits: SharedLimits,
+    now: float,
+) -> EvictionPlan | None:
     found: tuple[Cost, EvictionPlan] | None = None
-    for need in target.forecast.options or (target.need,):
+    for need in ways:
         victims = _victims(target, need, staying, candidates, limits, now)
         if victims is None:
             continue

@@ -174,4 +174,5 @@ def _ways(record: ModelRecord) -> list[MemoryRequirement]:
     """Each way to have the model resident; of one that is, with what it holds."""
     if record.occupied:
         return [replace(record.need, amounts=record.held())]
-    return list(record.forecast.options or (record.need,))
+    least = {need.devices: need for need in record.forecast.options}  # of each place the last: the shortest context
+    return list(least.values()) or [record.need]

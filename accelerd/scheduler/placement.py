@@ -125,12 +125,15 @@ def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) 
     return None
 
 
-def fitting(target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits) -> MemoryRequirement | None:
-    """The best way to place `target` beside `others`; None: there is none."""
+def fitting(
+    target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits, like: MemoryRequirement | None = None
+) -> MemoryRequirement | None:
+    """The best way to place `target` beside `others`; None: there is none. `like`: with the context of this one."""
     others = list(others)
     if not target.forecast.options or len(target.forecast.options) == 1:
         return target.need if why_not_resident(target, others, limits) is None else None
-    return next((n for n in target.forecast.options if why_not_resident(target, others, limits, n) is None), None)
+    ways = [need for need in target.forecast.options if like is None or need.context == like.context]
+    return next((need for need in ways if why_not_resident(target, others, limits, need) is None), None)
 
 
 def why_not_resident(

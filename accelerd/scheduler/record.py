@@ -171,14 +171,16 @@ class ModelRecord:
 
     def redeclared(self) -> None:
         """A person has changed what it is said to need, while it is loaded."""
-        cache = self.need.cache
-        self.at_rest()
-        self.need = self.need.with_cache(self.need.cache or cache)
+        self.need = self.like(self.need.context).with_cache(self.need.cache)
 
     def at_rest(self) -> None:
         """It has ended: it needs what the forecast says of the same place, without what a start had to spare."""
-        placed = [need for need in self.forecast.options if need.devices == self.need.devices]
-        self.need = (placed or self.forecast.options)[0]
+        self.need = self.like(self.forecast.options[0].context)
+
+    def like(self, context: int | None) -> MemoryRequirement:
+        """The way to have it with this context, where it is now or was last."""
+        ways = [need for need in self.forecast.options if need.context == context] or self.forecast.options
+        return next((need for need in ways if need.devices == self.need.devices), ways[0])
 
     @property
     def leases(self) -> int:

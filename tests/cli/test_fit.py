@@ -81,7 +81,7 @@ def held(model: str, size: int, **more: Any) -> dict[str, Any]:
 
 def test_a_file_that_fits(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     daemon.answers["GET memory"] = Reply(pools())
-    result = ctl("fit", str(small(models)))
+    result = ctl("fit", str(small(models)), "--ctx", "8192")
     assert result.status == 0, result.err
     lines = result.out.splitlines()
     assert re.fullmatch(
@@ -121,7 +121,7 @@ def test_a_smaller_context_is_offered(ctl: Ctl, daemon: FakeDaemon, models: Path
 
 def test_who_would_have_to_leave(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
     daemon.answers["GET memory"] = Reply(pools(0, held("qwen", 30), held("pinned", 20, pin=True)))
-    result = ctl("fit", str(small(models)))
+    result = ctl("fit", str(small(models)), "--ctx", "8192")
     assert result.status == 0
     assert result.out.startswith("fits in main memory after unloading qwen with 29.")
     assert "KV CACHE  LARGEST CONTEXT  WITH ALL OTHERS UNLOADED" in result.out
@@ -170,10 +170,10 @@ def test_more_context_and_more_requests_take_more(ctl: Ctl, daemon: FakeDaemon, 
         return int(value["pools"][0]["parts"]["kv cache"])
 
     plain = cache("--ctx", "8192")
-    assert plain == cache(), "accelerd's own context"
+    assert cache() >= plain, "the context that it would get"
     assert cache("--ctx", "16k") == 2 * plain
-    assert cache("--parallel", "4") == 4 * plain
-    assert plain // 2 < cache("--kv", "q8_0") < plain * 6 // 10
+    assert cache("--ctx", "8192", "--parallel", "4") == 4 * plain
+    assert plain // 2 < cache("--ctx", "8192", "--kv", "q8_0") < plain * 6 // 10
     assert cache("--ctx", "model") > plain
 
 

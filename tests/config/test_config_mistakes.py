@@ -105,7 +105,7 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
         (
             "[defaults]\ncontext = '4k'",
             "2: defaults.context: expected a whole number of tokens from 128 to 134217728, "
-            'or "model" for the whole trained context, got "4k"',
+            '"auto", or "model" for the whole trained context, got "4k"',
         ),
         (
             "[defaults]\nengine = 'vllm'",

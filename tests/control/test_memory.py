@@ -165,7 +165,7 @@ async def test_fit() -> None:
     assert answer == {
         "model": "qwen", "state": "stopped", "placement": {"fits": True, "reason": "qwen would fit"},
         "options": [{"amounts": {RAM: GIB}, "devices": [], "parts": {"weights": GIB}, "source": "estimated for qwen",
-                     "claims": []}],
+                     "claims": [], "context": None}],
     }  # fmt: skip
 
 

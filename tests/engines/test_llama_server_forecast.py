@@ -28,7 +28,7 @@ MIB, GIB = 1 << 20, 1 << 30
 CARD = Device("gpu", "card", "amdgpu", "0000:03:00.0", pools=(MemoryPool("vram", 24 * GIB),), apu=False)
 APU = Device("gpu", "apu", "amdgpu", "0000:c1:00.0", apu=True, unified=True,
              pools=(MemoryPool("vram", GIB), MemoryPool("unified", 65 * GIB)))  # fmt: skip
-NEW = EngineBuild("llama-server", "1", "radv", frozenset({"--load-mode"}))
+NEW = EngineBuild("llama-server", "1", "radv", frozenset({"--load-mode", "--cache-ram"}))
 OLD = EngineBuild("llama-server", "0", "cuda", frozenset())
 
 
@@ -38,7 +38,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_of(path: Path | None, **more: Any) -> ModelSpec:
-    return ModelSpec("m", path=str(path) if path else None, **more)
+    return ModelSpec("m", path=str(path) if path else None, **{"context": 8192, **more})
 
 
 def expect(
@@ -257,3 +257,26 @@ def test_a_program_that_cannot_be_asked_leaves_the_estimate(path: Path, tmp_path
 
     elsewhere = LlamaServer(LlamaServerSettings(), places=fixed)
     assert asked(elsewhere, spec_of(path)).options[0].source == FROM_HEADER
+
+
+# --- the prompt cache ---
+
+
+def test_a_prompt_cache_is_for_so_many_conversations_and_no_more_than_the_program_takes(tmp_path: Path) -> None:
+    small = expect(spec_of(make_model(tmp_path), context=1024))
+    assert small.spare_cache == 64 * MIB, "a model of 250 kB has no use for 8 GiB"
+    pairs = {
+        "general.architecture": string("llama"), "llama.block_count": u32(4), "llama.embedding_length": u32(1024),
+        "llama.attention.head_count": u32(8), "llama.context_length": u32(1 << 20),
+    }  # fmt: skip
+    tensors = {f"blk.{layer}.attn_{name}.weight": ((64, 64), 1) for layer in range(4) for name in "qkv"}
+    path = write(tmp_path / "wide.gguf", pairs, tensors)
+    for context in (16384, 262144):
+        found = expect(spec_of(path, context=context))
+        assert found.spare_cache == min(8 * GIB, 32 * found.options[0].parts["kv cache"])
+        assert expect(spec_of(path, context=context // 4, parallel=4)).spare_cache == max(
+            64 * MIB, min(8 * GIB, 8 * found.options[0].parts["kv cache"])
+        )
+    assert expect(spec_of(path, prompt_cache=GIB)).spare_cache == 0
+    assert expect(spec_of(path, prompt_cache=GIB)).options[0].parts["prompt cache"] == GIB
+    assert expect(spec_of(path, prompt_cache=0)).options[0].cache == 0

@@ -338,3 +338,13 @@ def test_what_a_prompt_cache_holds_is_never_learned() -> None:
     learned.outgrown("k", fixed, 14 * GIB)
     again = learned.apply(forecast(fixed)).options[0]
     assert (again.total, again.cache) == (14 * GIB, 2 * GIB)
+
+
+def test_what_was_measured_with_one_context_says_nothing_of_another() -> None:
+    learned = learning()
+    ways = [replace(on_gpu(size * GIB), context=context) for context, size in ((65536, 12), (8192, 8))]
+    learned.apply(forecast(*ways))
+    learned.saw("k", ways[1], {GPU: 7 * GIB}, settled=True)
+    assert [need.amounts[GPU] for need in learned.apply(forecast(*ways)).options] == [12 * GIB, 7 * GIB]
+    assert learned.forget("k") == 1
+    assert learned.entries() == ()

@@ -92,8 +92,16 @@ def judged(
     """Compare the model with the machine; also notes for the user."""
     import platform
 
+    from msgspec import structs
+
     from accelerd.cli.fit.verdict import GgufFit, machine_of, requirement_of
-    from accelerd.engines.llama_server.forecast import Forecaster, ForecastInputs, settings_of, with_checkpoints
+    from accelerd.engines.llama_server.forecast import (
+        Forecaster,
+        ForecastInputs,
+        contexts_of,
+        settings_of,
+        with_checkpoints,
+    )
     from accelerd.estimate.placing import usable
 
     spec, build, notes = settled(context, subject, settings, devices)
@@ -105,7 +113,14 @@ def judged(
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options
     machine = machine_of(report, settings, devices=devices, rate=rates(context, devices))
-    found = GgufFit(known, machine, measured, configured=subject.configured)
+    for tokens in contexts_of(known, devices) if spec.context == "auto" else (None,):
+        if tokens is not None:
+            used = structs.replace(used, context=tokens * used.slots)
+            known = structs.replace(known, settings=used, spec=replace(spec, context=tokens))
+        of_context = tuple(need for need in measured if need.context in (None, tokens))
+        found = GgufFit(known, machine, of_context, configured=subject.configured)
+        if found.fits:
+            break
     if gpus and build is not None and build.backend == "cpu" and layers != 0:
         notes.append(f"llama-server {build.version} was built for the processor only and does not use {gpus[0].name}")
     return found, [*notes, *remarks(found, told)]
@@ -148,7 +163,7 @@ def settled(
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]
-    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in FILES}), found.build, []
+    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in (*FILES, "context")}), found.build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:
@@ -178,7 +193,7 @@ def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate
 
 def remarks(found: GgufFit, told: dict[str, Any] | None) -> list[str]:
     notes = []
-    context, trained = found.known.spec.context, found.trained
+    context, trained = found.known.spec.tokens, found.trained
     if context and trained and context > trained:
         notes.append(f"it was trained for a context of {trained}")
     if found.itself:

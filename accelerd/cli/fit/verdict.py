@@ -251,7 +251,7 @@ class GgufFit(ModelFit):
         """Smaller settings that would fit: one clause, or nothing."""
         if self.fits or self.unknown:
             return ""
-        context = self.known.spec.context or self.trained
+        context = self.known.spec.tokens or self.trained
         room = self.alone
         found = smaller.describe(smaller.suggest_smaller(ways(self.known), room.free, context, self.kind, room.backing))
         layers = self._layers()
@@ -269,7 +269,7 @@ class GgufFit(ModelFit):
 
         def enough(layers: int) -> bool:
             known = replace(self.known, gpu_layers=layers)
-            context = self.known.spec.context or self.trained
+            context = self.known.spec.tokens or self.trained
             return any(self.alone.takes(need) for need in ways(known)(context, None))
 
         low, high = -1, len(self.estimate.layers) + 1

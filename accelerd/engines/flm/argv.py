@@ -49,12 +49,12 @@ def build(spec: ModelSpec, program: str, tag: str, port: int) -> FlmCommandLine:
         line.add("serve", tag, source=which, reason="the model")
     else:
         line.add("serve", source=BUILT_IN, reason=f"without a language model: an option enables {tag}")
-    if "llm" in found and spec.context is not None:
-        becomes = context_of(spec.context)
+    if "llm" in found and spec.tokens is not None:
+        becomes = context_of(spec.tokens)
         reason = "tokens of one request"
-        if becomes != spec.context:
+        if becomes != spec.tokens:
             reason += f"; FastFlowLM rounds it to {becomes}, a power of two and at least {LEAST_CONTEXT}"
-        line.add("--ctx-len", str(spec.context), source=spec.origin("context"), reason=reason)
+        line.add("--ctx-len", str(spec.tokens), source=spec.origin("context"), reason=reason)
     reason = "a free port, reachable only from this machine"
     line.add("--port", str(port), "--host", "127.0.0.1", source=BUILT_IN, reason=reason)
     if "asr" in found:

@@ -86,7 +86,7 @@ def traits(spec: ModelSpec, known: FlmModel) -> Traits:
         labels=known.labels,
         recipe="flm",
         device="npu",
-        context=(context_of(spec.context) if spec.context else known.context) or None,
+        context=(context_of(spec.tokens) if spec.tokens else known.context) or None,
     )
 
 
@@ -143,7 +143,7 @@ def sizes(spec: ModelSpec, known: FlmModel) -> dict[str, int]:
     """Bytes: "weights", "kv cache", "compute"."""
     found = parts(spec, known.tag)
     weights = sum((known if kind == "llm" else KNOWN[tag]).footprint for kind, tag in found.items())
-    tokens = context_of(spec.context) if spec.context is not None else known.context
+    tokens = context_of(spec.tokens) if spec.tokens is not None else known.context
     cache = known.cache * tokens if "llm" in found else 0
     return {"weights": weights, "kv cache": cache, "compute": BESIDE} if weights else {}
 

@@ -62,7 +62,7 @@ def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits
         labels=known.labels,
         recipe=recipe,
         device=device(recipe, known),
-        context=spec.context or known.context,
+        context=spec.tokens or known.context,
     )
 
 
@@ -154,5 +154,5 @@ def _kind(spec: ModelSpec, catalogue: Catalogue) -> Literal["llm", "asr", "embed
 
 def _key(spec: ModelSpec, known: LemonadeModel) -> str:
     """The key of measurements: the model and its settings."""
-    said = (spec.model, spec.context, spec.parallel, spec.cache_type_k, spec.cache_type_v, spec.ubatch, spec.extra_args)
+    said = (spec.model, spec.tokens, spec.parallel, spec.cache_type_k, spec.cache_type_v, spec.ubatch, spec.extra_args)
     return hashlib.sha256(repr((said, known.size, known.recipe)).encode()).hexdigest()

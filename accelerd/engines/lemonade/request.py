@@ -47,7 +47,7 @@ def build(spec: ModelSpec, recipe: str, trained: int | None) -> LemonadeLoad:
     body: dict[str, Any] = {"model_name": spec.model, "save_options": False}
     flags = [Flag(f"model_name={spec.model}", str(spec.origin("model")), "Lemonade's name of the model")]
     if recipe not in NO_CONTEXT:
-        size = trained if spec.context is None else spec.context * (spec.parallel if recipe == "llamacpp" else 1)
+        size = trained if spec.tokens is None else spec.tokens * (spec.parallel if recipe == "llamacpp" else 1)
         if size is not None:
             body["ctx_size"] = size
             flags.append(Flag(f"ctx_size={size}", str(spec.origin("context")), "tokens of context"))

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.flags import flag_name, why_owned
+from accelerd.config.model import BUILT_IN as UNSET
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
@@ -26,6 +27,8 @@ from accelerd.engines.llama_server.features import Features, ProgramOption
 
 BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
+CACHE_LEAST: Final = 64 << 20  # bytes
+CONVERSATIONS: Final = 32  # that fill the context, for which a cache is large enough
 CHECKPOINTS: Final = (
     8,
     32,
@@ -188,11 +191,13 @@ def _memory(line: CommandLine, checkpoints: int) -> None:
     line.own(
         ("--fit",), "off", reason="accelerd plans the memory: llama-server must not change context or layers by itself"
     )
-    if spec.context is not None:
+    if spec.tokens is not None:
         # The server divides its context among the slots, so that each request has what the setting says.
-        total = spec.context * spec.parallel
+        total = spec.tokens * spec.parallel
         times = f", {spec.parallel} requests at once" if spec.parallel > 1 else ""
-        line.set("context", ("-c", "--ctx-size"), total, f"{spec.context} tokens for each request{times}")
+        if spec.origin("context") == UNSET:
+            times += "; as many as the model was trained for and the memory allows"
+        line.set("context", ("-c", "--ctx-size"), total, f"{spec.tokens} tokens for each request{times}")
     else:
         line.warnings.append(
             'context = "model": the whole context that the model was trained for may need far more memory than its file'
@@ -304,9 +309,9 @@ def _work(line: CommandLine) -> None:
     if spec.embeddings and spec.rerank:
         line.refusals.append("embeddings and rerank: llama-server does one or the other")
     batch, ubatch = spec.batch, spec.ubatch
-    if (spec.embeddings or spec.rerank) and ubatch is None and spec.context is not None:
+    if (spec.embeddings or spec.rerank) and ubatch is None and spec.tokens is not None:
         # An input longer than the physical batch is answered with status 500.
-        size = min(spec.context, EMBEDDING_BATCH_CAP)
+        size = min(spec.tokens, EMBEDDING_BATCH_CAP)
         reason = "a whole input must fit one batch"
         line.set("context", ("-b", "--batch-size"), max(batch or size, size), reason)
         line.set("context", ("-ub", "--ubatch-size"), size, reason)

@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -188,10 +189,12 @@ class LlamaServer(Engine):
             return _fixed_plan(spec, fixed)
         settled = self._settled[spec.name] = await self.settle(spec)
         spec, features, tuned = settled.tuned.spec, settled.features, settled.tuned
+        if placed is not None and placed.context is not None and settled.files.spec.context == "auto":
+            spec = replace(spec, context=placed.context)
         trained = settled.files.model.context
         beyond = (
             f"context = {spec.context}: {spec.name} was trained for {trained}, and llama-server may allow no more"
-            if spec.context and 0 < trained < spec.context
+            if spec.tokens and 0 < trained < spec.tokens
             else None
         )
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
@@ -219,6 +222,7 @@ class LlamaServer(Engine):
             guard=("/tokenize", b'{"content": ""}'),
             backend=settled.build.backend,
             prompt_cache=granted,
+            context=spec.tokens if settled.files.spec.context == "auto" else None,
             notable=output.NOTABLE,
             out_of_memory=output.OUT_OF_MEMORY,
             too_large=output.TOO_LARGE,
@@ -259,7 +263,18 @@ class LlamaServer(Engine):
             backend = await asyncio.to_thread(output.backend_beside, program.path)
         build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options))
         tuned = await self._tuner(seen, build, parts(spec.path) if spec.path else [])
+        if spec.context == "auto":
+            context = await self._context(spec, tuned.spec, build)
+            tuned = structs.replace(tuned, spec=replace(tuned.spec, context=context))
         return Settled(own, tuned, program, features, build, place, found)
+
+    async def _context(self, spec: ModelSpec, tuned: ModelSpec, build: EngineBuild) -> int | None:
+        """The context that a model without one of its own gets where there is room."""
+
+        def best() -> int | None:
+            return next(iter(self._forecaster.contexts(spec, tuned, build, tuple(self._devices()))), spec.tokens)
+
+        return await asyncio.to_thread(best)
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds.
@@ -322,7 +337,7 @@ class LlamaServer(Engine):
         own, served = self._seen.get(spec.name), self._served.get(spec.name)
         if own is None or (own.told is not spec and own.told != spec):
             own = files.SeenFiles(spec, spec, Identified(Kind.CHAT))
-        context = spec.context or own.model.context or None
+        context = self._forecaster.context(own.spec) or own.model.context or None
         if own.model.context and context:
             context = min(context, own.model.context)
         sees: Collection[str] = own.projector.modalities if own.projector else (Modality.VISION,) if spec.mmproj else ()
@@ -354,7 +369,7 @@ class LlamaServer(Engine):
             log.debug("%s does not say what it serves: %s", spec.name, error)
             return
         context = said.default_generation_settings.n_ctx
-        if spec.context and 0 < context < spec.context:
+        if isinstance(spec.context, int) and 0 < context < spec.context:
             text = "%s serves %d tokens a request, not %d: the model was trained for no more"
             log.warning(text, spec.name, context, spec.context)
         if status == 200:

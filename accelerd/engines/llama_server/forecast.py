@@ -10,30 +10,35 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from accelerd.config.model import ModelSpec
+from accelerd.config.model import USUAL_CONTEXT, ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server import argv, files
 from accelerd.engines.llama_server.fit_params import FitAnswer
 from accelerd.estimate import smaller
 from accelerd.estimate.compute import logits
+from accelerd.estimate.context import contexts
 from accelerd.estimate.estimate import REPACKED, Estimate, EstimateSettings, estimate
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.placing import options, usable
+from accelerd.estimate.placing import room as room_of
 from accelerd.estimate.tensors import GgufModel, Identity, ModelReader, identity
+from accelerd.memory.measure import GPU_RESERVE
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
+from accelerd.memory.resident import usual_reserve
 
 log = logging.getLogger(__name__)
 
 FROM_TOOL: Final = "estimated by llama-fit-params"
 MIB: Final = 1 << 20
+UNBOUNDED: Final = 1 << 60  # bytes
 DRAFTED: Final = 16  # tokens that a draft model guesses at once, llama-server's default
 UNKNOWN_UBATCH: Final = 2048  # the largest that a tuning rule sets
 FEW_OUTPUTS: Final = "--load-mode"  # builds with this option reserve scores only for the tokens that are asked for
@@ -76,6 +81,7 @@ class ForecastInputs(Struct, frozen=True):
     told: ModelSpec | None = None  # as the configuration has it
     build: EngineBuild | None = None  # None: it was not asked
     answer: FitAnswer | None = None
+    contexts: tuple[int, ...] = ()  # that it may have where the setting leaves that open
 
 
 class Forecaster:
@@ -96,7 +102,7 @@ class Forecaster:
     ) -> Forecast:
         """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked.
 
-        `answer`: what llama-fit-params says of it.
+        `answer`: what llama-fit-params says of it with the first of `contexts`.
         """
         if spec.memory is not None:
             return (
@@ -106,32 +112,71 @@ class Forecaster:
             )
         if not spec.path:
             return Forecast((in_ram(*files.footprint(spec)),))
-        gpus = usable(devices)
         earlier = self._known.get(spec.name)
         if build is None and earlier is not None and earlier.told == spec:  # what was asked before still holds
             settled, build, answer = earlier.spec, earlier.build, answer or earlier.answer
-        settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
         try:
-            read = self._read(spec, paths)
+            known = self._inputs(spec, settled, build, devices, answer)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
+        placed = tuple(need for context in known.contexts or (None,) for need in self._placed(known, context))
+        return with_cache(Forecast(placed, self._key(known, build) if build is not None else ""), settled, build)
+
+    def _inputs(
+        self,
+        spec: ModelSpec,
+        settled: ModelSpec,
+        build: EngineBuild | None,
+        devices: Sequence[Device],
+        answer: FitAnswer | None = None,
+    ) -> ForecastInputs:
+        """What a forecast is made of, kept for later questions. GgufError, OSError."""
+        gpus = usable(devices)
+        settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
+        read = self._read(spec, paths)
         settings = with_checkpoints(settings, settled, read)
         known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer)
+        if spec.context == "auto":
+            known = replace(known, contexts=contexts_of(known, devices))
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
-        found = estimate(read.model, settings, read.projector, read.draft)
-        placed = options(found, gpus, gpu_layers=layers, wanted_gpus=spec.gpus)
-        if answer is not None and answer.rows:
-            placed = tuple(corrected(need, found, answer) for need in placed)
-        return with_cache(Forecast(placed, self._key(known, build) if build is not None else ""), settled, build)
+        return known
+
+    @staticmethod
+    def _placed(known: ForecastInputs, context: int | None) -> Iterable[MemoryRequirement]:
+        """The ways to place the model with this context; None: that of its settings."""
+        settings, answer = known.settings, known.answer
+        if context is not None:
+            settings = replace(settings, context=context * settings.slots)
+        found = estimate(known.read.model, settings, known.read.projector, known.read.draft)
+        for need in options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus):
+            if answer is not None and answer.rows:
+                need = corrected(need, found, answer, weights_only=context not in (None, *known.contexts[:1]))
+            yield replace(need, context=context)
+
+    def contexts(
+        self, spec: ModelSpec, settled: ModelSpec, build: EngineBuild | None, devices: Sequence[Device]
+    ) -> tuple[int, ...]:
+        """The contexts that the model may have where its setting leaves that open, the best first. Never raises."""
+        if spec.context != "auto" or not spec.path:
+            return ()
+        try:
+            return self._inputs(spec, settled, build, devices).contexts
+        except (GgufError, OSError):
+            return ()
+
+    def context(self, spec: ModelSpec) -> int | None:
+        """The context that the model gets where there is room for it, as far as that is known."""
+        known = self._known.get(spec.name)
+        return next(iter(known.contexts), spec.tokens) if known is not None and known.told == spec else spec.tokens
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """One clause on what of the model would fit into `room`; empty where nothing would, or nothing is known."""
         known = self._known.get(spec.name)
         if known is None or spec.memory is not None:
             return ""
-        context = spec.context or known.read.model.number("context_length")
+        context = (known.contexts or (spec.tokens,))[-1] or known.read.model.number("context_length")
         found = smaller.suggest_smaller(ways(known), room, context, known.settings.type_k, backing(known.gpus))
         return smaller.describe(found)
 
@@ -188,16 +233,38 @@ def with_checkpoints(settings: EstimateSettings, spec: ModelSpec, read: ModelFil
     return replace(settings, checkpoints=max(least, min(most, argv.CHECKPOINT_MEMORY // max(1, one))))
 
 
-def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> MemoryRequirement:
+def contexts_of(known: ForecastInputs, devices: Sequence[Device]) -> tuple[int, ...]:
+    """The contexts of one request that the model may have on this machine, the best first."""
+    spec, trained = known.spec, known.read.model.number("context_length")
+    if spec.memory is not None:  # a person has said what it needs, with the usual context
+        trained = min(trained, USUAL_CONTEXT)
+    if spec.embeddings or spec.rerank:  # a longer input does not fit one batch
+        trained = min(trained, argv.EMBEDDING_BATCH_CAP)
+    room = {gpu.id: max(0, room_of(gpu) - GPU_RESERVE) for gpu in known.gpus}
+    main = sum(pool.total for device in devices if device.kind == "cpu" for pool in device.pools)
+    room[RAM] = main - usual_reserve(main) if main else UNBOUNDED
+    if spec.memory_max is not None:
+        room[RAM] = min(room[RAM], spec.memory_max)
+    if not main and not known.gpus:  # nothing is known of this machine
+        trained = min(trained, USUAL_CONTEXT)
+    return contexts(ways(known), room, trained, backing(known.gpus))
+
+
+def corrected(
+    need: MemoryRequirement, found: Estimate, answer: FitAnswer, *, weights_only: bool = False
+) -> MemoryRequirement:
     """The need with what llama-fit-params knows better, which rounds every size down to whole MiB.
+
+    `weights_only`: it was asked with another context.
 
     Its compute buffers hold the logits of every token of a batch, which newer servers do not reserve: where those
     decide, they are an upper bound only.
     """
     doubt = MIB * (len(answer.rows) + 1)
     parts = dict(need.parts)
-    told = {"weights": answer.model, "kv cache": answer.context}
-    if answer.compute + doubt < parts.get("compute", 0) or answer.compute > 2 * logits(found.facts, found.batch.tokens):
+    told = {"weights": answer.model} | ({} if weights_only else {"kv cache": answer.context})
+    smaller_buffers = answer.compute + doubt < parts.get("compute", 0)
+    if not weights_only and (smaller_buffers or answer.compute > 2 * logits(found.facts, found.batch.tokens)):
         told["compute"] = answer.compute
     for name, size in told.items():
         if abs(size - parts.get(name, 0)) > doubt:
@@ -209,6 +276,10 @@ def corrected(need: MemoryRequirement, found: Estimate, answer: FitAnswer) -> Me
 def with_cache(found: Forecast, spec: ModelSpec, build: EngineBuild | None) -> Forecast:
     """The forecast with the main memory that the model's prompt cache needs, or takes of what is free."""
     fixed, spare = argv.prompt_cache(spec, build.options if build is not None else None)
+    parts = found.options[0].parts
+    if spare and parts:  # a small one has no use for as much as the program would take
+        state = (parts.get("kv cache", 0) + parts.get("checkpoints", 0)) // max(1, spec.parallel)
+        spare = min(spare, max(argv.CACHE_LEAST, argv.CONVERSATIONS * state))
     return replace(found, options=tuple(need.with_cache(fixed) for need in found.options), spare_cache=spare)
 
 
@@ -221,11 +292,11 @@ def settings_of(
     """
     whole = spec.embeddings or spec.rerank
     batch, ubatch = spec.batch or 2048, spec.ubatch or (UNKNOWN_UBATCH if build is None and gpu else 512)
-    if whole and spec.ubatch is None and spec.context is not None:
-        ubatch = min(spec.context, argv.EMBEDDING_BATCH_CAP)
+    if whole and spec.ubatch is None and spec.tokens is not None:
+        ubatch = min(spec.tokens, argv.EMBEDDING_BATCH_CAP)
         batch = max(spec.batch or ubatch, ubatch)
     settings = EstimateSettings(
-        context=(spec.context or 0) * spec.parallel,
+        context=(spec.tokens or 0) * spec.parallel,
         slots=spec.parallel,
         type_k=spec.cache_type_k or "f16",
         type_v=spec.cache_type_v or "f16",
