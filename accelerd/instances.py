@@ -57,5 +57,8 @@ class Supervisor(Protocol):
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         """End it, in whatever phase it is; a second call is ignored. `instance_gone` follows."""
 
-    def probe(self, instance: int) -> None:
-        """Send one tiny request; `instance_probed` follows unless the instance is gone first."""
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
+        """Find out whether it works; `instance_probed` follows unless the instance is gone first.
+
+        `thorough`: by a tiny request, if that costs no client its cached prompt; else perhaps without.
+        """

@@ -194,8 +194,9 @@ class Dialect(Struct, frozen=True):
 
 
 Task = Literal[
-    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools", "vision"
-]
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools",
+    "vision", "audio",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,13 @@ class Engine(Protocol):
     def traits(self, spec: ModelSpec) -> Traits:
         """The known abilities of the model. Fast, never raises."""
         ...
+
+    async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
+        """The plan to probe a ready instance by, which costs no client what is cached of its prompts. HttpError.
+
+        None: it works as far as that can be seen. `thorough`: also with what is cached put aside.
+        """
+        return plan
 
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         """An instance is ready: what only the running engine knows of the model is asked. Never raises."""

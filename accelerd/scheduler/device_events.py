@@ -37,7 +37,7 @@ class DeviceEvents:
         if record.state is State.READY and not record.probing:
             assert record.instance is not None
             record.probing = True
-            self._admission.supervisor.probe(record.instance)
+            self._admission.supervisor.probe(record.instance, thorough=True)
 
     def lost(self, name: str, cause: Cause, why: str) -> None:
         """The model's device disappeared or was reset: stop the model and its requests now. `cause` decides what

@@ -100,6 +100,7 @@ class Instance:
         self._wake = asyncio.Event()  # it is to stop, or the process has exited
         self._kill = asyncio.Event()
         self._probe_asked = asyncio.Event()
+        self._thorough = False
         self._stop: Outcome | None = None
         self._trouble = ""  # what the last probe found
         self._terminated = False
@@ -130,8 +131,9 @@ class Instance:
         self._letting_go = lives and self._record.survives and self._stop is None and not self._ending
         return self._letting_go
 
-    def probe(self) -> None:
-        """Ask the engine for one token, as soon as it is ready."""
+    def probe(self, *, thorough: bool) -> None:
+        """Find out whether the engine works, as soon as it is ready."""
+        self._thorough |= thorough
         self._probe_asked.set()
 
     def facts(self) -> InstanceInfo:
@@ -337,8 +339,12 @@ class Instance:
         return plan
 
     async def _probe_once(self, plan: LaunchPlan) -> None:
+        thorough, self._thorough = self._thorough, False
         try:
-            _, trouble = await prove(plan, within=self._context.limits.probe_timeout)
+            harmless = await self._engine.probe(plan, thorough=thorough)
+            trouble = ""
+            if harmless is not None:
+                _, trouble = await prove(harmless, within=self._context.limits.probe_timeout)
         except HttpUnreachable as error:
             trouble = str(error)
             await asyncio.sleep(CLOSING)

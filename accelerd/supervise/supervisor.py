@@ -114,10 +114,10 @@ class ProcessSupervisor(Supervisor):
         if life is not None:
             life.stop(reason)
 
-    def probe(self, instance: int) -> None:
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
         life = self._instances.get(instance)
         if life is not None:
-            life.probe()
+            life.probe(thorough=thorough)
 
     # --- information --------------------------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ class Instances:
             self._waiting.remove(instance)
         asyncio.get_running_loop().call_soon(self._scheduler.instance_gone, instance, Exit(reason, "stopped"))
 
-    def probe(self, instance: int) -> None:
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
         self.probes += 1
         asyncio.get_running_loop().call_soon(self._scheduler.instance_probed, instance, True)
 

@@ -188,3 +188,27 @@ def test_reload_keeps_the_stream_of_an_unchanged_model_and_replaces_a_changed_on
     argv = daemon.control("GET", "explain?model=t").json()["argv"]
     assert argv[argv.index("-c") + 1] == "512"
     eventually(lambda: len(marked(daemon)) == 2, "the old one is gone")
+
+
+def cached(daemon: Daemon, text: str) -> tuple[int, int]:
+    """Of the tokens of this prompt, how many came from the cache; and how many there are."""
+    answer = daemon.chat("a", messages=[{"role": "user", "content": text}], max_tokens=1)
+    assert answer.status == 200, answer.body
+    usage = answer.json()["usage"]
+    return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]
+
+
+def test_errors_that_requests_cause_cost_nobody_the_cache(
+    daemons: DaemonFactory, llama_server: str, tiny: Path
+) -> None:
+    """Whether the engine calls them its own errors or not: it is not probed in the slot that has somebody's prompt."""
+    daemon = daemons.start(toml(llama_server, {"a": tiny}, parallel=1))
+    text = "a long story " * 40
+    cached(daemon, text)
+    before, size = cached(daemon, text)
+    assert before > size * 0.9
+    for _ in range(4):
+        answer = daemon.chat("a", json_schema={"type": "object"}, grammar='root ::= "a"')
+        assert answer.status in (400, 500)
+    assert cached(daemon, text) == (before, size)
+    assert spawned(daemon) == 1

@@ -110,7 +110,7 @@ class Bench:
     def stop(self, instance: int, reason: Cause = Cause.STOPPED) -> None:
         self.stopped.append((instance, reason))
 
-    def probe(self, instance: int) -> None:
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
         self.probed.append(instance)
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:

@@ -54,7 +54,7 @@ class World:
         self.stopped.append(instance)
         self.told_to_stop.set()
 
-    def probe(self, instance: int) -> None:
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
         self.probed.append(instance)
 
     def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:

@@ -149,7 +149,7 @@ class Ours:
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         raise AssertionError("nothing is found here")
 
-    def probe(self, instance: int) -> None:
+    def probe(self, instance: int, *, thorough: bool = False) -> None:
         raise AssertionError("no engine hangs here")
 
     def watch(self, instance: int, model: str, held: Mapping[str, int], changed: Changed) -> None:

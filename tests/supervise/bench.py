@@ -71,6 +71,9 @@ class FakeEngine:
     def traits(self, spec: ModelSpec) -> Traits:
         return Traits(frozenset(("chat", "completions")))
 
+    async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
+        return plan
+
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         return
 

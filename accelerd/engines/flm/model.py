@@ -61,13 +61,15 @@ def traits(spec: ModelSpec, known: FlmModel) -> Traits:
             tasks.add("tools")
         else:
             why["tools"] = f"{known.tag} does not support tool calls; qwen3:4b does: accelctl add npu/qwen3-4b"
+        if "audio" in known.labels:
+            tasks.add("audio")
         if "vision" in known.labels:
             tasks.add("vision")
         else:
             why["vision"] = f"{known.tag} does not support images; qwen3vl-it:4b does: accelctl add npu/qwen3vl-it-4b"
     else:
         what = "transcription" if "asr" in found else "embeddings"
-        for task in ("chat", "completions", "tools", "vision", "messages", "responses"):
+        for task in ("chat", "completions", "tools", "vision", "audio", "messages", "responses"):
             why[task] = f"{spec.name} supports only {what}"
     if "asr" in found:
         tasks.add("transcription")

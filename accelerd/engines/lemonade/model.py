@@ -25,7 +25,7 @@ DEPLOYMENTS: Final[Mapping[str, tuple[Task, ...]]] = {
     "transcription": ("transcription",), "audio": ("transcription",), "realtime-transcription": ("transcription",),
     "image": (), "tts": (), "audio-generation": (), "classification": (), "3d": (),
 }  # fmt: skip
-UNKNOWN: Final[frozenset[Task]] = frozenset(("embeddings", "rerank", "transcription", "tools", "vision"))
+UNKNOWN: Final[frozenset[Task]] = frozenset(("embeddings", "rerank", "transcription", "tools", "vision", "audio"))
 # Recipes with fixed tasks, whatever the labels.
 SINGLE: Final[Mapping[str, tuple[Task, ...]]] = {
     "whispercpp": ("transcription",), "moonshine": ("transcription",), "kokoro": (), "sd-cpp": (),
@@ -96,6 +96,8 @@ def _beyond(recipe: str, known: LemonadeModel, direct: bool) -> tuple[set[Task],
             found.add("tools" if task == "tools" else "vision")
         else:
             why_not[task] = f"it does not have Lemonade's label {label}"
+    if llama and not known.labels:
+        found.add("audio")
     if llama:
         found |= {"messages", "responses"}
     elif direct:

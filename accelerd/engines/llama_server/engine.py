@@ -46,7 +46,7 @@ from accelerd.engines.base import (
     untuned,
 )
 from accelerd.engines.http import HttpError, request
-from accelerd.engines.llama_server import argv, environment, files, fit_params, output
+from accelerd.engines.llama_server import argv, environment, files, fit_params, output, probe
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.program import Program, find, local
@@ -70,7 +70,7 @@ PROBES: Final = {
     "rerank": ("/v1/rerank", b'{"query": " ", "documents": [" "]}'),
 }
 GENERATES: Final[frozenset[Task]] = frozenset(
-    ("chat", "completions", "messages", "responses", "tools", "vision")
+    ("chat", "completions", "messages", "responses", "tools", "vision", "audio")
 )  # what of these a model lacks its template or file tells the server, which says so
 
 
@@ -357,9 +357,14 @@ class LlamaServer(Engine):
         if Modality.VISION not in sees:
             why_not["vision"] = f"{spec.name} has no projector for images: {belongs}"
         if Modality.AUDIO not in sees:
-            why_not["transcription"] = f"{spec.name} has no projector for audio: {belongs}"
+            why_not["transcription"] = why_not["audio"] = f"{spec.name} has no projector for audio: {belongs}"
         tasks = frozenset(task for task in (*GENERATES, *PATHS) if task not in why_not)
         return Traits(tasks, why_not, device=device, context=context)
+
+    async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
+        if plan.probe_path != PROBES["generate"][0]:
+            return plan  # embedding and reranking keep nothing
+        return await probe.harmless(plan, thorough=thorough)
 
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         try:
