@@ -137,7 +137,11 @@ class Admission:
         return False
 
     def enqueue(self, record: ModelRecord, waiter: Waiter) -> None:
-        record.waiting.append(waiter)
+        """In the order of arrival; one that has had its turn before is older than the others."""
+        at = len(record.waiting)
+        while at and record.waiting[at - 1].arrived > waiter.arrived:
+            at -= 1
+        record.waiting.insert(at, waiter)
         self.queued += 1
 
     def remove(self, record: ModelRecord, waiter: Waiter) -> bool:
@@ -145,6 +149,7 @@ class Admission:
         if waiter not in record.waiting:
             return False
         record.waiting.remove(waiter)
+        record.left_at = self.clock.monotonic()
         self.queued -= 1
         return True
 
@@ -153,6 +158,7 @@ class Admission:
         assert record.endpoint is not None
         lease = Lease(record, record.instance, record.endpoint, record.secret, self.clock.monotonic())
         record.active.add(lease)
+        record.earned = True
         record.usage.note(lease.progress)
         if len(record.active) == 1:
             self.events.publish(ModelInUse(record.spec, True))
@@ -210,7 +216,9 @@ class Admission:
             occupied = self.occupied()
             future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
             may_evict = any(w.may_evict for w in target.waiting)
-            movable = [r for r in future if r.state is State.READY and not r.unevictable and may_evict]
+            movable = [
+                r for r in future if may_evict and (r.abandoned or (r.state is State.READY and not r.unevictable))
+            ]
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
             if choice is None:
@@ -235,11 +243,17 @@ class Admission:
     ) -> None:
         """Evict `victim` for `target`: now if it is idle, else when the limit on overtaking is reached."""
         if not victim.active and not victim.waiting:
-            stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
+            stays = victim.left_at + self.settings.linger  # for a client that tries again
+            if victim.earned:
+                stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
             free_at = min(stays, head + self.settings.max_overtake)
             if free_at <= now:
                 why = why_not_resident(target, self.occupied(), self.room)
-                self.evict(victim, f"made room for {target.spec.name}" + (f": {why}" if why else ""))
+                made = f"made room for {target.spec.name}" + (f": {why}" if why else "")
+                if victim.state is State.STARTING:
+                    self.stop(victim, f"nobody waits for it any more: {made}")
+                else:
+                    self.evict(victim, made)
             else:
                 self.wake = min(self.wake, free_at)
             return
@@ -335,7 +349,7 @@ class Admission:
                     break
                 lease: Lease | None = self.grant(record)
             else:
-                lease = None
+                lease, record.earned = None, True
             record.waiting.popleft()
             self.queued -= 1
             waiter.resolve(lease)
@@ -373,6 +387,7 @@ class Admission:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
+        record.earned = adopted
         record.used, record.peak, record.settled = {}, {}, False
         record.displaced, record.kept_out, record.cut_at = False, False, math.inf
         return instance
@@ -418,6 +433,8 @@ class Admission:
             record.download = None
         if record.state is not State.FAILED:
             record.download_error = None
+        if record.state is not State.BACKOFF:
+            record.waited_out = False
         spec, retry = record.spec, record.retry_at is not None
         self.events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
         if record.state is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):

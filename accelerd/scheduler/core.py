@@ -100,7 +100,8 @@ class Core:
         self._admission.schedule()
 
     def cancel(self, name: str, waiter: Waiter) -> None:
-        """The client has disconnected. A load that has begun goes on: the next request will need it."""
+        """The client has disconnected. A load that has begun goes on, for the next request, until another model wants
+        its place."""
         record = self._names.get(name)
         if record is not None and self._admission.remove(record, waiter):
             self._admission.schedule()
@@ -134,7 +135,9 @@ class Core:
         now = self._clock.monotonic()
         if record.stuck:
             return self._exits.stuck_error(record)
-        if record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now):
+        waits_out = record.waited_out and waiter.arrived < record.since
+        failed = record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now)
+        if failed and not waits_out:
             return self._exits.failure(record, now)
         if waiter.wants_lease and self._admission.queued >= self._admission.settings.max_queue:
             return AccelError(
@@ -147,10 +150,20 @@ class Core:
     def _patience(self) -> float:
         return min(30.0, max(1.0, self._admission.settings.max_overtake / 4))
 
+    def doubt(self, lease: Lease) -> None:
+        """Its engine has hung up: nobody else is sent there before it is known whether it lives."""
+        record = lease.record
+        if record.instance == lease.instance and record.state is State.READY:
+            self._probe(record)
+
     def _bad_outcome(self, record: ModelRecord) -> None:
         record.bad_outcomes += 1
-        if record.bad_outcomes >= BAD_OUTCOMES_BEFORE_PROBE and record.state is State.READY and not record.probing:
-            assert record.instance is not None
+        if record.bad_outcomes >= BAD_OUTCOMES_BEFORE_PROBE and record.state is State.READY:
+            self._probe(record)
+
+    def _probe(self, record: ModelRecord) -> None:
+        assert record.instance is not None
+        if not record.probing:
             record.probing = True
             self._admission.supervisor.probe(record.instance)
 
@@ -414,8 +427,9 @@ class Core:
             for waiter in record.waiting:
                 if waiter.deadline is not None and record.state is not State.DOWNLOADING:
                     due = min(due, waiter.deadline)
-            if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
-                due = min(due, record.retry_at)
+            retry_at = record.retry_at if record.state is State.BACKOFF else None
+            if retry_at is not None and (not record.waiting or retry_at > self._clock.monotonic()):
+                due = min(due, retry_at)
             if record.state is State.KILLING and not record.stuck:
                 due = min(due, record.since + self._exits.stuck_after)
             idle = self._idle_deadline(record)

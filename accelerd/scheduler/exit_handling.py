@@ -29,6 +29,7 @@ UNHEALTHY_BEFORE_QUARANTINE: Final = 2
 OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
 GROWTH: Final = (5, 4)  # of the reserved memory after the model ran out of memory, unless more was measured
 STUCK_AFTER: Final = 30.0  # s after SIGKILL; a driver may take long to let go of 100 GB
+SHORT_PAUSE: Final = 5.0  # s: a back-off that requests wait out which an engine has left behind that had served
 RECLAIM_PATIENCE: Final = 10.0  # s until the model may start again although memory of it is missing
 
 
@@ -203,13 +204,16 @@ class ExitHandling:
             if count >= settings.max_failures:
                 record.retry_at = None
                 self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
-            elif before is State.READY and count == 1 and not record.keep_loaded:
+            elif before is State.READY and count == 1 and (record.waiting or not record.keep_loaded):
                 self._admission.move(record, Event.GONE, exit.message)
                 return
             else:
                 delay = min(settings.backoff_max, settings.backoff_initial * 2 ** (count - 1))
                 record.retry_at = now + delay * (1 + self._jitter() / 10)
+                record.waited_out = before is State.READY and delay <= SHORT_PAUSE
                 self._admission.move(record, Event.BACK_OFF, exit.message)
+                if record.waited_out:
+                    return
         self._admission.reject_all(record, self.failure(record, now))
 
     def _out_of_memory(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:

@@ -121,6 +121,8 @@ class ModelRecord:
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
     adopted: bool = False  # an earlier daemon started it
+    earned: bool = False  # in this life it has served somebody who waited: it may stay a while
+    left_at: float = 0.0  # when the last of those who waited for its load left
     stop_reason: str = ""  # why it is being stopped
     used: Mapping[str, int] = field(default_factory=dict)  # bytes seen in use, by pool
     peak: Mapping[str, int] = field(default_factory=dict)  # the most of it in this life
@@ -138,6 +140,7 @@ class ModelRecord:
     unhealthy: deque[float] = field(default_factory=deque)
     out_of_memory: deque[float] = field(default_factory=deque)
     error: Exit | None = None
+    waited_out: bool = False  # in BACKOFF: requests from before wait for the next start, see ExitHandling
     retry_at: float | None = None  # in BACKOFF and FAILED: when a start may be tried; None in FAILED: after a reset
     bad_outcomes: int = 0  # consecutive requests that the engine failed
     probing: bool = False
@@ -194,6 +197,12 @@ class ModelRecord:
     def unevictable(self) -> bool:
         """Pinned or held: neither other models nor memory pressure nor idleness make it leave."""
         return self.spec.pin or bool(self.holds)
+
+    @property
+    def abandoned(self) -> bool:
+        """Is it being loaded although all who wanted it have left? It goes on until another model wants its place."""
+        wanted = self.waiting or self.keep_loaded or self.adopted or self.unevictable
+        return self.state is State.STARTING and not wanted
 
     @property
     def wants_loaded(self) -> bool:

@@ -7,6 +7,7 @@ import math
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.record import Waiter
 from tests.scheduler.bench import Bench, Request, model
 
 CRASH = Cause.EXITED
@@ -194,3 +195,73 @@ def test_memory_of_a_process_that_cannot_be_killed_stays_on_the_ledger() -> None
     bench.pass_time(3600)
     assert bench.state("a") is State.KILLING
     assert bench.core.memory_held() > 0
+
+
+def crashes(bench: Bench, times: int) -> None:
+    """It is loaded and ends by itself, again and again."""
+    for _ in range(times):
+        bench.request("a")
+        bench.ready("a")
+        bench.gone("a", CRASH)
+
+
+def test_who_waits_for_a_model_that_has_served_waits_out_its_back_off() -> None:
+    bench = Bench([model("a")])
+    crashes(bench, 1)
+    running = bench.request("a")
+    bench.ready("a")
+    waits = bench.request("a")
+    assert running.lease is not None
+    bench.pass_time(1)
+    bench.gone("a", CRASH)
+    assert bench.state("a") is State.BACKOFF
+    assert waits.error is None
+    bench.pass_time(0.1)
+    assert error_of(bench.request("a")) == "model_backing_off", "who comes now is told to come again"
+    bench.pass_time(2.5)
+    bench.ready("a")
+    assert waits.lease is not None
+    assert bench.core.next_deadline() > bench.clock.now
+
+
+def test_whose_turn_it_was_waits_it_out_too() -> None:
+    """Its engine had ended before it could read the request."""
+    bench = Bench([model("a")])
+    crashes(bench, 1)
+    running = bench.request("a")
+    bench.ready("a")
+    assert running.waiter is not None
+    came = running.waiter.arrived
+    bench.pass_time(1)
+    bench.gone("a", CRASH)
+    again = Request("a")
+    bench.core.submit("a", Waiter(again.resolve, came, bench.clock.now + 60))
+    assert again.error is None
+    bench.pass_time(2.5)
+    bench.ready("a")
+    assert again.lease is not None
+
+
+def test_a_long_back_off_or_a_load_that_fails_is_not_waited_out() -> None:
+    bench = Bench([model("a")], settings=SchedulerSettings(backoff_initial=4.0, max_failures=9))
+    crashes(bench, 1)
+    bench.request("a")
+    bench.ready("a")
+    waits = bench.request("a")
+    bench.gone("a", CRASH)
+    assert error_of(waits) == "model_backing_off", "8 s"
+    bench.pass_time(9)
+    loads = bench.request("a")
+    bench.gone("a", CRASH)
+    assert error_of(loads) == "model_backing_off"
+
+
+def test_who_waits_it_out_waits_no_longer_than_anybody() -> None:
+    bench = Bench([model("a")], settings=SchedulerSettings(queue_timeout=0.5, backoff_initial=2.0))
+    crashes(bench, 1)
+    bench.request("a")
+    bench.ready("a")
+    waits = bench.request("a")
+    bench.gone("a", CRASH)
+    bench.pass_time(1)
+    assert error_of(waits) == "queue_timeout"
