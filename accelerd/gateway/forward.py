@@ -7,13 +7,16 @@ first: assembled from a stream (stream_assembly.py), or from an engine that may 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ServerSettings
+from accelerd.engines.base import Task
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
 from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
@@ -25,6 +28,16 @@ from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import DownloadProgress, Lease, Snapshot
 from accelerd.scheduler.service import Scheduler
 
+log = logging.getLogger(__name__)
+
+# Errors that concern one model: another one of the route may answer.
+OF_ONE_MODEL: Final = frozenset({
+    "model_not_found", "not_supported_by_model", "model_failed", "model_backing_off", "model_unloaded",
+    "model_out_of_memory", "does_not_fit", "memory_in_use", "yielded", "model_stuck", "device_quarantined",
+    "upstream_failed", "upstream_timeout", "hub_not_found", "model_gated", "hub_offline", "disk_full",
+    "download_failed", "canceled",
+})  # fmt: skip
+MOST_RETURNS: Final = 3  # into the queue, for one request
 COMMENT_EVERY = 5.0  # s: to a streaming client that waits
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # s: before a busy engine is asked again
 
@@ -37,6 +50,14 @@ class InferenceRequest(Struct):
     info: JsonBody | FormBody
     original_body: bytes
     content_type: str
+    media: frozenset[Task] = frozenset()  # what it brings beside text
+    failed: dict[str, AccelError] = {}  # why these models of the route have not answered, by name
+    returns: int = 0  # into the queue, because its engine had died before it read the request
+
+    @property
+    def asked_for(self) -> str:
+        """The name that the client has given, for people."""
+        return self.info.model or "the default"
 
     @property
     def stream(self) -> bool:
@@ -98,22 +119,61 @@ class Forwarder:
             raise
 
     async def forward(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
-        """Go on after `start`: have the request answered through `relay`. An error if no response was sent."""
+        """Go on after `start`: have the request answered through `relay`. An error if no response was sent.
+
+        Until a byte of a response is sent, what fails is tried again where it can succeed.
+        """
+        while True:
+            try:
+                error = await self._try(request, relay)
+            except AccelError as found:
+                error = found
+            if error is None:
+                return None
+            if relay.passed or not (self._returns(request, relay) or self._elsewhere(request, error)):
+                return relay.fail(_all_failed(request) or error)
+            relay.start_over()
+
+    @staticmethod
+    def _returns(request: InferenceRequest, relay: Relay) -> bool:
+        """Did its engine die before it read the request? Then it has the place in the queue again that it had."""
+        if not relay.unread or relay.cut_with is not None or request.returns >= MOST_RETURNS:
+            return False
+        request.returns += 1
+        log.info("%s: its engine was gone before it had read a request: the request waits again", request.target.model)
+        return True
+
+    def _elsewhere(self, request: InferenceRequest, error: AccelError) -> bool:
+        """Is there another model of the route that may answer? Then that is the target."""
+        if error.code not in OF_ONE_MODEL:
+            return False
+        name = request.target.model
+        request.failed[name] = error
+        failed = {model: f"has failed for this request ({why.code})" for model, why in request.failed.items()}
+        target = self._router.another(request.path, request.info, request.media, failed)
+        if target is None:
+            return False
+        log.info("%s: %s cannot answer (%s), %s is asked", request.asked_for, name, error.code, target.model)
+        request.target, request.returns = target, 0
+        return True
+
+    async def _try(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
+        """Have one model answer. The error if it did not; nothing of a response was sent then, except comments."""
         try:
             lease = relay.lease
             if lease is None:
                 relay.lease = lease = await self._wait(request, relay)
                 self._begin(lease, relay)
                 # A loaded model may be asked differently than what was known of it before.
-                request.target = self._router.target_of(lease.record.spec, request.path, request.info)
+                request.target = self._router.target_of(lease.record.spec, request.path, request.info, request.media)
             if relay.in_flight is None:
                 streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
                 if streamed is not None or (request.target.hides_errors and not request.stream):
                     return await self._collect(lease, relay, request, streamed)
                 self._prepare(relay, request)
             return await self._send(lease, relay, request, request.body(), relay)
-        except AccelError as error:
-            return relay.fail(error)
+        except AccelError:
+            raise
         except Exception:
             if relay.committed:
                 relay.abort()  # a bug: the response must not look complete
@@ -121,18 +181,23 @@ class Forwarder:
         finally:
             self._sweeper.forget(relay)
             if relay.lease is not None:
+                if relay.unread:
+                    self._scheduler.doubt(relay.lease)
                 self._scheduler.release(relay.lease, relay.ok)
 
     async def _wait(self, request: InferenceRequest, relay: Relay) -> Lease:
         """A place in the queue. A streaming client gets comments, so that it knows that we are alive."""
-        ticket = self._scheduler.enqueue(request.target.model)
+        ticket = self._scheduler.enqueue(request.target.model, relay.began)
         try:
             if request.stream:
                 began = self._now()
                 pause = self.settings.keepalive_after
                 while not await ticket.ready(pause):
                     snapshot = self._scheduler.snapshot(request.target.model)
-                    relay.comment(waiting_for(snapshot, self._now() - began), snapshot.spec.name)
+                    # The head names who answers, and of a route another may.
+                    route = self._router.route(request.path, request.info)
+                    model = "" if route is not None else snapshot.spec.name
+                    relay.comment(waiting_for(snapshot, self._now() - began), model)
                     pause = COMMENT_EVERY
             return await ticket.lease()
         finally:
@@ -165,6 +230,7 @@ class Forwarder:
         self._sweeper.watch(relay, stream=assembled)
         await self._send(lease, collector, request, streamed or request.body(), relay)
         self._sweeper.forget(relay)  # what is left is ours to do
+        relay.unread = collector.unread
         head, failure = collector.response, collector.failure
         relay.ok = False
         if head is None or failure is not None:
@@ -200,18 +266,18 @@ class Forwarder:
     ) -> AccelError | None:
         """One exchange with the engine. Repeated once if a reused connection was stale."""
         finished, relay.in_flight = relay.in_flight, None
-        fresh = False
+        fresh = read = False  # an engine that has hung up on a reused connection may have read the request
         while True:
             if relay.cut_with is not None:
                 raise relay.failure("")
             if finished is None:
                 pool = self._pool(lease)
-                connection = None if fresh or relay.committed else pool.reuse()  # no risk if it cannot be repeated
+                connection = None if fresh else pool.reuse()
                 fresh = connection is None
                 try:
                     connection = connection or await pool.connect()
                 except (OSError, TimeoutError) as error:
-                    relay.ok = False
+                    relay.ok, relay.unread = False, not read
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
                 finished = self._transmit(pool, connection, receiver, request, body, relay)
             try:
@@ -223,7 +289,7 @@ class Forwarder:
                 relay.detach()
             if fresh or not relay.may_repeat(receiver.unanswered):
                 return outcome
-            finished, fresh = None, True
+            finished, fresh, read = None, True, not receiver.unread
 
     def _transmit(
         self,
@@ -251,6 +317,16 @@ class Forwarder:
             limit_ahead = spec.slots if self._router.dialect(spec).closes_after_streams else 0
             pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
         return pool
+
+
+def _all_failed(request: InferenceRequest) -> AccelError | None:
+    """What is said where several models of a route were asked in vain."""
+    errors = list(request.failed.values())
+    if len(errors) < 2:
+        return None
+    chosen = next((error for error in errors if error.kind.retryable), errors[0])
+    text = f"no model of {request.asked_for} could answer: {'; '.join(error.message for error in errors)}"
+    return AccelError(chosen.code, text, retry_after=chosen.retry_after, param=chosen.param)
 
 
 def waiting_for(snapshot: Snapshot, waited: float) -> str:

@@ -27,6 +27,8 @@ from accelerd.gateway.forward import Forwarder, InferenceRequest
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_log import log_answer, log_refusal
+from accelerd.gateway.request_media import NONE as NO_MEDIA
+from accelerd.gateway.request_media import media
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestInfo, RequestRouter
 from accelerd.gateway.responses import (
@@ -193,7 +195,9 @@ class Gateway:
         try:
             body, info, kind = self._read(request, request.path)
             name = info.model
-            asked = InferenceRequest(self.router.target(request.path, info), request.path, info, body, kind)
+            brings = media(body) if kind is JSON_TYPE else NO_MEDIA
+            target = self.router.target(request.path, info, brings)
+            asked = InferenceRequest(target, request.path, info, body, kind, brings)
             name = asked.target.model
             self._forwarder.start(asked, relay)
         except AccelError as error:

@@ -42,12 +42,16 @@ STALE_WITHIN = 1.0  # s: if a reused connection breaks within this time it was s
 
 @lru_cache(maxsize=512)
 def response_head(status: int, content_type: bytes, model: str, keep_alive: bool, origin: str | None) -> bytes:
-    """Status line and headers, without framing and the final empty line. The engine's other headers are dropped."""
+    """Status line and headers, without framing and the final empty line. The engine's other headers are dropped.
+
+    `model`: which answers; "": that is not known yet.
+    """
     lines = [
         f"HTTP/1.1 {status} {reason(status)}".encode(),
         b"Content-Type: " + content_type,
-        f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode(),
     ]
+    if model:
+        lines.append(f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode())
     if content_type.startswith(EVENT_STREAM):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
     if origin is not None:
@@ -78,7 +82,7 @@ class Relay:
     """The client's side of one exchange, and the receiver of the engine's response.
 
     The future given to `begin` gets None when the response is on the wire, complete or ended as said above, or the
-    AccelError to answer with when nothing was sent yet.
+    AccelError to end with when nothing of a response was sent yet, except perhaps comments.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Relay:
         self.request_faults = ""  # see Dialect
         self.several = False  # are several prompts answered in one stream?
         self.committed = False  # has a head been sent?
+        self.passed = False  # has anything of an engine's response been sent?
         self._finished: asyncio.Future[AccelError | None]
         self._connection: UpstreamConnection | None = None
         self._receiver: ResponseReceiver | None = None
@@ -120,6 +125,7 @@ class Relay:
         self.ok: bool | None = None  # for the lease: has the engine done its work?
         self.paused = False  # is the client not reading?
         self.unanswered = False  # the connection broke before the first byte of a response
+        self.unread = False  # … and the engine has not read the request
         self._held = b""  # a head that is sent with the first bytes of its body
         self._stalled = 0.0  # seconds without data after which the engine was given up
         self.began = now()
@@ -133,6 +139,12 @@ class Relay:
     def go_on(self) -> None:
         """An earlier daemon has sent the head of a stream, and comments."""
         self.committed, self.status, self.stream, self._raw = True, 200, True, not self._http10
+
+    def start_over(self) -> None:
+        """Forget an attempt of which the client has received nothing: the request waits for a model again."""
+        self.lease = self.in_flight = self.ok = self.cut_with = None
+        self._whole = self._head = self._correction = None
+        self.unanswered, self.unread, self._stalled, self._size = False, False, 0.0, 0
 
     def comment(self, text: str, model: str) -> None:
         """Send an SSE comment to a streaming client that waits, and the head before the first one."""
@@ -154,7 +166,7 @@ class Relay:
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Start an attempt. Another may follow if no part of a response arrives."""
-        self._finished, self.unanswered = finished, False
+        self._finished, self.unanswered, self.unread = finished, False, False
         self._whole = self._head = None
 
     @property
@@ -165,7 +177,7 @@ class Relay:
     def may_repeat(self, unanswered: bool) -> bool:
         """Was the reused connection stale? Then the request has not been processed and can be sent again."""
         assert self.lease is not None
-        if not unanswered or self.committed or self.cut_with is not None:
+        if not unanswered or self.passed or self.cut_with is not None:
             return False
         return self._now() - self.lease.progress <= STALE_WITHIN
 
@@ -261,6 +273,7 @@ class Relay:
         if more and not contents and correction is None:
             self._held = raw
         else:
+            self.passed = True
             self._write(raw)
         return contents
 
@@ -272,19 +285,21 @@ class Relay:
     def data(self, data: bytes) -> None:
         assert self.lease is not None
         self.lease.progress = self._now()
-        if self._held:
-            self._write(self._held + data)
-            self._held = b""
-        elif self._whole is not None:
+        if self._whole is not None:
             self._size += len(data)
             if self._size > MAX_COLLECTED:
                 raise FramingError(f"a response of more than {MAX_COLLECTED >> 20} MiB")
             self._whole.append(data)
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
         else:
             if self._correction is not None:
                 data = self._correction.feed(data)
-            if data:
-                self._write(chunk(data) if self._rechunk else data)
+            data = chunk(data) if data and self._rechunk else data
+        if data:
+            self.passed = True
+            self._write(data)
 
     def done(self) -> None:
         if self._whole is not None:
@@ -304,7 +319,7 @@ class Relay:
         status = self._head.status
         if status == 200 and self.only_stream:
             self.ok = False
-            return self.fail(self.failure(hidden_error(body) or "its response is not a stream"))
+            return self.failure(hidden_error(body) or "its response is not a stream")
         if self.committed:
             model = self.lease.model
             status, body = corrected_error(status, body, self._path, model, self.request_faults)
@@ -315,19 +330,21 @@ class Relay:
             self.reply(status, self._head.content_type, body)
         return None
 
-    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
+    def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
         if self.engine_busy:
             self._end(None)  # only the status of such a response counts
             return
         self.ok = False if self.cut_with is None else None
-        self.unanswered = not answered and not self._stalled
+        self.unanswered, self.unread = not answered and not self._stalled, unread
         if self._held:
             self._held, self.committed = b"", False  # nothing has been sent yet
-        if self.committed and not clean and self._correction is None:
+        if not self.passed:
+            self._end(self.failure(reason))
+        elif clean or self._correction is not None:
+            self._end(self.fail(self.failure(reason)))
+        else:
             self._transport.abort()  # in the middle of a chunk no event can be sent
             self._end(None)
-            return
-        self._end(self.fail(self.failure(reason)))
 
     # --- the wire ---------------------------------------------------------------------------------------------
 
@@ -365,7 +382,18 @@ class Relay:
 class Collector:
     """Collects a whole response that is processed before the client gets it."""
 
-    __slots__ = ("_busy", "_finished", "_lease", "_now", "_size", "failure", "parts", "response", "unanswered")
+    __slots__ = (
+        "_busy",
+        "_finished",
+        "_lease",
+        "_now",
+        "_size",
+        "failure",
+        "parts",
+        "response",
+        "unanswered",
+        "unread",
+    )
 
     def __init__(self, lease: Lease, now: Callable[[], float], busy: frozenset[int] = frozenset()) -> None:
         self._busy = busy
@@ -375,12 +403,13 @@ class Collector:
         self.parts: list[bytes] = []
         self.response: Head | None = None
         self.failure: str | None = None
-        self.unanswered = False
+        self.unanswered = self.unread = False
         self._finished: asyncio.Future[AccelError | None]
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Start an attempt. Another may follow if no part of a response arrives."""
-        self._finished, self.failure, self.unanswered, self.response = finished, None, False, None
+        self._finished, self.failure, self.response = finished, None, None
+        self.unanswered = self.unread = False
         self.parts.clear()
 
     @property
@@ -403,6 +432,6 @@ class Collector:
         if not self._finished.done():
             self._finished.set_result(None)
 
-    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
-        self.failure, self.unanswered = reason, not answered
+    def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
+        self.failure, self.unanswered, self.unread = reason, not answered, unread
         self.done()

@@ -6,7 +6,7 @@ Asks the routing for names, the scheduler for free models, the engines for capab
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
@@ -64,24 +64,25 @@ class RequestRouter:
         """How the model's engine answers."""
         return self._engines[spec.engine].dialect
 
-    def target(self, path: str, info: RequestInfo) -> UpstreamTarget:
-        """The target of a request to `path`. AccelError model_not_found, not_supported_by_model."""
+    def target(self, path: str, info: RequestInfo, media: Collection[Task] = ()) -> UpstreamTarget:
+        """The target of a request to `path`. AccelError model_not_found, not_supported_by_model.
+
+        `media`: what it brings beside text, see request_media.py.
+        """
         usual = self._usual.get((info.model, path))
-        if usual is not None:
+        if usual is not None and not media:
             return usual
         task = TASKS[path]
         found = self._unnamed(task) if info.model is None else self.directory.find(info.model)
         if isinstance(found, Route):
-            lacking = self._lacking_of(found, task, info)
-            decision = self._decide(found, lacking)
-            log.debug("%s is answered by %s: %s", found.name, decision.model, decision.reason)
-            spec = self.directory.models[decision.model]
-        else:
-            spec = found
-        target = self.target_of(spec, path, info)
-        unchanged = target == UpstreamTarget(spec.name, path)
+            lacking = self._lacking(found, task, info, media)
+            if len(lacking) == len(found.models):
+                raise self._none_can(found, lacking)
+            return self._routed(found, path, info, media, _words(lacking))
+        target = self.target_of(found, path, info, media)
+        unchanged = target == UpstreamTarget(found.name, path)
         known = info.model is None or self.directory.is_name(info.model)  # never all names that match a pattern
-        if found is spec and known and unchanged and (task not in TOOLED or "tools" in self.traits(spec).tasks):
+        if known and unchanged and (task not in TOOLED or "tools" in self.traits(found).tasks):
             self._usual[info.model, path] = target
         return target
 
@@ -100,10 +101,35 @@ class RequestRouter:
             raise AccelError("bad_request", "the request does not say which `model`", hint=names, param="model")
         return models[0]
 
-    def target_of(self, spec: ModelSpec, path: str, info: RequestInfo) -> UpstreamTarget:
+    def route(self, path: str, info: RequestInfo) -> Route | None:
+        """The route that a request asks for, if it is one that has several models."""
+        try:
+            found = self._unnamed(TASKS[path]) if info.model is None else self.directory.find(info.model)
+        except AccelError:  # the configuration has changed since
+            return None
+        return found if isinstance(found, Route) and len(found.models) > 1 else None
+
+    def another(
+        self, path: str, info: RequestInfo, media: Collection[Task], failed: Mapping[str, str]
+    ) -> UpstreamTarget | None:
+        """The target at another model of the route that is asked for. `failed`: why these do not answer, by name."""
+        route = self.route(path, info)
+        if route is None:
+            return None
+        lacking = {**_words(self._lacking(route, TASKS[path], info, media)), **failed}
+        return None if len(lacking) == len(route.models) else self._routed(route, path, info, media, lacking)
+
+    def _routed(
+        self, route: Route, path: str, info: RequestInfo, media: Collection[Task], lacking: Mapping[str, str]
+    ) -> UpstreamTarget:
+        decision = self._decide(route, lacking)
+        log.debug("%s is answered by %s: %s", route.name, decision.model, decision.reason)
+        return self.target_of(self.directory.models[decision.model], path, info, media)
+
+    def target_of(self, spec: ModelSpec, path: str, info: RequestInfo, media: Collection[Task] = ()) -> UpstreamTarget:
         """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""
         traits = self.traits(spec)
-        missing = _missing(traits, TASKS[path], info)
+        missing = _missing(traits, TASKS[path], info, media)
         if missing is not None:
             raise self._refusal(spec, missing, traits)
         dialect = self.dialect(spec)
@@ -125,19 +151,16 @@ class RequestRouter:
             return frozenset((NPU,))
         return placed(snapshot)
 
-    def _lacking_of(self, route: Route, task: Task, info: RequestInfo) -> dict[str, str]:
-        """The models of a route without the capability, and why. AccelError not_supported_by_model if none has it."""
-        lacking: dict[str, str] = {}
-        for name in route.models:
-            spec = self.directory.models[name]
-            missing = _missing(self.traits(spec), task, info)
-            if missing is not None:
-                lacking[name] = f"cannot {PHRASES[missing]}"
-        if len(lacking) == len(route.models):
-            text = "; ".join(f"{name} {why}" for name, why in lacking.items())
-            missing = _missing(self.traits(self.directory.models[route.models[-1]]), task, info) or task
-            raise _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing)}", missing)
-        return lacking
+    def _lacking(self, route: Route, task: Task, info: RequestInfo, media: Collection[Task]) -> dict[str, Task]:
+        """The models of a route that cannot serve this, and what they lack."""
+        traits = {name: self.traits(self.directory.models[name]) for name in route.models}
+        lacking = {name: _missing(known, task, info, media) for name, known in traits.items()}
+        return {name: missing for name, missing in lacking.items() if missing is not None}
+
+    def _none_can(self, route: Route, lacking: Mapping[str, Task]) -> AccelError:
+        text = "; ".join(f"{name} {why}" for name, why in _words(lacking).items())
+        missing = lacking[route.models[-1]]
+        return _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing)}", missing)
 
     def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits) -> AccelError:
         why = traits.why_not.get(missing) or f"{spec.engine} does not support it with this model"
@@ -149,10 +172,16 @@ class RequestRouter:
         return f"these models can: {', '.join(able)}" if able else "no configured model can"
 
 
-def _missing(traits: Traits, task: Task, info: RequestInfo) -> Task | None:
+def _missing(traits: Traits, task: Task, info: RequestInfo, media: Collection[Task]) -> Task | None:
     if task not in traits.tasks:
         return task
-    return "tools" if task in TOOLED and "tools" not in traits.tasks and info.wants_tools() else None
+    if task in TOOLED and "tools" not in traits.tasks and info.wants_tools():
+        return "tools"
+    return next((one for one in sorted(media) if one not in traits.tasks), None)
+
+
+def _words(lacking: Mapping[str, Task]) -> dict[str, str]:
+    return {name: f"cannot {PHRASES[missing]}" for name, missing in lacking.items()}
 
 
 def _unsupported(text: str, missing: Task) -> AccelError:

@@ -54,6 +54,7 @@ PHRASES: Final[dict[Task, str]] = {
     "responses": "serve OpenAI's responses API",
     "tools": "use tools",
     "vision": "process images",
+    "audio": "process audio",
 }
 
 

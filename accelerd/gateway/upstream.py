@@ -30,8 +30,9 @@ class ResponseReceiver(Protocol):
 
     def data(self, data: bytes) -> None: ...
     def done(self) -> None: ...
-    def lost(self, reason: str, *, clean: bool, answered: bool) -> None:
-        """The connection broke; `clean`: not in the middle of a chunk; `answered`: a byte of the response had come."""
+    def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
+        """The connection broke; `clean`: not in the middle of a chunk; `answered`: a byte of the response had come;
+        `unread`: the engine has not read the request."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -57,7 +58,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Begin an exchange."""
         self._head, self._chunked, self._answered = None, None, False
         if self.transport.is_closing():  # connection_lost has been called already, or will not find a receiver
-            receiver.lost("it closed the connection", clean=True, answered=False)
+            receiver.lost("it closed the connection", clean=True, answered=False, unread=True)
             return
         self._receiver = receiver
         self.transport.write(request)
@@ -169,11 +170,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._pool.retire(self)
         receiver.done()
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, unread: bool = False) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             clean = self._chunked is None or self._chunked.at_boundary
-            receiver.lost(reason, clean=clean, answered=self._answered)
+            receiver.lost(reason, clean=clean, answered=self._answered, unread=unread)
 
     def eof_received(self) -> None:
         return None  # close
@@ -186,9 +187,10 @@ class UpstreamConnection(asyncio.Protocol):
             receiver, self._receiver = self._receiver, None
             receiver.done()  # a body that ends with its connection
         else:
-            self._lose(
-                "the connection closed in the middle of the response" if self._answered else "it sent no response"
-            )
+            # An engine that ends closes what it has read; where something is left unread, the kernel resets.
+            unread = isinstance(exc, OSError) and not self._answered
+            reason = "the connection closed in the middle of the response" if self._answered else "it sent no response"
+            self._lose(reason, unread=unread)
 
 
 class ConnectionPool:

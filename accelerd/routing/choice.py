@@ -63,7 +63,9 @@ def decide(
         passed.append(f"{look.model} {look.why}")
     able = [look for look in looks if look.ahead is not None]
     if not able:
-        return Decision(route.models[0], f"none of them can answer: {'; '.join(passed)}", looks)
+        # One without the capability never can; what else is in the way may be gone when it is asked.
+        model = next((name for name in route.models if name not in (lacking or {})), route.models[0])
+        return Decision(model, f"none of them can answer: {'; '.join(passed)}", looks)
     best = min(able, key=lambda look: look.ahead or 0)  # of equals the first
     before = "1 request is" if best.ahead == 1 else f"{best.ahead} requests are"
     return Decision(best.model, f"all are busy, and {before} before it at {best.model}: {'; '.join(passed)}", looks)

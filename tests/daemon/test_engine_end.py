@@ -235,3 +235,27 @@ def test_requests_at_the_moment_of_the_idle_timeout_never_fail(daemons: DaemonFa
     assert daemon.status("m")["error"] is None
     assert 2 <= site.spawns() <= 12
     assert history(daemon, "m").count("failed") + history(daemon, "m").count("backoff") == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "stream"])
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+def test_a_request_that_a_killed_engine_had_not_read_is_answered_by_the_next(
+    daemons: DaemonFactory, site: Site, kind: str, preload: bool
+) -> None:
+    daemon = daemons.start(QUICK + site.model("m", preload=preload, parallel=2))
+    assert daemon.chat("m").status == 200
+    engine = psutil.Process(daemon.status("m")["pid"])
+    engine.suspend()  # it dies before it sees what comes
+    with side_by_side() as do:
+        stream = kind == "stream"
+        asked = [do(whole_stream, daemon, "m") if stream else do(daemon.chat, "m") for _ in range(2)]
+        eventually(lambda: daemon.status("m")["leases"] == 2, "it has them")
+        engine.kill()
+        for one in asked:
+            answer = one.result(20)
+            if stream:
+                status, events, complete = answer
+                assert (status, complete, events[-1]) == (200, True, "[DONE]")
+            else:
+                assert answer.status == 200, answer.body
+    assert daemon.status("m")["pid"] != engine.pid
