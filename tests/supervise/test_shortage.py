@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from collections.abc import Sequence
@@ -218,11 +219,12 @@ async def test_what_it_got_over_while_it_loaded_did_not_end_it_later(bench: Supe
     words.write_text("\n".join(SAID["cuda, tried again with less"][0]) + "\n")
     bench.engine.edit = lambda _, made: replace(made, out_of_memory=OUT_OF_MEMORY)
     async with bench:
-        number = bench.start(f"words:{words},exit-late:0.05:3")
+        number = bench.start(f"words:{words}")
         await bench.ready(number)
+        os.kill(bench.pid(number), signal.SIGABRT)
         exit = await bench.gone(number)
         again = await bench.gone(bench.start(f"words:{words},exit:3"))
-    assert (exit.cause, exit.status) == (Cause.EXITED, 3)
+    assert (exit.cause, exit.status) == (Cause.SIGNALED, -signal.SIGABRT)
     assert (again.cause, again.status) == (Cause.OOM_KILLED, 3)
 
 
