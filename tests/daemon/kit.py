@@ -35,8 +35,9 @@ class Site:
         self.log = self.directory / "fake.log"
 
     def model(self, name: str, mode: str = "ok", env: dict[str, str] | None = None, **settings: Any) -> str:
-        """TOML of a fake model whose server writes to the site's log."""
-        settings = {"binary": str(self.program), **settings}
+        """TOML of a fake model whose server writes to the site's log. One whose memory is given needs just that."""
+        alone = {"prompt_cache": 0} if "memory" in settings else {}
+        settings = {"binary": str(self.program), **alone, **settings}
         return fake_model(name, self.gguf, mode, {"FAKE_LOG": str(self.log), **(env or {})}, **settings)
 
     def events(self, kind: str, model: str | None = None) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def deployed(user_manager: UserManager) -> Deployed:
 
 def test_the_first_connection_starts_the_service_and_is_answered(deployed: Deployed) -> None:
     deployed.install()
-    deployed.configure(deployed.site.model("m"))
+    deployed.configure(deployed.site.model("m", prompt_cache=0))
     manager, daemon = deployed.manager, deployed.daemon
     manager.systemctl("start", SOCKET)
     assert manager.properties(SERVICE)["ActiveState"] == "inactive"

@@ -148,7 +148,7 @@ class Scheduler:
     def __init__(self) -> None:
         self.adopted: list[tuple[str, bool]] = []
 
-    def adopt(self, name: str, found: object, *, fits: bool) -> bool:
+    def adopt(self, name: str, found: object, *, fits: bool, **placed: object) -> bool:
         if name in [known for known, _ in self.adopted]:
             return False
         self.adopted.append((name, fits))
