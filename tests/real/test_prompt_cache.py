@@ -24,6 +24,10 @@ TURNS = (
     "What would you change if it rains on the second day, so that all paths through the woods are mud? " + SAID,
     "Good. Now put all of it into one list, in the order of the days, and add what I forgot to ask. " + SAID,
 )
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5"
+    "ErkJggg=="
+)
 
 
 def cached(usage: dict[str, Any]) -> int:
@@ -78,3 +82,25 @@ def test_a_chat_that_is_asked_for_titles_meanwhile_is_cached_as_without_accelerd
     assert total == bare_total > 1500
     assert bare > total / 2, "the engine's own cache works"
     assert through >= 0.95 * bare
+
+
+def test_a_long_prompt_stays_cached_when_images_are_refused(
+    daemons: DaemonFactory, llama_server: str, gemma_model: Path
+) -> None:
+    daemon = daemons.start(toml(llama_server, gemma_model, context=8192))
+    messages = [{"role": "user", "content": SAID * 60}]
+    body = {"model": "m", "messages": messages, "max_tokens": 1, "temperature": 0}
+    first = ask(daemon.port, CHAT, body).json()["usage"]
+    assert first["prompt_tokens"] > 6000
+    assert cached(first) == 0
+    pid = daemon.status("m")["pid"]
+    picture = {"type": "image_url", "image_url": {"url": IMAGE}}
+    text = {"type": "text", "text": "What is this?"}
+    for number in range(10):
+        asked = [{"role": "user", "content": [text, picture] if number % 2 else [picture]}]
+        refused = ask(daemon.port, CHAT, {"model": "m", "messages": asked, "stream": number % 3 == 0})
+        assert refused.status in (400, 415, 422), refused.body
+        assert "image" in refused.json()["error"]["message"]
+    again = ask(daemon.port, CHAT, body).json()["usage"]
+    assert cached(again) >= first["prompt_tokens"] - 4, "all but the last tokens, which are computed for the answer"
+    assert daemon.status("m")["pid"] == pid
