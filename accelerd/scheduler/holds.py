@@ -82,7 +82,7 @@ class Holds:
     def abandon(self, name: str, why: str) -> bool:
         """Stop a load or a download that no client waits for and nothing keeps. False: there is none such."""
         record = self._admission.records.get(name)
-        if record is None or record.waiting or record.keep_loaded or record.holds:
+        if record is None or record.waiting or record.keep_loaded or record.unevictable:
             return False
         if record.state is State.DOWNLOADING:
             self._admission.move(record, Event.RESET, why)

@@ -137,3 +137,11 @@ def test_after_a_suspend_nobody_is_served_before_the_model_has_answered() -> Non
     bench.gone("a", Cause.UNHEALTHY, "answers health checks but no requests")
     bench.ready("a")
     assert again.lease, "who waited is served by the reloaded model"
+
+
+def test_a_pinned_one_that_was_unloaded_before_is_not_given_up_with_a_canceled_load() -> None:
+    bench = Bench([model("a", pin=True)])
+    bench.core.begin_unload("a", force=False, done=lambda: None)
+    bench.core.adopt("a", "found", fits=True)
+    assert not bench.core.holds.abandon("a", "canceled")
+    assert bench.state("a") is State.STARTING
