@@ -185,7 +185,7 @@ def by_choice(parts: Sequence[Any]) -> list[Any]:
 def refused_here(body: Body, engine: Answer, accelerd: Answer) -> bool:
     """Has accelerd refused by itself what the engine refuses too, or what OpenAI and Anthropic refuse?"""
     error = accelerd.parts[0].get("error") if accelerd.status == 400 else None
-    if error is None or error.get("code") != "bad_request" or not error["message"]:
+    if error is None or error.get("code") not in ("bad_request", "not_supported_by_model") or not error["message"]:
         return False
     return engine.status in (400, 500) or body.fields.get("messages") in ([], "hello")
 

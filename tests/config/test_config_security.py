@@ -69,7 +69,7 @@ def test_names_and_aliases_are_unique_and_the_error_names_both_places(home: Home
     home.write('[models.c]\npath = "/c"\naliases = ["a", "y", "y"]\n', "accelerd.toml.d/c.toml")
     assert home.errors() == [
         "accelerd.toml:3: models.a.aliases[1]: the name 'b' is already taken by models.b (accelerd.toml:4)",
-        "accelerd.toml:7: models.b.aliases[0]: the name 'x' is already taken by models.a.aliases[0] (accelerd.toml:3)",
+        "accelerd.toml:7: models.b.aliases[0]: the name 'x' is already taken by models.a (accelerd.toml:3)",
         "accelerd.toml.d/c.toml:3: models.c.aliases[0]: the name 'a' is already taken by models.a (accelerd.toml:1)",
     ]
 

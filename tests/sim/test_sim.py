@@ -96,16 +96,15 @@ def test_the_machine_holds_an_eviction_at_work_against_its_manager() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_models_on_an_npu_and_the_others_live_beside_each_other(seed: int) -> None:
+def test_models_on_an_npu_and_the_others_make_room_for_each_other(seed: int) -> None:
     day = trace("day", seed)
     npu = frozenset(model.name for model in sorted(day.models, key=lambda model: model.size)[:5])
     machine = Machine(day, "accelerd")
     ours = Ours(machine, npu=npu)
     result = machine.run(ours)
-    assert ours.made_room, "it is a machine where models have to make room"
-    assert [pair for pair in ours.made_room if (pair[0] in npu) != (pair[1] in npu)] == []
+    across = {pair[0] in npu for pair in ours.made_room if (pair[0] in npu) != (pair[1] in npu)}
+    assert across == {True, False}, "both ways: they share the machine's memory"
     assert result.failed_loads == 0
     assert result.evicted_in_use == 0
     assert result.peak <= day.capacity
-    assert all("are not unloaded for a model on" in why for why in result.failed), result.failed
-    assert len(result.failed) <= result.requests // 200
+    assert not result.failed
