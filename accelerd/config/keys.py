@@ -54,7 +54,7 @@ def key(
     """A setting: `toml` is the type of its value in the file, `default` the built-in value in the program's unit.
 
     `name` is the key, if it differs from the field. `model_only` keys are not allowed in [defaults] and profiles. A
-    change of a `live` key does not need a new process. `limits` are msgspec's (ge, le).
+    change of a `live` key does not need a new process. `limits` are msgspec's (ge, gt, le).
     """
     schema = {}
     if default and isinstance(default, bool | int | float | str | tuple):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from accelerd.config import positions, resolve, rules
+from accelerd.config import clashes, positions, resolve, rules
 from accelerd.config.model import Config
 from accelerd.config.problems import ConfigErrors, Problem, Source, key_text
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
@@ -63,7 +63,7 @@ def evaluate(
     config = None
     if readable:  # with an unreadable file, the rules would report wrong problems
         tables = resolve.ConfigTables(entries)
-        config = resolve.resolve(tables, tuple(files), rules.unfit)
+        config = resolve.resolve(tables, tuple(files), clashes.unfit)
         problems += rules.errors(entries, tables, config)
         if with_warnings:
             problems += rules.warnings(entries, tables, config)

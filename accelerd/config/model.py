@@ -14,7 +14,8 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Struct
 
 from accelerd.config import values as toml
-from accelerd.config.keys import about, array, key, launch_fields, named, table
+from accelerd.config.keys import about, array, described, key, launch_fields, named, table
+from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
 from accelerd.config.problems import Source
 
 
@@ -133,10 +134,100 @@ class ModelSpec:
     gpus: tuple[str, ...] | None = key(
         array(toml.Slot), None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
     )
+    split_mode: Literal["none", "layer", "row", "tensor"] | None = key(
+        Literal["none", "layer", "row", "tensor"],
+        None,
+        'How several GPUs share the model: not at all ("none": one GPU has all of it), by whole layers, by rows of the '
+        "weights, or by tensors. Default: by layers, where one GPU is not enough.",
+    )
+    main_gpu: str | None = key(
+        toml.Slot,
+        None,
+        'The GPU that has the model with split_mode = "none", or the small tensors with "row", by PCI slot.',
+    )
+    tensor_split: tuple[float, ...] | None = key(
+        array(toml.Share), None, "How much of the model each GPU of `gpus` gets, in proportion, such as [3, 1]."
+    )
+    override_tensor: tuple[str, ...] = key(
+        array(toml.TensorOverride),
+        (),
+        "Where single weights lie: the first pattern that matches a tensor's name decides. Buffers are CPU (main "
+        "memory) and the names that `llama-server --list-devices` prints.",
+    )
+    cpu_moe: bool = key(bool, False, "Keep the experts of all layers in main memory.")
+    n_cpu_moe: int | None = key(
+        int, None, "Keep the experts of so many of the first layers in main memory.", ge=0, le=10_000
+    )
+    n_cpu_ffn: int | None = key(
+        int, None, "Keep the dense feed-forward weights of so many of the first layers in main memory.", ge=0, le=10_000
+    )
+    fit: bool = key(
+        bool,
+        False,
+        "Let llama-server put as many layers on the GPUs as fit when it starts. accelerd counts what fits into the "
+        "GPUs' whole memory, less fit_target.",
+    )
+    fit_target: tuple[int, ...] | None = key(
+        toml.Sizes,
+        None,
+        "Memory that `fit` leaves free on each GPU: one size for all, or an array. llama-server's default: 1 GiB.",
+    )
+    fit_ctx: int | None = key(
+        int, None, 'With context = "model", the smallest context that `fit` may choose, in tokens.', ge=128, le=1 << 27
+    )
+    lora: tuple[LoraAdapter, ...] = key(
+        described(ADAPTERS, "", extra={"show": adapter_tables}),
+        (),
+        'LoRA adapters. A request can set other scales with the field "lora", such as [{"id": 0, "scale": 0.5}].',
+    )
     mmproj: str | None = key(
         toml.FilePath, None, "Multimodal projector file. Without one, the model accepts no images."
     )
+    mmproj_offload: bool | None = key(
+        bool, None, "Run the projector on a GPU. llama-server's default: true; false keeps it in main memory."
+    )
+    mmproj_device: str | None = key(
+        toml.Slot, None, "The GPU of the projector, by PCI slot. Default: the first one of the model."
+    )
     draft_model: str | None = key(toml.FilePath, None, "File of a small draft model for speculative decoding.")
+    spec_type: tuple[str, ...] | None = key(
+        toml.SpecTypes,
+        None,
+        'Ways of speculative decoding, one or an array, such as "draft-mtp" for a model with its own draft layers or '
+        '"ngram-mod". Default: the draft model, if there is one.',
+    )
+    draft_max: int | None = key(int, None, "Maximum number of tokens that are drafted at once.", ge=1, le=1024)
+    draft_min: int | None = key(int, None, "Minimum number of tokens that are drafted at once.", ge=0, le=1024)
+    draft_p_min: float | None = key(
+        float, None, "Minimum probability of a drafted token; drafting ends at a less likely one.", ge=0, le=1
+    )
+    draft_gpu_layers: int | Literal["all", "auto"] | None = key(
+        toml.Layers, None, "Number of layers of the draft model that run on the GPU."
+    )
+    draft_cache_type_k: str | None = key(
+        toml.CacheType | KvCacheTable,
+        None,
+        "Data type of the draft model's KV cache, as in `kv_cache_type`.",
+        name="draft_kv_cache_type",
+    )
+    draft_cache_type_v: str | None = None  # from draft_kv_cache_type, too
+    rope_scaling: Literal["none", "linear", "yarn"] | None = key(
+        Literal["none", "linear", "yarn"], None, "RoPE scaling, for contexts beyond what the model was trained for."
+    )
+    rope_scale: float | None = key(float, None, "RoPE scale: the context grows by this factor.", gt=0, le=10**6)
+    rope_freq_base: float | None = key(float, None, "RoPE base frequency.", gt=0, le=10**12)
+    rope_freq_scale: float | None = key(
+        float, None, "RoPE frequency scale: the context grows by 1 divided by it.", gt=0, le=10**6
+    )
+    yarn_orig_ctx: int | None = key(
+        int, None, "YaRN: the context that the model was trained for; 0 is what its file says.", ge=0, le=1 << 27
+    )
+    yarn_ext_factor: float | None = key(
+        float, None, "YaRN: extrapolation mix; 0 is full interpolation, -1 the model's own.", ge=-1, le=1000
+    )
+    yarn_attn_factor: float | None = key(float, None, "YaRN: scale of the attention magnitude.", ge=-1, le=1000)
+    yarn_beta_slow: float | None = key(float, None, "YaRN: high correction dimension.", ge=-1, le=10_000)
+    yarn_beta_fast: float | None = key(float, None, "YaRN: low correction dimension.", ge=-1, le=10_000)
     chat_template_file: str | None = key(toml.FilePath, None, "Jinja chat template to use instead of the model's own.")
     embeddings: bool = key(
         bool, False, "The model computes embeddings. Without this key and `rerank`, its file's header decides."
@@ -236,6 +327,14 @@ class ModelSpec:
 
 
 LAUNCH_FIELDS = launch_fields(ModelSpec)
+# Of llama-server, and such that most models do without them.
+FINE_SETTINGS = (
+    "split_mode", "main_gpu", "tensor_split", "override_tensor", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "fit",
+    "fit_target", "fit_ctx", "lora", "mmproj_offload", "mmproj_device", "spec_type", "draft_max", "draft_min",
+    "draft_p_min", "draft_gpu_layers", "draft_cache_type_k", "draft_cache_type_v", "rope_scaling", "rope_scale",
+    "rope_freq_base", "rope_freq_scale", "yarn_orig_ctx", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_slow",
+    "yarn_beta_fast",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ SECTIONS: Final = {
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),
     "SamplingTable": ("sampling = { … }", ""),
+    "LoraAdapterTable": ("lora = [{ … }]", ""),
     "RouteTable": ("[routes.NAME]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
@@ -123,6 +124,8 @@ def _collect(node: shape.SchemaNode, into: dict[str, shape.SchemaNode]) -> None:
         _collect(child, into)
     if node.names:
         _collect(node.names[1], into)
+    if node.item:
+        _collect(node.item, into)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
 DEFAULTS: Final = ("defaults",)
+CACHE_TYPES: Final = {"kv_cache_type": "cache_type", "draft_kv_cache_type": "draft_cache_type"}  # key → fields _k, _v
+LISTS: Final = ("spec_type", "fit_target")  # one value stands for an array of one
 # Which keys of [defaults] a model with these settings cannot have, beyond those that were found before.
 Unfit = Callable[[ModelSpec, frozenset[str]], frozenset[str]]
 EntryTable = Mapping[KeyPath, ConfigEntry]  # entries of one table, paths relative to it
@@ -35,8 +37,8 @@ class SettingsLayer(Struct, frozen=True):
         """("context", …), ("sampling.temperature", …), ("env.HOME", …): what was written and is valid."""
         for path, entry in self.table.items():
             if entry.usable and path[0] not in _NOT_SETTINGS:
-                if path[0] == "kv_cache_type":
-                    yield f"cache_type_{path[1]}", entry
+                if path[0] in CACHE_TYPES:
+                    yield f"{CACHE_TYPES[str(path[0])]}_{path[1]}", entry
                 else:
                     yield ".".join(map(str, path)), entry
 
@@ -145,7 +147,8 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
             elif key == "aliases":
                 values[key] = tuple(dict.fromkeys(alias for alias in entry.value if alias != name))
             elif key in _SPEC_FIELDS:
-                values[key] = entry.value
+                alone = key in LISTS and not isinstance(entry.value, tuple)
+                values[key] = (entry.value,) if alone else entry.value
     return ModelSpec(
         name=name, **values, sampling=Sampling(**sampling), env=tuple(sorted(env.items())), origins=origins
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from accelerd.config import flags, units
+from accelerd.config.clashes import clashes, without_effect
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
-from accelerd.config.resolve import DEFAULTS, ConfigTables
+from accelerd.config.resolve import CACHE_TYPES, ConfigTables
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
 
 
@@ -35,7 +36,7 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         if reason := flags.refused_variable(str(path[-1])):
             yield _problem(entry, path, reason)
     wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
-    yield from _of_models(config, lambda spec: [clash[:2] for clash in _clashes(spec, wrong)])
+    yield from _of_models(config, lambda spec: [clash[:2] for clash in clashes(spec, wrong)])
     yield from _listening(entries, config)
     yield from _backoff(config)
 
@@ -52,14 +53,14 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         if entry.usable and flags.unexpanded(str(entry.value)):
             yield _problem(entry, path, literal, "warning")
     for key in sorted(frozenset.intersection(*tables.unfit.values())) if tables.unfit else ():
-        path = ("defaults", *(("kv_cache_type", key[-1]) if key.startswith("cache_type_") else (key,)))
+        path = ("defaults", *_written_as(key))
         yield _problem(
             entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
         )
     limit = config.scheduler.memory
     yield from _of_models(
         config,
-        lambda spec: (*_files(spec), *_without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
+        lambda spec: (*_files(spec), *without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
         "warning",
     )
     key_file = config.server.key_file
@@ -88,8 +89,13 @@ def _of_models(
                 continue
             seen.add((field, origin))
             table: KeyPath = origin.table or ("models", spec.name)
-            key: KeyPath = ("kv_cache_type", field[-1]) if field.startswith("cache_type_") else (field,)
-            yield Problem(origin.file or "", origin.line, key_text((*table, *key)), message, severity)
+            yield Problem(origin.file or "", origin.line, key_text((*table, *_written_as(field))), message, severity)
+
+
+def _written_as(field: str) -> KeyPath:
+    """A field of ModelSpec as it is written in a table."""
+    key = next((key for key, start in CACHE_TYPES.items() if field in (f"{start}_k", f"{start}_v")), None)
+    return (key, field[-1]) if key else (field,)
 
 
 def _arguments(entries: ConfigEntries) -> Iterator[tuple[KeyPath, str, int | None, str]]:
@@ -190,121 +196,6 @@ def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Ite
                 yield Problem(listed.file, line, key_text((*path, "models", index)), text)
 
 
-Clash = tuple[str, str, str]  # a setting, what is wrong with it, and the one that it does not go with ("": it alone)
-
-
-def _clashes(spec: ModelSpec, wrong: Collection[str | int] = ()) -> Iterator[Clash]:
-    """`wrong`: keys with an invalid value."""
-    yield from _consistent(spec)
-    yield from _at_home(spec, wrong)
-    yield from _of_engine(spec)
-
-
-def unfit(spec: ModelSpec, skipped: frozenset[str]) -> frozenset[str]:
-    """The keys of [defaults] that do not go with what was chosen for this model. `skipped`: already found.
-
-    A contradiction within [defaults] remains a mistake.
-    """
-
-    def default(field: str) -> bool:
-        return spec.origin(field).table == DEFAULTS
-
-    def chosen(field: str) -> bool:
-        return field in skipped or field == "engine" or (not default(field) and spec.origin(field) != BUILT_IN)
-
-    found = set()
-    for field, _, other in _clashes(spec):
-        for one, against in ((field, other), (other, field)):
-            if one and against and one != "engine" and default(one) and chosen(against):
-                found.add(one)
-    return frozenset(found)
-
-
-def _consistent(spec: ModelSpec) -> Iterator[Clash]:
-    if spec.batch is not None and spec.ubatch is not None and spec.ubatch > spec.batch:
-        yield "ubatch", f"expected at most batch = {spec.batch} ({spec.origin('batch')}), got {spec.ubatch}", "batch"
-    if spec.embeddings and spec.rerank:
-        where = spec.origin("embeddings")
-        text = f"a model can have embeddings or rerank, not both; embeddings is set, too ({where})"
-        yield "rerank", text, "embeddings"
-    if spec.flash_attention == "off" and spec.cache_type_v not in (None, "f32", "f16", "bf16"):
-        text = f"a quantised V cache requires flash attention, which is off ({spec.origin('flash_attention')})"
-        yield "cache_type_v", text, "flash_attention"
-
-
-# Settings that only llama-server supports.
-LLAMA_SERVER_ONLY = (
-    "cache_type_k", "cache_type_v", "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus",
-    "mmproj", "draft_model", "chat_template_file", "prompt_cache",
-)  # fmt: skip
-
-
-# Of these, the settings that Lemonade passes on to its llama-servers.
-LEMONADE_TOO = ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads")
-
-
-def _of_engine(spec: ModelSpec) -> Iterator[Clash]:
-    """What an engine does not support."""
-    where = spec.origin("engine")
-    if spec.engine == "llama-server":
-        if spec.transcription:
-            text = f"llama-server transcribes if `mmproj` is a projector for audio, without this setting ({where})"
-            yield "transcription", text, "engine"
-        return
-    if spec.contained:
-        yield "home", f"{spec.engine} does not run in a container ({where})", "engine"
-    if spec.engine == "flm" and spec.rerank:
-        yield "rerank", f"flm does not support reranking ({where})", "engine"
-    if spec.engine == "flm" and spec.parallel > 1:
-        yield "parallel", f"flm processes one request at a time ({where})", "engine"
-
-
-NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
-IMAGE_HOMES = ("podman", "docker")  # need `image`
-UNIT_SETTINGS = ("memory_max", "memory_high", "cpu_weight", "io_class", "tasks_max")
-
-
-def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
-    """What a home requires and does not support."""
-    home, where = spec.home, spec.origin("home")
-    if home in NAMED_HOMES and spec.container is None and "container" not in wrong:
-        what = "an existing container" if home == "container" else f"a {home}"
-        yield "home", f'set container = "…", the name of {what}', ""
-    if spec.container is not None and home == "auto":
-        yield "container", 'set home = "toolbox", "distrobox" or "container", too', "home"
-    elif spec.container is not None and home not in NAMED_HOMES:
-        yield "container", f'has no effect with home = "{home}" ({where})', "home"
-    if home in IMAGE_HOMES and spec.image is None and "image" not in wrong:
-        yield "home", f'home = "{home}" requires image = "…"', ""
-    for field in ("image", "devices", "mounts"):
-        if getattr(spec, field) and home not in IMAGE_HOMES:
-            yield field, f'requires home = "podman" or "docker"; home is "{home}" ({where})', "home"
-    if spec.memory_max is not None:
-        text = f"expected at most memory_max = {units.format_size(spec.memory_max)} ({spec.origin('memory_max')})"
-        for field in ("memory_high", "memory"):
-            if (getattr(spec, field) or 0) > spec.memory_max:
-                yield field, text, ""
-
-
-def _without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """Settings that require a systemd unit, and settings that the engine does not support."""
-    if spec.engine != "llama-server":
-        for field in LLAMA_SERVER_ONLY:
-            if _written(spec, field) and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
-                yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
-    if spec.home == "child":
-        for field in UNIT_SETTINGS:
-            if _written(spec, field):
-                yield field, f'has no effect with home = "child" ({spec.origin("home")})'
-        if spec.survive and _written(spec, "survive"):
-            yield "survive", f'a model with home = "child" ({spec.origin("home")}) always stops with accelerd'
-
-
-def _written(spec: ModelSpec, field: str) -> bool:
-    """For this model, that is: [defaults] are for those that can have them."""
-    return field in spec.origins and getattr(spec, field) is not None and spec.origin(field).table != DEFAULTS
-
-
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     server = config.server
     entry = entries.get(("server", "listen"))
@@ -364,6 +255,9 @@ def _files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
             reason = _file_reason(getattr(spec, field), program=program)
             if reason:
                 yield field, reason
+    for adapter in spec.lora:
+        if reason := _file_reason(adapter.path, program=False):
+            yield "lora", reason
 
 
 def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:

@@ -116,6 +116,8 @@ def _reflect_union(members: list[SchemaNode], kind: Any) -> SchemaNode:
 def _limits(metas: list[msgspec.Meta]) -> str:
     least = next((meta.ge for meta in metas if meta.ge is not None), None)
     most = next((meta.le for meta in metas if meta.le is not None), None)
+    if (above := next((meta.gt for meta in metas if meta.gt is not None), None)) is not None:
+        return f" above {above}" + (f" to {most}" if most is not None else "")
     if least is None and most is None:
         return ""
     return f" from {least} to {most}" if most is not None else f" of at least {least}"

@@ -13,12 +13,15 @@ from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
 from accelerd.config.keys import in_toml
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, sections
+from accelerd.config.model import BUILT_IN, FINE_SETTINGS, Config, ModelSpec, Origin, sections
 from accelerd.config.problems import key_text
+from accelerd.config.resolve import CACHE_TYPES
 from accelerd.config.shape import SchemaNode
 
 HIDDEN: Final = "***"
-NOT_SHOWN_EMPTY: Final = frozenset({"path", "model", "description", "mmproj", "draft_model", "gpus", "group"})
+NOT_SHOWN_EMPTY: Final = frozenset(
+    {"path", "model", "description", "mmproj", "draft_model", "gpus", "group", *FINE_SETTINGS}
+)
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -87,10 +90,11 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
         match key:
             case "profile":  # already taken into account in every value
                 continue
-            case "kv_cache_type":
-                halves = {"k": spec.cache_type_k, "v": spec.cache_type_v}
-                for half, value in halves.items():
-                    yield SettingValue(f"{key}.{half}", value, spec.origin(f"cache_type_{half}"))
+            case _ if key in CACHE_TYPES:
+                for half in ("k", "v"):
+                    name = f"{CACHE_TYPES[key]}_{half}"
+                    if (written := getattr(spec, name)) is not None or name not in NOT_SHOWN_EMPTY:
+                        yield SettingValue(f"{key}.{half}", written, spec.origin(name))
             case "sampling":
                 for field in dataclasses.fields(spec.sampling):
                     value = getattr(spec.sampling, field.name)
@@ -115,6 +119,8 @@ def toml(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list():
             return "[" + ", ".join(map(toml, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{key} = {toml(child)}" for key, child in value.items()) + "}"
         case _:
             return repr(value)
 

@@ -135,6 +135,49 @@ _MILLISECOND = 0.001
 _CONTEXT = 'a whole number of tokens from 128 to 134217728, "auto", or "model" for the whole trained context'
 _HOST = 'a host name or address such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1 << 40:
+        raise ValueError(_SHARE)
+    return value
+
+
+def tensor_override(value: str) -> tuple[str, str]:
+    """Pattern and buffer of an element of override_tensor; ValueError with what completes "expected …"."""
+    pattern, equals, buffer = value.partition("=")
+    if not pattern or not equals or not re.fullmatch(r"[A-Za-z][^\s,=]*", buffer):
+        raise ValueError(_OVERRIDE)
+    if "," in pattern:
+        raise ValueError("a pattern without commas, which separate patterns for llama-server")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"a regular expression before the =: {error}") from error
+    return pattern, buffer
+
+
+def _spec_type(value: str | list[str]) -> str | list[str]:
+    if not all(re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", one) for one in ([value] if isinstance(value, str) else value)):
+        raise ValueError(_SPEC_TYPE)
+    return value
+
+
+def _override(value: str) -> str:
+    tensor_override(_no_nul(value))
+    return value
+
+
+def _format_sizes(sizes: tuple[int, ...] | None) -> Any:
+    if sizes is None:
+        return None
+    written = [units.format_size(size) for size in sizes]
+    return written[0] if len(written) == 1 else written
+
+
+_SHARE = "a number of at least 0"
+_SPEC_TYPE = 'a way of speculative decoding such as "draft-mtp", or an array of them (see llama-server --help)'
+_OVERRIDE = 'PATTERN=BUFFER: a regular expression for names of tensors, and a buffer, such as "ffn_.*_exps=CPU"'
+
 Duration = Annotated[int | float | str, _duration(_MILLISECOND)]
 DurationOrZero = Annotated[int | float | str, _duration()]
 DurationOrNever = Annotated[int | float | str, _duration(_MILLISECOND, "never")]
@@ -143,6 +186,9 @@ BodySize = Annotated[int | str, _size(1 << 10)]
 MemoryOrAuto = Annotated[int | str, _size(1 << 20, "auto")]
 Size = Annotated[int | str, _size()]
 Reserve = Annotated[int | str, _size(0, "auto")]
+Sizes = Annotated[Size | list[Size], Meta(extra={"show": _format_sizes})]
+Share = Annotated[float, _type(_SHARE, _share)]
+TensorOverride = Annotated[str, _type(_OVERRIDE, _override)]
 MemoryLimit = Annotated[int | str, _size(16 << 20, "none")]
 PromptCache = Annotated[
     int | str,
@@ -202,5 +248,6 @@ EnvName = _text("[A-Za-z_][A-Za-z0-9_]*", "a variable's name of letters, digits 
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
 TextLine = Annotated[str, _type("a text on one line", _one_line)]
 CacheType = Annotated[str, _type(CACHE_TYPE, _cache_type)]
+SpecTypes = Annotated[str | list[str], _type(_SPEC_TYPE, _spec_type)]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]
 Layers = Annotated[int, Meta(ge=0, le=10_000)] | Literal["all", "auto"]

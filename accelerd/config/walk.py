@@ -33,6 +33,12 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "batch_size": "batch", "ubatch_size": "ubatch", "host": "listen", "port": "listen", "bind": "listen",
     "api_key_file": "key_file", "cors_origins": "allowed_origins", "hosts": "allowed_hosts", "model": "models",
     "default": "defaults", "engine": "engines", "repetition_penalty": "repeat_penalty",
+    "ot": "override_tensor", "override_tensors": "override_tensor", "ncmoe": "n_cpu_moe", "cmoe": "cpu_moe",
+    "ncffn": "n_cpu_ffn", "sm": "split_mode", "ts": "tensor_split", "mg": "main_gpu", "loras": "lora",
+    "lora_scaled": "lora", "spec_draft_n_max": "draft_max", "draft_n_max": "draft_max",
+    "spec_draft_n_min": "draft_min", "draft_n_min": "draft_min", "spec_draft_p_min": "draft_p_min",
+    "spec_draft_ngl": "draft_gpu_layers", "ngld": "draft_gpu_layers", "spec_draft_model": "draft_model",
+    "model_draft": "draft_model", "rope_frequency_base": "rope_freq_base", "rope_frequency_scale": "rope_freq_scale",
     "ram": "memory", "vram": "memory", "llama_server": "llama-server", "llamacpp": "llama-server",
     "llama.cpp": "llama-server", "macros": "profiles", "templates": "profiles",
     "backoff_first": "backoff_initial", "backoff_cap": "backoff_max", "tail": "hold_time",  # before 0.7.0
@@ -109,7 +115,7 @@ class TreeWalker:
                 self._leaf(node.names[0], key, (*path, key))
                 self._visit(node.names[1], child, (*path, key))
         elif isinstance(value, list) and node.item is not None:
-            values = [self._leaf(node.item, child, (*path, index)) for index, child in enumerate(value)]
+            values = [self._element(node.item, child, (*path, index)) for index, child in enumerate(value)]
             items = tuple((item, self._line((*path, index))) for index, item in enumerate(values))
             self._put(path, INVALID if INVALID in values else tuple(values), items)
         elif node.leaf:
@@ -122,6 +128,22 @@ class TreeWalker:
             one = node.item is not None and not isinstance(value, dict)
             hint = f"; a single one is written in brackets: [{_got(value, node)}]" if one and not node.secret else ""
             self._report(path, f"expected {node.expects}, got {_got(value, node)}{hint}")
+
+    def _element(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
+        """An array's element; of a table what `parse` makes of its values."""
+        if node.table is None or not isinstance(value, dict):
+            return self._leaf(node, value, path)
+        known = node.table
+        for key in value.keys() - known.keys():
+            self._unknown(path, key, list(known))
+        found = {key: self._leaf(known[key], child, (*path, key)) for key, child in value.items() if key in known}
+        if len(found) < len(value) or INVALID in found.values():
+            return INVALID
+        try:
+            return node.parse(found) if node.parse is not None else found
+        except ValueError as error:
+            self._report(path, f"expected {error}")
+            return INVALID
 
     def _leaf(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
         """The value in the program's unit, or INVALID after a report."""

@@ -125,8 +125,8 @@ def _source(spec: ModelSpec) -> Source | None:
 def _settings(parts: ControlParts, source: Source) -> EstimateSettings | None:
     """What the files will be run with, for the choice of the quantization: of the configured model that needs most."""
     specs = [one.spec for one in parts.scheduler.snapshots() if _source(one.spec) == source]
-    gpu = any(device.kind == "gpu" for device in parts.devices.current())
-    known = [settings_of(spec, None, gpu, platform.machine())[0] for spec in specs]
+    gpus = [device for device in parts.devices.current() if device.kind == "gpu"]
+    known = [settings_of(spec, None, gpus, platform.machine())[0] for spec in specs]
     largest = max(known, key=lambda one: one.context, default=None)
     return replace(largest, context=CONTEXT * largest.slots) if largest and not largest.context else largest
 

@@ -7,7 +7,7 @@ replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -35,17 +35,28 @@ class Batch(Struct, frozen=True):
     flash: bool
 
 
-def buffers(facts: ModelFacts, batch: Batch, devices: Sequence[int], output: int, host_experts: int) -> list[int]:
+def buffers(
+    facts: ModelFacts,
+    batch: Batch,
+    devices: Sequence[int],
+    output: int,
+    moved: Mapping[int, Mapping[int, int]],
+    *,
+    pipelined: bool,
+) -> list[int]:
     """Bytes by device; 0 is main memory. `devices`: of each layer; `output`: of the output matrix.
 
-    `host_experts`: so many of the first layers have their experts in main memory.
+    `moved`: by device the layers of other devices of which weights lie there, and the bytes of the largest of these.
+    `pipelined`: there are several GPUs, which compute batches one behind the other.
     """
     used = sorted({device for device in (*devices, output) if device})
-    offloaded = bool(used) and all(devices) and output and not host_experts
-    copies = IN_FLIGHT - 1 if offloaded and len(used) > 1 else 0
+    hosted = moved.get(0, {})
+    offloaded = bool(used) and all(devices) and output and not hosted
+    copies = IN_FLIGHT - 1 if offloaded and pipelined else 0
     found = []
-    for device in range(max([0, output, *devices]) + 1):
-        layers = [layer for layer, where in zip(facts.layers, devices, strict=True) if where == device]
+    for device in range(max([0, output, *devices, *moved]) + 1):
+        layers = [layer for layer, where in zip(facts.layers, devices, strict=True)
+                  if where == device or layer.index in moved.get(device, {})]  # fmt: skip
         scores = logits(facts, batch.outputs) if device == output else 0
         size = scores
         if layers:
@@ -55,9 +66,8 @@ def buffers(facts: ModelFacts, batch: Batch, devices: Sequence[int], output: int
             size += (copies + 1) * (2 * NUMBER * batch.tokens * facts.width + _masks(facts, batch, facts.layers))
         found.append(size)
     if used and not offloaded:  # large batches of the layers in main memory are computed on a GPU too
-        stay = [layer for layer, where in zip(facts.layers, devices, strict=True)
-                if not where or layer.index < host_experts]  # fmt: skip
-        largest = max((layer.largest for layer in stay), default=0)
+        stay = [layer.largest for layer, where in zip(facts.layers, devices, strict=True) if not where]
+        largest = max((*stay, *hosted.values()), default=0)
         everything = _of_layers(facts, batch, facts.layers, logits(facts, batch.outputs), facts.layers) + MARGIN
         found[used[0]] = max(found[used[0]], everything + largest)
     return found

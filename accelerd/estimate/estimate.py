@@ -6,7 +6,8 @@ Pure and quick: some milliseconds, so that it can be asked again and again with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Literal
@@ -16,12 +17,24 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from accelerd.estimate.compute import Batch, buffers
-from accelerd.estimate.model_facts import NO_FLASH, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, ModelLayer, facts
-from accelerd.estimate.tensors import GgufModel, Tensor, row_bytes
+from accelerd.estimate.model_facts import NO_FLASH, ROLLS_BACK, SKIPS_DRAFT_LAYERS, TWICE, ModelFacts, ModelLayer, facts
+from accelerd.estimate.tensor_places import (
+    FIRST,
+    HEAD,
+    HOST,
+    LAST,
+    Overrides,
+    PlacedTensor,
+    adapter_tensors,
+    divisible,
+    elsewhere,
+    moved_tensors,
+    padded,
+)
+from accelerd.estimate.tensors import GgufModel, row_bytes
 
 MIB: Final = 1 << 20
 MOST: Final = 1 << 31  # of a context
-ALIGNMENT: Final = 32  # bytes; weights begin at multiples of it
 # Types that are repacked, by what platform.machine() says, and the rows that are taken together.
 REPACKED: Final = {"x86_64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q2_k"}),
                    "aarch64": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4", "q5_k", "q6_k", "q8_0"})}  # fmt: skip
@@ -57,7 +70,17 @@ class EstimateSettings(Struct, frozen=True):
     few_outputs: bool = True  # only tokens that are asked for get scores; earlier programs reserve for all of a batch
     drafted: int = 0  # tokens that another model guesses at once
     checkpoints: int = 0  # places in a conversation that each slot may go back to, where a cache forgets
-    host_experts: int = 0  # so many of the first layers keep their experts in main memory
+    overrides: Overrides = ()
+    split_mode: Literal["none", "layer", "row", "tensor"] = "layer"
+    main_gpu: str | None = None  # id; with "none"
+    tensor_split: tuple[float, ...] | None = None  # each GPU's part; None: by what it has
+    fit_target: tuple[int, ...] | None = None  # bytes of each GPU left free, as llama-server fits the model; None: not
+    projector_at: str | None = None  # id or HOST; None: the first GPU of the model
+    draft_type_k: str = "f16"
+    draft_type_v: str = "f16"
+    draft_layers: int | None = None  # of the draft model, on the GPU; None: all
+    own_drafts: bool = False  # layers that only draft tokens are loaded, with a context of their own
+    kept_states: int = 0  # states of a sequence that are kept beside the newest
     repacked: frozenset[str] = frozenset()  # types of weights that this machine's processor wants in another order
     backend: str = ""  # of engines.base.Build
 
@@ -69,6 +92,7 @@ class MemoryShare(Struct, frozen=True, omit_defaults=True, rename={"cache": "kv 
     cache: int = 0
     compute: int = 0
     output: int = 0
+    lora: int = 0
     projector: int = 0
     draft: int = 0
     checkpoints: int = 0
@@ -106,6 +130,9 @@ class Estimate:
     tied_repacked: int  # and that the processor does, in its own order
     output: int  # bytes: scores and the like for the program to read
     checkpoints: int  # bytes of all of them, in main memory wherever the model is
+    moved: tuple[PlacedTensor, ...] = field(default=(), repr=False)
+    lora: tuple[PlacedTensor, ...] = field(default=(), repr=False)
+    divisible: tuple[int, ...] = field(default=(), repr=False)  # bytes of each layer, and of the head, that rows divide
     projector: tuple[int, int] = (0, 0)  # bytes of weights, of its buffer
     draft: Estimate | None = field(default=None, repr=False)
 
@@ -123,40 +150,82 @@ class Estimate:
     def cache(self) -> int:
         return sum(cache for _, cache in self.layers)
 
-    def placed(self, counts: Sequence[int]) -> tuple[MemoryShare, ...]:
+    def placed(
+        self, counts: Sequence[int], ids: Sequence[str] = (), parts: Sequence[float] = ()
+    ) -> tuple[MemoryShare, ...]:
         """The share of main memory, then of each GPU.
 
         `counts`: layers on each, the last ones of the model with what comes behind them, so at most one more than there
-        are; the others stay in main memory.
+        are; the others stay in main memory. `ids`: of the GPUs; `parts`: of the whole, where weights are divided.
         """
         rest = len(self.layers) + 1 - sum(counts)
         *places, out = [0] * rest + [place for place, count in enumerate(counts, 1) for _ in range(count)]
-        computing = self._buffers(tuple(places), out)
+        number = {HOST: 0, **{id: place for place, id in enumerate(ids, 1) if place <= len(counts)}}
+        computing = self._buffers(tuple(places), out, number, len(counts) > 1)
         first = next((place for place in (*places, out) if place), 0)
-        moved = [0] * (len(counts) + 1)
-        for layer, at in zip(self.facts.layers[: self.settings.host_experts], places, strict=False):
-            moved[at] -= layer.experts
-            moved[0] += layer.experts
+        projector_at = (
+            number.get(self.settings.projector_at, first) if self.settings.projector_at is not None else first
+        )
+        weights = [0] * (len(counts) + 1)
+        lora = [0] * (len(counts) + 1)
+        for size, at in zip((*(one for one, _ in self.layers), self.head), (*places, out), strict=True):
+            weights[at] += size
+        weights[0] += self.embedding
+        weights[out] += self.tied if out else self.tied_repacked
+        if parts and self.settings.split_mode in ("row", "tensor"):
+            self._divide(weights, (*places, out), parts)
+        for tensor in self.moved:
+            at, to = self._at(tensor, places, out), number.get(tensor.place or HOST)
+            if to is not None:
+                weights[at] -= tensor.size
+                weights[to] += tensor.size
+        for tensor in self.lora:
+            at = self._at(tensor, places, out)
+            lora[at if tensor.place is None else number.get(tensor.place, at)] += tensor.size
+        cache_here = self.settings.offload_cache or not counts
+        caches = [0] * (len(counts) + 1)
+        for (_, size), at in zip(self.layers, places, strict=True):
+            caches[at if cache_here else 0] += size
+        if parts and self.settings.split_mode == "tensor" and cache_here:
+            shared = sum(caches[1:])
+            caches[1:] = [round(shared * part / sum(parts)) for part in parts]
         shares = []
         for place in range(len(counts) + 1):
-            own = [self.layers[i] for i, at in enumerate(places) if at == place]
-            weights = sum(one for one, _ in own) + (self.head if out == place else 0) + moved[place]
-            weights += self.embedding if place == 0 else 0
-            if out == place:
-                weights += self.tied if place else self.tied_repacked
-            cache_here = self.settings.offload_cache or not counts
-            cache = sum(one for _, one in own) if cache_here else self.cache if place == 0 else 0
+            used = place == 0 or place in places or out == place or bool(weights[place])
             share = MemoryShare(
-                weights=weights,
-                cache=cache,
+                weights=weights[place],
+                cache=caches[place],
                 compute=computing[place] if place < len(computing) else 0,
                 output=self.output if place == 0 else 0,
                 checkpoints=self.checkpoints if place == 0 else 0,
-                projector=sum(self.projector) if place == first else 0,
-                program=self._program(place, bool(own) or out == place),
+                lora=lora[place],
+                projector=sum(self.projector) if place == projector_at else 0,
+                program=self._program(place, used),
             )
             shares.append(share)
         return self._with_draft(shares)
+
+    @staticmethod
+    def _at(tensor: PlacedTensor, places: Sequence[int], out: int) -> int:
+        """Where it would be by its layer."""
+        return 0 if tensor.layer == FIRST else out if tensor.layer == LAST else places[tensor.layer]
+
+    def _divide(self, weights: list[int], places: Sequence[int], parts: Sequence[float]) -> None:
+        """Gives every GPU its part of the weights that can be divided; by tensors, each has all of the others."""
+        divided = 0
+        for size, at in zip(self.divisible, places, strict=True):
+            if at:
+                weights[at] -= size
+                divided += size
+        if self.settings.split_mode == "tensor":
+            weights[1:] = [sum(weights[1:])] * len(parts)
+        for place, part in enumerate(parts, 1):
+            weights[place] += round(divided * part / sum(parts))
+
+    def hosting(self, layers: int) -> Estimate:
+        """The same with the experts of so many of the first layers in main memory."""
+        experts = [PlacedTensor(layer.index, HOST, layer.experts) for layer in self.facts.layers[:layers]]
+        return dataclasses.replace(self, moved=tuple(one for one in experts if one.size))
 
     def _program(self, place: int, used: bool) -> int:
         if place == 0:
@@ -168,19 +237,32 @@ class Estimate:
         if self.draft is None:
             return tuple(shares)
         device = next((place for place in range(1, len(shares)) if shares[place].weights), 0)
-        counts = [len(self.draft.layers) + 1 if place == device else 0 for place in range(1, len(shares))]
+        all_of_it = len(self.draft.layers) + 1
+        count = all_of_it if self.settings.draft_layers is None else min(self.settings.draft_layers, all_of_it)
+        counts = [count if place == device else 0 for place in range(1, len(shares))]
         for place, share in enumerate(self.draft.placed(counts)):
             shares[place] = replace(shares[place], draft=share.total - share.program)
         return tuple(shares)
 
-    def _buffers(self, places: tuple[int, ...], out: int) -> list[int]:
+    def _buffers(self, places: tuple[int, ...], out: int, number: Mapping[str, int], several: bool) -> list[int]:
+        moved: dict[int, dict[int, int]] = {}
+        for tensor in self.moved:
+            to = number.get(tensor.place or HOST)
+            if to is not None and tensor.layer >= 0:
+                layers = moved.setdefault(to, {})
+                layers[tensor.layer] = max(layers.get(tensor.layer, 0), tensor.size)
         if not self.settings.offload_cache:
             places, out = (0,) * len(places), 0  # the largest part is computed where the cache is
-        return buffers(self.facts, self.batch, places, out, self.settings.host_experts)
+        pipelined = several and not self.settings.overrides and self.settings.split_mode == "layer"
+        return buffers(self.facts, self.batch, places, out, moved, pipelined=pipelined)
 
 
 def estimate(
-    model: GgufModel, settings: EstimateSettings, projector: GgufModel | None = None, draft: GgufModel | None = None
+    model: GgufModel,
+    settings: EstimateSettings,
+    projector: GgufModel | None = None,
+    draft: GgufModel | None = None,
+    lora: Sequence[GgufModel] = (),
 ) -> Estimate:
     """What `model` will take. Never fails, whatever its header claims."""
     known = _facts(model)
@@ -192,12 +274,17 @@ def estimate(
     held = cells(known, context, slots, ubatch, unified=settings.unified, window_full=settings.window_full)
     batch = _batch(known, settings, held, batch_size, ubatch, flash)
     widest = 0 if flash else widest_value(known)
+    states = settings.kept_states if known.architecture in ROLLS_BACK else 0
     layers = tuple(
-        (_padded(layer.tensors.values()), layer_bytes(known, layer, held, settings.type_k, settings.type_v, widest))
+        (
+            padded(layer.tensors.values()),
+            layer_bytes(known, layer, held, settings.type_k, settings.type_v, widest)
+            + (states * STATE_NUMBER * sum(known.row_state) * held.sequences if layer.state else 0),
+        )
         for layer in known.layers
     )
-    drafting = sum(_padded(layer.tensors.values()) for layer in known.drafting)
-    if known.architecture in SKIPS_DRAFT_LAYERS:
+    drafting = sum(padded(layer.tensors.values()) for layer in known.drafting)
+    if known.architecture in SKIPS_DRAFT_LAYERS and not settings.own_drafts:
         drafting = 0
     head = {name: one for name, one in known.outside.items() if name.startswith(HEAD)}
     first = [one for name, one in known.outside.items() if name not in head]
@@ -205,31 +292,36 @@ def estimate(
     tied = embedding if embedding is not None and "output.weight" not in head and not known.encoder else None
     again = tied is not None and tied.type in settings.repacked and tied.shape[-1] % REPACKED_ROWS == 0
     again = again or (known.architecture in TWICE and not settings.mmap)
+    moved = elsewhere(model, settings.overrides)
+    if moved.get("token_embd.weight") == HOST:  # what takes the place of the head is found by the same name
+        tied = None
     wide = known.width if settings.embeddings or settings.rerank else 0
     return Estimate(
         facts=known,
         settings=settings,
         batch=batch,
         layers=layers,
-        embedding=_padded(first),
-        head=_padded(head.values()) + drafting,
+        embedding=padded(first),
+        head=padded(head.values()) + drafting,
         tied=tied.size if tied is not None else 0,
         tied_repacked=tied.size if tied is not None and again else 0,
         output=4 * (known.vocabulary + wide) * max(slots, batch.outputs if wide else slots),
         checkpoints=settings.checkpoints * slots * rewind_bytes(known, held, settings.type_k, settings.type_v),
+        moved=moved_tensors(model, known, settings.overrides),
+        lora=tuple(found for adapter in lora for found in adapter_tensors(adapter, model, settings.overrides)),
+        divisible=divisible(known, head, moved, experts=settings.split_mode == "tensor"),
         projector=_projector(projector) if projector is not None else (0, 0),
-        draft=_draft(draft, settings, slots) if draft is not None else None,
+        draft=(
+            _draft(draft, settings, slots)
+            if draft is not None
+            else _own_drafts(known, settings, held, batch, slots)
+            if settings.own_drafts and known.drafting
+            else None
+        ),
     )
 
 
-HEAD: Final = ("output", "cls", "dense_")
-
-
 _facts = lru_cache(maxsize=32)(facts)
-
-
-def _padded(tensors: Iterable[Tensor]) -> int:
-    return sum(-(-one.size // ALIGNMENT) * ALIGNMENT for one in tensors)
 
 
 def _batch(
@@ -254,13 +346,43 @@ def _projector(model: GgufModel) -> tuple[int, int]:
             continue
         patches = max(PICTURE_TOKENS, (numbers[2] // max(1, numbers[3])) ** 2)
         size += patches * 4 * (6 * numbers[0] + 2 * numbers[1]) + 12 * numbers[2] ** 2
-    return _padded(model.tensors.values()), max(PROJECTOR_LEAST, size)
+    return padded(model.tensors.values()), max(PROJECTOR_LEAST, size)
 
 
 def _draft(model: GgufModel, settings: EstimateSettings, slots: int) -> Estimate:
-    """The model that guesses: the same context, its own cache in f16."""
-    own = replace(settings, type_k="f16", type_v="f16", embeddings=False, rerank=False, drafted=0)
+    """The model that guesses: the same context, a cache of its own."""
+    own = replace(
+        settings,
+        type_k=settings.draft_type_k,
+        type_v=settings.draft_type_v,
+        embeddings=False,
+        rerank=False,
+        drafted=0,
+        overrides=(),
+        split_mode="layer",
+        own_drafts=False,
+        kept_states=0,
+    )
     return estimate(model, own)
+
+
+def _own_drafts(known: ModelFacts, settings: EstimateSettings, held: CacheCells, batch: Batch, slots: int) -> Estimate:
+    """What the layers that only draft need beside their weights: caches and buffers of a second context."""
+    alone = dataclasses.replace(known, layers=known.drafting, drafting=())
+    widest = 0 if batch.flash else widest_value(alone)
+    types = settings.draft_type_k, settings.draft_type_v
+    return Estimate(
+        facts=alone,
+        settings=replace(settings, overrides=(), split_mode="layer", own_drafts=False),
+        batch=replace(batch, outputs=min(batch.tokens, slots)),
+        layers=tuple((0, layer_bytes(alone, layer, held, *types, widest)) for layer in alone.layers),
+        embedding=0,
+        head=0,
+        tied=0,
+        tied_repacked=0,
+        output=4 * (known.vocabulary + known.width) * slots,
+        checkpoints=0,
+    )
 
 
 # --- caches ---------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ SKIPS_DRAFT_LAYERS: Final = frozenset({
     "bailingmoe2", "cohere2moe", "deepseek2", "deepseek32", "exaone-moe", "glm-dsa", "glm4", "glm4moe", "hy-v3",
     "kimi-linear", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
 })  # fmt: skip
+# States are kept for each token that is drafted, to go back to.
+ROLLS_BACK: Final = frozenset({
+    "bailingmoe3", "deepseek4", "glm5-next", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "qwen35",
+    "qwen35moe", "qwen4exp",
+})  # fmt: skip
 # The embedding is read into memory twice where the file is not mapped, as it is the head as well.
 TWICE: Final = frozenset({"gemma4"})
 

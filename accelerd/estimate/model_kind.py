@@ -52,6 +52,7 @@ class Identified(Struct, frozen=True):
     modalities: tuple[Modality, ...] = ()  # of a projector
     unsure: bool = False  # its header is beyond this program; a newer engine may know better
     drafts: bool = False  # can it be the draft_model of another one, and nothing else?
+    adapts: bool = False  # is it a LoRA adapter of another model?
     first: Path | None = None  # of a file that is not the first of its model: the first
 
     @property
@@ -171,7 +172,8 @@ def _identify_header(model: GgufModel, named: bool) -> Identified:
     values, architecture = model.header.values, model.architecture.lower()
     kind = values.get("general.type")
     if kind == "adapter" or "adapter.type" in values:
-        return _refused("it is a LoRA adapter, not a model", 'add it to its model: extra_args = ["--lora", FILE]')
+        only = _refused("it is a LoRA adapter, not a model", 'add it to its model: lora = [{path = "FILE"}]')
+        return replace(only, adapts=True)
     if kind == "imatrix" or "imatrix.datasets" in values or architecture == "imatrix":
         return _refused("it is an importance matrix, which is used to quantize a model", "name the model's own file")
     if architecture == "controlvector":

@@ -43,12 +43,25 @@ def options(
 ) -> tuple[MemoryRequirement, ...]:
     """The ways to place the model; never empty. `gpus`: as `usable` orders them; `wanted_gpus`: slots it may use."""
     count = gpu_layers if isinstance(gpu_layers, int) and gpu_layers >= 0 else ALL
+    settings = estimate.settings
     allowed = _allowed(gpus, wanted_gpus)
-    if count == 0 or not allowed or estimate.settings.backend == "cpu":
+    if count == 0 or not allowed or settings.backend == "cpu":
         return (_need(estimate.placed(()), ()),)
-    found = [_on((gpu,), estimate, count) for gpu in allowed]
-    for group in _groups(allowed):
-        found += [_on(group[:size], estimate, count) for size in range(2, len(group) + 1)]
+    if settings.split_mode == "none":
+        return tuple(_on((gpu,), estimate, count) for gpu in allowed if settings.main_gpu in (None, gpu.id)) or (
+            _need(estimate.placed(()), ()),
+        )
+    groups = _groups(allowed)
+    if settings.tensor_split is not None:
+        together = [allowed]
+    elif settings.split_mode in ("row", "tensor") and groups:
+        together = groups
+    else:
+        together = [[gpu] for gpu in allowed]
+        together += [group[:size] for group in groups for size in range(2, len(group) + 1)]
+    found = [_on(group, estimate, count) for group in together]
+    if settings.fit_target is not None:
+        found += [_fitted(group, estimate, settings.fit_target) for group in together]
     return tuple(found)
 
 
@@ -70,7 +83,7 @@ def _groups(gpus: Sequence[Device]) -> list[list[Device]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def divided(layers: int, rooms: Sequence[int]) -> list[int]:
+def divided(layers: int, rooms: Sequence[float]) -> list[int]:
     """How many of so many layers each gets, as llama.cpp divides them by what each has."""
     if not any(rooms):
         rooms = [1] * len(rooms)
@@ -81,10 +94,34 @@ def divided(layers: int, rooms: Sequence[int]) -> list[int]:
     return counts
 
 
+def _shares(gpus: Sequence[Device], estimate: Estimate, count: int) -> tuple[MemoryShare, ...]:
+    split = estimate.settings.tensor_split
+    parts: Sequence[float] = split[: len(gpus)] if split is not None else [room(gpu) for gpu in gpus]
+    counts = divided(min(count, len(estimate.layers) + 1), parts)
+    return estimate.placed(counts, [gpu.id for gpu in gpus], parts if any(parts) else [1.0] * len(gpus))
+
+
 def _on(gpus: Sequence[Device], estimate: Estimate, count: int) -> MemoryRequirement:
-    layers = min(count, len(estimate.layers) + 1)
-    counts = divided(layers, [room(gpu) for gpu in gpus])
-    return _need(estimate.placed(counts), tuple(gpu.id for gpu in gpus))
+    return _need(_shares(gpus, estimate, count), tuple(gpu.id for gpu in gpus))
+
+
+def _fitted(gpus: Sequence[Device], estimate: Estimate, targets: Sequence[int]) -> MemoryRequirement:
+    """As much of the model as leaves `targets` free of each GPU: experts leave first, else the first layers."""
+    most = [max(0, room(gpu) - (targets[place] if place < len(targets) else targets[-1]))
+            for place, gpu in enumerate(gpus)]  # fmt: skip
+
+    def tried(steps: int) -> tuple[MemoryShare, ...]:
+        if steps <= experts:
+            return _shares(gpus, estimate.hosting(steps), ALL)
+        return _shares(gpus, estimate.hosting(experts), len(estimate.layers) + 1 + experts - steps)
+
+    experts = len(estimate.layers) if estimate.facts.experts else 0
+    low, high = 0, experts + len(estimate.layers) + 1
+    while low < high:
+        middle = (low + high) // 2
+        fits = all(share.total <= limit for share, limit in zip(tried(middle)[1:], most, strict=True))
+        low, high = (low, middle) if fits else (middle + 1, high)
+    return _need(tried(low), tuple(gpu.id for gpu in gpus))
 
 
 def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...]) -> MemoryRequirement:

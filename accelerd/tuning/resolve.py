@@ -169,6 +169,8 @@ def _conflicts(
         if loser in follow:
             text = f"{_says(loser, value(loser))} does not go with {_says(other, value(other))}"
             found.append((loser, text if other in follow else f"{text} ({spec.origin(other)})"))
+    if spec.fit and "gpu_layers" in follow:
+        found.append(("gpu_layers", f"fit chooses the layers ({spec.origin('fit')})"))
     if (spec.embeddings or spec.rerank) and "ubatch" in follow and "ubatch" not in dict(found):
         found.append(("ubatch", "a whole input must fit one batch"))
     return found

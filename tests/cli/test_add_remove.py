@@ -401,6 +401,13 @@ def test_files_that_another_model_needs_are_not_recommended_for_deletion(ctl: Ct
     for name in ("one", "two"):
         assert ctl("add", str(model), "--name", name, "--json").status == 0
     assert json.loads(ctl("remove", "one", "--json").out)["kept"] == []
+    own = ctl.config_file.parent / "accelerd.toml.d/own.toml"
+    own.write_text(f"[models.adapted]\npath = '/other.gguf'\nlora = [{{path = '{projector}'}}]\n")
+    assert ctl("add", str(model), "--name", "three", "--json").status == 0
+    assert ctl("remove", "two", "--json").status == 0
+    assert json.loads(ctl("remove", "three", "--json").out)["kept"] == [str(model)]  # not what a model adapts by
+    own.unlink()
+    assert ctl("add", str(model), "--name", "two", "--json").status == 0
     value = json.loads(ctl("remove", "two", "--json").out)
     assert value["kept"] == [str(model), str(projector)]
     assert value["kept_bytes"] == model.stat().st_size + projector.stat().st_size

@@ -51,7 +51,7 @@ def fitting(path: Path, here: MachineState, measured: tuple[MemoryRequirement, .
     model = read_model(path)
     spec = ModelSpec(name="m", path=str(path), **settings)
     gpus = usable(here.devices)
-    used, layers, _ = settings_of(spec, None, bool(gpus), "riscv64")
+    used, layers = settings_of(spec, None, gpus, "riscv64")
     return GgufFit(ForecastInputs(ModelFiles(model, None, None, ()), used, spec, gpus, layers), here, measured)
 
 

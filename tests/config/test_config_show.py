@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.config import Config, json_schema, show, show_dict
+from accelerd.config.lora import LoraAdapter
 from accelerd.config.model import (
     LlamaServerSettings,
     ModelSpec,
@@ -105,10 +106,18 @@ def test_the_schema_is_strict_and_described() -> None:
         ("PerformanceTable", PerformanceSettings, {}),
         ("LlamaServerTable", LlamaServerSettings, {}),
         ("SamplingTable", Sampling, {}),
+        ("LoraAdapterTable", LoraAdapter, {}),
         (
             "ModelTable",
             ModelSpec,
-            {"name": None, "origins": None, "cache_type_k": "kv_cache_type", "cache_type_v": "kv_cache_type"},
+            {
+                "name": None,
+                "origins": None,
+                "cache_type_k": "kv_cache_type",
+                "cache_type_v": "kv_cache_type",
+                "draft_cache_type_k": "draft_kv_cache_type",
+                "draft_cache_type_v": "draft_kv_cache_type",
+            },
         ),
     ],
 )

@@ -39,7 +39,32 @@ THIS_YEAR = """\
                                         - layer (default): by layers
 -ot,   --override-tensor <tensor name pattern>=<buffer type>,...
                                         other buffers for some tensors
+-cmoe, --cpu-moe                        all experts in the CPU
+-ncmoe, --n-cpu-moe N                   experts of the first N layers in the CPU
+-ncffn, --n-cpu-ffn N                   FFN weights of the first N layers in the CPU
+-ts,   --tensor-split N0,N1,N2,...      proportions
+-mg,   --main-gpu INDEX                 the GPU (default: 0)
 -fit,  --fit [on|off]                   shrink what is not set until it fits
+-fitt, --fit-target MiB0,MiB1,MiB2,...  margin of each device, default: 1024
+-fitc, --fit-ctx N                      smallest context (default: 4096)
+--rope-scaling {none,linear,yarn}       RoPE scaling
+--rope-scale N                          context scaling factor
+--rope-freq-base N                      base frequency
+--rope-freq-scale N                     frequency scaling factor
+--yarn-orig-ctx N                       YaRN: original context
+--yarn-ext-factor N                     YaRN: extrapolation mix factor (default: -1.00)
+--yarn-attn-factor N                    YaRN: scale (default: -1.00)
+--yarn-beta-slow N                      YaRN: high dim (default: -1.00)
+--yarn-beta-fast N                      YaRN: low dim (default: -1.00)
+--lora FNAME                            adapter (use comma-separated values to load multiple adapters)
+--lora-scaled FNAME:SCALE,...           adapter with a scale (format: FNAME:SCALE,...)
+                                        note: use comma-separated values
+--spec-draft-type-k, -ctkd, --cache-type-k-draft TYPE
+                                        type of the draft's keys
+                                        allowed values: f32, f16, bf16, q8_0, q4_0
+--spec-draft-type-v, -ctvd, --cache-type-v-draft TYPE
+                                        type of the draft's values
+                                        allowed values: f32, f16, bf16, q8_0, q4_0
 --control-vector-layer-range START END
                                         which layers, both included
 -m,    --model FNAME                    the file
@@ -75,6 +100,13 @@ THIS_YEAR = """\
                                         one KV buffer for all
 -np,   --parallel N                     slots (default: -1)
 -mm,   --mmproj FILE                    projector
+--mmproj-offload, --no-mmproj-offload   the projector on a GPU (default: enabled)
+-mmdev, --mmproj-device DEVICE          device of the projector
+--spec-draft-n-max N                    tokens to draft (default: 3)
+--spec-draft-n-min N                    fewest of them (default: 0)
+--spec-draft-p-min, --draft-p-min P     least probability (default: 0.00)
+--spec-draft-ngl, -ngld, --gpu-layers-draft, --n-gpu-layers-draft N
+                                        the draft's layers in VRAM, a number, 'auto', or 'all' (default: auto)
 --spec-draft-model, -md, --model-draft FNAME
                                         draft model for speculative decoding (default: unused)
 --spec-type none,draft-simple,draft-mtp,ngram-simple
@@ -129,6 +161,15 @@ ggml_init: found 1 device:
 -np,   --parallel N                     sequences
 --mmproj FILE                           projector
 -md,   --model-draft FNAME              draft model for speculative decoding (default: unused)
+--draft-max, --draft N                  tokens to draft (default: 16)
+--draft-min N                           fewest of them (default: 0)
+-ngld, --gpu-layers-draft, --n-gpu-layers-draft N
+                                        the draft's layers in VRAM
+-ot,   --override-tensor <tensor name pattern>=<buffer type>,...
+                                        other buffers for some tensors
+-sm,   --split-mode {none,layer,row}    how to split
+--lora FNAME                            adapter (can be repeated to use multiple adapters)
+--lora-scaled FNAME SCALE               adapter with a scale (can be repeated to use multiple adapters)
 -a,    --alias STRING                   alias
 --host HOST                             ip address to listen (default: 127.0.0.1)
 --port PORT                             port

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.config.lora import LoraAdapter
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec, Origin, Sampling
 from accelerd.engines.base import Endpoint
-from accelerd.engines.llama_server.argv import CACHE_MOST, CommandLine, build, prompt_cache
+from accelerd.engines.llama_server.argv import CACHE_MOST, build, prompt_cache
+from accelerd.engines.llama_server.command_line import CommandLine
 from accelerd.engines.llama_server.features import Features, parse_help
+from accelerd.engines.llama_server.placement import EXPERTS
 from tests.engines.helps import ANCIENT, OLDER, THIS_YEAR
 from tests.fakes.fake_server_cli import FORK
 
@@ -84,6 +87,33 @@ def test_the_plainest_model() -> None:
         ({"sampling": Sampling(repeat_penalty=1.1)}, "--repeat-penalty 1.1", "--repeat-penalty 1.1"),
         ({"sampling": Sampling(max_tokens=9)}, "--predict 9", "--predict 9"),
         ({"extra_args": ("--metrics",)}, "--log-colors off --metrics", "--no-webui --metrics"),
+        ({"split_mode": "row"}, "--split-mode row", "--split-mode row"),
+        (
+            {"override_tensor": ("a.b=CPU", "c=CUDA1")},
+            "--override-tensor a.b=CPU,c=CUDA1",
+            "--override-tensor a.b=CPU,c=CUDA1",
+        ),
+        ({"cpu_moe": True}, "--cpu-moe", rf"--override-tensor '{EXPERTS}=CPU'"),
+        ({"n_cpu_moe": 2}, "--n-cpu-moe 2", rf"--override-tensor 'blk\.(0|1){EXPERTS}=CPU'"),
+        (
+            {"n_cpu_ffn": 1, "override_tensor": ("x=CPU",)},
+            "--override-tensor x=CPU --n-cpu-ffn 1",
+            r"--override-tensor 'x=CPU,blk\.(0)\.ffn_(up|down|gate)\.=CPU'",
+        ),
+        ({"lora": (LoraAdapter("/a.gguf"),)}, "--lora /a.gguf", "--lora /a.gguf"),
+        (
+            {"lora": (LoraAdapter("/a:1.gguf"), LoraAdapter("/b,c.gguf"))},
+            """--lora '/a:1.gguf,"/b,c.gguf"'""",
+            "--lora /a:1.gguf --lora /b,c.gguf",
+        ),
+        (
+            {"lora": (LoraAdapter("/a.gguf"), LoraAdapter('/b,"c.gguf', 0.25))},
+            """--lora-scaled '/a.gguf:1,"/b,""c.gguf:0.25"'""",
+            """--lora-scaled /a.gguf 1 --lora-scaled '/b,"c.gguf' 0.25""",
+        ),
+        ({"draft_max": 5, "draft_min": 0}, "--spec-draft-n-max 5 --spec-draft-n-min 0", "--draft-max 5 --draft-min 0"),
+        ({"draft_gpu_layers": 3}, "--spec-draft-ngl 3", "--gpu-layers-draft 3"),
+        ({"draft_gpu_layers": "all"}, "--spec-draft-ngl all", "--gpu-layers-draft 999"),
     ],
 )
 def test_settings_in_two_builds(settings: dict[str, Any], new: str, old: str) -> None:
@@ -99,12 +129,65 @@ def test_settings_in_two_builds(settings: dict[str, Any], new: str, old: str) ->
         ({"rerank": True}, "-b 4096 -ub 4096 --rerank"),
         ({"chat_template_file": "/t.jinja"}, "--chat-template-file /t.jinja"),
         ({"sampling": Sampling(min_p=0.1)}, "--min-p 0.1"),
+        ({"tensor_split": (3.0, 0.5)}, "--tensor-split 3,0.5"),
+        ({"fit": True, "fit_target": (1 << 30, 3 << 19)}, "--fit on --fit-target 1024,2 -c"),
+        ({"fit": True, "fit_ctx": 999, "context": None}, "--fit on --fit-ctx 999"),
+        ({"mmproj": "/p", "mmproj_offload": False}, "--no-mmproj-offload"),
+        ({"spec_type": ("draft-mtp", "ngram-simple"), "draft_p_min": 0.5},
+         "--spec-draft-p-min 0.5 --spec-type draft-mtp,ngram-simple"),
+        ({"draft_model": "/d", "spec_type": ("ngram-simple",)}, "--spec-draft-model /d --spec-type ngram-simple"),
+        ({"draft_cache_type_k": "q8_0", "draft_cache_type_v": "q4_0"},
+         "--spec-draft-type-k q8_0 --spec-draft-type-v q4_0"),
+        ({"rope_scaling": "yarn", "rope_scale": 4.0, "yarn_orig_ctx": 32768},
+         "--rope-scaling yarn --rope-scale 4.0 --yarn-orig-ctx 32768"),
         ({"sampling": Sampling(presence_penalty=0.2, frequency_penalty=0.3)},
          "--presence-penalty 0.2 --frequency-penalty 0.3"),
     ],
 )  # fmt: skip
 def test_settings_of_this_years_build(settings: dict[str, Any], expected: str) -> None:
     assert expected in argv(**settings)
+
+
+def test_a_gpu_is_named_as_the_program_names_it() -> None:
+    names = {"0000:03:00.0": "CUDA1", "0000:41:00.0": "CUDA0"}
+    spec = ModelSpec("m", path="/m.gguf", main_gpu="0000:03:00.0", mmproj_device="0000:41:00.0")
+    said = shlex.join(build(spec, NEW, UNIX, (), ("CUDA1",), names=names).argv)
+    assert "--device CUDA1 --main-gpu 0 --mmproj-device CUDA0" in said
+    assert "--device CUDA0,CUDA1 --main-gpu 1" in shlex.join(
+        build(spec, NEW, UNIX, (), ("CUDA0", "CUDA1"), names=names).argv
+    )
+    only = shlex.join(build(spec, NEW, UNIX).argv)  # a program that has one device only
+    assert "--main-gpu 0" in only
+    assert "--mmproj-device" not in only
+    with pytest.raises(AccelError, match="main_gpu: cannot tell which of its devices is 0000:03:00"):
+        build(spec, NEW, UNIX, names={"0000:41:00.0": "CUDA0"})
+
+
+def test_what_a_build_cannot_place_is_refused() -> None:
+    assert "cpu_moe: it knows no --cpu-moe" in refused(
+        features_of(OLDER.replace("-ot,   --override-tensor", "-x")), cpu_moe=True
+    )
+    assert "spec_type = 'draft-eagle3': it takes none, draft-simple" in refused(spec_type=("draft-eagle3",))
+    assert "split_mode = 'tensor': it takes none, layer, row" in refused(split_mode="tensor")
+    assert "fit: it knows no --fit" in refused(OLD, fit=True)
+    assert "rope_scale: it knows no --rope-scale" in refused(OLD, rope_scale=2.0)
+
+
+def test_what_extra_arguments_overrule_is_named() -> None:
+    built = line(gpu_layers="all", extra_args=("-ngl", "5", "--fit", "on", "--metrics"))
+    assert "extra_args -ngl overrules -ngl all (built-in)" in built.warnings
+    assert "extra_args --fit overrules --fit off (built-in)" in built.warnings
+    notes = {flag.text: flag.note for flag in built.flags}
+    assert notes["-ngl all"] == "overruled by -ngl of extra_args"
+    assert notes["-m /m.gguf"] == ""
+    (only,) = line(extra_args=("--control-vector-layer-range", "1", "2")).warnings or ("",)
+    assert only == ""
+
+
+def test_memory_that_nobody_can_forecast_is_a_warning() -> None:
+    text = features_of(THIS_YEAR + "\n--rpc SERVERS                           other machines\n")
+    (warning,) = line(text, extra_args=("--rpc", "box:1")).warnings
+    assert warning.startswith("extra_args --rpc: what this takes of memory is not in the forecast")
 
 
 def test_no_model_may_use_the_network() -> None:
@@ -120,15 +203,26 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "cache_type_v": "q8_0", "flash_attention": "on", "mmap": True, "gpu_layers": 1, "batch": 1, "ubatch": 1,
         "threads": 1, "mmproj": "/p", "chat_template_file": "/t", "embeddings": True, "rerank": True,
         "draft_model": "/d.gguf", "extra_args": ("-x",), "prompt_cache": 1 << 20,
+        "split_mode": "none", "main_gpu": "0000:03:00.0",
+        "tensor_split": (1.0,), "override_tensor": ("a=CPU",), "cpu_moe": True, "n_cpu_moe": 1, "n_cpu_ffn": 1,
+        "fit": True, "lora": (LoraAdapter("/a.gguf"),), "mmproj_offload": True, "spec_type": ("draft-mtp",),
+        "draft_max": 1, "draft_min": 1, "draft_p_min": 0.5, "draft_gpu_layers": 1, "draft_cache_type_k": "q8_0",
+        "draft_cache_type_v": "q8_0", "rope_scaling": "none", "rope_scale": 1.0, "rope_freq_base": 1.0,
+        "rope_freq_scale": 1.0, "yarn_orig_ctx": 1, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0,
+        "yarn_beta_slow": 1.0, "yarn_beta_fast": 1.0,
     }  # fmt: skip
-    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus", "transcription"}
+    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus", "transcription", "mmproj_device"}
+    with_fit = {"fit_target": (1,), "fit_ctx": 1}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",
              "nice", "io_class", "oom_score_adjust", "tasks_max"}  # fmt: skip
-    assert {*other, *elsewhere, *homes} == set(LAUNCH_FIELDS)
+    assert {*other, *elsewhere, *homes, *with_fit} == set(LAUNCH_FIELDS)
     base = ModelSpec("m", path="/m.gguf", context=4096)
     plain = build(base, NEW, UNIX).argv
     for key, value in other.items():
         assert build(replace(base, **{key: value}), NEW, UNIX).argv != plain, key
+    fits = replace(base, fit=True)
+    for key, value in with_fit.items():
+        assert build(replace(fits, **{key: value}), NEW, UNIX).argv != build(fits, NEW, UNIX).argv, key
     for item in fields(Sampling):
         assert build(replace(base, sampling=Sampling(**{item.name: 1})), NEW, UNIX).argv != plain, item.name
 

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from accelerd.config.lora import LoraAdapter
 from accelerd.config.model import LlamaServerSettings, ModelSpec, Origin
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.base import Endpoint, EngineBuild, FixedServer
-from accelerd.engines.llama_server import LlamaServer
+from accelerd.engines.llama_server import LlamaServer, arguments, placement
 from accelerd.engines.llama_server.fit_params import FitAnswer, FitRow
 from accelerd.engines.llama_server.forecast import FROM_TOOL, Forecaster, corrected, settings_of
 from accelerd.estimate.estimate import REPACKED, EstimateSettings, estimate
 from accelerd.estimate.placing import FROM_HEADER, options
+from accelerd.estimate.tensor_places import HOST
+from accelerd.estimate.tensors import ModelReader
 from accelerd.memory.model import RAM, Forecast
 from tests.memory.animals import animal
 from tests.memory.gguf_maker import string, u32, write
@@ -55,23 +58,23 @@ def asked(server: LlamaServer, spec: ModelSpec, *devices: Device, ask: bool = Tr
 
 
 def test_the_context_is_that_of_all_slots_and_of_a_whole_input_for_embeddings() -> None:
-    one, layers, named = settings_of(spec_of(None, context=4096, parallel=3), NEW, False, "x86_64")
-    assert (one.context, one.slots, one.unified, layers, named) == (12288, 3, False, None, {})
-    assert settings_of(spec_of(None, context=None), NEW, False, "")[0].context == 0
-    whole = settings_of(spec_of(None, context=8000, embeddings=True), NEW, False, "")[0]
+    one, layers = settings_of(spec_of(None, context=4096, parallel=3), NEW, (), "x86_64")
+    assert (one.context, one.slots, one.unified, layers) == (12288, 3, False, None)
+    assert settings_of(spec_of(None, context=None), NEW, (), "")[0].context == 0
+    whole = settings_of(spec_of(None, context=8000, embeddings=True), NEW, (), "")[0]
     assert (whole.ubatch, whole.batch, whole.embeddings) == (8000, 8000, True)
-    assert settings_of(spec_of(None, context=90_000, rerank=True), NEW, False, "")[0].ubatch == 8192
-    own = settings_of(spec_of(None, context=8000, embeddings=True, ubatch=256, batch=512), NEW, False, "")[0]
+    assert settings_of(spec_of(None, context=90_000, rerank=True), NEW, (), "")[0].ubatch == 8192
+    own = settings_of(spec_of(None, context=8000, embeddings=True, ubatch=256, batch=512), NEW, (), "")[0]
     assert (own.ubatch, own.batch) == (256, 512)
 
 
 def test_what_is_not_asked_is_taken_to_be_more() -> None:
-    known = settings_of(spec_of(None), NEW, True, "x86_64")[0]
+    known = settings_of(spec_of(None), NEW, (CARD,), "x86_64")[0]
     assert (known.few_outputs, known.ubatch, known.backend) == (True, 512, "radv")
-    unknown = settings_of(spec_of(None), None, True, "x86_64")[0]
+    unknown = settings_of(spec_of(None), None, (CARD,), "x86_64")[0]
     assert (unknown.few_outputs, unknown.ubatch, unknown.backend) == (False, 2048, "")
-    assert settings_of(spec_of(None), OLD, True, "x86_64")[0].few_outputs is False
-    assert settings_of(spec_of(None), None, False, "x86_64")[0].ubatch == 512
+    assert settings_of(spec_of(None), OLD, (CARD,), "x86_64")[0].few_outputs is False
+    assert settings_of(spec_of(None), None, (), "x86_64")[0].ubatch == 512
 
 
 def test_further_arguments_count() -> None:
@@ -80,15 +83,168 @@ def test_further_arguments_count() -> None:
         "--swa-full", "-nkvo", "--n-cpu-moe", "3", "--no-repack", "-md", "/d.gguf", "--mmproj", "/p.gguf", "-t", "4",
         "--ubatch-size", "many",
     )  # fmt: skip
-    found, layers, named = settings_of(spec_of(None, extra_args=told), NEW, True, "x86_64")
+    found, layers = settings_of(spec_of(None, extra_args=told), NEW, (CARD,), "x86_64")
     assert found == structs.replace(
-        EstimateSettings(context=8192, few_outputs=True, backend="radv"),
+        EstimateSettings(context=8192, few_outputs=True, backend="radv", drafted=16),
         ubatch=64, batch=128, type_k="q8_0", type_v="q4_0", flash="off", unified=True, window_full=True,
-        offload_cache=False, host_experts=3,
+        offload_cache=False, overrides=((rf"blk\.(0|1|2){placement.EXPERTS}", HOST),),
     )  # fmt: skip
-    assert (layers, named) == (7, {"draft_model": "/d.gguf", "mmproj": "/p.gguf"})
-    assert settings_of(spec_of(None, extra_args=("-cmoe",)), NEW, True, "")[0].host_experts > 1000
-    assert settings_of(spec_of(None), NEW, True, "x86_64")[0].repacked == REPACKED["x86_64"]
+    assert layers == 7
+    experts = settings_of(spec_of(None, extra_args=("-cmoe",)), NEW, (CARD,), "")[0].overrides
+    assert experts == ((placement.EXPERTS, HOST),)
+    assert settings_of(spec_of(None), NEW, (CARD,), "x86_64")[0].repacked == REPACKED["x86_64"]
+
+
+@pytest.mark.parametrize(
+    ("written", "settings"),
+    [
+        (("-ot", "a=CPU,b=CPU", "-ot", "c=CPU"), {"override_tensor": ("a=CPU", "b=CPU", "c=CPU")}),
+        (("--n-cpu-ffn", "2"), {"n_cpu_ffn": 2}),
+        (("-ts", "3/1"), {"tensor_split": (3.0, 1.0)}),
+        (("-sm", "none"), {"split_mode": "none"}),
+        (("--no-mmproj-offload",), {"mmproj_offload": False}),
+        (("-ctkd", "q8_0", "--cache-type-v-draft", "q4_0"),
+         {"draft_cache_type_k": "q8_0", "draft_cache_type_v": "q4_0"}),
+        (("--spec-draft-ngl", "0"), {"draft_gpu_layers": 0}),
+        (("--spec-draft-n-max", "9", "--spec-type", "draft-mtp,ngram-mod"),
+         {"draft_max": 9, "spec_type": ("draft-mtp", "ngram-mod")}),
+        (("-fit", "on", "-fitt", "512"), {"fit": True, "fit_target": (512 * MIB,)}),
+        (("-lm", "none"), {"mmap": False}),
+        (("--no-mmap",), {"mmap": False}),
+        (("-ngl", "-1"), {"gpu_layers": "auto"}),
+        (("--embeddings",), {"embeddings": True}),
+    ],
+)  # fmt: skip
+def test_an_argument_counts_like_its_setting(written: tuple[str, ...], settings: dict[str, Any]) -> None:
+    typed = settings_of(spec_of(None, **settings), NEW, (CARD,), "x86_64")
+    assert settings_of(spec_of(None, extra_args=written), NEW, (CARD,), "x86_64") == typed
+    assert typed != settings_of(spec_of(None), NEW, (CARD,), "x86_64")
+
+
+def test_adapters_of_arguments_are_read_in_either_layout() -> None:
+    told = ("--lora", 'a,"b,c"', "--lora-scaled", "d:0.5", "--lora-scaled", "e", "0.25")
+    found = arguments.read(spec_of(None, lora=(LoraAdapter("first"),), extra_args=told))
+    assert [(one.path, one.scale) for one in found.spec.lora] == [
+        ("first", 1.0), ("a", 1.0), ("b,c", 1.0), ("d", 0.5), ("e", 0.25),
+    ]  # fmt: skip
+    assert found.unknown == ()
+
+
+def test_what_nobody_can_forecast_is_named(path: Path) -> None:
+    told = ("--rpc", "box:1", "--control-vector", "v.gguf", "-ot", "nonsense", "--lora-scaled", "x", "--metrics")
+    assert arguments.read(spec_of(path, extra_args=told)).unknown == (
+        "--rpc",
+        "--control-vector",
+        "-ot",
+        "--lora-scaled",
+    )
+    (need,) = expect(spec_of(path, extra_args=told[:2])).options
+    assert need.source == f"{FROM_HEADER}; what --rpc in extra_args changes is not known before it is loaded"
+    assert need.total == expect(spec_of(path)).options[0].total
+    keys = {expect(spec_of(path, extra_args=some)).key for some in ((), told[:2], ("--metrics",))}
+    assert len(keys) == 2
+
+
+# --- placement ---
+
+
+SECOND = Device("gpu", "second", "amdgpu", "0000:41:00.0", pools=(MemoryPool("vram", 8 * GIB),), apu=False)
+TWO = (CARD, SECOND)
+
+
+def placed(path: Path, *devices: Device, **settings: Any) -> list[dict[str, int]]:
+    return [dict(need.amounts) for need in expect(spec_of(path, **settings), *devices).options]
+
+
+def test_split_mode_and_main_gpu_choose_the_cards(path: Path) -> None:
+    a, b = (card.id for card in TWO)
+    assert [set(need) for need in placed(path, *TWO)] == [{RAM, a}, {RAM, b}, {RAM, a, b}]
+    assert [set(need) for need in placed(path, *TWO, split_mode="none")] == [{RAM, a}, {RAM, b}]
+    assert [set(need) for need in placed(path, *TWO, split_mode="none", main_gpu=b)] == [{RAM, b}]
+    for mode in ("row", "tensor"):
+        assert [set(need) for need in placed(path, *TWO, split_mode=mode)] == [{RAM, a, b}]
+    rows, layers = (expect(spec_of(path, **more), *TWO).options for more in ({"split_mode": "row"}, {}))
+    assert rows[0].parts["weights"] == layers[2].parts["weights"]
+    assert rows[0].amounts[a] > rows[0].amounts[b]  # it has three times the memory
+
+
+def test_tensor_split_divides_as_it_says(path: Path) -> None:
+    a, b = (card.id for card in TWO)
+    split = {"gpus": (a, b), "context": 1024}
+    (even,) = placed(path, *TWO, **split, tensor_split=(1, 1))
+    (mine,) = placed(path, *TWO, **split, tensor_split=(1, 3))
+    assert mine[b] > even[b] > 0
+    assert mine[a] < even[a]
+    (other,) = placed(path, *TWO, gpus=(b, a), context=1024, tensor_split=(3, 1))
+    assert other[b] > other[a]
+    (alone,) = placed(path, CARD, **split, tensor_split=(1, 3))  # the other card is gone
+    assert set(alone) == {RAM, a}
+
+
+def test_weights_lie_where_a_pattern_says(path: Path) -> None:
+    a, b = (card.id for card in TWO)
+    names = {a: "CUDA0", b: "CUDA1"}
+
+    def weights(**settings: Any) -> dict[str, int]:
+        spec = spec_of(path, gpus=(a, b), tensor_split=(1, 0), context=1024, **settings)
+        forecast = Forecaster(machine=lambda: "x86_64").forecast(spec, spec, NEW, TWO, None, names)
+        return dict(forecast.options[0].amounts)
+
+    plain, moved = weights(), weights(override_tensor=(r"blk\.0\.=CUDA1", "nothing=CUDA7"))
+    layer = sum(t.size for name, t in ModelReader().read(str(path)).tensors.items() if name.startswith("blk.0."))
+    assert moved[b] - plain[b] >= layer
+    assert plain[a] - moved[a] == pytest.approx(layer, abs=8 * MIB)
+    home = weights(n_cpu_ffn=1)
+    assert home[RAM] > plain[RAM]
+    assert home[b] == plain[b]
+
+
+def test_fit_offers_what_fits_a_small_card(path: Path) -> None:
+    whole = placed(path, CARD)[0]
+    size = whole[CARD.id] - 20 * MIB
+    small = structs.replace(CARD, pools=(MemoryPool("vram", size),))
+    assert len(placed(path, small)) == 1
+    first, fitted = placed(path, small, fit=True, fit_target=(MIB,))
+    assert first == whole
+    assert 0 < fitted[CARD.id] <= size - MIB
+    assert fitted[RAM] > whole[RAM]
+    assert placed(path, CARD, fit=True)[1] == whole  # there is room for all of it
+
+
+def test_adapters_are_counted_and_part_of_the_key(path: Path, tmp_path: Path) -> None:
+    target = next(name for name in ModelReader().read(str(path)).tensors if name.startswith("blk.0."))
+    pairs = {"general.architecture": string("llama"), "general.type": string("adapter")}
+    adapter = write(tmp_path / "a.gguf", pairs, {f"{target}.lora_a": ((1 << 20,), 0), f"{target}.lora_b": ((64,), 0)})
+    with_it = expect(spec_of(path, lora=(LoraAdapter(str(adapter)),)), CARD)
+    plain = expect(spec_of(path), CARD)
+    assert with_it.options[0].parts["lora"] == (4 << 20) + 256
+    assert with_it.options[0].amounts[CARD.id] - plain.options[0].amounts[CARD.id] == (4 << 20) + 256
+    assert with_it.key != plain.key
+    assert expect(spec_of(path, extra_args=("--lora", str(adapter))), CARD).options == with_it.options
+
+
+def test_a_projector_can_stay_in_main_memory(path: Path, tmp_path: Path) -> None:
+    a, b = (card.id for card in TWO)
+    pairs = {"general.architecture": string("clip"), "clip.vision.embedding_length": u32(64)}
+    projector = str(write(tmp_path / "p.gguf", pairs, {"v.a": ((1 << 20,), 0)}))
+    both = {"gpus": (a, b), "tensor_split": (1, 1), "mmproj": projector}
+    (plain,), (host,) = placed(path, *TWO, **both), placed(path, *TWO, **both, mmproj_offload=False)
+    (second,) = placed(path, *TWO, **both, mmproj_device=b)
+    assert host[RAM] - plain[RAM] == plain[a] - host[a] == 36 * MIB
+    assert second[b] - plain[b] == plain[a] - second[a] == 36 * MIB
+
+
+def test_a_draft_model_has_settings_of_its_own(path: Path) -> None:
+    def draft(**settings: Any) -> tuple[dict[str, int], int]:
+        (need,) = expect(spec_of(path, draft_model=str(path), context=16384, **settings), CARD).options
+        return dict(need.amounts), need.parts["draft model"]
+
+    (plain, size), (small, less) = draft(), draft(draft_cache_type_k="q8_0", draft_cache_type_v="q8_0")
+    assert less < size
+    assert plain[CARD.id] - small[CARD.id] == size - less
+    host, _ = draft(draft_gpu_layers=0)
+    assert host[CARD.id] < plain[CARD.id]
+    assert host[RAM] > plain[RAM]
 
 
 # --- forecasts ---

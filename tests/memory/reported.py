@@ -17,8 +17,9 @@ from threading import Timer
 
 MIB = 1 << 20
 PATIENCE = 60.0  # seconds until a server that has not come up is killed
-BUFFER = re.compile(r" +(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")
-KINDS = {"model": "model", "KV": "kv", "RS": "state", "output": "output", "compute": "compute"}
+BUFFER = re.compile(r" +(\S+) +(model|KV|RS|output|compute|LoRA) buffer size = +([\d.]+) MiB")
+KINDS = {"model": "model", "KV": "kv", "RS": "state", "output": "output", "compute": "compute",
+         "LoRA": "lora"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Buffers:
     state: int = 0  # of recurrent layers
     compute: int = 0
     output: int = 0
+    lora: int = 0
 
     @property
     def context(self) -> int:
@@ -152,7 +154,9 @@ def parse(lines: Sequence[str]) -> Report:
         if found := BUFFER.search(line):
             name, kind, size = found[1], KINDS[found[2]], round(float(found[3]) * MIB)
             row = rows.setdefault(name, Buffers(name))
-            rows[name] = replace(row, **{kind: getattr(row, kind) + size})
+            # With adapters the buffers are reserved once more, of the same size.
+            again = kind == "compute" and any(one.lora for one in rows.values())
+            rows[name] = replace(row, **{kind: size if again else getattr(row, kind) + size})
         elif "common_memory_breakdown_print: |   - " in line:
             name = line.split("|")[1].strip(" -").split(" (")[0]
             if sums := re.search(r"\d+ = +(\d+) \+ +(\d+) \+ +(\d+)", line):

@@ -12,6 +12,7 @@ from msgspec import structs
 from accelerd.estimate.estimate import EstimateSettings, estimate
 from accelerd.estimate.gguf import Header
 from accelerd.estimate.placing import divided
+from accelerd.estimate.tensor_places import HOST
 from accelerd.estimate.tensors import GgufModel, Tensor
 from tests.memory.animals import alone, animal
 
@@ -70,7 +71,8 @@ wanted = st.builds(
     embeddings=st.booleans(),
     rerank=st.booleans(),
     offload_cache=st.booleans(),
-    host_experts=st.integers(0, 3),
+    overrides=st.sampled_from([(), (("_exps", HOST),), ((r"blk\.1\.", "b"), ("output|token", "a"), (".", HOST))]),
+    split_mode=st.sampled_from(["layer", "row", "tensor"]),
 )
 
 
@@ -86,12 +88,13 @@ def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
 ) -> None:
     found = estimate(model, want)
     counts = divided(min(layers, len(found.layers) + 1), rooms) if rooms else []
-    shares = found.placed(counts)
+    ids, parts = ["a", "b", "c"][: len(counts)], [room + 1 for room in rooms]
+    shares = found.placed(counts, ids, parts)
     assert len(shares) == len(counts) + 1
     for share in shares:
         assert all(size >= 0 for size in share.parts().values())
     again = estimate(replace(model), want)
-    assert again.placed(counts) == shares
+    assert again.placed(counts, ids, parts) == shares
 
 
 @QUICK

@@ -69,6 +69,10 @@ ZOO: Mapping[str, Kind] = {
     "qwen3-235b-a22b": Kind(zoo_shapes.qwen3moe, BIG_QWEN, loads=False),
     "qwen3-235b-a22b-shards": Kind(zoo_shapes.qwen3moe, BIG_QWEN, split=4, loads=False),
 }
+ADAPTERS: Mapping[str, Kind] = {
+    "adapter-0": Kind(zoo_shapes.adapter, {"rank": 16}),
+    "adapter-1": Kind(zoo_shapes.adapter, {"rank": 64, "names": ("attn_output", "ffn_down")}),
+}
 LOADABLE = tuple(name for name, kind in ZOO.items() if kind.loads)
 
 
@@ -88,7 +92,7 @@ class Model:
 
 def make(name: str, folder: Path) -> Model:
     """Written on the first call; safe against other processes that make the same one."""
-    kind = ZOO[name]
+    kind = {**ZOO, **ADAPTERS}[name]
     content = kind.shape(**kind.options)
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in SOURCES)
     key = hashlib.sha256(repr((name, kind.options, kind.split)).encode() + sources).hexdigest()[:12]

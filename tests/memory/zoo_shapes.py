@@ -156,6 +156,18 @@ def llama(**options: Any) -> Content:
     return m.file
 
 
+def adapter(*, rank: int, names: Sequence[str] = ("attn_q", "attn_v", "ffn_up"), **_: Any) -> Content:
+    """A LoRA adapter for the first half of the layers of `llama` above."""
+    base = llama()
+    file = Content("llama", {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(rank)})
+    for tensor in base.tensors:
+        _, layer, name = ([*tensor.name.split("."), "", ""])[:3]
+        if name in names and int(layer) < 6:
+            file.add(f"{tensor.name}.lora_a", tensor.shape[0], rank, type=Type.F32)
+            file.add(f"{tensor.name}.lora_b", rank, tensor.shape[1], type=Type.F16)
+    return file
+
+
 def qwen2(**_: Any) -> Content:
     """Qwen2.5-0.5B with fewer layers: rows that K-quants do not fit, biases, tied ends, a big vocabulary."""
     m = Maker("qwen2", 896, 8, 4864, 14, 2, 64)

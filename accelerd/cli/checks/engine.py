@@ -81,7 +81,7 @@ def program(s: CheckContext, spec: ModelSpec) -> Check:
 
     engine = LlamaServer(s.config.llama_server, environ=s.env)
     try:
-        found = asyncio.run(engine.settle(replace(spec, path=None, model=None, mmproj=None, draft_model=None)))
+        found = asyncio.run(engine.settle(replace(spec, path=None, model=None, mmproj=None, draft_model=None, lora=())))
     except AccelError as error:
         hint = s.checkout_tool("build-llama-server") or error.hint
         return Check("llama-server", "fail", printable(error.problem), hint)

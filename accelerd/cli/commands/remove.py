@@ -57,7 +57,7 @@ def files_of(context: Context, spec: ModelSpec) -> list[Path]:
     if spec.engine == "llama-server" and spec.model and is_source(spec.model):
         here = cached(Source.parse(spec.model), context.env, context.roots.home)
         named += [one for one in (here.model, here.mmproj, here.draft) if one is not None] if here is not None else []
-    named += [Path(one) for one in (spec.mmproj, spec.draft_model) if one]
+    named += [Path(one) for one in (spec.mmproj, spec.draft_model, *(adapter.path for adapter in spec.lora)) if one]
     all_parts = [Path(part) for one in named for part in parts(str(one))]
     present = [part for part in all_parts if part.is_file()]
     targets = [part.resolve() for part in present if part.is_symlink()]

@@ -106,7 +106,7 @@ def judged(
 
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
-    used, layers, _ = settings_of(spec, build, bool(gpus), platform.machine())
+    used, layers = settings_of(spec, build, gpus, platform.machine())
     used = with_checkpoints(used, spec, subject.read)
     known = ForecastInputs(subject.read, used, spec, gpus, layers)
     measured = tuple(requirement_of(option) for option in told["options"]) if told else ()
@@ -158,12 +158,12 @@ def settled(
         tuner=tuner,
     )
     try:
-        absent: dict[str, Any] = dict.fromkeys(FILES)
+        absent: dict[str, Any] = {**dict.fromkeys(FILES), "lora": ()}
         found = asyncio.run(engine.settle(replace(spec, **absent)))
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]
-    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in (*FILES, "context")}), found.build, []
+    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in (*absent, "context")}), found.build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:

@@ -19,6 +19,7 @@ from accelerd.config.model import ModelSpec, Origin
 from accelerd.downloads.cache import cached
 from accelerd.downloads.plan import Remote, read_remote
 from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
+from accelerd.engines.llama_server import arguments
 from accelerd.engines.llama_server.forecast import ModelFiles
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.model_facts import facts
@@ -103,12 +104,15 @@ def local(spec: ModelSpec, given: Mapping[str, Any]) -> Subject:
             text = f"cannot read {error.filename or name}: {error.strerror}"
             raise Failure(text, code="not_found" if isinstance(error, FileNotFoundError) else "failed") from error
 
-    model, projector, draft = (read(name) for name in (spec.path, spec.mmproj, spec.draft_model))
+    told = arguments.read(spec).spec
+    model, projector, draft = (read(name) for name in (spec.path, told.mmproj, told.draft_model))
     assert model is not None
-    names = [name for name in (spec.path, spec.mmproj, spec.draft_model) if name]
+    adapters = [adapter.path for adapter in told.lora]
+    lora = tuple(filter(None, map(read, adapters)))
+    names = [name for name in (spec.path, told.mmproj, told.draft_model, *adapters) if name]
     try:
         size = sum(Path(file).stat().st_size for name in names for file in parts(name))
-        found = ModelFiles(model, projector, draft, tuple(identity(name) for name in names))
+        found = ModelFiles(model, projector, draft, tuple(identity(name) for name in names), lora)
     except OSError as error:
         raise Failure(f"cannot read {error.filename}: {error.strerror}") from error
     return Subject(asked(spec, model, given), found, size)

@@ -18,7 +18,8 @@ from accelerd.devices.model import Device
 from accelerd.engines.llama_server.forecast import ForecastInputs, ways
 from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
-from accelerd.estimate.estimate import MemoryShare, estimate
+from accelerd.estimate.estimate import MemoryShare
+from accelerd.estimate.tensor_places import HOST, elsewhere
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
 from accelerd.memory.npu_rules import clash, lacking
@@ -215,7 +216,7 @@ class GgufFit(ModelFit):
         """
         self.known = known
         self.measured = tuple(measured)
-        self.estimate = estimate(known.read.model, known.settings, known.read.projector, known.read.draft)
+        self.estimate = known.read.estimate(known.settings)
         options = self.measured or placing.options(
             self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
         )
@@ -316,12 +317,10 @@ class GgufFit(ModelFit):
         if not places:
             return {RAM: 1.0}
         on_gpus = self._on_gpus() / (len(self.estimate.layers) + 1)
-        host = {f"blk.{i}." for i in range(min(self.known.settings.host_experts, len(self.estimate.layers)))}
-        kept = (
-            {n: s for n, s in tensors.items() if bandwidth.is_routed(n) and n.startswith(tuple(host))} if host else {}
-        )
-        facts = self.estimate.facts
-        moved = sum(kept.values()) * facts.used // facts.experts if facts.experts else 0
+        facts, where = self.estimate.facts, elsewhere(self.known.read.model, self.known.settings.overrides)
+        kept = {name: size for name, size in tensors.items() if where.get(name) == HOST}
+        routed = sum(size for name, size in kept.items() if bandwidth.is_routed(name)) if facts.experts else 0
+        moved = sum(kept.values()) - routed + (routed * facts.used // facts.experts if facts.experts else 0)
         on_gpus *= 1 - moved / max(1, need.weights)
         weights = {id: self.shares[id].weights for id in places}
         total = sum(weights.values()) or 1

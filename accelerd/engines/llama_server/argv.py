@@ -10,22 +10,22 @@ that the build has for it.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
-from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.flags import flag_name, why_owned
 from accelerd.config.model import BUILT_IN as UNSET
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import Endpoint, Flag, TuningAdvice, fail
+from accelerd.engines.base import Endpoint, TuningAdvice, fail
+from accelerd.engines.llama_server import arguments, placement
+from accelerd.engines.llama_server.command_line import CommandLine
 from accelerd.engines.llama_server.environment import KEY_VARIABLE
 from accelerd.engines.llama_server.features import Features, ProgramOption
 
-BUILT_IN: Final = "built-in"
 UNQUANTISED: Final = ("f32", "f16", "bf16")
 CACHE_LEAST: Final = 64 << 20  # bytes
 CONVERSATIONS: Final = 32  # that fill the context, for which a cache is large enough
@@ -45,6 +45,20 @@ PLAIN: Final[tuple[tuple[str, tuple[str, ...], str], ...]] = (
     ("threads", ("--threads", "-t"), "CPU threads"),
     ("mmproj", ("--mmproj",), "the model sees images through this projector"),
     ("draft_model", ("--spec-draft-model", "--model-draft", "-md"), "a small model drafts, this one checks"),
+    ("draft_max", ("--spec-draft-n-max", "--draft-max", "--draft"), "at most so many tokens are drafted"),
+    ("draft_min", ("--spec-draft-n-min", "--draft-min"), "at least so many tokens are drafted"),
+    ("draft_p_min", ("--spec-draft-p-min", "--draft-p-min"), "drafting ends at a less likely token"),
+    ("draft_cache_type_k", ("--spec-draft-type-k", "--cache-type-k-draft", "-ctkd"), "type of the draft's keys"),
+    ("draft_cache_type_v", ("--spec-draft-type-v", "--cache-type-v-draft", "-ctvd"), "type of the draft's values"),
+    ("rope_scaling", ("--rope-scaling",), "RoPE scaling"),
+    ("rope_scale", ("--rope-scale",), "RoPE scaling"),
+    ("rope_freq_base", ("--rope-freq-base",), "RoPE base frequency"),
+    ("rope_freq_scale", ("--rope-freq-scale",), "RoPE scaling"),
+    ("yarn_orig_ctx", ("--yarn-orig-ctx",), "YaRN"),
+    ("yarn_ext_factor", ("--yarn-ext-factor",), "YaRN"),
+    ("yarn_attn_factor", ("--yarn-attn-factor",), "YaRN"),
+    ("yarn_beta_slow", ("--yarn-beta-slow",), "YaRN"),
+    ("yarn_beta_fast", ("--yarn-beta-fast",), "YaRN"),
     ("chat_template_file", ("--chat-template-file",), "chat template instead of the model's own"),
 )
 SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -62,62 +76,6 @@ SAMPLING: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
 SECRET_VARIABLES: Final = frozenset({"HF_TOKEN"})  # may be set although its option may not
 
 
-class CommandLine(Struct):
-    """A command line in the making."""
-
-    spec: ModelSpec
-    features: Features
-    argv: list[str]
-    advice: Sequence[TuningAdvice] = ()  # what rules say of settings
-    flags: list[Flag] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    key_file: str = ""  # that the program is told to read its key from
-
-    def add(self, *tokens: str, key: str | None = None, reason: str) -> None:
-        """Tokens for the setting `key`; None: a choice of accelerd's own."""
-        self.argv += tokens
-        about = [one for one in self.advice if one.setting == key]
-        reasons = [reason, *(one.reason for one in about if not one.why_not)]
-        source = BUILT_IN if key is None else str(self.spec.origin(key))
-        note = "; ".join(one.note for one in about)
-        self.flags.append(Flag(shlex.join(tokens), source, ": ".join(reasons), note))
-
-    def option(self, key: str, names: Iterable[str]) -> ProgramOption | None:
-        """The option that says `key`; where the build has none of the names, a refusal is noted."""
-        names = tuple(names)
-        option = self.features.find(*names)
-        if option is None:
-            self.refuse(key, f"{key}: it knows no {' or '.join(names)}")
-        return option
-
-    def refuse(self, key: str, why: str) -> None:
-        """The build cannot say `key`: that stops the start if a person asked for it."""
-        origin = self.spec.origin(key)
-        if origin.by_rule:
-            self.warnings.append(f"left out what {origin} advises: {why}")
-        else:
-            self.refusals.append(why)
-
-    def set(self, key: str, names: tuple[str, ...], value: Any, reason: str) -> None:
-        """`NAME VALUE` for a setting a person wrote; a value the help does not list is refused."""
-        option = self.option(key, names)
-        if option is None:
-            return
-        text = str(value)
-        if option.choices and text not in option.choices:
-            self.refuse(key, f"{key} = {text!r}: it takes {', '.join(option.choices)}")
-            return
-        self.add(self.features.pick(*names) or names[0], text, key=key, reason=reason)
-
-    def own(self, names: tuple[str, ...], *values: str, reason: str) -> None:
-        """A choice of accelerd's own, left out silently where the build does not know it, or knows a switch of that
-        name instead of an option with a value."""
-        option = self.features.find(*names)
-        if option is not None and bool(option.hint) == bool(values):
-            self.add(self.features.pick(*names) or names[0], *values, reason=reason)
-
-
 def build(
     spec: ModelSpec,
     features: Features,
@@ -127,12 +85,14 @@ def build(
     cache: int = CACHE_MOST,
     key_file: str = "",
     checkpoints: int = CHECKPOINTS[0],
+    names: Mapping[str, str] | None = None,
 ) -> CommandLine:
     """The whole command line. Raises AccelError('model_failed', cause="refused") listing all this build cannot do.
 
     `gpus`: what the program calls those that it shall use, where it has a choice. `cache`: bytes that are set aside for
     its prompt cache. `key_file`: where its key would be, if it takes none from the environment. `checkpoints`: of a
-    conversation, as many as memory is reserved for.
+    conversation, as many as memory is reserved for. `names`: what
+    it calls which GPU, by slot; None: it has one or is not asked.
     """
     line = CommandLine(spec, features, [features.binary], advice)
     _model(line)
@@ -142,6 +102,8 @@ def build(
     _prompt_cache(line, cache)
     if gpus:
         line.own(("--device", "-dev"), ",".join(gpus), reason="where accelerd has made room for it")
+    placement.place(line, gpus, names)
+    placement.lora(line)
     _work(line)
     _sampling(line)
     line.own(("--offline",), reason="accelerd downloads models itself")
@@ -188,9 +150,7 @@ def _key(line: CommandLine, file: str) -> None:
 
 def _memory(line: CommandLine, checkpoints: int) -> None:
     spec, features = line.spec, line.features
-    line.own(
-        ("--fit",), "off", reason="accelerd plans the memory: llama-server must not change context or layers by itself"
-    )
+    placement.fit(line)
     if spec.tokens is not None:
         # The server divides its context among the slots, so that each request has what the setting says.
         total = spec.tokens * spec.parallel
@@ -213,7 +173,8 @@ def _memory(line: CommandLine, checkpoints: int) -> None:
     if spec.mmap is not None:
         _mmap(line, spec.mmap)
     if spec.gpu_layers is not None:
-        _gpu_layers(line, spec.gpu_layers)
+        names = ("-ngl", "--n-gpu-layers", "--gpu-layers")
+        _layers(line, "gpu_layers", names, spec.gpu_layers, "layers on the GPU")
     if spec.flash_attention is not None:
         _flash_attention(line, spec.flash_attention, features.find("--flash-attn", "-fa"))
 
@@ -283,16 +244,17 @@ def _mmap(line: CommandLine, wanted: bool) -> None:
         line.add("--no-mmap", key="mmap", reason=reason)
 
 
-def _gpu_layers(line: CommandLine, wanted: int | str) -> None:
-    option = line.option("gpu_layers", ("--n-gpu-layers", "--gpu-layers", "-ngl"))
+def _layers(line: CommandLine, key: str, names: tuple[str, ...], wanted: int | str, reason: str) -> None:
+    option = line.option(key, names)
     if option is None:
         return
+    name = line.features.pick(*names) or names[0]
     if isinstance(wanted, int) or f"'{wanted}'" in option.text:
-        line.add("-ngl", str(wanted), key="gpu_layers", reason="layers on the GPU")
+        line.add(name, str(wanted), key=key, reason=reason)
     elif wanted == "all":
-        line.add("-ngl", "999", key="gpu_layers", reason="all layers on the GPU, as this build takes only numbers")
+        line.add(name, "999", key=key, reason=f"all {reason}, as this build takes only numbers")
     else:
-        line.warnings.append("gpu_layers = auto: this build takes only numbers, its own default is kept")
+        line.warnings.append(f"{key} = auto: this build takes only numbers, its own default is kept")
 
 
 def _flash_attention(line: CommandLine, wanted: str, option: ProgramOption | None) -> None:
@@ -324,15 +286,29 @@ def _work(line: CommandLine) -> None:
         value = getattr(spec, key)
         if value is not None:
             line.set(key, names, value, reason)
-    kinds = line.features.find("--spec-type")
-    if spec.draft_model is not None and kinds and "draft-simple" in f"{kinds.hint} {kinds.choices}":
-        line.add("--spec-type", "draft-simple", key="draft_model", reason="newer builds have several ways to draft")
+    _speculative(line)
     for key, names, reason in (
         ("embeddings", ("--embeddings", "--embedding"), "serves /v1/embeddings"),
         ("rerank", ("--rerank", "--reranking"), "serves /v1/rerank"),
     ):
         if getattr(spec, key) and line.option(key, names):
             line.add(line.features.pick(*names) or names[0], key=key, reason=reason)
+
+
+def _speculative(line: CommandLine) -> None:
+    spec = line.spec
+    kinds = line.features.find("--spec-type")
+    known = kinds.hint.split(",") if kinds else []
+    if spec.spec_type is not None:
+        if kinds is not None and (unknown := [kind for kind in spec.spec_type if kind not in known]) and len(known) > 1:
+            line.refuse("spec_type", f"spec_type = {unknown[0]!r}: it takes {', '.join(known)}")
+        else:
+            line.set("spec_type", ("--spec-type",), ",".join(spec.spec_type), "how tokens are drafted")
+    elif spec.draft_model is not None and "draft-simple" in known:
+        line.add("--spec-type", "draft-simple", key="draft_model", reason="newer builds have several ways to draft")
+    if spec.draft_gpu_layers is not None:
+        names = ("--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft", "-ngld")
+        _layers(line, "draft_gpu_layers", names, spec.draft_gpu_layers, "layers of the draft model on the GPU")
 
 
 def _sampling(line: CommandLine) -> None:
@@ -361,8 +337,24 @@ def _extra(line: CommandLine) -> None:
     for name, _ in line.spec.env:
         if name in owned and name not in SECRET_VARIABLES:
             line.refusals.append(f"env {name}: {owned[name]}")
+    for name in dict.fromkeys(flag_name(token) for token in line.spec.extra_args if token.startswith("-")):
+        _overrule(line, name)
+    if unknown := arguments.read(line.spec).unknown:
+        what = f"extra_args {', '.join(unknown)}: what this takes of memory is not in the forecast"
+        line.warnings.append(f"{what}; a measurement after the load replaces it")
     if line.spec.extra_args:
         line.add(*line.spec.extra_args, key="extra_args", reason="as written, after everything else")
+
+
+def _overrule(line: CommandLine, name: str) -> None:
+    """Says of a flag of accelerd's that one of extra_args, further back, replaces it."""
+    option = line.features.options.get(name)
+    names = option.names if option else (name,)
+    for index, flag in enumerate(line.flags):
+        if flag.text.partition(" ")[0] in names:
+            by = f"overruled by {name} of extra_args"
+            line.flags[index] = replace(flag, note=f"{by}; {flag.note}" if flag.note else by)
+            line.warnings.append(f"extra_args {name} overrules {flag.text} ({flag.source})")
 
 
 def _why_owned(names: Iterable[str]) -> str | None:

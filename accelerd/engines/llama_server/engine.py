@@ -45,8 +45,8 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
-from accelerd.engines.http import HttpError, request
-from accelerd.engines.llama_server import argv, environment, files, fit_params, output, probe
+from accelerd.engines.http import HttpError, has_path, request
+from accelerd.engines.llama_server import argv, environment, files, fit_params, output, placement, probe
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.program import Program, find, local
@@ -199,11 +199,12 @@ class LlamaServer(Engine):
         )
         endpoint, warning = await asyncio.to_thread(self._endpoint, spec, features, runtime)
         named, doubt = await self._named(settled, placed.devices if placed is not None else ())
+        called = output.device_names(await self._listed(settled), self._devices())
         needed, spare = argv.prompt_cache(spec, settled.build.options)
         granted = needed or (spare if placed is None else min(placed.cache, spare))
         key_file = os.fspath(runtime / names.INSTANCE_DIR / f"{secrets.token_hex(8)}{names.KEY_SUFFIX}")
         line = argv.build(spec, features, endpoint, tuned.advice, named, granted, key_file,
-                          self._forecaster.checkpoints(settled.files.spec))  # fmt: skip
+                          self._forecaster.checkpoints(settled.files.spec), called)  # fmt: skip
         secret = self._token()
         env, env_flags = environment.for_server(self._environ, spec, "" if line.key_file else secret, tuned.advice)
         probe_path, probe_body = PROBES["embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate"]
@@ -237,6 +238,12 @@ class LlamaServer(Engine):
         if found is None:
             return (), f"cannot tell which device of {program.path} is {', '.join(slots)}: the program chooses"
         return found, None
+
+    async def _listed(self, settled: Settled | None) -> str:
+        """What `--list-devices` says, where a setting may name a GPU."""
+        if settled is None or not placement.names_gpus(settled.tuned.spec):
+            return ""
+        return await self._features.devices(settled.program, settled.features)
 
     async def settle(self, spec: ModelSpec) -> Settled:
         """The model with all that images and rules add, and its program. Raises AccelError('model_failed')."""
@@ -294,7 +301,8 @@ class LlamaServer(Engine):
             except AccelError as error:
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
         seen, build = (settled.tuned.spec, settled.build) if settled is not None else (own.spec, None)
-        return await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer)
+        called = output.device_names(await self._listed(settled), devices)
+        return await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer, called)
 
     async def _forecast_fixed(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """Of a container that is there: its ports are asked of its engine."""
@@ -388,7 +396,7 @@ class LlamaServer(Engine):
             return frozenset()
         program = settled.program.identity
         if program not in self._absent:
-            has = [await _has(plan, path) for path in PATHS.values()]
+            has = [await has_path(plan.endpoint, path, plan.secret) for path in PATHS.values()]
             self._absent[program] = frozenset(task for task, there in zip(PATHS, has, strict=True) if not there)
         return self._absent[program]
 
@@ -419,14 +427,6 @@ class LlamaServer(Engine):
             return None
         readable = re.sub(r"[^A-Za-z0-9.-]", "-", model)[: min(room, 32)]
         return f"{folder}/{readable}{unique}"
-
-
-async def _has(plan: LaunchPlan, path: str) -> bool:
-    """Does the program know this path? An empty request costs it nothing. Where it does not say: yes."""
-    try:
-        return (await request(plan.endpoint, path, within=2.0, bearer=plan.secret, body=b"{}", most=0))[0] != 404
-    except HttpError:
-        return True
 
 
 def _fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:

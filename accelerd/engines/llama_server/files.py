@@ -73,6 +73,10 @@ class FileReader:
             found = self._identify(draft)
             if not found.runs and not found.drafts and not found.unsure:
                 _refuse(draft, "draft model", found)
+        for adapter in seen.spec.lora:
+            found = self._identify(adapter.path)
+            if not found.adapts and not found.unsure:
+                _refuse(adapter.path, "LoRA adapter", found)
         template = spec.chat_template_file
         if template and not os.access(template, os.R_OK):
             fail(Cause.NO_MODEL, f"cannot read the chat template {template}: is chat_template_file right?")
@@ -141,7 +145,7 @@ def footprint(spec: ModelSpec) -> tuple[int, str]:
 def files_of(spec: ModelSpec) -> list[str]:
     """The files that the program will open, all shards of a model among them."""
     named = [value for field in FILES[1:] if (value := getattr(spec, field))]
-    return [*(parts(spec.path) if spec.path else []), *named]
+    return [*(parts(spec.path) if spec.path else []), *named, *(adapter.path for adapter in spec.lora)]
 
 
 def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:
@@ -153,6 +157,7 @@ def as_seen_inside(spec: ModelSpec, found: ContainerProgram) -> ModelSpec:
             Cause.NO_MODEL, f"cannot see {hidden[0]} in {where}: put it below your home directory, or mount its folder"
         )
     changed: dict[str, Any] = {field: found.files[value] for field in FILES if (value := getattr(spec, field))}
+    changed["lora"] = tuple(replace(adapter, path=found.files[adapter.path]) for adapter in spec.lora)
     wanted = {key: value for key, value in found.settings.items() if getattr(spec, key) is None}
     origins = {**spec.origins, **{key: Origin(found.source, by=SetBy.IMAGE) for key in wanted}}
     return replace(spec, **changed, **wanted, origins=origins)

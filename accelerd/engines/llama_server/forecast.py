@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from accelerd.config.model import USUAL_CONTEXT, ModelSpec
+from accelerd.config.values import tensor_override
 from accelerd.devices.model import Device
 from accelerd.engines.base import EngineBuild
-from accelerd.engines.llama_server import argv, files
+from accelerd.engines.llama_server import arguments, argv, files, placement
 from accelerd.engines.llama_server.fit_params import FitAnswer
 from accelerd.estimate import smaller
 from accelerd.estimate.compute import logits
@@ -29,6 +29,7 @@ from accelerd.estimate.estimate import REPACKED, Estimate, EstimateSettings, est
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.placing import options, usable
 from accelerd.estimate.placing import room as room_of
+from accelerd.estimate.tensor_places import HOST
 from accelerd.estimate.tensors import GgufModel, Identity, ModelReader, identity
 from accelerd.memory.measure import GPU_RESERVE
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, in_ram
@@ -39,26 +40,13 @@ log = logging.getLogger(__name__)
 FROM_TOOL: Final = "estimated by llama-fit-params"
 MIB: Final = 1 << 20
 UNBOUNDED: Final = 1 << 60  # bytes
-DRAFTED: Final = 16  # tokens that a draft model guesses at once, llama-server's default
 UNKNOWN_UBATCH: Final = 2048  # the largest that a tuning rule sets
 FEW_OUTPUTS: Final = "--load-mode"  # builds with this option reserve scores only for the tokens that are asked for
 MOST_KNOWN: Final = 256  # models
-# Options of extra_args that change what is reserved, and the field of Settings or of ModelSpec that they decide.
-NUMBERS: Final = {"--ctx-checkpoints": "checkpoints", "-ctxcp": "checkpoints", "--swa-checkpoints": "checkpoints",
-                  "--ubatch-size": "ubatch", "-ub": "ubatch", "--batch-size": "batch", "-b": "batch",
-                  "--n-cpu-moe": "host_experts", "-ncmoe": "host_experts", "--gpu-layers": "gpu_layers",
-                  "--n-gpu-layers": "gpu_layers", "-ngl": "gpu_layers"}  # fmt: skip
-WORDS: Final = {"--cache-type-k": "type_k", "-ctk": "type_k", "--cache-type-v": "type_v", "-ctv": "type_v"}
-SWITCHES: Final[Mapping[str, tuple[str, Any]]] = {
-    "--swa-full": ("window_full", True), "--no-kv-offload": ("offload_cache", False),
-    "-nkvo": ("offload_cache", False), "--kv-unified": ("unified", True), "-kvu": ("unified", True),
-    "--cpu-moe": ("host_experts", 1 << 16), "-cmoe": ("host_experts", 1 << 16),
-    "--no-repack": ("repacked", frozenset()), "-nr": ("repacked", frozenset()),
-    "--embeddings": ("embeddings", True), "--embedding": ("embeddings", True),
-    "--rerank": ("rerank", True), "--reranking": ("rerank", True),
-}  # fmt: skip
-FILES: Final = {"--mmproj": "mmproj", "-mm": "mmproj", "--model-draft": "draft_model", "-md": "draft_model",
-                "--spec-draft-model": "draft_model"}  # fmt: skip
+STARTS: Final = (("--spec-draft-n-max", 3), ("--draft-max", 16))  # tokens that are drafted at once, by the build
+NGRAM: Final = 64  # tokens that are drafted from the text itself, at most
+KEEPS_STATES: Final = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"})
+FIT_TARGET: Final = 1 << 30  # llama-server's default
 
 
 class ModelFiles(Struct, frozen=True):
@@ -68,6 +56,10 @@ class ModelFiles(Struct, frozen=True):
     projector: GgufModel | None
     draft: GgufModel | None
     identities: tuple[Identity, ...]
+    lora: tuple[GgufModel, ...] = ()
+
+    def estimate(self, settings: EstimateSettings) -> Estimate:
+        return estimate(self.model, settings, self.projector, self.draft, self.lora)
 
 
 class ForecastInputs(Struct, frozen=True):
@@ -82,6 +74,7 @@ class ForecastInputs(Struct, frozen=True):
     build: EngineBuild | None = None  # None: it was not asked
     answer: FitAnswer | None = None
     contexts: tuple[int, ...] = ()  # that it may have where the setting leaves that open
+    names: Mapping[str, str] | None = None  # what the program calls the GPUs, by slot
 
 
 class Forecaster:
@@ -99,10 +92,12 @@ class Forecaster:
         build: EngineBuild | None,
         devices: Sequence[Device],
         answer: FitAnswer | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Forecast:
         """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked.
 
-        `answer`: what llama-fit-params says of it with the first of `contexts`.
+        `answer`: what llama-fit-params says of it with the first of `contexts`. `names`: what the program calls the
+        GPUs, by slot.
         """
         if spec.memory is not None:
             return (
@@ -115,8 +110,9 @@ class Forecaster:
         earlier = self._known.get(spec.name)
         if build is None and earlier is not None and earlier.told == spec:  # what was asked before still holds
             settled, build, answer = earlier.spec, earlier.build, answer or earlier.answer
+            names = earlier.names
         try:
-            known = self._inputs(spec, settled, build, devices, answer)
+            known = self._inputs(spec, settled, build, devices, answer, names)
         except (GgufError, OSError) as error:
             return Forecast((self._unread(spec, error),))
         placed = tuple(need for context in known.contexts or (None,) for need in self._placed(known, context))
@@ -129,13 +125,14 @@ class Forecaster:
         build: EngineBuild | None,
         devices: Sequence[Device],
         answer: FitAnswer | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> ForecastInputs:
         """What a forecast is made of, kept for later questions. GgufError, OSError."""
         gpus = usable(devices)
-        settings, layers, paths = settings_of(settled, build, bool(gpus), self._machine())
-        read = self._read(spec, paths)
+        settings, layers = settings_of(settled, build, gpus, self._machine(), names)
+        read = self._read(spec, settled, arguments.read(settled).spec)
         settings = with_checkpoints(settings, settled, read)
-        known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer)
+        known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer, names=names)
         if spec.context == "auto":
             known = replace(known, contexts=contexts_of(known, devices))
         while len(self._known) >= MOST_KNOWN:
@@ -147,13 +144,16 @@ class Forecaster:
     def _placed(known: ForecastInputs, context: int | None) -> Iterable[MemoryRequirement]:
         """The ways to place the model with this context; None: that of its settings."""
         settings, answer = known.settings, known.answer
+        unknown = ", ".join(arguments.read(known.spec).unknown)
+        beside = f"what {unknown} in extra_args changes is not known before it is loaded"
         if context is not None:
             settings = replace(settings, context=context * settings.slots)
-        found = estimate(known.read.model, settings, known.read.projector, known.read.draft)
+        found = known.read.estimate(settings)
         for need in options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus):
             if answer is not None and answer.rows:
                 need = corrected(need, found, answer, weights_only=context not in (None, *known.contexts[:1]))
-            yield replace(need, context=context)
+            source = f"{need.source}; {beside}" if unknown else need.source
+            yield replace(need, context=context, source=source)
 
     def contexts(
         self, spec: ModelSpec, settled: ModelSpec, build: EngineBuild | None, devices: Sequence[Device]
@@ -185,12 +185,20 @@ class Forecaster:
         known = self._known.get(spec.name)
         return known.settings.checkpoints if known is not None and known.told == spec else argv.CHECKPOINTS[0]
 
-    def _read(self, spec: ModelSpec, paths: Mapping[str, str]) -> ModelFiles:
+    def _read(self, spec: ModelSpec, settled: ModelSpec, told: ModelSpec) -> ModelFiles:
+        """`told`: `settled` with what extra_args say; a file that they name is called here as it is there."""
         assert spec.path is not None
-        extra = [paths.get(name) or getattr(spec, name) for name in ("mmproj", "draft_model")]
+
+        def named(field: str) -> str | None:
+            there: str | None = getattr(told, field)
+            return there if there != getattr(settled, field) else getattr(spec, field)
+
+        extra = [named("mmproj"), named("draft_model")]
+        adapters = [one.path for one in (*spec.lora, *told.lora[len(settled.lora) :])]
         projector, draft = (self.reader.read(name) if name else None for name in extra)
-        names = (spec.path, *filter(None, extra))
-        return ModelFiles(self.reader.read(spec.path), projector, draft, tuple(map(identity, names)))
+        names = (spec.path, *filter(None, extra), *adapters)
+        lora = tuple(map(self.reader.read, adapters))
+        return ModelFiles(self.reader.read(spec.path), projector, draft, tuple(map(identity, names)), lora)
 
     @staticmethod
     def _unread(spec: ModelSpec, error: GgufError | OSError) -> MemoryRequirement:
@@ -220,7 +228,7 @@ class Forecaster:
         settings = {name: sorted(value) if isinstance(value, frozenset) else value
                     for name, value in asdict(known.settings).items()}  # fmt: skip
         version = (build.engine, build.version, build.backend) if build is not None else ()
-        said = (known.read.identities, settings, known.gpu_layers, version)
+        said = (known.read.identities, settings, known.gpu_layers, version, arguments.read(known.spec).unknown)
         return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
@@ -284,17 +292,28 @@ def with_cache(found: Forecast, spec: ModelSpec, build: EngineBuild | None) -> F
 
 
 def settings_of(
-    spec: ModelSpec, build: EngineBuild | None, gpu: bool, machine: str
-) -> tuple[EstimateSettings, int | str | None, dict[str, str]]:
-    """What the estimate is made for, the layers on GPUs, and files that extra_args name by field.
+    spec: ModelSpec,
+    build: EngineBuild | None,
+    gpus: Sequence[Device],
+    machine: str,
+    names: Mapping[str, str] | None = None,
+) -> tuple[EstimateSettings, int | str | None]:
+    """What the estimate is made for, and the layers on GPUs; extra_args count.
 
-    `build` None: the program was not asked; then more than it may take. `gpu`: there is one.
+    `build` None: the program was not asked; then more than it may take. `names`: what it calls the GPUs, by slot.
     """
+    told = arguments.read(spec)
+    spec = told.spec
+    options = build.options if build is not None else frozenset[str]()
     whole = spec.embeddings or spec.rerank
-    batch, ubatch = spec.batch or 2048, spec.ubatch or (UNKNOWN_UBATCH if build is None and gpu else 512)
+    batch, ubatch = spec.batch or 2048, spec.ubatch or (UNKNOWN_UBATCH if build is None and gpus else 512)
     if whole and spec.ubatch is None and spec.tokens is not None:
         ubatch = min(spec.tokens, argv.EMBEDDING_BATCH_CAP)
         batch = max(spec.batch or ubatch, ubatch)
+    kinds = set(spec.spec_type or ())
+    default = next((number for option, number in STARTS if option in options), STARTS[-1][1])
+    drafted = (spec.draft_max or default) if spec.draft_model or any(kind.startswith("draft") for kind in kinds) else 0
+    drafted = max(drafted, NGRAM if any(kind.startswith("ngram") for kind in kinds) else 0)
     settings = EstimateSettings(
         context=(spec.tokens or 0) * spec.parallel,
         slots=spec.parallel,
@@ -306,39 +325,40 @@ def settings_of(
         mmap=spec.mmap is not False,
         embeddings=spec.embeddings,
         rerank=spec.rerank,
-        few_outputs=build is not None and FEW_OUTPUTS in build.options,
-        drafted=DRAFTED if spec.draft_model else 0,
-        checkpoints=argv.CHECKPOINTS[0] if build is None or build.options.intersection(argv.CHECKPOINT_FLAGS) else 0,
+        few_outputs=FEW_OUTPUTS in options,
+        drafted=drafted,
+        checkpoints=argv.CHECKPOINTS[0] if build is None or options.intersection(argv.CHECKPOINT_FLAGS) else 0,
         repacked=REPACKED.get(machine, frozenset()),
         backend=build.backend if build is not None else "",
+        overrides=tuple(_overrides(spec, gpus, names)),
+        split_mode=spec.split_mode or "layer",
+        main_gpu=spec.main_gpu if spec.split_mode == "none" else None,
+        tensor_split=spec.tensor_split,
+        fit_target=(spec.fit_target or (FIT_TARGET,)) if spec.fit else None,
+        projector_at=HOST if spec.mmproj_offload is False else spec.mmproj_device,
+        draft_type_k=spec.draft_cache_type_k or "f16",
+        draft_type_v=spec.draft_cache_type_v or "f16",
+        draft_layers=spec.draft_gpu_layers if isinstance(spec.draft_gpu_layers, int) else None,
+        own_drafts="draft-mtp" in kinds and not spec.draft_model,
+        kept_states=(spec.draft_max or default) if kinds & KEEPS_STATES else 0,
     )
-    return _told(settings, spec.gpu_layers, spec.extra_args)
+    return replace(settings, **told.estimate), spec.gpu_layers
 
 
-def _told(
-    settings: EstimateSettings, layers: int | str | None, arguments: Sequence[str]
-) -> tuple[EstimateSettings, int | str | None, dict[str, str]]:
-    """What extra_args change of it; what is no number where one belongs is left to the program to refuse."""
-    changed: dict[str, Any] = {}
-    named: dict[str, str] = {}
-    for index, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
-        if flag in SWITCHES:
-            name, setting = SWITCHES[flag]
-            changed[name] = setting
-        elif flag in NUMBERS and value.isascii() and value.isdigit():
-            if NUMBERS[flag] == "gpu_layers":
-                layers = int(value)
-            else:
-                changed[NUMBERS[flag]] = int(value)
-        elif flag in WORDS:
-            changed[WORDS[flag]] = value
-        elif flag in FILES and value:
-            named[FILES[flag]] = os.path.expanduser(value)
-        elif flag in ("--flash-attn", "-fa") and value in ("on", "off", "auto"):
-            changed["flash"] = value
-    return replace(settings, **changed), layers, named
+def _overrides(spec: ModelSpec, gpus: Sequence[Device], names: Mapping[str, str] | None) -> Iterator[tuple[str, str]]:
+    """Patterns with the GPU that they name, in the order of the command line; what cannot be told is left out."""
+    by_name = {name: slot for slot, name in (names or {}).items()}
+    for one in spec.override_tensor:
+        pattern, buffer = tensor_override(one)
+        if buffer.startswith("CPU") or buffer.endswith("_Host"):
+            yield pattern, HOST
+        elif buffer in by_name:
+            yield pattern, by_name[buffer]
+        elif names is None and len(gpus) == 1:
+            yield pattern, gpus[0].id
+    for key, _, pattern, _ in placement.ON_HOST:
+        if (value := getattr(spec, key)) not in (None, False):
+            yield placement.of_layers(pattern, value), HOST
 
 
 def ways(known: ForecastInputs) -> smaller.Ways:
@@ -349,7 +369,7 @@ def ways(known: ForecastInputs) -> smaller.Ways:
         if kind is not None:
             flash = "on" if settings.flash == "off" else settings.flash
             settings = replace(settings, type_k=kind, type_v=kind, flash=flash)
-        found = estimate(known.read.model, settings, known.read.projector, known.read.draft)
+        found = known.read.estimate(settings)
         return options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus)
 
     return placed

@@ -125,11 +125,11 @@ def listed(told: str) -> list[ListedDevice]:
     return found
 
 
-def names_of(told: str, devices: Iterable[Device], wanted: Sequence[str]) -> tuple[str, ...] | None:
-    """What the program calls the GPUs in these slots; () when it has no choice, None when one cannot be told."""
+def device_names(told: str, devices: Iterable[Device]) -> dict[str, str] | None:
+    """What the program calls the GPUs, by slot, as far as it can be told; None when it has no choice."""
     there = listed(told)
     if len(there) < 2:
-        return ()
+        return None
     gpus = sorted((d for d in devices if d.kind == "gpu" and d.slot), key=lambda device: device.id)
     pairs = sorted(
         ((_likeness(one, gpu), -index, -place) for index, one in enumerate(there) for place, gpu in enumerate(gpus)),
@@ -142,9 +142,15 @@ def names_of(told: str, devices: Iterable[Device], wanted: Sequence[str]) -> tup
         if likeness > 0 and gpu.id not in found and -index not in taken:
             found[gpu.id] = there[-index].name
             taken.add(-index)
-    if any(slot not in found for slot in wanted):
-        return None
-    return tuple(found[slot] for slot in wanted)
+    return found
+
+
+def names_of(told: str, devices: Iterable[Device], wanted: Sequence[str]) -> tuple[str, ...] | None:
+    """What the program calls the GPUs in these slots; () when it has no choice, None when one cannot be told."""
+    found = device_names(told, devices)
+    if found is None:
+        return ()
+    return tuple(found[slot] for slot in wanted) if all(slot in found for slot in wanted) else None
 
 
 def _likeness(one: ListedDevice, gpu: Device) -> float:
