@@ -134,7 +134,7 @@ def test_an_unusual_answer_of_a_hub(web: Web) -> None:
     with pytest.raises(AccelError, match="did not send a list of files"):
         read(f"hf:{REPO}", hub(web))
     web.json(f"/api/models/{REPO}", ["x"])
-    with pytest.raises(AccelError, match="has no GGUF model"):
+    with pytest.raises(AccelError, match="sent no list of the files"):
         read(f"hf:{REPO}", hub(web))
 
 
@@ -221,7 +221,7 @@ def test_a_server_that_breaks_off(web: Web) -> None:
 
 def test_a_list_of_files_that_breaks_off(web: Web) -> None:
     web.answers[f"/api/models/{REPO}"] = (200, {"X-Length": "1000"}, b"{}")
-    with pytest.raises(AccelError, match=r"has no GGUF|broke off"):
+    with pytest.raises(AccelError, match=r"sent no list|broke off"):
         read(f"hf:{REPO}", hub(web))
 
 
