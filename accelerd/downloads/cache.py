@@ -6,6 +6,7 @@ models--ORG--REPO/{refs/main,snapshots/COMMIT/FILE,blobs/ETAG}.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +69,14 @@ def data_folder(env: Mapping[str, str], home: Path) -> Path:
 
 
 def place_of(url: str, env: Mapping[str, str], home: Path) -> Path:
-    """Where the file of an address lies: SERVER/PATH, so that two servers' model.gguf do not meet."""
+    """Where the file of an address lies: SERVER/PATH, so that two servers' model.gguf do not meet.
+
+    A query gets a folder of its own: it may name another file. Only its digest, because it may also be secret.
+    """
     split = urlsplit(url)
     names = [name for name in unquote(split.path).split("/") if name not in ("", ".", "..")]
+    if split.query:
+        names.insert(-1, f"query-{hashlib.sha256(split.query.encode()).hexdigest()[:12]}")
     return data_folder(env, home).joinpath(split.netloc.rpartition("@")[2].replace(":", "_"), *names)
 
 

@@ -269,7 +269,7 @@ def test_what_llama_server_downloaded_is_found(tmp_path: Path, env: dict[str, st
 
 
 def test_files_of_two_servers_do_not_meet(tmp_path: Path) -> None:
-    one, other = "https://a.test/m/model.gguf?x=1", "https://b.test:8443/m/model.gguf"
+    one, other = "https://a.test/m/model.gguf", "https://b.test:8443/m/model.gguf"
     place = place_of(one, {}, tmp_path)
     assert place == tmp_path / ".local/share/accelerd/models/a.test/m/model.gguf"
     assert place_of(other, {"XDG_DATA_HOME": "/d"}, tmp_path) == Path("/d/accelerd/models/b.test_8443/m/model.gguf")
@@ -278,6 +278,18 @@ def test_files_of_two_servers_do_not_meet(tmp_path: Path) -> None:
     place.write_bytes(b"GGUF")
     assert cached(Source(url=one), {}, tmp_path).model == place  # type: ignore[union-attr]
     assert cached(Source(url=other), {}, tmp_path) is None
+
+
+def test_files_of_two_queries_do_not_meet(tmp_path: Path) -> None:
+    urls = [f"https://a.test/get/q-00001-of-00002.gguf{query}" for query in ("", "?v=1", "?v=2&key=geheim")]
+    places = [place_of(url, {}, tmp_path) for url in urls]
+    assert len(set(places)) == 3
+    assert {place.name for place in places} == {"q-00001-of-00002.gguf"}, "parts are found by their names"
+    assert "geheim" not in str(places[2])
+    places[1].parent.mkdir(parents=True)
+    for part in ("q-00001-of-00002.gguf", "q-00002-of-00002.gguf"):
+        places[1].with_name(part).write_bytes(b"GGUF")
+    assert [cached(Source(url=url), {}, tmp_path) is not None for url in urls] == [False, True, False]
 
 
 # --- the token --------------------------------------------------------------------------------------------------
