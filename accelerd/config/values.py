@@ -123,7 +123,7 @@ def _context(value: int | str) -> int | str | None:
 def _prompt_cache(value: int | str) -> int:
     size = 0 if value == "off" else units.parse_size(value)
     if 0 < size < 1 << 20:
-        raise ValueError("less than engines can count")
+        raise ValueError(f'{_PROMPT_CACHE}, or "auto"')
     return size
 
 
@@ -133,6 +133,7 @@ def _on_off(value: bool | str) -> str:
 
 _MILLISECOND = 0.001
 _CONTEXT = 'a whole number of tokens from 128 to 134217728, "auto", or "model" for the whole trained context'
+_PROMPT_CACHE = f'{units.SIZE}; at least 1 MiB, or "off"'
 _HOST = 'a host name or address such as "box.local" or "[fd00::1]" (no scheme, no port, no "*")'
 
 
@@ -193,7 +194,7 @@ MemoryLimit = Annotated[int | str, _size(16 << 20, "none")]
 PromptCache = Annotated[
     int | str,
     _amount(
-        f'{units.SIZE}; at least 1 MiB, or "off"',
+        _PROMPT_CACHE,
         _prompt_cache,
         lambda value: units.format_size(value) if value else "off",
         f"^off$|{_SIZE_JSON}",

@@ -52,3 +52,12 @@ def test_a_reload_names_what_changed(home: Home) -> None:
         return diff(Config(), home.load(text)).settings
 
     assert changed("[memory]\nsoft_grace = 0\nreserve = 1\n") == ("memory.reserve", "memory.soft_grace")
+
+
+@pytest.mark.parametrize("size", ['"1KiB"', "1048575"])
+def test_a_prompt_cache_that_is_too_small_is_told_the_least_size(home: Home, size: str) -> None:
+    [error] = home.errors(f'[models.one]\npath = "/one.gguf"\nprompt_cache = {size}\n')
+    assert "expected a size" in error
+    assert 'at least 1 MiB, or "off", or "auto"' in error
+    spec = home.load('[models.one]\npath = "/one.gguf"\nprompt_cache = "1MiB"\n').models["one"]
+    assert spec.prompt_cache == 1 << 20
