@@ -72,7 +72,7 @@ class ModelDownloads:
         files, name = self._scheduler.files, spec.name
 
         def hear(now: Fetched) -> None:
-            files.progress(name, DownloadProgress(now.bytes, now.total or None, now.rate, now.remaining))
+            files.progress(name, DownloadProgress(now.bytes, now.total or None, now.rate, now.remaining, now.file))
 
         try:
             await self.fetch(Source.parse(spec.model or ""), hear)

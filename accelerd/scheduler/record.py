@@ -67,6 +67,7 @@ class DownloadProgress(Struct, frozen=True):
     total: int | None = None  # None: not known yet
     rate: float = 0.0  # bytes/s, lately
     remaining: float | None = None  # s
+    file: str = ""  # the one that is coming; "": not known yet
 
 
 class StopWatcher(Struct, frozen=True):

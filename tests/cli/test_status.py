@@ -76,6 +76,9 @@ def test_downloads_that_no_model_shows_are_shown(ctl: Ctl, daemon: FakeDaemon) -
     loading = model("a", "downloading", download={"bytes": 1, "total": 2, "file": "repo-Q4_K_M.gguf"})
     daemon.answers["GET status"] = Reply(status(loading, downloads=[step]))
     assert "org/repo" not in ctl("status").out, "the row of the model says it"
+    unnamed = model("a", "downloading", download={"bytes": 1, "total": 2, "rate": 0.0, "remaining": None})
+    daemon.answers["GET status"] = Reply(status(unnamed, downloads=[step]))
+    assert wanted in ctl("status").out, "an older daemon does not say which file the row is about"
 
 
 def test_the_totals_of_all_models_are_not_those_of_one(ctl: Ctl, daemon: FakeDaemon) -> None:

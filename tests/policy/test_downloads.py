@@ -71,7 +71,7 @@ async def test_the_files_come_and_the_model_is_loaded() -> None:
         w.hear(Fetched(12 * MIB, 100 * MIB, 4.0 * MIB, 22.0, "a.gguf"))
         seen = w.core.snapshot("new").download
         assert seen is not None
-        assert (seen.bytes, seen.total, seen.remaining) == (12 * MIB, 100 * MIB, 22.0)
+        assert (seen.bytes, seen.total, seen.remaining, seen.file) == (12 * MIB, 100 * MIB, 22.0, "a.gguf")
         w.result.set_result(None)
         await turns()
         assert w.loads() == ["new"]

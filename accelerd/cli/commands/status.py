@@ -93,7 +93,7 @@ def show(out: CliOutput, status: dict[str, Any], *, named: bool) -> None:
 
 def downloads(out: CliOutput, status: dict[str, Any]) -> None:
     """The downloads under way that no model's row shows."""
-    shown = {model["download"]["file"] for model in status.get("models") or () if model.get("download")}
+    shown = {model["download"].get("file") for model in status.get("models") or () if model.get("download")}
     for one in status.get("downloads") or ():
         if one["file"] not in shown:
             facts = ", ".join(filter(None, (amount(with_download(one)), one["file"])))
