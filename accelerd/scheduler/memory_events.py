@@ -39,6 +39,8 @@ class MemoryEvents:
             if not record.occupied:
                 record.device = self._admission.needs.device(record.spec)
             record.expect(forecast)
+            if record.kept_out:
+                self.room_may_be_there()
             self._admission.schedule()
 
     def seen(self, seen: MemorySnapshot) -> None:
@@ -120,7 +122,7 @@ class MemoryEvents:
         return self._admission.yielded
 
     def room_may_be_there(self) -> None:
-        """A model has left, or the limits are others: what these kept out is tried again."""
+        """A model has left, or limits or needs are others: what was kept out is tried again."""
         admission = self._admission
         if any(record.kept_out for record in admission.records.values()):
             self._retry_at = max(admission.clock.monotonic(), self._calm_from + admission.settings.cool_down)

@@ -8,7 +8,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.memory.model import RAM, MemorySnapshot, Pool
+from accelerd.memory.model import RAM, Forecast, MemorySnapshot, Pool, in_ram
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, Request, model
@@ -314,6 +314,17 @@ def test_a_preload_without_room_comes_when_it_needs_less() -> None:
     bench.configure([model("a", preload=True), model("b", preload=True, context=1024)])
     bench.pass_time(1)
     assert bench.loads() == ["a", "b"]
+
+
+def test_a_preload_without_room_comes_when_a_better_forecast_says_that_it_fits() -> None:
+    bench, _ = kept_out()
+    bench.core.memory.forecast("b", Forecast((in_ram(50 * MIB, "still too much"),)))
+    bench.pass_time(1)
+    assert bench.loads() == ["a"]
+    bench.core.memory.forecast("b", Forecast((in_ram(30 * MIB, "its program was asked"),)))
+    bench.pass_time(1)
+    assert bench.loads() == ["a", "b"]
+    assert bench.stopped == [], "nobody leaves for it"
 
 
 def test_what_still_has_no_room_is_neither_tried_nor_watched_for() -> None:
