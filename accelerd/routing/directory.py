@@ -2,7 +2,7 @@
 
 Made anew with every configuration and never changed. Beside what is configured every model answers to `npu/NAME` when
 it runs on an NPU and to `local/NAME` otherwise, unless somebody else has that name. Operations of people (`canonical`)
-take no names that only match a pattern: a typing error would mean a model.
+take no pattern and no names that only match one: a typing error would mean a model.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Directory:
             for alias, one in sorted(aliases.items(), key=lambda item: -len(item[0]))  # the most precise first
             if ANY in alias
         ]
-        self._named: dict[str, ModelSpec | Route] = {**self.routes, **aliases, **self.models}
-        self.default = self._named.get(default) if default is not None else None
+        plain = {alias: one for alias, one in aliases.items() if ANY not in alias}
+        self._named: dict[str, ModelSpec | Route] = {**self.routes, **plain, **self.models}
+        self.default = {**aliases, **self._named}.get(default) if default is not None else None
 
     def find(self, name: str) -> ModelSpec | Route:
         """What the name means to a client. AccelError model_not_found."""
@@ -73,7 +74,7 @@ class Directory:
         """Every name, those of models first."""
         return [
             *self.models,
-            *(name for name in self._named if name not in self.models and ANY not in name),
+            *(name for name in self._named if name not in self.models),
             *filter(None, map(self.generated, self.models.values())),
         ]
 

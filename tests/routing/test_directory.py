@@ -119,6 +119,14 @@ def test_an_alias_may_stand_for_many_names(name: str, meant: str) -> None:
     assert not any("*" in one for one in known.names())
 
 
+@pytest.mark.parametrize("pattern", ["*", "claude-*", "*[1m]"])
+def test_a_pattern_itself_is_no_name_for_people(pattern: str) -> None:
+    known = directory(*ANYTHING, ModelSpec("rest", path="/r.gguf", aliases=("*",)))
+    assert known.canonical(pattern) == pattern, "no model of this name"
+    assert not known.is_name(pattern)
+    assert known.find(pattern).name in ("qwen", "small", "rest"), "a client may write it like any other name"
+
+
 def test_what_a_pattern_matches_is_no_name_for_people() -> None:
     known = directory(*ANYTHING)
     assert known.canonical("claude-x") == "claude-x"
