@@ -16,6 +16,8 @@ PART: Final = r"[A-Za-z0-9][\w.-]{0,95}"
 REPOSITORY: Final = re.compile(f"{PART}/{PART}", re.ASCII)
 QUANT: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
 ADDRESSES: Final = ("https://", "http://")
+WRITTEN: Final = "write https://SERVER/PATH/FILE.gguf"
+NO_SECRETS: Final = "addresses are stored and shown: download the file yourself, then add it by its path"
 NAMED: Final = "a model of a hub is named ORG/REPO or ORG/REPO:QUANT, such as hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
 
 
@@ -42,10 +44,9 @@ class Source(Struct, frozen=True):
 
     @property
     def public(self) -> str:
-        """For messages, jobs and the journal: of an address without what may be secret, user, password and query."""
+        """For messages, jobs and the journal: of an address without its query, which may be secret."""
         split = urlsplit(self.url)
-        netloc = split.netloc.rpartition("@")[2]
-        return urlunsplit((split.scheme, netloc, split.path, "", "")) if self.url else str(self)
+        return urlunsplit((split.scheme, split.netloc, split.path, "", "")) if self.url else str(self)
 
     def __str__(self) -> str:
         """As it stands in a configuration."""
@@ -74,9 +75,16 @@ def _in_hub(text: str, name: str, quant: str) -> Source:
 
 
 def _address(text: str) -> Source:
-    split = urlsplit(text)
-    if not split.hostname:
-        raise AccelError("bad_request", f"{text} is not an address", hint="write https://SERVER/PATH/FILE.gguf")
+    try:
+        split = urlsplit(text)
+        secret, valid = "@" in split.netloc, bool(split.hostname) and split.port != 0
+    except ValueError:  # perhaps a password with a character that ends the server's name: it is not shown
+        raise AccelError("bad_request", "the server of the address is not valid", hint=WRITTEN) from None
+    if secret:
+        problem = f"the address of a file at {split.netloc.rpartition('@')[2]} has a user or a password in it"
+        raise AccelError("bad_request", problem, hint=NO_SECRETS)
+    if not valid:
+        raise AccelError("bad_request", f"{text} is not an address", hint=WRITTEN)
     path = unquote(split.path).strip("/")
     if split.hostname in HOSTS:
         parts = path.split("/")

@@ -202,8 +202,8 @@ async def test_what_names_no_model_is_refused_at_once(monkeypatch: pytest.Monkey
 
 async def test_what_is_secret_in_an_address_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     site = a_site(monkeypatch)
-    job = await site.ask("https://me:geheim@example.org:8443/m.gguf?token=geheim")
-    other = await site.ask("https://me:geheim@example.org:8443/m.gguf?token=another")
+    job = await site.ask("https://example.org:8443/m.gguf?token=geheim")
+    other = await site.ask("https://example.org:8443/m.gguf?token=another")
     assert other is not job, "what is fetched may differ"
     await site.under_way(2)
     request, tell = site.begun[0]

@@ -53,6 +53,23 @@ def test_what_names_no_source(text: str) -> None:
     assert error.value.hint
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["https://me:geheim@example.org/m.gguf", "http://geheim@example.org:8080/m.gguf", "https://me:@geheim@[::1]/m.gguf",
+     "https://me:geh#eim@example.org/m.gguf", "https://me:geh/eim@example.org/m.gguf", "https://[geheim/m.gguf",
+     "https://me:geheim@huggingface.co/a/b/resolve/main/c.gguf"],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused_and_never_shown(text: str) -> None:
+    with pytest.raises(AccelError) as error:
+        Source.parse(text)
+    assert error.value.code == "bad_request"
+    assert "geh" not in error.value.message
+    assert error.value.hint
+    if "geheim@" in text:
+        assert "user or a password" in error.value.problem
+        assert "by its path" in error.value.hint
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
