@@ -264,9 +264,9 @@ class Forwarder:
     async def _attempt(
         self, lease: Lease, receiver: Relay | Collector, request: InferenceRequest, body: bytes, relay: Relay
     ) -> AccelError | None:
-        """One exchange with the engine. Repeated once if a reused connection was stale."""
+        """One exchange with the engine. Repeated once if a reused connection was stale: the engine has not read it."""
         finished, relay.in_flight = relay.in_flight, None
-        fresh = read = False  # an engine that has hung up on a reused connection may have read the request
+        fresh = False
         while True:
             if relay.cut_with is not None:
                 raise relay.failure("")
@@ -277,7 +277,7 @@ class Forwarder:
                 try:
                     connection = connection or await pool.connect()
                 except (OSError, TimeoutError) as error:
-                    relay.ok, relay.unread = False, not read
+                    relay.ok, relay.unread = False, True
                     raise AccelError("upstream_failed", f"cannot connect to the engine: {error}") from None
                 finished = self._transmit(pool, connection, receiver, request, body, relay)
             try:
@@ -287,9 +287,9 @@ class Forwarder:
                 raise
             finally:
                 relay.detach()
-            if fresh or not relay.may_repeat(receiver.unanswered):
+            if fresh or not receiver.unread or relay.cut_with is not None:
                 return outcome
-            finished, fresh, read = None, True, not receiver.unread
+            finished, fresh = None, True
 
     def _transmit(
         self,

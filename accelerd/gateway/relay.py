@@ -37,7 +37,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
 MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
-STALE_WITHIN = 1.0  # s: if a reused connection breaks within this time it was stale; later, the engine has failed
 
 
 @lru_cache(maxsize=512)
@@ -124,8 +123,7 @@ class Relay:
         self.in_flight: asyncio.Future[AccelError | None] | None = None  # of the attempt that is under way already
         self.ok: bool | None = None  # for the lease: has the engine done its work?
         self.paused = False  # is the client not reading?
-        self.unanswered = False  # the connection broke before the first byte of a response
-        self.unread = False  # … and the engine has not read the request
+        self.unread = False  # the connection broke, and the engine has not read the request
         self._held = b""  # a head that is sent with the first bytes of its body
         self._stalled = 0.0  # seconds without data after which the engine was given up
         self.began = now()
@@ -144,7 +142,7 @@ class Relay:
         """Forget an attempt of which the client has received nothing: the request waits for a model again."""
         self.lease = self.in_flight = self.ok = self.cut_with = None
         self._whole = self._head = self._correction = None
-        self.unanswered, self.unread, self._stalled, self._size = False, False, 0.0, 0
+        self.unread, self._stalled, self._size = False, 0.0, 0
 
     def comment(self, text: str, model: str) -> None:
         """Send an SSE comment to a streaming client that waits, and the head before the first one."""
@@ -166,20 +164,13 @@ class Relay:
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Start an attempt. Another may follow if no part of a response arrives."""
-        self._finished, self.unanswered, self.unread = finished, False, False
+        self._finished, self.unread = finished, False
         self._whole = self._head = None
 
     @property
     def engine_busy(self) -> bool:
         """Has the engine answered with one of `busy_statuses`? The client has received nothing of it."""
         return self._head is not None and self._head.status in self.busy_statuses
-
-    def may_repeat(self, unanswered: bool) -> bool:
-        """Was the reused connection stale? Then the request has not been processed and can be sent again."""
-        assert self.lease is not None
-        if not unanswered or self.passed or self.cut_with is not None:
-            return False
-        return self._now() - self.lease.progress <= STALE_WITHIN
 
     def abandon(self, stall_timeout: float) -> None:
         """The client has disconnected: cancel the engine's work. It has failed only if it was already stalled."""
@@ -335,7 +326,7 @@ class Relay:
             self._end(None)  # only the status of such a response counts
             return
         self.ok = False if self.cut_with is None else None
-        self.unanswered, self.unread = not answered and not self._stalled, unread
+        self.unread = unread
         if self._held:
             self._held, self.committed = b"", False  # nothing has been sent yet
         if not self.passed:
@@ -391,7 +382,6 @@ class Collector:
         "failure",
         "parts",
         "response",
-        "unanswered",
         "unread",
     )
 
@@ -403,13 +393,13 @@ class Collector:
         self.parts: list[bytes] = []
         self.response: Head | None = None
         self.failure: str | None = None
-        self.unanswered = self.unread = False
+        self.unread = False
         self._finished: asyncio.Future[AccelError | None]
 
     def begin(self, finished: asyncio.Future[AccelError | None]) -> None:
         """Start an attempt. Another may follow if no part of a response arrives."""
         self._finished, self.failure, self.response = finished, None, None
-        self.unanswered = self.unread = False
+        self.unread = False
         self.parts.clear()
 
     @property
@@ -433,5 +423,5 @@ class Collector:
             self._finished.set_result(None)
 
     def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
-        self.failure, self.unanswered, self.unread = reason, not answered, unread
+        self.failure, self.unread = reason, unread
         self.done()

@@ -7,6 +7,7 @@ nothing of clients, models or leases. A connection that an engine closes while i
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 
 from accelerd.engines.base import Endpoint
@@ -48,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._content = False  # does the receiver want chunk contents instead of raw bytes?
         self._answered = False  # has any byte of this response come?
         self._paused = False
+        self._reset = False  # did what was sent reach a socket that was closed already?
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -177,7 +179,9 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.lost(reason, clean=clean, answered=self._answered, unread=unread)
 
     def eof_received(self) -> None:
-        return None  # close
+        # TCP tells of an end first, and only then that nobody reads any more: the second is not what a read returns.
+        error = self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._reset = error != 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
@@ -188,7 +192,7 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.done()  # a body that ends with its connection
         else:
             # An engine that ends closes what it has read; where something is left unread, the kernel resets.
-            unread = isinstance(exc, OSError) and not self._answered
+            unread = (self._reset or isinstance(exc, OSError)) and not self._answered
             reason = "the connection closed in the middle of the response" if self._answered else "it sent no response"
             self._lose(reason, unread=unread)
 

@@ -11,7 +11,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.gateway.relay import STALE_WITHIN, Collector, Relay, response_head
+from accelerd.gateway.relay import Collector, Relay, response_head
 from accelerd.gateway.response_framing import Head
 from accelerd.scheduler.record import Lease, ModelRecord
 from tests.fakes.clock import FakeClock
@@ -106,7 +106,7 @@ def test_the_end_is_told_once() -> None:
     (error,) = desk.ending.results
     assert error is not None
     assert error.code == "upstream_failed"
-    assert desk.relay.unanswered
+    assert not desk.relay.unread
     assert desk.wire.written == b""
 
 
@@ -166,20 +166,6 @@ def test_a_client_who_goes_is_no_verdict_unless_the_engine_was_silent_too_long(s
     desk.clock.advance(silence)
     desk.relay.abandon(300)
     assert desk.relay.ok is ok
-
-
-def test_what_may_be_sent_again() -> None:
-    desk = Desk()
-    assert desk.relay.may_repeat(True)
-    assert not desk.relay.may_repeat(False)
-    desk.clock.advance(STALE_WITHIN + 0.1)
-    assert not desk.relay.may_repeat(True), "it was not stale, it failed"
-    desk = Desk()
-    desk.relay.comment("loading", "m")
-    assert desk.relay.may_repeat(True), "nothing of a response is out"
-    desk.relay.head(STREAM, False)
-    desk.relay.data(b"data: 1\n\n")
-    assert not desk.relay.may_repeat(True)
 
 
 @pytest.mark.parametrize(("clean", "end", "event"), [(True, "closed", True), (False, "aborted", False)])
@@ -265,7 +251,7 @@ def test_a_stall_is_named() -> None:
     (error,) = desk.ending.results
     assert error is not None
     assert (error.code, "300 s" in error.message) == ("upstream_timeout", True)
-    assert not desk.relay.unanswered, "it would be asked again"
+    assert not desk.relay.unread, "it would be asked again"
 
 
 def test_a_head_that_comes_with_its_body_goes_out_with_it() -> None:
@@ -300,11 +286,11 @@ def test_a_collector_begins_anew() -> None:
     desk = Desk()
     collector = Collector(desk.lease, desk.clock.monotonic)
     collector.begin(desk.ending)
-    collector.lost("gone", clean=True, answered=False)
-    assert (collector.failure, collector.unanswered, desk.ending.results) == ("gone", True, [None])
+    collector.lost("gone", clean=True, answered=False, unread=True)
+    assert (collector.failure, collector.unread, desk.ending.results) == ("gone", True, [None])
     again = Ending()
     collector.begin(again)
-    assert (collector.failure, collector.unanswered) == (None, False)
+    assert (collector.failure, collector.unread) == (None, False)
     assert collector.head(STREAM, False) is True
     desk.clock.advance(5)
     collector.data(b"abc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Dialect, Endpoint
-from accelerd.gateway.relay import STALE_WITHIN
 from accelerd.gateway.response_framing import Head
 from accelerd.gateway.upstream import MAX_AHEAD, ConnectionPool, UpstreamConnection, Upstreams
 from tests.gateway.bench import DONE, SSE_HEAD, Asked, Speaker, bench, chunk, on_both_loops, plain, token, until
@@ -24,6 +24,7 @@ class Notes:
         self.contents = contents
         self.heard: list[Any] = []
         self.ended = asyncio.Event()
+        self.unread: bool | None = None
 
     def head(self, head: Head, more: bool) -> bool:
         self.heard.append(head.status)
@@ -38,6 +39,7 @@ class Notes:
 
     def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
         self.heard.append(("lost", clean, answered))
+        self.unread = unread
         self.ended.set()
 
 
@@ -356,33 +358,62 @@ async def used_once(b: Any, client: Any, **more: Any) -> UpstreamConnection:
 @on_both_loops
 async def test_a_stale_idle_connection_is_retried_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client() as client:
-        await used_once(b, client)
+        connection = await used_once(b, client)
 
-        async def stale(asked: Asked) -> None:  # as if it had been closed just before
-            b.engine.script = b.engine.ok
-            asked.writer.transport.abort()
+        def send(receiver: Any, data: bytes) -> None:  # as if it had been closed just before
+            receiver.lost("it closed the connection", clean=True, answered=False, unread=True)
 
-        b.engine.script = stale
+        connection.send = send  # type: ignore[method-assign]
         response = await client.ask(body=chat())
         assert response.status == 200, response.body
-        assert [r.connection for r in b.engine.requests] == [1, 1, 2]
-        assert b.engine.requests[1].body == b.engine.requests[2].body
+        assert [r.connection for r in b.engine.requests] == [1, 2]
         await b.settled()
 
 
+@pytest.mark.parametrize("assembles", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
 @on_both_loops
-async def test_a_request_is_sent_twice_at_most(tmp_path: Path) -> None:
-    async with bench(tmp_path) as b, await b.client() as client:
+async def test_what_the_engine_has_read_is_not_sent_again(tmp_path: Path, stream: bool, assembles: bool) -> None:
+    """It may be what has ended the engine, and the client learns of that end, not of what came after it."""
+    async with bench(tmp_path, assembles=assembles) as b, await b.client() as client:
+        b.engine.says(plain(b"{}"))
         await used_once(b, client)
 
         async def broken(asked: Asked) -> None:
+            b.engine.path.unlink()  # nobody listens any more
             asked.writer.transport.abort()
 
         b.engine.script = broken
-        response = await client.ask(body=chat())
+        response = await client.ask(body=chat(stream=stream))
         assert (response.status, response.code) == (502, "upstream_failed")
-        assert len(b.engine.requests) == 3
+        assert "sent no response" in response.json()["error"]["message"]
+        assert len(b.engine.requests) == 2
         await b.settled()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+@pytest.mark.parametrize("read", [False, True])
+@on_both_loops
+async def test_whether_a_request_was_read_is_seen_by_how_the_connection_ends(
+    tmp_path: Path, family: socket.AddressFamily, read: bool
+) -> None:
+    with socket.socket(family) as server:
+        server.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "e.sock"))
+        server.listen()
+        inet = family == socket.AF_INET
+        endpoint = Endpoint(port=server.getsockname()[1]) if inet else Endpoint(unix=server.getsockname())
+        connection = await ConnectionPool(endpoint).connect()
+        engine, notes = server.accept()[0], Notes()
+        if read:
+            connection.send(notes, b"GET")
+            assert engine.recv(3) == b"GET"
+            engine.close()
+        else:
+            engine.close()
+            connection.send(notes, b"GET")
+        await notes.ended.wait()
+        assert notes.heard == [("lost", True, False)]
+        assert notes.unread is not read
 
 
 @on_both_loops
@@ -392,17 +423,6 @@ async def test_a_fresh_connection_is_not_retried(tmp_path: Path) -> None:
         response = await client.ask(body=chat())
         assert (response.status, response.code) == (502, "upstream_failed")
         assert len(b.engine.requests) == 1
-
-
-@on_both_loops
-async def test_what_had_been_worked_on_is_not_retried(tmp_path: Path) -> None:
-    """A connection that dies later than at once was not stale: the prompt brought the engine down, or will again."""
-    async with bench(tmp_path) as b, await b.client() as client:
-        await used_once(b, client)
-        b.engine.says(STALE_WITHIN + 0.1, close=True)
-        response = await client.ask(body=chat())
-        assert (response.status, response.code) == (502, "upstream_failed")
-        assert len(b.engine.requests) == 2
 
 
 @pytest.mark.parametrize("first", [b"H", SSE_HEAD, SSE_HEAD + token("a"), plain(b"content")[:-1]])

@@ -11,7 +11,7 @@ import pytest
 
 from accelerd.config.model import ModelSpec, SchedulerSettings, ServerSettings
 from accelerd.scheduler.placement import SharedLimits
-from tests.gateway.bench import DONE, SSE_HEAD, Asked, Bench, bench, chunk, on_both_loops, plain, token, until
+from tests.gateway.bench import DONE, SSE_HEAD, Bench, bench, chunk, on_both_loops, plain, token, until
 from tests.gateway.client import Client, Response, chat, request
 
 SOON = ServerSettings(keepalive_after=0.05)
@@ -135,22 +135,15 @@ async def test_what_waited_may_find_that_its_connection_is_stale(tmp_path: Path)
     """Its client has got comments, and sees nothing of it."""
     models = [ModelSpec("m", path="/m.gguf", parallel=1)]
     async with bench(tmp_path, SOON, models=models) as b, await b.client() as first, await b.client() as second:
-        b.engine.says(0.3, plain(b"{}"))
+        b.engine.says(0.3, plain(b"{}"), close=True)
         first.send(request(body=chat()))
         await b.engine.asked()
         second.send(request(body=chat(stream=True)))
         await second.head()
-
-        async def stale_then_well(asked: Asked) -> None:
-            if asked.connection == 1:
-                asked.writer.close()
-            else:
-                asked.writer.write(SSE_HEAD + token("a") + DONE)
-
-        b.engine.script = stale_then_well
+        b.engine.says(SSE_HEAD, token("a"), DONE)
         await first.response()
         await second.reader.readuntil(b"[DONE]")
-        assert [r.connection for r in b.engine.requests] == [1, 1, 2]
+        assert [r.connection for r in b.engine.requests] == [1, 2]
 
 
 @on_both_loops
