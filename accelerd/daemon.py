@@ -13,7 +13,6 @@ import os
 import signal
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerd import __version__
@@ -56,7 +55,7 @@ async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
         daemon = Daemon(Parts(roots, config, homes), config, problems)
         try:
             await daemon.run()
-        except AccelError as error:  # a key file that cannot be read
+        except AccelError as error:  # a key file that can no longer be read
             raise StartError(error.message, status=EXIT_CONFIG) from None
 
 
@@ -396,4 +395,4 @@ def _refuse(asked: asyncio.Future[dict[str, list[str]]] | None, error: AccelErro
 
 def read_keys_of(config: Config) -> tuple[bytes, ...]:
     """The API keys' digests. AccelError config_invalid."""
-    return read_keys(Path(config.server.key_file)) if config.server.key_file else ()
+    return () if config.server.key_file is None else read_keys(config.server.key_file)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from accelerd.config import flags, units
+from accelerd.config import flags, key_file, units
 from accelerd.config.clashes import clashes, without_effect
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.positions import KeyPath
@@ -63,9 +62,6 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         lambda spec: (*_files(spec), *without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
         "warning",
     )
-    key_file = config.server.key_file
-    if key_file and not os.path.exists(key_file):
-        yield _global(config, "server.key_file", f"no such file: {key_file}", "warning")
     programs = {
         "llama-server": config.llama_server.binary, "flm": config.flm.binary, "lemonade": config.lemonade.binary,
     }  # fmt: skip
@@ -209,35 +205,13 @@ def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
         key = key_text(("server", "listen", index))
         if address in seen:
             yield Problem(entry.file, line, key, f"{address} is listed twice")
-        elif not units.is_loopback(address):
-            reason = _exposed(server.key_file, ("server", "key_file") in entries)
-            if reason:
-                yield Problem(entry.file, line, key, f"{address} can be reached from other machines {reason}")
+        elif not units.is_loopback(address) and ("server", "key_file") not in entries:
+            advice = 'set key_file = "~/.config/accelerd/keys" (one key per line) or listen on 127.0.0.1'
+            text = f"{address} can be reached from other machines without a key; {advice}"
+            yield Problem(entry.file, line, key, text)
         seen.add(address)
-    if server.key_file and (reason := _key_file_reason(server.key_file)):
+    if server.key_file is not None and (reason := key_file.read(server.key_file)[1]):
         yield _global(config, "server.key_file", reason)
-
-
-def _exposed(key_file: str | None, written: bool) -> str | None:
-    """Why an address that other machines can reach is refused. An invalid key_file is already reported."""
-    if key_file is None:
-        advice = 'set key_file = "~/.config/accelerd/keys" (one key per line) or listen on 127.0.0.1'
-        return None if written else f"without a key; {advice}"
-    return None if os.path.exists(key_file) else f"and the key file does not exist: {key_file}"
-
-
-def _key_file_reason(path: str) -> str | None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return f"cannot access {path}: {error.strerror}"
-    if not stat.S_ISREG(status.st_mode):
-        return f"expected a regular file at {path}"
-    if status.st_mode & 0o077:
-        return f"other users can read the keys in {path}; run: chmod 600 {path}"
-    return None
 
 
 def _backoff(config: Config) -> Iterator[Problem]:

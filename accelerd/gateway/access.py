@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 
 from accelerd.base.errors import AccelError
+from accelerd.config import key_file
 from accelerd.config.model import ServerSettings
 from accelerd.system.activation import parse_listen
 
@@ -37,19 +35,11 @@ def is_address(name: str) -> bool:
     return True
 
 
-def read_keys(path: Path) -> tuple[bytes, ...]:
-    """SHA-256 digests of the keys in a file, one a line, # comments. AccelError when others may read it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AccelError("config_invalid", f"cannot read server.key_file {path}: {error}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise AccelError("config_invalid", f"other users can read server.key_file {path}; run: chmod 600 {path}")
-    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
-    if not keys:
-        raise AccelError("config_invalid", f"server.key_file {path} contains no key")
+def read_keys(path: str) -> tuple[bytes, ...]:
+    """SHA-256 digests of the keys in a file. AccelError config_invalid: it cannot be used."""
+    keys, reason = key_file.read(path)
+    if reason:
+        raise AccelError("config_invalid", f"server.key_file: {reason}")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 

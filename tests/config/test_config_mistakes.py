@@ -309,13 +309,12 @@ def test_text_of_problems() -> None:
 def test_missing_files_are_warnings_of_check_only(home: Home) -> None:
     (home.path / "there.gguf").write_bytes(b"GGUF")
     text = (
-        '[server]\nkey_file = "~/keys"\n[engines.llama-server]\nbinary = "/nowhere/llama-server"\n'
+        '[server]\n\n[engines.llama-server]\nbinary = "/nowhere/llama-server"\n'
         '[scheduler]\nmemory = "1GiB"\n'
         '[models.a]\npath = "~/there.gguf"\nmmproj = "~/gone.gguf"\n[models.b]\npath = "~"\nmemory = "2GiB"\n'
         '[models.c]\nmodel = "x/y"\nextra_args = ["-ngl", "9", "$HOME/x"]\nenv.P = "~/x"\n'
     )
     assert home.warnings(text) == [
-        f"accelerd.toml:2: warning: server.key_file: no such file: {home.path}/keys",
         "accelerd.toml:4: warning: engines.llama-server.binary: no such file: /nowhere/llama-server",
         f"accelerd.toml:9: warning: models.a.mmproj: no such file: {home.path}/gone.gguf",
         f"accelerd.toml:11: warning: models.b.path: expected a file, found a directory: {home.path}",

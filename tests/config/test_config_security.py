@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 import pytest
@@ -202,8 +204,7 @@ def test_listening_beyond_the_machine_needs_a_key_file(home: Home, address: str)
     ]
     keys = home.path / "keys"
     with_keys = text + 'key_file = "~/keys"\n'
-    (error,) = home.errors(with_keys)
-    assert f"and the key file does not exist: {keys}" in error
+    assert home.errors(with_keys) == [f"accelerd.toml:4: server.key_file: no such file: {keys}"]
     keys.write_text("k")
     keys.chmod(0o600)
     assert home.load(with_keys).server.key_file == str(keys)
@@ -217,6 +218,30 @@ def test_a_key_file_that_others_can_read_is_refused_with_the_remedy(home: Home, 
     assert home.errors('[server]\nkey_file = "~/keys"') == [
         f"accelerd.toml:2: server.key_file: other users can read the keys in {keys}; run: chmod 600 {keys}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file: {}"),
+        (b"", "{} contains no key"),
+        (b"# sk-hunter2\n \n", "{} contains no key"),
+        (b"hunter2\xff", "cannot read {}: it is not UTF-8"),
+    ],
+)
+def test_a_key_file_without_keys_is_a_mistake(home: Home, content: bytes | None, reason: str) -> None:
+    keys = home.path / "keys"
+    if content is not None:
+        keys.write_bytes(content)
+        keys.chmod(0o600)
+    mistake = f"accelerd.toml:2: server.key_file: {reason.format(keys)}"
+    assert home.errors('[server]\nkey_file = "~/keys"') == [mistake]
+
+
+def test_a_key_file_that_cannot_be_reached(home: Home) -> None:
+    (home.path / "keys").symlink_to("keys")
+    (error,) = home.errors('[server]\nkey_file = "~/keys"')
+    assert error == f"accelerd.toml:2: server.key_file: cannot read {home.path}/keys: {os.strerror(errno.ELOOP)}"
 
 
 def test_a_key_file_that_is_no_file(home: Home) -> None:

