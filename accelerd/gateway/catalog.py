@@ -35,7 +35,9 @@ class Catalog:
 
     def all_for_anthropic(self) -> Json:
         """The list as Anthropic's clients know it: one page."""
-        data = [self._for_anthropic(name) for name in (*self._router.directory.models, *self._router.directory.routes)]
+        directory = self._router.directory
+        every: list[ModelSpec | Route] = [*directory.models.values(), *directory.routes.values()]
+        data = [self._for_anthropic(one.name) for one in every if not one.unlisted]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
         return {"data": data, "has_more": False, **ends}
 

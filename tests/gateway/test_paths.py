@@ -131,6 +131,10 @@ async def test_what_is_unlisted_is_served_and_not_shown(tmp_path: Path) -> None:
     async with bench(tmp_path, models=models, routes=routes) as b, await b.client() as client:
         listed = {one["id"]: one["aliases"] for one in (await client.ask("GET", "/v1/models")).json()["data"]}
         assert listed == {"shown": ["local/shown"], "seen": ["auto"]}
+        version = {"anthropic-version": "2023-06-01"}
+        page = (await client.ask("GET", "/v1/models", None, version)).json()
+        assert ([one["id"] for one in page["data"]], page["first_id"]) == (["shown", "seen"], "shown")
         for name in ("m", "hidden"):
             assert (await client.ask(body={"model": name, **MESSAGES})).status == 200
             assert (await client.ask("GET", f"/v1/models/{name}")).status == 200
+            assert (await client.ask("GET", f"/v1/models/{name}", None, version)).status == 200
