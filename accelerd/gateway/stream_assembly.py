@@ -79,7 +79,8 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
         if data == b"[DONE]":
             complete = True
             continue
-        if whole and _merge_usual(data, whole, choices):
+        if whole and (index := _merge_usual(data, whole, choices)) is not None:
+            latest = index
             continue
         try:
             event = msgspec.json.decode(data, type=Json | None)
@@ -105,18 +106,21 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
     return 200, msgspec.json.encode(body)
 
 
-def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> bool:
-    """Merge an event that only adds text to a known choice. False: it is another kind, and nothing was done."""
+def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> int | None:
+    """Merge an event that only adds text to a known choice, whose index is returned.
+
+    None: it is another kind of event, and nothing was done.
+    """
     try:
         event = USUAL.decode(data)
     except msgspec.DecodeError:
-        return False
+        return None
     choice, delta = event.choices[0], event.choices[0].delta
     key, text = "content", delta.content
     if text is msgspec.UNSET:
         key, text = "reasoning_content", delta.reasoning_content
     elif delta.reasoning_content is not msgspec.UNSET:
-        return False
+        return None
     message = choices.get(choice.index, {}).get("message")
     known = None if message is None else message.get(key, "")
     same = (
@@ -127,9 +131,9 @@ def _merge_usual(data: bytes, whole: Json, choices: dict[int, Json]) -> bool:
         and event.system_fingerprint in (msgspec.UNSET, whole.get("system_fingerprint"))
     )
     if not same or message is None or not isinstance(known, str) or not isinstance(text, str):
-        return False
+        return None
     message[key] = known + text
-    return True
+    return choice.index
 
 
 def _index(part: Json) -> int:
