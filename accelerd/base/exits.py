@@ -13,6 +13,7 @@ class Cause(StrEnum):
     SIGNALED = "signaled"  # by a signal that accelerd did not send
     NO_PROGRAM = "no-program"  # binary missing or not executable
     NO_MODEL = "no-model"  # model file missing or unreadable
+    NOT_DOWNLOADED = "not-downloaded"  # files of a hub's model that were here are not any more
     REFUSED = "refused"  # the plan could not be made: a setting this engine build does not know
     SPAWN_FAILED = "spawn-failed"  # fork or exec failed (EAGAIN, ENOMEM …)
     LOAD_TIMEOUT = "load-timeout"  # killed: not ready in time and no progress seen
@@ -26,7 +27,7 @@ class Cause(StrEnum):
 
 
 # Trying again cannot help until a person changes something.
-PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.REFUSED})
+PERMANENT = frozenset({Cause.NO_PROGRAM, Cause.NO_MODEL, Cause.NOT_DOWNLOADED, Cause.REFUSED})
 
 
 class Exit(Struct, frozen=True):

@@ -12,15 +12,13 @@ from collections.abc import Sequence
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
-from accelerd.base.exits import Cause
 from accelerd.config.model import Config, ModelSpec
 from accelerd.control.jobs import JobChanged
 from accelerd.control.model_info import ModelInfo
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.memory.model import Forecast
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
-from accelerd.scheduler.events import ModelLoaded, ModelTransition
-from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.events import FilesWanted, ModelLoaded
 from accelerd.scheduler.placement import SharedLimits
 from accelerd.scheduler.service import Scheduler
 from accelerd.system.records import event
@@ -49,7 +47,7 @@ class ConfiguredModels:
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what a tuning run tries
         self._survey_due = asyncio.Event()
         events.subscribe(ModelLoaded, self.on_model_loaded)
-        events.subscribe(ModelTransition, self.on_transition)
+        events.subscribe(FilesWanted, self.on_files_wanted)
         events.subscribe(DevicesChanged, self.on_devices_changed)
         events.subscribe(PowerSavingChanged, self.on_power_saving)
         events.subscribe(JobChanged, self.on_job_changed)
@@ -101,10 +99,8 @@ class ConfiguredModels:
         if event.spec.contained or event.spec.engine == "lemonade":  # only now its program, or server, is known
             self._survey_due.set()
 
-    def on_transition(self, event: ModelTransition) -> None:
-        missing = event.error is not None and event.error.cause is Cause.NO_MODEL
-        if missing and event.transition.before is State.STARTING and event.spec.model:
-            self._survey_due.set()  # its files were deleted: the next load downloads them
+    def on_files_wanted(self, event: FilesWanted) -> None:
+        self._survey_due.set()  # its files may have been deleted since the last look
 
     def on_devices_changed(self, event: DevicesChanged) -> None:
         self._survey_due.set()

@@ -24,6 +24,7 @@ CAUSES: Final = {
     Cause.SIGNALED: "its program crashed",
     Cause.NO_PROGRAM: "its program is missing",
     Cause.NO_MODEL: "its file is missing or cannot be read",
+    Cause.NOT_DOWNLOADED: "its files are not on this machine",
     Cause.REFUSED: "its settings do not suit its program",
     Cause.SPAWN_FAILED: "its program could not be started",
     Cause.LOAD_TIMEOUT: "it was not ready in time",

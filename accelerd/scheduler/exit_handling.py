@@ -2,7 +2,8 @@
 gets a larger reservation.
 
 Owns failures, out-of-memory exits and memory that does not come back; driven by Core, pure like it. An exit that
-accelerd asked for is no failure. Running out of memory is no crash: the model reserves more the next time.
+accelerd asked for is no failure. Running out of memory is no crash: the model reserves more the next time. Nor are
+files that were deleted: they are downloaded again.
 """
 
 from __future__ import annotations
@@ -170,6 +171,8 @@ class ExitHandling:
             # That a process of an earlier daemon fails says nothing about one that this daemon would start.
             self._admission.move(record, Event.GONE, f"could not be taken over: {exit.message}")
             self._come_back(record)
+        elif exit.cause is Cause.NOT_DOWNLOADED and not any(waiter.retried for waiter in record.waiting):
+            self._files_gone(record, exit)
         else:
             record.error = exit
             self._failed(record, before, exit, now)
@@ -215,6 +218,14 @@ class ExitHandling:
                 if record.waited_out:
                     return
         self._admission.reject_all(record, self.failure(record, now))
+
+    def _files_gone(self, record: ModelRecord, exit: Exit) -> None:
+        """Its files were deleted since somebody looked: whoever waits has them downloaded again, once."""
+        record.forecast = replace(record.forecast, missing=True)
+        self._admission.move(record, Event.GONE, exit.message)
+        self._come_back(record)
+        for waiter in record.waiting:
+            waiter.retried = True
 
     def _out_of_memory(self, record: ModelRecord, before: State, exit: Exit, now: float) -> None:
         """Reserve more from now on. Waiting requests get one load with that; those that had it already are refused."""

@@ -55,7 +55,7 @@ class Waiter(Struct, eq=False):
     deadline: float | None
     wants_lease: bool = True
     may_evict: bool = True  # preloading never pushes another model out
-    retried: bool = False  # one load that it waited for has run out of memory
+    retried: bool = False  # one load that it waited for has run out of memory, or found no files
     lacking_since: float | None = None  # since when other programs have had the memory that it needs
     held: bool = False  # no client waits: it stands for a hold of the model
 

@@ -202,7 +202,7 @@ def test_a_model_of_a_hub_that_is_not_here_says_how_to_get_it(tmp_path: Path) ->
     server = engine(program(tmp_path, THIS_YEAR), environ=hub(tmp_path, "Other-Q8_0.gguf"))
     spec = ModelSpec("h", model="org/Missing-GGUF", context=512)
     cause, message = failure(server, spec, tmp_path)
-    assert cause == "no-model"
+    assert cause == "not-downloaded"
     assert "accelctl load h downloads it" in message
     (need,) = asyncio.run(server.forecast(spec, (), ask=True)).options
     assert (need.total, need.source) == (0, "unknown: its files are not downloaded yet")

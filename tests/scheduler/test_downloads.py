@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.exits import Cause
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.scheduler.events import FilesWanted
 from accelerd.scheduler.lifecycle import State
@@ -228,3 +229,22 @@ def test_a_download_for_a_hold_goes_on() -> None:
     assert not hub.core.holds.abandon("new", "the load was canceled")
     hub.arrive()
     assert hub.loads() == ["new"]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_files_that_were_deleted_since_they_came_are_downloaded_again_once(pinned: bool) -> None:
+    hub = Hub(pin=pinned)
+    first = hub.request("new")
+    hub.arrive()
+    hub.ready("new")
+    hub.end(first)
+    hub.core.begin_unload("new", force=False, done=lambda: None)
+    hub.gone("new")
+    again = hub.request("new"), hub.request_load("new")
+    hub.gone("new", Cause.NOT_DOWNLOADED, "not all files are on this machine")
+    assert (hub.state("new"), hub.wanted) == (State.DOWNLOADING, [SOURCE, SOURCE])
+    assert not any(one.error for one in again), "they wait for it"
+    hub.arrive()
+    hub.gone("new", Cause.NOT_DOWNLOADED, "not all files are on this machine")
+    assert {refusal(one)[0] for one in again} == {"model_failed"}, "what does not help is not done for ever"
+    assert (hub.state("new"), hub.wanted) == (State.FAILED, [SOURCE, SOURCE])

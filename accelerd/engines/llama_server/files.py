@@ -63,7 +63,7 @@ class FileReader:
             except AccelError as error:
                 fail(Cause.NO_MODEL, error.problem, error.hint)
             hint = f"{accelctl('load', spec.name)} downloads it"
-            fail(Cause.NO_MODEL, f"not all files of {spec.model} are on this machine", hint)
+            fail(Cause.NOT_DOWNLOADED, f"not all files of {spec.model} are on this machine", hint)
         if seen.spec.path and not seen.model.runs and not seen.model.unsure:
             _refuse(seen.spec.path, "model", seen.model)
         projector = seen.projector
