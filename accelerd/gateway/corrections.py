@@ -21,6 +21,8 @@ from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
 TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
+# llama-server's words for more answers at once than it has slots
+TOO_MANY: Final = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= \d+, but got [1-9]")
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
 # What a response of the Responses API has, beside what is known of it.
 RESPONSE: Final[Json] = {
@@ -49,6 +51,8 @@ def corrected_error(status: int, body: bytes, path: str, model: str, request_fau
         error |= {"code": 400, "type": "invalid_request_error"}
     if error.get("type") == TOO_LONG:
         error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
+    if TOO_MANY.match(str(error.get("message"))):
+        error["message"] += _for_more("parallel", model)
     return status, msgspec.json.encode(_shaped(error, status, path))
 
 
@@ -65,7 +69,11 @@ def _too_long(error: Json, path: str, model: str) -> str:
     text, tokens, limit = error.get("message"), error.get("n_prompt_tokens"), error.get("n_ctx")
     if path.startswith(ANTHROPIC) and tokens and limit:  # Claude Code shortens its conversation when it reads this
         text = f"prompt is too long: {tokens} tokens > {limit} maximum"
-    return f"{text}; for more, set a larger `context` for {model} in accelerd's configuration"
+    return f"{text}{_for_more('context', model)}"
+
+
+def _for_more(key: str, model: str) -> str:
+    return f"; for more, set a larger `{key}` for {model} in accelerd's configuration"
 
 
 def _shaped(error: Json, status: int, path: str) -> Json:

@@ -93,6 +93,16 @@ def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "got", "advised"), [("n", 3, True), ("n_cmpl", 20, True), ("n", 0, False), ("top", 3, False)]
+)
+def test_a_refusal_of_several_answers_names_the_key(field: str, got: int, advised: bool) -> None:
+    text = f"Field '{field}': Value must be between 1 <= value <= 2, but got {got}"
+    status, body = corrected_error(400, said(text, "invalid_request_error", 400), CHAT, "qwen")
+    advice = "; for more, set a larger `parallel` for qwen in accelerd's configuration" if advised else ""
+    assert (status, json.loads(body)["error"]["message"]) == (400, text + advice)
+
+
+@pytest.mark.parametrize(
     ("status", "kind"),
     [(400, "invalid_request_error"), (404, "not_found_error"), (503, "overloaded_error"), (500, "api_error")],
 )
