@@ -71,10 +71,17 @@ def suggest_smaller(
     return tuple(found)
 
 
+def setting(one: SmallerSetting) -> str:
+    """In the words of the configuration: "kv_cache_type = "q8_0" and context = 32768"."""
+    cache = f'kv_cache_type = "{one.type}" and ' if one.type else ""
+    return f"{cache}context = {one.context}"
+
+
 def describe(found: Sequence[SmallerSetting]) -> str:
     """For people: "it would fit with context = 16384, or with kv_cache_type = "q8_0" and context = 32768"."""
-    words = []
-    for one in found:
-        cache = f'kv_cache_type = "{one.type}" and ' if one.type else ""
-        words.append(f"{cache}context = {one.context}")
-    return "it would fit with " + ", or with ".join(words) if words else ""
+    return described([*map(setting, found)])
+
+
+def described(settings: Sequence[str]) -> str:
+    """The same, of settings in words."""
+    return "it would fit with " + ", or with ".join(settings) if settings else ""

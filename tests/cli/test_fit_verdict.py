@@ -106,7 +106,7 @@ def test_what_it_holds_itself_is_its_own(models: Path) -> None:
 
 def test_smaller_contexts_and_fewer_layers_are_offered(models: Path) -> None:
     path = zoo.make("llama-gqa", models).path
-    context = 1 << 20
+    context = 1 << 17
     whole = fitting(path, machine(), context=context)
     here = machine(Pool(ONE, "Card", whole.need.total * 3 // 4), devices=(card(ONE, whole.need.total * 3 // 4),))
     found = fitting(path, here, context=context)

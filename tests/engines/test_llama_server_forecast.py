@@ -37,7 +37,7 @@ OLD = EngineBuild("llama-server", "0", "cuda", frozenset())
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("forecast"), size_mb=60)
+    return make_model(tmp_path_factory.mktemp("forecast"), size_mb=60, ctx=131072)
 
 
 def spec_of(path: Path | None, **more: Any) -> ModelSpec:
@@ -371,6 +371,53 @@ def test_what_would_fit_is_offered_in_the_words_of_the_configuration(path: Path)
     assert forecaster.suggest_smaller(spec, {RAM: MIB}) == ""
     assert forecaster.suggest_smaller(replace(spec, name="never seen"), {RAM: need.total}) == ""
     assert forecaster.suggest_smaller(replace(spec, memory=5), {RAM: need.total}) == ""
+
+
+def advised(text: str, spec: ModelSpec, room: int) -> list[bool]:
+    """Does the model fit with each of the settings that are offered?"""
+    said = text.removeprefix("it would fit with ")
+    assert said != text
+    found = []
+    for offer in said.split(", or with "):
+        changed: dict[str, Any] = {}
+        for setting in offer.split(" and "):
+            if setting == "--cache-ram 0 in extra_args":
+                changed |= {"extra_args": ("--cache-ram", "0")}
+                continue
+            key, value = setting.split(" = ")
+            if key == "context":
+                changed |= {"context": int(value)}
+            elif key == "prompt_cache":
+                assert value == '"auto"'
+                changed |= {"prompt_cache": None}
+            else:
+                assert key == "kv_cache_type"
+                changed |= {"cache_type_k": value.strip('"'), "cache_type_v": value.strip('"')}
+        found.append(expect(replace(spec, **changed)).options[0].total <= room)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "size", "first"),
+    [
+        ({"prompt_cache": 20 * GIB}, 0, 'prompt_cache = "auto"'),
+        ({"extra_args": ("--cache-ram", "20480")}, 0, "--cache-ram 0 in extra_args"),
+        ({"prompt_cache": 20 * GIB, "context": 1 << 27}, 0, 'prompt_cache = "auto" and context = '),
+        ({"prompt_cache": 64 * MIB, "context": 16384}, 32 * MIB, 'prompt_cache = "auto"'),
+        ({"context": 1 << 27}, 64 * GIB, "context = "),
+    ],
+)
+def test_advice_that_is_followed_works(path: Path, more: dict[str, Any], size: int, first: str) -> None:
+    forecaster = Forecaster(machine=lambda: "x86_64")
+    trained = ModelReader().read(str(path)).number("context_length")
+    spec = spec_of(path, **{"context": 4096, "gpu_layers": 0, **more})
+    bare = replace(spec, prompt_cache=None, extra_args=(), context=min(spec.tokens or 0, trained))
+    room = expect(bare).options[0].total + size
+    assert forecaster.forecast(spec, spec, NEW, ()).options[0].total > room
+    text = forecaster.suggest_smaller(spec, {RAM: room})
+    assert text.startswith(f"it would fit with {first}")
+    assert all(advised(text, spec, room)), text
+    assert all(int(one.partition(",")[0].split()[0]) <= trained for one in text.split("context = ")[1:])
 
 
 def test_memory_that_is_shared_with_the_processor_is_offered_once(path: Path) -> None:

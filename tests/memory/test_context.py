@@ -37,7 +37,7 @@ def apu(size: int) -> Device:
 
 def inputs(model: GgufModel, *devices: Device, **settings: Any) -> ForecastInputs:
     spec, gpus = ModelSpec("m", path="/m.gguf", **settings), usable(devices)
-    used, layers, _ = settings_of(spec, BUILD, bool(gpus), "x86_64")
+    used, layers = settings_of(spec, BUILD, gpus, "x86_64")
     return ForecastInputs(ModelFiles(model, None, None, ()), used, spec, gpus, layers, spec, BUILD)
 
 

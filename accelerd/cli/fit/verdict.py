@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from accelerd.config import Config
 from accelerd.devices.model import Device
-from accelerd.engines.llama_server.forecast import ForecastInputs, ways
+from accelerd.engines.llama_server.forecast import ForecastInputs, cache_of, offers, ways
 from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
 from accelerd.estimate.estimate import MemoryShare
@@ -217,9 +217,8 @@ class GgufFit(ModelFit):
         self.known = known
         self.measured = tuple(measured)
         self.estimate = known.read.estimate(known.settings)
-        options = self.measured or placing.options(
-            self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus
-        )
+        placed = placing.options(self.estimate, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus)
+        options = self.measured or [need.with_cache(cache_of(known)) for need in placed]
         super().__init__(known.spec.name if configured else "", options, machine)
 
     @property
@@ -252,9 +251,7 @@ class GgufFit(ModelFit):
         """Smaller settings that would fit: one clause, or nothing."""
         if self.fits or self.unknown:
             return ""
-        context = self.known.spec.tokens or self.trained
-        room = self.alone
-        found = smaller.describe(smaller.suggest_smaller(ways(self.known), room.free, context, self.kind, room.backing))
+        found = offers(self.known, self.alone.free, self.alone.backing)
         layers = self._layers()
         if layers is not None:
             more = f"gpu_layers = {layers}" + (

@@ -176,9 +176,7 @@ class Forecaster:
         known = self._known.get(spec.name)
         if known is None or spec.memory is not None:
             return ""
-        context = (known.contexts or (spec.tokens,))[-1] or known.read.model.number("context_length")
-        found = smaller.suggest_smaller(ways(known), room, context, known.settings.type_k, backing(known.gpus))
-        return smaller.describe(found)
+        return offers(known, room, backing(known.gpus))
 
     def checkpoints(self, spec: ModelSpec) -> int:
         """How many saved states of a conversation memory is reserved for."""
@@ -361,18 +359,49 @@ def _overrides(spec: ModelSpec, gpus: Sequence[Device], names: Mapping[str, str]
             yield placement.of_layers(pattern, value), HOST
 
 
-def ways(known: ForecastInputs) -> smaller.Ways:
-    """How the model could be placed with another context and another type of its cache."""
+def offers(known: ForecastInputs, room: Mapping[str, int], backing: smaller.Backing) -> str:
+    """One clause on smaller settings with which the model would fit into `room`; nothing where none would do."""
+    trained = known.read.model.number("context_length")
+    context = (known.contexts or (known.spec.tokens,))[-1] or trained
+    most = min(context, trained) if trained else context  # more is no use
+    kind = known.settings.type_k
+    found = list(smaller.suggest_smaller(ways(known), room, most, kind, backing))
+    if cache_of(known):
+        without = smaller.largest_context(ways(known, cached=False), room, most, backing=backing)
+        if without > (found[0].context if found else 0):
+            own = "" if without == context else f" and context = {without}"
+            return smaller.described([f"{_no_cache(known.spec)}{own}", *map(smaller.setting, found)])
+    return smaller.describe(found)
 
-    def placed(context: int, kind: str | None) -> Sequence[MemoryRequirement]:
+
+def _no_cache(spec: ModelSpec) -> str:
+    """The setting without which no memory is set aside for a prompt cache."""
+    told = argv.argument(spec.extra_args, argv.CACHE_FLAGS) is not None  # extra_args have the last word
+    return "--cache-ram 0 in extra_args" if told else 'prompt_cache = "auto"'
+
+
+def cache_of(known: ForecastInputs) -> int:
+    """Bytes of main memory that its prompt cache needs in any case."""
+    return argv.prompt_cache(known.spec, known.build.options if known.build is not None else None)[0]
+
+
+def ways(known: ForecastInputs, *, cached: bool = True) -> smaller.Ways:
+    """How the model could be placed with another context and another type of its cache.
+
+    `cached`: with the prompt cache that it needs.
+    """
+    prompts = cache_of(known) if cached else 0
+
+    def placed_with(context: int, kind: str | None) -> Sequence[MemoryRequirement]:
         settings = replace(known.settings, context=context * known.settings.slots)
         if kind is not None:
             flash = "on" if settings.flash == "off" else settings.flash
             settings = replace(settings, type_k=kind, type_v=kind, flash=flash)
         found = known.read.estimate(settings)
-        return options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus)
+        placed = options(found, known.gpus, gpu_layers=known.gpu_layers, wanted_gpus=known.spec.gpus)
+        return [need.with_cache(prompts) for need in placed]
 
-    return placed
+    return placed_with
 
 
 def backing(gpus: Sequence[Device]) -> dict[str, tuple[str, int]]:
