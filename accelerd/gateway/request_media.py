@@ -7,7 +7,7 @@ shaped as the API has it is the engine's to refuse.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,27 +20,49 @@ MEDIA: Final[dict[str, Task]] = {
     "input_audio": "audio",
     "input_video": "vision",
     "video_url": "vision",
+    "audio_url": "audio",
 }
-MARKS: Final = (b'"image', b'"input_image', b'"input_audio', b'"input_video', b'"video_url')
+MARKS: Final = (
+    b'"image',
+    b'"input_image',
+    b'"input_audio',
+    b'"input_video',
+    b'"video_url',
+    b'"audio_url',
+    b'"multimodal_data',
+)
+# How the base64 of files begins: llama-server's own prompts do not say what they bring.
+FILES: Final[dict[bytes, Task]] = {
+    b"iVBOR": "vision",  # PNG
+    b"/9j/": "vision",  # JPEG
+    b"R0lGOD": "vision",  # GIF
+    b"ZkxhQ": "audio",  # FLAC
+    b"SUQz": "audio",  # MP3
+}
 DEEPEST: Final = 3  # an image in the content of a tool's result, in that of a message
 NONE: Final[frozenset[Task]] = frozenset()
+EMPTY: Final = msgspec.Raw(b"")
 
 
 class Part(msgspec.Struct, gc=False):
-    """A message, an item of `input`, or a part of the content of one."""
+    """A message, an item of `input`, a part of the content of one, or a prompt."""
 
-    type: str = ""
-    content: msgspec.Raw = msgspec.Raw(b"")
-    output: msgspec.Raw = msgspec.Raw(b"")  # of a tool, in OpenAI's responses
+    type: Any = ""
+    content: msgspec.Raw = EMPTY
+    output: msgspec.Raw = EMPTY  # of a tool, in OpenAI's responses
+    multimodal_data: msgspec.Raw = EMPTY  # of a prompt, as llama-server has it
 
 
 class Body(msgspec.Struct, gc=False):
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = EMPTY
+    input: msgspec.Raw = EMPTY
+    prompt: msgspec.Raw = EMPTY
+    content: msgspec.Raw = EMPTY  # llama-server's own name for `input`
 
 
 BODY: Final = msgspec.json.Decoder(Body)
-PARTS: Final = msgspec.json.Decoder(list[Part])
+PART: Final = msgspec.json.Decoder(Part)
+ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def media(body: bytes) -> frozenset[Task]:
@@ -51,18 +73,33 @@ def media(body: bytes) -> frozenset[Task]:
         found = BODY.decode(body)
     except msgspec.MsgspecError:
         return NONE
-    return frozenset(task for raw in (found.messages, found.input) for task in _in(raw, DEEPEST))
+    whole = (found.messages, found.input, found.prompt, found.content)
+    return frozenset(task for raw in whole for task in _in(raw, DEEPEST))
 
 
 def _in(raw: msgspec.Raw, depth: int) -> Iterator[Task]:
-    if not depth or not bytes(memoryview(raw)[:16]).lstrip().startswith(b"["):
+    """What a part brings, or the parts of a list, each by itself: what is odd beside an image hides no image."""
+    if not depth:
         return
-    try:
-        parts = PARTS.decode(raw)
-    except msgspec.MsgspecError:
-        return  # a list of strings or tokens, or nothing that the API knows
-    for part in parts:
-        if part.type in MEDIA:
+    for item in _items(raw):
+        if not _begins(item, b"{"):
+            continue  # a text or a token
+        try:
+            part = PART.decode(item)
+        except (msgspec.MsgspecError, RecursionError):
+            continue
+        if isinstance(part.type, str) and part.type in MEDIA:
             yield MEDIA[part.type]
+        for data in _items(part.multimodal_data):
+            yield from (task for start, task in FILES.items() if _begins(data, b'"' + start))
         yield from _in(part.content, depth - 1)
         yield from _in(part.output, depth - 1)
+
+
+def _items(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """Those of a list; anything else is one."""
+    return ITEMS.decode(raw) if _begins(raw, b"[") else [raw]
+
+
+def _begins(raw: msgspec.Raw, start: bytes) -> bool:
+    return bytes(memoryview(raw)[:16]).lstrip().startswith(start)

@@ -23,6 +23,8 @@ BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 TEXT = {"type": "text", "text": "what is this?"}
 RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [TEXT, BLOCK]}
 OUTPUT = {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image", "image_url": URL}]}
+PROMPT = {"prompt_string": "<__media__> what is this?", "multimodal_data": [DATA]}
+ODD = ({"type": None}, {"type": ["image"]}, {"type": 5}, "image", 7, None, [IMAGE], {"content": 3, "output": None}, {})
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -40,6 +42,11 @@ BRING = {
     "messages-tool": ("/v1/messages", {"max_tokens": 5, "messages": [user(RESULT)]}, {"vision"}),
     "count_tokens": ("/v1/messages/count_tokens", {"messages": [user(BLOCK)]}, {"vision"}),
     "responses": ("/v1/responses", {"input": [user({"type": "input_image", "image_url": URL})]}, {"vision"}),
+    "chat-audio-url": (CHAT, {"messages": [user({"type": "audio_url", "audio_url": {"url": "x"}})]}, {"audio"}),
+    "completions": ("/v1/completions", {"prompt": PROMPT}, {"vision"}),
+    "completions-several": ("/v1/completions", {"prompt": ["hi", PROMPT]}, {"vision"}),
+    "embeddings": ("/v1/embeddings", {"input": [[1, 2], PROMPT]}, {"vision"}),
+    "embeddings-own": ("/v1/embeddings", {"content": PROMPT}, {"vision"}),
     "responses-tool": ("/v1/responses", {"input": [OUTPUT]}, {"vision"}),
 }
 BRINGS = pytest.mark.parametrize("name", BRING)
@@ -112,6 +119,9 @@ async def test_a_route_takes_the_model_that_sees(tmp_path: Path) -> None:
         {"input": [[1, 2]], "kind": "image"},
         {"messages": [user({"kind": "image_url"}, "image_url", 5)]},
         {"messages": "image_url"},
+        {"prompt": {"prompt_string": "hi", "multimodal_data": []}},
+        {"prompt": {"prompt_string": "hi", "multimodal_data": "/"}},
+        {"prompt": "multimodal_data", "multimodal_data": [DATA]},
         {"messages": [], "input": None, "x": "image"},
         {"messages": [{"content": None}], "x": "image"},
     ],
@@ -125,6 +135,14 @@ def test_what_a_body_brings(name: str) -> None:
     _, body, needed = BRING[name]
     assert media(json.dumps({"model": "m", **body}).encode()) == needed
     assert media(json.dumps({"model": "m", **body}, indent=2).encode()) == needed
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_what_is_odd_hides_no_image_beside_it(odd: Any) -> None:
+    for messages in ([user(odd, TEXT, IMAGE)], [odd, user(IMAGE)], [user(IMAGE, odd)], [{"type": odd, **user(IMAGE)}]):
+        assert media(json.dumps({"messages": messages}).encode()) == {"vision"}
+    prompt = {"multimodal_data": [odd, DATA, base64.b64encode(b"ID3" + bytes(9)).decode()]}
+    assert media(json.dumps({"prompt": [odd, prompt]}).encode()) == {"vision", "audio"}
 
 
 def test_deep_content_is_not_followed_for_ever() -> None:
