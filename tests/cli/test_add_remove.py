@@ -198,6 +198,25 @@ def test_the_task_is_that_of_the_file(ctl: Ctl, tmp_path: Path, more: dict[str, 
     assert "accelctl chat" not in result.out
 
 
+def test_a_model_without_a_chat_template_is_tried_with_a_completion(ctl: Ctl, tmp_path: Path) -> None:
+    ctl.configure('server.listen = ["127.0.0.1:4321"]\n')
+    plain = write(
+        tmp_path / "base.gguf", {"general.architecture": string("qwen3")}, {"blk.0.attn_q.weight": ((256, 64), 0)}
+    )
+    talks = gguf(tmp_path, "talks.gguf")
+    added = ctl("add", str(plain))
+    assert added.status == 0, added.err
+    said = added.out
+    line = next(line for line in said.splitlines() if line.startswith("try it: "))
+    command = shlex.split(line.removeprefix("try it: "))
+    assert command[:3] == ["curl", "http://localhost:4321/v1/completions", "--json"]
+    assert json.loads(command[3])["model"] == "base"
+    assert "accelctl chat" not in said
+    assert "try it: accelctl chat talks" in ctl("add", str(talks)).out
+    notes = [ctl("chat", name, "hi").err.count("has no chat template") for name in ("base", "talks")]
+    assert notes == [1, 0]
+
+
 def test_a_file_that_is_no_model_is_refused_by_what_it_is(ctl: Ctl, tmp_path: Path) -> None:
     whole = gguf(tmp_path, "m.gguf")
     (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[:-5])

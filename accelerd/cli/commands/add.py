@@ -6,6 +6,8 @@ Writes only through config.write_dropin, never a file or a model that the user w
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
 from accelerd.cli.commands.remove import is_own, own_dropin
+from accelerd.cli.commands.status import base_urls
 from accelerd.cli.context import Context, configuration, how_to_start, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
@@ -92,6 +95,12 @@ class NewModel:
     reason: str = ""  # why these files
     notes: list[str] = field(default_factory=list)
     too_big: bool = False  # for this machine
+    fetched: Kind | None = None  # what the download found it to be
+
+    @property
+    def kind(self) -> Kind | None:
+        """What it is for; None: not known to this program."""
+        return self.found.kind if self.found is not None else self.fetched
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -322,7 +331,8 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
             # it knows best which files it has fetched, and where it has put an address
             key, value = ("path", files.get("model")) if "path" in model.table else ("model", files.get("source"))
             model.table[key] = value or model.table[key]
-            if model.found is None and (task := TASKS.get(Kind(files.get("kind") or Kind.CHAT))):
+            model.fetched = Kind(files.get("kind") or Kind.CHAT)
+            if model.found is None and (task := TASKS.get(model.fetched)):
                 model.table[task] = True
         except Failure as failure:
             if "path" in model.table or failure.code not in WITHOUT_DAEMON:
@@ -399,13 +409,25 @@ def report(
     pairs = list(zip(models, files, strict=True))
     result(context, [described(model, file, reloaded=reloaded) for model, file in pairs], skipped)
     for model, file in pairs:
-        kind = WORDS.get(model.found.kind) if model.found is not None else None
+        kind = WORDS.get(model.kind) if model.kind is not None else None
         out.line(f"added {out.style(model.name, 'bold')}{f', {kind}' if kind else ''}: {model.what}")
         out.line(f"written to {file}")
     say(context, models, skipped)
     if not reloaded:
         out.line(how_to_start(context))
     others = {"embeddings", "rerank", "transcription"}  # there is no command to try them
-    chat = next((model for model in models if not model.too_big and not model.table.keys() & others), None)
-    if chat is not None:
-        out.line(f"try it: {accelctl('chat', chat.name, 'Say hello')}")
+    first = next((model for model in models if not model.too_big and not model.table.keys() & others), None)
+    if first is not None:
+        out.line(f"try it: {completion(context, first) if first.kind is Kind.COMPLETION else chat(first)}")
+
+
+def chat(model: NewModel) -> str:
+    return accelctl("chat", model.name, "Say hello")
+
+
+def completion(context: Context, model: NewModel) -> str:
+    """The command that has a model without a chat template go on with a text."""
+    config, _ = configuration(context)
+    url = next(iter(base_urls(config.server.listen if config is not None else ())), "http://localhost:4000/v1")
+    body = json.dumps({"model": model.name, "prompt": "Once upon a time", "max_tokens": 32})
+    return shlex.join(["curl", f"{url}/completions", "--json", body])

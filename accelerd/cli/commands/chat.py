@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerd.base.names import ANY
 from accelerd.cli.answer import AnswerPrinter, ChatAnswer, ask, summary
-from accelerd.cli.context import Context, names_in, unknown_name
+from accelerd.cli.context import Context, configuration, names_in, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure, usage
 
 QUITS = ("/exit", "/quit", "/bye", "/q")
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, args: argparse.Namespace) -> int:
     options = {"max_tokens": args.max_tokens, "temperature": args.temperature}
     chat = Conversation(context, args.model, {k: v for k, v in options.items() if v is not None}, args.system)
+    if not context.out.json_mode and lacks_template(context, args.model):
+        context.out.note(f"{args.model} has no chat template: it continues text, and its answers may be odd")
     if args.prompt:
         return once(context, chat, " ".join(args.prompt))
     if context.stdin.isatty():
@@ -44,6 +46,21 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if not prompt:
         raise usage("no prompt: stdin is empty", "see: accelctl chat --help")
     return once(context, chat, prompt)
+
+
+def lacks_template(context: Context, name: str) -> bool:
+    """Is it a model for completions only, by its file? False where that is not known here."""
+    from accelerd.cli.commands.remove import files_of
+    from accelerd.estimate.model_kind import Kind, identify
+
+    config, _ = configuration(context)
+    specs = config.models.values() if config is not None else ()
+    spec = next((spec for spec in specs if name in (spec.name, *spec.aliases)), None)
+    if spec is None or spec.engine != "llama-server" or spec.chat_template_file:
+        return False
+    given = any(argument.startswith("--chat-template") for argument in spec.extra_args)
+    first = next(iter(files_of(context, spec)), None)
+    return not given and first is not None and identify(first).kind is Kind.COMPLETION
 
 
 class Conversation:
