@@ -229,11 +229,14 @@ async def model(parts: ControlParts, request: ModelRequest) -> ModelStatus:
 
 @operation("look", "explain")
 async def explain(parts: ControlParts, request: ModelRequest) -> Explanation | RouteExplanation:
-    """The command line of a model with the reason of each part; of a route, which model would answer."""
-    route = parts.router.directory.routes.get(request.model)
-    if route is not None:
-        return _explain_route(parts, route)
-    snapshot = parts.find(request.model)
+    """The command line of a model with the reason of each part; of a route, which model would answer.
+
+    It changes nothing, so that it takes every name that a request may have, those that only match a pattern too.
+    """
+    meant = parts.router.directory.meaning(request.model)
+    if isinstance(meant, Route):
+        return _explain_route(parts, meant)
+    snapshot = parts.scheduler.snapshot(meant.name if meant is not None else request.model)
     facts = parts.facts(snapshot)
     need = parts.scheduler.would_need(snapshot.spec.name)
     plan = facts.plan if facts and facts.plan else await parts.model_info.plan(snapshot.spec, need)

@@ -51,7 +51,11 @@ class Directory:
 
     def find(self, name: str) -> ModelSpec | Route:
         """What the name means to a client. AccelError model_not_found."""
-        return self._named.get(name) or self._prefixed(name) or self._matching(name) or self._unknown(name)
+        return self.meaning(name) or self._unknown(name)
+
+    def meaning(self, name: str) -> ModelSpec | Route | None:
+        """The same; None where it means nothing."""
+        return self._named.get(name) or self._prefixed(name) or self._matching(name)
 
     def is_name(self, name: str) -> bool:
         """Is it one of the names, and not one of those without end that match a pattern?"""

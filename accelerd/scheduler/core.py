@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
+from accelerd.base.names import ANY
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
@@ -129,7 +130,7 @@ class Core:
             return AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
         record = self._names.get(name)
         if record is None or record.removed:
-            close = difflib.get_close_matches(name, self._names, n=1)
+            close = difflib.get_close_matches(name, [one for one in self._names if ANY not in one], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "; see GET /v1/models"
             return AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
         now = self._clock.monotonic()

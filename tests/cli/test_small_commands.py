@@ -157,7 +157,9 @@ def test_explain(ctl: Ctl, daemon: FakeDaemon) -> None:
                  "5.0 GiB (file size + 10 %)", str(EXPLAINED["placement"]["reason"]), "! this build has no --no-mmap",
                  "75 s ago starting → ready: answered"):  # fmt: skip
         assert part in text
+    assert "is answered by" not in text
     assert json.loads(ctl("explain", "gemma-3-4b-it", "--json").out) == EXPLAINED
+    assert ctl("explain", "gpt-4o").out.startswith("gpt-4o is answered by gemma-3-4b-it\n")
 
 
 def test_explain_of_a_model_that_cannot_be_planned(ctl: Ctl, daemon: FakeDaemon) -> None:

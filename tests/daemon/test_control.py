@@ -29,7 +29,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
     env = {"HF_TOKEN": TOKEN}
     toml = [
         QUICK.replace("[scheduler]", '[scheduler]\nmemory = "4GB"'),
-        sites.model("m", "ok", env, aliases=["gpt"], memory=MEMORY, context=4096, parallel=2),
+        sites.model("m", "ok", env, aliases=["gpt", "claude-*"], memory=MEMORY, context=4096, parallel=2),
         sites.model("loader", "chatter:20,slow-load:1.3", aliases=["slow"], memory=MEMORY),
         sites.model("other", idle_timeout="never", extra_args=["--metrics"]),
         sites.model("broken", "exit:9"),
@@ -291,6 +291,12 @@ def test_explain_shows_the_command_and_where_each_part_comes_from(daemon: Daemon
     assert [step["to"] for step in shown["history"]][-2:] == ["starting", "ready"]
     assert all(step["ago"] >= 0 for step in shown["history"])
     assert daemon.events("unload?model=m")[-1]["event"] == "stopped"
+
+
+def test_explain_takes_a_name_that_only_matches_a_pattern_and_no_advice_is_a_pattern(daemon: Daemon) -> None:
+    assert daemon.control("GET", "explain?model=claude-5").json()["model"] == "m"
+    refused = daemon.events("load?model=claude-5")[-1]["error"]
+    assert (refused["code"], "*" in refused["message"]) == ("model_not_found", False)
 
 
 def test_explain_says_how_a_model_would_start_and_why_it_would_not(daemon: Daemon) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus
-from accelerd.cli.text import count, span
+from accelerd.cli.text import count, printable, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
     answer = context.client.get("explain", model=args.model)
     out = context.out
     out.result(answer)
+    meant = str(answer.get("route") or answer.get("model", args.model))
+    if meant != args.model:
+        out.line(printable(f"{args.model} is answered by {meant}"))
     if "route" in answer:
         return explain_route(context, answer)
     model = out.style(str(answer.get("model", args.model)), "bold")
