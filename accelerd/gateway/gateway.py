@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from accelerd.gateway.control_server import Control, ControlServer
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
+BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
@@ -155,7 +156,7 @@ class Gateway:
         elif path in ("/v1/models", "/models"):
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
         elif path.startswith("/v1/models/"):
-            name = unquote(path[len("/v1/models/") :], errors="replace")[: MAX_NAME + 1]
+            name = _name_in(path.removeprefix("/v1/models/"))
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
@@ -235,6 +236,17 @@ class Gateway:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
             return body, read_form(body, boundary), content_type(boundary)
         return body, read_json(path, body), JSON_TYPE
+
+
+def _name_in(path: str) -> str:
+    """The name of a model at the end of a path. AccelError model_not_found where that is no valid percent-encoding."""
+    try:
+        if BAD_ESCAPE.search(path):
+            raise ValueError
+        return unquote(path, errors="strict")[: MAX_NAME + 1]
+    except ValueError:
+        text = f"there is no model {path[:MAX_NAME]!r}: its name is not valid percent-encoding"
+        raise AccelError("model_not_found", text, param="model") from None
 
 
 def _preflight(request: HttpRequest, origin: str) -> Response:

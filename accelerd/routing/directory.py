@@ -41,7 +41,7 @@ class Directory:
         every: list[ModelSpec | Route] = [*self.routes.values(), *self.models.values()]
         aliases = {alias: one for one in every for alias in one.aliases}
         self._patterns = [
-            (re.compile(".*".join(map(re.escape, alias.split(ANY))), re.DOTALL), one)
+            (re.compile(".*".join(map(re.escape, alias.split(ANY)))), one)
             for alias, one in sorted(aliases.items(), key=lambda item: -len(item[0]))  # the most precise first
             if ANY in alias
         ]
@@ -94,6 +94,8 @@ class Directory:
         return spec if spec is not None and self.generated(spec) == name else None
 
     def _matching(self, name: str) -> ModelSpec | Route | None:
+        if not name.isprintable():
+            return None  # as a name that is configured must be
         return next((one for pattern, one in self._patterns if pattern.fullmatch(name)), None)
 
     def _unknown(self, name: str) -> ModelSpec | Route:

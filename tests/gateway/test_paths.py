@@ -124,6 +124,26 @@ async def test_what_names_no_model_goes_to_the_default(tmp_path: Path) -> None:
             assert (await client.ask(body={"model": "nobody", **MESSAGES})).status == 404
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[31m", "a\nb", "\x7f", "\u202e"])
+@on_both_loops
+async def test_no_pattern_matches_what_cannot_be_printed(tmp_path: Path, name: str) -> None:
+    async with (
+        bench(tmp_path, models=[ModelSpec("m", path="/m.gguf", aliases=("*",))]) as b,
+        await b.client() as client,
+    ):
+        answers = [
+            await client.ask(body={"model": name, **MESSAGES}),
+            await client.ask("GET", f"/v1/models/{quote(name)}"),
+            await client.ask("GET", f"/v1/models/{quote(name)}", None, {"anthropic-version": "2023-06-01"}),
+        ]
+        assert [answer.status for answer in answers] == [404] * 3
+        assert b.scheduler.snapshot("m").state == "stopped"
+        for path in ("%zz", "%", "a%2", "%ff", "%ed%a0%80"):
+            answer = await client.ask("GET", f"/v1/models/{path}")
+            assert (answer.status, answer.code) == (404, "model_not_found")
+        assert (await client.ask("GET", "/v1/models/any%20%25")).json()["id"] == "m"
+
+
 @on_both_loops
 async def test_what_is_unlisted_is_served_and_not_shown(tmp_path: Path) -> None:
     models = [ModelSpec("m", path="/m.gguf", unlisted=True), ModelSpec("shown", path="/o.gguf")]

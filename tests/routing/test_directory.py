@@ -110,13 +110,20 @@ ANYTHING = (
         ("claude-x[1m]", "qwen"),
         ("o3-mini", "rest"),
         ("Claude-x", "rest"),
-        ("line\nbreak", "rest"),
     ],
 )
 def test_an_alias_may_stand_for_many_names(name: str, meant: str) -> None:
     known = directory(*ANYTHING, routes=(Route("rest", ("qwen",), aliases=("*",)),))
     assert known.find(name).name == meant
     assert not any("*" in one for one in known.names())
+
+
+@pytest.mark.parametrize("name", ["line\nbreak", "claude-\0", "\ud800", "\x9b"])
+def test_no_alias_stands_for_what_cannot_be_printed(name: str) -> None:
+    with pytest.raises(AccelError) as caught:
+        directory(*ANYTHING, routes=(Route("rest", ("qwen",), aliases=("*",)),)).find(name)
+    assert caught.value.code == "model_not_found"
+    assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("pattern", ["*", "claude-*", "*[1m]"])
