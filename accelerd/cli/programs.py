@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from accelerd.base import names
 from accelerd.cli.failure import Failure
 from accelerd.cli.time_of_day import time_in
+from accelerd.system.lock import EXIT_CONFIG
 
 SERVICE: Final = names.SERVICE_UNIT
 SOCKET: Final = names.SOCKET_UNIT
@@ -62,19 +63,22 @@ class Unit(NamedTuple):
     load: str
     file: str
     active: str
-    failure: str = ""  # why it could not start, in its own words
+    failure: str = ""  # why it could not start
     since: str = ""  # the time of day since when it is in this state
 
 
 def unit_state(programs: ProgramRunner, unit: str) -> Unit | None:
     """The state of one unit of this user; None: there is no user manager to ask."""
-    wanted = "LoadState,UnitFileState,ActiveState,StatusText,StatusErrno,StateChangeTimestampMonotonic"
+    wanted = "LoadState,UnitFileState,ActiveState,StatusText,StatusErrno,ExecMainStatus,StateChangeTimestampMonotonic"
     command = ["systemctl", "--user", "show", f"--property={wanted}", unit]
     outcome = programs.run(command)
     if outcome.status != 0:
         return None
     found = dict(line.split("=", 1) for line in outcome.stdout.splitlines() if "=" in line)
     failure = found.get("StatusText", "") if found.get("StatusErrno", "0") != "0" else ""
+    if failure and found.get("ExecMainStatus") == str(EXIT_CONFIG):
+        # systemd keeps these words also when a later start was refused by its limit; the files say what is wrong now
+        failure = "the configuration was not valid then"
     load, file, active = (found.get(name, "") for name in ("LoadState", "UnitFileState", "ActiveState"))
     return Unit(load, file, active, failure, _time_of_day(found.get("StateChangeTimestampMonotonic", "")))
 

@@ -84,6 +84,20 @@ def test_the_cause_is_that_of_the_last_start_and_has_its_time() -> None:
     assert failure.hint.startswith("when that is mended: systemctl --user reset-failed")
 
 
+def test_of_a_configuration_the_mistakes_of_now_are_told_not_those_of_then() -> None:
+    """systemd keeps the words of the last start that it allowed; the files may have changed since."""
+
+    class Said:
+        def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
+            assert "ExecMainStatus" in argv[-2]
+            text = "ActiveState=failed\nStatusText=keys contains no key\nStatusErrno=125\nExecMainStatus=78\n"
+            return ProgramResult(0, text, "")
+
+    failure = Failure("nothing listens", code="not_running", hint="start it")
+    explain_unreachable(failure, Said())
+    assert failure.message == "accelerd has failed to start: the configuration was not valid then"
+
+
 def test_without_systemd_the_plain_message_stays() -> None:
     class Nothing:
         def run(self, argv: Sequence[str], timeout: float = 10.0) -> ProgramResult:
