@@ -22,7 +22,10 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
+from accelerd.estimate.gguf import MAGIC, GgufError, TruncatedError
+from accelerd.estimate.model_kind import identify
 from accelerd.estimate.remote import Web, host
+from accelerd.estimate.tensors import read_part
 
 PIECE: Final = 1 << 18
 SPAN: Final = 16 << 30  # bytes of one request: content networks refuse larger answers (50 GB)
@@ -78,6 +81,8 @@ class Fetcher:
                             f"{file.name} arrives damaged from {host(file.url)}: its checksum is wrong",
                             hint="try again later; the server or a proxy changes the file",
                         )
+                if not file.sum:
+                    _refuse_junk(file, opened)
                 os.fsync(opened.fileno())
             partial.replace(target)
         except OSError as error:
@@ -119,6 +124,7 @@ class Fetcher:
             if have and (response.status != 206 or not _begins(response.headers.get("Content-Range"), have)):
                 arriving.restart()  # it sends all of it again
             if not file.size and response.length is not None:
+                require_space(Path(opened.name).parent, response.length)
                 arriving.size = opened.tell() + response.length
             while piece := self._web.body(response, file.url, PIECE):
                 arriving.add(piece)
@@ -168,6 +174,26 @@ class _Arriving:
 def _empty(file: BinaryIO) -> None:
     file.truncate(0)
     file.seek(0)
+
+
+def _refuse_junk(file: RemoteFile, opened: BinaryIO) -> None:
+    """Discard what is no whole GGUF file, where no sum says that it is what the server has. AccelError."""
+    why = ""
+    with open(opened.name, "rb") as arrived:
+        if arrived.read(len(MAGIC)) != MAGIC:
+            why = identify(Path(opened.name)).reason
+        else:
+            arrived.seek(0)
+            try:
+                read_part(arrived, opened.tell())
+            except TruncatedError as error:
+                why = str(error)
+            except GgufError:
+                pass  # perhaps of a newer kind: what it is, is said where it is used
+    if why:
+        _empty(opened)
+        text = f"what {host(file.url)} sends as {file.name} is not the model: {why}"
+        raise AccelError("download_failed", text, hint="nothing of it was kept: check the address")
 
 
 def _begins(said: str | None, at: int) -> bool:

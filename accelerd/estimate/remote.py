@@ -29,6 +29,7 @@ LARGEST_ANSWER: Final = 16 << 20  # of a list of files
 TIMEOUT: Final = 20.0  # s without an answer
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 SHARD: Final = re.compile(r"-(\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
+LENGTH: Final = re.compile("[0-9]{1,18}")
 TOKEN: Final = "save a token that may read it in ~/.cache/huggingface/token, as `hf auth login` does, or set HF_TOKEN"
 GATED: Final = f"check its name, accept its terms on its page, and {TOKEN}"
 PRIVATE: Final = f"check its name; if it is private, {TOKEN}"
@@ -97,7 +98,7 @@ class Web:
         if known:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")  # never to where it leads
         try:
-            return cast(http.client.HTTPResponse, OPENER.open(request, timeout=TIMEOUT))
+            response = cast(http.client.HTTPResponse, OPENER.open(request, timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
             reason = error.headers.get("X-Error-Code", "")
             with error:
@@ -111,6 +112,11 @@ class Web:
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"cannot reach {host(url)}: {why(error)}"
             raise AccelError("hub_offline", text, hint="check the address and the network") from error
+        if wrong := unusable(response):
+            response.close()
+            text = f"{host(url)} {wrong}"
+            raise AccelError("bad_request", text, hint="check the address, or download the file yourself")
+        return response
 
     def body(self, response: http.client.HTTPResponse, url: str, most: int) -> bytes:
         """What it sends, up to `most` bytes."""
@@ -207,9 +213,18 @@ class RangeFile(io.RawIOBase):
             raise AccelError("download_failed", f"{host(self.url)} sent nothing of {self.name}", hint="try again")
 
 
+def unusable(response: http.client.HTTPResponse) -> str:
+    """Why its body cannot be the file, by its headers; "" when it can."""
+    coding = response.headers.get("Content-Encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        return f"sends the encoding {coding[:32]!r}, which was not asked for"
+    length = response.headers.get("Content-Length", "0").strip()
+    return "" if LENGTH.fullmatch(length) else f"sends the length {length[:32]!r}, which is not a number of bytes"
+
+
 def total_of(response: http.client.HTTPResponse, start: int, url: str) -> int:
     """The file's size, as the server says beside a part of it."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
+    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", "").strip())
     if found is None or int(found[1]) != start:
         text = f"{host(url)} does not say which part of the file it sends"
         raise AccelError("download_failed", text, hint=WHOLE)

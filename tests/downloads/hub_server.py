@@ -58,6 +58,7 @@ class Hub:
     ranges: bool = True
     down: int = 0  # so many of the next requests for a file get an error …
     down_status: int = 503
+    said: dict[str, str] = field(default_factory=dict)  # headers that answers with a file have instead of the true ones
     asked: list[Asked] = field(default_factory=list)
     sent: int = 0
     port: int = 0
@@ -177,7 +178,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(last - first + 1))
+        said = {"Content-Length": str(last - first + 1), **hub.said}
+        for name, value in said.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -402,6 +402,53 @@ async def test_what_is_no_model_is_refused_before_it_is_fetched(hub: Hub, env: d
     assert hub.sent < (folder / "adapter.gguf").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("junk", "words"),
+    [(b"<html>no such model</html>", "web page"), (b"\x1f\x8b\x08\0\0", "gzip"), (b"hello", "not a GGUF file"),
+     (b"GGUF\3\0\0\0", "ends within")],
+)  # fmt: skip
+async def test_junk_is_discarded_and_the_address_stays_usable(
+    hub: Hub, repository: Repository, env: dict[str, str], junk: bytes, words: str
+) -> None:
+    file, hub.ranges = repository.folder / "moved.gguf", False
+    url = f"{hub.base}/cdn{file}"
+    file.write_bytes(junk)
+    error = await refusal(env, url)
+    assert error.code == "download_failed"
+    assert words in error.problem
+    assert cached(Source(url=url), env, Path(env["HOME"])) is None
+    shutil.copy(repository.folder / "hello-Q8_0.gguf", file)
+    assert digest((await run(env, url)).files.model) == digest(file)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"Content-Encoding": "gzip"}, "'gzip', which was not asked for"),
+        ({"Content-Length": "-5"}, "'-5', which is not a number of bytes"),
+        ({"Content-Length": "9" * 30}, "which is not a number of bytes"),
+    ],
+)
+async def test_headers_that_cannot_be_true_are_refused(
+    hub: Hub, repository: Repository, env: dict[str, str], said: dict[str, str], words: str, ranges: bool
+) -> None:
+    hub.said, hub.ranges = said, ranges
+    url = f"{hub.base}/cdn{repository.folder}/hello-Q8_0.gguf"
+    error = await refusal(env, url)
+    assert error.code == "bad_request"
+    assert words in error.problem
+    assert cached(Source(url=url), env, Path(env["HOME"])) is None
+
+
+async def test_a_length_that_the_disk_does_not_have_is_refused_before_it_arrives(
+    hub: Hub, repository: Repository, env: dict[str, str]
+) -> None:
+    hub.said, hub.ranges = {"Content-Length": str(1 << 58)}, False
+    error = await refusal(env, f"{hub.base}/cdn{repository.folder}/hello-Q8_0.gguf")
+    assert error.code == "disk_full"
+
+
 async def test_several_models_are_listed(hub: Hub, repository: Repository, env: dict[str, str]) -> None:
     shutil.copy(repository.folder / "hello-Q8_0.gguf", repository.folder / "goodbye-Q8_0.gguf")
     error = await refusal(env)
