@@ -155,8 +155,8 @@ class Gateway:
             answer: object = {"status": "ok"}
         elif path in ("/v1/models", "/models"):
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
-        elif path.startswith("/v1/models/"):
-            name = _name_in(path.removeprefix("/v1/models/"))
+        elif path.startswith(("/v1/models/", "/models/")):
+            name = _name_in(path.removeprefix("/v1").removeprefix("/models/"))
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
