@@ -30,6 +30,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "not_supported_by_model": ErrorKind(400, "NotSupportedByModel"),  # or by its engine; another model may support it
     "method_not_allowed": ErrorKind(405, "NotSupported"),
     "http_version_not_supported": ErrorKind(505, "NotSupported"),
+    "transfer_encoding_not_supported": ErrorKind(501, "NotSupported"),
     "request_timeout": ErrorKind(408, "RequestTimeout", True),
     "body_too_large": ErrorKind(413, "LimitsExceeded"),
     "unsupported_media_type": ErrorKind(415, "InvalidArgument"),

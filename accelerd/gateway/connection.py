@@ -178,7 +178,8 @@ class ClientConnection(asyncio.Protocol):
             request = self._parsed[0] if self._parsed else None
             if request is None or not request.head_complete:
                 if self._parser.malformed is not None:
-                    self._bad_request(self._parser.malformed, wrong_version=self._parser.wrong_version)
+                    code = "http_version_not_supported" if self._parser.wrong_version else "bad_request"
+                    self._bad_request(self._parser.malformed, code)
                 elif self._requests and not self._parser.in_head:
                     self._head_begun = False
                     self._deadline = self._loop.time() + KEEPALIVE
@@ -207,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_begun = False
         self.relay = None
         if request.problem:
-            self._bad_request(request.problem, wrong_version=request.wrong_version)
+            self._bad_request(request.problem, request.problem_code)
             return False
         response = self._handler.admit(request)
         if response is not None:
@@ -295,10 +296,9 @@ class ClientConnection(asyncio.Protocol):
             self._ending = True
             self.transport.close()
 
-    def _bad_request(self, problem: str, *, wrong_version: bool = False) -> None:
+    def _bad_request(self, problem: str, code: str = "bad_request") -> None:
         if (more := self._server.malformed.admit()) is not None:
             log.info("malformed request from %s: %s%s", self.peer, problem, more, extra={"peer": self.peer})
-        code = "http_version_not_supported" if wrong_version else "bad_request"
         self._refuse(error_response(AccelError(code, f"not valid HTTP: {problem}")))
 
     def _refuse(self, response: Response, request: HttpRequest | None = None) -> None:

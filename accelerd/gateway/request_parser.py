@@ -29,8 +29,8 @@ class HttpRequest:
     """
 
     __slots__ = ("admitted", "complete", "for_control", "head_complete", "headers", "http10", "id", "keep_alive",
-                 "local", "method", "origin", "parts", "path", "problem", "size", "target",
-                 "wrong_version")  # fmt: skip
+                 "local", "method", "origin", "parts", "path", "problem", "problem_code",
+                 "size", "target")  # fmt: skip
 
     def __init__(self, local: bool) -> None:
         self.local = local
@@ -45,7 +45,7 @@ class HttpRequest:
         self.keep_alive = True
         self.http10 = False
         self.problem = ""  # why the head is not valid
-        self.wrong_version = False  # … because of the version of HTTP
+        self.problem_code = "bad_request"
         self.id = ""  # the client's, or one of our own
         self.origin: str | None = None
 
@@ -139,7 +139,7 @@ class RequestParser:
         if version != "1.1":
             request.http10 = True
             if version != "1.0":
-                request.wrong_version = True
+                request.problem_code = "http_version_not_supported"
                 request.problem = "only HTTP/1.1 and HTTP/1.0 are supported"
         elif b"host" not in headers:
             request.problem = "no Host header"
@@ -149,6 +149,10 @@ class RequestParser:
             request.problem = "too many headers"
         if self._head_size > MAX_LINE and any(len(line) > MAX_LINE for line in (request.target, *headers.values())):
             request.problem = "a line of the head is too long"
+        if (coding := headers.get(b"transfer-encoding")) is not None and coding.strip().lower() != b"chunked":
+            # RFC 9112, 6.1: the chunks are understood, what is in them is not.
+            request.problem = "the only transfer coding that is supported is chunked"
+            request.problem_code = "transfer_encoding_not_supported"
         if not request.target.startswith(b"/") and (absolute := ABSOLUTE.fullmatch(request.target)):
             headers[b"host"] = absolute[1]  # RFC 9112, 3.2.2: the header does not count
             request.target = absolute[2] or b"/"

@@ -147,6 +147,17 @@ async def test_smuggling_ends_the_connection(tmp_path: Path, vector: str) -> Non
         assert not b.engine.requests
 
 
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"Deflate , Chunked", b"gzip;q=1,chunked"])
+@on_both_loops
+async def test_a_coded_body_is_not_taken_for_its_content(tmp_path: Path, coding: bytes) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        client.send(HEAD + b"Transfer-Encoding: %b\r\n\r\n2\r\n{}\r\n0\r\n\r\n" % coding + SMUGGLED)
+        response = await client.response()
+        assert (response.status, response.code) == (501, "transfer_encoding_not_supported")
+        assert b"smuggled" not in await client.rest()
+        assert not b.engine.requests
+
+
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX\r\n", b"-5\r\n", b"5;\n\r\nhello\r\n"])
 @on_both_loops
 async def test_a_body_in_bad_chunks_is_a_bad_request(tmp_path: Path, bad: bytes) -> None:
