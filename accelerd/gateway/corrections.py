@@ -23,6 +23,8 @@ CHAT: Final = "/v1/chat/completions"
 TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
 # llama-server's words for more answers at once than it has slots
 TOO_MANY: Final = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= \d+, but got [1-9]")
+# llama-server's words for an input to embed or rank that does not fit one batch.
+TOO_LARGE: Final = re.compile(r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)")
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
 # What a response of the Responses API has, beside what is known of it.
 RESPONSE: Final[Json] = {
@@ -49,6 +51,10 @@ def corrected_error(status: int, body: bytes, path: str, model: str, request_fau
     if status == 500 and request_faults and re.search(request_faults, str(error.get("message"))):
         status = 400
         error |= {"code": 400, "type": "invalid_request_error"}
+        if (found := TOO_LARGE.fullmatch(str(error.get("message")))) is not None:
+            text = f"the input has {found[1]} tokens, a batch of this model {found[2]}"
+            keys = f"set a larger `ubatch`, `batch` and `context` for {model} in accelerd's configuration"
+            error |= {"code": "context_length_exceeded", "message": f"{text}; for more, {keys}"}
     if error.get("type") == TOO_LONG:
         error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
     if TOO_MANY.match(str(error.get("message"))):

@@ -53,7 +53,6 @@ def events(stream: bytes) -> list[Any]:
         "Failed to parse tools: [json.exception.type_error.302] type must be string, but is null; tools = []",
         "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
         "\n------------\nWhile executing CallExpression at line 3\nError: Jinja Exception: roles must alternate",
-        "input (12002 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
         '"prompt" elements must be a string, a list of tokens or a JSON object',
         "'messages' is required",
         "Cannot use both json_schema and grammar",
@@ -100,6 +99,17 @@ def test_a_refusal_of_several_answers_names_the_key(field: str, got: int, advise
     status, body = corrected_error(400, said(text, "invalid_request_error", 400), CHAT, "qwen")
     advice = "; for more, set a larger `parallel` for qwen in accelerd's configuration" if advised else ""
     assert (status, json.loads(body)["error"]["message"]) == (400, text + advice)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+def test_an_input_longer_than_a_batch_is_refused_for_length(path: str) -> None:
+    message = "input (901 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
+    status, body = corrected_error(500, said(message), path, "bge", FAULTS)
+    error = json.loads(body)["error"]
+    assert (status, error["code"], error["type"]) == (400, "context_length_exceeded", "invalid_request_error")
+    assert error["message"].startswith("the input has 901 tokens, a batch of this model 512; ")
+    assert "`ubatch`, `batch` and `context` for bge" in error["message"]
+    assert corrected_error(500, said(message), path, "bge")[0] == 500, "another engine may mean something else"
 
 
 @pytest.mark.parametrize(
