@@ -184,7 +184,7 @@ class Parts(ControlParts):
         self.power = PowerSaving(partial(watch_battery, buses.system), events)
         self.clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
         self.models = ConfiguredModels(config, scheduler, self.model_info, self.power, events)
-        self.downloads = ModelDownloads(scheduler, self.model_info.forecast, events)
+        self.downloads = ModelDownloads(scheduler, self.model_info.best_forecast, events)
 
         # control
         self.jobs = Jobs(clock, events)

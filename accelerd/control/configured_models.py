@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.config.model import Config, ModelSpec
@@ -25,6 +27,8 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
+SURVEY_LIMIT = 20.0  # s that a model's program and files have to say what it needs
+
 Forecasts = list[tuple[ModelSpec, Forecast]]
 
 
@@ -37,8 +41,16 @@ class ConfiguredModels:
     """Subscribes to loads, devices and power saving. All methods on the event loop's thread."""
 
     def __init__(
-        self, config: Config, scheduler: Scheduler, model_info: ModelInfo, power: PowerSaving, events: EventStream
+        self,
+        config: Config,
+        scheduler: Scheduler,
+        model_info: ModelInfo,
+        power: PowerSaving,
+        events: EventStream,
+        survey_limit: float = SURVEY_LIMIT,
     ) -> None:
+        """`survey_limit`: s for each model."""
+        self._survey_limit = survey_limit
         self._config = config
         self._scheduler = scheduler
         self._model_info = model_info
@@ -79,7 +91,8 @@ class ConfiguredModels:
                 event(log, logging.WARNING, f"cannot preload {spec.name}: {error.message}", model=spec.name)
 
     async def survey(self) -> None:
-        """Until cancelled: ask the models' programs what they would need, whenever models or devices have changed.
+        """Until cancelled: ask the models' programs what they would need, whenever models or devices have changed;
+        those first that requests wait for, then those of which the forecast is provisional.
 
         Programs in containers are not asked before a model was started there; of a container that is there, only what
         it publishes is asked.
@@ -87,11 +100,26 @@ class ConfiguredModels:
         while True:
             await self._survey_due.wait()
             self._survey_due.clear()
-            for spec in list(self._config.models.values()):
-                forecast = await self._model_info.forecast(spec, ask=not spec.contained or spec.home == "container")
-                if self._config.models.get(spec.name) is spec:
-                    self._forecasts = [(one, forecast if one is spec else known) for one, known in self._forecasts]
-                    self._scheduler.memory.forecast(spec.name, forecast)
+            due = list(self._config.models)
+            while due:
+                waited_for = {one.spec.name for one in self._scheduler.snapshots() if one.queue}
+                unsure = {spec.name for spec, known in self._forecasts if known.provisional}
+                name = min(due, key=lambda one: (one not in waited_for, one not in unsure))
+                due.remove(name)
+                if (spec := self._config.models.get(name)) is not None:
+                    await self._ask(spec)
+
+    async def _ask(self, spec: ModelSpec) -> None:
+        """Requests wait for a forecast that is provisional: that ends here, also when the program does not answer."""
+        try:
+            async with asyncio.timeout(self._survey_limit):
+                forecast: Forecast | None = await self._model_info.best_forecast(spec)
+        except TimeoutError:
+            forecast = next((known for one, known in self._forecasts if one is spec), None)
+        if forecast is not None and self._config.models.get(spec.name) is spec:
+            forecast = replace(forecast, provisional=False)
+            self._forecasts = [(one, forecast if one is spec else known) for one, known in self._forecasts]
+            self._scheduler.memory.forecast(spec.name, forecast)
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 

@@ -105,8 +105,13 @@ class ModelInfo:
         key = estimate.key or fingerprint(spec)
         missing = await asyncio.to_thread(files_missing, spec, self._roots.home) if may_be_missing(spec) else False
         load_seconds = self.load_seconds(spec)
-        self._estimates[spec.name] = estimate = replace(estimate, key=key, load_seconds=load_seconds, missing=missing)
+        estimate = replace(estimate, key=key, load_seconds=load_seconds, missing=missing)
+        self._estimates[spec.name] = replace(estimate, provisional=False)  # the best that is known
         return self.learned.apply(estimate)
+
+    async def best_forecast(self, spec: ModelSpec) -> Forecast:
+        """What one model will need; its program is asked, unless that would start a container."""
+        return await self.forecast(spec, ask=not spec.contained or spec.home == "container")
 
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""

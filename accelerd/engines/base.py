@@ -228,7 +228,8 @@ class Engine(Protocol):
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """Estimates the memory that the model needs on these devices. Never raises; unknown sizes count 0.
 
-        `ask`: the program may be run for it, which can take seconds; otherwise the estimate may be too high.
+        `ask`: the program may be run for it, which can take seconds; otherwise the estimate may be too high, and is
+        provisional if asking would help.
         """
         ...
 

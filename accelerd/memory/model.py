@@ -103,6 +103,7 @@ class Forecast(Struct, frozen=True):
     )
     load_seconds: float | None = None  # what the last load took
     missing: bool = False  # its files are not on this machine: they are downloaded before it is loaded
+    provisional: bool = False  # its program was not asked yet: the estimate may be too high, and a better one will come
     spare_cache: int = 0  # the most that its prompt cache takes of what a start leaves; never a reason not to start
     ports: tuple[tuple[str, int], ...] = ()  # of this machine that its container publishes: address, number
 

@@ -205,7 +205,8 @@ class Admission:
         for record in wanted:
             if record.forecast.missing:
                 self._download(record)
-        waiting = [r for r in wanted if not r.forecast.missing]
+        # What a provisional forecast says is no reason to refuse or to evict: the better one is waited for.
+        waiting = [r for r in wanted if not (r.forecast.missing or r.forecast.provisional)]
         if not waiting or not self._knows(now):
             return {}
         room = self.room

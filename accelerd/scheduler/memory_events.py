@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
@@ -33,15 +35,19 @@ class MemoryEvents:
     def forecast(self, name: str, forecast: Forecast) -> None:
         """A better estimate of what a model needs. One that is loaded keeps its reservation."""
         record = self._names.get(name)
-        if record is not None and not record.need.raised:
-            if record.next_spec is not None:
-                record.next_forecast = forecast
+        if record is None:
+            return
+        if record.next_spec is not None:
+            record.next_forecast = forecast
+        if record.need.raised:  # it stays: what a run has shown
+            record.forecast = replace(record.forecast, provisional=forecast.provisional)
+        else:
             if not record.occupied:
                 record.device = self._admission.needs.device(record.spec)
             record.expect(forecast)
-            if record.kept_out:
-                self.room_may_be_there()
-            self._admission.schedule()
+        if record.kept_out:
+            self.room_may_be_there()
+        self._admission.schedule()
 
     def seen(self, seen: MemorySnapshot) -> None:
         """Memory was measured."""

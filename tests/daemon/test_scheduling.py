@@ -297,9 +297,9 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_costs_nothing(crowde
 
 
 def test_a_load_goes_on_when_all_who_waited_for_it_have_gone(daemons: DaemonFactory, site: Site) -> None:
-    daemon = daemons.start(site.model("m", "slow-load:0.6"), server='keepalive_after = "50ms"')
-    with streaming(daemon, "m") as response:
-        assert response.readline().startswith(b": loading m")
+    daemon = daemons.start(site.model("m", "slow-load:2"), server='keepalive_after = "50ms"')
+    with streaming(daemon, "m"):
+        daemon.wait_state("m", "starting")
     daemon.wait_state("m", "ready")
     assert (site.spawns(), site.events("start"), history(daemon, "m")) == (1, [], ["starting", "ready"])
 

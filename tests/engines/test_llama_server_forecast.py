@@ -435,15 +435,26 @@ def test_memory_that_is_shared_with_the_processor_is_offered_once(path: Path) ->
 # --- the engine ---
 
 
+def test_a_forecast_is_provisional_where_asking_the_program_will_make_it_better(path: Path, tmp_path: Path) -> None:
+    server = LlamaServer(LlamaServerSettings(binary=str(tmp_path / "none")), cache=tmp_path)
+    assert asked(server, spec_of(path), ask=False).provisional
+    assert not asked(server, spec_of(path)).provisional, "it could not be asked: nothing better will come"
+    assert not asked(server, spec_of(path, memory=5), ask=False).provisional
+    assert not asked(server, spec_of(path, home="toolbox", container="box"), ask=False).provisional
+    assert not asked(server, spec_of(None, model="org/repo"), ask=False).provisional
+
+
 def test_the_real_programs_are_asked(path: Path, llama_server: str, tmp_path: Path) -> None:
     server = LlamaServer(LlamaServerSettings(binary=llama_server), cache=tmp_path)
     spec = spec_of(path, context=4096)
     quick, sure = asked(server, spec, ask=False), asked(server, spec)
     assert (quick.key, len(sure.key)) == ("", 64)
+    assert (quick.provisional, sure.provisional) == (True, False)
     assert sure.options[0].source == FROM_TOOL  # the margin is not needed for so small a model
     assert sure.options[0].total < quick.options[0].total
     assert asked(server, spec, ask=False) == sure  # what was asked once is known
-    assert asked(server, replace(spec, context=2048), ask=False).key == ""
+    changed = asked(server, replace(spec, context=2048), ask=False)
+    assert (changed.key, changed.provisional) == ("", True)
     asked(server, spec)
     assert server.suggest_smaller(spec, {RAM: quick.options[0].total}) == "it would fit with context = 4096"
 

@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+from msgspec.structs import replace
+
 from accelerd.base.events import EventStream
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
@@ -18,45 +20,99 @@ from accelerd.scheduler.events import ModelLoaded
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
 
+PROVISIONAL = Forecast((in_ram(9, "nobody was asked"),), provisional=True)
+
 
 class World:
-    """ModelInfo and scheduler in one, noting what they hear."""
+    """Engine and scheduler in one, noting what they hear."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
-        self.told: list[str] = []
+        self.told: dict[str, Forecast] = {}
+        self.known: dict[str, Forecast] = {}  # forecasts that are not provisional
+        self.wanted = self.silent = ""  # models: that a request waits for, whose program does not answer
         self.done = asyncio.Event()
 
-    async def forecast(self, spec: Any, known: Any = None, *, ask: bool = False) -> Forecast:
+    async def forecast(self, spec: ModelSpec, devices: Any, *, ask: bool) -> Forecast:
         self.asked.append((spec.name, ask))
+        if spec.name == self.silent:
+            await asyncio.Event().wait()
         return Forecast((in_ram(1, "test"),))
 
+    def snapshots(self) -> list[Any]:
+        return [SimpleNamespace(spec=spec, queue=int(spec.name == self.wanted)) for spec in (HERE, BOXED)]
+
+    @property
+    def memory(self) -> Any:
+        return SimpleNamespace(forecast=self.tell)
+
+    def configure(self, *settings: object) -> None:
+        pass
+
     def tell(self, name: str, forecast: Forecast) -> None:
-        self.told.append(name)
-        if name == BOXED.name:
+        self.told[name] = forecast
+        if len(self.told) == 2:
             self.done.set()
 
     async def surveyed(self) -> list[tuple[str, bool]]:
         """What was asked until all models were told of."""
         await asyncio.wait_for(self.done.wait(), 10)
         self.done.clear()
+        self.told.clear()
         asked, self.asked = self.asked, []
         return asked
+
+    def models(self, events: EventStream, limit: float = 10.0) -> ConfiguredModels:
+        store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
+        info: Any = ModelInfo({"llama-server": self}, store, None, tuple, learned, events)  # type: ignore
+        config = Config(models={"here": HERE, "boxed": BOXED})
+        models = ConfiguredModels(config, self, info, PowerSaving(None, events), events, limit)  # type: ignore
+        models.configure(config, [(spec, self.known.get(spec.name, PROVISIONAL)) for spec in (HERE, BOXED)])
+        return models
 
 
 async def test_no_program_in_a_container_is_asked() -> None:
     """Who would end with the daemon in the middle of an answer leaves podman with a session that never ends."""
-    world = World()
-    config, events = Config(models={"here": HERE, "boxed": BOXED}), EventStream()
-    scheduler: Any = SimpleNamespace(memory=SimpleNamespace(forecast=world.tell), configure=lambda *settings: None)
-    models = ConfiguredModels(config, scheduler, world, PowerSaving(None, events), events)  # type: ignore[arg-type]
-    models.configure(config, [])
-    survey = asyncio.create_task(models.survey())
+    world, events = World(), EventStream()
+    survey = asyncio.create_task(world.models(events).survey())
     try:
         assert await world.surveyed() == [("here", True), ("boxed", False)]
         for spec in (HERE, BOXED):
             events.publish(ModelLoaded(spec, in_ram(1, "test"), 1.0))
         assert await world.surveyed() == [("here", True), ("boxed", False)], "its plan has told what there is to know"
+    finally:
+        survey.cancel()
+
+
+async def test_a_model_that_a_request_waits_for_is_asked_about_first() -> None:
+    world = World()
+    world.wanted = "boxed"
+    survey = asyncio.create_task(world.models(EventStream()).survey())
+    try:
+        assert [name for name, _ in await world.surveyed()] == ["boxed", "here"]
+    finally:
+        survey.cancel()
+
+
+async def test_those_come_last_of_which_nothing_better_is_expected() -> None:
+    """Among them are those whose disk does not answer: no other model waits for them."""
+    world = World()
+    world.known["here"] = Forecast((in_ram(0, "unknown: its files did not answer"),))
+    survey = asyncio.create_task(world.models(EventStream()).survey())
+    try:
+        assert [name for name, _ in await world.surveyed()] == ["boxed", "here"]
+    finally:
+        survey.cancel()
+
+
+async def test_a_program_that_does_not_answer_leaves_what_is_known_and_holds_up_nobody() -> None:
+    world = World()
+    world.silent = "here"
+    survey = asyncio.create_task(world.models(EventStream(), limit=0.01).survey())
+    try:
+        await asyncio.wait_for(world.done.wait(), 10)
+        assert world.told["here"] == replace(PROVISIONAL, provisional=False)
+        assert world.told["boxed"].options[0].total == 1
     finally:
         survey.cancel()
 

@@ -8,7 +8,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.memory.model import RAM, Forecast, MemorySnapshot, Pool, in_ram
+from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, Request, model
@@ -357,3 +357,79 @@ def test_after_pressure_it_waits_until_memory_was_free_for_a_while() -> None:
     assert bench.loads() == ["a"]
     bench.pass_time(2)
     assert bench.loads() == ["a", "b"]
+
+
+# --- forecasts that are provisional -----------------------------------------------------------------------------
+
+EARLY = Forecast((in_ram(120 * MIB, "nobody was asked"),), provisional=True)
+
+
+def early(forecast: Forecast = EARLY, **settings: bool) -> Bench:
+    """A loaded model, and b, of which its program was not asked yet; together they fit into 100 MiB if b needs 30."""
+    specs = [model("a"), model("b", **settings)]
+    limits = SharedLimits(100 * MIB, "test", None)
+    bench = Bench(specs, limits=limits, memory={"a": 60 * MIB}, forecasts={"b": forecast})
+    bench.loaded("a")
+    bench.pass_time(60)
+    return bench
+
+
+def learn(bench: Bench, size: int) -> None:
+    bench.core.memory.forecast("b", Forecast((in_ram(size * MIB, "its program was asked"),)))
+
+
+def test_a_request_is_not_refused_by_a_provisional_forecast() -> None:
+    bench = early()
+    waiting = bench.request("b")
+    assert (waiting.error, bench.loads()) == (None, ["a"])
+    assert bench.request("a").lease is not None, "others are served meanwhile"
+    learn(bench, 30)
+    assert bench.loads() == ["a", "b"]
+    assert bench.placed["b"].total == 30 * MIB
+    bench.ready("b")
+    assert waiting.lease is not None
+
+
+def test_nobody_leaves_and_nothing_is_placed_by_a_provisional_forecast() -> None:
+    for size in (80, 40):
+        bench = early(Forecast((in_ram(size * MIB, "nobody was asked"),), provisional=True))
+        bench.request("b")
+        assert (bench.loads(), bench.stopped) == (["a"], [])
+        learn(bench, 30)
+        assert (bench.loads(), bench.stopped) == (["a", "b"], [])
+        assert bench.placed["b"].total == 30 * MIB
+
+
+def test_what_turns_out_to_be_too_large_is_refused_then() -> None:
+    bench = early()
+    waiting = bench.request("b")
+    learn(bench, 110)
+    assert refusal(waiting)[0] == "does_not_fit"
+
+
+def test_a_preload_waits_for_its_forecast_and_then_loads() -> None:
+    bench = early(preload=True)
+    wish = bench.request_load("b", may_evict=False)
+    assert wish.error is None
+    learn(bench, 30)
+    bench.ready("b")
+    assert wish.done
+
+
+def test_a_model_that_is_to_be_replaced_waits_for_the_forecast_of_its_new_settings() -> None:
+    bench = early()
+    bench.forecasts["a"] = EARLY
+    bench.configure([model("a", context=1024), model("b")])
+    bench.gone("a")
+    assert bench.loads() == ["a"]
+    bench.core.memory.forecast("a", Forecast((in_ram(50 * MIB, "its program was asked"),)))
+    assert bench.loads() == ["a", "a"]
+    assert bench.placed["a"].total == 50 * MIB
+
+
+def test_what_a_run_has_shown_stays_when_the_forecast_arrives() -> None:
+    shown = MemoryRequirement({RAM: 35 * MIB}, "ran out of memory with less", raised=True)
+    bench = early(Forecast((shown,), provisional=True))
+    bench.request("b")
+    learn(bench, 30)
+    assert bench.placed["b"].total == 35 * MIB

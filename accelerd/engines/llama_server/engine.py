@@ -302,7 +302,9 @@ class LlamaServer(Engine):
                 log.info("the program of %s cannot be asked: %s", spec.name, error.message)
         seen, build = (settled.tuned.spec, settled.build) if settled is not None else (own.spec, None)
         called = output.device_names(await self._listed(settled), devices)
-        return await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer, called)
+        found = await asyncio.to_thread(self._forecaster.forecast, own.spec, seen, build, devices, answer, called)
+        askable = spec.memory is None and bool(own.spec.path) and not spec.contained
+        return structs.replace(found, provisional=askable and not ask and not found.key)
 
     async def _forecast_fixed(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """Of a container that is there: its ports are asked of its engine."""
