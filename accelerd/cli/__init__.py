@@ -40,7 +40,7 @@ COMMANDS = {
     "chat": "chat with a model",
     "add": "add a model to the configuration",
     "download": "download the files of a model without adding it",
-    "remove": "remove a model that `accelctl add` added",
+    "remove": "remove models that `accelctl add` added",
     "tune": "benchmark a model with several settings and save the fastest",
     "toolbox": "list, refresh and pin the toolboxes that models run in",
     "config": "check, show or describe the configuration",

@@ -7,6 +7,7 @@ the daemon calls it on a worker thread. Must never change a file or keep state.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import stat
@@ -21,6 +22,7 @@ from accelerd.config.problems import ConfigErrors, Problem, Source, key_text
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
+_TWICE: Final = re.compile(r"cannot declare (\(.*\)) twice")
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -134,6 +136,8 @@ def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
         if place is None:
             return None, Problem(source.name, None, "", f"invalid TOML: {message}")
         message = message[: place.start()]
+        if (twice := _TWICE.fullmatch(message)) is not None:  # tomllib writes the table as a Python tuple
+            message = f"[{key_text(ast.literal_eval(twice[1]))}] is declared twice"
         if place[1] is None:
             line = source.text.rstrip("\n").count("\n") + 1
             return None, Problem(source.name, line, "", f"invalid TOML: {message} at the end of the file")

@@ -299,6 +299,16 @@ def test_remove_takes_away_what_add_wrote(ctl: Ctl, model: Path, daemon: FakeDae
     assert [request.route for request in daemon.requests] == ["reload", "reload"]
 
 
+def test_several_are_removed_one_that_cannot_be_does_not_keep_the_others(ctl: Ctl, model: Path) -> None:
+    names = [f"tiny-{number}" for number in range(3)]
+    for name in names:
+        assert ctl("add", str(gguf(model.parent, f"{name}.gguf"))).status == 0
+    result = ctl("rm", names[0], "nobody", names[1])
+    assert (result.status, "there is no model 'nobody'" in result.err) == (5, True)
+    assert [name for name in names if f"removed {name} " in result.out] == names[:2]
+    assert dropin(ctl, names[2])
+
+
 def test_remove_leaves_what_a_person_wrote(ctl: Ctl, model: Path) -> None:
     file = ctl.configure('[models.mine]\npath = "/x.gguf"\n')
     result = ctl("remove", "mine")

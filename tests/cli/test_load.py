@@ -77,6 +77,10 @@ def test_failed_load_as_json(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert result.status == 1
     problem = json.loads(result.out)["error"]
     assert problem["code"] == "model_failed"
+    assert "accelctl logs" in problem["hint"]
+    never_ran = {"code": "model_failed", "message": "cannot find the program"}
+    daemon.answers["POST load"] = events({"event": "error", "error": never_ran})
+    assert "accelctl logs" not in ctl("load", "broken").err, "there is no output"
     assert problem["tail"] == FAILED["tail"]
 
 
@@ -176,5 +180,6 @@ def test_commands_that_are_to_be_copied_quote_names(ctl: Ctl, daemon: FakeDaemon
     assert "load it: accelctl load 'it'\"'\"'s [1m] 日本'" in ctl("reset", "it's [1m] 日本").out
     daemon.answers["GET status"] = Reply(status({**FLEET[3], "name": "a b"}))
     assert "(accelctl reset 'a b')" in ctl("status").out
-    daemon.answers["POST load"] = events({"event": "error", "error": {"code": "model_failed", "message": "no"}})
+    failed = {"code": "model_failed", "message": "no", "tail": ["cannot"]}
+    daemon.answers["POST load"] = events({"event": "error", "error": failed})
     assert "accelctl logs 'a;b'" in ctl("load", "a;b").err

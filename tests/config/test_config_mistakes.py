@@ -173,6 +173,12 @@ def test_broken_toml_is_an_error_with_file_line_and_column(
         home.load()
 
 
+@pytest.mark.parametrize("table", ["[models.hello]", '[models."a.b c"]'])
+def test_a_table_that_stands_there_twice_is_named_as_it_is_written(home: Home, table: str) -> None:
+    _, [problem] = home.check(f"{table}\n{table}\n")
+    assert (problem.line, problem.message) == (2, f"invalid TOML: {table} is declared twice")
+
+
 def test_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home) -> None:
     home.write("[profiles.big\n")
     home.write("[models.q]\npath = '/q'\nprofile = 'big'\ncontxt = 1\n", "accelerd.toml.d/q.toml")

@@ -61,7 +61,7 @@ def load_one(context: Context, name: str) -> dict[str, Any]:
     try:
         last = operation(context, "load", name)
     except Failure as failure:
-        if not failure.hint and failure.code in ("model_failed", "model_backing_off"):
+        if not failure.hint and failure.tail and failure.code in ("model_failed", "model_backing_off"):
             failure.hint = f"see its output: {accelctl('logs', name)}; its command line: {accelctl('explain', name)}"
         raise
     used = last.get("memory_used") or last.get("memory")

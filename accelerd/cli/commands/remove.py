@@ -1,4 +1,4 @@
-"""accelctl remove: remove a model that `accelctl add` added. Files that a user wrote are not touched."""
+"""accelctl remove: remove models that `accelctl add` added. Files that a user wrote are not touched."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerd.base.ports import Roots
 from accelerd.base.sizes import human_size
+from accelerd.cli.commands.model import one_by_one
 from accelerd.cli.context import Context, configuration, reload
-from accelerd.cli.failure import ExitStatus, Failure, invalid, no_model
+from accelerd.cli.failure import Failure, invalid, no_model
 
 if TYPE_CHECKING:
     from accelerd.config import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("names", nargs="+", metavar="NAME")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    file = dropin(context, args.name)
+    return one_by_one(context, args.names, remove)
+
+
+def remove(context: Context, name: str) -> dict[str, Any]:
+    """One model; its JSON. Raises Failure."""
+    file = dropin(context, name)
     before_it, _ = configuration(context)
-    spec = before_it.models.get(args.name) if before_it is not None else None
-    files = [file, *measured(file, args.name)]
+    spec = before_it.models.get(name) if before_it is not None else None
+    files = [file, *measured(file, name)]
     before = {one: one.read_bytes() for one in files}
     for one in files:
         one.unlink()
@@ -34,17 +40,16 @@ def run(context: Context, args: argparse.Namespace) -> int:
         for one, data in before.items():
             restore(one, data)
         raise invalid(
-            f"nothing was removed: without {args.name} the configuration would be invalid ({problems[0]})",
+            f"nothing was removed: without {name} the configuration would be invalid ({problems[0]})",
             [problem.as_dict() for problem in problems],
         )
     left = unused_files(context, spec, found.models.values()) if spec is not None else []
     size = sum(one.stat().st_size for one in {one.resolve() for one in left})
-    answer = {"name": args.name, "file": str(file), "reloaded": reload(context)}
-    context.out.result({**answer, "kept": [str(one) for one in left], "kept_bytes": size})
-    context.out.line(f"removed {args.name} ({file})")
+    answer = {"name": name, "file": str(file), "reloaded": reload(context)}
+    context.out.line(f"removed {name} ({file})")
     if left:
         context.out.line(f"its files were kept; to free {human_size(size)}: {shlex.join(delete_command(left))}")
-    return ExitStatus.OK
+    return {**answer, "kept": [str(one) for one in left], "kept_bytes": size}
 
 
 def files_of(context: Context, spec: ModelSpec) -> list[Path]:
