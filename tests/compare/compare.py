@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket as sockets
 import subprocess
 import tempfile
@@ -28,7 +29,9 @@ SLOTS = (1, 4)
 CHANCE = ("id", "id_slot", "created", "created_at", "completed_at", "item_id", "call_id", "tool_call_id")
 TIMES = ("_ms", "_per_second")
 MISSING = "(missing)"
-LARGER = "; for more, set a larger `context` for {} in accelerd's configuration"
+LARGER = "; for more, set a larger {} for {} in accelerd's configuration"
+TOO_MANY = re.compile(r"Field 'n(?:_cmpl)?': .* <= (\d+), but got (\d+)")
+TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .*size: (\d+)\)")
 ADDED = ("sequence_number", "output_index", "content_index", "logprobs")
 BEGUN = ("id", "object", "status")
 WHOLE = (*BEGUN, "created_at", "model", "output", "usage")
@@ -201,7 +204,13 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
         if "n_ctx" in error:
             tokens, limit = error["n_prompt_tokens"], error["n_ctx"]
             text = f"prompt is too long: {tokens} tokens > {limit} maximum" if anthropic else error["message"]
-            error |= {"code": "context_length_exceeded", "message": text + LARGER.format(model)}
+            error |= {"code": "context_length_exceeded", "message": text + LARGER.format("`context`", model)}
+        elif (large := TOO_LARGE.match(error["message"])) is not None:
+            text = f"the input has {large[1]} tokens, a batch of this model {large[2]}"
+            keys = LARGER.format("`ubatch`, `batch` and `context`", model)
+            error |= {"code": "context_length_exceeded", "message": text + keys}
+        elif (many := TOO_MANY.match(error["message"])) is not None and int(many[2]) > int(many[1]):
+            error["message"] += LARGER.format("`parallel`", model)
         if anthropic:
             error["type"] = "invalid_request_error"
             return Answer(status, engine.kind, [{"type": "error", "error": error}])

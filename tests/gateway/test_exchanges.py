@@ -141,21 +141,6 @@ async def test_an_engine_that_dies_before_it_answers_is_a_502_and_asked_once(tmp
 
 
 @on_both_loops
-async def test_an_idle_connection_that_dies_with_the_request_is_no_error(tmp_path: Path) -> None:
-    async with bench(tmp_path) as b, await b.client(primed=True) as client:
-
-        async def die_once(asked: Asked) -> None:
-            b.engine.script = b.engine.ok
-            asked.writer.close()
-
-        b.engine.script = die_once
-        assert (await client.ask(body=chat(seed=3))).status == 200
-        assert [r.json()["seed"] for r in b.engine.requests] == [3, 3]
-        assert b.instances.probes == 0
-        await b.settled()
-
-
-@on_both_loops
 async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, await b.client(primed=True) as client:
         b.engine.says(SSE_HEAD, token("a"), close=True)
