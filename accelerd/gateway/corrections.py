@@ -141,30 +141,29 @@ def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
 
 
 class WholeEvents:
-    """Cuts a stream into events. Subclasses correct each."""
+    """Cuts a stream into events, which subclasses correct or leave out."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
         *events, self._rest = (self._rest + data).split(b"\n\n")
-        return b"".join([self.corrected(event) + b"\n\n" for event in events])
+        return b"".join([event + b"\n\n" for one in events if (event := self.corrected(one)) is not None])
 
     def end(self) -> bytes:
         rest, self._rest = self._rest, b""
         return rest
 
-    def corrected(self, event: bytes) -> bytes:
-        """The event, without the empty line after it."""
+    def corrected(self, event: bytes) -> bytes | None:
+        """The event, without the empty line after it; None: it is left out."""
         raise NotImplementedError
 
 
 class WithoutNulls(WholeEvents):
     """The events of several prompts: llama-server says null where one begins, and OpenAI's SDK breaks off."""
 
-    def feed(self, data: bytes) -> bytes:
-        *events, self._rest = (self._rest + data).split(b"\n\n")
-        return b"".join([event + b"\n\n" for event in events if event != b"data: null"])
+    def corrected(self, event: bytes) -> bytes | None:
+        return None if event == b"data: null" else event
 
     def failed(self, body: Json) -> bytes:
         return event_of(body)

@@ -100,11 +100,8 @@ class Forecaster:
         GPUs, by slot.
         """
         if spec.memory is not None:
-            return (
-                with_cache(self._declared(spec, devices), settled, build)
-                if spec.path
-                else self._declared(spec, devices)
-            )
+            declared = self._declared(spec, devices)
+            return with_cache(declared, settled, build) if spec.path else declared
         if not spec.path:
             return Forecast((in_ram(*files.footprint(spec)),))
         earlier = self._known.get(spec.name)

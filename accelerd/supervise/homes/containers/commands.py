@@ -79,6 +79,15 @@ class CliProcess:
         out, err = (os.pread(fd, TEXT_LIMIT, 0).decode(errors="replace") for fd in (self._out, self._err))
         return CommandResult(self.status or 0, out, err)
 
+    async def finished(self, what: str, within: float) -> CommandResult:
+        """What came of it when it has ended. HomeError, about `what`, if that takes longer than `within` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self.exited.wait()
+        except TimeoutError:
+            raise HomeError(f"{what} does not answer for {within:g} s: try it by hand") from None
+        return self.result()
+
     async def end(self, grace: float = 0.0) -> None:
         """Wait `grace` seconds for its end, then kill it and its children; reap it. May be called twice."""
         try:
@@ -160,11 +169,6 @@ class CommandRunner:
         except OSError as error:
             raise HomeError(f"cannot run {argv[0]}: {error.strerror or error}") from error
         try:
-            async with asyncio.timeout(within):
-                await process.exited.wait()
-            return process.result()
-        except TimeoutError:
-            what = " ".join((Path(path).name, *argv[1:2]))
-            raise HomeError(f"{what} does not answer for {within:g} s: try it by hand") from None
+            return await process.finished(" ".join((Path(path).name, *argv[1:2])), within)
         finally:
             await process.end()

@@ -69,11 +69,7 @@ class ExecSessions:
         except OSError as error:
             raise HomeError(f"cannot run {entering[0]}: {error.strerror or error}") from error
         try:
-            async with asyncio.timeout(within):
-                await cli.exited.wait()
-            return cli.result()
-        except TimeoutError:
-            raise HomeError(f"{argv[0]} in {container} does not answer for {within:g} s: try it by hand") from None
+            return await cli.finished(f"{argv[0]} in {container}", within)
         finally:
             await asyncio.shield(self._end(container, tag, cli))
 
