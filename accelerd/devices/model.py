@@ -72,10 +72,27 @@ def lasting(device: Device) -> Device:
 COMPUTE = frozenset({"amdgpu", "i915", "xe", "nvidia", "nouveau"})  # drivers through which models can run
 
 
+def room(device: Device) -> int:
+    """Bytes a device has for models; 0: not known."""
+    pools = {pool.name: pool.total for pool in device.pools}
+    return pools.get("unified", 0) if device.unified else pools.get("vram", max(pools.values(), default=0))
+
+
+def computes(device: Device) -> bool:
+    """Is it a GPU that can run models? Others have render nodes, too: of virtual machines, and without hardware."""
+    blocked = device.problem is not None or any(trouble.blocks for trouble in device.troubles)
+    return device.kind == "gpu" and device.driver in COMPUTE and not blocked
+
+
+def usable(devices: Iterable[Device]) -> tuple[Device, ...]:
+    """The GPUs that models are placed on: cards, the largest first, then those in the processor."""
+    found = filter(computes, devices)
+    return tuple(sorted(found, key=lambda d: (d.apu is True, -room(d), d.slot or "~")))
+
+
 def first_gpu(devices: Iterable[Device]) -> Device | None:
-    """The GPU that llama.cpp uses by default: the first usable one, cards before an integrated GPU."""
-    usable = [d for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE]
-    return min(usable, key=lambda d: (d.apu is True, d.slot or "~"), default=None)
+    """The one that a model is placed on by default."""
+    return next(iter(usable(devices)), None)
 
 
 def first_npu(devices: Iterable[Device]) -> Device | None:

@@ -7,31 +7,18 @@ their memory, as llama.cpp divides them. Pure.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import COMPUTE, Device, first_gpu, first_npu
+from accelerd.devices.model import Device, first_gpu, first_npu, room
 from accelerd.estimate.estimate import Estimate, MemoryShare
 from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.npu_rules import NPU_ENGINES
 
 ALL: Final = 1 << 16  # layers
 FROM_HEADER: Final = "estimated from the file's header"
-
-
-def usable(devices: Iterable[Device]) -> tuple[Device, ...]:
-    """The GPUs a model can be placed on: cards, the largest first, then those in the processor."""
-    found = [d for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE
-             and not any(trouble.blocks for trouble in d.troubles)]  # fmt: skip
-    return tuple(sorted(found, key=lambda d: (d.apu is True, -room(d))))
-
-
-def room(device: Device) -> int:
-    """Bytes a device has for models; 0: not known."""
-    pools = {pool.name: pool.total for pool in device.pools}
-    return pools.get("unified", 0) if device.unified else pools.get("vram", max(pools.values(), default=0))
 
 
 def options(

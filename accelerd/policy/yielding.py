@@ -21,7 +21,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
 from accelerd.devices.current_devices import DevicesChanged
-from accelerd.devices.model import COMPUTE, Device
+from accelerd.devices.model import Device, usable
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.system.dbus.properties import PropertyWatch
 from accelerd.system.private_files import AtomicFile, Unreadable
@@ -76,7 +76,7 @@ class _StoredHold(msgspec.Struct):
 
 def gpu_pools(devices: Iterable[Device]) -> frozenset[str]:
     """The pools of the GPUs that models run on."""
-    return frozenset(d.id for d in devices if d.kind == "gpu" and d.problem is None and d.driver in COMPUTE)
+    return frozenset(device.id for device in usable(devices))
 
 
 def boot_id(proc: Path) -> str:

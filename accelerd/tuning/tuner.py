@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import Device
+from accelerd.devices.model import Device, usable
 from accelerd.engines.base import EngineBuild, TunedModel
 from accelerd.estimate.gguf import GgufError, Header, read_header
 from accelerd.tuning import rules as rule_files
@@ -88,12 +88,12 @@ class RuleTuner:
 
 
 def device_for(spec: ModelSpec, build: EngineBuild, devices: Iterable[Device]) -> Device | None:
-    """The first GPU that can be used, cards before what is part of a processor as in llama.cpp; else the processor."""
+    """The GPU that computes for the model; the processor where none does."""
     found = list(devices)
-    usable = [d for d in found if d.kind == "gpu" and d.problem is None and not any(t.blocks for t in d.troubles)]
-    if usable and spec.gpu_layers != 0 and build.backend != "cpu":
-        return min(usable, key=lambda device: device.apu is True)
-    return next((device for device in found if device.kind == "cpu"), None)
+    gpus = usable(found) if spec.gpu_layers != 0 and build.backend != "cpu" else ()
+    wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
+    processor = (device for device in found if device.kind == "cpu")
+    return next(iter((*wanted, *gpus, *processor)), None)
 
 
 def physical_cores(sys: Path, allowed: set[int]) -> int:

@@ -10,10 +10,9 @@ import pytest
 
 from accelerd.cli.fit.verdict import GgufFit, MachineState
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.model import Device, MemoryPool, usable
 from accelerd.engines.llama_server.forecast import ForecastInputs, ModelFiles, settings_of
 from accelerd.estimate.bandwidth import Rate
-from accelerd.estimate.placing import usable
 from accelerd.estimate.tensors import read_model
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, MemoryRequirement, Pool

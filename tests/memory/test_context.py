@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.model import Device, MemoryPool, usable
 from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server.forecast import ForecastInputs, ModelFiles, contexts_of, settings_of, ways
-from accelerd.estimate.placing import usable
 from accelerd.estimate.tensors import GgufModel
 from accelerd.memory.model import RAM
 from tests.memory.animals import animal

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from accelerd.devices.model import Device, DeviceTrouble, MemoryPool
+from accelerd.devices.model import Device, DeviceTrouble, MemoryPool, room, usable
 from accelerd.estimate.estimate import EstimateSettings, estimate
-from accelerd.estimate.placing import FROM_HEADER, divided, options, room, usable
+from accelerd.estimate.placing import FROM_HEADER, divided, options
 from accelerd.memory.model import RAM, MemoryRequirement
 from tests.memory.animals import MIB, animal
 

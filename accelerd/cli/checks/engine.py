@@ -13,8 +13,8 @@ from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
+from accelerd.devices.model import usable
 from accelerd.estimate.model_kind import identify
-from accelerd.estimate.placing import usable
 
 GPU_BUILD = "{} --vulkan builds one that uses the GPU, docs/gpu.md shows other ways"
 ON_THE_HOST = ("auto", "child", "systemd")  # homes whose programs are this machine's; containers have their own

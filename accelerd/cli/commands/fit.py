@@ -85,7 +85,7 @@ def wanted(args: argparse.Namespace, devices: tuple[Device, ...]) -> dict[str, A
 
 def slot_of(text: str, devices: tuple[Device, ...]) -> str:
     """The id of a usable GPU. Failure with those that there are."""
-    from accelerd.estimate.placing import usable
+    from accelerd.devices.model import usable
 
     here = {gpu.id: gpu for gpu in usable(devices)}
     found = next((id for id in here if text.lower() in (id, id.removeprefix("0000:"))), None)

@@ -95,6 +95,7 @@ def judged(
     from msgspec import structs
 
     from accelerd.cli.fit.verdict import GgufFit, machine_of, requirement_of
+    from accelerd.devices.model import usable
     from accelerd.engines.llama_server.forecast import (
         Forecaster,
         ForecastInputs,
@@ -102,7 +103,6 @@ def judged(
         settings_of,
         with_checkpoints,
     )
-    from accelerd.estimate.placing import usable
 
     spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from accelerd.config import Config
 from accelerd.devices.model import Device
+from accelerd.devices.model import room as room_of
 from accelerd.engines.llama_server.forecast import ForecastInputs, cache_of, offers, ways
 from accelerd.estimate import bandwidth, placing, smaller
 from accelerd.estimate.bandwidth import Rate, Speed
@@ -283,7 +284,7 @@ class GgufFit(ModelFit):
         chosen = [devices[id] for id in self.need.devices if id in devices]
         if not chosen:
             return {RAM: self.estimate.placed(())[0]}
-        counts = placing.divided(self._on_gpus(), [placing.room(device) for device in chosen])
+        counts = placing.divided(self._on_gpus(), [room_of(device) for device in chosen])
         placed = self.estimate.placed(counts)
         return dict(zip((RAM, *(device.id for device in chosen)), placed, strict=True))
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from accelerd.config.model import ModelSpec
-from accelerd.devices.model import Device
+from accelerd.devices.model import Device, usable
 from accelerd.engines.base import Task, Traits
 from accelerd.engines.flm.catalogue import tag_of
 from accelerd.engines.lemonade.catalogue import DIRECT, Catalogue
 from accelerd.engines.lemonade.client import LemonadeModel
-from accelerd.estimate.placing import usable
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, in_ram
 
 GENERATES: Final[tuple[Task, ...]] = ("chat", "completions")

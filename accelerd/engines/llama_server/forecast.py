@@ -18,7 +18,8 @@ from msgspec.structs import asdict, replace
 
 from accelerd.config.model import USUAL_CONTEXT, ModelSpec
 from accelerd.config.values import tensor_override
-from accelerd.devices.model import Device
+from accelerd.devices.model import Device, usable
+from accelerd.devices.model import room as room_of
 from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server import arguments, argv, files, placement
 from accelerd.engines.llama_server.fit_params import FitAnswer
@@ -27,8 +28,7 @@ from accelerd.estimate.compute import logits
 from accelerd.estimate.context import contexts
 from accelerd.estimate.estimate import REPACKED, Estimate, EstimateSettings, estimate
 from accelerd.estimate.gguf import GgufError
-from accelerd.estimate.placing import options, usable
-from accelerd.estimate.placing import room as room_of
+from accelerd.estimate.placing import options
 from accelerd.estimate.tensor_places import HOST
 from accelerd.estimate.tensors import GgufModel, Identity, ModelReader, identity
 from accelerd.memory.measure import GPU_RESERVE
