@@ -88,6 +88,11 @@ class SmallMemory:
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == b"1\n"
 
+    def press(self, left: int) -> None:
+        """A stranger takes all memory that is free but `left` bytes; none comes where no more is free."""
+        if (more := self.free() - left) > 0:
+            self.take(more)
+
     def take_back(self) -> None:
         """All strangers end."""
         strangers, self._strangers = self._strangers, ()

@@ -179,7 +179,7 @@ def test_a_stranger_takes_the_memory_and_gives_it_back(
             assert daemon.chat(name, max_tokens=1).status == 200
         assert ready(daemon) == set(names)
         left = RESERVE // 4 if threshold == "hard" else RESERVE * 3 // 4
-        memory.take(memory.free() - left)
+        memory.press(left)
         began = time.monotonic()
         eventually(lambda: memory.free() > RESERVE, "enough memory came back")
         took = time.monotonic() - began
@@ -187,8 +187,9 @@ def test_a_stranger_takes_the_memory_and_gives_it_back(
         assert gone
         why = daemon.status(min(gone))["reason"]
         assert "main memory is short" in why
-        # For what the stranger leaves no room for people wait in vain, and hear why.
-        memory.take(memory.free() - RESERVE - 6 * MIB)
+        # Strangers take what comes back until no model is left; who asks for one then waits in vain, and hears why.
+        eventually(lambda: memory.press(left) or not ready(daemon), "every model gave way")
+        memory.press(RESERVE + 6 * MIB)
         refused = eventually(lambda: (answer := daemon.chat(names[0])).status != 200 and answer, "no room")
         assert (refused.status, refused.code) == (503, "memory_in_use")
         assert "in use by other programs" in refused.json()["error"]["message"]
@@ -217,7 +218,7 @@ def test_idle_models_make_room_and_the_one_at_work_goes_on(
         with streaming(daemon, "talker", ignore_eos=True, max_tokens=2500) as response:
             assert first_event(response).startswith(b"data: ")
             assert ready(daemon) == {"talker", *NAMES[:3]}
-            memory.take(memory.free() - RESERVE * 3 // 4)
+            memory.press(RESERVE * 3 // 4)
             eventually(lambda: ready(daemon) < {"talker", *NAMES[:3]}, "somebody gave way")
             assert "talker" in ready(daemon)
             text, complete = rest_of(response)
