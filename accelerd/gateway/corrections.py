@@ -21,8 +21,6 @@ from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
 TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
-# llama-server's words for more answers at once than it has slots
-TOO_MANY: Final = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= \d+, but got [1-9]")
 # llama-server's words for an input to embed or rank that does not fit one batch.
 TOO_LARGE: Final = re.compile(r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)")
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
@@ -57,8 +55,6 @@ def corrected_error(status: int, body: bytes, path: str, model: str, request_fau
             error |= {"code": "context_length_exceeded", "message": f"{text}; for more, {keys}"}
     if error.get("type") == TOO_LONG:
         error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
-    if TOO_MANY.match(str(error.get("message"))):
-        error["message"] += _for_more("parallel", model)
     return status, msgspec.json.encode(_shaped(error, status, path))
 
 

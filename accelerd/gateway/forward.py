@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
-from accelerd.config.model import ServerSettings
+from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Task
+from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
-from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, with_model
+from accelerd.gateway.request_body import ChatBody, CompletionBody, FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
@@ -63,6 +64,11 @@ class InferenceRequest(Struct):
     def stream(self) -> bool:
         return bool(self.info.stream)
 
+    def answers_apart(self, spec: ModelSpec) -> int:
+        """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
+        wanted = self.info.n if isinstance(self.info, ChatBody | CompletionBody) else None
+        return wanted if wanted is not None and wanted > spec.parallel and self.path in ASSEMBLED else 1
+
     def body(self) -> bytes:
         """With the model's name as the engine knows it."""
         name = self.target.wire_name
@@ -103,6 +109,8 @@ class Forwarder:
             return
         self._begin(lease, relay)
         if not request.stream and (request.target.hides_errors or self._may_assemble(lease, request)):
+            return
+        if request.answers_apart(lease.record.spec) > 1:
             return
         pool = self._pool(lease)
         connection = pool.reuse()
@@ -166,12 +174,18 @@ class Forwarder:
                 self._begin(lease, relay)
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info, request.media)
-            if relay.in_flight is None:
-                streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
-                if streamed is not None or (request.target.hides_errors and not request.stream):
-                    return await self._collect(lease, relay, request, streamed)
-                self._prepare(relay, request)
-            return await self._send(lease, relay, request, request.body(), relay)
+            if relay.in_flight is not None:
+                return await self._send(lease, relay, request, request.body(), relay)
+            streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
+            body, spec = streamed or request.body(), lease.record.spec
+            count = request.answers_apart(spec)
+            bodies = [body] if count == 1 else bodies_of(body, count, spec.sampling.seed)
+            if not request.stream and (streamed is not None or request.target.hides_errors or count > 1):
+                return await self._collect(lease, relay, request, bodies, assembled=streamed is not None)
+            self._prepare(relay, request)
+            if count > 1:
+                return await self._join(lease, relay, request, bodies, JoinedStreams(count))
+            return await self._send(lease, relay, request, body, relay)
         except AccelError:
             raise
         except Exception:
@@ -221,39 +235,67 @@ class Forwarder:
         self._sweeper.watch(relay, stream=request.stream)
 
     async def _collect(
-        self, lease: Lease, relay: Relay, request: InferenceRequest, streamed: bytes | None
+        self, lease: Lease, relay: Relay, request: InferenceRequest, bodies: Iterable[bytes], *, assembled: bool
     ) -> AccelError | None:
-        """Collect the response, then send it. `streamed`: the body that asks for it as a stream."""
-        assembled = streamed is not None
-        collector = Collector(lease, self._now, request.target.busy_statuses)
+        """Collect the responses to `bodies`, then send them as one. `assembled`: they are asked for as streams."""
         relay.busy_statuses = request.target.busy_statuses
-        self._sweeper.watch(relay, stream=assembled)
-        await self._send(lease, collector, request, streamed or request.body(), relay)
-        self._sweeper.forget(relay)  # what is left is ours to do
-        relay.unread = collector.unread
-        head, failure = collector.response, collector.failure
-        relay.ok = False
-        if head is None or failure is not None:
-            return relay.failure(failure or "no response")
-        status, kind, content = head.status, head.content_type, b"".join(collector.parts)
-        if assembled and status == 200:
-            if kind.startswith(EVENT_STREAM):
-                status, content = assemble(content)
-                kind = b"application/json; charset=utf-8"
-            elif not kind.startswith(b"application/json"):
-                raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
-        if status == 200 and request.target.hides_errors and (error := hidden_error(content)) is not None:
-            return relay.failure(error)
-        relay.reply(status, kind, content)
+        answers: list[bytes] = []
+        for body in bodies:
+            collector = Collector(lease, self._now, request.target.busy_statuses)
+            self._sweeper.watch(relay, stream=assembled)
+            await self._send(lease, collector, request, body, relay, fresh=bool(answers))
+            self._sweeper.forget(relay)  # what is left is ours to do
+            relay.unread = collector.unread
+            head, failure = collector.response, collector.failure
+            relay.ok = False
+            if head is None or failure is not None:
+                return relay.failure(failure or "no response")
+            status, kind, content = head.status, head.content_type, b"".join(collector.parts)
+            if assembled and status == 200:
+                if kind.startswith(EVENT_STREAM):
+                    status, content = assemble(content)
+                    kind = b"application/json; charset=utf-8"
+                elif not kind.startswith(b"application/json"):
+                    raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
+            if status == 200 and request.target.hides_errors and (error := hidden_error(content)) is not None:
+                return relay.failure(error)
+            if status != 200:
+                relay.reply(status, kind, content)
+                return None
+            answers.append(content)
+        relay.reply(200, kind, joined(answers))
+        return None
+
+    async def _join(
+        self, lease: Lease, relay: Relay, request: InferenceRequest, bodies: Iterable[bytes], streams: JoinedStreams
+    ) -> AccelError | None:
+        """Send the streams that answer `bodies` one after the other, as one."""
+        relay.joined = streams
+        for number, body in enumerate(bodies):
+            if number:
+                streams.next()
+            error = await self._send(lease, relay, request, body, relay, fresh=number > 0)
+            if error is not None or relay.ended or not streams.more:
+                return error
         return None
 
     async def _send(
-        self, lease: Lease, receiver: Relay | Collector, request: InferenceRequest, body: bytes, relay: Relay
+        self,
+        lease: Lease,
+        receiver: Relay | Collector,
+        request: InferenceRequest,
+        body: bytes,
+        relay: Relay,
+        *,
+        fresh: bool = False,
     ) -> AccelError | None:
-        """One answer of the engine. A busy engine is asked again until scheduler.queue_timeout."""
+        """One answer of the engine. A busy engine is asked again until scheduler.queue_timeout.
+
+        `fresh`: over a new connection.
+        """
         retry: BusyRetry | None = None
         while True:
-            error = await self._attempt(lease, receiver, request, body, relay)
+            error = await self._attempt(lease, receiver, request, body, relay, fresh=fresh)
             if not receiver.engine_busy:
                 return error
             if retry is None:
@@ -262,11 +304,17 @@ class Forwarder:
             await retry.pause(relay)
 
     async def _attempt(
-        self, lease: Lease, receiver: Relay | Collector, request: InferenceRequest, body: bytes, relay: Relay
+        self,
+        lease: Lease,
+        receiver: Relay | Collector,
+        request: InferenceRequest,
+        body: bytes,
+        relay: Relay,
+        *,
+        fresh: bool,
     ) -> AccelError | None:
         """One exchange with the engine. Repeated once if a reused connection was stale: the engine has not read it."""
         finished, relay.in_flight = relay.in_flight, None
-        fresh = False
         while True:
             if relay.cut_with is not None:
                 raise relay.failure("")

@@ -26,6 +26,7 @@ from accelerd.gateway.corrections import (
     error_event,
     refusal_event,
 )
+from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import FramingError, Head, chunk
 from accelerd.gateway.responses import cors_headers, date_and_id, reason
 from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
@@ -114,6 +115,7 @@ class Relay:
         self._correction: Correction | None = None  # of the stream that goes through
         self.request_faults = ""  # see Dialect
         self.several = False  # are several prompts answered in one stream?
+        self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
         self.passed = False  # has anything of an engine's response been sent?
         self._finished: asyncio.Future[AccelError | None]
@@ -141,7 +143,7 @@ class Relay:
     def start_over(self) -> None:
         """Forget an attempt of which the client has received nothing: the request waits for a model again."""
         self.lease = self.in_flight = self.ok = self.cut_with = None
-        self._whole = self._head = self._correction = None
+        self._whole = self._head = self._correction = self.joined = None
         self.unread, self._stalled, self._size = False, 0.0, 0
 
     def comment(self, text: str, model: str) -> None:
@@ -171,6 +173,11 @@ class Relay:
     def engine_busy(self) -> bool:
         """Has the engine answered with one of `busy_statuses`? The client has received nothing of it."""
         return self._head is not None and self._head.status in self.busy_statuses
+
+    @property
+    def ended(self) -> bool:
+        """Was an error sent, or has the client gone? Nothing may follow."""
+        return self.status != 200 or self._transport.is_closing()
 
     def abandon(self, stall_timeout: float) -> None:
         """The client has disconnected: cancel the engine's work. It has failed only if it was already stalled."""
@@ -248,11 +255,12 @@ class Relay:
         if head.status != 200 and head.status in self.busy_statuses:
             return self._keep(head)
         self.ok = head.status < 500
-        self.first_byte = self._now()
+        if not self.passed:
+            self.first_byte = self._now()
         streams = head.status == 200 and head.content_type.startswith(EVENT_STREAM)
         if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path in PLAIN):
             return self._keep(head)
-        correction = correction_for(self._path, self.lease.model, several=self.several) if streams else None
+        correction = self._correction_of_stream() if streams else None
         self._correction = correction
         if self.committed:  # comments have been sent
             self._rechunk = self._raw and (not head.chunked or correction is not None)
@@ -267,6 +275,10 @@ class Relay:
             self.passed = True
             self._write(raw)
         return contents
+
+    def _correction_of_stream(self) -> Correction | None:
+        assert self.lease is not None
+        return self.joined or correction_for(self._path, self.lease.model, several=self.several)
 
     def _keep(self, head: Head) -> bool:
         """Send nothing of this response before it is complete."""
@@ -298,6 +310,9 @@ class Relay:
             return
         if self._correction is not None and (rest := self._correction.end()):
             self._write_event(rest)
+        if self.joined is not None and self.joined.more:
+            self._end(None)
+            return
         if self._rechunk:
             self._write(LAST_CHUNK)
         self._finish_client()

@@ -16,6 +16,7 @@ from accelerd.base.names import TRIAL_SUFFIX
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
+MAX_ANSWERS = 128  # `n`, as OpenAI has it
 MAX_PARTS = 64
 MAX_PART_HEAD = 4 << 10  # bytes of one part's headers
 FORM = "multipart/form-data"
@@ -46,12 +47,12 @@ class JsonBody(msgspec.Struct, gc=False, kw_only=True):
 
 class ChatBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
-    n: int | None = None
+    n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
 
 
 class CompletionBody(JsonBody, gc=False, kw_only=True):
     prompt: msgspec.Raw
-    n: int | None = None
+    n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
 
     def has_several(self) -> bool:
         """Is there more than one prompt, or may there be?"""

@@ -30,7 +30,8 @@ CHANCE = ("id", "id_slot", "created", "created_at", "completed_at", "item_id", "
 TIMES = ("_ms", "_per_second")
 MISSING = "(missing)"
 LARGER = "; for more, set a larger {} for {} in accelerd's configuration"
-TOO_MANY = re.compile(r"Field 'n(?:_cmpl)?': .* <= (\d+), but got (\d+)")
+TOO_MANY = re.compile(r"Field 'n': .* <= \d+, but got (\d+)")
+MOST = 128  # answers to one request
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .*size: (\d+)\)")
 ADDED = ("sequence_number", "output_index", "content_index", "logprobs")
 BEGUN = ("id", "object", "status")
@@ -209,8 +210,6 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
             text = f"the input has {large[1]} tokens, a batch of this model {large[2]}"
             keys = LARGER.format("`ubatch`, `batch` and `context`", model)
             error |= {"code": "context_length_exceeded", "message": text + keys}
-        elif (many := TOO_MANY.match(error["message"])) is not None and int(many[2]) > int(many[1]):
-            error["message"] += LARGER.format("`parallel`", model)
         if anthropic:
             error["type"] = "invalid_request_error"
             return Answer(status, engine.kind, [{"type": "error", "error": error}])
@@ -227,6 +226,26 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
             if message.get("stop_sequence") is not None:
                 message["stop_reason"] = "stop_sequence"
     return engine
+
+
+def repeated(answer: Answer, count: int) -> Answer:
+    """An answer so often, as the engine gives it where it has the slots."""
+    if not answer.ok:
+        return answer
+
+    def numbered(part: Any, number: int) -> Any:
+        data = part.get("data", part)
+        if not isinstance(data, dict):
+            return part
+        choices = [{**choice, "index": choice["index"] * count + number} for choice in data["choices"]]
+        return {**part, "data": {**data, "choices": choices}} if data is not part else {**part, "choices": choices}
+
+    if answer.kind == "application/json":
+        choices = [choice for number in range(count) for choice in numbered(answer.parts[0], number)["choices"]]
+        whole = {**answer.parts[0], "choices": sorted(choices, key=lambda choice: int(choice["index"]))}
+        return answer._replace(parts=[whole])
+    *events, end = answer.parts
+    return answer._replace(parts=[*(numbered(part, number) for number in range(count) for part in events), end])
 
 
 def unnumbered(parts: Sequence[Any]) -> list[Any]:
@@ -282,6 +301,10 @@ class Pair(NamedTuple):
     async def compare(self, body: Body, slots: int, *, stream: bool) -> list[Difference]:
         model = model_for(body, slots)
         there = await by_engine(self.engines[model], body, model, stream=stream)
+        refused = TOO_MANY.match(there.parts[0]["error"]["message"]) if there.status == 400 else None
+        if refused is not None and 1 < (count := int(refused[1])) <= MOST:
+            alone = body._replace(fields={**body.fields, "n": ...})
+            there = repeated(await by_engine(self.engines[model], alone, model, stream=stream), count)
         here = await by_accelerd(self.daemon.port, body, model, stream=stream)
         return differences(body, model, there, here)
 

@@ -91,16 +91,6 @@ def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
     assert answer["error"]["message"].startswith("prompt is too long: 9 tokens > 8 maximum")
 
 
-@pytest.mark.parametrize(
-    ("field", "got", "advised"), [("n", 3, True), ("n_cmpl", 20, True), ("n", 0, False), ("top", 3, False)]
-)
-def test_a_refusal_of_several_answers_names_the_key(field: str, got: int, advised: bool) -> None:
-    text = f"Field '{field}': Value must be between 1 <= value <= 2, but got {got}"
-    status, body = corrected_error(400, said(text, "invalid_request_error", 400), CHAT, "qwen")
-    advice = "; for more, set a larger `parallel` for qwen in accelerd's configuration" if advised else ""
-    assert (status, json.loads(body)["error"]["message"]) == (400, text + advice)
-
-
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
 def test_an_input_longer_than_a_batch_is_refused_for_length(path: str) -> None:
     message = "input (901 tokens) is too large to process. increase the physical batch size (current batch size: 512)"

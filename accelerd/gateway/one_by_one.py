@@ -1,0 +1,77 @@
+"""Answers a request for more answers (`n`) than its model has slots: with one after the other, as if they were one.
+
+llama-server refuses such a request. With the cache of its slot the prompt is computed once all the same. Knows bodies
+and events only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from accelerd.gateway.corrections import WholeEvents, event_of
+
+Json = dict[str, Any]
+RANDOM_SEED: Final = (1 << 32) - 1  # llama-server's word for none
+
+
+def bodies_of(body: bytes, count: int, seed: int | None) -> Iterator[bytes]:
+    """A request for each answer. `seed`: of the model's settings; each answer gets its own, as the engine does it."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields.pop("n", None)
+    asked = msgspec.json.decode(fields["seed"]) if "seed" in fields else None
+    first = seed if asked is None else asked
+    for number in range(count):
+        if number and isinstance(first, int) and 0 <= first < RANDOM_SEED:
+            fields["seed"] = msgspec.Raw(b"%d" % (first + number))
+        yield msgspec.json.encode(fields)
+
+
+def joined(answers: Sequence[bytes]) -> bytes:
+    """Plain responses as one, with the usage of the first as llama-server has it."""
+    if len(answers) == 1:
+        return answers[0]
+    whole: list[Json] = [msgspec.json.decode(answer, type=Json) for answer in answers]
+    choices = [choice for answer, one in enumerate(whole) for choice in _numbered(one, answer, len(whole))]
+    whole[0]["choices"] = sorted(choices, key=lambda choice: int(choice["index"]))
+    return msgspec.json.encode(whole[0])
+
+
+def _numbered(event: Json, answer: int, count: int) -> list[Json]:
+    """Its choices, one for each prompt, with the numbers that they have among all answers to all prompts."""
+    return [{**choice, "index": choice["index"] * count + answer} for choice in event["choices"]]
+
+
+class JoinedStreams(WholeEvents):
+    """Streams, one after the other, as one: the choices are numbered, the response has one id and one end."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+        self._answer = 0
+        self._id: Any = None
+
+    @property
+    def more(self) -> bool:
+        """Is this not the last stream?"""
+        return self._answer + 1 < self._count
+
+    def next(self) -> None:
+        """The next stream follows."""
+        self._answer += 1
+
+    def corrected(self, event: bytes) -> bytes | None:
+        if not event.startswith(b"data: {"):
+            return None if event == b"data: null" or (self.more and event == b"data: [DONE]") else event
+        data = msgspec.json.decode(event[6:], type=Json)
+        if "error" in data:
+            self._count = 0  # it is the last
+        elif "choices" in data:
+            self._id = self._id or data.get("id")
+            data |= {"choices": _numbered(data, self._answer, self._count), "id": self._id}
+        return event_of(data)[:-2]
+
+    def failed(self, body: Json) -> bytes:
+        return event_of(body)
