@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
-from accelerd.estimate.gguf import MAGIC, GgufError, TruncatedError
+from accelerd.estimate.gguf import MAGIC, Budget, GgufError, TruncatedError
 from accelerd.estimate.model_kind import identify
 from accelerd.estimate.remote import Web, host
 from accelerd.estimate.tensors import read_part
@@ -185,7 +185,7 @@ def _refuse_junk(file: RemoteFile, opened: BinaryIO) -> None:
         else:
             arrived.seek(0)
             try:
-                read_part(arrived, opened.tell())
+                read_part(arrived, opened.tell(), Budget())
             except TruncatedError as error:
                 why = str(error)
             except GgufError:

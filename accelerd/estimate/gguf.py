@@ -1,7 +1,8 @@
 """Reads the header of a GGUF file: its keys and values, and how many tensors there are.
 
 Vocabularies and other long arrays are stepped over, not kept, so that a model of any size takes a fraction of a second.
-Trusts nothing: every length is held against what is there. Blocking: call it in a thread. Never reads weights.
+Trusts nothing: every length is held against what is there, and all of them together against a Budget.
+Blocking: call it in a thread. Never reads weights.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -15,12 +16,11 @@ from msgspec import Struct, field
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
-LARGEST_HEADER: Final = 512 << 20  # bytes; the largest vocabularies take some 10 MiB
-LARGEST_COUNT: Final = 1 << 20  # keys, or tensors
 LONGEST_KEY: Final = 1 << 16
 LONGEST_TEXT: Final = 1 << 16  # a longer string is stepped over: chat templates may be long, nobody asks for them here
 LONGEST_ARRAY: Final = 4096  # elements; one number for each layer is kept, a vocabulary is not
-DEEPEST: Final = 4  # arrays in arrays
+PAIR: Final = 128  # bytes that a key takes beside its text and its value's
+NUMBER: Final = 40  # bytes that a kept number takes
 CHUNK: Final = 1 << 18
 
 # Types by their number: struct's letter, None for what has a length of its own.
@@ -41,8 +41,38 @@ class TruncatedError(GgufError):
     """The file ends before what its header announces."""
 
 
+class Budget:
+    """What the headers of one model may cost, over all its files. Real ones take less than half of it."""
+
+    def __init__(self) -> None:
+        self.read = 256 << 20  # bytes
+        self.kept = 4 << 20  # bytes of keys and values
+        self.strings = 1 << 21  # in arrays; the largest vocabularies have some 800000, with their merges
+        self.tensors = 1 << 14  # the largest models have some 3000
+
+    def take_read(self, size: int) -> None:
+        self.read -= size
+        if self.read < 0:
+            raise GgufError("its header is too large")
+
+    def take_kept(self, size: int) -> None:
+        self.kept -= size
+        if self.kept < 0:
+            raise GgufError("its header has too many keys, or values that are too large")
+
+    def take_strings(self, count: int) -> None:
+        self.strings -= count
+        if self.strings < 0:
+            raise GgufError(f"its header has too many strings: an array of {count}")
+
+    def take_tensors(self, count: int) -> None:
+        self.tensors -= count
+        if self.tensors < 0:
+            raise GgufError(f"it claims {count} tensors: more than any model has in all its files")
+
+
 class Header(Struct, frozen=True):
-    """What a header says. Arrays that are long, nested or of strings are counted in `skipped`, by key."""
+    """What a header says. Arrays that are long or of strings are counted in `skipped`, by key."""
 
     version: int
     tensors: int
@@ -69,7 +99,7 @@ class Header(Struct, frozen=True):
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The header of the file. GgufError; OSError when it cannot be read."""
     with open_file(path) as file:
-        return Reader(file, os.fstat(file.fileno()).st_size).header()
+        return Reader(file, os.fstat(file.fileno()).st_size, Budget()).header()
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -80,10 +110,10 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 class Reader:
     """A window on a file that moves forward."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, budget: Budget) -> None:
         self._file = file
-        self._end = min(size, LARGEST_HEADER)
-        self._more = size > LARGEST_HEADER
+        self._end = size
+        self.budget = budget
         self._window = b""
         self._start = 0  # of the window in the file
         self._at = 0  # in the window, or beyond it
@@ -102,7 +132,10 @@ class Reader:
             swapped = version & 0xFFFF == 0
             what = "it is big-endian" if swapped else f"version {version} of the format is not known"
             raise GgufError(f"{what}; version 2 and 3, little-endian, are")
-        tensors, count = self._count("tensors"), self._count("keys")
+        tensors, count = self.length(), self.length()
+        if count * PAIR > self.budget.kept:
+            raise GgufError(f"it claims {count} keys")
+        self.budget.take_tensors(tensors)
         header = Header(version, tensors)
         for _ in range(count):
             self._pair(header)
@@ -112,6 +145,7 @@ class Reader:
         length = self.length()
         if length > LONGEST_KEY:
             raise GgufError(f"a key of {length} bytes")
+        self.budget.take_kept(PAIR + length)
         key = self.take(length).decode("utf-8", "replace")
         kind = self.number("I")
         if kind == ARRAY:
@@ -124,10 +158,11 @@ class Reader:
     def _array(self, header: Header, key: str) -> None:
         kind, length = self.number("I"), self.length()
         if kind in NUMBERS and length <= LONGEST_ARRAY:
+            self.budget.take_kept(NUMBER * length)
             letter = NUMBERS[kind]
             header.values[key] = struct.unpack(f"<{length}{letter}", self.take(length * struct.calcsize(letter)))
         else:
-            self._skip(kind, length, 1)
+            self._skip(kind, length)
             header.skipped[key] = length
 
     def _scalar(self, kind: int) -> Scalar | None:
@@ -137,26 +172,23 @@ class Reader:
             if length > LONGEST_TEXT:
                 self._step(length)
                 return None
+            self.budget.take_kept(length)
             return self.take(length).decode("utf-8", "replace")
         if kind not in NUMBERS:
             raise GgufError(f"a value of unknown type {kind}")
         letter = NUMBERS[kind]
         return self.number(letter) if letter != "?" else self.take(1) != b"\0"
 
-    def _skip(self, kind: int, length: int, depth: int) -> None:
+    def _skip(self, kind: int, length: int) -> None:
         """Step over the elements of an array."""
         if kind in NUMBERS:
             self._step(length * struct.calcsize(NUMBERS[kind]))
         elif kind == TEXT:
             self._reserve(length * 8)
+            self.budget.take_strings(length)
             self._skip_texts(length)
         elif kind == ARRAY:
-            if depth >= DEEPEST:
-                raise GgufError("arrays are nested too deeply")
-            self._reserve(length * 12)
-            for _ in range(length):
-                inner, count = self.number("I"), self.length()
-                self._skip(inner, count, depth + 1)
+            raise GgufError("it has an array of arrays, which llama.cpp does not read")
         else:
             raise GgufError(f"an array of unknown type {kind}")
 
@@ -181,12 +213,6 @@ class Reader:
     def length(self) -> int:
         return self.number("Q")
 
-    def _count(self, what: str) -> int:
-        count = self.length()
-        if count > LARGEST_COUNT:
-            raise GgufError(f"it claims {count} {what}")
-        return count
-
     def take(self, size: int) -> bytes:
         if len(self._window) - self._at < size:
             self._fill(size)
@@ -203,6 +229,7 @@ class Reader:
         self._reserve(size)
         start, rest = self.position, self._window[self._at :]
         parts, wanted = [rest], min(max(size, CHUNK), self._end - start) - len(rest)
+        self.budget.take_read(wanted)
         self._file.seek(start + len(rest))
         while wanted > 0 and (piece := self._file.read(wanted)):
             parts.append(piece)
@@ -214,8 +241,4 @@ class Reader:
     def _reserve(self, size: int) -> None:
         """GgufError unless so many bytes are still to come."""
         if size > self._end - self.position:
-            raise (
-                GgufError("its header is too large")
-                if self._more
-                else TruncatedError("the file ends within its header")
-            )
+            raise TruncatedError("the file ends within its header")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from accelerd.base.errors import AccelError
-from accelerd.estimate.gguf import GgufError, Header
+from accelerd.estimate.gguf import Budget, GgufError, Header
 from accelerd.estimate.tensors import GgufModel, Tensor, parts, read_part
 
 BUDGET: Final = 64 << 20  # bytes of one model
@@ -46,9 +46,10 @@ def read_model_at(urls: Sequence[str], web: Web) -> tuple[GgufModel, list[RangeF
     files = [RangeFile(url, web) for url in urls]
     first: Header | None = None
     tensors: dict[str, Tensor] = {}
+    budget = Budget()
     for file in files:
         try:
-            header, found = read_part(cast(BinaryIO, file), file.size)
+            header, found = read_part(cast(BinaryIO, file), file.size, budget)
         except GgufError as error:
             raise AccelError("download_failed", f"{file.name}: {error}", hint=NAME_A_FILE) from error
         first = first or header

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO, Final, NamedTuple
 
-from accelerd.estimate.gguf import GgufError, Header, Reader, TruncatedError, open_file
+from accelerd.estimate.gguf import Budget, GgufError, Header, Reader, TruncatedError, open_file
 
-MOST_TENSORS: Final = 1 << 16  # in one file; the largest models have some 3000
 MOST_PARTS: Final = 1024
 LONGEST_NAME: Final = 256  # ggml takes 64
 LARGEST: Final = 1 << 31  # of any number in a header that means a size; a larger one is nonsense
@@ -95,12 +94,10 @@ def row_bytes(kind: str, elements: int) -> int:
     return -(-elements // block) * size
 
 
-def read_part(file: BinaryIO, size: int) -> tuple[Header, dict[str, Tensor]]:
+def read_part(file: BinaryIO, size: int, budget: Budget) -> tuple[Header, dict[str, Tensor]]:
     """One file's header and tensors. Of its `size` bytes only the beginning must be there. GgufError."""
-    reader = Reader(file, size)
+    reader = Reader(file, size, budget)
     header = reader.header()
-    if header.tensors > MOST_TENSORS:
-        raise GgufError(f"it claims {header.tensors} tensors")
     found: list[tuple[int, str, tuple[int, ...], int]] = []
     for _ in range(header.tensors):
         length = reader.length()
@@ -195,9 +192,10 @@ def read_model(path: str | os.PathLike[str]) -> GgufModel:
     files = parts(os.fspath(path))
     header: Header | None = None
     tensors: dict[str, Tensor] = {}
+    budget = Budget()
     for file in files:
         with open_file(file) as opened:
-            own, found = read_part(opened, os.fstat(opened.fileno()).st_size)
+            own, found = read_part(opened, os.fstat(opened.fileno()).st_size, budget)
         header = header or own
         if twice := tensors.keys() & found.keys():
             raise GgufError(f"{min(twice)} is in more than one of its files")

@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from accelerd.estimate.gguf import GgufError
+from accelerd.estimate.gguf import Budget, GgufError
 from accelerd.estimate.tensors import TYPES, ModelReader, Tensor, identity, read_model, read_part, row_bytes
 from tests.memory import zoo
 from tests.memory.gguf_maker import file_of, string, strings, u32, value, write
@@ -85,22 +85,35 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(listed: dict[str, tuple[tuple[int, ...], int]], words: str) -> None:
     data, _ = file_of(KEYS, listed)
     with pytest.raises(GgufError, match=words):
-        read_part(io.BytesIO(data), len(data) + 100)
+        read_part(io.BytesIO(data), len(data) + 100, Budget())
 
 
 def test_too_many_tensors_and_an_odd_alignment_are_refused() -> None:
     data = b"GGUF" + (3).to_bytes(4, "little") + (1 << 19).to_bytes(8, "little") + bytes(8)
     with pytest.raises(GgufError, match="it claims 524288 tensors"):
-        read_part(io.BytesIO(data), 1 << 30)
+        read_part(io.BytesIO(data), 1 << 30, Budget())
     data, size = file_of({**KEYS, "general.alignment": u32(0)}, SOME)
     with pytest.raises(GgufError, match="alignment is 0"):
-        read_part(io.BytesIO(data), size)
+        read_part(io.BytesIO(data), size, Budget())
+
+
+def test_the_parts_of_a_model_share_one_budget(tmp_path: Path) -> None:
+    """Each of 40 parts is modest, and together they claim more tensors than any model has."""
+    listed = {f"{'t' * 200}{i}": ((1,), 0) for i in range(500)}
+    names = [f"m-{number:05d}-of-00040.gguf" for number in range(1, 41)]
+    for number, name in enumerate(names):
+        tensors = {f"{number}{key}": one for key, one in listed.items()}
+        write(tmp_path / name, {**KEYS, "split.count": value(2, b"\x28\0")}, tensors)
+    data = (tmp_path / names[0]).read_bytes()
+    assert len(read_part(io.BytesIO(data), len(data), Budget())[1]) == 500
+    with pytest.raises(GgufError, match="it claims 500 tensors: more than"):
+        read_model(tmp_path / names[0])
 
 
 def test_only_the_beginning_of_a_file_is_needed() -> None:
     """What is not downloaded yet can be looked into."""
     data, size = file_of(KEYS, SOME)
-    header, tensors = read_part(io.BytesIO(data), size)
+    header, tensors = read_part(io.BytesIO(data), size, Budget())
     assert header.architecture == "llama"
     assert len(tensors) == 3
 
@@ -113,7 +126,7 @@ def test_no_damage_does_more_than_refuse() -> None:
         for _ in range(chance.randint(1, 5)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         with contextlib.suppress(GgufError):  # any other exception fails the test
-            _, tensors = read_part(io.BytesIO(bytes(data[: chance.randint(1, len(data))])), size)
+            _, tensors = read_part(io.BytesIO(bytes(data[: chance.randint(1, len(data))])), size, Budget())
             assert all(0 <= tensor.size <= size for tensor in tensors.values())
 
 
