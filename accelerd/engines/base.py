@@ -195,7 +195,7 @@ class Dialect(Struct, frozen=True):
 
 Task = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools",
-    "vision", "audio",
+    "vision", "audio", "files",
 ]  # fmt: skip
 
 

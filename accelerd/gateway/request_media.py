@@ -1,4 +1,4 @@
-"""Which media a request brings beside text: images, audio, video. Looked at before anything is loaded for it.
+"""Which media a request brings beside text: images, audio, video, files. Looked at before anything is loaded for it.
 
 Decodes nothing but the types of content parts, and only of a body in which one of their names occurs. What is not
 shaped as the API has it is the engine's to refuse.
@@ -21,6 +21,8 @@ MEDIA: Final[dict[str, Task]] = {
     "input_video": "vision",
     "video_url": "vision",
     "audio_url": "audio",
+    "file": "files",  # OpenAI's chat; no engine takes it yet
+    "input_file": "files",  # OpenAI's responses
 }
 MARKS: Final = (
     b'"image',
@@ -29,6 +31,8 @@ MARKS: Final = (
     b'"input_video',
     b'"video_url',
     b'"audio_url',
+    b'"file"',
+    b'"input_file',
     b'"multimodal_data',
 )
 # How the base64 of files begins: llama-server's own prompts do not say what they bring.

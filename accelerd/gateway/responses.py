@@ -55,6 +55,7 @@ PHRASES: Final[dict[Task, str]] = {
     "tools": "use tools",
     "vision": "process images",
     "audio": "process audio",
+    "files": "read files",
 }
 
 

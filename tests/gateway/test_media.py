@@ -12,6 +12,7 @@ import pytest
 from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Traits
 from accelerd.gateway.request_media import media
+from accelerd.gateway.responses import PHRASES
 from tests.gateway.bench import ALL, Speaker, bench, on_both_loops
 from tests.gateway.client import CHAT, chat
 
@@ -19,12 +20,15 @@ DATA = base64.b64encode(b"\x89PNG" + bytes(60)).decode()
 URL = f"data:image/png;base64,{DATA}"
 IMAGE = {"type": "image_url", "image_url": {"url": URL}}
 AUDIO = {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}}
+FILE = {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{DATA}"}}
 BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}}
 TEXT = {"type": "text", "text": "what is this?"}
 RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [TEXT, BLOCK]}
 OUTPUT = {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image", "image_url": URL}]}
 PROMPT = {"prompt_string": "<__media__> what is this?", "multimodal_data": [DATA]}
 ODD = ({"type": None}, {"type": ["image"]}, {"type": 5}, "image", 7, None, [IMAGE], {"content": 3, "output": None}, {})
+
+TEXTUAL = ALL - {"vision", "audio", "files"}
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -47,6 +51,10 @@ BRING = {
     "completions-several": ("/v1/completions", {"prompt": ["hi", PROMPT]}, {"vision"}),
     "embeddings": ("/v1/embeddings", {"input": [[1, 2], PROMPT]}, {"vision"}),
     "embeddings-own": ("/v1/embeddings", {"content": PROMPT}, {"vision"}),
+    "chat-file": (CHAT, {"messages": [user(TEXT, FILE)]}, {"files"}),
+    "chat-file-and-image": (CHAT, {"messages": [user(FILE, IMAGE)]}, {"files", "vision"}),
+    "responses-file": ("/v1/responses", {"input": [user({"type": "input_file", "file_id": "f"})]}, {"files"}),
+    "responses-tool-file": ("/v1/responses", {"input": [{**OUTPUT, "output": [{"type": "input_file"}]}]}, {"files"}),
     "responses-tool": ("/v1/responses", {"input": [OUTPUT]}, {"vision"}),
 }
 BRINGS = pytest.mark.parametrize("name", BRING)
@@ -58,11 +66,12 @@ async def test_a_text_model_is_not_loaded_for_it(tmp_path: Path, name: str) -> N
     path, body, needed = BRING[name]
     async with bench(tmp_path) as b, await b.client() as client:
         b.instances.hold = True
-        b.engines["llama-server"] = Speaker(says=Traits(ALL - {"vision", "audio"}, {"vision": "it has no projector"}))
+        b.engines["llama-server"] = Speaker(says=Traits(TEXTUAL, {"vision": "it has no projector"}))
         answer = await client.ask(path=path, body={"model": "m", **body})
         assert answer.status == 400, "SDKs try again after a 5xx"
         text = answer.json()["error"]["message"]
-        assert text.startswith(f"m cannot process {'audio' if 'audio' in needed else 'images: it has no projector'}")
+        first = min(needed)
+        assert text.startswith(f"m cannot {PHRASES[first]}{': it has no projector' if first == 'vision' else ''}")
         assert b.scheduler.snapshot("m").state == "stopped"
         assert b.engine.requests == []
 
@@ -71,7 +80,7 @@ async def test_a_text_model_is_not_loaded_for_it(tmp_path: Path, name: str) -> N
 async def test_a_model_that_can_gets_it_as_it_is(tmp_path: Path, name: str) -> None:
     path, body, needed = BRING[name]
     async with bench(tmp_path) as b, await b.client() as client:
-        b.engines["llama-server"] = Speaker(says=Traits((ALL - {"vision", "audio"}) | frozenset(needed)))  # type: ignore[arg-type]
+        b.engines["llama-server"] = Speaker(says=Traits(TEXTUAL | frozenset(needed)))  # type: ignore[arg-type]
         sent = {"model": "m", **body}
         assert (await client.ask(path=path, body=sent)).status == 200
         assert b.engine.requests[-1].json() == sent
@@ -115,6 +124,8 @@ async def test_a_route_takes_the_model_that_sees(tmp_path: Path) -> None:
         {"messages": [user(TEXT)], "tools": [{"type": "function", "function": {"name": "image_url"}}]},
         {"messages": [user(TEXT)], "metadata": [IMAGE]},
         {"input": "image"},
+        {"input": "file", "x": "input_file"},
+        {"messages": [user({"type": "text", "text": "file"})], "tools": [{"type": "file"}]},
         {"input": ["image", "input_audio"]},
         {"input": [[1, 2]], "kind": "image"},
         {"messages": [user({"kind": "image_url"}, "image_url", 5)]},
