@@ -162,7 +162,6 @@ class Daemon:
             reload = tasks.create_task(self._reload_when_asked(), name="reload")
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
-            self._parts.watchdog.register("reload", lambda: self._state is DaemonState.DRAINING or not reload.done())
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
             if not self._mention_errors():
                 tasks.create_task(asyncio.to_thread(self._last_good.keep, self._config), name="last good configuration")

@@ -75,10 +75,11 @@ class DaemonClient:
                     return
         raise broken("accelerd ended before the operation was finished")
 
-    def watch(self, route: str) -> Iterator[dict[str, Any]]:
-        """The NDJSON events of a GET route for as long as the daemon sends; ends when the daemon does."""
+    @contextmanager
+    def watch(self, route: str) -> Iterator[Iterator[dict[str, Any]]]:
+        """The NDJSON events of a GET route for as long as the daemon sends, from now on; ends when the daemon does."""
         with self.open("GET", control(route, {}), timeout=None) as response:
-            yield from (decode(line) for line in self.stream(response) if line.strip())
+            yield (decode(line) for line in self.stream(response) if line.strip())
 
     def lines(self, route: str, *, follow: bool, **query: Any) -> Iterator[str]:
         """The lines of a text/plain route; with `follow` for as long as the daemon sends."""

@@ -161,13 +161,18 @@ def test_events_are_printed_as_they_come_until_ctrl_c(ctl: Ctl, fleet: FakeDaemo
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         eventually(lambda: over.is_set(), "it has ended")
 
-    over = threading.Event()
-    fleet.answers["GET events"] = Reply(chunks=slow())
+    def asked(query: object, body: object) -> Reply:
+        early.append(err.getvalue())
+        return Reply(chunks=slow())
+
+    early, over = list[str](), threading.Event()
+    fleet.answers["GET events"] = asked
     try:
         assert run_monitor(ctl, out, err) == 0
     finally:
         over.set()
     assert seen.is_set()
+    assert early == [""], "it said that it watched before it did"
     assert err.getvalue() == "watching 2 models; stop with Ctrl-C\n"
 
 

@@ -213,7 +213,7 @@ def flat(layer: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(layers, layers, layers, st.lists(layers, min_size=1, max_size=2))
 def test_merging_is_what_applying_the_tables_one_after_another_gives(
     home: Home, defaults: dict[str, Any], first: dict[str, Any], second: dict[str, Any], model: list[dict[str, Any]]

@@ -357,7 +357,7 @@ junk = (
 trees = st.recursive(junk, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=5))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(words, st.dictionaries(words, trees, max_size=4) | trees, max_size=4), st.booleans())
 def test_whatever_is_written_is_loaded_or_explained(home: Home, document: dict[str, Any], as_dropin: bool) -> None:
     home.write("[profiles.a]\n[models.a]\npath = '/a'\n")
@@ -372,7 +372,7 @@ def test_whatever_is_written_is_loaded_or_explained(home: Home, document: dict[s
         assert problem.file.startswith("accelerd.toml")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | st.text("[]{}=\"'.,#\n\\ abc1", max_size=60).map(str.encode))
 def test_whatever_bytes_are_in_the_file_it_is_loaded_or_explained(home: Home, data: bytes) -> None:
     found, problems = home.check(data)

@@ -109,7 +109,7 @@ values = st.recursive(
 documents = st.dictionaries(keys, values, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents, st.booleans())
 def test_finds_exactly_the_paths_that_tomllib_finds(document: dict[str, Any], multiline: bool) -> None:
     text = tomli_w.dumps(document, multiline_strings=multiline)
@@ -146,7 +146,7 @@ def written(draw: st.DrawFn) -> tuple[str, dict[KeyPath, int]]:
     return draw(st.sampled_from(["\n", "\r\n"])).join(out), expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(written())
 def test_lines_are_where_the_keys_were_written(case: tuple[str, dict[KeyPath, int]]) -> None:
     text, expected = case

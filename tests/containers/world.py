@@ -54,7 +54,7 @@ class World:
         self.podman("rm", "--all", "--force", "--time", "0", check=False)
 
     def podman(self, *args: str, check: bool = True) -> str:
-        done = subprocess.run(["podman", *args], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(["podman", *args], capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, (args, done.stderr)
         return done.stdout.strip()
 
@@ -68,7 +68,7 @@ class World:
     def new_toolbox(self, *, started: bool = True) -> str:
         name = self.name("tb")
         argv = ["toolbox", "create", "--assumeyes", "--image", self.image, "--container", name]
-        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        subprocess.run(argv, check=True, capture_output=True)
         if started:
             subprocess.run([*self.tools.outside(), "podman", "start", name], check=True, capture_output=True)
         return name

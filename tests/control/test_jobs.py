@@ -402,7 +402,7 @@ class Scene:
 
 
 @given(steps=STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_happens_every_job_ends_once_and_everybody_hears(steps: list[tuple[str, Any]]) -> None:
     async def test(board: Board) -> None:
         scene = Scene(board)

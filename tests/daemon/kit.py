@@ -71,6 +71,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def suspend(process: psutil.Process) -> None:
+    """SIGSTOP, and wait until it has it: the threads of a busy machine run on for a while."""
+    process.suspend()
+    threads = Path("/proc") / str(process.pid) / "task"
+    eventually(
+        lambda: all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in threads.iterdir()),
+        f"every thread of {process.pid} has stopped",
+    )
+
+
 def marked(daemon: Daemon) -> list[psutil.Process]:
     """Every live process on this machine that carries the daemon's mark, child of it or not."""
     owner = str(Path(daemon.env["XDG_RUNTIME_DIR"]) / names.RUNTIME_DIR)

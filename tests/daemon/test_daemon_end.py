@@ -164,6 +164,20 @@ def test_a_background_task_that_fails_ends_the_daemon_with_its_reason(daemons: D
     ended(daemon)
 
 
+def test_the_watchdog_is_fed_while_such_a_daemon_ends(daemons: DaemonFactory, site: Site) -> None:
+    toml = site.model("m", "slow-token:20", {"FAKE_TOKENS": "50"})
+    daemon = daemons.start(toml, env={"WATCHDOG_USEC": "20000"}, module="tests.daemon.broken_daemon")
+    with streaming(daemon, "m") as response:
+        assert first_event(response).startswith(b"data: ")
+        daemon.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "accelerd is stopping" in daemon.output(), "it ends")
+        daemon.messages()
+        eventually(lambda: "WATCHDOG=1" in daemon.messages(), "it is fed while the request ends")
+        assert rest_of(response)[1]
+    assert daemon.process.wait(20) not in (0, None)
+    assert "not alive" not in daemon.output()
+
+
 def test_a_reload_that_fails_so_answers_who_asked(daemons: DaemonFactory) -> None:
     daemon = daemons.start(module="tests.daemon.broken_daemon", server='drain_timeout = "20s"')
     asked = time.monotonic()

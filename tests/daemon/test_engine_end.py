@@ -20,6 +20,7 @@ from tests.daemon.kit import (
     rest_of,
     side_by_side,
     sse,
+    suspend,
     tokens,
     whole_stream,
 )
@@ -69,7 +70,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
         sites.model(name, kill.mode, LONG, pin=kill.pin, stop_timeout=20, parallel=1) for name, kill in KILLS.items()
     ]
     toml += [sites.model(name, mode, stop_timeout=0.3) for name, (mode, _) in FAMILIES.items()]
-    toml += [sites.model("dies", "die-mid-stream"), sites.model("cut", "cut-mid-stream")]
+    toml += [sites.model("dies", "die-mid-stream"), sites.model("cut", "cut-mid-stream"), sites.model("signalled")]
     return factory.start("".join(toml))
 
 
@@ -141,7 +142,7 @@ def test_nothing_of_a_stopped_model_lives_on(daemon: Daemon, sites: Site, name: 
         assert [pid for pid in pids if alive(pid)] == []
         if "ignore" in FAMILIES[name][0]:
             assert "killing" in history(daemon, name)
-    others = {daemon.status(other)["pid"] for other in (*KILLS, *FAMILIES, "cut")}
+    others = {model["pid"] for model in daemon.status()["models"]}
     assert [p for p in marked(daemon) if p.pid not in others] == []
 
 
@@ -153,11 +154,10 @@ def _family(daemon: Daemon, sites: Site, name: str) -> set[int]:
 
 
 def test_no_zombie_is_left(daemon: Daemon) -> None:
-    assert daemon.chat("ready-idle").status == 200
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
-        assert daemon.events("load?model=ready-idle")[-1]["event"] == "ready"
-        psutil.Process(daemon.status("ready-idle")["pid"]).send_signal(number)
-        daemon.wait_state("ready-idle", "stopped", "backoff")
+        assert daemon.events("load?model=signalled")[-1]["event"] == "ready"
+        psutil.Process(daemon.status("signalled")["pid"]).send_signal(number)
+        daemon.wait_state("signalled", "stopped", "backoff")
     assert [p for p in daemon.children() if p.status() == psutil.STATUS_ZOMBIE] == []
 
 
@@ -245,7 +245,7 @@ def test_a_request_that_a_killed_engine_had_not_read_is_answered_by_the_next(
     daemon = daemons.start(QUICK + site.model("m", preload=preload, parallel=2))
     assert daemon.chat("m").status == 200
     engine = psutil.Process(daemon.status("m")["pid"])
-    engine.suspend()  # it dies before it sees what comes
+    suspend(engine)  # it dies before it sees what comes
     with side_by_side() as do:
         stream = kind == "stream"
         asked = [do(whole_stream, daemon, "m") if stream else do(daemon.chat, "m") for _ in range(2)]

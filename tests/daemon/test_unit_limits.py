@@ -27,8 +27,8 @@ def service(user_manager: UserManager) -> Iterator[Service]:
     yield from installed(user_manager)
 
 
-def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(service: Service) -> None:
-    service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nTimeoutStopSec=1\nWatchdogSec=1")
+def test_a_drain_may_last_longer_than_the_unit_says(service: Service) -> None:
+    service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nTimeoutStopSec=2")
     service.start()
     with streaming(service, "m") as response, side_by_side() as do:
         assert first_event(response).startswith(b"data: ")
@@ -38,11 +38,10 @@ def test_a_drain_may_last_longer_than_the_unit_says_and_the_watchdog_is_content(
         stopping.result(30)
     seen = service.manager.properties(SERVICE)
     assert (seen["ActiveState"], seen["Result"], seen["ExecMainStatus"]) == ("inactive", "success", "0")
-    assert "not alive" not in service.output()
 
 
-def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end_and_is_no_hang(service: Service) -> None:
-    service.install(service.site.model("m", "ok", SLOW), dropin="[Service]\nWatchdogSec=1\nRestartSec=100ms")
+def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end(service: Service) -> None:
+    service.install(service.site.model("m", "ok", {"FAKE_TOKENS": "20", "FAKE_DELAY_MS": "50"}))
     service.program(f"exec {sys.executable} -m tests.daemon.broken_daemon")
     pid = service.start()
     with streaming(service, "m") as response, side_by_side() as do:
@@ -53,7 +52,6 @@ def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end_and_is_no_hang
         assert reload.result(30).returncode != 0
     service.back(pid)
     assert "this part is broken on purpose" in service.output()
-    assert "not alive" not in service.output()
 
 
 def test_why_it_could_not_start_is_said_by_accelctl(service: Service) -> None:

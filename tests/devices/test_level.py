@@ -337,7 +337,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(EVENTS)
 def test_whatever_happens_it_ends_as_it_should(events: list[str | float | int]) -> None:
     """Never raised when nobody wants it, never a timer without a use, never an endless loop."""

@@ -252,7 +252,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS)
 def test_when_all_have_gone_nothing_of_ours_is_left(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
     directory = tmp_path_factory.mktemp("leases")

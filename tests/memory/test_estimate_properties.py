@@ -16,7 +16,7 @@ from accelerd.estimate.tensor_places import HOST
 from accelerd.estimate.tensors import GgufModel, Tensor
 from tests.memory.animals import alone, animal
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 KEYS = [
     "block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "attention.key_length",
     "attention.value_length", "attention.sliding_window", "attention.sliding_window_pattern", "attention.kv_lora_rank",

@@ -32,7 +32,7 @@ courses = st.lists(
 
 
 @given(machines, models, courses, st.sampled_from([0.0, 3.0]), st.sampled_from([0.5, 4.0, 20.0]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_orders_are_for_what_is_held_and_have_time_to_act(
     pools: tuple[Pool, ...],
     holders: dict[str, Model],
@@ -62,7 +62,7 @@ def test_orders_are_for_what_is_held_and_have_time_to_act(
 
 
 @given(st.lists(st.tuples(amounts, st.floats(0.1, 5)), max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_order_while_nothing_is_held(course: list[tuple[int, float]]) -> None:
     world = World(ram(), unified())
     for foreign, pause in course:
@@ -74,7 +74,7 @@ def test_no_order_while_nothing_is_held(course: list[tuple[int, float]]) -> None
 
 
 @given(st.floats(0.5, 40), st.floats(0.5, 40), st.integers(2, 30), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_use_that_oscillates_makes_no_model_flap(high: float, low: float, gib: int, count: int) -> None:
     """Models that come back by themselves, after a calm of 30 s: each leaves once in that time at most."""
     world = World()
@@ -101,7 +101,7 @@ def test_use_that_oscillates_makes_no_model_flap(high: float, low: float, gib: i
 
 
 @given(st.integers(1, 60), st.floats(0.1, 1.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_idle_models_give_way_until_others_have_what_they_need(gib: int, every: float) -> None:
     """However much others take, in the end the reserve is free or no model is left; a hard need is met within 2 s."""
     world = World(leaving=0.5)

@@ -65,7 +65,7 @@ def test_offers_are_said_in_the_words_of_the_configuration() -> None:
     assert describe(()) == ""
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 34), st.integers(1, 300_000))
 def test_what_is_offered_fits_and_a_step_more_does_not(size: int, most: int) -> None:
     room = {RAM: MIB, GPU: size}

@@ -69,6 +69,7 @@ def zsh(line: str, env: Mapping[str, str], home: Path) -> set[str]:
     """A zsh on a terminal of its own, in which Control-T is pressed after the line."""
     (home / ".zshrc").write_text(ZSH)
     hits = home / "hits"
+    hits.unlink(missing_ok=True)  # of an earlier line
     extra = {"SCRIPTS": str(SCRIPTS), "HITS": str(hits), "ZDOTDIR": str(home), "TERM": "dumb"}
     terminal, end = pty.openpty()
     # not pty.fork(): this process has threads, which a fork does not take along

@@ -99,7 +99,7 @@ sizes = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(loaded=sizes, size=st.integers(1, 60), pool=st.sampled_from([RAM, CARD]), foreign=st.integers(0, 30))
 def test_enough_leave_nobody_for_nothing_and_no_single_model_or_pair_would_be_cheaper(
     loaded: list[tuple[int, str, int, int, int]], size: int, pool: str, foreign: int

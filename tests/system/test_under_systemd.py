@@ -98,7 +98,7 @@ def test_what_the_service_inherits(deployed: Deployed) -> None:
 
 
 def test_a_hung_loop_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
-    deployed.install(dropin="[Service]\nWatchdogSec=1\nRestartSec=100ms")
+    deployed.install(dropin="[Service]\nWatchdogSec=2\nRestartSec=100ms")
     pid = deployed.start()
     with pytest.raises((OSError, http.client.HTTPException)):
         deployed.get("/hang")
@@ -107,11 +107,11 @@ def test_a_hung_loop_is_restarted_by_the_watchdog(deployed: Deployed) -> None:
     assert deployed.get()["pid"] == int(seen["MainPID"])
 
 
-def test_a_healthy_service_outlives_many_watchdog_intervals(deployed: Deployed) -> None:
-    deployed.install(dropin="[Service]\nWatchdogSec=200ms")
+def test_a_healthy_service_feeds_the_watchdog(deployed: Deployed) -> None:
+    deployed.install(dropin="[Service]\nWatchdogSec=2")
     pid = deployed.start()
     first = fed = deployed.manager.properties(SERVICE)["WatchdogTimestampMonotonic"]
-    for _ in range(4):
+    for _ in range(2):
         last = fed
         assert wait_until(lambda last=last: deployed.manager.properties(SERVICE)["WatchdogTimestampMonotonic"] != last)
         fed = deployed.manager.properties(SERVICE)["WatchdogTimestampMonotonic"]

@@ -51,14 +51,18 @@ def watch(
     status = context.client.get("status")
     chosen = resolve(status, wanted)
     models = count(len(status.get("models") or ()), "model")
-    context.out.note(f"watching {', '.join(sorted(chosen)) or models}; stop with Ctrl-C")
+    note = f"watching {', '.join(sorted(chosen)) or models}; stop with Ctrl-C"
     while True:
         kind = None
         try:
-            for event in context.client.watch("events"):
-                kind = event.get("event")
-                if kind == "lost" or concerns(event, chosen):
-                    yield event
+            with context.client.watch("events") as events:
+                if note:
+                    context.out.note(note)
+                    note = ""
+                for event in events:
+                    kind = event.get("event")
+                    if kind == "lost" or concerns(event, chosen):
+                        yield event
         except Failure as failure:
             if failure.code not in ("connection_lost", "shutting_down"):
                 raise
