@@ -293,8 +293,7 @@ class Tree:
         self._moved.discard(name)
 
     def _model_values(self, snapshot: Snapshot, pinned: frozenset[str], known: frozenset[str]) -> dict[str, Any]:
-        used = sum(snapshot.used.values()) if snapshot.instance is not None else None
-        status, name = model_status(self._parts, snapshot, used), snapshot.spec.name
+        status, name = model_status(self._parts, snapshot), snapshot.spec.name
         job = self.job_of(name)
         if snapshot.state is State.DOWNLOADING:
             under_way = (one for one in self._parts.jobs.all() if one.finished is None)

@@ -165,7 +165,7 @@ def use_of(device: Device, snapshots: Iterable[Snapshot]) -> NpuUse | None:
         columns=device.columns,
         models=tuple(
             Tenant(s.spec.name, claim.family, claim.kind, claim.contexts, claim.host, sum(s.held.values()),
-                   sum(s.used.values()) if s.used else None)
+                   s.memory_used)
             for s in there for claim in s.need.claims if claim.device == device.id
         ),
     )  # fmt: skip

@@ -76,8 +76,11 @@ class LoadProgress(msgspec.Struct, tag="progress", tag_field="event"):
 
 
 class Ready(msgspec.Struct, tag="ready", tag_field="event"):
+    """`memory_used`: bytes in use after the load, in all pools together; None: it cannot be measured."""
+
     model: str
     elapsed: float
+    memory_used: int | None
 
 
 class Stopped(msgspec.Struct, tag="stopped", tag_field="event"):
@@ -116,7 +119,9 @@ async def load(parts: ControlParts, request: LoadRequest) -> Job:
             if job.canceled:
                 parts.scheduler.holds.abandon(name, "the load was canceled")
             raise
-        return Ready(name, job.elapsed)
+        elapsed = job.elapsed
+        await parts.memory.look()
+        return Ready(name, elapsed, parts.scheduler.snapshot(name).memory_used)
 
     return parts.jobs.start("load", name, work, key=f"load {name}")
 
@@ -213,8 +218,8 @@ def _progress(parts: ControlParts, name: str, elapsed: float) -> LoadProgress:
         state="queued" if queued else snapshot.state,
         elapsed=elapsed,
         expected=parts.model_info.load_seconds(snapshot.spec) if snapshot.state is State.STARTING else None,
-        memory=seen.resident if seen else None,
-        memory_expected=snapshot.memory or None,
+        memory=loaded_bytes(snapshot, seen) if snapshot.state is State.STARTING else None,
+        memory_expected=snapshot.memory - snapshot.need.cache or None,  # the cache fills later
         progress=share if share >= 0 else None,
         line=seen.line if seen else "",
         download=snapshot.download,
@@ -239,7 +244,7 @@ def _part(snapshot: Snapshot, progress: InstanceProgress | None) -> float | None
     total = snapshot.memory - snapshot.need.cache  # which fills later
     parts = snapshot.need.parts
     weights = min(total, parts.get("weights", 0) + parts.get("projector", 0)) or total
-    resident = _resident(snapshot, progress)
+    resident = loaded_bytes(snapshot, progress)
     taken = progress.taken_in if progress is not None else None
     dots = _dots(progress.line) if progress is not None else 0
     if dots:
@@ -249,7 +254,7 @@ def _part(snapshot: Snapshot, progress: InstanceProgress | None) -> float | None
     return (min(taken, weights) + max(0, (resident or 0) - weights)) / total
 
 
-def _resident(snapshot: Snapshot, progress: InstanceProgress | None) -> int | None:
+def loaded_bytes(snapshot: Snapshot, progress: InstanceProgress | None) -> int | None:
     """Bytes of what is needed that are there, in each pool no more than is needed of it. None: nobody has looked."""
     used = dict(snapshot.used)
     if progress is not None and progress.resident is not None:

@@ -193,7 +193,7 @@ class Logs(msgspec.Struct):
 @operation("look", "status")
 async def status(parts: ControlParts) -> Status:
     """The whole state of the daemon and its models."""
-    models = [await _model(parts, snapshot) for snapshot in parts.scheduler.snapshots()]
+    models = [model_status(parts, snapshot) for snapshot in parts.scheduler.snapshots()]
     limits, settings = parts.scheduler.limits, parts.scheduler.settings
     limit, source = room_of(limits, parts.scheduler.memory.ledger())
     return Status(
@@ -224,7 +224,7 @@ def downloads_under_way(parts: ControlParts) -> list[DownloadStep]:
 @operation("look", "model")
 async def model(parts: ControlParts, request: ModelRequest) -> ModelStatus:
     """One model, by any of its names."""
-    return await _model(parts, parts.find(request.model))
+    return model_status(parts, parts.find(request.model))
 
 
 @operation("look", "explain")
@@ -284,8 +284,7 @@ def follow(parts: ControlParts, request: LogsRequest) -> AbstractContextManager[
     return parts.supervisor.output(name).follow(last=request.lines)
 
 
-def model_status(parts: ControlParts, snapshot: Snapshot, memory_used: int | None) -> ModelStatus:
-    """`memory_used`: bytes in use, as far as somebody has looked."""
+def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
     spec, facts, traits = snapshot.spec, parts.facts(snapshot), parts.router.traits(snapshot.spec)
     return ModelStatus(
         name=spec.name,
@@ -309,7 +308,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot, memory_used: int | Non
         preload=spec.preload,
         memory=snapshot.memory,
         memory_source=snapshot.memory_source,
-        memory_used=memory_used,
+        memory_used=snapshot.memory_used,
         device=snapshot.device,
         claims=claims_of(snapshot.need, parts.scheduler.memory.ledger().pools),
         retry_in=snapshot.retry_in,
@@ -319,12 +318,6 @@ def model_status(parts: ControlParts, snapshot: Snapshot, memory_used: int | Non
         download=snapshot.download,
         error=_failure(snapshot.error),
     )
-
-
-async def _model(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
-    instance = snapshot.instance
-    used = await parts.supervisor.memory(instance) if instance is not None else None
-    return model_status(parts, snapshot, used)
 
 
 def _explain_route(parts: ControlParts, route: Route) -> RouteExplanation:

@@ -56,14 +56,6 @@ def resident(proc: Path, pids: Iterable[int]) -> int:
     return sum(rss(proc, pid) or 0 for pid in pids)
 
 
-def proportional(proc: Path, pids: Iterable[int]) -> int | None:
-    """Bytes by proportional share (PSS), the RSS where the kernel does not tell; None: no process was there."""
-    shares = {pid: shared(proc, pid) for pid in pids}
-    found = [share.total if share is not None and share.total else rss(proc, pid) for pid, share in shares.items()]
-    known = [size for size in found if size is not None]
-    return sum(known) if known else None
-
-
 def rss(proc: Path, pid: int) -> int | None:
     """Bytes resident; None: the process has ended."""
     try:

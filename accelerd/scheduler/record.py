@@ -282,6 +282,11 @@ class Snapshot(Struct, frozen=True):
         return self.need.total
 
     @property
+    def memory_used(self) -> int | None:
+        """Bytes that the last look saw in use, in all pools together; None: nobody has looked, or nothing runs."""
+        return sum(self.used.values()) if self.instance is not None and self.used else None
+
+    @property
     def memory_source(self) -> str:
         return self.need.source
 

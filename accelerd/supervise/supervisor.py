@@ -22,7 +22,6 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import InstanceInfo, Listener, Supervisor
 from accelerd.memory.model import MemoryRequirement
-from accelerd.memory.resident import proportional
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.instance import EngineLog, Instance, InstanceContext
@@ -138,13 +137,6 @@ class ProcessSupervisor(Supervisor):
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
         return self._rings.setdefault(model, OutputRing())
-
-    async def memory(self, instance: int) -> int | None:
-        """Bytes in use by all its processes: PSS, or RSS where PSS cannot be read. None: no process."""
-        life = self._instances.get(instance)
-        if life is None:
-            return None
-        return await asyncio.to_thread(proportional, self._context.roots.proc, await life.pids())
 
     def process_finder(self) -> Callable[[], dict[int, list[int]]]:
         """What finds the live processes of every instance there is now, by its number: call it in a thread."""

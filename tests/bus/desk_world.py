@@ -108,9 +108,6 @@ class World:
     def output(self, model: str) -> Any:
         return SimpleNamespace(lines=lambda last=None: ["one", "two", "three"][-(last or 3) :])
 
-    async def memory(self, instance: int) -> int | None:
-        return None
-
     # --- the daemon ---
 
     endpoints = ("http://127.0.0.1:4000/v1",)
@@ -189,11 +186,11 @@ class World:
     def shown(self, name: str) -> dict[str, Any]:
         return self.bus.values[model_path(name)]
 
-    def used(self, **sizes: int) -> None:
-        """Somebody has looked at memory: main memory, by model."""
+    def used(self, *, of_gpu: int = 0, **sizes: int) -> None:
+        """Somebody has looked at memory: main memory, by model, and what each has of the GPU."""
         numbers = dict(self.started)
-        pools = (Pool(RAM, "main memory", 64 * GIB),)
-        used = {numbers[name]: {RAM: size} for name, size in sizes.items()}
+        pools = (Pool(RAM, "main memory", 64 * GIB), Pool(GPU.id, "a GPU", 64 * GIB))
+        used = {numbers[name]: {RAM: size, GPU.id: of_gpu} for name, size in sizes.items()}
         seen = MemorySnapshot(SystemClock().monotonic(), pools, used)
         self.events.publish(seen)
 

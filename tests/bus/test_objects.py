@@ -17,6 +17,8 @@ from accelerd.config.model import ModelSpec
 from accelerd.config.problems import Problem
 from accelerd.control import downloads
 from accelerd.control.jobs import UNFINISHED_MOST
+from accelerd.control.operations import ModelRequest
+from accelerd.control.status import model as one_model
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.scheduler.lifecycle import State
 from tests.bus.desk_world import GIB, GPU, LIMITS, SETTINGS, World, configure, desk_of, model, until
@@ -379,6 +381,14 @@ async def test_nobody_listens_nobody_is_told_but_what_is_read_is_true() -> None:
         await until(lambda: world.shown("m")["MemoryUsed"] == 3 * GIB, every=0.01)
         assert world.bus.changes(M, "MemoryUsed") == []
         assert world.looks == 0
+
+
+async def test_status_and_bus_say_the_same_of_what_a_model_uses() -> None:
+    async with desk_of(model("m")) as world:
+        await world.loaded("m")
+        world.used(m=GIB, of_gpu=3 * GIB)
+        await until(lambda: world.shown("m")["MemoryUsed"] == 4 * GIB, every=0.01)
+        assert (await one_model(world.api.parts, ModelRequest("m"))).memory_used == 4 * GIB, "also what it has of a GPU"
 
 
 async def test_while_nothing_happens_nothing_is_armed() -> None:

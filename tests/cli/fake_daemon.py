@@ -192,7 +192,7 @@ def machine(path: Path, pace: float) -> FakeDaemon:
              "memory": n * (250 << 20), "memory_expected": 5 << 30, "line": f"load_tensors: layer {n} on device CPU"}
             for n in range(20)
         ]  # fmt: skip
-        end: dict[str, Any] = {"event": "ready", "memory": 5 << 30}
+        end: dict[str, Any] = {"event": "ready", "elapsed": 20 * pace, "memory_used": 5 << 30}
         if query.get("model") == "broken":
             end = {"event": "error", "error": {"code": "model_failed", **FAILED}}
         return unknown(query.get("model")) or Reply(chunks=slowly([*steps, end]))

@@ -13,7 +13,7 @@ from .fake_daemon import FAILED, FLEET, FakeDaemon, Reply, error, events, status
 
 STEP = {"event": "progress", "state": "starting", "elapsed": 1.0, "expected": 4.0, "memory": 1 << 30,
         "memory_expected": 5 << 30, "line": "load_tensors: \x1b[2J"}  # fmt: skip
-READY = {"event": "ready", "model": "embed", "memory": 5 << 30}
+READY = {"event": "ready", "model": "embed", "elapsed": 8.1, "memory_used": 5 << 30}
 
 
 def test_load_shows_progress_as_plain_lines(ctl: Ctl, daemon: FakeDaemon) -> None:

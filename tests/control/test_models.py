@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.control.jobs import UNKNOWN
-from accelerd.control.models import ALMOST, load_progress
+from accelerd.control.models import ALMOST, load_progress, loaded_bytes
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.scheduler.lifecycle import State
 from tests.scheduler.bench import MIB, Bench, model
@@ -68,6 +68,23 @@ def test_where_reads_cannot_be_seen_resident_bytes_count() -> None:
         "no pool counts for more than is needed of it"
     )
     assert load.progress(None) == pytest.approx(0.47)
+
+
+def test_what_is_loaded_is_never_more_than_what_is_expected() -> None:
+    load = Load()
+    snapshot = load.bench.core.snapshot("a")
+    assert loaded_bytes(snapshot, Shown()) is None
+    # A file that is mapped whole is resident in main memory although its weights go to the card.
+    assert loaded_bytes(snapshot, Shown(resident=80 * MIB)) == 10 * MIB
+    load.seen(card=300, ram=80)
+    assert loaded_bytes(load.bench.core.snapshot("a"), Shown(resident=80 * MIB)) == snapshot.memory
+
+
+def test_what_a_model_uses_is_the_sum_of_its_pools() -> None:
+    load = Load()
+    assert load.bench.core.snapshot("a").memory_used is None
+    load.seen(card=259, ram=68)
+    assert load.bench.core.snapshot("a").memory_used == 327 * MIB
 
 
 def test_a_processor_alone() -> None:

@@ -139,7 +139,9 @@ def test_status_follows_a_model_through_its_life(daemon: Daemon) -> None:
     )  # fmt: skip
     with side_by_side() as do:
         running = do(daemon.chat, "slow-stream")
-        busy = eventually(lambda: (s := daemon.status("slow-stream"))["leases"] and s, "a request runs")
+        busy = eventually(
+            lambda: (s := daemon.status("slow-stream"))["leases"] and s["memory_used"] and s, "a request runs, measured"
+        )
         assert (busy["state"], busy["idle"], busy["reason"][:6]) == ("ready", None, "loaded")
         assert busy["pid"] in [child.pid for child in daemon.children()]
         assert busy["memory_used"] > 1 << 20
@@ -171,7 +173,9 @@ def test_load_tells_progress_and_knows_the_second_time_how_long_it_takes(daemon:
     took = daemon.status("loader")["load_seconds"]
     assert took > 1.2
     at_once = pytest.approx(0, abs=1.0)
-    assert daemon.events("load?model=loader") == [{"event": "ready", "model": "loader", "elapsed": at_once}]
+    [ready] = daemon.events("load?model=loader")
+    assert ready.pop("memory_used") > 1 << 20
+    assert ready == {"event": "ready", "model": "loader", "elapsed": at_once}
     assert daemon.events("unload?model=slow")[-1]["event"] == "stopped"  # an alias is as good
     second = [e for e in daemon.events("load?model=slow") if e["event"] == "progress"]
     assert {e["expected"] for e in second} == {took}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from accelerd.base.ports import Roots, SystemClock
 from accelerd.memory.model import Stall
 from accelerd.memory.psi import read_stall
-from accelerd.memory.resident import AGAIN, ResidentMemory, Residents, counted, proportional, resident, shared, taken_in
+from accelerd.memory.resident import AGAIN, ResidentMemory, Residents, counted, resident, shared, taken_in
 from tests.memory.machines import GIB, MIB, Machine
 
 ME = os.getpid()
@@ -27,8 +27,7 @@ def test_a_share_is_what_is_held_alone_and_a_part_of_the_rest(tmp_path: Path) ->
     m.process(10, anon=2 * GIB, file=4 * GIB, shmem=GIB, private=0.5)
     residents = Residents(m.roots, m.clock)
     assert residents.look({1: [10]}) == {1: ResidentMemory(GIB, GIB // 2, 2 * GIB)}
-    assert (proportional(m.roots.proc, [10, 11]), resident(m.roots.proc, [10, 11])) == (3 * GIB + GIB // 2, 7 * GIB)
-    assert proportional(m.roots.proc, [11]) is None
+    assert resident(m.roots.proc, [10, 11]) == 7 * GIB, "process 11 has ended"
 
 
 def test_between_two_readings_a_share_moves_as_the_counters_do(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_the_real_proc_tells_what_this_process_holds() -> None:
 
 
 def test_there_is_no_such_process() -> None:
-    assert counted(PROC, 1 << 23) is shared(PROC, 1 << 23) is proportional(PROC, [1 << 23]) is None
+    assert counted(PROC, 1 << 23) is shared(PROC, 1 << 23) is None
 
 
 KEYS = st.sampled_from(["Pss", "Pss_Anon", "Pss_File", "Locked", "RssAnon", "RssFile", "x"])

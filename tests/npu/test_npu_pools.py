@@ -67,6 +67,7 @@ def there(
     spec = more.pop("spec", None) or ModelSpec(name)
     return SimpleNamespace(
         spec=spec, need=need, held=dict(need.amounts), used=dict(used or {}), instance=number, state=State.READY,
+        memory_used=sum((used or {}).values()) or None,
         device=next(iter(need.devices), "cpu"), history=(), **more,
     )  # fmt: skip
 

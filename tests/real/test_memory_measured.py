@@ -17,7 +17,7 @@ from accelerd.devices.inventory import inventory
 from accelerd.devices.observer import DeviceObserver
 from accelerd.memory.measure import Meter
 from accelerd.memory.model import RAM, MemorySnapshot
-from accelerd.memory.resident import proportional
+from accelerd.memory.resident import shared
 from accelerd.memory.watch import MemoryWatch
 from accelerd.supervise.supervisor import ProcessSupervisor
 from tests.models import make_model
@@ -71,9 +71,9 @@ class Scene:
         facts = self.supervisor.facts(instance)
         assert facts is not None
         assert facts.pid is not None
-        share = proportional(PROC, [facts.pid])
+        share = shared(PROC, facts.pid)
         assert share is not None
-        return share
+        return share.total
 
     async def one_look(self, instance: int) -> int:
         """The bytes that one look says, which is within 5 % of what the kernel says of the process."""

@@ -64,7 +64,7 @@ def load_one(context: Context, name: str) -> dict[str, Any]:
         if not failure.hint and failure.tail and failure.code in ("model_failed", "model_backing_off"):
             failure.hint = f"see its output: {accelctl('logs', name)}; its command line: {accelctl('explain', name)}"
         raise
-    used = last.get("memory_used") or last.get("memory")
+    used = last.get("memory_used")
     facts = span(last["seconds"]) + (f", {human_size(used)}" if used else "")
     context.out.line(f"{name} is {context.out.style('ready', 'green')} ({facts})")
     return last

@@ -115,7 +115,7 @@ def header(out: CliOutput, status: dict[str, Any], *, named: bool) -> str:
     parts = [f"up {span(status.get('uptime'))}"]
     if not named:
         parts.append(f"{loaded} of {len(models)} loaded")
-        parts.append(share(scheduler.get("memory_used"), scheduler.get("memory_limit")))
+        parts.append(share(sum(map(taken, models)), scheduler.get("memory_limit")))
         parts.append(f"{scheduler.get('queue') or 0} waiting")
     if status.get("state") not in (None, "running"):
         parts.insert(0, out.style(printable(str(status["state"])), "yellow"))
@@ -163,12 +163,16 @@ def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
     return name, model["state"] + mark, memory(model), device(model), idle(model), str(model.get("queue") or 0)
 
 
-def memory(model: dict[str, Any]) -> str:
-    """What was measured; what is reserved, marked with "~", where nothing was measured."""
-    if model.get("memory_used"):
-        return human_size(model["memory_used"])
+def taken(model: dict[str, Any]) -> int:
+    """Bytes that were measured; what is reserved where nothing was measured."""
     held = model["state"] not in ("stopped", "downloading", "failed", "backoff")
-    return f"~{human_size(model['memory'])}" if model.get("memory") and held else "-"
+    return int(model.get("memory_used") or (model.get("memory") if held else 0) or 0)
+
+
+def memory(model: dict[str, Any]) -> str:
+    """As `taken`; what is reserved is marked with "~"."""
+    size = taken(model)
+    return f"{'' if model.get('memory_used') else '~'}{human_size(size)}" if size else "-"
 
 
 def device(model: dict[str, Any]) -> str:
